@@ -1,0 +1,46 @@
+"""An asset as the library records it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from assets.content import Blob, Component
+
+AssetKind = Literal["checkpoint", "lora", "textual_inversion", "vae"]
+AssetStatus = Literal["ready_to_upload", "uploaded", "ready", "rejected", "error", "deleted"]
+
+ASSET_KINDS: tuple[AssetKind, ...] = get_args(AssetKind)
+
+#: The tenant that owns what the platform itself provides.
+COMMONS = "commons"
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One row of the library. Times are seconds since the epoch.
+
+    ``parts`` maps each component that the canonical form holds to its blob: four
+    for a full checkpoint, one for a LoRA. ``report`` is what inspection found.
+    """
+
+    id: str
+    tenant_id: str
+    owner: str
+    name: str
+    kind: AssetKind
+    created_at_s: float
+    status: AssetStatus = "ready_to_upload"
+    status_details: str = ""
+    description: str = ""
+    is_public: bool = False
+    size_bytes: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[Component, Blob] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    deleted_at_s: float | None = None
+
+    @property
+    def trigger_words(self) -> tuple[str, ...]:
+        return tuple(self.data.get("trigger_words") or ())

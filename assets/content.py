@@ -1,0 +1,46 @@
+"""Content keys: the names that bytes have behind the resolver.
+
+A key is a digest of *what a file means to the engine*: the sha256 of the bytes
+that were uploaded, the component they became and the converter's version. For a
+private asset it is keyed with the tenant's salt, so that two tenants who hold
+the same file have different keys and neither can learn of the other from a
+cache hit, a receipt or a timing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Literal
+
+#: Raise when the canonical form changes: old canonical files are then never read again.
+CONVERTER_VERSION = 1
+
+Component = Literal[
+    "unet", "text_encoder", "text_encoder_2", "vae", "lora", "textual_inversion"
+]
+
+MODEL_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2", "vae")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Blob:
+    """One canonical file: its content key, the digest of its bytes, its size."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+
+def content_key(source_sha256: str, component: Component, salt: bytes | None) -> str:
+    """The key of a component made from a source; ``salt`` is None for a public asset."""
+    message = f"{CONVERTER_VERSION}/{component}/{source_sha256}".encode()
+    if salt is None:
+        return "p" + hashlib.sha256(message).hexdigest()[:40]
+    return "t" + hmac.new(salt, message, hashlib.sha256).hexdigest()[:40]
+
+
+def tenant_salt(secret: bytes, tenant_id: str) -> bytes:
+    """A tenant's salt, derived from the platform's secret: nothing to store or to lose."""
+    return hmac.new(secret, f"tenant-salt/{tenant_id}".encode(), hashlib.sha256).digest()

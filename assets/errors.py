@@ -1,0 +1,74 @@
+"""The error tree of the library.
+
+::
+
+    AssetError
+    ├── AssetNotFound      unknown, deleted or foreign: one answer for all three
+    ├── AssetNotReady      known, but not yet (or never) usable in a recipe
+    ├── NameTaken          the owner already has a live asset of that name
+    ├── InvalidAsset       a request about an asset that makes no sense
+    ├── BadSignature       a signed URL that is forged, altered or expired
+    ├── TooLarge           more bytes than the limit
+    ├── StoreError         the object store failed or lost a blob
+    └── IngestRejected     the uploaded bytes cannot be served; carries every reason
+        └── HeaderError    the safetensors header itself is malformed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AssetError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class AssetNotFound(AssetError):
+    def __init__(self, reference: str) -> None:
+        super().__init__(f"no asset {reference!r} that you can read")
+        self.reference = reference
+
+
+class AssetNotReady(AssetError):
+    def __init__(self, reference: str, status: str, details: str = "") -> None:
+        super().__init__(f"asset {reference!r} is {status}" + (f": {details}" if details else ""))
+        self.reference = reference
+        self.status = status
+
+
+class NameTaken(AssetError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"you already have an asset named {name!r}; delete it or choose another")
+        self.name = name
+
+
+class InvalidAsset(AssetError):
+    """The field named by ``field`` does not fit; ``message`` says what would."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class BadSignature(AssetError):
+    pass
+
+
+class TooLarge(AssetError):
+    pass
+
+
+class StoreError(AssetError):
+    pass
+
+
+class IngestRejected(AssetError):
+    """The bytes are not something the served model can use."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons: Sequence[str] = reasons
+
+
+class HeaderError(IngestRejected):
+    pass

@@ -1,0 +1,1 @@
+"""File formats: safetensors headers, names, and the canonical form."""

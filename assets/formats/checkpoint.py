@@ -1,0 +1,121 @@
+"""Checkpoints and VAEs: from a single file to one canonical file per component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from assets.content import MODEL_COMPONENTS, Component
+from assets.errors import IngestRejected
+from assets.formats.names import SingleFileName, single_file_name
+from assets.formats.tensors import Planned, TensorFile
+from assets.skeleton import Shape, Skeleton
+
+_FLOATS = ("F16", "BF16", "F32")
+#: In many single files, and no part of the model that is drawn with.
+_SKIPPED = ("model_ema.", "position_ids", "logit_scale", "alphas_cumprod", "denoiser.", "betas")
+
+Tensors = dict[str, Planned]
+
+
+def convert_checkpoint(
+    file: TensorFile, skeleton: Skeleton
+) -> tuple[dict[Component, Tensors], dict[str, Any]]:
+    """Canonical tensors for each component that the file holds whole.
+
+    A UNet is required; an absent text encoder or VAE is taken from the base model
+    and said so in the report (``from_base``).
+
+    Raises:
+        IngestRejected: a component is incomplete, or a shape does not fit.
+    """
+    parts: dict[Component, Tensors] = {}
+    used: set[str] = set()
+    from_base: list[Component] = []
+    for component in MODEL_COMPONENTS:
+        wanted = skeleton.components[component]
+        names = {name: single_file_name(component, name) for name in wanted}
+        if not any(source.name in file for source in names.values()):
+            from_base.append(component)
+            continue
+        parts[component] = _component(file, component, wanted, names)
+        used.update(source.name for source in names.values())
+    if "unet" not in parts:
+        raise IngestRejected("no UNet in the file; a checkpoint must bring at least that")
+    return parts, _report(file, used, from_base)
+
+
+def convert_vae(file: TensorFile, skeleton: Skeleton) -> tuple[Tensors, dict[str, Any]]:
+    """Canonical tensors of a VAE in diffusers or LDM names, with or without a prefix."""
+    wanted = skeleton.components["vae"]
+    if "decoder.mid_block.resnets.0.conv1.weight" in file:
+        names = {name: SingleFileName(name) for name in wanted}
+    else:
+        prefixed = any(name.startswith("first_stage_model.") for name in file.header.tensors)
+        names = {name: single_file_name("vae", name, prefixed=prefixed) for name in wanted}
+    tensors = _component(file, "vae", wanted, names)
+    return tensors, _report(file, {source.name for source in names.values()}, [])
+
+
+def _report(file: TensorFile, used: set[str], from_base: list[Component]) -> dict[str, Any]:
+    rest = set(file.header.tensors) - used
+    skipped = sorted(name for name in rest if any(piece in name for piece in _SKIPPED))
+    unmatched = sorted(rest - set(skipped))
+    return {
+        "matched": len(used),
+        "skipped": skipped[:50],
+        "unmatched": unmatched[:50],
+        "from_base": list(from_base),
+    }
+
+
+def _component(
+    file: TensorFile,
+    component: Component,
+    wanted: Mapping[str, Shape],
+    names: Mapping[str, SingleFileName],
+) -> Tensors:
+    planned: Tensors = {}
+    problems: list[str] = []
+    for name, shape in wanted.items():
+        source = names[name]
+        info = file.header.tensors.get(source.name)
+        if info is None:
+            problems.append(f"{component}: {source.name!r} is missing")
+        elif info.dtype not in _FLOATS:
+            problems.append(f"{source.name!r} is {info.dtype}; accepted: {', '.join(_FLOATS)}")
+        elif not _fits(info.shape, shape, source):
+            problems.append(
+                f"{source.name!r} is {list(info.shape)}; the served model has {list(shape)}"
+            )
+        else:
+            planned[name] = Planned(info.dtype, shape, _reader(file, source, shape))
+    if problems:
+        more = len(problems) - 5
+        tail = (f"and {more} more like these in {component}",) if more > 0 else ()
+        raise IngestRejected(*problems[:5], *tail)
+    return planned
+
+
+def _fits(found: Shape, wanted: Shape, source: SingleFileName) -> bool:
+    if source.third is not None:
+        return found == (wanted[0] * 3, *wanted[1:])
+    if source.transposed:
+        return found == tuple(reversed(wanted))
+    return found == wanted or (len(wanted) == 2 and found == (*wanted, 1, 1))
+
+
+def _reader(file: TensorFile, source: SingleFileName, shape: Shape) -> Any:
+    def values() -> torch.Tensor:
+        tensor = file.read(source.name)
+        if source.third is not None:
+            tensor = tensor.chunk(3)[source.third]
+        if source.transposed:
+            tensor = tensor.t()
+        if not torch.isfinite(tensor).all():
+            raise IngestRejected(f"{source.name!r} holds values that are not finite (NaN or infinite)")
+        return tensor.reshape(shape)
+
+    return values

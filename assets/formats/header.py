@@ -1,0 +1,142 @@
+"""A strict reader of safetensors headers, in front of everything that loads tensors.
+
+Stricter than the library on purpose: a file that two readers can understand
+differently is refused. Layout: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assets.errors import HeaderError
+from assets.skeleton import Shape
+
+MAX_HEADER_BYTES = 8 << 20
+MAX_TENSORS = 20_000
+MAX_NAME_CHARS = 512
+MAX_RANK = 8
+
+#: Bytes per element of the types that we accept.
+DTYPE_BYTES: Mapping[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a file; ``begin`` and ``end`` count bytes from the data's start."""
+
+    dtype: str
+    shape: Shape
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file says of itself. ``metadata`` is advisory and untrusted."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    data_offset: int
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        return {name: info.shape for name, info in self.tensors.items()}
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of ``path``; no tensor is touched.
+
+    Raises:
+        HeaderError: the file is not a strict safetensors file; says why.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise HeaderError(f"not a safetensors file: {size} bytes, no header")
+        length = int.from_bytes(prefix, "little")
+        if prefix[:2] in (b"PK", b"\x80\x02"):
+            raise HeaderError(
+                "this is a pickle (.ckpt, .pt or .bin), which can run code when opened; "
+                "convert it to .safetensors and upload that"
+            )
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise HeaderError(
+                f"not a safetensors file, or cut short: its header claims {length} bytes "
+                f"of {size} (at most {MAX_HEADER_BYTES} are accepted)"
+            )
+        raw = file.read(length)
+    return parse_header(raw, data_bytes=size - 8 - length)
+
+
+def parse_header(raw: bytes, data_bytes: int) -> Header:
+    """Check the JSON header ``raw`` of a file with ``data_bytes`` of tensor data."""
+    if not raw.startswith(b"{"):
+        raise HeaderError("the header does not begin with '{'")
+    try:
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise HeaderError(f"the header is not JSON: {error}") from None
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise HeaderError("__metadata__ must map strings to strings")
+    if not document:
+        raise HeaderError("the file holds no tensor")
+    if len(document) > MAX_TENSORS:
+        raise HeaderError(f"{len(document)} tensors; at most {MAX_TENSORS} are accepted")
+    tensors = {name: _tensor(name, value) for name, value in document.items()}
+    _check_contiguous(tensors, data_bytes)
+    return Header(tensors, metadata, data_offset=8 + len(raw))
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise HeaderError("a key stands twice in the header; readers would disagree on which holds")
+    return result
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
+
+
+def _tensor(name: str, value: object) -> TensorInfo:
+    if len(name) > MAX_NAME_CHARS or "\0" in name:
+        raise HeaderError(f"tensor name too long or with a NUL: {name[:60]!r}")
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise HeaderError(f"tensor {name!r} must have dtype, shape and data_offsets, no more")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if dtype not in DTYPE_BYTES:
+        accepted = ", ".join(DTYPE_BYTES)
+        raise HeaderError(f"tensor {name!r} has dtype {dtype!r}; accepted: {accepted}")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_count, shape)):
+        raise HeaderError(f"tensor {name!r} has a malformed shape")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise HeaderError(f"tensor {name!r} has malformed data_offsets")
+    size = DTYPE_BYTES[dtype]
+    for extent in shape:
+        size *= extent
+    begin, end = offsets
+    if size == 0:
+        raise HeaderError(f"tensor {name!r} is empty")
+    if end - begin != size:
+        raise HeaderError(f"tensor {name!r} spans {end - begin} bytes; its shape needs {size}")
+    return TensorInfo(dtype, tuple(shape), begin, end)
+
+
+def _check_contiguous(tensors: Mapping[str, TensorInfo], data_bytes: int) -> None:
+    position = 0
+    for name, info in sorted(tensors.items(), key=lambda item: item[1].begin):
+        if info.begin != position:
+            raise HeaderError(f"tensor {name!r} overlaps another or leaves a hole before it")
+        position = info.end
+    if position != data_bytes:
+        raise HeaderError(f"the tensors end at byte {position} of {data_bytes}: cut or padded")

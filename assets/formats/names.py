@@ -1,0 +1,165 @@
+"""Names of SDXL's parameters: published (diffusers files) to single file (LDM).
+
+One direction only. Whoever reads a foreign file walks the skeleton's published
+names and asks what each would be called there; so a name that matches nothing is
+found by subtraction, and no table of 2,515 rows is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from assets.content import Component
+
+_UNET_HEAD = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
+_RESNETS_PER_DOWN_BLOCK = 2
+_RESNETS_PER_UP_BLOCK = 3
+_UP_BLOCKS_WITH_ATTENTION = (0, 1)
+
+
+def unet_ldm_name(name: str) -> str:
+    """``down_blocks.1.attentions.0.…`` → ``input_blocks.4.1.…`` (without a prefix)."""
+    module, _, leaf = name.rpartition(".")
+    if module in _UNET_HEAD:
+        return f"{_UNET_HEAD[module]}.{leaf}"
+    if name.startswith("mid_block."):
+        _, kind, index, rest = name.split(".", 3)
+        place = "1" if kind == "attentions" else str(int(index) * 2)
+        return f"middle_block.{place}.{_inside(kind, rest)}"
+    match = _BLOCK.match(name)
+    if match is None:
+        raise KeyError(name)
+    side, block, kind, index = match[1], int(match[2]), match[3], int(match[4])
+    rest = name[match.end() :]
+    if side == "down":
+        first = 1 + block * (_RESNETS_PER_DOWN_BLOCK + 1)
+        if kind == "downsamplers":
+            return f"input_blocks.{first + _RESNETS_PER_DOWN_BLOCK}.0.op.{rest.split('.')[-1]}"
+        return f"input_blocks.{first + index}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
+    first = block * _RESNETS_PER_UP_BLOCK
+    if kind == "upsamplers":
+        place = 2 if block in _UP_BLOCKS_WITH_ATTENTION else 1
+        return f"output_blocks.{first + _RESNETS_PER_UP_BLOCK - 1}.{place}.{rest}"
+    return f"output_blocks.{first + index}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
+
+
+def _inside(kind: str, rest: str) -> str:
+    if kind == "attentions":
+        return rest
+    layer, _, leaf = rest.rpartition(".")
+    return f"{_RESNET[layer]}.{leaf}"
+
+
+_VAE_RESNET = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.resnets\.(\d+)\.(.+)")
+_VAE_SAMPLER = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.(.+)")
+_VAE_MID = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+_VAE_BLOCKS = 4
+_VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+
+
+def vae_ldm_name(name: str) -> str:
+    """``decoder.up_blocks.0.resnets.0.…`` → ``decoder.up.3.block.0.…`` (without a prefix)."""
+    if match := _VAE_RESNET.match(name):
+        place = int(match[3]) if match[2] == "down" else _VAE_BLOCKS - 1 - int(match[3])
+        rest = match[5].replace("conv_shortcut", "nin_shortcut")
+        return f"{match[1]}.{match[2]}.{place}.block.{match[4]}.{rest}"
+    if match := _VAE_SAMPLER.match(name):
+        place = int(match[3]) if match[2] == "down" else _VAE_BLOCKS - 1 - int(match[3])
+        return f"{match[1]}.{match[2]}.{place}.{match[2]}sample.{match[4]}"
+    if match := _VAE_MID.match(name):
+        layer, _, leaf = match[4].rpartition(".")
+        if match[2] == "resnets":
+            return f"{match[1]}.mid.block_{int(match[3]) + 1}.{match[4]}"
+        return f"{match[1]}.mid.attn_1.{_VAE_ATTENTION[layer]}.{leaf}"
+    return name.replace("conv_norm_out", "norm_out")
+
+
+_CLIP_G_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_CLIP_G_HEAD = {
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",
+}
+_CLIP_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+
+
+@dataclass(frozen=True, slots=True)
+class SingleFileName:
+    """Where a published parameter lies in a single-file checkpoint.
+
+    ``third`` names the part (0 query, 1 key, 2 value) of a fused ``in_proj``;
+    ``transposed`` says that the file holds the transpose; a 1×1 convolution in
+    the file stands for a linear layer whenever the published shape has rank 2.
+    """
+
+    name: str
+    third: int | None = None
+    transposed: bool = False
+
+
+def _clip_g_name(name: str) -> SingleFileName:
+    if name in _CLIP_G_HEAD:
+        return SingleFileName(_CLIP_G_HEAD[name], transposed=name == "text_projection.weight")
+    match = _CLIP_LAYER.match(name)
+    if match is None:
+        raise KeyError(name)
+    layer, inner, leaf = match.groups()
+    prefix = f"transformer.resblocks.{layer}."
+    if inner in _CLIP_G_LAYER:
+        return SingleFileName(f"{prefix}{_CLIP_G_LAYER[inner]}.{leaf}")
+    third = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(inner)
+    return SingleFileName(f"{prefix}attn.in_proj_{leaf}", third=third)
+
+
+SINGLE_FILE_PREFIX: dict[Component, str] = {
+    "unet": "model.diffusion_model.",
+    "text_encoder": "conditioner.embedders.0.transformer.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+    "vae": "first_stage_model.",
+}
+_SINGLE_FILE: dict[Component, Callable[[str], SingleFileName]] = {
+    "unet": lambda name: SingleFileName(unet_ldm_name(name)),
+    "text_encoder": SingleFileName,
+    "text_encoder_2": _clip_g_name,
+    "vae": lambda name: SingleFileName(vae_ldm_name(name)),
+}
+
+
+def single_file_name(component: Component, name: str, *, prefixed: bool = True) -> SingleFileName:
+    """Where ``component``'s published parameter ``name`` lies in a single file."""
+    found = _SINGLE_FILE[component](name)
+    prefix = SINGLE_FILE_PREFIX[component] if prefixed else ""
+    return SingleFileName(prefix + found.name, found.third, found.transposed)

@@ -1,0 +1,124 @@
+"""Importing a base model from a diffusers folder or a single safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
+from assets.errors import IngestRejected
+from assets.formats.checkpoint import convert_checkpoint
+from assets.formats.tensors import Planned, TensorFile, write_tensors
+from assets.keys import blob_key
+from assets.model import ModelManifest, find_manifest, save_manifest
+from assets.sdxl import SDXL_CONFIGS, skeleton_of
+from assets.skeleton import Skeleton
+from assets.store import ObjectStore, put_file
+
+Progress = Callable[[str], None]
+
+_FILE_NAMES: Mapping[Component, tuple[str, ...]] = {
+    "unet": ("diffusion_pytorch_model",),
+    "vae": ("diffusion_pytorch_model",),
+    "text_encoder": ("model",),
+    "text_encoder_2": ("model",),
+}
+
+
+def import_model(
+    store: ObjectStore, path: Path, name: str, progress: Progress = lambda _: None
+) -> ModelManifest:
+    """Bring the model at ``path`` into the store; at once when it is there already.
+
+    Raises:
+        IngestRejected: ``path`` is no SDXL model; says what is missing.
+    """
+    source = _fingerprint(path)
+    known = find_manifest(store, name)
+    if known is not None and known.source == source:
+        return known
+    with ExitStack() as stack:
+        if path.is_dir():
+            configs, planned = _from_folder(path, stack)
+        else:
+            configs, planned = _from_single_file(path, stack)
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="import-")))
+        parts: dict[Component, Blob] = {}
+        for component in MODEL_COMPONENTS:
+            progress(f"importing {component}")
+            file = scratch / component
+            written = write_tensors(file, planned[component], {"component": component})
+            # The canonical bytes themselves are the source: a model folder has no single digest.
+            key = content_key(written.sha256, component, salt=None)
+            blob = Blob(key, written.sha256, written.size_bytes)
+            if store.size(blob_key(blob)) != blob.size_bytes:
+                put_file(store, blob_key(blob), file)
+            file.unlink()
+            parts[component] = blob
+        skeleton = Skeleton(
+            {c: {n: p.shape for n, p in planned[c].items()} for c in MODEL_COMPONENTS}
+        )
+    manifest = ModelManifest(name, source, configs, parts, skeleton)
+    save_manifest(store, manifest)
+    return manifest
+
+
+def _fingerprint(path: Path) -> str:
+    """Changes when a file of the model does, without reading gigabytes."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    digest = hashlib.sha256(str(path.resolve()).encode())
+    for file in files:
+        if file.is_file():
+            stat = file.stat()
+            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _from_folder(
+    path: Path, stack: ExitStack
+) -> tuple[dict[Component, dict[str, Any]], dict[Component, dict[str, Planned]]]:
+    configs: dict[Component, dict[str, Any]] = {}
+    planned: dict[Component, dict[str, Planned]] = {}
+    for component in MODEL_COMPONENTS:
+        config = path / component / "config.json"
+        if not config.is_file():
+            raise IngestRejected(f"{path} is not a diffusers SDXL folder: {config} is missing")
+        configs[component] = json.loads(config.read_text())
+        file = stack.enter_context(TensorFile(_weights_file(path / component, component)))
+        planned[component] = {
+            name: Planned(info.dtype, info.shape, _reader(file, name))
+            for name, info in file.header.tensors.items()
+            if not name.endswith("position_ids")
+        }
+    return configs, planned
+
+
+def _weights_file(folder: Path, component: Component) -> Path:
+    for stem in _FILE_NAMES[component]:
+        for variant in (".fp16", ""):
+            file = folder / f"{stem}{variant}.safetensors"
+            if file.is_file():
+                return file
+    raise IngestRejected(f"no .safetensors weights in {folder} (pickled weights are not read)")
+
+
+def _reader(file: TensorFile, name: str) -> Callable[[], Any]:
+    return lambda: file.read(name)
+
+
+def _from_single_file(
+    path: Path, stack: ExitStack
+) -> tuple[dict[Component, dict[str, Any]], dict[Component, dict[str, Planned]]]:
+    skeleton = skeleton_of(SDXL_CONFIGS)
+    file = stack.enter_context(TensorFile(path))
+    parts, report = convert_checkpoint(file, skeleton)
+    if report["from_base"]:
+        missing = ", ".join(report["from_base"])
+        raise IngestRejected(f"{path} lacks {missing}; a base model must bring all its components")
+    return {c: dict(SDXL_CONFIGS[c]) for c in MODEL_COMPONENTS}, dict(parts)
+

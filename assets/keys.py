@@ -1,0 +1,30 @@
+"""Where each kind of object lies in the store. Made of ids and digests, never of user names."""
+
+from __future__ import annotations
+
+from assets.content import Blob
+
+
+def upload_key(asset_id: str) -> str:
+    """The bytes as the client sent them."""
+    return f"uploads/{asset_id}"
+
+
+def blob_key(blob: Blob) -> str:
+    """A canonical file, by content."""
+    return f"blobs/{blob.key[:3]}/{blob.key}"
+
+
+def model_key(name: str) -> str:
+    """The manifest of a base model."""
+    return f"models/{name}.json"
+
+
+def picture_key(picture_id: str) -> str:
+    """A picture made for the simple door; its id is unguessable."""
+    return f"pictures/{picture_id}"
+
+
+def result_key(job_id: str) -> str:
+    """The answer of an asynchronous request."""
+    return f"results/{job_id}.json"

@@ -1,0 +1,73 @@
+"""A base model: what `--model` names, imported once into canonical form.
+
+The manifest says everything an engine needs to build the modules (the published
+configurations) and everything ingest needs to judge an asset (the skeleton).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from assets.content import MODEL_COMPONENTS, Blob, Component
+from assets.errors import StoreError
+from assets.keys import model_key
+from assets.skeleton import Skeleton
+from assets.store import ObjectStore, put_bytes, read_bytes
+
+#: Latent pixels are eight picture pixels wide in every SDXL autoencoder.
+LATENT_SCALE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ModelManifest:
+    """``configs[component]`` is the published ``config.json``; ``source`` identifies the
+    files it was imported from."""
+
+    name: str
+    source: str
+    configs: Mapping[Component, Mapping[str, Any]]
+    parts: Mapping[Component, Blob]
+    skeleton: Skeleton
+
+    @property
+    def native_size(self) -> int:
+        """The side in pixels that the model was made for: 1024 for SDXL."""
+        return int(self.configs["unet"]["sample_size"]) * LATENT_SCALE
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "source": self.source,
+            "configs": {c: dict(v) for c, v in self.configs.items()},
+            "parts": {c: [b.key, b.sha256, b.size_bytes] for c, b in self.parts.items()},
+            "skeleton": self.skeleton.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModelManifest:
+        return cls(
+            name=value["name"],
+            source=value["source"],
+            configs={c: value["configs"][c] for c in MODEL_COMPONENTS},
+            parts={c: Blob(*value["parts"][c]) for c in MODEL_COMPONENTS},
+            skeleton=Skeleton.from_json(value["skeleton"]),
+        )
+
+
+def load_manifest(store: ObjectStore, name: str) -> ModelManifest:
+    """Raises StoreError when no such model was imported."""
+    return ModelManifest.from_json(json.loads(read_bytes(store, model_key(name))))
+
+
+def save_manifest(store: ObjectStore, manifest: ModelManifest) -> None:
+    put_bytes(store, model_key(manifest.name), json.dumps(manifest.to_json()).encode())
+
+
+def find_manifest(store: ObjectStore, name: str) -> ModelManifest | None:
+    try:
+        return load_manifest(store, name)
+    except StoreError:
+        return None

@@ -1,0 +1,59 @@
+"""A recipe: what a replica must become, by content alone.
+
+Behind the resolver nothing has a name. Two requests whose recipes are equal are
+served by the same weights, whoever sent them and whatever they called the assets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from assets.content import Blob
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LoraUse:
+    """A LoRA at a weight. The weight is a run-time value and no part of the key."""
+
+    blob: Blob
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class InversionUse:
+    """A textual inversion and the trigger word that stands for it in the prompt."""
+
+    blob: Blob
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The whole of a request's assets in canonical order (LoRAs sorted by key:
+    floating-point sums depend on the order of their terms)."""
+
+    unet: Blob
+    text_encoder: Blob
+    text_encoder_2: Blob
+    vae: Blob
+    loras: tuple[LoraUse, ...] = field(default=())
+    inversions: tuple[InversionUse, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loras", tuple(sorted(self.loras)))
+        object.__setattr__(self, "inversions", tuple(sorted(self.inversions)))
+
+    def components(self) -> Iterator[tuple[str, Blob]]:
+        """The model's four components by name."""
+        yield "unet", self.unet
+        yield "text_encoder", self.text_encoder
+        yield "text_encoder_2", self.text_encoder_2
+        yield "vae", self.vae
+
+    def blobs(self) -> tuple[Blob, ...]:
+        """Every blob the recipe needs, once each, the model's components first."""
+        wanted = [blob for _, blob in self.components()]
+        wanted += [use.blob for use in self.loras]
+        wanted += [use.blob for use in self.inversions]
+        return tuple(dict.fromkeys(wanted))

@@ -1,0 +1,125 @@
+"""From what a request names to a recipe: once, at admission, after ``may()`` has answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from assets.access import Verb, may
+from assets.asset import COMMONS, Asset, AssetKind
+from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
+from assets.ids import is_asset_id
+from assets.principal import Principal
+from assets.recipe import InversionUse, LoraUse, Recipe
+from assets.records import AssetRecords
+
+#: The name, among the commons, of the checkpoint that a request without one is drawn with.
+BASE_NAME = "base"
+MAX_LORAS = 32
+MAX_LORA_WEIGHT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The assets a request names: ids, own names or ``owner:name``."""
+
+    checkpoint: str | None = None
+    vae: str | None = None
+    loras: Mapping[str, float] = field(default_factory=dict)
+    inversions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A recipe, and the name under which the request knew each content key."""
+
+    recipe: Recipe
+    names: Mapping[str, str]
+
+
+def find(records: AssetRecords, principal: Principal, reference: str, verb: Verb) -> Asset:
+    """The live asset that ``reference`` means to ``principal``.
+
+    Raises:
+        AssetNotFound: unknown, deleted or not allowed: the caller cannot tell which.
+    """
+    asset = _lookup(records, principal, reference)
+    if asset is None or not may(principal, verb, asset):
+        raise AssetNotFound(reference)
+    return asset
+
+
+def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asset | None:
+    if is_asset_id(reference):
+        return records.get(reference)
+    owner, colon, name = reference.partition(":")
+    if not colon:
+        return records.find(principal.tenant_id, reference)
+    if owner == "octoai":
+        owner = COMMONS
+    if owner == principal.tenant_name:
+        return records.find(principal.tenant_id, name)
+    return records.find_public(owner, name)
+
+
+def resolve(records: AssetRecords, principal: Principal, wanted: Wanted) -> Resolved:
+    """Names to content.
+
+    Raises:
+        AssetNotFound, AssetNotReady: about the reference that is at fault.
+        InvalidAsset: an asset of the wrong kind, or a weight that makes no sense.
+    """
+    names: dict[str, str] = {}
+
+    def usable(reference: str, kind: AssetKind, field_name: str) -> Asset:
+        asset = find(records, principal, reference, "use")
+        if asset.kind != kind:
+            raise InvalidAsset(field_name, f"{reference!r} is a {asset.kind}, not a {kind}")
+        if asset.status != "ready":
+            raise AssetNotReady(reference, asset.status, asset.status_details)
+        for blob in asset.parts.values():
+            names.setdefault(blob.key, reference)
+        return asset
+
+    if len(wanted.loras) > MAX_LORAS:
+        raise InvalidAsset("loras", f"{len(wanted.loras)} LoRAs; at most {MAX_LORAS} are accepted")
+    base = records.find_public(COMMONS, BASE_NAME)
+    if base is None or base.status != "ready":
+        raise AssetNotReady(f"{COMMONS}:{BASE_NAME}", "missing", "the base model is not imported")
+    parts = dict(base.parts)
+    for blob in base.parts.values():
+        names[blob.key] = BASE_NAME
+    if wanted.checkpoint is not None:
+        parts.update(usable(wanted.checkpoint, "checkpoint", "checkpoint").parts)
+    if wanted.vae is not None:
+        parts.update(usable(wanted.vae, "vae", "vae").parts)
+
+    weights: dict[str, LoraUse] = {}
+    for reference, weight in wanted.loras.items():
+        if not -MAX_LORA_WEIGHT <= weight <= MAX_LORA_WEIGHT:
+            limit = f"between {-MAX_LORA_WEIGHT} and {MAX_LORA_WEIGHT}"
+            raise InvalidAsset("loras", f"weight {weight} of {reference!r} must be {limit}")
+        blob = usable(reference, "lora", "loras").parts["lora"]
+        if blob.key in weights:
+            raise InvalidAsset("loras", f"{reference!r} is named twice (by two of its names)")
+        weights[blob.key] = LoraUse(blob, float(weight))
+
+    inversions = []
+    for reference, token in wanted.inversions.items():
+        asset = usable(reference, "textual_inversion", "textual_inversions")
+        word = token.strip() or (asset.trigger_words[0] if asset.trigger_words else "")
+        if not word:
+            raise InvalidAsset("textual_inversions", f"{reference!r} needs a trigger word")
+        inversions.append(InversionUse(asset.parts["textual_inversion"], word))
+    if len({use.token for use in inversions}) != len(inversions):
+        raise InvalidAsset("textual_inversions", "two inversions have the same trigger word")
+
+    recipe = Recipe(
+        unet=parts["unet"],
+        text_encoder=parts["text_encoder"],
+        text_encoder_2=parts["text_encoder_2"],
+        vae=parts["vae"],
+        loras=tuple(weights.values()),
+        inversions=tuple(inversions),
+    )
+    return Resolved(recipe, names)

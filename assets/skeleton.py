@@ -1,0 +1,42 @@
+"""The served model's parameter names and shapes: what an asset must fit.
+
+Names are the *published* ones, those of the files that diffusers and
+transformers release; they differ from the names in memory from transformers 5.6 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from assets.content import MODEL_COMPONENTS, Component
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """``components[component][published name]`` is a shape."""
+
+    components: Mapping[Component, Mapping[str, Shape]]
+
+    def __post_init__(self) -> None:
+        missing = [c for c in MODEL_COMPONENTS if c not in self.components]
+        if missing:
+            raise ValueError(f"a skeleton needs every component; missing {', '.join(missing)}")
+
+    @property
+    def text_widths(self) -> tuple[int, int]:
+        """Widths of the token embeddings of both text encoders (768 and 1280 in SDXL)."""
+        name = "text_model.embeddings.token_embedding.weight"
+        first = self.components["text_encoder"][name]
+        second = self.components["text_encoder_2"][name]
+        return first[1], second[1]
+
+    def to_json(self) -> dict[str, Any]:
+        return {c: {n: list(s) for n, s in names.items()} for c, names in self.components.items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Skeleton:
+        return cls({c: {n: tuple(s) for n, s in value[c].items()} for c in MODEL_COMPONENTS})

@@ -1,0 +1,146 @@
+"""The object store: bytes by key, over fsspec (``file://`` or ``s3://``).
+
+A key appears whole or not at all: a directory store writes to a temporary name and
+renames, S3 shows an object only once its upload is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+import fsspec
+
+from assets.errors import StoreError
+
+CHUNK_BYTES = 1 << 20
+
+
+class ObjectStore(Protocol):
+    """Keys are relative POSIX paths made by the platform, never by a user."""
+
+    def write(self, key: str) -> Any:
+        """A context manager giving a binary writer; the key exists after a clean exit only."""
+
+    def open(self, key: str) -> BinaryIO:
+        """A binary reader. Raises StoreError when the key does not exist."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes under ``key``, or None when there is nothing."""
+
+    def delete(self, key: str) -> None:
+        """Remove ``key``; nothing happens when it does not exist."""
+
+    def signed_put(self, key: str, expires_s: int) -> str | None:
+        """A URL to which a client may PUT directly, or None when the gateway must receive."""
+
+    def signed_get(self, key: str, expires_s: int) -> str | None:
+        """A URL from which a client may GET directly, or None when the gateway must send."""
+
+
+class FsspecStore:
+    """An :class:`ObjectStore` on whatever filesystem fsspec finds under ``url``."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url, **options)
+        self._is_local = "file" in _protocols(self._fs)
+        if self._is_local:
+            os.makedirs(self._root, exist_ok=True)
+
+    def _path(self, key: str) -> str:
+        if key.startswith("/") or ".." in key.split("/"):
+            raise StoreError(f"not a key: {key!r}")
+        return f"{self._root}/{key}"
+
+    @contextmanager
+    def write(self, key: str) -> Iterator[BinaryIO]:
+        path = self._path(key)
+        if self._is_local:
+            with _atomic_write(path) as file:
+                yield file
+            return
+        file = self._fs.open(path, "wb", block_size=16 << 20)
+        try:
+            yield cast(BinaryIO, file)
+        except BaseException:
+            file.discard()
+            file.closed = True
+            raise
+        try:
+            file.close()
+        except Exception as error:
+            raise StoreError(f"could not write {key}: {error}") from error
+
+    def open(self, key: str) -> BinaryIO:
+        try:
+            if self._is_local:
+                return cast(BinaryIO, open(self._path(key), "rb", buffering=0))
+            return cast(BinaryIO, self._fs.open(self._path(key), "rb", block_size=8 << 20))
+        except FileNotFoundError:
+            raise StoreError(f"the object store holds no {key!r}") from None
+
+    def size(self, key: str) -> int | None:
+        try:
+            self._fs.invalidate_cache()
+            return int(self._fs.size(self._path(key)))
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        try:
+            self._fs.rm_file(self._path(key))
+        except FileNotFoundError:
+            return
+
+    def signed_put(self, key: str, expires_s: int) -> str | None:
+        if self._is_local:
+            return None
+        return str(self._fs.url(self._path(key), expires=expires_s, client_method="put_object"))
+
+    def signed_get(self, key: str, expires_s: int) -> str | None:
+        if self._is_local:
+            return None
+        return str(self._fs.url(self._path(key), expires=expires_s))
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+@contextmanager
+def _atomic_write(path: str) -> Iterator[BinaryIO]:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def put_file(store: ObjectStore, key: str, path: Path) -> None:
+    """Copy a local file into the store."""
+    with open(path, "rb") as source, store.write(key) as target:
+        shutil.copyfileobj(source, target, CHUNK_BYTES)
+
+
+def put_bytes(store: ObjectStore, key: str, data: bytes) -> None:
+    with store.write(key) as target:
+        target.write(data)
+
+
+def read_bytes(store: ObjectStore, key: str) -> bytes:
+    """The whole object; for small ones (manifests, pictures)."""
+    with store.open(key) as source:
+        return source.read()

@@ -1,0 +1,1 @@
+"""The tiers: bring an asset's bytes up in time."""

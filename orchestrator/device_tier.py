@@ -1,0 +1,155 @@
+"""The GPU tier: opaque values under a byte budget, with leases.
+
+What a value is, only the engine that loads it knows; here it has a key and a size.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Condition
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from orchestrator.errors import TierFull, TooLarge
+
+V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class _Entry(Generic[V]):
+    value: V
+    size_bytes: int
+    leases: int = 0
+    pinned: bool = False
+
+
+class DeviceLease(Generic[V]):
+    """While it is held the value stays. Release it once."""
+
+    def __init__(self, tier: DeviceTier[V], key: str, value: V) -> None:
+        self._tier: DeviceTier[V] | None = tier
+        self.key = key
+        self.value = value
+
+    def release(self) -> None:
+        if self._tier is not None:
+            self._tier.release(self.key)
+            self._tier = None
+
+    def __enter__(self) -> DeviceLease[V]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class DeviceTier(Generic[V]):
+    """Least recently used out first, before anything is loaded; bytes, never counts.
+
+    Threads may share it: one prepares the next request while another draws. A value
+    being loaded holds its bytes but not the lock.
+    """
+
+    name = "gpu"
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self._entries: OrderedDict[str, _Entry[V]] = OrderedDict()  # oldest use first
+        self._resident_bytes = 0
+        self._loading: dict[str, int] = {}
+        self._changed = Condition()
+
+    def __repr__(self) -> str:
+        return (
+            f"<gpu tier: {len(self._entries)} values, {self.used_bytes} of {self.budget_bytes} "
+            f"bytes, {sum(e.leases for e in self._entries.values())} leases>"
+        )
+
+    @property
+    def used_bytes(self) -> int:
+        return self._resident_bytes + sum(self._loading.values())
+
+    def lease(self, key: str) -> DeviceLease[V] | None:
+        """The value, if it is here."""
+        with self._changed:
+            return self._take(key)
+
+    def admit(
+        self, key: str, size_bytes: int, load: Callable[[], V]
+    ) -> tuple[DeviceLease[V], bool]:
+        """The value, loaded now if it is not here; and whether this call loaded it.
+
+        Raises:
+            TooLarge, TierFull: before anything is loaded or evicted in vain.
+        """
+        if size_bytes > self.budget_bytes:
+            raise TooLarge(self.name, size_bytes, self.budget_bytes)
+        with self._changed:
+            while key in self._loading:
+                self._changed.wait()
+            lease = self._take(key)
+            if lease is not None:
+                return lease, False
+            self._make_room(size_bytes)
+            self._loading[key] = size_bytes
+        try:
+            value = load()
+        except BaseException:
+            with self._changed:
+                del self._loading[key]
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            del self._loading[key]
+            self._entries[key] = _Entry(value, size_bytes, leases=1)
+            self._resident_bytes += size_bytes
+            self._changed.notify_all()
+        return DeviceLease(self, key, value), True
+
+    def _take(self, key: str) -> DeviceLease[V] | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        entry.leases += 1
+        self._entries.move_to_end(key)
+        return DeviceLease(self, key, entry.value)
+
+    def _make_room(self, size_bytes: int) -> None:
+        needed = self.used_bytes + size_bytes - self.budget_bytes
+        victims = []
+        for key, entry in self._entries.items():
+            if needed <= 0:
+                break
+            if entry.leases == 0 and not entry.pinned:
+                victims.append(key)
+                needed -= entry.size_bytes
+        if needed > 0:
+            raise TierFull(self.name, size_bytes, self.budget_bytes)
+        for key in victims:
+            self._resident_bytes -= self._entries.pop(key).size_bytes
+
+    def release(self, key: str) -> None:
+        with self._changed:
+            self._entries[key].leases -= 1
+
+    def pin(self, key: str, pinned: bool = True) -> None:
+        """Hold a resident value here. Raises KeyError when it is not resident."""
+        with self._changed:
+            self._entries[key].pinned = pinned
+
+    def resident(self) -> dict[str, int]:
+        """Bytes by key, oldest use first."""
+        with self._changed:
+            return {key: entry.size_bytes for key, entry in self._entries.items()}
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless the books balance."""
+        with self._changed:
+            total = sum(entry.size_bytes for entry in self._entries.values())
+            assert total == self._resident_bytes, repr(self)
+            assert self.used_bytes <= self.budget_bytes, repr(self)
+            assert all(entry.leases >= 0 for entry in self._entries.values()), repr(self)

@@ -1,0 +1,39 @@
+"""The error tree of the tiers.
+
+::
+
+    TierError
+    ├── TierFull        everything in the tier is leased or pinned; retry when a lease ends
+    ├── TooLarge        the value alone exceeds the tier's budget
+    ├── Corrupt         bytes arrived that are not the ones that were asked for
+    └── TierUnusable    the tier's folder cannot hold it (a small /dev/shm); says the remedy
+"""
+
+from __future__ import annotations
+
+
+class TierError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class TierFull(TierError):
+    def __init__(self, tier: str, needed_bytes: int, budget_bytes: int) -> None:
+        super().__init__(
+            f"the {tier} tier has no room for {needed_bytes} bytes: all of its {budget_bytes} "
+            "are leased or pinned"
+        )
+
+
+class TooLarge(TierError):
+    def __init__(self, tier: str, needed_bytes: int, budget_bytes: int) -> None:
+        super().__init__(
+            f"{needed_bytes} bytes exceed the whole {tier} tier ({budget_bytes}); raise its budget"
+        )
+
+
+class Corrupt(TierError):
+    pass
+
+
+class TierUnusable(TierError):
+    pass

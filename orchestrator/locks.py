@@ -1,0 +1,45 @@
+"""File locks that survive nobody: the kernel releases them when their holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def acquire(path: Path, *, shared: bool, wait: bool = True) -> int | None:
+    """Lock ``path`` (made when absent); the descriptor, or None when ``wait`` is False
+    and another holds it. Closing the descriptor releases the lock.
+
+    A lock file may be unlinked by its exclusive holder; whoever then locks the old
+    file holds nothing, so the inode is compared after the lock is won.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(descriptor, mode if wait else mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        try:
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    descriptor = acquire(path, shared=False)
+    assert descriptor is not None
+    try:
+        yield
+    finally:
+        os.close(descriptor)

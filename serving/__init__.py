@@ -1,0 +1,1 @@
+"""The request's own house: the engine, the dispatcher, the door."""

@@ -1,0 +1,32 @@
+"""The one database: every table registered, brought to the newest schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine
+
+import assets.sql.records  # noqa: F401  (registers its table)
+import serving.jobs.jobs
+import serving.tenants.directory  # noqa: F401
+from assets.sql.base import connect
+
+
+def open_database(url: str) -> Engine:
+    """An engine whose schema is current. Safe to call from several processes in turn."""
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    engine = connect(url)
+    upgrade(engine)
+    return engine
+
+
+def upgrade(engine: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,84 @@
+"""What is asked of a replica and what it answers. Plain values: they cross processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from assets.recipe import Recipe
+from orchestrator.provision import Found
+
+ImageEncoding = Literal["jpeg", "png"]
+Sampler = Literal["DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS"]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRequest:
+    """A recipe and everything else that decides the picture. Sizes in pixels, one seed an image."""
+
+    id: str
+    recipe: Recipe
+    prompt: str
+    width: int
+    height: int
+    seeds: tuple[int, ...]
+    prompt_2: str | None = None
+    negative_prompt: str | None = None
+    negative_prompt_2: str | None = None
+    sampler: Sampler = "DDIM"
+    steps: int = 30
+    cfg_scale: float = 12.0
+    encoding: ImageEncoding = "jpeg"
+
+    @property
+    def work(self) -> float:
+        """Steps × pixels × images."""
+        return float(self.steps * self.width * self.height * len(self.seeds))
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in milliseconds."""
+
+    queue_ms: float = 0.0
+    fetch_ms: float = 0.0
+    swap_ms: float = 0.0
+    encode_prompt_ms: float = 0.0
+    denoise_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """How many parameters becoming the recipe wrote, by way."""
+
+    copied: int
+    touched: int
+    restored: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Encoded pictures in the order of the seeds, and the receipt."""
+
+    images: tuple[bytes, ...]
+    replica: str
+    found: tuple[Found, ...]
+    swap: Swap
+    timings: Timings
+    matched: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """What a replica says of itself: its residency by tier, its node and its process."""
+
+    id: str
+    node: str
+    pid: int
+    resident: Mapping[str, frozenset[str]]
+    work_per_s: float | None = None
+    healthy: bool = True

@@ -1,0 +1,1 @@
+"""SDXL: a recipe becomes weights, weights become pictures. One thread, no HTTP, no Ray."""

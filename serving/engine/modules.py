@@ -1,0 +1,61 @@
+"""Modules without weights of their own: built on the meta device, bound to the working set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from assets.content import MODEL_COMPONENTS, Component
+
+Configs = Mapping[Component, Mapping[str, Any]]
+#: (component, published name) → the tensor to point at
+Parameters = Callable[[Component, str], torch.Tensor]
+
+
+def build_modules(configs: Configs) -> dict[Component, Any]:
+    """The four modules on the meta device. Builds under torch's own context, which is
+    per thread; nothing is patched process-wide."""
+    with torch.device("meta"):
+        return {
+            "unet": UNet2DConditionModel.from_config(dict(configs["unet"])),
+            "text_encoder": CLIPTextModel(_clip_config(configs["text_encoder"])),
+            "text_encoder_2": CLIPTextModelWithProjection(_clip_config(configs["text_encoder_2"])),
+            "vae": AutoencoderKL.from_config(dict(configs["vae"])),
+        }
+
+
+def _clip_config(config: Mapping[str, Any]) -> CLIPTextConfig:
+    ignored = ("architectures", "torch_dtype", "transformers_version", "model_type")
+    return CLIPTextConfig(**{k: v for k, v in config.items() if k not in ignored})
+
+
+def published_names(component: Component, module: torch.nn.Module) -> dict[str, str]:
+    """Name in memory → published name. From transformers 5.6 on CLIPTextModel has lost the
+    ``text_model.`` that the published files carry."""
+    names = [name for name, _ in module.named_parameters()]
+    if component in ("text_encoder", "text_encoder_2"):
+        kept = ("text_model.", "text_projection.")
+        return {n: n if n.startswith(kept) else f"text_model.{n}" for n in names}
+    return {name: name for name in names}
+
+
+def bind_modules(modules: Mapping[Component, Any], parameters: Parameters, device: Any) -> None:
+    """Point every parameter at its working tensor, and make the few buffers real."""
+    for component in MODEL_COMPONENTS:
+        module = modules[component]
+        for name, published in published_names(component, module).items():
+            owner, _, leaf = name.rpartition(".")
+            tensor = parameters(component, published)
+            parent = module.get_submodule(owner)
+            parent._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
+        for name, buffer in list(module.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            if leaf != "position_ids":
+                raise NotImplementedError(f"{component} has a buffer {name!r} nobody fills")
+            positions = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+            module.get_submodule(owner)._buffers[leaf] = positions
+        module.eval()

@@ -1,0 +1,164 @@
+"""Prompts to embeddings; textual inversions enter here and change nothing else.
+
+A trigger word becomes as many placeholder tokens as its inversion has vectors, and
+the vectors take the placeholders' rows right after the table is looked up. Neither
+the tokenizer nor the table is ever altered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from assets.content import Component
+from serving.engine.values import Inversion
+from serving.engine.vocabulary import MAX_TOKENS, tokenizer
+
+#: An ordinary word's id under the placeholders: must not be the highest, which marks the end.
+_PLACEHOLDER = 0
+_ROOM = MAX_TOKENS - 2
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """77 ids, and for each placeholder: its position, the trigger word, which vector."""
+
+    ids: tuple[int, ...]
+    vectors: tuple[tuple[int, str, int], ...]
+    dropped: int
+
+
+class Prompts:
+    """Tokenizes for both encoders."""
+
+    def __init__(self) -> None:
+        self._tokenizer: Any = tokenizer()
+        self._start = self._tokenizer.bos_token_id
+        self._end = self._tokenizer.eos_token_id
+        self._pads: Mapping[Component, int] = {"text_encoder": self._end, "text_encoder_2": 0}
+
+    def tokenize(self, text: str, component: Component, sizes: Mapping[str, int]) -> Tokens:
+        """``sizes`` maps each trigger word to its number of vectors."""
+        body: list[int] = []
+        places: list[tuple[int, str, int]] = []
+        for piece, is_trigger in _split(text, sizes):
+            if is_trigger:
+                places += [(len(body) + 1 + i, piece, i) for i in range(sizes[piece])]
+                body += [_PLACEHOLDER] * sizes[piece]
+            else:
+                body += self._tokenizer(piece, add_special_tokens=False)["input_ids"]
+        dropped = max(0, len(body) - _ROOM)
+        body = body[:_ROOM]
+        padding = [self._pads[component]] * (_ROOM - len(body))
+        ids = (self._start, *body, self._end, *padding)
+        kept = tuple(place for place in places if place[0] <= len(body))
+        return Tokens(ids, kept, dropped)
+
+
+def _split(text: str, words: Mapping[str, int]) -> list[tuple[str, bool]]:
+    """The text cut at trigger words (whole words, any case)."""
+    if not words:
+        return [(text, False)]
+    longest_first = sorted(words, key=len, reverse=True)
+    alternatives = "|".join(re.escape(word) for word in longest_first)
+    pattern = re.compile(rf"(?<!\w)({alternatives})(?!\w)", re.IGNORECASE)
+    by_lower = {word.lower(): word for word in words}
+    pieces: list[tuple[str, bool]] = []
+    position = 0
+    for match in pattern.finditer(text):
+        if before := text[position : match.start()].strip():
+            pieces.append((before, False))
+        pieces.append((by_lower[match[1].lower()], True))
+        position = match.end()
+    if rest := text[position:].strip():
+        pieces.append((rest, False))
+    return pieces
+
+
+class TokenEmbeddingHook:
+    """A forward hook that puts inversions' vectors over the placeholders' rows."""
+
+    def __init__(self, embedding: torch.nn.Module) -> None:
+        self._rows: list[tuple[int, int, torch.Tensor]] = []
+        embedding.register_forward_hook(self)
+
+    def __call__(self, _module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        if not self._rows:
+            return None
+        output = output.clone()
+        for batch, position, vector in self._rows:
+            output[batch, position] = vector
+        return output
+
+    def set(self, rows: Sequence[tuple[int, int, torch.Tensor]]) -> None:
+        self._rows = list(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """``context`` [n, 77, w₁+w₂] and ``pooled`` [n, p], n prompts."""
+
+    context: torch.Tensor
+    pooled: torch.Tensor
+
+
+class TextEncoders:
+    """Both encoders, bound to the working weights."""
+
+    def __init__(self, first: torch.nn.Module, second: torch.nn.Module) -> None:
+        self._modules: dict[Component, Any] = {"text_encoder": first, "text_encoder_2": second}
+        self._prompts = Prompts()
+        self._hooks = {
+            component: TokenEmbeddingHook(_token_embedding(module))
+            for component, module in self._modules.items()
+        }
+
+    @torch.inference_mode()
+    def encode(
+        self, texts: Mapping[Component, str], inversions: Mapping[str, Inversion]
+    ) -> tuple[Embeddings, list[str], set[str]]:
+        """One prompt's embeddings, warnings, and the trigger words that it holds.
+
+        SDXL reads the penultimate hidden state of both encoders and the second's
+        pooled projection (Podell et al. 2023, section 2.1).
+        """
+        contexts: list[torch.Tensor] = []
+        warnings: list[str] = []
+        seen: set[str] = set()
+        pooled: torch.Tensor | None = None
+        for component, module in self._modules.items():
+            sizes = {word: len(inv.vectors[component]) for word, inv in inversions.items()}
+            tokens = self._prompts.tokenize(texts[component], component, sizes)
+            if tokens.dropped:
+                warnings.append(
+                    f"{component}: the prompt is {tokens.dropped} tokens too long; "
+                    f"those past {_ROOM} were dropped"
+                )
+            seen.update(word for _, word, _ in tokens.vectors)
+            rows = [
+                (0, position, inversions[word].vectors[component][index])
+                for position, word, index in tokens.vectors
+            ]
+            hook = self._hooks[component]
+            hook.set(rows)
+            try:
+                device = next(module.parameters()).device
+                ids = torch.tensor([tokens.ids], device=device)
+                output = module(ids, output_hidden_states=True)
+            finally:
+                hook.set([])
+            contexts.append(output.hidden_states[-2])
+            if component == "text_encoder_2":
+                pooled = output.text_embeds
+        assert pooled is not None
+        return Embeddings(torch.cat(contexts, dim=-1), pooled), list(dict.fromkeys(warnings)), seen
+
+
+def _token_embedding(module: Any) -> torch.nn.Module:
+    inner = getattr(module, "text_model", module)
+    embedding: torch.nn.Module = inner.embeddings.token_embedding
+    return embedding

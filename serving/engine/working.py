@@ -1,0 +1,139 @@
+"""The working weights: the tensors that the modules point at.
+
+``working = pristine + Σ weight · up @ down``, written in place and always from
+pristine; nothing is ever subtracted, so nothing drifts and nothing sticks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from assets.content import Component
+from assets.skeleton import Shape
+from serving.drawing import Swap
+from serving.engine.plan import Movers, Plan, Row, Target, plan
+from serving.engine.slabs import SlabLayout, Slabs
+from serving.engine.values import Lora, Pristine
+
+
+class WorkingSet:
+    """One set of working slabs. Owned by the engine's one thread.
+
+    Mutable state: the slabs, and ``_current`` (what they hold, or None when a swap
+    failed half way; the next one then rewrites everything).
+    """
+
+    def __init__(
+        self,
+        layouts: Mapping[Component, SlabLayout],
+        device: torch.device,
+        dtypes: Mapping[Component, torch.dtype],
+    ) -> None:
+        self.layouts = layouts
+        self._slabs: dict[Component, Slabs] = {
+            component: layout.allocate(device, dtypes[component])
+            for component, layout in layouts.items()
+        }
+        self._current: Target | None = None
+
+    def parameter(self, component: Component, name: str) -> torch.Tensor:
+        """The view that a module's parameter is bound to, for good."""
+        place = self.layouts[component].places[name]
+        return self._slabs[component][place.shape][place.row]
+
+    @torch.no_grad()
+    def become(
+        self, wanted: Target, pristine: Mapping[Component, Pristine], loras: Mapping[str, Lora]
+    ) -> Swap:
+        """Write the weights of ``wanted``; every value named in it must be leased."""
+        steps = plan(self._current, wanted)
+        self._current = None
+        copied = self._copy(steps.copy, pristine)
+        for component, shape, run in _runs(steps.restore):
+            self._slabs[component][shape][run].copy_(pristine[component].slabs[shape][run])
+        self._touch(steps, pristine, loras)
+        self._current = wanted
+        return Swap(copied, len(steps.touch), len(steps.restore), steps.kept)
+
+    def _copy(
+        self, components: frozenset[Component], pristine: Mapping[Component, Pristine]
+    ) -> int:
+        count = 0
+        for component in sorted(components):
+            for shape, slab in self._slabs[component].items():
+                slab.copy_(pristine[component].slabs[shape])
+                count += slab.shape[0]
+        return count
+
+    def _touch(
+        self, steps: Plan, pristine: Mapping[Component, Pristine], loras: Mapping[str, Lora]
+    ) -> None:
+        by_movers: dict[tuple[Component, Shape, Movers], list[Row]] = {}
+        for row, movers in steps.touch.items():
+            by_movers.setdefault((row[0], row[1], movers), []).append(row)
+        for (component, shape, movers), rows in by_movers.items():
+            source = pristine[component].slabs[shape]
+            target = self._slabs[component][shape]
+            for _, _, run in _runs(rows):
+                up, down = _concatenated(component, shape, movers, loras, run)
+                flat = (run.stop - run.start, shape[0], -1)
+                torch.baddbmm(
+                    source[run].view(flat), up, down, out=target[run].view(flat)
+                )
+
+    def digest(self) -> str:
+        """sha256 of every working byte, in a fixed order."""
+        digest = hashlib.sha256()
+        for component in sorted(self._slabs):
+            for shape in sorted(self._slabs[component]):
+                slab = self._slabs[component][shape]
+                digest.update(slab.contiguous().view(torch.uint8).cpu().numpy())
+        return digest.hexdigest()
+
+
+def _concatenated(
+    component: Component, shape: Shape, movers: Movers, loras: Mapping[str, Lora], run: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All movers' factors for rows ``run``, side by side along the rank."""
+    ups, downs = [], []
+    for key, weight, group in movers:
+        factors = loras[key].groups[component, shape][group]
+        first = factors.rows.index(run.start)
+        rows = slice(first, first + run.stop - run.start)
+        ups.append(factors.up[rows] * weight)
+        downs.append(factors.down[rows])
+    if len(ups) == 1:
+        return ups[0], downs[0]
+    return torch.cat(ups, dim=2), torch.cat(downs, dim=1)
+
+
+def _runs(rows: Sequence[Row] | frozenset[Row]) -> Iterator[tuple[Component, Shape, slice]]:
+    """Contiguous runs of rows of one slab."""
+    ordered = sorted(rows)
+    start = 0
+    for index in range(1, len(ordered) + 1):
+        if index < len(ordered):
+            component, shape, row = ordered[index]
+            if (component, shape, row - 1) == ordered[index - 1]:
+                continue
+        component, shape, first = ordered[start]
+        yield component, shape, slice(first, ordered[index - 1][2] + 1)
+        start = index
+
+
+def target_of(
+    pristine: Mapping[Component, str], uses: Sequence[tuple[str, float, Lora]]
+) -> Target:
+    """The target of a recipe; a LoRA at weight zero moves nothing."""
+    moved: dict[Row, list[tuple[str, float, int]]] = {}
+    for key, weight, lora in uses:
+        if weight == 0.0:
+            continue
+        for (component, shape), groups in lora.groups.items():
+            for index, factors in enumerate(groups):
+                for row in factors.rows:
+                    moved.setdefault((component, shape, row), []).append((key, weight, index))
+    return Target(pristine, {row: tuple(movers) for row, movers in moved.items()})

@@ -1,0 +1,1 @@
+"""Asynchronous requests: rows that outlive the gateway that took them."""

@@ -1,0 +1,157 @@
+"""Jobs: an accepted asynchronous request, until its result expires.
+
+A gateway claims a job for a while and renews the claim as it works; when it dies,
+the claim runs out and another gateway takes the job over. The seeds are fixed when
+the job is accepted, so a second attempt draws the same pictures.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import JSON, Engine, delete, or_, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from assets.sql.base import Base
+
+JobStatus = Literal["pending", "running", "completed", "failed"]
+CLAIM_S = 30.0
+KEPT_S = 24 * 3600.0
+
+
+class JobRow(Base):
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(index=True)
+    tenant_name: Mapped[str]
+    weight: Mapped[float]
+    status: Mapped[str] = mapped_column(index=True)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    claimed_by: Mapped[str | None]
+    claimed_until_s: Mapped[float]
+    created_at_s: Mapped[float]
+    finished_at_s: Mapped[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """``error`` is ``{"status": int, "body": {…}}`` of a job that failed."""
+
+    id: str
+    tenant_id: str
+    tenant_name: str
+    weight: float
+    status: JobStatus
+    request: Mapping[str, Any]
+    error: Mapping[str, Any] | None
+    created_at_s: float
+
+
+def _job(row: JobRow) -> Job:
+    return Job(
+        row.id,
+        row.tenant_id,
+        row.tenant_name,
+        row.weight,
+        row.status,  # type: ignore[arg-type]
+        row.request,
+        row.error,
+        row.created_at_s,
+    )
+
+
+class Jobs:
+    def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
+        self._engine = engine
+        self._now = now
+
+    def add(
+        self, tenant_id: str, tenant_name: str, weight: float, request: Mapping[str, Any]
+    ) -> str:
+        """The id is unguessable: whoever holds it may poll, as OctoAI's clients do."""
+        job_id = "job_" + secrets.token_urlsafe(24)
+        with Session(self._engine) as session, session.begin():
+            session.add(
+                JobRow(
+                    id=job_id,
+                    tenant_id=tenant_id,
+                    tenant_name=tenant_name,
+                    weight=weight,
+                    status="pending",
+                    request=dict(request),
+                    error=None,
+                    claimed_by=None,
+                    claimed_until_s=0.0,
+                    created_at_s=self._now(),
+                    finished_at_s=None,
+                )
+            )
+        return job_id
+
+    def get(self, job_id: str) -> Job | None:
+        with Session(self._engine) as session:
+            row = session.get(JobRow, job_id)
+            return None if row is None else _job(row)
+
+    def claim(self, worker: str) -> Job | None:
+        """The oldest job that nobody works on, now this worker's for CLAIM_S seconds."""
+        now = self._now()
+        free = or_(JobRow.claimed_by.is_(None), JobRow.claimed_until_s < now)
+        with Session(self._engine) as session, session.begin():
+            candidate = session.scalars(
+                select(JobRow)
+                .where(JobRow.status.in_(("pending", "running")), free)
+                .order_by(JobRow.created_at_s)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).first()
+            if candidate is None:
+                return None
+            won = session.execute(
+                update(JobRow)
+                .where(JobRow.id == candidate.id, free)
+                .values(status="running", claimed_by=worker, claimed_until_s=now + CLAIM_S)
+            )
+            if won.rowcount != 1:  # type: ignore[attr-defined]
+                return None
+            session.refresh(candidate)
+            return _job(candidate)
+
+    def renew(self, job_id: str, worker: str) -> bool:
+        """False when the claim was lost: stop, another works on it."""
+        return self._change(job_id, worker, claimed_until_s=self._now() + CLAIM_S)
+
+    def finish(self, job_id: str, worker: str, error: Mapping[str, Any] | None = None) -> bool:
+        """Only the claim's holder can finish a job, so it finishes once."""
+        return self._change(
+            job_id,
+            worker,
+            status="completed" if error is None else "failed",
+            error=None if error is None else dict(error),
+            finished_at_s=self._now(),
+        )
+
+    def _change(self, job_id: str, worker: str, **values: Any) -> bool:
+        with Session(self._engine) as session, session.begin():
+            result = session.execute(
+                update(JobRow)
+                .where(
+                    JobRow.id == job_id, JobRow.claimed_by == worker, JobRow.status == "running"
+                )
+                .values(**values)
+            )
+            return bool(result.rowcount)  # type: ignore[attr-defined]
+
+    def expire(self) -> list[str]:
+        """Forget jobs whose results are a day old; their ids, so that results can go too."""
+        before = self._now() - KEPT_S
+        with Session(self._engine) as session, session.begin():
+            ids = list(session.scalars(select(JobRow.id).where(JobRow.finished_at_s < before)))
+            session.execute(delete(JobRow).where(JobRow.id.in_(ids)))
+            return ids

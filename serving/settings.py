@@ -1,0 +1,136 @@
+"""Configuration: the only reader of the environment (prefix ``AO_``)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from orchestrator.errors import TierUnusable
+
+
+def _default_data_dir() -> Path:
+    home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(home) / "asset-orchestrator"
+
+
+class Settings(BaseSettings):
+    """Every knob, with the embedded default: one machine, SQLite, a directory, the miniature."""
+
+    model_config = SettingsConfigDict(env_prefix="AO_", extra="forbid", frozen=True)
+
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    database_url: str = ""
+    store_url: str = ""
+    store_options: dict[str, Any] = Field(default_factory=dict)
+    secret: str = ""
+
+    model: Path | None = None
+    device: str = "auto"
+    threads_per_replica: int = 1
+
+    disk_dir: Path | None = None
+    disk_bytes: int = 20 << 30
+    host_dir: Path | None = None
+    host_bytes: int = 1 << 30
+    device_bytes: int = 0
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    public_url: str = ""
+    gateways: int = 2
+    replicas: int = 2
+    ray_address: str = "local"
+    ray_temp_dir: Path | None = None
+    ray_namespace: str = "asset-orchestrator"
+
+    request_timeout_s: float = 300.0
+    url_expires_s: int = 24 * 3600
+    queue_per_tenant: int = 64
+    queue_total: int = 512
+    open_tenant: str = ""
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'platform.db'}"
+
+    @property
+    def resolved_store_url(self) -> str:
+        return self.store_url or f"file://{self.data_dir / 'store'}"
+
+    @property
+    def resolved_store_options(self) -> dict[str, Any]:
+        """S3 needs signature version 4 for presigned URLs, and must not check a ranged
+        read against the whole object's checksum."""
+        if not self.resolved_store_url.startswith("s3:") or "config_kwargs" in self.store_options:
+            return self.store_options
+        config = {"signature_version": "s3v4", "response_checksum_validation": "when_required"}
+        config["request_checksum_calculation"] = "when_required"
+        return {**self.store_options, "config_kwargs": config}
+
+    @property
+    def resolved_public_url(self) -> str:
+        """The origin under which clients reach a gateway; no slash at its end."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @property
+    def resolved_disk_dir(self) -> Path:
+        return self.disk_dir or self.data_dir / "tiers" / "disk"
+
+    @property
+    def scratch_dir(self) -> Path:
+        return self.data_dir / "scratch"
+
+    @cached_property
+    def resolved_host_dir(self) -> Path:
+        """On tmpfs where there is one; a laptop without it keeps the tier in its data folder.
+
+        Raises:
+            TierUnusable: /dev/shm is smaller than the budget (64 MB in many containers).
+        """
+        if self.host_dir is not None:
+            return self.host_dir
+        shared = Path("/dev/shm")
+        if not shared.is_dir():
+            return self.data_dir / "tiers" / "host"
+        total = shutil.disk_usage(shared).total
+        if total < self.host_bytes:
+            raise TierUnusable(
+                f"/dev/shm holds {total >> 20} MiB, less than the host tier's budget of "
+                f"{self.host_bytes >> 20} MiB: start the container with a larger --shm-size, "
+                "or set AO_HOST_BYTES lower, or AO_HOST_DIR to another folder"
+            )
+        place = hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:12]
+        return shared / f"asset-orchestrator-{os.getuid()}-{place}"
+
+    @cached_property
+    def secret_bytes(self) -> bytes:
+        """The platform's secret: from AO_SECRET, or kept in the data folder (mode 0600)."""
+        if self.secret:
+            return self.secret.encode()
+        path = self.data_dir / "secret"
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return path.read_bytes()
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_hex(32).encode())
+        return path.read_bytes()
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables from which another process reads these same settings."""
+        values = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        values["data_dir"] = str(self.data_dir)
+        return {
+            f"AO_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+        }
