@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from assets.asset import AssetKind
 from assets.content import Blob, Component, content_key
@@ -21,12 +21,6 @@ ACCEPTED = (
     "accepted are SDXL files in .safetensors: LoRA (kohya, diffusers or PEFT names), textual "
     "inversion (clip_l and clip_g), checkpoint (single file) and VAE"
 )
-
-
-class IngestRunner(Protocol):
-    """Starts the ingest of an uploaded asset somewhere, without waiting for it."""
-
-    def start(self, asset_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -123,3 +123,7 @@ class Library:
 
     def resolve(self, principal: Principal, wanted: Wanted) -> Resolved:
         return resolve(self._records, principal, wanted)
+
+    def stale_uploads(self, older_than_s: float) -> Sequence[Asset]:
+        """Uploads whose ingest seems to have died half way."""
+        return self._records.stale_uploads(self._now() - older_than_s)

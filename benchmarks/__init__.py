@@ -1,0 +1,1 @@
+"""Measurements. Imports everything, imported by nobody; results lie in benchmarks/results."""

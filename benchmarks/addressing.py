@@ -1,0 +1,162 @@
+"""How a chosen replica is addressed: one-replica applications, or one deployment with a
+router that goes where it is told. Run: ``python -m benchmarks.addressing``.
+
+Stub replicas, one Ray instance a case. For each way and size: seconds to deploy, the
+controller's share of a CPU when nothing happens, round trips to replicas in turn, and
+seconds until one chosen replica is gone (which the second way cannot choose).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import ray
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+RESULT = Path(__file__).parent / "results" / "addressing.json"
+SIZES = (2, 32, 128)
+IDLE_S = 15.0
+ROUND_TRIPS = 300
+
+
+class Stub:
+    async def echo(self, target: str = "") -> str:
+        return serve.get_replica_context().replica_id.unique_id
+
+
+class Targeted(RequestRouter):
+    """The replica that the request names."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        target = pending_request.kwargs.get("target") if pending_request else None
+        chosen = [r for r in candidate_replicas if r.replica_id.unique_id == target]
+        return [chosen or candidate_replicas]
+
+
+def deployment(count: int, **options: Any) -> Any:
+    return serve.deployment(Stub).options(
+        num_replicas=count, max_ongoing_requests=8, ray_actor_options={"num_cpus": 0}, **options
+    )
+
+
+def controller_process() -> psutil.Process:
+    for process in psutil.process_iter(["cmdline"]):
+        if any("ServeController" in part for part in process.info["cmdline"] or []):
+            return process
+    raise RuntimeError("no ServeController")
+
+
+def controller_share() -> float:
+    """The controller's share of one CPU over IDLE_S seconds."""
+    process = controller_process()
+    before = sum(process.cpu_times()[:2])
+    time.sleep(IDLE_S)
+    return (sum(process.cpu_times()[:2]) - before) / IDLE_S
+
+
+async def round_trips(calls: list[Any]) -> list[float]:
+    """Milliseconds for each of ROUND_TRIPS calls, to replicas in turn, one at a time."""
+    for call in calls:
+        await call()
+    spent = []
+    for index in range(ROUND_TRIPS):
+        started = time.perf_counter()
+        await calls[index % len(calls)]()
+        spent.append((time.perf_counter() - started) * 1000)
+    return spent
+
+
+def deploy_slots(count: int) -> list[Any]:
+    names = [f"slot-{index}" for index in range(count)]
+    serve.run_many(
+        [serve.RunTarget(deployment(1).bind(), name=name, route_prefix=None) for name in names]
+    )
+    handles = [serve.get_app_handle(name) for name in names]
+    return [lambda h=h: h.echo.remote() for h in handles]
+
+
+def deploy_targeted(count: int) -> list[Any]:
+    config = RequestRouterConfig(request_router_class=Targeted)
+    app = deployment(count, request_router_config=config).bind()
+    handle = serve.run(app, name="pool", route_prefix=None)
+
+    async def all_ids() -> set[str]:
+        ids: set[str] = set()
+        while len(ids) < count:
+            ids |= set(await asyncio.gather(*(handle.echo.remote() for _ in range(count))))
+        return ids
+
+    ids = sorted(asyncio.run(all_ids()))
+    return [lambda i=i: handle.echo.remote(target=i) for i in ids]
+
+
+def remove_one(way: str, count: int) -> float:
+    started = time.perf_counter()
+    if way == "slots":
+        serve.delete(f"slot-{count - 1}")
+    else:
+        config = RequestRouterConfig(request_router_class=Targeted)
+        app = deployment(count - 1, request_router_config=config).bind()
+        serve.run(app, name="pool", route_prefix=None)
+    return time.perf_counter() - started
+
+
+def measure(way: str, count: int) -> dict[str, Any]:
+    with TemporaryDirectory(prefix="ray-") as temporary:
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=128 << 20,
+            _temp_dir=temporary,
+        )
+        try:
+            serve.start(proxy_location="Disabled")
+            started = time.perf_counter()
+            calls = deploy_slots(count) if way == "slots" else deploy_targeted(count)
+            deploy_s = time.perf_counter() - started
+            share = controller_share()
+            spent = sorted(asyncio.run(round_trips(calls)))
+            removed_s = remove_one(way, count)
+            return {
+                "way": way,
+                "replicas": count,
+                "deploy_s": deploy_s,
+                "controller_idle_cpu": share,
+                "round_trip_p50_ms": statistics.median(spent),
+                "round_trip_p95_ms": spent[int(len(spent) * 0.95)],
+                "remove_one_s": removed_s,
+            }
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    rows = []
+    for count in parser.parse_args().sizes:
+        for way in ("slots", "targeted"):
+            row = measure(way, count)
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({"cpus": psutil.cpu_count(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

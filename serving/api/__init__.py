@@ -1,0 +1,1 @@
+"""The door: HTTP in OctoAI's wire shapes, and a simpler one."""

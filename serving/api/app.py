@@ -1,0 +1,75 @@
+"""The application: routes, errors, a request's id, and the work in the background."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from assets.ids import ulid
+from serving.api import assets, errors, generate, objects
+from serving.api.context import Context, Ctx
+from serving.api.job_runner import JobRunner, sweep
+
+
+def create_app(context: Context) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        background = [
+            asyncio.create_task(JobRunner(context).run()),
+            asyncio.create_task(sweep(context)),
+        ]
+        yield
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+
+    app = FastAPI(
+        title="Asset Orchestrator", version=version("asset-orchestrator"), lifespan=lifespan
+    )
+    app.state.context = context
+    app.include_router(generate.router)
+    app.include_router(assets.router)
+    app.include_router(objects.router)
+    errors.install(app)
+    app.add_middleware(RequestId)
+
+    @app.get("/healthcheck", tags=["health"])
+    @app.get("/health", tags=["health"], include_in_schema=False)
+    async def health() -> dict[str, str]:
+        """This gateway answers; says nothing of the replicas (see /v1/status)."""
+        return {"status": "ok"}
+
+    @app.get("/v1/status", tags=["health"])
+    async def status(context: Ctx) -> Any:
+        """What waits, and what each replica is doing."""
+        return await context.status()
+
+    return app
+
+
+class RequestId:
+    """Gives each request an id and returns it under both names that clients look for."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = "http_" + ulid()
+        scope["request_id"] = request_id
+
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                for name in (b"x-request-id", b"x-user-request-id"):
+                    message["headers"].append((name, request_id.encode()))
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

@@ -1,0 +1,123 @@
+"""The one table that turns errors into HTTP, and the one shape they have.
+
+``{"code", "message", "request_id"}``; a 422 has ``detail`` too, a list, because
+OctoAI's client parses it (a string there makes it raise a pydantic error instead).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from assets.errors import (
+    AssetNotFound,
+    AssetNotReady,
+    BadSignature,
+    IngestRejected,
+    InvalidAsset,
+    NameTaken,
+    StoreError,
+    TooLarge,
+)
+from orchestrator.errors import TierError
+from serving.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DrawingFailed,
+    Forbidden,
+    InvalidRequest,
+    Refused,
+    ReplicaLost,
+    Unauthenticated,
+)
+
+log = logging.getLogger(__name__)
+
+#: exception → (status, code). The first class that fits wins.
+TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (Unauthenticated, 401, "unauthenticated"),
+    (Forbidden, 403, "forbidden"),
+    (BadSignature, 403, "bad_signature"),
+    (AssetNotFound, 404, "not_found"),
+    (AssetNotReady, 422, "asset_not_ready"),
+    (InvalidAsset, 422, "invalid"),
+    (InvalidRequest, 422, "invalid"),
+    (NameTaken, 422, "name_taken"),
+    (IngestRejected, 422, "rejected"),
+    (TooLarge, 413, "too_large"),
+    (DeadlineExceeded, 504, "deadline_exceeded"),
+    (Cancelled, 499, "cancelled"),
+    (DrawingFailed, 500, "drawing_failed"),
+    (ReplicaLost, 503, "replica_lost"),
+    (TierError, 503, "out_of_room"),
+    (StoreError, 503, "store_unavailable"),
+    (OperationalError, 503, "database_unavailable"),
+)
+_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body (without the request's id) and headers of an error."""
+    if isinstance(error, Refused):
+        code = "rate_limited" if error.status == 429 else "overloaded"
+        headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
+        return error.status, {"code": code, "message": str(error)}, headers
+    for kind, status, code in TABLE:
+        if isinstance(error, kind):
+            message = str(error) if kind is not OperationalError else "the database is busy"
+            body: dict[str, Any] = {"code": code, "message": message}
+            if status == 422:
+                field = getattr(error, "field", None) or getattr(error, "reference", "body")
+                body["detail"] = [{"loc": ["body", field], "msg": message, "type": code}]
+            headers = {"Retry-After": "1"} if status == 503 else {}
+            if status == 401:
+                headers["WWW-Authenticate"] = "Bearer"
+            return status, body, headers
+    log.error("unexpected", exc_info=error)
+    message = "something broke on our side; the log has the request's id"
+    return 500, {"code": "internal", "message": message}, {}
+
+
+def install(app: FastAPI) -> None:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        status, body, headers = describe(error)
+        return _response(request, status, body, headers)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        detail = [
+            {"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()
+        ]
+        first = detail[0]
+        message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return _response(
+            request, 422, {"code": "invalid", "message": message, "detail": detail}, {}
+        )
+
+    async def plain(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = _BY_STATUS.get(error.status_code, "error")
+        return _response(
+            request, error.status_code, {"code": code, "message": str(error.detail)}, {}
+        )
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, plain)
+    app.add_exception_handler(Refused, answer)
+    for kind, _, _ in TABLE:
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(Exception, answer)
+
+
+def _response(
+    request: Request, status: int, body: dict[str, Any], headers: dict[str, str]
+) -> JSONResponse:
+    request_id = request.scope.get("request_id", "")
+    return JSONResponse({**body, "request_id": request_id}, status, headers)

@@ -1,0 +1,101 @@
+"""Objects by signed URL, for a store that cannot sign its own; and the pictures of the
+simple door, whose names nobody can guess.
+
+A body streams through in pieces: a 1 GiB upload costs a gateway no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any, BinaryIO
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from assets.errors import AssetNotFound, TooLarge
+from assets.keys import picture_key
+from assets.library import MAX_UPLOAD_BYTES
+from assets.store import CHUNK_BYTES, ObjectStore
+from serving.api.context import Ctx
+
+router = APIRouter(tags=["objects"])
+
+_PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
+
+
+@router.put("/objects/{key:path}")
+async def put(key: str, token: str, request: Request, context: Ctx) -> Response:
+    """Receive an upload. Until it is complete nothing is visible under its key."""
+    context.signer.verify("PUT", key, token, time.time())
+    asset_id = key.removeprefix("uploads/")
+    if not await asyncio.to_thread(context.platform.library.may_receive, asset_id):
+        raise AssetNotFound(asset_id)
+    declared = int(request.headers.get("content-length") or 0)
+    if declared > MAX_UPLOAD_BYTES:
+        raise TooLarge(f"{declared} bytes; at most {MAX_UPLOAD_BYTES} are accepted")
+    received = await _receive(context.store, key, request.stream())
+    return JSONResponse({"size_bytes": received})
+
+
+async def _receive(store: ObjectStore, key: str, chunks: AsyncIterator[bytes]) -> int:
+    writer = store.write(key)
+    file: BinaryIO = await asyncio.to_thread(writer.__enter__)
+    received = 0
+    pending: list[bytes] = []
+    pending_bytes = 0
+    try:
+        async for chunk in chunks:
+            received += len(chunk)
+            if received > MAX_UPLOAD_BYTES:
+                raise TooLarge(f"more than the {MAX_UPLOAD_BYTES} bytes that are accepted")
+            pending.append(chunk)
+            pending_bytes += len(chunk)
+            if pending_bytes >= CHUNK_BYTES:
+                await asyncio.to_thread(_write, file, pending)
+                pending, pending_bytes = [], 0
+        await asyncio.to_thread(_write, file, pending)
+    except BaseException:
+        await asyncio.to_thread(writer.__exit__, *sys.exc_info())
+        raise
+    await asyncio.to_thread(writer.__exit__, None, None, None)
+    return received
+
+
+def _write(file: BinaryIO, chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        file.write(chunk)
+
+
+@router.get("/objects/{key:path}")
+async def get(key: str, token: str, context: Ctx) -> Response:
+    context.signer.verify("GET", key, token, time.time())
+    return await _send(context.store, key, "application/octet-stream")
+
+
+@router.get("/files/{name}")
+async def picture(name: str, context: Ctx) -> Response:
+    match = _PICTURE.match(name)
+    if match is None:
+        raise AssetNotFound(name)
+    return await _send(context.store, picture_key(name), f"image/{match[1]}")
+
+
+async def _send(store: ObjectStore, key: str, media_type: str) -> Response:
+    size = await asyncio.to_thread(store.size, key)
+    if size is None:
+        raise AssetNotFound(key)
+    source = await asyncio.to_thread(store.open, key)
+    headers = {"Content-Length": str(size), "X-Content-Type-Options": "nosniff"}
+    return StreamingResponse(_chunks(source), media_type=media_type, headers=headers)
+
+
+async def _chunks(source: Any) -> AsyncIterator[bytes]:
+    try:
+        while chunk := await asyncio.to_thread(source.read, CHUNK_BYTES):
+            yield chunk
+    finally:
+        source.close()

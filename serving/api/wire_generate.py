@@ -1,0 +1,152 @@
+"""The generation request and answer as OctoAI's clients write and read them."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from assets.resolve import Wanted
+from serving.drawing import ImageEncoding, Sampler
+from serving.errors import InvalidRequest
+from serving.platform import MAX_SEED, Generated, Order, fixed_seeds
+
+Prompt = Annotated[str, Field(max_length=10_000)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+#: Fields of the wire that this server does not serve yet, with the values that ask for nothing.
+_UNSERVED: dict[str, tuple[Any, ...]] = {
+    "init_image": (None,),
+    "strength": (None, 0.8),
+    "mask_image": (None,),
+    "outpainting": (None, False),
+    "inpaint_full_res": (None, False),
+    "inpaint_full_res_padding": (None, 32),
+    "style_preset": (None, "base"),
+    "use_refiner": (None, True, False),
+    "high_noise_frac": (None, 0.8),
+    "clip_skip": (None,),
+    "controlnet": (None,),
+    "controlnet_image": (None,),
+    "controlnet_conditioning_scale": (None, 1.0),
+    "controlnet_early_stop": (None,),
+    "controlnet_preprocess": (None, True, False),
+    "transfer_images": (None,),
+}
+#: Accepted and of no effect: an older client always sends the first.
+_IGNORED = ("enable_safety", "force_asset_download", "force_asset_gpu_copy", "log_prompt")
+
+
+class GenerateRequest(BaseModel):
+    """An explicit null means the default, as older clients send it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Prompt
+    prompt_2: Prompt | None = None
+    negative_prompt: Prompt | None = None
+    negative_prompt_2: Prompt | None = None
+    checkpoint: str | None = None
+    vae: str | None = None
+    loras: dict[str, float] = Field(default_factory=dict)
+    textual_inversions: dict[str, str] = Field(default_factory=dict)
+    sampler: Sampler = "DDIM"
+    height: int | None = None
+    width: int | None = None
+    cfg_scale: float = Field(12.0, gt=0, le=50)
+    steps: int = Field(30, gt=0, le=200)
+    num_images: int = Field(1, ge=1, le=16)
+    seed: Seed | list[Seed | None] | None = None
+    image_encoding: ImageEncoding = "jpeg"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wire(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kept = {}
+        for name, given in value.items():
+            if name in _UNSERVED:
+                if given not in _UNSERVED[name]:
+                    raise ValueError(f"{name} is not served here yet; leave it out")
+            elif name not in _IGNORED and (given is not None or name == "prompt"):
+                kept[name] = given
+        return kept
+
+    def order(self) -> Order:
+        """Raises InvalidRequest when the seeds do not fit the number of images."""
+        if isinstance(self.seed, list) and len(self.seed) > self.num_images:
+            raise InvalidRequest("seed", f"{len(self.seed)} seeds for {self.num_images} images")
+        return Order(
+            prompt=self.prompt,
+            prompt_2=self.prompt_2,
+            negative_prompt=self.negative_prompt,
+            negative_prompt_2=self.negative_prompt_2,
+            seeds=fixed_seeds(self.seed, self.num_images),
+            wanted=Wanted(self.checkpoint, self.vae, self.loras, self.textual_inversions),
+            width=self.width,
+            height=self.height,
+            sampler=self.sampler,
+            steps=self.steps,
+            cfg_scale=self.cfg_scale,
+            encoding=self.image_encoding,
+        )
+
+
+def answer(generated: Generated) -> dict[str, Any]:
+    """OctoAI's answer; ``request_id``, ``receipt`` and ``timings_ms`` are ours."""
+    drawing = generated.drawing
+    timings = drawing.timings
+    return {
+        "images": [
+            {
+                "image_b64": base64.b64encode(image).decode("ascii"),
+                "removed_for_safety": False,
+                "safety_score": None,
+                "seed": seed,
+            }
+            for image, seed in zip(drawing.images, generated.seeds, strict=True)
+        ],
+        "prediction_time_ms": timings.swap_ms
+        + timings.encode_prompt_ms
+        + timings.denoise_ms
+        + timings.decode_ms,
+        "request_id": generated.request_id,
+        "receipt": receipt(generated),
+        "timings_ms": {
+            "queue": timings.queue_ms,
+            "fetch": timings.fetch_ms,
+            "swap": timings.swap_ms,
+            "encode_prompt": timings.encode_prompt_ms,
+            "denoise": timings.denoise_ms,
+            "decode": timings.decode_ms,
+        },
+    }
+
+
+def receipt(generated: Generated) -> dict[str, Any]:
+    """What was used, where it was found, and what was done about it."""
+    drawing, size = generated.drawing, generated.size
+    return {
+        "assets": [
+            {
+                "asset": generated.names.get(found.key, ""),
+                "content_key": found.key,
+                "found_on": found.tier,
+                "bytes_moved": found.bytes_moved,
+                "fetch_ms": found.fetch_s * 1000,
+                "matched_parameters": drawing.matched.get(found.key),
+            }
+            for found in drawing.found
+        ],
+        "replica": drawing.replica,
+        "swap": {
+            "copied": drawing.swap.copied,
+            "touched": drawing.swap.touched,
+            "restored": drawing.swap.restored,
+            "kept": drawing.swap.kept,
+        },
+        "size": {"width": size.width, "height": size.height, "scaled_to_model": size.scaled},
+        "warnings": list(drawing.warnings),
+    }

@@ -1,0 +1,93 @@
+"""A small client of our own API, for the command line and the demonstration."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serving.errors import ServingError
+
+
+class ApiFailure(ServingError):
+    """The platform answered with an error, or not at all."""
+
+
+class Client:
+    """``url`` without a slash at its end; ``key`` is an API key."""
+
+    def __init__(self, url: str, key: str, timeout_s: float = 600.0) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._url = url
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def call(self, method: str, path: str, **options: Any) -> Any:
+        """The answer's JSON. Raises ApiFailure with the platform's own message."""
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise ApiFailure(
+                f"{self._url} does not answer ({type(error).__name__}); is "
+                "'asset-orchestrator serve' running there?"
+            ) from None
+        if response.is_error:
+            try:
+                message = response.json().get("message", response.text)
+            except ValueError:
+                message = response.text
+            raise ApiFailure(f"{response.status_code}: {message}")
+        return response.json()
+
+    def upload(
+        self, path: Path, kind: str, name: str, description: str = "", trigger_words: Any = ()
+    ) -> dict[str, Any]:
+        """Create, transfer and complete; the asset is still being inspected afterwards."""
+        data = {"asset_type": kind, "trigger_words": list(trigger_words)}
+        body = {"asset_type": kind, "name": name, "description": description, "data": data}
+        created = self.call("POST", "/v1/assets", json=body)
+        with open(path, "rb") as file:
+            put = httpx.put(
+                created["transfer_api"]["put_url"],
+                content=file,
+                headers={"Content-Length": str(path.stat().st_size)},
+                timeout=3600,
+            )
+        if put.is_error:
+            raise ApiFailure(f"the transfer failed: {put.status_code} {put.text}")
+        asset_id = created["asset"]["id"]
+        self.call("POST", f"/v1/assets/{asset_id}/complete-upload", json={})
+        return self.asset(asset_id)
+
+    def asset(self, reference: str) -> dict[str, Any]:
+        return dict(self.call("GET", f"/v1/assets/{reference}")["asset"])
+
+    def await_ready(self, asset_id: str, timeout_s: float = 900.0) -> dict[str, Any]:
+        """Raises ApiFailure when the asset is rejected, with the reasons."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            asset = self.asset(asset_id)
+            if asset["status"] == "ready":
+                return asset
+            if asset["status"] != "uploaded":
+                raise ApiFailure(f"{asset['name']} is {asset['status']}: {asset['status_details']}")
+            if time.monotonic() > deadline:
+                raise ApiFailure(f"{asset['name']} is still {asset['status']}")
+            time.sleep(0.1)
+
+    def generate(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self.call("POST", "/generate/sdxl", json=dict(request)))
+
+
+def client_from_environment(url: str | None, key: str | None) -> Client:
+    """Options win over AO_URL and AO_API_KEY."""
+    return Client(
+        (url or os.environ.get("AO_URL") or "http://127.0.0.1:8000").rstrip("/"),
+        key or os.environ.get("AO_API_KEY") or "",
+    )

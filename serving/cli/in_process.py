@@ -1,0 +1,25 @@
+"""``serve --in-process``: one process, no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import uvicorn
+
+from serving.api.app import create_app
+from serving.local import local_context
+from serving.settings import Settings
+
+
+def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> None:
+    async def run() -> None:
+        progress("importing the base model and warming up, without Ray")
+        async with local_context(settings) as context:
+            progress(f"serving on {settings.resolved_public_url}")
+            config = uvicorn.Config(
+                create_app(context), settings.host, settings.port, log_level="warning"
+            )
+            await uvicorn.Server(config).serve()
+
+    asyncio.run(run())

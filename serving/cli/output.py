@@ -1,0 +1,44 @@
+"""What every command prints: tables for people, JSON for scripts, errors with a remedy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from assets.errors import AssetError
+from orchestrator.errors import TierError
+from serving.errors import ServingError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+    """Rows as a table, or whole as JSON."""
+    if as_json:
+        print(json.dumps(list(rows), indent=2, default=str))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(str(row.get(column, "")) for column in columns))
+    Console().print(table)
+
+
+def show_one(row: Mapping[str, Any], text: str, as_json: bool) -> None:
+    print(json.dumps(dict(row), indent=2, default=str) if as_json else text)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Our own errors are a line on stderr and exit code 1, never a traceback."""
+    try:
+        yield
+    except (AssetError, ServingError, TierError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None

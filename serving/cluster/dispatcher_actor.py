@@ -1,0 +1,94 @@
+"""The dispatcher as a Ray actor, and the gateways' way to it.
+
+When it dies Ray starts it anew, with an empty waiting room; the gateways submit
+again, under the same request ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from router.admission import QueueLimits
+from serving.cluster.outcome import caught, thrown
+from serving.cluster.slots import SlotClient, slot_name
+from serving.dispatcher import Dispatcher, Submission
+from serving.drawing import Drawing
+from serving.errors import DeadlineExceeded
+from serving.settings import Settings
+
+NAME = "dispatcher"
+_RETRY_S = 0.2
+
+
+class DispatcherActor:
+    """Runs on one event loop; every method is asynchronous and short but ``submit``."""
+
+    def __init__(self, settings: Settings) -> None:
+        limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
+        clients = [SlotClient(slot_name(index)) for index in range(settings.replicas)]
+        self._dispatcher = Dispatcher(clients, limits)
+        self._started = False
+
+    async def _ready(self) -> Dispatcher:
+        if not self._started:
+            self._started = True
+            self._dispatcher.start()
+        return self._dispatcher
+
+    async def submit(self, submission: Submission) -> Any:
+        dispatcher = await self._ready()
+        return await caught(dispatcher.submit(submission))
+
+    async def status(self) -> dict[str, Any]:
+        return (await self._ready()).status()
+
+
+def start_dispatcher(settings: Settings) -> Any:
+    """The one dispatcher of the pool."""
+    actor = ray.remote(DispatcherActor).options(
+        name=NAME,
+        namespace=settings.ray_namespace,
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=10_000,
+    )
+    return actor.remote(settings)
+
+
+class ClusterDrawer:
+    """A :class:`~serving.platform.Drawer` that outlives the dispatcher."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._actor: Any = None
+
+    async def _find(self) -> Any:
+        if self._actor is None:
+            self._actor = await asyncio.to_thread(ray.get_actor, NAME, self._namespace)
+        return self._actor
+
+    async def submit(self, submission: Submission) -> Drawing:
+        deadline = time.monotonic() + submission.timeout_s
+        while True:
+            reference = None
+            try:
+                actor = await self._find()
+                reference = actor.submit.remote(submission)
+                return thrown(await reference)  # type: ignore[no-any-return]
+            except (RayActorError, ValueError):
+                self._actor = None
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded("the dispatcher did not come back in time") from None
+                await asyncio.sleep(_RETRY_S)
+            except asyncio.CancelledError:
+                if reference is not None:
+                    ray.cancel(reference)
+                raise
+
+    async def status(self) -> Any:
+        return await (await self._find()).status.remote()

@@ -1,0 +1,51 @@
+"""A gateway process: the application over the cluster's dispatcher. No torch here."""
+
+from __future__ import annotations
+
+import signal
+
+import ray
+from fastapi import FastAPI
+
+from assets.model import load_manifest
+from assets.resolve import BASE_NAME
+from assets.signing import Signer
+from serving.api.app import create_app
+from serving.api.context import Context
+from serving.cluster.dispatcher_actor import ClusterDrawer
+from serving.cluster.ingest_actor import ClusterIngest
+from serving.composition import open_backends
+from serving.platform import Platform
+from serving.settings import Settings
+
+
+def app() -> FastAPI:
+    """Called once in each gateway; the settings come through the environment."""
+    settings = Settings()
+    if not ray.is_initialized():
+        # Ray takes SIGTERM for itself; here it means "drain and end", which is uvicorn's to do.
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        ray.init(
+            address=settings.ray_address,
+            namespace=settings.ray_namespace,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+        signal.signal(signal.SIGTERM, on_sigterm)
+    backends = open_backends(settings)
+    drawer = ClusterDrawer(settings.ray_namespace)
+    native = load_manifest(backends.store, BASE_NAME).native_size
+    return create_app(
+        Context(
+            platform=Platform(backends.library, drawer, native, settings.request_timeout_s),
+            store=backends.store,
+            directory=backends.directory,
+            jobs=backends.jobs,
+            ingest=ClusterIngest(settings.ray_namespace),
+            signer=Signer(settings.secret_bytes),
+            public_url=settings.resolved_public_url,
+            url_expires_s=settings.url_expires_s,
+            open_tenant=settings.open_tenant,
+            status=drawer.status,
+        )
+    )

@@ -1,0 +1,51 @@
+"""Ingest in a process of its own: a crash there costs no gateway and no replica."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from serving.composition import open_backends
+from serving.settings import Settings
+
+NAME = "ingest"
+
+
+class IngestActor:
+    """Converts one upload at a time; keeps torch imported between them."""
+
+    def __init__(self, settings: Settings) -> None:
+        from serving.engine.compose import open_workshop
+
+        self._settings = settings
+        self._workshop = open_workshop(settings, open_backends(settings))
+
+    def install_base(self) -> int:
+        """The base model's native size, once it is in the store."""
+        from serving.engine.compose import model_path
+
+        return self._workshop.install_base(model_path(self._settings)).native_size
+
+    def ingest(self, asset_id: str) -> None:
+        self._workshop.ingest(asset_id)
+
+
+def start_ingest(settings: Settings) -> Any:
+    actor = ray.remote(IngestActor).options(
+        name=NAME, namespace=settings.ray_namespace, num_cpus=0, max_restarts=-1, max_task_retries=2
+    )
+    return actor.remote(settings)
+
+
+class ClusterIngest:
+    """An :class:`~assets.ingest_runner.IngestRunner` over the actor."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._actor: Any = None
+
+    async def start(self, asset_id: str) -> None:
+        if self._actor is None:
+            self._actor = ray.get_actor(NAME, self._namespace)
+        self._actor.ingest.remote(asset_id)

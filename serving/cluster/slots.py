@@ -1,0 +1,104 @@
+"""Slots: each replica is a Serve application of one, addressed by its name.
+
+See docs/adr/0001-addressing-replicas.md for the alternative and the measurement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from ray.serve.exceptions import RayServeException
+
+from serving.cluster.outcome import caught, thrown
+from serving.drawing import Drawing, DrawRequest, ReplicaReport
+from serving.errors import ReplicaLost
+from serving.replica import Replica
+from serving.settings import Settings
+
+#: Two slots of the router, and room for questions about the replica itself.
+_MAX_ONGOING = 8
+
+
+def slot_name(index: int) -> str:
+    return f"replica-{index}"
+
+
+@serve.deployment(
+    num_replicas=1,
+    max_ongoing_requests=_MAX_ONGOING,
+    graceful_shutdown_timeout_s=30,
+    health_check_period_s=5,
+    health_check_timeout_s=30,
+)
+class Slot:
+    """A replica under Serve: built warm, then only forwards."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        from serving.engine.compose import open_engine, warm_up_request
+
+        engine = open_engine(settings, name)
+        prepared = engine.prepare(engine.base)
+        try:
+            engine.draw(prepared, warm_up_request(engine))
+        finally:
+            prepared.release()
+        self._replica = Replica(engine, node=ray.get_runtime_context().get_node_id())
+
+    async def draw(self, request: DrawRequest) -> Any:
+        return await caught(self._replica.draw(request))
+
+    async def describe(self) -> ReplicaReport:
+        return self._replica.report()
+
+    async def digest(self) -> str:
+        return await self._replica.digest()
+
+
+def deploy_slots(settings: Settings, indices: Iterable[int], *, num_gpus: float) -> None:
+    """Start slots; returns at once, while they warm up."""
+    targets = []
+    for index in indices:
+        name = slot_name(index)
+        options = {"num_cpus": 1, "num_gpus": num_gpus}
+        application = Slot.options(ray_actor_options=options).bind(settings, name)
+        targets.append(serve.RunTarget(application, name=name, route_prefix=None))
+    serve.run_many(targets, blocking=False, wait_for_applications_running=False)
+
+
+class SlotClient:
+    """A :class:`~serving.dispatcher.ReplicaClient` over a Serve handle."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self._handle: Any = None
+
+    async def describe(self) -> ReplicaReport:
+        return await self._call("describe")  # type: ignore[no-any-return]
+
+    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+        return thrown(await self._call("draw", request))  # type: ignore[no-any-return]
+
+    async def digest(self) -> str:
+        return str(await self._call("digest"))
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        response = None
+        try:
+            if self._handle is None:
+                loop = asyncio.get_running_loop()
+                self._handle = await loop.run_in_executor(None, serve.get_app_handle, self.id)
+            response = getattr(self._handle, method).remote(*arguments)
+            return await response
+        except asyncio.CancelledError:
+            if response is not None:
+                response.cancel()
+            raise
+        except TaskCancelledError as error:
+            raise ReplicaLost(f"{self.id}: {error}") from None
+        except (RayActorError, RayServeException, RayError) as error:
+            raise ReplicaLost(f"{self.id}: {type(error).__name__}") from None

@@ -1,0 +1,48 @@
+"""What both composition roots share, made from the settings; torch-free and Ray-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from assets.content import Blob
+from assets.keys import blob_key
+from assets.library import Library
+from assets.sql.records import SqlAssetRecords
+from assets.store import FsspecStore, ObjectStore
+from serving.database import open_database
+from serving.jobs.jobs import Jobs
+from serving.settings import Settings
+from serving.tenants.directory import Directory
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """The durable things: rows and bytes."""
+
+    records: SqlAssetRecords
+    store: ObjectStore
+    library: Library
+    directory: Directory
+    jobs: Jobs
+
+
+def open_store(settings: Settings) -> ObjectStore:
+    return FsspecStore(settings.resolved_store_url, **settings.resolved_store_options)
+
+
+def open_backends(settings: Settings) -> Backends:
+    engine = open_database(settings.resolved_database_url)
+    store = open_store(settings)
+    records = SqlAssetRecords(engine)
+    return Backends(records, store, Library(records, store), Directory(engine), Jobs(engine))
+
+
+class StoreSource:
+    """The object store as the tiers see it."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def open_blob(self, blob: Blob) -> BinaryIO:
+        return self._store.open(blob_key(blob))

@@ -1,0 +1,306 @@
+"""The waiting room: an async shell around the router's pure assignment.
+
+Mutable state, all of it touched on one event loop only: the waiting list, what
+each replica is doing, what each replica is believed to hold. ``_assign`` runs at
+every change. Sends happen outside of it; a request that ends, however it ends,
+gives its slot back in one place (``_run``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from router.admission import QueueLimits, admit
+from router.assign import Assignment, assign
+from router.cost import Speeds
+from router.fairness import FairClock
+from router.replica import Replica as ReplicaView
+from router.request import Waiting
+from serving.drawing import Drawing, DrawRequest, ReplicaReport
+from serving.errors import DeadlineExceeded, Refused, ReplicaLost
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+#: How much a new measurement of the speed counts against what was known.
+_SMOOTHING = 0.3
+_RETRY_DESCRIBE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request on its way to the waiting room. ``timeout_s`` counts from its arrival there."""
+
+    request: DrawRequest
+    tenant_id: str
+    weight: float
+    timeout_s: float
+
+
+class ReplicaClient(Protocol):
+    """How a dispatcher reaches a replica. Both raise ReplicaLost when it is dead."""
+
+    id: str
+
+    async def describe(self) -> ReplicaReport:
+        """Waits until the replica is up, for as long as that takes."""
+
+    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+        """Cancelling the call stops the drawing."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    client: ReplicaClient
+    report: ReplicaReport | None = None  # None: down, or not up yet
+    node: str = ""
+    free_at_s: float = 0.0
+    running: set[str] = field(default_factory=set)
+    hoped_for: frozenset[str] = frozenset()  # sent there, not yet reported
+
+    def view(self) -> ReplicaView:
+        assert self.report is not None
+        resident = dict(self.report.resident)
+        resident["gpu"] = resident.get("gpu", frozenset()) | self.hoped_for
+        return ReplicaView(self.client.id, self.free_at_s, len(self.running), resident)
+
+
+@dataclass(slots=True)
+class _Ticket:
+    submission: Submission
+    waiting: Waiting
+    answer: asyncio.Future[Drawing]
+    attempts: int = 0
+    task: asyncio.Task[None] | None = None
+
+
+class Dispatcher:
+    """Holds what waits for one pool of replicas. Lives on one event loop."""
+
+    def __init__(
+        self,
+        clients: Sequence[ReplicaClient],
+        limits: QueueLimits | None = None,
+        speeds: Speeds | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._slots = {client.id: _Slot(client) for client in clients}
+        self._limits = limits or QueueLimits()
+        self._speeds = speeds or Speeds()
+        self._clock = clock
+        self._fair = FairClock()
+        self._tickets: dict[str, _Ticket] = {}
+        self._waiting: dict[str, Waiting] = {}
+        self._watchers: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        slots = ", ".join(
+            f"{s.client.id}: {'down' if s.report is None else len(s.running)}"
+            for s in self._slots.values()
+        )
+        return f"<Dispatcher {len(self._waiting)} waiting; {slots}>"
+
+    def start(self) -> None:
+        """Begin to watch the replicas; call on the event loop."""
+        self._watchers = [asyncio.create_task(self._watch(slot)) for slot in self._slots.values()]
+
+    async def close(self) -> None:
+        tasks = self._watchers + [t.task for t in self._tickets.values() if t.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def status(self) -> dict[str, Any]:
+        """What waits and what each replica is doing, for people."""
+        now = self._clock()
+        return {
+            "waiting": len(self._waiting),
+            "work_per_s": self._speeds.work_per_s,
+            "replicas": [
+                {
+                    "id": slot.client.id,
+                    "state": "down" if slot.report is None else "up",
+                    "pid": slot.report.pid if slot.report else None,
+                    "running": len(slot.running),
+                    "free_in_s": max(0.0, slot.free_at_s - now),
+                    "resident": {
+                        tier: len(keys)
+                        for tier, keys in (slot.report.resident if slot.report else {}).items()
+                    },
+                }
+                for slot in self._slots.values()
+            ],
+        }
+
+    async def submit(self, submission: Submission) -> Drawing:
+        """Wait for a replica and draw. Submitting an id again joins the first.
+
+        Raises:
+            Refused: the queue is full, or the wait would outlast the deadline.
+            DeadlineExceeded, and whatever the engine raises.
+        """
+        request_id = submission.request.id
+        ticket = self._tickets.get(request_id)
+        if ticket is None:
+            ticket = self._enqueue(submission)
+        deadline = ticket.waiting.deadline_s - self._clock()
+        try:
+            return await asyncio.wait_for(asyncio.shield(ticket.answer), deadline)
+        except TimeoutError:
+            self._abandon(ticket)
+            raise DeadlineExceeded(
+                f"not done within {submission.timeout_s:.0f} s ({ticket.attempts} attempts)"
+            ) from None
+        except asyncio.CancelledError:
+            self._abandon(ticket)
+            raise
+
+    def _enqueue(self, submission: Submission) -> _Ticket:
+        now = self._clock()
+        request = submission.request
+        waiting = Waiting(
+            id=request.id,
+            tenant_id=submission.tenant_id,
+            work=request.work,
+            blobs=request.recipe.blobs(),
+            arrived_s=now,
+            deadline_s=now + submission.timeout_s,
+            virtual_finish=0.0,
+        )
+        refusal = admit(
+            waiting,
+            list(self._waiting.values()),
+            self._views(),
+            self._speeds,
+            self._limits,
+            now,
+        )
+        if refusal is not None:
+            raise Refused(refusal.status, refusal.reason, refusal.retry_after_s)
+        stamp = self._fair.stamp(submission.tenant_id, request.work, submission.weight)
+        waiting = replace(waiting, virtual_finish=stamp)
+        ticket = _Ticket(submission, waiting, asyncio.get_running_loop().create_future())
+        ticket.answer.add_done_callback(_heard)
+        self._tickets[request.id] = ticket
+        self._waiting[request.id] = waiting
+        self._assign()
+        return ticket
+
+    def _abandon(self, ticket: _Ticket) -> None:
+        """Nobody waits for it any more."""
+        request_id = ticket.waiting.id
+        self._waiting.pop(request_id, None)
+        if ticket.task is None:
+            self._tickets.pop(request_id, None)
+        else:
+            ticket.task.cancel()
+
+    def _views(self) -> list[ReplicaView]:
+        return [slot.view() for slot in self._slots.values() if slot.report is not None]
+
+    def _assign(self) -> None:
+        """Called at every change; starts what the router says, and nothing else."""
+        if not self._waiting:
+            return
+        now = self._clock()
+        for assignment in assign(list(self._waiting.values()), self._views(), self._speeds, now):
+            waiting = self._waiting.pop(assignment.request_id)
+            self._fair.served(waiting.virtual_finish)
+            ticket = self._tickets[assignment.request_id]
+            slot = self._slots[assignment.replica_id]
+            slot.running.add(waiting.id)
+            slot.free_at_s = now + assignment.cost_s
+            slot.hoped_for |= {blob.key for blob in waiting.blobs}
+            ticket.task = asyncio.create_task(self._run(ticket, slot, assignment))
+
+    async def _run(self, ticket: _Ticket, slot: _Slot, assignment: Assignment) -> None:
+        """One attempt on one replica. Whatever happens, the slot is given back here."""
+        started = self._clock()
+        queue_s = started - ticket.waiting.arrived_s
+        ticket.attempts += 1
+        retry = False
+        try:
+            drawing, report = await slot.client.draw(ticket.submission.request)
+            self._learn(drawing, ticket.submission.request)
+            self._heard_from(slot, report)
+            timings = replace(drawing.timings, queue_ms=queue_s * 1000)
+            _answer(ticket.answer, replace(drawing, timings=timings))
+        except ReplicaLost as lost:
+            log.warning("replica %s lost with request %s: %s", slot.client.id, ticket.waiting.id, lost)
+            slot.report = None
+            slot.hoped_for = frozenset()
+            retry = ticket.attempts < MAX_ATTEMPTS
+            if not retry:
+                _answer(ticket.answer, lost)
+        except asyncio.CancelledError:
+            ticket.answer.cancel()
+            raise
+        except Exception as error:
+            _answer(ticket.answer, error)
+        finally:
+            slot.running.discard(ticket.waiting.id)
+            ticket.task = None
+            if not slot.running:
+                slot.free_at_s = self._clock()
+                slot.hoped_for = frozenset()
+            if retry and not ticket.answer.done():
+                avoid = ticket.waiting.avoid | {slot.client.id}
+                ticket.waiting = replace(ticket.waiting, avoid=avoid)
+                self._waiting[ticket.waiting.id] = ticket.waiting
+            else:
+                self._tickets.pop(ticket.waiting.id, None)
+            self._assign()
+
+    def _learn(self, drawing: Drawing, request: DrawRequest) -> None:
+        spent_s = (drawing.timings.denoise_ms + drawing.timings.decode_ms) / 1000
+        if spent_s > 0:
+            seen = request.work / spent_s
+            known = self._speeds.work_per_s
+            self._speeds = replace(
+                self._speeds, work_per_s=known + _SMOOTHING * (seen - known)
+            )
+
+    def _heard_from(self, slot: _Slot, report: ReplicaReport) -> None:
+        slot.report = report
+        slot.node = report.node
+        # The file tiers belong to the node: what one replica sees there, its neighbours have.
+        shared = {tier: keys for tier, keys in report.resident.items() if tier != "gpu"}
+        for other in self._slots.values():
+            if other is not slot and other.report is not None and other.node == report.node:
+                resident: Mapping[str, frozenset[str]] = {**other.report.resident, **shared}
+                other.report = replace(other.report, resident=resident)
+
+    async def _watch(self, slot: _Slot) -> None:
+        """Wait for the replica whenever it is down, for as long as the dispatcher lives."""
+        while True:
+            if slot.report is None:
+                try:
+                    report = await slot.client.describe()
+                except ReplicaLost:
+                    await asyncio.sleep(_RETRY_DESCRIBE_S)
+                    continue
+                self._heard_from(slot, report)
+                self._assign()
+            await asyncio.sleep(_RETRY_DESCRIBE_S)
+
+
+def _answer(future: asyncio.Future[Drawing], outcome: Drawing | Exception) -> None:
+    if not future.done():
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+def _heard(future: asyncio.Future[Drawing]) -> None:
+    """An answer that nobody waits for is no error."""
+    if not future.cancelled():
+        with suppress(Exception):
+            future.exception()
+

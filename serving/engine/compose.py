@@ -1,0 +1,66 @@
+"""An engine made from the settings. Imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from assets.model import load_manifest
+from assets.resolve import BASE_NAME
+from assets.workshop import Workshop
+from orchestrator.file_tier import FileTier
+from orchestrator.provision import Provisioner
+from serving.composition import Backends, StoreSource, open_store
+from serving.drawing import DrawRequest
+from serving.engine.engine import Engine
+from serving.engine.miniature import write_miniature
+from serving.settings import Settings
+
+
+def pick_device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_budget_bytes(settings: Settings, device: str) -> int:
+    """As set; else 60 % of the card (the rest is working weights and activations), or 8 GiB."""
+    if settings.device_bytes:
+        return settings.device_bytes
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory * 0.6)
+    return 8 << 30
+
+
+def model_path(settings: Settings) -> Path:
+    """The model to serve; the miniature is written when none is named."""
+    return settings.model or write_miniature(settings.data_dir / "models" / "miniature")
+
+
+def open_workshop(settings: Settings, backends: Backends) -> Workshop:
+    return Workshop(
+        backends.records, backends.store, settings.secret_bytes, settings.scratch_dir
+    )
+
+
+def open_engine(settings: Settings, name: str) -> Engine:
+    """Raises TierUnusable when the host tier cannot be what it is configured to be."""
+    torch.set_num_threads(settings.threads_per_replica)
+    store = open_store(settings)
+    device = pick_device(settings.device)
+    provisioner = Provisioner(
+        StoreSource(store),
+        disk=FileTier("disk", settings.resolved_disk_dir, settings.disk_bytes),
+        host=FileTier("host", settings.resolved_host_dir, settings.host_bytes),
+    )
+    manifest = load_manifest(store, BASE_NAME)
+    return Engine(manifest, provisioner, device, device_budget_bytes(settings, device), name)
+
+
+def warm_up_request(engine: Engine) -> DrawRequest:
+    """A short drawing that touches everything a first request would."""
+    side = engine.manifest.native_size
+    return DrawRequest(
+        "warm-up", engine.base, "warm up", side, side, seeds=(0,), steps=2, cfg_scale=7.0
+    )

@@ -1,0 +1,90 @@
+"""The in-process composition root: engines in this process, no Ray. For tests and laptops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from assets.model import load_manifest
+from assets.resolve import BASE_NAME
+from assets.signing import Signer
+from assets.workshop import Workshop
+from router.admission import QueueLimits
+from serving.api.context import Context
+from serving.composition import open_backends
+from serving.dispatcher import Dispatcher
+from serving.drawing import Drawing, DrawRequest, ReplicaReport
+from serving.engine.compose import model_path, open_engine, open_workshop
+from serving.platform import Platform
+from serving.replica import Replica
+from serving.settings import Settings
+
+
+class LocalClient:
+    """A :class:`~serving.dispatcher.ReplicaClient` for a replica in this process."""
+
+    def __init__(self, name: str, replica: Replica) -> None:
+        self.id = name
+        self._replica = replica
+
+    async def describe(self) -> ReplicaReport:
+        return self._replica.report()
+
+    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+        return await self._replica.draw(request)
+
+
+class ThreadIngest:
+    """Runs ingests one after another in a thread of this process."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+
+    async def start(self, asset_id: str) -> None:
+        self._pool.submit(self._workshop.ingest, asset_id)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+@asynccontextmanager
+async def local_context(settings: Settings) -> AsyncIterator[Context]:
+    """Everything, on the running event loop. Everything is closed again at the end."""
+    backends = await asyncio.to_thread(open_backends, settings)
+    workshop = open_workshop(settings, backends)
+    await asyncio.to_thread(workshop.install_base, model_path(settings))
+    names = [f"replica-{index}" for index in range(settings.replicas)]
+    engines = [await asyncio.to_thread(open_engine, settings, name) for name in names]
+    replicas = [Replica(engine) for engine in engines]
+    clients = [LocalClient(n, r) for n, r in zip(names, replicas, strict=True)]
+    limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
+    dispatcher = Dispatcher(clients, limits)
+    dispatcher.start()
+    ingest = ThreadIngest(workshop)
+    native = load_manifest(backends.store, BASE_NAME).native_size
+
+    async def status() -> dict[str, Any]:
+        return dispatcher.status()
+
+    try:
+        yield Context(
+            platform=Platform(backends.library, dispatcher, native, settings.request_timeout_s),
+            store=backends.store,
+            directory=backends.directory,
+            jobs=backends.jobs,
+            ingest=ingest,
+            signer=Signer(settings.secret_bytes),
+            public_url=settings.resolved_public_url,
+            url_expires_s=settings.url_expires_s,
+            open_tenant=settings.open_tenant,
+            status=status,
+        )
+    finally:
+        await dispatcher.close()
+        ingest.close()
+        for replica in replicas:
+            replica.close()

@@ -1,0 +1,80 @@
+"""A replica: one engine, one thread that draws, and the preparing of the next request beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any, Protocol
+
+from assets.recipe import Recipe
+from serving.drawing import Drawing, DrawRequest, ReplicaReport
+
+
+class DrawingEngine(Protocol):
+    """What a replica needs of an engine. ``prepare`` runs in any thread, ``draw`` in one."""
+
+    name: str
+
+    @property
+    def base(self) -> Recipe: ...
+
+    def prepare(self, recipe: Recipe) -> Any: ...
+
+    def draw(self, prepared: Any, request: DrawRequest, is_cancelled: Any) -> Drawing: ...
+
+    def digest(self) -> str: ...
+
+    def resident(self) -> Mapping[str, frozenset[str]]: ...
+
+
+class Replica:
+    """Framework-free; the same object serves in a test, on a laptop and under Ray."""
+
+    def __init__(self, engine: DrawingEngine, node: str = "local") -> None:
+        self._engine = engine
+        self._node = node
+        self._drawer = ThreadPoolExecutor(1, thread_name_prefix="draw")
+        self._preparer = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+
+    def report(self) -> ReplicaReport:
+        return ReplicaReport(self._engine.name, self._node, os.getpid(), self._engine.resident())
+
+    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+        """Prepare and draw; cancelling this coroutine stops the drawing at its next step.
+
+        The leases are released only when the drawing thread has let go of them.
+        """
+        loop = asyncio.get_running_loop()
+        stop = Event()
+        prepared = await loop.run_in_executor(self._preparer, self._engine.prepare, request.recipe)
+        try:
+            work = loop.run_in_executor(
+                self._drawer, self._engine.draw, prepared, request, stop.is_set
+            )
+            try:
+                drawing = await asyncio.shield(work)
+            except asyncio.CancelledError:
+                stop.set()
+                await asyncio.wait([work])
+                if not work.cancelled():
+                    work.exception()  # seen: nobody is left to hear it
+                raise
+        finally:
+            prepared.release()
+        return drawing, self.report()
+
+    async def digest(self) -> str:
+        """sha256 of the working weights, once nothing draws."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._drawer, self._engine.digest)
+
+    async def warm_up(self, request: DrawRequest) -> None:
+        """Draw once, so that the first client does not pay for first calls."""
+        await self.draw(request)
+
+    def close(self) -> None:
+        self._drawer.shutdown(wait=True)
+        self._preparer.shutdown(wait=True)

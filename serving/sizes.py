@@ -1,0 +1,47 @@
+"""The wire's picture sizes, and what they are on a model of another native size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from assets.model import LATENT_SCALE
+from serving.errors import InvalidRequest
+
+#: width, height: the nine sizes for a model whose native side is 1024.
+WIRE_SIZES: tuple[tuple[int, int], ...] = (
+    (640, 1536), (768, 1344), (832, 1216), (896, 1152), (1024, 1024),
+    (1152, 896), (1216, 832), (1344, 768), (1536, 640),
+)  # fmt: skip
+WIRE_NATIVE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """``scaled`` says that the model is smaller than what was asked for."""
+
+    width: int
+    height: int
+    scaled: bool
+
+
+def picture_size(width: int | None, height: int | None, native_size: int) -> Size:
+    """The size to draw at.
+
+    Raises:
+        InvalidRequest: only one side is given, or the pair is not on the list.
+    """
+    if width is None and height is None:
+        return Size(native_size, native_size, scaled=False)
+    if width is None or height is None:
+        raise InvalidRequest("width" if width is None else "height", "give both sides or neither")
+    if (width, height) not in WIRE_SIZES:
+        sizes = ", ".join(f"{w}x{h}" for w, h in WIRE_SIZES)
+        raise InvalidRequest("width", f"{width}x{height} is not offered; the sizes are {sizes}")
+    if native_size >= WIRE_NATIVE:
+        return Size(width, height, scaled=False)
+    return Size(_scale(width, native_size), _scale(height, native_size), scaled=True)
+
+
+def _scale(side: int, native_size: int) -> int:
+    latent = side * native_size / WIRE_NATIVE / LATENT_SCALE
+    return max(1, int(latent + 0.5)) * LATENT_SCALE
