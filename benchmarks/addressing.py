@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import statistics
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ class Targeted(RequestRouter):
     ) -> list[list[RunningReplica]]:
         target = pending_request.kwargs.get("target") if pending_request else None
         chosen = [r for r in candidate_replicas if r.replica_id.unique_id == target]
-        return [chosen or candidate_replicas]
+        return [chosen or random.sample(candidate_replicas, len(candidate_replicas))]
 
 
 def deployment(count: int, **options: Any) -> Any:
@@ -148,14 +149,18 @@ def measure(way: str, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    rows = []
-    for count in parser.parse_args().sizes:
-        for way in ("slots", "targeted"):
+    parser.add_argument("--ways", nargs="+", default=["slots", "targeted"])
+    arguments = parser.parse_args()
+    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    for count in arguments.sizes:
+        for way in arguments.ways:
             row = measure(way, count)
             print(json.dumps(row), flush=True)
-            rows.append(row)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"cpus": psutil.cpu_count(), "rows": rows}, indent=1) + "\n")
+            rows = [r for r in rows if (r["way"], r["replicas"]) != (way, count)] + [row]
+            rows.sort(key=lambda r: (r["replicas"], r["way"]))
+            RESULT.parent.mkdir(exist_ok=True)
+            document = {"cpus": psutil.cpu_count(), "rows": rows}
+            RESULT.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,8 @@ def write_single_file(path: Path, skeleton: Skeleton, value: Value) -> Path:
         for name, shape in skeleton.components[component].items():
             place = single_file_name(component, name)
             tensor = value(component, name, shape)
+            if component == "vae" and ".attn_1." in place.name and tensor.ndim == 2:
+                tensor = tensor[:, :, None, None]  # a 1×1 convolution in such files
             if place.third is not None:
                 fused.setdefault(place.name, {})[place.third] = tensor
             else:

@@ -1,0 +1,50 @@
+"""Who may do what: every verb against own, public, foreign and deleted; and signatures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from assets.access import may
+from assets.asset import Asset
+from assets.errors import BadSignature
+from assets.principal import Principal
+from assets.signing import Signer
+
+ME = Principal("t1", "me")
+MINE = Asset("asset_1", "t1", "me", "a", "lora", 0.0)
+PUBLIC = replace(MINE, tenant_id="t2", owner="them", is_public=True)
+
+
+@pytest.mark.parametrize(
+    ("asset", "allowed"),
+    [
+        (MINE, {"read", "use", "delete"}),
+        (PUBLIC, {"read", "use"}),
+        (replace(PUBLIC, is_public=False), set()),
+        (replace(MINE, status="deleted"), set()),
+        (replace(PUBLIC, status="deleted"), set()),
+    ],
+    ids=["own", "public", "foreign", "own deleted", "public deleted"],
+)
+def test_matrix(asset: Asset, allowed: set[str]) -> None:
+    assert {verb for verb in ("read", "use", "delete") if may(ME, verb, asset)} == allowed
+
+
+def test_a_signature_allows_one_verb_on_one_key_for_a_while() -> None:
+    signer = Signer(b"secret")
+    token = signer.sign("PUT", "uploads/a", 100)
+    signer.verify("PUT", "uploads/a", token, 99.0)
+    for verb, key, given, now in (
+        ("GET", "uploads/a", token, 99.0),
+        ("PUT", "uploads/b", token, 99.0),
+        ("PUT", "uploads/a", token, 101.0),
+        ("PUT", "uploads/a", "200" + token[3:], 99.0),
+        ("PUT", "uploads/a", "", 99.0),
+        ("PUT", "uploads/a", "é.é", 99.0),
+    ):
+        with pytest.raises(BadSignature):
+            signer.verify(verb, key, given, now)
+    with pytest.raises(BadSignature):
+        Signer(b"other").verify("PUT", "uploads/a", token, 99.0)

@@ -1,0 +1,100 @@
+"""The strict header reader against everything a hostile or broken file can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from assets.errors import HeaderError
+from assets.formats.header import parse_header, read_header
+from assets.formats.tensors import Planned, TensorFile, write_tensors
+
+
+def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: tuple[int, ...] = (1,)) -> str:
+    return json.dumps({"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]})
+
+
+@pytest.mark.parametrize(
+    ("header", "data_bytes", "reason"),
+    [
+        (f'{{"a": {tensor()}, "a": {tensor()}}}', 4, "twice"),
+        (f'{{"__metadata__": {{"x": "1", "x": "2"}}, "a": {tensor()}}}', 4, "twice"),
+        (f'{{"__metadata__": {{"x": 1}}, "a": {tensor()}}}', 4, "strings"),
+        (f'{{"a": {tensor()}, "b": {tensor()}}}', 4, "overlaps"),
+        (f'{{"a": {tensor(4, 8)}}}', 8, "hole"),
+        (f'{{"a": {tensor()}}}', 8, "padded"),
+        (f'{{"a": {tensor()}}}', 2, "cut"),
+        (f'{{"a": {tensor(0, 8)}}}', 8, "spans"),
+        (f'{{"a": {tensor(0, 0, shape=(0,))}}}', 0, "empty"),
+        (f'{{"a": {tensor(dtype="F8_E4M3", end=1)}}}', 1, "F8_E4M3"),
+        (f'{{"a": {tensor(shape=(-1,))}}}', 4, "shape"),
+        (f'{{"a": {tensor(shape=(1 << 60, 1 << 60))}}}', 4, "shape"),
+        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": 1}}', 4, "no more"),
+        (f' {{"a": {tensor()}}}', 4, "begin"),
+        ("{}", 0, "no tensor"),
+        ("{", 0, "JSON"),
+        ("[" * 100_000, 0, "begin"),
+        ('{"a":' + "[" * 100_000, 0, "JSON"),
+        (f'{{"a\\u0000b": {tensor()}}}', 4, "NUL"),
+        (f'{{"{"n" * 600}": {tensor()}}}', 4, "too long"),
+        (json.dumps({str(i): 0 for i in range(20_001)}), 0, "20001 tensors"),
+    ],
+)
+def test_refused_with_the_reason(header: str, data_bytes: int, reason: str) -> None:
+    with pytest.raises(HeaderError, match=reason):
+        parse_header(header.encode(), data_bytes)
+
+
+def test_a_pickle_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(HeaderError, match="pickle"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"abc", (1 << 40).to_bytes(8, "little") + b"{}"])
+def test_short_or_lying_files(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(HeaderError, match="not a safetensors file"):
+        read_header(path)
+
+
+@given(st.binary(max_size=400), st.integers(0, 1000))
+def test_no_bytes_crash_it(raw: bytes, data_bytes: int) -> None:
+    try:
+        parse_header(raw, data_bytes)
+    except HeaderError:
+        pass
+
+
+def test_reads_what_the_library_writes_and_the_reverse(tmp_path: Path) -> None:
+    tensors = {
+        "half": torch.randn(3, 5).half(),
+        "brain": torch.randn(2, 2, 2).bfloat16(),
+        "scalar": torch.tensor(0.5),
+    }
+    theirs = tmp_path / "theirs.safetensors"
+    save_file(tensors, theirs, {"note": "x"})
+    with TensorFile(theirs) as file:
+        assert file.header.metadata == {"note": "x"}
+        for name, value in tensors.items():
+            assert torch.equal(file.read(name), value)
+    ours = tmp_path / "ours.safetensors"
+    names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+    planned = {
+        name: Planned(names[value.dtype], tuple(value.shape), lambda value=value: value)
+        for name, value in tensors.items()
+    }
+    written = write_tensors(ours, planned, {})
+    assert written.size_bytes == ours.stat().st_size
+    from safetensors.torch import load_file
+
+    for name, value in load_file(ours).items():
+        assert torch.equal(value, tensors[name])

@@ -1,0 +1,195 @@
+"""Ingest: what is accepted, what becomes of it, and what is refused with which reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from assets.content import content_key, tenant_salt
+from assets.errors import IngestRejected
+from assets.formats.lora import cover
+from assets.formats.tensors import TensorFile
+from assets.ingest import ingest_file
+from assets.keys import blob_key
+from assets.skeleton import Skeleton
+from assets.store import read_bytes
+from serving.engine.samples import write_kohya_lora
+
+Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+CONV = "down_blocks.0.resnets.0.conv1"
+
+
+def ingest(path: Path, kind: str, skeleton: Skeleton, scratch: Path) -> Any:
+    scratch.mkdir(exist_ok=True)
+    return ingest_file(path, kind, skeleton, "0" * 64, b"salt", scratch)  # type: ignore[arg-type]
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+    return path
+
+
+def lora_pair(skeleton: Skeleton, module: str, rank: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = skeleton.components["unet"][f"{module}.weight"]
+    generator = torch.Generator().manual_seed(3)
+    down = torch.randn(rank, *shape[1:], generator=generator)
+    up = torch.randn(shape[0], rank, *([1] * (len(shape) - 2)), generator=generator)
+    return down, up
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_{}.weight|down,up",
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_{}.weight|down,up",
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.weight|A,B",
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora.{}.weight|down,up",
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{}.weight|down,up",
+        "base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.weight|A,B",
+    ],
+)
+def test_every_spelling_means_the_same_parameter(
+    tmp_path: Path, skeleton: Skeleton, spelling: str
+) -> None:
+    pattern, roles = spelling.split("|")
+    first, second = roles.split(",")
+    down, up = lora_pair(skeleton, Q)
+    path = save(tmp_path / "x.safetensors", {pattern.format(first): down, pattern.format(second): up})
+    done = ingest(path, "lora", skeleton, tmp_path / "scratch")
+    with TensorFile(done.files["lora"][1]) as file:
+        assert torch.equal(file.read(f"unet/{Q}.weight.down"), down)
+        assert torch.equal(file.read(f"unet/{Q}.weight.up"), up)
+        assert file.read("scales").tolist() == [1.0]
+    assert done.report["matched"] == 1
+
+
+def test_alpha_of_kohya_and_of_diffusers_metadata(tmp_path: Path, skeleton: Skeleton) -> None:
+    down, up = lora_pair(skeleton, Q)
+    kohya = "lora_unet_" + Q.replace(".", "_")
+    tensors = {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up}
+    path = save(tmp_path / "k.safetensors", {**tensors, f"{kohya}.alpha": torch.tensor(1.0)})
+    done = ingest(path, "lora", skeleton, tmp_path / "k")
+    with TensorFile(done.files["lora"][1]) as file:
+        assert file.read("scales").tolist() == [0.25]
+    metadata = {
+        "lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_q": 2}}'
+    }
+    named = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
+    path = save(tmp_path / "d.safetensors", named, metadata)
+    done = ingest(path, "lora", skeleton, tmp_path / "d")
+    with TensorFile(done.files["lora"][1]) as file:
+        assert file.read("scales").tolist() == [0.5]
+
+
+def test_convolutions_are_flattened(tmp_path: Path, skeleton: Skeleton) -> None:
+    down, up = lora_pair(skeleton, CONV)
+    name = "lora_unet_" + CONV.replace(".", "_")
+    path = save(
+        tmp_path / "c.safetensors",
+        {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up},
+    )
+    done = ingest(path, "lora", skeleton, tmp_path / "scratch")
+    with TensorFile(done.files["lora"][1]) as file:
+        assert torch.equal(file.read(f"unet/{CONV}.weight.down"), down.flatten(1))
+        assert torch.equal(file.read(f"unet/{CONV}.weight.up"), up.flatten(1))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(tmp_path: Path, skeleton: Skeleton, bad: float) -> None:
+    down, up = lora_pair(skeleton, Q)
+    down[0, 0] = bad
+    path = save(
+        tmp_path / "n.safetensors",
+        {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up},
+    )
+    with pytest.raises(IngestRejected, match="not finite"):
+        ingest(path, "lora", skeleton, tmp_path / "scratch")
+
+
+def test_reasons_of_refusal(tmp_path: Path, skeleton: Skeleton) -> None:
+    down, up = lora_pair(skeleton, Q)
+    cases = {
+        "no up factor": {f"unet.{Q}.lora_A.weight": down},
+        "the served model needs": {
+            f"unet.{Q}.lora_A.weight": torch.zeros(4, 7),
+            f"unet.{Q}.lora_B.weight": up,
+        },
+        "none of its 1 modules": {
+            "unet.nowhere.lora_A.weight": down,
+            "unet.nowhere.lora_B.weight": up,
+        },
+        "LoHa": {f"lora_unet_x.hada_w1_a": down},
+        "DoRA": {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.dora_scale": up},
+        "moved twice": {
+            f"unet.{Q}.lora_A.weight": down,
+            f"unet.{Q}.lora_B.weight": up,
+            f"base_model.model.{Q}.lora_A.weight": down.clone(),
+            f"base_model.model.{Q}.lora_B.weight": up.clone(),
+        },
+    }
+    for number, (reason, tensors) in enumerate(cases.items()):
+        path = save(tmp_path / f"{number}.safetensors", tensors)
+        with pytest.raises(IngestRejected, match=reason):
+            ingest(path, "lora", skeleton, tmp_path / "scratch")
+    path = save(tmp_path / "declared.safetensors", {"clip_l": up, "clip_g": up.clone()})
+    with pytest.raises(IngestRejected, match="declared as lora"):
+        ingest(path, "lora", skeleton, tmp_path / "scratch")
+    with pytest.raises(IngestRejected, match="width 32"):
+        ingest(path, "textual_inversion", skeleton, tmp_path / "scratch")
+
+
+def test_unmatched_keys_are_reported(tmp_path: Path, skeleton: Skeleton) -> None:
+    down, up = lora_pair(skeleton, Q)
+    listing = {
+        f"unet.{Q}.lora_A.weight": tuple(down.shape),
+        f"unet.{Q}.lora_B.weight": tuple(up.shape),
+        "unet.elsewhere.lora_A.weight": (4, 4),
+    }
+    assert cover(listing, skeleton).report()["unmatched"] == ["unet.elsewhere"]
+
+
+def test_a_single_file_is_the_folder_it_was_made_from(
+    bench: Any, samples: dict[str, Any], miniature: Path
+) -> None:
+    """Everything but the UNet of the sample checkpoint is the miniature's own."""
+    parts = samples["checkpoint"].parts
+    for component, file in (("text_encoder", "model"), ("text_encoder_2", "model"), ("vae", None)):
+        stem = file or "diffusion_pytorch_model"
+        folder = load_file(miniature / component / f"{stem}.safetensors")
+        raw = read_bytes(bench.store, blob_key(parts[component]))
+        path = bench.folder / f"check-{component}"
+        path.write_bytes(raw)
+        converted = load_file(path)
+        assert converted.keys() == folder.keys()
+        assert all(torch.equal(converted[name], folder[name]) for name in folder)
+
+
+def test_a_rejected_upload_leaves_the_reasons_and_no_bytes(bench: Any, tmp_path: Path) -> None:
+    path = tmp_path / "junk.safetensors"
+    path.write_bytes(b"not a model at all")
+    asset = bench.ingest(path, "lora")
+    assert asset.status == "rejected"
+    assert "not a safetensors file" in asset.status_details
+    assert asset.report["reasons"]
+    assert bench.store.size(f"uploads/{asset.id}") is None
+
+
+def test_two_tenants_with_the_same_file_have_different_keys(
+    bench: Any, skeleton: Skeleton, tmp_path: Path
+) -> None:
+    path = write_kohya_lora(tmp_path / "same.safetensors", skeleton, seed=99, only="attn2")
+    one, again = bench.ingest(path, "lora", "t1"), bench.ingest(path, "lora", "t1")
+    other = bench.ingest(path, "lora", "t2")
+    assert one.parts["lora"] == again.parts["lora"]
+    assert one.parts["lora"].key != other.parts["lora"].key
+    assert one.parts["lora"].sha256 == other.parts["lora"].sha256
+
+
+def test_keys_do_not_reveal_the_digest() -> None:
+    salt = tenant_salt(b"secret", "t1")
+    assert content_key("ab", "lora", salt) != content_key("ab", "lora", tenant_salt(b"secret", "t2"))
+    assert content_key("ab", "lora", None) != content_key("ab", "unet", None)

@@ -1,0 +1,192 @@
+"""What the tests share: the miniature, engines, real servers; all private, all ended again."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Files that nobody here wrote; tests that need them are skipped without REAL_DATA."""
+    path = os.environ.get("REAL_DATA")
+    if not path:
+        pytest.skip("set REAL_DATA to the folder of real files")
+    return Path(path)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from serving.engine.miniature import write_miniature
+
+    return write_miniature(tmp_path_factory.mktemp("model") / "miniature")
+
+
+@pytest.fixture(scope="session")
+def skeleton() -> Any:
+    from assets.sdxl import skeleton_of
+    from serving.engine.miniature import MINIATURE_CONFIGS
+
+    return skeleton_of(MINIATURE_CONFIGS)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A store with the miniature as its base, a workshop over it, and engines on demand."""
+
+    store: Any
+    records: Any
+    library: Any
+    workshop: Any
+    manifest: Any
+    folder: Path
+    engine: Callable[..., Any]
+    ingest: Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Session-wide and therefore only added to, never reset."""
+    import torch
+
+    from assets.asset import Asset
+    from assets.ids import new_asset_id
+    from assets.keys import upload_key
+    from assets.library import Library
+    from assets.sql.records import SqlAssetRecords
+    from assets.store import FsspecStore, put_file
+    from assets.workshop import Workshop
+    from orchestrator.file_tier import FileTier
+    from orchestrator.provision import Provisioner
+    from serving.composition import StoreSource
+    from serving.database import open_database
+    from serving.engine.engine import Engine
+
+    torch.set_num_threads(2)
+    folder = tmp_path_factory.mktemp("bench")
+    store = FsspecStore(f"file://{folder}/store")
+    records = SqlAssetRecords(open_database(f"sqlite:///{folder}/records.db"))
+    workshop = Workshop(records, store, b"secret", folder / "scratch")
+    manifest = workshop.install_base(miniature)
+    tiers = (
+        FileTier("disk", folder / "disk", 4 << 30),
+        FileTier("host", folder / "host", 4 << 30),
+    )
+
+    def engine(name: str = "engine", budget_bytes: int = 4 << 30) -> Engine:
+        return Engine(
+            manifest,
+            Provisioner(StoreSource(store), *tiers),
+            device_budget_bytes=budget_bytes,
+            name=name,
+        )
+
+    def ingest(path: Path, kind: str, tenant: str = "t1", **data: Any) -> Asset:
+        """An asset of the file at ``path``, through the same ingest as any upload."""
+        asset = Asset(
+            id=new_asset_id(),
+            tenant_id=tenant,
+            owner=tenant,
+            name=f"{path.stem}-{new_asset_id()[-8:]}",
+            kind=kind,  # type: ignore[arg-type]
+            created_at_s=0.0,
+            status="uploaded",
+            data=data,
+        )
+        records.add(asset)
+        put_file(store, upload_key(asset.id), path)
+        return workshop.ingest(asset.id)  # type: ignore[return-value]
+
+    return Bench(
+        store, records, Library(records, store), workshop, manifest, folder, engine, ingest
+    )
+
+
+@pytest.fixture(scope="session")
+def sample_files(skeleton: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three LoRAs of different reach and rank, two inversions, a second checkpoint."""
+    from serving.engine.miniature import SEED, initial
+    from serving.engine.samples import write_inversion, write_kohya_lora, write_single_file
+
+    folder = tmp_path_factory.mktemp("samples")
+
+    def other(component: str, name: str, shape: Any) -> Any:
+        return initial(f"{component}/{name}", shape, SEED + (component == "unet"))
+
+    return {
+        "lora_all": write_kohya_lora(folder / "lora_all.safetensors", skeleton, seed=11),
+        "lora_cross": write_kohya_lora(
+            folder / "lora_cross.safetensors", skeleton, seed=12, rank=2, only="attn2"
+        ),
+        "lora_alpha": write_kohya_lora(
+            folder / "lora_alpha.safetensors", skeleton, seed=13, rank=8, alpha=4.0
+        ),
+        "inversion": write_inversion(folder / "inversion.safetensors", skeleton, vectors=2),
+        "inversion_long": write_inversion(
+            folder / "inversion_long.safetensors", skeleton, vectors=5, seed=5
+        ),
+        "checkpoint": write_single_file(folder / "checkpoint.safetensors", skeleton, other),
+    }
+
+
+@pytest.fixture(scope="session")
+def samples(bench: Bench, sample_files: dict[str, Path]) -> dict[str, Any]:
+    """The sample files, ingested."""
+    kinds = {"lora": "lora", "inversion": "textual_inversion", "checkpoint": "checkpoint"}
+    assets = {
+        name: bench.ingest(path, kinds[name.split("_")[0]]) for name, path in sample_files.items()
+    }
+    assert all(asset.status == "ready" for asset in assets.values()), assets
+    return assets
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A real S3 server on loopback, over a private folder."""
+    import subprocess
+    import time
+
+    binary = Path(sys.executable).parent / "rclone"
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "bucket").mkdir()
+    port = free_port()
+    key, secret = "orchestrator-test-key", "orchestrator-test-secret"
+    command = [str(binary), "serve", "s3", "--auth-key", f"{key},{secret}"]
+    command += ["--addr", f"127.0.0.1:{port}", "--config", "/dev/null", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            assert server.poll() is None, "rclone ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    yield {
+        "url": "s3://bucket",
+        "options": {
+            "key": key,
+            "secret": secret,
+            "endpoint_url": f"http://127.0.0.1:{port}",
+            "client_kwargs": {"region_name": "us-east-1"},
+        },
+    }
+    server.terminate()
+    server.wait()

@@ -1,0 +1,247 @@
+"""The file tier: leases, one fetch a node, eviction, crashes; as a state machine, too."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from assets.content import Blob
+from orchestrator.errors import Corrupt, TierFull, TooLarge
+from orchestrator.file_tier import FileLease, FileTier
+from orchestrator.provision import Provisioner
+
+
+def content(name: str, size: int) -> bytes:
+    return (hashlib.sha256(name.encode()).digest() * (size // 32 + 1))[:size]
+
+
+def blob_of(name: str, size: int) -> Blob:
+    return Blob(name, hashlib.sha256(content(name, size)).hexdigest(), size)
+
+
+def fill(blob: Blob) -> Any:
+    return lambda file: file.write(content(blob.key, blob.size_bytes))
+
+
+@pytest.fixture
+def tier(tmp_path: Path) -> FileTier:
+    return FileTier("disk", tmp_path, 100)
+
+
+def test_admit_then_lease(tier: FileTier) -> None:
+    blob = blob_of("a", 40)
+    assert tier.lease(blob) is None
+    lease, moved = tier.admit(blob, fill(blob))
+    assert moved
+    assert lease.path.read_bytes() == content("a", 40)
+    lease.release()
+    lease.release()
+    again, moved = tier.admit(blob, fill(blob))
+    assert not moved
+    again.release()
+    tier.check_integrity()
+
+
+def test_least_recently_used_goes_first_and_leased_stays(tier: FileTier) -> None:
+    blobs = [blob_of(name, 40) for name in "abc"]
+    held, _ = tier.admit(blobs[0], fill(blobs[0]))
+    tier.admit(blobs[1], fill(blobs[1]))[0].release()
+    tier.admit(blobs[2], fill(blobs[2]))[0].release()
+    assert set(tier.resident()) == {"a", "c"}
+    with pytest.raises(TierFull):
+        big = blob_of("d", 70)
+        tier.admit(big, fill(big))
+    assert set(tier.resident()) == {"a", "c"} or set(tier.resident()) == {"a"}
+    held.release()
+    tier.check_integrity()
+
+
+def test_pinned_stays(tier: FileTier) -> None:
+    for name in "ab":
+        blob = blob_of(name, 40)
+        tier.admit(blob, fill(blob))[0].release()
+    tier.pin("a")
+    blob = blob_of("c", 40)
+    tier.admit(blob, fill(blob))[0].release()
+    assert set(tier.resident()) == {"a", "c"}
+    tier.unpin("a")
+
+
+def test_wrong_bytes_leave_nothing(tier: FileTier) -> None:
+    blob = blob_of("a", 40)
+    for wrong in (b"x" * 40, content("a", 40)[:-1], content("a", 40) + b"x"):
+        with pytest.raises(Corrupt):
+            tier.admit(blob, lambda file, wrong=wrong: file.write(wrong))
+    assert tier.used_bytes() == 0
+    tier.check_integrity()
+
+
+def test_too_large_is_an_error_before_the_fetch(tier: FileTier) -> None:
+    def never(_file: BinaryIO) -> None:
+        raise AssertionError("fetched")
+
+    with pytest.raises(TooLarge):
+        tier.admit(blob_of("a", 101), never)
+
+
+def test_one_fetch_for_many_at_once(tier: FileTier) -> None:
+    blob, calls = blob_of("a", 40), []
+    barrier = threading.Barrier(8)
+
+    def fetch(file: BinaryIO) -> None:
+        calls.append(1)
+        fill(blob)(file)
+
+    def one() -> None:
+        barrier.wait()
+        tier.admit(blob, fetch)[0].release()
+
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+
+
+HOLD_THEN_HANG = """
+import hashlib, signal, sys
+from pathlib import Path
+from assets.content import Blob
+from orchestrator.file_tier import FileTier
+
+tier = FileTier("disk", Path(sys.argv[1]), 100)
+a, b = (Blob(k, h, 40) for k, h in zip("ab", sys.argv[2:4]))
+held = tier.admit(a, lambda file: file.write(bytes.fromhex(sys.argv[4])))
+
+def stuck(file):
+    file.write(b"half")
+    print("started", flush=True)
+    signal.pause()
+
+tier.admit(b, stuck)
+"""
+
+
+def test_the_dead_hold_no_lease_and_leave_no_half_file(tier: FileTier, tmp_path: Path) -> None:
+    digests = [blob_of(name, 40).sha256 for name in "ab"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD_THEN_HANG, str(tmp_path), *digests, content("a", 40).hex()],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"started\n"
+    big = blob_of("c", 90)
+    with pytest.raises(TierFull):  # one entry leased, one on its way
+        tier.admit(big, fill(big))
+    process.kill()
+    process.communicate()
+    half = blob_of("b", 40)
+    lease, moved = tier.admit(half, fill(half))  # takes over where the dead one was
+    assert moved
+    lease.release()
+    tier.admit(big, fill(big))[0].release()
+    assert set(tier.resident()) == {"c"}
+    tier.check_integrity()
+
+
+class _Source:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.opened: list[str] = []
+
+    def open_blob(self, blob: Blob) -> BinaryIO:
+        self.opened.append(blob.key)
+        path = self.folder / blob.key
+        path.write_bytes(content(blob.key, blob.size_bytes))
+        return open(path, "rb")
+
+
+def test_provisioner_tells_where_it_found_it(tmp_path: Path) -> None:
+    source = _Source(tmp_path)
+    disk, host = FileTier("disk", tmp_path / "d", 200), FileTier("host", tmp_path / "h", 50)
+    provisioner = Provisioner(source, disk, host)
+    small, other, wide = blob_of("s", 40), blob_of("o", 40), blob_of("w", 90)
+    expected = [
+        (small, "store", 80),
+        (small, "host", 0),
+        (other, "store", 80),  # puts small out of the host tier
+        (small, "disk", 40),
+        (wide, "store", 90),  # does not fit the host tier: served from disk
+        (wide, "disk", 0),
+    ]
+    for blob, tier, moved in expected:
+        lease, found = provisioner.bring(blob)
+        assert (found.tier, found.bytes_moved) == (tier, moved)
+        assert lease.path.read_bytes() == content(blob.key, blob.size_bytes)
+        lease.release()
+    assert source.opened == ["s", "o", "w"]
+
+
+NAMES = st.sampled_from("abcdef")
+
+
+class FileTierMachine(RuleBasedStateMachine):
+    """Any order of admissions, leases, releases and pins keeps the books."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="tier-"))
+        self.tier = FileTier("disk", self.folder, 100)
+        self.leases: list[tuple[str, FileLease]] = []
+        self.pins: set[str] = set()
+
+    def size(self, name: str) -> int:
+        return 15 + 12 * "abcdef".index(name)
+
+    @rule(name=NAMES)
+    def admit(self, name: str) -> None:
+        blob = blob_of(name, self.size(name))
+        try:
+            lease, _ = self.tier.admit(blob, fill(blob))
+            self.leases.append((name, lease))
+        except TierFull:
+            held = {n for n, _ in self.leases} | (self.pins & set(self.tier.resident()))
+            assert sum(map(self.size, held)) + blob.size_bytes > 100
+
+    @rule(name=NAMES)
+    def fail(self, name: str) -> None:
+        blob = blob_of(name, self.size(name))
+        if name not in self.tier.resident():
+            with pytest.raises((Corrupt, TierFull)):
+                self.tier.admit(blob, lambda file: file.write(b"?"))
+
+    @precondition(lambda self: self.leases)
+    @rule(index=st.integers(0, 100))
+    def release(self, index: int) -> None:
+        self.leases.pop(index % len(self.leases))[1].release()
+
+    @rule(name=NAMES, on=st.booleans())
+    def pin(self, name: str, on: bool) -> None:
+        (self.tier.pin if on else self.tier.unpin)(name)
+        (self.pins.add if on else self.pins.discard)(name)
+
+    @invariant()
+    def books_balance(self) -> None:
+        self.tier.check_integrity()
+        assert {name for name, _ in self.leases} <= set(self.tier.resident())
+
+    def teardown(self) -> None:
+        for _, lease in self.leases:
+            lease.release()
+        shutil.rmtree(self.folder)
+
+
+TestFileTierMachine = FileTierMachine.TestCase
+TestFileTierMachine.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)

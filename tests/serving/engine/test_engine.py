@@ -1,0 +1,330 @@
+"""The engine: isolation, the plan, and stock diffusers as the oracle."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from assets.recipe import InversionUse, LoraUse, Recipe
+from dataclasses import replace
+from serving.drawing import DrawRequest
+from serving.engine.plan import Target, plan
+from serving.errors import Cancelled
+
+#: Not one token of the vocabulary, so that diffusers takes it as a new one.
+WORD = "qzebra"
+
+
+def request(recipe: Recipe, **changes: Any) -> DrawRequest:
+    first = DrawRequest(
+        "r", recipe, "a small red star", 128, 128, (7,), steps=4, cfg_scale=5.0, encoding="png"
+    )
+    return replace(first, **changes)
+
+
+def draw(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
+    prepared = engine.prepare(recipe)
+    try:
+        return engine.draw(prepared, request(recipe, **changes)).images[0]  # type: ignore[no-any-return]
+    finally:
+        prepared.release()
+
+
+def pixels(picture: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture))).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def engine(bench: Any) -> Any:
+    return bench.engine()
+
+
+@pytest.fixture(scope="module")
+def recipes(engine: Any, samples: dict[str, Any]) -> dict[str, Recipe]:
+    base = engine.base
+
+    def loras(**weights: float) -> tuple[LoraUse, ...]:
+        return tuple(LoraUse(samples[n].parts["lora"], w) for n, w in weights.items())
+
+    inversion = InversionUse(samples["inversion"].parts["textual_inversion"], WORD)
+    parts = {k: v for k, v in samples["checkpoint"].parts.items()}
+    other = Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
+    return {
+        "base": base,
+        "lora": replace(base, loras=loras(lora_all=1.0)),
+        "weaker": replace(base, loras=loras(lora_all=0.4)),
+        "negative": replace(base, loras=loras(lora_all=-0.7)),
+        "cross": replace(base, loras=loras(lora_cross=1.0)),
+        "three": replace(base, loras=loras(lora_all=0.5, lora_cross=1.0, lora_alpha=0.8)),
+        "inversion": replace(base, inversions=(inversion,)),
+        "checkpoint": other,
+        "everything": replace(
+            other, loras=loras(lora_all=0.9, lora_alpha=0.3), inversions=(inversion,)
+        ),
+    }
+
+
+def test_every_recipe_draws_something_of_its_own(engine: Any, recipes: dict[str, Recipe]) -> None:
+    pictures = {n: draw(engine, r, prompt="a qzebra star") for n, r in recipes.items()}
+    assert len(set(pictures.values())) == len(pictures)
+
+
+def test_200_random_recipes_leave_no_trace(
+    bench: Any, engine: Any, recipes: dict[str, Recipe]
+) -> None:
+    """The base digest and picture are those of the start, and every recipe's digest is the
+    one that a freshly built engine has."""
+    before = draw(engine, recipes["base"])
+    digest = engine.digest()
+    fresh: dict[str, str] = {}
+    for name, recipe in recipes.items():
+        new = bench.engine()
+        with_new = new.prepare(recipe)
+        new.become(with_new)
+        fresh[name] = new.digest()
+        with_new.release()
+    dice = random.Random(5)
+    for _ in range(200):
+        name = dice.choice(list(recipes))
+        prepared = engine.prepare(recipes[name])
+        engine.become(prepared)
+        prepared.release()
+        assert engine.digest() == fresh[name], name
+    assert draw(engine, recipes["base"]) == before
+    assert engine.digest() == digest
+    engine.tier.check_integrity()
+
+
+def test_a_swap_that_fails_half_way_is_repaired(engine: Any, recipes: dict[str, Recipe]) -> None:
+    before = draw(engine, recipes["base"])
+    prepared = engine.prepare(recipes["three"])
+    broken = dict(prepared.leases)
+    key = recipes["three"].loras[-1].blob.key
+    real = prepared.leases[key].value
+
+    class Poison:
+        groups = dict(real.groups)
+
+    last = sorted(Poison.groups)[-1]
+    factors = Poison.groups[last][0]
+    Poison.groups[last] = (replace(factors, up=factors.up[:, :1]),)
+    prepared.leases[key].value = Poison  # a shape that the product refuses
+    with pytest.raises(RuntimeError):
+        engine.become(prepared)
+    prepared.leases[key].value = real
+    prepared.leases = broken
+    prepared.release()
+    assert draw(engine, recipes["base"]) == before
+
+
+def test_plan_is_the_least_writing() -> None:
+    a, b = ("unet", (2, 2), 0), ("unet", (2, 2), 1)
+    te = ("text_encoder", (2, 2), 0)
+    keys = {"unet": "u", "text_encoder": "t"}
+    m1, m2 = (("l", 1.0, 0),), (("l", 0.5, 0),)
+    now = Target(keys, {a: m1, b: m1, te: m1})  # type: ignore[arg-type,dict-item]
+    steps = plan(now, Target(keys, {a: m1, b: m2}))  # type: ignore[arg-type,dict-item]
+    assert (steps.copy, set(steps.restore), dict(steps.touch), steps.kept) == (
+        frozenset(),
+        {te},
+        {b: m2},
+        1,
+    )
+    steps = plan(now, Target({**keys, "unet": "v"}, {a: m1}))  # type: ignore[arg-type,dict-item]
+    assert (set(steps.copy), set(steps.restore), dict(steps.touch)) == ({"unet"}, {te}, {a: m1})
+    assert plan(None, now).copy == {"unet", "text_encoder"}
+    same = plan(now, now)
+    assert (same.copy, same.restore, dict(same.touch), same.kept) == (frozenset(), frozenset(), {}, 3)
+
+
+def test_a_weight_change_moves_no_bytes(engine: Any, recipes: dict[str, Recipe]) -> None:
+    engine.prepare(recipes["lora"]).release()
+    prepared = engine.prepare(recipes["weaker"])
+    assert {found.tier for found in prepared.found} == {"gpu"}
+    assert sum(found.bytes_moved for found in prepared.found) == 0
+    prepared.release()
+
+
+def test_cancelled_within_one_step(engine: Any, recipes: dict[str, Recipe]) -> None:
+    prepared = engine.prepare(recipes["base"])
+    asked: list[int] = []
+
+    def at_third() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    with pytest.raises(Cancelled):
+        engine.draw(prepared, request(recipes["base"], steps=10), at_third)
+    assert len(asked) == 3
+    prepared.release()
+
+
+def test_seeds_and_batches(engine: Any, recipes: dict[str, Recipe]) -> None:
+    prepared = engine.prepare(recipes["base"])
+    many = engine.draw(prepared, request(recipes["base"], seeds=(7, 8, 7, 9, 7))).images
+    prepared.release()
+    assert len(many) == 5
+    assert many[0] == many[2]
+    assert len(set(many)) >= 3
+
+
+def test_the_receipt_warns_of_what_did_nothing(engine: Any, recipes: dict[str, Recipe]) -> None:
+    prepared = engine.prepare(recipes["inversion"])
+    drawing = engine.draw(prepared, request(recipes["inversion"]))
+    assert any(WORD in warning for warning in drawing.warnings)
+    long = engine.draw(prepared, request(recipes["inversion"], prompt=f"{WORD} " + "star " * 100))
+    assert any("too long" in warning for warning in long.warnings)
+    prepared.release()
+
+
+@pytest.fixture(scope="module")
+def pipeline(miniature: Path) -> Any:
+    """Stock diffusers over the miniature's published files."""
+    import warnings
+
+    from diffusers import StableDiffusionXLPipeline
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = StableDiffusionXLPipeline.from_pretrained(miniature, local_files_only=True)
+    pipe.to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stock(pipeline: Any, prompt: str = "a small red star", **options: Any) -> np.ndarray:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = pipeline(
+            prompt,
+            num_inference_steps=4,
+            guidance_scale=5.0,
+            width=128,
+            height=128,
+            generator=torch.Generator().manual_seed(7),
+            **options,
+        )
+    return np.asarray(result.images[0]).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [
+        ("DDIM", "DDIMScheduler"),
+        ("K_EULER", "EulerDiscreteScheduler"),
+        ("K_EULER_ANCESTRAL", "EulerAncestralDiscreteScheduler"),
+        ("DPM_PLUS_PLUS_2M_KARRAS", "DPMSolverMultistepScheduler"),
+    ],
+)
+def test_base_picture_is_stock_diffusers(
+    engine: Any, recipes: dict[str, Recipe], pipeline: Any, sampler: str, scheduler: str
+) -> None:
+    """The same modules, the same weights, the same noise: not one level of difference."""
+    import diffusers
+
+    options = {"use_karras_sigmas": True} if "KARRAS" in sampler else {}
+    before = pipeline.scheduler
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(before.config, **options)
+    try:
+        theirs = stock(pipeline)
+    finally:
+        pipeline.scheduler = before
+    ours = pixels(draw(engine, recipes["base"], sampler=sampler))
+    assert np.abs(ours - theirs).max() == 0
+
+
+def test_negative_prompt_and_second_prompts_are_stock_diffusers(
+    engine: Any, recipes: dict[str, Recipe], pipeline: Any
+) -> None:
+    extra = {"prompt_2": "blue", "negative_prompt": "rings", "negative_prompt_2": "grey"}
+    ours = pixels(draw(engine, recipes["base"], **extra))
+    assert np.abs(ours - stock(pipeline, **extra)).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "adapters"),
+    [
+        ("lora", {"lora_all": 1.0}),
+        ("weaker", {"lora_all": 0.4}),
+        ("three", {"lora_all": 0.5, "lora_cross": 1.0, "lora_alpha": 0.8}),
+    ],
+)
+def test_lora_picture_is_stock_diffusers(
+    engine: Any,
+    recipes: dict[str, Recipe],
+    pipeline: Any,
+    sample_files: dict[str, Path],
+    recipe: str,
+    adapters: dict[str, float],
+) -> None:
+    """Within 2 of 255 levels: diffusers adds the LoRA's output to the layer's, we add its
+    product to the weight, so float32 sums have other orders."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in adapters:
+            pipeline.load_lora_weights(
+                sample_files[name].parent, weight_name=sample_files[name].name, adapter_name=name
+            )
+        pipeline.set_adapters(list(adapters), list(adapters.values()))
+        try:
+            theirs = stock(pipeline)
+        finally:
+            pipeline.unload_lora_weights()
+    ours = pixels(draw(engine, recipes[recipe]))
+    base = pixels(draw(engine, recipes["base"]))
+    assert np.abs(ours - theirs).max() <= 2
+    assert np.abs(ours - base).mean() > 2
+
+
+def test_inversion_is_stock_diffusers(
+    engine: Any,
+    recipes: dict[str, Recipe],
+    miniature: Path,
+    sample_files: dict[str, Path],
+    pipeline: Any,
+) -> None:
+    """Diffusers adds tokens to the tokenizer and rows to the table; we do neither."""
+    import copy
+    import warnings
+
+    from safetensors.torch import load_file
+
+    vectors = load_file(sample_files["inversion"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = copy.deepcopy(pipeline)
+        pipe.load_textual_inversion(
+            vectors["clip_l"].float(), WORD, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer
+        )
+        pipe.load_textual_inversion(
+            vectors["clip_g"].float(),
+            WORD,
+            text_encoder=pipe.text_encoder_2,
+            tokenizer=pipe.tokenizer_2,
+        )
+        # Their new ids exceed the end token's, whose place they find as the highest id:
+        # the pooled vector would be taken from the inversion. Ours is taken from the end.
+        theirs_context = pipe.encode_prompt("a qzebra star", do_classifier_free_guidance=False)[0]
+    prepared = engine.prepare(recipes["inversion"])
+    engine.become(prepared)
+    from serving.engine.values import Inversion
+
+    use = recipes["inversion"].inversions[0]
+    value = prepared.value(use.blob)
+    assert isinstance(value, Inversion)
+    texts = {"text_encoder": "a qzebra star", "text_encoder_2": "a qzebra star"}
+    ours, _, seen = engine._text.encode(texts, {WORD: value})
+    prepared.release()
+    assert seen == {WORD}
+    assert torch.allclose(ours.context, theirs_context, atol=1e-5)

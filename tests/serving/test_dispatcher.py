@@ -1,0 +1,210 @@
+"""The waiting room over fake replicas: slots, retries, cancellation, deadlines, fairness."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from assets.content import Blob
+from assets.recipe import LoraUse, Recipe
+from router.admission import QueueLimits
+from serving.dispatcher import Dispatcher, Submission
+from serving.drawing import Drawing, DrawRequest, ReplicaReport, Swap, Timings
+from serving.errors import DeadlineExceeded, DrawingFailed, Refused, ReplicaLost
+
+BLOB = Blob("base", "", 1)
+
+
+class FakeReplica:
+    """Draws when told to; the test decides when and how."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.up = asyncio.Event()
+        self.up.set()
+        self.go = asyncio.Event()
+        self.go.set()
+        self.fail_with: Exception | None = None
+        self.started: list[str] = []
+        self.cancelled: list[str] = []
+        self.keys: set[str] = set()
+
+    async def describe(self) -> ReplicaReport:
+        await self.up.wait()
+        return self.report()
+
+    def report(self) -> ReplicaReport:
+        return ReplicaReport(self.id, "node", 1, {"gpu": frozenset(self.keys)})
+
+    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+        self.started.append(request.id)
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(request.id)
+            raise
+        if self.fail_with is not None:
+            raise self.fail_with
+        self.keys |= {blob.key for blob in request.recipe.blobs()}
+        drawing = Drawing((b"x",), self.id, (), Swap(0, 0, 0, 0), Timings(denoise_ms=1.0))
+        return drawing, self.report()
+
+
+def submission(
+    name: str, tenant: str = "t", timeout_s: float = 30.0, lora: str | None = None
+) -> Submission:
+    loras = (LoraUse(Blob(lora, "", 10**9), 1.0),) if lora else ()
+    recipe = Recipe(BLOB, BLOB, BLOB, BLOB, loras)
+    request = DrawRequest(name, recipe, "p", 8, 8, (1,), steps=1)
+    return Submission(request, tenant, 1.0, timeout_s)
+
+
+@asynccontextmanager
+async def dispatcher(
+    *replicas: FakeReplica, limits: QueueLimits | None = None
+) -> AsyncIterator[Dispatcher]:
+    room = Dispatcher(replicas, limits)
+    room.start()
+    await asyncio.sleep(0)
+    await until(lambda: all(r["state"] == "up" for r in room.status()["replicas"]))
+    try:
+        yield room
+    finally:
+        await room.close()
+
+
+async def until(condition: object) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0)
+
+
+def idle(room: Dispatcher) -> bool:
+    status = room.status()
+    return status["waiting"] == 0 and all(r["running"] == 0 for r in status["replicas"])
+
+
+async def test_draws_and_gives_the_slot_back() -> None:
+    async with dispatcher(FakeReplica("a")) as room:
+        for index in range(10):
+            assert (await room.submit(submission(str(index)))).images == (b"x",)
+        assert idle(room)
+
+
+async def test_at_most_two_at_a_replica_and_the_rest_wait() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(5)]
+        await until(lambda: len(replica.started) == 2)
+        assert room.status()["waiting"] == 3
+        replica.go.set()
+        await asyncio.gather(*tasks)
+        assert idle(room)
+
+
+async def test_a_lost_replica_is_retried_elsewhere() -> None:
+    bad, good = FakeReplica("a"), FakeReplica("b")
+    bad.fail_with = ReplicaLost("died")
+    async with dispatcher(bad, good) as room:
+        bad.up.clear()
+        drawings = await asyncio.gather(*(room.submit(submission(str(i))) for i in range(6)))
+        assert {drawing.replica for drawing in drawings} == {"b"}
+        assert bad.started
+        bad.fail_with = None
+        bad.up.set()
+        await until(lambda: room.status()["replicas"][0]["state"] == "up")
+
+
+async def test_it_waits_for_a_replica_to_come_back() -> None:
+    only = FakeReplica("a")
+    only.fail_with = ReplicaLost("died")
+    async with dispatcher(only) as room:
+        only.up.clear()
+        task = asyncio.create_task(room.submit(submission("r")))
+        await until(lambda: room.status()["replicas"][0]["state"] == "down")
+        only.fail_with = None
+        only.up.set()
+        assert (await task).replica == "a"
+
+
+async def test_it_gives_up_after_three_losses() -> None:
+    only = FakeReplica("a")
+    only.fail_with = ReplicaLost("died")
+    async with dispatcher(only) as room:
+        with pytest.raises(ReplicaLost):
+            await room.submit(submission("r"))
+        assert len(only.started) == 3
+        assert idle(room)
+
+
+async def test_an_error_of_the_engine_is_not_retried() -> None:
+    replica = FakeReplica("a")
+    replica.fail_with = DrawingFailed("not finite")
+    async with dispatcher(replica, FakeReplica("b")) as room:
+        with pytest.raises(DrawingFailed):
+            await room.submit(submission("r"))
+        assert idle(room)
+
+
+async def test_cancelled_while_waiting_and_while_drawing() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(3)]
+        await until(lambda: len(replica.started) == 2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: idle(room))
+        assert sorted(replica.cancelled) == ["0", "1"]
+        replica.go.set()
+        assert (await room.submit(submission("next"))).images
+
+
+async def test_deadline() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        with pytest.raises(DeadlineExceeded):
+            await room.submit(submission("r", timeout_s=0.05))
+        await until(lambda: idle(room))
+        assert replica.cancelled == ["r"]
+
+
+async def test_the_same_id_joins_the_first() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        both = [asyncio.create_task(room.submit(submission("same"))) for _ in range(2)]
+        await until(lambda: replica.started)
+        replica.go.set()
+        await asyncio.gather(*both)
+        assert replica.started == ["same"]
+
+
+async def test_refused_early_for_one_tenant_only() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica, limits=QueueLimits(per_tenant=1, total=10)) as room:
+        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(3)]
+        await until(lambda: room.status()["waiting"] == 1)
+        with pytest.raises(Refused) as caught:
+            await room.submit(submission("more"))
+        assert caught.value.status == 429
+        other = asyncio.create_task(room.submit(submission("other", tenant="u")))
+        await until(lambda: room.status()["waiting"] == 2)
+        replica.go.set()
+        await asyncio.gather(*tasks, other)
+
+
+async def test_a_warm_replica_is_preferred_once_it_is_known() -> None:
+    first, second = FakeReplica("a"), FakeReplica("b")
+    async with dispatcher(first, second) as room:
+        second.keys.add("lora")
+        await room.submit(submission("0", lora="lora"))
+        homes = [(await room.submit(submission(f"n{i}", lora="lora"))).replica for i in range(5)]
+        assert len(set(homes)) == 1

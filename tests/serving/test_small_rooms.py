@@ -1,0 +1,93 @@
+"""Sizes, seeds, keys, jobs, settings: small decisions, each by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from assets.principal import Principal
+from serving.database import open_database
+from serving.errors import InvalidRequest, Unauthenticated
+from serving.jobs.jobs import CLAIM_S, Jobs
+from serving.platform import fixed_seeds
+from serving.settings import Settings
+from serving.sizes import WIRE_SIZES, picture_size
+from serving.tenants.directory import Directory
+
+
+def test_sizes() -> None:
+    assert picture_size(None, None, 128).width == 128
+    assert picture_size(None, None, 1024).scaled is False
+    for width, height in WIRE_SIZES:
+        native = picture_size(width, height, 1024)
+        assert (native.width, native.height, native.scaled) == (width, height, False)
+        small = picture_size(width, height, 128)
+        assert small.scaled
+        assert (small.width * 8, small.height * 8) == (width, height)
+    for width, height in ((512, 512), (1024, None), (None, 1024)):
+        with pytest.raises(InvalidRequest):
+            picture_size(width, height, 1024)
+
+
+def test_seeds() -> None:
+    assert fixed_seeds(5, 3) == (5, 6, 7)
+    assert fixed_seeds(2**32 - 1, 2) == (2**32 - 1, 0)
+    given = fixed_seeds([1, None], 3)
+    assert given[0] == 1
+    assert len(given) == 3
+    assert len(set(fixed_seeds(None, 16))) == 16
+
+
+def test_keys_are_hashed_found_and_revoked(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/t.db"
+    directory = Directory(open_database(url))
+    tenant = directory.add_tenant("acme", weight=2.0)
+    key = directory.add_key("acme", "laptop")
+    assert directory.authenticate(key.text) == Principal(tenant.id, "acme", 2.0, key.id)
+    for path in tmp_path.iterdir():
+        assert key.text.encode() not in path.read_bytes()
+    directory.revoke_key(key.id)
+    for text in (key.text, None, "", "ao_x", f"ao_{key.id}_wrong", "sk-else"):
+        with pytest.raises(Unauthenticated):
+            directory.authenticate(text)
+    for name in ("acme", "commons", "octoai", "No", "a" * 80):
+        with pytest.raises(InvalidRequest):
+            directory.add_tenant(name)
+
+
+def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
+    now = [1000.0]
+    jobs = Jobs(open_database(f"sqlite:///{tmp_path}/j.db"), lambda: now[0])
+    job_id = jobs.add("t", "acme", 1.0, {"prompt": "x", "seed": [1]})
+    claimed = jobs.claim("w1")
+    assert claimed is not None
+    assert claimed.request == {"prompt": "x", "seed": [1]}
+    assert jobs.claim("w2") is None
+    now[0] += CLAIM_S - 1
+    assert jobs.renew(job_id, "w1")
+    now[0] += CLAIM_S - 1
+    assert jobs.claim("w2") is None
+    now[0] += 2
+    assert jobs.claim("w2") is not None  # the first one died
+    assert not jobs.renew(job_id, "w1")
+    assert not jobs.finish(job_id, "w1")
+    assert jobs.finish(job_id, "w2")
+    assert not jobs.finish(job_id, "w2")
+    done = jobs.get(job_id)
+    assert done is not None
+    assert done.status == "completed"
+    now[0] += 25 * 3600
+    assert jobs.expire() == [job_id]
+    assert jobs.get(job_id) is None
+
+
+def test_settings_survive_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        data_dir=tmp_path, replicas=3, store_options={"key": "k"}, open_tenant="demo", port=81
+    )
+    for name, value in settings.to_environment().items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
+    assert settings.secret_bytes == Settings().secret_bytes
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600

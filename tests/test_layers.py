@@ -1,0 +1,33 @@
+"""The laws about who may import whom."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_import_contracts() -> None:
+    command = [Path(sys.executable).parent / "lint-imports", "--no-cache"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_a_gateway_has_no_torch_in_memory() -> None:
+    code = (
+        "import sys, router.assign, serving.api.app, serving.dispatcher, serving.cluster.gateway;"
+        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_library_has_no_ray_and_no_web_framework() -> None:
+    code = (
+        "import sys, assets.library, orchestrator.provision, router.assign, serving.platform;"
+        "print([m for m in ('ray', 'fastapi', 'starlette', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
