@@ -52,11 +52,11 @@ def run_demo(folder: Path, port: int, once: bool) -> int:
     settings = Settings(data_dir=folder.resolve() / "data", port=port)
     server = _start(settings)
     try:
-        client = Client(settings.resolved_public_url, _key(settings))
         _await_serving(server, settings)
-        console.print("uploading a LoRA, a textual inversion and a checkpoint …")
-        assets = _upload_samples(client, folder, settings)
-        drawn = [_draw(client, panel, console) for panel in _panels(assets)]
+        with Client(settings.resolved_public_url, _key(settings)) as client:
+            console.print("uploading a LoRA, a textual inversion and a checkpoint …")
+            assets = _upload_samples(client, folder)
+            drawn = [_draw(client, panel, console) for panel in _panels(assets)]
         console.print(_table(drawn))
         sheet = folder / "contact_sheet.png"
         contact_sheet(drawn, sheet)
@@ -122,7 +122,7 @@ def _await_serving(server: subprocess.Popen[bytes], settings: Settings) -> None:
         time.sleep(0.2)
 
 
-def _upload_samples(client: Client, folder: Path, settings: Settings) -> dict[str, str]:
+def _upload_samples(client: Client, folder: Path) -> dict[str, str]:
     """Ids by role. Assets of an earlier demonstration are used again."""
     from serving.engine.miniature import MINIATURE_CONFIGS, SEED, initial
     from serving.engine.samples import write_inversion, write_kohya_lora, write_single_file

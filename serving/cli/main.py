@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.client import Client, client_from_environment
+from serving.cli.client import client_from_environment
 from serving.cli.output import AsJson, clear_errors, show, show_one
 from serving.settings import Settings
 
@@ -138,8 +138,7 @@ def revoke_key(key_id: str, data_dir: DataDir = None, as_json: AsJson = False) -
 def list_assets(
     public: bool = False, url: Url = None, key: Key = None, as_json: AsJson = False
 ) -> None:
-    with clear_errors():
-        client = client_from_environment(url, key)
+    with clear_errors(), client_from_environment(url, key) as client:
         rows: list[dict[str, Any]] = []
         more = True
         while more:
@@ -162,8 +161,7 @@ def upload_asset(
     as_json: AsJson = False,
 ) -> None:
     """Upload a .safetensors file and wait until it is ready or rejected."""
-    with clear_errors():
-        client = client_from_environment(url, key)
+    with clear_errors(), client_from_environment(url, key) as client:
         asset = client.upload(path, kind, name or path.stem, description, trigger_word or ())
         asset = client.await_ready(asset["id"])
         show_one(asset, f"{asset['name']} is ready: {asset['id']}", as_json)
@@ -171,8 +169,8 @@ def upload_asset(
 
 @assets.command("get")
 def get_asset(reference: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    with clear_errors():
-        asset = client_from_environment(url, key).asset(reference)
+    with clear_errors(), client_from_environment(url, key) as client:
+        asset = client.asset(reference)
         text = f"{asset['id']} {asset['name']} {asset['status']} {asset['status_details']}".strip()
         show_one(asset, text, as_json)
 
@@ -181,8 +179,8 @@ def get_asset(reference: str, url: Url = None, key: Key = None, as_json: AsJson 
 def delete_asset(
     reference: str, url: Url = None, key: Key = None, as_json: AsJson = False
 ) -> None:
-    with clear_errors():
-        answer = client_from_environment(url, key).call("DELETE", f"/v1/assets/{reference}")
+    with clear_errors(), client_from_environment(url, key) as client:
+        answer = client.call("DELETE", f"/v1/assets/{reference}")
         show_one(answer, f"{answer['id']} is deleted", as_json)
 
 
@@ -219,8 +217,7 @@ def generate(
             n: w for n, _, w in (item.partition("=") for item in inversion or [])
         },
     }
-    with clear_errors():
-        client: Client = client_from_environment(url, key)
+    with clear_errors(), client_from_environment(url, key) as client:
         answer = client.generate(request)
         out.write_bytes(base64.b64decode(answer["images"][0].pop("image_b64")))
         show_one({**answer, "file": str(out)}, f"{out} (seed {answer['images'][0]['seed']})", as_json)

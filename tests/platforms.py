@@ -1,0 +1,109 @@
+"""A running platform in a process of its own, on a free port, in a private folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serving.cli.client import Client
+from serving.composition import open_backends
+from serving.settings import Settings
+from tests.conftest import free_port
+
+START_TIMEOUT_S = 240.0
+
+
+@dataclass
+class Running:
+    url: str
+    settings: Settings
+    process: subprocess.Popen[bytes]
+    log: Path
+    directory: Any
+    keys: dict[str, str] = field(default_factory=dict)
+    clients: dict[str, Client] = field(default_factory=dict)
+
+    def key(self, tenant: str) -> str:
+        """An API key of the tenant, which is made when it is new."""
+        if tenant not in self.keys:
+            self.directory.add_tenant(tenant)
+            self.keys[tenant] = self.directory.add_key(tenant).text
+        return self.keys[tenant]
+
+    def client(self, tenant: str = "acme") -> Client:
+        if tenant not in self.clients:
+            self.clients[tenant] = Client(self.url, self.key(tenant))
+        return self.clients[tenant]
+
+    def status(self) -> dict[str, Any]:
+        return dict(httpx.get(f"{self.url}/v1/status", timeout=30).json())
+
+    def descendants(self) -> list[Any]:
+        import psutil
+
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def gateways(self) -> list[int]:
+        """Process ids of the gateways: the uvicorn workers, which multiprocessing spawned."""
+        found = []
+        for child in self.descendants():
+            with suppress(Exception):
+                if any("spawn_main" in part for part in child.cmdline()):
+                    found.append(child.pid)
+        return found
+
+
+@contextmanager
+def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
+    """``asset-orchestrator serve`` with ``options``; ended, with all it started, at the end."""
+    port = free_port()
+    temporary = Path("/tmp") / f"ao-{os.getpid()}-{port}"  # Ray's sockets need a short path
+    configured = Settings(
+        data_dir=folder / "data",
+        port=port,
+        host_dir=folder / "host",
+        ray_temp_dir=temporary,
+        **settings,
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
+    environment |= configured.to_environment()
+    log = folder / "serve.log"
+    command = [sys.executable, "-m", "serving.cli.main", "serve", *options]
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/v1/status", timeout=10).is_success:
+                    break
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        server = Running(url, configured, process, log, open_backends(configured).directory)
+        yield server
+        for client in server.clients.values():
+            client.close()
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        import shutil
+
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,346 @@
+"""The whole platform on Ray: two replicas, two gateways; killed, one after the other."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.platforms import Running, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+PROMPT = {"prompt": "a small red star", "steps": 4, "image_encoding": "png"}
+SEEDS = range(4)
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("platform"), replicas=2, gateways=2) as server:
+        yield server
+
+
+def ask(platform: Running, seed: int, deadline_s: float = 120.0) -> bytes:
+    """One picture, by a client that tries again when its connection is refused or cut."""
+    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+    deadline = time.monotonic() + deadline_s
+    while True:
+        try:
+            response = httpx.post(
+                f"{platform.url}/generate/sdxl",
+                json={**PROMPT, "seed": seed},
+                headers=headers,
+                timeout=120,
+            )
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            continue
+        assert response.status_code == 200, response.text
+        return base64.b64decode(response.json()["images"][0]["image_b64"])
+
+
+class Load:
+    """Clients that ask for known seeds until told to stop, and keep every answer."""
+
+    def __init__(self, platform: Running, clients: int = 4) -> None:
+        self.answers: list[tuple[int, bytes]] = []
+        self.errors: list[BaseException] = []
+        self._stop = threading.Event()
+        self._platform = platform
+        self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(clients)]
+
+    def _run(self, index: int) -> None:
+        seed = index
+        try:
+            while not self._stop.is_set():
+                seed = (seed + 1) % len(SEEDS)
+                self.answers.append((seed, ask(self._platform, seed)))
+        except BaseException as error:
+            self.errors.append(error)
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def await_more(self, count: int, timeout_s: float = 180.0) -> None:
+        target, deadline = len(self.answers) + count, time.monotonic() + timeout_s
+        while len(self.answers) < target:
+            assert not self.errors, self.errors
+            assert time.monotonic() < deadline, f"only {len(self.answers)} of {target}"
+            time.sleep(0.02)
+
+
+def up(platform: Running) -> list[dict[str, Any]]:
+    return [r for r in platform.status()["replicas"] if r["state"] == "up"]
+
+
+def test_kill_a_replica_then_a_gateway_under_load(platform: Running) -> None:
+    golden = {seed: ask(platform, seed) for seed in SEEDS}
+    assert len(set(golden.values())) == len(SEEDS)
+    with Load(platform) as load:
+        load.await_more(8)
+        busy = max(up(platform), key=lambda r: r["running"])
+        os.kill(busy["pid"], signal.SIGKILL)
+        load.await_more(12)
+        gateways = platform.gateways()
+        assert len(gateways) == 2
+        os.kill(gateways[0], signal.SIGKILL)
+        load.await_more(12)
+    assert not load.errors
+    assert {picture for _, picture in load.answers} == set(golden.values())
+    assert all(picture == golden[seed] for seed, picture in load.answers)
+    deadline = time.monotonic() + 120
+    while len(up(platform)) < 2 or len(platform.gateways()) < 2:
+        assert time.monotonic() < deadline, platform.status()
+        time.sleep(0.2)
+    pids = {replica["pid"] for replica in up(platform)}
+    assert busy["pid"] not in pids
+    while any(replica["running"] for replica in platform.status()["replicas"]):
+        assert time.monotonic() < deadline
+
+
+def test_a_dispatcher_that_dies_is_replaced(platform: Running) -> None:
+    golden = {seed: ask(platform, seed) for seed in SEEDS}
+    dispatcher = next(
+        p for p in platform.descendants() if any("DispatcherActor" in c for c in p.cmdline())
+    )
+    with Load(platform) as load:
+        load.await_more(4)
+        dispatcher.kill()
+        load.await_more(8)
+    assert not load.errors
+    assert all(picture == golden[seed] for seed, picture in load.answers)
+
+
+OCTOAI = """
+import json, sys
+from pathlib import Path
+from octoai.client import OctoAI
+from octoai.environment import OctoAIEnvironment
+from octoai.core.api_error import ApiError
+from octoai.asset_library import Data_Lora, Data_TextualInversion, Data_Checkpoint
+from octoai.image_gen import UnprocessableEntityError
+
+url, key, lora, inversion, checkpoint = sys.argv[1:6]
+environment = OctoAIEnvironment(default=url, image_gen=url, text_gen=url)
+client = OctoAI(api_key=key, environment=environment)
+library = client.asset_library
+engine = "image/stable-diffusion-xl-v1-0"
+common = dict(data_type="fp16", engine=engine, file_format="safetensors")
+style = library.create_from_file(
+    file=lora, data=Data_Lora(trigger_words=["stylish"], **common), name="octo-style",
+    description="d",
+)
+word = library.create_from_file(
+    file=inversion, data=Data_TextualInversion(trigger_words=["qzebra"], **common), name="octo-word"
+)
+other = library.create_from_file(file=checkpoint, data=Data_Checkpoint(**common), name="octo-other")
+listed = library.list(name="octo-style")
+got = library.get("octo-style")
+ask = dict(prompt="a qzebra star", seed=5, steps=2)
+by_id = client.image_gen.generate_sdxl(
+    loras={style.id: 0.8}, checkpoint=other.id, textual_inversions={word.id: "qzebra"}, **ask)
+by_name = client.image_gen.generate_sdxl(
+    loras={"octo-style": 0.8}, checkpoint="octo-other",
+    textual_inversions={"octo-word": "qzebra"}, **ask)
+base = client.image_gen.generate_sdxl(**ask)
+seen = {}
+try:
+    client.image_gen.generate_sdxl(prompt="x", steps=1000)
+except UnprocessableEntityError as error:
+    seen["422"] = error.status_code
+try:
+    library.get("octo-nothing")
+except ApiError as error:
+    seen["404"] = error.status_code
+deleted = library.delete(style.id)
+print(json.dumps({
+    "statuses": [style.status, word.status, other.status],
+    "total": listed.total, "listed": [a.id for a in listed.data], "got": got.asset.id,
+    "style": style.id, "deleted": deleted.id, "errors": seen,
+    "same": by_id.images[0].image_b64 == by_name.images[0].image_b64,
+    "changed": by_id.images[0].image_b64 != base.images[0].image_b64,
+    "left": library.list().total,
+}))
+"""
+
+
+@pytest.fixture(scope="session")
+def octoai_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unmodified client in an environment of its own."""
+    folder = tmp_path_factory.mktemp("octoai") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "octoai==1.11.0"], check=True)
+    return python
+
+
+def test_the_unmodified_octoai_client(
+    platform: Running, octoai_python: Path, sample_files: dict[str, Path]
+) -> None:
+    files = [sample_files[name] for name in ("lora_all", "inversion", "checkpoint")]
+    arguments = [platform.url, platform.key("octo"), *map(str, files)]
+    done = subprocess.run(
+        [str(octoai_python), "-W", "ignore", "-c", OCTOAI, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    import json
+
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["statuses"] == ["ready", "ready", "ready"]
+    assert (answer["total"], answer["listed"], answer["got"]) == (
+        1,
+        [answer["style"]],
+        answer["style"],
+    )
+    assert answer["same"]
+    assert answer["changed"]
+    assert answer["errors"] == {"422": 422, "404": 404}
+    assert answer["deleted"] == answer["style"]
+    assert answer["left"] == 2
+
+
+def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path) -> None:
+    """Resident memory of every process of the platform, sampled while 1 GiB streams in and
+    is inspected; the file is a well-formed safetensors file of a kind that is refused."""
+    import torch
+
+    from assets.formats.tensors import Planned, write_tensors
+
+    big = tmp_path / "big.safetensors"
+    chunk = torch.zeros(1 << 26, dtype=torch.float16)
+    planned = {f"block.{i}": Planned("F16", (1 << 26,), lambda: chunk) for i in range(8)}
+    assert write_tensors(big, planned, {}).size_bytes > 1 << 30
+    del chunk, planned
+    ask(platform, 0)
+    before = {p.pid: p.memory_info().rss for p in platform.descendants()}
+    peak = dict(before)
+    done = threading.Event()
+
+    samples = 0
+
+    def watch() -> None:
+        nonlocal samples
+        import psutil
+
+        while not done.is_set():
+            for process in platform.descendants():
+                try:
+                    rss = process.memory_info().rss
+                except psutil.Error:
+                    continue
+                peak[process.pid] = max(peak.get(process.pid, rss), rss)
+                before.setdefault(process.pid, rss)
+            samples += 1
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        client = platform.client()
+        asset = client.upload(big, "lora", "big")
+        deadline = time.monotonic() + 300
+        while asset["status"] == "uploaded":
+            assert time.monotonic() < deadline
+            asset = client.asset(asset["id"])
+            time.sleep(0.1)
+    finally:
+        done.set()
+        watcher.join()
+    assert asset["status"] == "rejected"
+    assert asset["size_bytes"] > 1 << 30
+    grown = {pid: (peak[pid] - before[pid]) >> 10 for pid in peak}
+    print(f"{samples} samples; growth in KiB by process: {sorted(grown.values(), reverse=True)}")
+    assert samples > 10
+    assert max(grown.values()) < 64 << 10, grown
+
+
+TWO_NODES = """
+import asyncio, json, os, sys
+from pathlib import Path
+from serving.cluster.environment import require_tokens
+require_tokens()
+import ray
+from ray.cluster_utils import Cluster
+from serving.cluster.dispatcher_actor import ClusterDrawer
+from serving.cluster.launch import running_pool
+from serving.cluster.slots import SlotClient
+from serving.composition import open_backends
+from serving.dispatcher import Submission
+from serving.drawing import DrawRequest
+from serving.settings import Settings
+from assets.principal import Principal
+from assets.resolve import Wanted
+
+folder, temporary = Path(sys.argv[1]), sys.argv[2]
+head = dict(num_cpus=1, object_store_memory=128 << 20, include_dashboard=False)
+head["_temp_dir"] = temporary
+cluster = Cluster(initialize_head=True, head_node_args=head)
+cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
+settings = Settings(
+    data_dir=folder, host_dir=folder / "host", ray_address=cluster.address, replicas=2
+)
+say = lambda message: print(message, file=sys.stderr)
+
+async def draw(namespace):
+    recipe = open_backends(settings).library.resolve(Principal("t", "t"), Wanted()).recipe
+    drawer = ClusterDrawer(namespace)
+    request = lambda name: DrawRequest(name, recipe, "a star", 128, 128, (3,), steps=2)
+    submit = lambda name: drawer.submit(Submission(request(name), "t", 1.0, 120.0))
+    drawings = await asyncio.gather(*(submit(str(i)) for i in range(6)))
+    reports = [await SlotClient(f"replica-{i}").describe() for i in range(2)]
+    return {
+        "pictures": len({d.images for d in drawings}),
+        "replicas": sorted({d.replica for d in drawings}),
+        "nodes": len({r.node for r in reports}),
+    }
+
+try:
+    with running_pool(settings, say) as pool:
+        answer = asyncio.run(draw(pool.ray_namespace))
+finally:
+    cluster.shutdown()
+print(json.dumps(answer))
+"""
+
+
+def test_the_same_application_on_two_nodes(tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    temporary = Path("/tmp") / f"ao-two-{os.getpid()}"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", TWO_NODES, str(tmp_path), str(temporary)],
+            capture_output=True,
+            text=True,
+            timeout=400,
+            env=environment,
+        )
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer == {"pictures": 1, "replicas": ["replica-0", "replica-1"], "nodes": 2}

@@ -1,0 +1,318 @@
+"""The door, over a real server: shapes, errors, uploads, jobs, the simple door."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.platforms import Running, running
+
+PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("api")
+    with running(folder, "--in-process", replicas=1, open_tenant="open") as server:
+        server.key("open")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def http(platform: Running) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def lora(platform: Running, sample_files: dict[str, Path]) -> dict[str, Any]:
+    client = platform.client()
+    asset = client.upload(sample_files["lora_all"], "lora", "style", "a style", ["stylish"])
+    return client.await_ready(asset["id"])
+
+
+def picture(answer: dict[str, Any], index: int = 0) -> bytes:
+    return base64.b64decode(answer["images"][index]["image_b64"])
+
+
+def test_generation_answers_in_octoais_shape(http: httpx.Client) -> None:
+    response = http.post("/generate/sdxl", json={**PROMPT, "num_images": 2})
+    assert response.status_code == 200
+    body = response.json()
+    assert [image["seed"] for image in body["images"]] == [3, 4]
+    assert all(image["removed_for_safety"] is False for image in body["images"])
+    assert isinstance(body["prediction_time_ms"], float)
+    assert set(body["timings_ms"]) >= {"queue", "fetch", "swap", "denoise", "decode"}
+    assert {a["asset"] for a in body["receipt"]["assets"]} == {"base"}
+    assert response.headers["x-request-id"] == response.headers["x-user-request-id"]
+    first = Image.open(io.BytesIO(picture(body)))
+    assert (first.format, first.size) == ("PNG", (128, 128))
+
+
+def test_defaults_nulls_and_an_older_clients_extra(http: httpx.Client) -> None:
+    request = {**PROMPT, "loras": None, "steps": 1, "width": None, "cfg_scale": None}
+    request |= {"image_encoding": None, "enable_safety": True, "use_refiner": True}
+    body = http.post("/generate/sdxl", json=request).json()
+    assert Image.open(io.BytesIO(picture(body))).format == "JPEG"
+
+
+def test_wire_sizes_are_scaled_and_said_so(http: httpx.Client) -> None:
+    request = {**PROMPT, "width": 1344, "height": 768}
+    body = http.post("/generate/sdxl", json=request).json()
+    assert Image.open(io.BytesIO(picture(body))).size == (168, 96)
+    assert body["receipt"]["size"] == {"width": 168, "height": 96, "scaled_to_model": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "loc"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": "x" * 10_001}, "prompt"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 201}, "steps"),
+        ({"cfg_scale": 51}, "cfg_scale"),
+        ({"num_images": 17}, "num_images"),
+        ({"seed": -1}, "seed"),
+        ({"seed": [1, 2]}, "seed"),
+        ({"sampler": "NOPE"}, "sampler"),
+        ({"width": 512, "height": 512}, "width"),
+        ({"width": 1024}, "height"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"init_image": "aGk="}, "body"),
+        ({"loras": {"style": 99.0}}, "loras"),
+        ({"textual_inversions": {"style": "x"}}, "textual_inversions"),
+    ],
+)
+def test_bad_fields_are_422_with_a_list(
+    http: httpx.Client, lora: dict[str, Any], change: dict[str, Any], loc: str
+) -> None:
+    response = http.post("/generate/sdxl", json={**PROMPT, **change})
+    assert response.status_code == 422
+    body = response.json()
+    assert body["code"]
+    assert body["message"]
+    assert all({"loc", "msg", "type"} <= set(item) for item in body["detail"])
+    assert any(loc in map(str, item["loc"]) for item in body["detail"]), body
+
+
+def test_keys(platform: Running) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}):
+        response = httpx.post(f"{platform.url}/generate/sdxl", json=PROMPT, headers=headers)
+        assert response.status_code == 401
+        assert set(response.json()) == {"code", "message", "request_id"}
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_unknown_routes_and_methods_have_the_same_shape(http: httpx.Client) -> None:
+    for response in (http.get("/nowhere"), http.delete("/generate/sdxl")):
+        assert response.status_code in (404, 405)
+        assert set(response.json()) == {"code", "message", "request_id"}
+
+
+def test_lora_by_id_and_by_name_is_the_same_picture(
+    http: httpx.Client, lora: dict[str, Any]
+) -> None:
+    base = picture(http.post("/generate/sdxl", json=PROMPT).json())
+    answers = [
+        http.post("/generate/sdxl", json={**PROMPT, "loras": {reference: 0.8}}).json()
+        for reference in (lora["id"], "style", "acme:style")
+    ]
+    pictures = {picture(answer) for answer in answers}
+    assert len(pictures) == 1
+    assert base not in pictures
+    receipts = [
+        next(a for a in answer["receipt"]["assets"] if a["asset"] != "base") for answer in answers
+    ]
+    assert [r["found_on"] for r in receipts[1:]] == ["gpu", "gpu"]
+    assert receipts[0]["matched_parameters"] > 0
+    assert picture(http.post("/generate/sdxl", json=PROMPT).json()) == base
+
+
+def test_an_assets_body_is_what_clients_parse(http: httpx.Client, lora: dict[str, Any]) -> None:
+    body = http.get("/v1/assets/style").json()
+    asset = body["asset"]
+    required = ("id", "asset_type", "name", "description", "size_bytes", "status")
+    required += ("status_details", "created_at", "data", "tenant_uuid")
+    assert all(asset[name] is not None for name in required)
+    assert asset["data"]["asset_type"] == "lora"
+    assert asset["data"]["trigger_words"] == ["stylish"]
+    assert asset["report"]["matched"] == asset["report"]["modules"]
+    assert body["transfer_api"]["type"] == "presigned-url"
+    downloaded = httpx.get(body["transfer_api"]["get_url"])
+    assert downloaded.status_code == 200
+    assert len(downloaded.content) > 10_000
+
+
+def test_listing_filters(http: httpx.Client, lora: dict[str, Any]) -> None:
+    for query, expected in (
+        ({}, 1),
+        ({"name": "style"}, 1),
+        ({"name": "other"}, 0),
+        ({"asset_type": ["lora", "checkpoint"]}, 1),
+        ({"asset_type": "vae"}, 0),
+        ({"asset_ids": f"{lora['id']},x"}, 1),
+        ({"engine": "image/flux-dev"}, 0),
+        ({"is_public": "true", "owner": "octoai"}, 1),
+    ):
+        body = http.get("/v1/assets", params=query).json()
+        assert body["total"] == len(body["data"]) == expected, query
+        assert body["has_more"] is False
+    assert http.get("/v1/assets", params={"limit": 0}).status_code == 422
+
+
+def test_foreign_and_unknown_are_one_404(platform: Running, lora: dict[str, Any]) -> None:
+    stranger = {"Authorization": f"Bearer {platform.key('stranger')}"}
+    unknown = lora["id"][:-6] + "000000"
+    answers = []
+    for reference in (lora["id"], unknown, "acme:style", "nobody:style"):
+        for call in (
+            lambda r: httpx.get(f"{platform.url}/v1/assets/{r}", headers=stranger),
+            lambda r: httpx.delete(f"{platform.url}/v1/assets/{r}", headers=stranger),
+            lambda r: httpx.post(
+                f"{platform.url}/generate/sdxl",
+                json={**PROMPT, "loras": {r: 1.0}},
+                headers=stranger,
+            ),
+        ):
+            response = call(reference)
+            assert response.status_code == 404
+            body = response.json()
+            answers.append((body["code"], body["message"].replace(reference, "?")))
+    assert len(set(answers)) == 1
+
+
+def test_upload_rejection_says_why(platform: Running, tmp_path: Path) -> None:
+    client = platform.client()
+    junk = tmp_path / "junk.safetensors"
+    junk.write_bytes(b"\x80\x02 pickled")
+    asset = client.upload(junk, "lora", "junk")
+    deadline = time.monotonic() + 60
+    while asset["status"] == "uploaded" and time.monotonic() < deadline:
+        asset = client.asset(asset["id"])
+    assert asset["status"] == "rejected"
+    assert "pickle" in asset["status_details"]
+    assert "safetensors" in asset["status_details"]
+
+
+def test_upload_rules(http: httpx.Client, platform: Running) -> None:
+    body = {"asset_type": "lora", "name": "rules", "data": {"asset_type": "lora"}}
+    created = http.post("/v1/assets", json=body).json()
+    asset_id, put_url = created["asset"]["id"], created["transfer_api"]["put_url"]
+    assert created["asset"]["status"] == "ready_to_upload"
+    early = http.post(f"/v1/assets/{asset_id}/complete-upload", json={})
+    assert early.status_code == 422
+    assert http.post("/v1/assets", json=body).status_code == 422  # the name is taken
+    for name in ("../x", "a/b", "", "x" * 200, "a\0b"):
+        bad = http.post("/v1/assets", json={**body, "name": name})
+        assert bad.status_code == 422
+    other = created["transfer_api"]["get_url"].split("token=")[1]
+    forged = httpx.put(put_url.split("token=")[0] + "token=" + other, content=b"x")
+    assert forged.status_code == 403
+    assert httpx.put(put_url, content=b"not a model").status_code == 200
+    assert http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).json() == {"error": None}
+    assert httpx.put(put_url, content=b"changed later").status_code == 404
+    deleted = http.delete(f"/v1/assets/{asset_id}")
+    assert deleted.json()["id"] == asset_id
+    assert http.get(f"/v1/assets/{asset_id}").status_code == 404
+    for kind in ("latent", "file", "controlnet"):
+        assert http.post("/v1/assets", json={**body, "asset_type": kind}).status_code == 422
+
+
+def test_later(http: httpx.Client, platform: Running) -> None:
+    now = http.post("/generate/sdxl", json=PROMPT).json()
+    accepted = http.post("/generate/sdxl", json=PROMPT, headers={"X-OctoAI-Async": "1"}).json()
+    assert set(accepted) == {"response_id", "poll_url"}
+    deadline = time.monotonic() + 60
+    while (poll := httpx.get(accepted["poll_url"]).json())["status"] != "completed":
+        assert poll["status"] in ("pending", "running")
+        assert time.monotonic() < deadline
+    result = httpx.get(poll["response_url"]).json()
+    assert picture(result) == picture(now)
+    missing = {**PROMPT, "loras": {"nothing": 1.0}}
+    assert http.post("/generate/sdxl", json=missing, headers={"X-OctoAI-Async": "1"}).status_code == 404
+    assert httpx.get(f"{platform.url}/v1/jobs/job_unknown").status_code == 404
+
+
+def test_the_simplest_door(http: httpx.Client, platform: Running) -> None:
+    response = httpx.post(f"{platform.url}/generate", json=PROMPT, timeout=60)
+    assert response.status_code == 200
+    body = response.json()
+    assert {"file_key", "public_url"} <= set(body)
+    fetched = httpx.get(body["public_url"])
+    assert fetched.headers["content-type"] == "image/png"
+    assert fetched.content == picture(http.post("/generate/sdxl", json=PROMPT).json())
+    assert http.post("/generate", json={"prompt": "x", "steps": 1}).status_code == 200
+    wrong = {"Authorization": "Bearer wrong"}
+    assert httpx.post(f"{platform.url}/generate", json=PROMPT, headers=wrong).status_code == 401
+    assert httpx.get(f"{platform.url}/files/{'a' * 32}.png").status_code == 404
+
+
+def test_a_client_that_goes_away_frees_the_slot(http: httpx.Client, platform: Running) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/generate/sdxl", json={**PROMPT, "steps": 200}, timeout=0.5)
+    deadline = time.monotonic() + 60
+    while any(replica["running"] for replica in platform.status()["replicas"]):
+        assert time.monotonic() < deadline
+    assert http.post("/generate/sdxl", json=PROMPT).status_code == 200
+
+
+def test_command_line(platform: Running, tmp_path: Path, lora: dict[str, Any]) -> None:
+    import json
+
+    from typer.testing import CliRunner
+
+    from serving.cli.main import app
+
+    environment = {"AO_URL": platform.url, "AO_API_KEY": platform.key("acme")}
+    runner = CliRunner()
+
+    def call(*arguments: str) -> Any:
+        result = runner.invoke(app, list(arguments), env=environment)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    assert "style" in {asset["name"] for asset in call("assets", "list", "--json")}
+    out = tmp_path / "p.png"
+    options = ["--lora", "style=0.5", "--steps", "1", "--seed", "1", "--out", str(out), "--json"]
+    assert call("generate", "a star", *options)["file"] == str(out)
+    with Image.open(out) as drawn:
+        assert drawn.size == (128, 128)
+    data = ["--data-dir", str(platform.settings.data_dir), "--json"]
+    assert call("tenants", "create", "cli-made", *data)["name"] == "cli-made"
+    key = call("keys", "create", "cli-made", *data)
+    assert key["key"].startswith(f"ao_{key['id']}_")
+    assert call("keys", "list", "cli-made", *data)[0]["id"] == key["id"]
+    assert call("keys", "revoke", key["id"], *data)["revoked"] is True
+    failed = runner.invoke(app, ["assets", "get", "nothing"], env=environment)
+    assert failed.exit_code == 1
+
+
+def test_on_s3_the_client_talks_to_the_store(
+    s3_server: dict[str, Any],
+    sample_files: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    """The same application over a real S3 server: presigned upload, tiers, results, pictures."""
+    store = {"store_url": f"{s3_server['url']}/platform", "store_options": s3_server["options"]}
+    with running(tmp_path, "--in-process", replicas=1, **store) as platform:
+        client = platform.client()
+        body = {"asset_type": "lora", "name": "probe", "data": {"asset_type": "lora"}}
+        put_url = client.call("POST", "/v1/assets", json=body)["transfer_api"]["put_url"]
+        assert put_url.startswith(s3_server["options"]["endpoint_url"])
+        asset = client.upload(sample_files["lora_all"], "lora", "style")
+        asset = client.await_ready(asset["id"])
+        cold = client.generate({**PROMPT, "loras": {"style": 1.0}})
+        found = {a["asset"]: a["found_on"] for a in cold["receipt"]["assets"]}
+        assert found["style"] == "store"
+        simple = client.call("POST", "/generate", json={**PROMPT, "loras": {"style": 1.0}})
+        assert simple["public_url"].startswith(s3_server["options"]["endpoint_url"])
+        assert httpx.get(simple["public_url"]).content == picture(cold)

@@ -1,0 +1,45 @@
+"""ray_cluster.yaml against Ray's own schema, and against what we promise of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def document() -> dict:
+    return yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
+
+
+def test_rays_schema(document: dict) -> None:
+    import ray
+
+    schema = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
+    jsonschema.validate(document, json.loads(schema.read_text()))
+
+
+def test_rays_own_preparation_accepts_it(document: dict) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(document))
+
+
+def test_a_head_without_gpu_and_three_kinds_of_worker(document: dict) -> None:
+    types = document["available_node_types"]
+    head = types[document["head_node_type"]]
+    assert head["resources"]["GPU"] == 0
+    assert head["max_workers"] == 0
+    workers = {name: t for name, t in types.items() if name != document["head_node_type"]}
+    assert set(workers) == {"a10g", "a100", "h100"}
+    for name, worker in workers.items():
+        assert worker["min_workers"] <= worker["max_workers"]
+        assert worker["resources"]["GPU"] >= 1
+        assert worker["resources"][f"gpu_{name}"] == worker["resources"]["GPU"]
+    assert document["idle_timeout_minutes"] > 0
+    assert sum(w["max_workers"] for w in workers.values()) >= document["max_workers"] > 0
