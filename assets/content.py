@@ -17,9 +17,7 @@ from typing import Literal
 #: Raise when the canonical form changes: old canonical files are then never read again.
 CONVERTER_VERSION = 1
 
-Component = Literal[
-    "unet", "text_encoder", "text_encoder_2", "vae", "lora", "textual_inversion"
-]
+Component = Literal["unet", "text_encoder", "text_encoder_2", "vae", "lora", "textual_inversion"]
 
 MODEL_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2", "vae")
 

@@ -121,4 +121,3 @@ def _from_single_file(
         missing = ", ".join(report["from_base"])
         raise IngestRejected(f"{path} lacks {missing}; a base model must bring all its components")
     return {c: dict(SDXL_CONFIGS[c]) for c in MODEL_COMPONENTS}, dict(parts)
-

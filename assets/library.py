@@ -10,9 +10,9 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
-from assets.asset import ASSET_KINDS, COMMONS, Asset, AssetKind
+from assets.asset import ASSET_KINDS, COMMONS, Asset
 from assets.errors import AssetNotFound, InvalidAsset
 from assets.ids import new_asset_id
 from assets.keys import upload_key
@@ -65,7 +65,7 @@ class Library:
             tenant_id=principal.tenant_id,
             owner=principal.tenant_name,
             name=new.name,
-            kind=cast(AssetKind, new.kind),
+            kind=new.kind,
             created_at_s=now,
             description=new.description,
             is_public=new.is_public,
@@ -85,7 +85,9 @@ class Library:
             return asset
         size = self._store.size(upload_key(asset.id))
         if size is None:
-            raise InvalidAsset("asset_id", "nothing was uploaded yet; PUT the file to put_url first")
+            raise InvalidAsset(
+                "asset_id", "nothing was uploaded yet; PUT the file to put_url first"
+            )
         if size > MAX_UPLOAD_BYTES:
             raise InvalidAsset("asset_id", f"{size} bytes; at most {MAX_UPLOAD_BYTES} are accepted")
         changed = self._records.update(

@@ -24,7 +24,9 @@ class Signer:
         stamp, _, signature = token.partition(".")
         if not stamp.isascii() or not stamp.isdigit() or len(stamp) > 12:
             raise BadSignature("this URL is malformed; ask for a new one")
-        if not hmac.compare_digest(signature.encode(), self._signature(verb, key, int(stamp)).encode()):
+        if not hmac.compare_digest(
+            signature.encode(), self._signature(verb, key, int(stamp)).encode()
+        ):
             raise BadSignature("this URL was altered or was made for something else")
         if now_s > int(stamp):
             raise BadSignature("this URL has expired; ask for a new one")

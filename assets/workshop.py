@@ -120,4 +120,3 @@ class Workshop:
         elif dict(known.parts) != dict(parts):
             self._records.update(known.id, {"parts": parts, "size_bytes": size})
         return manifest
-

@@ -1,5 +1,5 @@
 """How a chosen replica is addressed: one-replica applications, or one deployment with a
-router that goes where it is told. Run: ``python -m benchmarks.addressing``.
+router that goes where it is told. Run: ``python -m benchmarks addressing``.
 
 Stub replicas, one Ray instance a case. For each way and size: seconds to deploy, the
 controller's share of a CPU when nothing happens, round trips to replicas in turn, and
@@ -32,14 +32,16 @@ ROUND_TRIPS = 300
 
 class Stub:
     async def echo(self, target: str = "") -> str:
-        return serve.get_replica_context().replica_id.unique_id
+        return str(serve.get_replica_context().replica_id.unique_id)
 
 
-class Targeted(RequestRouter):
+class Targeted(RequestRouter):  # type: ignore[misc]  # Ray is untyped
     """The replica that the request names."""
 
     async def choose_replicas(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         target = pending_request.kwargs.get("target") if pending_request else None
         chosen = [r for r in candidate_replicas if r.replica_id.unique_id == target]
@@ -48,7 +50,10 @@ class Targeted(RequestRouter):
 
 def deployment(count: int, **options: Any) -> Any:
     return serve.deployment(Stub).options(
-        num_replicas=count, max_ongoing_requests=8, ray_actor_options={"num_cpus": 0}, **options
+        num_replicas=count,
+        max_ongoing_requests=8,
+        ray_actor_options={"num_cpus": 0},
+        **options,
     )
 
 

@@ -45,7 +45,10 @@ class FileLease:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.release()
 
@@ -139,31 +142,29 @@ class FileTier:
                 raise TierError(f"the {self.name} tier cannot grow: {error}") from error
 
     def _evict(self, needed_bytes: int, wanted_bytes: int) -> None:
-        """Unlink the least recently used until ``needed_bytes`` are free, or nothing at all
-        can be: leased and pinned entries stay."""
+        """Unlink the least recently used until ``needed_bytes`` are free; nothing at all when
+        they cannot be, because what is leased or pinned stays."""
         for orphan in self._incoming.iterdir():
             if needed_bytes > 0 and orphan.suffix != ".lock":
                 needed_bytes -= self._drop_orphan(orphan)
-        for path in sorted(self._objects.iterdir(), key=self._last_used):
-            if needed_bytes <= 0:
-                return
-            if not (self._pins / path.name).exists():
-                needed_bytes -= self._drop(path)
-        if needed_bytes > 0:
-            raise TierFull(self.name, wanted_bytes, self.budget_bytes)
-
-    def _drop(self, path: Path) -> int:
-        lock = self._locks / path.name
-        descriptor = acquire(lock, shared=False, wait=False)
-        if descriptor is None:
-            return 0
+        victims: list[tuple[Path, int]] = []
         try:
-            size = path.stat().st_size
-            path.unlink()
-            lock.unlink()
-            return size
+            for path in sorted(self._objects.iterdir(), key=self._last_used):
+                if needed_bytes <= 0:
+                    break
+                if not (self._pins / path.name).exists():
+                    lock = acquire(self._locks / path.name, shared=False, wait=False)
+                    if lock is not None:
+                        victims.append((path, lock))
+                        needed_bytes -= path.stat().st_size
+            if needed_bytes > 0:
+                raise TierFull(self.name, wanted_bytes, self.budget_bytes)
+            for path, _ in victims:
+                path.unlink()
+                (self._locks / path.name).unlink()
         finally:
-            os.close(descriptor)
+            for _, lock in victims:
+                os.close(lock)
 
     def _drop_orphan(self, part: Path) -> int:
         descriptor = acquire(part.with_name(part.name + ".lock"), shared=False, wait=False)

@@ -232,7 +232,9 @@ class Dispatcher:
             timings = replace(drawing.timings, queue_ms=queue_s * 1000)
             _answer(ticket.answer, replace(drawing, timings=timings))
         except ReplicaLost as lost:
-            log.warning("replica %s lost with request %s: %s", slot.client.id, ticket.waiting.id, lost)
+            log.warning(
+                "replica %s lost with request %s: %s", slot.client.id, ticket.waiting.id, lost
+            )
             slot.report = None
             slot.hoped_for = frozenset()
             retry = ticket.attempts < MAX_ATTEMPTS
@@ -262,9 +264,7 @@ class Dispatcher:
         if spent_s > 0:
             seen = request.work / spent_s
             known = self._speeds.work_per_s
-            self._speeds = replace(
-                self._speeds, work_per_s=known + _SMOOTHING * (seen - known)
-            )
+            self._speeds = replace(self._speeds, work_per_s=known + _SMOOTHING * (seen - known))
 
     def _heard_from(self, slot: _Slot, report: ReplicaReport) -> None:
         slot.report = report
@@ -303,4 +303,3 @@ def _heard(future: asyncio.Future[Drawing]) -> None:
     if not future.cancelled():
         with suppress(Exception):
             future.exception()
-

@@ -81,7 +81,11 @@ def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
     command = [sys.executable, "-m", "serving.cli.main", "serve", *options]
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -115,7 +115,9 @@ def _reader(file: TensorFile, source: SingleFileName, shape: Shape) -> Any:
         if source.transposed:
             tensor = tensor.t()
         if not torch.isfinite(tensor).all():
-            raise IngestRejected(f"{source.name!r} holds values that are not finite (NaN or infinite)")
+            raise IngestRejected(
+                f"{source.name!r} holds values that are not finite (NaN or infinite)"
+            )
         return tensor.reshape(shape)
 
     return values

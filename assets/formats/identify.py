@@ -34,7 +34,10 @@ _LORA_MARKS = (
 _FOREIGN_PIECES = (
     ("FLUX", ("double_blocks", "single_blocks", "single_transformer_blocks", "context_embedder")),
     ("SD3", ("joint_blocks", "joint_transformer_blocks")),
-    ("Qwen-Image", ("transformer_blocks_0_img_m", "transformer_blocks.0.img_m", "img_mlp", "txt_mlp")),
+    (
+        "Qwen-Image",
+        ("transformer_blocks_0_img_m", "transformer_blocks.0.img_m", "img_mlp", "txt_mlp"),
+    ),
     ("Krea 2", ("text_fusion", "txtfusion")),
     ("Anima", ("llm_adapter", "lora_unet_blocks_", "diffusion_model.blocks.")),
     ("a diffusion transformer", ("lora_transformer_", "transformer.", "diffusion_model.blocks")),
@@ -94,7 +97,9 @@ def _inversion(listing: Listing) -> Identity | None:
         if {"clip_l", "clip_g"} <= set(listing):
             return Identity("textual_inversion", "SDXL", "holds clip_l and clip_g vectors")
         missing = ({"clip_l", "clip_g"} - set(listing)).pop()
-        return Identity("textual_inversion", None, f"holds only one encoder's vectors; no {missing}")
+        return Identity(
+            "textual_inversion", None, f"holds only one encoder's vectors; no {missing}"
+        )
     if len(listing) <= 2 and all(len(shape) in (1, 2) for shape in listing.values()):
         for key, shape in listing.items():
             if key == "emb_params" or key.startswith("string_to_param"):
@@ -117,15 +122,20 @@ def _weights(listing: Listing) -> Identity:
         if key := any_starts("conditioner.embedders.1."):
             return Identity("checkpoint", "SDXL", f"key {key!r}: two text encoders")
         if any_starts("cond_stage_model.transformer."):
-            return Identity("checkpoint", "SD 1.5", "one CLIP text encoder (cond_stage_model.transformer)")
+            return Identity(
+                "checkpoint", "SD 1.5", "one CLIP text encoder (cond_stage_model.transformer)"
+            )
         if any_starts("cond_stage_model.model."):
-            return Identity("checkpoint", "SD 2", "one OpenCLIP text encoder (cond_stage_model.model)")
+            return Identity(
+                "checkpoint", "SD 2", "one OpenCLIP text encoder (cond_stage_model.model)"
+            )
         if key := any_starts("model.diffusion_model.label_emb."):
             return Identity("checkpoint", "SDXL", f"key {key!r}; only the UNet is in the file")
         return Identity("checkpoint", None, "a UNet without text encoders")
-    if any_starts("first_stage_model.") or {"decoder.conv_in.weight", "encoder.conv_in.weight"} <= set(
-        listing
-    ):
+    if any_starts("first_stage_model.") or {
+        "decoder.conv_in.weight",
+        "encoder.conv_in.weight",
+    } <= set(listing):
         return Identity("vae", None, "an autoencoder")
     if found := _foreign(listing):
         return Identity(None, *found)

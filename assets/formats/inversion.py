@@ -35,7 +35,9 @@ def convert(file: TensorFile, skeleton: Skeleton) -> tuple[dict[str, Planned], d
             )
             continue
         if shape[0] > MAX_VECTORS:
-            problems.append(f"{name!r} holds {shape[0]} vectors; at most {MAX_VECTORS} fit a prompt")
+            problems.append(
+                f"{name!r} holds {shape[0]} vectors; at most {MAX_VECTORS} fit a prompt"
+            )
             continue
         counts.add(shape[0])
         planned[component] = _vectors(file, name, info.dtype, shape)

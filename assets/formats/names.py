@@ -30,7 +30,9 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
+_BLOCK = re.compile(
+    r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\."
+)
 _RESNETS_PER_DOWN_BLOCK = 2
 _RESNETS_PER_UP_BLOCK = 3
 _UP_BLOCKS_WITH_ATTENTION = (0, 1)
@@ -42,9 +44,9 @@ def unet_ldm_name(name: str) -> str:
     if module in _UNET_HEAD:
         return f"{_UNET_HEAD[module]}.{leaf}"
     if name.startswith("mid_block."):
-        _, kind, index, rest = name.split(".", 3)
-        place = "1" if kind == "attentions" else str(int(index) * 2)
-        return f"middle_block.{place}.{_inside(kind, rest)}"
+        _, kind, number, rest = name.split(".", 3)
+        middle = 1 if kind == "attentions" else int(number) * 2
+        return f"middle_block.{middle}.{_inside(kind, rest)}"
     match = _BLOCK.match(name)
     if match is None:
         raise KeyError(name)
@@ -70,7 +72,9 @@ def _inside(kind: str, rest: str) -> str:
 
 
 _VAE_RESNET = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.resnets\.(\d+)\.(.+)")
-_VAE_SAMPLER = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.(.+)")
+_VAE_SAMPLER = re.compile(
+    r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.(.+)"
+)
 _VAE_MID = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 _VAE_BLOCKS = 4
 _VAE_ATTENTION = {

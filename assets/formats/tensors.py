@@ -37,7 +37,10 @@ class TensorFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self._file.close()
 
@@ -113,7 +116,7 @@ def write_tensors(
                     f"{name}: planned {planned.dtype} {planned.shape}, "
                     f"got {tensor.dtype} {tuple(tensor.shape)}"
                 )
-            data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            data = tensor.reshape(-1).view(torch.uint8).numpy().data
             digest.update(data)
             file.write(data)
         file.flush()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from assets.asset import ASSET_KINDS, Asset, AssetKind
+from assets.asset import ASSET_KINDS, Asset
 from assets.keys import blob_key, upload_key
 from assets.library import NewAsset
 from assets.records import Query as AssetQuery
@@ -84,7 +84,7 @@ async def listing(
         is_public=is_public,
         owner=owner,
         name=name,
-        kinds=cast(list[AssetKind], kinds),
+        kinds=kinds,
         ids=[part.strip() for part in (asset_ids or "").split(",") if part.strip()],
         limit=limit,
         offset=offset,

@@ -72,9 +72,7 @@ async def result(job_id: str, context: Ctx) -> Response:
 
 
 @router.post("/generate")
-async def generate_simply(
-    body: GenerateRequest, request: Request, context: Ctx
-) -> dict[str, Any]:
+async def generate_simply(body: GenerateRequest, request: Request, context: Ctx) -> dict[str, Any]:
     """The picture goes to the object store; the answer says where it can be fetched.
 
     Without a key only where the operator has named a tenant for it (AO_OPEN_TENANT).

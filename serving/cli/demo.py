@@ -124,10 +124,9 @@ def _await_serving(server: subprocess.Popen[bytes], settings: Settings) -> None:
 
 def _upload_samples(client: Client, folder: Path) -> dict[str, str]:
     """Ids by role. Assets of an earlier demonstration are used again."""
+    from assets.sdxl import skeleton_of
     from serving.engine.miniature import MINIATURE_CONFIGS, SEED, initial
     from serving.engine.samples import write_inversion, write_kohya_lora, write_single_file
-
-    from assets.sdxl import skeleton_of
 
     skeleton = skeleton_of(MINIATURE_CONFIGS)
     files = folder / "assets"
@@ -225,12 +224,13 @@ def _table(drawn: list[Drawn]) -> Table:
 def check(drawn: list[Drawn]) -> list[str]:
     """What is not as it must be: the last equals the first, the others differ from it."""
     first, last = drawn[0], drawn[-1]
-    problems = []
+    problems = [
+        f"{item.panel.title!r} looks like {first.panel.title!r}"
+        for item in drawn[1:-1]
+        if item.picture == first.picture
+    ]
     if last.picture != first.picture:
         problems.append(f"{last.panel.title!r} is not bit for bit {first.panel.title!r}")
-    for item in drawn[1:-1]:
-        if item.picture == first.picture:
-            problems.append(f"{item.panel.title!r} looks like {first.panel.title!r}")
     return problems
 
 

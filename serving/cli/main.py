@@ -176,9 +176,7 @@ def get_asset(reference: str, url: Url = None, key: Key = None, as_json: AsJson 
 
 
 @assets.command("delete")
-def delete_asset(
-    reference: str, url: Url = None, key: Key = None, as_json: AsJson = False
-) -> None:
+def delete_asset(reference: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     with clear_errors(), client_from_environment(url, key) as client:
         answer = client.call("DELETE", f"/v1/assets/{reference}")
         show_one(answer, f"{answer['id']} is deleted", as_json)
@@ -220,7 +218,9 @@ def generate(
     with clear_errors(), client_from_environment(url, key) as client:
         answer = client.generate(request)
         out.write_bytes(base64.b64decode(answer["images"][0].pop("image_b64")))
-        show_one({**answer, "file": str(out)}, f"{out} (seed {answer['images'][0]['seed']})", as_json)
+        show_one(
+            {**answer, "file": str(out)}, f"{out} (seed {answer['images'][0]['seed']})", as_json
+        )
 
 
 @app.command()

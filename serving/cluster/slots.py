@@ -65,7 +65,8 @@ def deploy_slots(settings: Settings, indices: Iterable[int], *, num_gpus: float)
     for index in indices:
         name = slot_name(index)
         options = {"num_cpus": 1, "num_gpus": num_gpus}
-        application = Slot.options(ray_actor_options=options).bind(settings, name)
+        deployment: Any = Slot  # Ray is untyped
+        application = deployment.options(ray_actor_options=options).bind(settings, name)
         targets.append(serve.RunTarget(application, name=name, route_prefix=None))
     serve.run_many(targets, blocking=False, wait_for_applications_running=False)
 

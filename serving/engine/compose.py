@@ -39,9 +39,7 @@ def model_path(settings: Settings) -> Path:
 
 
 def open_workshop(settings: Settings, backends: Backends) -> Workshop:
-    return Workshop(
-        backends.records, backends.store, settings.secret_bytes, settings.scratch_dir
-    )
+    return Workshop(backends.records, backends.store, settings.secret_bytes, settings.scratch_dir)
 
 
 def open_engine(settings: Settings, name: str) -> Engine:

@@ -97,9 +97,7 @@ class Engine:
     def base(self) -> Recipe:
         """The recipe of the base model alone."""
         parts = self.manifest.parts
-        return Recipe(
-            parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"]
-        )
+        return Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
 
     def digest(self) -> str:
         """sha256 of the working weights as they are."""
@@ -231,7 +229,9 @@ class Engine:
             warnings += [f"negative {warning}" for warning in more]
             seen |= also_seen
         for token in inversions.keys() - seen:
-            warnings.append(f"the trigger word {token!r} is in no prompt: its inversion did nothing")
+            warnings.append(
+                f"the trigger word {token!r} is in no prompt: its inversion did nothing"
+            )
         return positive, negative, warnings
 
     def _denoise(
@@ -250,7 +250,7 @@ class Engine:
         height, width = request.height // LATENT_SCALE, request.width // LATENT_SCALE
         channels = int(self.manifest.configs["unet"]["in_channels"])
         noise = [torch.randn(1, channels, height, width, generator=g) for g in generators]
-        latents = torch.cat(noise).to(self.device) * sampler.init_noise_sigma
+        latents: torch.Tensor = torch.cat(noise).to(self.device) * sampler.init_noise_sigma
 
         def rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             both = [a.expand(count, *a.shape[1:]), b.expand(count, *b.shape[1:])]
@@ -319,4 +319,3 @@ class _Stopwatch:
         now = time.perf_counter()
         lap, self._last = (now - self._last) * 1000, now
         return lap
-

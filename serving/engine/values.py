@@ -86,7 +86,7 @@ def _split(name: str) -> tuple[Component, str]:
     for component in ("unet", "text_encoder", "text_encoder_2"):
         prefix = f"{component}/"
         if name.startswith(prefix):
-            return component, name.removeprefix(prefix)  # type: ignore[return-value]
+            return component, name.removeprefix(prefix)
     raise KeyError(name)
 
 

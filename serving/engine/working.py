@@ -80,9 +80,7 @@ class WorkingSet:
             for _, _, run in _runs(rows):
                 up, down = _concatenated(component, shape, movers, loras, run)
                 flat = (run.stop - run.start, shape[0], -1)
-                torch.baddbmm(
-                    source[run].view(flat), up, down, out=target[run].view(flat)
-                )
+                torch.baddbmm(source[run].view(flat), up, down, out=target[run].view(flat))
 
     def digest(self) -> str:
         """sha256 of every working byte, in a fixed order."""
@@ -90,7 +88,7 @@ class WorkingSet:
         for component in sorted(self._slabs):
             for shape in sorted(self._slabs[component]):
                 slab = self._slabs[component][shape]
-                digest.update(slab.contiguous().view(torch.uint8).cpu().numpy())
+                digest.update(slab.contiguous().view(torch.uint8).cpu().numpy().data)
         return digest.hexdigest()
 
 
@@ -124,9 +122,7 @@ def _runs(rows: Sequence[Row] | frozenset[Row]) -> Iterator[tuple[Component, Sha
         start = index
 
 
-def target_of(
-    pristine: Mapping[Component, str], uses: Sequence[tuple[str, float, Lora]]
-) -> Target:
+def target_of(pristine: Mapping[Component, str], uses: Sequence[tuple[str, float, Lora]]) -> Target:
     """The target of a recipe; a LoRA at weight zero moves nothing."""
     moved: dict[Row, list[tuple[str, float, int]]] = {}
     for key, weight, lora in uses:

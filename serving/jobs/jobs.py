@@ -141,9 +141,7 @@ class Jobs:
         with Session(self._engine) as session, session.begin():
             result = session.execute(
                 update(JobRow)
-                .where(
-                    JobRow.id == job_id, JobRow.claimed_by == worker, JobRow.status == "running"
-                )
+                .where(JobRow.id == job_id, JobRow.claimed_by == worker, JobRow.status == "running")
                 .values(**values)
             )
             return bool(result.rowcount)  # type: ignore[attr-defined]

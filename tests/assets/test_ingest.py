@@ -28,7 +28,9 @@ def ingest(path: Path, kind: str, skeleton: Skeleton, scratch: Path) -> Any:
     return ingest_file(path, kind, skeleton, "0" * 64, b"salt", scratch)  # type: ignore[arg-type]
 
 
-def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
+def save(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> Path:
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
     return path
 
@@ -58,7 +60,9 @@ def test_every_spelling_means_the_same_parameter(
     pattern, roles = spelling.split("|")
     first, second = roles.split(",")
     down, up = lora_pair(skeleton, Q)
-    path = save(tmp_path / "x.safetensors", {pattern.format(first): down, pattern.format(second): up})
+    path = save(
+        tmp_path / "x.safetensors", {pattern.format(first): down, pattern.format(second): up}
+    )
     done = ingest(path, "lora", skeleton, tmp_path / "scratch")
     with TensorFile(done.files["lora"][1]) as file:
         assert torch.equal(file.read(f"unet/{Q}.weight.down"), down)
@@ -122,7 +126,7 @@ def test_reasons_of_refusal(tmp_path: Path, skeleton: Skeleton) -> None:
             "unet.nowhere.lora_A.weight": down,
             "unet.nowhere.lora_B.weight": up,
         },
-        "LoHa": {f"lora_unet_x.hada_w1_a": down},
+        "LoHa": {"lora_unet_x.hada_w1_a": down},
         "DoRA": {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.dora_scale": up},
         "moved twice": {
             f"unet.{Q}.lora_A.weight": down,
@@ -191,5 +195,7 @@ def test_two_tenants_with_the_same_file_have_different_keys(
 
 def test_keys_do_not_reveal_the_digest() -> None:
     salt = tenant_salt(b"secret", "t1")
-    assert content_key("ab", "lora", salt) != content_key("ab", "lora", tenant_salt(b"secret", "t2"))
+    assert content_key("ab", "lora", salt) != content_key(
+        "ab", "lora", tenant_salt(b"secret", "t2")
+    )
     assert content_key("ab", "lora", None) != content_key("ab", "unet", None)

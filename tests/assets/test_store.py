@@ -41,9 +41,13 @@ def test_what_is_absent_is_an_error(store: ObjectStore) -> None:
 
 
 def test_a_broken_write_leaves_nothing(store: ObjectStore) -> None:
-    with pytest.raises(RuntimeError), store.write("broken") as file:
-        file.write(b"half")
-        raise RuntimeError
+    def write_half() -> None:
+        with store.write("broken") as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert store.size("broken") is None
 
 

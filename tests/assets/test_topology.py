@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from assets.errors import IngestRejected
 from assets.formats.identify import identify
 from assets.formats.lora import cover
 from assets.formats.names import single_file_name
 from assets.ingest import check_identity
-from assets.errors import IngestRejected
 from assets.sdxl import SDXL_CONFIGS, skeleton_of
 from assets.skeleton import Skeleton
 from serving.engine.miniature import MINIATURE_CONFIGS

@@ -126,7 +126,9 @@ def test_laws(states: list[tuple[float, int, set[str]]], wants: list[set[str]]) 
     """Each request once, no replica over its slots, only free ones, the same answer twice."""
     replicas = [replica(f"r{i}", f, b, gpu=k) for i, (f, b, k) in enumerate(states)]
     waiting = [
-        request(f"q{i}", blobs=tuple(Blob(k, "", 10) for k in sorted(keys)), virtual_finish=float(i))
+        request(
+            f"q{i}", blobs=tuple(Blob(k, "", 10) for k in sorted(keys)), virtual_finish=float(i)
+        )
         for i, keys in enumerate(wants)
     ]
     made = assign(waiting, replicas, SPEEDS, 0.0)

@@ -238,7 +238,10 @@ def test_later(http: httpx.Client, platform: Running) -> None:
     result = httpx.get(poll["response_url"]).json()
     assert picture(result) == picture(now)
     missing = {**PROMPT, "loras": {"nothing": 1.0}}
-    assert http.post("/generate/sdxl", json=missing, headers={"X-OctoAI-Async": "1"}).status_code == 404
+    assert (
+        http.post("/generate/sdxl", json=missing, headers={"X-OctoAI-Async": "1"}).status_code
+        == 404
+    )
     assert httpx.get(f"{platform.url}/v1/jobs/job_unknown").status_code == 404
 
 

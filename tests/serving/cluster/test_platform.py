@@ -230,7 +230,7 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
 
     big = tmp_path / "big.safetensors"
     chunk = torch.zeros(1 << 26, dtype=torch.float16)
-    planned = {f"block.{i}": Planned("F16", (1 << 26,), lambda: chunk) for i in range(8)}
+    planned = {f"block.{i}": Planned("F16", (1 << 26,), lambda c=chunk: c) for i in range(8)}
     assert write_tensors(big, planned, {}).size_bytes > 1 << 30
     del chunk, planned
     ask(platform, 0)
@@ -295,7 +295,7 @@ from assets.resolve import Wanted
 
 folder, temporary = Path(sys.argv[1]), sys.argv[2]
 head = dict(num_cpus=1, object_store_memory=128 << 20, include_dashboard=False)
-head["_temp_dir"] = temporary
+head["temp_dir"] = temporary
 cluster = Cluster(initialize_head=True, head_node_args=head)
 cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
 settings = Settings(

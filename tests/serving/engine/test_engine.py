@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from PIL import Image
 
 from assets.recipe import InversionUse, LoraUse, Recipe
-from dataclasses import replace
 from serving.drawing import DrawRequest
 from serving.engine.plan import Target, plan
 from serving.errors import Cancelled
@@ -54,7 +54,7 @@ def recipes(engine: Any, samples: dict[str, Any]) -> dict[str, Recipe]:
         return tuple(LoraUse(samples[n].parts["lora"], w) for n, w in weights.items())
 
     inversion = InversionUse(samples["inversion"].parts["textual_inversion"], WORD)
-    parts = {k: v for k, v in samples["checkpoint"].parts.items()}
+    parts = samples["checkpoint"].parts
     other = Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
     return {
         "base": base,
@@ -109,13 +109,11 @@ def test_a_swap_that_fails_half_way_is_repaired(engine: Any, recipes: dict[str, 
     key = recipes["three"].loras[-1].blob.key
     real = prepared.leases[key].value
 
-    class Poison:
-        groups = dict(real.groups)
-
-    last = sorted(Poison.groups)[-1]
-    factors = Poison.groups[last][0]
-    Poison.groups[last] = (replace(factors, up=factors.up[:, :1]),)
-    prepared.leases[key].value = Poison  # a shape that the product refuses
+    groups = dict(real.groups)
+    last = sorted(groups)[-1]
+    factors = groups[last][0]
+    groups[last] = (replace(factors, up=factors.up[:, :1]),)  # a shape that the product refuses
+    prepared.leases[key].value = replace(real, groups=groups)
     with pytest.raises(RuntimeError):
         engine.become(prepared)
     prepared.leases[key].value = real
@@ -141,7 +139,12 @@ def test_plan_is_the_least_writing() -> None:
     assert (set(steps.copy), set(steps.restore), dict(steps.touch)) == ({"unet"}, {te}, {a: m1})
     assert plan(None, now).copy == {"unet", "text_encoder"}
     same = plan(now, now)
-    assert (same.copy, same.restore, dict(same.touch), same.kept) == (frozenset(), frozenset(), {}, 3)
+    assert (same.copy, same.restore, dict(same.touch), same.kept) == (
+        frozenset(),
+        frozenset(),
+        {},
+        3,
+    )
 
 
 def test_a_weight_change_moves_no_bytes(engine: Any, recipes: dict[str, Recipe]) -> None:
@@ -305,7 +308,10 @@ def test_inversion_is_stock_diffusers(
         warnings.simplefilter("ignore")
         pipe = copy.deepcopy(pipeline)
         pipe.load_textual_inversion(
-            vectors["clip_l"].float(), WORD, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer
+            vectors["clip_l"].float(),
+            WORD,
+            text_encoder=pipe.text_encoder,
+            tokenizer=pipe.tokenizer,
         )
         pipe.load_textual_inversion(
             vectors["clip_g"].float(),

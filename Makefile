@@ -1,0 +1,55 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo serve test test-slow check format bench-http bench-addressing clean
+
+# The environment with what the platform needs to run.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -U pip setuptools
+	$(PIP) install -q -c constraints.txt torch==2.13.0
+	$(PIP) install -q -c constraints.txt -e '.[s3,postgres]'
+	touch $@
+
+# And with what developing it needs.
+$(VENV)/developed: $(VENV)/installed
+	$(PIP) install -q -c constraints.txt --group dev --group bench
+	touch $@
+
+# ARGS=--once ends the platform after the demonstration.
+demo: $(VENV)/installed
+	$(BIN)/asset-orchestrator demo $(ARGS)
+
+serve: $(VENV)/installed
+	$(BIN)/asset-orchestrator serve $(ARGS)
+
+test: $(VENV)/developed
+	$(PYTEST) $(ARGS)
+
+test-slow: $(VENV)/developed
+	$(PYTEST) -m slow $(ARGS)
+
+check: $(VENV)/developed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+
+format: $(VENV)/developed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-http: $(VENV)/developed
+	$(BIN)/python -m benchmarks http $(ARGS)
+
+bench-addressing: $(VENV)/developed
+	$(BIN)/python -m benchmarks addressing $(ARGS)
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,26 @@
+"""``python -m benchmarks NAME``: see each module's docstring."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHMARKS = {
+    "http": "the running platform from outside: k6 and locust over four scenarios",
+    "addressing": "slots against a targeted router, at 2, 32 and 128 stub replicas",
+}
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in BENCHMARKS:
+        for known, what in BENCHMARKS.items():
+            print(f"python -m benchmarks {known:12} {what}")
+        raise SystemExit(0 if name in ("", "-h", "--help") else 2)
+    sys.argv = [f"benchmarks {name}", *sys.argv[2:]]
+    module = importlib.import_module(f"benchmarks.{name}")
+    module.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The running platform from outside: k6 and locust over four scenarios.
+
+Run: ``python -m benchmarks http`` (or ``make bench-http``). Starts the platform in a
+private folder on a free port, uploads LoRAs, and for each tool and scenario prints
+min, mean, p50, p95, p99 and max of the whole request in milliseconds:
+
+base              no asset beside the base model
+warm LoRA         one LoRA, the same in every request
+changing LoRA     a different LoRA in every request, all of them on the GPU tier
+cold LoRA         a LoRA in every request that no replica has ever seen
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from assets.sdxl import skeleton_of
+from serving.cli.client import Client
+from serving.composition import open_backends
+from serving.engine.miniature import MINIATURE_CONFIGS
+from serving.engine.samples import write_kohya_lora
+from serving.settings import Settings
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "http.json"
+USERS = 2
+STEPS = 4
+CHANGING = 8
+TOOLS = ("k6", "locust")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """``iterations`` bounds a scenario that uses each LoRA once; the others run for a time."""
+
+    name: str
+    loras: Sequence[str]
+    iterations: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Milliseconds of whole requests, as the tool measured them."""
+
+    tool: str
+    scenario: str
+    requests: int
+    failed: int
+    min: float
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+@contextmanager
+def platform_for(folder: Path, model: Path | None) -> Iterator[tuple[Settings, Client, str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = Settings(data_dir=folder / "data", port=port, model=model)
+    environment = {**os.environ, **settings.to_environment()}
+    command = [sys.executable, "-m", "serving.cli.main", "serve"]
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        while True:
+            with suppress(httpx.HTTPError):
+                url = f"{settings.resolved_public_url}/v1/status"
+                if httpx.get(url, timeout=10).is_success:
+                    break
+            if server.poll() is not None:
+                raise SystemExit("the platform did not start; see above")
+            time.sleep(0.2)
+        directory = open_backends(settings).directory
+        directory.add_tenant("bench")
+        key = directory.add_key("bench").text
+        with Client(settings.resolved_public_url, key) as client:
+            yield settings, client, key
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=120)
+
+
+def upload_loras(client: Client, folder: Path, count: int, prefix: str) -> list[str]:
+    skeleton = skeleton_of(MINIATURE_CONFIGS)
+    ids = []
+    for index in range(count):
+        path = write_kohya_lora(folder / f"{prefix}{index}.safetensors", skeleton, seed=index)
+        asset = client.upload(path, "lora", path.stem)
+        ids.append(client.await_ready(asset["id"])["id"])
+        path.unlink()
+    return ids
+
+
+def environment_of(scenario: Scenario, url: str, key: str, seconds: int) -> dict[str, str]:
+    values = {
+        "AO_URL": url,
+        "AO_KEY": key,
+        "LORAS": json.dumps(list(scenario.loras)),
+        "STEPS": str(STEPS),
+        "USERS": str(USERS),
+        "SECONDS": str(seconds),
+    }
+    if scenario.iterations is not None:
+        values["ITERATIONS"] = str(scenario.iterations)
+    return {**os.environ, **values}
+
+
+def tool_path(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def run_k6(scenario: Scenario, environment: Mapping[str, str]) -> Row:
+    command = [tool_path("k6"), "run", "--quiet", "--no-usage-report"]
+    command += [str(HERE / "generate.k6.js")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    metrics = json.loads(done.stdout)["metrics"]
+    spent = metrics["http_req_duration"]["values"]
+    checks = metrics["checks"]["values"]
+    return Row(
+        "k6",
+        scenario.name,
+        int(checks["passes"] + checks["fails"]),
+        int(checks["fails"]),
+        spent["min"],
+        spent["avg"],
+        spent["p(50)"],
+        spent["p(95)"],
+        spent["p(99)"],
+        spent["max"],
+    )
+
+
+def run_locust(scenario: Scenario, environment: Mapping[str, str], seconds: int) -> Row:
+    limit = "300s" if scenario.iterations else f"{seconds}s"
+    command = [tool_path("locust"), "-f", str(HERE / "locustfile.py"), "--headless", "--json"]
+    command += ["-u", str(USERS), "-r", str(USERS), "-t", limit, "--stop-timeout", "60"]
+    command += ["--exit-code-on-error", "0", "--loglevel", "ERROR"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    stats = json.loads(done.stdout)[0]
+    histogram = {float(k): int(v) for k, v in stats["response_times"].items()}
+    count = stats["num_requests"]
+    return Row(
+        "locust",
+        scenario.name,
+        count,
+        stats["num_failures"],
+        stats["min_response_time"],
+        stats["total_response_time"] / count,
+        percentile(histogram, 0.50),
+        percentile(histogram, 0.95),
+        percentile(histogram, 0.99),
+        stats["max_response_time"],
+    )
+
+
+def percentile(histogram: Mapping[float, int], share: float) -> float:
+    """Of a histogram value → count (locust rounds the values to two digits)."""
+    target = share * sum(histogram.values())
+    seen = 0
+    for value, count in sorted(histogram.items()):
+        seen += count
+        if seen >= target:
+            return value
+    raise ValueError("an empty histogram")
+
+
+def table(rows: Sequence[Row]) -> Table:
+    result = Table(title=f"whole requests in ms; {USERS} users, {STEPS} steps")
+    for column in ("tool", "scenario"):
+        result.add_column(column)
+    for column in ("requests", "failed", "min", "mean", "p50", "p95", "p99", "max"):
+        result.add_column(column, justify="right")
+    for row in rows:
+        figures = (row.min, row.mean, row.p50, row.p95, row.p99, row.max)
+        cells = [row.tool, row.scenario, str(row.requests), str(row.failed)]
+        result.add_row(*cells, *(f"{figure:.0f}" for figure in figures))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=10, help="for each scenario and tool")
+    parser.add_argument("--cold", type=int, default=16, help="cold LoRAs for each tool")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    rows: list[Row] = []
+    with TemporaryDirectory(prefix="bench-") as temporary:
+        folder = Path(temporary)
+        with platform_for(folder, None) as (settings, client, key):
+            print("uploading LoRAs …", file=sys.stderr)
+            warm = upload_loras(client, folder, CHANGING, "warm")
+            for lora in warm * 4:  # until every replica has met them
+                client.generate({"prompt": "x", "steps": 1, "loras": {lora: 1.0}})
+            for tool in TOOLS:
+                cold = upload_loras(client, folder, arguments.cold, f"cold-{tool}-")
+                scenarios = (
+                    Scenario("base", ()),
+                    Scenario("warm LoRA", warm[:1]),
+                    Scenario("changing LoRA", warm),
+                    Scenario("cold LoRA", cold, arguments.cold),
+                )
+                for scenario in scenarios:
+                    print(f"{tool}: {scenario.name} …", file=sys.stderr)
+                    environment = environment_of(
+                        scenario, settings.resolved_public_url, key, arguments.seconds
+                    )
+                    if tool == "k6":
+                        rows.append(run_k6(scenario, environment))
+                    else:
+                        rows.append(run_locust(scenario, environment, arguments.seconds))
+    Console(width=120).print(table(rows))
+    document: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "model": "miniature",
+        "users": USERS,
+        "steps": STEPS,
+        "rows": [asdict(row) for row in rows],
+    }
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"written: {arguments.out}", file=sys.stderr)
+    failed = sum(row.failed for row in rows)
+    if failed:
+        raise SystemExit(f"{failed} requests failed")
+
+
+if __name__ == "__main__":
+    main()
