@@ -30,10 +30,20 @@ _FILE_NAMES: Mapping[Component, tuple[str, ...]] = {
 }
 
 
+Configs = Mapping[Component, Mapping[str, Any]]
+
+
 def import_model(
-    store: ObjectStore, path: Path, name: str, progress: Progress = lambda _: None
+    store: ObjectStore,
+    path: Path,
+    name: str,
+    progress: Progress = lambda _: None,
+    single_file_configs: Configs = SDXL_CONFIGS,
 ) -> ModelManifest:
     """Bring the model at ``path`` into the store; at once when it is there already.
+
+    A folder carries its configurations; a single file does not, and is taken to be of
+    ``single_file_configs``.
 
     Raises:
         IngestRejected: ``path`` is no SDXL model; says what is missing.
@@ -46,7 +56,7 @@ def import_model(
         if path.is_dir():
             configs, planned = _from_folder(path, stack)
         else:
-            configs, planned = _from_single_file(path, stack)
+            configs, planned = _from_single_file(path, single_file_configs, stack)
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="import-")))
         parts: dict[Component, Blob] = {}
         for component in MODEL_COMPONENTS:
@@ -112,12 +122,12 @@ def _reader(file: TensorFile, name: str) -> Callable[[], Any]:
 
 
 def _from_single_file(
-    path: Path, stack: ExitStack
+    path: Path, configs: Configs, stack: ExitStack
 ) -> tuple[dict[Component, dict[str, Any]], dict[Component, dict[str, Planned]]]:
-    skeleton = skeleton_of(SDXL_CONFIGS)
+    skeleton = skeleton_of(configs)
     file = stack.enter_context(TensorFile(path))
     parts, report = convert_checkpoint(file, skeleton)
     if report["from_base"]:
         missing = ", ".join(report["from_base"])
         raise IngestRejected(f"{path} lacks {missing}; a base model must bring all its components")
-    return {c: dict(SDXL_CONFIGS[c]) for c in MODEL_COMPONENTS}, dict(parts)
+    return {c: dict(configs[c]) for c in MODEL_COMPONENTS}, dict(parts)

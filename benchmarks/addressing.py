@@ -151,11 +151,34 @@ def measure(way: str, count: int) -> dict[str, Any]:
             ray.shutdown()
 
 
+def table() -> str:
+    """The results as the table that the decision record holds."""
+    heads = ["way", "replicas", "deploy s", "controller idle % of a CPU"]
+    heads += ["round trip p50 ms", "p95 ms", "remove one s"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for row in json.loads(RESULT.read_text())["rows"]:
+        cells = (
+            row["way"],
+            str(row["replicas"]),
+            f"{row['deploy_s']:.1f}",
+            f"{row['controller_idle_cpu'] * 100:.1f}",
+            f"{row['round_trip_p50_ms']:.1f}",
+            f"{row['round_trip_p95_ms']:.1f}",
+            f"{row['remove_one_s']:.1f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true", help="print the results as Markdown")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--ways", nargs="+", default=["slots", "targeted"])
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table())
+        return
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     for count in arguments.sizes:
         for way in arguments.ways:

@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 #: How much a new measurement of the speed counts against what was known.
 _SMOOTHING = 0.3
-_RETRY_DESCRIBE_S = 0.5
+#: A replica that is up is asked this often, and must answer within the patience.
+_WATCH_S = 2.0
+_PATIENCE_S = 10.0
+_RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,17 +280,24 @@ class Dispatcher:
                 other.report = replace(other.report, resident=resident)
 
     async def _watch(self, slot: _Slot) -> None:
-        """Wait for the replica whenever it is down, for as long as the dispatcher lives."""
+        """Ask the replica how it is, for as long as the dispatcher lives.
+
+        One that is up must answer in time; one that is down is waited for. What it
+        reports corrects what was believed of it.
+        """
         while True:
-            if slot.report is None:
-                try:
-                    report = await slot.client.describe()
-                except ReplicaLost:
-                    await asyncio.sleep(_RETRY_DESCRIBE_S)
-                    continue
-                self._heard_from(slot, report)
-                self._assign()
-            await asyncio.sleep(_RETRY_DESCRIBE_S)
+            patience_s = None if slot.report is None else _PATIENCE_S
+            try:
+                report = await asyncio.wait_for(slot.client.describe(), patience_s)
+            except (ReplicaLost, TimeoutError):
+                if slot.report is not None:
+                    log.warning("replica %s does not answer: it gets nothing new", slot.client.id)
+                    slot.report = None
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._heard_from(slot, report)
+            self._assign()
+            await asyncio.sleep(_WATCH_S)
 
 
 def _answer(future: asyncio.Future[Drawing], outcome: Drawing | Exception) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,9 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
             for index in range(settings.replicas):
                 serve.delete(slot_name(index), _blocking=False)
         ray.shutdown()
+        if own and settings.host_dir is None:
+            # Memory goes back with the platform that took it; the disk tier stays warm.
+            shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
 
 
 def _connect(settings: Settings, own: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from assets.model import load_manifest
+from assets.model import ModelManifest, load_manifest
 from assets.resolve import BASE_NAME
 from assets.workshop import Workshop
 from orchestrator.file_tier import FileTier
@@ -24,13 +24,20 @@ def pick_device(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_budget_bytes(settings: Settings, device: str) -> int:
-    """As set; else 60 % of the card (the rest is working weights and activations), or 8 GiB."""
+#: What drawing itself takes on the device, at SDXL's sizes and the engine's batch.
+_ACTIVATION_BYTES = 6 << 30
+
+
+def device_budget_bytes(settings: Settings, device: str, manifest: ModelManifest) -> int:
+    """As set; else what the card has beside the working weights and the activations. The
+    CPU has no tier of its own: there it is room for a few checkpoints in float32."""
     if settings.device_bytes:
         return settings.device_bytes
+    model_bytes = sum(blob.size_bytes for blob in manifest.parts.values())
     if device.startswith("cuda"):
-        return int(torch.cuda.get_device_properties(device).total_memory * 0.6)
-    return 8 << 30
+        total = int(torch.cuda.get_device_properties(device).total_memory)
+        return max(model_bytes, total - model_bytes - _ACTIVATION_BYTES)
+    return max(8 << 30, 3 * model_bytes)
 
 
 def model_path(settings: Settings) -> Path:
@@ -53,7 +60,8 @@ def open_engine(settings: Settings, name: str) -> Engine:
         host=FileTier("host", settings.resolved_host_dir, settings.host_bytes),
     )
     manifest = load_manifest(store, BASE_NAME)
-    return Engine(manifest, provisioner, device, device_budget_bytes(settings, device), name)
+    budget_bytes = device_budget_bytes(settings, device, manifest)
+    return Engine(manifest, provisioner, device, budget_bytes, name)
 
 
 def warm_up_request(engine: Engine) -> DrawRequest:

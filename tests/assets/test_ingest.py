@@ -13,11 +13,13 @@ from assets.content import content_key, tenant_salt
 from assets.errors import IngestRejected
 from assets.formats.lora import cover
 from assets.formats.tensors import TensorFile
+from assets.import_model import import_model
 from assets.ingest import ingest_file
 from assets.keys import blob_key
 from assets.skeleton import Skeleton
-from assets.store import read_bytes
-from serving.engine.samples import write_kohya_lora
+from assets.store import FsspecStore, read_bytes
+from serving.engine.miniature import MINIATURE_CONFIGS, SEED, initial
+from serving.engine.samples import write_kohya_lora, write_single_file
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "down_blocks.0.resnets.0.conv1"
@@ -199,3 +201,28 @@ def test_keys_do_not_reveal_the_digest() -> None:
         "ab", "lora", tenant_salt(b"secret", "t2")
     )
     assert content_key("ab", "lora", None) != content_key("ab", "unet", None)
+
+
+def test_a_base_model_from_a_single_file_is_the_one_from_the_folder(
+    bench: Any, miniature: Path, skeleton: Skeleton, tmp_path: Path
+) -> None:
+    """The same bytes come out, so even the content keys are the same."""
+
+    def value(component: str, name: str, shape: Any) -> Any:
+        return initial(f"{component}/{name}", shape, SEED)
+
+    path = write_single_file(tmp_path / "base.safetensors", skeleton, value)
+    store = FsspecStore(f"file://{tmp_path}/store")
+    manifest = import_model(store, path, "base", single_file_configs=MINIATURE_CONFIGS)
+    assert manifest.parts == bench.manifest.parts
+    assert manifest.skeleton == bench.manifest.skeleton
+    assert import_model(store, path, "base") == manifest  # known already: nothing is read
+    with pytest.raises(IngestRejected, match="the served model has"):
+        import_model(store, path, "other")  # as full-size SDXL it does not fit
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    store = FsspecStore(f"file://{tmp_path}/store")
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(IngestRejected, match=r"config\.json is missing"):
+        import_model(store, tmp_path, "base")

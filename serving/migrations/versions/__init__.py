@@ -1,0 +1,1 @@
+"""Alembic versions, in order of their numbers."""

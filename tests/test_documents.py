@@ -1,0 +1,56 @@
+"""What the documents say of the tree is true of the tree."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_architecture_has_a_line_for_every_file() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named: set[str] = set()
+    for line in text.splitlines():
+        folder = ""
+        for path in re.findall(r"`([\w/]+\.py)`", line):
+            folder = path.rpartition("/")[0] or folder
+            named.add(path if "/" in path else f"{folder}/{path}")
+    packages = ("assets", "orchestrator", "router", "serving", "benchmarks")
+    files = {
+        str(path.relative_to(ROOT))
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        if not path.name.startswith("__")
+    }
+    steps = {path for path in named if not (ROOT / path).exists()}
+    assert not steps, "named but not there"
+    assert files <= named, sorted(files - named)
+
+
+def test_architecture_has_a_line_for_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = list(project["project"]["dependencies"])
+    for extra in project["project"]["optional-dependencies"].values():
+        wanted += extra
+    section = (ROOT / "ARCHITECTURE.md").read_text().split("## A line a dependency")[1]
+    for requirement in wanted:
+        name = re.split(r"[\[<>=;]", requirement)[0]
+        assert name in section, name
+
+
+def test_the_readmes_commands_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z-]+)", text)) - {"and"}:
+        assert f"\n{target}:" in makefile, target
+    settings = (ROOT / "serving" / "settings.py").read_text()
+    for variable in set(re.findall(r"`AO_([A-Z_]+)`", text)) - {"API_KEY", "URL"}:
+        assert re.search(rf"\n    {variable.lower()}:", settings), variable
+
+
+def test_the_decisions_figures_are_those_of_the_results() -> None:
+    from benchmarks.addressing import table
+
+    assert table() in (ROOT / "docs" / "adr" / "0001-addressing-replicas.md").read_text()
