@@ -14,10 +14,10 @@ def may(principal: Principal, verb: Verb, asset: Asset) -> bool:
     """Whether ``principal`` may do ``verb`` to ``asset``. Pure; asked on every request.
 
     An owner may do everything to its own live assets; everybody may read and use
-    a public one. Nobody may anything to a deleted one.
+    a public one that is ready. Nobody may anything to a deleted one.
     """
-    if asset.status == "deleted":
+    if asset.status == "deleted" or asset.deleted_at_s is not None:
         return False
     if asset.tenant_id == principal.tenant_id:
         return True
-    return asset.is_public and verb in ("read", "use")
+    return asset.is_public and asset.status == "ready" and verb in ("read", "use")

@@ -1,7 +1,8 @@
 """Content keys: the names that bytes have behind the resolver.
 
 A key is a digest of *what a file means to the engine*: the sha256 of the bytes
-that were uploaded, the component they became and the converter's version. For a
+that were uploaded, the component they became, the model that it was fitted to and
+the converter's version. For a
 private asset it is keyed with the tenant's salt, so that two tenants who hold
 the same file have different keys and neither can learn of the other from a
 cache hit, a receipt or a timing.
@@ -31,9 +32,10 @@ class Blob:
     size_bytes: int
 
 
-def content_key(source_sha256: str, component: Component, salt: bytes | None) -> str:
-    """The key of a component made from a source; ``salt`` is None for a public asset."""
-    message = f"{CONVERTER_VERSION}/{component}/{source_sha256}".encode()
+def content_key(source_sha256: str, component: Component, fits: str, salt: bytes | None) -> str:
+    """The key of a component made from a source for the skeleton whose digest is ``fits``;
+    ``salt`` is None for a public asset."""
+    message = f"{CONVERTER_VERSION}/{component}/{fits}/{source_sha256}".encode()
     if salt is None:
         return "p" + hashlib.sha256(message).hexdigest()[:40]
     return "t" + hmac.new(salt, message, hashlib.sha256).hexdigest()[:40]

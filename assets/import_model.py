@@ -58,24 +58,42 @@ def import_model(
         else:
             configs, planned = _from_single_file(path, single_file_configs, stack)
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="import-")))
+        skeleton = Skeleton(
+            {c: {n: p.shape for n, p in planned[c].items()} for c in MODEL_COMPONENTS}
+        )
+        _check_topology(path, configs, skeleton)
         parts: dict[Component, Blob] = {}
         for component in MODEL_COMPONENTS:
             progress(f"importing {component}")
             file = scratch / component
             written = write_tensors(file, planned[component], {"component": component})
             # The canonical bytes themselves are the source: a model folder has no single digest.
-            key = content_key(written.sha256, component, salt=None)
+            key = content_key(written.sha256, component, skeleton.digest, salt=None)
             blob = Blob(key, written.sha256, written.size_bytes)
             if store.size(blob_key(blob)) != blob.size_bytes:
                 put_file(store, blob_key(blob), file)
             file.unlink()
             parts[component] = blob
-        skeleton = Skeleton(
-            {c: {n: p.shape for n, p in planned[c].items()} for c in MODEL_COMPONENTS}
-        )
     manifest = ModelManifest(name, source, configs, parts, skeleton)
     save_manifest(store, manifest)
     return manifest
+
+
+def _check_topology(path: Path, configs: Configs, found: Skeleton) -> None:
+    """Raises IngestRejected unless the files hold exactly what their configurations say."""
+    for component, wanted in skeleton_of(configs).components.items():
+        names = found.components[component]
+        if missing := sorted(set(wanted) - set(names)):
+            raise IngestRejected(
+                f"{path}: {component} lacks {len(missing)} tensors of SDXL, such as {missing[0]!r}"
+            )
+        if extra := sorted(set(names) - set(wanted)):
+            raise IngestRejected(f"{path}: {component} has a tensor SDXL has not: {extra[0]!r}")
+        for name, shape in wanted.items():
+            if names[name] != shape:
+                raise IngestRejected(
+                    f"{path}: {component} {name!r} is {names[name]}, its config.json says {shape}"
+                )
 
 
 def _fingerprint(path: Path) -> str:

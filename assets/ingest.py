@@ -78,9 +78,10 @@ def ingest_file(
         for component, tensors in components.items():
             target = scratch / component
             written = write_tensors(target, tensors, {"component": component})
-            key = content_key(source_sha256, component, salt)
+            key = content_key(source_sha256, component, skeleton.digest, salt)
             files[component] = (Blob(key, written.sha256, written.size_bytes), target)
-    report = {"kind": declared, "family": SERVED_FAMILY, "evidence": identity.evidence, **report}
+    facts = {"kind": declared, "family": SERVED_FAMILY, "fits": skeleton.digest}
+    report = {**facts, "evidence": identity.evidence, **report}
     return Ingested(files, report)
 
 

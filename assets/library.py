@@ -105,11 +105,12 @@ class Library:
         return find(self._records, principal, reference, "read")
 
     def list(self, principal: Principal, query: Query) -> Page:
-        """Public assets when asked for them; otherwise one's own."""
+        """Public assets that are ready, when asked for them; otherwise one's own."""
         if not query.is_public:
             query = replace(query, tenant_id=principal.tenant_id, is_public=None)
-        elif query.owner == "octoai":
-            query = replace(query, owner=COMMONS)
+        else:
+            owner = COMMONS if query.owner == "octoai" else query.owner
+            query = replace(query, owner=owner, status="ready")
         return self._records.list(query)
 
     def delete(self, principal: Principal, reference: str) -> Asset:
@@ -127,5 +128,8 @@ class Library:
         return resolve(self._records, principal, wanted)
 
     def stale_uploads(self, older_than_s: float) -> Sequence[Asset]:
-        """Uploads whose ingest seems to have died half way."""
-        return self._records.stale_uploads(self._now() - older_than_s)
+        """Uploads whose ingest seems to have died half way; each is returned once in a while,
+        to whoever asks first."""
+        stale = self._records.stale_uploads(self._now() - older_than_s)
+        touched = (self._records.update(a.id, {}, expect=("uploaded",)) for a in stale)
+        return [asset for asset in touched if asset is not None]

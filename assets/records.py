@@ -15,6 +15,7 @@ class Query:
 
     tenant_id: str | None = None
     is_public: bool | None = None
+    status: str | None = None
     owner: str | None = None
     name: str | None = None
     kinds: Sequence[AssetKind] = ()

@@ -71,21 +71,26 @@ def resolve(records: AssetRecords, principal: Principal, wanted: Wanted) -> Reso
     """
     names: dict[str, str] = {}
 
+    base = records.find_public(COMMONS, BASE_NAME)
+    if base is None or base.status != "ready":
+        raise AssetNotReady(f"{COMMONS}:{BASE_NAME}", "missing", "the base model is not imported")
+
     def usable(reference: str, kind: AssetKind, field_name: str) -> Asset:
         asset = find(records, principal, reference, "use")
         if asset.kind != kind:
             raise InvalidAsset(field_name, f"{reference!r} is a {asset.kind}, not a {kind}")
         if asset.status != "ready":
             raise AssetNotReady(reference, asset.status, asset.status_details)
+        if asset.report.get("fits") != base.report.get("fits"):
+            raise AssetNotReady(
+                reference, "unusable", "it was ingested for another base model; upload it again"
+            )
         for blob in asset.parts.values():
             names.setdefault(blob.key, reference)
         return asset
 
     if len(wanted.loras) > MAX_LORAS:
         raise InvalidAsset("loras", f"{len(wanted.loras)} LoRAs; at most {MAX_LORAS} are accepted")
-    base = records.find_public(COMMONS, BASE_NAME)
-    if base is None or base.status != "ready":
-        raise AssetNotReady(f"{COMMONS}:{BASE_NAME}", "missing", "the base model is not imported")
     parts = dict(base.parts)
     for blob in base.parts.values():
         names[blob.key] = BASE_NAME

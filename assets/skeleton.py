@@ -6,6 +6,8 @@ transformers release; they differ from the names in memory from transformers 5.6
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,12 @@ class Skeleton:
         first = self.components["text_encoder"][name]
         second = self.components["text_encoder_2"][name]
         return first[1], second[1]
+
+    @property
+    def digest(self) -> str:
+        """Equal for models that the same assets fit."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         return {c: {n: list(s) for n, s in names.items()} for c, names in self.components.items()}

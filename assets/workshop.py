@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from assets.model import ModelManifest, load_manifest
 from assets.records import AssetRecords
 from assets.resolve import BASE_NAME
 from assets.store import CHUNK_BYTES, ObjectStore, put_file
+
+log = logging.getLogger(__name__)
 
 
 class Workshop:
@@ -77,8 +80,17 @@ class Workshop:
                 "status_details": str(rejection),
                 "report": {"reasons": list(rejection.reasons)},
             }
-        except StoreError as error:
-            changes = {"status": "error", "status_details": str(error)}
+        except StoreError:
+            log.exception(
+                "the store failed while %s was ingested; it will be tried again", asset_id
+            )
+            return asset
+        except Exception:
+            log.exception("the ingest of %s broke", asset_id)
+            changes = {
+                "status": "error",
+                "status_details": "the inspection of this file broke on our side",
+            }
         changed = self._records.update(asset_id, changes, expect=("uploaded",))
         if changed is not None:
             self._store.delete(upload_key(asset_id))
@@ -115,8 +127,10 @@ class Workshop:
                     size_bytes=size,
                     data={"engine": "image/stable-diffusion-xl-v1-0"},
                     parts=parts,
+                    report={"fits": manifest.skeleton.digest},
                 )
             )
         elif dict(known.parts) != dict(parts):
-            self._records.update(known.id, {"parts": parts, "size_bytes": size})
+            report = {"fits": manifest.skeleton.digest}
+            self._records.update(known.id, {"parts": parts, "size_bytes": size, "report": report})
         return manifest

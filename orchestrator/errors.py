@@ -18,7 +18,11 @@ class TierError(Exception):
 
 class TierFull(TierError):
     def __init__(self, tier: str, needed_bytes: int, budget_bytes: int) -> None:
-        super().__init__(
+        super().__init__(tier, needed_bytes, budget_bytes)  # as they are: it must unpickle
+
+    def __str__(self) -> str:
+        tier, needed_bytes, budget_bytes = self.args
+        return (
             f"the {tier} tier has no room for {needed_bytes} bytes: all of its {budget_bytes} "
             "are leased or pinned"
         )
@@ -26,7 +30,11 @@ class TierFull(TierError):
 
 class TooLarge(TierError):
     def __init__(self, tier: str, needed_bytes: int, budget_bytes: int) -> None:
-        super().__init__(
+        super().__init__(tier, needed_bytes, budget_bytes)
+
+    def __str__(self) -> str:
+        tier, needed_bytes, budget_bytes = self.args
+        return (
             f"{needed_bytes} bytes exceed the whole {tier} tier ({budget_bytes}); raise its budget"
         )
 

@@ -185,6 +185,18 @@ class FileTier:
         except FileNotFoundError:
             return 0.0
 
+    def drop(self, blob: Blob) -> bool:
+        """Remove the entry unless somebody leases it; whether it is gone."""
+        lock = acquire(self._locks / blob.key, shared=False, wait=False)
+        if lock is None:
+            return False
+        try:
+            (self._objects / blob.key).unlink(missing_ok=True)
+            (self._locks / blob.key).unlink()
+        finally:
+            os.close(lock)
+        return True
+
     def pin(self, key: str) -> None:
         """Hold the entry here, present or future, until it is unpinned."""
         (self._pins / key).touch()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
 
 from assets.content import Blob
-from orchestrator.errors import TierError, TierFull, TooLarge
+from orchestrator.errors import Corrupt, TierError
 from orchestrator.file_tier import FileLease, FileTier
 
 TierName = Literal["gpu", "host", "disk", "store"]
@@ -56,7 +56,8 @@ class Provisioner:
         """A lease on the blob's file, in host RAM if it fits there, else on disk.
 
         Raises:
-            TierError: neither tier has room, or the bytes are corrupt.
+            TierError: neither tier has room, or the bytes are corrupt (a rotten copy on
+            disk is dropped, so that the next attempt fetches it anew).
             Whatever the source raises when it has no such blob.
         """
         started = self._clock()
@@ -68,9 +69,13 @@ class Provisioner:
         moved = blob.size_bytes if fetched else 0
         try:
             lease, copied = self._host.admit(blob, lambda file: _copy(on_disk, file))
-        except (TierFull, TooLarge):
+        except Corrupt:
+            on_disk.release()
+            self._disk.drop(blob)
+            raise
+        except TierError:  # no room in memory: the file on disk serves as well, only slower
             return on_disk, Found(blob.key, tier, moved, self._clock() - started)
-        except TierError:
+        except BaseException:
             on_disk.release()
             raise
         on_disk.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from router.cost import Speeds
+from router.cost import Speeds, busy_s
 from router.replica import Replica
 from router.request import Waiting
 
@@ -54,5 +54,5 @@ def expected_wait_s(
     if not replicas:
         return 0.0
     queued = sum(request.work for request in waiting) / speeds.work_per_s
-    busy = sum(max(0.0, replica.free_at_s - now_s) for replica in replicas)
+    busy = sum(busy_s(replica, now_s) for replica in replicas)
     return (queued + busy) / len(replicas)

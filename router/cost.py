@@ -31,11 +31,18 @@ def fetch_s(request: Waiting, replica: Replica, speeds: Speeds) -> float:
     return total
 
 
+def busy_s(replica: Replica, now_s: float) -> float:
+    """Seconds until the replica has drawn what it has. One that should have ended by now is
+    taken to need as long again as it is overdue: so a stuck one soon attracts nothing."""
+    left = replica.free_at_s - now_s
+    return abs(left) if replica.in_flight else max(left, 0.0)
+
+
 def cost_s(request: Waiting, replica: Replica, speeds: Speeds, now_s: float) -> float:
     """Seconds from now until the picture would be done there.
 
     Assets are prepared while the replica still draws, so the wait for a free drawing
     and the fetch overlap.
     """
-    ready = max(replica.free_at_s - now_s, fetch_s(request, replica, speeds), 0.0)
+    ready = max(busy_s(replica, now_s), fetch_s(request, replica, speeds))
     return ready + speeds.swap_s + request.work / speeds.work_per_s

@@ -3,7 +3,7 @@
 Mutable state, all of it touched on one event loop only: the waiting list, what
 each replica is doing, what each replica is believed to hold. ``_assign`` runs at
 every change. Sends happen outside of it; a request that ends, however it ends,
-gives its slot back in one place (``_run``).
+gives its slot back in one place (``_ended``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from router.admission import QueueLimits, admit
-from router.assign import Assignment, assign
+from router.assign import assign
 from router.cost import Speeds
 from router.fairness import FairClock
 from router.replica import Replica as ReplicaView
@@ -64,13 +65,13 @@ class _Slot:
     report: ReplicaReport | None = None  # None: down, or not up yet
     node: str = ""
     free_at_s: float = 0.0
-    running: set[str] = field(default_factory=set)
-    hoped_for: frozenset[str] = frozenset()  # sent there, not yet reported
+    running: dict[str, frozenset[str]] = field(default_factory=dict)  # its keys, by request
 
     def view(self) -> ReplicaView:
+        """What it reported, and what it has been sent since and will therefore hold."""
         assert self.report is not None
         resident = dict(self.report.resident)
-        resident["gpu"] = resident.get("gpu", frozenset()) | self.hoped_for
+        resident["gpu"] = resident.get("gpu", frozenset()).union(*self.running.values())
         return ReplicaView(self.client.id, self.free_at_s, len(self.running), resident)
 
 
@@ -80,6 +81,7 @@ class _Ticket:
     waiting: Waiting
     answer: asyncio.Future[Drawing]
     attempts: int = 0
+    lost: bool = False  # the last attempt ended with its replica
     task: asyncio.Task[None] | None = None
 
 
@@ -217,17 +219,16 @@ class Dispatcher:
             self._fair.served(waiting.virtual_finish)
             ticket = self._tickets[assignment.request_id]
             slot = self._slots[assignment.replica_id]
-            slot.running.add(waiting.id)
+            slot.running[waiting.id] = frozenset(blob.key for blob in waiting.blobs)
             slot.free_at_s = now + assignment.cost_s
-            slot.hoped_for |= {blob.key for blob in waiting.blobs}
-            ticket.task = asyncio.create_task(self._run(ticket, slot, assignment))
+            ticket.attempts += 1
+            ticket.task = asyncio.create_task(self._run(ticket, slot))
+            ticket.task.add_done_callback(partial(self._ended, ticket, slot))
 
-    async def _run(self, ticket: _Ticket, slot: _Slot, assignment: Assignment) -> None:
-        """One attempt on one replica. Whatever happens, the slot is given back here."""
-        started = self._clock()
-        queue_s = started - ticket.waiting.arrived_s
-        ticket.attempts += 1
-        retry = False
+    async def _run(self, ticket: _Ticket, slot: _Slot) -> None:
+        """One attempt on one replica."""
+        queue_s = self._clock() - ticket.waiting.arrived_s
+        ticket.lost = False
         try:
             drawing, report = await slot.client.draw(ticket.submission.request)
             self._learn(drawing, ticket.submission.request)
@@ -239,28 +240,28 @@ class Dispatcher:
                 "replica %s lost with request %s: %s", slot.client.id, ticket.waiting.id, lost
             )
             slot.report = None
-            slot.hoped_for = frozenset()
-            retry = ticket.attempts < MAX_ATTEMPTS
-            if not retry:
+            ticket.lost = ticket.attempts < MAX_ATTEMPTS
+            if not ticket.lost:
                 _answer(ticket.answer, lost)
-        except asyncio.CancelledError:
-            ticket.answer.cancel()
-            raise
         except Exception as error:
             _answer(ticket.answer, error)
-        finally:
-            slot.running.discard(ticket.waiting.id)
-            ticket.task = None
-            if not slot.running:
-                slot.free_at_s = self._clock()
-                slot.hoped_for = frozenset()
-            if retry and not ticket.answer.done():
-                avoid = ticket.waiting.avoid | {slot.client.id}
-                ticket.waiting = replace(ticket.waiting, avoid=avoid)
-                self._waiting[ticket.waiting.id] = ticket.waiting
-            else:
-                self._tickets.pop(ticket.waiting.id, None)
-            self._assign()
+
+    def _ended(self, ticket: _Ticket, slot: _Slot, task: asyncio.Task[None]) -> None:
+        """Whatever became of an attempt, and even if it was cancelled before its first step,
+        the slot is given back here."""
+        del slot.running[ticket.waiting.id]
+        ticket.task = None
+        if not slot.running:
+            slot.free_at_s = self._clock()
+        if task.cancelled():
+            ticket.answer.cancel()
+        if ticket.lost and not ticket.answer.done():
+            avoid = ticket.waiting.avoid | {slot.client.id}
+            ticket.waiting = replace(ticket.waiting, avoid=avoid)
+            self._waiting[ticket.waiting.id] = ticket.waiting
+        else:
+            self._tickets.pop(ticket.waiting.id, None)
+        self._assign()
 
     def _learn(self, drawing: Drawing, request: DrawRequest) -> None:
         spent_s = (drawing.timings.denoise_ms + drawing.timings.decode_ms) / 1000

@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any, Protocol
 
 from assets.recipe import Recipe
+from orchestrator.errors import TierFull
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
 
 
@@ -38,6 +39,9 @@ class Replica:
         self._node = node
         self._drawer = ThreadPoolExecutor(1, thread_name_prefix="draw")
         self._preparer = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+        self._active = 0  # requests that hold leases, or are about to
+        self._change = asyncio.Event()
+        self._alone = asyncio.Lock()
 
     def report(self) -> ReplicaReport:
         return ReplicaReport(self._engine.name, self._node, os.getpid(), self._engine.resident())
@@ -49,7 +53,7 @@ class Replica:
         """
         loop = asyncio.get_running_loop()
         stop = Event()
-        prepared = await loop.run_in_executor(self._preparer, self._engine.prepare, request.recipe)
+        prepared = await self._prepare(request.recipe)
         try:
             work = loop.run_in_executor(
                 self._drawer, self._engine.draw, prepared, request, stop.is_set
@@ -64,7 +68,48 @@ class Replica:
                 raise
         finally:
             prepared.release()
+            self._left()
         return drawing, self.report()
+
+    async def _prepare(self, recipe: Recipe) -> Any:
+        """Lease everything; when another request's leases leave no room, wait for them.
+
+        Raises:
+            TierFull: there is no room even when nothing else is held.
+        """
+        try:
+            return await self._prepare_once(recipe)
+        except TierFull:
+            if self._active == 0 and not self._alone.locked():
+                raise
+        async with self._alone:
+            while self._active:
+                self._change.clear()
+                await self._change.wait()
+            return await self._prepare_once(recipe)
+
+    async def _prepare_once(self, recipe: Recipe) -> Any:
+        """A cancelled call leaves nothing leased, whenever its thread comes back."""
+        self._active += 1
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._preparer, self._engine.prepare, recipe)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(self._discard)
+            raise
+        except BaseException:
+            self._left()
+            raise
+
+    def _discard(self, work: asyncio.Future[Any]) -> None:
+        if not work.cancelled() and work.exception() is None:
+            work.result().release()
+        self._left()
+
+    def _left(self) -> None:
+        self._active -= 1
+        self._change.set()
 
     async def digest(self) -> str:
         """sha256 of the working weights, once nothing draws."""

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,26 @@ class Settings(BaseSettings):
     def secret_bytes(self) -> bytes:
         """The platform's secret: from AO_SECRET, or kept in the data folder (mode 0600)."""
         if self.secret:
-            return self.secret.encode()
+            return self._checked(self.secret.encode(), "AO_SECRET")
         path = self.data_dir / "secret"
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_bytes()
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_hex(32).encode())
-        return path.read_bytes()
+        if not path.exists():
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_hex(32).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):  # another process was first: its secret holds
+                os.link(temporary, path)
+            temporary.unlink()
+        return self._checked(path.read_bytes(), str(path))
+
+    @staticmethod
+    def _checked(secret: bytes, source: str) -> bytes:
+        if len(secret) < 32:
+            raise ValueError(f"the secret in {source} is shorter than 32 characters")
+        return secret
 
     def to_environment(self) -> dict[str, str]:
         """The variables from which another process reads these same settings."""

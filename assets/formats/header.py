@@ -63,7 +63,7 @@ def read_header(path: Path) -> Header:
         if len(prefix) < 8:
             raise HeaderError(f"not a safetensors file: {size} bytes, no header")
         length = int.from_bytes(prefix, "little")
-        if prefix[:2] in (b"PK", b"\x80\x02"):
+        if prefix[:2] in (b"PK", b"\x80\x02") and length > MAX_HEADER_BYTES:
             raise HeaderError(
                 "this is a pickle (.ckpt, .pt or .bin), which can run code when opened; "
                 "convert it to .safetensors and upload that"
@@ -83,7 +83,7 @@ def parse_header(raw: bytes, data_bytes: int) -> Header:
         raise HeaderError("the header does not begin with '{'")
     try:
         document = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise HeaderError(f"the header is not JSON: {error}") from None
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -104,13 +104,22 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _is_text(name: str) -> bool:
+    """JSON can spell halves of characters (lone surrogates); no other text can hold them."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
 
 
 def _tensor(name: str, value: object) -> TensorInfo:
-    if len(name) > MAX_NAME_CHARS or "\0" in name:
-        raise HeaderError(f"tensor name too long or with a NUL: {name[:60]!r}")
+    if len(name) > MAX_NAME_CHARS or "\0" in name or not _is_text(name):
+        raise HeaderError(f"tensor name too long, with a NUL or no Unicode: {name[:60]!a}")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise HeaderError(f"tensor {name!r} must have dtype, shape and data_offsets, no more")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

@@ -272,22 +272,32 @@ def _metadata_alphas(header: Header) -> dict[str, float]:
         return {}
     try:
         config = json.loads(raw)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise IngestRejected("its lora_adapter_metadata is not JSON") from None
+    if not isinstance(config, dict):
+        raise IngestRejected("its lora_adapter_metadata is not an object")
     alphas: dict[str, float] = {}
     for component in _COMPONENTS:
         prefix = f"{component}."
-        default = config.get(f"{prefix}lora_alpha")
+        default = _number(config.get(f"{prefix}lora_alpha"))
         pattern = config.get(f"{prefix}alpha_pattern") or {}
+        if not isinstance(pattern, dict):
+            raise IngestRejected("alpha_pattern in its lora_adapter_metadata is not an object")
         for key in header.tensors:
             if not key.startswith(prefix) or ".lora_A." not in key:
                 continue
             module = key.removeprefix(prefix).split(".lora_A.")[0]
-            for ending, alpha in pattern.items():
-                if re.fullmatch(rf"(.*\.)?({ending})", module):
-                    alphas[key] = float(alpha)
-                    break
-            else:
-                if default is not None:
-                    alphas[key] = float(default)
+            # PEFT reads these endings as regular expressions; a stranger's are not run here.
+            own = (_number(a) for end, a in pattern.items() if f".{module}".endswith(f".{end}"))
+            alpha = next(own, default)
+            if alpha is not None:
+                alphas[key] = alpha
     return alphas
+
+
+def _number(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise IngestRejected(f"an alpha in its lora_adapter_metadata is no number: {value!r}")
+    return float(value)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Engine, Index, func, select, text
+from sqlalchemy import JSON, BigInteger, Engine, Index, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -114,21 +114,24 @@ class SqlAssetRecords:
     def update(
         self, asset_id: str, changes: Mapping[str, Any], *, expect: Sequence[str] = ()
     ) -> Asset | None:
+        condition = [AssetRow.id == asset_id]
+        if expect:
+            condition.append(AssetRow.status.in_(expect))
+        values = {**_values(changes), "changed_at_s": self._now()}
         with Session(self._engine) as session, session.begin():
-            row = session.get(AssetRow, asset_id, with_for_update=True)
-            if row is None or (expect and row.status not in expect):
+            # One statement: the status is compared where it is changed, on every database.
+            result = session.execute(update(AssetRow).where(*condition).values(**values))
+            if result.rowcount != 1:  # type: ignore[attr-defined]
                 return None
-            for name, value in _values(changes).items():
-                setattr(row, name, value)
-            row.changed_at_s = self._now()
-            session.flush()
-            return _asset(row)
+            row = session.get(AssetRow, asset_id)
+            return None if row is None else _asset(row)
 
     def list(self, query: Query) -> Page:
         conditions: list[Any] = [AssetRow.deleted_at_s.is_(None)]
         for column, value in (
             (AssetRow.tenant_id, query.tenant_id),
             (AssetRow.is_public, query.is_public),
+            (AssetRow.status, query.status),
             (AssetRow.owner, query.owner),
             (AssetRow.name, query.name),
         ):

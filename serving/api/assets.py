@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from assets.asset import ASSET_KINDS, Asset
 from assets.keys import blob_key, upload_key
 from assets.library import NewAsset
+from assets.principal import Principal
 from assets.records import Query as AssetQuery
 from serving.api.context import Context, Ctx, Who
 from serving.api.wire_assets import (
@@ -25,13 +26,17 @@ from serving.errors import InvalidRequest
 router = APIRouter(prefix="/v1/assets", tags=["assets"])
 
 
-def _transfer(context: Context, asset: Asset) -> dict[str, Any]:
-    """Always a presigned URL, whatever was asked for: every client follows what it gets."""
+def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
+    """Always a presigned URL, whatever was asked for: every client follows what it gets.
+
+    Only the owner of an asset that still waits for its bytes gets a URL to put them.
+    """
     key = upload_key(asset.id)
     stored = blob_key(next(iter(asset.parts.values()))) if len(asset.parts) == 1 else key
+    may_put = asset.tenant_id == who.tenant_id and asset.status == "ready_to_upload"
     return {
         "type": "presigned-url",
-        "put_url": context.signed_url("PUT", key),
+        "put_url": context.signed_url("PUT", key) if may_put else "",
         "get_url": context.signed_url("GET", stored),
     }
 
@@ -49,7 +54,7 @@ async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
         data=stored_data(body),
     )
     asset = await asyncio.to_thread(context.platform.library.create, who, new)
-    return {"asset": asset_body(asset), "transfer_api": _transfer(context, asset), "token": ""}
+    return {"asset": asset_body(asset), "transfer_api": _transfer(context, asset, who), "token": ""}
 
 
 @router.get("")
@@ -110,7 +115,7 @@ async def complete_upload(
 @router.get("/{ref:path}")
 async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)
-    return {"asset": asset_body(asset), "transfer_api": _transfer(context, asset)}
+    return {"asset": asset_body(asset), "transfer_api": _transfer(context, asset, who)}
 
 
 @router.delete("/{ref:path}")

@@ -6,14 +6,21 @@ import asyncio
 import json
 import logging
 import secrets
-from contextlib import suppress
+import time
+from collections.abc import Callable
+from typing import Any
 
+from sqlalchemy.exc import OperationalError
+
+from assets.errors import StoreError
 from assets.keys import result_key
 from assets.principal import Principal
 from assets.store import put_bytes
+from orchestrator.errors import TierError
 from serving.api.context import Context
 from serving.api.errors import describe
 from serving.api.wire_generate import GenerateRequest, answer
+from serving.errors import Refused, ReplicaLost
 from serving.jobs.jobs import CLAIM_S, Job
 
 log = logging.getLogger(__name__)
@@ -21,6 +28,10 @@ log = logging.getLogger(__name__)
 POLL_S = 0.25
 MAX_AT_ONCE = 16
 _SWEEP_S = 30.0
+#: Errors that say nothing of the job itself; it is put back and tried again for a while.
+PASSING = (Refused, ReplicaLost, TierError, StoreError, OperationalError)
+PUT_BACK_S = 2.0
+RETRIED_FOR_S = 600.0
 #: An upload whose ingest has not ended by then is ingested again.
 STALE_UPLOAD_S = 300.0
 
@@ -57,27 +68,58 @@ class JobRunner:
             return None
 
     async def _work(self, job: Job) -> None:
+        """Draw, and finish the job; stop at once when the claim is lost to another."""
+        drawing = asyncio.create_task(self._draw(job))
         renewing = asyncio.create_task(self._renew(job))
+        try:
+            await asyncio.wait({drawing, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            if not drawing.done():
+                return
+            error = drawing.result()
+            jobs = self._context.jobs
+            if isinstance(error, Exception):
+                await _persist(jobs.put_back, job.id, self._worker, PUT_BACK_S)
+            else:
+                await _persist(jobs.finish, job.id, self._worker, error)
+        finally:
+            for task in (drawing, renewing):
+                task.cancel()
+            await asyncio.gather(drawing, renewing, return_exceptions=True)
+
+    async def _draw(self, job: Job) -> dict[str, Any] | Exception | None:
+        """None when the result is stored; the error's answer; or, of an error that passes,
+        the error itself while the job is young enough to be tried again."""
         try:
             principal = Principal(job.tenant_id, job.tenant_name, job.weight)
             order = GenerateRequest.model_validate(job.request).order()
             generated = await self._context.platform.generate(principal, order)
             data = json.dumps(answer(generated)).encode()
             await asyncio.to_thread(put_bytes, self._context.store, result_key(job.id), data)
-            error = None
         except Exception as failure:
+            is_young = time.time() - job.created_at_s < RETRIED_FOR_S
+            if isinstance(failure, PASSING) and is_young:
+                return failure
             status, body, _ = describe(failure)
-            error = {"status": status, "body": {**body, "request_id": job.id}}
-        finally:
-            renewing.cancel()
-            with suppress(asyncio.CancelledError):
-                await renewing
-        await asyncio.to_thread(self._context.jobs.finish, job.id, self._worker, error)
+            return {"status": status, "body": {**body, "request_id": job.id}}
+        return None
 
     async def _renew(self, job: Job) -> None:
+        """Until the claim is lost."""
         while True:
             await asyncio.sleep(CLAIM_S / 3)
-            await asyncio.to_thread(self._context.jobs.renew, job.id, self._worker)
+            if not await _persist(self._context.jobs.renew, job.id, self._worker):
+                return
+
+
+async def _persist(call: Callable[..., bool], *arguments: Any) -> bool:
+    """A short write that a busy database may refuse a few times."""
+    for delay_s in (0.1, 0.5, 2.0):
+        try:
+            return await asyncio.to_thread(call, *arguments)
+        except OperationalError:
+            log.warning("the database is busy; trying again in %s s", delay_s)
+            await asyncio.sleep(delay_s)
+    return await asyncio.to_thread(call, *arguments)
 
 
 async def sweep(context: Context) -> None:

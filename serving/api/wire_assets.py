@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,14 +12,26 @@ from assets.asset import Asset
 ENGINE = "image/stable-diffusion-xl-v1-0"
 
 
-class CreateAsset(BaseModel):
-    """``data`` is a union selected by ``asset_type``; it is echoed back as it came."""
+Short = Annotated[str, Field(max_length=128)]
 
+
+class AssetData(BaseModel):
+    """What means something of the union that ``asset_type`` selects; the rest is dropped."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    engine: Short | None = None
+    data_type: Short | None = None
+    trigger_words: Annotated[list[Short], Field(max_length=32)] | None = None
+    checkpoint: Short | None = None
+
+
+class CreateAsset(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     asset_type: str
     name: str = Field(max_length=128)
-    data: dict[str, Any] = Field(default_factory=dict)
+    data: AssetData = AssetData()
     description: str | None = Field(None, max_length=4096)
     is_public: bool | None = False
     url: str | None = None
@@ -33,13 +45,13 @@ class CompleteUpload(BaseModel):
 
 
 def stored_data(body: CreateAsset) -> dict[str, Any]:
-    """The facts of ``data`` that mean something; unknown ones are dropped, not stored."""
+    """``data`` as it is kept, with the defaults that clients expect."""
     data = body.data
     return {
-        "engine": str(data.get("engine") or ENGINE),
-        "data_type": str(data.get("data_type") or "fp16"),
-        "trigger_words": [str(word)[:128] for word in data.get("trigger_words") or []][:32],
-        "checkpoint": data.get("checkpoint") if isinstance(data.get("checkpoint"), str) else None,
+        "engine": data.engine or ENGINE,
+        "data_type": data.data_type or "fp16",
+        "trigger_words": data.trigger_words or [],
+        "checkpoint": data.checkpoint,
     }
 
 

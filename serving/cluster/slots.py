@@ -6,19 +6,22 @@ See docs/adr/0001-addressing-replicas.md for the alternative and the measurement
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from serving.cluster.outcome import caught, thrown
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
-from serving.errors import ReplicaLost
+from serving.errors import DrawingFailed, ReplicaLost
 from serving.replica import Replica
 from serving.settings import Settings
+
+log = logging.getLogger(__name__)
 
 #: Two slots of the router, and room for questions about the replica itself.
 _MAX_ONGOING = 8
@@ -99,7 +102,9 @@ class SlotClient:
             if response is not None:
                 response.cancel()
             raise
-        except TaskCancelledError as error:
-            raise ReplicaLost(f"{self.id}: {error}") from None
-        except (RayActorError, RayServeException, RayError) as error:
+        except RayTaskError as error:
+            # The replica lives and says so: what it raised is about this request.
+            log.error("%s raised within %s", self.id, method, exc_info=error)
+            raise DrawingFailed(f"the engine failed: {type(error.cause).__name__}") from None
+        except (RayServeException, RayError) as error:
             raise ReplicaLost(f"{self.id}: {type(error).__name__}") from None

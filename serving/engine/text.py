@@ -64,15 +64,15 @@ def _split(text: str, words: Mapping[str, int]) -> list[tuple[str, bool]]:
     if not words:
         return [(text, False)]
     longest_first = sorted(words, key=len, reverse=True)
-    alternatives = "|".join(re.escape(word) for word in longest_first)
-    pattern = re.compile(rf"(?<!\w)({alternatives})(?!\w)", re.IGNORECASE)
-    by_lower = {word.lower(): word for word in words}
+    alternatives = "|".join(f"({re.escape(word)})" for word in longest_first)
+    pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE)
     pieces: list[tuple[str, bool]] = []
     position = 0
     for match in pattern.finditer(text):
         if before := text[position : match.start()].strip():
             pieces.append((before, False))
-        pieces.append((by_lower[match[1].lower()], True))
+        assert match.lastindex is not None
+        pieces.append((longest_first[match.lastindex - 1], True))
         position = match.end()
     if rest := text[position:].strip():
         pieces.append((rest, False))

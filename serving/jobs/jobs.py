@@ -13,14 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import JSON, Engine, delete, or_, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import JSON, Engine, delete, func, select, update
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from assets.sql.base import Base
+from serving.errors import Refused
 
 JobStatus = Literal["pending", "running", "completed", "failed"]
 CLAIM_S = 30.0
 KEPT_S = 24 * 3600.0
+MAX_UNFINISHED = 256
+_UNFINISHED = ("pending", "running")
 
 
 class JobRow(Base):
@@ -74,9 +77,17 @@ class Jobs:
     def add(
         self, tenant_id: str, tenant_name: str, weight: float, request: Mapping[str, Any]
     ) -> str:
-        """The id is unguessable: whoever holds it may poll, as OctoAI's clients do."""
+        """The id is unguessable: whoever holds it may poll, as OctoAI's clients do.
+
+        Raises:
+            Refused: MAX_UNFINISHED jobs of this tenant are not finished yet.
+        """
         job_id = "job_" + secrets.token_urlsafe(24)
         with Session(self._engine) as session, session.begin():
+            mine = (JobRow.tenant_id == tenant_id, JobRow.status.in_(_UNFINISHED))
+            waiting = session.scalar(select(func.count()).select_from(JobRow).where(*mine))
+            if (waiting or 0) >= MAX_UNFINISHED:
+                raise Refused(429, f"{waiting} of your jobs are not finished yet", 10.0)
             session.add(
                 JobRow(
                     id=job_id,
@@ -100,14 +111,25 @@ class Jobs:
             return None if row is None else _job(row)
 
     def claim(self, worker: str) -> Job | None:
-        """The oldest job that nobody works on, now this worker's for CLAIM_S seconds."""
+        """A job that nobody works on, now this worker's for CLAIM_S seconds: the oldest of a
+        tenant with the fewest jobs under way, so that nobody's pile is in front of everybody."""
         now = self._now()
-        free = or_(JobRow.claimed_by.is_(None), JobRow.claimed_until_s < now)
+        free = JobRow.claimed_until_s < now
+        other = aliased(JobRow)
+        under_way = (
+            select(func.count())
+            .where(
+                other.tenant_id == JobRow.tenant_id,
+                other.status == "running",
+                other.claimed_until_s >= now,
+            )
+            .scalar_subquery()
+        )
         with Session(self._engine) as session, session.begin():
             candidate = session.scalars(
                 select(JobRow)
-                .where(JobRow.status.in_(("pending", "running")), free)
-                .order_by(JobRow.created_at_s)
+                .where(JobRow.status.in_(_UNFINISHED), free)
+                .order_by(under_way, JobRow.created_at_s)
                 .limit(1)
                 .with_for_update(skip_locked=True)
             ).first()
@@ -126,6 +148,10 @@ class Jobs:
     def renew(self, job_id: str, worker: str) -> bool:
         """False when the claim was lost: stop, another works on it."""
         return self._change(job_id, worker, claimed_until_s=self._now() + CLAIM_S)
+
+    def put_back(self, job_id: str, worker: str, for_s: float) -> bool:
+        """Let anybody claim the job again, but not before ``for_s`` seconds have passed."""
+        return self._change(job_id, worker, status="pending", claimed_until_s=self._now() + for_s)
 
     def finish(self, job_id: str, worker: str, error: Mapping[str, Any] | None = None) -> bool:
         """Only the claim's holder can finish a job, so it finishes once."""

@@ -14,7 +14,7 @@ from assets.signing import Signer
 
 ME = Principal("t1", "me")
 MINE = Asset("asset_1", "t1", "me", "a", "lora", 0.0)
-PUBLIC = replace(MINE, tenant_id="t2", owner="them", is_public=True)
+PUBLIC = replace(MINE, tenant_id="t2", owner="them", is_public=True, status="ready")
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,20 @@ PUBLIC = replace(MINE, tenant_id="t2", owner="them", is_public=True)
         (MINE, {"read", "use", "delete"}),
         (PUBLIC, {"read", "use"}),
         (replace(PUBLIC, is_public=False), set()),
+        (replace(PUBLIC, status="ready_to_upload"), set()),
+        (replace(MINE, deleted_at_s=1.0), set()),
         (replace(MINE, status="deleted"), set()),
         (replace(PUBLIC, status="deleted"), set()),
     ],
-    ids=["own", "public", "foreign", "own deleted", "public deleted"],
+    ids=[
+        "own",
+        "public",
+        "foreign",
+        "public unready",
+        "own deleted at",
+        "own deleted",
+        "public deleted",
+    ],
 )
 def test_matrix(asset: Asset, allowed: set[str]) -> None:
     assert {verb for verb in ("read", "use", "delete") if may(ME, verb, asset)} == allowed

@@ -43,6 +43,8 @@ def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: tuple[int, .
         ("[" * 100_000, 0, "begin"),
         ('{"a":' + "[" * 100_000, 0, "JSON"),
         (f'{{"a\\u0000b": {tensor()}}}', 4, "NUL"),
+        (f'{{"a\\ud800b": {tensor()}}}', 4, "Unicode"),
+        ('{"a": ' + "1" * 5000 + "}", 4, "JSON"),
         (f'{{"{"n" * 600}": {tensor()}}}', 4, "too long"),
         (json.dumps({str(i): 0 for i in range(20_001)}), 0, "20001 tensors"),
     ],
@@ -50,6 +52,14 @@ def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: tuple[int, .
 def test_refused_with_the_reason(header: str, data_bytes: int, reason: str) -> None:
     with pytest.raises(HeaderError, match=reason):
         parse_header(header.encode(), data_bytes)
+
+
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
+    """640 is the first two bytes of a pickle, and an ordinary length of a header."""
+    raw = f'{{"a": {tensor()}}}'.encode().ljust(640)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((640).to_bytes(8, "little") + raw + b"\0" * 4)
+    assert set(read_header(path).tensors) == {"a"}
 
 
 def test_a_pickle_is_named_as_such(tmp_path: Path) -> None:

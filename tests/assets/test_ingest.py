@@ -196,11 +196,30 @@ def test_two_tenants_with_the_same_file_have_different_keys(
 
 
 def test_keys_do_not_reveal_the_digest() -> None:
-    salt = tenant_salt(b"secret", "t1")
-    assert content_key("ab", "lora", salt) != content_key(
-        "ab", "lora", tenant_salt(b"secret", "t2")
-    )
-    assert content_key("ab", "lora", None) != content_key("ab", "unet", None)
+    mine, other = tenant_salt(b"secret", "t1"), tenant_salt(b"secret", "t2")
+    keys = {
+        content_key("ab", "lora", "m", mine),
+        content_key("ab", "lora", "m", other),
+        content_key("ab", "lora", "m", None),
+        content_key("ab", "unet", "m", None),
+        content_key("ab", "lora", "another model", None),
+    }
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["[]", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": []}', "{" * 9, "1" * 5000],
+)
+def test_hostile_metadata_is_refused(tmp_path: Path, skeleton: Skeleton, metadata: str) -> None:
+    down, up = lora_pair(skeleton, Q)
+    named = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
+    path = save(tmp_path / "m.safetensors", named, {"lora_adapter_metadata": metadata})
+    if metadata == '{"unet.alpha_pattern": []}':  # empty: asks for nothing
+        ingest(path, "lora", skeleton, tmp_path / "scratch")
+        return
+    with pytest.raises(IngestRejected, match="lora_adapter_metadata"):
+        ingest(path, "lora", skeleton, tmp_path / "scratch")
 
 
 def test_a_base_model_from_a_single_file_is_the_one_from_the_folder(

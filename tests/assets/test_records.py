@@ -81,7 +81,7 @@ def test_what_is_added_is_found(records: SqlAssetRecords) -> None:
     assert records.get(one.id) == one
     assert records.find(one.tenant_id, "style") == one
     assert records.find("other", "style") is None
-    assert records.find_public("acme", "style") is None
+    assert records.find_public("acme", one.name) is None
     assert is_asset_id(one.id)
 
 

@@ -58,6 +58,11 @@ def test_it_waits_for_a_full_warm_replica_when_that_is_quicker() -> None:
     assert assign([request()], [replica("cold"), later], SPEEDS, 0.0)[0].replica_id == "cold"
 
 
+def test_what_is_long_overdue_attracts_nothing() -> None:
+    stuck = replica("warm", free_at_s=-60.0, in_flight=SLOTS, gpu={"lora"})
+    assert assign([request()], [replica("cold"), stuck], SPEEDS, 0.0)[0].replica_id == "cold"
+
+
 def test_where_it_failed_is_avoided_unless_nothing_else_is_left() -> None:
     failed = request(avoid=frozenset({"a"}))
     both = [replica("a", gpu={"lora"}), replica("b")]

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from serving.cli.client import ApiFailure
 from tests.platforms import Running, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
@@ -225,6 +226,36 @@ def test_upload_rules(http: httpx.Client, platform: Running) -> None:
     assert http.get(f"/v1/assets/{asset_id}").status_code == 404
     for kind in ("latent", "file", "controlnet"):
         assert http.post("/v1/assets", json={**body, "asset_type": kind}).status_code == 422
+
+
+def test_only_the_owner_may_put_bytes(platform: Running, sample_files: dict[str, Path]) -> None:
+    owner, stranger = platform.client("acme"), platform.client("stranger")
+    body = {"asset_type": "lora", "name": "shown", "is_public": True}
+    created = owner.call("POST", "/v1/assets", json=body)
+    asset_id = created["asset"]["id"]
+    listed = stranger.call("GET", "/v1/assets", params={"is_public": "true"})["data"]
+    assert asset_id not in {asset["id"] for asset in listed}
+    with pytest.raises(ApiFailure, match="404"):
+        stranger.asset(asset_id)
+    data = sample_files["lora_cross"].read_bytes()
+    httpx.put(created["transfer_api"]["put_url"], content=data)
+    owner.call("POST", f"/v1/assets/{asset_id}/complete-upload", json={})
+    owner.await_ready(asset_id)
+    seen = stranger.call("GET", "/v1/assets/acme:shown")
+    assert seen["transfer_api"]["put_url"] == ""
+    assert stranger.generate({**PROMPT, "loras": {"acme:shown": 1.0}})["images"]
+    with pytest.raises(ApiFailure, match="404"):
+        stranger.call("DELETE", f"/v1/assets/{asset_id}")
+
+
+@pytest.mark.parametrize("data", [{"trigger_words": 5}, {"trigger_words": ["\ud800"]}, []])
+def test_odd_data_is_422(platform: Running, data: Any) -> None:
+    import json
+
+    content = json.dumps({"asset_type": "lora", "name": "odd", "data": data})
+    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+    response = httpx.post(f"{platform.url}/v1/assets", content=content, headers=headers)
+    assert response.status_code == 422
 
 
 def test_later(http: httpx.Client, platform: Running) -> None:

@@ -165,6 +165,24 @@ async def test_cancelled_while_waiting_and_while_drawing() -> None:
         assert (await room.submit(submission("next"))).images
 
 
+async def test_abandoned_in_the_turn_in_which_it_was_assigned() -> None:
+    """Its attempt is cancelled before its first step; the slot comes back all the same."""
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(3)]
+        await until(lambda: len(replica.started) == 2)
+        tasks[2].cancel()
+        tasks[0].cancel()
+        await asyncio.gather(tasks[0], tasks[2], return_exceptions=True)
+        direct = asyncio.create_task(room.submit(submission("direct")))
+        await asyncio.sleep(0)
+        direct.cancel()
+        replica.go.set()
+        await asyncio.gather(direct, tasks[1], return_exceptions=True)
+        await until(lambda: idle(room))
+
+
 async def test_deadline() -> None:
     replica = FakeReplica("a")
     replica.go.clear()

@@ -8,7 +8,7 @@ import pytest
 
 from assets.principal import Principal
 from serving.database import open_database
-from serving.errors import InvalidRequest, Unauthenticated
+from serving.errors import InvalidRequest, Refused, Unauthenticated
 from serving.jobs.jobs import CLAIM_S, Jobs
 from serving.platform import fixed_seeds
 from serving.settings import Settings
@@ -80,6 +80,31 @@ def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
     now[0] += 25 * 3600
     assert jobs.expire() == [job_id]
     assert jobs.get(job_id) is None
+
+
+def test_one_tenants_pile_of_jobs_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(open_database(f"sqlite:///{tmp_path}/j.db"))
+    pile = [jobs.add("many", "many", 1.0, {}) for _ in range(5)]
+    one = jobs.add("one", "one", 1.0, {})
+    first, second = jobs.claim("w"), jobs.claim("w")
+    assert first is not None
+    assert second is not None
+    assert (first.id, second.id) == (pile[0], one)
+    assert jobs.put_back(one, "w", 0.0)
+    monkeypatch.setattr("serving.jobs.jobs.MAX_UNFINISHED", 5)
+    with pytest.raises(Refused):
+        jobs.add("many", "many", 1.0, {})
+    jobs.add("one", "one", 1.0, {})
+
+
+def test_a_short_secret_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        _ = Settings(data_dir=tmp_path, secret="short").secret_bytes
+    (tmp_path / "secret").touch()
+    with pytest.raises(ValueError, match="shorter"):
+        _ = Settings(data_dir=tmp_path).secret_bytes
 
 
 def test_settings_survive_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

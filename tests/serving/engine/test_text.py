@@ -48,6 +48,11 @@ def test_trigger_words_are_whole_words_in_any_case(
         assert list(found) == expected
 
 
+def test_letters_that_lower_case_does_not_fold() -> None:
+    found = PROMPTS.tokenize("a \u017ftyle", "text_encoder", {"style": 1}).vectors
+    assert [word for _, word, _ in found] == ["style"]
+
+
 def test_what_is_too_long_is_counted() -> None:
     tokens = PROMPTS.tokenize("star " * 80 + "zebra", "text_encoder", {"zebra": 3})
     assert tokens.dropped == 8

@@ -1,0 +1,130 @@
+"""A replica over an engine that does what the test says: leases, waiting for room, cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from assets.content import Blob
+from assets.recipe import Recipe
+from orchestrator.errors import TierFull
+from serving.drawing import Drawing, DrawRequest, Swap, Timings
+from serving.errors import Cancelled
+from serving.replica import Replica
+
+BLOB = Blob("base", "", 1)
+RECIPE = Recipe(BLOB, BLOB, BLOB, BLOB)
+
+
+class Lease:
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+
+    def release(self) -> None:
+        self.engine.held -= 1
+
+
+class FakeEngine:
+    """Room for ``room`` prepared recipes at once; drawing and preparing wait for events."""
+
+    name = "fake"
+    base = RECIPE
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.held = 0
+        self.drawn: list[str] = []
+        self.may_prepare, self.may_draw = threading.Event(), threading.Event()
+        self.may_prepare.set()
+        self.may_draw.set()
+
+    def prepare(self, recipe: Recipe) -> Any:
+        assert self.may_prepare.wait(30)
+        if self.held >= self.room:
+            raise TierFull("gpu", 1, 1)
+        self.held += 1
+        return Lease(self)
+
+    def draw(self, prepared: Any, request: DrawRequest, is_cancelled: Any) -> Drawing:
+        while not self.may_draw.wait(0.01):
+            if is_cancelled():
+                raise Cancelled
+        self.drawn.append(request.id)
+        return Drawing((b"x",), self.name, (), Swap(0, 0, 0, 0), Timings())
+
+    def digest(self) -> str:
+        return "d"
+
+    def resident(self) -> dict[str, frozenset[str]]:
+        return {}
+
+
+def request(name: str) -> DrawRequest:
+    return DrawRequest(name, RECIPE, "p", 8, 8, (1,))
+
+
+@asynccontextmanager
+async def replica_with(engine: FakeEngine) -> AsyncIterator[Replica]:
+    replica = Replica(engine)
+    try:
+        yield replica
+    finally:
+        replica.close()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_one_that_does_not_fit_beside_the_other_waits_for_it() -> None:
+    engine = FakeEngine(room=1)
+    engine.may_draw.clear()
+    async with replica_with(engine) as replica:
+        tasks = [asyncio.create_task(replica.draw(request(str(i)))) for i in range(3)]
+        await until(lambda: engine.held == 1)
+        engine.may_draw.set()
+        await asyncio.gather(*tasks)
+        assert sorted(engine.drawn) == ["0", "1", "2"]
+        assert engine.held == 0
+
+
+async def test_one_that_never_fits_is_told_so() -> None:
+    engine = FakeEngine(room=0)
+    async with replica_with(engine) as replica:
+        with pytest.raises(TierFull):
+            await replica.draw(request("0"))
+        engine.room = 1
+        await replica.draw(request("1"))
+
+
+async def test_cancelled_while_preparing_leaves_no_lease() -> None:
+    engine = FakeEngine(room=1)
+    engine.may_prepare.clear()
+    async with replica_with(engine) as replica:
+        task = asyncio.create_task(replica.draw(request("0")))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        engine.may_prepare.set()
+        await replica.draw(request("1"))
+        await until(lambda: engine.held == 0)
+        assert engine.drawn == ["1"]
+
+
+async def test_cancelled_while_drawing_releases_after_the_thread_has_let_go() -> None:
+    engine = FakeEngine(room=1)
+    engine.may_draw.clear()
+    async with replica_with(engine) as replica:
+        task = asyncio.create_task(replica.draw(request("0")))
+        await until(lambda: engine.held == 1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert engine.held == 0
+        assert engine.drawn == []
