@@ -63,7 +63,6 @@ class ReplicaClient(Protocol):
 class _Slot:
     client: ReplicaClient
     report: ReplicaReport | None = None  # None: down, or not up yet
-    node: str = ""
     free_at_s: float = 0.0
     running: dict[str, frozenset[str]] = field(default_factory=dict)  # its keys, by request
 
@@ -99,6 +98,7 @@ class Dispatcher:
         self._limits = limits or QueueLimits()
         self._speeds = speeds or Speeds()
         self._clock = clock
+        self._measured = False  # until then the speed is a guess that the first drawing ends
         self._fair = FairClock()
         self._tickets: dict[str, _Ticket] = {}
         self._waiting: dict[str, Waiting] = {}
@@ -267,16 +267,16 @@ class Dispatcher:
         spent_s = (drawing.timings.denoise_ms + drawing.timings.decode_ms) / 1000
         if spent_s > 0:
             seen = request.work / spent_s
-            known = self._speeds.work_per_s
+            known = self._speeds.work_per_s if self._measured else seen
+            self._measured = True
             self._speeds = replace(self._speeds, work_per_s=known + _SMOOTHING * (seen - known))
 
     def _heard_from(self, slot: _Slot, report: ReplicaReport) -> None:
         slot.report = report
-        slot.node = report.node
         # The file tiers belong to the node: what one replica sees there, its neighbours have.
         shared = {tier: keys for tier, keys in report.resident.items() if tier != "gpu"}
         for other in self._slots.values():
-            if other is not slot and other.report is not None and other.node == report.node:
+            if other is not slot and other.report and other.report.node == report.node:
                 resident: Mapping[str, frozenset[str]] = {**other.report.resident, **shared}
                 other.report = replace(other.report, resident=resident)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import rich.progress
+from rich.console import Console
 
 from serving.errors import ServingError
 
@@ -58,7 +60,11 @@ class Client:
         data = {"asset_type": kind, "trigger_words": list(trigger_words)}
         body = {"asset_type": kind, "name": name, "description": description, "data": data}
         created = self.call("POST", "/v1/assets", json=body)
-        with open(path, "rb") as file:
+        described = f"uploading {path.name}"
+        console = Console(stderr=True)
+        with rich.progress.open(
+            path, "rb", description=described, console=console, transient=True
+        ) as file:
             put = httpx.put(
                 created["transfer_api"]["put_url"],
                 content=file,

@@ -57,6 +57,9 @@ def test_skeleton_is_that_of_a_real_checkpoint(full: Skeleton, real_data: Path) 
     for component, stem in FILES.items():
         real = listing(tree / f"{stem}.fp16.safetensors.stripped.json")
         assert real == dict(full.components[component])
+        config = json.loads((tree / component / "config.json").read_text())
+        of_its_config = skeleton_of({**SDXL_CONFIGS, component: config})
+        assert real == dict(of_its_config.components[component])
 
 
 def test_single_file_names_match_a_published_map(full: Skeleton, real_data: Path) -> None:
