@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo serve test test-slow check format bench-http bench-addressing clean
+.PHONY: demo serve test test-slow check format bench-http bench-swap bench-addressing clean
 
 # The environment with what the platform needs to run.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -47,6 +47,9 @@ format: $(VENV)/developed
 
 bench-http: $(VENV)/developed
 	$(BIN)/python -m benchmarks http $(ARGS)
+
+bench-swap: $(VENV)/developed
+	$(BIN)/python -m benchmarks swap $(ARGS)
 
 bench-addressing: $(VENV)/developed
 	$(BIN)/python -m benchmarks addressing $(ARGS)
