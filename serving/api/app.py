@@ -9,12 +9,16 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from assets.ids import ulid
 from serving.api import assets, errors, generate, objects
 from serving.api.context import Context, Ctx
 from serving.api.job_runner import JobRunner, sweep
+
+#: Of a request that is parsed in memory; files take another way.
+MAX_BODY_BYTES = 16 << 20
 
 
 def create_app(context: Context) -> FastAPI:
@@ -37,6 +41,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(assets.router)
     app.include_router(objects.router)
     errors.install(app)
+    app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)
 
     @app.get("/healthcheck", tags=["health"])
@@ -51,6 +56,29 @@ def create_app(context: Context) -> FastAPI:
         return await context.status()
 
     return app
+
+
+class BodyLimit:
+    """Refuses bodies over MAX_BODY_BYTES, declared or not, except where files stream in."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith("/objects/"):
+            await self._app(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_limited() -> MutableMapping[str, Any]:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY_BYTES:
+                raise HTTPException(413, f"more than {MAX_BODY_BYTES} bytes in a request")
+            return message
+
+        await self._app(scope, receive_limited, send)
 
 
 class RequestId:

@@ -137,7 +137,9 @@ def _upload_samples(client: Client, folder: Path) -> dict[str, str]:
 
     samples = {
         "lora": write_kohya_lora(files / "demo_lora.safetensors", skeleton),
-        "textual_inversion": write_inversion(files / "demo_inversion.safetensors", skeleton),
+        "textual_inversion": write_inversion(
+            files / "demo_inversion.safetensors", skeleton, vectors=12
+        ),
         "checkpoint": write_single_file(
             files / "demo_checkpoint.safetensors", skeleton, other_style
         ),

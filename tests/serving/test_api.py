@@ -258,6 +258,19 @@ def test_odd_data_is_422(platform: Running, data: Any) -> None:
     assert response.status_code == 422
 
 
+def test_a_body_that_is_too_large_is_413(http: httpx.Client) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'{"prompt": "'
+        for _ in range(17):
+            yield b"x" * (1 << 20)
+
+    headers = {"Content-Type": "application/json"}
+    for content in (b"x" * (17 << 20), endless()):
+        response = http.post("/generate/sdxl", content=content, headers=headers)
+        assert response.status_code == 413
+        assert response.json()["code"] == "too_large"
+
+
 def test_later(http: httpx.Client, platform: Running) -> None:
     now = http.post("/generate/sdxl", json=PROMPT).json()
     accepted = http.post("/generate/sdxl", json=PROMPT, headers={"X-OctoAI-Async": "1"}).json()
