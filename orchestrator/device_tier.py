@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Condition
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from orchestrator.errors import TierFull, TooLarge
@@ -41,12 +40,7 @@ class DeviceLease(Generic[V]):
     def __enter__(self) -> DeviceLease[V]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 

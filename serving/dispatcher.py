@@ -24,7 +24,7 @@ from router.fairness import FairClock
 from router.replica import Replica as ReplicaView
 from router.request import Waiting
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
-from serving.errors import DeadlineExceeded, Refused, ReplicaLost
+from serving.errors import DeadlineExceeded, Refused, ReplicaLost, ServingError
 
 log = logging.getLogger(__name__)
 
@@ -290,7 +290,7 @@ class Dispatcher:
             patience_s = None if slot.report is None else _PATIENCE_S
             try:
                 report = await asyncio.wait_for(slot.client.describe(), patience_s)
-            except (ReplicaLost, TimeoutError):
+            except (ServingError, TimeoutError):
                 if slot.report is not None:
                     log.warning("replica %s does not answer: it gets nothing new", slot.client.id)
                     slot.report = None

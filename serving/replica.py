@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Event
 from typing import Any, Protocol
 
@@ -77,16 +78,18 @@ class Replica:
         Raises:
             TierFull: there is no room even when nothing else is held.
         """
-        try:
+        with suppress(TierFull):
             return await self._prepare_once(recipe)
-        except TierFull:
-            if self._active == 0 and not self._alone.locked():
-                raise
         async with self._alone:
-            while self._active:
-                self._change.clear()
-                await self._change.wait()
-            return await self._prepare_once(recipe)
+            while True:
+                while self._active:
+                    self._change.clear()
+                    await self._change.wait()
+                try:
+                    return await self._prepare_once(recipe)
+                except TierFull:
+                    if not self._active:
+                        raise
 
     async def _prepare_once(self, recipe: Recipe) -> Any:
         """A cancelled call leaves nothing leased, whenever its thread comes back."""

@@ -60,6 +60,10 @@ def start_dispatcher(settings: Settings) -> Any:
     return actor.remote(settings)
 
 
+class _NoDispatcher(Exception):
+    """Ray knows no such actor: it is not there yet, or not any more."""
+
+
 class ClusterDrawer:
     """A :class:`~serving.platform.Drawer` that outlives the dispatcher."""
 
@@ -69,7 +73,10 @@ class ClusterDrawer:
 
     async def _find(self) -> Any:
         if self._actor is None:
-            self._actor = await asyncio.to_thread(ray.get_actor, NAME, self._namespace)
+            try:
+                self._actor = await asyncio.to_thread(ray.get_actor, NAME, self._namespace)
+            except ValueError:
+                raise _NoDispatcher from None
         return self._actor
 
     async def submit(self, submission: Submission) -> Drawing:
@@ -80,7 +87,7 @@ class ClusterDrawer:
                 actor = await self._find()
                 reference = actor.submit.remote(submission)
                 return thrown(await reference)  # type: ignore[no-any-return]
-            except (RayActorError, ValueError):
+            except (RayActorError, _NoDispatcher):
                 self._actor = None
                 if time.monotonic() > deadline:
                     raise DeadlineExceeded("the dispatcher did not come back in time") from None

@@ -38,12 +38,14 @@ class FakeEngine:
     def __init__(self, room: int) -> None:
         self.room = room
         self.held = 0
+        self.preparing = False
         self.drawn: list[str] = []
         self.may_prepare, self.may_draw = threading.Event(), threading.Event()
         self.may_prepare.set()
         self.may_draw.set()
 
     def prepare(self, recipe: Recipe) -> Any:
+        self.preparing = True
         assert self.may_prepare.wait(30)
         if self.held >= self.room:
             raise TierFull("gpu", 1, 1)
@@ -109,7 +111,7 @@ async def test_cancelled_while_preparing_leaves_no_lease() -> None:
     engine.may_prepare.clear()
     async with replica_with(engine) as replica:
         task = asyncio.create_task(replica.draw(request("0")))
-        await asyncio.sleep(0.05)
+        await until(lambda: engine.preparing)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         engine.may_prepare.set()
