@@ -48,6 +48,8 @@ def import_model(
     Raises:
         IngestRejected: ``path`` is no SDXL model; says what is missing.
     """
+    if not path.exists():
+        raise IngestRejected(f"there is no model at {path}")
     source = _fingerprint(path)
     known = find_manifest(store, name)
     if known is not None and known.source == source:

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from assets.errors import AssetError
 from serving.composition import open_backends
 from serving.settings import Settings
 
@@ -21,11 +22,14 @@ class IngestActor:
         self._settings = settings
         self._workshop = open_workshop(settings, open_backends(settings))
 
-    def install_base(self) -> int:
-        """The base model's native size, once it is in the store."""
+    def install_base(self) -> int | Exception:
+        """The base model's native size, once it is in the store; or why it cannot be."""
         from serving.engine.compose import model_path
 
-        return self._workshop.install_base(model_path(self._settings)).native_size
+        try:
+            return self._workshop.install_base(model_path(self._settings)).native_size
+        except AssetError as error:
+            return error.with_traceback(None)
 
     def ingest(self, asset_id: str) -> None:
         self._workshop.ingest(asset_id)

@@ -16,7 +16,9 @@ from ray.serve.schema import ApplicationStatus
 
 from serving.cluster.dispatcher_actor import start_dispatcher
 from serving.cluster.ingest_actor import start_ingest
+from serving.cluster.outcome import thrown
 from serving.cluster.slots import deploy_slots, slot_name
+from serving.errors import ServingError
 from serving.settings import Settings
 
 Progress = Callable[[str], None]
@@ -25,7 +27,7 @@ _OBJECT_STORE_BYTES = 256 << 20
 _START_TIMEOUT_S = 600.0
 
 
-class StartFailed(Exception):
+class StartFailed(ServingError):
     """The platform did not come up; says which part and what Ray said of it."""
 
 
@@ -45,7 +47,7 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         settings = settings.model_copy(update={"ray_address": address})
         ingest = start_ingest(settings)
         progress("importing the base model")
-        native = ray.get(ingest.install_base.remote(), timeout=_START_TIMEOUT_S)
+        native = thrown(ray.get(ingest.install_base.remote(), timeout=_START_TIMEOUT_S))
         serve.start(proxy_location="Disabled")
         needs_gpu = settings.device.startswith("cuda") or (
             settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0

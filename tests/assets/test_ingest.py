@@ -245,3 +245,5 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     with pytest.raises(IngestRejected, match=r"config\.json is missing"):
         import_model(store, tmp_path, "base")
+    with pytest.raises(IngestRejected, match="there is no model"):
+        import_model(store, tmp_path / "nowhere", "base")
