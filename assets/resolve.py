@@ -54,7 +54,9 @@ def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asse
         return records.get(reference)
     owner, colon, name = reference.partition(":")
     if not colon:
-        return records.find(principal.tenant_id, reference)
+        # One's own name wins; older applications name the public assets without their owner.
+        own = records.find(principal.tenant_id, reference)
+        return own or records.find_public(COMMONS, reference)
     if owner == "octoai":
         owner = COMMONS
     if owner == principal.tenant_name:

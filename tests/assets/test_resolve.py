@@ -39,9 +39,9 @@ def test_foreign_and_unknown_are_the_same(bench: Any, samples: dict[str, Any]) -
         assert str(caught.value) == str(AssetNotFound(reference))
 
 
-def test_the_base_is_public_under_both_names(bench: Any) -> None:
+def test_the_base_is_public_under_all_its_names(bench: Any) -> None:
     base = resolve(bench.records, T2, Wanted()).recipe
-    for reference in ("commons:base", "octoai:base"):
+    for reference in ("commons:base", "octoai:base", "base"):
         assert resolve(bench.records, T2, Wanted(checkpoint=reference)).recipe == base
 
 
