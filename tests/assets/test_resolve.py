@@ -74,3 +74,17 @@ def test_what_makes_no_sense(bench: Any, samples: dict[str, Any], tmp_path: Any)
     rejected = bench.ingest(junk, "lora")
     with pytest.raises(AssetNotReady, match="rejected"):
         resolve(bench.records, T1, Wanted(loras={rejected.id: 1.0}))
+
+
+def test_what_was_ingested_for_another_model_is_refused(
+    bench: Any, samples: dict[str, Any]
+) -> None:
+    lora = samples["lora_cross"]
+    report = dict(lora.report)
+    bench.records.update(lora.id, {"report": {**report, "fits": "another"}})
+    try:
+        with pytest.raises(AssetNotReady, match="another base model"):
+            resolve(bench.records, T1, Wanted(loras={lora.id: 1.0}))
+    finally:
+        bench.records.update(lora.id, {"report": report})
+    resolve(bench.records, T1, Wanted(loras={lora.id: 1.0}))

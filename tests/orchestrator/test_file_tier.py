@@ -189,6 +189,25 @@ def test_provisioner_tells_where_it_found_it(tmp_path: Path) -> None:
     assert source.opened == ["s", "o", "w"]
 
 
+def test_a_rotten_copy_on_disk_is_fetched_anew(tmp_path: Path) -> None:
+    source = _Source(tmp_path)
+    disk, host = FileTier("disk", tmp_path / "d", 200), FileTier("host", tmp_path / "h", 50)
+    provisioner = Provisioner(source, disk, host)
+    blob = blob_of("s", 40)
+    provisioner.bring(blob)[0].release()
+    assert host.drop(blob)
+    path = tmp_path / "d" / "objects" / "s"
+    path.write_bytes(b"?" + path.read_bytes()[1:])
+    with pytest.raises(Corrupt):
+        provisioner.bring(blob)
+    lease, found = provisioner.bring(blob)
+    assert found.tier == "store"
+    assert lease.path.read_bytes() == content("s", 40)
+    assert not host.drop(blob)  # leased
+    lease.release()
+    host.check_integrity()
+
+
 NAMES = st.sampled_from("abcdef")
 
 
