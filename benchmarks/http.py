@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--cold", type=int, default=16, help="cold LoRAs for each tool")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the platform ends, too
     rows: list[Row] = []
     with TemporaryDirectory(prefix="bench-") as temporary:
         folder = Path(temporary)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 
+import gevent
 from locust import HttpUser, constant, task
 from locust.exception import StopUser
 
@@ -22,6 +23,8 @@ class Artist(HttpUser):  # type: ignore[misc]  # locust is untyped
     def generate(self) -> None:
         index = next(COUNTER)
         if ITERATIONS and index >= ITERATIONS:
+            if index == ITERATIONS:  # end the run, too, once the requests under way have ended
+                gevent.spawn(self.environment.runner.quit)
             raise StopUser
         body: dict[str, object] = {
             "prompt": "a small red star",

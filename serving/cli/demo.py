@@ -48,6 +48,7 @@ class Drawn:
 
 def run_demo(folder: Path, port: int, once: bool) -> int:
     """0 when every picture is as it must be; the platform runs on until Ctrl-C unless ``once``."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the platform ends, too
     console = Console(width=max(140, Console().width))
     settings = Settings(data_dir=folder.resolve() / "data", port=port)
     server = _start(settings)
