@@ -44,9 +44,6 @@ class AssetRecords(Protocol):
     def find_public(self, owner: str, name: str) -> Asset | None:
         """A live public asset by ``owner:name``."""
 
-    def find_owned(self, owner: str, name: str) -> Asset | None:
-        """A live asset by ``owner:name``, public or not."""
-
     def update(
         self, asset_id: str, changes: Mapping[str, Any], *, expect: Sequence[str] = ()
     ) -> Asset | None:

@@ -80,5 +80,3 @@ class ReplicaReport:
     node: str
     pid: int
     resident: Mapping[str, frozenset[str]]
-    work_per_s: float | None = None
-    healthy: bool = True

@@ -4,7 +4,6 @@
 
     ServingError
     ├── Unauthenticated      no key, or one that is not valid
-    ├── Forbidden            a valid key that may not do this
     ├── InvalidRequest       a field that does not fit; ``field`` names it
     ├── Refused              not admitted: 429 or 503, with ``retry_after_s``
     ├── DeadlineExceeded     not done in time
@@ -21,10 +20,6 @@ class ServingError(Exception):
 
 
 class Unauthenticated(ServingError):
-    pass
-
-
-class Forbidden(ServingError):
     pass
 
 

@@ -20,9 +20,6 @@ class DrawingEngine(Protocol):
 
     name: str
 
-    @property
-    def base(self) -> Recipe: ...
-
     def prepare(self, recipe: Recipe) -> Any: ...
 
     def draw(self, prepared: Any, request: DrawRequest, is_cancelled: Any) -> Drawing: ...
@@ -118,10 +115,6 @@ class Replica:
         """sha256 of the working weights, once nothing draws."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._drawer, self._engine.digest)
-
-    async def warm_up(self, request: DrawRequest) -> None:
-        """Draw once, so that the first client does not pay for first calls."""
-        await self.draw(request)
 
     def close(self) -> None:
         self._drawer.shutdown(wait=True)

@@ -101,11 +101,6 @@ class SqlAssetRecords:
             AssetRow.deleted_at_s.is_(None),
         )
 
-    def find_owned(self, owner: str, name: str) -> Asset | None:
-        return self._one(
-            AssetRow.owner == owner, AssetRow.name == name, AssetRow.deleted_at_s.is_(None)
-        )
-
     def _one(self, *conditions: Any) -> Asset | None:
         with Session(self._engine) as session:
             row = session.scalars(select(AssetRow).where(*conditions).limit(1)).first()

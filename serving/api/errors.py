@@ -31,7 +31,6 @@ from serving.errors import (
     Cancelled,
     DeadlineExceeded,
     DrawingFailed,
-    Forbidden,
     InvalidRequest,
     Refused,
     ReplicaLost,
@@ -43,7 +42,6 @@ log = logging.getLogger(__name__)
 #: exception → (status, code). The first class that fits wins.
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (Unauthenticated, 401, "unauthenticated"),
-    (Forbidden, 403, "forbidden"),
     (BadSignature, 403, "bad_signature"),
     (AssetNotFound, 404, "not_found"),
     (AssetNotReady, 422, "asset_not_ready"),

@@ -33,7 +33,6 @@ class FakeEngine:
     """Room for ``room`` prepared recipes at once; drawing and preparing wait for events."""
 
     name = "fake"
-    base = RECIPE
 
     def __init__(self, room: int) -> None:
         self.room = room
