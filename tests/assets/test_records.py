@@ -31,16 +31,16 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("PostgreSQL's server is not installed")
     folder = Path("/tmp") / f"ao-postgres-{os.getpid()}"
     folder.mkdir()
-    prefix: list[str] = []
-    if os.getuid() == 0:  # it refuses to run as root
-        shutil.chown(folder, "postgres", "postgres")
-        prefix = ["runuser", "-u", "postgres", "--"]
     data, port = folder / "data", free_port()
     run: Any = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run["cwd"] = folder
+    if os.getuid() == 0:  # it refuses to run as root
+        shutil.chown(folder, "postgres", "postgres")
+        run |= {"user": "postgres", "group": "postgres", "extra_groups": []}
     try:
-        command = [*prefix, str(POSTGRES / "initdb"), "-D", str(data), "-U", "ao", "-A", "trust"]
+        command = [str(POSTGRES / "initdb"), "-D", str(data), "-U", "ao", "-A", "trust"]
         subprocess.run(command, **run)
-        control = [*prefix, str(POSTGRES / "pg_ctl"), "-D", str(data), "-w"]
+        control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w"]
         options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         subprocess.run([*control, "-o", options, "start"], **run)
         yield f"postgresql+psycopg://ao@127.0.0.1:{port}/postgres"
