@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from assets.content import Component
 from assets.skeleton import Shape
 
-#: The LoRAs that move a row, in canonical order: (content key, weight, factor group).
-Movers = tuple[tuple[str, float, int], ...]
+#: A LoRA that moves a row: content key, weight, factor group.
+Mover = tuple[str, float, int]
+#: All of a row's, in canonical order.
+Movers = tuple[Mover, ...]
 #: A row of a slab: component, shape, row.
 Row = tuple[Component, Shape, int]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,19 +23,40 @@ class Pristine:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """Part of a LoRA: its factors for ``rows`` of one slab, all of one rank.
+    """Part of a LoRA: its pieces for ``rows`` of one slab, all of the same shapes.
 
-    ``up`` is [rows, out, rank] with alpha / rank multiplied in, ``down`` [rows, rank, in].
+    Each piece (see assets/formats/lora_kinds.py) is [rows, …]; alpha / rank is multiplied in.
     """
 
     rows: tuple[int, ...]
-    up: torch.Tensor
-    down: torch.Tensor
+    pieces: Mapping[str, torch.Tensor]
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the change is ``up @ down`` alone, which needs no room of its own."""
+        return self.pieces.keys() == {"up", "down"}
+
+    def change(self, part: slice) -> torch.Tensor:
+        """Δ of the rows ``part`` (indices into ``rows``), [n, out, in]."""
+        pieces = {name: tensor[part] for name, tensor in self.pieces.items()}
+        inner = pieces["full"] if "full" in pieces else torch.bmm(pieces["up"], pieces["down"])
+        if "up_2" in pieces:
+            inner = inner * torch.bmm(pieces["up_2"], pieces["down_2"])
+        if "kron" in pieces:
+            kron = pieces["kron"]
+            whole = kron[:, :, None, :, None] * inner[:, None, :, None, :]
+            count, a, c, b, d = whole.shape
+            inner = whole.reshape(count, a * c, b * d)
+        return inner
+
+
+#: The piece that takes the scale: the last in the product.
+_SCALED = ("kron", "up", "full")
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """``groups[component, shape]`` holds the factors for one slab, a group a rank."""
+    """``groups[component, shape]`` holds the factors for one slab, a group for each form."""
 
     groups: Mapping[tuple[Component, Shape], tuple[Factors, ...]]
 
@@ -60,24 +82,33 @@ def load_lora(
     dtype: torch.dtype,
 ) -> Lora:
     """A canonical LoRA on the device, stacked as the slabs are."""
-    names = sorted(n.removesuffix(".down") for n in file.header.tensors if n.endswith(".down"))
-    scales = dict(zip(names, file.read("scales").tolist(), strict=True))
-    by_slab: dict[tuple[Component, Shape, int], list[tuple[int, str]]] = {}
-    for name in names:
+    pieces_of: dict[str, list[str]] = {}
+    for tensor in sorted(file.header.tensors):
+        if tensor != "scales":
+            name, _, piece = tensor.rpartition(".")
+            pieces_of.setdefault(name, []).append(piece)
+    scales = dict(zip(sorted(pieces_of), file.read("scales").tolist(), strict=True))
+    alike: dict[tuple[Any, ...], list[tuple[int, str]]] = {}
+    for name, pieces in pieces_of.items():
         component, parameter = _split(name)
         place = layouts[component].places[parameter]
-        rank = file.header.tensors[f"{name}.down"].shape[0]
-        by_slab.setdefault((component, place.shape, rank), []).append((place.row, name))
+        shapes = tuple((p, file.header.tensors[f"{name}.{p}"].shape) for p in pieces)
+        alike.setdefault((component, place.shape, shapes), []).append((place.row, name))
     groups: dict[tuple[Component, Shape], tuple[Factors, ...]] = {}
-    for (component, shape, _rank), members in sorted(by_slab.items()):
+    for (component, shape, shapes), members in sorted(alike.items()):
         members.sort()
-        ups = [file.read(f"{n}.up").float() * scales[n] for _, n in members]
-        downs = [file.read(f"{n}.down").float() for _, n in members]
-        factors = Factors(
-            rows=tuple(row for row, _ in members),
-            up=torch.stack(ups).to(device, dtype),
-            down=torch.stack(downs).to(device, dtype),
-        )
+        pieces = [piece for piece, _ in shapes]
+        scaled = next(piece for piece in _SCALED if piece in pieces)
+        stacked = {}
+        for piece in pieces:
+            tensors = [file.read(f"{name}.{piece}").float() for _, name in members]
+            if piece == scaled:
+                tensors = [
+                    tensor * scales[name]
+                    for tensor, (_, name) in zip(tensors, members, strict=True)
+                ]
+            stacked[piece] = torch.stack(tensors).to(device, dtype)
+        factors = Factors(tuple(row for row, _ in members), stacked)
         groups[component, shape] = (*groups.get((component, shape), ()), factors)
     return Lora(groups)
 

@@ -1,6 +1,6 @@
 """The working weights: the tensors that the modules point at.
 
-``working = pristine + Σ weight · up @ down``, written in place and always from
+``working = pristine + Σ weight · Δ``, written in place and always from
 pristine; nothing is ever subtracted, so nothing drifts and nothing sticks.
 """
 
@@ -14,9 +14,9 @@ import torch
 from assets.content import Component
 from assets.skeleton import Shape
 from serving.drawing import Swap
-from serving.engine.plan import Movers, Plan, Row, Target, plan
+from serving.engine.plan import Mover, Movers, Plan, Row, Target, plan
 from serving.engine.slabs import SlabLayout, Slabs
-from serving.engine.values import Lora, Pristine
+from serving.engine.values import Factors, Lora, Pristine
 
 
 class WorkingSet:
@@ -78,9 +78,8 @@ class WorkingSet:
             source = pristine[component].slabs[shape]
             target = self._slabs[component][shape]
             for _, _, run in _runs(rows):
-                up, down = _concatenated(component, shape, movers, loras, run)
-                flat = (run.stop - run.start, shape[0], -1)
-                torch.baddbmm(source[run].view(flat), up, down, out=target[run].view(flat))
+                changes = [_change(component, shape, mover, loras, run) for mover in movers]
+                _write(source[run], target[run], changes)
 
     def digest(self) -> str:
         """sha256 of every working byte, in a fixed order."""
@@ -92,20 +91,40 @@ class WorkingSet:
         return digest.hexdigest()
 
 
-def _concatenated(
-    component: Component, shape: Shape, movers: Movers, loras: Mapping[str, Lora], run: slice
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """All movers' factors for rows ``run``, side by side along the rank."""
-    ups, downs = [], []
-    for key, weight, group in movers:
-        factors = loras[key].groups[component, shape][group]
-        first = factors.rows.index(run.start)
-        rows = slice(first, first + run.stop - run.start)
-        ups.append(factors.up[rows] * weight)
-        downs.append(factors.down[rows])
-    if len(ups) == 1:
-        return ups[0], downs[0]
-    return torch.cat(ups, dim=2), torch.cat(downs, dim=1)
+#: A mover of a run of rows: its factors, which of their rows, its weight.
+Change = tuple[Factors, slice, float]
+
+
+def _change(
+    component: Component, shape: Shape, mover: Mover, loras: Mapping[str, Lora], run: slice
+) -> Change:
+    key, weight, group = mover
+    factors = loras[key].groups[component, shape][group]
+    first = factors.rows.index(run.start)
+    return factors, slice(first, first + run.stop - run.start), weight
+
+
+def _write(source: torch.Tensor, target: torch.Tensor, changes: Sequence[Change]) -> None:
+    """``target`` = ``source`` + Σ weight · Δ, for rows [n, *shape].
+
+    All low-rank changes are one product, their factors side by side along the rank.
+    """
+    flat = (len(source), source.shape[1], -1)
+    ups, downs, others = [], [], []
+    for factors, part, weight in changes:
+        if factors.is_low_rank:
+            ups.append(factors.pieces["up"][part] * weight)
+            downs.append(factors.pieces["down"][part])
+        else:
+            others.append((factors.change(part), weight))
+    if ups:
+        up = ups[0] if len(ups) == 1 else torch.cat(ups, dim=2)
+        down = downs[0] if len(downs) == 1 else torch.cat(downs, dim=1)
+        torch.baddbmm(source.view(flat), up, down, out=target.view(flat))
+    else:
+        target.copy_(source)
+    for change, weight in others:
+        target.view(flat).add_(change, alpha=weight)
 
 
 def _runs(rows: Sequence[Row] | frozenset[Row]) -> Iterator[tuple[Component, Shape, slice]]:
