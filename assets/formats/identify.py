@@ -28,7 +28,10 @@ class Identity:
 _LORA_MARKS = (
     "lora_down", "lora_up", "lora_A.", "lora_B.", "lora.down", "lora.up", "lora_a.", "lora_b.",
     "hada_w", "lokr_w", "_lora.down", "_lora.up", "dora_scale", "oft_", "boft", ".on_input",
+    "bundle_emb.",
 )  # fmt: skip
+
+_LORA_ENDINGS = (".diff", ".diff_b", ".w_norm", ".b_norm")
 
 #: (family, a piece of a key that only this family's files have)
 _FOREIGN_PIECES = (
@@ -47,7 +50,10 @@ _FOREIGN_PIECES = (
 
 def identify(listing: Listing) -> Identity:
     """Kind and family of a file with these keys and shapes. Pure."""
-    if any(mark in key for key in listing for mark in _LORA_MARKS):
+    is_lora = any(
+        key.endswith(_LORA_ENDINGS) or any(mark in key for mark in _LORA_MARKS) for key in listing
+    )
+    if is_lora:
         family, evidence = _lora_family(listing)
         return Identity("lora", family, evidence)
     inversion = _inversion(listing)

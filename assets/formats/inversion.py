@@ -14,8 +14,11 @@ MAX_VECTORS = 75
 _ENCODERS = (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2"))
 
 
-def convert(file: TensorFile, skeleton: Skeleton) -> tuple[dict[str, Planned], dict[str, Any]]:
-    """The canonical tensors of an inversion with vectors for both text encoders.
+def convert(
+    file: TensorFile, skeleton: Skeleton, prefix: str = ""
+) -> tuple[dict[str, Planned], dict[str, Any]]:
+    """The canonical tensors of an inversion with vectors for both text encoders, whose keys
+    begin with ``prefix``.
 
     Raises:
         IngestRejected: an encoder's vectors are missing, of another width, or not finite.
@@ -23,7 +26,8 @@ def convert(file: TensorFile, skeleton: Skeleton) -> tuple[dict[str, Planned], d
     planned: dict[str, Planned] = {}
     problems: list[str] = []
     counts: set[int] = set()
-    for (name, component), width in zip(_ENCODERS, skeleton.text_widths, strict=True):
+    for (key, component), width in zip(_ENCODERS, skeleton.text_widths, strict=True):
+        name = prefix + key
         info = file.header.tensors.get(name)
         if info is None:
             problems.append(f"no vectors for {component} (key {name!r})")
@@ -42,7 +46,7 @@ def convert(file: TensorFile, skeleton: Skeleton) -> tuple[dict[str, Planned], d
         counts.add(shape[0])
         planned[component] = _vectors(file, name, info.dtype, shape)
     if len(counts) > 1:
-        problems.append("clip_l and clip_g hold different numbers of vectors")
+        problems.append(f"{prefix}clip_l and {prefix}clip_g hold different numbers of vectors")
     if problems:
         raise IngestRejected(*problems)
     return planned, {"vectors": counts.pop()}

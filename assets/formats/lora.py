@@ -4,6 +4,7 @@ Canonical: for each published parameter ``P`` of component ``C`` that the file m
 pieces of its expression (see lora_kinds.py) as ``C/P.up``, ``C/P.down`` and so on, and one
 float32 tensor ``scales`` with alpha / rank for each, in the order of the sorted names
 ``C/P``. The change at weight w is ``w · scale · Δ``, reshaped to the parameter's shape.
+Inversions that the file brings along are ``bundle/WORD/C``.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from typing import Any
 import torch
 
 from assets.errors import IngestRejected
+from assets.formats import inversion
 from assets.formats.header import Header
 from assets.formats.lora_kinds import ROLES, Adapter, Piece, Unfit, adapter_of
-from assets.formats.lora_names import MOVED_COMPONENTS, Target, module_spellings
+from assets.formats.lora_names import BIAS, MOVED_COMPONENTS, Target, module_spellings
 from assets.formats.tensors import Planned, TensorFile
 from assets.skeleton import Shape, Skeleton
 
+SUPPORTED = "LoRA, LoCon, LoHa, LoKr, DoRA on any of them, and differences of weights and biases"
+_BUNDLE = "bundle_emb."
 _UNSUPPORTED = (
-    ("dora_scale", "DoRA"),
     ("oft_", "OFT"),
     ("boft", "BOFT"),
     ("on_input", "IA3"),
-    (".diff", "full differences"),
-    ("bundle_emb", "bundled inversions"),
 )
 
 
@@ -70,14 +71,17 @@ def cover(listing: Mapping[str, Shape], skeleton: Skeleton) -> Coverage:
     """
     for piece, kind in _UNSUPPORTED:
         if key := next((key for key in listing if piece in key), None):
-            raise IngestRejected(f"{kind} ({key!r}) is not supported; LoRA, LoHa and LoKr are")
+            raise IngestRejected(f"{kind} ({key!r}) is not supported; {SUPPORTED} are")
     spellings = module_spellings(skeleton)
     found: dict[str, dict[str, str]] = {}
     strange: list[str] = []
-    for key in sorted(listing):
+    for key in sorted(key for key in listing if not key.startswith(_BUNDLE)):
         for suffix, role in ROLES:
             if key.endswith(suffix):
-                found.setdefault(key.removesuffix(suffix), {})[role] = key
+                module = key.removesuffix(suffix)
+                if role == "diff_b":  # moves another parameter than the module's weight
+                    module, role = module + BIAS, "diff"
+                found.setdefault(module, {})[role] = key
                 break
         else:
             strange.append(key)
@@ -136,11 +140,30 @@ def convert(file: TensorFile, skeleton: Skeleton) -> tuple[dict[str, Planned], d
         scales.append(_scale(file, match, alphas))
         for name, piece in match.adapter.pieces.items():
             planned[f"{target.name}.{name}"] = _planned(file, piece, match.keys)
+    report = coverage.report()
+    for word in _bundled_words(header):
+        vectors, facts = inversion.convert(file, skeleton, f"{_BUNDLE}{word}.")
+        planned |= {f"bundle/{word}/{name}": vector for name, vector in vectors.items()}
+        report.setdefault("bundled", {})[word] = facts["vectors"]
     values = torch.tensor(scales, dtype=torch.float32)
     if not torch.isfinite(values).all():
         raise IngestRejected("an alpha is not a finite number")
     planned["scales"] = Planned("F32", (len(scales),), lambda: values)
-    return planned, coverage.report()
+    return planned, report
+
+
+def _bundled_words(header: Header) -> list[str]:
+    """The trigger words of inversions that the file brings along (``bundle_emb.WORD.clip_l``)."""
+    words: dict[str, None] = {}
+    for key in header.tensors:
+        if key.startswith(_BUNDLE):
+            word, _, vectors = key.removeprefix(_BUNDLE).rpartition(".")
+            if not word or vectors not in ("clip_l", "clip_g"):
+                raise IngestRejected(
+                    f"{key!r}: a bundled inversion for SDXL has clip_l and clip_g vectors"
+                )
+            words[word] = None
+    return list(words)
 
 
 def _scale(file: TensorFile, match: Matched, alphas: Mapping[str, float]) -> float:

@@ -7,14 +7,18 @@ Whatever a trainer calls it, the change of a parameter is an instance of
 with everything optional but one of the two inner terms; ⊗ is Kronecker's product, ⊙ the
 elementwise one. LoRA and LoCon are ``up @ down`` (Hu et al. 2021, arXiv:2106.09685), LoHa
 adds the second pair (FedPara, arXiv:2108.06098), LoKr the Kronecker factor (LyCORIS,
-arXiv:2309.14859). A convolution's kernel is flattened into its inputs; a Tucker core is
-multiplied into the ``down`` next to it, which is exact.
+arXiv:2309.14859); ``full`` alone is a difference of weights, biases or norms. A convolution's
+kernel is flattened into its inputs; a Tucker core is multiplied into the ``down`` next to it,
+which is exact.
+
+DoRA (arXiv:2402.09353) goes on from there: with ``magnitude`` m, an output's row of W + Δ is
+brought to length m, so Δ' = m · (W + Δ) / ‖W + Δ‖ − W; with ``magnitude_in`` an input's column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -48,6 +52,14 @@ ROLES: tuple[tuple[str, str], ...] = (
             "alpha",
         )
     ),
+    (".dora_scale", "dora_scale"),
+    (".lora_magnitude_vector", "magnitude"),
+    (".lora_magnitude_vector.weight", "magnitude"),
+    (".lora_magnitude_vector.default.weight", "magnitude"),
+    (".diff", "diff"),
+    (".w_norm", "diff"),
+    (".diff_b", "diff_b"),
+    (".b_norm", "diff_b"),
 )  # fmt: skip
 
 
@@ -84,7 +96,9 @@ def adapter_of(shapes: Shapes) -> Adapter:
         Unfit: a factor is missing, too many, or the shapes contradict each other.
     """
     roles = set(shapes) - {"alpha"}
-    if roles & {"up", "down"}:
+    if "diff" in roles:
+        adapter = _difference(shapes)
+    elif roles & {"up", "down"}:
         adapter = _low_rank(shapes)
     elif any(role.startswith("hada") for role in roles):
         adapter = _hadamard(shapes)
@@ -92,6 +106,8 @@ def adapter_of(shapes: Shapes) -> Adapter:
         adapter = _kronecker(shapes)
     else:
         raise Unfit("has no factors")
+    if roles & {"magnitude", "dora_scale"}:
+        adapter = _decomposed(adapter, shapes)
     used = {role for piece in adapter.pieces.values() for role in piece.roles}
     if roles - used:
         raise Unfit(f"has {', '.join(sorted(roles - used))} beside a {adapter.kind}")
@@ -188,6 +204,28 @@ def _hadamard(shapes: Shapes) -> Adapter:
     _same("in", inputs, second[1].shape[1])
     pieces = {"up": first[0], "down": first[1], "up_2": second[0], "down_2": second[1]}
     return Adapter("LoHa", pieces, first[0].shape[1], out, inputs)
+
+
+def _difference(shapes: Shapes) -> Adapter:
+    piece = _plain("diff", shapes)
+    return Adapter("difference", {"full": piece}, None, *piece.shape)
+
+
+def _decomposed(adapter: Adapter, shapes: Shapes) -> Adapter:
+    """DoRA over any kind. PEFT's magnitudes are of outputs, whatever their shape; LyCORIS's
+    ``dora_scale`` is [out, 1 …], or in its older form [1, in, …]."""
+    role = "magnitude" if "magnitude" in shapes else "dora_scale"
+    shape = shapes[role]
+    count = _elements(shape)
+    of_outputs = role == "magnitude" or len(shape) < 2 or shape[0] != 1
+    if of_outputs:
+        _same("out", adapter.out_features, count)
+    elif count == 0 or adapter.in_features % count:
+        raise Unfit(f"has {count} magnitudes of inputs for {adapter.in_features} inputs")
+    piece = Piece((count,), (role,), lambda tensors: tensors[role].reshape(count))
+    name = "magnitude" if of_outputs else "magnitude_in"
+    pieces = {**adapter.pieces, name: piece}
+    return replace(adapter, kind=f"DoRA on {adapter.kind}", pieces=pieces)
 
 
 def _kronecker(shapes: Shapes) -> Adapter:

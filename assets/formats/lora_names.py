@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from assets.content import Component
 from assets.formats.names import unet_ldm_name
 from assets.skeleton import Shape, Skeleton
 
-_TEXT_ENCODERS: tuple[tuple[Component, str], ...] = (
-    ("text_encoder", "lora_te1_"),
-    ("text_encoder_2", "lora_te2_"),
-)
+#: kohya's prefix and ComfyUI's name of each text encoder.
+_TEXT_ENCODERS: Mapping[Component, tuple[str, str]] = {
+    "text_encoder": ("lora_te1_", "clip_l"),
+    "text_encoder_2": ("lora_te2_", "clip_g"),
+}
+#: Behind a module's name: its bias is meant.
+BIAS = "#bias"
 #: The components that adapters move.
 MOVED_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2")
 
@@ -43,16 +46,17 @@ class Target:
 
 
 def module_spellings(skeleton: Skeleton) -> dict[str, Target]:
-    """Every name under which some trainer knows a module of the served model."""
+    """Every name under which some trainer knows a module of the served model, for its weight;
+    with ``BIAS`` behind it, for its bias."""
     spellings: dict[str, Target] = {}
     for component in MOVED_COMPONENTS:
         for parameter, shape in skeleton.components[component].items():
-            if not parameter.endswith(".weight") or len(shape) not in (2, 4):
+            module, _, leaf = parameter.rpartition(".")
+            if leaf not in ("weight", "bias"):
                 continue
             target = Target(component, parameter, shape)
-            module = parameter.removesuffix(".weight")
             for spelling in _spellings(component, module):
-                spellings[spelling] = target
+                spellings[spelling + (BIAS if leaf == "bias" else "")] = target
     return spellings
 
 
@@ -63,15 +67,18 @@ def _spellings(component: Component, module: str) -> Iterator[str]:
         yield "lycoris_" + module.replace(".", "_")
         yield "lora_unet_" + ldm.replace(".", "_")
         yield f"unet.{module}"
+        yield f"diffusion_model.{ldm}"
+        yield f"model.diffusion_model.{ldm}"
         yield f"base_model.model.{module}"
         yield f"base_model.model.unet.{module}"
         processor = re.sub(r"\.(to_[qkv]|to_out)(\.0)?$", r".processor.\1", module)
         if processor != module:
             yield f"unet.{processor}"
         return
-    for name, prefix in _TEXT_ENCODERS:
-        if name == component:
-            yield prefix + module.replace(".", "_")
+    kohya, comfy = _TEXT_ENCODERS[component]
+    yield kohya + module.replace(".", "_")
+    yield f"{comfy}.transformer.{module}"
+    yield f"text_encoders.{comfy}.transformer.{module}"
     yield f"{component}.{module}"
     if ".self_attn." in module:
         yield f"{component}.{module}".replace("_proj", "_proj.lora_linear_layer")

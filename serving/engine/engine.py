@@ -207,10 +207,12 @@ class Engine:
     def _encode(
         self, prepared: Prepared, request: DrawRequest
     ) -> tuple[Embeddings, Embeddings, list[str]]:
-        inversions = {
-            use.token: cast(Inversion, prepared.value(use.blob))
-            for use in prepared.recipe.inversions
-        }
+        recipe = prepared.recipe
+        asked = {use.token: cast(Inversion, prepared.value(use.blob)) for use in recipe.inversions}
+        inversions = dict(asked)  # what was asked for comes before what came along
+        for lora in recipe.loras:
+            for word, inversion in cast(Lora, prepared.value(lora.blob)).bundled.items():
+                inversions.setdefault(word, inversion)
         positive, warnings, seen = self._text.encode(
             {"text_encoder": request.prompt, "text_encoder_2": request.prompt_2 or request.prompt},
             inversions,
@@ -228,7 +230,7 @@ class Engine:
             )
             warnings += [f"negative {warning}" for warning in more]
             seen |= also_seen
-        for token in inversions.keys() - seen:
+        for token in asked.keys() - seen:
             warnings.append(
                 f"the trigger word {token!r} is in no prompt: its inversion did nothing"
             )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 
@@ -26,6 +26,7 @@ class Factors:
     """Part of a LoRA: its pieces for ``rows`` of one slab, all of the same shapes.
 
     Each piece (see assets/formats/lora_kinds.py) is [rows, …]; alpha / rank is multiplied in.
+    At weight w the change is w · Δ, of whatever kind: at 1 what was trained, at 0 nothing.
     """
 
     rows: tuple[int, ...]
@@ -36,8 +37,9 @@ class Factors:
         """Whether the change is ``up @ down`` alone, which needs no room of its own."""
         return self.pieces.keys() == {"up", "down"}
 
-    def change(self, part: slice) -> torch.Tensor:
-        """Δ of the rows ``part`` (indices into ``rows``), [n, out, in]."""
+    def change(self, part: slice, pristine: torch.Tensor) -> torch.Tensor:
+        """Δ of the rows ``part`` (indices into ``rows``) of parameters whose pristine values
+        are ``pristine``; both [n, out, in]."""
         pieces = {name: tensor[part] for name, tensor in self.pieces.items()}
         inner = pieces["full"] if "full" in pieces else torch.bmm(pieces["up"], pieces["down"])
         if "up_2" in pieces:
@@ -47,7 +49,17 @@ class Factors:
             whole = kron[:, :, None, :, None] * inner[:, None, :, None, :]
             count, a, c, b, d = whole.shape
             inner = whole.reshape(count, a * c, b * d)
-        return inner
+        if "magnitude" in pieces:
+            whole = pristine.float() + inner
+            lengths = whole.norm(dim=2, keepdim=True)
+            inner = whole * (pieces["magnitude"][:, :, None] / lengths) - pristine
+        if "magnitude_in" in pieces:
+            magnitudes = pieces["magnitude_in"]
+            columns = (pristine.float() + inner).reshape(*inner.shape[:2], magnitudes.shape[1], -1)
+            lengths = columns.norm(dim=(1, 3), keepdim=True)
+            turned = columns * (magnitudes[:, None, :, None] / lengths)
+            inner = turned.flatten(2) - pristine
+        return inner.to(pristine.dtype)
 
 
 #: The piece that takes the scale: the last in the product.
@@ -59,6 +71,8 @@ class Lora:
     """``groups[component, shape]`` holds the factors for one slab, a group for each form."""
 
     groups: Mapping[tuple[Component, Shape], tuple[Factors, ...]]
+    #: Inversions that came in its file, by trigger word.
+    bundled: Mapping[str, Inversion] = field(default_factory=dict)
 
     @property
     def matched(self) -> int:
@@ -83,8 +97,13 @@ def load_lora(
 ) -> Lora:
     """A canonical LoRA on the device, stacked as the slabs are."""
     pieces_of: dict[str, list[str]] = {}
+    bundled: dict[str, dict[Component, torch.Tensor]] = {}
     for tensor in sorted(file.header.tensors):
-        if tensor != "scales":
+        if tensor.startswith("bundle/"):
+            word, _, encoder = tensor.removeprefix("bundle/").rpartition("/")
+            vectors = file.read(tensor).to(device, dtype)
+            bundled.setdefault(word, {})[cast(Component, encoder)] = vectors
+        elif tensor != "scales":
             name, _, piece = tensor.rpartition(".")
             pieces_of.setdefault(name, []).append(piece)
     scales = dict(zip(sorted(pieces_of), file.read("scales").tolist(), strict=True))
@@ -110,7 +129,7 @@ def load_lora(
             stacked[piece] = torch.stack(tensors).to(device, dtype)
         factors = Factors(tuple(row for row, _ in members), stacked)
         groups[component, shape] = (*groups.get((component, shape), ()), factors)
-    return Lora(groups)
+    return Lora(groups, {word: Inversion(vectors) for word, vectors in bundled.items()})
 
 
 def _split(name: str) -> tuple[Component, str]:

@@ -116,7 +116,7 @@ def _write(source: torch.Tensor, target: torch.Tensor, changes: Sequence[Change]
             ups.append(factors.pieces["up"][part] * weight)
             downs.append(factors.pieces["down"][part])
         else:
-            others.append((factors.change(part), weight))
+            others.append((factors.change(part, source.view(flat)), weight))
     if ups:
         up = ups[0] if len(ups) == 1 else torch.cat(ups, dim=2)
         down = downs[0] if len(downs) == 1 else torch.cat(downs, dim=1)

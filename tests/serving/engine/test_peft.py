@@ -1,0 +1,108 @@
+"""LoRA and DoRA as peft trains them and diffusers saves them; peft's own merge is the oracle."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from assets.recipe import InversionUse, LoraUse
+
+TARGETS = r".*(attn2\.to_k|attn2\.to_out\.0|resnets\.0\.conv1|ff\.net\.2)"
+PATTERNS = {
+    "rank_pattern": {"attn2.to_k": 2},
+    "alpha_pattern": {"attn2.to_k": 6, "resnets.0.conv1": 1.5},
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "lora": {"r": 4, "lora_alpha": 8},
+    "patterns": {"r": 4, "lora_alpha": 2, **PATTERNS},
+    "dora": {"r": 4, "lora_alpha": 2, "use_dora": True},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_change_is_pefts_own(bench: Any, miniature: Path, tmp_path: Path, name: str) -> None:
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from peft import LoraConfig, get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+
+    unet = UNet2DConditionModel.from_pretrained(miniature / "unet", torch_dtype=torch.float32)
+    config = LoraConfig(target_modules=TARGETS, **CONFIGS[name])
+    torch.manual_seed(1)
+    unet.add_adapter(config)
+    with torch.no_grad():
+        for parameter in (p for p in unet.parameters() if p.requires_grad):
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layers = get_peft_model_state_dict(unet)
+        StableDiffusionXLPipeline.save_lora_weights(
+            tmp_path,
+            unet_lora_layers=layers,
+            weight_name="x.safetensors",
+            unet_lora_adapter_metadata=config.to_dict() | {"target_modules": []},
+        )
+    asset = bench.ingest(tmp_path / "x.safetensors", "lora")
+    assert asset.status == "ready", asset.status_details
+
+    modules = {n: m for n, m in unet.named_modules() if isinstance(m, LoraLayer)}
+    assert len(modules) == asset.report["matched"] == asset.report["modules"]
+    engine = bench.engine()
+    prepared = engine.prepare(replace(engine.base, loras=(LoraUse(asset.parts["lora"], 1.0),)))
+    engine.become(prepared)
+    for module_name, module in modules.items():
+        module.merge()
+        working = engine._unet.get_submodule(module_name).weight
+        torch.testing.assert_close(working, module.get_base_layer().weight, atol=3e-6, rtol=3e-5)
+    prepared.release()
+
+
+def test_an_inversion_that_comes_along_with_a_lora(
+    bench: Any, sample_files: dict[str, Path], samples: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its word draws what the inversion of its own draws; one that was asked for comes first."""
+    vectors = load_file(sample_files["inversion"])
+    lora = load_file(sample_files["lora_cross"])
+    bundle = {f"bundle_emb.qzebra.{name}": tensor for name, tensor in vectors.items()}
+    save_file({**lora, **bundle}, tmp_path / "bundle.safetensors")
+    asset = bench.ingest(tmp_path / "bundle.safetensors", "lora")
+    assert asset.status == "ready", asset.status_details
+    assert asset.report["bundled"] == {"qzebra": 2}
+
+    engine = bench.engine()
+    plain = LoraUse(samples["lora_cross"].parts["lora"], 1.0)
+    bundled = LoraUse(asset.parts["lora"], 1.0)
+    own = InversionUse(samples["inversion"].parts["textual_inversion"], "qzebra")
+    other = InversionUse(samples["inversion_long"].parts["textual_inversion"], "qzebra")
+
+    def context(**changes: Any) -> torch.Tensor:
+        from serving.drawing import DrawRequest
+
+        recipe = replace(engine.base, **changes)
+        prepared = engine.prepare(recipe)
+        engine.become(prepared)
+        request = DrawRequest("r", recipe, "a qzebra star", 128, 128, (7,))
+        positive, _, found = engine._encode(prepared, request)
+        prepared.release()
+        assert found == []
+        return torch.as_tensor(positive.context)
+
+    with_bundle = context(loras=(bundled,))
+    assert torch.equal(with_bundle, context(loras=(plain,), inversions=(own,)))
+    assert not torch.equal(with_bundle, context(loras=(plain,)))
+    assert torch.equal(
+        context(loras=(bundled,), inversions=(other,)), context(loras=(plain,), inversions=(other,))
+    )
+
+    half = {"bundle_emb.qzebra.clip_l": vectors["clip_l"]}
+    save_file({**lora, **half}, tmp_path / "half.safetensors")
+    rejected = bench.ingest(tmp_path / "half.safetensors", "lora")
+    assert "no vectors for text_encoder_2" in rejected.status_details
