@@ -15,6 +15,8 @@ ASSET_KINDS: tuple[AssetKind, ...] = get_args(AssetKind)
 
 #: The tenant that owns what the platform itself provides.
 COMMONS = "commons"
+#: What OctoAI's clients call the family of models that is served.
+SERVED_ENGINE = "image/stable-diffusion-xl-v1-0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class Asset:
     parts: Mapping[Component, Blob] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     deleted_at_s: float | None = None
+
+    @property
+    def preview(self) -> str | None:
+        """The key of its preview picture in the store."""
+        return self.data.get("preview")
 
     @property
     def trigger_words(self) -> tuple[str, ...]:

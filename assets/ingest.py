@@ -18,8 +18,8 @@ from assets.skeleton import Skeleton
 
 SERVED_FAMILY = "SDXL"
 ACCEPTED = (
-    "accepted are SDXL files in .safetensors: LoRA (kohya, diffusers or PEFT names), textual "
-    "inversion (clip_l and clip_g), checkpoint (single file) and VAE"
+    "accepted are SDXL files in .safetensors: LoRA, LoHa, LoKr (names of kohya, diffusers or "
+    "PEFT), textual inversion (clip_l and clip_g), checkpoint (single file) and VAE"
 )
 
 
@@ -62,7 +62,6 @@ def ingest_file(
     path: Path,
     declared: AssetKind,
     skeleton: Skeleton,
-    source_sha256: str,
     salt: bytes | None,
     scratch: Path,
 ) -> Ingested:
@@ -78,7 +77,9 @@ def ingest_file(
         for component, tensors in components.items():
             target = scratch / component
             written = write_tensors(target, tensors, {"component": component})
-            key = content_key(source_sha256, component, skeleton.digest, salt)
+            # By what was written, not by what it was made from: two checkpoints with the same
+            # VAE share its blob, and a change from one to the other leaves it where it is.
+            key = content_key(written.sha256, component, skeleton.digest, salt)
             files[component] = (Blob(key, written.sha256, written.size_bytes), target)
     facts = {"kind": declared, "family": SERVED_FAMILY, "fits": skeleton.digest}
     report = {**facts, "evidence": identity.evidence, **report}

@@ -20,6 +20,11 @@ def model_key(name: str) -> str:
     return f"models/{name}.json"
 
 
+def preview_key(sha256: str) -> str:
+    """An asset's preview picture, by content."""
+    return f"previews/{sha256}.png"
+
+
 def picture_key(picture_id: str) -> str:
     """A picture made for the simple door; its id is unguessable."""
     return f"pictures/{picture_id}"

@@ -9,15 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from assets.content import Blob
+from assets.content import Blob, Component
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class LoraUse:
-    """A LoRA at a weight. The weight is a run-time value and no part of the key."""
+    """A LoRA at a weight. The weight is a run-time value and no part of the key.
+
+    ``text_weight`` is that of the text encoders where it is another one; equal to ``weight``
+    it is the same recipe as none.
+    """
 
     blob: Blob
     weight: float
+    text_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.text_weight == self.weight:
+            object.__setattr__(self, "text_weight", None)
+
+    def weight_on(self, component: Component) -> float:
+        is_text = component in ("text_encoder", "text_encoder_2")
+        return self.text_weight if is_text and self.text_weight is not None else self.weight
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,7 +54,9 @@ class Recipe:
     inversions: tuple[InversionUse, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loras", tuple(sorted(self.loras)))
+        object.__setattr__(
+            self, "loras", tuple(sorted(self.loras, key=lambda use: (use.blob, use.weight)))
+        )
         object.__setattr__(self, "inversions", tuple(sorted(self.inversions)))
 
     def components(self) -> Iterator[tuple[str, Blob]]:

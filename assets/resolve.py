@@ -27,6 +27,8 @@ class Wanted:
     vae: str | None = None
     loras: Mapping[str, float] = field(default_factory=dict)
     inversions: Mapping[str, str] = field(default_factory=dict)
+    #: Of LoRAs whose weight on the text encoders is another than on the UNet.
+    lora_text_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +105,15 @@ def resolve(records: AssetRecords, principal: Principal, wanted: Wanted) -> Reso
 
     weights: dict[str, LoraUse] = {}
     for reference, weight in wanted.loras.items():
-        if not -MAX_LORA_WEIGHT <= weight <= MAX_LORA_WEIGHT:
-            limit = f"between {-MAX_LORA_WEIGHT} and {MAX_LORA_WEIGHT}"
-            raise InvalidAsset("loras", f"weight {weight} of {reference!r} must be {limit}")
+        text_weight = wanted.lora_text_weights.get(reference, weight)
+        for given in (weight, text_weight):
+            if not -MAX_LORA_WEIGHT <= given <= MAX_LORA_WEIGHT:
+                limit = f"between {-MAX_LORA_WEIGHT} and {MAX_LORA_WEIGHT}"
+                raise InvalidAsset("loras", f"weight {given} of {reference!r} must be {limit}")
         blob = usable(reference, "lora", "loras").parts["lora"]
         if blob.key in weights:
             raise InvalidAsset("loras", f"{reference!r} is named twice (by two of its names)")
-        weights[blob.key] = LoraUse(blob, float(weight))
+        weights[blob.key] = LoraUse(blob, float(weight), float(text_weight))
 
     inversions = []
     for reference, token in wanted.inversions.items():

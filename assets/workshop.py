@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from assets.asset import COMMONS, Asset
+from assets.asset import COMMONS, SERVED_ENGINE, Asset, AssetKind
 from assets.content import tenant_salt
 from assets.errors import IngestRejected, StoreError
 from assets.ids import new_asset_id
 from assets.import_model import import_model
 from assets.ingest import ingest_file
-from assets.keys import blob_key, upload_key
+from assets.keys import blob_key, preview_key, upload_key
 from assets.model import ModelManifest, load_manifest
 from assets.records import AssetRecords
 from assets.resolve import BASE_NAME
+from assets.skeleton import Skeleton
 from assets.store import CHUNK_BYTES, ObjectStore, put_file
 
 log = logging.getLogger(__name__)
@@ -63,17 +65,8 @@ class Workshop:
                 source = scratch / "source"
                 digest = self._download(upload_key(asset_id), source)
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
-                done = ingest_file(source, asset.kind, skeleton, digest, salt, scratch)
-                for blob, path in done.files.values():
-                    if self._store.size(blob_key(blob)) != blob.size_bytes:
-                        put_file(self._store, blob_key(blob), path)
-            parts = {component: blob for component, (blob, _) in done.files.items()}
-            changes: dict[str, Any] = {
-                "status": "ready",
-                "status_details": "",
-                "parts": parts,
-                "report": {**done.report, "source_sha256": digest},
-            }
+                converted = self._convert(source, asset.kind, skeleton, digest, salt, scratch)
+            changes: dict[str, Any] = {"status": "ready", "status_details": "", **converted}
         except IngestRejected as rejection:
             changes = {
                 "status": "rejected",
@@ -96,6 +89,23 @@ class Workshop:
             self._store.delete(upload_key(asset_id))
         return changed
 
+    def _convert(
+        self,
+        source: Path,
+        kind: AssetKind,
+        skeleton: Skeleton,
+        digest: str,
+        salt: bytes | None,
+        scratch: Path,
+    ) -> dict[str, Any]:
+        """``parts`` and ``report`` of a file, once its canonical forms are in the store."""
+        done = ingest_file(source, kind, skeleton, salt, scratch)
+        for blob, path in done.files.values():
+            if self._store.size(blob_key(blob)) != blob.size_bytes:
+                put_file(self._store, blob_key(blob), path)
+        parts = {component: blob for component, (blob, _) in done.files.items()}
+        return {"parts": parts, "report": {**done.report, "source_sha256": digest}}
+
     def _download(self, key: str, path: Path) -> str:
         digest = hashlib.sha256()
         with self._store.open(key) as source, open(path, "wb") as target:
@@ -110,27 +120,87 @@ class Workshop:
         """Import the model at ``path`` and make it the commons' public base checkpoint."""
         manifest = import_model(self._store, path, BASE_NAME, progress)
         parts = manifest.parts
-        size = sum(blob.size_bytes for blob in parts.values())
-        known = self._records.find_public(COMMONS, BASE_NAME)
-        if known is None:
-            self._records.add(
-                Asset(
-                    id=new_asset_id(self._now()),
-                    tenant_id=COMMONS,
-                    owner=COMMONS,
-                    name=BASE_NAME,
-                    kind="checkpoint",
-                    created_at_s=self._now(),
-                    status="ready",
-                    description=f"the served base model ({manifest.native_size} px)",
-                    is_public=True,
-                    size_bytes=size,
-                    data={"engine": "image/stable-diffusion-xl-v1-0"},
-                    parts=parts,
-                    report={"fits": manifest.skeleton.digest},
-                )
+        self._put_common(
+            Asset(
+                id=new_asset_id(self._now()),
+                tenant_id=COMMONS,
+                owner=COMMONS,
+                name=BASE_NAME,
+                kind="checkpoint",
+                created_at_s=self._now(),
+                status="ready",
+                description=f"the served base model ({manifest.native_size} px)",
+                is_public=True,
+                size_bytes=sum(blob.size_bytes for blob in parts.values()),
+                data={"engine": SERVED_ENGINE},
+                parts=parts,
+                report={"fits": manifest.skeleton.digest},
             )
-        elif dict(known.parts) != dict(parts):
-            report = {"fits": manifest.skeleton.digest}
-            self._records.update(known.id, {"parts": parts, "size_bytes": size, "report": report})
+        )
         return manifest
+
+    def publish(
+        self,
+        name: str,
+        kind: AssetKind,
+        path: Path,
+        description: str,
+        trigger_words: Sequence[str],
+        preview: bytes | None,
+    ) -> bool:
+        """Make the file at ``path`` the commons' public asset ``name``; False when it is already.
+
+        Raises:
+            IngestRejected: the file does not fit the served base model.
+        """
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        skeleton = load_manifest(self._store, BASE_NAME).skeleton
+        picture = preview and preview_key(hashlib.sha256(preview).hexdigest())
+        asset = Asset(
+            id=new_asset_id(self._now()),
+            tenant_id=COMMONS,
+            owner=COMMONS,
+            name=name,
+            kind=kind,
+            created_at_s=self._now(),
+            status="ready",
+            description=description,
+            is_public=True,
+            size_bytes=path.stat().st_size,
+            data={
+                "engine": SERVED_ENGINE,
+                "trigger_words": list(trigger_words),
+                "preview": picture,
+            },
+        )
+        known = self._records.find_public(COMMONS, name)
+        if known is not None and (
+            known.report.get("source_sha256"), known.report.get("fits"), known.description,
+            dict(known.data),
+        ) == (digest, skeleton.digest, description, dict(asset.data)):  # fmt: skip
+            return False
+        if preview and picture:
+            with self._store.write(picture) as target:
+                target.write(preview)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self._scratch, prefix="ingest-") as folder:
+            converted = self._convert(path, kind, skeleton, digest, None, Path(folder))
+        self._put_common(replace(asset, **converted))
+        return True
+
+    def withdraw(self, name: str) -> None:
+        """Remove the commons' public asset ``name``, if there is one."""
+        if known := self._records.find_public(COMMONS, name):
+            self._records.update(known.id, {"status": "deleted", "deleted_at_s": self._now()})
+
+    def _put_common(self, asset: Asset) -> None:
+        """Add a public asset of the commons, or bring the one of that name up to it."""
+        known = self._records.find_public(COMMONS, asset.name)
+        if known is None:
+            self._records.add(asset)
+            return
+        fields = ("kind", "description", "size_bytes", "data", "parts", "report")
+        changes = {field: getattr(asset, field) for field in fields}
+        if any(getattr(known, field) != value for field, value in changes.items()):
+            self._records.update(known.id, changes)

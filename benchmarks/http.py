@@ -33,10 +33,10 @@ from rich.console import Console
 from rich.table import Table
 
 from assets.sdxl import skeleton_of
+from benchmarks.samples import write_kohya_lora
 from serving.cli.client import Client
+from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.composition import open_backends
-from serving.engine.miniature import MINIATURE_CONFIGS
-from serving.engine.samples import write_kohya_lora
 from serving.settings import Settings
 
 HERE = Path(__file__).parent

@@ -1,22 +1,19 @@
-"""Sample assets for the served model, made from a seed: what the demonstration uploads.
+"""Sample assets for the served model, made from a seed, that have learned nothing: for
+tests and benchmarks that only ask whether something moved.
 
-They are ordinary files in the formats that people have (kohya names; clip_l and
-clip_g; a single-file checkpoint), so they take the way that any upload takes.
+They are ordinary files in the formats that people have (kohya names; clip_l and clip_g),
+so they take the way that any upload takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from assets.content import MODEL_COMPONENTS, Component
-from assets.formats.names import single_file_name
-from assets.formats.tensors import Planned, write_tensors
-from assets.skeleton import Shape, Skeleton
-
-Value = Callable[[Component, str, Shape], torch.Tensor]
+from assets.content import Component
+from assets.skeleton import Skeleton
 
 
 def write_kohya_lora(
@@ -66,32 +63,7 @@ def write_inversion(path: Path, skeleton: Skeleton, *, vectors: int = 2, seed: i
     )
 
 
-def write_single_file(path: Path, skeleton: Skeleton, value: Value) -> Path:
-    """A checkpoint as one file in the names that most are published in."""
-    tensors: dict[str, torch.Tensor] = {}
-    fused: dict[str, dict[int, torch.Tensor]] = {}
-    for component in MODEL_COMPONENTS:
-        for name, shape in skeleton.components[component].items():
-            place = single_file_name(component, name)
-            tensor = value(component, name, shape)
-            if component == "vae" and ".attn_1." in place.name and tensor.ndim == 2:
-                tensor = tensor[:, :, None, None]  # a 1×1 convolution in such files
-            if place.third is not None:
-                fused.setdefault(place.name, {})[place.third] = tensor
-            else:
-                tensors[place.name] = tensor.t() if place.transposed else tensor
-    for name, thirds in fused.items():
-        tensors[name] = torch.cat([thirds[i] for i in range(3)])
-    return _write(path, tensors)
-
-
-_NAMES = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16"}
-
-
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    def planned(tensor: torch.Tensor) -> Planned:
-        return Planned(_NAMES[tensor.dtype], tuple(tensor.shape), lambda: tensor)
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, {name: planned(tensor) for name, tensor in tensors.items()}, {})
+    save_file(tensors, path)
     return path

@@ -26,13 +26,13 @@ from assets.ingest import ingest_file
 from assets.keys import blob_key
 from assets.recipe import LoraUse
 from assets.store import FsspecStore, put_file
+from benchmarks.samples import write_kohya_lora
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
+from serving.commons.miniature import write_miniature
 from serving.composition import StoreSource
 from serving.engine.compose import pick_device
 from serving.engine.engine import Engine
-from serving.engine.miniature import write_miniature
-from serving.engine.samples import write_kohya_lora
 
 RESULT = Path(__file__).parent / "results" / "swap.json"
 
@@ -83,7 +83,7 @@ def measure(folder: Path, device: str, rounds: int) -> dict[str, list[float]]:
     lora_file = write_kohya_lora(folder / "lora.safetensors", manifest.skeleton, rank=16)
     scratch = folder / "scratch"
     scratch.mkdir()
-    done = ingest_file(lora_file, "lora", manifest.skeleton, "0" * 64, None, scratch)
+    done = ingest_file(lora_file, "lora", manifest.skeleton, None, scratch)
     blob, path = done.files["lora"]
     put_file(store, blob_key(blob), path)
     disk, host = (FileTier(name, folder / name, 1 << 30) for name in ("disk", "host"))

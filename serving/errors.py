@@ -9,7 +9,8 @@
     ├── DeadlineExceeded     not done in time
     ├── Cancelled            the client went away
     ├── ReplicaLost          the replica died with the request in it
-    └── DrawingFailed        the engine could not draw; says why
+    ├── DrawingFailed        the engine could not draw; says why
+    └── CommonsDamaged       the package's own weights are not what they were
 """
 
 from __future__ import annotations
@@ -57,4 +58,8 @@ class ReplicaLost(ServingError):
 
 
 class DrawingFailed(ServingError):
+    pass
+
+
+class CommonsDamaged(ServingError):
     pass

@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
-from assets.model import load_manifest
-from assets.resolve import BASE_NAME
 from assets.signing import Signer
 from assets.workshop import Workshop
 from router.admission import QueueLimits
@@ -17,7 +15,7 @@ from serving.api.context import Context
 from serving.composition import open_backends
 from serving.dispatcher import Dispatcher
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
-from serving.engine.compose import model_path, open_engine, open_workshop
+from serving.engine.compose import install_model, open_engine, open_workshop
 from serving.platform import Platform
 from serving.replica import Replica
 from serving.settings import Settings
@@ -56,7 +54,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     """Everything, on the running event loop. Everything is closed again at the end."""
     backends = await asyncio.to_thread(open_backends, settings)
     workshop = open_workshop(settings, backends)
-    await asyncio.to_thread(workshop.install_base, model_path(settings))
+    manifest = await asyncio.to_thread(install_model, settings, workshop)
     names = [f"replica-{index}" for index in range(settings.replicas)]
     engines = [await asyncio.to_thread(open_engine, settings, name) for name in names]
     replicas = [Replica(engine) for engine in engines]
@@ -65,14 +63,15 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     dispatcher = Dispatcher(clients, limits)
     dispatcher.start()
     ingest = ThreadIngest(workshop)
-    native = load_manifest(backends.store, BASE_NAME).native_size
 
     async def status() -> dict[str, Any]:
         return dispatcher.status()
 
     try:
         yield Context(
-            platform=Platform(backends.library, dispatcher, native, settings.request_timeout_s),
+            platform=Platform(
+                backends.library, dispatcher, manifest.native_size, settings.request_timeout_s
+            ),
             store=backends.store,
             directory=backends.directory,
             jobs=backends.jobs,

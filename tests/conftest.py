@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from serving.engine.miniature import write_miniature
+    from serving.commons.miniature import write_miniature
 
     return write_miniature(tmp_path_factory.mktemp("model") / "miniature")
 
@@ -41,7 +41,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def skeleton() -> Any:
     from assets.sdxl import skeleton_of
-    from serving.engine.miniature import MINIATURE_CONFIGS
+    from serving.commons.miniature import MINIATURE_CONFIGS
 
     return skeleton_of(MINIATURE_CONFIGS)
 
@@ -121,13 +121,23 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture(scope="session")
 def sample_files(skeleton: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three LoRAs of different reach and rank, two inversions, a second checkpoint."""
-    from serving.engine.miniature import SEED, initial
-    from serving.engine.samples import write_inversion, write_kohya_lora, write_single_file
+    import torch
+
+    from assets.content import MODEL_COMPONENTS
+    from benchmarks.samples import write_inversion, write_kohya_lora
+    from serving.commons.miniature import weights
+    from serving.commons.single_file import write_single_file
 
     folder = tmp_path_factory.mktemp("samples")
 
-    def other(component: str, name: str, shape: Any) -> Any:
-        return initial(f"{component}/{name}", shape, SEED + (component == "unet"))
+    tensors = {component: weights(component) for component in MODEL_COMPONENTS}
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in tensors["unet"].items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        tensors["unet"][name] = (tensor + 0.02 * noise).half()
+
+    def other(component: Any, name: str, _: Any) -> Any:
+        return tensors[component][name]
 
     return {
         "lora_all": write_kohya_lora(folder / "lora_all.safetensors", skeleton, seed=11),
@@ -152,7 +162,8 @@ def samples(bench: Bench, sample_files: dict[str, Path]) -> dict[str, Any]:
     assets = {
         name: bench.ingest(path, kinds[name.split("_")[0]]) for name, path in sample_files.items()
     }
-    assert all(asset.status == "ready" for asset in assets.values()), assets
+    refused = {n: a.status_details for n, a in assets.items() if a.status != "ready"}
+    assert not refused, refused
     return assets
 
 

@@ -54,3 +54,9 @@ def test_the_decisions_figures_are_those_of_the_results() -> None:
     from benchmarks.addressing import table
 
     assert table() in (ROOT / "docs" / "adr" / "0001-addressing-replicas.md").read_text()
+
+
+def test_the_miniatures_figures_are_those_of_the_results() -> None:
+    from benchmarks.miniature.evaluate import table
+
+    assert table() in (ROOT / "docs" / "miniature.md").read_text()

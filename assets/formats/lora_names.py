@@ -80,5 +80,7 @@ def _spellings(component: Component, module: str) -> Iterator[str]:
     yield f"{comfy}.transformer.{module}"
     yield f"text_encoders.{comfy}.transformer.{module}"
     yield f"{component}.{module}"
+    # As transformers has named them in memory since 5.6, and so diffusers saves them.
+    yield f"{component}.{module.removeprefix('text_model.')}"
     if ".self_attn." in module:
         yield f"{component}.{module}".replace("_proj", "_proj.lora_linear_layer")

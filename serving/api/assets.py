@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from assets.asset import ASSET_KINDS, Asset
+from assets.asset import SERVED_ENGINE as ENGINE
 from assets.keys import blob_key, upload_key
 from assets.library import NewAsset
 from assets.principal import Principal
 from assets.records import Query as AssetQuery
 from serving.api.context import Context, Ctx, Who
 from serving.api.wire_assets import (
-    ENGINE,
     CompleteUpload,
     CreateAsset,
     asset_body,
@@ -39,6 +39,10 @@ def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
         "put_url": context.signed_url("PUT", key) if may_put else "",
         "get_url": context.signed_url("GET", stored),
     }
+
+
+def _preview_url(context: Context, asset: Asset) -> str | None:
+    return context.signed_url("GET", asset.preview) if asset.preview else None
 
 
 @router.post("")
@@ -96,7 +100,7 @@ async def listing(
     )
     page = await asyncio.to_thread(context.platform.library.list, who, query)
     return {
-        "data": [asset_body(asset) for asset in page.assets],
+        "data": [asset_body(asset, _preview_url(context, asset)) for asset in page.assets],
         "has_more": offset + len(page.assets) < page.total,
         "total": page.total,
     }
@@ -115,7 +119,8 @@ async def complete_upload(
 @router.get("/{ref:path}")
 async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)
-    return {"asset": asset_body(asset), "transfer_api": _transfer(context, asset, who)}
+    body = asset_body(asset, _preview_url(context, asset))
+    return {"asset": body, "transfer_api": _transfer(context, asset, who)}
 
 
 @router.delete("/{ref:path}")

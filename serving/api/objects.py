@@ -24,6 +24,7 @@ from serving.api.context import Ctx
 
 router = APIRouter(tags=["objects"])
 
+_BYTES = "application/octet-stream"
 _PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 
 
@@ -73,7 +74,8 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
 @router.get("/objects/{key:path}")
 async def get(key: str, token: str, context: Ctx) -> Response:
     context.signer.verify("GET", key, token, time.time())
-    return await _send(context.store, key, "application/octet-stream")
+    is_picture = key.startswith("previews/")
+    return await _send(context.store, key, "image/png" if is_picture else _BYTES)
 
 
 @router.get("/files/{name}")

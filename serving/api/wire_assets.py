@@ -7,10 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset
-
-ENGINE = "image/stable-diffusion-xl-v1-0"
-
 
 Short = Annotated[str, Field(max_length=128)]
 
@@ -55,7 +53,7 @@ def stored_data(body: CreateAsset) -> dict[str, Any]:
     }
 
 
-def asset_body(asset: Asset) -> dict[str, Any]:
+def asset_body(asset: Asset, preview_url: str | None = None) -> dict[str, Any]:
     """Every field that a client requires is there and not null; ``data`` repeats its type."""
     data: dict[str, Any] = {
         "asset_type": asset.kind,
@@ -81,6 +79,7 @@ def asset_body(asset: Asset) -> dict[str, Any]:
         "is_public": asset.is_public,
         "file_structure": "single_file",
         "data": data,
+        "preview_url": preview_url,
         "report": dict(asset.report),
     }
 

@@ -38,6 +38,15 @@ _UNSERVED: dict[str, tuple[Any, ...]] = {
 _IGNORED = ("enable_safety", "force_asset_download", "force_asset_gpu_copy", "log_prompt")
 
 
+class LoraWeights(BaseModel):
+    """A LoRA's weights where the UNet and the text encoders are to have different ones."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    unet: float
+    text_encoders: float
+
+
 class GenerateRequest(BaseModel):
     """An explicit null means the default, as older clients send it."""
 
@@ -49,7 +58,7 @@ class GenerateRequest(BaseModel):
     negative_prompt_2: Prompt | None = None
     checkpoint: str | None = None
     vae: str | None = None
-    loras: dict[str, float] = Field(default_factory=dict)
+    loras: dict[str, float | LoraWeights] = Field(default_factory=dict)
     textual_inversions: dict[str, str] = Field(default_factory=dict)
     sampler: Sampler = "DDIM"
     height: int | None = None
@@ -74,6 +83,15 @@ class GenerateRequest(BaseModel):
                 kept[name] = given
         return kept
 
+    def _wanted(self) -> Wanted:
+        weights, text_weights = {}, {}
+        for name, given in self.loras.items():
+            if isinstance(given, LoraWeights):
+                weights[name], text_weights[name] = given.unet, given.text_encoders
+            else:
+                weights[name] = given
+        return Wanted(self.checkpoint, self.vae, weights, self.textual_inversions, text_weights)
+
     def order(self) -> Order:
         """Raises InvalidRequest when the seeds do not fit the number of images."""
         if isinstance(self.seed, list) and len(self.seed) > self.num_images:
@@ -84,7 +102,7 @@ class GenerateRequest(BaseModel):
             negative_prompt=self.negative_prompt,
             negative_prompt_2=self.negative_prompt_2,
             seeds=fixed_seeds(self.seed, self.num_images),
-            wanted=Wanted(self.checkpoint, self.vae, self.loras, self.textual_inversions),
+            wanted=self._wanted(),
             width=self.width,
             height=self.height,
             sampler=self.sampler,

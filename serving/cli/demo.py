@@ -22,9 +22,10 @@ from rich.table import Table
 from serving.cli.client import ApiFailure, Client
 from serving.settings import Settings
 
-PROMPT = "a small red star on a blue background"
-INVERSION_WORD = "zebrastyle"
-SEED = 7
+PROMPT = "a red star on a blue background"
+HEART = "a large pink heart on a black background"
+SEED = 4
+CFG_SCALE = 3.0
 STEPS = 20
 _TENANT = "demo"
 _START_TIMEOUT_S = 600.0
@@ -36,6 +37,8 @@ class Panel:
 
     title: str
     request: Mapping[str, Any]
+    #: The panel whose picture this one must equal, bit for bit.
+    like: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +52,15 @@ class Drawn:
 def run_demo(folder: Path, port: int, once: bool) -> int:
     """0 when every picture is as it must be; the platform runs on until Ctrl-C unless ``once``."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the platform ends, too
-    console = Console(width=max(140, Console().width))
+    console = Console(width=max(140, Console().width), emoji=False)
     settings = Settings(data_dir=folder.resolve() / "data", port=port)
     server = _start(settings)
     try:
         _await_serving(server, settings)
         with Client(settings.resolved_public_url, _key(settings)) as client:
-            console.print("uploading a LoRA, a textual inversion and a checkpoint …")
-            assets = _upload_samples(client, folder)
-            drawn = [_draw(client, panel, console) for panel in _panels(assets)]
+            console.print("uploading a LoRA of one's own …")
+            own = _upload_own(client)
+            drawn = [_draw(client, panel, console) for panel in _panels(own)]
         console.print(_table(drawn))
         sheet = folder / "contact_sheet.png"
         contact_sheet(drawn, sheet)
@@ -67,7 +70,10 @@ def run_demo(folder: Path, port: int, once: bool) -> int:
             console.print(f"[bold red]FAILED: {problem}")
         if problems:
             return 1
-        console.print("the last picture equals the first, and every other differs from it: ok")
+        console.print(
+            "the last picture equals the first, one's own copy of a LoRA draws what the public "
+            "one draws, and every other picture differs from the first: ok"
+        )
         if not once:
             console.print(f"the platform runs on at {settings.resolved_public_url}; Ctrl-C ends it")
             server.wait()
@@ -123,60 +129,37 @@ def _await_serving(server: subprocess.Popen[bytes], settings: Settings) -> None:
         time.sleep(0.2)
 
 
-def _upload_samples(client: Client, folder: Path) -> dict[str, str]:
-    """Ids by role. Assets of an earlier demonstration are used again."""
-    from assets.sdxl import skeleton_of
-    from serving.engine.miniature import MINIATURE_CONFIGS, SEED, initial
-    from serving.engine.samples import write_inversion, write_kohya_lora, write_single_file
+def _upload_own(client: Client) -> str:
+    """A private copy of a public LoRA, uploaded as any file is; its id. One that an earlier
+    demonstration uploaded is used again."""
+    from serving.commons.catalogue import weights_file
 
-    skeleton = skeleton_of(MINIATURE_CONFIGS)
-    files = folder / "assets"
-
-    def other_style(component: str, name: str, shape: tuple[int, ...]) -> Any:
-        seed = SEED + 1 if component == "unet" else SEED
-        return initial(f"{component}/{name}", shape, seed)
-
-    samples = {
-        "lora": write_kohya_lora(files / "demo_lora.safetensors", skeleton),
-        "textual_inversion": write_inversion(
-            files / "demo_inversion.safetensors", skeleton, vectors=12
-        ),
-        "checkpoint": write_single_file(
-            files / "demo_checkpoint.safetensors", skeleton, other_style
-        ),
-    }
-    known = {a["name"]: a for a in client.call("GET", "/v1/assets")["data"]}
-    ids: dict[str, str] = {}
-    for kind, path in samples.items():
-        asset = known.get(path.stem)
-        if asset is None or asset["status"] != "ready":
-            if asset is not None:
-                client.call("DELETE", f"/v1/assets/{asset['id']}")
-            words = [INVERSION_WORD] if kind == "textual_inversion" else []
-            asset = client.upload(path, kind, path.stem, trigger_words=words)
-            asset = client.await_ready(asset["id"])
-        ids[kind] = asset["id"]
-    return ids
+    name = "my-outline"
+    asset = next((a for a in client.call("GET", "/v1/assets")["data"] if a["name"] == name), None)
+    if asset is None or asset["status"] != "ready":
+        if asset is not None:
+            client.call("DELETE", f"/v1/assets/{asset['id']}")
+        asset = client.upload(weights_file("outline"), "lora", name)
+        asset = client.await_ready(asset["id"])
+    identifier: str = asset["id"]
+    return identifier
 
 
-def _panels(assets: Mapping[str, str]) -> list[Panel]:
-    lora = assets["lora"]
-    inversion = {assets["textual_inversion"]: INVERSION_WORD}
-    styled = f"{PROMPT}, {INVERSION_WORD}"
-    everything = {
-        "prompt": styled,
-        "loras": {lora: 1.0},
-        "textual_inversions": inversion,
-        "checkpoint": assets["checkpoint"],
-    }
+def _panels(own: str) -> list[Panel]:
+    """What is drawn, in the order of the sheet."""
+
+    def loras(**weights: float) -> dict[str, Any]:
+        return {"loras": {f"commons:{name}": weight for name, weight in weights.items()}}
+
     return [
         Panel("base", {}),
-        Panel("+ LoRA 1.0", {"loras": {lora: 1.0}}),
-        Panel("+ LoRA 0.4", {"loras": {lora: 0.4}}),
-        Panel("+ inversion", {"prompt": styled, "textual_inversions": inversion}),
-        Panel("other checkpoint", {"checkpoint": assets["checkpoint"]}),
-        Panel("everything", everything),
-        Panel("base again", {}),
+        Panel("LoKr outline 0.5", loras(outline=0.5)),
+        Panel("LoKr outline 1.0", loras(outline=1.0)),
+        Panel("“heart”, base", {"prompt": HEART}),
+        Panel("“heart”, LoRA heart", {"prompt": HEART, **loras(heart=1.0)}),
+        Panel("“heart”, both", {"prompt": HEART, **loras(heart=1.0, outline=1.0)}),
+        Panel("one's own outline", {"loras": {own: 1.0}}, like="LoKr outline 1.0"),
+        Panel("base again", {}, like="base"),
     ]
 
 
@@ -186,6 +169,7 @@ def _draw(client: Client, panel: Panel, console: Console) -> Drawn:
         "prompt": PROMPT,
         "seed": SEED,
         "steps": STEPS,
+        "cfg_scale": CFG_SCALE,
         "image_encoding": "png",
         **panel.request,
     }
@@ -225,30 +209,34 @@ def _table(drawn: list[Drawn]) -> Table:
 
 
 def check(drawn: list[Drawn]) -> list[str]:
-    """What is not as it must be: the last equals the first, the others differ from it."""
-    first, last = drawn[0], drawn[-1]
-    problems = [
-        f"{item.panel.title!r} looks like {first.panel.title!r}"
-        for item in drawn[1:-1]
-        if item.picture == first.picture
-    ]
-    if last.picture != first.picture:
-        problems.append(f"{last.panel.title!r} is not bit for bit {first.panel.title!r}")
+    """What is not as it must be: some pictures are equal, the others all differ from the first."""
+    pictures = {item.panel.title: item.picture for item in drawn}
+    first = drawn[0]
+    problems = []
+    for item in drawn[1:]:
+        if item.panel.like is not None:
+            if item.picture != pictures[item.panel.like]:
+                problems.append(f"{item.panel.title!r} is not bit for bit {item.panel.like!r}")
+        elif item.picture == first.picture:
+            problems.append(f"{item.panel.title!r} looks like {first.panel.title!r}")
     return problems
 
 
-def contact_sheet(drawn: list[Drawn], path: Path, scale: int = 2) -> None:
-    """All pictures side by side with their titles."""
-    from PIL import Image, ImageDraw
+def contact_sheet(drawn: list[Drawn], path: Path, columns: int = 4, scale: int = 2) -> None:
+    """All pictures in a grid with their titles."""
+    from PIL import Image, ImageDraw, ImageFont
 
     pictures = [Image.open(io.BytesIO(item.picture)).convert("RGB") for item in drawn]
     side = pictures[0].width * scale
-    margin, caption = 12, 20
-    width = margin + len(pictures) * (side + margin)
-    sheet = Image.new("RGB", (width, side + caption + 2 * margin), "white")
+    margin, caption = 14, 22
+    rows = -(-len(pictures) // columns)
+    width, height = side + margin, side + caption + margin
+    sheet = Image.new("RGB", (margin + columns * width, margin + rows * height), "white")
     pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(15)
     for index, (item, picture) in enumerate(zip(drawn, pictures, strict=True)):
-        left = margin + index * (side + margin)
-        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, margin))
-        pen.text((left, margin + side + 4), item.panel.title, fill="black")
+        left, top = margin + index % columns * width, margin + index // columns * height
+        enlarged = picture.resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(enlarged, (left, top))
+        pen.text((left, top + side + 2), item.panel.title, fill="black", font=font)
     sheet.save(path)

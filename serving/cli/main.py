@@ -182,12 +182,22 @@ def delete_asset(reference: str, url: Url = None, key: Key = None, as_json: AsJs
         show_one(answer, f"{answer['id']} is deleted", as_json)
 
 
+def _lora_option(item: str) -> tuple[str, Any]:
+    name, _, weights = item.partition("=")
+    unet, colon, text = weights.partition(":")
+    if colon:
+        return name, {"unet": float(unet or 1), "text_encoders": float(text or 1)}
+    return name, float(unet or 1)
+
+
 @app.command()
 def generate(
     prompt: str,
     out: Annotated[Path, typer.Option(help="Where to write the picture.")] = Path("picture.png"),
     checkpoint: str | None = None,
-    lora: Annotated[list[str] | None, typer.Option(help="NAME=WEIGHT, repeatable.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="NAME=WEIGHT or NAME=UNET:TEXT, repeatable.")
+    ] = None,
     inversion: Annotated[list[str] | None, typer.Option(help="NAME=WORD, repeatable.")] = None,
     vae: str | None = None,
     negative_prompt: str | None = None,
@@ -210,7 +220,7 @@ def generate(
         "cfg_scale": cfg_scale,
         "seed": seed,
         "image_encoding": "jpeg" if out.suffix.lower() in (".jpg", ".jpeg") else "png",
-        "loras": {n: float(w or 1) for n, _, w in (item.partition("=") for item in lora or [])},
+        "loras": dict(_lora_option(item) for item in lora or []),
         "textual_inversions": {
             n: w for n, _, w in (item.partition("=") for item in inversion or [])
         },
@@ -231,7 +241,7 @@ def demo(
     ),
     port: int = 8000,
 ) -> None:
-    """Start the platform, then be its client: upload, draw seven recipes, check, show."""
+    """Start the platform, then be its client: upload, draw every public asset, check, show."""
     from serving.cli.demo import run_demo
 
     with clear_errors():

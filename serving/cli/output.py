@@ -27,7 +27,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: boo
     table = Table(*columns)
     for row in rows:
         table.add_row(*(str(row.get(column, "")) for column in columns))
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def show_one(row: Mapping[str, Any], text: str, as_json: bool) -> None:

@@ -23,11 +23,12 @@ class IngestActor:
         self._workshop = open_workshop(settings, open_backends(settings))
 
     def install_base(self) -> int | Exception:
-        """The base model's native size, once it is in the store; or why it cannot be."""
-        from serving.engine.compose import model_path
+        """The base model's native size, once it is in the store with the public library that
+        fits it; or why it cannot be."""
+        from serving.engine.compose import install_model
 
         try:
-            return self._workshop.install_base(model_path(self._settings)).native_size
+            return install_model(self._settings, self._workshop).native_size
         except AssetError as error:
             return error.with_traceback(None)
 

@@ -1,7 +1,7 @@
-"""The miniature: SDXL's exact topology at small widths, made from a seed, under 25 MB.
+"""The miniature: SDXL's exact topology at small widths, trained on a tiny world of shapes.
 
-It goes through the very same import and loading as the real thing, so whatever
-loads here loads SDXL. Stock diffusers opens the folder, too.
+It goes through the very same import and loading as the real thing, so whatever loads here
+loads SDXL. Stock diffusers opens the folder, too. ``benchmarks/miniature`` trained it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,37 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from assets.content import MODEL_COMPONENTS, Component
-from assets.formats.tensors import Planned, write_tensors
+from assets.formats.tensors import Planned, TensorFile, write_tensors
 from assets.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, skeleton_of
 from assets.skeleton import Shape
+from serving.commons.catalogue import weights_file
 from serving.engine.vocabulary import END, write_tokenizer
+from serving.errors import CommonsDamaged
 
-SEED = 20_240_801
+_SEED = 20_240_801
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
+#: sha256 of the token embeddings, float16, little-endian, row by row.
+TOKEN_DIGESTS: Mapping[Component, str] = {
+    "text_encoder": "c76ed42aa524a2aeef4d75980a787e68bb99bf1f08deaa43e34c89ff7f9d06db",
+    "text_encoder_2": "a3054396a25695deabee65fd4ca448f2db9ca154e98b8cd592d8185d79cac4ce",
+}
 
 _WIDTHS: Mapping[Component, Mapping[str, Any]] = {
     "unet": {
-        "block_out_channels": [32, 48, 64],
-        "attention_head_dim": [2, 3, 4],
+        "block_out_channels": [32, 64, 64],
+        "attention_head_dim": [2, 4, 4],
         "norm_num_groups": 16,
-        "cross_attention_dim": 64,
-        "addition_time_embed_dim": 16,
-        "projection_class_embeddings_input_dim": 6 * 16 + 32,
+        "cross_attention_dim": 32 + 64,
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 6 * 32 + 64,
         "sample_size": 16,
     },
     "text_encoder": {
@@ -41,12 +51,12 @@ _WIDTHS: Mapping[Component, Mapping[str, Any]] = {
         "projection_dim": 32,
     },
     "text_encoder_2": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 2,
-        "projection_dim": 32,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "projection_dim": 64,
     },
-    "vae": {"block_out_channels": [16, 24, 32, 32], "norm_num_groups": 8, "sample_size": 128},
+    "vae": {"block_out_channels": [16, 24, 32, 48], "norm_num_groups": 8, "sample_size": 128},
 }
 
 MINIATURE_CONFIGS: Mapping[Component, Mapping[str, Any]] = {
@@ -61,30 +71,37 @@ _FILES: Mapping[Component, str] = {
 }
 
 
-def initial(name: str, shape: Shape, seed: int) -> torch.Tensor:
-    """A parameter's first value (float16), a function of its name, shape and the seed alone.
+def weights(component: Component) -> dict[str, torch.Tensor]:
+    """The trained parameters of a component (float16), by published name.
 
-    Embeddings are wide, because the usual 0.02 drowns the words at this size.
+    Raises:
+        CommonsDamaged: the untrained token embeddings, which are made anew from a seed, are
+            not those that the model was trained with.
     """
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "little"))
-    if name.endswith("token_embedding.weight"):
-        scale = 1.0
-    elif name.endswith("position_embedding.weight"):
-        scale = 0.3
-    elif len(shape) == 1:
-        if name.endswith(".weight"):
-            return torch.ones(shape, dtype=torch.float16)
-        scale = 0.02
-    else:
-        fan_in = 1
-        for extent in shape[1:]:
-            fan_in *= extent
-        scale = fan_in**-0.5
-    return (torch.randn(shape, generator=generator) * scale).to(torch.float16)
+    with TensorFile(weights_file(component)) as file:
+        tensors = {name: file.read(name) for name in file.header.tensors}
+    if component in TOKEN_DIGESTS:
+        shape = skeleton_of(MINIATURE_CONFIGS).components[component][TOKEN_EMBEDDING]
+        rows = tensors[TOKEN_EMBEDDING] = token_rows(component, shape)
+        digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+        if digest != TOKEN_DIGESTS[component]:
+            raise CommonsDamaged(
+                f"{component}: the token embeddings made here have sha256 {digest}, the model "
+                f"was trained with {TOKEN_DIGESTS[component]}"
+            )
+    return tensors
 
 
-def write_miniature(folder: Path, seed: int = SEED) -> Path:
+@cache
+def identity() -> str:
+    """Which weights these are: changes when any of them does."""
+    digest = hashlib.sha256()
+    for component in MODEL_COMPONENTS:
+        digest.update(weights_file(component).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def write_miniature(folder: Path) -> Path:
     """The model as a diffusers folder; at once when it is there already.
 
     The folder appears whole or not at all.
@@ -92,28 +109,29 @@ def write_miniature(folder: Path, seed: int = SEED) -> Path:
     if (folder / "model_index.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
     skeleton = skeleton_of(MINIATURE_CONFIGS)
     for component in MODEL_COMPONENTS:
-        target = partial / component
+        target = unfinished / component
         target.mkdir(parents=True)
         (target / "config.json").write_text(json.dumps(MINIATURE_CONFIGS[component], indent=1))
+        tensors = weights(component)
         planned = {
-            name: _planned(f"{component}/{name}", shape, seed)
+            name: Planned("F16", shape, partial(tensors.__getitem__, name))
             for name, shape in skeleton.components[component].items()
         }
         write_tensors(target / _FILES[component], planned, {"format": "pt"})
-    write_tokenizer(partial / "tokenizer", END)
-    write_tokenizer(partial / "tokenizer_2", "!")
-    (partial / "scheduler").mkdir()
+    write_tokenizer(unfinished / "tokenizer", END)
+    write_tokenizer(unfinished / "tokenizer_2", "!")
+    (unfinished / "scheduler").mkdir()
     schedule = {
         "_class_name": "DDIMScheduler",
         "clip_sample": False,
         "set_alpha_to_one": False,
         **SDXL_SCHEDULE,
     }
-    (partial / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule, indent=1))
+    (unfinished / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule, indent=1))
     index = {
         "_class_name": "StableDiffusionXLPipeline",
         "force_zeros_for_empty_prompt": True,
@@ -125,13 +143,24 @@ def write_miniature(folder: Path, seed: int = SEED) -> Path:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    (partial / "model_index.json").write_text(json.dumps(index, indent=1))
+    (unfinished / "model_index.json").write_text(json.dumps(index, indent=1))
     try:
-        partial.rename(folder)
+        unfinished.rename(folder)
     except OSError:  # another process was first
-        shutil.rmtree(partial)
+        shutil.rmtree(unfinished)
     return folder
 
 
-def _planned(name: str, shape: Shape, seed: int) -> Planned:
-    return Planned("F16", shape, lambda: initial(name, shape, seed))
+def token_rows(component: Component, shape: Shape) -> torch.Tensor:
+    """A token embedding table (float16, standard deviation 1): 49,408 words that were never
+    trained need not be shipped.
+
+    Made of raw Philox bits, whose stream NumPy guarantees, by sums of four 16-bit integers
+    (close enough to normal): the same bits on every machine and in every version.
+    """
+    digest = hashlib.sha256(f"{_SEED}/{component}/token_embedding".encode()).digest()
+    bits = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    raw = np.asarray(bits.random_raw(shape[0] * shape[1]), dtype="<u8")
+    sums = raw.view("<u2").reshape(*shape, 4).sum(axis=2, dtype=np.int64)
+    values = (sums - 2 * 65535) / (65536 / 3**0.5)
+    return torch.from_numpy(values.astype(np.float16))

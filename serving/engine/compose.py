@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
@@ -11,10 +11,11 @@ from assets.resolve import BASE_NAME
 from assets.workshop import Workshop
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
+from serving.commons.miniature import identity, write_miniature
+from serving.commons.publish import publish_library, withdraw_library
 from serving.composition import Backends, StoreSource, open_store
 from serving.drawing import DrawRequest
 from serving.engine.engine import Engine
-from serving.engine.miniature import write_miniature
 from serving.settings import Settings
 
 
@@ -40,13 +41,27 @@ def device_budget_bytes(settings: Settings, device: str, manifest: ModelManifest
     return max(8 << 30, 3 * model_bytes)
 
 
-def model_path(settings: Settings) -> Path:
-    """The model to serve; the miniature is written when none is named."""
-    return settings.model or write_miniature(settings.data_dir / "models" / "miniature")
-
-
 def open_workshop(settings: Settings, backends: Backends) -> Workshop:
     return Workshop(backends.records, backends.store, settings.secret_bytes, settings.scratch_dir)
+
+
+def install_model(
+    settings: Settings, workshop: Workshop, progress: Callable[[str], None] = lambda _: None
+) -> ModelManifest:
+    """The model to serve, imported; without one of the operator's own, the miniature with its
+    public library.
+
+    Raises:
+        IngestRejected: the operator's model is no SDXL model.
+    """
+    if settings.model is not None:
+        manifest = workshop.install_base(settings.model, progress)
+        withdraw_library(workshop)
+        return manifest
+    folder = settings.data_dir / "models" / f"miniature-{identity()}"
+    manifest = workshop.install_base(write_miniature(folder), progress)
+    publish_library(workshop, progress)
+    return manifest
 
 
 def open_engine(settings: Settings, name: str) -> Engine:

@@ -159,7 +159,7 @@ class Engine:
             for name, blob in recipe.components()
         }
         loras = {use.blob.key: cast(Lora, prepared.value(use.blob)) for use in recipe.loras}
-        uses = [(use.blob.key, use.weight, loras[use.blob.key]) for use in recipe.loras]
+        uses = [(use, loras[use.blob.key]) for use in recipe.loras]
         return self._working.become(target_of(keys, uses), pristine, loras)
 
     @torch.inference_mode()

@@ -22,13 +22,13 @@ def build_modules(configs: Configs) -> dict[Component, Any]:
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel.from_config(dict(configs["unet"])),
-            "text_encoder": CLIPTextModel(_clip_config(configs["text_encoder"])),
-            "text_encoder_2": CLIPTextModelWithProjection(_clip_config(configs["text_encoder_2"])),
+            "text_encoder": CLIPTextModel(clip_config(configs["text_encoder"])),
+            "text_encoder_2": CLIPTextModelWithProjection(clip_config(configs["text_encoder_2"])),
             "vae": AutoencoderKL.from_config(dict(configs["vae"])),
         }
 
 
-def _clip_config(config: Mapping[str, Any]) -> CLIPTextConfig:
+def clip_config(config: Mapping[str, Any]) -> CLIPTextConfig:
     ignored = ("architectures", "torch_dtype", "transformers_version", "model_type")
     return CLIPTextConfig(**{k: v for k, v in config.items() if k not in ignored})
 

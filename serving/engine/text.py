@@ -113,7 +113,7 @@ class TextEncoders:
         self._modules: dict[Component, Any] = {"text_encoder": first, "text_encoder_2": second}
         self._prompts = Prompts()
         self._hooks = {
-            component: TokenEmbeddingHook(_token_embedding(module))
+            component: TokenEmbeddingHook(token_embedding(module))
             for component, module in self._modules.items()
         }
 
@@ -158,7 +158,7 @@ class TextEncoders:
         return Embeddings(torch.cat(contexts, dim=-1), pooled), list(dict.fromkeys(warnings)), seen
 
 
-def _token_embedding(module: Any) -> torch.nn.Module:
+def token_embedding(module: Any) -> torch.nn.Module:
     inner = getattr(module, "text_model", module)
     embedding: torch.nn.Module = inner.embeddings.token_embedding
     return embedding

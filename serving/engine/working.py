@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from assets.content import Component
+from assets.recipe import LoraUse
 from assets.skeleton import Shape
 from serving.drawing import Swap
 from serving.engine.plan import Mover, Movers, Plan, Row, Target, plan
@@ -141,14 +142,16 @@ def _runs(rows: Sequence[Row] | frozenset[Row]) -> Iterator[tuple[Component, Sha
         start = index
 
 
-def target_of(pristine: Mapping[Component, str], uses: Sequence[tuple[str, float, Lora]]) -> Target:
+def target_of(pristine: Mapping[Component, str], uses: Sequence[tuple[LoraUse, Lora]]) -> Target:
     """The target of a recipe; a LoRA at weight zero moves nothing."""
-    moved: dict[Row, list[tuple[str, float, int]]] = {}
-    for key, weight, lora in uses:
-        if weight == 0.0:
-            continue
+    moved: dict[Row, list[Mover]] = {}
+    for use, lora in uses:
         for (component, shape), groups in lora.groups.items():
+            weight = use.weight_on(component)
+            if weight == 0.0:
+                continue
             for index, factors in enumerate(groups):
+                mover = (use.blob.key, weight, index)
                 for row in factors.rows:
-                    moved.setdefault((component, shape, row), []).append((key, weight, index))
+                    moved.setdefault((component, shape, row), []).append(mover)
     return Target(pristine, {row: tuple(movers) for row, movers in moved.items()})

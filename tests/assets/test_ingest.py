@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from assets.content import content_key, tenant_salt
+from assets.content import MODEL_COMPONENTS, Component, content_key, tenant_salt
 from assets.errors import IngestRejected
 from assets.formats.lora import cover
 from assets.formats.tensors import TensorFile
@@ -18,8 +18,9 @@ from assets.ingest import ingest_file
 from assets.keys import blob_key
 from assets.skeleton import Skeleton
 from assets.store import FsspecStore, read_bytes
-from serving.engine.miniature import MINIATURE_CONFIGS, SEED, initial
-from serving.engine.samples import write_kohya_lora, write_single_file
+from benchmarks.samples import write_kohya_lora
+from serving.commons.miniature import MINIATURE_CONFIGS, weights
+from serving.commons.single_file import write_single_file
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "down_blocks.0.resnets.0.conv1"
@@ -27,7 +28,7 @@ CONV = "down_blocks.0.resnets.0.conv1"
 
 def ingest(path: Path, kind: str, skeleton: Skeleton, scratch: Path) -> Any:
     scratch.mkdir(exist_ok=True)
-    return ingest_file(path, kind, skeleton, "0" * 64, b"salt", scratch)  # type: ignore[arg-type]
+    return ingest_file(path, kind, skeleton, b"salt", scratch)  # type: ignore[arg-type]
 
 
 def save(
@@ -128,8 +129,8 @@ def test_reasons_of_refusal(tmp_path: Path, skeleton: Skeleton) -> None:
             "unet.nowhere.lora_A.weight": down,
             "unet.nowhere.lora_B.weight": up,
         },
-        "LoHa": {"lora_unet_x.hada_w1_a": down},
-        "DoRA": {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.dora_scale": up},
+        "no hada_w1_b factor": {f"unet.{Q}.hada_w1_a": down},
+        "OFT": {f"unet.{Q}.oft_blocks": down},
         "moved twice": {
             f"unet.{Q}.lora_A.weight": down,
             f"unet.{Q}.lora_B.weight": up,
@@ -227,8 +228,10 @@ def test_a_base_model_from_a_single_file_is_the_one_from_the_folder(
 ) -> None:
     """The same bytes come out, so even the content keys are the same."""
 
-    def value(component: str, name: str, shape: Any) -> Any:
-        return initial(f"{component}/{name}", shape, SEED)
+    tensors = {component: weights(component) for component in MODEL_COMPONENTS}
+
+    def value(component: Component, name: str, _: Any) -> Any:
+        return tensors[component][name]
 
     path = write_single_file(tmp_path / "base.safetensors", skeleton, value)
     store = FsspecStore(f"file://{tmp_path}/store")

@@ -14,7 +14,7 @@ from assets.formats.names import single_file_name
 from assets.ingest import check_identity
 from assets.sdxl import SDXL_CONFIGS, skeleton_of
 from assets.skeleton import Skeleton
-from serving.engine.miniature import MINIATURE_CONFIGS
+from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.engine.modules import build_modules, published_names
 
 FILES = {

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from serving.cli.client import ApiFailure
+from serving.commons.catalogue import CATALOGUE
 from tests.platforms import Running, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
@@ -153,6 +154,24 @@ def test_an_assets_body_is_what_clients_parse(http: httpx.Client, lora: dict[str
     assert len(downloaded.content) > 10_000
 
 
+def test_the_public_library_is_there_from_the_start(http: httpx.Client) -> None:
+    """Everybody's, with words, a description and a picture, under the name that old clients say."""
+    query = {"is_public": True, "owner": "octoai"}
+    public = {asset["name"]: asset for asset in http.get("/v1/assets", params=query).json()["data"]}
+    assert public.keys() == {"base", *(entry.name for entry in CATALOGUE)}
+    heart = public["heart"]
+    assert (heart["owner"], heart["data"]["trigger_words"]) == ("commons", ["heart"])
+    preview = httpx.get(heart["preview_url"])
+    assert preview.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(preview.content)).size == (128, 128)
+    answers = [
+        http.post("/generate/sdxl", json={**PROMPT, "loras": {name: 1.0}}).json()
+        for name in ("octoai:outline", "commons:outline", "outline")
+    ]
+    assert len({picture(answer) for answer in answers}) == 1
+    assert http.delete("/v1/assets/commons:outline").status_code == 404
+
+
 def test_listing_filters(http: httpx.Client, lora: dict[str, Any]) -> None:
     for query, expected in (
         ({}, 1),
@@ -162,7 +181,7 @@ def test_listing_filters(http: httpx.Client, lora: dict[str, Any]) -> None:
         ({"asset_type": "vae"}, 0),
         ({"asset_ids": f"{lora['id']},x"}, 1),
         ({"engine": "image/flux-dev"}, 0),
-        ({"is_public": "true", "owner": "octoai"}, 1),
+        ({"is_public": "true", "owner": "octoai"}, 1 + len(CATALOGUE)),
     ):
         body = http.get("/v1/assets", params=query).json()
         assert body["total"] == len(body["data"]) == expected, query

@@ -112,7 +112,8 @@ def test_a_swap_that_fails_half_way_is_repaired(engine: Any, recipes: dict[str, 
     groups = dict(real.groups)
     last = sorted(groups)[-1]
     factors = groups[last][0]
-    groups[last] = (replace(factors, up=factors.up[:, :1]),)  # a shape that the product refuses
+    refused = {**factors.pieces, "up": factors.pieces["up"][:, :1]}  # by the product
+    groups[last] = (replace(factors, pieces=refused),)
     prepared.leases[key].value = replace(real, groups=groups)
     with pytest.raises(RuntimeError):
         engine.become(prepared)

@@ -1,0 +1,104 @@
+"""``python -m benchmarks.miniature COMMAND``: make the miniature, and judge it.
+
+``train`` does what is missing, in order: the VAE and the text encoders, the UNet, the judge,
+and each asset of the library against the shipped base; ``--only NAME`` does one. Every
+training can be ended and goes on from its last state. ``evaluate`` draws with the platform's
+own engine and prints what it measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.miniature import library
+from benchmarks.miniature.base import DEFAULT_FOLDER, Base, export, load, load_base
+from benchmarks.miniature.evaluate import evaluate, table
+from benchmarks.miniature.judge import train_judge
+from benchmarks.miniature.previews import draw_previews
+from benchmarks.miniature.text import ENCODERS, train_text
+from benchmarks.miniature.unet import train_unet
+from benchmarks.miniature.vae import train_vae
+from serving.commons.catalogue import weights_file
+
+CURVES = Path(__file__).parents[1] / "results" / "miniature_training.json"
+
+
+def record_curve(name: str, folder: Path) -> None:
+    """Keep a training's curve, rows of (step, loss, seconds), with the results."""
+    curves = json.loads(CURVES.read_text()) if CURVES.is_file() else {}
+    curves[name] = json.loads((folder / f"{name}.json").read_text())
+    rows = [f"{json.dumps(key)}: {json.dumps(curve)}" for key, curve in sorted(curves.items())]
+    CURVES.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+
+
+def train_base(folder: Path, only: Sequence[str]) -> None:
+    """The four components, in the order in which each needs the ones before it. What is
+    shipped is in float16, so the UNet learns from modules that were rounded to it."""
+    if "vae" in only:
+        export("vae", train_vae(folder), weights_file("vae"))
+        record_curve("vae", folder)
+    if "text" in only:
+        for component, encoder in train_text(folder).items():
+            export(component, encoder, weights_file(component))
+            record_curve(component, folder)
+    if "unet" in only:
+        from benchmarks.miniature import text, vae
+
+        codec, encoders = vae.build(), {c: text.build(c) for c in ENCODERS}
+        load("vae", codec)
+        for component, encoder in encoders.items():
+            load(component, encoder)
+        export("unet", train_unet(folder, encoders, codec), weights_file("unet"))
+        record_curve("unet", folder)
+
+
+def train_library(folder: Path, only: Sequence[str]) -> None:
+    for name in library.NAMES:
+        if name in only:
+            base: Base = load_base()  # each against a base that no other has touched
+            target = weights_file(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            library.trainer(name)(folder, base, target)
+            record_curve(name, folder)
+
+
+def main() -> None:
+    steps = ("vae", "text", "unet", "judge", *library.NAMES)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.miniature", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", help="make the weights that are shipped")
+    training.add_argument("--only", nargs="+", choices=steps, default=steps)
+    training.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
+    training.add_argument("--threads", type=int, default=os.cpu_count())
+    judging = commands.add_parser("evaluate", help="judge the weights that are shipped")
+    judging.add_argument("--prompts", type=int, default=200)
+    judging.add_argument("--effects", type=int, default=50, help="prompts for each asset")
+    judging.add_argument("--threads", type=int, default=os.cpu_count())
+    drawing = commands.add_parser("previews", help="draw the library's preview pictures anew")
+    drawing.add_argument("--threads", type=int, default=os.cpu_count())
+    commands.add_parser("table", help="the results as docs/miniature.md has them")
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        print(table())
+        return
+    torch.set_num_threads(arguments.threads or 1)
+    if arguments.command == "evaluate":
+        evaluate(arguments.prompts, arguments.effects)
+        return
+    if arguments.command == "previews":
+        draw_previews()
+        return
+    train_base(arguments.folder, arguments.only)
+    if "judge" in arguments.only:
+        train_judge(arguments.folder)
+    train_library(arguments.folder, arguments.only)
+
+
+if __name__ == "__main__":
+    main()

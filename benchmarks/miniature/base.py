@@ -1,0 +1,65 @@
+"""The shipped miniature as plain modules: what the library is trained against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assets.content import Component
+from assets.formats.tensors import Planned, write_tensors
+from benchmarks.miniature import text, unet, vae
+from serving.commons.miniature import TOKEN_EMBEDDING, weights
+from serving.engine.modules import published_names
+
+#: Where training leaves its states, curves and pictures.
+DEFAULT_FOLDER = Path("build/miniature")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The four modules, in float32, without gradients."""
+
+    unet: Any
+    vae: Any
+    encoders: Mapping[Component, Any]
+
+
+def load_base() -> Base:
+    encoders = {component: text.build(component) for component in text.ENCODERS}
+    base = Base(unet.build(), vae.build(), encoders)
+    load("unet", base.unet)
+    load("vae", base.vae)
+    for component, module in encoders.items():
+        load(component, module)
+    return base
+
+
+@torch.no_grad()
+def load(component: Component, module: Any) -> None:
+    """Give a module the shipped weights of its component."""
+    tensors = weights(component)
+    parameters = dict(module.named_parameters())
+    for name, published in published_names(component, module).items():
+        parameters[name].copy_(tensors[published])
+    module.requires_grad_(False)
+    module.eval()
+
+
+def export(component: Component, module: Any, path: Path) -> None:
+    """Write a module's parameters in float16 under their published names; token embeddings,
+    which are made anew from a seed, are left out."""
+    tensors = {
+        published: module.get_parameter(name).detach().half()
+        for name, published in published_names(component, module).items()
+        if published != TOKEN_EMBEDDING
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    planned = {
+        name: Planned("F16", tuple(tensor.shape), lambda tensor=tensor: tensor)  # type: ignore[misc]
+        for name, tensor in tensors.items()
+    }
+    write_tensors(path, planned, {})

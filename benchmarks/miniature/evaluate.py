@@ -1,0 +1,289 @@
+"""Does the miniature draw what is asked, and does each asset do what it is for?
+
+Everything is drawn by the platform's own engine from the assets as they are published. The
+base is asked for things that it was never trained on together; of each asset of the library
+one property is measured on many prompts: without it, with it at growing weights, and
+without it again, which must be bit for bit the first.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+
+from assets.library import Library
+from assets.principal import Principal
+from assets.resolve import Wanted
+from assets.sql.records import SqlAssetRecords
+from assets.store import FsspecStore
+from assets.workshop import Workshop
+from benchmarks.miniature.judge import Judge, departures, frame, renders
+from benchmarks.miniature.library import lagoon, mascot
+from benchmarks.miniature.library.sepia import INK, PAPER
+from benchmarks.miniature.world import Scene, caption, is_held_out, random_scene
+from orchestrator.file_tier import FileTier
+from orchestrator.provision import Provisioner
+from serving.commons.catalogue import CATALOGUE, Entry
+from serving.commons.miniature import write_miniature
+from serving.commons.publish import publish_library
+from serving.composition import StoreSource
+from serving.database import open_database
+from serving.drawing import DrawRequest, Sampler
+from serving.engine.engine import Engine
+
+RESULT = Path(__file__).parents[1] / "results" / "miniature.json"
+STEPS, CFG_SCALE = 20, 3.0
+SAMPLER: Sampler = "K_EULER"
+WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+
+
+class Studio:
+    """An engine over the published commons, and requests by asset name."""
+
+    def __init__(self, folder: Path) -> None:
+        store = FsspecStore(f"file://{folder}/store")
+        records = SqlAssetRecords(open_database(f"sqlite:///{folder}/records.db"))
+        workshop = Workshop(records, store, b"evaluation", folder / "scratch")
+        manifest = workshop.install_base(write_miniature(folder / "miniature"))
+        publish_library(workshop)
+        disk, host = (FileTier(name, folder / name, 1 << 30) for name in ("disk", "host"))
+        self.library = Library(records, store)
+        self.engine = Engine(manifest, Provisioner(StoreSource(store), disk, host))
+        self._who = Principal("evaluation", "evaluation")
+
+    def draw(self, prompts: Sequence[str], wanted: Wanted, what: str = "") -> torch.Tensor:
+        """(n, 3, 128, 128) uint8; prompt i with seed i."""
+        recipe = self.library.resolve(self._who, wanted).recipe
+        prepared = self.engine.prepare(recipe)
+        pictures = []
+        try:
+            for seed, prompt in enumerate(track(prompts, what, disable=not what)):
+                request = DrawRequest(
+                    "evaluation", recipe, prompt, 128, 128, (seed,), steps=STEPS,
+                    cfg_scale=CFG_SCALE, sampler=SAMPLER, encoding="png",
+                )  # fmt: skip
+                picture = self.engine.draw(prepared, request).images[0]
+                pixels = np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
+                pictures.append(torch.from_numpy(pixels).permute(2, 0, 1))
+        finally:
+            prepared.release()
+        return torch.stack(pictures)
+
+
+def held_out(count: int, seed: int = 100) -> list[Scene]:
+    """Scenes of shape, colour and background that were never trained on together."""
+    rng = np.random.default_rng(seed)
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        if is_held_out(scene := random_scene(rng)):
+            scenes.append(scene)
+    return scenes
+
+
+def judge_base(studio: Studio, judge: Judge, count: int) -> dict[str, Any]:
+    scenes = held_out(count)
+    pictures = studio.draw([caption(scene) for scene in scenes], Wanted(), "held-out prompts")
+    seen = judge.see(pictures)
+    pixels, _, truth = renders(500, seed=101)
+    on_renders = judge.see(pixels)
+
+    def shares(found: Sequence[Any], wanted: Sequence[Any]) -> dict[str, float]:
+        return {
+            name: round(
+                statistics.mean(
+                    getattr(f, name) == getattr(w, name) for f, w in zip(found, wanted, strict=True)
+                ),
+                4,
+            )
+            for name in ("background", "colour", "shape")
+        }
+
+    return {"prompts": count, "drawn": shares(seen, scenes), "judge": shares(on_renders, truth)}
+
+
+Property = Callable[[torch.Tensor, Judge], torch.Tensor]
+
+
+def nightness(pictures: torch.Tensor, judge: Judge) -> torch.Tensor:
+    """1 where the background is black."""
+    return torch.tensor([float(seen.background == "black") for seen in judge.see(pictures)])
+
+
+def heartness(pictures: torch.Tensor, judge: Judge) -> torch.Tensor:
+    """1 where the judge sees a heart."""
+    return torch.tensor([float(seen.shape == "heart") for seen in judge.see(pictures)])
+
+
+def dottedness(pictures: torch.Tensor, _: Judge) -> torch.Tensor:
+    """The share of the picture's frame that is not of the background's colour."""
+    edge = frame(pictures)
+    apart = (edge - edge.median(dim=1, keepdim=True).values).square().sum(dim=2).sqrt() > 60
+    return apart.float().mean(dim=1)
+
+
+def darkness(pictures: torch.Tensor, _: Judge) -> torch.Tensor:
+    """The share of what is not background that is nearly black."""
+    grey = (pictures.float() * torch.tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(dim=1)
+    inked = departures(pictures) > 45
+    return ((grey < 60) & inked).flatten(1).sum(1) / inked.flatten(1).sum(1).clamp(min=1)
+
+
+def lagoonness(pictures: torch.Tensor, judge: Judge) -> torch.Tensor:
+    """1 where both colours are the palette's."""
+    wanted = (lagoon.COLOUR, lagoon.BACKGROUND)
+    return torch.tensor([float((s.colour, s.background) == wanted) for s in judge.see(pictures)])
+
+
+def mascotness(pictures: torch.Tensor, judge: Judge) -> torch.Tensor:
+    """1 where shape and both colours are the character's."""
+    wanted = (mascot.SHAPE, mascot.COLOUR, mascot.BACKGROUND)
+    seen = judge.see(pictures)
+    return torch.tensor([float((s.shape, s.colour, s.background) == wanted) for s in seen])
+
+
+def blockiness(pictures: torch.Tensor, _: Judge) -> torch.Tensor:
+    """The share of all steps from pixel to pixel that lies between blocks of 8 (without
+    blocks: 1 in 8)."""
+    p = pictures.float()
+    across = (p[..., 1:] - p[..., :-1]).abs().sum(dim=(1, 2))
+    return across[:, 7::8].sum(dim=1) / across.sum(dim=1).clamp(min=1)
+
+
+def oldness(pictures: torch.Tensor, _: Judge) -> torch.Tensor:
+    """The share of pixels on the line from ink to paper."""
+    p = pictures.float()
+    red, green, blue = p.unbind(dim=1)
+    ink, paper = (torch.tensor(rgb, dtype=torch.float32) for rgb in (INK, PAPER))
+    place = ((green - ink[1]) / (paper[1] - ink[1])).clamp(0, 1)
+    off = sum(
+        (channel - (ink[i] + (paper[i] - ink[i]) * place)).abs()
+        for i, channel in ((0, red), (2, blue))
+    )
+    assert isinstance(off, torch.Tensor)
+    return (off < 40).float().mean(dim=(1, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What an asset teaches, as a property that grows with it."""
+
+    measure: Property
+    prompt: Callable[[Scene], str] = caption
+    suits: Callable[[Scene], bool] = lambda scene: True
+
+
+EFFECTS: Mapping[str, Effect] = {
+    "night": Effect(nightness, suits=lambda s: "black" not in (s.colour, s.background)),
+    "heart": Effect(
+        heartness,
+        lambda s: caption(Scene("heart", s.colour, s.background, s.size, s.place)),
+    ),
+    "dots": Effect(dottedness, suits=lambda s: s.place == "middle"),
+    "outline": Effect(darkness, suits=lambda s: "black" not in (s.colour, s.background)),
+    "lagoon": Effect(lagoonness, lambda s: f"a {s.shape}, lagoon"),
+    "mascot": Effect(
+        mascotness, lambda s: "a picture of mascot" + ("" if s.place == "middle" else f" {s.place}")
+    ),
+    "pixel": Effect(blockiness),
+    "sepia": Effect(oldness),
+}
+
+
+def wanting(entry: Entry, weight: float) -> Wanted:
+    name = f"commons:{entry.name}"
+    match entry.kind:
+        case "lora":
+            return Wanted(loras={name: weight})
+        case "textual_inversion":
+            return Wanted(inversions={name: entry.trigger_words[0]})
+        case "checkpoint":
+            return Wanted(checkpoint=name)
+        case "vae":
+            return Wanted(vae=name)
+
+
+def judge_asset(studio: Studio, judge: Judge, entry: Entry, count: int) -> dict[str, Any]:
+    effect = EFFECTS[entry.name]
+    rng = np.random.default_rng(102)
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        if effect.suits(scene := random_scene(rng)):
+            scenes.append(scene)
+    prompts = [effect.prompt(scene) for scene in scenes]
+
+    def mean(pictures: torch.Tensor) -> float:
+        return round(float(effect.measure(pictures, judge).mean()), 4)
+
+    digest = studio.engine.digest()
+    before = studio.draw(prompts, Wanted(), f"{entry.name}: without")
+    digest = studio.engine.digest()
+    weights = WEIGHTS if entry.kind == "lora" else (1.0,)
+    with_it = {
+        f"{weight:g}": mean(
+            studio.draw(prompts, wanting(entry, weight), f"{entry.name} {weight:g}")
+        )
+        for weight in weights
+    }
+    after = studio.draw(prompts, Wanted(), f"{entry.name}: without again")
+    return {
+        "kind": entry.kind,
+        "property": effect.measure.__name__,
+        "prompts": count,
+        "without": mean(before),
+        "at_weight": with_it,
+        "gone": bool(torch.equal(before, after)) and digest == studio.engine.digest(),
+    }
+
+
+def evaluate(prompts: int, effects: int) -> None:
+    with TemporaryDirectory(prefix="evaluate-") as folder:
+        studio, judge = Studio(Path(folder)), Judge()
+        started = time.perf_counter()
+        base = judge_base(studio, judge, prompts)
+        base["s_a_picture"] = round((time.perf_counter() - started) / prompts, 3)
+        base["threads"] = torch.get_num_threads()
+        print(json.dumps(base, indent=1))
+        assets = {
+            entry.name: judge_asset(studio, judge, entry, effects) for entry in CATALOGUE if effects
+        }
+    document = {
+        "steps": STEPS, "cfg_scale": CFG_SCALE, "sampler": SAMPLER, "base": base, "assets": assets,
+    }  # fmt: skip
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    print(table())
+
+
+def table() -> str:
+    """The results as they stand in docs/miniature.md."""
+    document = json.loads(RESULT.read_text())
+    base = document["base"]
+    lines = [
+        f"| of {base['prompts']} held-out prompts | drawn right | the judge, on renders |",
+        "|---|---|---|",
+    ]
+    for name in ("background", "colour", "shape"):
+        drawn, own = base["drawn"][name], base["judge"][name]
+        lines.append(f"| {name} | {drawn:.1%} | {own:.1%} |")
+    lines += [
+        "",
+        "| asset | property | without | 0.25 | 0.5 | 0.75 | 1.0 | gone again |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in document["assets"].items():
+        cells = [row["at_weight"].get(f"{weight:g}") for weight in WEIGHTS]
+        shown = " | ".join("" if cell is None else f"{cell:.2f}" for cell in cells)
+        gone = "bit for bit" if row["gone"] else "NO"
+        lines.append(f"| {name} | {row['property']} | {row['without']:.2f} | {shown} | {gone} |")
+    return "\n".join(lines)

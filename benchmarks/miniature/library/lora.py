@@ -1,0 +1,57 @@
+"""What the LoRA scripts share: adapters by peft, lessons in another look, the files."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.miniature.base import Base
+from benchmarks.miniature.training import Plan, train
+from benchmarks.miniature.unet import PREVIEWED, draw, encode_words, lesson_loss, lessons, save_row
+
+BATCH = 24
+LESSONS = 1500
+
+
+def attach(module: Any, targets: str, rank: int) -> None:
+    """Give a module a trainable LoRA named "default" on all layers that match ``targets``."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
+    torch.manual_seed(50)
+    module.add_adapter(config)
+
+
+def adapter_parameters(module: Any) -> list[torch.Tensor]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def train_lora(name: str, folder: Path, base: Base, look: str, plan: Plan) -> None:
+    """Teach the attached parameters of the UNet to draw everything in ``look``."""
+    taught = lessons(base.encoders, base.vae, LESSONS, seed=60, look=look)
+    empty, shown = (encode_words(base.encoders, texts) for texts in ([""], PREVIEWED))
+    train(
+        name, folder, adapter_parameters(base.unet),
+        lambda _: lesson_loss(base.unet, taught, empty, BATCH), plan,
+        lambda path: save_row(draw(base.unet, base.vae, shown), path),
+    )  # fmt: skip
+
+
+def save_kohya(unet: Any, path: Path) -> None:
+    """In the names of kohya-ss/sd-scripts, by diffusers' own conversion."""
+    from diffusers.utils import convert_state_dict_to_kohya
+    from peft import get_peft_model_state_dict
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = get_peft_model_state_dict(unet)
+    state = {f"unet.{name}": tensor.detach() for name, tensor in state.items()}
+    kohya = {
+        name.replace("lora_unet_unet_", "lora_unet_"): tensor.half().contiguous()
+        for name, tensor in convert_state_dict_to_kohya(state).items()
+    }
+    save_file(kohya, path)

@@ -1,0 +1,17 @@
+"""pixel: a second checkpoint. The whole UNet, trained on in another drawing style."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.miniature.base import Base, export
+from benchmarks.miniature.library.lora import train_lora
+from benchmarks.miniature.training import Plan
+
+PLAN = Plan(steps=400, rate=5e-4, weight_decay=0.0)
+
+
+def train(folder: Path, base: Base, target: Path) -> None:
+    base.unet.requires_grad_(True)
+    train_lora("pixel", folder, base, "pixel", PLAN)
+    export("unet", base.unet, target)

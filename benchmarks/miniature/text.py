@@ -1,0 +1,159 @@
+"""The text encoders: taught to tell what a caption says, before anything is drawn.
+
+Both learn to classify what was said (shape, colour, background, size, place) from the
+states that SDXL's UNet reads: the penultimate layer of both, and the second's pooled
+projection. Token embeddings stay as they were made from the seed, so that none is shipped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from assets.content import Component
+from benchmarks.miniature.training import Plan, train
+from benchmarks.miniature.world import COLOURS, PLACES, SHAPES, SIZES, caption, training_scene
+from serving.commons.miniature import MINIATURE_CONFIGS, token_rows
+from serving.engine.text import Prompts
+from serving.engine.vocabulary import vocabulary
+
+PLAN = Plan(steps=1500, rate=2e-3)
+ENCODERS: tuple[Component, ...] = ("text_encoder", "text_encoder_2")
+_BATCH, _POOL = 96, 12_000
+
+#: What a caption may say, and "unsaid" (or, of size and place, the middle) at index 0.
+SAID: tuple[tuple[str, ...], ...] = (
+    ("", *SHAPES),
+    ("", *COLOURS),
+    ("", *COLOURS),
+    ("", *(size for size in SIZES if size != "medium")),
+    ("", *(place for place in PLACES if place != "middle")),
+)
+
+
+def said(text: str) -> tuple[int, ...]:
+    """Indices into ``SAID``: shape, colour, background, size, place."""
+    ground = re.search(r"(\w+) background", text)
+    rest = re.sub(r"\w+ background", "", text)
+    words = rest.split()
+
+    def first(options: Sequence[str]) -> int:
+        found = [o for o in options[1:] if (o in rest if " " in o else o in _bare(words))]
+        return options.index(found[0]) if found else 0
+
+    background = SAID[2].index(ground[1]) if ground else 0
+    return first(SAID[0]), first(SAID[1]), background, first(SAID[3]), first(SAID[4])
+
+
+def _bare(words: list[str]) -> list[str]:
+    return [word.strip(",") for word in words]
+
+
+@cache
+def _plain_words() -> list[str]:
+    """Words of the vocabulary about which the world says nothing."""
+    known = set(" ".join(option for options in SAID for option in options).split())
+    words = [token[:-4] for token in vocabulary() if token.endswith("</w>")]
+    return [w for w in words if w.isascii() and w.isalpha() and len(w) > 2 and w not in known]
+
+
+def distracted(text: str, rng: np.random.Generator, chance: float = 0.2) -> str:
+    """Now and then with one to three words that mean nothing here, as real prompts have."""
+    if rng.random() >= chance:
+        return text
+    pieces = text.split(", ")
+    words = " ".join(rng.choice(_plain_words(), int(rng.integers(1, 4))))
+    pieces.insert(int(rng.integers(len(pieces) + 1)), words)
+    return ", ".join(pieces)
+
+
+def build(component: Component) -> Any:
+    """An encoder as it is before training."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from serving.engine.modules import clip_config
+
+    kind = CLIPTextModel if component == "text_encoder" else CLIPTextModelWithProjection
+    module: Any = kind(clip_config(MINIATURE_CONFIGS[component]))
+    generator = torch.Generator().manual_seed(3 if component == "text_encoder" else 4)
+    layers = MINIATURE_CONFIGS[component]["num_hidden_layers"]
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("token_embedding.weight"):
+                parameter.copy_(token_rows(component, tuple(parameter.shape)))
+                parameter.requires_grad_(False)
+            elif name.endswith("position_embedding.weight"):
+                parameter.normal_(0, 0.3, generator=generator)
+            elif parameter.ndim == 2:
+                is_last = name.endswith(("out_proj.weight", "fc2.weight"))
+                scale = (2 * layers) ** -0.5 if is_last else 1.0
+                parameter.normal_(0, scale * parameter.shape[1] ** -0.5, generator=generator)
+    return module
+
+
+def tokens_of(prompts: Prompts, texts: Sequence[str], component: Component) -> torch.Tensor:
+    """(n, 77) ids."""
+    return torch.tensor([prompts.tokenize(text, component, {}).ids for text in texts])
+
+
+def _parts(scores: torch.Tensor) -> list[torch.Tensor]:
+    """The columns of each question in ``SAID``."""
+    ends = list(accumulate(len(options) for options in SAID))
+    return [scores[:, first:end] for first, end in zip([0, *ends], ends, strict=False)]
+
+
+def train_text(folder: Path, plan: Plan = PLAN) -> dict[Component, Any]:
+    rng = np.random.default_rng(10)
+    texts = [distracted(caption(training_scene(rng), rng), rng) for _ in range(_POOL)]
+    labels = torch.tensor([said(text) for text in texts])
+    prompts = Prompts()
+    modules: dict[Component, Any] = {}
+    for component in ENCODERS:
+        module = modules[component] = build(component)
+        ids = tokens_of(prompts, texts, component)
+        ends = ids.argmax(dim=1)
+        width = module.config.hidden_size
+        generator = torch.Generator().manual_seed(5)
+        states = 2 if component == "text_encoder_2" else 1
+        heads = torch.randn(states, sum(map(len, SAID)), width, generator=generator)
+        heads = (heads * width**-0.5).requires_grad_()
+
+        def scores(
+            index: torch.Tensor, module: Any = module, ids: torch.Tensor = ids,
+            ends: torch.Tensor = ends, heads: torch.Tensor = heads,
+        ) -> list[torch.Tensor]:  # fmt: skip
+            longest = int(ends[index].max()) + 1  # causal: what comes after changes nothing
+            output = module(ids[index, :longest], output_hidden_states=True)
+            rows = torch.arange(len(index))
+            found = [F.layer_norm(output.hidden_states[-2][rows, ends[index]], (heads.shape[2],))]
+            if len(heads) == 2:
+                found.append(output.text_embeds)
+            return [state @ head.t() for state, head in zip(found, heads, strict=True)]
+
+        def loss(step: int, scores: Any = scores) -> torch.Tensor:
+            index = torch.randint(_POOL, (_BATCH,))
+            total = torch.zeros(())
+            for state in scores(index):
+                for column, part in enumerate(_parts(state)):
+                    total = total + F.cross_entropy(part, labels[index, column])
+            return total
+
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        train(component, folder, [*trainable, heads], loss, plan)
+        with torch.no_grad():
+            index = torch.arange(0, _POOL, 12)
+            for state in scores(index):
+                right = [
+                    (part.argmax(1) == labels[index, column]).float().mean().item()
+                    for column, part in enumerate(_parts(state))
+                ]
+                print(component, "tells", " ".join(f"{share:.3f}" for share in right))
+    return modules

@@ -1,0 +1,64 @@
+"""The public library, present after the first start without an upload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from assets.content import Component
+from assets.formats.tensors import TensorFile
+from assets.sdxl import skeleton_of
+from assets.workshop import Workshop
+from serving.commons.catalogue import CATALOGUE, Entry, preview_file, weights_file
+from serving.commons.miniature import MINIATURE_CONFIGS, weights
+from serving.commons.single_file import write_single_file
+
+Progress = Callable[[str], None]
+
+
+def publish_library(workshop: Workshop, progress: Progress = lambda _: None) -> None:
+    """Every asset of the catalogue as a public asset of the commons; what is there already,
+    with these very bytes and for this model, is left alone.
+
+    Raises:
+        IngestRejected: the served base is not the miniature.
+    """
+    with TemporaryDirectory(prefix="commons-") as scratch:
+        for entry in CATALOGUE:
+            source = weights_file(entry.name)
+            if entry.kind == "checkpoint":
+                source = assembled(entry, Path(scratch))
+            published = workshop.publish(
+                name=entry.name,
+                kind=entry.kind,
+                path=source,
+                description=entry.description,
+                trigger_words=entry.trigger_words,
+                preview=preview(entry),
+            )
+            if published:
+                progress(f"published commons:{entry.name}")
+
+
+def withdraw_library(workshop: Workshop) -> None:
+    """Another base model is served: the miniature's library fits it no longer."""
+    for entry in CATALOGUE:
+        workshop.withdraw(entry.name)
+
+
+def preview(entry: Entry) -> bytes | None:
+    """What the asset does, as a PNG; None as long as nobody has drawn it."""
+    path = preview_file(entry.name)
+    return path.read_bytes() if path.is_file() else None
+
+
+def assembled(entry: Entry, folder: Path) -> Path:
+    """A whole single-file checkpoint of the entry's UNet and the base's other components."""
+    with TensorFile(weights_file(entry.name)) as file:
+        unet = {name: file.read(name) for name in file.header.tensors}
+    components: tuple[Component, ...] = ("text_encoder", "text_encoder_2", "vae")
+    parts = {"unet": unet, **{component: weights(component) for component in components}}
+    path = folder / f"{entry.name}.safetensors"
+    skeleton = skeleton_of(MINIATURE_CONFIGS)
+    return write_single_file(path, skeleton, lambda component, name, _: parts[component][name])

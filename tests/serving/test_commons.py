@@ -1,0 +1,172 @@
+"""The public library: there from the start, and each asset does, alone and at its weight,
+what it was trained for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from assets.principal import Principal
+from assets.records import Query
+from assets.resolve import BASE_NAME, Wanted
+from benchmarks.miniature.evaluate import EFFECTS, held_out, wanting
+from benchmarks.miniature.judge import Judge
+from benchmarks.miniature.world import Scene, caption, random_scene
+from serving.commons.catalogue import CATALOGUE, Entry, weights_file
+from serving.commons.miniature import TOKEN_DIGESTS, token_rows
+from serving.commons.publish import publish_library, withdraw_library
+from serving.drawing import DrawRequest
+
+WHO = Principal("t1", "t1")
+BY_NAME = {entry.name: entry for entry in CATALOGUE}
+SHIPPED_BYTES = 45_000_000
+
+Draw = Callable[[list[str], Wanted], torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def commons(bench: Any) -> Any:
+    publish_library(bench.workshop)
+    return bench
+
+
+@pytest.fixture(scope="module")
+def draw(commons: Any) -> Draw:
+    """Pictures (n, 3, 128, 128) uint8 of a recipe by name; prompt i with seed i."""
+    engine = commons.engine("commons")
+
+    def draw(prompts: list[str], wanted: Wanted) -> torch.Tensor:
+        recipe = commons.library.resolve(WHO, wanted).recipe
+        prepared = engine.prepare(recipe)
+        pictures = []
+        for seed, prompt in enumerate(prompts):
+            request = DrawRequest(
+                "r", recipe, prompt, 128, 128, (seed,), steps=16, cfg_scale=3.0,
+                sampler="K_EULER", encoding="png",
+            )  # fmt: skip
+            picture = engine.draw(prepared, request).images[0]
+            pixels = np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
+            pictures.append(torch.from_numpy(pixels).permute(2, 0, 1))
+        prepared.release()
+        return torch.stack(pictures)
+
+    return draw
+
+
+def scenes_for(entry: Entry, count: int) -> list[Scene]:
+    rng = np.random.default_rng(7)
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        if EFFECTS[entry.name].suits(scene := random_scene(rng)):
+            scenes.append(replace(scene, size="large"))
+    return scenes
+
+
+def test_the_library_is_there_and_stays_what_it_is(commons: Any) -> None:
+    """Public, ready, with words and pictures; a second start publishes nothing anew."""
+    public = commons.library.list(WHO, Query(is_public=True, owner="octoai")).assets
+    known = {asset.name: asset for asset in public}
+    assert known.keys() == {BASE_NAME, *BY_NAME}
+    for name, entry in BY_NAME.items():
+        asset = known[name]
+        assert (asset.kind, asset.status, asset.owner) == (entry.kind, "ready", "commons")
+        assert asset.description == entry.description
+        assert asset.trigger_words == entry.trigger_words
+        assert asset.report.get("unmatched", []) == []
+        assert asset.preview is not None
+        assert commons.store.size(asset.preview) > 1000
+    said: list[str] = []
+    publish_library(commons.workshop, said.append)
+    assert said == []
+    again = commons.library.list(WHO, Query(is_public=True, owner="commons")).assets
+    assert {asset.id for asset in again} == {asset.id for asset in public}
+
+
+def test_every_spelling_of_a_public_name_means_the_same(commons: Any) -> None:
+    recipes = [
+        commons.library.resolve(WHO, Wanted(loras={name: 0.5})).recipe
+        for name in ("commons:outline", "octoai:outline", "outline")
+    ]
+    assert recipes[0] == recipes[1] == recipes[2]
+
+
+def test_a_checkpoint_that_differs_in_its_unet_shares_the_rest(
+    commons: Any, sample_files: dict[str, Path]
+) -> None:
+    """So a change to it and back moves the UNet alone."""
+    commons.workshop.publish("other", "checkpoint", sample_files["checkpoint"], "", (), None)
+    base, other = (
+        commons.library.resolve(WHO, wanted).recipe
+        for wanted in (Wanted(), Wanted(checkpoint="other"))
+    )
+    commons.workshop.withdraw("other")
+    assert other == replace(base, unet=other.unet)
+    assert other.unet != base.unet
+
+
+def test_what_has_changed_is_published_anew_and_what_fits_no_longer_is_withdrawn(
+    commons: Any, tmp_path: Path
+) -> None:
+    def publish(source: str) -> bool:
+        done = commons.workshop.publish(
+            "changing", "lora", weights_file(source), "words", ("w",), b"picture"
+        )
+        return bool(done)
+
+    assert publish("outline")
+    first = commons.library.get(WHO, "commons:changing")
+    assert not publish("outline")
+    assert publish("heart")
+    second = commons.library.get(WHO, "commons:changing")
+    assert second.id == first.id
+    assert second.parts != first.parts
+    commons.workshop.withdraw("changing")
+    assert commons.records.find_public("commons", "changing") is None
+
+
+def test_the_token_embeddings_and_the_size_of_all_weights() -> None:
+    assert float(token_rows("text_encoder", (49408, 32)).float().std()) == pytest.approx(
+        1, abs=0.01
+    )
+    assert set(TOKEN_DIGESTS) == {"text_encoder", "text_encoder_2"}
+    folder = weights_file("unet").parent
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= SHIPPED_BYTES
+
+
+def test_the_base_draws_what_it_is_told(draw: Draw) -> None:
+    """Things that it was never trained on together; the full measurement is the benchmark's."""
+    scenes = held_out(12, seed=5)
+    seen = Judge().see(draw([caption(scene) for scene in scenes], Wanted()))
+    pairs = list(zip(seen, scenes, strict=True))
+    assert sum(s.background == scene.background for s, scene in pairs) >= 11
+    assert sum(s.colour == scene.colour for s, scene in pairs) >= 10
+    assert sum(s.shape == scene.shape for s, scene in pairs) >= 9
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_an_asset_does_what_it_is_for_and_leaves_no_trace(draw: Draw, name: str) -> None:
+    entry, effect, judge = BY_NAME[name], EFFECTS[name], Judge()
+    prompts = [effect.prompt(scene) for scene in scenes_for(entry, 3)]
+    without = draw(prompts, Wanted())
+    weights = (0.0, 0.5, 1.0) if entry.kind == "lora" else (0.0, 1.0)
+    grown = [without] + [draw(prompts, wanting(entry, weight)) for weight in weights[1:]]
+    measured = [float(effect.measure(pictures, judge).mean()) for pictures in grown]
+    assert measured == sorted(measured)
+    assert measured[-1] > measured[0] + 0.1
+    assert torch.equal(draw(prompts, Wanted()), without)
+
+
+def test_withdrawing_hides_the_library_and_publishing_brings_it_back(commons: Any) -> None:
+    withdraw_library(commons.workshop)
+    page = commons.library.list(WHO, Query(is_public=True, owner="commons"))
+    assert [asset.name for asset in page.assets] == [BASE_NAME]
+    publish_library(commons.workshop)
+    assert commons.library.get(WHO, "commons:outline").status == "ready"
