@@ -87,7 +87,7 @@ def test_every_module_of_a_real_lora_fits_sdxl(full: Skeleton, real_data: Path) 
     coverage = cover(real, full)
     assert len(coverage.matched) == coverage.modules == 986
     assert not coverage.unmatched
-    assert not coverage.shape_errors
+    assert not coverage.errors
     assert coverage.report()["matched_by_component"] == {
         "unet": 722,
         "text_encoder": 72,
