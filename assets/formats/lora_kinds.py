@@ -111,8 +111,11 @@ def adapter_of(shapes: Shapes) -> Adapter:
     used = {role for piece in adapter.pieces.values() for role in piece.roles}
     if roles - used:
         raise Unfit(f"has {', '.join(sorted(roles - used))} beside a {adapter.kind}")
-    if adapter.rank is not None and not 0 < adapter.rank <= MAX_RANK:
-        raise Unfit(f"has rank {adapter.rank}; at most {MAX_RANK} is accepted")
+    ranks = [adapter.rank] if adapter.rank is not None else []
+    ranks += [piece.shape[1] for name, piece in adapter.pieces.items() if name in ("up", "up_2")]
+    for rank in ranks:
+        if not 0 < rank <= MAX_RANK:
+            raise Unfit(f"has rank {rank}; at most {MAX_RANK} is accepted")
     if "alpha" in shapes and _elements(shapes["alpha"]) != 1:
         raise Unfit("has an alpha that is not a single number")
     return adapter

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from assets.formats.lora_kinds import MAX_RANK, Unfit, adapter_of
 from assets.recipe import LoraUse
 
 #: name → options of the network; every kind with and without convolutions and Tucker cores.
@@ -159,3 +160,14 @@ def test_the_kinds_are_told_apart(network: type, bench: Any, tmp_path: Path) -> 
     asset = bench.ingest(tmp_path / "half.safetensors", "lora")
     assert asset.status == "rejected"
     assert "no lokr_w1_a factor" in asset.status_details
+
+
+def test_every_pair_of_factors_has_a_bounded_rank() -> None:
+    """The second pair of a LoHa as well as the first."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "hada_w1_a": (8, 4), "hada_w1_b": (4, 8),
+        "hada_w2_a": (8, MAX_RANK + 1), "hada_w2_b": (MAX_RANK + 1, 8),
+    }  # fmt: skip
+    with pytest.raises(Unfit, match=f"at most {MAX_RANK}"):
+        adapter_of(shapes)
+    assert adapter_of(shapes | {"hada_w2_a": (8, 4), "hada_w2_b": (4, 8)}).rank == 4
