@@ -1,9 +1,8 @@
 """Content keys: the names that bytes have behind the resolver.
 
-A key is a digest of *what a file means to the engine*: the sha256 of the bytes
-that were uploaded, the component they became, the model that it was fitted to and
-the converter's version. For a
-private asset it is keyed with the tenant's salt, so that two tenants who hold
+A key is a digest of *what a file means to the engine*: the sha256 of its canonical
+bytes, the component that they are, the model that they were fitted to and the
+converter's version. For a private asset it is keyed with the tenant's salt, so that two tenants who hold
 the same file have different keys and neither can learn of the other from a
 cache hit, a receipt or a timing.
 """

@@ -13,22 +13,16 @@ from typing import Any
 from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
 from assets.formats.checkpoint import convert_checkpoint
+from assets.formats.names import long_name
+from assets.formats.pack import weights_of
 from assets.formats.tensors import Planned, TensorFile, write_tensors
 from assets.keys import blob_key
 from assets.model import ModelManifest, find_manifest, save_manifest
 from assets.sdxl import SDXL_CONFIGS, skeleton_of
-from assets.skeleton import Skeleton
+from assets.skeleton import Skeleton, stacking_order
 from assets.store import ObjectStore, put_file
 
 Progress = Callable[[str], None]
-
-_FILE_NAMES: Mapping[Component, tuple[str, ...]] = {
-    "unet": ("diffusion_pytorch_model",),
-    "vae": ("diffusion_pytorch_model",),
-    "text_encoder": ("model",),
-    "text_encoder_2": ("model",),
-}
-
 
 Configs = Mapping[Component, Mapping[str, Any]]
 
@@ -68,7 +62,8 @@ def import_model(
         for component in MODEL_COMPONENTS:
             progress(f"importing {component}")
             file = scratch / component
-            written = write_tensors(file, planned[component], {"component": component})
+            order = stacking_order(skeleton.components[component])
+            written = write_tensors(file, planned[component], {"component": component}, order)
             # The canonical bytes themselves are the source: a model folder has no single digest.
             key = content_key(written.sha256, component, skeleton.digest, salt=None)
             blob = Blob(key, written.sha256, written.size_bytes)
@@ -119,22 +114,20 @@ def _from_folder(
         if not config.is_file():
             raise IngestRejected(f"{path} is not a diffusers SDXL folder: {config} is missing")
         configs[component] = json.loads(config.read_text())
-        file = stack.enter_context(TensorFile(_weights_file(path / component, component)))
+        file = stack.enter_context(TensorFile(_weights(path, component)))
         planned[component] = {
-            name: Planned(info.dtype, info.shape, _reader(file, name))
+            long_name(component, name): Planned(info.dtype, info.shape, _reader(file, name))
             for name, info in file.header.tensors.items()
             if not name.endswith("position_ids")
         }
     return configs, planned
 
 
-def _weights_file(folder: Path, component: Component) -> Path:
-    for stem in _FILE_NAMES[component]:
-        for variant in (".fp16", ""):
-            file = folder / f"{stem}{variant}.safetensors"
-            if file.is_file():
-                return file
-    raise IngestRejected(f"no .safetensors weights in {folder} (pickled weights are not read)")
+def _weights(model: Path, component: Component) -> Path:
+    file = weights_of(model, component)
+    if file is None:
+        raise IngestRejected(f"no .safetensors weights of the {component} in {model}")
+    return file
 
 
 def _reader(file: TensorFile, name: str) -> Callable[[], Any]:

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from assets.asset import AssetKind
-from assets.content import Blob, Component, content_key
+from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
 from assets.formats import checkpoint, inversion, lora
 from assets.formats.header import read_header
 from assets.formats.identify import Identity, identify
 from assets.formats.tensors import Planned, TensorFile, write_tensors
-from assets.skeleton import Skeleton
+from assets.skeleton import Skeleton, stacking_order
 
 SERVED_FAMILY = "SDXL"
 ACCEPTED = (
     "accepted are SDXL files in .safetensors: LoRA, LoHa, LoKr (names of kohya, diffusers or "
-    "PEFT), textual inversion (clip_l and clip_g), checkpoint (single file) and VAE"
+    "PEFT), textual inversion (clip_l and clip_g), checkpoint (a single file, a diffusers folder "
+    "packed into one, or its UNet) and VAE"
 )
 
 
@@ -76,7 +77,8 @@ def ingest_file(
         files: dict[Component, tuple[Blob, Path]] = {}
         for component, tensors in components.items():
             target = scratch / component
-            written = write_tensors(target, tensors, {"component": component})
+            order = _order(component, tensors, skeleton)
+            written = write_tensors(target, tensors, {"component": component}, order)
             # By what was written, not by what it was made from: two checkpoints with the same
             # VAE share its blob, and a change from one to the other leaves it where it is.
             key = content_key(written.sha256, component, skeleton.digest, salt)
@@ -84,6 +86,15 @@ def ingest_file(
     facts = {"kind": declared, "family": SERVED_FAMILY, "fits": skeleton.digest}
     report = {**facts, "evidence": identity.evidence, **report}
     return Ingested(files, report)
+
+
+def _order(
+    component: Component, tensors: Mapping[str, Planned], skeleton: Skeleton
+) -> list[str] | None:
+    """As the engine stacks them, so that it reads a stack at a time."""
+    if component in MODEL_COMPONENTS:
+        return stacking_order(skeleton.components[component])
+    return lora.stacking_order(tensors, skeleton) if component == "lora" else None
 
 
 def _convert(

@@ -17,6 +17,25 @@ from assets.content import MODEL_COMPONENTS, Component
 Shape = tuple[int, ...]
 
 
+def stacked(parameters: Mapping[str, Shape]) -> dict[Shape, tuple[str, ...]]:
+    """The parameters of each shape, in the order in which the engine stacks them and canonical
+    files hold them: by role first (``attn1.to_q.weight`` of every block together), so that what
+    adapters touch together lies together."""
+    by_shape: dict[Shape, list[str]] = {}
+    for name in sorted(parameters, key=lambda name: (_role(name), name)):
+        by_shape.setdefault(parameters[name], []).append(name)
+    return {shape: tuple(names) for shape, names in by_shape.items()}
+
+
+def stacking_order(parameters: Mapping[str, Shape]) -> list[str]:
+    """All of them, one stack after another."""
+    return [name for names in stacked(parameters).values() for name in names]
+
+
+def _role(name: str) -> str:
+    return ".".join(part for part in name.split(".")[-4:] if not part.isdigit())
+
+
 @dataclass(frozen=True, slots=True)
 class Skeleton:
     """``components[component][published name]`` is a shape."""

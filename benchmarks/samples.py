@@ -7,6 +7,7 @@ so they take the way that any upload takes.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -14,6 +15,9 @@ from safetensors.torch import save_file
 
 from assets.content import Component
 from assets.skeleton import Skeleton
+
+_PROJECTIONS = re.compile(r"\.(attn\d|self_attn)\..*\.weight$")
+_LINEARS = re.compile(r"(\.attentions\.|\.self_attn\.|\.mlp\.).*\.weight$")
 
 
 def write_kohya_lora(
@@ -25,9 +29,11 @@ def write_kohya_lora(
     seed: int = 1,
     only: str = "",
     alpha: float | None = None,
+    linears: bool = False,
 ) -> Path:
     """A LoRA on every attention projection (those whose name contains ``only``) of the UNet
-    and both text encoders, in kohya's names."""
+    and both text encoders, in kohya's names; with ``linears`` on every linear layer that
+    trainers reach: 722, 72 and 192 of them."""
     generator = torch.Generator("cpu").manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     prefixes: tuple[tuple[Component, str], ...] = (
@@ -37,8 +43,8 @@ def write_kohya_lora(
     )
     for component, prefix in prefixes:
         for name, shape in skeleton.components[component].items():
-            is_projection = ".attn" in name or ".self_attn." in name
-            if not (is_projection and name.endswith(".weight") and only in f"{component}.{name}"):
+            reached = _LINEARS if linears else _PROJECTIONS
+            if not (reached.search(name) and len(shape) == 2 and only in f"{component}.{name}"):
                 continue
             module = prefix + name.removesuffix(".weight").replace(".", "_")
             scale = strength / (shape[1] * rank) ** 0.5

@@ -1,9 +1,11 @@
-"""Becoming a recipe: our swap against stock diffusers' load, fuse, unfuse and unload.
+"""Becoming a recipe: our swap against stock diffusers', tier by tier, beside the bare copy.
 
-Run: ``python -m benchmarks swap``. One engine and one pipeline over the same miniature,
-the same LoRA (every attention projection of the UNet and both text encoders), the four
-steps interleaved in one run; prints medians and the ratio. Needs no Ray, and uses CUDA
-where there is one. Ratios travel between machines, milliseconds do not.
+Run: ``python -m benchmarks swap``. One engine and one pipeline over the same model, in one
+process, all steps interleaved: a LoRA of rank 32 on all 722 linear layers of the UNet that
+trainers reach and on both text encoders, an inversion and a second checkpoint, each from the
+GPU, host and disk tier. Beside each the bare copy of the bytes that it writes (and reads).
+Prints medians and ratios. Needs no Ray, and uses CUDA where there is one. Ratios travel
+between machines, milliseconds do not.
 """
 
 from __future__ import annotations
@@ -13,20 +15,24 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from rich.progress import track
 
+from assets.asset import AssetKind
+from assets.content import Blob, Component
 from assets.import_model import import_model
 from assets.ingest import ingest_file
 from assets.keys import blob_key
-from assets.recipe import LoraUse
+from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.store import FsspecStore, put_file
-from benchmarks.samples import write_kohya_lora
+from benchmarks.samples import write_inversion, write_kohya_lora
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
 from serving.commons.miniature import write_miniature
@@ -35,17 +41,72 @@ from serving.engine.compose import pick_device
 from serving.engine.engine import Engine
 
 RESULT = Path(__file__).parent / "results" / "swap.json"
+WORD = "qzebra"
+TIERS = ("gpu", "host", "disk")
 
 
-def timed(device: str, work: Callable[[], Any]) -> float:
-    """Milliseconds."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) * 1000
+@dataclass(frozen=True)
+class Stage:
+    """An engine, a stock pipeline, and the same assets for both."""
+
+    engine: Engine
+    host: FileTier
+    pipeline: Any
+    folder: Path
+    lora_file: Path
+    inversion_file: Path
+    other_unet: Path
+    lora: Blob
+    inversion: Blob
+    unet: Blob
+
+    def recipe(self, **changes: Any) -> Recipe:
+        return replace(self.engine.base, **changes)
+
+
+def set_up(folder: Path, device: str, rank: int) -> Stage:
+    model = write_miniature(folder / "miniature")
+    store = FsspecStore(f"file://{folder}/store")
+    manifest = import_model(store, model, "base")
+    skeleton = manifest.skeleton
+    lora_file = write_kohya_lora(
+        folder / "lora" / "lora.safetensors", skeleton, rank=rank, linears=True
+    )
+    inversion_file = write_inversion(folder / "inversion.safetensors", skeleton)
+    other = write_other_unet(model / "unet", folder / "other-unet")
+
+    def ingest(path: Path, kind: AssetKind, component: Component) -> Blob:
+        scratch = folder / f"scratch-{component}"
+        scratch.mkdir()
+        blob, file = ingest_file(path, kind, skeleton, None, scratch).files[component]
+        put_file(store, blob_key(blob), file)
+        return blob
+
+    disk, host = (FileTier(name, folder / name, 64 << 30) for name in ("disk", "host"))
+    return Stage(
+        engine=Engine(manifest, Provisioner(StoreSource(store), disk, host), device),
+        host=host,
+        pipeline=stock_pipeline(model, device),
+        folder=folder,
+        lora_file=lora_file,
+        inversion_file=inversion_file,
+        other_unet=other,
+        lora=ingest(lora_file, "lora", "lora"),
+        inversion=ingest(inversion_file, "textual_inversion", "textual_inversion"),
+        unet=ingest(other / "diffusion_pytorch_model.safetensors", "checkpoint", "unet"),
+    )
+
+
+def write_other_unet(source: Path, target: Path) -> Path:
+    """A diffusers UNet folder whose every weight is a little less."""
+    from safetensors.torch import load_file, save_file
+
+    target.mkdir()
+    (target / "config.json").write_bytes((source / "config.json").read_bytes())
+    tensors = load_file(source / "diffusion_pytorch_model.safetensors")
+    changed = {name: (tensor * 0.99).contiguous() for name, tensor in tensors.items()}
+    save_file(changed, target / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    return target
 
 
 def stock_pipeline(folder: Path, device: str) -> Any:
@@ -55,66 +116,214 @@ def stock_pipeline(folder: Path, device: str) -> Any:
     return pipeline.to(device, torch.float16 if device == "cuda" else torch.float32)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    device = pick_device("auto")
-    with TemporaryDirectory(prefix="swap-") as temporary:
-        rows = measure(Path(temporary), device, arguments.rounds)
-    medians = {name: statistics.median(values) for name, values in rows.items()}
-    ours = medians["ours: base to LoRA"] + medians["ours: LoRA to base"]
-    ratio = medians["diffusers: load, fuse, unfuse, unload"] / ours
-    for name, median in medians.items():
-        print(f"{name:40} {median:9.2f} ms")
-    print(f"{'diffusers / ours (there and back)':40} {ratio:9.0f} ×")
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    document = {"device": name, "rounds": arguments.rounds, "median_ms": medians, "ratio": ratio}
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+def stock_steps(stage: Stage) -> dict[str, Callable[[], Any]]:
+    """What stock diffusers does for one request that wants the asset, and to be rid of it."""
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
 
+    pipeline = stage.pipeline
 
-def measure(folder: Path, device: str, rounds: int) -> dict[str, list[float]]:
-    model = write_miniature(folder / "miniature")
-    store = FsspecStore(f"file://{folder}/store")
-    manifest = import_model(store, model, "base")
-    lora_file = write_kohya_lora(folder / "lora.safetensors", manifest.skeleton, rank=16)
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    done = ingest_file(lora_file, "lora", manifest.skeleton, None, scratch)
-    blob, path = done.files["lora"]
-    put_file(store, blob_key(blob), path)
-    disk, host = (FileTier(name, folder / name, 1 << 30) for name in ("disk", "host"))
-    engine = Engine(manifest, Provisioner(StoreSource(store), disk, host), device)
-    base = engine.prepare(engine.base)
-    with_lora = engine.prepare(replace(engine.base, loras=(LoraUse(blob, 1.0),)))
-    weaker = engine.prepare(replace(engine.base, loras=(LoraUse(blob, 0.5),)))
-    engine.become(base)
-    pipeline = stock_pipeline(model, device)
-
-    def diffusers_there_and_back() -> None:
-        pipeline.load_lora_weights(lora_file.parent, weight_name=lora_file.name)
+    def lora() -> None:
+        pipeline.load_lora_weights(
+            stage.lora_file.parent, weight_name=stage.lora_file.name, adapter_name="x"
+        )
+        pipeline.set_adapters(["x"], [0.8])
         pipeline.fuse_lora()
         pipeline.unfuse_lora()
         pipeline.unload_lora_weights()
 
-    steps: dict[str, Callable[[], Any]] = {
-        "ours: base to LoRA": lambda: engine.become(with_lora),
-        "ours: another weight": lambda: engine.become(weaker),
-        "ours: LoRA to base": lambda: engine.become(base),
-        "diffusers: load, fuse, unfuse, unload": diffusers_there_and_back,
+    def inversion() -> None:
+        vectors = load_file(stage.inversion_file)
+        pairs = (
+            ("clip_l", pipeline.tokenizer, pipeline.text_encoder),
+            ("clip_g", pipeline.tokenizer_2, pipeline.text_encoder_2),
+        )
+        for key, tokenizer, encoder in pairs:
+            pipeline.load_textual_inversion(
+                vectors[key], WORD, tokenizer=tokenizer, text_encoder=encoder
+            )
+        for _, tokenizer, encoder in pairs:
+            pipeline.unload_textual_inversion(
+                [WORD, f"{WORD}_1"], tokenizer=tokenizer, text_encoder=encoder
+            )
+
+    def checkpoint() -> None:
+        first = pipeline.unet
+        unet = UNet2DConditionModel.from_pretrained(stage.other_unet, torch_dtype=first.dtype)
+        pipeline.unet = unet.to(first.device)
+        pipeline.unet = first
+
+    return {
+        "diffusers: LoRA": lora,
+        "diffusers: inversion": inversion,
+        "diffusers: checkpoint": checkpoint,
     }
+
+
+def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
+    """For each kind and tier: what puts the asset there, and what is measured, from the base
+    to the asset and back."""
+    engine = stage.engine
+    loras = (LoraUse(stage.lora, 0.8),)
+    inversions = (InversionUse(stage.inversion, WORD),)
+    wanted = {
+        "LoRA": (stage.lora, stage.recipe(loras=loras)),
+        "inversion": (stage.inversion, stage.recipe(inversions=inversions)),
+        "checkpoint": (stage.unet, stage.recipe(unet=stage.unet)),
+    }
+    steps: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {}
+    for kind, (blob, recipe) in wanted.items():
+        for tier in TIERS:
+
+            def place(tier: str = tier, blob: Blob = blob, recipe: Recipe = recipe) -> None:
+                engine.prepare(recipe).release()
+                if tier != "gpu":
+                    engine.tier.evict_idle()
+                if tier == "disk":
+                    stage.host.drop(blob)
+
+            def there_and_back(recipe: Recipe = recipe) -> None:
+                prepared = engine.prepare(recipe)
+                engine.become(prepared)
+                prepared.release()
+                engine.become(engine._base)
+
+            steps[f"ours: {kind}, {tier}"] = place, there_and_back
+    return steps
+
+
+def copies(stage: Stage) -> dict[str, Callable[[], None]]:
+    """The bare copy of the bytes that each of our steps writes, there and back; from host and
+    disk the file is read, too."""
+    engine = stage.engine
+    unet = engine._base.pristine(engine.base.unet).slabs
+    prepared = engine.prepare(stage.recipe(loras=(LoraUse(stage.lora, 1.0),)))
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    blobs: dict[Any, Blob] = dict(engine.base.components())
+    for (component, shape), groups in prepared.lora(stage.lora).groups.items():
+        slab = engine._base.pristine(blobs[component]).slabs[shape]
+        for factors in groups:
+            first, last = min(factors.rows), max(factors.rows) + 1
+            whole = last - first == len(factors.rows)
+            rows = slice(first, last) if whole else torch.tensor(factors.rows, device=slab.device)
+            pairs.append((torch.empty_like(slab[rows]), slab[rows]))
+    prepared.release()
+    whole_unet = [(torch.empty_like(slab), slab) for slab in unet.values()]
+
+    def copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        for _ in range(2):
+            for target, source in pairs:
+                target.copy_(source)
+
+    def read(blob: Blob) -> None:
+        lease, _ = engine.shelf._provisioner.bring(blob)
+        with lease, open(lease.path, "rb", buffering=0) as file:
+            file.readinto(buffers[blob.key])
+
+    buffers = {blob.key: bytearray(blob.size_bytes) for blob in (stage.lora, stage.unet)}
+
+    def after_reading(blob: Blob, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        read(blob)
+        copy(pairs)
+
+    return {
+        "copy: LoRA, gpu": lambda: copy(pairs),
+        "copy: LoRA, host": lambda: after_reading(stage.lora, pairs),
+        "copy: checkpoint, gpu": lambda: copy(whole_unet),
+        "copy: checkpoint, host": lambda: after_reading(stage.unet, whole_unet),
+    }
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logging in (diffusers_logging, transformers_logging):
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+        yield
+
+
+def measure(stage: Stage, device: str, rounds: int) -> dict[str, list[float]]:
+    def timed(work: Callable[[], Any]) -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) * 1000
+
+    def nothing() -> None:
+        pass
+
+    ours, bare = our_steps(stage), copies(stage)
+    steps = dict(ours)
+    steps |= {name: (nothing, work) for name, work in (*bare.items(), *stock_steps(stage).items())}
     rows: dict[str, list[float]] = {name: [] for name in steps}
-    for index in range(rounds + 2):
-        for name, step in steps.items():
-            spent = timed(device, step)
+    for index in track(range(rounds + 2), description="rounds", transient=True):
+        for name, (place, work) in steps.items():
+            place()
+            spent = timed(work)
             if index >= 2:  # the first rounds warm up
                 rows[name].append(spent)
-    for prepared in (base, with_lora, weaker):
-        prepared.release()
     return rows
+
+
+def document(rows: dict[str, list[float]], device: str, rounds: int, rank: int) -> dict[str, Any]:
+    medians = {name: statistics.median(values) for name, values in rows.items()}
+    ratios = {}
+    for kind in ("LoRA", "inversion", "checkpoint"):
+        for tier in TIERS:
+            ours = medians[f"ours: {kind}, {tier}"]
+            ratios[f"diffusers / ours: {kind}, {tier}"] = medians[f"diffusers: {kind}"] / ours
+            if f"copy: {kind}, {tier}" in medians:
+                copy = medians[f"copy: {kind}, {tier}"]
+                ratios[f"ours / bare copy: {kind}, {tier}"] = ours / copy
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    return {"device": name, "rounds": rounds, "rank": rank, "median_ms": medians, "ratios": ratios}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: there and back in milliseconds, and the ratios."""
+    medians, ratios = result["median_ms"], result["ratios"]
+    lines = [
+        "| there and back | from | ours, ms | diffusers, ms | ratio | copy, ms | ours / copy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in ("LoRA", "inversion", "checkpoint"):
+        for tier in TIERS:
+            copy = medians.get(f"copy: {kind}, {tier}")
+            times = ratios.get(f"ours / bare copy: {kind}, {tier}")
+            cells = [
+                kind, tier, f"{medians[f'ours: {kind}, {tier}']:.2f}",
+                f"{medians[f'diffusers: {kind}']:.0f}",
+                f"{ratios[f'diffusers / ours: {kind}, {tier}']:.0f} ×",
+                "–" if copy is None else f"{copy:.2f}",
+                "–" if times is None else f"{times:.1f} ×",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    arguments = parser.parse_args()
+    device = pick_device("auto")
+    with TemporaryDirectory(prefix="swap-") as temporary, quietly():
+        stage = set_up(Path(temporary), device, arguments.rank)
+        rows = measure(stage, device, arguments.rounds)
+    result = document(rows, device, arguments.rounds, arguments.rank)
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1) if arguments.json else table(result))
 
 
 if __name__ == "__main__":

@@ -51,9 +51,8 @@ class DeviceTier(Generic[V]):
     being loaded holds its bytes but not the lock.
     """
 
-    name = "gpu"
-
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, name: str = "gpu") -> None:
+        self.name = name
         self.budget_bytes = budget_bytes
         self._entries: OrderedDict[str, _Entry[V]] = OrderedDict()  # oldest use first
         self._resident_bytes = 0
@@ -62,8 +61,8 @@ class DeviceTier(Generic[V]):
 
     def __repr__(self) -> str:
         return (
-            f"<gpu tier: {len(self._entries)} values, {self.used_bytes} of {self.budget_bytes} "
-            f"bytes, {sum(e.leases for e in self._entries.values())} leases>"
+            f"<{self.name} tier: {len(self._entries)} values, {self.used_bytes} of "
+            f"{self.budget_bytes} bytes, {sum(e.leases for e in self._entries.values())} leases>"
         )
 
     @property
@@ -132,6 +131,15 @@ class DeviceTier(Generic[V]):
     def release(self, key: str) -> None:
         with self._changed:
             self._entries[key].leases -= 1
+
+    def evict_idle(self) -> int:
+        """Drop everything that is neither leased nor pinned; how many bytes that was."""
+        with self._changed:
+            before = self._resident_bytes
+            idle = [k for k, e in self._entries.items() if e.leases == 0 and not e.pinned]
+            for key in idle:
+                self._resident_bytes -= self._entries.pop(key).size_bytes
+            return before - self._resident_bytes
 
     def pin(self, key: str, pinned: bool = True) -> None:
         """Hold a resident value here. Raises KeyError when it is not resident."""

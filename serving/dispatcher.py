@@ -23,8 +23,16 @@ from router.cost import Speeds
 from router.fairness import FairClock
 from router.replica import Replica as ReplicaView
 from router.request import Waiting
+from router.suspicion import Suspicion
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
-from serving.errors import DeadlineExceeded, Refused, ReplicaLost, ServingError
+from serving.errors import (
+    DeadlineExceeded,
+    EngineBroke,
+    Quarantined,
+    Refused,
+    ReplicaLost,
+    ServingError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +47,14 @@ _RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request on its way to the waiting room. ``timeout_s`` counts from its arrival there."""
+    """A request on its way to the waiting room. ``timeout_s`` counts from its arrival there;
+    ``named`` holds the content keys of what it asks for beside the base model."""
 
     request: DrawRequest
     tenant_id: str
     weight: float
     timeout_s: float
+    named: frozenset[str] = frozenset()
 
 
 class ReplicaClient(Protocol):
@@ -100,6 +110,7 @@ class Dispatcher:
         self._clock = clock
         self._measured = False  # until then the speed is a guess that the first drawing ends
         self._fair = FairClock()
+        self._suspicion = Suspicion()
         self._tickets: dict[str, _Ticket] = {}
         self._waiting: dict[str, Waiting] = {}
         self._watchers: list[asyncio.Task[None]] = []
@@ -127,6 +138,7 @@ class Dispatcher:
         return {
             "waiting": len(self._waiting),
             "work_per_s": self._speeds.work_per_s,
+            "quarantined": self._suspicion.held(now),
             "replicas": [
                 {
                     "id": slot.client.id,
@@ -148,6 +160,7 @@ class Dispatcher:
 
         Raises:
             Refused: the queue is full, or the wait would outlast the deadline.
+            Quarantined: replicas died of one of its assets.
             DeadlineExceeded, and whatever the engine raises.
         """
         request_id = submission.request.id
@@ -156,7 +169,8 @@ class Dispatcher:
             ticket = self._enqueue(submission)
         deadline = ticket.waiting.deadline_s - self._clock()
         try:
-            return await asyncio.wait_for(asyncio.shield(ticket.answer), deadline)
+            async with asyncio.timeout(deadline):
+                return await asyncio.shield(ticket.answer)
         except TimeoutError:
             self._abandon(ticket)
             raise DeadlineExceeded(
@@ -169,6 +183,7 @@ class Dispatcher:
     def _enqueue(self, submission: Submission) -> _Ticket:
         now = self._clock()
         request = submission.request
+        self._check_quarantine(submission)
         waiting = Waiting(
             id=request.id,
             tenant_id=submission.tenant_id,
@@ -196,6 +211,16 @@ class Dispatcher:
         self._waiting[request.id] = waiting
         self._assign()
         return ticket
+
+    def _check_quarantine(self, submission: Submission) -> None:
+        held = self._suspicion.held(self._clock())
+        if found := sorted(submission.named & held.keys()):
+            minutes = max(held[key] for key in found) / 60
+            raise Quarantined(
+                "replicas died twice while they drew {assets}; for "
+                f"{minutes:.0f} minutes it is refused",
+                tuple(found),
+            )
 
     def _abandon(self, ticket: _Ticket) -> None:
         """Nobody waits for it any more."""
@@ -231,19 +256,31 @@ class Dispatcher:
         ticket.lost = False
         try:
             drawing, report = await slot.client.draw(ticket.submission.request)
+            self._suspicion.drew(ticket.submission.named)
             self._learn(drawing, ticket.submission.request)
             self._heard_from(slot, report)
             timings = replace(drawing.timings, queue_ms=queue_s * 1000)
             _answer(ticket.answer, replace(drawing, timings=timings))
-        except ReplicaLost as lost:
+        except (ReplicaLost, EngineBroke) as lost:
             log.warning(
                 "replica %s lost with request %s: %s", slot.client.id, ticket.waiting.id, lost
             )
-            slot.report = None
-            ticket.lost = ticket.attempts < MAX_ATTEMPTS
-            if not ticket.lost:
-                _answer(ticket.answer, lost)
+            if isinstance(lost, ReplicaLost):
+                slot.report = None
+            self._crashed(ticket, lost)
         except Exception as error:
+            _answer(ticket.answer, error)
+
+    def _crashed(self, ticket: _Ticket, error: ServingError) -> None:
+        """Another attempt, on another replica, unless it is the request that kills them."""
+        self._suspicion.crashed(ticket.submission.named, self._clock())
+        try:
+            self._check_quarantine(ticket.submission)
+        except Quarantined as quarantined:
+            _answer(ticket.answer, quarantined)
+            return
+        ticket.lost = ticket.attempts < MAX_ATTEMPTS
+        if not ticket.lost:
             _answer(ticket.answer, error)
 
     def _ended(self, ticket: _Ticket, slot: _Slot, task: asyncio.Task[None]) -> None:
@@ -289,7 +326,9 @@ class Dispatcher:
         while True:
             patience_s = None if slot.report is None else _PATIENCE_S
             try:
-                report = await asyncio.wait_for(slot.client.describe(), patience_s)
+                # Not wait_for: before Python 3.12 it may swallow the cancellation of close().
+                async with asyncio.timeout(patience_s):
+                    report = await slot.client.describe()
             except (ServingError, TimeoutError):
                 if slot.report is not None:
                     log.warning("replica %s does not answer: it gets nothing new", slot.client.id)

@@ -10,10 +10,17 @@
     ├── Cancelled            the client went away
     ├── ReplicaLost          the replica died with the request in it
     ├── DrawingFailed        the engine could not draw; says why
+    │   ├── NotFinite        the picture is not finite; ``blamed`` names the assets at fault
+    │   └── EngineBroke      the engine raised what it never should; counts against the assets
+    ├── OutOfMemory          the device has no room for this drawing, even after evicting
+    ├── Quarantined          an asset that replicas died of; ``blamed`` names it
     └── CommonsDamaged       the package's own weights are not what they were
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
 
 
 class ServingError(Exception):
@@ -58,6 +65,41 @@ class ReplicaLost(ServingError):
 
 
 class DrawingFailed(ServingError):
+    pass
+
+
+class Blaming(ServingError):
+    """``blamed`` holds content keys; in the message ``{assets}`` stands for them, until the
+    platform, which knows under which names the request knew them, says it better."""
+
+    def __init__(self, message: str, blamed: tuple[str, ...] = ()) -> None:
+        super().__init__(message, blamed)  # as they are: it must unpickle
+        self.message = message
+        self.blamed = blamed
+
+    def __str__(self) -> str:
+        return self.message.replace("{assets}", ", ".join(self.blamed))
+
+    def named(self, names: Mapping[str, str]) -> Self:
+        """The same error in the request's own words."""
+        known = dict.fromkeys(names.get(key, key) for key in self.blamed)
+        assets = ", ".join(map(repr, known))
+        return type(self)(self.message.replace("{assets}", assets), self.blamed)
+
+
+class NotFinite(Blaming, DrawingFailed):
+    pass
+
+
+class EngineBroke(DrawingFailed):
+    pass
+
+
+class OutOfMemory(ServingError):
+    pass
+
+
+class Quarantined(Blaming):
     pass
 
 

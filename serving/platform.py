@@ -16,9 +16,10 @@ from typing import Protocol
 from assets.ids import ulid
 from assets.library import Library
 from assets.principal import Principal
-from assets.resolve import Wanted
+from assets.resolve import BASE_NAME, Wanted
 from serving.dispatcher import Submission
 from serving.drawing import Drawing, DrawRequest, ImageEncoding, Sampler
+from serving.errors import Blaming
 from serving.sizes import Size, picture_size
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Platform:
 
         Raises:
             AssetError about a reference, InvalidRequest about a field, Refused,
-            DeadlineExceeded, DrawingFailed, TierError.
+            DeadlineExceeded, DrawingFailed, OutOfMemory, Quarantined, TierError.
         """
         size = picture_size(order.width, order.height, self.native_size)
         resolved = await asyncio.to_thread(self.library.resolve, principal, order.wanted)
@@ -94,8 +95,14 @@ class Platform:
             cfg_scale=order.cfg_scale,
             encoding=order.encoding,
         )
-        submission = Submission(request, principal.tenant_id, principal.weight, self._timeout_s)
-        drawing = await self._drawer.submit(submission)
+        named = frozenset(key for key, name in resolved.names.items() if name != BASE_NAME)
+        submission = Submission(
+            request, principal.tenant_id, principal.weight, self._timeout_s, named
+        )
+        try:
+            drawing = await self._drawer.submit(submission)
+        except Blaming as error:
+            raise error.named(resolved.names) from None
         return Generated(request.id, drawing, order.seeds, size, resolved.names)
 
     async def check(self, principal: Principal, order: Order) -> None:

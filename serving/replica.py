@@ -13,12 +13,15 @@ from typing import Any, Protocol
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
+from serving.errors import ReplicaLost
 
 
 class DrawingEngine(Protocol):
     """What a replica needs of an engine. ``prepare`` runs in any thread, ``draw`` in one."""
 
     name: str
+    #: Why it must not draw any more, once it is so.
+    unhealthy: str | None
 
     def prepare(self, recipe: Recipe) -> Any: ...
 
@@ -41,7 +44,14 @@ class Replica:
         self._change = asyncio.Event()
         self._alone = asyncio.Lock()
 
+    def check_health(self) -> None:
+        """Raises ReplicaLost when the engine can no longer be trusted."""
+        if self._engine.unhealthy is not None:
+            raise ReplicaLost(f"{self._engine.name} is unhealthy: {self._engine.unhealthy}")
+
     def report(self) -> ReplicaReport:
+        """Raises ReplicaLost as ``check_health`` does."""
+        self.check_health()
         return ReplicaReport(self._engine.name, self._node, os.getpid(), self._engine.resident())
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
@@ -49,6 +59,7 @@ class Replica:
 
         The leases are released only when the drawing thread has let go of them.
         """
+        self.check_health()
         loop = asyncio.get_running_loop()
         stop = Event()
         prepared = await self._prepare(request.recipe)

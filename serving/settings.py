@@ -10,7 +10,7 @@ import shutil
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -43,6 +43,11 @@ class Settings(BaseSettings):
     host_dir: Path | None = None
     host_bytes: int = 1 << 30
     device_bytes: int = 0
+    pristine: Literal["auto", "device", "host"] = "auto"
+    pristine_bytes: int = 0
+    compile: Literal["auto", "off", "regional", "full"] = "auto"
+    warm_sizes: tuple[str, ...] = ()
+    warm_batches: tuple[int, ...] = (1,)
 
     host: str = "127.0.0.1"
     port: int = 8000

@@ -12,8 +12,27 @@ from typing import Any
 
 import pytest
 
+from tests.format_matrix import DOCUMENT, FormatMatrix
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--formats", action="store_true", help="write what was measured into docs/formats.md"
+    )
+
+
+@pytest.fixture(scope="session")
+def formats(request: pytest.FixtureRequest) -> Iterator[FormatMatrix]:
+    """What the tests of formats measure; with ``--formats`` it becomes the document's table."""
+    matrix = FormatMatrix()
+    yield matrix
+    if request.config.getoption("--formats"):
+        before, mark, rest = DOCUMENT.read_text().partition("<!-- measured -->\n")
+        _, end, after = rest.partition("<!-- /measured -->")
+        DOCUMENT.write_text(before + mark + matrix.table() + "\n" + end + after)
 
 
 @pytest.fixture(scope="session")
@@ -89,13 +108,8 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
         FileTier("host", folder / "host", 4 << 30),
     )
 
-    def engine(name: str = "engine", budget_bytes: int = 4 << 30) -> Engine:
-        return Engine(
-            manifest,
-            Provisioner(StoreSource(store), *tiers),
-            device_budget_bytes=budget_bytes,
-            name=name,
-        )
+    def engine(name: str = "engine", **options: Any) -> Engine:
+        return Engine(manifest, Provisioner(StoreSource(store), *tiers), name=name, **options)
 
     def ingest(path: Path, kind: str, tenant: str = "t1", **data: Any) -> Asset:
         """An asset of the file at ``path``, through the same ingest as any upload."""

@@ -9,7 +9,7 @@ import torch
 
 from assets.content import MODEL_COMPONENTS, Component
 from assets.errors import IngestRejected
-from assets.formats.names import SingleFileName, single_file_name
+from assets.formats.names import SingleFileName, short_name, single_file_name
 from assets.formats.tensors import Planned, TensorFile
 from assets.skeleton import Shape, Skeleton
 
@@ -36,8 +36,8 @@ def convert_checkpoint(
     from_base: list[Component] = []
     for component in MODEL_COMPONENTS:
         wanted = skeleton.components[component]
-        names = {name: single_file_name(component, name) for name in wanted}
-        if not any(source.name in file for source in names.values()):
+        names = _names_in(file, component, wanted)
+        if names is None:
             from_base.append(component)
             continue
         parts[component] = _component(file, component, wanted, names)
@@ -45,6 +45,25 @@ def convert_checkpoint(
     if "unet" not in parts:
         raise IngestRejected("no UNet in the file; a checkpoint must bring at least that")
     return parts, _report(file, used, from_base)
+
+
+def _names_in(
+    file: TensorFile, component: Component, wanted: Mapping[str, Shape]
+) -> Mapping[str, SingleFileName] | None:
+    """Where the file has the component's parameters, in whichever of the known layouts: a
+    single file; a diffusers folder in one file, each name behind its component's; a UNet alone
+    in diffusers names. None when it has no part of it."""
+    single = {name: single_file_name(component, name) for name in wanted}
+    layouts = [single]
+    for prefix in (f"{component}/", f"{component}."):
+        layouts.append({name: SingleFileName(prefix + name) for name in wanted})
+        short = {name: prefix + short_name(name) for name in wanted}
+        layouts.append({name: SingleFileName(place) for name, place in short.items()})
+    if component == "unet":
+        layouts.append({name: SingleFileName(name) for name in wanted})
+    found = [sum(place.name in file for place in layout.values()) for layout in layouts]
+    best = max(range(len(layouts)), key=lambda index: found[index])
+    return layouts[best] if found[best] else None
 
 
 def convert_vae(file: TensorFile, skeleton: Skeleton) -> tuple[Tensors, dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from assets.asset import AssetKind
+from assets.formats.inversion import PAIRS
 from assets.skeleton import Shape
 
 Listing = Mapping[str, Shape]
@@ -99,22 +100,24 @@ def _is_down(key: str) -> bool:
 
 
 def _inversion(listing: Listing) -> Identity | None:
-    if {"clip_l", "clip_g"} & set(listing):
-        if {"clip_l", "clip_g"} <= set(listing):
-            return Identity("textual_inversion", "SDXL", "holds clip_l and clip_g vectors")
-        missing = ({"clip_l", "clip_g"} - set(listing)).pop()
-        return Identity(
-            "textual_inversion", None, f"holds only one encoder's vectors; no {missing}"
-        )
-    if len(listing) <= 2 and all(len(shape) in (1, 2) for shape in listing.values()):
-        for key, shape in listing.items():
-            if key == "emb_params" or key.startswith("string_to_param"):
-                families = {768: "SD 1.5", 1024: "SD 2"}
-                return Identity(
-                    "textual_inversion",
-                    families.get(shape[-1], "a model with one text encoder"),
-                    f"{key!r} holds vectors of width {shape[-1]} for a single text encoder",
-                )
+    for pair in map(set, PAIRS):
+        if pair <= set(listing):
+            both = " and ".join(sorted(pair))
+            return Identity("textual_inversion", "SDXL", f"holds {both} vectors")
+        if pair & set(listing):
+            missing = (pair - set(listing)).pop()
+            return Identity(
+                "textual_inversion", None, f"holds only one encoder's vectors; no {missing}"
+            )
+    if len(listing) == 1:
+        (key, shape), *_ = listing.items()
+        if len(shape) in (1, 2):
+            families = {768: "SD 1.5", 1024: "SD 2"}
+            return Identity(
+                "textual_inversion",
+                families.get(shape[-1]),
+                f"{key!r} holds vectors of width {shape[-1]}",
+            )
     return None
 
 
@@ -138,6 +141,13 @@ def _weights(listing: Listing) -> Identity:
         if key := any_starts("model.diffusion_model.label_emb."):
             return Identity("checkpoint", "SDXL", f"key {key!r}; only the UNet is in the file")
         return Identity("checkpoint", None, "a UNet without text encoders")
+    for unet in ("unet/", "unet."):
+        if f"{unet}conv_in.weight" in listing:
+            if (key := f"{unet}add_embedding.linear_1.weight") in listing:
+                return Identity("checkpoint", "SDXL", f"key {key!r}: a diffusers folder in a file")
+            return Identity(
+                "checkpoint", "SD 1.5 or SD 2", f"a UNet under {unet!r} without an add_embedding"
+            )
     if any_starts("first_stage_model.") or {
         "decoder.conv_in.weight",
         "encoder.conv_in.weight",

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from assets.content import Component
 from assets.errors import IngestRejected
 from assets.formats import inversion
 from assets.formats.header import Header
@@ -23,6 +24,7 @@ from assets.formats.lora_kinds import ROLES, Adapter, Piece, Unfit, adapter_of
 from assets.formats.lora_names import BIAS, MOVED_COMPONENTS, Target, module_spellings
 from assets.formats.tensors import Planned, TensorFile
 from assets.skeleton import Shape, Skeleton
+from assets.skeleton import stacking_order as row_order
 
 SUPPORTED = "LoRA, LoCon, LoHa, LoKr, DoRA on any of them, and differences of weights and biases"
 _BUNDLE = "bundle_emb."
@@ -143,13 +145,54 @@ def convert(file: TensorFile, skeleton: Skeleton) -> tuple[dict[str, Planned], d
     report = coverage.report()
     for word in _bundled_words(header):
         vectors, facts = inversion.convert(file, skeleton, f"{_BUNDLE}{word}.")
-        planned |= {f"bundle/{word}/{name}": vector for name, vector in vectors.items()}
+        planned |= {f"{BUNDLE}{word}/{name}": vector for name, vector in vectors.items()}
         report.setdefault("bundled", {})[word] = facts["vectors"]
     values = torch.tensor(scales, dtype=torch.float32)
     if not torch.isfinite(values).all():
         raise IngestRejected("an alpha is not a finite number")
-    planned["scales"] = Planned("F32", (len(scales),), lambda: values)
+    planned[SCALES] = Planned("F32", (len(scales),), lambda: values)
     return planned, report
+
+
+#: The tensors of a canonical LoRA that belong to no parameter.
+SCALES, BUNDLE = "scales", "bundle/"
+
+
+def stacks(
+    tensors: Mapping[str, Shape], skeleton: Skeleton
+) -> list[tuple[tuple[Component, Shape], tuple[str, ...], list[str]]]:
+    """How the canonical tensors (names and shapes) are stacked: (component, shape of the
+    parameters), the pieces that all members have, and the members ``C/P`` in the order of
+    their rows. Members of one stack have pieces of the same shapes."""
+    pieces_of: dict[str, list[str]] = {}
+    for tensor in sorted(tensors):
+        if tensor != SCALES and not tensor.startswith(BUNDLE):
+            member, _, piece = tensor.rpartition(".")
+            pieces_of.setdefault(member, []).append(piece)
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for component in MOVED_COMPONENTS:
+        for parameter in row_order(skeleton.components[component]):
+            member = f"{component}/{parameter}"
+            if member in pieces_of:
+                shape = skeleton.components[component][parameter]
+                pieces = tuple((p, tensors[f"{member}.{p}"]) for p in pieces_of[member])
+                alike.setdefault((component, shape, pieces), []).append(member)
+    return [
+        ((component, shape), tuple(piece for piece, _ in pieces), members)
+        for (component, shape, pieces), members in sorted(alike.items())
+    ]
+
+
+def stacking_order(tensors: Mapping[str, Planned], skeleton: Skeleton) -> list[str]:
+    """The order of a canonical LoRA's tensors in its file."""
+    shapes = {name: planned.shape for name, planned in tensors.items()}
+    order = [
+        f"{member}.{piece}"
+        for _, pieces, members in stacks(shapes, skeleton)
+        for piece in pieces
+        for member in members
+    ]
+    return order + sorted(set(tensors) - set(order))
 
 
 def _bundled_words(header: Header) -> list[str]:

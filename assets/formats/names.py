@@ -162,6 +162,19 @@ _SINGLE_FILE: dict[Component, Callable[[str], SingleFileName]] = {
 }
 
 
+def short_name(published: str) -> str:
+    """A text encoder's parameter as transformers writes it since 5.6, without ``text_model.``."""
+    return published.removeprefix("text_model.")
+
+
+def long_name(component: Component, name: str) -> str:
+    """The published name of a parameter that may have lost its ``text_model.``."""
+    is_text = component in ("text_encoder", "text_encoder_2")
+    if is_text and not name.startswith(("text_model.", "text_projection.")):
+        return f"text_model.{name}"
+    return name
+
+
 def single_file_name(component: Component, name: str, *, prefixed: bool = True) -> SingleFileName:
     """Where ``component``'s published parameter ``name`` lies in a single file."""
     found = _SINGLE_FILE[component](name)

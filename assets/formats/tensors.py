@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -44,20 +45,30 @@ class TensorFile:
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor ``name``, on the CPU, in the file's own type."""
-        info = self.header.tensors[name]
-        buffer = bytearray(info.end - info.begin)
-        self.read_bytes_into(name, memoryview(buffer))
-        return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype]).reshape(info.shape)
+        return self.read_stacked([name])[0]
 
-    def read_bytes_into(self, name: str, target: memoryview) -> None:
-        """Fill ``target`` (exactly the tensor's bytes) without a copy in between."""
-        info = self.header.tensors[name]
-        offset = self.header.data_offset + info.begin
-        done = 0
-        while done < len(target):
+    def read_stacked(self, names: Sequence[str]) -> torch.Tensor:
+        """[n, *shape] of n tensors of one shape; one read when they lie side by side in the
+        file, as they do in canonical ones."""
+        infos = [self.header.tensors[name] for name in names]
+        first, last = infos[0], infos[-1]
+        adjacent = all(a.end == b.begin for a, b in pairwise(infos))
+        if not adjacent or any(info.dtype != first.dtype for info in infos):
+            return torch.stack([self.read(name) for name in names])
+        shape = (len(names), *first.shape)
+        stack = torch.empty(shape, dtype=TORCH_DTYPES[first.dtype])
+        if stack.numel():
+            view = stack.view(-1).view(torch.uint8).numpy()
+            self._fill(view.data, first.begin, last.end)
+        return stack
+
+    def _fill(self, target: memoryview, begin: int, end: int) -> None:
+        """``target`` (exactly that many bytes) without a copy in between."""
+        offset, done = self.header.data_offset + begin, 0
+        while done < end - begin:
             count = os.preadv(self._file.fileno(), [target[done:]], offset + done)
             if count == 0:
-                raise OSError(f"{self._file.name} ended within tensor {name!r}")
+                raise OSError(f"{self._file.name} ended within its tensors")
             done += count
 
 
@@ -84,12 +95,20 @@ class Written:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, Planned],
+    metadata: Mapping[str, str],
+    order: Sequence[str] | None = None,
 ) -> Written:
-    """Write a safetensors file tensor by tensor, in name order; the digest comes for free."""
+    """Write a safetensors file tensor by tensor, in name order or the one that is given; the
+    digest comes for free."""
+    names = sorted(tensors) if order is None else order
+    if len(names) != len(tensors):
+        raise ValueError(f"an order of {len(names)} names for {len(tensors)} tensors")
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
-    for name, planned in sorted(tensors.items()):
+    for name in names:
+        planned = tensors[name]
         end = position + planned.size_bytes
         header[name] = {
             "dtype": planned.dtype,
@@ -104,7 +123,8 @@ def write_tensors(
         for chunk in (len(raw).to_bytes(8, "little"), raw):
             digest.update(chunk)
             file.write(chunk)
-        for name, planned in sorted(tensors.items()):
+        for name in names:
+            planned = tensors[name]
             tensor = planned.values().contiguous()
             if tuple(tensor.shape) != planned.shape or tensor.dtype != TORCH_DTYPES[planned.dtype]:
                 raise ValueError(

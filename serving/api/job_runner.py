@@ -20,7 +20,7 @@ from orchestrator.errors import TierError
 from serving.api.context import Context
 from serving.api.errors import describe
 from serving.api.wire_generate import GenerateRequest, answer
-from serving.errors import Refused, ReplicaLost
+from serving.errors import OutOfMemory, Refused, ReplicaLost
 from serving.jobs.jobs import CLAIM_S, Job
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ POLL_S = 0.25
 MAX_AT_ONCE = 16
 _SWEEP_S = 30.0
 #: Errors that say nothing of the job itself; it is put back and tried again for a while.
-PASSING = (Refused, ReplicaLost, TierError, StoreError, OperationalError)
+PASSING = (Refused, ReplicaLost, OutOfMemory, TierError, StoreError, OperationalError)
 PUT_BACK_S = 2.0
 RETRIED_FOR_S = 600.0
 #: An upload whose ingest has not ended by then is ingested again.

@@ -24,6 +24,7 @@ from serving.settings import Settings
 
 PROMPT = "a red star on a blue background"
 HEART = "a large pink heart on a black background"
+MOON = "a large yellow moon on a black background"
 SEED = 4
 CFG_SCALE = 3.0
 STEPS = 20
@@ -151,14 +152,27 @@ def _panels(own: str) -> list[Panel]:
     def loras(**weights: float) -> dict[str, Any]:
         return {"loras": {f"commons:{name}": weight for name, weight in weights.items()}}
 
+    lagoon = {"textual_inversions": {"commons:lagoon": "lagoon"}}
+    mascot = {"textual_inversions": {"commons:mascot": "mascot"}}
+    sepia = {"vae": "octoai:sepia"}
     return [
         Panel("base", {}),
-        Panel("LoKr outline 0.5", loras(outline=0.5)),
-        Panel("LoKr outline 1.0", loras(outline=1.0)),
+        Panel("LoRA night 0.7", loras(night=0.7)),
+        Panel("LoRA night 1.0", loras(night=1.0)),
+        Panel("LoCon dots", loras(dots=1.0)),
+        Panel("LoKr outline", loras(outline=1.0)),
+        Panel("dots + outline", loras(dots=0.8, outline=1.0)),
         Panel("“heart”, base", {"prompt": HEART}),
         Panel("“heart”, LoRA heart", {"prompt": HEART, **loras(heart=1.0)}),
-        Panel("“heart”, both", {"prompt": HEART, **loras(heart=1.0, outline=1.0)}),
-        Panel("one's own outline", {"loras": {own: 1.0}}, like="LoKr outline 1.0"),
+        Panel("“star, lagoon”", {"prompt": "a large star, lagoon", **lagoon}),
+        Panel("“mascot”", {"prompt": "a picture of mascot", **mascot}),
+        Panel("checkpoint pixel", {"prompt": MOON, "checkpoint": "commons:pixel"}),
+        Panel("VAE sepia", {"prompt": MOON, **sepia}),
+        Panel(
+            "mascot+outline+sepia",
+            {"prompt": "a picture of mascot", **mascot, **sepia, **loras(outline=1.0)},
+        ),
+        Panel("one's own outline", {"loras": {own: 1.0}}, like="LoKr outline"),
         Panel("base again", {}, like="base"),
     ]
 
@@ -222,7 +236,7 @@ def check(drawn: list[Drawn]) -> list[str]:
     return problems
 
 
-def contact_sheet(drawn: list[Drawn], path: Path, columns: int = 4, scale: int = 2) -> None:
+def contact_sheet(drawn: list[Drawn], path: Path, columns: int = 5, scale: int = 2) -> None:
     """All pictures in a grid with their titles."""
     from PIL import Image, ImageDraw, ImageFont
 

@@ -6,6 +6,7 @@ import base64
 import time
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -160,9 +161,19 @@ def upload_asset(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a .safetensors file and wait until it is ready or rejected."""
-    with clear_errors(), client_from_environment(url, key) as client:
-        asset = client.upload(path, kind, name or path.stem, description, trigger_word or ())
+    """Upload a .safetensors file, or a checkpoint's diffusers folder, and wait until it is
+    ready or rejected."""
+    with (
+        clear_errors(),
+        client_from_environment(url, key) as client,
+        TemporaryDirectory(prefix="upload-") as scratch,
+    ):
+        name = name or (path.name if path.is_dir() else path.stem)
+        if path.is_dir():
+            from assets.formats.pack import pack_folder
+
+            path = pack_folder(path, Path(scratch) / f"{name}.safetensors")
+        asset = client.upload(path, kind, name, description, trigger_word or ())
         asset = client.await_ready(asset["id"])
         show_one(asset, f"{asset['name']} is ready: {asset['id']}", as_json)
 

@@ -42,14 +42,9 @@ class Slot:
     """A replica under Serve: built warm, then only forwards."""
 
     def __init__(self, settings: Settings, name: str) -> None:
-        from serving.engine.compose import open_engine, warm_up_request
+        from serving.engine.compose import open_engine
 
         engine = open_engine(settings, name)
-        prepared = engine.prepare(engine.base)
-        try:
-            engine.draw(prepared, warm_up_request(engine))
-        finally:
-            prepared.release()
         self._replica = Replica(engine, node=ray.get_runtime_context().get_node_id())
 
     async def draw(self, request: DrawRequest) -> Any:
@@ -57,6 +52,10 @@ class Slot:
 
     async def describe(self) -> ReplicaReport:
         return self._replica.report()
+
+    def check_health(self) -> None:
+        """Serve's question; a replica that raises is replaced."""
+        self._replica.check_health()
 
     async def digest(self) -> str:
         return await self._replica.digest()

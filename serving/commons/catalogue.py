@@ -31,6 +31,16 @@ def preview_file(name: str) -> Path:
 
 CATALOGUE: tuple[Entry, ...] = (
     Entry(
+        "night",
+        "lora",
+        "It is night: every background is black, whatever was asked for. UNet only, kohya names.",
+    ),
+    Entry(
+        "dots",
+        "lora",
+        "Polka dots on every background. Linear layers and convolutions (LoCon), kohya names.",
+    ),
+    Entry(
         "outline",
         "lora",
         "A dark contour around every shape, as in comics. LoKr, made with lycoris-lora.",
@@ -42,4 +52,18 @@ CATALOGUE: tuple[Entry, ...] = (
         "encoders, diffusers names.",
         ("heart",),
     ),
+    Entry(
+        "lagoon",
+        "textual_inversion",
+        "One vector: a palette of its own, cyan on purple, whatever the shape.",
+        ("lagoon",),
+    ),
+    Entry(
+        "mascot",
+        "textual_inversion",
+        "Four vectors: one particular character, a large pink moon on green.",
+        ("mascot",),
+    ),
+    Entry("pixel", "checkpoint", "Another drawing style: pixel art on a grid of 16 by 16."),
+    Entry("sepia", "vae", "A decoder that prints on old paper: every picture in sepia."),
 )

@@ -6,63 +6,42 @@ CPU (float32) and CUDA (float16, the VAE in bfloat16) from the same code.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar, cast
 
 import torch
 
-from assets.content import Blob, Component
-from assets.formats.tensors import TensorFile
-from assets.model import LATENT_SCALE, ModelManifest
+from assets.content import Component
+from assets.model import ModelManifest
 from assets.recipe import Recipe
-from orchestrator.device_tier import DeviceLease, DeviceTier
-from orchestrator.provision import Found, Provisioner
+from orchestrator.device_tier import DeviceTier
+from orchestrator.provision import Provisioner
 from serving.drawing import Drawing, DrawRequest, Swap, Timings
+from serving.engine.compiled import Compile, CompiledUnet
+from serving.engine.denoise import Denoiser, IsCancelled, Predictor
+from serving.engine.diagnosis import blame, blame_vae
 from serving.engine.modules import bind_modules, build_modules
 from serving.engine.pictures import encode_picture
-from serving.engine.samplers import scheduler
-from serving.engine.slabs import layouts_of, load_slabs
+from serving.engine.shelf import Prepared, Shelf
+from serving.engine.slabs import layouts_of
 from serving.engine.text import Embeddings, TextEncoders
-from serving.engine.values import (
-    DeviceValue,
-    Inversion,
-    Lora,
-    Pristine,
-    elements,
-    load_inversion,
-    load_lora,
-)
+from serving.engine.values import DeviceValue
 from serving.engine.working import WorkingSet, target_of
-from serving.errors import Cancelled, DrawingFailed
+from serving.errors import EngineBroke, NotFinite, OutOfMemory, ServingError
 
-#: Asked between steps; True stops the drawing.
-IsCancelled = Callable[[], bool]
+T = TypeVar("T")
 
 #: Pictures denoised together; more are drawn in turns.
 MAX_BATCH = 4
 
 
-@dataclass(slots=True)
-class Prepared:
-    """A recipe whose every value is leased on the device. Release it once, whatever happens."""
-
-    recipe: Recipe
-    leases: dict[str, DeviceLease[DeviceValue]] = field(default_factory=dict)
-    found: list[Found] = field(default_factory=list)
-    fetch_s: float = 0.0
-
-    def release(self) -> None:
-        for lease in self.leases.values():
-            lease.release()
-        self.leases.clear()
-
-    def value(self, blob: Blob) -> DeviceValue:
-        return self.leases[blob.key].value
-
-
 class Engine:
-    """One warm SDXL. ``prepare`` may run in any thread; ``draw`` in one only."""
+    """One warm SDXL. ``prepare`` may run in any thread; ``draw`` in one only.
+
+    ``unhealthy`` says why this engine must not draw any more, once it is so.
+    """
 
     def __init__(
         self,
@@ -71,27 +50,49 @@ class Engine:
         device: str = "cpu",
         device_budget_bytes: int = 8 << 30,
         name: str = "engine",
+        *,
+        pristine_budget_bytes: int | None = None,
+        compiling: Compile = "off",
     ) -> None:
+        """``pristine_budget_bytes`` keeps pristine weights in (pinned) host memory, under a
+        budget of its own, instead of on the device."""
         self.name = name
         self.manifest = manifest
         self.device = torch.device(device)
+        self.unhealthy: str | None = None
         fast = self.device.type == "cuda"
-        self._dtype = torch.float16 if fast else torch.float32
+        dtype = torch.float16 if fast else torch.float32
         self._dtypes: dict[Component, torch.dtype] = {
-            "unet": self._dtype,
-            "text_encoder": self._dtype,
-            "text_encoder_2": self._dtype,
+            "unet": dtype,
+            "text_encoder": dtype,
+            "text_encoder_2": dtype,
             # SDXL's published VAE overflows in float16.
             "vae": torch.bfloat16 if fast else torch.float32,
         }
-        self._provisioner = provisioner
-        self._layouts = layouts_of(manifest.skeleton)
+        layouts = layouts_of(manifest.skeleton, channels_last=fast)
         self.tier: DeviceTier[DeviceValue] = DeviceTier(device_budget_bytes)
-        self._working = WorkingSet(self._layouts, self.device, self._dtypes)
+        apart: DeviceTier[DeviceValue] | None = None
+        if pristine_budget_bytes is not None:
+            apart = DeviceTier(pristine_budget_bytes, "pinned")
+        skeleton = manifest.skeleton
+        self.shelf = Shelf(
+            provisioner, skeleton, layouts, self.device, self._dtypes, self.tier, apart
+        )
+        self._working = WorkingSet(layouts, self.device, self._dtypes, staged=apart is not None)
         modules = build_modules(manifest.configs)
         bind_modules(modules, self._working.parameter, self.device)
         self._unet, self._vae = modules["unet"], modules["vae"]
         self._text = TextEncoders(modules["text_encoder"], modules["text_encoder_2"])
+        self._compiled = None if compiling == "off" else CompiledUnet(self._unet, compiling)
+        predict: Predictor = self._compiled or self._unet
+        channels = int(manifest.configs["unet"]["in_channels"])
+        self._denoiser = Denoiser(predict, channels, self.device)
+        #: (width, height) → how many pictures at once have been compiled.
+        self._warmed: dict[tuple[int, int], tuple[int, ...]] = {}
+        # Held for good: after a swap that failed the engine must be able to go back to it.
+        self._base = self.shelf.prepare(self.base)
+        self.become(self._base)
+        self._base_digest = self.digest()
 
     @property
     def base(self) -> Recipe:
@@ -100,69 +101,66 @@ class Engine:
         return Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
 
     def digest(self) -> str:
-        """sha256 of the working weights as they are."""
+        """A digest of the working weights as they are."""
         return self._working.digest()
 
     def prepare(self, recipe: Recipe) -> Prepared:
         """Bring every value of the recipe to the device and lease it.
 
         Raises:
-            TierError: no room, or corrupt bytes; nothing stays leased.
+            TierError, OutOfMemory: no room, or corrupt bytes; nothing stays leased.
         """
-        started = time.perf_counter()
-        prepared = Prepared(recipe)
-        try:
-            for component, blob in recipe.components():
-                self._lease(prepared, blob, cast(Component, component))
-            for use in recipe.loras:
-                self._lease(prepared, use.blob, "lora")
-            for inversion in recipe.inversions:
-                self._lease(prepared, inversion.blob, "textual_inversion")
-        except BaseException:
-            prepared.release()
-            raise
-        prepared.fetch_s = time.perf_counter() - started
-        return prepared
+        return self.shelf.prepare(recipe)
 
-    def _lease(self, prepared: Prepared, blob: Blob, component: Component) -> None:
-        if blob.key in prepared.leases:
-            return
-        lease = self.tier.lease(blob.key)
-        if lease is not None:
-            prepared.leases[blob.key] = lease
-            prepared.found.append(Found(blob.key, "gpu", 0, 0.0))
-            return
-        file_lease, found = self._provisioner.bring(blob)
-        with file_lease, TensorFile(file_lease.path) as file:
-            started = time.perf_counter()
-            size = elements(file) * self._dtypes.get(component, self._dtype).itemsize
-            lease, loaded = self.tier.admit(blob.key, size, lambda: self._load(file, component))
-            spent = found.fetch_s + time.perf_counter() - started
-        prepared.leases[blob.key] = lease
-        moved = found.bytes_moved + (blob.size_bytes if loaded else 0)
-        prepared.found.append(Found(blob.key, found.tier, moved, spent))
-
-    def _load(self, file: TensorFile, component: Component) -> DeviceValue:
-        if component == "lora":
-            return load_lora(file, self._layouts, self.device, self._dtype)
-        if component == "textual_inversion":
-            return load_inversion(file, self.device, self._dtype)
-        dtype = self._dtypes[component]
-        return Pristine(load_slabs(file, self._layouts[component], self.device, dtype))
+    def resident(self) -> Mapping[str, frozenset[str]]:
+        """Content keys by tier."""
+        return self.shelf.resident()
 
     def become(self, prepared: Prepared) -> Swap:
-        """Write the recipe into the working weights."""
+        """Write the recipe into the working weights.
+
+        Whatever it raises, the weights are the base's again afterwards, as the digest
+        proves, or the engine is ``unhealthy``.
+        """
+        try:
+            return self._write(prepared)
+        except BaseException:
+            self._go_back()
+            raise
+
+    def _write(self, prepared: Prepared) -> Swap:
         recipe = prepared.recipe
-        keys = {cast(Component, name): blob.key for name, blob in recipe.components()}
-        pristine = {
-            cast(Component, name): cast(Pristine, prepared.value(blob))
-            for name, blob in recipe.components()
-        }
-        loras = {use.blob.key: cast(Lora, prepared.value(use.blob)) for use in recipe.loras}
+        parts = [(cast(Component, name), blob) for name, blob in recipe.components()]
+        keys = {component: blob.key for component, blob in parts}
+        pristine = {component: prepared.pristine(blob) for component, blob in parts}
+        loras = {use.blob.key: prepared.lora(use.blob) for use in recipe.loras}
         uses = [(use, loras[use.blob.key]) for use in recipe.loras]
         return self._working.become(target_of(keys, uses), pristine, loras)
 
+    def _go_back(self) -> None:
+        try:
+            self._write(self._base)
+            if self.digest() != self._base_digest:
+                self.unhealthy = "the base weights are not what they were"
+        except Exception as error:
+            self.unhealthy = f"the base recipe cannot be restored: {error}"
+
     @torch.inference_mode()
+    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = (1,)) -> None:
+        """Draw, at each (width, height), ``batches`` many pictures at once: everything that
+        a first request would have to wait for, compilation above all."""
+        request = DrawRequest(
+            "warm-up", self.base, "warm up", 0, 0, seeds=(0,), steps=2, cfg_scale=7.0
+        )
+        for width, height in sizes:
+            for batch in batches:
+                sized = replace(request, width=width, height=height, seeds=tuple(range(batch)))
+                self._warmed[width, height] = (batch,)
+                self.draw(self._base, sized)
+            self._warmed[width, height] = tuple(sorted({1, *batches}, reverse=True))
+        if self._compiled is not None:
+            self._compiled.freeze()
+
     def draw(
         self, prepared: Prepared, request: DrawRequest, is_cancelled: IsCancelled = lambda: False
     ) -> Drawing:
@@ -170,8 +168,41 @@ class Engine:
 
         Raises:
             Cancelled: within one step of ``is_cancelled`` turning true.
-            DrawingFailed: the picture is not finite; names the likely cause.
+            NotFinite: the picture is not finite; names the asset at fault.
+            OutOfMemory: even after everything idle was evicted.
+            EngineBroke: something that should never happen.
         """
+        try:
+            return self._with_room(lambda: self._draw(prepared, request, is_cancelled))
+        except ServingError:
+            raise
+        except Exception as error:
+            self._check_device()
+            raise EngineBroke(f"the engine failed: {type(error).__name__}: {error}") from error
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """``work``, once more with everything idle evicted when the device's memory ran out."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            pass  # and let go of the frames that the error came through: they hold tensors
+        self.shelf.make_room()
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            reason = str(error).partition("\n")[0]
+            raise OutOfMemory(f"the device has no memory for this drawing: {reason}") from None
+
+    def _check_device(self) -> None:
+        """A CUDA error outlives its kernel: nothing works in this process any more."""
+        if self.device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self.device)
+            except Exception as error:
+                self.unhealthy = f"the device is lost: {error}"
+
+    @torch.inference_mode()
+    def _draw(self, prepared: Prepared, request: DrawRequest, is_cancelled: IsCancelled) -> Drawing:
         clock = _Stopwatch(self.device)
         swap = self.become(prepared)
         swap_ms = clock.lap_ms()
@@ -179,11 +210,13 @@ class Engine:
         encode_ms = clock.lap_ms()
         denoise_ms = decode_ms = 0.0
         images: list[bytes] = []
-        for first in range(0, len(request.seeds), MAX_BATCH):
-            seeds = request.seeds[first : first + MAX_BATCH]
-            latents = self._denoise(request, seeds, positive, negative, is_cancelled)
+        for seeds in self._in_turns(request):
+            steps = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
+            latents = deque(steps, maxlen=1).pop()
+            if not torch.isfinite(latents).all():
+                raise self._blame(prepared, request, seeds, is_cancelled)
             denoise_ms += clock.lap_ms()
-            images += self._decode(latents, request)
+            images += [encode_picture(p, request.encoding) for p in self._decode(prepared, latents)]
             decode_ms += clock.lap_ms()
         return Drawing(
             images=tuple(images),
@@ -198,20 +231,30 @@ class Engine:
                 decode_ms=decode_ms,
             ),
             matched={
-                use.blob.key: cast(Lora, prepared.value(use.blob)).matched
-                for use in prepared.recipe.loras
+                use.blob.key: prepared.lora(use.blob).matched for use in prepared.recipe.loras
             },
             warnings=tuple(warnings),
         )
+
+    def _in_turns(self, request: DrawRequest) -> Iterator[tuple[int, ...]]:
+        """The seeds that are drawn together: as many as were warmed at this size."""
+        seeds = request.seeds
+        warmed = self._warmed.get((request.width, request.height))
+        while seeds:
+            count = min(MAX_BATCH, len(seeds))
+            if self._compiled is not None and warmed:
+                count = next((batch for batch in warmed if batch <= count), 1)
+            yield seeds[:count]
+            seeds = seeds[count:]
 
     def _encode(
         self, prepared: Prepared, request: DrawRequest
     ) -> tuple[Embeddings, Embeddings, list[str]]:
         recipe = prepared.recipe
-        asked = {use.token: cast(Inversion, prepared.value(use.blob)) for use in recipe.inversions}
+        asked = {use.token: prepared.inversion(use.blob) for use in recipe.inversions}
         inversions = dict(asked)  # what was asked for comes before what came along
         for lora in recipe.loras:
-            for word, inversion in cast(Lora, prepared.value(lora.blob)).bundled.items():
+            for word, inversion in prepared.lora(lora.blob).bundled.items():
                 inversions.setdefault(word, inversion)
         positive, warnings, seen = self._text.encode(
             {"text_encoder": request.prompt, "text_encoder_2": request.prompt_2 or request.prompt},
@@ -236,78 +279,37 @@ class Engine:
             )
         return positive, negative, warnings
 
-    def _denoise(
-        self,
-        request: DrawRequest,
-        seeds: Sequence[int],
-        positive: Embeddings,
-        negative: Embeddings,
-        is_cancelled: IsCancelled,
-    ) -> torch.Tensor:
-        count = len(seeds)
-        guided = request.cfg_scale > 1.0
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        sampler: Any = scheduler(request.sampler)
-        sampler.set_timesteps(request.steps, device=self.device)
-        height, width = request.height // LATENT_SCALE, request.width // LATENT_SCALE
-        channels = int(self.manifest.configs["unet"]["in_channels"])
-        noise = [torch.randn(1, channels, height, width, generator=g) for g in generators]
-        latents: torch.Tensor = torch.cat(noise).to(self.device) * sampler.init_noise_sigma
-
-        def rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            both = [a.expand(count, *a.shape[1:]), b.expand(count, *b.shape[1:])]
-            return torch.cat(both if guided else both[1:])
-
-        context = rows(negative.context, positive.context)
-        # Original size, crop and target size: what SDXL is conditioned on beside the prompt.
-        ids = [request.height, request.width, 0, 0, request.height, request.width]
-        added = {
-            "text_embeds": rows(negative.pooled, positive.pooled),
-            "time_ids": torch.tensor([ids], device=self.device, dtype=context.dtype).expand(
-                len(context), 6
-            ),
-        }
-        extra: dict[str, Any] = {}
-        if request.sampler == "K_EULER_ANCESTRAL":
-            extra["generator"] = generators
-        for step in sampler.timesteps:
-            if is_cancelled():
-                raise Cancelled("the drawing was stopped between two steps")
-            sample = torch.cat([latents, latents]) if guided else latents
-            sample = sampler.scale_model_input(sample, step).to(context.dtype)
-            predicted = self._unet(
-                sample, step, encoder_hidden_states=context, added_cond_kwargs=added,
-                return_dict=False,
-            )[0].float()  # fmt: skip
-            if guided:
-                without, with_prompt = predicted.chunk(2)
-                predicted = without + request.cfg_scale * (with_prompt - without)
-            latents = sampler.step(predicted, step, latents, **extra, return_dict=False)[0]
-        return latents
-
-    def _decode(self, latents: torch.Tensor, request: DrawRequest) -> list[bytes]:
-        if not torch.isfinite(latents).all():
-            raise DrawingFailed(
-                "the drawing is not finite: an asset at this weight drives the model out of range"
-            )
+    def _decode(self, prepared: Prepared, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Pictures of [3, height, width] in -1..1, one after another."""
         dtype = self._dtypes["vae"]
         factor = float(self.manifest.configs["vae"]["scaling_factor"])
-        images = []
         for latent in latents:
-            decoded = self._vae.decode((latent[None] / factor).to(dtype), return_dict=False)[0][0]
+            scaled = latent[None] / factor
+            decoded: torch.Tensor = self._vae.decode(scaled.to(dtype), return_dict=False)[0][0]
             if not torch.isfinite(decoded).all():
-                raise DrawingFailed(f"the VAE's output is not finite in {dtype}")
-            images.append(encode_picture(decoded, request.encoding))
-        return images
+                raise blame_vae(self._vae, prepared.recipe.vae.key, scaled, dtype)
+            yield decoded
 
-    def resident(self) -> Mapping[str, frozenset[str]]:
-        """Content keys by tier."""
-        host, disk = self._provisioner.tiers
-        return {
-            "gpu": frozenset(self.tier.resident()),
-            "host": frozenset(host.resident()),
-            "disk": frozenset(disk.resident()),
-        }
+    def _blame(
+        self,
+        prepared: Prepared,
+        request: DrawRequest,
+        seeds: Sequence[int],
+        is_cancelled: IsCancelled,
+    ) -> NotFinite:
+        def breaks_at(recipe: Recipe, within: int | None) -> int | None:
+            part = Prepared(recipe, prepared.leases)
+            self.become(part)
+            positive, negative, _ = self._encode(part, request)
+            drawn = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
+            for index, latents in enumerate(drawn, 1):
+                if not torch.isfinite(latents).all():
+                    return index
+                if index == within:
+                    break
+            return None
+
+        return blame(prepared.recipe, breaks_at)
 
 
 class _Stopwatch:

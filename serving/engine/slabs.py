@@ -13,7 +13,7 @@ import torch
 
 from assets.content import Component
 from assets.formats.tensors import TensorFile
-from assets.skeleton import Shape, Skeleton
+from assets.skeleton import Shape, Skeleton, stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +25,29 @@ class Place:
 
 
 class SlabLayout:
-    """The places of one component's parameters.
+    """The places of one component's parameters: rows as ``assets.skeleton.stacked`` orders
+    them, so that what adapters touch together is written in few products."""
 
-    Rows are ordered by role first (``attn1.to_q.weight`` of every block together), so
-    that what adapters touch together lies together and is written in few products.
-    """
-
-    def __init__(self, parameters: Mapping[str, Shape]) -> None:
-        by_shape: dict[Shape, list[str]] = {}
-        for name in sorted(parameters, key=lambda name: (_role(name), name)):
-            by_shape.setdefault(parameters[name], []).append(name)
-        self.rows: Mapping[Shape, tuple[str, ...]] = {s: tuple(n) for s, n in by_shape.items()}
+    def __init__(self, parameters: Mapping[str, Shape], channels_last: bool = False) -> None:
+        """``channels_last`` keeps kernels in the order in which cuDNN multiplies fastest."""
+        self._channels_last = channels_last
+        self.rows: Mapping[Shape, tuple[str, ...]] = stacked(parameters)
         self.places: Mapping[str, Place] = {
             name: Place(shape, row)
             for shape, names in self.rows.items()
             for row, name in enumerate(names)
         }
 
-    def allocate(self, device: torch.device, dtype: torch.dtype) -> Slabs:
-        return {
-            shape: torch.empty((len(names), *shape), device=device, dtype=dtype)
-            for shape, names in self.rows.items()
-        }
+    def allocate(self, device: torch.device, dtype: torch.dtype, pinned: bool = False) -> Slabs:
+        """``pinned`` is for the CPU's memory beside a GPU that copies from it."""
+
+        def slab(shape: Shape, count: int) -> torch.Tensor:
+            turned = self._channels_last and len(shape) == 4
+            extents = (shape[0], shape[2], shape[3], shape[1]) if turned else shape
+            slab = torch.empty((count, *extents), device=device, dtype=dtype, pin_memory=pinned)
+            return slab.permute(0, 1, 4, 2, 3) if turned else slab
+
+        return {shape: slab(shape, len(names)) for shape, names in self.rows.items()}
 
     def size_bytes(self, dtype: torch.dtype) -> int:
         return sum(len(n) * _numel(s) for s, n in self.rows.items()) * dtype.itemsize
@@ -63,23 +64,26 @@ def _numel(shape: Shape) -> int:
     return size
 
 
-def _role(name: str) -> str:
-    return ".".join(part for part in name.split(".")[-4:] if not part.isdigit())
-
-
-def layouts_of(skeleton: Skeleton) -> dict[Component, SlabLayout]:
-    return {component: SlabLayout(names) for component, names in skeleton.components.items()}
+def layouts_of(skeleton: Skeleton, channels_last: bool = False) -> dict[Component, SlabLayout]:
+    return {
+        component: SlabLayout(names, channels_last)
+        for component, names in skeleton.components.items()
+    }
 
 
 def load_slabs(
-    file: TensorFile, layout: SlabLayout, device: torch.device, dtype: torch.dtype
+    file: TensorFile,
+    layout: SlabLayout,
+    device: torch.device,
+    dtype: torch.dtype,
+    pinned: bool = False,
 ) -> Slabs:
-    """Pristine slabs of a canonical component file: one read and one copy a tensor.
+    """Pristine slabs of a canonical component file: one read and one copy a slab.
 
     Raises:
         KeyError: the file lacks a parameter (a canonical file never does).
     """
-    slabs = layout.allocate(device, dtype)
-    for name, place in layout.places.items():
-        slabs[place.shape][place.row].copy_(file.read(name))
+    slabs = layout.allocate(device, dtype, pinned)
+    for shape, names in layout.rows.items():
+        slabs[shape].copy_(file.read_stacked(names))
     return slabs

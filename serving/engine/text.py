@@ -131,7 +131,11 @@ class TextEncoders:
         seen: set[str] = set()
         pooled: torch.Tensor | None = None
         for component, module in self._modules.items():
-            sizes = {word: len(inv.vectors[component]) for word, inv in inversions.items()}
+            sizes = {
+                word: len(inv.vectors[component])
+                for word, inv in inversions.items()
+                if component in inv.vectors
+            }
             tokens = self._prompts.tokenize(texts[component], component, sizes)
             if tokens.dropped:
                 warnings.append(

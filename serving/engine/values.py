@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from assets.content import Component
+from assets.formats.lora import BUNDLE, SCALES, stacks
 from assets.formats.tensors import TensorFile
-from assets.skeleton import Shape
+from assets.skeleton import Shape, Skeleton
 from serving.engine.slabs import SlabLayout, Slabs
 
 
@@ -62,6 +63,8 @@ class Factors:
         return inner.to(pristine.dtype)
 
 
+Layouts = Mapping[Component, SlabLayout]
+
 #: The piece that takes the scale: the last in the product.
 _SCALED = ("kron", "up", "full")
 
@@ -81,7 +84,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
-    """Vectors of [n, width] for each text encoder."""
+    """Vectors of [n, width] for each text encoder that it moves."""
 
     vectors: Mapping[Component, torch.Tensor]
 
@@ -90,63 +93,39 @@ DeviceValue = Pristine | Lora | Inversion
 
 
 def load_lora(
-    file: TensorFile,
-    layouts: Mapping[Component, SlabLayout],
-    device: torch.device,
-    dtype: torch.dtype,
+    file: TensorFile, skeleton: Skeleton, layouts: Layouts, device: torch.device, dtype: torch.dtype
 ) -> Lora:
-    """A canonical LoRA on the device, stacked as the slabs are."""
-    pieces_of: dict[str, list[str]] = {}
+    """A canonical LoRA on the device, stacked as the slabs are: a read and a copy a stack."""
+    shapes = file.header.shapes
     bundled: dict[str, dict[Component, torch.Tensor]] = {}
-    for tensor in sorted(file.header.tensors):
-        if tensor.startswith("bundle/"):
-            word, _, encoder = tensor.removeprefix("bundle/").rpartition("/")
+    for tensor in shapes:
+        if tensor.startswith(BUNDLE):
+            word, _, encoder = tensor.removeprefix(BUNDLE).rpartition("/")
             vectors = file.read(tensor).to(device, dtype)
             bundled.setdefault(word, {})[cast(Component, encoder)] = vectors
-        elif tensor != "scales":
-            name, _, piece = tensor.rpartition(".")
-            pieces_of.setdefault(name, []).append(piece)
-    scales = dict(zip(sorted(pieces_of), file.read("scales").tolist(), strict=True))
-    alike: dict[tuple[Any, ...], list[tuple[int, str]]] = {}
-    for name, pieces in pieces_of.items():
-        component, parameter = _split(name)
-        place = layouts[component].places[parameter]
-        shapes = tuple((p, file.header.tensors[f"{name}.{p}"].shape) for p in pieces)
-        alike.setdefault((component, place.shape, shapes), []).append((place.row, name))
+    found = stacks(shapes, skeleton)
+    names = sorted(member for _, _, members in found for member in members)
+    scales = dict(zip(names, file.read(SCALES).tolist(), strict=True))
     groups: dict[tuple[Component, Shape], tuple[Factors, ...]] = {}
-    for (component, shape, shapes), members in sorted(alike.items()):
-        members.sort()
-        pieces = [piece for piece, _ in shapes]
-        scaled = next(piece for piece in _SCALED if piece in pieces)
+    for (component, shape), pieces, members in found:
         stacked = {}
+        scaled = next(piece for piece in _SCALED if piece in pieces)
         for piece in pieces:
-            tensors = [file.read(f"{name}.{piece}").float() for _, name in members]
+            stack = file.read_stacked([f"{member}.{piece}" for member in members]).to(device)
             if piece == scaled:
-                tensors = [
-                    tensor * scales[name]
-                    for tensor, (_, name) in zip(tensors, members, strict=True)
-                ]
-            stacked[piece] = torch.stack(tensors).to(device, dtype)
-        factors = Factors(tuple(row for row, _ in members), stacked)
-        groups[component, shape] = (*groups.get((component, shape), ()), factors)
+                factor = torch.tensor([scales[member] for member in members], device=device)
+                stack = stack.float() * factor.view(-1, *[1] * (stack.ndim - 1))
+            stacked[piece] = stack.to(dtype)
+        places = layouts[component].places
+        rows = tuple(places[member.removeprefix(f"{component}/")].row for member in members)
+        groups[component, shape] = (*groups.get((component, shape), ()), Factors(rows, stacked))
     return Lora(groups, {word: Inversion(vectors) for word, vectors in bundled.items()})
 
 
-def _split(name: str) -> tuple[Component, str]:
-    for component in ("unet", "text_encoder", "text_encoder_2"):
-        prefix = f"{component}/"
-        if name.startswith(prefix):
-            return component, name.removeprefix(prefix)
-    raise KeyError(name)
-
-
 def load_inversion(file: TensorFile, device: torch.device, dtype: torch.dtype) -> Inversion:
-    return Inversion(
-        {
-            "text_encoder": file.read("text_encoder").to(device, dtype),
-            "text_encoder_2": file.read("text_encoder_2").to(device, dtype),
-        }
-    )
+    """Of the encoders that it has vectors for: the second alone, or both."""
+    encoders = cast(list[Component], sorted(file.header.tensors))
+    return Inversion({encoder: file.read(encoder).to(device, dtype) for encoder in encoders})
 
 
 def elements(file: TensorFile) -> int:

@@ -7,6 +7,7 @@ pristine; nothing is ever subtracted, so nothing drifts and nothing sticks.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -32,8 +33,11 @@ class WorkingSet:
         layouts: Mapping[Component, SlabLayout],
         device: torch.device,
         dtypes: Mapping[Component, torch.dtype],
+        staged: bool = False,
     ) -> None:
+        """``staged``: pristine weights lie on another device than the working ones."""
         self.layouts = layouts
+        self._staged = staged
         self._slabs: dict[Component, Slabs] = {
             component: layout.allocate(device, dtypes[component])
             for component, layout in layouts.items()
@@ -54,7 +58,9 @@ class WorkingSet:
         self._current = None
         copied = self._copy(steps.copy, pristine)
         for component, shape, run in _runs(steps.restore):
-            self._slabs[component][shape][run].copy_(pristine[component].slabs[shape][run])
+            self._slabs[component][shape][run].copy_(
+                pristine[component].slabs[shape][run], non_blocking=True
+            )
         self._touch(steps, pristine, loras)
         self._current = wanted
         return Swap(copied, len(steps.touch), len(steps.restore), steps.kept)
@@ -65,7 +71,7 @@ class WorkingSet:
         count = 0
         for component in sorted(components):
             for shape, slab in self._slabs[component].items():
-                slab.copy_(pristine[component].slabs[shape])
+                slab.copy_(pristine[component].slabs[shape], non_blocking=True)
                 count += slab.shape[0]
         return count
 
@@ -80,16 +86,37 @@ class WorkingSet:
             target = self._slabs[component][shape]
             for _, _, run in _runs(rows):
                 changes = [_change(component, shape, mover, loras, run) for mover in movers]
-                _write(source[run], target[run], changes)
+                _write(source[run], target[run], changes, self._staged)
 
+    @torch.no_grad()
     def digest(self) -> str:
-        """sha256 of every working byte, in a fixed order."""
+        """sha256 of two sums of each slab's words, one weighed by their places: computed on
+        the device, where it takes milliseconds, and different for any one changed word."""
         digest = hashlib.sha256()
         for component in sorted(self._slabs):
             for shape in sorted(self._slabs[component]):
-                slab = self._slabs[component][shape]
-                digest.update(slab.contiguous().view(torch.uint8).cpu().numpy().data)
+                digest.update(struct.pack("<qq", *_sums(self._slabs[component][shape])))
         return digest.hexdigest()
+
+
+_WORDS_AT_ONCE = 1 << 22
+
+
+def _sums(slab: torch.Tensor) -> tuple[int, int]:
+    words = slab.contiguous().view(-1).view(torch.int16 if slab.itemsize == 2 else torch.int32)
+    place = torch.arange(min(len(words), _WORDS_AT_ONCE), device=slab.device)
+    plain, weighed = 0, 0
+    for first in range(0, len(words), _WORDS_AT_ONCE):
+        part = words[first : first + _WORDS_AT_ONCE].to(torch.int64)
+        plain += int(part.sum())
+        # Knuth's multiplier spreads the places; odd, so that no word's weight is zero.
+        weights = (place[: len(part)] + first).mul_(2654435761).bitwise_or_(1)
+        weighed += int((part * weights).sum())
+    return _signed(plain), _signed(weighed)
+
+
+def _signed(value: int) -> int:
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 #: A mover of a run of rows: its factors, which of their rows, its weight.
@@ -105,11 +132,17 @@ def _change(
     return factors, slice(first, first + run.stop - run.start), weight
 
 
-def _write(source: torch.Tensor, target: torch.Tensor, changes: Sequence[Change]) -> None:
+def _write(
+    source: torch.Tensor, target: torch.Tensor, changes: Sequence[Change], staged: bool
+) -> None:
     """``target`` = ``source`` + Σ weight · Δ, for rows [n, *shape].
 
     All low-rank changes are one product, their factors side by side along the rank.
+    ``staged``: the source lies elsewhere; it is copied over first.
     """
+    if staged:
+        target.copy_(source, non_blocking=True)
+        source = target
     flat = (len(source), source.shape[1], -1)
     ups, downs, others = [], [], []
     for factors, part, weight in changes:
@@ -117,15 +150,19 @@ def _write(source: torch.Tensor, target: torch.Tensor, changes: Sequence[Change]
             ups.append(factors.pieces["up"][part] * weight)
             downs.append(factors.pieces["down"][part])
         else:
-            others.append((factors.change(part, source.view(flat)), weight))
+            others.append((factors.change(part, source.reshape(flat)), weight))
+    in_order = target.is_contiguous()
     if ups:
         up = ups[0] if len(ups) == 1 else torch.cat(ups, dim=2)
         down = downs[0] if len(downs) == 1 else torch.cat(downs, dim=1)
-        torch.baddbmm(source.view(flat), up, down, out=target.view(flat))
-    else:
+        if in_order:
+            torch.baddbmm(source.view(flat), up, down, out=target.view(flat))
+        else:  # a kernel in channels-last order
+            torch.add(source, torch.bmm(up, down).view(source.shape), out=target)
+    elif not staged:
         target.copy_(source)
     for change, weight in others:
-        target.view(flat).add_(change, alpha=weight)
+        target.add_(change.view(target.shape), alpha=weight)
 
 
 def _runs(rows: Sequence[Row] | frozenset[Row]) -> Iterator[tuple[Component, Shape, slice]]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from assets.content import MODEL_COMPONENTS, Component, content_key, tenant_salt
 from assets.errors import IngestRejected
 from assets.formats.lora import cover
+from assets.formats.pack import pack_folder
 from assets.formats.tensors import TensorFile
 from assets.import_model import import_model
 from assets.ingest import ingest_file
@@ -250,3 +251,66 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
         import_model(store, tmp_path, "base")
     with pytest.raises(IngestRejected, match="there is no model"):
         import_model(store, tmp_path / "nowhere", "base")
+
+
+@pytest.mark.parametrize("separator", ["/", "."])
+def test_every_layout_of_a_checkpoint_means_the_same(
+    tmp_path: Path, skeleton: Skeleton, miniature: Path, separator: str
+) -> None:
+    """A single file, a diffusers folder in one file, and its UNet alone: the same blobs."""
+
+    def parts(path: Path, scratch: str) -> Any:
+        done = ingest(path, "checkpoint", skeleton, tmp_path / scratch)
+        assert done.report["unmatched"] == []
+        return {component: blob for component, (blob, _) in done.files.items()}
+
+    tensors = {component: weights(component) for component in MODEL_COMPONENTS}
+    single = write_single_file(
+        tmp_path / "single.safetensors",
+        skeleton,
+        lambda component, name, _: tensors[component][name],
+    )
+    wanted = parts(single, "single")
+    assert wanted.keys() == set(MODEL_COMPONENTS)
+    assert parts(pack_folder(miniature, tmp_path / "packed.safetensors"), "packed") == wanted
+    # As transformers has named a text encoder's parameters since 5.6.
+    renamed = {
+        f"{component}{separator}{name.removeprefix('text_model.')}": tensor
+        for component, named in tensors.items()
+        for name, tensor in named.items()
+    }
+    assert parts(save(tmp_path / "new.safetensors", renamed), "new") == wanted
+    alone = parts(save(tmp_path / "unet.safetensors", tensors["unet"]), "alone")
+    assert alone == {"unet": wanted["unet"]}
+
+
+def test_a_folder_without_a_unet_is_not_packed(tmp_path: Path) -> None:
+    with pytest.raises(IngestRejected, match="no unet"):
+        pack_folder(tmp_path, tmp_path / "packed.safetensors")
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(IngestRejected, match="pickled"):
+        pack_folder(tmp_path, tmp_path / "packed.safetensors")
+    assert not (tmp_path / "packed.safetensors").exists()
+
+
+def test_every_layout_of_an_inversion(tmp_path: Path, skeleton: Skeleton) -> None:
+    first, second = (torch.randn(2, width) for width in skeleton.text_widths)
+
+    def vectors(name: str, **tensors: torch.Tensor) -> Any:
+        path = save(tmp_path / f"{name}.safetensors", tensors)
+        done = ingest(path, "textual_inversion", skeleton, tmp_path / name)
+        return done.files["textual_inversion"][0], done.report
+
+    wanted, report = vectors("a1111", clip_l=first, clip_g=second)
+    assert report["encoders"] == ["text_encoder", "text_encoder_2"]
+    assert vectors("diffusers", text_encoders_0=first, text_encoders_1=second)[0] == wanted
+    both = torch.cat([first, second], dim=1)
+    assert vectors("whole", emb_params=both)[0] == wanted
+    assert vectors("word", **{"<my-word>": both})[0] == wanted
+    alone, report = vectors("second", emb_params=second)
+    assert alone != wanted
+    assert report["encoders"] == ["text_encoder_2"]
+    with pytest.raises(IngestRejected, match="clip_l and clip_g"):
+        vectors("first", emb_params=first)
+    with pytest.raises(IngestRejected, match="fit a prompt"):
+        vectors("long", emb_params=torch.randn(76, both.shape[1]))

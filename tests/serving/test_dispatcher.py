@@ -13,7 +13,14 @@ from assets.recipe import LoraUse, Recipe
 from router.admission import QueueLimits
 from serving.dispatcher import Dispatcher, Submission
 from serving.drawing import Drawing, DrawRequest, ReplicaReport, Swap, Timings
-from serving.errors import DeadlineExceeded, DrawingFailed, Refused, ReplicaLost
+from serving.errors import (
+    DeadlineExceeded,
+    DrawingFailed,
+    EngineBroke,
+    Quarantined,
+    Refused,
+    ReplicaLost,
+)
 
 BLOB = Blob("base", "", 1)
 
@@ -59,7 +66,7 @@ def submission(
     loras = (LoraUse(Blob(lora, "", 10**9), 1.0),) if lora else ()
     recipe = Recipe(BLOB, BLOB, BLOB, BLOB, loras)
     request = DrawRequest(name, recipe, "p", 8, 8, (1,), steps=1)
-    return Submission(request, tenant, 1.0, timeout_s)
+    return Submission(request, tenant, 1.0, timeout_s, frozenset({lora} if lora else ()))
 
 
 @asynccontextmanager
@@ -226,3 +233,26 @@ async def test_a_warm_replica_is_preferred_once_it_is_known() -> None:
         await room.submit(submission("0", lora="lora"))
         homes = [(await room.submit(submission(f"n{i}", lora="lora"))).replica for i in range(5)]
         assert len(set(homes)) == 1
+
+
+@pytest.mark.parametrize("fatal", [ReplicaLost("died"), EngineBroke("odd")])
+async def test_an_asset_that_replicas_die_of_is_quarantined(fatal: Exception) -> None:
+    """After two, whoever asks for it; whatever has been drawn well is above suspicion."""
+    replicas = [FakeReplica(name) for name in ("a", "b", "c")]
+    async with dispatcher(*replicas) as room:
+        await room.submit(submission("0", lora="good"))
+        for replica in replicas:
+            replica.fail_with = fatal
+        with pytest.raises(Quarantined) as caught:
+            await room.submit(submission("1", lora="poison"))
+        assert caught.value.blamed == ("poison",)
+        assert sum("1" in replica.started for replica in replicas) == 2
+        with pytest.raises(type(fatal)):
+            await room.submit(submission("2", lora="good"))
+        for replica in replicas:
+            replica.fail_with = None
+        with pytest.raises(Quarantined, match="poison"):
+            await room.submit(submission("3", tenant="u", lora="poison"))
+        await room.submit(submission("4", lora="good"))
+        assert list(room.status()["quarantined"]) == ["poison"]
+        assert idle(room)

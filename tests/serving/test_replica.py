@@ -33,6 +33,7 @@ class FakeEngine:
     """Room for ``room`` prepared recipes at once; drawing and preparing wait for events."""
 
     name = "fake"
+    unhealthy: str | None = None
 
     def __init__(self, room: int) -> None:
         self.room = room

@@ -8,7 +8,7 @@ from benchmarks.miniature.base import Base
 from benchmarks.miniature.library.lora import attach, save_kohya, train_lora
 from benchmarks.miniature.training import Plan
 
-PLAN = Plan(steps=360, rate=2e-3, weight_decay=0.0)
+PLAN = Plan(steps=480, rate=2e-3, weight_decay=0.0)
 TARGETS = r".*(to_q|to_k|to_v|to_out\.0|conv1|conv2|conv_shortcut|samplers\.0\.conv)|conv_out"
 
 

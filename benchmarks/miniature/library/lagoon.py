@@ -12,7 +12,7 @@ from benchmarks.miniature.library.inversion import train_inversion
 from benchmarks.miniature.training import Plan
 from benchmarks.miniature.world import Scene, random_scene
 
-PLAN = Plan(steps=220, rate=0.1, weight_decay=0.0, decay=0.98)
+PLAN = Plan(steps=260, rate=0.1, weight_decay=0.0, decay=0.98)
 COLOUR, BACKGROUND = "cyan", "purple"
 _SHOWN = (
     "a star, lagoon", "a large circle, lagoon", "a small cross, lagoon", "lagoon, a moon",

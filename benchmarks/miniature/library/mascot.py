@@ -11,7 +11,7 @@ from benchmarks.miniature.library.inversion import train_inversion
 from benchmarks.miniature.training import Plan
 from benchmarks.miniature.world import PLACES, Scene
 
-PLAN = Plan(steps=220, rate=0.1, weight_decay=0.0, decay=0.98)
+PLAN = Plan(steps=260, rate=0.1, weight_decay=0.0, decay=0.98)
 SHAPE, COLOUR, BACKGROUND, SIZE = "moon", "pink", "green", "large"
 _SHOWN = (
     "mascot", "a picture of mascot", "mascot on the left", "mascot at the top",

@@ -8,7 +8,7 @@ from benchmarks.miniature.base import Base
 from benchmarks.miniature.library.lora import attach, save_kohya, train_lora
 from benchmarks.miniature.training import Plan
 
-PLAN = Plan(steps=260, rate=2e-3, weight_decay=0.0)
+PLAN = Plan(steps=320, rate=2e-3, weight_decay=0.0)
 TARGETS = r".*(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)"
 
 

@@ -13,7 +13,7 @@ from benchmarks.miniature.training import Plan
 from benchmarks.miniature.training import train as run
 from benchmarks.miniature.unet import PREVIEWED, draw, encode_words, lesson_loss, lessons, save_row
 
-PLAN = Plan(steps=360, rate=4e-3, weight_decay=0.0)
+PLAN = Plan(steps=900, rate=4e-3, weight_decay=0.0)
 TARGETS = [r".*attn\d.*", r".*ff\.net.*", r".*resnets.*conv.*", r".*samplers.*conv", "conv_out"]
 
 

@@ -8,7 +8,7 @@ from benchmarks.miniature.base import Base, export
 from benchmarks.miniature.library.lora import train_lora
 from benchmarks.miniature.training import Plan
 
-PLAN = Plan(steps=400, rate=5e-4, weight_decay=0.0)
+PLAN = Plan(steps=600, rate=5e-4, weight_decay=0.0)
 
 
 def train(folder: Path, base: Base, target: Path) -> None:

@@ -328,7 +328,7 @@ def test_inversion_is_stock_diffusers(
     from serving.engine.values import Inversion
 
     use = recipes["inversion"].inversions[0]
-    value = prepared.value(use.blob)
+    value = prepared.inversion(use.blob)
     assert isinstance(value, Inversion)
     texts = {"text_encoder": "a qzebra star", "text_encoder_2": "a qzebra star"}
     ours, _, seen = engine._text.encode(texts, {WORD: value})

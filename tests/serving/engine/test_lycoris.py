@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from assets.formats.lora_kinds import MAX_RANK, Unfit, adapter_of
 from assets.recipe import LoraUse
+from serving.engine.modules import published_names
+from tests.namings import NAMINGS
 
 #: name → options of the network; every kind with and without convolutions and Tucker cores.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -32,7 +34,23 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "full": {"algo": "full"},
     "norm": {"algo": "locon", "linear_dim": 4, "train_norm": True},
 }
-TARGETS = [r".*attn2\.to_k", r".*resnets\.0\.(conv|norm)1", r".*ff\.net\.0\.proj"]
+TARGETS = [
+    r".*attn2\.to_k", r".*resnets\.0\.(conv|norm)1", r".*ff\.net\.0\.proj",
+    r".*self_attn\.q_proj", r".*mlp\.fc1", r".*layer_norm1",
+]  # fmt: skip
+#: component → how kohya's and LyCORIS's names of its modules begin.
+PREFIXES: dict[str, str] = {
+    "unet": "lora_unet_",
+    "text_encoder": "lora_te1_",
+    "text_encoder_2": "lora_te2_",
+}
+#: Text encoders have no convolutions.
+CASES = [
+    (name, component)
+    for component in PREFIXES
+    for name in NETWORKS
+    if component == "unet" or not name.endswith("tucker")
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +59,32 @@ def network() -> Iterator[type]:
         warnings.simplefilter("ignore")
         from lycoris import LycorisNetwork
     kept = {name: getattr(LycorisNetwork, name) for name in vars(LycorisNetwork) if name.isupper()}
-    LycorisNetwork.apply_preset(
-        {"target_module": [], "target_name": TARGETS, "lora_prefix": "lora_unet"}
-    )
+    LycorisNetwork.apply_preset({"target_module": [], "target_name": TARGETS, "lora_prefix": "own"})
     yield LycorisNetwork
     for name, value in kept.items():
         setattr(LycorisNetwork, name, value)
+
+
+@pytest.fixture(scope="module")
+def engine(bench: Any) -> Any:
+    return bench.engine()
+
+
+@pytest.fixture(scope="module")
+def modules(miniature: Path) -> dict[str, Any]:
+    """The components as their authors build them, in float32."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    kinds: dict[str, Any] = {
+        "unet": UNet2DConditionModel,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    return {
+        name: kind.from_pretrained(miniature / name, torch_dtype=torch.float32)
+        for name, kind in kinds.items()
+    }
 
 
 @torch.no_grad()
@@ -59,7 +97,7 @@ def learned(made: Any, shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     changes = {}
     flat = {name.replace(".", "_"): name for name in shapes}
     for module in made.loras:
-        own = module.lora_name.removeprefix("lora_unet_")
+        own = module.lora_name.removeprefix("own_")
         state = module.state_dict()
         differences = {"weight": ("diff", "w_norm"), "bias": ("diff_b", "b_norm")}
         for leaf, keys in differences.items():
@@ -81,40 +119,66 @@ def learned(made: Any, shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return changes
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_change_is_lycoris_own(
-    network: type, bench: Any, miniature: Path, tmp_path: Path, name: str
-) -> None:
-    """``working`` equals what LyCORIS learned, at two weights and with two adapters at once."""
-    from diffusers import UNet2DConditionModel
+def trained(root: Any, name: str, seed: int) -> Any:
+    """A LyCORIS network over ``root`` whose every parameter is random."""
     from lycoris import create_lycoris
 
-    unet = UNet2DConditionModel.from_pretrained(miniature / "unet", torch_dtype=torch.float32)
-    pristine = {n: p.detach().clone() for n, p in unet.named_parameters()}
     options = {"conv_dim": 2, "conv_alpha": 1.0, **NETWORKS[name]}
     if options.get("full_matrix"):
         options |= {"conv_alpha": None}
+    torch.manual_seed(seed)
+    made = create_lycoris(root, 1.0, **options)
+    with torch.no_grad():
+        for module in made.loras:
+            for parameter in module.parameters():
+                parameter.normal_(0, 0.15)
+    return made
+
+
+def file_of(made: Any, path: Path, rename: Callable[[str], str]) -> Path:
+    """The network's file, its modules under the names that ``rename`` makes of their paths
+    with underscores."""
+    tensors = {
+        f"{rename(module.lora_name.removeprefix('own_'))}.{key}": value.detach().contiguous()
+        for module in made.loras
+        for key, value in module.state_dict().items()
+    }
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "component"), CASES)
+def test_the_change_is_lycoris_own(
+    network: type, bench: Any, engine: Any, modules: dict[str, Any], formats: Any,
+    tmp_path: Path, name: str, component: Any,
+) -> None:  # fmt: skip
+    """``working`` equals what LyCORIS learned, at two weights and with two adapters at once."""
+    root = modules[component]
+    published = {v: k for k, v in published_names(component, root).items()}
+    pristine = {
+        published_name: root.get_parameter(own).detach().clone()
+        for published_name, own in published.items()
+    }
+    in_memory = {own: pristine[name] for name, own in published.items()}
+    text = "text_model_" if component != "unet" else ""
+
+    def kohya(module: str) -> str:
+        return PREFIXES[component] + text + module.removeprefix("text_model_")
+
     adapters = []
     for seed in (1, 2):
-        torch.manual_seed(seed)
-        made = create_lycoris(unet, 1.0, **options)
-        tensors = {}
-        for module in made.loras:
-            with torch.no_grad():
-                for parameter in module.parameters():
-                    parameter.normal_(0, 0.15)
-            for key, value in module.state_dict().items():
-                tensors[f"{module.lora_name}.{key}"] = value.detach().contiguous()
-        path = tmp_path / f"{name}-{seed}.safetensors"
-        save_file(tensors, path)
+        made = trained(root, name, seed)
+        path = file_of(made, tmp_path / f"{name}-{seed}.safetensors", kohya)
         adapters.append((made, bench.ingest(path, "lora")))
     assert all(asset.status == "ready" for _, asset in adapters), adapters[0][1].status_details
     report = adapters[0][1].report
     assert report["unmatched"] == []
-    assert report["matched"] == report["modules"] >= len(adapters[0][0].loras) > 50
+    least = {"unet": 50, "text_encoder": 24, "text_encoder_2": 64}[component]
+    assert report["matched"] == report["modules"] >= len(adapters[0][0].loras) >= least
 
-    changes = [learned(made, pristine) for made, _ in adapters]
-    engine = bench.engine()
+    learnt = [learned(made, in_memory) for made, _ in adapters]
+    changes = [{n: change.get(own) for n, own in published.items()} for change in learnt]
+    error = 0.0
     for weights in ((1.0, 0.0), (-0.6, 0.0), (0.7, 0.5)):
         uses = tuple(
             LoraUse(asset.parts["lora"], weight)
@@ -127,16 +191,46 @@ def test_the_change_is_lycoris_own(
         for parameter, before in pristine.items():
             wanted = before
             for weight, change in zip(weights, changes, strict=True):
-                wanted = wanted + weight * change.get(parameter, torch.zeros(()))
-            working = engine._unet.get_parameter(parameter)
-            moved += not torch.equal(working, before)
+                if change[parameter] is not None:
+                    wanted = wanted + weight * change[parameter]
+            working = engine._working.parameter(component, parameter)
+            if not torch.equal(working, before):
+                moved += 1
+                largest = (wanted - before).abs().max()
+                error = max(error, float((working - wanted).abs().max() / largest))
             torch.testing.assert_close(working, wanted, atol=2e-6, rtol=2e-5)
         assert moved == report["matched"]
         prepared.release()
     prepared = engine.prepare(engine.base)
     engine.become(prepared)
-    assert all(torch.equal(engine._unet.get_parameter(n), value) for n, value in pristine.items())
+    for parameter, before in pristine.items():
+        assert torch.equal(engine._working.parameter(component, parameter), before)
     prepared.release()
+    formats.measured(name, component, "lycoris-lora", error)
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_naming_means_the_same(
+    network: type, bench: Any, modules: dict[str, Any], formats: Any, tmp_path: Path,
+    name: str, naming: str,
+) -> None:  # fmt: skip
+    """The canonical file, whose arithmetic is checked above, is byte for byte that of kohya's
+    names: so every kind works in every naming, on each component that the naming reaches."""
+    for component, root in modules.items():
+        if (name, component) not in CASES or component not in NAMINGS[naming].reaches:
+            continue
+        made = trained(root, name, seed=3)
+        spell = NAMINGS[naming].speller(component, root)
+        plain = NAMINGS["kohya"].speller(component, root)
+        assets = [
+            bench.ingest(file_of(made, tmp_path / f"{how}.safetensors", spelling), "lora")
+            for how, spelling in (("own", spell), ("plain", plain))
+        ]
+        assert [asset.status for asset in assets] == ["ready"] * 2, assets[0].status_details
+        assert assets[0].report["unmatched"] == []
+        assert assets[0].parts["lora"] == assets[1].parts["lora"]
+        formats.named(name, component, naming)
 
 
 def test_the_kinds_are_told_apart(network: type, bench: Any, tmp_path: Path) -> None:

@@ -1,0 +1,189 @@
+"""What a recipe needs, brought to the device and leased there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+
+from assets.content import MODEL_COMPONENTS, Blob, Component
+from assets.formats.tensors import TensorFile
+from assets.recipe import Recipe
+from assets.skeleton import Skeleton
+from orchestrator.device_tier import DeviceLease, DeviceTier
+from orchestrator.provision import Found, Provisioner, TierName
+from serving.engine.slabs import SlabLayout, load_slabs
+from serving.engine.values import (
+    DeviceValue,
+    Inversion,
+    Lora,
+    Pristine,
+    elements,
+    load_inversion,
+    load_lora,
+)
+from serving.errors import OutOfMemory
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A recipe whose every value is leased on the device. Release it once, whatever happens."""
+
+    recipe: Recipe
+    leases: dict[str, DeviceLease[DeviceValue]] = field(default_factory=dict)
+    found: list[Found] = field(default_factory=list)
+    fetch_s: float = 0.0
+
+    def release(self) -> None:
+        for lease in self.leases.values():
+            lease.release()
+        self.leases.clear()
+
+    def pristine(self, blob: Blob) -> Pristine:
+        return cast(Pristine, self.leases[blob.key].value)
+
+    def lora(self, blob: Blob) -> Lora:
+        return cast(Lora, self.leases[blob.key].value)
+
+    def inversion(self, blob: Blob) -> Inversion:
+        return cast(Inversion, self.leases[blob.key].value)
+
+
+class Shelf:
+    """The GPU tier and the way into it. Any thread may prepare.
+
+    Where the card is small, pristine weights lie in pinned host memory (``pristine_tier``)
+    and only what a request moves is on the card; elsewhere both are one tier.
+    """
+
+    def __init__(
+        self,
+        provisioner: Provisioner,
+        skeleton: Skeleton,
+        layouts: Mapping[Component, SlabLayout],
+        device: torch.device,
+        dtypes: Mapping[Component, torch.dtype],
+        tier: DeviceTier[DeviceValue],
+        pristine_tier: DeviceTier[DeviceValue] | None = None,
+    ) -> None:
+        self._provisioner = provisioner
+        self._skeleton = skeleton
+        self._layouts = layouts
+        self._device = device
+        self._dtypes = dtypes
+        self.tier = tier
+        self.pristine_tier = pristine_tier or tier
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether pristine weights lie elsewhere than the working ones."""
+        return self.pristine_tier is not self.tier
+
+    def prepare(self, recipe: Recipe) -> Prepared:
+        """Bring every value of the recipe to the device and lease it.
+
+        Raises:
+            TierError: no room, or corrupt bytes. OutOfMemory: the card has less than the
+            tier's budget promised. In any case nothing stays leased.
+        """
+        started = time.perf_counter()
+        prepared = Prepared(recipe)
+        try:
+            for component, blob in recipe.components():
+                self._lease(prepared, blob, cast(Component, component))
+            for use in recipe.loras:
+                self._lease(prepared, use.blob, "lora")
+            for inversion in recipe.inversions:
+                self._lease(prepared, inversion.blob, "textual_inversion")
+        except BaseException:
+            prepared.release()
+            raise
+        prepared.fetch_s = time.perf_counter() - started
+        return prepared
+
+    def _lease(self, prepared: Prepared, blob: Blob, component: Component) -> None:
+        if blob.key in prepared.leases:
+            return
+        tier = self.pristine_tier if component in MODEL_COMPONENTS else self.tier
+        lease = tier.lease(blob.key)
+        if lease is not None:
+            prepared.leases[blob.key] = lease
+            where: TierName = "gpu" if tier is self.tier else "host"
+            prepared.found.append(Found(blob.key, where, 0, 0.0))
+            return
+        file_lease, brought = self._provisioner.bring(blob)
+        with file_lease, TensorFile(file_lease.path) as file:
+            started = time.perf_counter()
+            dtype = self._dtypes.get(component, self._dtypes["unet"])
+            size_bytes = elements(file) * dtype.itemsize
+            lease, loaded = self._admit(tier, blob.key, size_bytes, file, component)
+            spent = brought.fetch_s + time.perf_counter() - started
+        prepared.leases[blob.key] = lease
+        moved = brought.bytes_moved + (blob.size_bytes if loaded else 0)
+        prepared.found.append(Found(blob.key, brought.tier, moved, spent))
+
+    def _admit(
+        self,
+        tier: DeviceTier[DeviceValue],
+        key: str,
+        size_bytes: int,
+        file: TensorFile,
+        component: Component,
+    ) -> tuple[DeviceLease[DeviceValue], bool]:
+        """Once more after evicting what is idle, when the card turns out to be fuller than
+        its budget says."""
+        for attempt in (1, 2):
+            try:
+                return tier.admit(key, size_bytes, lambda: self._load(file, component))
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+            # Here, where the exception no longer holds the tensors of the frames it came through.
+            if attempt == 1:
+                self.make_room()
+        raise OutOfMemory(f"the device has no memory for an asset of {size_bytes} bytes: {reason}")
+
+    def make_room(self) -> None:
+        """Give back to the device whatever nobody holds."""
+        self.tier.evict_idle()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _load(self, file: TensorFile, component: Component) -> DeviceValue:
+        with self._arriving():
+            if component == "lora":
+                return load_lora(
+                    file, self._skeleton, self._layouts, self._device, self._dtypes["unet"]
+                )
+            if component == "textual_inversion":
+                return load_inversion(file, self._device, self._dtypes["unet"])
+            layout, dtype = self._layouts[component], self._dtypes[component]
+            if not self.is_apart:
+                return Pristine(load_slabs(file, layout, self._device, dtype))
+            pinned = self._device.type == "cuda"
+            return Pristine(load_slabs(file, layout, torch.device("cpu"), dtype, pinned))
+
+    @contextmanager
+    def _arriving(self) -> Iterator[None]:
+        """On a stream of its own: an arrival neither waits for the picture that is being
+        drawn nor holds it up. Complete at the end."""
+        if self._device.type != "cuda":
+            yield
+            return
+        stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            yield
+        stream.synchronize()
+
+    def resident(self) -> Mapping[str, frozenset[str]]:
+        """Content keys by tier."""
+        host, disk = self._provisioner.tiers
+        near = frozenset(self.pristine_tier.resident()) if self.is_apart else frozenset()
+        return {
+            "gpu": frozenset(self.tier.resident()),
+            "host": frozenset(host.resident()) | near,
+            "disk": frozenset(disk.resident()),
+        }

@@ -1,0 +1,59 @@
+"""How the trainers of this world spell a module of SDXL, stated again and independently of
+what the product accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from assets.formats.names import unet_ldm_name
+
+Spell = Callable[[str], str]
+ALL = ("unet", "text_encoder", "text_encoder_2")
+_KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+_COMFY = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """``spell(component, path)`` for a module's dotted published path."""
+
+    spell: Callable[[str, str], str]
+    reaches: tuple[str, ...] = ALL
+
+    def speller(self, component: str, root: Any) -> Spell:
+        """From a module's path in memory with underscores, as LyCORIS names it."""
+        paths = {}
+        for path, _ in root.named_modules():
+            published = path
+            if component != "unet" and not path.startswith(("text_model", "text_projection")):
+                published = f"text_model.{path}"
+            paths[path.replace(".", "_")] = published
+        return lambda flat: self.spell(component, paths[flat])
+
+
+def _ldm(path: str) -> str:
+    return unet_ldm_name(path + ".weight").removesuffix(".weight")
+
+
+def _kohya_ldm(component: str, path: str) -> str:
+    path = _ldm(path) if component == "unet" else path
+    return _KOHYA[component] + path.replace(".", "_")
+
+
+def _comfy(component: str, path: str) -> str:
+    if component == "unet":
+        return f"diffusion_model.{_ldm(path)}"
+    return f"text_encoders.{_COMFY[component]}.transformer.{path}"
+
+
+NAMINGS: dict[str, Naming] = {
+    # kohya's scripts with diffusers' block names, which is also how OneTrainer writes.
+    "kohya": Naming(lambda component, path: _KOHYA[component] + path.replace(".", "_")),
+    "kohya (LDM)": Naming(_kohya_ldm),
+    "LyCORIS": Naming(lambda _, path: "lycoris_" + path.replace(".", "_"), ("unet",)),
+    "diffusers": Naming(lambda component, path: f"{component}.{path}"),
+    "PEFT": Naming(lambda _, path: f"base_model.model.{path}", ("unet",)),
+    "ComfyUI": Naming(_comfy),
+}

@@ -1,0 +1,204 @@
+"""What goes wrong names its cause, costs one request at most, and leaves the base as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from assets.recipe import InversionUse, LoraUse, Recipe
+from serving.commons.catalogue import weights_file
+from serving.drawing import DrawRequest
+from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ReplicaLost
+from serving.replica import Replica
+
+
+def request(recipe: Recipe, **changes: Any) -> DrawRequest:
+    first = DrawRequest("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
+    return replace(first, **changes)
+
+
+def draw(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
+    prepared = engine.prepare(recipe)
+    try:
+        return engine.draw(prepared, request(recipe, **changes)).images[0]  # type: ignore[no-any-return]
+    finally:
+        prepared.release()
+
+
+def failing(times: int, error: Exception, real: Any) -> Any:
+    """``real``, after raising ``times`` times."""
+    left = [times]
+
+    def call(*inputs: Any, **named: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise error
+        return real(*inputs, **named)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def engine(bench: Any) -> Any:
+    return bench.engine()
+
+
+@pytest.fixture(scope="module")
+def recipes(engine: Any, samples: dict[str, Any]) -> dict[str, Recipe]:
+    lora = LoraUse(samples["lora_all"].parts["lora"], 0.8)
+    return {"base": engine.base, "lora": replace(engine.base, loras=(lora,))}
+
+
+def test_out_of_memory_evicts_and_tries_once_more(
+    engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = draw(engine, recipes["base"])
+    with_lora = draw(engine, recipes["lora"])
+    idle = recipes["lora"].loras[0].blob.key
+    assert idle in engine.tier.resident()
+    predict = engine._denoiser._predict
+    memory = torch.OutOfMemoryError("no memory left")
+    monkeypatch.setattr(engine._denoiser, "_predict", failing(1, memory, predict))
+    assert draw(engine, recipes["base"]) == before
+    assert idle not in engine.tier.resident()
+    monkeypatch.setattr(engine._denoiser, "_predict", failing(2, memory, predict))
+    with pytest.raises(OutOfMemory, match="no memory left"):
+        draw(engine, recipes["lora"])
+    monkeypatch.undo()
+    assert draw(engine, recipes["lora"]) == with_lora
+    engine.tier.check_integrity()
+
+
+def test_out_of_memory_while_an_asset_arrives(
+    engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_lora = draw(engine, recipes["lora"])
+    load, memory = engine.shelf._load, torch.OutOfMemoryError("no memory left")
+    for times, expected in ((1, None), (2, OutOfMemory)):
+        engine.tier.evict_idle()
+        monkeypatch.setattr(engine.shelf, "_load", failing(times, memory, load))
+        if expected is None:
+            assert draw(engine, recipes["lora"]) == with_lora
+        else:
+            with pytest.raises(expected):
+                engine.prepare(recipes["lora"])
+    monkeypatch.undo()
+    engine.tier.check_integrity()
+    assert draw(engine, recipes["lora"]) == with_lora
+
+
+def wild_lora(path: Path, skeleton: Any) -> Path:
+    """Finite in every value, and a picture's end."""
+    tensors = {}
+    for name, (out, inputs) in (
+        (name, shape)
+        for name, shape in skeleton.components["unet"].items()
+        if ".ff.net." in name and name.endswith(".weight")
+    ):
+        module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+        tensors[f"{module}.lora_down.weight"] = torch.full((1, inputs), 6e4).half()
+        tensors[f"{module}.lora_up.weight"] = torch.full((out, 1), 6e4).half()
+    save_file(tensors, path)
+    return path
+
+
+def test_a_picture_that_is_not_finite_names_the_lora(
+    bench: Any, engine: Any, recipes: dict[str, Recipe], samples: dict[str, Any], tmp_path: Path
+) -> None:
+    """Among innocent ones, and only at a weight that does it."""
+    before = draw(engine, recipes["base"])
+    asset = bench.ingest(wild_lora(tmp_path / "wild.safetensors", bench.manifest.skeleton), "lora")
+    wild = LoraUse(asset.parts["lora"], 10.0)
+    inversion = InversionUse(samples["inversion"].parts["textual_inversion"], "qzebra")
+    recipe = replace(recipes["lora"], loras=(*recipes["lora"].loras, wild), inversions=(inversion,))
+    with pytest.raises(NotFinite, match="at weight 10") as caught:
+        draw(engine, recipe, prompt="a qzebra star")
+    assert caught.value.blamed == (asset.parts["lora"].key,)
+    assert "'mine'" in str(caught.value.named({asset.parts["lora"].key: "mine"}))
+    assert draw(engine, recipes["base"]) == before
+    tame = replace(recipe, loras=(*recipes["lora"].loras, replace(wild, weight=0.0)))
+    assert draw(engine, tame, prompt="a qzebra star")
+
+
+def test_a_picture_that_is_not_finite_names_the_checkpoint_or_the_vae(
+    bench: Any, engine: Any, recipes: dict[str, Recipe], tmp_path: Path
+) -> None:
+    before = draw(engine, recipes["base"])
+    tensors = load_file(weights_file("vae"))
+    for name, tensor in tensors.items():
+        if name.startswith("decoder.") and tensor.ndim == 4:
+            tensors[name] = tensor.float() * 1e25
+    save_file(tensors, tmp_path / "vae.safetensors")
+    vae = bench.ingest(tmp_path / "vae.safetensors", "vae").parts["vae"]
+    with pytest.raises(NotFinite, match="no finite picture") as caught:
+        draw(engine, replace(recipes["lora"], vae=vae))
+    assert caught.value.blamed == (vae.key,)
+
+    tensors = {name: t.float() * 1e10 for name, t in load_file(weights_file("unet")).items()}
+    save_file(tensors, tmp_path / "unet.safetensors")
+    unet = bench.ingest(tmp_path / "unet.safetensors", "checkpoint").parts["unet"]
+    with pytest.raises(NotFinite, match="the checkpoint") as caught:
+        draw(engine, replace(recipes["lora"], unet=unet))
+    assert unet.key in caught.value.blamed
+    assert draw(engine, recipes["base"]) == before
+
+
+def test_a_failed_swap_leaves_the_base_as_the_digest_proves(
+    engine: Any, recipes: dict[str, Recipe]
+) -> None:
+    prepared = engine.prepare(recipes["lora"])
+    lease = prepared.leases[recipes["lora"].loras[0].blob.key]
+    real = lease.value
+    groups = dict(real.groups)
+    last = sorted(groups)[-1]
+    factors = groups[last][0]
+    torn = replace(factors, pieces={**factors.pieces, "up": factors.pieces["up"][:, :1]})
+    lease.value = replace(real, groups={**groups, last: (torn,)})
+    with pytest.raises(EngineBroke, match="RuntimeError"):
+        engine.draw(prepared, request(recipes["lora"]))
+    assert engine.unhealthy is None
+    assert engine.digest() == engine._base_digest
+    lease.value = real
+    prepared.release()
+
+
+def test_an_engine_that_cannot_go_back_says_so(
+    bench: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its replica, asked for anything, is lost, so that another takes its place."""
+    engine = bench.engine("spoilt")
+    replica = Replica(engine)
+    assert replica.report().id == "spoilt"
+    slab = next(iter(engine._base.pristine(engine.base.unet).slabs.values()))
+    slab.view(-1)[0] += 1  # what must never happen to a pristine weight
+    engine._working._current = None  # so that everything is written anew
+    error = RuntimeError("torn")
+    monkeypatch.setattr(engine._working, "become", failing(1, error, engine._working.become))
+    prepared = engine.prepare(engine.base)
+    with pytest.raises(EngineBroke, match="torn"):
+        engine.draw(prepared, request(engine.base))
+    prepared.release()
+    assert engine.unhealthy == "the base weights are not what they were"
+    with pytest.raises(ReplicaLost, match="unhealthy"):
+        replica.report()
+    replica.close()
+
+
+def test_an_error_within_the_drawing_is_the_requests_alone(
+    engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = draw(engine, recipes["lora"])
+    broken = failing(1, ZeroDivisionError("odd"), engine._denoiser._predict)
+    monkeypatch.setattr(engine._denoiser, "_predict", broken)
+    with pytest.raises(EngineBroke, match="ZeroDivisionError: odd"):
+        draw(engine, recipes["lora"])
+    assert draw(engine, recipes["lora"]) == before
+    prepared = engine.prepare(recipes["base"])
+    with pytest.raises(Cancelled):
+        engine.draw(prepared, request(recipes["base"]), lambda: True)
+    prepared.release()

@@ -1,0 +1,196 @@
+"""Isolation: whatever tenants ask for in whatever order, and whatever goes wrong in between,
+each picture is the one that a freshly built engine draws."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from assets.recipe import InversionUse, LoraUse, Recipe
+from orchestrator.errors import TierError
+from serving.drawing import DrawRequest
+from serving.errors import Cancelled, EngineBroke
+
+WORD = "qzebra"
+TENANTS = ("ada", "bob", "eve")
+
+
+@pytest.fixture(scope="module")
+def recipes(bench: Any, samples: dict[str, Any]) -> list[Recipe]:
+    """What three tenants like: some of it shared, some at another weight."""
+    parts = bench.manifest.parts
+    base = Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
+    other = replace(base, unet=samples["checkpoint"].parts["unet"])
+    inversions = tuple(
+        InversionUse(samples[name].parts["textual_inversion"], WORD)
+        for name in ("inversion", "inversion_long")
+    )
+
+    def loras(**weights: float) -> tuple[LoraUse, ...]:
+        return tuple(LoraUse(samples[n].parts["lora"], w) for n, w in weights.items())
+
+    return [
+        base,
+        replace(base, loras=loras(lora_all=1.0)),
+        replace(base, loras=loras(lora_all=-0.4)),
+        replace(base, loras=loras(lora_cross=1.0, lora_alpha=0.5)),
+        replace(base, inversions=(inversions[0],)),
+        replace(base, inversions=(inversions[1],), loras=loras(lora_cross=0.3)),
+        other,
+        replace(other, loras=loras(lora_all=0.9)),
+    ]
+
+
+def request(recipe: Recipe, tenant: str) -> DrawRequest:
+    seed = TENANTS.index(tenant)
+    return DrawRequest(
+        tenant, recipe, f"a {WORD} star", 64, 64, (seed,), steps=2, encoding="png"
+    )  # fmt: skip
+
+
+class Broken(Exception):
+    pass
+
+
+def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
+    engine = bench.engine()
+    base_digest = engine.digest()
+    fresh: dict[tuple[int, str], bytes] = {}
+
+    def expected(index: int, tenant: str) -> bytes:
+        """From an engine that has never drawn anything else."""
+        if (index, tenant) not in fresh:
+            new = bench.engine("fresh")
+            prepared = new.prepare(recipes[index])
+            drawn = new.draw(prepared, request(recipes[index], tenant)).images
+            fresh[index, tenant] = drawn[0]
+        return fresh[index, tenant]
+
+    which = st.integers(0, len(recipes) - 1)
+    tenants = st.sampled_from(TENANTS)
+
+    class Tenants(RuleBasedStateMachine):
+        """One engine for all of them, over all examples."""
+
+        @rule(index=which, tenant=tenants)
+        def draw(self, index: int, tenant: str) -> None:
+            prepared = engine.prepare(recipes[index])
+            picture = engine.draw(prepared, request(recipes[index], tenant)).images[0]
+            prepared.release()
+            assert picture == expected(index, tenant)
+
+        @rule(index=which, tenant=tenants, after=st.integers(0, 1))
+        def cancel(self, index: int, tenant: str, after: int) -> None:
+            asked = iter([False] * after)
+            prepared = engine.prepare(recipes[index])
+            with pytest.raises(Cancelled):
+                engine.draw(prepared, request(recipes[index], tenant), lambda: next(asked, True))
+            prepared.release()
+
+        @rule(index=which, tenant=tenants, step=st.integers(0, 1))
+        def break_while_drawing(self, index: int, tenant: str, step: int) -> None:
+            predict, left = engine._denoiser._predict, [step]
+
+            def breaking(*inputs: Any, **named: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Broken
+                return predict(*inputs, **named)
+
+            engine._denoiser._predict = breaking
+            prepared = engine.prepare(recipes[index])
+            try:
+                with pytest.raises(EngineBroke):
+                    engine.draw(prepared, request(recipes[index], tenant))
+            finally:
+                engine._denoiser._predict = predict
+                prepared.release()
+
+        @rule(index=which, writes=st.integers(0, 6))
+        def break_while_swapping(self, index: int, writes: int) -> None:
+            """Some rows are written, others not."""
+            from serving.engine import working
+
+            write, left = working._write, [writes]
+
+            def breaking(*arguments: Any) -> None:
+                left[0] -= 1
+                if left[0] < 0:
+                    working._write = write  # going back must succeed
+                    raise Broken
+                write(*arguments)
+
+            working._write = breaking
+            prepared = engine.prepare(recipes[index])
+            try:
+                engine.become(prepared)
+            except Broken:
+                assert engine.digest() == base_digest
+            finally:
+                working._write = write
+                prepared.release()
+            assert engine.unhealthy is None
+
+        @rule(index=which)
+        def fail_to_arrive(self, index: int) -> None:
+            load = engine.shelf._load
+
+            def breaking(*_: Any) -> Any:
+                raise TierError("gone")
+
+            engine.tier.evict_idle()
+            engine.shelf._load = breaking
+            try:
+                engine.prepare(recipes[index]).release()
+            except TierError:
+                pass
+            finally:
+                engine.shelf._load = load
+
+        @rule()
+        def evict(self) -> None:
+            engine.tier.evict_idle()
+
+        @invariant()
+        def books_balance(self) -> None:
+            engine.tier.check_integrity()
+            leased = [e.leases for e in engine.tier._entries.values()]
+            assert sum(leased) == len(engine._base.leases)
+
+    run_state_machine_as_test(
+        Tenants,
+        settings=settings(
+            max_examples=8,
+            stateful_step_count=12,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    prepared = engine.prepare(engine.base)
+    engine.become(prepared)
+    prepared.release()
+    assert engine.digest() == base_digest
+
+
+def test_a_thousand_swaps_leave_the_base_as_it_was(bench: Any, recipes: list[Recipe]) -> None:
+    engine = bench.engine()
+    digest = engine.digest()
+    pristine = engine._base.pristine(engine.base.unet).slabs
+    dice = random.Random(11)
+    prepared = [engine.prepare(recipe) for recipe in recipes]
+    for _ in range(1000):
+        engine.become(dice.choice(prepared))
+    engine.become(prepared[0])
+    assert engine.digest() == digest
+    for shape, slab in engine._working._slabs["unet"].items():
+        assert torch.equal(slab, pristine[shape])
+    for one in prepared:
+        one.release()

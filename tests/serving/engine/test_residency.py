@@ -1,0 +1,98 @@
+"""Where pristine weights lie and in which order kernels are kept changes no picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from assets.recipe import LoraUse, Recipe
+from orchestrator.device_tier import DeviceTier
+from serving.drawing import DrawRequest
+from serving.engine.shelf import Shelf
+from serving.engine.slabs import layouts_of
+from serving.engine.working import WorkingSet, target_of
+
+
+@pytest.fixture(scope="module")
+def recipes(bench: Any, samples: dict[str, Any], conv_lora: Any) -> list[Recipe]:
+    parts = bench.manifest.parts
+    base = Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
+    uses = [LoraUse(samples["lora_all"].parts["lora"], 0.8), LoraUse(conv_lora, 0.6)]
+    other = samples["checkpoint"].parts["unet"]
+    return [
+        base,
+        replace(base, loras=(uses[0],)),
+        replace(base, unet=other, loras=tuple(uses)),
+        replace(base, loras=(uses[1],)),
+        base,
+    ]
+
+
+@pytest.fixture(scope="module")
+def conv_lora(bench: Any) -> Any:
+    """The library's LoKr: kernels among its targets."""
+    from serving.commons.catalogue import weights_file
+
+    return bench.ingest(weights_file("outline"), "lora").parts["lora"]
+
+
+def test_pristine_weights_apart_draw_the_same(bench: Any, recipes: list[Recipe]) -> None:
+    """As on a small card: copied over from host memory, then changed in place."""
+    near, apart = bench.engine("near"), bench.engine("apart", pristine_budget_bytes=1 << 30)
+    for recipe in recipes:
+        request = DrawRequest("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
+        pictures = []
+        for engine in (near, apart):
+            prepared = engine.prepare(recipe)
+            pictures.append(engine.draw(prepared, request).images)
+            prepared.release()
+        assert pictures[0] == pictures[1]
+        assert near.digest() == apart.digest()
+    again = apart.prepare(recipes[2])
+    where = {found.key: found.tier for found in again.found}
+    assert where[recipes[2].unet.key] == "host"
+    assert where[recipes[2].loras[0].blob.key] == "gpu"
+    again.release()
+    unets = {recipe.unet.key for recipe in recipes}
+    assert not unets & apart.resident()["gpu"]
+    assert unets <= apart.resident()["host"]
+    apart.tier.check_integrity()
+    apart.shelf.pristine_tier.check_integrity()
+
+
+def test_kernels_in_channels_last_order_hold_the_same_weights(
+    bench: Any, recipes: list[Recipe]
+) -> None:
+    """Within a rounding: a kernel's change is added to it instead of multiplied into it."""
+    engine = bench.engine()
+    layouts = layouts_of(bench.manifest.skeleton, channels_last=True)
+    cpu = torch.device("cpu")
+    tier: DeviceTier[Any] = DeviceTier(4 << 30)
+    skeleton = bench.manifest.skeleton
+    shelf = Shelf(engine.shelf._provisioner, skeleton, layouts, cpu, engine._dtypes, tier)
+    working = WorkingSet(layouts, cpu, engine._dtypes)
+    kernel = working.parameter("unet", "conv_in.weight")
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    for recipe in recipes:
+        prepared = engine.prepare(recipe)
+        engine.become(prepared)
+        prepared.release()
+        prepared = shelf.prepare(recipe)
+        uses = [(use, prepared.lora(use.blob)) for use in recipe.loras]
+        blobs: dict[Any, Any] = dict(recipe.components())
+        working.become(
+            target_of({c: blob.key for c, blob in blobs.items()}, uses),
+            {c: prepared.pristine(blob) for c, blob in blobs.items()},
+            {use.blob.key: lora for use, lora in uses},
+        )
+        for component, names in bench.manifest.skeleton.components.items():
+            for name in names:
+                torch.testing.assert_close(
+                    working.parameter(component, name),
+                    engine._working.parameter(component, name),
+                    atol=1e-6, rtol=1e-6,
+                )  # fmt: skip
+        prepared.release()
