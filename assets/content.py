@@ -2,9 +2,9 @@
 
 A key is a digest of *what a file means to the engine*: the sha256 of its canonical
 bytes, the component that they are, the model that they were fitted to and the
-converter's version. For a private asset it is keyed with the tenant's salt, so that two tenants who hold
-the same file have different keys and neither can learn of the other from a
-cache hit, a receipt or a timing.
+converter's version. For a private asset it is keyed with the tenant's salt, so that
+two tenants who hold the same file have different keys and neither can learn of the
+other from a cache hit, a receipt or a timing.
 """
 
 from __future__ import annotations

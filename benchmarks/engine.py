@@ -39,9 +39,8 @@ from assets.store import FsspecStore, put_file
 from benchmarks.samples import write_kohya_lora
 from benchmarks.swap import quietly, stock_pipeline
 from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner
+from orchestrator.provision import Provisioner, StoreSource
 from serving.commons.miniature import MINIATURE_CONFIGS, write_miniature
-from serving.composition import StoreSource
 from serving.drawing import Drawing, DrawRequest
 from serving.engine.compiled import compilations, keep_artifacts
 from serving.engine.engine import Engine

@@ -56,6 +56,17 @@ def write_kohya_lora(
     return _write(path, tensors)
 
 
+def write_wild_lora(path: Path, skeleton: Skeleton) -> Path:
+    """Finite in every value, and at weight 10 the end of any picture."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in skeleton.components["unet"].items():
+        if ".ff.net." in name and name.endswith(".weight"):
+            module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+            tensors[f"{module}.lora_down.weight"] = torch.full((1, shape[1]), 6e4).half()
+            tensors[f"{module}.lora_up.weight"] = torch.full((shape[0], 1), 6e4).half()
+    return _write(path, tensors)
+
+
 def write_inversion(path: Path, skeleton: Skeleton, *, vectors: int = 2, seed: int = 2) -> Path:
     """Vectors for both text encoders, as A1111 and its kin write them."""
     generator = torch.Generator("cpu").manual_seed(seed)

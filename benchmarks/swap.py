@@ -34,10 +34,8 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.store import FsspecStore, put_file
 from benchmarks.samples import write_inversion, write_kohya_lora
 from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner
+from orchestrator.provision import Provisioner, StoreSource
 from serving.commons.miniature import write_miniature
-from serving.composition import StoreSource
-from serving.engine.compose import pick_device
 from serving.engine.engine import Engine
 
 RESULT = Path(__file__).parent / "results" / "swap.json"
@@ -316,7 +314,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
-    device = pick_device("auto")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with TemporaryDirectory(prefix="swap-") as temporary, quietly():
         stage = set_up(Path(temporary), device, arguments.rank)
         rows = measure(stage, device, arguments.rounds)

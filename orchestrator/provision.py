@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
 
 from assets.content import Blob
+from assets.keys import blob_key
+from assets.store import ObjectStore
 from orchestrator.errors import Corrupt, TierError
 from orchestrator.file_tier import FileLease, FileTier
 
@@ -21,6 +23,16 @@ class BlobSource(Protocol):
     """The object store, as the tiers see it."""
 
     def open_blob(self, blob: Blob) -> BinaryIO: ...
+
+
+class StoreSource:
+    """The blobs of an object store."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def open_blob(self, blob: Blob) -> BinaryIO:
+        return self._store.open(blob_key(blob))
 
 
 @dataclass(frozen=True, slots=True)

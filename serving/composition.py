@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import BinaryIO
 
-from assets.content import Blob
-from assets.keys import blob_key
 from assets.library import Library
 from assets.sql.records import SqlAssetRecords
 from assets.store import FsspecStore, ObjectStore
@@ -36,13 +33,3 @@ def open_backends(settings: Settings) -> Backends:
     store = open_store(settings)
     records = SqlAssetRecords(engine)
     return Backends(records, store, Library(records, store), Directory(engine), Jobs(engine))
-
-
-class StoreSource:
-    """The object store as the tiers see it."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-
-    def open_blob(self, blob: Blob) -> BinaryIO:
-        return self._store.open(blob_key(blob))

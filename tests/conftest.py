@@ -92,8 +92,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     from assets.store import FsspecStore, put_file
     from assets.workshop import Workshop
     from orchestrator.file_tier import FileTier
-    from orchestrator.provision import Provisioner
-    from serving.composition import StoreSource
+    from orchestrator.provision import Provisioner, StoreSource
     from serving.database import open_database
     from serving.engine.engine import Engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -54,6 +55,29 @@ def test_the_decisions_figures_are_those_of_the_results() -> None:
     from benchmarks.addressing import table
 
     assert table() in (ROOT / "docs" / "adr" / "0001-addressing-replicas.md").read_text()
+
+
+def test_the_benchmarks_figures_are_those_of_the_results() -> None:
+    from benchmarks.swap import RESULT, table
+
+    result = json.loads(RESULT.read_text())
+    assert table(result) in (ROOT / "docs" / "benchmarks.md").read_text()
+    # What the engine promises of itself, on the machine where it was measured.
+    ratios = result["ratios"]
+    assert ratios["diffusers / ours: LoRA, gpu"] >= 100
+    assert ratios["diffusers / ours: LoRA, host"] >= 30
+    assert ratios["ours / bare copy: LoRA, gpu"] <= 5
+
+
+def test_the_formats_table_has_every_case() -> None:
+    from tests.format_matrix import DOCUMENT, TITLES
+
+    text = DOCUMENT.read_text()
+    for case, title in TITLES.items():
+        assert f"| {title} |" in text, case
+    beyond = (ROOT / "tests" / "serving" / "engine" / "test_beyond_diffusers.py").read_text()
+    named = set(re.findall(r"`(test_\w+)` \|", text))
+    assert named == set(re.findall(r"^def (test_\w+)", beyond, re.MULTILINE))
 
 
 def test_the_miniatures_figures_are_those_of_the_results() -> None:

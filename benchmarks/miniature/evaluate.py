@@ -34,11 +34,10 @@ from benchmarks.miniature.library import lagoon, mascot
 from benchmarks.miniature.library.sepia import INK, PAPER
 from benchmarks.miniature.world import Scene, caption, is_held_out, random_scene
 from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner
+from orchestrator.provision import Provisioner, StoreSource
 from serving.commons.catalogue import CATALOGUE, Entry
 from serving.commons.miniature import write_miniature
 from serving.commons.publish import publish_library
-from serving.composition import StoreSource
 from serving.database import open_database
 from serving.drawing import DrawRequest, Sampler
 from serving.engine.engine import Engine

@@ -20,8 +20,11 @@ _MAX_GRAPHS = 128
 
 
 def keep_artifacts(folder: Path) -> None:
-    """What is compiled in this process is kept in ``folder``, and taken from there."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    """What is compiled in this process is kept in ``folder``, and taken from there.
+
+    Whatever the variable was: torch fills in its own default as soon as it is imported whole.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 class CompiledUnet:

@@ -11,10 +11,10 @@ from assets.model import ModelManifest, load_manifest
 from assets.resolve import BASE_NAME
 from assets.workshop import Workshop
 from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner
+from orchestrator.provision import Provisioner, StoreSource
 from serving.commons.miniature import identity, write_miniature
 from serving.commons.publish import publish_library, withdraw_library
-from serving.composition import Backends, StoreSource, open_store
+from serving.composition import Backends, open_store
 from serving.engine.compiled import keep_artifacts
 from serving.engine.engine import Engine
 from serving.settings import Settings

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from benchmarks.samples import write_wild_lora
 from serving.cli.client import ApiFailure
 from serving.commons.catalogue import CATALOGUE
 from tests.platforms import Running, running
@@ -221,6 +222,22 @@ def test_upload_rejection_says_why(platform: Running, tmp_path: Path) -> None:
     assert asset["status"] == "rejected"
     assert "pickle" in asset["status_details"]
     assert "safetensors" in asset["status_details"]
+
+
+def test_a_picture_that_is_not_finite_names_the_asset(
+    platform: Running, http: httpx.Client, skeleton: Any, tmp_path: Path
+) -> None:
+    """By the name under which the request knew it; the next request draws as before."""
+    before = picture(http.post("/generate/sdxl", json=PROMPT).json())
+    client = platform.client()
+    path = write_wild_lora(tmp_path / "wild.safetensors", skeleton)
+    asset = client.await_ready(client.upload(path, "lora", "wild")["id"])
+    answer = http.post("/generate/sdxl", json={**PROMPT, "loras": {"wild": 10.0}})
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "not_finite"
+    assert "the LoRA 'wild' at weight 10" in answer.json()["message"]
+    assert picture(http.post("/generate/sdxl", json=PROMPT).json()) == before
+    client.call("DELETE", f"/v1/assets/{asset['id']}")
 
 
 def test_upload_rules(http: httpx.Client, platform: Running) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from assets.principal import Principal
+from serving.api.errors import describe
 from serving.database import open_database
-from serving.errors import InvalidRequest, Refused, Unauthenticated
+from serving.errors import (
+    Blaming,
+    EngineBroke,
+    InvalidRequest,
+    NotFinite,
+    OutOfMemory,
+    Quarantined,
+    Refused,
+    Unauthenticated,
+)
 from serving.jobs.jobs import CLAIM_S, Jobs
 from serving.platform import fixed_seeds
 from serving.settings import Settings
@@ -54,6 +65,24 @@ def test_keys_are_hashed_found_and_revoked(tmp_path: Path) -> None:
     for name in ("acme", "commons", "octoai", "No", "a" * 80):
         with pytest.raises(InvalidRequest):
             directory.add_tenant(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (NotFinite("the LoRA {assets} is wild", ("k",)), 422, "not_finite"),
+        (Quarantined("{assets} is refused", ("k",)), 422, "quarantined"),
+        (EngineBroke("odd"), 500, "drawing_failed"),
+        (OutOfMemory("full"), 503, "out_of_memory"),
+    ],
+)
+def test_failures_cross_processes_and_become_http(error: Exception, status: int, code: str) -> None:
+    same = pickle.loads(pickle.dumps(error))
+    assert (type(same), str(same)) == (type(error), str(error))
+    assert describe(same)[0] == status
+    assert describe(same)[1]["code"] == code
+    if isinstance(same, Blaming):
+        assert str(same.named({"k": "mine"})) == str(error).replace("k is", "'mine' is")
 
 
 def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
+from benchmarks.samples import write_wild_lora
 from serving.commons.catalogue import weights_file
 from serving.drawing import DrawRequest
 from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ReplicaLost
@@ -92,27 +93,14 @@ def test_out_of_memory_while_an_asset_arrives(
     assert draw(engine, recipes["lora"]) == with_lora
 
 
-def wild_lora(path: Path, skeleton: Any) -> Path:
-    """Finite in every value, and a picture's end."""
-    tensors = {}
-    for name, (out, inputs) in (
-        (name, shape)
-        for name, shape in skeleton.components["unet"].items()
-        if ".ff.net." in name and name.endswith(".weight")
-    ):
-        module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
-        tensors[f"{module}.lora_down.weight"] = torch.full((1, inputs), 6e4).half()
-        tensors[f"{module}.lora_up.weight"] = torch.full((out, 1), 6e4).half()
-    save_file(tensors, path)
-    return path
-
-
 def test_a_picture_that_is_not_finite_names_the_lora(
     bench: Any, engine: Any, recipes: dict[str, Recipe], samples: dict[str, Any], tmp_path: Path
 ) -> None:
     """Among innocent ones, and only at a weight that does it."""
     before = draw(engine, recipes["base"])
-    asset = bench.ingest(wild_lora(tmp_path / "wild.safetensors", bench.manifest.skeleton), "lora")
+    asset = bench.ingest(
+        write_wild_lora(tmp_path / "wild.safetensors", bench.manifest.skeleton), "lora"
+    )
     wild = LoraUse(asset.parts["lora"], 10.0)
     inversion = InversionUse(samples["inversion"].parts["textual_inversion"], "qzebra")
     recipe = replace(recipes["lora"], loras=(*recipes["lora"].loras, wild), inversions=(inversion,))
