@@ -12,16 +12,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from assets.asset import COMMONS, SERVED_ENGINE, Asset, AssetKind
+from assets.cage import Cage
 from assets.content import tenant_salt
 from assets.errors import IngestRejected, StoreError
 from assets.ids import new_asset_id
 from assets.import_model import import_model
-from assets.ingest import ingest_file
+from assets.ingest import Ingested, ingest_file
 from assets.keys import blob_key, preview_key, upload_key
 from assets.model import ModelManifest, load_manifest
 from assets.records import AssetRecords
 from assets.resolve import BASE_NAME
-from assets.skeleton import Skeleton
 from assets.store import CHUNK_BYTES, ObjectStore, put_file
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class Workshop:
     Args:
         secret: the platform's secret, from which tenants' salts are derived.
         scratch: a local folder for files in conversion (as large as the largest upload, twice).
+        cage: where uploads are converted; the operator's own files are converted right here.
     """
 
     def __init__(
@@ -42,12 +43,17 @@ class Workshop:
         secret: bytes,
         scratch: Path,
         now: Callable[[], float] = time.time,
+        cage: Cage | None = None,
     ) -> None:
+        self._cage = cage or Cage()
         self._records = records
         self._store = store
         self._secret = secret
         self._scratch = scratch
         self._now = now
+
+    def close(self) -> None:
+        self._cage.close()
 
     def ingest(self, asset_id: str) -> Asset | None:
         """Inspect and convert an ``uploaded`` asset: it ends ``ready`` or ``rejected``.
@@ -65,7 +71,8 @@ class Workshop:
                 source = scratch / "source"
                 digest = self._download(upload_key(asset_id), source)
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
-                converted = self._convert(source, asset.kind, skeleton, digest, salt, scratch)
+                done = self._cage.ingest(source, asset.kind, skeleton, salt, scratch)
+                converted = self._keep(done, digest)
             changes: dict[str, Any] = {"status": "ready", "status_details": "", **converted}
         except IngestRejected as rejection:
             changes = {
@@ -89,17 +96,8 @@ class Workshop:
             self._store.delete(upload_key(asset_id))
         return changed
 
-    def _convert(
-        self,
-        source: Path,
-        kind: AssetKind,
-        skeleton: Skeleton,
-        digest: str,
-        salt: bytes | None,
-        scratch: Path,
-    ) -> dict[str, Any]:
+    def _keep(self, done: Ingested, digest: str) -> dict[str, Any]:
         """``parts`` and ``report`` of a file, once its canonical forms are in the store."""
-        done = ingest_file(source, kind, skeleton, salt, scratch)
         for blob, path in done.files.values():
             if self._store.size(blob_key(blob)) != blob.size_bytes:
                 put_file(self._store, blob_key(blob), path)
@@ -185,7 +183,8 @@ class Workshop:
                 target.write(preview)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self._scratch, prefix="ingest-") as folder:
-            converted = self._convert(path, kind, skeleton, digest, None, Path(folder))
+            done = ingest_file(path, kind, skeleton, None, Path(folder))
+            converted = self._keep(done, digest)
         self._put_common(replace(asset, **converted))
         return True
 

@@ -85,5 +85,6 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     finally:
         await dispatcher.close()
         ingest.close()
+        workshop.close()
         for replica in replicas:
             replica.close()

@@ -69,7 +69,7 @@ class Platform:
         self.library = library
         self._drawer = drawer
         self.native_size = native_size
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
 
     async def generate(self, principal: Principal, order: Order) -> Generated:
         """Resolve, wait, draw.
@@ -97,7 +97,7 @@ class Platform:
         )
         named = frozenset(key for key, name in resolved.names.items() if name != BASE_NAME)
         submission = Submission(
-            request, principal.tenant_id, principal.weight, self._timeout_s, named
+            request, principal.tenant_id, principal.weight, self.timeout_s, named
         )
         try:
             drawing = await self._drawer.submit(submission)

@@ -80,7 +80,7 @@ class Bench:
 
 
 @pytest.fixture(scope="session")
-def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Session-wide and therefore only added to, never reset."""
     import torch
 
@@ -126,9 +126,9 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
         put_file(store, upload_key(asset.id), path)
         return workshop.ingest(asset.id)  # type: ignore[return-value]
 
-    return Bench(
-        store, records, Library(records, store), workshop, manifest, folder, engine, ingest
-    )
+    library = Library(records, store)
+    yield Bench(store, records, library, workshop, manifest, folder, engine, ingest)
+    workshop.close()
 
 
 @pytest.fixture(scope="session")

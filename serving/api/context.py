@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
@@ -14,7 +14,7 @@ from assets.ingest_runner import IngestRunner
 from assets.principal import Principal
 from assets.signing import Signer
 from assets.store import ObjectStore
-from serving.jobs.jobs import Jobs
+from serving.jobs.jobs import Job, Jobs
 from serving.platform import Platform
 from serving.tenants.directory import Directory
 
@@ -34,6 +34,10 @@ class Context:
     url_expires_s: int
     open_tenant: str
     status: Callable[[], Any]
+    #: Set when a job was accepted: whoever works on jobs need not wait for its next look.
+    new_job: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Those who wait for the same job share one watch.
+    watches: dict[str, asyncio.Future[Job]] = field(default_factory=dict)
 
     def url(self, path: str) -> str:
         return f"{self.public_url}/{path}"

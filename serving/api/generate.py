@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import secrets
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from assets.errors import AssetNotFound, StoreError
 from assets.keys import picture_key, result_key
+from assets.principal import Principal
 from assets.store import put_bytes, read_bytes
-from serving.api.context import Ctx, Who, bearer
-from serving.api.wire_generate import GenerateRequest, answer, receipt
+from serving.api import idempotency
+from serving.api.context import Context, Ctx, Who, bearer
+from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import Cancelled
+from serving.jobs.jobs import FINISHED, Job
 
 router = APIRouter(tags=["generate"])
 T = TypeVar("T")
 
 
-@router.post("/generate/sdxl")
+@router.post("/generate/sdxl", response_model=None)
 async def generate_sdxl(
     body: GenerateRequest, request: Request, context: Ctx, who: Who
-) -> dict[str, Any]:
-    """Draw; with the header ``X-OctoAI-Async: 1``, answer at once with where to poll."""
-    order = body.order()
+) -> dict[str, Any] | Response:
+    """Draw; with the header ``X-OctoAI-Async: 1``, answer at once with where to poll. With an
+    ``Idempotency-Key``, draw once however often it is asked."""
+    key = idempotency.key_of(request)
     if request.headers.get("x-octoai-async") == "1":
-        await context.platform.check(who, order)
-        # The seeds are fixed now, so that a second attempt draws the same pictures.
-        fixed = body.model_copy(update={"seed": list(order.seeds)})
-        job_id = await asyncio.to_thread(
-            context.jobs.add, who.tenant_id, who.tenant_name, who.weight, fixed.model_dump()
-        )
-        return {"response_id": job_id, "poll_url": context.url(f"v1/jobs/{job_id}")}
-    generated = await _while_connected(request, context.platform.generate(who, order))
+        job = await idempotency.accept(context, who, body, key)
+        return {"response_id": job.id, "poll_url": context.url(f"v1/jobs/{job.id}")}
+    if key is not None:
+        done = await _once(body, request, context, who, key)
+        return await idempotency.answer_of(context, done)
+    generated = await _while_connected(request, context.platform.generate(who, body.order()))
     return answer(generated)
+
+
+async def _once(
+    body: GenerateRequest, request: Request, context: Context, who: Principal, key: str
+) -> Job:
+    """The finished job of this request, whichever arrival of it started the job."""
+    job = await idempotency.accept(context, who, body, key)
+    waiting = idempotency.finished(context, job, context.platform.timeout_s)
+    return await _while_connected(request, waiting)
 
 
 @router.get("/v1/jobs/{job_id}")
@@ -50,7 +63,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     job = await asyncio.to_thread(context.jobs.get, job_id)
     if job is None:
         raise AssetNotFound(job_id)
-    done = job.status in ("completed", "failed")
+    done = job.status in FINISHED
     body: dict[str, Any] = {"status": "completed" if done else job.status}
     if done:
         body["response_url"] = context.url(f"v1/jobs/{job_id}/result")
@@ -60,19 +73,18 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
 @router.get("/v1/jobs/{job_id}/result")
 async def result(job_id: str, context: Ctx) -> Response:
     job = await asyncio.to_thread(context.jobs.get, job_id)
-    if job is None or job.status not in ("completed", "failed"):
+    if job is None or job.status not in FINISHED:
         raise AssetNotFound(job_id)
-    if job.error is not None:
-        return JSONResponse(job.error["body"], job.error["status"])
     try:
-        data = await asyncio.to_thread(read_bytes, context.store, result_key(job_id))
+        return await idempotency.answer_of(context, job)
     except StoreError:
         raise AssetNotFound(job_id) from None
-    return Response(data, media_type="application/json")
 
 
-@router.post("/generate")
-async def generate_simply(body: GenerateRequest, request: Request, context: Ctx) -> dict[str, Any]:
+@router.post("/generate", response_model=None)
+async def generate_simply(
+    body: GenerateRequest, request: Request, context: Ctx
+) -> dict[str, Any] | Response:
     """The picture goes to the object store; the answer says where it can be fetched.
 
     Without a key only where the operator has named a tenant for it (AO_OPEN_TENANT).
@@ -82,21 +94,33 @@ async def generate_simply(body: GenerateRequest, request: Request, context: Ctx)
         who = await asyncio.to_thread(context.directory.principal_of_tenant, context.open_tenant)
     else:
         who = await asyncio.to_thread(context.directory.authenticate, token)
-    order = body.order()
-    generated = await _while_connected(request, context.platform.generate(who, order))
+    key = idempotency.key_of(request)
+    job = None
+    if key is not None:
+        job = await _once(body, request, context, who, key)
+        if job.error is not None:
+            return await idempotency.answer_of(context, job)
+        stored = await asyncio.to_thread(read_bytes, context.store, result_key(job.id))
+        result: dict[str, Any] = json.loads(stored)
+    else:
+        order = body.order()
+        result = answer(await _while_connected(request, context.platform.generate(who, order)))
     files = []
-    for image in generated.drawing.images:
-        name = f"{secrets.token_urlsafe(24)}.{order.encoding}"
-        key = picture_key(name)
-        await asyncio.to_thread(put_bytes, context.store, key, image)
-        direct = context.store.signed_get(key, context.url_expires_s)
-        files.append({"file_key": key, "public_url": direct or context.url(f"files/{name}")})
+    for index, image in enumerate(result["images"]):
+        # Of an idempotent request the same each time; nobody can guess either.
+        secret = context.signer.derived("picture", job.id, str(index)) if job else None
+        name = f"{secret or secrets.token_urlsafe(24)}.{body.image_encoding}"
+        stored_key = picture_key(name)
+        data = base64.b64decode(image["image_b64"])
+        await asyncio.to_thread(put_bytes, context.store, stored_key, data)
+        direct = context.store.signed_get(stored_key, context.url_expires_s)
+        files.append({"file_key": stored_key, "public_url": direct or context.url(f"files/{name}")})
     return {
         **files[0],
         "files": files,
-        "seeds": list(generated.seeds),
-        "request_id": generated.request_id,
-        "receipt": receipt(generated),
+        "seeds": [image["seed"] for image in result["images"]],
+        "request_id": result["request_id"],
+        "receipt": result["receipt"],
     }
 
 

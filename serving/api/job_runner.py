@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
@@ -50,7 +51,7 @@ class JobRunner:
                 if len(self._running) < MAX_AT_ONCE:
                     job = await self._claim()
                 if job is None:
-                    await asyncio.sleep(POLL_S)
+                    await self._new_job()
                     continue
                 task = asyncio.create_task(self._work(job))
                 self._running.add(task)
@@ -59,6 +60,13 @@ class JobRunner:
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _new_job(self) -> None:
+        """One accepted here, or time to look for another gateway's."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._context.new_job.wait()
+        self._context.new_job.clear()
 
     async def _claim(self) -> Job | None:
         try:

@@ -5,6 +5,7 @@ CPU (float32) and CUDA (float16, the VAE in bfloat16) from the same code.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from serving.engine.values import DeviceValue
 from serving.engine.working import WorkingSet, target_of
 from serving.errors import EngineBroke, NotFinite, OutOfMemory, ServingError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Pictures denoised together; more are drawn in turns.
@@ -177,8 +179,9 @@ class Engine:
         except ServingError:
             raise
         except Exception as error:
+            log.exception("the engine failed with request %s", request.id)
             self._check_device()
-            raise EngineBroke(f"the engine failed: {type(error).__name__}: {error}") from error
+            raise EngineBroke(f"the engine failed: {type(error).__name__}") from error
 
     def _with_room(self, work: Callable[[], T]) -> T:
         """``work``, once more with everything idle evicted when the device's memory ran out."""

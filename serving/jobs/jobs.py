@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import JSON, Engine, delete, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from assets.sql.base import Base
@@ -24,6 +25,7 @@ CLAIM_S = 30.0
 KEPT_S = 24 * 3600.0
 MAX_UNFINISHED = 256
 _UNFINISHED = ("pending", "running")
+FINISHED = ("completed", "failed")
 
 
 class JobRow(Base):
@@ -40,6 +42,7 @@ class JobRow(Base):
     claimed_until_s: Mapped[float]
     created_at_s: Mapped[float]
     finished_at_s: Mapped[float | None]
+    body_digest: Mapped[str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class Job:
     request: Mapping[str, Any]
     error: Mapping[str, Any] | None
     created_at_s: float
+    #: Of the body as it was sent, where the id follows from an idempotency key.
+    body_digest: str | None = None
 
 
 def _job(row: JobRow) -> Job:
@@ -66,6 +71,7 @@ def _job(row: JobRow) -> Job:
         row.request,
         row.error,
         row.created_at_s,
+        row.body_digest,
     )
 
 
@@ -75,35 +81,52 @@ class Jobs:
         self._now = now
 
     def add(
-        self, tenant_id: str, tenant_name: str, weight: float, request: Mapping[str, Any]
-    ) -> str:
-        """The id is unguessable: whoever holds it may poll, as OctoAI's clients do.
+        self,
+        tenant_id: str,
+        tenant_name: str,
+        weight: float,
+        request: Mapping[str, Any],
+        job_id: str | None = None,
+        body_digest: str | None = None,
+    ) -> Job:
+        """A new job, or the one that has this id already, as it is.
+
+        An id must be unguessable, as the one made here is: whoever holds it may poll, as
+        OctoAI's clients do.
 
         Raises:
             Refused: MAX_UNFINISHED jobs of this tenant are not finished yet.
         """
-        job_id = "job_" + secrets.token_urlsafe(24)
-        with Session(self._engine) as session, session.begin():
-            mine = (JobRow.tenant_id == tenant_id, JobRow.status.in_(_UNFINISHED))
-            waiting = session.scalar(select(func.count()).select_from(JobRow).where(*mine))
-            if (waiting or 0) >= MAX_UNFINISHED:
-                raise Refused(429, f"{waiting} of your jobs are not finished yet", 10.0)
-            session.add(
-                JobRow(
-                    id=job_id,
-                    tenant_id=tenant_id,
-                    tenant_name=tenant_name,
-                    weight=weight,
-                    status="pending",
-                    request=dict(request),
-                    error=None,
-                    claimed_by=None,
-                    claimed_until_s=0.0,
-                    created_at_s=self._now(),
-                    finished_at_s=None,
-                )
-            )
-        return job_id
+        known = None if job_id is None else self.get(job_id)
+        if known is not None:
+            return known
+        row = JobRow(
+            id=job_id or "job_" + secrets.token_urlsafe(24),
+            tenant_id=tenant_id,
+            tenant_name=tenant_name,
+            weight=weight,
+            status="pending",
+            request=dict(request),
+            error=None,
+            claimed_by=None,
+            claimed_until_s=0.0,
+            created_at_s=self._now(),
+            finished_at_s=None,
+            body_digest=body_digest,
+        )
+        try:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                mine = (JobRow.tenant_id == tenant_id, JobRow.status.in_(_UNFINISHED))
+                waiting = session.scalar(select(func.count()).select_from(JobRow).where(*mine))
+                if (waiting or 0) >= MAX_UNFINISHED:
+                    raise Refused(429, f"{waiting} of your jobs are not finished yet", 10.0)
+                session.add(row)
+            return _job(row)
+        except IntegrityError:  # another arrival with the same key was first
+            first = None if job_id is None else self.get(job_id)
+            if first is None:
+                raise
+            return first
 
     def get(self, job_id: str) -> Job | None:
         with Session(self._engine) as session:

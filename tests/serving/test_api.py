@@ -6,16 +6,21 @@ import base64
 import io
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from benchmarks.samples import write_wild_lora
 from serving.cli.client import ApiFailure
 from serving.commons.catalogue import CATALOGUE
+from serving.composition import open_backends
+from serving.jobs.jobs import JobRow
 from tests.platforms import Running, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
@@ -323,6 +328,53 @@ def test_later(http: httpx.Client, platform: Running) -> None:
         == 404
     )
     assert httpx.get(f"{platform.url}/v1/jobs/job_unknown").status_code == 404
+
+
+def test_a_hundred_requests_with_one_idempotency_key_draw_one_picture(
+    http: httpx.Client, platform: Running
+) -> None:
+    """Seeds by lot, so that a second drawing would show; the job is one row of the database."""
+    headers = {"Idempotency-Key": "the only one"}
+    body = {"prompt": PROMPT["prompt"], "steps": 2}
+
+    def ask(_: int) -> httpx.Response:
+        return http.post("/generate/sdxl", json=body, headers=headers, timeout=120)
+
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(ask, range(100)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    first = answers[0].json()
+    assert ask(0).json() == first
+    later = http.post("/generate/sdxl", json=body, headers={**headers, "X-OctoAI-Async": "1"})
+    poll = httpx.get(later.json()["poll_url"]).json()
+    assert httpx.get(poll["response_url"]).json() == first
+    jobs = open_backends(platform.settings).jobs
+    with Session(jobs._engine) as session:
+        drawn = session.scalars(select(JobRow).where(JobRow.body_digest.is_not(None))).all()
+    assert [row.status for row in drawn] == ["completed"]
+
+    other = http.post("/generate/sdxl", json={**body, "steps": 3}, headers=headers)
+    assert other.status_code == 422
+    assert "another request" in other.json()["message"]
+    for bad in ("", "x" * 256):
+        answer = http.post("/generate/sdxl", json=body, headers={"Idempotency-Key": bad})
+        assert answer.status_code == 422
+    stranger = {"Authorization": f"Bearer {platform.key('stranger')}", **headers}
+    own = httpx.post(f"{platform.url}/generate/sdxl", json=body, headers=stranger, timeout=60)
+    assert own.json()["request_id"] != first["request_id"]
+
+
+def test_an_idempotent_request_through_the_simplest_door(
+    http: httpx.Client, platform: Running
+) -> None:
+    """A refusal does not use the key up; the same file each time."""
+    headers = {"Idempotency-Key": "simple"}
+    missing = {**PROMPT, "loras": {"nothing": 1.0}}
+    assert http.post("/generate", json=missing, headers=headers).status_code == 404
+    answers = [http.post("/generate", json=PROMPT, headers=headers).json() for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert httpx.get(answers[0]["public_url"]).status_code == 200
 
 
 def test_the_simplest_door(http: httpx.Client, platform: Running) -> None:

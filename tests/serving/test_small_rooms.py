@@ -6,10 +6,12 @@ import pickle
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from assets.principal import Principal
+from assets.sql.base import connect
 from serving.api.errors import describe
-from serving.database import open_database
+from serving.database import open_database, upgrade
 from serving.errors import (
     Blaming,
     EngineBroke,
@@ -85,10 +87,31 @@ def test_failures_cross_processes_and_become_http(error: Exception, status: int,
         assert str(same.named({"k": "mine"})) == str(error).replace("k is", "'mine' is")
 
 
+def test_a_database_of_an_earlier_release_is_brought_forward(tmp_path: Path) -> None:
+    """With what is in it."""
+    url = f"sqlite:///{tmp_path}/old.db"
+    engine = connect(url)
+    upgrade(engine, "0001")
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO jobs VALUES ('job_old', 't', 'acme', 1.0, 'pending', "
+                "'{\"prompt\": 1}', NULL, NULL, 0.0, 5.0, NULL)"
+            )
+        )
+    engine.dispose()
+    jobs = Jobs(open_database(url))
+    old = jobs.get("job_old")
+    assert old is not None
+    assert (old.request, old.body_digest, old.status) == ({"prompt": 1}, None, "pending")
+    assert jobs.add("t", "acme", 1.0, {}, "job_new", "digest").body_digest == "digest"
+    assert jobs.add("t", "acme", 1.0, {"other": 1}, "job_new", "more").body_digest == "digest"
+
+
 def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
     now = [1000.0]
     jobs = Jobs(open_database(f"sqlite:///{tmp_path}/j.db"), lambda: now[0])
-    job_id = jobs.add("t", "acme", 1.0, {"prompt": "x", "seed": [1]})
+    job_id = jobs.add("t", "acme", 1.0, {"prompt": "x", "seed": [1]}).id
     claimed = jobs.claim("w1")
     assert claimed is not None
     assert claimed.request == {"prompt": "x", "seed": [1]}
@@ -115,8 +138,8 @@ def test_one_tenants_pile_of_jobs_is_in_nobodys_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = Jobs(open_database(f"sqlite:///{tmp_path}/j.db"))
-    pile = [jobs.add("many", "many", 1.0, {}) for _ in range(5)]
-    one = jobs.add("one", "one", 1.0, {})
+    pile = [jobs.add("many", "many", 1.0, {}).id for _ in range(5)]
+    one = jobs.add("one", "one", 1.0, {}).id
     first, second = jobs.claim("w"), jobs.claim("w")
     assert first is not None
     assert second is not None

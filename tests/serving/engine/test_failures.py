@@ -168,7 +168,7 @@ def test_an_engine_that_cannot_go_back_says_so(
     error = RuntimeError("torn")
     monkeypatch.setattr(engine._working, "become", failing(1, error, engine._working.become))
     prepared = engine.prepare(engine.base)
-    with pytest.raises(EngineBroke, match="torn"):
+    with pytest.raises(EngineBroke, match="RuntimeError"):
         engine.draw(prepared, request(engine.base))
     prepared.release()
     assert engine.unhealthy == "the base weights are not what they were"
@@ -183,7 +183,7 @@ def test_an_error_within_the_drawing_is_the_requests_alone(
     before = draw(engine, recipes["lora"])
     broken = failing(1, ZeroDivisionError("odd"), engine._denoiser._predict)
     monkeypatch.setattr(engine._denoiser, "_predict", broken)
-    with pytest.raises(EngineBroke, match="ZeroDivisionError: odd"):
+    with pytest.raises(EngineBroke, match="ZeroDivisionError"):
         draw(engine, recipes["lora"])
     assert draw(engine, recipes["lora"]) == before
     prepared = engine.prepare(recipes["base"])

@@ -1,0 +1,138 @@
+"""Strangers' files are converted in a cage: a process apart, with limits of memory, work and
+time, that may neither connect, nor execute, nor unpickle.
+
+A file that brings its reader down costs nobody else anything. The inside is caged.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assets.asset import AssetKind
+from assets.content import Blob
+from assets.errors import IngestRejected
+from assets.ingest import Ingested
+from assets.skeleton import Skeleton
+
+log = logging.getLogger(__name__)
+
+
+class CageBroke(Exception):
+    """The inspection broke, and it may well be our fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """For one file. Time grows with its size, memory does not: a conversion holds one tensor."""
+
+    memory_bytes: int = 2 << 30
+    base_s: float = 60.0
+    least_bytes_per_s: float = 10e6
+    #: The canonical files may be larger than what they are made from, within reason.
+    most_growth: int = 4
+
+    def seconds(self, size_bytes: int) -> float:
+        return self.base_s + size_bytes / self.least_bytes_per_s
+
+
+class Cage:
+    """Converts one file at a time. Close it once; it starts itself when it is needed."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._keeper: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def ingest(
+        self, path: Path, kind: AssetKind, skeleton: Skeleton, salt: bytes | None, scratch: Path
+    ) -> Ingested:
+        """What ``assets.ingest.ingest_file`` does, out there.
+
+        Raises:
+            IngestRejected: with every reason that was found, a limit among them.
+            CageBroke: the inspection broke.
+        """
+        size_bytes = path.stat().st_size
+        seconds = self._limits.seconds(size_bytes)
+        job = {
+            "path": str(path), "kind": kind, "skeleton": skeleton.to_json(),
+            "salt": None if salt is None else salt.hex(), "scratch": str(scratch),
+            "memory_bytes": self._limits.memory_bytes, "wall_s": seconds,
+            "cpu_s": max(1, int(seconds)),
+            "file_bytes": max(1 << 30, self._limits.most_growth * size_bytes),
+        }  # fmt: skip
+        with self._lock:
+            answer = self._ask(job)
+        if "rejected" in answer:
+            raise IngestRejected(*answer["rejected"])
+        if "broke" in answer:
+            raise CageBroke(answer["broke"])
+        files: Any = {
+            component: (Blob(key, sha256, size), Path(place))
+            for component, (key, sha256, size, place) in answer["files"].items()
+        }
+        return Ingested(files, answer["report"])
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        for attempt in (1, 2):
+            keeper = self._running()
+            assert keeper.stdin is not None
+            assert keeper.stdout is not None
+            try:
+                keeper.stdin.write(json.dumps(job) + "\n")
+                keeper.stdin.flush()
+                line = keeper.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+            if line:
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+            log.warning("the cage's keeper ended (%s), attempt %s", keeper.poll(), attempt)
+            self._end()
+        raise CageBroke("the process that inspects files ended twice")
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._keeper is None or self._keeper.poll() is not None:
+            self._end()
+            # Of the environment nothing but what Python needs: no secret, no credentials.
+            kept = ("PATH", "HOME", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+            environment = {name: os.environ[name] for name in kept if name in os.environ}
+            environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "assets.caged"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            )  # fmt: skip
+            assert self._keeper.stdout is not None
+            if self._keeper.stdout.readline() != "ready\n":
+                raise CageBroke("the process that inspects files does not start; see its output")
+        return self._keeper
+
+    def _end(self) -> None:
+        if self._keeper is not None:
+            self._keeper.kill()
+            self._keeper.wait()
+            for pipe in (self._keeper.stdin, self._keeper.stdout):
+                if pipe is not None:
+                    with suppress(BrokenPipeError):
+                        pipe.close()
+            self._keeper = None
+
+    def close(self) -> None:
+        with self._lock:
+            self._end()
+
+
+def _import_path() -> str:
+    """So that the keeper finds this very package, wherever it was imported from."""
+    here = str(Path(__file__).parents[1])
+    given = os.environ.get("PYTHONPATH")
+    return f"{here}{os.pathsep}{given}" if given else here

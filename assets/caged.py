@@ -1,0 +1,137 @@
+"""``python -m assets.caged``: the inside of the cage (see cage.py).
+
+A process that has imported everything and holds nothing forks a child for each file; the child
+takes its limits upon itself, converts, answers, and is gone. It reads a job a line on standard
+input and writes an answer a line on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from assets.errors import IngestRejected
+from assets.ingest import ingest_file
+from assets.skeleton import Skeleton
+
+#: What no conversion ever does. A file that brings it about is refused.
+_FORBIDDEN = frozenset(
+    {
+        "pickle.find_class", "socket.connect", "socket.bind", "socket.sendto",
+        "subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork", "os.kill",
+        "ctypes.dlopen", "webbrowser.open",
+    }
+)  # fmt: skip
+
+
+class _Forbidden(Exception):
+    pass
+
+
+def main() -> None:
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing but answers on standard output
+    out.write("ready\n")
+    out.flush()
+    for line in sys.stdin:
+        answer = _in_a_child(json.loads(line))
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+
+def _in_a_child(job: dict[str, Any]) -> dict[str, Any]:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        try:
+            with os.fdopen(writer, "w") as pipe:
+                pipe.write(json.dumps(_convert(job)))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        text = _read_until(reader, time.monotonic() + job["wall_s"])
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    if text is None:
+        return {"rejected": [f"its inspection took longer than {job['wall_s']:.0f} s"]}
+    if not text:
+        died = os.waitstatus_to_exitcode(status)
+        if died == -signal.SIGXCPU:
+            return {"rejected": [f"its inspection took more than {job['cpu_s']} s of work"]}
+        return {"broke": f"the inspection ended without an answer ({died})"}
+    answer: dict[str, Any] = json.loads(text)
+    return answer
+
+
+def _read_until(descriptor: int, deadline: float) -> str | None:
+    """Everything that is written, until the other side is closed; None when time is up."""
+    data = b""
+    while True:
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return None
+        chunk = os.read(descriptor, 1 << 16)
+        if not chunk:
+            return data.decode()
+        data += chunk
+
+
+def _convert(job: dict[str, Any]) -> dict[str, Any]:
+    most = f"{job['memory_bytes']} bytes of memory"
+    too_much = {"rejected": [f"its inspection needs more than {most}"]}
+    try:
+        _limit(job)
+        sys.addaudithook(_refuse)
+        salt = bytes.fromhex(job["salt"]) if job["salt"] is not None else None
+        done = ingest_file(
+            Path(job["path"]), job["kind"], Skeleton.from_json(job["skeleton"]), salt,
+            Path(job["scratch"]),
+        )  # fmt: skip
+    except IngestRejected as rejection:
+        return {"rejected": list(rejection.reasons)}
+    except MemoryError:
+        return too_much
+    except _Forbidden as forbidden:
+        return {"rejected": [f"it makes its reader do what no conversion does ({forbidden})"]}
+    except OSError as error:
+        return {"broke": f"{type(error).__name__}: {error}"}
+    except Exception as error:
+        if "allocate memory" in str(error):  # torch's own MemoryError
+            return too_much
+        return {"broke": f"{type(error).__name__}: {error}"}
+    files = {
+        component: [blob.key, blob.sha256, blob.size_bytes, str(path)]
+        for component, (blob, path) in done.files.items()
+    }
+    return {"files": files, "report": dict(done.report)}
+
+
+def _limit(job: dict[str, Any]) -> None:
+    """Beyond what the process has already: libraries map gigabytes that they never touch."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    mapped = pages * resource.getpagesize()
+    total = mapped + job["memory_bytes"]
+    resource.setrlimit(resource.RLIMIT_AS, (total, total))
+    resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"] + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"],) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _refuse(event: str, _: Any) -> None:
+    if event in _FORBIDDEN:
+        raise _Forbidden(event)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""``Idempotency-Key``: however often a request arrives, it is drawn once.
+
+The request becomes a job whose id follows from the tenant and the key, so the database
+decides which of many arrivals is the first, on whichever gateway. All of them wait for the
+one job and get its answer, an error too; a key that comes back with another body is refused.
+Keys are remembered as long as results are, a day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from assets.errors import AssetNotFound
+from assets.keys import result_key
+from assets.principal import Principal
+from assets.store import read_bytes
+from serving.api.context import Context
+from serving.api.wire_generate import GenerateRequest
+from serving.errors import DeadlineExceeded, InvalidRequest
+from serving.jobs.jobs import FINISHED, Job
+
+HEADER = "Idempotency-Key"
+_LONGEST = 255
+_POLL_S = 0.1
+
+
+def key_of(request: Request) -> str | None:
+    """Raises InvalidRequest when the header is there and no key."""
+    key = request.headers.get(HEADER)
+    if key is not None and not (0 < len(key) <= _LONGEST and key.isascii() and key.isprintable()):
+        raise InvalidRequest(HEADER, f"a key is 1 to {_LONGEST} printable ASCII characters")
+    return key
+
+
+async def accept(context: Context, who: Principal, body: GenerateRequest, key: str | None) -> Job:
+    """The job of this request: a new one, or the one that the key has already.
+
+    Raises:
+        AssetError, InvalidRequest: the request cannot be drawn; the key is not used up.
+        InvalidRequest: the key was used for another request.
+        Refused: too many jobs of this tenant are unfinished.
+    """
+    job = job_id = digest = None
+    if key is not None:
+        job_id = "job_" + context.signer.derived("job", who.tenant_id, key)
+        digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+        job = await asyncio.to_thread(context.jobs.get, job_id)
+    if job is None:
+        order = body.order()
+        await context.platform.check(who, order)
+        # The seeds are fixed now, so that a second attempt draws the same pictures.
+        fixed = body.model_copy(update={"seed": list(order.seeds)})
+        job = await asyncio.to_thread(
+            context.jobs.add, who.tenant_id, who.tenant_name, who.weight, fixed.model_dump(),
+            job_id, digest,
+        )  # fmt: skip
+    if job.body_digest != digest:
+        raise InvalidRequest(HEADER, "this key was used for another request; take a new one")
+    context.new_job.set()
+    return job
+
+
+async def finished(context: Context, job: Job, timeout_s: float) -> Job:
+    """The job once it is done; those who wait for the same one share a watch.
+
+    Raises:
+        DeadlineExceeded: it is not; it goes on, and the same key asks for it again.
+    """
+    watch = context.watches.get(job.id)
+    if watch is None:
+        watch = asyncio.ensure_future(_watch(context, job.id, timeout_s))
+        context.watches[job.id] = watch
+        watch.add_done_callback(lambda _: context.watches.pop(job.id, None))
+    return await asyncio.shield(watch)
+
+
+async def _watch(context: Context, job_id: str, timeout_s: float) -> Job:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        job = await asyncio.to_thread(context.jobs.get, job_id)
+        if job is None:
+            raise AssetNotFound(job_id)
+        if job.status in FINISHED:
+            return job
+        await asyncio.sleep(_POLL_S)
+    raise DeadlineExceeded(
+        f"not done within {timeout_s:.0f} s; it goes on: send it again with the same key"
+    )
+
+
+async def answer_of(context: Context, job: Job) -> Response:
+    """What a finished job answers."""
+    if job.error is not None:
+        return JSONResponse(job.error["body"], job.error["status"])
+    data = await asyncio.to_thread(read_bytes, context.store, result_key(job.id))
+    return Response(data, media_type="application/json")
