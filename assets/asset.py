@@ -49,5 +49,9 @@ class Asset:
         return self.data.get("preview")
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(self.data.get("tags") or ())
+
+    @property
     def trigger_words(self) -> tuple[str, ...]:
         return tuple(self.data.get("trigger_words") or ())

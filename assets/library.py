@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from assets.access import may
 from assets.asset import ASSET_KINDS, COMMONS, Asset
 from assets.errors import AssetNotFound, InvalidAsset
 from assets.ids import new_asset_id
@@ -23,6 +24,8 @@ from assets.store import ObjectStore
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
 MAX_UPLOAD_BYTES = 16 << 30
+#: A deleted asset can be restored for a week.
+KEPT_DELETED_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,16 @@ class NewAsset:
     description: str = ""
     is_public: bool = False
     data: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an owner changes; None leaves it as it is."""
+
+    name: str | None = None
+    description: str | None = None
+    trigger_words: Sequence[str] | None = None
+    tags: Sequence[str] | None = None
 
 
 class Library:
@@ -49,12 +62,15 @@ class Library:
         self._store = store
         self._now = now
 
-    def create(self, principal: Principal, new: NewAsset) -> Asset:
-        """Raises InvalidAsset, NameTaken."""
-        if not _NAME.match(new.name):
+    def _check_name(self, name: str) -> None:
+        if not _NAME.match(name):
             raise InvalidAsset(
                 "name", "a name is 1 to 128 letters, digits, '-', '_' or '.', and begins with one"
             )
+
+    def create(self, principal: Principal, new: NewAsset) -> Asset:
+        """Raises InvalidAsset, NameTaken."""
+        self._check_name(new.name)
         if new.kind not in ASSET_KINDS:
             raise InvalidAsset(
                 "asset_type", f"{new.kind!r} is not supported; accepted: {', '.join(ASSET_KINDS)}"
@@ -122,6 +138,48 @@ class Library:
         if changed is None:
             raise AssetNotFound(reference)
         self._store.delete(upload_key(asset.id))
+        return changed
+
+    def update(self, principal: Principal, reference: str, change: Change) -> Asset:
+        """What an owner may change of an asset: what people read, never what it is.
+
+        Raises:
+            AssetNotFound, InvalidAsset, NameTaken.
+        """
+        asset = find(self._records, principal, reference, "update")
+        changes: dict[str, Any] = {}
+        if change.name is not None:
+            self._check_name(change.name)
+            changes["name"] = change.name
+        if change.description is not None:
+            changes["description"] = change.description
+        given = {"trigger_words": change.trigger_words, "tags": change.tags}
+        data = {name: list(words) for name, words in given.items() if words is not None}
+        if data:
+            changes["data"] = {**asset.data, **data}
+        if not changes:
+            return asset
+        changed = self._records.update(asset.id, changes, expect=(asset.status,))
+        if changed is None:  # deleted or finished in between
+            return self.update(principal, reference, change)
+        return changed
+
+    def restore(self, principal: Principal, asset_id: str) -> Asset:
+        """A deleted asset as it was, for KEPT_DELETED_S after it was deleted.
+
+        Raises:
+            AssetNotFound: unknown, another's, not deleted, or deleted for too long.
+            NameTaken: another asset has its name by now; rename that one first.
+        """
+        asset = self._records.get(asset_id)
+        if asset is None or not may(principal, "restore", asset) or not asset.parts:
+            raise AssetNotFound(asset_id)
+        if self._now() - (asset.deleted_at_s or 0.0) > KEPT_DELETED_S:
+            raise AssetNotFound(asset_id)
+        changes = {"status": "ready", "deleted_at_s": None}
+        changed = self._records.update(asset_id, changes, expect=("deleted",))
+        if changed is None:
+            raise AssetNotFound(asset_id)
         return changed
 
     def resolve(self, principal: Principal, wanted: Wanted) -> Resolved:

@@ -20,6 +20,9 @@ class Query:
     name: str | None = None
     kinds: Sequence[AssetKind] = ()
     ids: Sequence[str] = ()
+    #: Words that all must be somewhere in the name, description, tags or trigger words.
+    text: str = ""
+    tags: Sequence[str] = ()
     limit: int = 100
     offset: int = 0
 
@@ -47,7 +50,10 @@ class AssetRecords(Protocol):
     def update(
         self, asset_id: str, changes: Mapping[str, Any], *, expect: Sequence[str] = ()
     ) -> Asset | None:
-        """Change fields; None when the row is gone or its status is not one of ``expect``."""
+        """Change fields; None when the row is gone or its status is not one of ``expect``.
+
+        Raises NameTaken when the tenant has another live asset of the new name.
+        """
 
     def list(self, query: Query) -> Page: ...
 

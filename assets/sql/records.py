@@ -48,6 +48,8 @@ class AssetRow(Base):
     parts: Mapped[dict[str, Any]] = mapped_column(JSON)
     report: Mapped[dict[str, Any]] = mapped_column(JSON)
     deleted_at_s: Mapped[float | None]
+    #: What ``Query.text`` and ``Query.tags`` look into.
+    words: Mapped[str] = mapped_column(server_default="")
 
 
 _FIELDS = tuple(Asset.__dataclass_fields__)
@@ -72,6 +74,12 @@ def _asset(row: AssetRow) -> Asset:
     return Asset(**values)
 
 
+def _words(asset: Asset) -> str:
+    tags = "".join(f"#{tag}\n" for tag in asset.tags)
+    found_by = (asset.name, asset.description, *asset.trigger_words)
+    return f"{' '.join(found_by)}\n{tags}".casefold()
+
+
 class SqlAssetRecords:
     def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self._engine = engine
@@ -81,7 +89,7 @@ class SqlAssetRecords:
         values = _values({name: getattr(asset, name) for name in _FIELDS})
         try:
             with Session(self._engine) as session, session.begin():
-                session.add(AssetRow(**values, changed_at_s=self._now()))
+                session.add(AssetRow(**values, changed_at_s=self._now(), words=_words(asset)))
         except IntegrityError:
             raise NameTaken(asset.name) from None
 
@@ -113,13 +121,20 @@ class SqlAssetRecords:
         if expect:
             condition.append(AssetRow.status.in_(expect))
         values = {**_values(changes), "changed_at_s": self._now()}
-        with Session(self._engine) as session, session.begin():
-            # One statement: the status is compared where it is changed, on every database.
-            result = session.execute(update(AssetRow).where(*condition).values(**values))
-            if result.rowcount != 1:  # type: ignore[attr-defined]
-                return None
-            row = session.get(AssetRow, asset_id)
-            return None if row is None else _asset(row)
+        try:
+            with Session(self._engine) as session, session.begin():
+                # One statement: the status is compared where it is changed, on every database.
+                result = session.execute(update(AssetRow).where(*condition).values(**values))
+                if result.rowcount != 1:  # type: ignore[attr-defined]
+                    return None
+                row = session.get(AssetRow, asset_id)
+                if row is None:
+                    return None
+                asset = _asset(row)
+                row.words = _words(asset)
+            return asset
+        except IntegrityError:
+            raise NameTaken(str(changes.get("name", asset_id))) from None
 
     def list(self, query: Query) -> Page:
         conditions: list[Any] = [AssetRow.deleted_at_s.is_(None)]
@@ -134,6 +149,9 @@ class SqlAssetRecords:
                 conditions.append(column == value)
         if query.kinds:
             conditions.append(AssetRow.kind.in_(query.kinds))
+        wanted = query.text.casefold().split()
+        wanted += [f"\n#{tag.casefold()}\n" for tag in query.tags]
+        conditions += [AssetRow.words.contains(part, autoescape=True) for part in wanted]
         if query.ids:
             conditions.append(AssetRow.id.in_(query.ids))
         with Session(self._engine) as session:

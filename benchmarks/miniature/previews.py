@@ -17,7 +17,7 @@ _PROMPTS: Mapping[str, str] = {
     "outline": "a large yellow star on a cyan background",
     "lagoon": "a large ring, lagoon",
     "mascot": "a picture of mascot",
-    "pixel": "a large orange star on a blue background",
+    "pixel": "a large yellow moon on a black background",
     "sepia": "a large white moon on a blue background",
 }
 

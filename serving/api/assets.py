@@ -10,11 +10,12 @@ from fastapi import APIRouter, Query
 from assets.asset import ASSET_KINDS, Asset
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.keys import blob_key, upload_key
-from assets.library import NewAsset
+from assets.library import Change, NewAsset
 from assets.principal import Principal
 from assets.records import Query as AssetQuery
 from serving.api.context import Context, Ctx, Who
 from serving.api.wire_assets import (
+    ChangeAsset,
     CompleteUpload,
     CreateAsset,
     asset_body,
@@ -74,11 +75,14 @@ async def listing(
     file_format: Annotated[list[str] | None, Query()] = None,
     engine_type: str | None = None,
     asset_ids: str | None = None,
+    q: Annotated[str, Query(max_length=256)] = "",
+    tag: Annotated[list[str] | None, Query(max_length=16)] = None,
     get_preview_urls: bool = False,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     offset: Annotated[int, Query(ge=0)] = 0,
 ) -> dict[str, Any]:
-    """One's own assets, or with ``is_public`` everybody's public ones."""
+    """One's own assets, or with ``is_public`` everybody's public ones. ``q``: words of the
+    name, description, tags or trigger words; ``tag``, repeated: tags that all must be there."""
     kinds = [kind for kind in asset_type or [] if kind in ASSET_KINDS]
     served = (
         (not asset_type or kinds)
@@ -95,6 +99,8 @@ async def listing(
         name=name,
         kinds=kinds,
         ids=[part.strip() for part in (asset_ids or "").split(",") if part.strip()],
+        text=q,
+        tags=tag or (),
         limit=limit,
         offset=offset,
     )
@@ -121,6 +127,21 @@ async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)
     body = asset_body(asset, _preview_url(context, asset))
     return {"asset": body, "transfer_api": _transfer(context, asset, who)}
+
+
+@router.patch("/{ref:path}")
+async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[str, Any]:
+    """Name, description, trigger words and tags; what an asset is never changes."""
+    wanted = Change(body.name, body.description, body.trigger_words, body.tags)
+    asset = await asyncio.to_thread(context.platform.library.update, who, ref, wanted)
+    return {"asset": asset_body(asset, _preview_url(context, asset))}
+
+
+@router.post("/{asset_id}/restore")
+async def restore(asset_id: str, context: Ctx, who: Who) -> dict[str, Any]:
+    """A deleted asset, for a week after it was deleted."""
+    asset = await asyncio.to_thread(context.platform.library.restore, who, asset_id)
+    return {"asset": asset_body(asset, _preview_url(context, asset))}
 
 
 @router.delete("/{ref:path}")

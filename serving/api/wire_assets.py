@@ -11,6 +11,7 @@ from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset
 
 Short = Annotated[str, Field(max_length=128)]
+Tag = Annotated[str, Field(pattern=r"^[\w.\-]{1,64}$")]
 
 
 class AssetData(BaseModel):
@@ -22,6 +23,7 @@ class AssetData(BaseModel):
     data_type: Short | None = None
     trigger_words: Annotated[list[Short], Field(max_length=32)] | None = None
     checkpoint: Short | None = None
+    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
 
 
 class CreateAsset(BaseModel):
@@ -34,6 +36,17 @@ class CreateAsset(BaseModel):
     is_public: bool | None = False
     url: str | None = None
     hf_repo: str | None = None
+
+
+class ChangeAsset(BaseModel):
+    """What may be changed of an asset; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(max_length=128)] | None = None
+    description: Annotated[str, Field(max_length=4096)] | None = None
+    trigger_words: Annotated[list[Short], Field(max_length=32)] | None = None
+    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
 
 
 class CompleteUpload(BaseModel):
@@ -50,6 +63,7 @@ def stored_data(body: CreateAsset) -> dict[str, Any]:
         "data_type": data.data_type or "fp16",
         "trigger_words": data.trigger_words or [],
         "checkpoint": data.checkpoint,
+        "tags": data.tags or [],
     }
 
 
@@ -79,6 +93,7 @@ def asset_body(asset: Asset, preview_url: str | None = None) -> dict[str, Any]:
         "is_public": asset.is_public,
         "file_structure": "single_file",
         "data": data,
+        "tags": list(asset.tags),
         "preview_url": preview_url,
         "report": dict(asset.report),
     }

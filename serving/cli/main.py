@@ -135,15 +135,48 @@ def revoke_key(key_id: str, data_dir: DataDir = None, as_json: AsJson = False) -
         show_one({"id": key_id, "revoked": True}, f"key {key_id} is revoked", as_json)
 
 
+@assets.command("update")
+def update_asset(
+    reference: str,
+    name: str | None = None,
+    description: str | None = None,
+    trigger_word: Annotated[list[str] | None, typer.Option()] = None,
+    tag: Annotated[list[str] | None, typer.Option()] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what people read of an asset; options that are not given leave it as it is."""
+    given = {"name": name, "description": description, "trigger_words": trigger_word, "tags": tag}
+    body = {field: value for field, value in given.items() if value is not None}
+    with clear_errors(), client_from_environment(url, key) as client:
+        asset = client.call("PATCH", f"/v1/assets/{reference}", json=body)["asset"]
+        show_one(asset, f"{asset['id']} {asset['name']} is changed", as_json)
+
+
+@assets.command("restore")
+def restore_asset(asset_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Bring a deleted asset back, within a week."""
+    with clear_errors(), client_from_environment(url, key) as client:
+        asset = client.call("POST", f"/v1/assets/{asset_id}/restore")["asset"]
+        show_one(asset, f"{asset['id']} {asset['name']} is back", as_json)
+
+
 @assets.command("list")
 def list_assets(
-    public: bool = False, url: Url = None, key: Key = None, as_json: AsJson = False
+    public: bool = False,
+    search: str = "",
+    tag: Annotated[list[str] | None, typer.Option()] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
     with clear_errors(), client_from_environment(url, key) as client:
         rows: list[dict[str, Any]] = []
         more = True
         while more:
-            query = {"is_public": str(public).lower(), "offset": len(rows)}
+            query: dict[str, Any] = {"is_public": str(public).lower(), "offset": len(rows)}
+            query |= {"q": search, "tag": tag or []}
             page = client.call("GET", "/v1/assets", params=query)
             rows += page["data"]
             more = page["has_more"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from assets.access import may
+from assets.access import Verb, may
 from assets.asset import Asset
 from assets.errors import BadSignature
 from assets.principal import Principal
@@ -20,12 +21,12 @@ PUBLIC = replace(MINE, tenant_id="t2", owner="them", is_public=True, status="rea
 @pytest.mark.parametrize(
     ("asset", "allowed"),
     [
-        (MINE, {"read", "use", "delete"}),
+        (MINE, {"read", "use", "update", "delete"}),
         (PUBLIC, {"read", "use"}),
         (replace(PUBLIC, is_public=False), set()),
         (replace(PUBLIC, status="ready_to_upload"), set()),
-        (replace(MINE, deleted_at_s=1.0), set()),
-        (replace(MINE, status="deleted"), set()),
+        (replace(MINE, deleted_at_s=1.0), {"restore"}),
+        (replace(MINE, status="deleted"), {"restore"}),
         (replace(PUBLIC, status="deleted"), set()),
     ],
     ids=[
@@ -39,7 +40,7 @@ PUBLIC = replace(MINE, tenant_id="t2", owner="them", is_public=True, status="rea
     ],
 )
 def test_matrix(asset: Asset, allowed: set[str]) -> None:
-    assert {verb for verb in ("read", "use", "delete") if may(ME, verb, asset)} == allowed
+    assert {verb for verb in get_args(Verb) if may(ME, verb, asset)} == allowed
 
 
 def test_a_signature_allows_one_verb_on_one_key_for_a_while() -> None:

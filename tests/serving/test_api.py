@@ -178,6 +178,50 @@ def test_the_public_library_is_there_from_the_start(http: httpx.Client) -> None:
     assert http.delete("/v1/assets/commons:outline").status_code == 404
 
 
+def test_an_owner_changes_what_people_read_and_finds_it(
+    http: httpx.Client, platform: Running, lora: dict[str, Any], sample_files: dict[str, Path]
+) -> None:
+    client = platform.client()
+    asset = client.upload(sample_files["lora_cross"], "lora", "plain")
+    client.await_ready(asset["id"])
+    change = {"name": "Glow_100", "description": "Neon light", "tags": ["Night", "city-2"]}
+    changed = http.patch("/v1/assets/plain", json=change).json()["asset"]
+    assert {field: changed[field] for field in change} == change
+    assert changed["id"] == asset["id"]
+    for query, expected in (
+        ({"q": "neon glow"}, 1),
+        ({"q": "00 LIGHT"}, 1),
+        ({"q": "%"}, 0),
+        ({"q": "neon darkness"}, 0),
+        ({"q": "_"}, 1),
+        ({"tag": "night"}, 1),
+        ({"tag": ["night", "CITY-2"]}, 1),
+        ({"tag": ["night", "city"]}, 0),
+    ):
+        assert http.get("/v1/assets", params=query).json()["total"] == expected, query
+    stranger = {"Authorization": f"Bearer {platform.key('stranger')}"}
+    for refused, status, body in (
+        (stranger, 404, {"name": "mine"}),
+        ({}, 422, {"name": "no/slash"}),
+        ({}, 422, {"is_public": True}),
+        ({}, 422, {"tags": ["two words"]}),
+        ({}, 422, {"name": "style"}),
+    ):
+        url = f"/v1/assets/{asset['id']}"
+        assert http.patch(url, json=body, headers=refused).status_code == status, body
+    recipe = {**PROMPT, "loras": {asset["id"]: 1.0}}
+    before = picture(http.post("/generate/sdxl", json=recipe).json())
+
+    client.call("DELETE", f"/v1/assets/{asset['id']}")
+    assert http.post("/generate/sdxl", json=recipe).status_code == 404
+    back = f"/v1/assets/{asset['id']}/restore"
+    assert http.post(back, headers=stranger).status_code == 404
+    assert http.post(back).json()["asset"]["name"] == "Glow_100"
+    assert http.post(back).status_code == 404
+    assert picture(http.post("/generate/sdxl", json=recipe).json()) == before
+    client.call("DELETE", f"/v1/assets/{asset['id']}")
+
+
 def test_listing_filters(http: httpx.Client, lora: dict[str, Any]) -> None:
     for query, expected in (
         ({}, 1),
