@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from assets.asset import Asset
-from assets.principal import Principal
+from assets.errors import Forbidden
+from assets.principal import Principal, Role
 
-Verb = Literal["read", "use", "update", "delete", "restore"]
+Verb = Literal["read", "use", "create", "update", "delete", "restore"]
+
+#: What each role may do where its tenant may.
+_VERBS: Mapping[Role, frozenset[Verb]] = {
+    "reader": frozenset({"read"}),
+    "member": frozenset({"read", "use", "create", "update"}),
+    "owner": frozenset({"read", "use", "create", "update", "delete", "restore"}),
+}
+
+
+def require(principal: Principal, verb: Verb) -> None:
+    """Raises Forbidden when the key's role does not allow ``verb`` on anything. Asked before
+    anything is looked up, so the answer tells nothing of what there is."""
+    if verb not in _VERBS[principal.role]:
+        raise Forbidden(principal.role, verb)
 
 
 def may(principal: Principal, verb: Verb, asset: Asset) -> bool:
@@ -16,6 +32,8 @@ def may(principal: Principal, verb: Verb, asset: Asset) -> bool:
     An owner may do everything to its own live assets; everybody may read and use
     a public one that is ready. To a deleted one its owner may do one thing: restore it.
     """
+    if verb not in _VERBS[principal.role]:
+        return False
     is_own = asset.tenant_id == principal.tenant_id
     if asset.status == "deleted" or asset.deleted_at_s is not None:
         return is_own and verb == "restore"

@@ -4,6 +4,7 @@
 
     AssetError
     ├── AssetNotFound      unknown, deleted or foreign: one answer for all three
+    ├── Forbidden          the key's role does not allow it, whatever the asset
     ├── AssetNotReady      known, but not yet (or never) usable in a recipe
     ├── NameTaken          the owner already has a live asset of that name
     ├── InvalidAsset       a request about an asset that makes no sense
@@ -27,6 +28,15 @@ class AssetNotFound(AssetError):
     def __init__(self, reference: str) -> None:
         super().__init__(f"no asset {reference!r} that you can read")
         self.reference = reference
+
+
+class Forbidden(AssetError):
+    def __init__(self, role: str, verb: str) -> None:
+        super().__init__(role, verb)  # as they are: it must unpickle
+
+    def __str__(self) -> str:
+        role, verb = self.args
+        return f"this API key is a {role}'s: it may not {verb} assets; ask an owner for another"
 
 
 class AssetNotReady(AssetError):

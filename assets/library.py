@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from assets.access import may
+from assets.access import may, require
 from assets.asset import ASSET_KINDS, COMMONS, Asset
 from assets.errors import AssetNotFound, InvalidAsset
 from assets.ids import new_asset_id
@@ -69,7 +69,8 @@ class Library:
             )
 
     def create(self, principal: Principal, new: NewAsset) -> Asset:
-        """Raises InvalidAsset, NameTaken."""
+        """Raises Forbidden, InvalidAsset, NameTaken."""
+        require(principal, "create")
         self._check_name(new.name)
         if new.kind not in ASSET_KINDS:
             raise InvalidAsset(
@@ -96,7 +97,7 @@ class Library:
         Raises:
             InvalidAsset: the store holds no bytes for this asset.
         """
-        asset = find(self._records, principal, reference, "delete")
+        asset = find(self._records, principal, reference, "update")
         if asset.status != "ready_to_upload":
             return asset
         size = self._store.size(upload_key(asset.id))
@@ -171,6 +172,7 @@ class Library:
             AssetNotFound: unknown, another's, not deleted, or deleted for too long.
             NameTaken: another asset has its name by now; rename that one first.
         """
+        require(principal, "restore")
         asset = self._records.get(asset_id)
         if asset is None or not may(principal, "restore", asset) or not asset.parts:
             raise AssetNotFound(asset_id)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+#: What a key may do: ``reader`` looks, ``member`` draws, uploads and changes too, ``owner``
+#: also deletes and restores.
+Role = Literal["reader", "member", "owner"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,3 +19,4 @@ class Principal:
     tenant_name: str
     weight: float = 1.0
     key_id: str = ""
+    role: Role = "owner"

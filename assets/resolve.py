@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from assets.access import Verb, may
+from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset, AssetKind
 from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
 from assets.ids import is_asset_id
@@ -44,7 +44,9 @@ def find(records: AssetRecords, principal: Principal, reference: str, verb: Verb
 
     Raises:
         AssetNotFound: unknown, deleted or not allowed: the caller cannot tell which.
+        Forbidden: the key's role does not allow the verb.
     """
+    require(principal, verb)
     asset = _lookup(records, principal, reference)
     if asset is None or not may(principal, verb, asset):
         raise AssetNotFound(reference)
@@ -73,6 +75,7 @@ def resolve(records: AssetRecords, principal: Principal, wanted: Wanted) -> Reso
         AssetNotFound, AssetNotReady: about the reference that is at fault.
         InvalidAsset: an asset of the wrong kind, or a weight that makes no sense.
     """
+    require(principal, "use")
     names: dict[str, str] = {}
 
     base = records.find_public(COMMONS, BASE_NAME)

@@ -20,6 +20,7 @@ from assets.errors import (
     AssetNotFound,
     AssetNotReady,
     BadSignature,
+    Forbidden,
     IngestRejected,
     InvalidAsset,
     NameTaken,
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (Unauthenticated, 401, "unauthenticated"),
     (BadSignature, 403, "bad_signature"),
+    (Forbidden, 403, "forbidden"),
     (AssetNotFound, 404, "not_found"),
     (AssetNotReady, 422, "asset_not_ready"),
     (InvalidAsset, 422, "invalid"),

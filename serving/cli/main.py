@@ -7,10 +7,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
+from assets.principal import Role
 from serving.cli.client import client_from_environment
 from serving.cli.output import AsJson, clear_errors, show, show_one
 from serving.settings import Settings
@@ -112,19 +113,38 @@ def list_tenants(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 @keys.command("create")
 def create_key(
-    tenant: str, label: str = "", data_dir: DataDir = None, as_json: AsJson = False
+    tenant: str,
+    label: str = "",
+    role: Annotated[str, typer.Option(help="reader, member or owner.")] = "owner",
+    expires_days: Annotated[float | None, typer.Option(help="Default: never.")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """A new key. It is shown this once."""
     with clear_errors():
-        key = _directory(data_dir).add_key(tenant, label)
+        until = None if expires_days is None else time.time() + expires_days * 86400
+        key = _directory(data_dir).add_key(tenant, label, cast(Role, role), until)
         show_one({"id": key.id, "tenant": tenant, "key": key.text}, key.text, as_json)
+
+
+@keys.command("rotate")
+def rotate_key(
+    key_id: str,
+    overlap_hours: Annotated[float, typer.Option(help="How long the old one still works.")] = 24.0,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """A new key like that one, which expires after the overlap."""
+    with clear_errors():
+        key = _directory(data_dir).rotate_key(key_id, overlap_hours * 3600)
+        show_one({"id": key.id, "replaces": key_id, "key": key.text}, key.text, as_json)
 
 
 @keys.command("list")
 def list_keys(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     with clear_errors():
         rows = [asdict(key) for key in _directory(data_dir).keys(tenant)]
-        show(rows, ("id", "label", "created_at_s", "revoked_at_s"), as_json)
+        show(rows, ("id", "label", "role", "created_at_s", "expires_at_s", "revoked_at_s"), as_json)
 
 
 @keys.command("revoke")

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import cast
 
 from cachetools import TTLCache
 from sqlalchemy import Engine, ForeignKey, select
@@ -15,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from assets.asset import COMMONS
-from assets.principal import Principal
+from assets.principal import ROLES, Principal, Role
 from assets.sql.base import Base
 from serving.errors import InvalidRequest, Unauthenticated
 from serving.tenants.keys import NewKey, key_id, matches, new_key
@@ -45,6 +46,8 @@ class ApiKeyRow(Base):
     label: Mapped[str]
     created_at_s: Mapped[float]
     revoked_at_s: Mapped[float | None]
+    role: Mapped[str] = mapped_column(server_default="owner")
+    expires_at_s: Mapped[float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class ApiKey:
     label: str
     created_at_s: float
     revoked_at_s: float | None
+    role: Role = "owner"
+    expires_at_s: float | None = None
 
 
 class Directory:
@@ -95,8 +100,22 @@ class Directory:
             rows = session.scalars(select(TenantRow).order_by(TenantRow.name))
             return [Tenant(r.id, r.name, r.weight, r.created_at_s) for r in rows]
 
-    def add_key(self, tenant: str, label: str = "") -> NewKey:
-        """A new key for the tenant of that name; its text is never shown again."""
+    def add_key(
+        self,
+        tenant: str,
+        label: str = "",
+        role: Role = "owner",
+        expires_at_s: float | None = None,
+    ) -> NewKey:
+        """A new key for the tenant of that name; its text is never shown again.
+
+        Raises:
+            InvalidRequest: no such tenant or role, or an expiry that has passed.
+        """
+        if role not in ROLES:
+            raise InvalidRequest("role", f"{role!r} is no role; {', '.join(ROLES)} are")
+        if expires_at_s is not None and expires_at_s <= self._now():
+            raise InvalidRequest("expires_at_s", "the key would have expired already")
         key = new_key()
         with Session(self._engine) as session, session.begin():
             row = self._tenant(session, tenant)
@@ -108,15 +127,51 @@ class Directory:
                     label=label,
                     created_at_s=self._now(),
                     revoked_at_s=None,
+                    role=role,
+                    expires_at_s=expires_at_s,
                 )
             )
         return key
+
+    def rotate_key(self, key: str, overlap_s: float) -> NewKey:
+        """A new key like that one, which expires after the overlap: time to put the new one
+        in its place everywhere.
+
+        Raises:
+            InvalidRequest: no such key, or one that is revoked or expired.
+        """
+        with Session(self._engine) as session, session.begin():
+            row = session.get(ApiKeyRow, key)
+            if row is None or not self._is_live(row):
+                raise InvalidRequest("key", f"there is no live key {key!r}")
+            tenant = session.get(TenantRow, row.tenant_id)
+            assert tenant is not None
+            name, label, role, until = tenant.name, row.label, row.role, row.expires_at_s
+        fresh = self.add_key(name, label, cast(Role, role), until)
+        with Session(self._engine) as session, session.begin():
+            row = session.get(ApiKeyRow, key)
+            assert row is not None
+            end = self._now() + max(0.0, overlap_s)
+            row.expires_at_s = end if row.expires_at_s is None else min(end, row.expires_at_s)
+        with self._lock:
+            self._known.clear()
+        return fresh
+
+    def _is_live(self, row: ApiKeyRow) -> bool:
+        expired = row.expires_at_s is not None and row.expires_at_s <= self._now()
+        return row.revoked_at_s is None and not expired
 
     def keys(self, tenant: str) -> Sequence[ApiKey]:
         with Session(self._engine) as session:
             row = self._tenant(session, tenant)
             keys = session.scalars(select(ApiKeyRow).where(ApiKeyRow.tenant_id == row.id))
-            return [ApiKey(k.id, tenant, k.label, k.created_at_s, k.revoked_at_s) for k in keys]
+            return [
+                ApiKey(
+                    k.id, tenant, k.label, k.created_at_s, k.revoked_at_s, cast(Role, k.role),
+                    k.expires_at_s,
+                )
+                for k in keys
+            ]  # fmt: skip
 
     def revoke_key(self, key: str) -> None:
         with Session(self._engine) as session, session.begin():
@@ -151,11 +206,12 @@ class Directory:
         if short is not None:
             with Session(self._engine) as session:
                 row = session.get(ApiKeyRow, short)
-                if row is not None and row.revoked_at_s is None and matches(text, row.digest):
+                if row is not None and self._is_live(row) and matches(text, row.digest):
                     tenant = session.get(TenantRow, row.tenant_id)
                     assert tenant is not None
-                    return Principal(tenant.id, tenant.name, tenant.weight, row.id)
-        raise Unauthenticated("this API key is not valid (unknown, malformed or revoked)")
+                    role = cast(Role, row.role)
+                    return Principal(tenant.id, tenant.name, tenant.weight, row.id, role)
+        raise Unauthenticated("this API key is not valid (unknown, malformed, expired or revoked)")
 
     def _tenant(self, session: Session, name: str) -> TenantRow:
         row = session.scalars(select(TenantRow).where(TenantRow.name == name)).first()

@@ -7,10 +7,10 @@ from typing import get_args
 
 import pytest
 
-from assets.access import Verb, may
+from assets.access import Verb, may, require
 from assets.asset import Asset
-from assets.errors import BadSignature
-from assets.principal import Principal
+from assets.errors import BadSignature, Forbidden
+from assets.principal import ROLES, Principal
 from assets.signing import Signer
 
 ME = Principal("t1", "me")
@@ -21,7 +21,7 @@ PUBLIC = replace(MINE, tenant_id="t2", owner="them", is_public=True, status="rea
 @pytest.mark.parametrize(
     ("asset", "allowed"),
     [
-        (MINE, {"read", "use", "update", "delete"}),
+        (MINE, {"read", "use", "create", "update", "delete"}),
         (PUBLIC, {"read", "use"}),
         (replace(PUBLIC, is_public=False), set()),
         (replace(PUBLIC, status="ready_to_upload"), set()),
@@ -41,6 +41,24 @@ PUBLIC = replace(MINE, tenant_id="t2", owner="them", is_public=True, status="rea
 )
 def test_matrix(asset: Asset, allowed: set[str]) -> None:
     assert {verb for verb in get_args(Verb) if may(ME, verb, asset)} == allowed
+
+
+def test_a_role_takes_away_and_never_gives() -> None:
+    """Each role's verbs on each kind of asset, within what an owner may."""
+    allowed = {"reader": {"read"}, "member": {"read", "use", "create", "update"}}
+    deleted = replace(MINE, status="deleted")
+    for role in ROLES:
+        who = replace(ME, role=role)
+        verbs = allowed.get(role, set(get_args(Verb)))
+        for asset in (MINE, PUBLIC, replace(PUBLIC, is_public=False), deleted):
+            by_owner = {verb for verb in get_args(Verb) if may(ME, verb, asset)}
+            assert {verb for verb in get_args(Verb) if may(who, verb, asset)} == by_owner & verbs
+        for verb in get_args(Verb):
+            if verb in verbs:
+                require(who, verb)
+            else:
+                with pytest.raises(Forbidden, match=role):
+                    require(who, verb)
 
 
 def test_a_signature_allows_one_verb_on_one_key_for_a_while() -> None:

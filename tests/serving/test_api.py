@@ -120,6 +120,26 @@ def test_keys(platform: Running) -> None:
         assert response.headers["www-authenticate"] == "Bearer"
 
 
+def test_a_reader_looks_and_spends_nothing(platform: Running, lora: dict[str, Any]) -> None:
+    """403 whatever it names, its tenant's assets, others' or none."""
+    key = platform.directory.add_key("acme", "screen", "reader").text
+    with httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}) as http:
+        assert http.get(f"/v1/assets/{lora['id']}").status_code == 200
+        new = {"asset_type": "lora", "name": "x"}
+        for answer in (
+            http.post("/generate/sdxl", json=PROMPT),
+            http.post("/generate/sdxl", json={**PROMPT, "loras": {"nothing": 1.0}}),
+            http.post("/generate", json=PROMPT, headers={"Idempotency-Key": "reader"}),
+            http.post("/v1/assets", json=new),
+            http.patch(f"/v1/assets/{lora['id']}", json={"name": "y"}),
+            http.delete(f"/v1/assets/{lora['id']}"),
+            http.delete("/v1/assets/nothing"),
+            http.post(f"/v1/assets/{lora['id']}/restore"),
+        ):
+            assert answer.status_code == 403, answer.request.url
+            assert answer.json()["code"] == "forbidden"
+
+
 def test_unknown_routes_and_methods_have_the_same_shape(http: httpx.Client) -> None:
     for response in (http.get("/nowhere"), http.delete("/generate/sdxl")):
         assert response.status_code in (404, 405)

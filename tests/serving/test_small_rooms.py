@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from assets.errors import Forbidden
 from assets.principal import Principal
 from assets.sql.base import connect
 from serving.api.errors import describe
@@ -69,11 +70,39 @@ def test_keys_are_hashed_found_and_revoked(tmp_path: Path) -> None:
             directory.add_tenant(name)
 
 
+def test_keys_expire_and_are_rotated_with_an_overlap(tmp_path: Path) -> None:
+    now = [1000.0]
+    directory = Directory(open_database(f"sqlite:///{tmp_path}/t.db"), lambda: now[0])
+    directory.add_tenant("acme")
+    old = directory.add_key("acme", "ci", "reader", expires_at_s=5000.0)
+    assert directory.authenticate(old.text).role == "reader"
+    new = directory.rotate_key(old.id, overlap_s=100.0)
+    for key in (old, new):
+        assert directory.authenticate(key.text).role == "reader"
+    now[0] = 1100.0
+    directory._known.clear()  # which forgets by itself within seconds
+    with pytest.raises(Unauthenticated, match="expired"):
+        directory.authenticate(old.text)
+    assert directory.authenticate(new.text).key_id == new.id
+    with pytest.raises(InvalidRequest, match="no live key"):
+        directory.rotate_key(old.id, 1.0)
+    now[0] = 5000.0
+    directory._known.clear()
+    with pytest.raises(Unauthenticated):
+        directory.authenticate(new.text)
+    for changes in ({"role": "king"}, {"expires_at_s": 4999.0}):
+        with pytest.raises(InvalidRequest):
+            directory.add_key("acme", **changes)  # type: ignore[arg-type]
+    listed = {key.id: (key.role, key.expires_at_s) for key in directory.keys("acme")}
+    assert listed == {old.id: ("reader", 1100.0), new.id: ("reader", 5000.0)}
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
         (NotFinite("the LoRA {assets} is wild", ("k",)), 422, "not_finite"),
         (Quarantined("{assets} is refused", ("k",)), 422, "quarantined"),
+        (Forbidden("reader", "delete"), 403, "forbidden"),
         (EngineBroke("odd"), 500, "drawing_failed"),
         (OutOfMemory("full"), 503, "out_of_memory"),
     ],
