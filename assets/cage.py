@@ -1,29 +1,42 @@
 """Strangers' files are converted in a cage: a process apart, with limits of memory, work and
 time, that may neither connect, nor execute, nor unpickle.
 
-A file that brings its reader down costs nobody else anything. The inside is caged.py.
+A file that brings its reader down costs nobody else anything. What the inside (caged.py) says
+is not believed: it names the components that it has written into the scratch folder, and they
+are opened, hashed and given their keys out here; no secret goes in. This contains accidents
+and what Python can be brought to do; it is no wall against native code of an attacker's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import secrets
+import select
+import stat
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, get_args
 
 from assets.asset import AssetKind
-from assets.content import Blob
+from assets.content import Blob, Component, content_key
 from assets.errors import IngestRejected
 from assets.ingest import Ingested
 from assets.skeleton import Skeleton
 
 log = logging.getLogger(__name__)
+
+
+#: Beyond what the keeper itself grants a file; and for it to come up.
+_PATIENCE_S = 30.0
+_START_S = 120.0
 
 
 class CageBroke(Exception):
@@ -49,7 +62,7 @@ class Cage:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        self._keeper: subprocess.Popen[str] | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def ingest(
@@ -64,8 +77,8 @@ class Cage:
         size_bytes = path.stat().st_size
         seconds = self._limits.seconds(size_bytes)
         job = {
-            "path": str(path), "kind": kind, "skeleton": skeleton.to_json(),
-            "salt": None if salt is None else salt.hex(), "scratch": str(scratch),
+            "id": secrets.token_hex(8), "path": str(path), "kind": kind,
+            "skeleton": skeleton.to_json(), "scratch": str(scratch),
             "memory_bytes": self._limits.memory_bytes, "wall_s": seconds,
             "cpu_s": max(1, int(seconds)),
             "file_bytes": max(1 << 30, self._limits.most_growth * size_bytes),
@@ -76,10 +89,13 @@ class Cage:
             raise IngestRejected(*answer["rejected"])
         if "broke" in answer:
             raise CageBroke(answer["broke"])
-        files: Any = {
-            component: (Blob(key, sha256, size), Path(place))
-            for component, (key, sha256, size, place) in answer["files"].items()
-        }
+        files: dict[Component, tuple[Blob, Path]] = {}
+        for component in get_args(Component):
+            if component in answer["components"]:
+                place = scratch / component
+                sha256, written_bytes = _digest(place)
+                key = content_key(sha256, component, skeleton.digest, salt)
+                files[component] = (Blob(key, sha256, written_bytes), place)
         return Ingested(files, answer["report"])
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -88,19 +104,21 @@ class Cage:
             assert keeper.stdin is not None
             assert keeper.stdout is not None
             try:
-                keeper.stdin.write(json.dumps(job) + "\n")
-                keeper.stdin.flush()
-                line = keeper.stdout.readline()
-            except BrokenPipeError:
-                line = ""
-            if line:
-                answer: dict[str, Any] = json.loads(line)
+                with suppress(BrokenPipeError):
+                    keeper.stdin.write(json.dumps(job).encode() + b"\n")
+                    keeper.stdin.flush()
+                line = self._line(keeper.stdout, job["wall_s"] + _PATIENCE_S)
+                answer: dict[str, Any] = json.loads(line) if line else {}
+            except BaseException:  # whatever it still says must not be taken for the next answer
+                self._end()
+                raise
+            if answer.get("id") == job["id"]:
                 return answer
             log.warning("the cage's keeper ended (%s), attempt %s", keeper.poll(), attempt)
             self._end()
         raise CageBroke("the process that inspects files ended twice")
 
-    def _running(self) -> subprocess.Popen[str]:
+    def _running(self) -> subprocess.Popen[bytes]:
         if self._keeper is None or self._keeper.poll() is not None:
             self._end()
             # Of the environment nothing but what Python needs: no secret, no credentials.
@@ -109,12 +127,27 @@ class Cage:
             environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}
             self._keeper = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "assets.caged"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
             )  # fmt: skip
             assert self._keeper.stdout is not None
-            if self._keeper.stdout.readline() != "ready\n":
+            if self._line(self._keeper.stdout, _START_S) != b"ready\n":
+                self._end()
                 raise CageBroke("the process that inspects files does not start; see its output")
         return self._keeper
+
+    def _line(self, pipe: IO[bytes], patience_s: float) -> bytes:
+        """The next line; empty when there is none in time, or none any more."""
+        deadline = time.monotonic() + patience_s
+        line = b""
+        while not line.endswith(b"\n"):
+            left_s = max(0.0, deadline - time.monotonic())
+            if not select.select([pipe], [], [], left_s)[0]:
+                return b""
+            chunk = os.read(pipe.fileno(), 1 << 16)
+            if not chunk:
+                return b""
+            line += chunk
+        return line
 
     def _end(self) -> None:
         if self._keeper is not None:
@@ -129,6 +162,23 @@ class Cage:
     def close(self) -> None:
         with self._lock:
             self._end()
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    """sha256 and size of a regular file that is no link to anywhere.
+
+    Raises:
+        CageBroke: it is not there, or something else.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise CageBroke(f"the inspection left no {path.name}: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CageBroke(f"the inspection left something odd as {path.name}")
+        return hashlib.file_digest(file, "sha256").hexdigest(), status.st_size
 
 
 def _import_path() -> str:

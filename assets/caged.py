@@ -7,6 +7,7 @@ input and writes an answer a line on standard output.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ from assets.skeleton import Skeleton
 #: What no conversion ever does. A file that brings it about is refused.
 _FORBIDDEN = frozenset(
     {
-        "pickle.find_class", "socket.connect", "socket.bind", "socket.sendto",
-        "subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork", "os.kill",
-        "ctypes.dlopen", "webbrowser.open",
+        "pickle.find_class", "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg",
+        "socket.getaddrinfo", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.system",
+        "os.fork", "os.forkpty", "os.kill", "ctypes.dlopen", "webbrowser.open",
     }
 )  # fmt: skip
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 class _Forbidden(Exception):
@@ -41,16 +46,18 @@ def main() -> None:
     out.write("ready\n")
     out.flush()
     for line in sys.stdin:
-        answer = _in_a_child(json.loads(line))
-        out.write(json.dumps(answer) + "\n")
+        job = json.loads(line)
+        answer = _in_a_child(job, out.fileno())
+        out.write(json.dumps({**answer, "id": job["id"]}) + "\n")
         out.flush()
 
 
-def _in_a_child(job: dict[str, Any]) -> dict[str, Any]:
+def _in_a_child(job: dict[str, Any], answers: int) -> dict[str, Any]:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reader)
+        for inherited in (reader, answers, 0):
+            os.close(inherited)
         try:
             with os.fdopen(writer, "w") as pipe:
                 pipe.write(json.dumps(_convert(job)))
@@ -70,7 +77,10 @@ def _in_a_child(job: dict[str, Any]) -> dict[str, Any]:
         if died == -signal.SIGXCPU:
             return {"rejected": [f"its inspection took more than {job['cpu_s']} s of work"]}
         return {"broke": f"the inspection ended without an answer ({died})"}
-    answer: dict[str, Any] = json.loads(text)
+    try:
+        answer: dict[str, Any] = json.loads(text)
+    except ValueError:  # cut off
+        return {"broke": "the inspection ended within its answer"}
     return answer
 
 
@@ -93,11 +103,8 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
     try:
         _limit(job)
         sys.addaudithook(_refuse)
-        salt = bytes.fromhex(job["salt"]) if job["salt"] is not None else None
-        done = ingest_file(
-            Path(job["path"]), job["kind"], Skeleton.from_json(job["skeleton"]), salt,
-            Path(job["scratch"]),
-        )  # fmt: skip
+        skeleton = Skeleton.from_json(job["skeleton"])
+        done = ingest_file(Path(job["path"]), job["kind"], skeleton, None, Path(job["scratch"]))
     except IngestRejected as rejection:
         return {"rejected": list(rejection.reasons)}
     except MemoryError:
@@ -110,11 +117,7 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
         if "allocate memory" in str(error):  # torch's own MemoryError
             return too_much
         return {"broke": f"{type(error).__name__}: {error}"}
-    files = {
-        component: [blob.key, blob.sha256, blob.size_bytes, str(path)]
-        for component, (blob, path) in done.files.items()
-    }
-    return {"files": files, "report": dict(done.report)}
+    return {"components": list(done.files), "report": dict(done.report)}
 
 
 def _limit(job: dict[str, Any]) -> None:
@@ -126,6 +129,8 @@ def _limit(job: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"] + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(AttributeError, OSError):  # on Linux: end with the keeper
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _refuse(event: str, _: Any) -> None:

@@ -30,6 +30,7 @@ from serving.errors import (
     EngineBroke,
     Quarantined,
     Refused,
+    ReplicaDied,
     ReplicaLost,
     ServingError,
 )
@@ -138,7 +139,7 @@ class Dispatcher:
         return {
             "waiting": len(self._waiting),
             "work_per_s": self._speeds.work_per_s,
-            "quarantined": self._suspicion.held(now),
+            "quarantined": self._suspicion.count(now),
             "replicas": [
                 {
                     "id": slot.client.id,
@@ -213,13 +214,13 @@ class Dispatcher:
         return ticket
 
     def _check_quarantine(self, submission: Submission) -> None:
-        held = self._suspicion.held(self._clock())
-        if found := sorted(submission.named & held.keys()):
-            minutes = max(held[key] for key in found) / 60
+        held = self._suspicion.held(submission.tenant_id, submission.named, self._clock())
+        if held:
+            minutes = max(held.values()) / 60
             raise Quarantined(
                 "replicas died twice while they drew {assets}; for "
                 f"{minutes:.0f} minutes it is refused",
-                tuple(found),
+                tuple(sorted(held)),
             )
 
     def _abandon(self, ticket: _Ticket) -> None:
@@ -267,13 +268,26 @@ class Dispatcher:
             )
             if isinstance(lost, ReplicaLost):
                 slot.report = None
-            self._crashed(ticket, lost)
+            if isinstance(lost, ReplicaDied | EngineBroke):
+                submission = ticket.submission
+                self._suspicion.crashed(submission.tenant_id, submission.named, self._clock())
+                self._stop_waiting()
+            self._try_again(ticket, lost)
         except Exception as error:
             _answer(ticket.answer, error)
 
-    def _crashed(self, ticket: _Ticket, error: ServingError) -> None:
+    def _stop_waiting(self) -> None:
+        """Of those that wait, the ones whose asset has just been quarantined."""
+        for request_id in list(self._waiting):
+            ticket = self._tickets[request_id]
+            try:
+                self._check_quarantine(ticket.submission)
+            except Quarantined as quarantined:
+                del self._waiting[request_id], self._tickets[request_id]
+                _answer(ticket.answer, quarantined)
+
+    def _try_again(self, ticket: _Ticket, error: ServingError) -> None:
         """Another attempt, on another replica, unless it is the request that kills them."""
-        self._suspicion.crashed(ticket.submission.named, self._clock())
         try:
             self._check_quarantine(ticket.submission)
         except Quarantined as quarantined:

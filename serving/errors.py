@@ -8,7 +8,8 @@
     ├── Refused              not admitted: 429 or 503, with ``retry_after_s``
     ├── DeadlineExceeded     not done in time
     ├── Cancelled            the client went away
-    ├── ReplicaLost          the replica died with the request in it
+    ├── ReplicaLost          the replica does not answer, or may not be trusted
+    │   └── ReplicaDied      while the request was in it
     ├── DrawingFailed        the engine could not draw; says why
     │   ├── NotFinite        the picture is not finite; ``blamed`` names the assets at fault
     │   └── EngineBroke      the engine raised what it never should; counts against the assets
@@ -61,6 +62,10 @@ class Cancelled(ServingError):
 
 
 class ReplicaLost(ServingError):
+    pass
+
+
+class ReplicaDied(ReplicaLost):
     pass
 
 

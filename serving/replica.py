@@ -52,6 +52,9 @@ class Replica:
     def report(self) -> ReplicaReport:
         """Raises ReplicaLost as ``check_health`` does."""
         self.check_health()
+        return self._report()
+
+    def _report(self) -> ReplicaReport:
         return ReplicaReport(self._engine.name, self._node, os.getpid(), self._engine.resident())
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
@@ -78,7 +81,7 @@ class Replica:
         finally:
             prepared.release()
             self._left()
-        return drawing, self.report()
+        return drawing, self._report()  # a good picture, whatever becomes of the engine
 
     async def _prepare(self, recipe: Recipe) -> Any:
         """Lease everything; when another request's leases leave no room, wait for them.

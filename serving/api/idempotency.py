@@ -2,7 +2,8 @@
 
 The request becomes a job whose id follows from the tenant and the key, so the database
 decides which of many arrivals is the first, on whichever gateway. All of them wait for the
-one job and get its answer, an error too; a key that comes back with another body is refused.
+one job and get its answer, an error of the request's own too; a failure of ours is tried again
+when the key comes again. A key that comes back with another body is refused.
 Keys are remembered as long as results are, a day.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -50,6 +50,8 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         job_id = "job_" + context.signer.derived("job", who.tenant_id, key)
         digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
         job = await asyncio.to_thread(context.jobs.get, job_id)
+        if job is not None and job.error is not None and job.error["status"] >= 500:
+            job = await asyncio.to_thread(context.jobs.again, job.id)
     if job is None:
         order = body.order()
         await context.platform.check(who, order)
@@ -73,24 +75,27 @@ async def finished(context: Context, job: Job, timeout_s: float) -> Job:
     """
     watch = context.watches.get(job.id)
     if watch is None:
-        watch = asyncio.ensure_future(_watch(context, job.id, timeout_s))
+        watch = asyncio.ensure_future(_watch(context, job.id))
         context.watches[job.id] = watch
         watch.add_done_callback(lambda _: context.watches.pop(job.id, None))
-    return await asyncio.shield(watch)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(watch)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"not done within {timeout_s:.0f} s; it goes on: send it again with the same key"
+        ) from None
 
 
-async def _watch(context: Context, job_id: str, timeout_s: float) -> Job:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+async def _watch(context: Context, job_id: str) -> Job:
+    """Until the job is done, as every job is: what cannot be drawn fails in the end."""
+    while True:
         job = await asyncio.to_thread(context.jobs.get, job_id)
         if job is None:
             raise AssetNotFound(job_id)
         if job.status in FINISHED:
             return job
         await asyncio.sleep(_POLL_S)
-    raise DeadlineExceeded(
-        f"not done within {timeout_s:.0f} s; it goes on: send it again with the same key"
-    )
 
 
 async def answer_of(context: Context, job: Job) -> Response:

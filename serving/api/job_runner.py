@@ -21,7 +21,7 @@ from orchestrator.errors import TierError
 from serving.api.context import Context
 from serving.api.errors import describe
 from serving.api.wire_generate import GenerateRequest, answer
-from serving.errors import OutOfMemory, Refused, ReplicaLost
+from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
 from serving.jobs.jobs import CLAIM_S, Job
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,9 @@ POLL_S = 0.25
 MAX_AT_ONCE = 16
 _SWEEP_S = 30.0
 #: Errors that say nothing of the job itself; it is put back and tried again for a while.
-PASSING = (Refused, ReplicaLost, OutOfMemory, TierError, StoreError, OperationalError)
+PASSING = (
+    Refused, ReplicaLost, DeadlineExceeded, OutOfMemory, TierError, StoreError, OperationalError,
+)  # fmt: skip
 PUT_BACK_S = 2.0
 RETRIED_FOR_S = 600.0
 #: An upload whose ingest has not ended by then is ingested again.
@@ -134,8 +136,9 @@ async def sweep(context: Context) -> None:
     """Until cancelled: expire old jobs, and restart ingests that died half way."""
     while True:
         try:
-            for job_id in await asyncio.to_thread(context.jobs.expire):
+            for job_id in await asyncio.to_thread(context.jobs.expired):
                 await asyncio.to_thread(context.store.delete, result_key(job_id))
+                await asyncio.to_thread(context.jobs.forget, job_id)
             library = context.platform.library
             for asset in await asyncio.to_thread(library.stale_uploads, STALE_UPLOAD_S):
                 await context.ingest.start(asset.id)

@@ -12,12 +12,12 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from serving.cluster.outcome import caught, thrown
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
-from serving.errors import DrawingFailed, ReplicaLost
+from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
 from serving.replica import Replica
 from serving.settings import Settings
 
@@ -106,4 +106,6 @@ class SlotClient:
             log.error("%s raised within %s", self.id, method, exc_info=error)
             raise DrawingFailed(f"the engine failed: {type(error.cause).__name__}") from None
         except (RayServeException, RayError) as error:
-            raise ReplicaLost(f"{self.id}: {type(error).__name__}") from None
+            died = method == "draw" and isinstance(error, ActorDiedError)
+            kind = ReplicaDied if died else ReplicaLost
+            raise kind(f"{self.id}: {type(error).__name__}") from None

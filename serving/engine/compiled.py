@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ import torch
 Compile = Literal["off", "regional", "full"]
 #: Graphs one piece of code may have: shapes warmed × widths of the transformer blocks.
 _MAX_GRAPHS = 128
+_STANCE = Lock()
 
 
 def keep_artifacts(folder: Path) -> None:
@@ -50,7 +52,8 @@ class CompiledUnet:
         self._stance = "eager_on_recompile"
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        with torch.compiler.set_stance(self._stance):
+        # The stance is the process's: engines that share one take turns.
+        with _STANCE, torch.compiler.set_stance(self._stance):
             return self._call(*inputs, **named)
 
 

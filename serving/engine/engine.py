@@ -9,15 +9,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar, cast
 
 import torch
 
 from assets.content import Component
+from assets.errors import AssetError
 from assets.model import ModelManifest
 from assets.recipe import Recipe
 from orchestrator.device_tier import DeviceTier
+from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
 from serving.drawing import Drawing, DrawRequest, Swap, Timings
 from serving.engine.compiled import Compile, CompiledUnet
@@ -110,9 +113,25 @@ class Engine:
         """Bring every value of the recipe to the device and lease it.
 
         Raises:
-            TierError, OutOfMemory: no room, or corrupt bytes; nothing stays leased.
+            TierError, OutOfMemory: no room, or corrupt bytes. EngineBroke: something that
+            should never happen. In any case nothing stays leased.
         """
-        return self.shelf.prepare(recipe)
+        try:
+            return self.shelf.prepare(recipe)
+        except (ServingError, TierError, AssetError):
+            raise
+        except Exception as error:
+            raise self._broken("preparing", error) from error
+
+    def _broken(self, doing: str, error: Exception) -> EngineBroke:
+        """A CUDA error outlives its kernel: then nothing works in this process any more."""
+        log.exception("the engine failed while %s", doing)
+        if self.device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self.device)
+            except Exception as lost:
+                self.unhealthy = f"the device is lost: {lost}"
+        return EngineBroke(f"the engine failed: {type(error).__name__}")
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""
@@ -122,10 +141,12 @@ class Engine:
         """Write the recipe into the working weights.
 
         Whatever it raises, the weights are the base's again afterwards, as the digest
-        proves, or the engine is ``unhealthy``.
+        proves, or the engine is ``unhealthy``. (Out of memory, that waits for the next swap.)
         """
         try:
             return self._write(prepared)
+        except torch.OutOfMemoryError:
+            raise  # no room for anything now; the next swap writes every weight anew
         except BaseException:
             self._go_back()
             raise
@@ -179,9 +200,16 @@ class Engine:
         except ServingError:
             raise
         except Exception as error:
-            log.exception("the engine failed with request %s", request.id)
-            self._check_device()
-            raise EngineBroke(f"the engine failed: {type(error).__name__}") from error
+            raise self._broken(f"drawing {request.id}", error) from error
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Until the device has done what it was told: leases end after this, and what they
+        held may then be overwritten by an arrival on another stream."""
+        if self.device.type == "cuda" and self.unhealthy is None:
+            with suppress(RuntimeError):  # of a device that is lost, as was said already
+                torch.cuda.current_stream(self.device).synchronize()
 
     def _with_room(self, work: Callable[[], T]) -> T:
         """``work``, once more with everything idle evicted when the device's memory ran out."""
@@ -195,14 +223,6 @@ class Engine:
         except torch.OutOfMemoryError as error:
             reason = str(error).partition("\n")[0]
             raise OutOfMemory(f"the device has no memory for this drawing: {reason}") from None
-
-    def _check_device(self) -> None:
-        """A CUDA error outlives its kernel: nothing works in this process any more."""
-        if self.device.type == "cuda":
-            try:
-                torch.cuda.synchronize(self.device)
-            except Exception as error:
-                self.unhealthy = f"the device is lost: {error}"
 
     @torch.inference_mode()
     def _draw(self, prepared: Prepared, request: DrawRequest, is_cancelled: IsCancelled) -> Drawing:

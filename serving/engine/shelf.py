@@ -83,6 +83,10 @@ class Shelf:
         """Whether pristine weights lie elsewhere than the working ones."""
         return self.pristine_tier is not self.tier
 
+    @property
+    def _pins(self) -> bool:
+        return self.is_apart and self._device.type == "cuda"
+
     def prepare(self, recipe: Recipe) -> Prepared:
         """Bring every value of the recipe to the device and lease it.
 
@@ -119,7 +123,10 @@ class Shelf:
         with file_lease, TensorFile(file_lease.path) as file:
             started = time.perf_counter()
             dtype = self._dtypes.get(component, self._dtypes["unet"])
-            size_bytes = elements(file) * dtype.itemsize
+            if component in MODEL_COMPONENTS:
+                size_bytes = self._layouts[component].size_bytes(dtype, self._pins)
+            else:
+                size_bytes = elements(file) * dtype.itemsize
             lease, loaded = self._admit(tier, blob.key, size_bytes, file, component)
             spent = brought.fetch_s + time.perf_counter() - started
         prepared.leases[blob.key] = lease
@@ -139,7 +146,11 @@ class Shelf:
         for attempt in (1, 2):
             try:
                 return tier.admit(key, size_bytes, lambda: self._load(file, component))
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:  # pinned memory that is not to be had is only that
+                if not isinstance(error, torch.OutOfMemoryError) and not (
+                    self._pins and "memory" in str(error)
+                ):
+                    raise
                 reason = str(error).partition("\n")[0]
             # Here, where the exception no longer holds the tensors of the frames it came through.
             if attempt == 1:
@@ -149,6 +160,8 @@ class Shelf:
     def make_room(self) -> None:
         """Give back to the device whatever nobody holds."""
         self.tier.evict_idle()
+        if self.is_apart:
+            self.pristine_tier.evict_idle()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -163,8 +176,7 @@ class Shelf:
             layout, dtype = self._layouts[component], self._dtypes[component]
             if not self.is_apart:
                 return Pristine(load_slabs(file, layout, self._device, dtype))
-            pinned = self._device.type == "cuda"
-            return Pristine(load_slabs(file, layout, torch.device("cpu"), dtype, pinned))
+            return Pristine(load_slabs(file, layout, torch.device("cpu"), dtype, self._pins))
 
     @contextmanager
     def _arriving(self) -> Iterator[None]:

@@ -49,8 +49,10 @@ class SlabLayout:
 
         return {shape: slab(shape, len(names)) for shape, names in self.rows.items()}
 
-    def size_bytes(self, dtype: torch.dtype) -> int:
-        return sum(len(n) * _numel(s) for s, n in self.rows.items()) * dtype.itemsize
+    def size_bytes(self, dtype: torch.dtype, pinned: bool = False) -> int:
+        """What ``allocate`` takes: pinned memory comes in powers of two."""
+        sizes = [len(n) * _numel(s) * dtype.itemsize for s, n in self.rows.items()]
+        return sum(1 << (size - 1).bit_length() if pinned else size for size in sizes)
 
 
 #: shape → tensor of [rows, *shape]

@@ -7,6 +7,7 @@ pristine; nothing is ever subtracted, so nothing drifts and nothing sticks.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -84,9 +85,27 @@ class WorkingSet:
         for (component, shape, movers), rows in by_movers.items():
             source = pristine[component].slabs[shape]
             target = self._slabs[component][shape]
-            for _, _, run in _runs(rows):
+            for run in self._pieces(component, shape, movers, rows, loras):
                 changes = [_change(component, shape, mover, loras, run) for mover in movers]
                 _write(source[run], target[run], changes, self._staged)
+
+    def _pieces(
+        self,
+        component: Component,
+        shape: Shape,
+        movers: Movers,
+        rows: Sequence[Row],
+        loras: Mapping[str, Lora],
+    ) -> Iterator[slice]:
+        """Runs of rows that are written in one go: whole for low-rank changes, which need no
+        room of their own, and cut for the others, whose change is computed in float32."""
+        moving = (loras[key].groups[component, shape][group] for key, _, group in movers)
+        most = len(rows)
+        if not all(factors.is_low_rank for factors in moving):
+            most = max(1, _CHANGED_AT_ONCE // math.prod(shape))
+        for _, _, run in _runs(rows):
+            for first in range(run.start, run.stop, most):
+                yield slice(first, min(run.stop, first + most))
 
     @torch.no_grad()
     def digest(self) -> str:
@@ -100,9 +119,13 @@ class WorkingSet:
 
 
 _WORDS_AT_ONCE = 1 << 22
+#: Numbers of a change that needs room of its own: 256 MB in float32.
+_CHANGED_AT_ONCE = 1 << 26
 
 
 def _sums(slab: torch.Tensor) -> tuple[int, int]:
+    if not slab.is_contiguous():  # kernels in channels-last order: as they lie in memory
+        slab = slab.permute(0, 1, 3, 4, 2)
     words = slab.contiguous().view(-1).view(torch.int16 if slab.itemsize == 2 else torch.int32)
     place = torch.arange(min(len(words), _WORDS_AT_ONCE), device=slab.device)
     plain, weighed = 0, 0

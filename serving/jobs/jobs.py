@@ -195,10 +195,27 @@ class Jobs:
             )
             return bool(result.rowcount)  # type: ignore[attr-defined]
 
-    def expire(self) -> list[str]:
-        """Forget jobs whose results are a day old; their ids, so that results can go too."""
-        before = self._now() - KEPT_S
+    def again(self, job_id: str) -> Job | None:
+        """A job that failed for no fault of the request's, to be done once more."""
         with Session(self._engine) as session, session.begin():
-            ids = list(session.scalars(select(JobRow.id).where(JobRow.finished_at_s < before)))
-            session.execute(delete(JobRow).where(JobRow.id.in_(ids)))
-            return ids
+            session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.status == "failed")
+                .values(
+                    status="pending", error=None, claimed_by=None, claimed_until_s=0.0,
+                    created_at_s=self._now(), finished_at_s=None,
+                )
+            )  # fmt: skip
+        return self.get(job_id)
+
+    def expired(self) -> list[str]:
+        """Jobs whose results are a day old: delete the result, then forget the job."""
+        with Session(self._engine) as session:
+            old = JobRow.finished_at_s < self._now() - KEPT_S
+            return list(session.scalars(select(JobRow.id).where(old)))
+
+    def forget(self, job_id: str) -> None:
+        """Unless it has come to life again, as an idempotency key can bring it."""
+        old = JobRow.finished_at_s < self._now() - KEPT_S
+        with Session(self._engine) as session, session.begin():
+            session.execute(delete(JobRow).where(JobRow.id == job_id, old))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from assets.cage import Cage, CageBroke, Limits
+from assets.cage import Cage, CageBroke, Limits, _digest
 from assets.errors import IngestRejected
 from assets.ingest import ingest_file
 from assets.skeleton import Skeleton
@@ -134,7 +134,29 @@ def test_what_no_conversion_does_is_refused() -> None:
         [sys.executable, "-W", "ignore", "-c", _TRIES],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["pickle.find_class", "os.system", "socket.connect", "os.fork"]
+    found = ["pickle.find_class", "os.system", "socket.getaddrinfo", "os.fork"]
+    assert done.stdout.split() == found
+
+
+def test_an_answer_to_another_question_is_not_taken(
+    cage: Cage, lora: Path, skeleton: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper that is out of step is ended, and the file is inspected by a new one."""
+    cage.ingest(lora, "lora", skeleton, None, tmp_path)
+    keeper, line = cage._keeper, cage._line
+    stale = [b'{"id": "of another", "components": ["lora"], "report": {}}\n']
+    monkeypatch.setattr(cage, "_line", lambda *a: stale.pop() if stale else line(*a))
+    assert cage.ingest(lora, "lora", skeleton, None, tmp_path).report["kind"] == "lora"
+    assert cage._keeper is not keeper
+
+
+def test_what_the_inside_left_is_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "lora").symlink_to(tmp_path / "secret")
+    os.mkfifo(tmp_path / "vae")
+    for name in ("lora", "vae", "unet"):
+        with pytest.raises(CageBroke):
+            _digest(tmp_path / name)
 
 
 def test_a_file_that_breaks_its_reader_is_our_fault(

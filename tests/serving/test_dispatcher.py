@@ -19,6 +19,7 @@ from serving.errors import (
     EngineBroke,
     Quarantined,
     Refused,
+    ReplicaDied,
     ReplicaLost,
 )
 
@@ -235,9 +236,10 @@ async def test_a_warm_replica_is_preferred_once_it_is_known() -> None:
         assert len(set(homes)) == 1
 
 
-@pytest.mark.parametrize("fatal", [ReplicaLost("died"), EngineBroke("odd")])
+@pytest.mark.parametrize("fatal", [ReplicaDied("died"), EngineBroke("odd")])
 async def test_an_asset_that_replicas_die_of_is_quarantined(fatal: Exception) -> None:
-    """After two, whoever asks for it; whatever has been drawn well is above suspicion."""
+    """After two, and those that wait for it already kill nobody any more; whatever has been
+    drawn well is above suspicion, and so is what only lost its replica."""
     replicas = [FakeReplica(name) for name in ("a", "b", "c")]
     async with dispatcher(*replicas) as room:
         await room.submit(submission("0", lora="good"))
@@ -252,7 +254,31 @@ async def test_an_asset_that_replicas_die_of_is_quarantined(fatal: Exception) ->
         for replica in replicas:
             replica.fail_with = None
         with pytest.raises(Quarantined, match="poison"):
-            await room.submit(submission("3", tenant="u", lora="poison"))
+            await room.submit(submission("3", lora="poison"))
         await room.submit(submission("4", lora="good"))
-        assert list(room.status()["quarantined"]) == ["poison"]
+        assert room.status()["quarantined"] == 1
         assert idle(room)
+
+
+async def test_those_that_wait_for_a_quarantined_asset_are_told_at_once() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        many = [asyncio.create_task(room.submit(submission(str(i), lora="x"))) for i in range(6)]
+        await until(lambda: len(replica.started) == 2)
+        replica.fail_with = EngineBroke("odd")
+        replica.go.set()
+        answers = await asyncio.gather(*many, return_exceptions=True)
+        assert all(isinstance(answer, Quarantined) for answer in answers)
+        assert set(replica.started) == {"0", "1"}
+        assert idle(room)
+
+
+async def test_a_replica_that_only_does_not_answer_casts_no_suspicion() -> None:
+    replicas = [FakeReplica("a"), FakeReplica("b")]
+    async with dispatcher(*replicas) as room:
+        for replica in replicas:
+            replica.fail_with = ReplicaLost("draining")
+        with pytest.raises(ReplicaLost):
+            await room.submit(submission("1", lora="x"))
+        assert room.status()["quarantined"] == 0

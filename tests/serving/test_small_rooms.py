@@ -23,7 +23,7 @@ from serving.errors import (
     Refused,
     Unauthenticated,
 )
-from serving.jobs.jobs import CLAIM_S, Jobs
+from serving.jobs.jobs import CLAIM_S, KEPT_S, Jobs
 from serving.platform import fixed_seeds
 from serving.settings import Settings
 from serving.sizes import WIRE_SIZES, picture_size
@@ -68,6 +68,22 @@ def test_keys_are_hashed_found_and_revoked(tmp_path: Path) -> None:
     for name in ("acme", "commons", "octoai", "No", "a" * 80):
         with pytest.raises(InvalidRequest):
             directory.add_tenant(name)
+
+
+def test_a_job_that_failed_for_no_fault_of_its_own_is_done_once_more(tmp_path: Path) -> None:
+    now = [1000.0]
+    jobs = Jobs(open_database(f"sqlite:///{tmp_path}/j.db"), lambda: now[0])
+    job = jobs.add("t", "acme", 1.0, {}, "job_x", "digest")
+    assert jobs.claim("w") is not None
+    assert jobs.finish(job.id, "w", {"status": 503, "body": {}})
+    now[0] += KEPT_S + 1
+    assert jobs.expired() == [job.id]
+    again = jobs.again(job.id)
+    assert again is not None
+    assert (again.status, again.error) == ("pending", None)
+    jobs.forget(job.id)  # of a sweep that saw it expired: it lives again
+    assert jobs.get(job.id) is not None
+    assert jobs.claim("w") is not None
 
 
 def test_keys_expire_and_are_rotated_with_an_overlap(tmp_path: Path) -> None:
@@ -159,7 +175,9 @@ def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
     assert done is not None
     assert done.status == "completed"
     now[0] += 25 * 3600
-    assert jobs.expire() == [job_id]
+    assert jobs.expired() == [job_id]
+    jobs.forget(job_id)
+    assert jobs.expired() == []
     assert jobs.get(job_id) is None
 
 
