@@ -31,10 +31,10 @@ class Blob:
     size_bytes: int
 
 
-def content_key(source_sha256: str, component: Component, fits: str, salt: bytes | None) -> str:
-    """The key of a component made from a source for the skeleton whose digest is ``fits``;
+def content_key(sha256: str, component: Component, fits: str, salt: bytes | None) -> str:
+    """The key of canonical bytes of this digest, for the skeleton whose digest is ``fits``;
     ``salt`` is None for a public asset."""
-    message = f"{CONVERTER_VERSION}/{component}/{fits}/{source_sha256}".encode()
+    message = f"{CONVERTER_VERSION}/{component}/{fits}/{sha256}".encode()
     if salt is None:
         return "p" + hashlib.sha256(message).hexdigest()[:40]
     return "t" + hmac.new(salt, message, hashlib.sha256).hexdigest()[:40]

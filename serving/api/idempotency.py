@@ -50,8 +50,6 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         job_id = "job_" + context.signer.derived("job", who.tenant_id, key)
         digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
         job = await asyncio.to_thread(context.jobs.get, job_id)
-        if job is not None and job.error is not None and job.error["status"] >= 500:
-            job = await asyncio.to_thread(context.jobs.again, job.id)
     if job is None:
         order = body.order()
         await context.platform.check(who, order)
@@ -63,6 +61,10 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         )  # fmt: skip
     if job.body_digest != digest:
         raise InvalidRequest(HEADER, "this key was used for another request; take a new one")
+    if job.error is not None and job.error["status"] >= 500:
+        job = await asyncio.to_thread(context.jobs.again, job.id)
+        if job is None:
+            raise AssetNotFound("the job of this key")
     context.new_job.set()
     return job
 

@@ -110,7 +110,7 @@ class WorkingSet:
     @torch.no_grad()
     def digest(self) -> str:
         """sha256 of two sums of each slab's words, one weighed by their places: computed on
-        the device, where it takes milliseconds, and different for any one changed word."""
+        the device, and different for any one changed word."""
         digest = hashlib.sha256()
         for component in sorted(self._slabs):
             for shape in sorted(self._slabs[component]):

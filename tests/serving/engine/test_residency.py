@@ -63,6 +63,26 @@ def test_pristine_weights_apart_draw_the_same(bench: Any, recipes: list[Recipe])
     apart.shelf.pristine_tier.check_integrity()
 
 
+def test_a_large_change_is_written_piece_by_piece(
+    bench: Any, recipes: list[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that need room of their own, such as a LoKr's."""
+    from serving.engine import working
+
+    digests: list[list[str]] = []
+    for at_once in (working._CHANGED_AT_ONCE, 1):
+        monkeypatch.setattr(working, "_CHANGED_AT_ONCE", at_once)
+        engine = bench.engine()
+        digests.append([])
+        for recipe in recipes:
+            prepared = engine.prepare(recipe)
+            engine.become(prepared)
+            prepared.release()
+            digests[-1].append(engine.digest())
+    assert digests[0] == digests[1]
+    assert digests[0][0] == digests[0][-1] != digests[0][-2]
+
+
 def test_kernels_in_channels_last_order_hold_the_same_weights(
     bench: Any, recipes: list[Recipe]
 ) -> None:
