@@ -37,7 +37,7 @@ from assets.sdxl import SDXL_CONFIGS, skeleton_of
 from assets.skeleton import Shape, Skeleton
 from assets.store import FsspecStore, put_file
 from benchmarks.samples import write_kohya_lora
-from benchmarks.swap import quietly, stock_pipeline
+from benchmarks.swap import quietly, stock_lora, stock_pipeline
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner, StoreSource
 from serving.commons.miniature import MINIATURE_CONFIGS, write_miniature
@@ -177,12 +177,7 @@ class Bench:
         )  # fmt: skip
 
     def stock_lora(self, index: int) -> None:
-        path = self.lora_files[index % len(self.lora_files)]
-        self.pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="x")
-        self.pipeline.set_adapters(["x"], [0.8])
-        self.pipeline.fuse_lora()
-        self.pipeline.unfuse_lora()
-        self.pipeline.unload_lora_weights()
+        stock_lora(self.pipeline, self.lora_files[index % len(self.lora_files)])
 
 
 def measure(bench: Bench, rounds: int, stock_rounds: int, say: Say) -> dict[str, list[float]]:
@@ -220,7 +215,7 @@ def measure(bench: Bench, rounds: int, stock_rounds: int, say: Say) -> dict[str,
         engine.prepare(replace(engine.base, unet=bench.other)),
     )
     prepared = [engine.prepare(bench.with_lora(index)) for index in range(len(bench.loras))]
-    unet = engine._base.pristine(engine.base.unet).slabs
+    unet = base.pristine(engine.base.unet).slabs
     copies = [(torch.empty_like(slab), slab) for slab in unet.values()]
 
     def copy() -> None:

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,6 +38,7 @@ from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner, StoreSource
 from serving.commons.miniature import write_miniature
 from serving.engine.engine import Engine
+from serving.engine.shelf import Prepared
 
 RESULT = Path(__file__).parent / "results" / "swap.json"
 WORD = "qzebra"
@@ -48,6 +50,8 @@ class Stage:
     """An engine, a stock pipeline, and the same assets for both."""
 
     engine: Engine
+    base: Prepared
+    provisioner: Provisioner
     host: FileTier
     pipeline: Any
     folder: Path
@@ -81,8 +85,12 @@ def set_up(folder: Path, device: str, rank: int) -> Stage:
         return blob
 
     disk, host = (FileTier(name, folder / name, 64 << 30) for name in ("disk", "host"))
+    provisioner = Provisioner(StoreSource(store), disk, host)
+    engine = Engine(manifest, provisioner, device)
     return Stage(
-        engine=Engine(manifest, Provisioner(StoreSource(store), disk, host), device),
+        engine=engine,
+        base=engine.prepare(engine.base),
+        provisioner=provisioner,
         host=host,
         pipeline=stock_pipeline(model, device),
         folder=folder,
@@ -114,21 +122,21 @@ def stock_pipeline(folder: Path, device: str) -> Any:
     return pipeline.to(device, torch.float16 if device == "cuda" else torch.float32)
 
 
+def stock_lora(pipeline: Any, path: Path) -> None:
+    """All that it takes to draw with a LoRA, but the drawing, and to be rid of it."""
+    pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="x")
+    pipeline.set_adapters(["x"], [0.8])
+    pipeline.fuse_lora()
+    pipeline.unfuse_lora()
+    pipeline.unload_lora_weights()
+
+
 def stock_steps(stage: Stage) -> dict[str, Callable[[], Any]]:
     """What stock diffusers does for one request that wants the asset, and to be rid of it."""
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 
     pipeline = stage.pipeline
-
-    def lora() -> None:
-        pipeline.load_lora_weights(
-            stage.lora_file.parent, weight_name=stage.lora_file.name, adapter_name="x"
-        )
-        pipeline.set_adapters(["x"], [0.8])
-        pipeline.fuse_lora()
-        pipeline.unfuse_lora()
-        pipeline.unload_lora_weights()
 
     def inversion() -> None:
         vectors = load_file(stage.inversion_file)
@@ -152,7 +160,7 @@ def stock_steps(stage: Stage) -> dict[str, Callable[[], Any]]:
         pipeline.unet = first
 
     return {
-        "diffusers: LoRA": lora,
+        "diffusers: LoRA": partial(stock_lora, pipeline, stage.lora_file),
         "diffusers: inversion": inversion,
         "diffusers: checkpoint": checkpoint,
     }
@@ -184,7 +192,7 @@ def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], 
                 prepared = engine.prepare(recipe)
                 engine.become(prepared)
                 prepared.release()
-                engine.become(engine._base)
+                engine.become(stage.base)
 
             steps[f"ours: {kind}, {tier}"] = place, there_and_back
     return steps
@@ -194,12 +202,12 @@ def copies(stage: Stage) -> dict[str, Callable[[], None]]:
     """The bare copy of the bytes that each of our steps writes, there and back; from host and
     disk the file is read, too."""
     engine = stage.engine
-    unet = engine._base.pristine(engine.base.unet).slabs
+    unet = stage.base.pristine(engine.base.unet).slabs
     prepared = engine.prepare(stage.recipe(loras=(LoraUse(stage.lora, 1.0),)))
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     blobs: dict[Any, Blob] = dict(engine.base.components())
     for (component, shape), groups in prepared.lora(stage.lora).groups.items():
-        slab = engine._base.pristine(blobs[component]).slabs[shape]
+        slab = stage.base.pristine(blobs[component]).slabs[shape]
         for factors in groups:
             first, last = min(factors.rows), max(factors.rows) + 1
             whole = last - first == len(factors.rows)
@@ -214,7 +222,7 @@ def copies(stage: Stage) -> dict[str, Callable[[], None]]:
                 target.copy_(source)
 
     def read(blob: Blob) -> None:
-        lease, _ = engine.shelf._provisioner.bring(blob)
+        lease, _ = stage.provisioner.bring(blob)
         with lease, open(lease.path, "rb", buffering=0) as file:
             file.readinto(buffers[blob.key])
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.drawing import DrawRequest
+from tests.drawing import picture_of
 from tests.namings import NAMINGS
 
 WORD = "star"  # in the vocabulary already, and every tenant may want it
@@ -56,9 +57,7 @@ def draws_something_else(engine: Any, **changes: Any) -> None:
         request = DrawRequest(
             "r", recipe, f"a red {WORD}", 64, 64, (7,), steps=2, encoding="png"
         )  # fmt: skip
-        prepared = engine.prepare(recipe)
-        pictures.append(engine.draw(prepared, request).images[0])
-        prepared.release()
+        pictures.append(picture_of(engine, request))
     assert pictures[0] != pictures[1]
 
 
@@ -181,8 +180,6 @@ def test_a_trigger_word_that_is_a_word(
     for name in ("inversion", "inversion_long"):
         use = InversionUse(samples[name].parts["textual_inversion"], WORD)
         recipe: Recipe = replace(engine.base, inversions=(use,))
-        prepared = engine.prepare(recipe)
         request = DrawRequest("r", recipe, f"a {WORD}", 64, 64, (7,), steps=1, encoding="png")
-        pictures.add(engine.draw(prepared, request).images[0])
-        prepared.release()
+        pictures.add(picture_of(engine, request))
     assert len(pictures) == 2

@@ -17,6 +17,7 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.drawing import DrawRequest
 from serving.engine.plan import Target, plan
 from serving.errors import Cancelled
+from tests.drawing import picture_of
 
 #: Not one token of the vocabulary, so that diffusers takes it as a new one.
 WORD = "qzebra"
@@ -30,11 +31,7 @@ def request(recipe: Recipe, **changes: Any) -> DrawRequest:
 
 
 def draw(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
-    prepared = engine.prepare(recipe)
-    try:
-        return engine.draw(prepared, request(recipe, **changes)).images[0]  # type: ignore[no-any-return]
-    finally:
-        prepared.release()
+    return picture_of(engine, request(recipe, **changes))
 
 
 def pixels(picture: bytes) -> np.ndarray:

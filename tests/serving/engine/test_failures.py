@@ -16,6 +16,7 @@ from serving.commons.catalogue import weights_file
 from serving.drawing import DrawRequest
 from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ReplicaLost
 from serving.replica import Replica
+from tests.drawing import picture_of
 
 
 def request(recipe: Recipe, **changes: Any) -> DrawRequest:
@@ -24,11 +25,7 @@ def request(recipe: Recipe, **changes: Any) -> DrawRequest:
 
 
 def draw(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
-    prepared = engine.prepare(recipe)
-    try:
-        return engine.draw(prepared, request(recipe, **changes)).images[0]  # type: ignore[no-any-return]
-    finally:
-        prepared.release()
+    return picture_of(engine, request(recipe, **changes))
 
 
 def failing(times: int, error: Exception, real: Any) -> Any:
@@ -73,6 +70,26 @@ def test_out_of_memory_evicts_and_tries_once_more(
     monkeypatch.undo()
     assert draw(engine, recipes["lora"]) == with_lora
     engine.tier.check_integrity()
+
+
+def test_out_of_memory_in_the_middle_of_a_swap(
+    engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some rows are written: the second attempt, and the next request, write all anew."""
+    from serving.engine import working
+
+    pictures = {name: draw(engine, recipe) for name, recipe in recipes.items()}
+    memory = torch.OutOfMemoryError("no memory left")
+    draw(engine, recipes["base"])
+    monkeypatch.setattr(working, "_write", failing(1, memory, working._write))
+    assert draw(engine, recipes["lora"]) == pictures["lora"]
+    draw(engine, recipes["base"])
+    monkeypatch.setattr(working, "_write", failing(2, memory, working._write))
+    with pytest.raises(OutOfMemory):
+        draw(engine, recipes["lora"])
+    assert engine.unhealthy is None
+    assert draw(engine, recipes["base"]) == pictures["base"]
+    assert engine.digest() == engine._base_digest
 
 
 def test_out_of_memory_while_an_asset_arrives(

@@ -1,0 +1,16 @@
+"""One picture of an engine, and nothing left leased."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.drawing import DrawRequest
+
+
+def picture_of(engine: Any, request: DrawRequest) -> bytes:
+    prepared = engine.prepare(request.recipe)
+    try:
+        picture: bytes = engine.draw(prepared, request).images[0]
+        return picture
+    finally:
+        prepared.release()
