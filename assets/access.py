@@ -9,14 +9,24 @@ from assets.asset import Asset
 from assets.errors import Forbidden
 from assets.principal import Principal, Role
 
-Verb = Literal["read", "use", "create", "update", "delete", "restore"]
+#: ``read`` is what everybody sees of it, ``inspect`` its report and training metadata,
+#: ``download`` its bytes; ``share`` is to say who else may see it.
+Verb = Literal[
+    "read", "inspect", "download", "use", "create", "update", "share", "delete", "restore"
+]
+
+_LOOKS: frozenset[Verb] = frozenset({"read", "inspect", "download"})
+_WORKS: frozenset[Verb] = _LOOKS | {"use", "create", "update"}
 
 #: What each role may do where its tenant may.
 _VERBS: Mapping[Role, frozenset[Verb]] = {
-    "reader": frozenset({"read"}),
-    "member": frozenset({"read", "use", "create", "update"}),
-    "owner": frozenset({"read", "use", "create", "update", "delete", "restore"}),
+    "reader": _LOOKS,
+    "member": _WORKS,
+    "owner": _WORKS | {"share", "delete", "restore"},
 }
+#: What others may do with what is not theirs: a shared asset's weights stay with its owner.
+_WITH_PUBLIC: frozenset[Verb] = frozenset({"read", "use", "download"})
+_WITH_SHARED: frozenset[Verb] = frozenset({"read", "use"})
 
 
 def require(principal: Principal, verb: Verb) -> None:
@@ -29,14 +39,26 @@ def require(principal: Principal, verb: Verb) -> None:
 def may(principal: Principal, verb: Verb, asset: Asset) -> bool:
     """Whether ``principal`` may do ``verb`` to ``asset``. Pure; asked on every request.
 
-    An owner may do everything to its own live assets; everybody may read and use
-    a public one that is ready. To a deleted one its owner may do one thing: restore it.
+    An organisation does as its roles allow with its own live assets, except that a private
+    one is its maker's and the owners' alone. Others reach what is ready and public, or shared
+    with them. To a deleted asset its organisation may do one thing: restore it.
     """
     if verb not in _VERBS[principal.role]:
         return False
-    is_own = asset.tenant_id == principal.tenant_id
-    if asset.status == "deleted" or asset.deleted_at_s is not None:
-        return is_own and verb == "restore"
-    if is_own:
-        return verb != "restore"
-    return asset.is_public and asset.status == "ready" and verb in ("read", "use")
+    if asset.tenant_id == principal.tenant_id:
+        if (
+            asset.visibility == "private"
+            and principal.role != "owner"
+            and principal.member_id != asset.created_by
+        ):
+            return False
+        return (verb == "restore") == asset.is_deleted
+    if asset.is_deleted or asset.status != "ready":
+        return False
+    if asset.visibility == "public":
+        return verb in _WITH_PUBLIC
+    return (
+        asset.visibility == "shared"
+        and principal.tenant_name in asset.shared_with
+        and verb in _WITH_SHARED
+    )

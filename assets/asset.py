@@ -10,8 +10,11 @@ from assets.content import Blob, Component
 
 AssetKind = Literal["checkpoint", "lora", "textual_inversion", "vae"]
 AssetStatus = Literal["ready_to_upload", "uploaded", "ready", "rejected", "error", "deleted"]
+#: Its maker's and the owners'; the whole organisation's; other named tenants' too; everybody's.
+Visibility = Literal["private", "organisation", "shared", "public"]
 
 ASSET_KINDS: tuple[AssetKind, ...] = get_args(AssetKind)
+VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
 
 #: The tenant that owns what the platform itself provides.
 COMMONS = "commons"
@@ -21,10 +24,12 @@ SERVED_ENGINE = "image/stable-diffusion-xl-v1-0"
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One row of the library. Times are seconds since the epoch.
+    """One row of the library: one version under a name, whose bytes never change. Times are
+    seconds since the epoch.
 
     ``parts`` maps each component that the canonical form holds to its blob: four
-    for a full checkpoint, one for a LoRA. ``report`` is what inspection found.
+    for a full checkpoint, one for a LoRA. ``report`` is what inspection found, for its owner.
+    ``data`` is what people say of it. ``shared_with`` are names of tenants.
     """
 
     id: str
@@ -33,15 +38,34 @@ class Asset:
     name: str
     kind: AssetKind
     created_at_s: float
+    version: int = 1
     status: AssetStatus = "ready_to_upload"
     status_details: str = ""
     description: str = ""
-    is_public: bool = False
+    visibility: Visibility = "private"
+    shared_with: tuple[str, ...] = ()
+    created_by: str = ""
     size_bytes: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[Component, Blob] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     deleted_at_s: float | None = None
+    expires_at_s: float | None = None
+    uses: int = 0
+    last_used_at_s: float | None = None
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.status == "deleted" or self.deleted_at_s is not None
+
+    @property
+    def is_public(self) -> bool:
+        return self.visibility == "public"
+
+    @property
+    def reference(self) -> str:
+        """How its owner names this very version."""
+        return f"{self.name}@{self.version}"
 
     @property
     def preview(self) -> str | None:

@@ -7,6 +7,7 @@
     ├── Forbidden          the key's role does not allow it, whatever the asset
     ├── AssetNotReady      known, but not yet (or never) usable in a recipe
     ├── NameTaken          the owner already has a live asset of that name
+    ├── QuotaExceeded      more than the tenant's plan allows
     ├── InvalidAsset       a request about an asset that makes no sense
     ├── BadSignature       a signed URL that is forged, altered or expired
     ├── TooLarge           more bytes than the limit
@@ -50,6 +51,15 @@ class NameTaken(AssetError):
     def __init__(self, name: str) -> None:
         super().__init__(f"you already have an asset named {name!r}; delete it or choose another")
         self.name = name
+
+
+class QuotaExceeded(AssetError):
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(what, limit)  # as they are: it must unpickle
+
+    def __str__(self) -> str:
+        what, limit = self.args
+        return f"your plan allows {limit} {what}; delete some, or ask the operator for another plan"
 
 
 class InvalidAsset(AssetError):

@@ -20,9 +20,9 @@ def model_key(name: str) -> str:
     return f"models/{name}.json"
 
 
-def preview_key(sha256: str) -> str:
-    """An asset's preview picture, by content."""
-    return f"previews/{sha256}.png"
+def preview_key(asset_id: str, sha256: str) -> str:
+    """An asset's preview picture; another picture has another key, for caches on the way."""
+    return f"previews/{asset_id}-{sha256[:16]}.png"
 
 
 def picture_key(picture_id: str) -> str:

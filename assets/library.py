@@ -1,4 +1,4 @@
-"""The library's use cases: create, receive, complete, list, get, delete, resolve.
+"""The library's use cases: create, receive, complete, list, get, change, delete, resolve.
 
 Nothing here loads a tensor: a gateway imports it without torch. What converts
 bytes is in workshop.py.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from assets.access import may, require
-from assets.asset import ASSET_KINDS, COMMONS, Asset
-from assets.errors import AssetNotFound, InvalidAsset
+from assets.asset import ASSET_KINDS, COMMONS, VISIBILITIES, Asset, Visibility
+from assets.blobs import BlobRecords
+from assets.errors import AssetNotFound, InvalidAsset, NameTaken, QuotaExceeded
 from assets.ids import new_asset_id
 from assets.keys import upload_key
 from assets.principal import Principal
@@ -23,30 +24,42 @@ from assets.resolve import Resolved, Wanted, find, resolve
 from assets.store import ObjectStore
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
+_TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 MAX_UPLOAD_BYTES = 16 << 30
+MAX_SHARED_WITH = 64
 #: A deleted asset can be restored for a week.
 KEPT_DELETED_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class NewAsset:
-    """What a client says of an asset before it sends the bytes."""
+    """What a client says of an asset before it sends the bytes.
+
+    ``new_version``: the name may be taken, and this is its next version.
+    """
 
     name: str
     kind: str
     description: str = ""
-    is_public: bool = False
+    visibility: str = "private"
+    shared_with: Sequence[str] = ()
+    expires_at_s: float | None = None
+    new_version: bool = False
     data: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an owner changes; None leaves it as it is."""
+    """What an owner changes; None leaves it as it is. ``expires_at_s`` 0 means never."""
 
     name: str | None = None
     description: str | None = None
     trigger_words: Sequence[str] | None = None
     tags: Sequence[str] | None = None
+    licence: str | None = None
+    visibility: str | None = None
+    shared_with: Sequence[str] | None = None
+    expires_at_s: float | None = None
 
 
 class Library:
@@ -55,27 +68,28 @@ class Library:
     def __init__(
         self,
         records: AssetRecords,
+        blobs: BlobRecords,
         store: ObjectStore,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._records = records
+        self._blobs = blobs
         self._store = store
         self._now = now
 
-    def _check_name(self, name: str) -> None:
-        if not _NAME.match(name):
-            raise InvalidAsset(
-                "name", "a name is 1 to 128 letters, digits, '-', '_' or '.', and begins with one"
-            )
+    def _find(self, principal: Principal, reference: str, verb: Any) -> Asset:
+        return find(self._records, principal, reference, verb, self._now())
 
     def create(self, principal: Principal, new: NewAsset) -> Asset:
-        """Raises Forbidden, InvalidAsset, NameTaken."""
+        """Raises Forbidden, InvalidAsset, NameTaken, QuotaExceeded."""
         require(principal, "create")
-        self._check_name(new.name)
+        _check_name(new.name)
         if new.kind not in ASSET_KINDS:
             raise InvalidAsset(
                 "asset_type", f"{new.kind!r} is not supported; accepted: {', '.join(ASSET_KINDS)}"
             )
+        visibility = _checked_visibility(principal, new.visibility, new.shared_with)
+        self._check_expiry(new.expires_at_s)
         now = self._now()
         asset = Asset(
             id=new_asset_id(now),
@@ -85,19 +99,36 @@ class Library:
             kind=new.kind,
             created_at_s=now,
             description=new.description,
-            is_public=new.is_public,
-            data=new.data or {},
+            visibility=visibility,
+            shared_with=tuple(sorted(set(new.shared_with))),
+            created_by=principal.member_id,
+            expires_at_s=new.expires_at_s,
+            data={**(new.data or {}), "max_bytes": self._room(principal)},
         )
-        self._records.add(asset)
-        return asset
+        return self._records.add(asset, new_version=new.new_version, most=principal.plan.assets)
+
+    def _room(self, principal: Principal) -> int:
+        """How many bytes an upload may have.
+
+        Raises:
+            QuotaExceeded: none.
+        """
+        limit = principal.plan.storage_bytes
+        if limit is None:
+            return MAX_UPLOAD_BYTES
+        room = limit - self._blobs.stored_bytes(principal.tenant_id)
+        if room <= 0:
+            raise QuotaExceeded("bytes of storage", limit)
+        return min(room, MAX_UPLOAD_BYTES)
 
     def complete(self, principal: Principal, reference: str) -> Asset:
         """The client says that its bytes are there. Repeating it is harmless.
 
         Raises:
-            InvalidAsset: the store holds no bytes for this asset.
+            InvalidAsset: the store holds no bytes for this asset, or too many.
+            QuotaExceeded: more bytes than the tenant's plan has room for; they are dropped.
         """
-        asset = find(self._records, principal, reference, "update")
+        asset = self._find(principal, reference, "update")
         if asset.status != "ready_to_upload":
             return asset
         size = self._store.size(upload_key(asset.id))
@@ -105,72 +136,122 @@ class Library:
             raise InvalidAsset(
                 "asset_id", "nothing was uploaded yet; PUT the file to put_url first"
             )
-        if size > MAX_UPLOAD_BYTES:
+        if size > self._room(principal):
+            self._store.delete(upload_key(asset.id))
+            if principal.plan.storage_bytes is not None:
+                raise QuotaExceeded("bytes of storage", principal.plan.storage_bytes)
             raise InvalidAsset("asset_id", f"{size} bytes; at most {MAX_UPLOAD_BYTES} are accepted")
         changed = self._records.update(
             asset.id, {"status": "uploaded", "size_bytes": size}, expect=("ready_to_upload",)
         )
         return changed or self.get(principal, asset.id)
 
-    def may_receive(self, asset_id: str) -> bool:
-        """Whether bytes may still be put for this asset: once it is complete they are fixed."""
+    def receivable_bytes(self, asset_id: str) -> int:
+        """How many bytes may still be put for this asset; none once it is complete."""
         asset = self._records.get(asset_id)
-        return asset is not None and asset.status == "ready_to_upload"
+        if asset is None or asset.status != "ready_to_upload":
+            return 0
+        return int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
 
     def get(self, principal: Principal, reference: str) -> Asset:
         """Raises AssetNotFound."""
-        return find(self._records, principal, reference, "read")
+        return self._find(principal, reference, "read")
 
     def list(self, principal: Principal, query: Query) -> Page:
-        """Public assets that are ready, when asked for them; otherwise one's own."""
-        if not query.is_public:
-            query = replace(query, tenant_id=principal.tenant_id, is_public=None)
-        else:
-            owner = COMMONS if query.owner == "octoai" else query.owner
-            query = replace(query, owner=owner, status="ready")
-        return self._records.list(query)
+        """Of a query for public assets or for those shared with the tenant: those that are
+        ready. Otherwise the tenant's own."""
+        owner = COMMONS if query.owner == "octoai" else query.owner
+        if query.visibility == "public" or query.shared_with is not None:
+            return self._records.list(replace(query, owner=owner, status="ready"))
+        member = None if principal.role == "owner" else principal.member_id
+        return self._records.list(replace(query, tenant_id=principal.tenant_id, member_id=member))
 
     def delete(self, principal: Principal, reference: str) -> Asset:
         """Unusable at once by anybody; the name is free again. Raises AssetNotFound."""
-        asset = find(self._records, principal, reference, "delete")
+        asset = self._find(principal, reference, "delete")
+        changed = self._delete(asset)
+        if changed is None:
+            raise AssetNotFound(reference)
+        return changed
+
+    def _delete(self, asset: Asset) -> Asset | None:
         changed = self._records.update(
             asset.id, {"status": "deleted", "deleted_at_s": self._now()}, expect=(asset.status,)
         )
-        if changed is None:
-            raise AssetNotFound(reference)
-        self._store.delete(upload_key(asset.id))
+        if changed is not None:
+            self._store.delete(upload_key(asset.id))
         return changed
 
+    def delete_expired(self) -> Sequence[Asset]:
+        """Those whose time has come; they were unusable from that moment on."""
+        gone = (self._delete(asset) for asset in self._records.expired(self._now()))
+        return [asset for asset in gone if asset is not None]
+
     def update(self, principal: Principal, reference: str, change: Change) -> Asset:
-        """What an owner may change of an asset: what people read, never what it is.
+        """What people read of an asset and who may see it; never what it is.
 
         Raises:
-            AssetNotFound, InvalidAsset, NameTaken.
+            AssetNotFound, InvalidAsset, NameTaken; Forbidden, to share for others than owners.
         """
-        asset = find(self._records, principal, reference, "update")
+        asset = self._find(principal, reference, "update")
         changes: dict[str, Any] = {}
         if change.name is not None:
-            self._check_name(change.name)
-            changes["name"] = change.name
+            _check_name(change.name)
         if change.description is not None:
             changes["description"] = change.description
-        given = {"trigger_words": change.trigger_words, "tags": change.tags}
-        data = {name: list(words) for name, words in given.items() if words is not None}
+        given = {
+            "trigger_words": change.trigger_words, "tags": change.tags, "licence": change.licence,
+        }  # fmt: skip
+        data = {
+            name: value if isinstance(value, str) else list(value)
+            for name, value in given.items()
+            if value is not None
+        }
         if data:
             changes["data"] = {**asset.data, **data}
+        if change.visibility is not None or change.shared_with is not None:
+            wanted = change.visibility or asset.visibility
+            shared_with = asset.shared_with if change.shared_with is None else change.shared_with
+            changes["visibility"] = _checked_visibility(principal, wanted, shared_with)
+            changes["shared_with"] = tuple(sorted(set(shared_with)))
+        if change.expires_at_s is not None:
+            changes["expires_at_s"] = change.expires_at_s or None
+            self._check_expiry(changes["expires_at_s"])
+        if change.name is not None:
+            renamed = self._records.rename(asset.id, change.name)
+            if renamed is None:
+                raise AssetNotFound(reference)
+            asset = renamed
         if not changes:
             return asset
         changed = self._records.update(asset.id, changes, expect=(asset.status,))
         if changed is None:  # deleted or finished in between
-            return self.update(principal, reference, change)
+            return self.update(principal, asset.id, replace(change, name=None))
         return changed
+
+    def set_preview(self, principal: Principal, reference: str, key: str) -> Asset:
+        """The picture under ``key`` is the asset's preview. Raises AssetNotFound."""
+        asset = self._find(principal, reference, "update")
+        changed = self._records.update(
+            asset.id, {"data": {**asset.data, "preview": key}}, expect=(asset.status,)
+        )
+        if changed is None:
+            return self.set_preview(principal, reference, key)
+        if asset.preview and asset.preview != key:
+            self._store.delete(asset.preview)
+        return changed
+
+    def _check_expiry(self, expires_at_s: float | None) -> None:
+        if expires_at_s is not None and expires_at_s <= self._now():
+            raise InvalidAsset("expires_at", "it would have expired already")
 
     def restore(self, principal: Principal, asset_id: str) -> Asset:
         """A deleted asset as it was, for KEPT_DELETED_S after it was deleted.
 
         Raises:
             AssetNotFound: unknown, another's, not deleted, or deleted for too long.
-            NameTaken: another asset has its name by now; rename that one first.
+            NameTaken: by an asset that is no version of this one; rename that one first.
+            QuotaExceeded: there is no room for it by now.
         """
         require(principal, "restore")
         asset = self._records.get(asset_id)
@@ -178,18 +259,56 @@ class Library:
             raise AssetNotFound(asset_id)
         if self._now() - (asset.deleted_at_s or 0.0) > KEPT_DELETED_S:
             raise AssetNotFound(asset_id)
-        changes = {"status": "ready", "deleted_at_s": None}
+        taken = self._records.find(asset.tenant_id, asset.name)
+        if taken is not None and taken.kind != asset.kind:
+            raise NameTaken(asset.name)
+        self._room(principal)
+        changes: dict[str, Any] = {"status": "ready", "deleted_at_s": None}
+        if asset.expires_at_s is not None and asset.expires_at_s <= self._now():
+            changes["expires_at_s"] = None
         changed = self._records.update(asset_id, changes, expect=("deleted",))
         if changed is None:
             raise AssetNotFound(asset_id)
         return changed
 
     def resolve(self, principal: Principal, wanted: Wanted) -> Resolved:
-        return resolve(self._records, principal, wanted)
+        return resolve(self._records, principal, wanted, self._now())
+
+    def used(self, resolved: Resolved) -> None:
+        """A picture was drawn with these assets."""
+        if resolved.asset_ids:
+            self._records.used(resolved.asset_ids)
+
+    def dead(self, keys: Collection[str]) -> set[str]:
+        """Of the content keys of canonical files, those that nobody can ask for any more."""
+        return set(keys) - self._blobs.live(keys)
 
     def stale_uploads(self, older_than_s: float) -> Sequence[Asset]:
         """Uploads whose ingest seems to have died half way; each is returned once in a while,
         to whoever asks first."""
-        stale = self._records.stale_uploads(self._now() - older_than_s)
+        stale = self._records.stale("uploaded", self._now() - older_than_s)
         touched = (self._records.update(a.id, {}, expect=("uploaded",)) for a in stale)
         return [asset for asset in touched if asset is not None]
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.match(name):
+        raise InvalidAsset(
+            "name", "a name is 1 to 128 letters, digits, '-', '_' or '.', and begins with one"
+        )
+
+
+def _checked_visibility(
+    principal: Principal, wanted: str, shared_with: Sequence[str]
+) -> Visibility:
+    """Raises InvalidAsset, or Forbidden when it leaves the organisation and may not."""
+    if wanted not in VISIBILITIES:
+        raise InvalidAsset("visibility", f"{wanted!r} is none of {', '.join(VISIBILITIES)}")
+    if wanted in ("shared", "public"):
+        require(principal, "share")
+    if wanted == "shared":
+        if not shared_with:
+            raise InvalidAsset("shared_with", "name the tenants that it is shared with")
+        if len(shared_with) > MAX_SHARED_WITH or not all(map(_TENANT.match, shared_with)):
+            raise InvalidAsset("shared_with", f"at most {MAX_SHARED_WITH} names of tenants")
+    return next(visibility for visibility in VISIBILITIES if visibility == wanted)

@@ -5,18 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from assets.plan import UNLIMITED, Plan
+
 #: What a key may do: ``reader`` looks, ``member`` draws, uploads and changes too, ``owner``
-#: also deletes and restores.
+#: also shares, deletes, restores and administers its organisation.
 Role = Literal["reader", "member", "owner"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated tenant. ``weight`` is its share in the queue (1.0 is one share)."""
+    """An authenticated tenant, which is an organisation, and who of it.
+
+    ``weight`` is its share in the queue (1.0 is one share). ``member_id`` is empty for a key
+    that belongs to the organisation itself, as an application's does.
+    """
 
     tenant_id: str
     tenant_name: str
     weight: float = 1.0
     key_id: str = ""
     role: Role = "owner"
+    member_id: str = ""
+    plan: Plan = UNLIMITED

@@ -6,15 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from assets.asset import Asset, AssetKind
+from assets.asset import Asset, AssetKind, Visibility
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A listing: a tenant's own live assets, or everybody's public ones."""
+    """A listing of live assets; every field that is given narrows it.
+
+    ``member_id`` leaves out what is private to other members; ``shared_with`` finds what is
+    shared with the tenant of that name.
+    """
 
     tenant_id: str | None = None
-    is_public: bool | None = None
+    member_id: str | None = None
+    visibility: Visibility | None = None
+    shared_with: str | None = None
     status: str | None = None
     owner: str | None = None
     name: str | None = None
@@ -25,37 +31,61 @@ class Query:
     tags: Sequence[str] = ()
     limit: int = 100
     offset: int = 0
+    #: Only what comes after the asset of this id: a page that stays itself while others are
+    #: added and deleted.
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
+    """``total`` counts the whole listing, whatever page of it this is."""
+
     assets: Sequence[Asset]
     total: int
+    has_more: bool
 
 
 class AssetRecords(Protocol):
     """Every method is one transaction."""
 
-    def add(self, asset: Asset) -> None:
-        """Raises NameTaken when the tenant has a live asset of that name."""
+    def add(self, asset: Asset, *, new_version: bool = False, most: int | None = None) -> Asset:
+        """The asset with its version: the next one that the name has never had.
+
+        Raises:
+            NameTaken: the tenant has a live asset of that name and no new version is wanted.
+            QuotaExceeded: the tenant has ``most`` live assets already.
+        """
 
     def get(self, asset_id: str) -> Asset | None: ...
 
-    def find(self, tenant_id: str, name: str) -> Asset | None:
-        """A tenant's live asset by its name."""
+    def find(self, tenant_id: str, name: str, version: int | None = None) -> Asset | None:
+        """A tenant's live asset by its name: that version, else the newest that is ready, else
+        the newest."""
 
-    def find_public(self, owner: str, name: str) -> Asset | None:
-        """A live public asset by ``owner:name``."""
+    def find_foreign(
+        self, owner: str, name: str, version: int | None = None, reader: str = ""
+    ) -> Asset | None:
+        """A live asset by ``owner:name`` that is public, or shared with the tenant ``reader``."""
 
     def update(
         self, asset_id: str, changes: Mapping[str, Any], *, expect: Sequence[str] = ()
     ) -> Asset | None:
-        """Change fields; None when the row is gone or its status is not one of ``expect``.
+        """Change fields; None when the row is gone or its status is not one of ``expect``."""
 
-        Raises NameTaken when the tenant has another live asset of the new name.
+    def rename(self, asset_id: str, name: str) -> Asset | None:
+        """Another name, for every live version of that asset's name; None when it is gone.
+
+        Raises:
+            NameTaken: the tenant has another live asset of the new name.
         """
+
+    def used(self, asset_ids: Sequence[str]) -> None:
+        """Count one use of each, now."""
 
     def list(self, query: Query) -> Page: ...
 
-    def stale_uploads(self, before_s: float) -> Sequence[Asset]:
-        """Assets still ``uploaded`` whose last change is older than ``before_s``."""
+    def stale(self, status: str, before_s: float) -> Sequence[Asset]:
+        """Assets of that status whose last change is older than ``before_s``."""
+
+    def expired(self, now_s: float) -> Sequence[Asset]:
+        """Live assets whose ``expires_at_s`` has passed."""

@@ -1,4 +1,8 @@
-"""From what a request names to a recipe: once, at admission, after ``may()`` has answered."""
+"""From what a request names to a recipe: once, at admission, after ``may()`` has answered.
+
+A reference is an id, a name of one's own, or ``owner:name`` of a public or shared asset; a name
+may say which version, ``name@2``, and otherwise means the newest that is ready.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ MAX_LORA_WEIGHT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The assets a request names: ids, own names or ``owner:name``."""
+    """The assets a request names."""
 
     checkpoint: str | None = None
     vae: str | None = None
@@ -33,22 +37,28 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A recipe, and the name under which the request knew each content key."""
+    """A recipe, the name under which the request knew each content key, and the ids of the
+    assets that it named."""
 
     recipe: Recipe
     names: Mapping[str, str]
+    asset_ids: tuple[str, ...] = ()
 
 
-def find(records: AssetRecords, principal: Principal, reference: str, verb: Verb) -> Asset:
+def find(
+    records: AssetRecords, principal: Principal, reference: str, verb: Verb, now_s: float
+) -> Asset:
     """The live asset that ``reference`` means to ``principal``.
 
     Raises:
-        AssetNotFound: unknown, deleted or not allowed: the caller cannot tell which.
+        AssetNotFound: unknown, deleted, expired or not allowed: the caller cannot tell which.
         Forbidden: the key's role does not allow the verb.
     """
     require(principal, verb)
     asset = _lookup(records, principal, reference)
     if asset is None or not may(principal, verb, asset):
+        raise AssetNotFound(reference)
+    if asset.expires_at_s is not None and asset.expires_at_s <= now_s and verb != "restore":
         raise AssetNotFound(reference)
     return asset
 
@@ -56,19 +66,25 @@ def find(records: AssetRecords, principal: Principal, reference: str, verb: Verb
 def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asset | None:
     if is_asset_id(reference):
         return records.get(reference)
-    owner, colon, name = reference.partition(":")
+    owner, colon, named = reference.rpartition(":")
+    name, at, number = named.partition("@")
+    version = None
+    if at:
+        if not (number.isascii() and number.isdigit() and len(number) < 9):
+            return None
+        version = int(number)
     if not colon:
         # One's own name wins; older applications name the public assets without their owner.
-        own = records.find(principal.tenant_id, reference)
-        return own or records.find_public(COMMONS, reference)
+        own = records.find(principal.tenant_id, name, version)
+        return own or records.find_foreign(COMMONS, name, version)
     if owner == "octoai":
         owner = COMMONS
     if owner == principal.tenant_name:
-        return records.find(principal.tenant_id, name)
-    return records.find_public(owner, name)
+        return records.find(principal.tenant_id, name, version)
+    return records.find_foreign(owner, name, version, reader=principal.tenant_name)
 
 
-def resolve(records: AssetRecords, principal: Principal, wanted: Wanted) -> Resolved:
+def resolve(records: AssetRecords, principal: Principal, wanted: Wanted, now_s: float) -> Resolved:
     """Names to content.
 
     Raises:
@@ -78,12 +94,13 @@ def resolve(records: AssetRecords, principal: Principal, wanted: Wanted) -> Reso
     require(principal, "use")
     names: dict[str, str] = {}
 
-    base = records.find_public(COMMONS, BASE_NAME)
+    base = records.find_foreign(COMMONS, BASE_NAME)
+    asset_ids: dict[str, None] = {}
     if base is None or base.status != "ready":
         raise AssetNotReady(f"{COMMONS}:{BASE_NAME}", "missing", "the base model is not imported")
 
     def usable(reference: str, kind: AssetKind, field_name: str) -> Asset:
-        asset = find(records, principal, reference, "use")
+        asset = find(records, principal, reference, "use", now_s)
         if asset.kind != kind:
             raise InvalidAsset(field_name, f"{reference!r} is a {asset.kind}, not a {kind}")
         if asset.status != "ready":
@@ -94,6 +111,7 @@ def resolve(records: AssetRecords, principal: Principal, wanted: Wanted) -> Reso
             )
         for blob in asset.parts.values():
             names.setdefault(blob.key, reference)
+        asset_ids[asset.id] = None
         return asset
 
     if len(wanted.loras) > MAX_LORAS:
@@ -136,4 +154,4 @@ def resolve(records: AssetRecords, principal: Principal, wanted: Wanted) -> Reso
         loras=tuple(weights.values()),
         inversions=tuple(inversions),
     )
-    return Resolved(recipe, names)
+    return Resolved(recipe, names, tuple(asset_ids))

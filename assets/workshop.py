@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from assets.asset import COMMONS, SERVED_ENGINE, Asset, AssetKind
+from assets.blobs import BlobRecords
 from assets.cage import Cage
-from assets.content import tenant_salt
+from assets.content import Blob, tenant_salt
 from assets.errors import IngestRejected, StoreError
 from assets.ids import new_asset_id
 from assets.import_model import import_model
@@ -25,6 +26,8 @@ from assets.resolve import BASE_NAME
 from assets.store import CHUNK_BYTES, ObjectStore, put_file
 
 log = logging.getLogger(__name__)
+
+_CLAIM_PATIENCE_S = 30.0
 
 
 class Workshop:
@@ -39,6 +42,7 @@ class Workshop:
     def __init__(
         self,
         records: AssetRecords,
+        blobs: BlobRecords,
         store: ObjectStore,
         secret: bytes,
         scratch: Path,
@@ -47,6 +51,7 @@ class Workshop:
     ) -> None:
         self._cage = cage or Cage()
         self._records = records
+        self._blobs = blobs
         self._store = store
         self._secret = secret
         self._scratch = scratch
@@ -99,10 +104,19 @@ class Workshop:
     def _keep(self, done: Ingested, digest: str) -> dict[str, Any]:
         """``parts`` and ``report`` of a file, once its canonical forms are in the store."""
         for blob, path in done.files.values():
+            self._claim(blob)
             if self._store.size(blob_key(blob)) != blob.size_bytes:
                 put_file(self._store, blob_key(blob), path)
         parts = {component: blob for component, (blob, _) in done.files.items()}
         return {"parts": parts, "report": {**done.report, "source_sha256": digest}}
+
+    def _claim(self, blob: Blob) -> None:
+        """Before its bytes are stored. A collector that is taking it just now is waited for."""
+        deadline = time.monotonic() + _CLAIM_PATIENCE_S
+        while not self._blobs.claim(blob):
+            if time.monotonic() > deadline:
+                raise StoreError(f"{blob.key} is being collected")
+            time.sleep(0.05)
 
     def _download(self, key: str, path: Path) -> str:
         digest = hashlib.sha256()
@@ -128,7 +142,7 @@ class Workshop:
                 created_at_s=self._now(),
                 status="ready",
                 description=f"the served base model ({manifest.native_size} px)",
-                is_public=True,
+                visibility="public",
                 size_bytes=sum(blob.size_bytes for blob in parts.values()),
                 data={"engine": SERVED_ENGINE},
                 parts=parts,
@@ -154,7 +168,7 @@ class Workshop:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         skeleton = load_manifest(self._store, BASE_NAME).skeleton
-        picture = preview and preview_key(hashlib.sha256(preview).hexdigest())
+        picture = preview and preview_key(f"{COMMONS}-{name}", hashlib.sha256(preview).hexdigest())
         asset = Asset(
             id=new_asset_id(self._now()),
             tenant_id=COMMONS,
@@ -164,7 +178,7 @@ class Workshop:
             created_at_s=self._now(),
             status="ready",
             description=description,
-            is_public=True,
+            visibility="public",
             size_bytes=path.stat().st_size,
             data={
                 "engine": SERVED_ENGINE,
@@ -172,7 +186,7 @@ class Workshop:
                 "preview": picture,
             },
         )
-        known = self._records.find_public(COMMONS, name)
+        known = self._records.find_foreign(COMMONS, name)
         if known is not None and (
             known.report.get("source_sha256"), known.report.get("fits"), known.description,
             dict(known.data),
@@ -190,12 +204,12 @@ class Workshop:
 
     def withdraw(self, name: str) -> None:
         """Remove the commons' public asset ``name``, if there is one."""
-        if known := self._records.find_public(COMMONS, name):
+        if known := self._records.find_foreign(COMMONS, name):
             self._records.update(known.id, {"status": "deleted", "deleted_at_s": self._now()})
 
     def _put_common(self, asset: Asset) -> None:
         """Add a public asset of the commons, or bring the one of that name up to it."""
-        known = self._records.find_public(COMMONS, asset.name)
+        known = self._records.find_foreign(COMMONS, asset.name)
         if known is None:
             self._records.add(asset)
             return

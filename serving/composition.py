@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from assets.library import Library
+from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
 from assets.store import FsspecStore, ObjectStore
 from serving.database import open_database
@@ -18,6 +19,7 @@ class Backends:
     """The durable things: rows and bytes."""
 
     records: SqlAssetRecords
+    blobs: SqlBlobRecords
     store: ObjectStore
     library: Library
     directory: Directory
@@ -31,5 +33,6 @@ def open_store(settings: Settings) -> ObjectStore:
 def open_backends(settings: Settings) -> Backends:
     engine = open_database(settings.resolved_database_url)
     store = open_store(settings)
-    records = SqlAssetRecords(engine)
-    return Backends(records, store, Library(records, store), Directory(engine), Jobs(engine))
+    records, blobs = SqlAssetRecords(engine), SqlBlobRecords(engine)
+    library = Library(records, blobs, store)
+    return Backends(records, blobs, store, library, Directory(engine), Jobs(engine))

@@ -8,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine
 
-import assets.sql.records  # noqa: F401  (registers its table)
+import assets.sql.blobs  # noqa: F401  (registers its tables)
 import serving.jobs.jobs
 import serving.tenants.directory  # noqa: F401
 from assets.sql.base import connect

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,6 +90,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     from assets.ids import new_asset_id
     from assets.keys import upload_key
     from assets.library import Library
+    from assets.sql.blobs import SqlBlobRecords
     from assets.sql.records import SqlAssetRecords
     from assets.store import FsspecStore, put_file
     from assets.workshop import Workshop
@@ -99,8 +102,9 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     torch.set_num_threads(2)
     folder = tmp_path_factory.mktemp("bench")
     store = FsspecStore(f"file://{folder}/store")
-    records = SqlAssetRecords(open_database(f"sqlite:///{folder}/records.db"))
-    workshop = Workshop(records, store, b"secret", folder / "scratch")
+    database = open_database(f"sqlite:///{folder}/records.db")
+    records, blobs = SqlAssetRecords(database), SqlBlobRecords(database)
+    workshop = Workshop(records, blobs, store, b"secret", folder / "scratch")
     manifest = workshop.install_base(miniature)
     tiers = (
         FileTier("disk", folder / "disk", 4 << 30),
@@ -126,7 +130,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         put_file(store, upload_key(asset.id), path)
         return workshop.ingest(asset.id)  # type: ignore[return-value]
 
-    library = Library(records, store)
+    library = Library(records, blobs, store)
     yield Bench(store, records, library, workshop, manifest, folder, engine, ingest)
     workshop.close()
 
@@ -183,7 +187,6 @@ def samples(bench: Bench, sample_files: dict[str, Path]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A real S3 server on loopback, over a private folder."""
-    import subprocess
     import time
 
     binary = Path(sys.executable).parent / "rclone"
@@ -214,3 +217,46 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, An
     }
     server.terminate()
     server.wait()
+
+
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A private PostgreSQL server on loopback."""
+    if POSTGRES is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    folder = Path("/tmp") / f"ao-postgres-{os.getpid()}"
+    folder.mkdir()
+    data, port = folder / "data", free_port()
+    run: Any = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run["cwd"] = folder
+    if os.getuid() == 0:  # it refuses to run as root
+        shutil.chown(folder, "postgres", "postgres")
+        run |= {"user": "postgres", "group": "postgres", "extra_groups": []}
+    try:
+        command = [str(POSTGRES / "initdb"), "-D", str(data), "-U", "ao", "-A", "trust"]
+        subprocess.run(command, **run)
+        control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w"]
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        subprocess.run([*control, "-o", options, "start"], **run)
+        yield f"postgresql+psycopg://ao@127.0.0.1:{port}/postgres"
+        subprocess.run([*control, "-m", "immediate", "stop"], **run)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """An engine of each database, with every table; PostgreSQL's is the session's."""
+    from serving.database import open_database, upgrade
+
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/r.db"
+    else:
+        url = request.getfixturevalue("postgres_url")
+    engine = open_database(url)
+    upgrade(engine)  # a second time changes nothing
+    yield engine
+    engine.dispose()

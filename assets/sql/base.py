@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy.orm import DeclarativeBase, Session
 
 
 class Base(DeclarativeBase):
@@ -16,7 +16,8 @@ def connect(url: str) -> Engine:
     """An engine for ``url``. SQLite gets write-ahead logging, so readers never wait.
 
     ``synchronous=NORMAL``: after a power cut the newest commits may be missing, never
-    half there. What that can cost here is an upload or a job that must be sent again.
+    half there. What that can cost here is an upload or a job that must be sent again, and the
+    charge of a picture that was drawn in that moment.
     """
     if not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True)
@@ -31,3 +32,14 @@ def connect(url: str) -> Engine:
         cursor.close()
 
     return engine
+
+
+def alone(session: Session, about: str) -> None:
+    """The rest of this transaction runs alone among those that are ``about`` the same: what it
+    reads stays true until it commits. For SQLite it must be the transaction's first statement."""
+    if session.get_bind().dialect.name == "sqlite":
+        connection = session.connection().connection
+        if not connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]
+            session.connection().exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(about))))

@@ -1,83 +1,25 @@
-"""The ``assets`` table and its :class:`~assets.records.AssetRecords`."""
+"""The :class:`~assets.records.AssetRecords` of an SQL database."""
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Engine, Index, func, select, text, update
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import Engine, case, delete, func, or_, select, update
+from sqlalchemy.orm import Session
 
 from assets.asset import Asset
-from assets.content import Blob
-from assets.errors import NameTaken
+from assets.errors import NameTaken, QuotaExceeded
 from assets.records import Page, Query
-from assets.sql.base import Base
+from assets.sql.base import alone
+from assets.sql.blobs import refer
+from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values, words_of
 
-_LIVE = text("deleted_at_s IS NULL")
-
-
-class AssetRow(Base):
-    __tablename__ = "assets"
-    __table_args__ = (
-        Index(
-            "assets_live_name",
-            "tenant_id",
-            "name",
-            unique=True,
-            sqlite_where=_LIVE,
-            postgresql_where=_LIVE,
-        ),
-    )
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    tenant_id: Mapped[str] = mapped_column(index=True)
-    owner: Mapped[str] = mapped_column(index=True)
-    name: Mapped[str]
-    kind: Mapped[str]
-    created_at_s: Mapped[float]
-    changed_at_s: Mapped[float]
-    status: Mapped[str] = mapped_column(index=True)
-    status_details: Mapped[str]
-    description: Mapped[str]
-    is_public: Mapped[bool]
-    size_bytes: Mapped[int] = mapped_column(BigInteger)
-    data: Mapped[dict[str, Any]] = mapped_column(JSON)
-    parts: Mapped[dict[str, Any]] = mapped_column(JSON)
-    report: Mapped[dict[str, Any]] = mapped_column(JSON)
-    deleted_at_s: Mapped[float | None]
-    #: What ``Query.text`` and ``Query.tags`` look into.
-    words: Mapped[str] = mapped_column(server_default="")
-
-
-_FIELDS = tuple(Asset.__dataclass_fields__)
-
-
-def _values(fields: Mapping[str, Any]) -> dict[str, Any]:
-    values = dict(fields)
-    if "parts" in values:
-        values["parts"] = {
-            component: [blob.key, blob.sha256, blob.size_bytes]
-            for component, blob in values["parts"].items()
-        }
-    for name in ("data", "report"):
-        if name in values:
-            values[name] = dict(values[name])
-    return values
-
-
-def _asset(row: AssetRow) -> Asset:
-    values = {name: getattr(row, name) for name in _FIELDS}
-    values["parts"] = {component: Blob(*blob) for component, blob in row.parts.items()}
-    return Asset(**values)
-
-
-def _words(asset: Asset) -> str:
-    tags = "".join(f"#{tag}\n" for tag in asset.tags)
-    found_by = (asset.name, asset.description, *asset.trigger_words)
-    return f"{' '.join(found_by)}\n{tags}".casefold()
+_IS_LIVE = AssetRow.deleted_at_s.is_(None)
+_BEST_FIRST = (case((AssetRow.status == "ready", 0), else_=1), AssetRow.version.desc())
 
 
 class SqlAssetRecords:
@@ -85,34 +27,51 @@ class SqlAssetRecords:
         self._engine = engine
         self._now = now
 
-    def add(self, asset: Asset) -> None:
-        values = _values({name: getattr(asset, name) for name in _FIELDS})
-        try:
-            with Session(self._engine) as session, session.begin():
-                session.add(AssetRow(**values, changed_at_s=self._now(), words=_words(asset)))
-        except IntegrityError:
-            raise NameTaken(asset.name) from None
+    def add(self, asset: Asset, *, new_version: bool = False, most: int | None = None) -> Asset:
+        mine = AssetRow.tenant_id == asset.tenant_id
+        named = (mine, AssetRow.name == asset.name)
+        with Session(self._engine) as session, session.begin():
+            alone(session, asset.tenant_id)
+            if most is not None:
+                held = session.scalar(select(func.count(AssetRow.id)).where(mine, _IS_LIVE))
+                if (held or 0) >= most:
+                    raise QuotaExceeded("assets", most)
+            if not new_version and session.scalar(select(AssetRow.id).where(*named, _IS_LIVE)):
+                raise NameTaken(asset.name)
+            last = session.scalar(select(func.max(AssetRow.version)).where(*named))
+            asset = replace(asset, version=(last or 0) + 1)
+            values = row_values({name: getattr(asset, name) for name in FIELDS})
+            session.add(AssetRow(**values, changed_at_s=self._now(), words=words_of(asset)))
+            refer(session, asset.id, asset.parts, self._now())
+            _share(session, asset.id, asset.shared_with)
+        return asset
 
     def get(self, asset_id: str) -> Asset | None:
-        return self._one(AssetRow.id == asset_id)
+        return self._best(AssetRow.id == asset_id)
 
-    def find(self, tenant_id: str, name: str) -> Asset | None:
-        return self._one(
-            AssetRow.tenant_id == tenant_id, AssetRow.name == name, AssetRow.deleted_at_s.is_(None)
+    def find(self, tenant_id: str, name: str, version: int | None = None) -> Asset | None:
+        return self._best(
+            AssetRow.tenant_id == tenant_id, AssetRow.name == name, _IS_LIVE, *_exactly(version)
         )
 
-    def find_public(self, owner: str, name: str) -> Asset | None:
-        return self._one(
+    def find_foreign(
+        self, owner: str, name: str, version: int | None = None, reader: str = ""
+    ) -> Asset | None:
+        shared = select(ShareRow.asset_id).where(ShareRow.tenant_name == reader)
+        is_shared = (AssetRow.visibility == "shared") & AssetRow.id.in_(shared)
+        return self._best(
             AssetRow.owner == owner,
             AssetRow.name == name,
-            AssetRow.is_public.is_(True),
-            AssetRow.deleted_at_s.is_(None),
+            or_(AssetRow.visibility == "public", is_shared),
+            _IS_LIVE,
+            *_exactly(version),
         )
 
-    def _one(self, *conditions: Any) -> Asset | None:
+    def _best(self, *conditions: Any) -> Asset | None:
+        wanted = select(AssetRow).where(*conditions).order_by(*_BEST_FIRST).limit(1)
         with Session(self._engine) as session:
-            row = session.scalars(select(AssetRow).where(*conditions).limit(1)).first()
-            return None if row is None else _asset(row)
+            found = _assets(session, session.scalars(wanted).all())
+            return found[0] if found else None
 
     def update(
         self, asset_id: str, changes: Mapping[str, Any], *, expect: Sequence[str] = ()
@@ -120,33 +79,66 @@ class SqlAssetRecords:
         condition = [AssetRow.id == asset_id]
         if expect:
             condition.append(AssetRow.status.in_(expect))
-        values = {**_values(changes), "changed_at_s": self._now()}
-        try:
-            with Session(self._engine) as session, session.begin():
-                # One statement: the status is compared where it is changed, on every database.
-                result = session.execute(update(AssetRow).where(*condition).values(**values))
-                if result.rowcount != 1:  # type: ignore[attr-defined]
-                    return None
-                row = session.get(AssetRow, asset_id)
-                if row is None:
-                    return None
-                asset = _asset(row)
-                row.words = _words(asset)
-            return asset
-        except IntegrityError:
-            raise NameTaken(str(changes.get("name", asset_id))) from None
+        values = {**row_values(changes), "changed_at_s": self._now()}
+        with Session(self._engine) as session, session.begin():
+            # One statement: the status is compared where it is changed, on every database.
+            result = session.execute(update(AssetRow).where(*condition).values(**values))
+            if result.rowcount != 1:  # type: ignore[attr-defined]
+                return None
+            if "shared_with" in changes:
+                _share(session, asset_id, changes["shared_with"])
+            if "parts" in changes:
+                refer(session, asset_id, changes["parts"], self._now())
+            row = session.get_one(AssetRow, asset_id)
+            (asset,) = _assets(session, [row])
+            row.words = words_of(asset)
+        return asset
+
+    def rename(self, asset_id: str, name: str) -> Asset | None:
+        with Session(self._engine) as session, session.begin():
+            row = session.get(AssetRow, asset_id)
+            if row is None or row.deleted_at_s is not None:
+                return None
+            alone(session, row.tenant_id)
+            session.refresh(row)
+            if row.name != name:
+                of_tenant = (AssetRow.tenant_id == row.tenant_id,)
+                taken = (*of_tenant, AssetRow.name == name)
+                if session.scalar(select(AssetRow.id).where(*taken, _IS_LIVE)):
+                    raise NameTaken(name)
+                # Numbers that the name has had are not used again.
+                used = session.scalar(select(func.max(AssetRow.version)).where(*taken)) or 0
+                series = (*of_tenant, AssetRow.name == row.name, _IS_LIVE)
+                for version in session.scalars(select(AssetRow).where(*series)).all():
+                    version.name, version.version = name, version.version + used
+                    version.changed_at_s = self._now()
+                    version.words = words_of(asset_of(version))
+                session.flush()
+            (asset,) = _assets(session, [row])
+        return asset
+
+    def used(self, asset_ids: Sequence[str]) -> None:
+        values = {"uses": AssetRow.uses + 1, "last_used_at_s": self._now()}
+        with Session(self._engine) as session, session.begin():
+            session.execute(update(AssetRow).where(AssetRow.id.in_(asset_ids)).values(**values))
 
     def list(self, query: Query) -> Page:
-        conditions: list[Any] = [AssetRow.deleted_at_s.is_(None)]
+        conditions: list[Any] = [_IS_LIVE]
         for column, value in (
             (AssetRow.tenant_id, query.tenant_id),
-            (AssetRow.is_public, query.is_public),
+            (AssetRow.visibility, query.visibility),
             (AssetRow.status, query.status),
             (AssetRow.owner, query.owner),
             (AssetRow.name, query.name),
         ):
             if value is not None:
                 conditions.append(column == value)
+        if query.member_id is not None:
+            mine = AssetRow.created_by == query.member_id
+            conditions.append(or_(AssetRow.visibility != "private", mine))
+        if query.shared_with is not None:
+            shared = select(ShareRow.asset_id).where(ShareRow.tenant_name == query.shared_with)
+            conditions += [AssetRow.visibility == "shared", AssetRow.id.in_(shared)]
         if query.kinds:
             conditions.append(AssetRow.kind.in_(query.kinds))
         wanted = query.text.casefold().split()
@@ -154,22 +146,43 @@ class SqlAssetRecords:
         conditions += [AssetRow.words.contains(part, autoescape=True) for part in wanted]
         if query.ids:
             conditions.append(AssetRow.id.in_(query.ids))
+        rows = (
+            select(AssetRow)
+            .where(*conditions, AssetRow.id > query.after)
+            .order_by(AssetRow.id)
+            .limit(query.limit + 1)
+            .offset(query.offset)
+        )
         with Session(self._engine) as session:
-            total = session.scalar(select(func.count()).select_from(AssetRow).where(*conditions))
-            rows = session.scalars(
-                select(AssetRow)
-                .where(*conditions)
-                .order_by(AssetRow.id)
-                .limit(query.limit)
-                .offset(query.offset)
-            )
-            return Page([_asset(row) for row in rows], total or 0)
+            total = session.scalar(select(func.count(AssetRow.id)).where(*conditions))
+            found = _assets(session, session.scalars(rows).all())
+            return Page(found[: query.limit], total or 0, has_more=len(found) > query.limit)
 
-    def stale_uploads(self, before_s: float) -> Sequence[Asset]:
+    def stale(self, status: str, before_s: float) -> Sequence[Asset]:
+        return self._all(AssetRow.status == status, AssetRow.changed_at_s < before_s)
+
+    def expired(self, now_s: float) -> Sequence[Asset]:
+        return self._all(AssetRow.expires_at_s <= now_s, _IS_LIVE)
+
+    def _all(self, *conditions: Any) -> Sequence[Asset]:
         with Session(self._engine) as session:
-            rows = session.scalars(
-                select(AssetRow).where(
-                    AssetRow.status == "uploaded", AssetRow.changed_at_s < before_s
-                )
-            )
-            return [_asset(row) for row in rows]
+            return _assets(session, session.scalars(select(AssetRow).where(*conditions)).all())
+
+
+def _exactly(version: int | None) -> tuple[Any, ...]:
+    return () if version is None else (AssetRow.version == version,)
+
+
+def _assets(session: Session, rows: Sequence[AssetRow]) -> list[Asset]:
+    shared: dict[str, list[str]] = defaultdict(list)
+    ids = [row.id for row in rows if row.visibility == "shared"]
+    if ids:
+        wanted = select(ShareRow).where(ShareRow.asset_id.in_(ids)).order_by(ShareRow.tenant_name)
+        for share in session.scalars(wanted):
+            shared[share.asset_id].append(share.tenant_name)
+    return [asset_of(row, tuple(shared[row.id])) for row in rows]
+
+
+def _share(session: Session, asset_id: str, tenants: Sequence[str]) -> None:
+    session.execute(delete(ShareRow).where(ShareRow.asset_id == asset_id))
+    session.add_all(ShareRow(tenant_name=name, asset_id=asset_id) for name in set(tenants))

@@ -23,12 +23,8 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from assets.library import Library
 from assets.principal import Principal
 from assets.resolve import Wanted
-from assets.sql.records import SqlAssetRecords
-from assets.store import FsspecStore
-from assets.workshop import Workshop
 from benchmarks.miniature.judge import Judge, departures, frame, renders
 from benchmarks.miniature.library import lagoon, mascot
 from benchmarks.miniature.library.sepia import INK, PAPER
@@ -38,9 +34,11 @@ from orchestrator.provision import Provisioner, StoreSource
 from serving.commons.catalogue import CATALOGUE, Entry
 from serving.commons.miniature import write_miniature
 from serving.commons.publish import publish_library
-from serving.database import open_database
+from serving.composition import open_backends
 from serving.drawing import DrawRequest, Sampler
+from serving.engine.compose import open_workshop
 from serving.engine.engine import Engine
+from serving.settings import Settings
 
 RESULT = Path(__file__).parents[1] / "results" / "miniature.json"
 STEPS, CFG_SCALE = 20, 3.0
@@ -52,14 +50,14 @@ class Studio:
     """An engine over the published commons, and requests by asset name."""
 
     def __init__(self, folder: Path) -> None:
-        store = FsspecStore(f"file://{folder}/store")
-        records = SqlAssetRecords(open_database(f"sqlite:///{folder}/records.db"))
-        workshop = Workshop(records, store, b"evaluation", folder / "scratch")
+        settings = Settings(data_dir=folder)
+        backends = open_backends(settings)
+        workshop = open_workshop(settings, backends)
         manifest = workshop.install_base(write_miniature(folder / "miniature"))
         publish_library(workshop)
         disk, host = (FileTier(name, folder / name, 1 << 30) for name in ("disk", "host"))
-        self.library = Library(records, store)
-        self.engine = Engine(manifest, Provisioner(StoreSource(store), disk, host))
+        self.library = backends.library
+        self.engine = Engine(manifest, Provisioner(StoreSource(backends.store), disk, host))
         self._who = Principal("evaluation", "evaluation")
 
     def draw(self, prompts: Sequence[str], wanted: Wanted, what: str = "") -> torch.Tensor:

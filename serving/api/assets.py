@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from assets.access import may
 from assets.asset import ASSET_KINDS, Asset
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.keys import blob_key, upload_key
-from assets.library import Change, NewAsset
+from assets.library import NewAsset
 from assets.principal import Principal
 from assets.records import Query as AssetQuery
 from serving.api.context import Context, Ctx, Who
@@ -30,20 +31,22 @@ router = APIRouter(prefix="/v1/assets", tags=["assets"])
 def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
     """Always a presigned URL, whatever was asked for: every client follows what it gets.
 
-    Only the owner of an asset that still waits for its bytes gets a URL to put them.
+    Only who may change an asset that still waits for its bytes gets a URL to put them.
     """
     key = upload_key(asset.id)
-    stored = blob_key(next(iter(asset.parts.values()))) if len(asset.parts) == 1 else key
-    may_put = asset.tenant_id == who.tenant_id and asset.status == "ready_to_upload"
+    may_put = asset.status == "ready_to_upload" and may(who, "update", asset)
+    may_get = len(asset.parts) == 1 and may(who, "download", asset)
+    part = next(iter(asset.parts.values()), None)
     return {
         "type": "presigned-url",
         "put_url": context.signed_url("PUT", key) if may_put else "",
-        "get_url": context.signed_url("GET", stored),
+        "get_url": context.signed_url("GET", blob_key(part)) if part and may_get else "",
     }
 
 
-def _preview_url(context: Context, asset: Asset) -> str | None:
-    return context.signed_url("GET", asset.preview) if asset.preview else None
+def _body(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
+    preview_url = context.signed_url("GET", asset.preview) if asset.preview else None
+    return asset_body(asset, inspected=may(who, "inspect", asset), preview_url=preview_url)
 
 
 @router.post("")
@@ -55,11 +58,15 @@ async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
         name=body.name,
         kind=body.asset_type,
         description=body.description or "",
-        is_public=bool(body.is_public),
+        visibility=body.wanted_visibility(),
+        shared_with=body.shared_with,
+        expires_at_s=None if body.expires_at is None else body.expires_at.timestamp(),
+        new_version=body.new_version,
         data=stored_data(body),
     )
     asset = await asyncio.to_thread(context.platform.library.create, who, new)
-    return {"asset": asset_body(asset), "transfer_api": _transfer(context, asset, who), "token": ""}
+    transfer = _transfer(context, asset, who)
+    return {"asset": _body(context, asset, who), "transfer_api": transfer, "token": ""}
 
 
 @router.get("")
@@ -78,11 +85,15 @@ async def listing(
     q: Annotated[str, Query(max_length=256)] = "",
     tag: Annotated[list[str] | None, Query(max_length=16)] = None,
     get_preview_urls: bool = False,
+    shared: bool = False,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     offset: Annotated[int, Query(ge=0)] = 0,
+    after: str = "",
 ) -> dict[str, Any]:
-    """One's own assets, or with ``is_public`` everybody's public ones. ``q``: words of the
-    name, description, tags or trigger words; ``tag``, repeated: tags that all must be there."""
+    """One's own assets, or with ``is_public`` everybody's public ones, or with ``shared`` those
+    that others share. ``q``: words of the name, description, tags or trigger words; ``tag``,
+    repeated: tags that all must be there. ``after``, the last page's ``next``, goes on where
+    that page ended, whatever was added or deleted since."""
     kinds = [kind for kind in asset_type or [] if kind in ASSET_KINDS]
     served = (
         (not asset_type or kinds)
@@ -92,9 +103,10 @@ async def listing(
         and engine_type in (None, "image")
     )
     if not served:
-        return {"data": [], "has_more": False, "total": 0}
+        return {"data": [], "has_more": False, "total": 0, "next": None}
     query = AssetQuery(
-        is_public=is_public,
+        visibility="public" if is_public else None,
+        shared_with=who.tenant_name if shared else None,
         owner=owner,
         name=name,
         kinds=kinds,
@@ -103,12 +115,14 @@ async def listing(
         tags=tag or (),
         limit=limit,
         offset=offset,
+        after=after,
     )
     page = await asyncio.to_thread(context.platform.library.list, who, query)
     return {
-        "data": [asset_body(asset, _preview_url(context, asset)) for asset in page.assets],
-        "has_more": offset + len(page.assets) < page.total,
+        "data": [_body(context, asset, who) for asset in page.assets],
+        "has_more": page.has_more,
         "total": page.total,
+        "next": page.assets[-1].id if page.has_more else None,
     }
 
 
@@ -125,23 +139,22 @@ async def complete_upload(
 @router.get("/{ref:path}")
 async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)
-    body = asset_body(asset, _preview_url(context, asset))
-    return {"asset": body, "transfer_api": _transfer(context, asset, who)}
+    transfer = _transfer(context, asset, who)
+    return {"asset": _body(context, asset, who), "transfer_api": transfer}
 
 
 @router.patch("/{ref:path}")
 async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[str, Any]:
-    """Name, description, trigger words and tags; what an asset is never changes."""
-    wanted = Change(body.name, body.description, body.trigger_words, body.tags)
-    asset = await asyncio.to_thread(context.platform.library.update, who, ref, wanted)
-    return {"asset": asset_body(asset, _preview_url(context, asset))}
+    """What people read of it, and who may see it; what an asset is never changes."""
+    asset = await asyncio.to_thread(context.platform.library.update, who, ref, body.change())
+    return {"asset": _body(context, asset, who)}
 
 
 @router.post("/{asset_id}/restore")
 async def restore(asset_id: str, context: Ctx, who: Who) -> dict[str, Any]:
     """A deleted asset, for a week after it was deleted."""
     asset = await asyncio.to_thread(context.platform.library.restore, who, asset_id)
-    return {"asset": asset_body(asset, _preview_url(context, asset))}
+    return {"asset": _body(context, asset, who)}
 
 
 @router.delete("/{ref:path}")

@@ -24,6 +24,7 @@ from assets.errors import (
     IngestRejected,
     InvalidAsset,
     NameTaken,
+    QuotaExceeded,
     StoreError,
     TooLarge,
 )
@@ -48,6 +49,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (Unauthenticated, 401, "unauthenticated"),
     (BadSignature, 403, "bad_signature"),
     (Forbidden, 403, "forbidden"),
+    (QuotaExceeded, 403, "quota_exceeded"),
     (AssetNotFound, 404, "not_found"),
     (AssetNotReady, 422, "asset_not_ready"),
     (InvalidAsset, 422, "invalid"),

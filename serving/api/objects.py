@@ -18,7 +18,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from assets.errors import AssetNotFound, TooLarge
 from assets.keys import picture_key
-from assets.library import MAX_UPLOAD_BYTES
 from assets.store import CHUNK_BYTES, ObjectStore
 from serving.api.context import Ctx
 
@@ -33,16 +32,17 @@ async def put(key: str, token: str, request: Request, context: Ctx) -> Response:
     """Receive an upload. Until it is complete nothing is visible under its key."""
     context.signer.verify("PUT", key, token, time.time())
     asset_id = key.removeprefix("uploads/")
-    if not await asyncio.to_thread(context.platform.library.may_receive, asset_id):
+    most = await asyncio.to_thread(context.platform.library.receivable_bytes, asset_id)
+    if most == 0:
         raise AssetNotFound(asset_id)
     declared = int(request.headers.get("content-length") or 0)
-    if declared > MAX_UPLOAD_BYTES:
-        raise TooLarge(f"{declared} bytes; at most {MAX_UPLOAD_BYTES} are accepted")
-    received = await _receive(context.store, key, request.stream())
+    if declared > most:
+        raise TooLarge(f"{declared} bytes; at most {most} are accepted")
+    received = await _receive(context.store, key, request.stream(), most)
     return JSONResponse({"size_bytes": received})
 
 
-async def _receive(store: ObjectStore, key: str, chunks: AsyncIterator[bytes]) -> int:
+async def _receive(store: ObjectStore, key: str, chunks: AsyncIterator[bytes], most: int) -> int:
     writer = store.write(key)
     file: BinaryIO = await asyncio.to_thread(writer.__enter__)
     received = 0
@@ -51,8 +51,8 @@ async def _receive(store: ObjectStore, key: str, chunks: AsyncIterator[bytes]) -
     try:
         async for chunk in chunks:
             received += len(chunk)
-            if received > MAX_UPLOAD_BYTES:
-                raise TooLarge(f"more than the {MAX_UPLOAD_BYTES} bytes that are accepted")
+            if received > most:
+                raise TooLarge(f"more than the {most} bytes that are accepted")
             pending.append(chunk)
             pending_bytes += len(chunk)
             if pending_bytes >= CHUNK_BYTES:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from assets.asset import SERVED_ENGINE as ENGINE
-from assets.asset import Asset
+from assets.asset import Asset, Visibility
+from assets.library import MAX_SHARED_WITH, Change
 
 Short = Annotated[str, Field(max_length=128)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Tag = Annotated[str, Field(pattern=r"^[\w.\-]{1,64}$")]
 
 
@@ -27,6 +29,9 @@ class AssetData(BaseModel):
 
 
 class CreateAsset(BaseModel):
+    """OctoAI's, and of ours: ``visibility``, ``shared_with``, ``new_version``, ``licence``,
+    ``expires_at`` and ``sha256``."""
+
     model_config = ConfigDict(extra="ignore")
 
     asset_type: str
@@ -34,8 +39,22 @@ class CreateAsset(BaseModel):
     data: AssetData = AssetData()
     description: str | None = Field(None, max_length=4096)
     is_public: bool | None = False
+    visibility: Visibility | None = None
+    shared_with: list[Short] = Field(default_factory=list, max_length=MAX_SHARED_WITH)
+    new_version: bool = False
+    licence: Short | None = None
+    expires_at: AwareDatetime | None = None
+    sha256: Sha256 | None = None
     url: str | None = None
     hf_repo: str | None = None
+
+    def wanted_visibility(self) -> Visibility:
+        """What is shared with somebody is ``shared``, whatever else is left out."""
+        if self.visibility is not None:
+            return self.visibility
+        if self.is_public:
+            return "public"
+        return "shared" if self.shared_with else "private"
 
 
 class ChangeAsset(BaseModel):
@@ -47,6 +66,25 @@ class ChangeAsset(BaseModel):
     description: Annotated[str, Field(max_length=4096)] | None = None
     trigger_words: Annotated[list[Short], Field(max_length=32)] | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+    licence: Short | None = None
+    visibility: Visibility | None = None
+    shared_with: Annotated[list[Short], Field(max_length=MAX_SHARED_WITH)] | None = None
+    expires_at: AwareDatetime | Literal["never"] | None = None
+
+    def change(self) -> Change:
+        expires_at_s = None
+        if self.expires_at is not None:
+            expires_at_s = 0.0 if self.expires_at == "never" else self.expires_at.timestamp()
+        return Change(
+            self.name,
+            self.description,
+            self.trigger_words,
+            self.tags,
+            self.licence,
+            self.visibility,
+            self.shared_with,
+            expires_at_s,
+        )
 
 
 class CompleteUpload(BaseModel):
@@ -64,11 +102,15 @@ def stored_data(body: CreateAsset) -> dict[str, Any]:
         "trigger_words": data.trigger_words or [],
         "checkpoint": data.checkpoint,
         "tags": data.tags or [],
+        "licence": body.licence,
+        "sha256": body.sha256,
     }
 
 
-def asset_body(asset: Asset, preview_url: str | None = None) -> dict[str, Any]:
-    """Every field that a client requires is there and not null; ``data`` repeats its type."""
+def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None) -> dict[str, Any]:
+    """Every field that a client requires is there and not null; ``data`` repeats its type.
+
+    ``inspected``: whoever asks may see the report, and who else may see the asset."""
     data: dict[str, Any] = {
         "asset_type": asset.kind,
         "engine": asset.data.get("engine") or ENGINE,
@@ -79,10 +121,11 @@ def asset_body(asset: Asset, preview_url: str | None = None) -> dict[str, Any]:
         data["trigger_words"] = list(asset.trigger_words)
     if asset.kind == "lora":
         data["checkpoint"] = asset.data.get("checkpoint")
-    return {
+    body: dict[str, Any] = {
         "id": asset.id,
         "asset_type": asset.kind,
         "name": asset.name,
+        "version": asset.version,
         "owner": asset.owner,
         "description": asset.description,
         "size_bytes": asset.size_bytes,
@@ -94,9 +137,22 @@ def asset_body(asset: Asset, preview_url: str | None = None) -> dict[str, Any]:
         "file_structure": "single_file",
         "data": data,
         "tags": list(asset.tags),
+        "licence": asset.data.get("licence"),
         "preview_url": preview_url,
-        "report": dict(asset.report),
+        "expires_at": asset.expires_at_s and timestamp(asset.expires_at_s),
     }
+    if inspected:
+        body |= {
+            "visibility": asset.visibility,
+            "shared_with": list(asset.shared_with),
+            "created_by": asset.created_by,
+            "uses": asset.uses,
+            "last_used_at": asset.last_used_at_s and timestamp(asset.last_used_at_s),
+            "url": asset.data.get("url"),
+            "hf_repo": asset.data.get("hf_repo"),
+            "report": dict(asset.report),
+        }
+    return body
 
 
 def timestamp(at_s: float) -> str:

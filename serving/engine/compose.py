@@ -58,7 +58,13 @@ def budgets(settings: Settings, device: str, manifest: ModelManifest) -> Budgets
 
 
 def open_workshop(settings: Settings, backends: Backends) -> Workshop:
-    return Workshop(backends.records, backends.store, settings.secret_bytes, settings.scratch_dir)
+    return Workshop(
+        backends.records,
+        backends.blobs,
+        backends.store,
+        settings.secret_bytes,
+        settings.scratch_dir,
+    )
 
 
 def install_model(

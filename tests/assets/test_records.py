@@ -2,63 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
 from assets.asset import Asset
 from assets.content import Blob
-from assets.errors import NameTaken
+from assets.errors import NameTaken, QuotaExceeded
 from assets.ids import is_asset_id, new_asset_id
 from assets.records import Query
+from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
-from serving.database import open_database, upgrade
-from tests.conftest import free_port
-
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 
 
-@pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A private PostgreSQL server on loopback."""
-    if POSTGRES is None:
-        pytest.skip("PostgreSQL's server is not installed")
-    folder = Path("/tmp") / f"ao-postgres-{os.getpid()}"
-    folder.mkdir()
-    data, port = folder / "data", free_port()
-    run: Any = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    run["cwd"] = folder
-    if os.getuid() == 0:  # it refuses to run as root
-        shutil.chown(folder, "postgres", "postgres")
-        run |= {"user": "postgres", "group": "postgres", "extra_groups": []}
-    try:
-        command = [str(POSTGRES / "initdb"), "-D", str(data), "-U", "ao", "-A", "trust"]
-        subprocess.run(command, **run)
-        control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w"]
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        subprocess.run([*control, "-o", options, "start"], **run)
-        yield f"postgresql+psycopg://ao@127.0.0.1:{port}/postgres"
-        subprocess.run([*control, "-m", "immediate", "stop"], **run)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+@pytest.fixture
+def records(database: Engine) -> SqlAssetRecords:
+    return SqlAssetRecords(database)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def records(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlAssetRecords]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/r.db"
-    else:
-        url = request.getfixturevalue("postgres_url")
-    engine = open_database(url)
-    upgrade(engine)  # a second time changes nothing
-    yield SqlAssetRecords(engine)
-    engine.dispose()
+@pytest.fixture
+def blobs(database: Engine) -> SqlBlobRecords:
+    return SqlBlobRecords(database)
 
 
 def asset(**changes: Any) -> Asset:
@@ -76,13 +43,15 @@ def asset(**changes: Any) -> Asset:
 
 
 def test_what_is_added_is_found(records: SqlAssetRecords) -> None:
-    one = asset()
-    records.add(one)
+    one = asset(owner=new_asset_id())
+    assert records.add(one) == one
     assert records.get(one.id) == one
     assert records.find(one.tenant_id, "style") == one
     assert records.find("other", "style") is None
-    assert records.find_public("acme", one.name) is None
+    assert records.find_foreign(one.owner, one.name) is None
     assert is_asset_id(one.id)
+    public = records.update(one.id, {"visibility": "public"})
+    assert records.find_foreign(one.owner, one.name) == public
 
 
 def test_a_live_name_is_taken_once_a_tenant(records: SqlAssetRecords) -> None:
@@ -92,7 +61,70 @@ def test_a_live_name_is_taken_once_a_tenant(records: SqlAssetRecords) -> None:
         records.add(replace(one, id=new_asset_id()))
     records.add(asset())  # another tenant
     records.update(one.id, {"status": "deleted", "deleted_at_s": 2.0})
-    records.add(replace(one, id=new_asset_id()))
+    assert records.add(replace(one, id=new_asset_id())).version == 2
+
+
+def test_a_name_means_its_newest_version_that_is_ready(records: SqlAssetRecords) -> None:
+    first = records.add(asset(status="ready"))
+    second = records.add(replace(first, id=new_asset_id(), status="uploaded"), new_version=True)
+    assert second.reference == "style@2"
+    tenant = first.tenant_id
+    assert records.find(tenant, "style") == first
+    assert records.find(tenant, "style", 2) == second
+    assert records.find(tenant, "style", 3) is None
+    second = records.update(second.id, {"status": "ready"}) or second
+    assert records.find(tenant, "style") == second
+    records.update(second.id, {"status": "deleted", "deleted_at_s": 2.0})
+    assert records.find(tenant, "style") == first
+    assert records.find(tenant, "style", 2) is None
+    # The number is not given again: name@2 never means other bytes.
+    third = records.add(replace(first, id=new_asset_id()), new_version=True)
+    assert third.version == 3
+
+
+def test_a_rename_takes_every_version_along(records: SqlAssetRecords) -> None:
+    first = records.add(asset(status="ready"))
+    second = records.add(replace(first, id=new_asset_id()), new_version=True)
+    other = records.add(replace(first, id=new_asset_id(), name="other"))
+    with pytest.raises(NameTaken):
+        records.rename(first.id, "other")
+    assert records.find(first.tenant_id, "style") == second
+    records.update(other.id, {"status": "deleted", "deleted_at_s": 2.0})
+    renamed = records.rename(second.id, "other")
+    assert renamed is not None
+    assert renamed.reference == "other@3"  # other@1 meant other bytes
+    assert records.find(first.tenant_id, "other", 2) == replace(first, name="other", version=2)
+    assert records.find(first.tenant_id, "style") is None
+    assert records.list(Query(tenant_id=first.tenant_id, text="other")).total == 2
+    assert records.rename("nothing", "x") is None
+
+
+def test_arrivals_at_once_get_versions_of_their_own(records: SqlAssetRecords) -> None:
+    one = asset()
+
+    def add(_: int) -> int:
+        return records.add(replace(one, id=new_asset_id()), new_version=True, most=12).version
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = [pool.submit(add, index) for index in range(20)]
+    failed = [o.exception() for o in outcomes if o.exception()]
+    assert all(isinstance(error, QuotaExceeded) for error in failed), failed
+    assert sorted(o.result() for o in outcomes if not o.exception()) == list(range(1, 13))
+
+
+def test_what_is_shared_is_found_by_those_it_is_shared_with(records: SqlAssetRecords) -> None:
+    owner, reader = new_asset_id(), new_asset_id()
+    one = asset(owner=owner, visibility="shared", shared_with=("a", reader), status="ready")
+    records.add(one)
+    assert records.get(one.id) == one
+    assert records.find_foreign(owner, "style", reader=reader) == one
+    assert records.find_foreign(owner, "style", reader="stranger") is None
+    assert records.find_foreign(owner, "style") is None
+    assert [a.id for a in records.list(Query(shared_with=reader)).assets] == [one.id]
+    records.update(one.id, {"shared_with": ("a",)})
+    assert records.list(Query(shared_with=reader)).total == 0
+    records.update(one.id, {"visibility": "organisation"})
+    assert records.find_foreign(owner, "style", reader="a") is None
 
 
 def test_update_expects(records: SqlAssetRecords) -> None:
@@ -105,6 +137,16 @@ def test_update_expects(records: SqlAssetRecords) -> None:
     assert records.update("nothing", {"status": "ready"}) is None
 
 
+def test_uses_are_counted(records: SqlAssetRecords) -> None:
+    one = records.add(asset())
+    for _ in range(3):
+        records.used([one.id])
+    found = records.get(one.id)
+    assert found is not None
+    assert found.uses == 3
+    assert found.last_used_at_s is not None
+
+
 def test_pages_are_stable_and_count_everything(records: SqlAssetRecords) -> None:
     tenant = new_asset_id()
     for index in range(7):
@@ -114,12 +156,82 @@ def test_pages_are_stable_and_count_everything(records: SqlAssetRecords) -> None
     names = [a.name for page in pages for a in page.assets]
     assert names == [f"n{index}" for index in range(7)]
     assert {page.total for page in pages} == {7}
+    assert [page.has_more for page in pages] == [True, True, False]
     assert records.list(Query(tenant_id=tenant, kinds=["vae"])).total == 4
     assert records.list(Query(tenant_id=tenant, name="n3")).total == 1
+    # What comes after an asset is the same whatever becomes of those before it.
+    last = pages[0].assets[-1].id
+    records.update(pages[0].assets[0].id, {"status": "deleted", "deleted_at_s": 1.0})
+    after = records.list(Query(tenant_id=tenant, limit=3, after=last))
+    assert [a.name for a in after.assets] == ["n3", "n4", "n5"]
+    assert (after.total, after.has_more) == (6, True)
 
 
-def test_stale_uploads(records: SqlAssetRecords) -> None:
-    one = asset(status="uploaded")
+def test_a_listing_leaves_out_what_is_private_to_others(records: SqlAssetRecords) -> None:
+    tenant = new_asset_id()
+    for name, by, visibility in (
+        ("a", "ann", "private"), ("b", "bob", "private"), ("c", "bob", "organisation"),
+    ):  # fmt: skip
+        records.add(asset(tenant_id=tenant, name=name, created_by=by, visibility=visibility))
+    seen = records.list(Query(tenant_id=tenant, member_id="ann")).assets
+    assert [a.name for a in seen] == ["a", "c"]
+    assert records.list(Query(tenant_id=tenant)).total == 3
+
+
+def test_stale_and_expired(records: SqlAssetRecords) -> None:
+    one = asset(status="uploaded", expires_at_s=50.0)
     records.add(one)
-    assert one.id in {a.id for a in records.stale_uploads(1e12)}
-    assert one.id not in {a.id for a in records.stale_uploads(0.0)}
+    assert one.id in {a.id for a in records.stale("uploaded", 1e12)}
+    assert one.id not in {a.id for a in records.stale("uploaded", 0.0)}
+    assert one.id in {a.id for a in records.expired(50.0)}
+    assert one.id not in {a.id for a in records.expired(49.0)}
+    records.update(one.id, {"status": "deleted", "deleted_at_s": 60.0})
+    assert one.id not in {a.id for a in records.expired(50.0)}
+
+
+def blob() -> Blob:
+    return Blob(new_asset_id(), "sha", 100)
+
+
+def test_a_blob_is_live_as_long_as_any_asset_refers_to_it(
+    records: SqlAssetRecords, blobs: SqlBlobRecords
+) -> None:
+    tenant, shared, lone = new_asset_id(), blob(), blob()
+    one = records.add(asset(tenant_id=tenant, name="one", parts={"unet": shared, "vae": lone}))
+    two = records.add(asset(tenant_id=tenant, name="two", parts={"unet": shared}))
+    keys = [shared.key, lone.key, "unknown"]
+    assert blobs.live(keys) == {shared.key, lone.key}
+    assert blobs.stored_bytes(tenant) == 200  # each once
+    records.update(one.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert blobs.live(keys) == {shared.key}
+    assert blobs.stored_bytes(tenant) == 100
+    later = 1e12
+    assert lone.key not in blobs.garbage(later)  # it can still be restored
+    records.update(one.id, {"parts": {}})
+    assert lone.key in blobs.garbage(later)
+    assert shared.key not in blobs.garbage(later)
+    assert not blobs.doom(shared.key, later)
+    assert blobs.doom(lone.key, later)
+    assert not blobs.claim(lone)  # while it is being taken
+    blobs.forget(lone.key)
+    assert blobs.known(keys) == {shared.key}
+    assert blobs.claim(lone)
+    records.update(two.id, {"parts": {"unet": lone}})
+    assert blobs.live(keys) == {lone.key}
+
+
+def test_what_was_claimed_just_now_is_no_garbage(blobs: SqlBlobRecords) -> None:
+    one = blob()
+    assert blobs.claim(one)
+    assert one.key not in blobs.garbage(1.0)
+    assert not blobs.doom(one.key, 1.0)
+    blobs.forget(one.key)  # which only the doomed are
+    assert blobs.known([one.key]) == {one.key}
+    with ThreadPoolExecutor(8) as pool:
+        fresh = blob()
+        assert all(pool.map(lambda _: blobs.claim(fresh), range(16)))
+
+
+def test_an_upload_in_inspection_counts(records: SqlAssetRecords, blobs: SqlBlobRecords) -> None:
+    one = records.add(asset(status="uploaded", size_bytes=7, parts={}))
+    assert blobs.stored_bytes(one.tenant_id) == 7

@@ -320,14 +320,15 @@ def test_upload_rules(http: httpx.Client, platform: Running) -> None:
     for name in ("../x", "a/b", "", "x" * 200, "a\0b"):
         bad = http.post("/v1/assets", json={**body, "name": name})
         assert bad.status_code == 422
-    other = created["transfer_api"]["get_url"].split("token=")[1]
+    another = http.post("/v1/assets", json={**body, "name": "rules-2"}).json()
+    other = another["transfer_api"]["put_url"].split("token=")[1]
     forged = httpx.put(put_url.split("token=")[0] + "token=" + other, content=b"x")
     assert forged.status_code == 403
     assert httpx.put(put_url, content=b"not a model").status_code == 200
     assert http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).json() == {"error": None}
     assert httpx.put(put_url, content=b"changed later").status_code == 404
-    deleted = http.delete(f"/v1/assets/{asset_id}")
-    assert deleted.json()["id"] == asset_id
+    for gone in (asset_id, another["asset"]["id"]):
+        assert http.delete(f"/v1/assets/{gone}").json()["id"] == gone
     assert http.get(f"/v1/assets/{asset_id}").status_code == 404
     for kind in ("latent", "file", "controlnet"):
         assert http.post("/v1/assets", json={**body, "asset_type": kind}).status_code == 422

@@ -72,7 +72,7 @@ def scenes_for(entry: Entry, count: int) -> list[Scene]:
 
 def test_the_library_is_there_and_stays_what_it_is(commons: Any) -> None:
     """Public, ready, with words and pictures; a second start publishes nothing anew."""
-    public = commons.library.list(WHO, Query(is_public=True, owner="octoai")).assets
+    public = commons.library.list(WHO, Query(visibility="public", owner="octoai")).assets
     known = {asset.name: asset for asset in public}
     assert known.keys() == {BASE_NAME, *BY_NAME}
     for name, entry in BY_NAME.items():
@@ -86,7 +86,7 @@ def test_the_library_is_there_and_stays_what_it_is(commons: Any) -> None:
     said: list[str] = []
     publish_library(commons.workshop, said.append)
     assert said == []
-    again = commons.library.list(WHO, Query(is_public=True, owner="commons")).assets
+    again = commons.library.list(WHO, Query(visibility="public", owner="commons")).assets
     assert {asset.id for asset in again} == {asset.id for asset in public}
 
 
@@ -129,7 +129,7 @@ def test_what_has_changed_is_published_anew_and_what_fits_no_longer_is_withdrawn
     assert second.id == first.id
     assert second.parts != first.parts
     commons.workshop.withdraw("changing")
-    assert commons.records.find_public("commons", "changing") is None
+    assert commons.records.find_foreign("commons", "changing") is None
 
 
 def test_the_token_embeddings_and_the_size_of_all_weights() -> None:
@@ -166,7 +166,7 @@ def test_an_asset_does_what_it_is_for_and_leaves_no_trace(draw: Draw, name: str)
 
 def test_withdrawing_hides_the_library_and_publishing_brings_it_back(commons: Any) -> None:
     withdraw_library(commons.workshop)
-    page = commons.library.list(WHO, Query(is_public=True, owner="commons"))
+    page = commons.library.list(WHO, Query(visibility="public", owner="commons"))
     assert [asset.name for asset in page.assets] == [BASE_NAME]
     publish_library(commons.workshop)
     assert commons.library.get(WHO, "commons:outline").status == "ready"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import sqlalchemy as sa
 from assets.errors import Forbidden
 from assets.principal import Principal
 from assets.sql.base import connect
+from assets.sql.blobs import SqlBlobRecords
+from assets.sql.records import SqlAssetRecords
 from serving.api.errors import describe
 from serving.database import open_database, upgrade
 from serving.errors import (
@@ -144,7 +147,26 @@ def test_a_database_of_an_earlier_release_is_brought_forward(tmp_path: Path) -> 
                 "'{\"prompt\": 1}', NULL, NULL, 0.0, 5.0, NULL)"
             )
         )
+        for asset_id, public, parts, deleted in (
+            ("asset_1", 0, {"lora": ["k1", "s", 5]}, 2.0),
+            ("asset_2", 1, {"lora": ["k2", "s", 6]}, None),
+        ):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO assets VALUES (:id, 't', 'acme', 'style', 'lora', 1, 1, 'ready', "
+                    "'', '', :public, 6, '{}', :parts, '{}', :deleted)"
+                ),
+                {"id": asset_id, "public": public, "parts": json.dumps(parts), "deleted": deleted},
+            )
     engine.dispose()
+    records, blobs = SqlAssetRecords(open_database(url)), SqlBlobRecords(open_database(url))
+    first, second = records.get("asset_1"), records.get("asset_2")
+    assert first is not None
+    assert second is not None
+    assert (first.version, first.visibility, first.is_deleted) == (1, "organisation", True)
+    assert (second.version, second.visibility, second.is_deleted) == (2, "public", False)
+    assert blobs.live(["k1", "k2"]) == {"k2"}
+    assert blobs.stored_bytes("t") == 6
     jobs = Jobs(open_database(url))
     old = jobs.get("job_old")
     assert old is not None

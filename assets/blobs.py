@@ -1,0 +1,38 @@
+"""Which canonical files the library refers to, so that none is lost and none is kept for ever.
+
+A blob is claimed in the records before its bytes are stored, and its bytes are removed before
+its record is: so whatever a crash leaves behind, one of the two says that something is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from assets.content import Blob
+
+
+class BlobRecords(Protocol):
+    """Every method is one transaction."""
+
+    def claim(self, blob: Blob) -> bool:
+        """About to be referred to: no collector takes it for a while. False while one is
+        taking it just now; ask again a little later."""
+
+    def live(self, keys: Collection[str]) -> set[str]:
+        """Those that a live asset refers to."""
+
+    def known(self, keys: Collection[str]) -> set[str]:
+        """Those that have a record, whether anything refers to them or not."""
+
+    def stored_bytes(self, tenant_id: str) -> int:
+        """What a tenant's live assets hold: each blob once, and uploads in inspection."""
+
+    def garbage(self, before_s: float) -> Sequence[str]:
+        """What no asset refers to, a restorable one either, and nobody claimed since."""
+
+    def doom(self, key: str, before_s: float) -> bool:
+        """Take a piece of garbage, if it is that still; its bytes may then be removed."""
+
+    def forget(self, key: str) -> None:
+        """Its bytes are gone."""

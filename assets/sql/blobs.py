@@ -1,0 +1,125 @@
+"""The tables of blobs and of who refers to them, and their :class:`~assets.blobs.BlobRecords`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from sqlalchemy import BigInteger, ColumnElement, Engine, delete, exists, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from assets.content import Blob, Component
+from assets.sql.base import Base
+from assets.sql.rows import AssetRow
+
+
+class BlobRow(Base):
+    __tablename__ = "blobs"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    claimed_at_s: Mapped[float]
+    doomed_at_s: Mapped[float | None]
+
+
+class BlobRefRow(Base):
+    __tablename__ = "blob_refs"
+
+    blob_key: Mapped[str] = mapped_column(primary_key=True)
+    asset_id: Mapped[str] = mapped_column(primary_key=True, index=True)
+
+
+def refer(session: Session, asset_id: str, parts: Mapping[Component, Blob], now_s: float) -> None:
+    """Make ``asset_id`` refer to exactly these blobs, within the session's transaction."""
+    session.execute(delete(BlobRefRow).where(BlobRefRow.asset_id == asset_id))
+    for blob in {blob.key: blob for blob in parts.values()}.values():
+        if session.get(BlobRow, blob.key) is None:
+            session.add(BlobRow(key=blob.key, size_bytes=blob.size_bytes, claimed_at_s=now_s))
+        session.add(BlobRefRow(blob_key=blob.key, asset_id=asset_id))
+
+
+_IS_LIVE = AssetRow.deleted_at_s.is_(None)
+_PIECE = 500
+
+
+def _pieces(keys: Iterable[str]) -> Iterable[list[str]]:
+    """Databases bind only so many values."""
+    whole = list(keys)
+    return (whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE))
+
+
+class SqlBlobRecords:
+    def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
+        self._engine = engine
+        self._now = now
+
+    def claim(self, blob: Blob) -> bool:
+        claimed = (
+            update(BlobRow)
+            .where(BlobRow.key == blob.key, BlobRow.doomed_at_s.is_(None))
+            .values(claimed_at_s=self._now())
+        )
+        try:
+            with Session(self._engine) as session, session.begin():
+                if session.execute(claimed).rowcount:  # type: ignore[attr-defined]
+                    return True
+                if session.get(BlobRow, blob.key) is not None:
+                    return False
+                row = BlobRow(key=blob.key, size_bytes=blob.size_bytes, claimed_at_s=self._now())
+                session.add(row)
+            return True
+        except IntegrityError:  # another was first, and claimed it just now
+            return self.claim(blob)
+
+    def live(self, keys: Collection[str]) -> set[str]:
+        found: set[str] = set()
+        with Session(self._engine) as session:
+            for some in _pieces(keys):
+                wanted = select(BlobRefRow.blob_key).join(
+                    AssetRow, AssetRow.id == BlobRefRow.asset_id
+                )
+                found.update(session.scalars(wanted.where(BlobRefRow.blob_key.in_(some), _IS_LIVE)))
+        return found
+
+    def known(self, keys: Collection[str]) -> set[str]:
+        found: set[str] = set()
+        with Session(self._engine) as session:
+            for some in _pieces(keys):
+                found.update(session.scalars(select(BlobRow.key).where(BlobRow.key.in_(some))))
+        return found
+
+    def stored_bytes(self, tenant_id: str) -> int:
+        mine = (AssetRow.tenant_id == tenant_id, _IS_LIVE)
+        held = (
+            select(BlobRefRow.blob_key)
+            .join(AssetRow, AssetRow.id == BlobRefRow.asset_id)
+            .where(*mine)
+        )
+        blobs = select(func.sum(BlobRow.size_bytes)).where(BlobRow.key.in_(held))
+        uploads = select(func.sum(AssetRow.size_bytes)).where(*mine, AssetRow.status == "uploaded")
+        with Session(self._engine) as session:
+            return int(session.scalar(blobs) or 0) + int(session.scalar(uploads) or 0)
+
+    def garbage(self, before_s: float) -> Sequence[str]:
+        with Session(self._engine) as session:
+            return list(session.scalars(select(BlobRow.key).where(*_unwanted(before_s))))
+
+    def doom(self, key: str, before_s: float) -> bool:
+        taken = (
+            update(BlobRow)
+            .where(BlobRow.key == key, *_unwanted(before_s))
+            .values(doomed_at_s=self._now())
+        )
+        with Session(self._engine) as session, session.begin():
+            return bool(session.execute(taken).rowcount)  # type: ignore[attr-defined]
+
+    def forget(self, key: str) -> None:
+        doomed = BlobRow.doomed_at_s.is_not(None)
+        with Session(self._engine) as session, session.begin():
+            session.execute(delete(BlobRow).where(BlobRow.key == key, doomed))
+
+
+def _unwanted(before_s: float) -> tuple[ColumnElement[bool], ...]:
+    referred = exists().where(BlobRefRow.blob_key == BlobRow.key)
+    return (~referred, BlobRow.claimed_at_s < before_s)

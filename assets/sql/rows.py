@@ -1,0 +1,88 @@
+"""The ``assets`` table, and with which other tenants they are shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from assets.asset import Asset
+from assets.content import Blob
+from assets.sql.base import Base
+
+_LIVE = text("deleted_at_s IS NULL")
+
+
+class AssetRow(Base):
+    __tablename__ = "assets"
+    __table_args__ = (
+        Index("assets_version", "tenant_id", "name", "version", unique=True),
+        # Listings: a tenant's live ones by age, without looking at the rows.
+        Index("assets_live", "tenant_id", "id", sqlite_where=_LIVE, postgresql_where=_LIVE),
+        Index("assets_owner_name", "owner", "name"),
+        Index("assets_status", "status", "changed_at_s"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str]
+    owner: Mapped[str]
+    name: Mapped[str]
+    version: Mapped[int]
+    kind: Mapped[str]
+    created_at_s: Mapped[float]
+    changed_at_s: Mapped[float]
+    status: Mapped[str]
+    status_details: Mapped[str]
+    description: Mapped[str]
+    visibility: Mapped[str]
+    created_by: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    parts: Mapped[dict[str, Any]] = mapped_column(JSON)
+    report: Mapped[dict[str, Any]] = mapped_column(JSON)
+    deleted_at_s: Mapped[float | None]
+    expires_at_s: Mapped[float | None]
+    uses: Mapped[int]
+    last_used_at_s: Mapped[float | None]
+    #: What ``Query.text`` and ``Query.tags`` look into.
+    words: Mapped[str]
+
+
+class ShareRow(Base):
+    """By the name of the tenant that it is shared with."""
+
+    __tablename__ = "asset_shares"
+
+    tenant_name: Mapped[str] = mapped_column(primary_key=True)
+    asset_id: Mapped[str] = mapped_column(primary_key=True, index=True)
+
+
+#: What lies in the row itself.
+FIELDS = tuple(name for name in Asset.__dataclass_fields__ if name != "shared_with")
+
+
+def row_values(fields: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in fields.items() if name != "shared_with"}
+    if "parts" in values:
+        values["parts"] = {
+            component: [blob.key, blob.sha256, blob.size_bytes]
+            for component, blob in values["parts"].items()
+        }
+    for name in ("data", "report"):
+        if name in values:
+            values[name] = dict(values[name])
+    return values
+
+
+def asset_of(row: AssetRow, shared_with: tuple[str, ...] = ()) -> Asset:
+    values = {name: getattr(row, name) for name in FIELDS}
+    values["parts"] = {component: Blob(*blob) for component, blob in row.parts.items()}
+    return Asset(**values, shared_with=shared_with)
+
+
+def words_of(asset: Asset) -> str:
+    tags = "".join(f"#{tag}\n" for tag in asset.tags)
+    found_by = (asset.name, asset.description, *asset.trigger_words)
+    return f"{' '.join(found_by)}\n{tags}".casefold()
