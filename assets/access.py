@@ -33,7 +33,13 @@ def require(principal: Principal, verb: Verb) -> None:
     """Raises Forbidden when the key's role does not allow ``verb`` on anything. Asked before
     anything is looked up, so the answer tells nothing of what there is."""
     if verb not in _VERBS[principal.role]:
-        raise Forbidden(principal.role, verb)
+        raise Forbidden(principal.role, f"{verb} assets")
+
+
+def require_owner(principal: Principal) -> None:
+    """Raises Forbidden unless the key may administer its organisation."""
+    if principal.role != "owner":
+        raise Forbidden(principal.role, "administer its organisation")
 
 
 def may(principal: Principal, verb: Verb, asset: Asset) -> bool:

@@ -32,12 +32,12 @@ class AssetNotFound(AssetError):
 
 
 class Forbidden(AssetError):
-    def __init__(self, role: str, verb: str) -> None:
-        super().__init__(role, verb)  # as they are: it must unpickle
+    def __init__(self, role: str, deed: str) -> None:
+        super().__init__(role, deed)  # as they are: it must unpickle
 
     def __str__(self) -> str:
-        role, verb = self.args
-        return f"this API key is a {role}'s: it may not {verb} assets; ask an owner for another"
+        role, deed = self.args
+        return f"this API key is a {role}'s: it may not {deed}; ask an owner for another"
 
 
 class AssetNotReady(AssetError):

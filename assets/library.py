@@ -279,6 +279,10 @@ class Library:
         if resolved.asset_ids:
             self._records.used(resolved.asset_ids)
 
+    def stored_bytes(self, principal: Principal) -> int:
+        """What the tenant's live assets hold."""
+        return self._blobs.stored_bytes(principal.tenant_id)
+
     def dead(self, keys: Collection[str]) -> set[str]:
         """Of the content keys of canonical files, those that nobody can ask for any more."""
         return set(keys) - self._blobs.live(keys)

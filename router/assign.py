@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from router.cost import Speeds, cost_s, fetch_s
@@ -21,17 +22,26 @@ class Assignment:
 
 
 def assign(
-    waiting: Sequence[Waiting], replicas: Sequence[Replica], speeds: Speeds, now_s: float
+    waiting: Sequence[Waiting],
+    replicas: Sequence[Replica],
+    speeds: Speeds,
+    now_s: float,
+    drawing: Mapping[str, int] | None = None,
 ) -> list[Assignment]:
-    """Assign as many requests as there are slots, in fair order.
+    """Assign as many requests as there are slots, in fair order. ``drawing`` says how many
+    pictures of each tenant are under way.
 
     Each goes to the replica with the least cost over *all* replicas. If that one has
     no slot the request waits for it rather than fall through: a warm and busy replica
     may well beat an idle and cold one; the cost in seconds says when.
     """
     view = {replica.id: replica for replica in replicas}
+    under_way = Counter(drawing)
     assignments = []
     for request in fair_order(waiting, replicas, speeds, now_s):
+        most = request.pictures_at_once
+        if most is not None and under_way[request.tenant_id] + request.pictures > most:
+            continue
         candidates = [r for r in view.values() if r.id not in request.avoid] or list(view.values())
         if not any(r.has_slot for r in view.values()):
             break
@@ -40,6 +50,7 @@ def assign(
             continue
         cost = cost_s(request, best, speeds, now_s)
         assignments.append(Assignment(request.id, best.id, cost))
+        under_way[request.tenant_id] += request.pictures
         view[best.id] = replace(
             best,
             in_flight=best.in_flight + 1,

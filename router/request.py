@@ -23,3 +23,6 @@ class Waiting:
     deadline_s: float
     virtual_finish: float
     avoid: frozenset[str] = frozenset()
+    pictures: int = 1
+    #: How many pictures of its tenant may be drawn at a time; None is as many as there are slots.
+    pictures_at_once: int | None = None

@@ -11,7 +11,10 @@ from assets.store import FsspecStore, ObjectStore
 from serving.database import open_database
 from serving.jobs.jobs import Jobs
 from serving.settings import Settings
+from serving.tenants.audit import Audit
 from serving.tenants.directory import Directory
+from serving.tenants.meter import Meter
+from serving.tenants.rate import RateLimiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,9 @@ class Backends:
     store: ObjectStore
     library: Library
     directory: Directory
+    limiter: RateLimiter
+    meter: Meter
+    audit: Audit
     jobs: Jobs
 
 
@@ -35,4 +41,8 @@ def open_backends(settings: Settings) -> Backends:
     store = open_store(settings)
     records, blobs = SqlAssetRecords(engine), SqlBlobRecords(engine)
     library = Library(records, blobs, store)
-    return Backends(records, blobs, store, library, Directory(engine), Jobs(engine))
+    meter = Meter(engine, blobs)
+    return Backends(
+        records, blobs, store, library, Directory(engine), RateLimiter(engine), meter,
+        Audit(engine), Jobs(engine, meter),
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 import assets.sql.blobs  # noqa: F401  (registers its tables)
 import serving.jobs.jobs
-import serving.tenants.directory  # noqa: F401
+import serving.tenants.rows  # noqa: F401
 from assets.sql.base import connect
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,8 @@ class Submission:
     weight: float
     timeout_s: float
     named: frozenset[str] = frozenset()
+    #: How many pictures of the tenant may be drawn at a time; more wait.
+    pictures_at_once: int | None = None
 
 
 class ReplicaClient(Protocol):
@@ -193,6 +196,8 @@ class Dispatcher:
             arrived_s=now,
             deadline_s=now + submission.timeout_s,
             virtual_finish=0.0,
+            pictures=len(request.seeds),
+            pictures_at_once=submission.pictures_at_once,
         )
         refusal = admit(
             waiting,
@@ -240,7 +245,12 @@ class Dispatcher:
         if not self._waiting:
             return
         now = self._clock()
-        for assignment in assign(list(self._waiting.values()), self._views(), self._speeds, now):
+        drawing = Counter[str]()
+        for ticket in self._tickets.values():
+            if ticket.task is not None:
+                drawing[ticket.waiting.tenant_id] += ticket.waiting.pictures
+        waiting_now = list(self._waiting.values())
+        for assignment in assign(waiting_now, self._views(), self._speeds, now, drawing):
             waiting = self._waiting.pop(assignment.request_id)
             self._fair.served(waiting.virtual_finish)
             ticket = self._tickets[assignment.request_id]

@@ -48,6 +48,12 @@ class Timings:
     denoise_ms: float = 0.0
     decode_ms: float = 0.0
 
+    @property
+    def engine_s(self) -> float:
+        """For how long the engine was this request's: not waiting, not fetching."""
+        engine_ms = self.swap_ms + self.encode_prompt_ms + self.denoise_ms + self.decode_ms
+        return engine_ms / 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Swap:

@@ -6,6 +6,7 @@
     ├── Unauthenticated      no key, or one that is not valid
     ├── InvalidRequest       a field that does not fit; ``field`` names it
     ├── Refused              not admitted: 429 or 503, with ``retry_after_s``
+    ├── BudgetExceeded       the month's engine seconds are used up, or held by other requests
     ├── DeadlineExceeded     not done in time
     ├── Cancelled            the client went away
     ├── ReplicaLost          the replica does not answer, or may not be trusted
@@ -51,6 +52,20 @@ class Refused(ServingError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class BudgetExceeded(ServingError):
+    """All in engine seconds: what the request would take, what is left, what a month has."""
+
+    def __init__(self, estimate_s: float, left_s: float, limit_s: float) -> None:
+        super().__init__(estimate_s, left_s, limit_s)
+
+    def __str__(self) -> str:
+        estimate, left, limit = self.args
+        return (
+            f"this request needs about {estimate:.3g} s of the engine; of this month's {limit:g} s "
+            f"{left:.3g} s are left (what runs now holds its share until it ends)"
+        )
 
 
 class DeadlineExceeded(ServingError):

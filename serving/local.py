@@ -70,10 +70,17 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     try:
         yield Context(
             platform=Platform(
-                backends.library, dispatcher, manifest.native_size, settings.request_timeout_s
+                backends.library,
+                dispatcher,
+                backends.meter,
+                manifest.native_size,
+                settings.request_timeout_s,
             ),
             store=backends.store,
             directory=backends.directory,
+            limiter=backends.limiter,
+            meter=backends.meter,
+            audit=backends.audit,
             jobs=backends.jobs,
             ingest=ingest,
             signer=Signer(settings.secret_bytes),

@@ -16,15 +16,31 @@ from typing import Protocol
 from assets.ids import ulid
 from assets.library import Library
 from assets.principal import Principal
-from assets.resolve import BASE_NAME, Wanted
+from assets.resolve import BASE_NAME, Resolved, Wanted
 from serving.dispatcher import Submission
 from serving.drawing import Drawing, DrawRequest, ImageEncoding, Sampler
-from serving.errors import Blaming
+from serving.errors import Blaming, InvalidRequest
 from serving.sizes import Size, picture_size
+from serving.tenants.meter import Charge, Spent
 
 log = logging.getLogger(__name__)
 
 MAX_SEED = 2**32 - 1
+
+
+#: Beyond its deadline, until a reservation is taken for one whose gateway died.
+_SETTLING_S = 60.0
+
+
+class Accounts(Protocol):
+    """Where a request's cost is reserved before it waits, and settled once it is drawn."""
+
+    def reserve(self, charge: Charge, expires_s: float) -> None:
+        """Raises BudgetExceeded."""
+
+    def settle(self, spent: Spent) -> None: ...
+
+    def release(self, charge_id: str) -> None: ...
 
 
 class Drawer(Protocol):
@@ -60,24 +76,64 @@ class Generated:
     seeds: tuple[int, ...]
     size: Size
     names: Mapping[str, str]
+    spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """An order whose names are content by now."""
+
+    request: DrawRequest
+    size: Size
+    resolved: Resolved
 
 
 class Platform:
     def __init__(
-        self, library: Library, drawer: Drawer, native_size: int, timeout_s: float
+        self,
+        library: Library,
+        drawer: Drawer,
+        accounts: Accounts,
+        native_size: int,
+        timeout_s: float,
     ) -> None:
         self.library = library
         self._drawer = drawer
+        self._accounts = accounts
         self.native_size = native_size
         self.timeout_s = timeout_s
 
     async def generate(self, principal: Principal, order: Order) -> Generated:
-        """Resolve, wait, draw.
+        """Resolve, reserve, wait, draw, settle. What is not drawn is not charged.
 
         Raises:
-            AssetError about a reference, InvalidRequest about a field, Refused,
+            AssetError about a reference, InvalidRequest about a field, BudgetExceeded, Refused,
             DeadlineExceeded, DrawingFailed, OutOfMemory, Quarantined, TierError.
         """
+        ready = await self._resolve(principal, order)
+        charge = Charge(ready.request.id, principal, ready.request.work)
+        await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
+        try:
+            generated = await self._draw(ready, charge)
+        except BaseException:
+            await asyncio.to_thread(self._accounts.release, charge.id)
+            raise
+        await asyncio.to_thread(self._accounts.settle, generated.spent)
+        return generated
+
+    async def draw(self, principal: Principal, order: Order, charge_id: str) -> Generated:
+        """``generate`` for whoever reserves and settles by itself."""
+        ready = await self._resolve(principal, order)
+        return await self._draw(ready, Charge(charge_id, principal, ready.request.work))
+
+    async def check(self, principal: Principal, order: Order) -> float:
+        """The work of an order; raises now what ``generate`` would raise about it."""
+        return (await self._resolve(principal, order)).request.work
+
+    async def _resolve(self, principal: Principal, order: Order) -> _Resolved:
+        most = principal.plan.concurrent_pictures
+        if most is not None and len(order.seeds) > most:
+            raise InvalidRequest("num_images", f"your plan allows {most} pictures at a time")
         size = picture_size(order.width, order.height, self.native_size)
         resolved = await asyncio.to_thread(self.library.resolve, principal, order.wanted)
         request = DrawRequest(
@@ -95,20 +151,32 @@ class Platform:
             cfg_scale=order.cfg_scale,
             encoding=order.encoding,
         )
-        named = frozenset(key for key, name in resolved.names.items() if name != BASE_NAME)
+        return _Resolved(request, size, resolved)
+
+    async def _draw(self, ready: _Resolved, charge: Charge) -> Generated:
+        request, names = ready.request, ready.resolved.names
+        principal = charge.principal
         submission = Submission(
-            request, principal.tenant_id, principal.weight, self.timeout_s, named
+            request,
+            principal.tenant_id,
+            principal.weight,
+            self.timeout_s,
+            named=frozenset(key for key, name in names.items() if name != BASE_NAME),
+            pictures_at_once=principal.plan.concurrent_pictures,
         )
         try:
             drawing = await self._drawer.submit(submission)
         except Blaming as error:
-            raise error.named(resolved.names) from None
-        return Generated(request.id, drawing, order.seeds, size, resolved.names)
-
-    async def check(self, principal: Principal, order: Order) -> None:
-        """Raise now what ``generate`` would raise about the order itself."""
-        picture_size(order.width, order.height, self.native_size)
-        await asyncio.to_thread(self.library.resolve, principal, order.wanted)
+            raise error.named(names) from None
+        await asyncio.to_thread(self.library.used, ready.resolved)
+        details = {
+            "steps": request.steps,
+            "width": request.width,
+            "height": request.height,
+            "sampler": request.sampler,
+        }
+        spent = Spent(charge, drawing.timings.engine_s, len(request.seeds), details)
+        return Generated(request.id, drawing, request.seeds, ready.size, names, spent)
 
 
 def fixed_seeds(given: int | list[int | None] | None, count: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from assets.ids import ulid
-from serving.api import assets, errors, generate, objects
+from serving.api import assets, errors, generate, objects, organisation
 from serving.api.context import Context, Ctx
 from serving.api.job_runner import JobRunner, sweep
 
@@ -40,6 +40,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(generate.router)
     app.include_router(assets.router)
     app.include_router(objects.router)
+    app.include_router(organisation.router)
     errors.install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)
@@ -93,11 +94,14 @@ class RequestId:
             return
         request_id = "http_" + ulid()
         scope["request_id"] = request_id
+        scope["answer_headers"] = {}
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 for name in (b"x-request-id", b"x-user-request-id"):
                     message["headers"].append((name, request_id.encode()))
+                for name, value in scope["answer_headers"].items():
+                    message["headers"].append((name.lower().encode(), value.encode()))
             await send(message)
 
         await self._app(scope, receive, send_with_id)

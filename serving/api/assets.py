@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -47,6 +48,14 @@ def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
 def _body(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
     preview_url = context.signed_url("GET", asset.preview) if asset.preview else None
     return asset_body(asset, inspected=may(who, "inspect", asset), preview_url=preview_url)
+
+
+async def _note(context: Context, who: Principal, act: str, asset: Asset, **details: Any) -> None:
+    """For the audit log of the organisation."""
+    details["name"] = asset.reference
+    await asyncio.to_thread(
+        partial(context.audit.note, who.tenant_id, who.key_id, act, asset.id, **details)
+    )
 
 
 @router.post("")
@@ -147,6 +156,9 @@ async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
 async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[str, Any]:
     """What people read of it, and who may see it; what an asset is never changes."""
     asset = await asyncio.to_thread(context.platform.library.update, who, ref, body.change())
+    if body.visibility is not None or body.shared_with is not None:
+        seen_by = {"visibility": asset.visibility, "shared_with": list(asset.shared_with)}
+        await _note(context, who, "asset.share", asset, **seen_by)
     return {"asset": _body(context, asset, who)}
 
 
@@ -154,10 +166,12 @@ async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[st
 async def restore(asset_id: str, context: Ctx, who: Who) -> dict[str, Any]:
     """A deleted asset, for a week after it was deleted."""
     asset = await asyncio.to_thread(context.platform.library.restore, who, asset_id)
+    await _note(context, who, "asset.restore", asset)
     return {"asset": _body(context, asset, who)}
 
 
 @router.delete("/{ref:path}")
 async def delete(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.delete, who, ref)
+    await _note(context, who, "asset.delete", asset)
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}

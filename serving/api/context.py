@@ -16,7 +16,10 @@ from assets.signing import Signer
 from assets.store import ObjectStore
 from serving.jobs.jobs import Job, Jobs
 from serving.platform import Platform
+from serving.tenants.audit import Audit
 from serving.tenants.directory import Directory
+from serving.tenants.meter import Meter
+from serving.tenants.rate import RateLimited, RateLimiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,9 @@ class Context:
     platform: Platform
     store: ObjectStore
     directory: Directory
+    limiter: RateLimiter
+    meter: Meter
+    audit: Audit
     jobs: Jobs
     ingest: IngestRunner
     signer: Signer
@@ -65,5 +71,34 @@ async def principal_of(request: Request) -> Principal:
     return await asyncio.to_thread(directory.authenticate, bearer(request))
 
 
+async def spend(context: Context, request: Request, who: Principal) -> Principal:
+    """One of the requests that the tenant's plan allows in a minute; the answer will say how
+    many are left.
+
+    Raises:
+        RateLimited: none is.
+    """
+    try:
+        quota = await asyncio.to_thread(context.limiter.take, who)
+    except RateLimited as limited:
+        answer_headers(request).update(limited.quota.headers())
+        raise
+    if quota is not None:
+        answer_headers(request).update(quota.headers())
+    return who
+
+
+async def spender_of(request: Request) -> Principal:
+    return await spend(context_of(request), request, await principal_of(request))
+
+
+def answer_headers(request: Request) -> dict[str, str]:
+    """Headers that the answer will have, an error's too."""
+    headers: dict[str, str] = request.scope.setdefault("answer_headers", {})
+    return headers
+
+
 Ctx = Annotated[Context, Depends(context_of)]
 Who = Annotated[Principal, Depends(principal_of)]
+#: Who asks for something that spends.
+Spender = Annotated[Principal, Depends(spender_of)]

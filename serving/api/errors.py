@@ -30,6 +30,7 @@ from assets.errors import (
 )
 from orchestrator.errors import TierError
 from serving.errors import (
+    BudgetExceeded,
     Cancelled,
     DeadlineExceeded,
     DrawingFailed,
@@ -49,6 +50,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (Unauthenticated, 401, "unauthenticated"),
     (BadSignature, 403, "bad_signature"),
     (Forbidden, 403, "forbidden"),
+    (BudgetExceeded, 402, "budget_exceeded"),
     (QuotaExceeded, 403, "quota_exceeded"),
     (AssetNotFound, 404, "not_found"),
     (AssetNotReady, 422, "asset_not_ready"),

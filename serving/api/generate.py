@@ -18,7 +18,7 @@ from assets.keys import picture_key, result_key
 from assets.principal import Principal
 from assets.store import put_bytes, read_bytes
 from serving.api import idempotency
-from serving.api.context import Context, Ctx, Who, bearer
+from serving.api.context import Context, Ctx, Spender, bearer, spend
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import Cancelled
 from serving.jobs.jobs import FINISHED, Job
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @router.post("/generate/sdxl", response_model=None)
 async def generate_sdxl(
-    body: GenerateRequest, request: Request, context: Ctx, who: Who
+    body: GenerateRequest, request: Request, context: Ctx, who: Spender
 ) -> dict[str, Any] | Response:
     """Draw; with the header ``X-OctoAI-Async: 1``, answer at once with where to poll. With an
     ``Idempotency-Key``, draw once however often it is asked."""
@@ -94,6 +94,7 @@ async def generate_simply(
         who = await asyncio.to_thread(context.directory.principal_of_tenant, context.open_tenant)
     else:
         who = await asyncio.to_thread(context.directory.authenticate, token)
+    await spend(context, request, who)
     key = idempotency.key_of(request)
     job = None
     if key is not None:

@@ -44,6 +44,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         AssetError, InvalidRequest: the request cannot be drawn; the key is not used up.
         InvalidRequest: the key was used for another request.
         Refused: too many jobs of this tenant are unfinished.
+        BudgetExceeded: the month's budget has no room for it.
     """
     job = job_id = digest = None
     if key is not None:
@@ -52,17 +53,17 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         job = await asyncio.to_thread(context.jobs.get, job_id)
     if job is None:
         order = body.order()
-        await context.platform.check(who, order)
+        work = await context.platform.check(who, order)
         # The seeds are fixed now, so that a second attempt draws the same pictures.
         fixed = body.model_copy(update={"seed": list(order.seeds)})
         job = await asyncio.to_thread(
-            context.jobs.add, who.tenant_id, who.tenant_name, who.weight, fixed.model_dump(),
-            job_id, digest,
-        )  # fmt: skip
+            context.jobs.add, who, fixed.model_dump(), job_id, digest, work
+        )
     if job.body_digest != digest:
         raise InvalidRequest(HEADER, "this key was used for another request; take a new one")
     if job.error is not None and job.error["status"] >= 500:
-        job = await asyncio.to_thread(context.jobs.again, job.id)
+        work = await context.platform.check(who, body.order())
+        job = await asyncio.to_thread(context.jobs.again, job.id, who, work)
         if job is None:
             raise AssetNotFound("the job of this key")
     context.new_job.set()

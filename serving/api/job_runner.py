@@ -15,7 +15,6 @@ from sqlalchemy.exc import OperationalError
 
 from assets.errors import StoreError
 from assets.keys import result_key
-from assets.principal import Principal
 from assets.store import put_bytes
 from orchestrator.errors import TierError
 from serving.api.context import Context
@@ -23,6 +22,7 @@ from serving.api.errors import describe
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
 from serving.jobs.jobs import CLAIM_S, Job
+from serving.tenants.meter import Spent
 
 log = logging.getLogger(__name__)
 
@@ -85,24 +85,29 @@ class JobRunner:
             await asyncio.wait({drawing, renewing}, return_when=asyncio.FIRST_COMPLETED)
             if not drawing.done():
                 return
-            error = drawing.result()
+            outcome = drawing.result()
             jobs = self._context.jobs
-            if isinstance(error, Exception):
+            if isinstance(outcome, Exception):
                 await _persist(jobs.put_back, job.id, self._worker, PUT_BACK_S)
+            elif isinstance(outcome, Spent):
+                await _persist(jobs.finish, job.id, self._worker, outcome)
             else:
-                await _persist(jobs.finish, job.id, self._worker, error)
+                await _persist(jobs.fail, job.id, self._worker, outcome)
         finally:
             for task in (drawing, renewing):
                 task.cancel()
             await asyncio.gather(drawing, renewing, return_exceptions=True)
 
-    async def _draw(self, job: Job) -> dict[str, Any] | Exception | None:
-        """None when the result is stored; the error's answer; or, of an error that passes,
-        the error itself while the job is young enough to be tried again."""
+    async def _draw(self, job: Job) -> Spent | dict[str, Any] | Exception:
+        """What it cost, when the result is stored; the error's answer; or, of an error that
+        passes, the error itself while the job is young enough to be tried again."""
         try:
-            principal = Principal(job.tenant_id, job.tenant_name, job.weight)
+            directory = self._context.directory
+            principal = await asyncio.to_thread(
+                directory.principal_of_job, job.tenant_id, job.asked_by
+            )
             order = GenerateRequest.model_validate(job.request).order()
-            generated = await self._context.platform.generate(principal, order)
+            generated = await self._context.platform.draw(principal, order, job.id)
             data = json.dumps(answer(generated)).encode()
             await asyncio.to_thread(put_bytes, self._context.store, result_key(job.id), data)
         except Exception as failure:
@@ -111,7 +116,7 @@ class JobRunner:
                 return failure
             status, body, _ = describe(failure)
             return {"status": status, "body": {**body, "request_id": job.id}}
-        return None
+        return generated.spent
 
     async def _renew(self, job: Job) -> None:
         """Until the claim is lost."""
@@ -133,7 +138,8 @@ async def _persist(call: Callable[..., bool], *arguments: Any) -> bool:
 
 
 async def sweep(context: Context) -> None:
-    """Until cancelled: expire old jobs, and restart ingests that died half way."""
+    """Until cancelled: expire old jobs and assets, restart ingests that died half way, give back
+    what dead requests held, and meter what is stored."""
     while True:
         try:
             for job_id in await asyncio.to_thread(context.jobs.expired):
@@ -142,6 +148,9 @@ async def sweep(context: Context) -> None:
             library = context.platform.library
             for asset in await asyncio.to_thread(library.stale_uploads, STALE_UPLOAD_S):
                 await context.ingest.start(asset.id)
+            await asyncio.to_thread(library.delete_expired)
+            await asyncio.to_thread(context.meter.release_expired)
+            await asyncio.to_thread(context.meter.meter_storage)
         except Exception:
             log.exception("the sweep failed; it will run again")
         await asyncio.sleep(_SWEEP_S)

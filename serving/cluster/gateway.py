@@ -37,9 +37,14 @@ def app() -> FastAPI:
     native = load_manifest(backends.store, BASE_NAME).native_size
     return create_app(
         Context(
-            platform=Platform(backends.library, drawer, native, settings.request_timeout_s),
+            platform=Platform(
+                backends.library, drawer, backends.meter, native, settings.request_timeout_s
+            ),
             store=backends.store,
             directory=backends.directory,
+            limiter=backends.limiter,
+            meter=backends.meter,
+            audit=backends.audit,
             jobs=backends.jobs,
             ingest=ClusterIngest(settings.ray_namespace),
             signer=Signer(settings.secret_bytes),

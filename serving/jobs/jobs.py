@@ -10,15 +10,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy import JSON, Engine, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
-from assets.sql.base import Base
+from assets.principal import Principal
+from assets.sql.base import Base, alone
 from serving.errors import Refused
+from serving.tenants.meter import Charge, Meter, Spent
 
 JobStatus = Literal["pending", "running", "completed", "failed"]
 CLAIM_S = 30.0
@@ -43,6 +45,7 @@ class JobRow(Base):
     created_at_s: Mapped[float]
     finished_at_s: Mapped[float | None]
     body_digest: Mapped[str | None]
+    asked_by: Mapped[dict[str, str] | None] = mapped_column(JSON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Job:
     created_at_s: float
     #: Of the body as it was sent, where the id follows from an idempotency key.
     body_digest: str | None = None
+    #: ``key_id``, ``member_id`` and ``role`` of who asked.
+    asked_by: Mapping[str, str] = field(default_factory=dict)
 
 
 def _job(row: JobRow) -> Job:
@@ -72,39 +77,44 @@ def _job(row: JobRow) -> Job:
         row.error,
         row.created_at_s,
         row.body_digest,
+        row.asked_by or {},
     )
 
 
 class Jobs:
-    def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
+    """A job reserves its cost in the transaction that accepts it, and settles or releases it in
+    the one that finishes it: so a crash anywhere in between charges nothing twice."""
+
+    def __init__(self, engine: Engine, meter: Meter, now: Callable[[], float] = time.time) -> None:
         self._engine = engine
+        self._meter = meter
         self._now = now
 
     def add(
         self,
-        tenant_id: str,
-        tenant_name: str,
-        weight: float,
+        who: Principal,
         request: Mapping[str, Any],
         job_id: str | None = None,
         body_digest: str | None = None,
+        work: float = 0.0,
     ) -> Job:
-        """A new job, or the one that has this id already, as it is.
+        """A new job of so much work, or the one that has this id already, as it is.
 
         An id must be unguessable, as the one made here is: whoever holds it may poll, as
         OctoAI's clients do.
 
         Raises:
             Refused: MAX_UNFINISHED jobs of this tenant are not finished yet.
+            BudgetExceeded: the month's budget has no room for it.
         """
         known = None if job_id is None else self.get(job_id)
         if known is not None:
             return known
         row = JobRow(
             id=job_id or "job_" + secrets.token_urlsafe(24),
-            tenant_id=tenant_id,
-            tenant_name=tenant_name,
-            weight=weight,
+            tenant_id=who.tenant_id,
+            tenant_name=who.tenant_name,
+            weight=who.weight,
             status="pending",
             request=dict(request),
             error=None,
@@ -113,14 +123,18 @@ class Jobs:
             created_at_s=self._now(),
             finished_at_s=None,
             body_digest=body_digest,
+            asked_by={"key_id": who.key_id, "member_id": who.member_id, "role": who.role},
         )
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
-                mine = (JobRow.tenant_id == tenant_id, JobRow.status.in_(_UNFINISHED))
+                alone(session, who.tenant_id)
+                mine = (JobRow.tenant_id == who.tenant_id, JobRow.status.in_(_UNFINISHED))
                 waiting = session.scalar(select(func.count()).select_from(JobRow).where(*mine))
                 if (waiting or 0) >= MAX_UNFINISHED:
                     raise Refused(429, f"{waiting} of your jobs are not finished yet", 10.0)
                 session.add(row)
+                session.flush()
+                self._meter.reserve_in(session, Charge(row.id, who, work), None)
             return _job(row)
         except IntegrityError:  # another arrival with the same key was first
             first = None if job_id is None else self.get(job_id)
@@ -176,28 +190,43 @@ class Jobs:
         """Let anybody claim the job again, but not before ``for_s`` seconds have passed."""
         return self._change(job_id, worker, status="pending", claimed_until_s=self._now() + for_s)
 
-    def finish(self, job_id: str, worker: str, error: Mapping[str, Any] | None = None) -> bool:
-        """Only the claim's holder can finish a job, so it finishes once."""
-        return self._change(
-            job_id,
-            worker,
-            status="completed" if error is None else "failed",
-            error=None if error is None else dict(error),
-            finished_at_s=self._now(),
-        )
+    def finish(self, job_id: str, worker: str, spent: Spent) -> bool:
+        """The result is stored; what it cost is charged with it. Only the claim's holder can
+        finish a job, so it finishes once."""
+        with Session(self._engine) as session, session.begin():
+            alone(session, spent.charge.principal.tenant_id)
+            done = {"status": "completed", "error": None, "finished_at_s": self._now()}
+            if not _change(session, job_id, worker, done):
+                return False
+            self._meter.settle_in(session, spent)
+            return True
+
+    def fail(self, job_id: str, worker: str, error: Mapping[str, Any]) -> bool:
+        """The request cannot be drawn; ``error`` is its answer, and nothing is charged."""
+        failed = {"status": "failed", "error": dict(error), "finished_at_s": self._now()}
+        with Session(self._engine) as session, session.begin():
+            row = session.get(JobRow, job_id)
+            if row is None:
+                return False
+            alone(session, row.tenant_id)
+            if not _change(session, job_id, worker, failed):
+                return False
+            self._meter.release_in(session, job_id)
+            return True
 
     def _change(self, job_id: str, worker: str, **values: Any) -> bool:
         with Session(self._engine) as session, session.begin():
-            result = session.execute(
-                update(JobRow)
-                .where(JobRow.id == job_id, JobRow.claimed_by == worker, JobRow.status == "running")
-                .values(**values)
-            )
-            return bool(result.rowcount)  # type: ignore[attr-defined]
+            return _change(session, job_id, worker, values)
 
-    def again(self, job_id: str) -> Job | None:
-        """A job that failed for no fault of the request's, to be done once more."""
+    def again(self, job_id: str, who: Principal, work: float) -> Job | None:
+        """A job that failed for no fault of the request's, to be done once more.
+
+        Raises:
+            BudgetExceeded: the month's budget has no room for it any more.
+        """
         with Session(self._engine) as session, session.begin():
+            alone(session, who.tenant_id)
+            self._meter.reserve_in(session, Charge(job_id, who, work), None)
             session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.status == "failed")
@@ -219,3 +248,13 @@ class Jobs:
         old = JobRow.finished_at_s < self._now() - KEPT_S
         with Session(self._engine) as session, session.begin():
             session.execute(delete(JobRow).where(JobRow.id == job_id, old))
+
+
+def _change(session: Session, job_id: str, worker: str, values: Mapping[str, Any]) -> bool:
+    """False when the claim was lost."""
+    result = session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.claimed_by == worker, JobRow.status == "running")
+        .values(**values)
+    )
+    return bool(result.rowcount)  # type: ignore[attr-defined]

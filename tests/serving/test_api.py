@@ -405,6 +405,7 @@ def test_a_hundred_requests_with_one_idempotency_key_draw_one_picture(
     def ask(_: int) -> httpx.Response:
         return http.post("/generate/sdxl", json=body, headers=headers, timeout=120)
 
+    before = http.get("/v1/usage").json()["totals"]
     with ThreadPoolExecutor(100) as pool:
         answers = list(pool.map(ask, range(100)))
     assert {answer.status_code for answer in answers} == {200}
@@ -418,6 +419,7 @@ def test_a_hundred_requests_with_one_idempotency_key_draw_one_picture(
     with Session(jobs._engine) as session:
         drawn = session.scalars(select(JobRow).where(JobRow.body_digest.is_not(None))).all()
     assert [row.status for row in drawn] == ["completed"]
+    assert http.get("/v1/usage").json()["totals"]["pictures"] == before["pictures"] + 1
 
     other = http.post("/generate/sdxl", json={**body, "steps": 3}, headers=headers)
     assert other.status_code == 422

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,12 @@ from serving.errors import (
     Refused,
     Unauthenticated,
 )
-from serving.jobs.jobs import CLAIM_S, KEPT_S, Jobs
+from serving.jobs.jobs import CLAIM_S, KEPT_S, Job, Jobs
 from serving.platform import fixed_seeds
 from serving.settings import Settings
 from serving.sizes import WIRE_SIZES, picture_size
 from serving.tenants.directory import Directory
+from serving.tenants.meter import Charge, Meter, Spent
 
 
 def test_sizes() -> None:
@@ -73,15 +76,27 @@ def test_keys_are_hashed_found_and_revoked(tmp_path: Path) -> None:
             directory.add_tenant(name)
 
 
+ACME = Principal("t", "acme")
+
+
+def jobs_of(url: str, now: Callable[[], float] = time.time) -> Jobs:
+    engine = open_database(url)
+    return Jobs(engine, Meter(engine, SqlBlobRecords(engine), now), now)
+
+
+def spent(job: Job) -> Spent:
+    return Spent(Charge(job.id, ACME, 1.0), 1.0, 1)
+
+
 def test_a_job_that_failed_for_no_fault_of_its_own_is_done_once_more(tmp_path: Path) -> None:
     now = [1000.0]
-    jobs = Jobs(open_database(f"sqlite:///{tmp_path}/j.db"), lambda: now[0])
-    job = jobs.add("t", "acme", 1.0, {}, "job_x", "digest")
+    jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
+    job = jobs.add(ACME, {}, "job_x", "digest")
     assert jobs.claim("w") is not None
-    assert jobs.finish(job.id, "w", {"status": 503, "body": {}})
+    assert jobs.fail(job.id, "w", {"status": 503, "body": {}})
     now[0] += KEPT_S + 1
     assert jobs.expired() == [job.id]
-    again = jobs.again(job.id)
+    again = jobs.again(job.id, ACME, 1.0)
     assert again is not None
     assert (again.status, again.error) == ("pending", None)
     jobs.forget(job.id)  # of a sweep that saw it expired: it lives again
@@ -167,18 +182,19 @@ def test_a_database_of_an_earlier_release_is_brought_forward(tmp_path: Path) -> 
     assert (second.version, second.visibility, second.is_deleted) == (2, "public", False)
     assert blobs.live(["k1", "k2"]) == {"k2"}
     assert blobs.stored_bytes("t") == 6
-    jobs = Jobs(open_database(url))
+    jobs = jobs_of(url)
     old = jobs.get("job_old")
     assert old is not None
     assert (old.request, old.body_digest, old.status) == ({"prompt": 1}, None, "pending")
-    assert jobs.add("t", "acme", 1.0, {}, "job_new", "digest").body_digest == "digest"
-    assert jobs.add("t", "acme", 1.0, {"other": 1}, "job_new", "more").body_digest == "digest"
+    assert jobs.add(ACME, {}, "job_new", "digest").body_digest == "digest"
+    assert jobs.add(ACME, {"other": 1}, "job_new", "more").body_digest == "digest"
 
 
 def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
     now = [1000.0]
-    jobs = Jobs(open_database(f"sqlite:///{tmp_path}/j.db"), lambda: now[0])
-    job_id = jobs.add("t", "acme", 1.0, {"prompt": "x", "seed": [1]}).id
+    jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
+    job = jobs.add(ACME, {"prompt": "x", "seed": [1]})
+    job_id = job.id
     claimed = jobs.claim("w1")
     assert claimed is not None
     assert claimed.request == {"prompt": "x", "seed": [1]}
@@ -190,9 +206,9 @@ def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
     now[0] += 2
     assert jobs.claim("w2") is not None  # the first one died
     assert not jobs.renew(job_id, "w1")
-    assert not jobs.finish(job_id, "w1")
-    assert jobs.finish(job_id, "w2")
-    assert not jobs.finish(job_id, "w2")
+    assert not jobs.finish(job_id, "w1", spent(job))
+    assert jobs.finish(job_id, "w2", spent(job))
+    assert not jobs.finish(job_id, "w2", spent(job))
     done = jobs.get(job_id)
     assert done is not None
     assert done.status == "completed"
@@ -206,9 +222,10 @@ def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
 def test_one_tenants_pile_of_jobs_is_in_nobodys_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = Jobs(open_database(f"sqlite:///{tmp_path}/j.db"))
-    pile = [jobs.add("many", "many", 1.0, {}).id for _ in range(5)]
-    one = jobs.add("one", "one", 1.0, {}).id
+    jobs = jobs_of(f"sqlite:///{tmp_path}/j.db")
+    many, other = Principal("many", "many"), Principal("one", "one")
+    pile = [jobs.add(many, {}).id for _ in range(5)]
+    one = jobs.add(other, {}).id
     first, second = jobs.claim("w"), jobs.claim("w")
     assert first is not None
     assert second is not None
@@ -216,8 +233,8 @@ def test_one_tenants_pile_of_jobs_is_in_nobodys_way(
     assert jobs.put_back(one, "w", 0.0)
     monkeypatch.setattr("serving.jobs.jobs.MAX_UNFINISHED", 5)
     with pytest.raises(Refused):
-        jobs.add("many", "many", 1.0, {})
-    jobs.add("one", "one", 1.0, {})
+        jobs.add(many, {})
+    jobs.add(other, {})
 
 
 def test_a_short_secret_is_refused(tmp_path: Path) -> None:

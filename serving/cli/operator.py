@@ -1,0 +1,188 @@
+"""``asset-orchestrator tenants | plans | members | keys``: for the operator, on the database."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from assets.plan import Plan
+from assets.principal import Role
+from serving.cli.options import AsJson, DataDir, settings_with
+from serving.cli.output import clear_errors, show, show_one
+
+tenants = typer.Typer(help="Tenants (operator; works on the database).", no_args_is_help=True)
+plans = typer.Typer(help="Service plans (operator; works on the database).", no_args_is_help=True)
+members = typer.Typer(help="Members (operator; works on the database).", no_args_is_help=True)
+keys = typer.Typer(help="API keys (operator; works on the database).", no_args_is_help=True)
+GROUPS = {"tenants": tenants, "plans": plans, "members": members, "keys": keys}
+
+
+def _backends(data_dir: Path | None) -> Any:
+    from serving.composition import open_backends
+
+    return open_backends(settings_with(data_dir=data_dir))
+
+
+@tenants.command("create")
+def create_tenant(
+    name: str,
+    weight: Annotated[float, typer.Option(help="Of the queue, times the plan's.")] = 1.0,
+    plan: Annotated[str | None, typer.Option(help="Default: no limits.")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """A new tenant, which is an organisation."""
+    with clear_errors():
+        tenant = _backends(data_dir).directory.add_tenant(name, weight, plan)
+        show_one(asdict(tenant), f"tenant {tenant.name} ({tenant.id})", as_json)
+
+
+@tenants.command("list")
+def list_tenants(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    with clear_errors():
+        rows = [asdict(tenant) for tenant in _backends(data_dir).directory.tenants()]
+        show(rows, ("name", "plan", "weight", "id"), as_json)
+
+
+@tenants.command("plan")
+def set_plan(tenant: str, plan: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Give a tenant another plan; "unlimited" takes its limits away."""
+    with clear_errors():
+        _backends(data_dir).directory.set_plan(tenant, plan)
+        show_one({"tenant": tenant, "plan": plan}, f"{tenant} has the plan {plan}", as_json)
+
+
+@tenants.command("usage")
+def tenant_usage(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """This month's budget, and the sums of the whole ledger."""
+    with clear_errors():
+        backends = _backends(data_dir)
+        who = backends.directory.principal_of_tenant(tenant)
+        budget = asdict(backends.meter.budget(who.tenant_id))
+        row = {**budget, **backends.meter.totals(who.tenant_id)}
+        show([row], tuple(row), as_json)
+
+
+@tenants.command("audit")
+def tenant_audit(
+    tenant: str, limit: int = 50, data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
+    """Administrative acts, newest first."""
+    with clear_errors():
+        backends = _backends(data_dir)
+        who = backends.directory.principal_of_tenant(tenant)
+        rows = [asdict(act) for act in backends.audit.acts(who.tenant_id, limit)]
+        show(rows, ("at_s", "actor", "act", "subject", "details"), as_json)
+
+
+@plans.command("put")
+def put_plan(
+    name: str,
+    weight: Annotated[float, typer.Option(help="Share of the queue.")] = 1.0,
+    requests_per_min: int | None = None,
+    concurrent_pictures: int | None = None,
+    storage_gb: Annotated[float | None, typer.Option(help="In 10^9 bytes.")] = None,
+    assets: Annotated[int | None, typer.Option(help="How many.")] = None,
+    gpu_seconds: Annotated[float | None, typer.Option(help="A calendar month, in UTC.")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """A plan as it is from now on; a limit that is left out is none."""
+    storage_bytes = None if storage_gb is None else int(storage_gb * 1e9)
+    plan = Plan(
+        name, weight, requests_per_min, concurrent_pictures, storage_bytes, assets, gpu_seconds
+    )
+    with clear_errors():
+        _backends(data_dir).directory.put_plan(plan)
+        show_one(asdict(plan), f"plan {name} is kept", as_json)
+
+
+@plans.command("list")
+def list_plans(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    with clear_errors():
+        rows = [asdict(plan) for plan in _backends(data_dir).directory.plans()]
+        show(rows, tuple(Plan.__dataclass_fields__), as_json)
+
+
+@members.command("add")
+def add_member(
+    tenant: str,
+    name: str,
+    role: Annotated[str, typer.Option(help="reader, member or owner.")] = "member",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """A person of the organisation; its keys can do no more than its role."""
+    with clear_errors():
+        member = _backends(data_dir).directory.add_member(tenant, name, cast(Role, role))
+        show_one(asdict(member), f"{name} is a {role} of {tenant}", as_json)
+
+
+@members.command("list")
+def list_members(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    with clear_errors():
+        rows = [asdict(member) for member in _backends(data_dir).directory.members(tenant)]
+        show(rows, ("name", "role", "id"), as_json)
+
+
+@members.command("remove")
+def remove_member(
+    tenant: str, name: str, data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
+    """Its keys are revoked."""
+    with clear_errors():
+        _backends(data_dir).directory.remove_member(tenant, name)
+        show_one({"name": name, "removed": True}, f"{name} is removed", as_json)
+
+
+@keys.command("create")
+def create_key(
+    tenant: str,
+    label: str = "",
+    role: Annotated[str, typer.Option(help="reader, member or owner.")] = "owner",
+    expires_days: Annotated[float | None, typer.Option(help="Default: never.")] = None,
+    member: Annotated[str | None, typer.Option(help="Default: the organisation's own key.")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """A new key. It is shown this once."""
+    with clear_errors():
+        until = None if expires_days is None else time.time() + expires_days * 86400
+        key = _backends(data_dir).directory.add_key(tenant, label, cast(Role, role), until, member)
+        show_one({"id": key.id, "tenant": tenant, "key": key.text}, key.text, as_json)
+
+
+@keys.command("rotate")
+def rotate_key(
+    key_id: str,
+    overlap_hours: Annotated[float, typer.Option(help="How long the old one still works.")] = 24.0,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """A new key like that one, which expires after the overlap."""
+    with clear_errors():
+        key = _backends(data_dir).directory.rotate_key(key_id, overlap_hours * 3600)
+        show_one({"id": key.id, "replaces": key_id, "key": key.text}, key.text, as_json)
+
+
+@keys.command("list")
+def list_keys(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    with clear_errors():
+        rows = [asdict(key) for key in _backends(data_dir).directory.keys(tenant)]
+        show(
+            rows,
+            ("id", "label", "member", "role", "created_at_s", "expires_at_s", "revoked_at_s"),
+            as_json,
+        )
+
+
+@keys.command("revoke")
+def revoke_key(key_id: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Every gateway refuses the key within seconds."""
+    with clear_errors():
+        _backends(data_dir).directory.revoke_key(key_id)
+        show_one({"id": key_id, "revoked": True}, f"key {key_id} is revoked", as_json)

@@ -1,0 +1,64 @@
+"""Who did what to an organisation: one row an administrative act, never changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from serving.tenants.rows import AuditRow
+
+#: The actor of what is done on the database itself, with the command line.
+OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """``actor`` is the operator or a key's id; ``subject`` what it was done to."""
+
+    at_s: float
+    actor: str
+    act: str
+    subject: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    id: int = 0
+
+
+def note(
+    session: Session,
+    at_s: float,
+    tenant_id: str,
+    actor: str,
+    act: str,
+    subject: str,
+    **details: Any,
+) -> None:
+    """Within the transaction of what is done: one does not happen without the other."""
+    row = AuditRow(
+        at_s=at_s, tenant_id=tenant_id, actor=actor, act=act, subject=subject, details=details
+    )
+    session.add(row)
+
+
+class Audit:
+    def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
+        self._engine = engine
+        self._now = now
+
+    def note(self, tenant_id: str, actor: str, act: str, subject: str, **details: Any) -> None:
+        """Of something that was done elsewhere."""
+        with Session(self._engine) as session, session.begin():
+            note(session, self._now(), tenant_id, actor, act, subject, **details)
+
+    def acts(self, tenant_id: str, limit: int = 100, before: int | None = None) -> Sequence[Act]:
+        """Newest first; ``before`` is the last id of the page before."""
+        wanted = select(AuditRow).where(AuditRow.tenant_id == tenant_id)
+        if before is not None:
+            wanted = wanted.where(AuditRow.id < before)
+        with Session(self._engine) as session:
+            rows = session.scalars(wanted.order_by(AuditRow.id.desc()).limit(limit))
+            return [Act(r.at_s, r.actor, r.act, r.subject, r.details, r.id) for r in rows]

@@ -1,0 +1,108 @@
+"""Organisations: their plans, members and keys, and the log of what was done to them."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine
+
+from assets.ids import ulid
+from assets.plan import UNLIMITED, Plan
+from serving.errors import InvalidRequest, Unauthenticated
+from serving.tenants.audit import Audit
+from serving.tenants.directory import Directory
+
+
+@pytest.fixture
+def directory(database: Engine) -> Directory:
+    return Directory(database)
+
+
+def test_a_plan_and_its_changes_reach_its_tenants(directory: Directory) -> None:
+    name, plan = f"t{ulid()}", Plan(f"p{ulid()}", weight=2.0, requests_per_min=60, assets=5)
+    with pytest.raises(InvalidRequest, match="no plan"):
+        directory.add_tenant(name, plan="nothing")
+    directory.put_plan(plan)
+    directory.add_tenant(name, weight=1.5, plan=plan.name)
+    key = directory.add_key(name)
+    who = directory.authenticate(key.text)
+    assert (who.plan, who.weight) == (plan, 3.0)
+    directory.put_plan(Plan(plan.name, assets=6))
+    assert directory.authenticate(key.text).plan == Plan(plan.name, assets=6)
+    directory.set_plan(name, "unlimited")
+    assert directory.authenticate(key.text).plan == UNLIMITED
+    assert {p.name for p in directory.plans()} >= {plan.name, "unlimited"}
+    for bad in (Plan("No"), Plan("unlimited"), Plan("ok", assets=0), Plan("ok", weight=-1.0)):
+        with pytest.raises(InvalidRequest):
+            directory.put_plan(bad)
+
+
+def test_a_members_keys_do_the_less_of_both_and_end_with_it(directory: Directory) -> None:
+    name = f"t{ulid()}"
+    directory.add_tenant(name)
+    ann = directory.add_member(name, "ann@example.com", "member")
+    keys = {
+        role: directory.add_key(name, "", role, member=ann.name) for role in ("owner", "reader")
+    }  # type: ignore[arg-type]
+    who = directory.authenticate(keys["owner"].text)
+    assert (who.role, who.member_id) == ("member", ann.id)
+    assert directory.authenticate(keys["reader"].text).role == "reader"
+    rotated = directory.rotate_key(keys["reader"].id, 0.0)
+    assert directory.authenticate(rotated.text).member_id == ann.id
+    own = directory.add_key(name)
+    directory.remove_member(name, ann.name)
+    for key in (keys["owner"], rotated):
+        with pytest.raises(Unauthenticated):
+            directory.authenticate(key.text)
+    assert directory.authenticate(own.text).role == "owner"
+    assert directory.members(name) == []
+    with pytest.raises(InvalidRequest, match="no member"):
+        directory.add_key(name, member=ann.name)
+    again = directory.add_member(name, ann.name, "owner")
+    assert (again.id, again.role) == (ann.id, "owner")  # what was private to it is its own again
+    for call in (
+        lambda: directory.add_member(name, ann.name),
+        lambda: directory.add_member(name, "two words"),
+        lambda: directory.remove_member(name, "nobody"),
+        lambda: directory.add_member(name, "x", "king"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidRequest):
+            call()
+
+
+def test_one_organisation_cannot_touch_anothers_keys(directory: Directory) -> None:
+    mine, theirs = f"t{ulid()}", f"u{ulid()}"
+    for name in (mine, theirs):
+        directory.add_tenant(name)
+    key = directory.add_key(theirs)
+    for call in (
+        lambda: directory.revoke_key(key.id, mine),
+        lambda: directory.rotate_key(key.id, 0.0, mine),
+    ):
+        with pytest.raises(InvalidRequest) as foreign:
+            call()
+        with pytest.raises(InvalidRequest) as unknown:
+            directory.revoke_key("nothing", mine)
+        assert str(foreign.value).replace(key.id, "?") == str(unknown.value).replace("nothing", "?")
+    assert directory.authenticate(key.text).tenant_name == theirs
+
+
+def test_every_administrative_act_is_noted(directory: Directory, database: Engine) -> None:
+    name = f"t{ulid()}"
+    tenant = directory.add_tenant(name)
+    directory.add_member(name, "ann", actor="k0")
+    key = directory.add_key(name, member="ann", actor="k0")
+    directory.rotate_key(key.id, 1.0, actor="k1")
+    directory.revoke_key(key.id, actor="k1")
+    directory.remove_member(name, "ann")
+    audit = Audit(database)
+    acts = audit.acts(tenant.id)
+    assert [(act.act, act.actor) for act in reversed(acts)] == [
+        ("tenant.create", "operator"),
+        ("member.add", "k0"),
+        ("key.create", "k0"),
+        ("key.rotate", "k1"),
+        ("key.revoke", "k1"),
+        ("member.remove", "operator"),
+    ]
+    assert audit.acts(tenant.id, limit=2, before=acts[1].id) == acts[2:4]
+    assert key.text not in repr(acts)

@@ -1,0 +1,213 @@
+"""What is used is charged once, on every database; a budget holds; the books agree."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from assets.asset import Asset
+from assets.content import Blob
+from assets.ids import new_asset_id
+from assets.plan import Plan
+from assets.principal import Principal
+from assets.sql.blobs import SqlBlobRecords
+from assets.sql.records import SqlAssetRecords
+from serving.errors import BudgetExceeded, Refused
+from serving.tenants.directory import Directory
+from serving.tenants.meter import Charge, Meter, Spent, month_of
+from serving.tenants.rate import RateLimiter
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def meter(database: Engine, clock: Clock) -> Meter:
+    return Meter(database, SqlBlobRecords(database), clock)
+
+
+def somebody(**limits: Any) -> Principal:
+    return Principal(new_asset_id(), new_asset_id(), plan=Plan("p", **limits))
+
+
+def spent(charge: Charge, gpu_s: float = 2.0, pictures: int = 2) -> Spent:
+    return Spent(charge, gpu_s, pictures, {"steps": 20})
+
+
+def test_a_picture_is_charged_once_however_often_it_is_settled(meter: Meter) -> None:
+    who = replace(somebody(), key_id="k", member_id="m")
+    charge = Charge(new_asset_id(), who, 1.0)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: meter.settle(spent(charge)), range(8)))
+    rows = meter.usage(who.tenant_id)
+    assert [(r.reference, r.quantity, r.key_id, r.member_id) for r in rows] == [
+        (f"{charge.id}/0", 1.0, "k", "m"),
+        (f"{charge.id}/1", 1.0, "k", "m"),
+    ]
+    assert rows[0].details == {"steps": 20, "work": 0.5}
+    assert meter.totals(who.tenant_id) == {"pictures": 2, "gpu_s": 2.0, "gb_hours": 0.0}
+    assert meter.budget(who.tenant_id).used_gpu_s == 2.0
+    meter.check_integrity()
+
+
+def test_a_budget_is_held_while_requests_run(meter: Meter) -> None:
+    who = somebody(gpu_s_per_month=10.0)
+    first = Charge(new_asset_id(), who, 4.0)
+    meter.reserve(first, 60.0)
+    meter.settle(spent(first, gpu_s=4.0))  # a second a unit of work
+    wanted = [Charge(new_asset_id(), who, 2.0) for _ in range(8)]
+
+    def reserve(charge: Charge) -> bool:
+        try:
+            meter.reserve(charge, 60.0)
+        except BudgetExceeded:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        held = [c for c, ok in zip(wanted, pool.map(reserve, wanted), strict=True) if ok]
+    # By the pace of what was drawn last, here or elsewhere; never more than the budget.
+    budget = meter.budget(who.tenant_id)
+    assert 1 <= len(held) < 8
+    assert budget.used_gpu_s + budget.reserved_gpu_s <= 10.0
+    for charge in held:
+        meter.release(charge.id)
+        meter.release(charge.id)
+    assert meter.budget(who.tenant_id).reserved_gpu_s == pytest.approx(0.0)
+    assert reserve(Charge(new_asset_id(), who, 2.0))
+    meter.check_integrity()
+
+
+def test_a_month_begins_anew(meter: Meter, clock: Clock) -> None:
+    who = somebody(gpu_s_per_month=3.0)
+    charge = Charge(new_asset_id(), who, 1.0)
+    meter.reserve(charge, 60.0)
+    meter.settle(spent(charge, gpu_s=5.0))  # it took longer than anybody thought
+    with pytest.raises(BudgetExceeded, match="this month's 3 s"):
+        meter.reserve(Charge(new_asset_id(), who, 0.1), 60.0)
+    clock.now_s += 31 * 24 * 3600
+    meter.reserve(Charge("next-" + charge.id, who, 0.1), 60.0)
+    assert meter.budget(who.tenant_id).used_gpu_s == 0.0
+    assert meter.totals(who.tenant_id, until_s=clock.now_s)["gpu_s"] == 5.0
+    # What was held in one month and drawn in the next counts where it was held.
+    late = Charge("late-" + charge.id, who, 0.1)
+    meter.reserve(late, 60.0)
+    month = month_of(clock.now_s)
+    clock.now_s += 31 * 24 * 3600
+    meter.settle(spent(late, gpu_s=1.0))
+    assert month_of(clock.now_s) != month
+    assert meter.budget(who.tenant_id).used_gpu_s == 0.0
+    meter.check_integrity()
+
+
+def test_what_a_dead_gateway_held_is_given_back(meter: Meter, clock: Clock) -> None:
+    who = somebody(gpu_s_per_month=10.0)
+    meter.settle(spent(Charge(new_asset_id(), who, 1.0), gpu_s=1.0))
+    meter.reserve(Charge(new_asset_id(), who, 3.0), 60.0)
+    assert meter.budget(who.tenant_id).reserved_gpu_s > 0
+    meter.release_expired()
+    assert meter.budget(who.tenant_id).reserved_gpu_s > 0
+    clock.now_s += 61.0
+    assert meter.release_expired() >= 1
+    assert meter.budget(who.tenant_id).reserved_gpu_s == pytest.approx(0.0)
+    meter.check_integrity()
+
+
+def test_the_books_agree_after_any_history(meter: Meter, clock: Clock) -> None:
+    lot = random.Random(7)
+    tenants = [somebody(gpu_s_per_month=40.0), somebody()]
+    open_charges: list[Charge] = []
+    for index in range(200):
+        deed = lot.choice(("reserve", "settle", "release", "repeat", "wait"))
+        if deed == "reserve":
+            charge = Charge(f"{new_asset_id()}-{index}", lot.choice(tenants), lot.uniform(0.1, 3.0))
+            try:
+                meter.reserve(charge, lot.uniform(1.0, 100.0))
+                open_charges.append(charge)
+            except BudgetExceeded:
+                pass
+        elif open_charges and deed in ("settle", "repeat"):
+            charge = lot.choice(open_charges)
+            meter.settle(spent(charge, lot.uniform(0.1, 2.0), lot.randint(1, 4)))
+            if deed == "settle":
+                open_charges.remove(charge)
+        elif open_charges and deed == "release":
+            meter.release(open_charges.pop().id)
+        else:
+            clock.now_s += lot.uniform(0.0, 4e5)
+            meter.release_expired()
+        meter.check_integrity()
+
+
+@pytest.mark.parametrize("table", ["ledger", "audit"])
+@pytest.mark.parametrize("statement", ["UPDATE {} SET at_s = 0", "DELETE FROM {}"])
+def test_the_database_itself_refuses_to_change_the_past(
+    database: Engine, meter: Meter, table: str, statement: str
+) -> None:
+    who = somebody()
+    meter.settle(spent(Charge(new_asset_id(), who, 1.0)))
+    Directory(database).add_tenant("t" + new_asset_id()[6:])
+    with pytest.raises(DBAPIError, match="append-only"), database.begin() as connection:
+        connection.execute(sa.text(statement.format(table)))
+    assert len(meter.usage(who.tenant_id)) == 2
+
+
+def test_storage_is_metered_once_an_hour(meter: Meter, database: Engine, clock: Clock) -> None:
+    tenant = Directory(database).add_tenant("s" + new_asset_id()[6:])
+    blob = Blob(new_asset_id(), "sha", 3_000_000_000)
+    asset = Asset(
+        new_asset_id(), tenant.id, tenant.name, "a", "lora", 0.0, status="ready",
+        parts={"lora": blob},
+    )  # fmt: skip
+    SqlAssetRecords(database).add(asset)
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: meter.meter_storage(), range(4)))
+        clock.now_s += 3600.0
+    rows = meter.usage(tenant.id)
+    assert [(r.kind, r.quantity) for r in rows] == [("storage", 3.0)] * 3
+    assert meter.totals(tenant.id)["gb_hours"] == 9.0
+    assert [r.id for r in meter.every_usage(tenant.id)] == [r.id for r in rows]
+
+
+def test_requests_a_minute_are_the_same_for_every_gateway(database: Engine, clock: Clock) -> None:
+    who = somebody(requests_per_min=6)
+    gateways = [RateLimiter(database, clock) for _ in range(3)]
+    quotas = [gateways[index % 3].take(who) for index in range(6)]
+    assert [quota and quota.remaining for quota in quotas] == [5, 4, 3, 2, 1, 0]
+    with pytest.raises(Refused) as refused:
+        gateways[0].take(who)
+    assert refused.value.status == 429
+    assert refused.value.retry_after_s == pytest.approx(10.0)
+    clock.now_s += 10.0  # a share of the minute
+    assert gateways[1].take(who) is not None
+    with pytest.raises(Refused):
+        gateways[2].take(who)
+    clock.now_s -= 3600.0  # a clock set back shuts nobody out for longer than a window
+    with pytest.raises(Refused) as refused:
+        gateways[2].take(who)
+    assert refused.value.retry_after_s <= 60.0
+    clock.now_s += 3600.0 + 60.0
+    headers = gateways[0].take(who).headers()  # type: ignore[union-attr]
+    assert headers == {
+        "RateLimit-Policy": '"requests";q=6;w=60',
+        "RateLimit": '"requests";r=5;t=10',
+    }
+    assert gateways[0].take(somebody()) is None

@@ -1,0 +1,182 @@
+"""The matrix of docs/authorisation.md over a real server: what may not be done is the very
+answer that an asset gets which does not exist."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from assets.principal import ROLES
+from tests.assets.test_access import ALLOWED
+from tests.platforms import running
+
+PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 1}
+PUBLIC_DELETED = "others', public, deleted"
+UNKNOWN = "asset_01hzzzzzzzzzzzzzzzzzzzzzzz"
+
+
+@dataclass
+class House:
+    doors: dict[str, httpx.Client]  # by role, of one member of "us"
+    assets: dict[str, str]  # id, by what the matrix calls it
+
+
+@pytest.fixture(scope="module")
+def house(
+    tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path]
+) -> Iterator[House]:
+    """Every asset of the matrix as a real one, seen by a member of "us" with a key of each role."""
+    file = sample_files["inversion"]
+    place = tmp_path_factory.mktemp("matrix")
+    with ExitStack() as stack:
+        server = stack.enter_context(running(place, "--in-process", replicas=1))
+        directory = server.directory
+        for tenant in ("us", "them"):
+            directory.add_tenant(tenant)
+        for name in ("ann", "bob"):
+            directory.add_member("us", name, "owner")
+
+        def door(tenant: str, role: str = "owner", member: str | None = None) -> httpx.Client:
+            key = directory.add_key(tenant, "", role, member=member).text
+            headers = {"Authorization": f"Bearer {key}"}
+            client = httpx.Client(base_url=server.url, headers=headers, timeout=60)
+            return stack.enter_context(client)
+
+        doors = {role: door("us", role, "ann") for role in ROLES}
+        bob, them = door("us", member="bob"), door("them")
+
+        def make(http: httpx.Client, *, upload: bool = True, **fields: Any) -> str:
+            new = {"asset_type": "textual_inversion", "name": "a" + secrets.token_hex(4), **fields}
+            new["data"] = {"asset_type": "textual_inversion", "trigger_words": ["word"]}
+            created = http.post("/v1/assets", json=new).json()
+            asset_id = str(created["asset"]["id"])
+            if upload:
+                httpx.put(created["transfer_api"]["put_url"], content=file.read_bytes())
+                http.post(f"/v1/assets/{asset_id}/complete-upload", json={})
+                await_ready(http, asset_id)
+            return asset_id
+
+        them_waiting = make(them, upload=False, visibility="public")
+        assets = {
+            "own, private": make(doors["owner"]),
+            "own, uploading": make(doors["owner"], upload=False),
+            "organisation's": make(bob, visibility="organisation"),
+            "a colleague's, private": make(bob),
+            "own, deleted": make(doors["owner"]),
+            "others', shared with us": make(them, shared_with=["us", "you"]),
+            "others', shared with others": make(them, shared_with=["you"]),
+            "others', public": make(them, is_public=True),
+            "others', public, not ready": them_waiting,
+            "others', public, deleted": make(them, visibility="public"),
+            "others', organisation's": make(them, visibility="organisation"),
+            "others', private": make(them),
+        }
+        assert doors["owner"].delete(f"/v1/assets/{assets['own, deleted']}").is_success
+        assert them.delete(f"/v1/assets/{assets[PUBLIC_DELETED]}").is_success
+        yield House(doors, assets)
+
+
+def await_ready(http: httpx.Client, asset_id: str) -> None:
+    deadline = time.monotonic() + 60
+    while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] != "ready":
+        assert asset["status"] == "uploaded", asset
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ask(http: httpx.Client, verb: str, ref: str) -> httpx.Response:
+    path = f"/v1/assets/{ref}"
+    if verb in ("read", "inspect", "download"):
+        return http.get(path)
+    if verb == "use":
+        order = {**PROMPT, "textual_inversions": {ref: ""}, "prompt": "a small red word"}
+        return http.post("/generate/sdxl", json=order)
+    if verb == "update":
+        return http.patch(path, json={"description": "changed"})
+    if verb == "share":
+        return http.patch(path, json={"visibility": "shared", "shared_with": ["you"]})
+    if verb == "delete":
+        return http.delete(path)
+    return http.post(f"{path}/restore")
+
+
+def done(verb: str, answer: httpx.Response) -> bool:
+    """Of a read, whether it shows what the verb is about."""
+    if not answer.is_success:
+        return False
+    if verb == "inspect":
+        return "report" in answer.json()["asset"]
+    if verb == "download":
+        return bool(answer.json()["transfer_api"]["get_url"])
+    return True
+
+
+VERBS = ("read", "inspect", "download", "use", "update", "share", "delete", "restore")
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("what", ALLOWED)
+def test_matrix(house: House, what: str, role: str) -> None:
+    http, asset_id = house.doors[role], house.assets[what]
+    allowed = ALLOWED[what][ROLES.index(role)]
+    is_uploading = what == "own, uploading"
+    for verb in VERBS:
+        if is_uploading and verb in ("use", "download"):
+            continue  # which it may, but there is nothing yet
+        answer = ask(http, verb, asset_id)
+        assert done(verb, answer) == (verb in allowed), (verb, answer.text)
+        if verb == "share" and answer.is_error and "update" in allowed:
+            assert answer.status_code == 403  # its own asset, not its role's to say
+        elif answer.is_error:
+            unknown = ask(http, verb, UNKNOWN)
+            assert _bare(answer, asset_id) == _bare(unknown, UNKNOWN), verb
+        elif verb == "delete":
+            assert ask(http, "restore", asset_id).is_success != is_uploading
+        elif verb == "restore":
+            assert http.delete(f"/v1/assets/{asset_id}").is_success
+        elif verb == "share":
+            back = {"visibility": "organisation" if "organisation" in what else "private"}
+            assert http.patch(f"/v1/assets/{asset_id}", json=back).is_success
+
+
+def _bare(answer: httpx.Response, ref: str) -> tuple[int, str, set[str]]:
+    """Status, the bytes without what the asker itself said and the request's own id, and which
+    headers there are."""
+    text = re.sub(r'"request_id":"[^"]*"', "", answer.text.replace(ref, "?"))
+    return answer.status_code, text, set(answer.headers)
+
+
+def test_listings_show_what_may_be_read(house: House) -> None:
+    ids = set(house.assets.values())
+
+    def listed(role: str, **query: Any) -> set[str]:
+        found = house.doors[role].get("/v1/assets", params=query).json()["data"]
+        return {what for what, i in house.assets.items() if i in {a["id"] for a in found} & ids}
+
+    own = {"own, private", "organisation's"}
+    for role in ("reader", "member"):
+        assert listed(role) == own
+    assert listed("owner") == {*own, "a colleague's, private"}
+    for role in ROLES:
+        assert listed(role, shared=True) == {"others', shared with us"}
+        assert listed(role, is_public=True) == {"others', public"}
+        assert listed(role, asset_ids=",".join(ids)) == listed(role)
+
+
+def test_a_member_makes_nothing_that_leaves_its_organisation(house: House) -> None:
+    for fields in ({"is_public": True}, {"visibility": "public"}, {"shared_with": ["you"]}):
+        new = {"asset_type": "lora", "name": "leaving", **fields}
+        assert house.doors["member"].post("/v1/assets", json=new).status_code == 403
+        assert house.doors["reader"].post("/v1/assets", json=new).status_code == 403
+    for fields in ({"visibility": "shared"}, {"visibility": "friends"}, {"shared_with": ["No!"]}):
+        new = {"asset_type": "lora", "name": "odd", **fields}
+        assert house.doors["owner"].post("/v1/assets", json=new).status_code == 422

@@ -1,0 +1,170 @@
+"""A tenant's plan, its usage and its administration, over a real server."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from assets.plan import Plan
+from serving.composition import open_backends
+from tests.platforms import Running, running
+
+PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("org"), "--in-process", replicas=1) as server:
+        yield server
+
+
+def door(platform: Running, tenant: str, **key: Any) -> httpx.Client:
+    text = platform.directory.add_key(tenant, **key).text if key else platform.key(tenant)
+    headers = {"Authorization": f"Bearer {text}"}
+    return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
+
+
+def test_pictures_are_charged_and_failures_are_not(platform: Running) -> None:
+    with door(platform, "payer") as http:
+        assert http.post("/generate/sdxl", json={**PROMPT, "num_images": 2}).status_code == 200
+        for refused in (
+            {**PROMPT, "steps": 0},
+            {**PROMPT, "loras": {"nothing": 1.0}},
+            {**PROMPT, "width": 5, "height": 5},
+        ):
+            assert http.post("/generate/sdxl", json=refused).is_client_error
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/generate/sdxl", json={**PROMPT, "steps": 200}, timeout=0.5)
+        accepted = http.post("/generate/sdxl", json=PROMPT, headers={"X-OctoAI-Async": "1"}).json()
+        deadline = time.monotonic() + 60
+        while http.get(accepted["poll_url"]).json()["status"] != "completed":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        body = http.get("/v1/usage").json()
+        assert [row["kind"] for row in body["data"]] == ["picture"] * 3
+        assert len({row["reference"] for row in body["data"]}) == 3
+        assert body["data"][-1]["reference"] == f"{accepted['response_id']}/0"
+        assert all(row["unit"] == "gpu_s" and row["quantity"] > 0 for row in body["data"])
+        assert body["data"][0]["details"]["steps"] == 2
+        assert body["totals"]["pictures"] == 3
+        pages = [http.get("/v1/usage", params={"limit": 2}).json()]
+        pages.append(http.get("/v1/usage", params={"after": pages[0]["next"]}).json())
+        assert [r["id"] for page in pages for r in page["data"]] == [r["id"] for r in body["data"]]
+        exported = http.get("/v1/usage.csv")
+        assert exported.headers["content-type"].startswith("text/csv")
+        rows = list(csv.DictReader(io.StringIO(exported.text)))
+        assert [row["reference"] for row in rows] == [r["reference"] for r in body["data"]]
+        assert float(rows[0]["quantity"]) == body["data"][0]["quantity"]
+        future = {"since": "2100-01-01T00:00:00Z"}
+        assert http.get("/v1/usage", params=future).json()["data"] == []
+        used = http.get("/v1/organisation").json()["used"]
+        assert used["gpu_s"] == pytest.approx(body["totals"]["gpu_s"])
+        assert used["reserved_gpu_s"] == 0.0
+    open_backends(platform.settings).meter.check_integrity()
+
+
+def test_a_budget_ends_and_says_so(platform: Running) -> None:
+    with door(platform, "thrifty") as http:
+        assert http.post("/generate/sdxl", json=PROMPT).status_code == 200
+        used = http.get("/v1/organisation").json()["used"]["gpu_s"]
+        platform.directory.put_plan(Plan("thrifty", gpu_s_per_month=used * 1.01))
+        platform.directory.set_plan("thrifty", "thrifty")
+        time.sleep(3.1)  # every gateway knows of the change within KEY_CACHE_S
+        for headers in ({}, {"X-OctoAI-Async": "1"}, {"Idempotency-Key": "k"}):
+            answer = http.post("/generate/sdxl", json=PROMPT, headers=headers)
+            assert answer.status_code == 402, answer.text
+            assert answer.json()["code"] == "budget_exceeded"
+        assert len(http.get("/v1/usage").json()["data"]) == 1
+        # The key was not used up by the refusal.
+        platform.directory.set_plan("thrifty", "unlimited")
+        time.sleep(3.1)
+        again = http.post("/generate/sdxl", json=PROMPT, headers={"Idempotency-Key": "k"})
+        assert again.status_code == 200
+
+
+def test_requests_a_minute(platform: Running) -> None:
+    platform.directory.put_plan(Plan("few", requests_per_min=3, concurrent_pictures=2))
+    platform.directory.add_tenant("hasty", plan="few")
+    with door(platform, "hasty", label="x") as http:
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(http.post, "/generate/sdxl", json=PROMPT) for _ in range(8)]
+        answers = [future.result() for future in asked]
+        assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 5
+        for answer in answers:
+            assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=60'
+            assert answer.headers["ratelimit"].startswith('"requests";r=')
+            if answer.status_code == 429:
+                assert answer.json()["code"] == "rate_limited"
+                assert 0 < int(answer.headers["retry-after"]) <= 20
+        assert http.get("/v1/assets").status_code == 200  # which spends nothing
+        assert len(http.get("/v1/usage").json()["data"]) == 3
+    platform.directory.set_plan("hasty", "unlimited")
+    platform.directory.put_plan(Plan("few", concurrent_pictures=2))
+    platform.directory.set_plan("hasty", "few")
+    with door(platform, "hasty", label="y") as http:
+        many = http.post("/generate/sdxl", json={**PROMPT, "num_images": 3})
+        assert many.status_code == 422
+        assert "2 pictures at a time" in many.json()["message"]
+
+
+def test_storage_and_number_of_assets(platform: Running, sample_files: dict[str, Path]) -> None:
+    size = sample_files["inversion"].stat().st_size
+    platform.directory.put_plan(Plan("small", storage_bytes=3 * size, assets=3))
+    platform.directory.add_tenant("small", plan="small")
+    platform.keys["small"] = platform.directory.add_key("small").text
+    client = platform.client("small")
+    one = client.upload(sample_files["inversion"], "textual_inversion", "one")
+    client.await_ready(one["id"])
+    with door(platform, "small") as http:
+        new = {"asset_type": "lora", "name": "two"}
+        created = http.post("/v1/assets", json=new).json()
+        too_much = httpx.put(
+            created["transfer_api"]["put_url"], content=sample_files["lora_all"].read_bytes()
+        )
+        assert too_much.status_code == 413
+        assert http.post("/v1/assets", json={**new, "name": "three"}).status_code == 200
+        fourth = http.post("/v1/assets", json={**new, "name": "four"})
+        assert fourth.status_code == 403
+        assert fourth.json()["code"] == "quota_exceeded"
+        used = http.get("/v1/organisation").json()["used"]
+        assert used["assets"] == 3
+        assert 0 < used["storage_bytes"] <= 3 * size
+
+
+def test_an_organisation_administers_itself(platform: Running) -> None:
+    with door(platform, "guild") as http, door(platform, "other") as stranger:
+        ann = http.post("/v1/members", json={"name": "ann", "role": "member"}).json()
+        key = http.post("/v1/keys", json={"label": "laptop", "member": "ann"}).json()
+        with httpx.Client(
+            base_url=platform.url, headers={"Authorization": f"Bearer {key['key']}"}
+        ) as hers:
+            me = hers.get("/v1/organisation").json()
+            assert (me["name"], me["role"], me["member"]) == ("guild", "member", ann["id"])
+            for path in ("/v1/members", "/v1/keys", "/v1/audit"):
+                assert hers.get(path).status_code == 403
+            assert hers.post("/v1/keys", json={}).status_code == 403
+            for call in (stranger.delete, http.delete):
+                assert call("/v1/keys/nothing").status_code == 422
+            assert stranger.delete(f"/v1/keys/{key['id']}").status_code == 422
+            assert hers.get("/v1/usage").status_code == 200
+            rotated = http.post(f"/v1/keys/{key['id']}/rotate", json={"overlap_s": 0}).json()
+            assert rotated["replaces"] == key["id"]
+            listed = {k["id"]: k for k in http.get("/v1/keys").json()["data"]}
+            assert listed[rotated["id"]]["member"] == "ann"
+            assert key["key"] not in str(listed)
+            assert http.delete("/v1/members/ann").json() == {"name": "ann", "removed": True}
+            deadline = time.monotonic() + 10
+            while hers.get("/v1/organisation").status_code != 401:
+                assert time.monotonic() < deadline, "revoked within seconds"
+                time.sleep(0.1)
+        acts = [act["act"] for act in http.get("/v1/audit").json()["data"]]
+        assert acts[:4] == ["member.remove", "key.rotate", "key.create", "member.add"]
+        assert http.get("/v1/members").json()["data"] == []
