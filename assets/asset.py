@@ -68,6 +68,11 @@ class Asset:
         return f"{self.name}@{self.version}"
 
     @property
+    def is_import(self) -> bool:
+        """Whether the platform fetches its bytes itself."""
+        return bool(self.data.get("url") or self.data.get("hf_repo"))
+
+    @property
     def preview(self) -> str | None:
         """The key of its preview picture in the store."""
         return self.data.get("preview")

@@ -11,6 +11,8 @@
     ├── InvalidAsset       a request about an asset that makes no sense
     ├── BadSignature       a signed URL that is forged, altered or expired
     ├── TooLarge           more bytes than the limit
+    ├── FetchFailed        what was to be imported could not be fetched
+    │   └── FetchRefused   and may not be, whatever is there
     ├── StoreError         the object store failed or lost a blob
     └── IngestRejected     the uploaded bytes cannot be served; carries every reason
         └── HeaderError    the safetensors header itself is malformed
@@ -75,6 +77,14 @@ class BadSignature(AssetError):
 
 
 class TooLarge(AssetError):
+    pass
+
+
+class FetchFailed(AssetError):
+    pass
+
+
+class FetchRefused(FetchFailed):
     pass
 
 

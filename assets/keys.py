@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from assets.content import Blob
 
+UPLOADS, BLOBS, PREVIEWS = "uploads/", "blobs/", "previews/"
+RESULTS, PICTURES = "results/", "pictures/"
+
 
 def upload_key(asset_id: str) -> str:
     """The bytes as the client sent them."""
-    return f"uploads/{asset_id}"
+    return f"{UPLOADS}{asset_id}"
 
 
 def blob_key(blob: Blob) -> str:
     """A canonical file, by content."""
-    return f"blobs/{blob.key[:3]}/{blob.key}"
+    return stored_blob_key(blob.key)
+
+
+def stored_blob_key(content_key: str) -> str:
+    return f"{BLOBS}{content_key[:3]}/{content_key}"
+
+
+def blob_of(key: str) -> str:
+    """The content key of what lies under ``key``."""
+    return key.rpartition("/")[2]
 
 
 def model_key(name: str) -> str:
@@ -22,14 +34,14 @@ def model_key(name: str) -> str:
 
 def preview_key(asset_id: str, sha256: str) -> str:
     """An asset's preview picture; another picture has another key, for caches on the way."""
-    return f"previews/{asset_id}-{sha256[:16]}.png"
+    return f"{PREVIEWS}{asset_id}-{sha256[:16]}.png"
 
 
 def picture_key(picture_id: str) -> str:
     """A picture made for the simple door; its id is unguessable."""
-    return f"pictures/{picture_id}"
+    return f"{PICTURES}{picture_id}"
 
 
 def result_key(job_id: str) -> str:
     """The answer of an asynchronous request."""
-    return f"results/{job_id}.json"
+    return f"{RESULTS}{job_id}.json"

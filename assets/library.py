@@ -15,7 +15,15 @@ from typing import Any
 from assets.access import may, require
 from assets.asset import ASSET_KINDS, COMMONS, VISIBILITIES, Asset, Visibility
 from assets.blobs import BlobRecords
-from assets.errors import AssetNotFound, InvalidAsset, NameTaken, QuotaExceeded
+from assets.errors import (
+    AssetNotFound,
+    FetchFailed,
+    InvalidAsset,
+    NameTaken,
+    QuotaExceeded,
+)
+from assets.failpoint import reach
+from assets.hub import check_repository
 from assets.ids import new_asset_id
 from assets.keys import upload_key
 from assets.principal import Principal
@@ -35,7 +43,8 @@ KEPT_DELETED_S = 7 * 24 * 3600.0
 class NewAsset:
     """What a client says of an asset before it sends the bytes.
 
-    ``new_version``: the name may be taken, and this is its next version.
+    ``new_version``: the name may be taken, and this is its next version. With ``url``, or
+    ``hf_repo`` as ``owner/name`` or ``owner/name:file``, the platform fetches the bytes itself.
     """
 
     name: str
@@ -45,6 +54,8 @@ class NewAsset:
     shared_with: Sequence[str] = ()
     expires_at_s: float | None = None
     new_version: bool = False
+    url: str | None = None
+    hf_repo: str | None = None
     data: Mapping[str, Any] | None = None
 
 
@@ -90,6 +101,7 @@ class Library:
             )
         visibility = _checked_visibility(principal, new.visibility, new.shared_with)
         self._check_expiry(new.expires_at_s)
+        source = _checked_source(new)
         now = self._now()
         asset = Asset(
             id=new_asset_id(now),
@@ -103,9 +115,13 @@ class Library:
             shared_with=tuple(sorted(set(new.shared_with))),
             created_by=principal.member_id,
             expires_at_s=new.expires_at_s,
-            data={**(new.data or {}), "max_bytes": self._room(principal)},
+            status="uploaded" if source else "ready_to_upload",
+            status_details="waiting to be fetched" if source else "",
+            data={**(new.data or {}), **source, "max_bytes": self._room(principal)},
         )
-        return self._records.add(asset, new_version=new.new_version, most=principal.plan.assets)
+        added = self._records.add(asset, new_version=new.new_version, most=principal.plan.assets)
+        reach("upload.created")
+        return added
 
     def _room(self, principal: Principal) -> int:
         """How many bytes an upload may have.
@@ -144,6 +160,7 @@ class Library:
         changed = self._records.update(
             asset.id, {"status": "uploaded", "size_bytes": size}, expect=("ready_to_upload",)
         )
+        reach("upload.completed")
         return changed or self.get(principal, asset.id)
 
     def receivable_bytes(self, asset_id: str) -> int:
@@ -179,6 +196,7 @@ class Library:
             asset.id, {"status": "deleted", "deleted_at_s": self._now()}, expect=(asset.status,)
         )
         if changed is not None:
+            reach("delete.recorded")
             self._store.delete(upload_key(asset.id))
         return changed
 
@@ -287,6 +305,10 @@ class Library:
         """Of the content keys of canonical files, those that nobody can ask for any more."""
         return set(keys) - self._blobs.live(keys)
 
+    def miskeyed(self) -> Sequence[Asset]:
+        """Those whose content keys do not say whether they are public; to be ingested again."""
+        return self._records.miskeyed()
+
     def stale_uploads(self, older_than_s: float) -> Sequence[Asset]:
         """Uploads whose ingest seems to have died half way; each is returned once in a while,
         to whoever asks first."""
@@ -300,6 +322,19 @@ def _check_name(name: str) -> None:
         raise InvalidAsset(
             "name", "a name is 1 to 128 letters, digits, '-', '_' or '.', and begins with one"
         )
+
+
+def _checked_source(new: NewAsset) -> dict[str, str]:
+    """Raises InvalidAsset. The guard's own rules are asked when it is fetched."""
+    if new.url and new.hf_repo:
+        raise InvalidAsset("url", "give url or hf_repo, not both")
+    if new.hf_repo:
+        try:
+            check_repository(new.hf_repo)
+        except FetchFailed as error:
+            raise InvalidAsset("hf_repo", str(error)) from None
+        return {"hf_repo": new.hf_repo}
+    return {"url": new.url} if new.url else {}
 
 
 def _checked_visibility(

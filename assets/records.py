@@ -84,6 +84,19 @@ class AssetRecords(Protocol):
 
     def list(self, query: Query) -> Page: ...
 
+    def previews(self) -> set[str]:
+        """The keys of all preview pictures of assets that are there or can be restored."""
+
+    def referred(self) -> Mapping[str, Sequence[str]]:
+        """The ids of live assets that are ready, by the content keys that they refer to."""
+
+    def miskeyed(self) -> Sequence[Asset]:
+        """Live assets that are ready and became public, or ceased to be, after their content
+        keys were given."""
+
+    def forgotten(self, before_s: float) -> Sequence[Asset]:
+        """Assets that were deleted before then and still refer to blobs."""
+
     def stale(self, status: str, before_s: float) -> Sequence[Asset]:
         """Assets of that status whose last change is older than ``before_s``."""
 

@@ -6,11 +6,13 @@ renames, S3 shows an object only once its upload is complete.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -19,6 +21,15 @@ import fsspec
 from assets.errors import StoreError
 
 CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object of the store. ``changed_at_s`` is by the store's own clock."""
+
+    key: str
+    size_bytes: int
+    changed_at_s: float
 
 
 class ObjectStore(Protocol):
@@ -35,6 +46,13 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove ``key``; nothing happens when it does not exist."""
+
+    def copy(self, source: str, target: str) -> None:
+        """The same bytes under another key; raises StoreError when there are none."""
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """Everything whose key begins with ``prefix``, which ends with a slash; what is still
+        being written to a directory store too, under a name of its own."""
 
     def signed_put(self, key: str, expires_s: int) -> str | None:
         """A URL to which a client may PUT directly, or None when the gateway must receive."""
@@ -97,6 +115,25 @@ class FsspecStore:
         except FileNotFoundError:
             return
 
+    def copy(self, source: str, target: str) -> None:
+        if self._is_local:
+            with self.open(source) as given, self.write(target) as taken:
+                shutil.copyfileobj(given, taken, CHUNK_BYTES)
+            return
+        try:
+            self._fs.cp_file(self._path(source), self._path(target))
+        except FileNotFoundError:
+            raise StoreError(f"the object store holds no {source!r}") from None
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        self._fs.invalidate_cache()
+        found = self._fs.find(self._path(prefix).rstrip("/"), detail=True)
+        for path, info in found.items():
+            changed = info.get("mtime") or info["LastModified"]
+            changed_at_s = changed if isinstance(changed, int | float) else changed.timestamp()
+            key = path.removeprefix(self._root).lstrip("/")
+            yield Stored(key, int(info["size"]), changed_at_s)
+
     def signed_put(self, key: str, expires_s: int) -> str | None:
         if self._is_local:
             return None
@@ -127,6 +164,23 @@ def _atomic_write(path: str) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+class Digesting:
+    """Counts and hashes what is written through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self.size_bytes += len(data)
+        return self._file.write(data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def put_file(store: ObjectStore, key: str, path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,28 +16,40 @@ from typing import Any
 from assets.asset import COMMONS, SERVED_ENGINE, Asset, AssetKind
 from assets.blobs import BlobRecords
 from assets.cage import Cage
-from assets.content import Blob, tenant_salt
-from assets.errors import IngestRejected, StoreError
+from assets.content import Blob, Component, content_key, tenant_salt
+from assets.errors import FetchFailed, FetchRefused, IngestRejected, StoreError, TooLarge
+from assets.failpoint import reach
+from assets.fetch import Fetcher
+from assets.hub import HUB, find_file
 from assets.ids import new_asset_id
 from assets.import_model import import_model
 from assets.ingest import Ingested, ingest_file
 from assets.keys import blob_key, preview_key, upload_key
+from assets.library import MAX_UPLOAD_BYTES
 from assets.model import ModelManifest, load_manifest
 from assets.records import AssetRecords
 from assets.resolve import BASE_NAME
-from assets.store import CHUNK_BYTES, ObjectStore, put_file
+from assets.store import CHUNK_BYTES, Digesting, ObjectStore, put_file
 
 log = logging.getLogger(__name__)
 
 _CLAIM_PATIENCE_S = 30.0
+#: How often the progress of an import is told.
+_TELL_S = 1.0
+
+
+class _Abandoned(Exception):
+    """Nobody wants these bytes any more, or not from this process."""
 
 
 class Workshop:
-    """Runs in a process of its own, away from the gateways; imports torch.
+    """Runs in a process of its own, away from the gateways; imports torch. The only one with
+    this scratch folder: what it finds there is of one that died.
 
     Args:
         secret: the platform's secret, from which tenants' salts are derived.
         scratch: a local folder for files in conversion (as large as the largest upload, twice).
+        fetcher: what imports come through; hub: where repositories are.
         cage: where uploads are converted; the operator's own files are converted right here.
     """
 
@@ -48,7 +62,12 @@ class Workshop:
         scratch: Path,
         now: Callable[[], float] = time.time,
         cage: Cage | None = None,
+        fetcher: Fetcher | None = None,
+        hub: str = HUB,
     ) -> None:
+        self._fetcher = fetcher or Fetcher()
+        self._hub = hub
+        self._stopped = threading.Event()
         self._cage = cage or Cage()
         self._records = records
         self._blobs = blobs
@@ -56,16 +75,78 @@ class Workshop:
         self._secret = secret
         self._scratch = scratch
         self._now = now
+        _sweep(scratch)
+
+    def stop(self) -> None:
+        """Transfers end at their next step, to be begun again by the next start."""
+        self._stopped.set()
 
     def close(self) -> None:
         self._cage.close()
 
+    def fetch(self, asset_id: str, attempts: int = 3) -> bool:
+        """Bring the bytes of an import into the store, for ``ingest``; whether they are there.
+
+        May be repeated after a crash; it then begins anew.
+        """
+        asset = self._records.get(asset_id)
+        if asset is None or asset.status != "uploaded":
+            return False
+        if self._store.size(upload_key(asset_id)) is not None:
+            return True
+        try:
+            received = self._transfer(asset)
+        except _Abandoned:
+            return False
+        except (FetchFailed, TooLarge) as error:
+            if attempts > 1 and not isinstance(error, FetchRefused | TooLarge):
+                return self.fetch(asset_id, attempts - 1)
+            reason = f"the import failed: {error}"
+            rejected = {"status": "rejected", "status_details": reason}
+            rejected["report"] = {"reasons": [reason]}  # type: ignore[assignment]
+            self._records.update(asset_id, rejected, expect=("uploaded",))
+            return False
+        except StoreError:
+            log.exception("the store failed in the import of %s; it will be tried again", asset_id)
+            return False
+        changes: dict[str, Any] = {"size_bytes": received, "status_details": "inspecting"}
+        return self._records.update(asset_id, changes, expect=("uploaded",)) is not None
+
+    def _transfer(self, asset: Asset) -> int:
+        url, sha256 = asset.data.get("url"), asset.data.get("sha256")
+        if not url:
+            found = find_file(asset.data["hf_repo"], self._fetcher.fetch_json, self._hub)
+            url, sha256 = found.url, found.sha256 or sha256
+        most = int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
+        told_s = 0.0
+
+        def progress(received: int, said: int | None) -> None:
+            nonlocal told_s
+            if self._stopped.is_set():
+                raise _Abandoned
+            if time.monotonic() - told_s >= _TELL_S:
+                told_s = time.monotonic()
+                of = f" of {said / 1e6:.1f} MB ({received * 100 // said} %)" if said else ""
+                details = {"status_details": f"importing: {received / 1e6:.1f} MB{of}"}
+                if self._records.update(asset.id, details, expect=("uploaded",)) is None:
+                    raise _Abandoned  # deleted in the meantime
+
+        with self._store.write(upload_key(asset.id)) as target:
+            digest = Digesting(target)
+            received = self._fetcher.fetch(url, digest, most, progress)
+            if sha256 and digest.hexdigest() != sha256:
+                raise FetchFailed(f"what arrived is not what was announced (sha256 {sha256})")
+        return received
+
     def ingest(self, asset_id: str) -> Asset | None:
-        """Inspect and convert an ``uploaded`` asset: it ends ``ready`` or ``rejected``.
+        """Inspect and convert an ``uploaded`` asset: it ends ``ready`` or ``rejected``. A ready
+        one gets the content keys that its visibility asks for.
 
         May be repeated after a crash, at any point.
         """
         asset = self._records.get(asset_id)
+        if asset is not None and asset.status == "ready":
+            return self._rekey(asset)
         if asset is None or asset.status != "uploaded":
             return asset
         try:
@@ -75,8 +156,15 @@ class Workshop:
                 scratch = Path(folder)
                 source = scratch / "source"
                 digest = self._download(upload_key(asset_id), source)
+                expected = asset.data.get("sha256")
+                if expected and not asset.is_import and digest != expected:
+                    raise IngestRejected(
+                        f"the upload was damaged on its way: its sha256 is {digest}, and "
+                        f"{expected} was announced; upload it again"
+                    )
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
                 done = self._cage.ingest(source, asset.kind, skeleton, salt, scratch)
+                reach("ingest.converted")
                 converted = self._keep(done, digest)
             changes: dict[str, Any] = {"status": "ready", "status_details": "", **converted}
         except IngestRejected as rejection:
@@ -98,15 +186,34 @@ class Workshop:
             }
         changed = self._records.update(asset_id, changes, expect=("uploaded",))
         if changed is not None:
+            reach("ingest.recorded")
             self._store.delete(upload_key(asset_id))
         return changed
+
+    def _rekey(self, asset: Asset) -> Asset | None:
+        """Salted as long as the asset is private, plain as long as it is public."""
+        salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
+        parts: dict[Component, Blob] = {}
+        for component, blob in asset.parts.items():
+            key = content_key(blob.sha256, component, str(asset.report["fits"]), salt)
+            parts[component] = renamed = replace(blob, key=key)
+            if renamed == blob:
+                continue
+            self._claim(renamed)
+            if self._store.size(blob_key(renamed)) != blob.size_bytes:
+                self._store.copy(blob_key(blob), blob_key(renamed))
+        if parts == dict(asset.parts):
+            return asset
+        return self._records.update(asset.id, {"parts": parts}, expect=("ready",))
 
     def _keep(self, done: Ingested, digest: str) -> dict[str, Any]:
         """``parts`` and ``report`` of a file, once its canonical forms are in the store."""
         for blob, path in done.files.values():
             self._claim(blob)
+            reach("ingest.claimed")
             if self._store.size(blob_key(blob)) != blob.size_bytes:
                 put_file(self._store, blob_key(blob), path)
+            reach("ingest.stored")
         parts = {component: blob for component, (blob, _) in done.files.items()}
         return {"parts": parts, "report": {**done.report, "source_sha256": digest}}
 
@@ -217,3 +324,9 @@ class Workshop:
         changes = {field: getattr(asset, field) for field in fields}
         if any(getattr(known, field) != value for field, value in changes.items()):
             self._records.update(known.id, changes)
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove what ingests left that were killed."""
+    for folder in scratch.glob("ingest-*"):
+        shutil.rmtree(folder, ignore_errors=True)

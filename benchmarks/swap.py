@@ -186,7 +186,7 @@ def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], 
                 if tier != "gpu":
                     engine.tier.evict_idle()
                 if tier == "disk":
-                    stage.host.drop(blob)
+                    stage.host.drop(blob.key)
 
             def there_and_back(recipe: Recipe = recipe) -> None:
                 prepared = engine.prepare(recipe)

@@ -22,6 +22,7 @@ class _Entry(Generic[V]):
     size_bytes: int
     leases: int = 0
     pinned: bool = False
+    forgotten: bool = False
 
 
 class DeviceLease(Generic[V]):
@@ -126,11 +127,26 @@ class DeviceTier(Generic[V]):
         if needed > 0:
             raise TierFull(self.name, size_bytes, self.budget_bytes)
         for key in victims:
-            self._resident_bytes -= self._entries.pop(key).size_bytes
+            self._drop(key)
 
     def release(self, key: str) -> None:
         with self._changed:
-            self._entries[key].leases -= 1
+            entry = self._entries[key]
+            entry.leases -= 1
+            if entry.forgotten and entry.leases == 0:
+                self._drop(key)
+
+    def forget(self, key: str) -> None:
+        """Drop a value, pinned or not, as soon as nobody leases it."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.forgotten = True
+                if entry.leases == 0:
+                    self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        self._resident_bytes -= self._entries.pop(key).size_bytes
 
     def evict_idle(self) -> int:
         """Drop everything that is neither leased nor pinned; how many bytes that was."""
@@ -138,7 +154,7 @@ class DeviceTier(Generic[V]):
             before = self._resident_bytes
             idle = [k for k, e in self._entries.items() if e.leases == 0 and not e.pinned]
             for key in idle:
-                self._resident_bytes -= self._entries.pop(key).size_bytes
+                self._drop(key)
             return before - self._resident_bytes
 
     def pin(self, key: str, pinned: bool = True) -> None:

@@ -14,7 +14,6 @@ Truncating a mapped file kills the process that maps it, so nothing here truncat
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from assets.content import Blob
+from assets.store import Digesting
 from orchestrator.errors import Corrupt, TierError, TierFull, TooLarge
 from orchestrator.locks import acquire, exclusive
 
@@ -104,7 +104,7 @@ class FileTier:
         self._reserve(blob, part)
         try:
             with open(part, "r+b") as file:
-                writer = _Digesting(file)
+                writer = Digesting(file)
                 fill(writer)  # type: ignore[arg-type]  # a writer is all that fill may use
                 if writer.size_bytes != blob.size_bytes or writer.hexdigest() != blob.sha256:
                     raise Corrupt(
@@ -179,14 +179,14 @@ class FileTier:
         except FileNotFoundError:
             return 0.0
 
-    def drop(self, blob: Blob) -> bool:
+    def drop(self, key: str) -> bool:
         """Remove the entry unless somebody leases it; whether it is gone."""
-        lock = acquire(self._locks / blob.key, shared=False, wait=False)
+        lock = acquire(self._locks / key, shared=False, wait=False)
         if lock is None:
             return False
         try:
-            (self._objects / blob.key).unlink(missing_ok=True)
-            (self._locks / blob.key).unlink()
+            (self._objects / key).unlink(missing_ok=True)
+            (self._locks / key).unlink()
         finally:
             os.close(lock)
         return True
@@ -223,20 +223,3 @@ def _sizes(folder: Path) -> dict[str, int]:
                 except FileNotFoundError:
                     continue
     return sizes
-
-
-class _Digesting:
-    """Counts and hashes what passes through it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.size_bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        self.size_bytes += len(data)
-        return self._file.write(data)
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()

@@ -83,7 +83,7 @@ class Provisioner:
             lease, copied = self._host.admit(blob, lambda file: _copy(on_disk, file))
         except Corrupt:
             on_disk.release()
-            self._disk.drop(blob)
+            self._disk.drop(blob.key)
             raise
         except TierError:  # no room in memory: the file on disk serves as well, only slower
             return on_disk, Found(blob.key, tier, moved, self._clock() - started)
@@ -93,6 +93,14 @@ class Provisioner:
         on_disk.release()
         moved += blob.size_bytes if copied else 0
         return lease, Found(blob.key, tier, moved, self._clock() - started)
+
+    def forget(self, key: str) -> bool:
+        """Remove a blob that nobody may ask for any more; whether it is gone from both tiers."""
+        gone = True
+        for tier in self.tiers:
+            tier.unpin(key)
+            gone &= key not in tier.resident() or tier.drop(key)
+        return gone
 
     def _download(self, blob: Blob, file: BinaryIO) -> None:
         with self._source.open_blob(blob) as source:

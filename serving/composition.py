@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 
+from assets.failpoint import arm
+from assets.fetch import Fetcher, Rules
+from assets.keys import PICTURES, RESULTS
 from assets.library import Library
+from assets.reconcile import Reconciler
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
-from assets.store import FsspecStore, ObjectStore
+from assets.store import FsspecStore, ObjectStore, Stored
 from serving.database import open_database
+from serving.jobs.chores import Chores
 from serving.jobs.jobs import Jobs
 from serving.settings import Settings
 from serving.tenants.audit import Audit
@@ -30,19 +38,41 @@ class Backends:
     meter: Meter
     audit: Audit
     jobs: Jobs
+    chores: Chores
+    reconciler: Reconciler
 
 
 def open_store(settings: Settings) -> ObjectStore:
     return FsspecStore(settings.resolved_store_url, **settings.resolved_store_options)
 
 
-def open_backends(settings: Settings) -> Backends:
+def open_fetcher(settings: Settings) -> Fetcher:
+    networks = [ip_network(network) for network in settings.import_networks]
+    return Fetcher(Rules(settings.import_schemes, settings.import_hosts, networks))
+
+
+def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> Backends:
+    """``now`` is the reconciler's clock."""
+    arm(settings.failpoint)
     engine = open_database(settings.resolved_database_url)
     store = open_store(settings)
     records, blobs = SqlAssetRecords(engine), SqlBlobRecords(engine)
     library = Library(records, blobs, store)
     meter = Meter(engine, blobs)
+    jobs = Jobs(engine, meter)
+
+    def old_results(old: Sequence[Stored]) -> Collection[str]:
+        keys = {
+            stored.key.removeprefix(RESULTS).removesuffix(".json"): stored.key for stored in old
+        }
+        return [keys[job_id] for job_id in jobs.unknown(keys)]
+
+    def old_pictures(old: Sequence[Stored]) -> Collection[str]:
+        return [s.key for s in old if s.changed_at_s < now() - settings.pictures_kept_s]
+
+    others = {RESULTS: old_results, PICTURES: old_pictures}
+    reconciler = Reconciler(records, blobs, store, others, now)
     return Backends(
         records, blobs, store, library, Directory(engine), RateLimiter(engine), meter,
-        Audit(engine), Jobs(engine, meter),
+        Audit(engine), jobs, Chores(engine), reconciler,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from alembic.config import Config
 from sqlalchemy import Engine
 
 import assets.sql.blobs  # noqa: F401  (registers its tables)
+import serving.jobs.chores
 import serving.jobs.jobs
 import serving.tenants.rows  # noqa: F401
 from assets.sql.base import connect

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -71,6 +71,9 @@ class ReplicaClient(Protocol):
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         """Cancelling the call stops the drawing."""
+
+    async def forget(self, keys: Collection[str]) -> ReplicaReport:
+        """Drop the values of these content keys from every tier that it reaches."""
 
 
 @dataclass(slots=True)
@@ -158,6 +161,23 @@ class Dispatcher:
                 for slot in self._slots.values()
             ],
         }
+
+    def resident(self) -> frozenset[str]:
+        """The content keys of what lies in any tier of any replica that is up."""
+        reports = [slot.report for slot in self._slots.values() if slot.report is not None]
+        return frozenset().union(*(keys for r in reports for keys in r.resident.values()))
+
+    async def forget(self, keys: Collection[str]) -> None:
+        """Have every replica that holds one of these drop it. One that is down, or still leases
+        it, is asked again when whoever calls this looks at ``resident`` again."""
+
+        async def ask(slot: _Slot) -> None:
+            with suppress(ServingError, TimeoutError):
+                async with asyncio.timeout(_PATIENCE_S):
+                    self._heard_from(slot, await slot.client.forget(keys))
+
+        up = [slot for slot in self._slots.values() if slot.report is not None]
+        await asyncio.gather(*map(ask, up))
 
     async def submit(self, submission: Submission) -> Drawing:
         """Wait for a replica and draw. Submitting an id again joins the first.

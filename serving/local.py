@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
+from assets.asset import Asset
+from assets.ingest_queue import IngestQueue
 from assets.signing import Signer
-from assets.workshop import Workshop
 from router.admission import QueueLimits
 from serving.api.context import Context
-from serving.composition import open_backends
-from serving.dispatcher import Dispatcher
+from serving.composition import open_backends, open_fetcher
+from serving.dispatcher import Dispatcher, Submission
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
 from serving.engine.compose import install_model, open_engine, open_workshop
 from serving.platform import Platform
@@ -34,19 +34,34 @@ class LocalClient:
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         return await self._replica.draw(request)
 
+    async def forget(self, keys: Collection[str]) -> ReplicaReport:
+        return await self._replica.forget(keys)
 
-class ThreadIngest:
-    """Runs ingests one after another in a thread of this process."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self._workshop = workshop
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+class LocalDrawer:
+    """A :class:`~serving.platform.Drawer` over a dispatcher on this event loop."""
 
-    async def start(self, asset_id: str) -> None:
-        self._pool.submit(self._workshop.ingest, asset_id)
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True)
+    async def submit(self, submission: Submission) -> Drawing:
+        return await self._dispatcher.submit(submission)
+
+    async def resident(self) -> frozenset[str]:
+        return self._dispatcher.resident()
+
+    async def forget(self, keys: Collection[str]) -> None:
+        await self._dispatcher.forget(keys)
+
+
+class LocalIngest:
+    """An :class:`~assets.ingest_runner.IngestRunner` in this process."""
+
+    def __init__(self, queue: IngestQueue) -> None:
+        self._queue = queue
+
+    async def start(self, asset: Asset) -> None:
+        self._queue.submit(asset)
 
 
 @asynccontextmanager
@@ -62,7 +77,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
     dispatcher = Dispatcher(clients, limits)
     dispatcher.start()
-    ingest = ThreadIngest(workshop)
+    ingest = IngestQueue(workshop, backends.library)
 
     async def status() -> dict[str, Any]:
         return dispatcher.status()
@@ -71,7 +86,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
         yield Context(
             platform=Platform(
                 backends.library,
-                dispatcher,
+                LocalDrawer(dispatcher),
                 backends.meter,
                 manifest.native_size,
                 settings.request_timeout_s,
@@ -82,7 +97,11 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
             meter=backends.meter,
             audit=backends.audit,
             jobs=backends.jobs,
-            ingest=ingest,
+            chores=backends.chores,
+            reconciler=backends.reconciler,
+            reconcile_s=settings.reconcile_s,
+            ingest=LocalIngest(ingest),
+            fetcher=open_fetcher(settings),
             signer=Signer(settings.secret_bytes),
             public_url=settings.resolved_public_url,
             url_expires_s=settings.url_expires_s,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from assets.failpoint import reach
 from assets.ids import ulid
 from assets.library import Library
 from assets.principal import Principal
@@ -47,6 +48,12 @@ class Drawer(Protocol):
     """Whatever draws: a dispatcher in this process, or the cluster's."""
 
     async def submit(self, submission: Submission) -> Drawing: ...
+
+    async def resident(self) -> frozenset[str]:
+        """The content keys of what lies in any tier."""
+
+    async def forget(self, keys: Collection[str]) -> None:
+        """Drop what nobody may ask for any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,8 @@ class Platform:
         self.timeout_s = timeout_s
 
     async def generate(self, principal: Principal, order: Order) -> Generated:
-        """Resolve, reserve, wait, draw, settle. What is not drawn is not charged.
+        """Resolve, reserve, wait, draw. What it costs stays reserved: the caller settles it once
+        the answer is sent, or releases it. What is not answered is not charged.
 
         Raises:
             AssetError about a reference, InvalidRequest about a field, BudgetExceeded, Refused,
@@ -113,18 +121,38 @@ class Platform:
         ready = await self._resolve(principal, order)
         charge = Charge(ready.request.id, principal, ready.request.work)
         await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
+        reach("generate.reserved")
         try:
             generated = await self._draw(ready, charge)
+            reach("generate.drawn")
         except BaseException:
             await asyncio.to_thread(self._accounts.release, charge.id)
             raise
-        await asyncio.to_thread(self._accounts.settle, generated.spent)
         return generated
+
+    async def settle(self, generated: Generated) -> None:
+        """Its answer was sent."""
+        reach("generate.answered")
+        await asyncio.to_thread(self._accounts.settle, generated.spent)
+        reach("generate.settled")
+
+    async def release(self, generated: Generated) -> None:
+        """Its answer cannot be sent."""
+        await asyncio.to_thread(self._accounts.release, generated.spent.charge.id)
 
     async def draw(self, principal: Principal, order: Order, charge_id: str) -> Generated:
         """``generate`` for whoever reserves and settles by itself."""
         ready = await self._resolve(principal, order)
         return await self._draw(ready, Charge(charge_id, principal, ready.request.work))
+
+    async def forget_dead(self, among: Collection[str] | None = None) -> int:
+        """Have every tier drop what no live asset refers to; how many content keys that were.
+        ``among`` are those that have just lost an asset; without it everything is looked at."""
+        keys = await self._drawer.resident() if among is None else among
+        dead = await asyncio.to_thread(self.library.dead, keys)
+        if dead:
+            await self._drawer.forget(dead)
+        return len(dead)
 
     async def check(self, principal: Principal, order: Order) -> float:
         """The work of an order; raises now what ``generate`` would raise about it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event
@@ -30,6 +30,8 @@ class DrawingEngine(Protocol):
     def digest(self) -> str: ...
 
     def resident(self) -> Mapping[str, frozenset[str]]: ...
+
+    def forget(self, keys: Collection[str]) -> None: ...
 
 
 class Replica:
@@ -82,6 +84,12 @@ class Replica:
             prepared.release()
             self._left()
         return drawing, self._report()  # a good picture, whatever becomes of the engine
+
+    async def forget(self, keys: Collection[str]) -> ReplicaReport:
+        """Drop what nobody may ask for any more; what is left is in the report."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._preparer, self._engine.forget, keys)
+        return self.report()
 
     async def _prepare(self, recipe: Recipe) -> Any:
         """Lease everything; when another request's leases leave no room, wait for them.

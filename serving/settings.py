@@ -15,6 +15,8 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from assets.failpoint import Failpoint
+from assets.hub import HUB
 from orchestrator.errors import TierUnusable
 
 
@@ -63,6 +65,15 @@ class Settings(BaseSettings):
     queue_per_tenant: int = 64
     queue_total: int = 512
     open_tenant: str = ""
+
+    import_schemes: tuple[str, ...] = ("https",)
+    import_hosts: tuple[str, ...] = ("*",)
+    import_networks: tuple[str, ...] = ()
+    hub_url: str = HUB
+
+    pictures_kept_s: float = 7 * 24 * 3600.0
+    reconcile_s: float = 600.0
+    failpoint: Failpoint | None = None
 
     @property
     def resolved_database_url(self) -> str:

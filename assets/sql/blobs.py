@@ -64,8 +64,9 @@ class SqlBlobRecords:
             with Session(self._engine) as session, session.begin():
                 if session.execute(claimed).rowcount:  # type: ignore[attr-defined]
                     return True
-                if session.get(BlobRow, blob.key) is not None:
-                    return False
+                there = session.get(BlobRow, blob.key)
+                if there is not None:  # by now: somebody's claim, or a collector's
+                    return there.doomed_at_s is None
                 row = BlobRow(key=blob.key, size_bytes=blob.size_bytes, claimed_at_s=self._now())
                 session.add(row)
             return True

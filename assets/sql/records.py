@@ -15,10 +15,11 @@ from assets.asset import Asset
 from assets.errors import NameTaken, QuotaExceeded
 from assets.records import Page, Query
 from assets.sql.base import alone
-from assets.sql.blobs import refer
+from assets.sql.blobs import BlobRefRow, refer
 from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values, words_of
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
+_REFERS = AssetRow.id.in_(select(BlobRefRow.asset_id))
 _BEST_FIRST = (case((AssetRow.status == "ready", 0), else_=1), AssetRow.version.desc())
 
 
@@ -157,6 +158,34 @@ class SqlAssetRecords:
             total = session.scalar(select(func.count(AssetRow.id)).where(*conditions))
             found = _assets(session, session.scalars(rows).all())
             return Page(found[: query.limit], total or 0, has_more=len(found) > query.limit)
+
+    def previews(self) -> set[str]:
+        kept = or_(_IS_LIVE, _REFERS)
+        wanted = select(AssetRow.data["preview"].as_string()).where(kept)
+        with Session(self._engine) as session:
+            return {key for key in session.scalars(wanted) if key}
+
+    def referred(self) -> Mapping[str, Sequence[str]]:
+        wanted = (
+            select(BlobRefRow.blob_key, BlobRefRow.asset_id)
+            .join(AssetRow, AssetRow.id == BlobRefRow.asset_id)
+            .where(_IS_LIVE, AssetRow.status == "ready")
+        )
+        found: dict[str, list[str]] = defaultdict(list)
+        with Session(self._engine) as session:
+            for key, asset_id in session.execute(wanted):
+                found[key].append(asset_id)
+        return found
+
+    def miskeyed(self) -> Sequence[Asset]:
+        salted = select(BlobRefRow.asset_id).where(BlobRefRow.blob_key.startswith("t"))
+        plain = select(BlobRefRow.asset_id).where(BlobRefRow.blob_key.startswith("p"))
+        is_public = AssetRow.visibility == "public"
+        wrong = or_(is_public & AssetRow.id.in_(salted), ~is_public & AssetRow.id.in_(plain))
+        return self._all(_IS_LIVE, AssetRow.status == "ready", wrong)
+
+    def forgotten(self, before_s: float) -> Sequence[Asset]:
+        return self._all(AssetRow.deleted_at_s < before_s, _REFERS)
 
     def stale(self, status: str, before_s: float) -> Sequence[Asset]:
         return self._all(AssetRow.status == status, AssetRow.changed_at_s < before_s)

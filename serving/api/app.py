@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from assets.ids import ulid
 from serving.api import assets, errors, generate, objects, organisation
 from serving.api.context import Context, Ctx
-from serving.api.job_runner import JobRunner, sweep
+from serving.api.housekeeping import keep_house
+from serving.api.job_runner import JobRunner
 
 #: Of a request that is parsed in memory; files take another way.
 MAX_BODY_BYTES = 16 << 20
@@ -26,7 +27,7 @@ def create_app(context: Context) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         background = [
             asyncio.create_task(JobRunner(context).run()),
-            asyncio.create_task(sweep(context)),
+            asyncio.create_task(keep_house(context)),
         ]
         yield
         for task in background:

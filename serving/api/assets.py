@@ -60,9 +60,14 @@ async def _note(context: Context, who: Principal, act: str, asset: Asset, **deta
 
 @router.post("")
 async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
-    for name, value in (("url", body.url), ("hf_repo", body.hf_repo)):
-        if value:
-            raise InvalidRequest(name, f"import by {name} is not served here yet; upload the file")
+    if body.hf_token_secret:
+        raise InvalidRequest(
+            "hf_token_secret",
+            "no secrets are kept here: only public "
+            "repositories are imported; upload the file of a private one",
+        )
+    if body.url:
+        context.fetcher.check(body.url)
     new = NewAsset(
         name=body.name,
         kind=body.asset_type,
@@ -71,9 +76,13 @@ async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
         shared_with=body.shared_with,
         expires_at_s=None if body.expires_at is None else body.expires_at.timestamp(),
         new_version=body.new_version,
+        url=body.url,
+        hf_repo=body.hf_repo,
         data=stored_data(body),
     )
     asset = await asyncio.to_thread(context.platform.library.create, who, new)
+    if asset.is_import:
+        await context.ingest.start(asset)
     transfer = _transfer(context, asset, who)
     return {"asset": _body(context, asset, who), "transfer_api": transfer, "token": ""}
 
@@ -141,7 +150,7 @@ async def complete_upload(
 ) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.complete, who, ref)
     if asset.status == "uploaded":
-        await context.ingest.start(asset.id)
+        await context.ingest.start(asset)
     return {"error": None}
 
 
@@ -159,6 +168,7 @@ async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[st
     if body.visibility is not None or body.shared_with is not None:
         seen_by = {"visibility": asset.visibility, "shared_with": list(asset.shared_with)}
         await _note(context, who, "asset.share", asset, **seen_by)
+        await context.ingest.start(asset)  # its content keys may have to be others now
     return {"asset": _body(context, asset, who)}
 
 
@@ -174,4 +184,5 @@ async def restore(asset_id: str, context: Ctx, who: Who) -> dict[str, Any]:
 async def delete(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.delete, who, ref)
     await _note(context, who, "asset.delete", asset)
+    await context.platform.forget_dead({blob.key for blob in asset.parts.values()})
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}

@@ -10,10 +10,13 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
+from assets.fetch import Fetcher
 from assets.ingest_runner import IngestRunner
 from assets.principal import Principal
+from assets.reconcile import Reconciler
 from assets.signing import Signer
 from assets.store import ObjectStore
+from serving.jobs.chores import Chores
 from serving.jobs.jobs import Job, Jobs
 from serving.platform import Platform
 from serving.tenants.audit import Audit
@@ -34,7 +37,11 @@ class Context:
     meter: Meter
     audit: Audit
     jobs: Jobs
+    chores: Chores
+    reconciler: Reconciler
+    reconcile_s: float
     ingest: IngestRunner
+    fetcher: Fetcher
     signer: Signer
     public_url: str
     url_expires_s: int

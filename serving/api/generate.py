@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
+from starlette.background import BackgroundTask
 
 from assets.errors import AssetNotFound, StoreError
 from assets.keys import picture_key, result_key
@@ -41,7 +42,8 @@ async def generate_sdxl(
         done = await _once(body, request, context, who, key)
         return await idempotency.answer_of(context, done)
     generated = await _while_connected(request, context.platform.generate(who, body.order()))
-    return answer(generated)
+    settle = BackgroundTask(context.platform.settle, generated)
+    return JSONResponse(answer(generated), background=settle)
 
 
 async def _once(
@@ -96,21 +98,30 @@ async def generate_simply(
         who = await asyncio.to_thread(context.directory.authenticate, token)
     await spend(context, request, who)
     key = idempotency.key_of(request)
-    job = None
     if key is not None:
         job = await _once(body, request, context, who, key)
         if job.error is not None:
             return await idempotency.answer_of(context, job)
         stored = await asyncio.to_thread(read_bytes, context.store, result_key(job.id))
-        result: dict[str, Any] = json.loads(stored)
-    else:
-        order = body.order()
-        result = answer(await _while_connected(request, context.platform.generate(who, order)))
+        return await _put_pictures(context, json.loads(stored), body.image_encoding, job)
+    generated = await _while_connected(request, context.platform.generate(who, body.order()))
+    try:
+        simple = await _put_pictures(context, answer(generated), body.image_encoding)
+    except BaseException:
+        await context.platform.release(generated)
+        raise
+    return JSONResponse(simple, background=BackgroundTask(context.platform.settle, generated))
+
+
+async def _put_pictures(
+    context: Context, result: dict[str, Any], encoding: str, job: Job | None = None
+) -> dict[str, Any]:
+    """The simple door's answer, once its pictures are in the store."""
     files = []
     for index, image in enumerate(result["images"]):
         # Of an idempotent request the same each time; nobody can guess either.
         secret = context.signer.derived("picture", job.id, str(index)) if job else None
-        name = f"{secret or secrets.token_urlsafe(24)}.{body.image_encoding}"
+        name = f"{secret or secrets.token_urlsafe(24)}.{encoding}"
         stored_key = picture_key(name)
         data = base64.b64decode(image["image_b64"])
         await asyncio.to_thread(put_bytes, context.store, stored_key, data)

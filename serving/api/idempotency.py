@@ -16,6 +16,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from assets.errors import AssetNotFound
+from assets.failpoint import reach
 from assets.keys import result_key
 from assets.principal import Principal
 from assets.store import read_bytes
@@ -59,6 +60,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         job = await asyncio.to_thread(
             context.jobs.add, who, fixed.model_dump(), job_id, digest, work
         )
+        reach("job.accepted")
     if job.body_digest != digest:
         raise InvalidRequest(HEADER, "this key was used for another request; take a new one")
     if job.error is not None and job.error["status"] >= 500:

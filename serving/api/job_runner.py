@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy.exc import OperationalError
 
 from assets.errors import StoreError
+from assets.failpoint import reach
 from assets.keys import result_key
 from assets.store import put_bytes
 from orchestrator.errors import TierError
@@ -28,15 +29,12 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 MAX_AT_ONCE = 16
-_SWEEP_S = 30.0
 #: Errors that say nothing of the job itself; it is put back and tried again for a while.
 PASSING = (
     Refused, ReplicaLost, DeadlineExceeded, OutOfMemory, TierError, StoreError, OperationalError,
 )  # fmt: skip
 PUT_BACK_S = 2.0
 RETRIED_FOR_S = 600.0
-#: An upload whose ingest has not ended by then is ingested again.
-STALE_UPLOAD_S = 300.0
 
 
 class JobRunner:
@@ -91,6 +89,7 @@ class JobRunner:
                 await _persist(jobs.put_back, job.id, self._worker, PUT_BACK_S)
             elif isinstance(outcome, Spent):
                 await _persist(jobs.finish, job.id, self._worker, outcome)
+                reach("job.finished")
             else:
                 await _persist(jobs.fail, job.id, self._worker, outcome)
         finally:
@@ -110,6 +109,7 @@ class JobRunner:
             generated = await self._context.platform.draw(principal, order, job.id)
             data = json.dumps(answer(generated)).encode()
             await asyncio.to_thread(put_bytes, self._context.store, result_key(job.id), data)
+            reach("job.stored")
         except Exception as failure:
             is_young = time.time() - job.created_at_s < RETRIED_FOR_S
             if isinstance(failure, PASSING) and is_young:
@@ -135,22 +135,3 @@ async def _persist(call: Callable[..., bool], *arguments: Any) -> bool:
             log.warning("the database is busy; trying again in %s s", delay_s)
             await asyncio.sleep(delay_s)
     return await asyncio.to_thread(call, *arguments)
-
-
-async def sweep(context: Context) -> None:
-    """Until cancelled: expire old jobs and assets, restart ingests that died half way, give back
-    what dead requests held, and meter what is stored."""
-    while True:
-        try:
-            for job_id in await asyncio.to_thread(context.jobs.expired):
-                await asyncio.to_thread(context.store.delete, result_key(job_id))
-                await asyncio.to_thread(context.jobs.forget, job_id)
-            library = context.platform.library
-            for asset in await asyncio.to_thread(library.stale_uploads, STALE_UPLOAD_S):
-                await context.ingest.start(asset.id)
-            await asyncio.to_thread(library.delete_expired)
-            await asyncio.to_thread(context.meter.release_expired)
-            await asyncio.to_thread(context.meter.meter_storage)
-        except Exception:
-            log.exception("the sweep failed; it will run again")
-        await asyncio.sleep(_SWEEP_S)

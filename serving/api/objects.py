@@ -17,6 +17,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from assets.errors import AssetNotFound, TooLarge
+from assets.failpoint import reach
 from assets.keys import picture_key
 from assets.store import CHUNK_BYTES, ObjectStore
 from serving.api.context import Ctx
@@ -39,6 +40,7 @@ async def put(key: str, token: str, request: Request, context: Ctx) -> Response:
     if declared > most:
         raise TooLarge(f"{declared} bytes; at most {most} are accepted")
     received = await _receive(context.store, key, request.stream(), most)
+    reach("upload.received")
     return JSONResponse({"size_bytes": received})
 
 

@@ -47,6 +47,7 @@ class CreateAsset(BaseModel):
     sha256: Sha256 | None = None
     url: str | None = None
     hf_repo: str | None = None
+    hf_token_secret: str | None = None
 
     def wanted_visibility(self) -> Visibility:
         """What is shared with somebody is ``shared``, whatever else is left out."""
@@ -148,11 +149,16 @@ def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None)
             "created_by": asset.created_by,
             "uses": asset.uses,
             "last_used_at": asset.last_used_at_s and timestamp(asset.last_used_at_s),
-            "url": asset.data.get("url"),
+            "url": _bare(asset.data.get("url")),
             "hf_repo": asset.data.get("hf_repo"),
             "report": dict(asset.report),
         }
     return body
+
+
+def _bare(url: str | None) -> str | None:
+    """Without what may be a signature in its query."""
+    return url and url.partition("?")[0]
 
 
 def timestamp(at_s: float) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from serving.cli.assets import assets
 from serving.cli.client import client_from_environment
-from serving.cli.operator import GROUPS
+from serving.cli.operator import GROUPS, reconcile
 from serving.cli.options import AsJson, DataDir, Key, Url, settings_with
 from serving.cli.output import clear_errors, show_one
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 app.add_typer(assets, name="assets")
+app.command()(reconcile)
 
 
 def progress_printer() -> Any:

@@ -79,6 +79,14 @@ def tenant_audit(
         show(rows, ("at_s", "actor", "act", "subject", "details"), as_json)
 
 
+def reconcile(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Bring records and stored bytes back together now; a running platform does so by itself."""
+    with clear_errors():
+        done = _backends(data_dir).reconciler.run()
+        rows = [{"deed": deed, "count": count} for deed, count in done.items()]
+        show(rows, ("deed", "count"), as_json)
+
+
 @plans.command("put")
 def put_plan(
     name: str,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Collection
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayActorError
@@ -43,6 +44,12 @@ class DispatcherActor:
     async def submit(self, submission: Submission) -> Any:
         dispatcher = await self._ready()
         return await caught(dispatcher.submit(submission))
+
+    async def resident(self) -> frozenset[str]:
+        return (await self._ready()).resident()
+
+    async def forget(self, keys: Collection[str]) -> None:
+        await (await self._ready()).forget(keys)
 
     async def status(self) -> dict[str, Any]:
         return (await self._ready()).status()
@@ -96,6 +103,20 @@ class ClusterDrawer:
                 if reference is not None:
                     ray.cancel(reference)
                 raise
+
+    async def resident(self) -> frozenset[str]:
+        """Nothing is known of where nobody dispatches; whoever asks will ask again."""
+        try:
+            return cast("frozenset[str]", await (await self._find()).resident.remote())
+        except (RayActorError, _NoDispatcher):
+            self._actor = None
+            return frozenset()
+
+    async def forget(self, keys: Collection[str]) -> None:
+        try:
+            await (await self._find()).forget.remote(set(keys))
+        except (RayActorError, _NoDispatcher):
+            self._actor = None
 
     async def status(self) -> Any:
         return await (await self._find()).status.remote()

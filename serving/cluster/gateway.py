@@ -14,7 +14,7 @@ from serving.api.app import create_app
 from serving.api.context import Context
 from serving.cluster.dispatcher_actor import ClusterDrawer
 from serving.cluster.ingest_actor import ClusterIngest
-from serving.composition import open_backends
+from serving.composition import open_backends, open_fetcher
 from serving.platform import Platform
 from serving.settings import Settings
 
@@ -46,7 +46,11 @@ def app() -> FastAPI:
             meter=backends.meter,
             audit=backends.audit,
             jobs=backends.jobs,
+            chores=backends.chores,
+            reconciler=backends.reconciler,
+            reconcile_s=settings.reconcile_s,
             ingest=ClusterIngest(settings.ray_namespace),
+            fetcher=open_fetcher(settings),
             signer=Signer(settings.secret_bytes),
             public_url=settings.resolved_public_url,
             url_expires_s=settings.url_expires_s,

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from assets.asset import Asset
 from assets.errors import AssetError
 from serving.composition import open_backends
 from serving.settings import Settings
@@ -14,13 +15,17 @@ NAME = "ingest"
 
 
 class IngestActor:
-    """Converts one upload at a time; keeps torch imported between them."""
+    """Keeps torch imported between ingests. When it dies Ray starts it anew, and it goes on with
+    what it finds waiting."""
 
     def __init__(self, settings: Settings) -> None:
+        from assets.ingest_queue import IngestQueue
         from serving.engine.compose import open_workshop
 
         self._settings = settings
-        self._workshop = open_workshop(settings, open_backends(settings))
+        backends = open_backends(settings)
+        self._workshop = open_workshop(settings, backends)
+        self._queue = IngestQueue(self._workshop, backends.library)
 
     def install_base(self) -> int | Exception:
         """The base model's native size, once it is in the store with the public library that
@@ -32,8 +37,8 @@ class IngestActor:
         except AssetError as error:
             return error.with_traceback(None)
 
-    def ingest(self, asset_id: str) -> None:
-        self._workshop.ingest(asset_id)
+    def start(self, asset: Asset) -> None:
+        self._queue.submit(asset)
 
 
 def start_ingest(settings: Settings) -> Any:
@@ -50,7 +55,7 @@ class ClusterIngest:
         self._namespace = namespace
         self._actor: Any = None
 
-    async def start(self, asset_id: str) -> None:
+    async def start(self, asset: Asset) -> None:
         if self._actor is None:
             self._actor = ray.get_actor(NAME, self._namespace)
-        self._actor.ingest.remote(asset_id)
+        self._actor.start.remote(asset)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import ray
@@ -53,6 +53,9 @@ class Slot:
     async def describe(self) -> ReplicaReport:
         return self._replica.report()
 
+    async def forget(self, keys: Collection[str]) -> ReplicaReport:
+        return await self._replica.forget(keys)
+
     def check_health(self) -> None:
         """Serve's question; a replica that raises is replaced."""
         self._replica.check_health()
@@ -85,6 +88,9 @@ class SlotClient:
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         return thrown(await self._call("draw", request))  # type: ignore[no-any-return]
+
+    async def forget(self, keys: Collection[str]) -> ReplicaReport:
+        return await self._call("forget", keys)  # type: ignore[no-any-return]
 
     async def digest(self) -> str:
         return str(await self._call("digest"))

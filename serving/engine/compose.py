@@ -14,7 +14,7 @@ from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner, StoreSource
 from serving.commons.miniature import identity, write_miniature
 from serving.commons.publish import publish_library, withdraw_library
-from serving.composition import Backends, open_store
+from serving.composition import Backends, open_fetcher, open_store
 from serving.engine.compiled import keep_artifacts
 from serving.engine.engine import Engine
 from serving.settings import Settings
@@ -64,6 +64,8 @@ def open_workshop(settings: Settings, backends: Backends) -> Workshop:
         backends.store,
         settings.secret_bytes,
         settings.scratch_dir,
+        fetcher=open_fetcher(settings),
+        hub=settings.hub_url,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar, cast
@@ -136,6 +136,10 @@ class Engine:
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""
         return self.shelf.resident()
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Of content keys that nobody may ask for any more; any thread."""
+        self.shelf.forget(keys)
 
     def become(self, prepared: Prepared) -> Swap:
         """Write the recipe into the working weights.

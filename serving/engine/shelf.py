@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -189,6 +189,13 @@ class Shelf:
         with torch.cuda.stream(stream):
             yield
         stream.synchronize()
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Drop what nobody may ask for any more from every tier, as soon as it is not leased."""
+        for key in keys:
+            for tier in {self.tier, self.pristine_tier}:
+                tier.forget(key)
+            self._provisioner.forget(key)
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""

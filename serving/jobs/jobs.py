@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -242,6 +242,11 @@ class Jobs:
         with Session(self._engine) as session:
             old = JobRow.finished_at_s < self._now() - KEPT_S
             return list(session.scalars(select(JobRow.id).where(old)))
+
+    def unknown(self, job_ids: Collection[str]) -> set[str]:
+        """Those that there are not, or not any more."""
+        with Session(self._engine) as session:
+            return {job_id for job_id in job_ids if session.get(JobRow, job_id) is None}
 
     def forget(self, job_id: str) -> None:
         """Unless it has come to life again, as an idempotency key can bring it."""

@@ -195,7 +195,7 @@ def test_a_rotten_copy_on_disk_is_fetched_anew(tmp_path: Path) -> None:
     provisioner = Provisioner(source, disk, host)
     blob = blob_of("s", 40)
     provisioner.bring(blob)[0].release()
-    assert host.drop(blob)
+    assert host.drop(blob.key)
     path = tmp_path / "d" / "objects" / "s"
     path.write_bytes(b"?" + path.read_bytes()[1:])
     with pytest.raises(Corrupt):
@@ -203,7 +203,7 @@ def test_a_rotten_copy_on_disk_is_fetched_anew(tmp_path: Path) -> None:
     lease, found = provisioner.bring(blob)
     assert found.tier == "store"
     assert lease.path.read_bytes() == content("s", 40)
-    assert not host.drop(blob)  # leased
+    assert not host.drop(blob.key)  # leased
     lease.release()
     host.check_integrity()
 

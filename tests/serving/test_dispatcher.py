@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import pytest
@@ -46,6 +46,10 @@ class FakeReplica:
 
     def report(self) -> ReplicaReport:
         return ReplicaReport(self.id, "node", 1, {"gpu": frozenset(self.keys)})
+
+    async def forget(self, keys: Collection[str]) -> ReplicaReport:
+        self.keys -= set(keys)
+        return self.report()
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         self.started.append(request.id)

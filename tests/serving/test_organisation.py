@@ -32,6 +32,15 @@ def door(platform: Running, tenant: str, **key: Any) -> httpx.Client:
     return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
 
 
+def usage(http: httpx.Client, pictures: int) -> dict[str, Any]:
+    """Once that many pictures are charged, which is just after they were answered."""
+    deadline = time.monotonic() + 10
+    while (body := http.get("/v1/usage").json())["totals"]["pictures"] < pictures:
+        assert time.monotonic() < deadline, body
+        time.sleep(0.01)
+    return dict(body)
+
+
 def test_pictures_are_charged_and_failures_are_not(platform: Running) -> None:
     with door(platform, "payer") as http:
         assert http.post("/generate/sdxl", json={**PROMPT, "num_images": 2}).status_code == 200
@@ -48,7 +57,7 @@ def test_pictures_are_charged_and_failures_are_not(platform: Running) -> None:
         while http.get(accepted["poll_url"]).json()["status"] != "completed":
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        body = http.get("/v1/usage").json()
+        body = usage(http, 3)
         assert [row["kind"] for row in body["data"]] == ["picture"] * 3
         assert len({row["reference"] for row in body["data"]}) == 3
         assert body["data"][-1]["reference"] == f"{accepted['response_id']}/0"
@@ -74,7 +83,7 @@ def test_pictures_are_charged_and_failures_are_not(platform: Running) -> None:
 def test_a_budget_ends_and_says_so(platform: Running) -> None:
     with door(platform, "thrifty") as http:
         assert http.post("/generate/sdxl", json=PROMPT).status_code == 200
-        used = http.get("/v1/organisation").json()["used"]["gpu_s"]
+        used = usage(http, 1)["totals"]["gpu_s"]
         platform.directory.put_plan(Plan("thrifty", gpu_s_per_month=used * 1.01))
         platform.directory.set_plan("thrifty", "thrifty")
         time.sleep(3.1)  # every gateway knows of the change within KEY_CACHE_S
@@ -105,7 +114,7 @@ def test_requests_a_minute(platform: Running) -> None:
                 assert answer.json()["code"] == "rate_limited"
                 assert 0 < int(answer.headers["retry-after"]) <= 20
         assert http.get("/v1/assets").status_code == 200  # which spends nothing
-        assert len(http.get("/v1/usage").json()["data"]) == 3
+        assert usage(http, 3)["totals"]["pictures"] == 3
     platform.directory.set_plan("hasty", "unlimited")
     platform.directory.put_plan(Plan("few", concurrent_pictures=2))
     platform.directory.set_plan("hasty", "few")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -43,6 +43,9 @@ class FakeEngine:
         self.may_prepare, self.may_draw = threading.Event(), threading.Event()
         self.may_prepare.set()
         self.may_draw.set()
+
+    def forget(self, keys: Collection[str]) -> None:
+        raise AssertionError("not in these tests")
 
     def prepare(self, recipe: Recipe) -> Any:
         self.preparing = True

@@ -1,0 +1,32 @@
+"""Places where a test may kill the process, to see what the next one makes of it.
+
+Nothing is armed unless the operator's configuration says so (``AO_FAILPOINT``).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Literal, get_args
+
+Failpoint = Literal[
+    "upload.created", "upload.received", "upload.completed",
+    "ingest.converted", "ingest.claimed", "ingest.stored", "ingest.recorded",
+    "delete.recorded", "collect.doomed", "collect.removed",
+    "generate.reserved", "generate.drawn", "generate.answered", "generate.settled",
+    "job.accepted", "job.stored", "job.finished",
+]  # fmt: skip
+FAILPOINTS: tuple[Failpoint, ...] = get_args(Failpoint)
+
+_armed: str | None = None
+
+
+def arm(label: Failpoint | None) -> None:
+    """From now on the process dies when it reaches ``label``, as of ``kill -9``."""
+    global _armed
+    _armed = label
+
+
+def reach(label: Failpoint) -> None:
+    if label == _armed:
+        os.kill(os.getpid(), signal.SIGKILL)

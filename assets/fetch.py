@@ -1,0 +1,361 @@
+"""A client for addresses that strangers give us, which reaches nothing but the public internet.
+
+The guard stands where a connection is made: a name is resolved once, every address that it has
+is checked, and the connection goes to the very address that was checked. So there is no second
+look-up for a rebinding name to answer differently, and whatever spelling of an address a URL
+has, or whatever a redirect leads to, it comes past the same guard. No proxy and no credentials
+of the environment are used.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import httpcore
+
+from assets.errors import FetchFailed, FetchRefused, TooLarge
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+#: All addresses of a name, as text.
+Resolve = Callable[[str, int], Sequence[str]]
+#: Bytes that have arrived, and how many there will be, if that was said.
+Progress = Callable[[int, int | None], None]
+
+_PORTS = {"https": 443, "http": 80}
+_CHUNK_BYTES = 1 << 20
+_MAX_URL_CHARS = 2048
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class Writer(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """``hosts`` are patterns such as ``*.example.org``. ``networks`` are reached although they
+    are not public, at any port: an operator's own store of models."""
+
+    schemes: Sequence[str] = ("https",)
+    hosts: Sequence[str] = ("*",)
+    networks: Sequence[Network] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """A transfer must bring ``least_bytes_per_s`` within every ``window_s``."""
+
+    connect_s: float = 10.0
+    answer_s: float = 30.0
+    overall_s: float = 6 * 3600.0
+    least_bytes_per_s: float = 50e3
+    window_s: float = 20.0
+    redirects: int = 3
+
+
+def system_resolve(host: str, port: int) -> Sequence[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+class Fetcher:
+    """Threads may share it; each transfer has a connection of its own."""
+
+    def __init__(
+        self,
+        rules: Rules | None = None,
+        limits: FetchLimits | None = None,
+        resolve: Resolve = system_resolve,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._rules = rules or Rules()
+        self._limits = limits or FetchLimits()
+        self._resolve = resolve
+        self._ssl = ssl_context or ssl.create_default_context()
+
+    def check(self, url: str) -> SplitResult:
+        """What can be said of a URL before anything is resolved.
+
+        Raises:
+            FetchRefused: it breaks a rule; says which.
+        """
+        if len(url) > _MAX_URL_CHARS or not url.isascii() or not url.isprintable():
+            raise FetchRefused(f"a URL is at most {_MAX_URL_CHARS} printable ASCII characters")
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError as error:
+            raise FetchRefused(f"this is no URL: {error}") from None
+        if parts.scheme not in self._rules.schemes:
+            raise FetchRefused(f"only {' or '.join(self._rules.schemes)} is fetched")
+        if not parts.hostname:
+            raise FetchRefused("this URL names no host")
+        if parts.username is not None or parts.password is not None:
+            raise FetchRefused("a URL may not hold credentials")
+        host = parts.hostname.lower().rstrip(".")
+        if not any(fnmatchcase(host, pattern) for pattern in self._rules.hosts):
+            raise FetchRefused(f"the host {host!r} is not among those that are fetched from")
+        return parts
+
+    def fetch(
+        self, url: str, target: Writer, most_bytes: int, progress: Progress = lambda *_: None
+    ) -> int:
+        """Stream what lies under ``url`` into ``target``; how many bytes that were.
+
+        Raises:
+            FetchRefused: the guard's no, for the URL, an address of it, or a redirect.
+            TooLarge: more than ``most_bytes``, said or sent.
+            FetchFailed: it could not be fetched, was cut off, or came too slowly.
+        """
+        with self._opened(url) as (response, watch):
+            said = _content_length(response)
+            if said is not None and said > most_bytes:
+                raise TooLarge(f"{said} bytes; at most {most_bytes} are accepted")
+            received = 0
+            for chunk in response.iter_stream():
+                received += len(chunk)
+                if received > most_bytes:
+                    raise TooLarge(f"more than the {most_bytes} bytes that are accepted")
+                target.write(chunk)
+                watch.received(len(chunk))
+                progress(received, said)
+            return received
+
+    def fetch_json(self, url: str, most_bytes: int = 8 << 20) -> Any:
+        """Raises as ``fetch`` does, and FetchFailed when it is no JSON."""
+        body = io.BytesIO()
+        self.fetch(url, body, most_bytes)
+        try:
+            return json.loads(body.getvalue())
+        except ValueError:
+            raise FetchFailed(f"{urlsplit(url).hostname} did not answer with JSON") from None
+
+    @contextmanager
+    def _opened(self, url: str) -> Iterator[tuple[httpcore.Response, _Watch]]:
+        """The answer behind all redirects, each of which comes past the guard anew."""
+        watch = _Watch(self._limits)
+        backend = _GuardedBackend(self._rules, self._limits, self._resolve, watch)
+        with httpcore.ConnectionPool(
+            ssl_context=self._ssl, network_backend=backend, max_keepalive_connections=0
+        ) as pool:
+            for _ in range(self._limits.redirects + 1):
+                parts = self.check(url)
+                with _translated(parts), self._request(pool, url, watch) as response:
+                    location = _location(response)
+                    if location is None:
+                        _check_answer(parts, response)
+                        watch.answered()
+                        yield response, watch
+                        return
+                    url = urljoin(url, location)
+        raise FetchRefused(f"more than {self._limits.redirects} redirects")
+
+    @contextmanager
+    def _request(
+        self, pool: httpcore.ConnectionPool, url: str, watch: _Watch
+    ) -> Iterator[httpcore.Response]:
+        limits = self._limits
+        timeouts = {
+            "connect": limits.connect_s, "read": limits.answer_s, "write": limits.answer_s,
+            "pool": limits.connect_s,
+        }  # fmt: skip
+        headers = [
+            (b"Host", _host_header(urlsplit(url))),
+            (b"User-Agent", b"asset-orchestrator"),
+            (b"Accept", b"*/*"),
+            (b"Accept-Encoding", b"identity"),
+        ]
+        watch.asked()
+        with pool.stream("GET", url, headers=headers, extensions={"timeout": timeouts}) as response:
+            yield response
+
+
+class _Watch:
+    """How long a transfer has taken, and how fast it is."""
+
+    def __init__(self, limits: FetchLimits) -> None:
+        self._limits = limits
+        self._end = time.monotonic() + limits.overall_s
+        self._until = self._end
+        self._window_began = time.monotonic()
+        self._in_window = 0
+
+    def asked(self) -> None:
+        self._until = min(self._end, time.monotonic() + self._limits.answer_s)
+
+    def answered(self) -> None:
+        self._until = self._end
+        self._window_began = time.monotonic()
+
+    def left_s(self) -> float:
+        """Raises FetchFailed when the time is up."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise FetchFailed("it took too long")
+        return left
+
+    def received(self, count: int) -> None:
+        """Raises FetchFailed when the last window brought too little."""
+        self._in_window += count
+        elapsed = time.monotonic() - self._window_began
+        if elapsed >= self._limits.window_s:
+            rate = self._in_window / elapsed
+            if rate < self._limits.least_bytes_per_s:
+                least = self._limits.least_bytes_per_s / 1e3
+                raise FetchFailed(
+                    f"it came with {rate / 1e3:.1f} kB/s; {least:g} kB/s are required"
+                )
+            self._window_began, self._in_window = time.monotonic(), 0
+
+
+class _GuardedBackend(httpcore.NetworkBackend):
+    def __init__(self, rules: Rules, limits: FetchLimits, resolve: Resolve, watch: _Watch) -> None:
+        self._rules = rules
+        self._limits = limits
+        self._resolve = resolve
+        self._watch = watch
+        self._inner = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> httpcore.NetworkStream:
+        try:
+            addresses = list(dict.fromkeys(self._resolve(host, port)))
+        except (OSError, UnicodeError):
+            raise FetchFailed(f"the name {host!r} cannot be resolved") from None
+        # All of them: a name with one good and one bad address is no good name.
+        for address in addresses:
+            self._check_address(host, address, port)
+        for address in addresses:
+            limit = min(self._watch.left_s(), self._limits.connect_s)
+            try:
+                stream = self._inner.connect_tcp(address, port, limit, local_address)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+            return _WatchedStream(stream, self._watch)
+        raise FetchFailed(f"{host} cannot be reached")
+
+    def connect_unix_socket(self, path: str, *_: Any, **__: Any) -> httpcore.NetworkStream:
+        raise FetchRefused("only the public internet is reached")
+
+    def _check_address(self, host: str, address: str, port: int) -> None:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        if any(ip in network for network in self._rules.networks):
+            return
+        if not all(is_public(each) for each in (ip, *embedded(ip))):
+            raise FetchRefused(f"{host!r} is not on the public internet")
+        if port not in _PORTS.values():
+            raise FetchRefused(f"port {port} is not fetched from")
+
+
+class _WatchedStream(httpcore.NetworkStream):
+    """A connection that ends when the transfer's time is up, whatever it is waiting for."""
+
+    def __init__(self, inner: httpcore.NetworkStream, watch: _Watch) -> None:
+        self._inner = inner
+        self._watch = watch
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, self._sooner(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, self._sooner(timeout))
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        secure = self._inner.start_tls(ssl_context, server_hostname, self._sooner(timeout))
+        return _WatchedStream(secure, self._watch)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+    def _sooner(self, timeout: float | None) -> float:
+        left = self._watch.left_s()
+        return left if timeout is None else min(left, timeout)
+
+
+def is_public(address: IpAddress) -> bool:
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def embedded(address: IpAddress) -> Iterator[ipaddress.IPv4Address]:
+    """IPv4 addresses that an IPv6 address stands for: mapped, 6to4, Teredo, NAT64."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return
+    if address.ipv4_mapped is not None:
+        yield address.ipv4_mapped
+    if address.sixtofour is not None:
+        yield address.sixtofour
+    if address.teredo is not None:
+        yield from address.teredo
+    if address in _NAT64:
+        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+
+
+@contextmanager
+def _translated(parts: SplitResult) -> Iterator[None]:
+    """httpcore's errors in our words."""
+    host = parts.hostname
+    try:
+        yield
+    except httpcore.TimeoutException:
+        raise FetchFailed(f"{host} does not answer") from None
+    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        raise FetchFailed(f"the transfer from {host} broke off: {error}") from None
+    except httpcore.UnsupportedProtocol as error:
+        raise FetchRefused(str(error)) from None
+
+
+def _header(response: httpcore.Response, name: bytes) -> str | None:
+    values = [value for key, value in response.headers if key.lower() == name]
+    return values[0].decode("latin-1").strip() if values else None
+
+
+def _location(response: httpcore.Response) -> str | None:
+    if response.status not in (301, 302, 303, 307, 308):
+        return None
+    location = _header(response, b"location")
+    if not location:
+        raise FetchFailed("a redirect that leads nowhere")
+    return location
+
+
+def _check_answer(parts: SplitResult, response: httpcore.Response) -> None:
+    if response.status != 200:
+        raise FetchFailed(f"{parts.hostname} answered {response.status}")
+    if (_header(response, b"content-encoding") or "identity").lower() != "identity":
+        raise FetchFailed(f"{parts.hostname} sent it compressed, which was not asked for")
+
+
+def _content_length(response: httpcore.Response) -> int | None:
+    text = _header(response, b"content-length")
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _host_header(parts: SplitResult) -> bytes:
+    host = parts.netloc.rpartition("@")[2]
+    return host.encode("ascii")

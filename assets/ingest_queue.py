@@ -1,0 +1,43 @@
+"""What runs ingests in a process: transfers beside each other, conversions one at a time."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from assets.asset import Asset
+from assets.library import Library
+from assets.tenant_pool import TenantPool
+from assets.workshop import Workshop
+
+_FETCHES = 8
+_FETCHES_PER_TENANT = 2
+
+
+class IngestQueue:
+    """Close it once. What is not done by then is found by the next one, which begins with what
+    its predecessor left."""
+
+    def __init__(self, workshop: Workshop, library: Library) -> None:
+        self._workshop = workshop
+        self._fetches = TenantPool("fetch", _FETCHES, _FETCHES_PER_TENANT)
+        self._ingests = TenantPool("ingest", 1, 1)
+        for asset in library.stale_uploads(0.0):
+            self.submit(asset)
+
+    def submit(self, asset: Asset) -> None:
+        if asset.is_import and asset.status == "uploaded":
+            self._fetches.submit(asset.tenant_id, asset.id, partial(self._fetch, asset))
+        else:
+            self._ingest(asset)
+
+    def _fetch(self, asset: Asset) -> None:
+        if self._workshop.fetch(asset.id):
+            self._ingest(asset)
+
+    def _ingest(self, asset: Asset) -> None:
+        self._ingests.submit(asset.tenant_id, asset.id, partial(self._workshop.ingest, asset.id))
+
+    def close(self) -> None:
+        self._workshop.stop()
+        self._fetches.close()
+        self._ingests.close()

@@ -1,0 +1,136 @@
+"""Brings records and bytes back together after whatever happened between them.
+
+Idempotent, and safe beside everything else that runs: what is younger than the grace period
+may be somebody's work in progress and is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from assets.asset import Asset
+from assets.blobs import BlobRecords
+from assets.failpoint import reach
+from assets.keys import BLOBS, PREVIEWS, UPLOADS, blob_of, stored_blob_key, upload_key
+from assets.library import KEPT_DELETED_S
+from assets.records import AssetRecords
+from assets.store import ObjectStore, Stored
+
+log = logging.getLogger(__name__)
+
+#: Work in progress is younger than this.
+GRACE_S = 3600.0
+#: An upload that nobody completed ends then.
+UPLOAD_KEPT_S = 24 * 3600.0
+LOST = "its bytes were lost; upload it again"
+
+#: Of stored objects, those that must not be there any more.
+Unwanted = Callable[[Sequence[Stored]], Collection[str]]
+
+
+class Reconciler:
+    """``others``: what else lies in the store, by prefix, and which of it is unwanted."""
+
+    def __init__(
+        self,
+        records: AssetRecords,
+        blobs: BlobRecords,
+        store: ObjectStore,
+        others: Mapping[str, Unwanted] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._records = records
+        self._blobs = blobs
+        self._store = store
+        self._others = others or {}
+        self._now = now
+
+    def run(self) -> Mapping[str, int]:
+        """What was done, by kind of deed; all zero when everything was as it should be."""
+        done: Counter[str] = Counter()
+        done["uploads_expired"] = self._expire_uploads()
+        done["assets_purged"] = self._purge()
+        done["blobs_collected"] = self._collect()
+        present = list(self._store.list(BLOBS))
+        done["orphan_blobs_removed"] = self._remove(present, self._unknown_blobs)
+        done["assets_lost"] = self._mark_lost({stored.key for stored in present})
+        for prefix, unwanted in {
+            UPLOADS: self._finished_uploads,
+            PREVIEWS: self._unused_previews,
+            **self._others,
+        }.items():
+            count = self._remove(list(self._store.list(prefix)), unwanted)
+            done[f"orphan_{prefix.rstrip('/')}_removed"] = count
+        if any(done.values()):
+            log.warning("reconciled: %s", {deed: n for deed, n in done.items() if n})
+        return done
+
+    def _expire_uploads(self) -> int:
+        """Uploads that were begun and never completed."""
+        stale = self._records.stale("ready_to_upload", self._now() - UPLOAD_KEPT_S)
+        gone: dict[str, Any] = {"status": "deleted", "deleted_at_s": self._now()}
+        gone["status_details"] = "nothing was uploaded in time"
+        ended = [self._records.update(a.id, gone, expect=("ready_to_upload",)) for a in stale]
+        return sum(asset is not None for asset in ended)
+
+    def _purge(self) -> int:
+        """Deleted assets that can no longer be restored let go of their bytes."""
+        dead = self._records.forgotten(self._now() - KEPT_DELETED_S)
+        for asset in dead:
+            data = {name: value for name, value in asset.data.items() if name != "preview"}
+            self._records.update(asset.id, {"parts": {}, "data": data}, expect=("deleted",))
+        return len(dead)
+
+    def _collect(self) -> int:
+        """Blobs that nothing refers to: first the bytes, then the record."""
+        before_s = self._now() - GRACE_S
+        collected = 0
+        for key in self._blobs.garbage(before_s):
+            if self._blobs.doom(key, before_s):
+                reach("collect.doomed")
+                self._store.delete(stored_blob_key(key))
+                reach("collect.removed")
+                self._blobs.forget(key)
+                collected += 1
+        return collected
+
+    def _remove(self, present: Sequence[Stored], unwanted: Unwanted) -> int:
+        old = [stored for stored in present if stored.changed_at_s < self._now() - GRACE_S]
+        orphans = unwanted(old)
+        for key in orphans:
+            self._store.delete(key)
+        return len(orphans)
+
+    def _unknown_blobs(self, old: Sequence[Stored]) -> Collection[str]:
+        keys = {blob_of(stored.key): stored.key for stored in old}
+        known = self._blobs.known(keys)
+        return [path for key, path in keys.items() if key not in known]
+
+    def _mark_lost(self, present: Collection[str]) -> int:
+        """Assets whose bytes are gone, as a store that was restored from a backup leaves them."""
+        lost: dict[str, Asset] = {}
+        for key, assets in self._records.referred().items():
+            path = stored_blob_key(key)
+            if path not in present and self._store.size(path) is None:
+                lost |= {asset.id: asset for asset in map(self._records.get, assets) if asset}
+        marked = {"status": "error", "status_details": LOST}
+        ended = [self._records.update(i, marked, expect=("ready",)) for i in lost]
+        return sum(asset is not None for asset in ended)
+
+    def _finished_uploads(self, old: Sequence[Stored]) -> Collection[str]:
+        def is_open(asset: Asset | None) -> bool:
+            return asset is not None and asset.status in ("ready_to_upload", "uploaded")
+
+        ids = {stored.key.removeprefix(UPLOADS).split("/")[0] for stored in old}
+        finished = {upload_key(i) for i in ids if not is_open(self._records.get(i))}
+        return [
+            s.key for s in old if UPLOADS + s.key.removeprefix(UPLOADS).split("/")[0] in finished
+        ]
+
+    def _unused_previews(self, old: Sequence[Stored]) -> Collection[str]:
+        used = self._records.previews()
+        return [stored.key for stored in old if stored.key not in used]

@@ -1,0 +1,56 @@
+"""What a gateway does beside its requests: expire, give back, meter, reconcile, forget."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from assets.keys import result_key
+from serving.api.context import Context
+
+log = logging.getLogger(__name__)
+
+#: A deleted asset leaves the tiers at once; one whose replica was away, within this.
+SWEEP_S = 30.0
+#: An upload whose ingest has not ended by then is ingested again.
+STALE_UPLOAD_S = 300.0
+
+
+async def keep_house(context: Context) -> None:
+    """Until cancelled. A chore that fails is logged, and tried again next time."""
+    while True:
+        for chore in (_expire, _restart_ingests, _account, _forget, _reconcile):
+            try:
+                await chore(context)
+            except Exception:
+                log.exception("%s failed; it will be done again", chore.__name__)
+        await asyncio.sleep(SWEEP_S)
+
+
+async def _expire(context: Context) -> None:
+    for job_id in await asyncio.to_thread(context.jobs.expired):
+        await asyncio.to_thread(context.store.delete, result_key(job_id))
+        await asyncio.to_thread(context.jobs.forget, job_id)
+    await asyncio.to_thread(context.platform.library.delete_expired)
+
+
+async def _restart_ingests(context: Context) -> None:
+    """Of those that died half way. To start one twice is harmless."""
+    for asset in await asyncio.to_thread(context.platform.library.stale_uploads, STALE_UPLOAD_S):
+        await context.ingest.start(asset)
+
+
+async def _account(context: Context) -> None:
+    await asyncio.to_thread(context.meter.release_expired)
+    await asyncio.to_thread(context.meter.meter_storage)
+
+
+async def _forget(context: Context) -> None:
+    await context.platform.forget_dead()
+
+
+async def _reconcile(context: Context) -> None:
+    if await asyncio.to_thread(context.chores.take, "reconcile", context.reconcile_s):
+        await asyncio.to_thread(context.reconciler.run)
+        for asset in await asyncio.to_thread(context.platform.library.miskeyed):
+            await context.ingest.start(asset)

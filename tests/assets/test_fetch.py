@@ -1,0 +1,368 @@
+"""The import guard, against servers on loopback of the test's own. 127.0.0.2 stands for the
+public internet (the operator's rules allow it), 127.0.0.1 for what must never be reached."""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from assets.errors import FetchFailed, FetchRefused, TooLarge
+from assets.fetch import Fetcher, FetchLimits, Rules, embedded, is_public, system_resolve
+from assets.hub import find_file
+
+OUTSIDE, INSIDE = "127.0.0.2", "127.0.0.1"
+QUICK = FetchLimits(connect_s=2.0, answer_s=1.0, overall_s=5.0, least_bytes_per_s=1e4, window_s=0.4)
+MOST = 1 << 20
+
+Answer = Callable[[socket.socket, str], None]
+
+
+class Server:
+    """Answers each connection with what the test says; remembers what was asked of it."""
+
+    def __init__(self, address: str, family: Any = socket.AF_INET) -> None:
+        self.answer: Answer = lambda *_: None
+        self.asked: list[str] = []
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket.bind((address, 0))
+        self._socket.listen(8)
+        self.port = self._socket.getsockname()[1]
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            connection, _ = self._socket.accept()
+            with connection:
+                request = connection.recv(65536).decode("latin-1")
+                if self._stopped.is_set() or not request:
+                    continue
+                self.asked.append(request)
+                try:
+                    self.answer(connection, request)
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.recv(1)
+                except OSError:
+                    continue
+
+    def close(self) -> None:
+        self._stopped.set()
+        family = self._socket.family
+        with socket.socket(family, socket.SOCK_STREAM) as last:
+            last.connect(self._socket.getsockname())
+        self._thread.join()
+        self._socket.close()
+
+    def says(self, *lines: str, body: bytes = b"") -> None:
+        head = "\r\n".join(["HTTP/1.1 " + lines[0], *lines[1:], "Connection: close", "", ""])
+        self.answer = lambda connection, _: connection.sendall(head.encode() + body)
+
+    def gives(self, body: bytes) -> None:
+        self.says("200 OK", f"Content-Length: {len(body)}", body=body)
+
+
+@contextmanager
+def server(address: str, family: Any = socket.AF_INET) -> Iterator[Server]:
+    running = Server(address, family)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def outside() -> Iterator[Server]:
+    with server(OUTSIDE) as running:
+        yield running
+
+
+@pytest.fixture
+def inside() -> Iterator[Server]:
+    with server(INSIDE) as running:
+        running.gives(b"a secret")
+        yield running
+
+
+class Names:
+    """A resolver of the test's own, which counts how often it is asked."""
+
+    def __init__(self, **names: Sequence[Sequence[str]]) -> None:
+        self._names = {host.replace("_", "."): list(answers) for host, answers in names.items()}
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, port: int) -> Sequence[str]:
+        self.asked.append(host)
+        answers = self._names.get(host)
+        if answers is None:
+            return system_resolve(host, port)
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+def fetcher(resolve: Any = None, **limits: Any) -> Fetcher:
+    rules = Rules(schemes=("http",), networks=[ipaddress.IPv4Network(f"{OUTSIDE}/32")])
+    chosen = FetchLimits(**{**{f: getattr(QUICK, f) for f in QUICK.__slots__}, **limits})
+    return Fetcher(rules, chosen, resolve or Names())
+
+
+def get(fetch: Fetcher, url: str, most: int = MOST, **options: Any) -> bytes:
+    body = io.BytesIO()
+    assert fetch.fetch(url, body, most, **options) == len(body.getvalue())
+    return body.getvalue()
+
+
+def test_a_file_is_fetched_and_its_progress_told(outside: Server) -> None:
+    outside.gives(b"x" * 300_000)
+    told: list[tuple[int, int | None]] = []
+    names = Names(files_example=[[OUTSIDE]])
+    url = f"http://files.example:{outside.port}/lora.safetensors?token=1"
+    data = get(fetcher(names), url, progress=lambda *now: told.append(now))
+    assert data == b"x" * 300_000
+    assert told[-1] == (300_000, 300_000)
+    request = outside.asked[0]
+    assert request.startswith("GET /lora.safetensors?token=1 HTTP/1.1\r\n")
+    assert f"Host: files.example:{outside.port}\r\n" in request
+    assert names.asked == ["files.example"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "0.0.0.0",
+        "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254",
+        "[fe80::1]", "[fd00::1]", "224.0.0.1", "255.255.255.255", "192.0.2.1", "[2001:db8::1]",
+    ],
+)  # fmt: skip
+def test_every_spelling_of_an_address_inside_is_refused(inside: Server, host: str) -> None:
+    """By the system's own resolver, which knows them all."""
+    rules = Rules(schemes=("http",))
+    with pytest.raises(FetchFailed):
+        get(Fetcher(rules, QUICK), f"http://{host}:{inside.port}/")
+    for port in ("80", "443"):
+        with pytest.raises(FetchRefused, match="not on the public internet"):
+            Fetcher(rules, QUICK).fetch(f"http://{host}:{port}/", io.BytesIO(), MOST)
+    assert inside.asked == []
+
+
+def test_a_name_that_answers_differently_the_second_time(outside: Server, inside: Server) -> None:
+    """It is asked once, and the address that was checked is the one that is reached."""
+    outside.gives(b"fine")
+    names = Names(rebinding_example=[[OUTSIDE], [INSIDE]])
+    assert get(fetcher(names), f"http://rebinding.example:{outside.port}/") == b"fine"
+    assert names.asked == ["rebinding.example"]
+    with pytest.raises(FetchRefused):
+        get(fetcher(names), f"http://rebinding.example:{outside.port}/")
+    for both in ([OUTSIDE, INSIDE], [INSIDE, OUTSIDE], [OUTSIDE, "::1"]):
+        with pytest.raises(FetchRefused):
+            get(fetcher(Names(two_example=[both])), f"http://two.example:{outside.port}/")
+    assert inside.asked == []
+
+
+@pytest.mark.parametrize("status", ["301 x", "302 x", "303 x", "307 x", "308 x"])
+def test_a_redirect_inside_is_refused(outside: Server, inside: Server, status: str) -> None:
+    for location in (
+        f"http://{INSIDE}:{inside.port}/",
+        f"http://[::ffff:{INSIDE}]:{inside.port}/",
+        f"//localhost:{inside.port}/",
+        "file:///etc/passwd",
+        "https://public.example/",  # which these rules do not fetch
+        f"http://user:password@{OUTSIDE}:{outside.port}/",
+    ):
+        outside.says(status, f"Location: {location}", "Content-Length: 0")
+        with pytest.raises(FetchRefused):
+            get(fetcher(), f"http://{OUTSIDE}:{outside.port}/")
+    # A name that was fine for the first request and is not for the second.
+    outside.says(status, "Location: /again", "Content-Length: 0")
+    names = Names(rebinding_example=[[OUTSIDE], [INSIDE]])
+    with pytest.raises(FetchRefused, match="public internet"):
+        get(fetcher(names), f"http://rebinding.example:{outside.port}/")
+    assert names.asked == ["rebinding.example"] * 2
+    assert inside.asked == []
+
+
+def test_redirects_are_followed_but_not_for_ever(outside: Server) -> None:
+    def answer(connection: socket.socket, request: str) -> None:
+        hop = int(request.split("/")[1].split(" ")[0])
+        if hop == 0:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        else:
+            head = f"HTTP/1.1 302 x\r\nLocation: {hop - 1}\r\nContent-Length: 0\r\n\r\n"
+            connection.sendall(head.encode())
+
+    outside.answer = answer
+    assert get(fetcher(), f"http://{OUTSIDE}:{outside.port}/3") == b"ok"
+    with pytest.raises(FetchRefused, match="more than 3 redirects"):
+        get(fetcher(), f"http://{OUTSIDE}:{outside.port}/9")
+
+
+def test_a_mapped_ipv6_address_of_the_resolver(inside: Server) -> None:
+    for address in (f"::ffff:{INSIDE}", "::ffff:7f00:1", "64:ff9b::7f00:1", "2002:7f00:1::", "::1"):
+        names = Names(six_example=[[address]])
+        with pytest.raises(FetchRefused):
+            get(fetcher(names), f"http://six.example:{inside.port}/")
+    assert inside.asked == []
+
+
+def test_an_endless_drip_ends(outside: Server) -> None:
+    def drip(connection: socket.socket, _: str) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            connection.sendall(b"1\r\nx\r\n")
+            time.sleep(0.02)
+
+    outside.answer = drip
+    started = time.monotonic()
+    with pytest.raises(FetchFailed, match="kB/s are required"):
+        get(fetcher(), f"http://{OUTSIDE}:{outside.port}/")
+    assert time.monotonic() - started < 3.0
+
+    def drip_headers(connection: socket.socket, _: str) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            connection.sendall(b"X: y\r\n")
+            time.sleep(0.02)
+
+    outside.answer = drip_headers
+    with pytest.raises(FetchFailed, match=r"too long|does not answer"):
+        get(fetcher(), f"http://{OUTSIDE}:{outside.port}/")
+
+    def silent(connection: socket.socket, _: str) -> None:
+        connection.recv(1)
+
+    outside.answer = silent
+    with pytest.raises(FetchFailed, match=r"too long|does not answer"):
+        get(fetcher(), f"http://{OUTSIDE}:{outside.port}/")
+
+
+def test_a_transfer_as_a_whole_ends(outside: Server) -> None:
+    def steady(connection: socket.socket, _: str) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            connection.sendall(b"400\r\n" + b"x" * 1024 + b"\r\n")
+            time.sleep(0.01)
+
+    outside.answer = steady
+    with pytest.raises(FetchFailed, match=r"too long|does not answer"):
+        get(fetcher(overall_s=0.8), f"http://{OUTSIDE}:{outside.port}/", most=1 << 30)
+
+
+def test_content_length_is_believed_no_further_than_it_goes(outside: Server) -> None:
+    url = f"http://{OUTSIDE}:{outside.port}/"
+    outside.says("200 OK", "Content-Length: 1000", body=b"short")
+    with pytest.raises(FetchFailed, match="broke off"):
+        get(fetcher(), url)
+    outside.says("200 OK", "Content-Length: 4", body=b"long, really")
+    assert get(fetcher(), url) == b"long"
+    outside.says("200 OK", f"Content-Length: {MOST + 1}")
+    with pytest.raises(TooLarge, match=str(MOST + 1)):
+        get(fetcher(), url)
+    for length in ("-1", "1e3", "4, 5", "99999999999999999999"):
+        outside.says("200 OK", f"Content-Length: {length}", body=b"four")
+        with pytest.raises((FetchFailed, TooLarge)):
+            get(fetcher(), url)
+
+    def endless(connection: socket.socket, _: str) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            connection.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+
+    outside.answer = endless
+    kept = io.BytesIO()
+    with pytest.raises(TooLarge):
+        fetcher().fetch(url, kept, MOST)
+    assert len(kept.getvalue()) <= MOST
+
+
+def test_other_answers_are_told(outside: Server) -> None:
+    url = f"http://{OUTSIDE}:{outside.port}/"
+    for lines, reason in (
+        (("404 Not Found", "Content-Length: 0"), "answered 404"),
+        (("200 OK", "Content-Encoding: gzip", "Content-Length: 0"), "compressed"),
+        (("302 Found", "Content-Length: 0"), "leads nowhere"),
+    ):
+        outside.says(*lines)
+        with pytest.raises(FetchFailed, match=reason):
+            get(fetcher(), url)
+    outside.answer = lambda connection, _: connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+    with pytest.raises(FetchFailed, match="broke off"):
+        get(fetcher(), url)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://files.example/", "only https"),
+        ("file:///etc/passwd", "only https"),
+        ("gopher://files.example/", "only https"),
+        ("https://", "no host"),
+        ("https://user:pw@files.example/", "credentials"),
+        ("https://other.test/", "not among those"),
+        ("https://files.example.evil.test/", "not among those"),
+        ("https://files.example:99999/", "no URL"),
+        ("https://files.example/" + "x" * 3000, "printable ASCII"),
+        ("https://files.example/\r\nX: y", "printable ASCII"),
+        ("https://ﬁles.example/", "printable ASCII"),
+    ],
+)
+def test_urls_that_break_a_rule(url: str, reason: str) -> None:
+    with pytest.raises(FetchRefused, match=reason):
+        Fetcher(Rules(hosts=("files.example", "*.files.example"))).check(url)
+
+
+def test_embedded_addresses() -> None:
+    def inner(text: str) -> set[str]:
+        return {str(address) for address in embedded(ipaddress.ip_address(text))}
+
+    assert inner("::ffff:10.0.0.1") == {"10.0.0.1"}
+    assert inner("64:ff9b::8.8.8.8") == {"8.8.8.8"}
+    assert inner("2002:0a00:0001::") == {"10.0.0.1"}
+    assert inner("8.8.8.8") == set()
+    assert is_public(ipaddress.ip_address("8.8.8.8"))
+    assert not is_public(ipaddress.ip_address("224.0.0.5"))
+
+
+def test_a_repository_is_the_one_file_that_is_meant() -> None:
+    asked: list[str] = []
+    files = [
+        {"rfilename": "README.md"},
+        {"rfilename": "style.safetensors", "lfs": {"sha256": "f" * 64, "size": 5}},
+        {"rfilename": "unet/model.safetensors"},
+    ]
+
+    def answer(url: str) -> Any:
+        asked.append(url)
+        return {"sha": "abc123", "siblings": files}
+
+    found = find_file("artist/style", answer, "https://hub")
+    assert asked == ["https://hub/api/models/artist/style?blobs=true"]
+    assert found.url == "https://hub/artist/style/resolve/abc123/style.safetensors"
+    assert found.sha256 == "f" * 64
+    inner = find_file("artist/style:unet/model.safetensors", answer, "https://hub")
+    assert inner.url.endswith("/unet/model.safetensors")
+    with pytest.raises(FetchFailed, match="unet/model"):
+        find_file("artist/style:nothing.bin", answer)
+    files.append({"rfilename": "other.safetensors"})
+    with pytest.raises(FetchFailed, match=r"which file.*other\.safetensors, style\.safetensors"):
+        find_file("artist/style", answer)
+    for odd in ("style", "a/b/c", "a/..", "a/b?x", "a b/c", "/b"):
+        with pytest.raises(FetchFailed, match="no repository"):
+            find_file(odd, answer)
+    for nonsense in ([], {"siblings": "x"}, {"siblings": [{"rfilename": 5}]}):
+        with pytest.raises(FetchFailed):
+            find_file("artist/style", lambda _, n=nonsense: n)  # type: ignore[misc]
+
+
+def test_servers_end() -> None:
+    with ExitStack() as stack:
+        running = stack.enter_context(server(OUTSIDE))
+        running.gives(b"x")
+        assert get(fetcher(), f"http://{OUTSIDE}:{running.port}/") == b"x"

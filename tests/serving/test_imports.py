@@ -1,0 +1,205 @@
+"""Assets that the platform fetches itself, from servers of the test's own on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.platforms import Running, running
+
+ALLOWED = "127.0.0.2"
+
+
+class Origin(BaseHTTPRequestHandler):
+    """Serves what the test has put there: bytes, or a function that answers."""
+
+    files: dict[str, bytes | Callable[[BaseHTTPRequestHandler], None]]
+
+    def do_GET(self) -> None:
+        given = self.files.get(self.path)
+        if given is None:
+            self.send_error(404)
+        elif callable(given):
+            given(self)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(given)))
+            self.end_headers()
+            self.wfile.write(given)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[Any]:
+    files: dict[str, Any] = {}
+    handler = type("Handler", (Origin,), {"files": files})
+    server = ThreadingHTTPServer((ALLOWED, 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    server.files = files  # type: ignore[attr-defined]
+    server.url = f"http://{ALLOWED}:{server.server_port}"  # type: ignore[attr-defined]
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory, origin: Any) -> Iterator[Running]:
+    settings = {"import_schemes": ("http",), "import_networks": (f"{ALLOWED}/32",)}
+    folder = tmp_path_factory.mktemp("imports")
+    with running(folder, "--in-process", replicas=1, hub_url=origin.url, **settings) as server:
+        yield server
+
+
+@pytest.fixture
+def http(platform: Running) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as client:
+        yield client
+
+
+def create(http: httpx.Client, name: str, **source: str) -> dict[str, Any]:
+    new = {"asset_type": "textual_inversion", "name": name, **source}
+    answer = http.post("/v1/assets", json=new)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json()["asset"])
+
+
+def ended(http: httpx.Client, asset_id: str, seen: list[str] | None = None) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while True:
+        asset = dict(http.get(f"/v1/assets/{asset_id}").json()["asset"])
+        if seen is not None:
+            seen.append(asset["status_details"])
+        if asset["status"] != "uploaded":
+            return asset
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_url_is_imported_and_its_progress_seen(
+    http: httpx.Client, origin: Any, sample_files: dict[str, Path]
+) -> None:
+    data = sample_files["inversion_long"].read_bytes()
+
+    def slowly(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        step = len(data) // 12
+        for start in range(0, len(data), step):
+            handler.wfile.write(data[start : start + step])
+            time.sleep(0.2)
+
+    origin.files["/slow.safetensors?signature=secret"] = slowly
+    url = f"{origin.url}/slow.safetensors?signature=secret"
+    created = create(http, "slow", url=url)
+    assert created["status"] == "uploaded"
+    seen: list[str] = []
+    asset = ended(http, created["id"], seen)
+    assert asset["status"] == "ready", asset
+    assert any("%" in details for details in seen), seen
+    assert asset["size_bytes"] == len(data)
+    assert asset["url"] == f"{origin.url}/slow.safetensors"  # without what was signed
+    assert asset["report"]["source_sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_a_repository_is_imported_and_its_digest_checked(
+    http: httpx.Client, origin: Any, sample_files: dict[str, Path]
+) -> None:
+    data = sample_files["inversion"].read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+
+    def listing(sha256: str) -> bytes:
+        file = {"rfilename": "word.safetensors", "lfs": {"sha256": sha256}}
+        return json.dumps({"sha": "abc", "siblings": [{"rfilename": "README.md"}, file]}).encode()
+
+    origin.files["/artist/word/resolve/abc/word.safetensors"] = data
+    origin.files["/api/models/artist/word?blobs=true"] = listing(digest)
+    asset = ended(http, create(http, "hub", hf_repo="artist/word")["id"])
+    assert (asset["status"], asset["hf_repo"]) == ("ready", "artist/word")
+    origin.files["/api/models/artist/word?blobs=true"] = listing("0" * 64)
+    asset = ended(http, create(http, "hub-2", hf_repo="artist/word")["id"])
+    assert asset["status"] == "rejected"
+    assert "not what was announced" in asset["status_details"]
+    origin.files["/api/models/artist/word?blobs=true"] = json.dumps({"siblings": []}).encode()
+    asset = ended(http, create(http, "hub-3", hf_repo="artist/word")["id"])
+    assert "say which file" in asset["status_details"]
+
+
+def test_what_cannot_be_fetched_is_rejected_with_the_reason(
+    http: httpx.Client, origin: Any, platform: Running
+) -> None:
+    def inside(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", f"{platform.url}/v1/status")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    origin.files["/inside"] = inside
+    origin.files["/page"] = b"<html>not found</html>"
+    for name, path, reason in (
+        ("inside", "/inside", "not on the public internet"),
+        ("missing", "/missing", "answered 404"),
+        ("page", "/page", "not a safetensors file"),
+    ):
+        asset = ended(http, create(http, name, url=origin.url + path)["id"])
+        assert asset["status"] == "rejected"
+        assert reason in asset["status_details"]
+        assert asset["report"]["reasons"]
+    folder = platform.settings.data_dir / "store" / "uploads"
+    assert not [path for path in folder.glob("**/*") if path.is_file()]
+
+
+def test_bad_sources_are_refused_at_once(http: httpx.Client, origin: Any) -> None:
+    for source in (
+        {"url": "file:///etc/passwd"},
+        {"url": "http://user:pw@127.0.0.2/"},
+        {"hf_repo": "../../etc"},
+        {"hf_repo": "a/b", "url": f"{origin.url}/x"},
+        {"hf_repo": "a/b", "hf_token_secret": "mine"},
+    ):
+        new = {"asset_type": "lora", "name": "bad", **source}
+        answer = http.post("/v1/assets", json=new)
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["detail"]
+    assert http.get("/v1/assets", params={"name": "bad"}).json()["total"] == 0
+
+
+def test_a_deleted_import_stops(http: httpx.Client, origin: Any, platform: Running) -> None:
+    stopped = threading.Event()
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            while True:
+                handler.wfile.write(b"x" * 65536)
+                time.sleep(0.01)
+        except OSError:
+            stopped.set()
+
+    origin.files["/endless"] = endless
+    asset = create(http, "endless", url=f"{origin.url}/endless")
+    deadline = time.monotonic() + 30
+    while "importing" not in http.get("/v1/assets/endless").json()["asset"]["status_details"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert http.delete(f"/v1/assets/{asset['id']}").is_success
+    assert stopped.wait(30)
+    folder = platform.settings.data_dir / "store" / "uploads"
+    while [path for path in folder.glob("**/*") if path.is_file()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
