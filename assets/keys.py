@@ -5,12 +5,22 @@ from __future__ import annotations
 from assets.content import Blob
 
 UPLOADS, BLOBS, PREVIEWS = "uploads/", "blobs/", "previews/"
+PARTS = "parts/"
 RESULTS, PICTURES = "results/", "pictures/"
 
 
 def upload_key(asset_id: str) -> str:
     """The bytes as the client sent them."""
     return f"{UPLOADS}{asset_id}"
+
+
+def parts_prefix(key: str, upload_id: str) -> str:
+    """Where the parts lie of what will be the object ``key``."""
+    return f"{PARTS}{key}/{upload_id}/"
+
+
+def part_key(key: str, upload_id: str, number: int) -> str:
+    return f"{parts_prefix(key, upload_id)}{number:05d}"
 
 
 def blob_key(blob: Blob) -> str:

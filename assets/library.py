@@ -26,6 +26,14 @@ from assets.failpoint import reach
 from assets.hub import check_repository
 from assets.ids import new_asset_id
 from assets.keys import upload_key
+from assets.parts import (
+    LEAST_PART_BYTES,
+    MOST_PART_BYTES,
+    PART_BYTES,
+    Part,
+    PartStore,
+    open_parts,
+)
 from assets.principal import Principal
 from assets.records import AssetRecords, Page, Query
 from assets.resolve import Resolved, Wanted, find, resolve
@@ -56,7 +64,34 @@ class NewAsset:
     new_version: bool = False
     url: str | None = None
     hf_repo: str | None = None
+    #: To be sent in parts: how many bytes there will be, and in parts of how many.
+    size_bytes: int | None = None
+    part_bytes: int = PART_BYTES
     data: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An upload in parts, as far as it is. All but the last part have ``part_bytes``."""
+
+    asset: Asset
+    upload_id: str
+    size_bytes: int
+    part_bytes: int
+    arrived: Sequence[Part]
+
+    @property
+    def part_count(self) -> int:
+        return -(-self.size_bytes // self.part_bytes)
+
+    def part_size(self, number: int) -> int:
+        return min(self.part_bytes, self.size_bytes - (number - 1) * self.part_bytes)
+
+    @property
+    def missing(self) -> Sequence[int]:
+        """Those that are not there, or not whole."""
+        whole = {p.number for p in self.arrived if p.size_bytes == self.part_size(p.number)}
+        return [number for number in range(1, self.part_count + 1) if number not in whole]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +116,13 @@ class Library:
         records: AssetRecords,
         blobs: BlobRecords,
         store: ObjectStore,
+        parts: PartStore | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._records = records
         self._blobs = blobs
         self._store = store
+        self._parts = parts or open_parts(store)
         self._now = now
 
     def _find(self, principal: Principal, reference: str, verb: Any) -> Asset:
@@ -102,6 +139,9 @@ class Library:
         visibility = _checked_visibility(principal, new.visibility, new.shared_with)
         self._check_expiry(new.expires_at_s)
         source = _checked_source(new)
+        room = self._room(principal)
+        if new.size_bytes is not None:
+            _check_parts(new, room)
         now = self._now()
         asset = Asset(
             id=new_asset_id(now),
@@ -117,11 +157,18 @@ class Library:
             expires_at_s=new.expires_at_s,
             status="uploaded" if source else "ready_to_upload",
             status_details="waiting to be fetched" if source else "",
-            data={**(new.data or {}), **source, "max_bytes": self._room(principal)},
+            data={**(new.data or {}), **source, "max_bytes": room},
         )
         added = self._records.add(asset, new_version=new.new_version, most=principal.plan.assets)
         reach("upload.created")
-        return added
+        if new.size_bytes is None:
+            return added
+        upload = {
+            "id": self._parts.begin(upload_key(added.id)),
+            "size_bytes": new.size_bytes,
+            "part_bytes": new.part_bytes,
+        }
+        return self._records.update(added.id, {"data": {**added.data, "upload": upload}}) or added
 
     def _room(self, principal: Principal) -> int:
         """How many bytes an upload may have.
@@ -137,6 +184,54 @@ class Library:
             raise QuotaExceeded("bytes of storage", limit)
         return min(room, MAX_UPLOAD_BYTES)
 
+    def upload(self, principal: Principal, reference: str) -> Upload:
+        """How far an upload in parts is.
+
+        Raises:
+            AssetNotFound: also for an asset that is not, or not any more, sent in parts.
+        """
+        asset = self._find(principal, reference, "update")
+        begun = asset.data.get("upload")
+        if asset.status != "ready_to_upload" or begun is None:
+            raise AssetNotFound(reference)
+        arrived = self._parts.parts(upload_key(asset.id), begun["id"])
+        return Upload(asset, begun["id"], begun["size_bytes"], begun["part_bytes"], arrived)
+
+    def signed_part(self, upload: Upload, number: int, expires_s: int) -> str | None:
+        """A URL of the store's own to which the part may be PUT, if it has such."""
+        key = upload_key(upload.asset.id)
+        return self._parts.signed_put(key, upload.upload_id, number, expires_s)
+
+    def abort(self, principal: Principal, reference: str) -> Asset:
+        """End an upload that is not complete: what has arrived is dropped, and the name free.
+
+        Raises:
+            AssetNotFound: also for an asset that is complete.
+        """
+        asset = self._find(principal, reference, "update")
+        if asset.status != "ready_to_upload":
+            raise AssetNotFound(reference)
+        changed = self._delete(asset)
+        if changed is None:
+            raise AssetNotFound(reference)
+        return changed
+
+    def _put_together(self, asset: Asset) -> None:
+        """Raises InvalidAsset when a part is missing."""
+        begun = asset.data["upload"]
+        key = upload_key(asset.id)
+        if self._store.size(key) == begun["size_bytes"]:
+            return  # by an earlier call, whose answer was lost
+        arrived = self._parts.parts(key, begun["id"])
+        upload = Upload(asset, begun["id"], begun["size_bytes"], begun["part_bytes"], arrived)
+        if upload.missing:
+            some = ", ".join(map(str, upload.missing[:10]))
+            raise InvalidAsset(
+                "asset_id", f"{len(upload.missing)} of {upload.part_count} parts are missing or "
+                f"not whole ({some}); GET /v1/assets/{asset.id}/upload says where to send them",
+            )  # fmt: skip
+        self._parts.finish(key, begun["id"], arrived[: upload.part_count])
+
     def complete(self, principal: Principal, reference: str) -> Asset:
         """The client says that its bytes are there. Repeating it is harmless.
 
@@ -147,6 +242,8 @@ class Library:
         asset = self._find(principal, reference, "update")
         if asset.status != "ready_to_upload":
             return asset
+        if "upload" in asset.data:
+            self._put_together(asset)
         size = self._store.size(upload_key(asset.id))
         if size is None:
             raise InvalidAsset(
@@ -198,6 +295,8 @@ class Library:
         if changed is not None:
             reach("delete.recorded")
             self._store.delete(upload_key(asset.id))
+            if asset.status == "ready_to_upload" and "upload" in asset.data:
+                self._parts.abort(upload_key(asset.id), asset.data["upload"]["id"])
         return changed
 
     def delete_expired(self) -> Sequence[Asset]:
@@ -322,6 +421,15 @@ def _check_name(name: str) -> None:
         raise InvalidAsset(
             "name", "a name is 1 to 128 letters, digits, '-', '_' or '.', and begins with one"
         )
+
+
+def _check_parts(new: NewAsset, room: int) -> None:
+    assert new.size_bytes is not None
+    if not 0 < new.size_bytes <= room:
+        raise InvalidAsset("size_bytes", f"{new.size_bytes} bytes; at most {room} are accepted")
+    if not LEAST_PART_BYTES <= new.part_bytes <= MOST_PART_BYTES:
+        limits = f"{LEAST_PART_BYTES} to {MOST_PART_BYTES}"
+        raise InvalidAsset("part_bytes", f"a part has {limits} bytes")
 
 
 def _checked_source(new: NewAsset) -> dict[str, str]:

@@ -17,6 +17,7 @@ from assets.blobs import BlobRecords
 from assets.failpoint import reach
 from assets.keys import BLOBS, PREVIEWS, UPLOADS, blob_of, stored_blob_key, upload_key
 from assets.library import KEPT_DELETED_S
+from assets.parts import PartStore, open_parts
 from assets.records import AssetRecords
 from assets.store import ObjectStore, Stored
 
@@ -40,12 +41,14 @@ class Reconciler:
         records: AssetRecords,
         blobs: BlobRecords,
         store: ObjectStore,
+        parts: PartStore | None = None,
         others: Mapping[str, Unwanted] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._records = records
         self._blobs = blobs
         self._store = store
+        self._parts = parts or open_parts(store)
         self._others = others or {}
         self._now = now
 
@@ -53,6 +56,7 @@ class Reconciler:
         """What was done, by kind of deed; all zero when everything was as it should be."""
         done: Counter[str] = Counter()
         done["uploads_expired"] = self._expire_uploads()
+        done["part_uploads_aborted"] = self._abort_uploads()
         done["assets_purged"] = self._purge()
         done["blobs_collected"] = self._collect()
         present = list(self._store.list(BLOBS))
@@ -76,6 +80,17 @@ class Reconciler:
         gone["status_details"] = "nothing was uploaded in time"
         ended = [self._records.update(a.id, gone, expect=("ready_to_upload",)) for a in stale]
         return sum(asset is not None for asset in ended)
+
+    def _abort_uploads(self) -> int:
+        """Uploads in parts that no asset waits for any more."""
+        aborted = 0
+        for begun in list(self._parts.begun()):
+            asset = self._records.get(begun.key.removeprefix(UPLOADS))
+            waits = asset is not None and asset.status == "ready_to_upload"
+            if not waits and begun.began_at_s < self._now() - GRACE_S:
+                self._parts.abort(begun.key, begun.upload_id)
+                aborted += 1
+        return aborted
 
     def _purge(self) -> int:
         """Deleted assets that can no longer be restored let go of their bytes."""

@@ -66,18 +66,25 @@ class FsspecStore:
 
     def __init__(self, url: str, **options: Any) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url, **options)
+        self.is_s3 = "s3" in _protocols(self._fs)
         self._is_local = "file" in _protocols(self._fs)
         if self._is_local:
             os.makedirs(self._root, exist_ok=True)
 
-    def _path(self, key: str) -> str:
+    @property
+    def filesystem(self) -> Any:
+        """For what only one kind of store can do."""
+        return self._fs
+
+    def path(self, key: str) -> str:
+        """Where ``key`` lies in the filesystem. Raises StoreError when it is none of ours."""
         if key.startswith("/") or ".." in key.split("/"):
             raise StoreError(f"not a key: {key!r}")
         return f"{self._root}/{key}"
 
     @contextmanager
     def write(self, key: str) -> Iterator[BinaryIO]:
-        path = self._path(key)
+        path = self.path(key)
         if self._is_local:
             with _atomic_write(path) as file:
                 yield file
@@ -97,21 +104,21 @@ class FsspecStore:
     def open(self, key: str) -> BinaryIO:
         try:
             if self._is_local:
-                return cast(BinaryIO, open(self._path(key), "rb", buffering=0))
-            return cast(BinaryIO, self._fs.open(self._path(key), "rb", block_size=8 << 20))
+                return cast(BinaryIO, open(self.path(key), "rb", buffering=0))
+            return cast(BinaryIO, self._fs.open(self.path(key), "rb", block_size=8 << 20))
         except FileNotFoundError:
             raise StoreError(f"the object store holds no {key!r}") from None
 
     def size(self, key: str) -> int | None:
         try:
             self._fs.invalidate_cache()
-            return int(self._fs.size(self._path(key)))
+            return int(self._fs.size(self.path(key)))
         except FileNotFoundError:
             return None
 
     def delete(self, key: str) -> None:
         try:
-            self._fs.rm_file(self._path(key))
+            self._fs.rm_file(self.path(key))
         except FileNotFoundError:
             return
 
@@ -121,13 +128,13 @@ class FsspecStore:
                 shutil.copyfileobj(given, taken, CHUNK_BYTES)
             return
         try:
-            self._fs.cp_file(self._path(source), self._path(target))
+            self._fs.cp_file(self.path(source), self.path(target))
         except FileNotFoundError:
             raise StoreError(f"the object store holds no {source!r}") from None
 
     def list(self, prefix: str) -> Iterator[Stored]:
         self._fs.invalidate_cache()
-        found = self._fs.find(self._path(prefix).rstrip("/"), detail=True)
+        found = self._fs.find(self.path(prefix).rstrip("/"), detail=True)
         for path, info in found.items():
             changed = info.get("mtime") or info["LastModified"]
             changed_at_s = changed if isinstance(changed, int | float) else changed.timestamp()
@@ -137,12 +144,12 @@ class FsspecStore:
     def signed_put(self, key: str, expires_s: int) -> str | None:
         if self._is_local:
             return None
-        return str(self._fs.url(self._path(key), expires=expires_s, client_method="put_object"))
+        return str(self._fs.url(self.path(key), expires=expires_s, client_method="put_object"))
 
     def signed_get(self, key: str, expires_s: int) -> str | None:
         if self._is_local:
             return None
-        return str(self._fs.url(self._path(key), expires=expires_s))
+        return str(self._fs.url(self.path(key), expires=expires_s))
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

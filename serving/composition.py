@@ -11,6 +11,7 @@ from assets.failpoint import arm
 from assets.fetch import Fetcher, Rules
 from assets.keys import PICTURES, RESULTS
 from assets.library import Library
+from assets.parts import open_parts
 from assets.reconcile import Reconciler
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
@@ -57,7 +58,8 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     engine = open_database(settings.resolved_database_url)
     store = open_store(settings)
     records, blobs = SqlAssetRecords(engine), SqlBlobRecords(engine)
-    library = Library(records, blobs, store)
+    parts = open_parts(store)
+    library = Library(records, blobs, store, parts)
     meter = Meter(engine, blobs)
     jobs = Jobs(engine, meter)
 
@@ -71,7 +73,7 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
         return [s.key for s in old if s.changed_at_s < now() - settings.pictures_kept_s]
 
     others = {RESULTS: old_results, PICTURES: old_pictures}
-    reconciler = Reconciler(records, blobs, store, others, now)
+    reconciler = Reconciler(records, blobs, store, parts, others, now)
     return Backends(
         records, blobs, store, library, Directory(engine), RateLimiter(engine), meter,
         Audit(engine), jobs, Chores(engine), reconciler,

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from assets.access import may
 from assets.asset import ASSET_KINDS, Asset
 from assets.asset import SERVED_ENGINE as ENGINE
-from assets.keys import blob_key, upload_key
+from assets.keys import blob_key, part_key, upload_key
 from assets.library import NewAsset
 from assets.principal import Principal
 from assets.records import Query as AssetQuery
@@ -36,6 +36,8 @@ def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
     """
     key = upload_key(asset.id)
     may_put = asset.status == "ready_to_upload" and may(who, "update", asset)
+    if may_put and "upload" in asset.data:
+        return {"type": "multipart", "upload_url": context.url(f"v1/assets/{asset.id}/upload")}
     may_get = len(asset.parts) == 1 and may(who, "download", asset)
     part = next(iter(asset.parts.values()), None)
     return {
@@ -76,6 +78,8 @@ async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
         shared_with=body.shared_with,
         expires_at_s=None if body.expires_at is None else body.expires_at.timestamp(),
         new_version=body.new_version,
+        size_bytes=_part_upload_size(body),
+        part_bytes=body.part_bytes,
         url=body.url,
         hf_repo=body.hf_repo,
         data=stored_data(body),
@@ -85,6 +89,52 @@ async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
         await context.ingest.start(asset)
     transfer = _transfer(context, asset, who)
     return {"asset": _body(context, asset, who), "transfer_api": transfer, "token": ""}
+
+
+def _part_upload_size(body: CreateAsset) -> int | None:
+    if body.transfer_api_type != "multipart":
+        return None
+    if body.size_bytes is None:
+        raise InvalidRequest("size_bytes", "say how many bytes will be sent in parts")
+    return body.size_bytes
+
+
+@router.get("/{ref:path}/upload")
+async def upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
+    """How far an upload in parts is, and where to PUT what is missing. May be asked as often as
+    one likes; each time the URLs are fresh."""
+    library = context.platform.library
+
+    def look() -> dict[str, Any]:
+        found = library.upload(who, ref)
+        return {
+            "asset_id": found.asset.id,
+            "size_bytes": found.size_bytes,
+            "part_bytes": found.part_bytes,
+            "part_count": found.part_count,
+            "parts": [{"number": p.number, "size_bytes": p.size_bytes} for p in found.arrived],
+            "missing": [
+                {
+                    "number": number,
+                    "offset": (number - 1) * found.part_bytes,
+                    "size_bytes": found.part_size(number),
+                    "put_url": library.signed_part(found, number, context.url_expires_s)
+                    or context.signed_url(
+                        "PUT", part_key(upload_key(found.asset.id), found.upload_id, number)
+                    ),
+                }
+                for number in found.missing
+            ],
+        }
+
+    return await asyncio.to_thread(look)
+
+
+@router.delete("/{ref:path}/upload")
+async def abort_upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
+    """End an upload that is not complete, of either kind."""
+    asset = await asyncio.to_thread(context.platform.library.abort, who, ref)
+    return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}
 
 
 @router.get("")

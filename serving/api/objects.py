@@ -18,7 +18,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from assets.errors import AssetNotFound, TooLarge
 from assets.failpoint import reach
-from assets.keys import picture_key
+from assets.keys import PARTS, UPLOADS, picture_key
+from assets.parts import MOST_PART_BYTES
 from assets.store import CHUNK_BYTES, ObjectStore
 from serving.api.context import Ctx
 
@@ -32,8 +33,10 @@ _PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 async def put(key: str, token: str, request: Request, context: Ctx) -> Response:
     """Receive an upload. Until it is complete nothing is visible under its key."""
     context.signer.verify("PUT", key, token, time.time())
-    asset_id = key.removeprefix("uploads/")
+    asset_id = key.removeprefix(PARTS).removeprefix(UPLOADS).partition("/")[0]
     most = await asyncio.to_thread(context.platform.library.receivable_bytes, asset_id)
+    if key.startswith(PARTS):
+        most = min(most, MOST_PART_BYTES)
     if most == 0:
         raise AssetNotFound(asset_id)
     declared = int(request.headers.get("content-length") or 0)

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, Visibility
 from assets.library import MAX_SHARED_WITH, Change
+from assets.parts import PART_BYTES
 
 Short = Annotated[str, Field(max_length=128)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -30,7 +31,8 @@ class AssetData(BaseModel):
 
 class CreateAsset(BaseModel):
     """OctoAI's, and of ours: ``visibility``, ``shared_with``, ``new_version``, ``licence``,
-    ``expires_at`` and ``sha256``."""
+    ``expires_at``, ``sha256``; and with ``transfer_api_type`` "multipart" ``size_bytes`` and
+    ``part_bytes``."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -45,6 +47,9 @@ class CreateAsset(BaseModel):
     licence: Short | None = None
     expires_at: AwareDatetime | None = None
     sha256: Sha256 | None = None
+    transfer_api_type: str | None = None
+    size_bytes: int | None = Field(None, gt=0)
+    part_bytes: int = PART_BYTES
     url: str | None = None
     hf_repo: str | None = None
     hf_token_secret: str | None = None
