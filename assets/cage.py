@@ -57,11 +57,21 @@ class Limits:
         return self.base_s + size_bytes / self.least_bytes_per_s
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """``more_bytes``: beyond what every inspection starts with, Python and its libraries."""
+
+    seconds: float
+    more_bytes: int
+
+
 class Cage:
     """Converts one file at a time. Close it once; it starts itself when it is needed."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
+        #: Of the last inspection, as the keeper saw it.
+        self.last_cost = Cost(0.0, 0)
         self._keeper: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -85,6 +95,7 @@ class Cage:
         }  # fmt: skip
         with self._lock:
             answer = self._ask(job)
+        self.last_cost = Cost(float(answer.get("seconds", 0)), int(answer.get("more_bytes", 0)))
         if "rejected" in answer:
             raise IngestRejected(*answer["rejected"])
         if "broke" in answer:

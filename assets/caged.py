@@ -54,6 +54,7 @@ def main() -> None:
 
 def _in_a_child(job: dict[str, Any], answers: int) -> dict[str, Any]:
     reader, writer = os.pipe()
+    inherited_bytes, started = _resident_bytes(), time.monotonic()
     child = os.fork()
     if child == 0:
         for inherited in (reader, answers, 0):
@@ -69,7 +70,13 @@ def _in_a_child(job: dict[str, Any], answers: int) -> dict[str, Any]:
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        _, status, used = os.wait4(child, 0)
+    answer = _answer(job, text, status)
+    more_bytes = max(0, used.ru_maxrss * 1024 - inherited_bytes)
+    return {**answer, "seconds": time.monotonic() - started, "more_bytes": more_bytes}
+
+
+def _answer(job: dict[str, Any], text: str | None, status: int) -> dict[str, Any]:
     if text is None:
         return {"rejected": [f"its inspection took longer than {job['wall_s']:.0f} s"]}
     if not text:
@@ -118,6 +125,10 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
             return too_much
         return {"broke": f"{type(error).__name__}: {error}"}
     return {"components": list(done.files), "report": dict(done.report)}
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _limit(job: dict[str, Any]) -> None:

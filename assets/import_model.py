@@ -13,6 +13,7 @@ from typing import Any
 from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
 from assets.formats.checkpoint import convert_checkpoint
+from assets.formats.findings import Findings
 from assets.formats.names import long_name
 from assets.formats.pack import weights_of
 from assets.formats.tensors import Planned, TensorFile, write_tensors
@@ -139,7 +140,9 @@ def _from_single_file(
 ) -> tuple[dict[Component, dict[str, Any]], dict[Component, dict[str, Planned]]]:
     skeleton = skeleton_of(configs)
     file = stack.enter_context(TensorFile(path))
-    parts, report = convert_checkpoint(file, skeleton)
+    findings = Findings()
+    parts, report = convert_checkpoint(file, skeleton, findings)
+    findings.raise_all()
     if report["from_base"]:
         missing = ", ".join(report["from_base"])
         raise IngestRejected(f"{path} lacks {missing}; a base model must bring all its components")

@@ -11,17 +11,15 @@ from assets.asset import AssetKind
 from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
 from assets.formats import checkpoint, inversion, lora
-from assets.formats.header import read_header
-from assets.formats.identify import Identity, identify
+from assets.formats.findings import Findings
+from assets.formats.header import Header, read_header
+from assets.formats.identify import identify
 from assets.formats.tensors import Planned, TensorFile, write_tensors
+from assets.ingest_rules import SERVED_FAMILY, check_family, mismatch
 from assets.skeleton import Skeleton, stacking_order
 
-SERVED_FAMILY = "SDXL"
-ACCEPTED = (
-    "accepted are SDXL files in .safetensors: LoRA, LoHa, LoKr (names of kohya, diffusers or "
-    "PEFT), textual inversion (clip_l and clip_g), checkpoint (a single file, a diffusers folder "
-    "packed into one, or its UNet) and VAE"
-)
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_MAX_TRAINING_CHARS, _MAX_VALUE_CHARS = 32_768, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +28,6 @@ class Ingested:
 
     files: Mapping[Component, tuple[Blob, Path]]
     report: Mapping[str, Any]
-
-
-def inspect(path: Path, declared: AssetKind) -> Identity:
-    """Header, kind and family; nothing is loaded.
-
-    Raises:
-        IngestRejected: not strict safetensors, not the declared kind, or not for SDXL.
-    """
-    identity = identify(read_header(path).shapes)
-    check_identity(identity, declared)
-    return identity
-
-
-def check_identity(identity: Identity, declared: AssetKind) -> None:
-    """Raises IngestRejected unless the served model can use such a file as ``declared``."""
-    if identity.family not in (None, SERVED_FAMILY):
-        what = identity.kind or "file"
-        raise IngestRejected(
-            f"this is a {what} for {identity.family} ({identity.evidence}); {ACCEPTED}"
-        )
-    if identity.kind is None:
-        raise IngestRejected(f"not recognised: {identity.evidence}; {ACCEPTED}")
-    if identity.kind != declared:
-        raise IngestRejected(
-            f"declared as {declared}, but the file is a {identity.kind} ({identity.evidence}); "
-            f"create the asset again with asset_type {identity.kind!r}"
-        )
 
 
 def ingest_file(
@@ -71,9 +42,21 @@ def ingest_file(
     Raises:
         IngestRejected: with every reason that was found.
     """
-    identity = inspect(path, declared)
+    header = read_header(path)
+    identity = identify(header.shapes)
+    check_family(identity)
+    assert identity.kind is not None
+    findings = Findings()
+    if identity.kind != declared:
+        findings.refuse(mismatch(identity, declared))
     with TensorFile(path) as file:
-        components, report = _convert(file, declared, skeleton)
+        try:
+            components, report = _convert(file, identity.kind, skeleton, findings)
+        except IngestRejected as rejected:
+            findings.refuse(*rejected.reasons)
+        if findings.reasons:
+            _check_values(file, findings)
+            findings.raise_all()
         files: dict[Component, tuple[Blob, Path]] = {}
         for component, tensors in components.items():
             target = scratch / component
@@ -83,9 +66,32 @@ def ingest_file(
             # VAE share its blob, and a change from one to the other leaves it where it is.
             key = content_key(written.sha256, component, skeleton.digest, salt)
             files[component] = (Blob(key, written.sha256, written.size_bytes), target)
-    facts = {"kind": declared, "family": SERVED_FAMILY, "fits": skeleton.digest}
-    report = {**facts, "evidence": identity.evidence, **report}
-    return Ingested(files, report)
+    report |= findings.finish()
+    facts: dict[str, Any] = {"kind": declared, "family": SERVED_FAMILY, "fits": skeleton.digest}
+    facts |= {"evidence": identity.evidence, "tensors": len(header.tensors)}
+    facts["dtypes"] = sorted({info.dtype for info in header.tensors.values()})
+    return Ingested(files, {**facts, **report, "training": _training(header)})
+
+
+def _check_values(file: TensorFile, findings: Findings) -> None:
+    """Of a file that is refused already: what else is wrong with it."""
+    for name, info in file.header.tensors.items():
+        if info.dtype in _FLOATS:
+            findings.check_finite(name, file.read(name))
+
+
+def _training(header: Header) -> dict[str, str]:
+    """What trainers write of themselves and of what they were given (``ss_*`` and the like):
+    advisory, private to the owner, and no longer than anybody reads."""
+    kept: dict[str, str] = {}
+    left = _MAX_TRAINING_CHARS
+    for name, value in sorted(header.metadata.items()):
+        text = value if len(value) <= _MAX_VALUE_CHARS else value[:_MAX_VALUE_CHARS] + "…"
+        left -= len(name) + len(text)
+        if left < 0:
+            break
+        kept[name] = text
+    return kept
 
 
 def _order(
@@ -98,15 +104,15 @@ def _order(
 
 
 def _convert(
-    file: TensorFile, kind: AssetKind, skeleton: Skeleton
+    file: TensorFile, kind: AssetKind, skeleton: Skeleton, findings: Findings
 ) -> tuple[dict[Component, dict[str, Planned]], dict[str, Any]]:
     if kind == "lora":
-        tensors, report = lora.convert(file, skeleton)
+        tensors, report = lora.convert(file, skeleton, findings)
         return {"lora": tensors}, report
     if kind == "textual_inversion":
-        tensors, report = inversion.convert(file, skeleton)
+        tensors, report = inversion.convert(file, skeleton, findings)
         return {"textual_inversion": tensors}, report
     if kind == "vae":
-        tensors, report = checkpoint.convert_vae(file, skeleton)
+        tensors, report = checkpoint.convert_vae(file, skeleton, findings)
         return {"vae": tensors}, report
-    return checkpoint.convert_checkpoint(file, skeleton)
+    return checkpoint.convert_checkpoint(file, skeleton, findings)

@@ -17,6 +17,7 @@ from assets.asset import ASSET_KINDS, COMMONS, VISIBILITIES, Asset, Visibility
 from assets.blobs import BlobRecords
 from assets.errors import (
     AssetNotFound,
+    AssetNotReady,
     FetchFailed,
     InvalidAsset,
     NameTaken,
@@ -142,6 +143,9 @@ class Library:
         room = self._room(principal)
         if new.size_bytes is not None:
             _check_parts(new, room)
+        known = self._records.find(principal.tenant_id, new.name) if new.new_version else None
+        if known is not None and known.kind != new.kind:
+            raise InvalidAsset("asset_type", f"a version of a {known.kind} is a {known.kind}")
         now = self._now()
         asset = Asset(
             id=new_asset_id(now),
@@ -345,6 +349,17 @@ class Library:
         if changed is None:  # deleted or finished in between
             return self.update(principal, asset.id, replace(change, name=None))
         return changed
+
+    def check_update(self, principal: Principal, reference: str) -> None:
+        """Raises AssetNotFound or Forbidden unless the asset may be changed."""
+        self._find(principal, reference, "update")
+
+    def usable(self, principal: Principal, reference: str) -> Asset:
+        """Raises AssetNotFound; AssetNotReady when it cannot be drawn with yet."""
+        asset = self._find(principal, reference, "use")
+        if asset.status != "ready":
+            raise AssetNotReady(reference, asset.status, asset.status_details)
+        return asset
 
     def set_preview(self, principal: Principal, reference: str, key: str) -> Asset:
         """The picture under ``key`` is the asset's preview. Raises AssetNotFound."""

@@ -17,6 +17,7 @@ from assets.asset import COMMONS, SERVED_ENGINE, Asset, AssetKind
 from assets.blobs import BlobRecords
 from assets.cage import Cage
 from assets.content import Blob, Component, content_key, tenant_salt
+from assets.effect import EffectProbe
 from assets.errors import FetchFailed, FetchRefused, IngestRejected, StoreError, TooLarge
 from assets.failpoint import reach
 from assets.fetch import Fetcher
@@ -50,6 +51,7 @@ class Workshop:
         secret: the platform's secret, from which tenants' salts are derived.
         scratch: a local folder for files in conversion (as large as the largest upload, twice).
         fetcher: what imports come through; hub: where repositories are.
+        probe: draws with what was uploaded.
         cage: where uploads are converted; the operator's own files are converted right here.
     """
 
@@ -64,7 +66,9 @@ class Workshop:
         cage: Cage | None = None,
         fetcher: Fetcher | None = None,
         hub: str = HUB,
+        probe: EffectProbe | None = None,
     ) -> None:
+        self._probe = probe
         self._fetcher = fetcher or Fetcher()
         self._hub = hub
         self._stopped = threading.Event()
@@ -166,7 +170,8 @@ class Workshop:
                 done = self._cage.ingest(source, asset.kind, skeleton, salt, scratch)
                 reach("ingest.converted")
                 converted = self._keep(done, digest)
-            changes: dict[str, Any] = {"status": "ready", "status_details": "", **converted}
+            details = self._look(asset.kind, converted)
+            changes: dict[str, Any] = {"status": "ready", "status_details": details, **converted}
         except IngestRejected as rejection:
             changes = {
                 "status": "rejected",
@@ -216,6 +221,26 @@ class Workshop:
             reach("ingest.stored")
         parts = {component: blob for component, (blob, _) in done.files.items()}
         return {"parts": parts, "report": {**done.report, "source_sha256": digest}}
+
+    def _look(self, kind: AssetKind, converted: dict[str, Any]) -> str:
+        """Draw with it, where that is quick; what an owner ought to know.
+
+        Raises:
+            IngestRejected: no picture comes of it.
+        """
+        if self._probe is None:
+            return ""
+        try:
+            effect = self._probe.probe(kind, converted["parts"])
+        except Exception:  # our trouble, not the file's
+            log.exception("the effect of an asset could not be seen")
+            return ""
+        if effect is None:
+            return ""
+        converted["report"] = {**converted["report"], "effect": effect.report()}
+        if effect.rms is None:
+            raise IngestRejected("with it, at weight 1, the picture is not finite")
+        return "" if effect.rms else "it changes nothing in a test picture"
 
     def _claim(self, blob: Blob) -> None:
         """Before its bytes are stored. A collector that is taking it just now is waited for."""

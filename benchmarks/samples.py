@@ -7,13 +7,17 @@ so they take the way that any upload takes.
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from assets.content import Component
+from assets.formats.header import read_header
 from assets.skeleton import Skeleton
 
 _PROJECTIONS = re.compile(r"\.(attn\d|self_attn)\..*\.weight$")
@@ -57,13 +61,13 @@ def write_kohya_lora(
 
 
 def write_wild_lora(path: Path, skeleton: Skeleton) -> Path:
-    """Finite in every value, and at weight 10 the end of any picture."""
+    """Finite in every value and fine at weight 1; at weight 10 the end of any picture."""
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in skeleton.components["unet"].items():
         if ".ff.net." in name and name.endswith(".weight"):
             module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
-            tensors[f"{module}.lora_down.weight"] = torch.full((1, shape[1]), 6e4).half()
-            tensors[f"{module}.lora_up.weight"] = torch.full((shape[0], 1), 6e4).half()
+            tensors[f"{module}.lora_down.weight"] = torch.full((1, shape[1]), 92.0).half()
+            tensors[f"{module}.lora_up.weight"] = torch.full((shape[0], 1), 92.0).half()
     return _write(path, tensors)
 
 
@@ -84,3 +88,25 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     return path
+
+
+def write_padded(source: Path, target: Path, size_bytes: int) -> Path:
+    """The file ``source`` and, beside its own tensors, an averaged copy of about ``size_bytes``
+    in all, which nobody needs and many checkpoints carry. Its zeros take no room on disk."""
+    header = read_header(source)
+    document: dict[str, Any] = {
+        name: {"dtype": i.dtype, "shape": list(i.shape), "data_offsets": [i.begin, i.end]}
+        for name, i in header.tensors.items()
+    }
+    end = max(info.end for info in header.tensors.values())
+    padding = max(0, size_bytes - source.stat().st_size)
+    document["model_ema.padding"] = {
+        "dtype": "U8", "shape": [padding], "data_offsets": [end, end + padding],
+    }  # fmt: skip
+    raw = json.dumps(document).encode()
+    with open(source, "rb") as given, open(target, "wb") as file:
+        given.seek(header.data_offset)
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        shutil.copyfileobj(given, file)
+        file.truncate(file.tell() + padding)
+    return target

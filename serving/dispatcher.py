@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+from assets.content import Blob
+from orchestrator.errors import TierError
 from router.admission import QueueLimits, admit
 from router.assign import assign
 from router.cost import Speeds
@@ -74,6 +76,9 @@ class ReplicaClient(Protocol):
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         """Drop the values of these content keys from every tier that it reaches."""
+
+    async def warm(self, blobs: Sequence[Blob]) -> str:
+        """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
 
 
 @dataclass(slots=True)
@@ -178,6 +183,18 @@ class Dispatcher:
 
         up = [slot for slot in self._slots.values() if slot.report is not None]
         await asyncio.gather(*map(ask, up))
+
+    async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
+        """Bring blobs up on every replica's node; the tier on which each found them. A replica
+        that is down, or has no room for them, is left out."""
+        found: dict[str, str] = {}
+
+        async def ask(slot: _Slot) -> None:
+            with suppress(ServingError, TierError):
+                found[slot.client.id] = await slot.client.warm(blobs)
+
+        await asyncio.gather(*(ask(s) for s in self._slots.values() if s.report is not None))
+        return found
 
     async def submit(self, submission: Submission) -> Drawing:
         """Wait for a replica and draw. Submitting an id again joins the first.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from assets.asset import Asset
+from assets.content import Blob
 from assets.ingest_queue import IngestQueue
 from assets.signing import Signer
 from router.admission import QueueLimits
@@ -37,6 +38,9 @@ class LocalClient:
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return await self._replica.forget(keys)
 
+    async def warm(self, blobs: Sequence[Blob]) -> str:
+        return await self._replica.warm(blobs)
+
 
 class LocalDrawer:
     """A :class:`~serving.platform.Drawer` over a dispatcher on this event loop."""
@@ -52,6 +56,9 @@ class LocalDrawer:
 
     async def forget(self, keys: Collection[str]) -> None:
         await self._dispatcher.forget(keys)
+
+    async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
+        return await self._dispatcher.warm(blobs)
 
 
 class LocalIngest:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from assets.content import Blob
 from assets.failpoint import reach
 from assets.ids import ulid
 from assets.library import Library
@@ -54,6 +55,9 @@ class Drawer(Protocol):
 
     async def forget(self, keys: Collection[str]) -> None:
         """Drop what nobody may ask for any more."""
+
+    async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
+        """Bring blobs up on every node; by replica, the tier on which they were found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,15 @@ class Platform:
         """``generate`` for whoever reserves and settles by itself."""
         ready = await self._resolve(principal, order)
         return await self._draw(ready, Charge(charge_id, principal, ready.request.work))
+
+    async def warm(self, principal: Principal, reference: str) -> Mapping[str, str]:
+        """Bring an asset up to host RAM on every node; where each replica found it.
+
+        Raises:
+            AssetNotFound, AssetNotReady.
+        """
+        asset = await asyncio.to_thread(self.library.usable, principal, reference)
+        return await self._drawer.warm(tuple(asset.parts.values()))
 
     async def forget_dead(self, among: Collection[str] | None = None) -> int:
         """Have every tier drop what no live asset refers to; how many content keys that were.

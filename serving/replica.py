@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event
 from typing import Any, Protocol
 
+from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
@@ -32,6 +33,8 @@ class DrawingEngine(Protocol):
     def resident(self) -> Mapping[str, frozenset[str]]: ...
 
     def forget(self, keys: Collection[str]) -> None: ...
+
+    def warm(self, blobs: Sequence[Blob]) -> str: ...
 
 
 class Replica:
@@ -90,6 +93,11 @@ class Replica:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._preparer, self._engine.forget, keys)
         return self.report()
+
+    async def warm(self, blobs: Sequence[Blob]) -> str:
+        """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._preparer, self._engine.warm, blobs)
 
     async def _prepare(self, recipe: Recipe) -> Any:
         """Lease everything; when another request's leases leave no room, wait for them.

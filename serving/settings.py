@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     queue_total: int = 512
     open_tenant: str = ""
 
+    effect_probe: bool = True
+
     import_schemes: tuple[str, ...] = ("https",)
     import_hosts: tuple[str, ...] = ("*",)
     import_networks: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.format_matrix import DOCUMENT, FormatMatrix
@@ -185,10 +186,47 @@ def samples(bench: Bench, sample_files: dict[str, Path]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A real S3 server on loopback, over a private folder."""
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Another S3 server, in memory, for what ``s3_server`` cannot do."""
+    port = free_port()
+    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path_factory.mktemp("moto"))}
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, env=environment, **quiet)
+    _await_port(server, port)
+    options = s3_options(port, "orchestrator-test-key", "orchestrator-test-secret")
+    httpx.put(f"http://127.0.0.1:{port}/bucket").raise_for_status()
+    yield {"url": "s3://bucket", "options": options}
+    server.terminate()
+    server.wait()
+
+
+def s3_options(port: int, key: str, secret: str) -> dict[str, Any]:
+    return {
+        "key": key,
+        "secret": secret,
+        "endpoint_url": f"http://127.0.0.1:{port}",
+        "client_kwargs": {"region_name": "us-east-1"},
+    }
+
+
+def _await_port(server: subprocess.Popen[bytes], port: int) -> None:
     import time
 
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A real S3 server on loopback, over a private folder."""
     binary = Path(sys.executable).parent / "rclone"
     folder = tmp_path_factory.mktemp("s3")
     (folder / "bucket").mkdir()
@@ -197,24 +235,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, An
     command = [str(binary), "serve", "s3", "--auth-key", f"{key},{secret}"]
     command += ["--addr", f"127.0.0.1:{port}", "--config", "/dev/null", str(folder)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            assert server.poll() is None, "rclone ended"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    yield {
-        "url": "s3://bucket",
-        "options": {
-            "key": key,
-            "secret": secret,
-            "endpoint_url": f"http://127.0.0.1:{port}",
-            "client_kwargs": {"region_name": "us-east-1"},
-        },
-    }
+    _await_port(server, port)
+    yield {"url": "s3://bucket", "options": s3_options(port, key, secret)}
     server.terminate()
     server.wait()
 

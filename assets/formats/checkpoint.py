@@ -9,6 +9,7 @@ import torch
 
 from assets.content import MODEL_COMPONENTS, Component
 from assets.errors import IngestRejected
+from assets.formats.findings import Findings
 from assets.formats.names import SingleFileName, short_name, single_file_name
 from assets.formats.tensors import Planned, TensorFile
 from assets.skeleton import Shape, Skeleton
@@ -21,7 +22,7 @@ Tensors = dict[str, Planned]
 
 
 def convert_checkpoint(
-    file: TensorFile, skeleton: Skeleton
+    file: TensorFile, skeleton: Skeleton, findings: Findings
 ) -> tuple[dict[Component, Tensors], dict[str, Any]]:
     """Canonical tensors for each component that the file holds whole.
 
@@ -29,7 +30,8 @@ def convert_checkpoint(
     and said so in the report (``from_base``).
 
     Raises:
-        IngestRejected: a component is incomplete, or a shape does not fit.
+        IngestRejected: there is no UNet. What is incomplete or does not fit is among the
+        findings at once, and values that are not finite once they are read.
     """
     parts: dict[Component, Tensors] = {}
     used: set[str] = set()
@@ -40,7 +42,7 @@ def convert_checkpoint(
         if names is None:
             from_base.append(component)
             continue
-        parts[component] = _component(file, component, wanted, names)
+        parts[component] = _component(file, component, wanted, names, findings)
         used.update(source.name for source in names.values())
     if "unet" not in parts:
         raise IngestRejected("no UNet in the file; a checkpoint must bring at least that")
@@ -66,7 +68,9 @@ def _names_in(
     return layouts[best] if found[best] else None
 
 
-def convert_vae(file: TensorFile, skeleton: Skeleton) -> tuple[Tensors, dict[str, Any]]:
+def convert_vae(
+    file: TensorFile, skeleton: Skeleton, findings: Findings
+) -> tuple[Tensors, dict[str, Any]]:
     """Canonical tensors of a VAE in diffusers or LDM names, with or without a prefix."""
     wanted = skeleton.components["vae"]
     if "decoder.mid_block.resnets.0.conv1.weight" in file:
@@ -74,7 +78,7 @@ def convert_vae(file: TensorFile, skeleton: Skeleton) -> tuple[Tensors, dict[str
     else:
         prefixed = any(name.startswith("first_stage_model.") for name in file.header.tensors)
         names = {name: single_file_name("vae", name, prefixed=prefixed) for name in wanted}
-    tensors = _component(file, "vae", wanted, names)
+    tensors = _component(file, "vae", wanted, names, findings)
     return tensors, _report(file, {source.name for source in names.values()}, [])
 
 
@@ -95,6 +99,7 @@ def _component(
     component: Component,
     wanted: Mapping[str, Shape],
     names: Mapping[str, SingleFileName],
+    findings: Findings,
 ) -> Tensors:
     planned: Tensors = {}
     problems: list[str] = []
@@ -110,11 +115,11 @@ def _component(
                 f"{source.name!r} is {list(info.shape)}; the served model has {list(shape)}"
             )
         else:
-            planned[name] = Planned(info.dtype, shape, _reader(file, source, shape))
+            planned[name] = Planned(info.dtype, shape, _reader(file, source, shape, findings))
     if problems:
         more = len(problems) - 5
         tail = (f"and {more} more like these in {component}",) if more > 0 else ()
-        raise IngestRejected(*problems[:5], *tail)
+        findings.refuse(*problems[:5], *tail)
     return planned
 
 
@@ -126,17 +131,14 @@ def _fits(found: Shape, wanted: Shape, source: SingleFileName) -> bool:
     return found == wanted or (len(wanted) == 2 and found == (*wanted, 1, 1))
 
 
-def _reader(file: TensorFile, source: SingleFileName, shape: Shape) -> Any:
+def _reader(file: TensorFile, source: SingleFileName, shape: Shape, findings: Findings) -> Any:
     def values() -> torch.Tensor:
         tensor = file.read(source.name)
         if source.third is not None:
             tensor = tensor.chunk(3)[source.third]
         if source.transposed:
             tensor = tensor.t()
-        if not torch.isfinite(tensor).all():
-            raise IngestRejected(
-                f"{source.name!r} holds values that are not finite (NaN or infinite)"
-            )
+        findings.check_finite(source.name, tensor)
         return tensor.reshape(shape)
 
     return values

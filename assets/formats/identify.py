@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from assets.asset import AssetKind
-from assets.formats.inversion import PAIRS
 from assets.skeleton import Shape
+
+#: The names of both encoders' tensors in a textual inversion.
+PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 
 Listing = Mapping[str, Shape]
 

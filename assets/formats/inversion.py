@@ -18,23 +18,24 @@ import torch
 
 from assets.content import Component
 from assets.errors import IngestRejected
+from assets.formats.findings import Findings
 from assets.formats.header import TensorInfo
+from assets.formats.identify import PAIRS
 from assets.formats.tensors import Planned, TensorFile
 from assets.skeleton import Shape, Skeleton
 
 MAX_VECTORS = 75
-#: The names of both encoders' tensors.
-PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
 
 
 def convert(
-    file: TensorFile, skeleton: Skeleton, prefix: str = ""
+    file: TensorFile, skeleton: Skeleton, findings: Findings, prefix: str = ""
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
     """The canonical tensors of an inversion whose keys begin with ``prefix``.
 
     Raises:
-        IngestRejected: an encoder's vectors are missing, of another width, or not finite.
+        IngestRejected: an encoder's vectors are missing or of another width. Values that are
+        not finite are among the findings once they are read.
     """
     infos = {
         key.removeprefix(prefix): info
@@ -43,10 +44,10 @@ def convert(
     }
     for pair in PAIRS:
         if any(key in infos for key in pair):
-            return _pair(file, prefix, infos, pair, skeleton)
+            return _pair(file, prefix, infos, pair, skeleton, findings)
     if prefix or len(infos) != 1:
         raise IngestRejected(f"no vectors in it (keys {prefix}clip_l and {prefix}clip_g)")
-    return _single(file, *infos.popitem(), skeleton)
+    return _single(file, *infos.popitem(), skeleton, findings)
 
 
 def _pair(
@@ -55,6 +56,7 @@ def _pair(
     infos: Mapping[str, TensorInfo],
     pair: tuple[str, str],
     skeleton: Skeleton,
+    findings: Findings,
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
     planned: dict[str, Planned] = {}
     problems: list[str] = []
@@ -74,7 +76,7 @@ def _pair(
         problems += _too_many(name, shape)
         counts.add(shape[0])
         planned[component] = Planned(
-            info.dtype, shape, partial(_values, file, name, shape, slice(None))
+            info.dtype, shape, partial(_values, file, name, shape, slice(None), findings)
         )
     if len(counts) > 1:
         problems.append(
@@ -86,7 +88,7 @@ def _pair(
 
 
 def _single(
-    file: TensorFile, name: str, info: TensorInfo, skeleton: Skeleton
+    file: TensorFile, name: str, info: TensorInfo, skeleton: Skeleton, findings: Findings
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
     first, second = skeleton.text_widths
     shape = _rows(info.shape)
@@ -108,7 +110,7 @@ def _single(
         component: Planned(
             info.dtype,
             (count, len(range(width)[part])),
-            partial(_values, file, name, shape, part),
+            partial(_values, file, name, shape, part, findings),
         )
         for component, part in columns.items()
     }
@@ -125,8 +127,9 @@ def _too_many(name: str, shape: Shape) -> list[str]:
     return [f"{name!r} holds {shape[0]} vectors; 1 to {MAX_VECTORS} fit a prompt"]
 
 
-def _values(file: TensorFile, name: str, shape: Shape, columns: slice) -> torch.Tensor:
+def _values(
+    file: TensorFile, name: str, shape: Shape, columns: slice, findings: Findings
+) -> torch.Tensor:
     tensor = file.read(name)
-    if not torch.isfinite(tensor).all():
-        raise IngestRejected(f"{name!r} holds values that are not finite (NaN or infinite)")
+    findings.check_finite(name, tensor)
     return tensor.reshape(shape)[:, columns]

@@ -10,6 +10,7 @@ Inversions that the file brings along are ``bundle/WORD/C``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,11 @@ import torch
 from assets.content import Component
 from assets.errors import IngestRejected
 from assets.formats import inversion
+from assets.formats.findings import Findings
 from assets.formats.header import Header
 from assets.formats.lora_kinds import ROLES, Adapter, Piece, Unfit, adapter_of
 from assets.formats.lora_names import BIAS, MOVED_COMPONENTS, Target, module_spellings
+from assets.formats.magnitude import LARGEST, change_bound, piece_bound
 from assets.formats.tensors import Planned, TensorFile
 from assets.skeleton import Shape, Skeleton
 from assets.skeleton import stacking_order as row_order
@@ -117,18 +120,19 @@ def _fitting(shapes: Mapping[str, Shape], target: Target) -> Adapter:
     return adapter
 
 
-def convert(file: TensorFile, skeleton: Skeleton) -> tuple[dict[str, Planned], dict[str, Any]]:
+def convert(
+    file: TensorFile, skeleton: Skeleton, findings: Findings
+) -> tuple[dict[str, Planned], dict[str, Any]]:
     """The canonical tensors of a LoRA file, still to be read, and the coverage report.
 
     Raises:
-        IngestRejected: nothing fits, or something fits wrongly, or a value is not finite.
+        IngestRejected: nothing fits, or something fits wrongly. Values that are not finite, and
+        changes that are too large, are among the findings once they are read.
     """
     header = file.header
     coverage = cover(header.shapes, skeleton)
     if coverage.errors:
-        more = len(coverage.errors) - 5
-        tail = (f"and {more} more like these",) if more > 0 else ()
-        raise IngestRejected(*coverage.errors[:5], *tail)
+        raise IngestRejected(*coverage.errors)
     if not coverage.matched:
         names = ", ".join(map(repr, coverage.unmatched[:3]))
         raise IngestRejected(
@@ -138,20 +142,40 @@ def convert(file: TensorFile, skeleton: Skeleton) -> tuple[dict[str, Planned], d
     alphas = _metadata_alphas(header)
     planned: dict[str, Planned] = {}
     scales: list[float] = []
+    bounds: dict[str, dict[str, float]] = {}
     for target, match in sorted(coverage.matched.items(), key=lambda item: item[0].name):
         scales.append(_scale(file, match, alphas))
         for name, piece in match.adapter.pieces.items():
-            planned[f"{target.name}.{name}"] = _planned(file, piece, match.keys)
+            seen = bounds.setdefault(target.name, {})
+            planned[f"{target.name}.{name}"] = _planned(
+                file, name, piece, match.keys, seen, findings
+            )
     report = coverage.report()
     for word in _bundled_words(header):
-        vectors, facts = inversion.convert(file, skeleton, f"{_BUNDLE}{word}.")
+        vectors, facts = inversion.convert(file, skeleton, findings, f"{_BUNDLE}{word}.")
         planned |= {f"{BUNDLE}{word}/{name}": vector for name, vector in vectors.items()}
         report.setdefault("bundled", {})[word] = facts["vectors"]
     values = torch.tensor(scales, dtype=torch.float32)
     if not torch.isfinite(values).all():
         raise IngestRejected("an alpha is not a finite number")
     planned[SCALES] = Planned("F32", (len(scales),), lambda: values)
+    by_target = dict(zip(sorted(bounds), scales, strict=True))
+    findings.at_the_end(lambda: _largest(bounds, by_target, findings))
     return planned, report
+
+
+def _largest(
+    bounds: Mapping[str, Mapping[str, float]], scales: Mapping[str, float], findings: Findings
+) -> dict[str, Any]:
+    """Refuses changes beyond what the working weights can hold."""
+    changes = {name: change_bound(seen, scales[name]) for name, seen in bounds.items()}
+    for name, change in changes.items():
+        if change > LARGEST:
+            findings.refuse(
+                f"it moves {name} by up to {change:.3g} at weight 1; float16 holds {LARGEST:g}"
+            )
+    finite = [change for change in changes.values() if math.isfinite(change)]
+    return {"largest_change": float(f"{max(finite, default=0.0):.4g}")}
 
 
 #: The tensors of a canonical LoRA that belong to no parameter.
@@ -218,15 +242,21 @@ def _scale(file: TensorFile, match: Matched, alphas: Mapping[str, float]) -> flo
     return alphas.get(match.keys.get("down", ""), float(rank)) / rank
 
 
-def _planned(file: TensorFile, piece: Piece, keys: Mapping[str, str]) -> Planned:
+def _planned(
+    file: TensorFile,
+    name: str,
+    piece: Piece,
+    keys: Mapping[str, str],
+    bounds: dict[str, float],
+    findings: Findings,
+) -> Planned:
     def values() -> torch.Tensor:
         tensors = {role: file.read(keys[role]) for role in piece.roles}
         for role, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise IngestRejected(
-                    f"{keys[role]!r} holds values that are not finite (NaN or infinite)"
-                )
-        return piece.make(tensors)
+            findings.check_finite(keys[role], tensor)
+        made = piece.make(tensors)
+        bounds[name] = piece_bound(name, made)
+        return made
 
     alone = len(piece.roles) == 1
     dtype = file.header.tensors[keys[piece.roles[0]]].dtype if alone else "F32"

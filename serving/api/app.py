@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from assets.ids import ulid
-from serving.api import assets, errors, generate, objects, organisation
+from serving.api import assets, errors, generate, objects, organisation, previews
 from serving.api.context import Context, Ctx
 from serving.api.housekeeping import keep_house
 from serving.api.job_runner import JobRunner
@@ -39,6 +39,7 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.include_router(generate.router)
+    app.include_router(previews.router)
     app.include_router(assets.router)
     app.include_router(objects.router)
     app.include_router(organisation.router)

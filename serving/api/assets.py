@@ -44,10 +44,11 @@ def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
         "type": "presigned-url",
         "put_url": context.signed_url("PUT", key) if may_put else "",
         "get_url": context.signed_url("GET", blob_key(part)) if part and may_get else "",
+        "sha256": part.sha256 if part and may_get else "",
     }
 
 
-def _body(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
+def asset_answer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
     preview_url = context.signed_url("GET", asset.preview) if asset.preview else None
     return asset_body(asset, inspected=may(who, "inspect", asset), preview_url=preview_url)
 
@@ -88,7 +89,7 @@ async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
     if asset.is_import:
         await context.ingest.start(asset)
     transfer = _transfer(context, asset, who)
-    return {"asset": _body(context, asset, who), "transfer_api": transfer, "token": ""}
+    return {"asset": asset_answer(context, asset, who), "transfer_api": transfer, "token": ""}
 
 
 def _part_upload_size(body: CreateAsset) -> int | None:
@@ -187,7 +188,7 @@ async def listing(
     )
     page = await asyncio.to_thread(context.platform.library.list, who, query)
     return {
-        "data": [_body(context, asset, who) for asset in page.assets],
+        "data": [asset_answer(context, asset, who) for asset in page.assets],
         "has_more": page.has_more,
         "total": page.total,
         "next": page.assets[-1].id if page.has_more else None,
@@ -208,7 +209,14 @@ async def complete_upload(
 async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)
     transfer = _transfer(context, asset, who)
-    return {"asset": _body(context, asset, who), "transfer_api": transfer}
+    return {"asset": asset_answer(context, asset, who), "transfer_api": transfer}
+
+
+@router.post("/{ref:path}/warm")
+async def warm(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
+    """Bring an asset's bytes up on every node, before anybody waits for them."""
+    tiers = await context.platform.warm(who, ref)
+    return {"asset_id": ref, "found_on": tiers}
 
 
 @router.patch("/{ref:path}")
@@ -219,7 +227,7 @@ async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[st
         seen_by = {"visibility": asset.visibility, "shared_with": list(asset.shared_with)}
         await _note(context, who, "asset.share", asset, **seen_by)
         await context.ingest.start(asset)  # its content keys may have to be others now
-    return {"asset": _body(context, asset, who)}
+    return {"asset": asset_answer(context, asset, who)}
 
 
 @router.post("/{asset_id}/restore")
@@ -227,7 +235,7 @@ async def restore(asset_id: str, context: Ctx, who: Who) -> dict[str, Any]:
     """A deleted asset, for a week after it was deleted."""
     asset = await asyncio.to_thread(context.platform.library.restore, who, asset_id)
     await _note(context, who, "asset.restore", asset)
-    return {"asset": _body(context, asset, who)}
+    return {"asset": asset_answer(context, asset, who)}
 
 
 @router.delete("/{ref:path}")

@@ -152,6 +152,7 @@ def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None)
             "visibility": asset.visibility,
             "shared_with": list(asset.shared_with),
             "created_by": asset.created_by,
+            "sha256": asset.data.get("sha256"),
             "uses": asset.uses,
             "last_used_at": asset.last_used_at_s and timestamp(asset.last_used_at_s),
             "url": _bare(asset.data.get("url")),

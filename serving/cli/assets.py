@@ -2,65 +2,120 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
-from serving.cli.client import client_from_environment
+from serving.cli.client import ApiFailure, Client, client_from_environment
+from serving.cli.folder import Found, scan
 from serving.cli.options import AsJson, Key, Url
 from serving.cli.output import clear_errors, show, show_one
+from serving.cli.transfer import progress_bars, receive, send
 
 assets = typer.Typer(help="Your assets (over HTTP).", no_args_is_help=True)
 
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=32, help="Files at a time.")]
+DryRun = Annotated[bool, typer.Option(help="Only say what would be sent.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="For all of them; repeatable.")]
 
-@assets.command("update")
-def update_asset(
-    reference: str,
-    name: str | None = None,
-    description: str | None = None,
-    trigger_word: Annotated[list[str] | None, typer.Option()] = None,
-    tag: Annotated[list[str] | None, typer.Option()] = None,
+
+@assets.command("push")
+def push(
+    paths: list[Path],
+    jobs: Jobs = 4,
+    tag: Tags = None,
+    dry_run: DryRun = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change what people read of an asset; options that are not given leave it as it is."""
-    given = {"name": name, "description": description, "trigger_words": trigger_word, "tags": tag}
-    body = {field: value for field, value in given.items() if value is not None}
-    with clear_errors(), client_from_environment(url, key) as client:
-        asset = client.call("PATCH", f"/v1/assets/{reference}", json=body)["asset"]
-        show_one(asset, f"{asset['id']} {asset['name']} is changed", as_json)
+    """Send files and folders, and wait until each is ready or rejected.
+
+    What a file is, is told by its keys. A run that was cut off is gone on with by the same
+    command; what the library has already is not sent again.
+    """
+    found = [one for path in paths for one in ([_single(path)] if path.is_file() else scan(path))]
+    _push(found, jobs, tag or [], dry_run, url, key, as_json)
 
 
-@assets.command("restore")
-def restore_asset(asset_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Bring a deleted asset back, within a week."""
-    with clear_errors(), client_from_environment(url, key) as client:
-        asset = client.call("POST", f"/v1/assets/{asset_id}/restore")["asset"]
-        show_one(asset, f"{asset['id']} {asset['name']} is back", as_json)
-
-
-@assets.command("list")
-def list_assets(
-    public: bool = False,
-    search: str = "",
-    tag: Annotated[list[str] | None, typer.Option()] = None,
+@assets.command("import-folder")
+def import_folder(
+    folder: Path,
+    jobs: Jobs = 4,
+    tag: Tags = None,
+    dry_run: DryRun = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
+    """Send a models folder of AUTOMATIC1111, Forge or ComfyUI as it lies: with the trigger words,
+    descriptions and pictures that lie beside the files, and folders as tags."""
+    if not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is no folder")
+    _push(list(scan(folder)), jobs, tag or [], dry_run, url, key, as_json)
+
+
+def _single(path: Path) -> Found:
+    return next((f for f in scan(path.parent) if f.path == path), Found(path, reason="no weights"))
+
+
+def _push(
+    found: Sequence[Found],
+    jobs: int,
+    tags: Sequence[str],
+    dry_run: bool,
+    url: str | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
     with clear_errors(), client_from_environment(url, key) as client:
-        rows: list[dict[str, Any]] = []
-        more = True
-        while more:
-            query: dict[str, Any] = {"is_public": str(public).lower(), "offset": len(rows)}
-            query |= {"q": search, "tag": tag or []}
-            page = client.call("GET", "/v1/assets", params=query)
-            rows += page["data"]
-            more = page["has_more"]
-        show(rows, ("id", "name", "asset_type", "status", "size_bytes"), as_json)
+        if dry_run:
+            rows = [_row(one, "would be sent") for one in found]
+        else:
+            with progress_bars(as_json or not sys.stderr.isatty()) as bars:
+                total = bars.add_task("files", total=sum(not one.reason for one in found))
+
+                def one_of(one: Found) -> dict[str, Any]:
+                    row = _push_one(client, one, tags, bars)
+                    if not one.reason:
+                        bars.advance(total)
+                    return row
+
+                with ThreadPoolExecutor(jobs) as pool:
+                    rows = list(pool.map(one_of, found))
+        show(rows, ("file", "name", "kind", "status", "details"), as_json)
+        if any(row["status"] in ("rejected", "failed", "error") for row in rows):
+            raise typer.Exit(1)
+
+
+def _push_one(client: Client, one: Found, tags: Sequence[str], bars: Any) -> dict[str, Any]:
+    if one.reason:
+        return _row(one, "")
+    new = one.new_asset()
+    new["data"]["tags"] = [*new["data"]["tags"], *tags]
+    try:
+        asset, was_sent = send(client, one.path, new, bars)
+        asset = client.await_ready(asset["id"])
+        if was_sent and one.preview is not None:
+            path = f"/v1/assets/{asset['id']}/preview"
+            client.call("PUT", path, content=one.preview.read_bytes())
+    except ApiFailure as failure:
+        return _row(one, "failed", str(failure))
+    return {**_row(one, "ready" if was_sent else "there already"), "id": asset["id"]}
+
+
+def _row(one: Found, status: str, details: str = "") -> dict[str, Any]:
+    if one.reason:
+        status, details = "skipped", one.reason
+    return {
+        "file": str(one.path), "name": one.name, "kind": one.kind, "status": status,
+        "details": details,
+    }  # fmt: skip
 
 
 @assets.command("upload")
@@ -75,20 +130,82 @@ def upload_asset(
     as_json: AsJson = False,
 ) -> None:
     """Upload a .safetensors file, or a checkpoint's diffusers folder, and wait until it is
-    ready or rejected."""
+    ready or rejected. A name that is taken gets a new version."""
     with (
         clear_errors(),
         client_from_environment(url, key) as client,
         TemporaryDirectory(prefix="upload-") as scratch,
+        progress_bars(as_json) as bars,
     ):
         name = name or (path.name if path.is_dir() else path.stem)
         if path.is_dir():
             from assets.formats.pack import pack_folder
 
             path = pack_folder(path, Path(scratch) / f"{name}.safetensors")
-        asset = client.upload(path, kind, name, description, trigger_word or ())
+        data = {"asset_type": kind, "trigger_words": trigger_word or []}
+        new = {"asset_type": kind, "name": name, "description": description, "data": data}
+        asset, _ = send(client, path, new, bars)
         asset = client.await_ready(asset["id"])
+    show_one(asset, f"{asset['name']} is ready: {asset['id']}", as_json)
+
+
+@assets.command("import")
+def import_asset(
+    source: Annotated[str, typer.Argument(help="A URL, or OWNER/NAME[:FILE] on Hugging Face.")],
+    kind: Annotated[str, typer.Option(help="lora, textual_inversion, checkpoint or vae.")],
+    name: str,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have the platform fetch it, and wait until it is ready or rejected."""
+    field = "url" if "://" in source else "hf_repo"
+    with clear_errors(), client_from_environment(url, key) as client:
+        new = {"asset_type": kind, "name": name, field: source}
+        asset = client.call("POST", "/v1/assets", json=new)["asset"]
+        asset = client.await_ready(asset["id"], timeout_s=24 * 3600.0)
         show_one(asset, f"{asset['name']} is ready: {asset['id']}", as_json)
+
+
+@assets.command("pull")
+def pull(
+    references: list[str],
+    into: Annotated[Path, typer.Option(help="A folder.")] = Path(),
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download assets, each checked by its sha256."""
+    with clear_errors(), client_from_environment(url, key) as client:
+        rows = [{"asset": ref, "file": str(receive(client, ref, into))} for ref in references]
+        show(rows, ("asset", "file"), as_json)
+
+
+@assets.command("ls")
+@assets.command("list", hidden=True)
+def list_assets(
+    public: Annotated[bool, typer.Option(help="Everybody's.")] = False,
+    shared: Annotated[bool, typer.Option(help="What others share with you.")] = False,
+    search: str = "",
+    tag: Annotated[list[str] | None, typer.Option()] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Your assets."""
+    with clear_errors(), client_from_environment(url, key) as client:
+        query: dict[str, Any] = {"is_public": public, "shared": shared, "q": search}
+        rows = list(_every(client, {**query, "tag": tag or []}))
+        columns = ("id", "name", "version", "asset_type", "status", "size_bytes")
+        show(rows, columns, as_json)
+
+
+def _every(client: Client, query: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    after: str | None = ""
+    while after is not None:
+        page = client.call("GET", "/v1/assets", params={**query, "after": after})
+        yield from page["data"]
+        after = page["next"]
 
 
 @assets.command("get")
@@ -99,8 +216,68 @@ def get_asset(reference: str, url: Url = None, key: Key = None, as_json: AsJson 
         show_one(asset, text, as_json)
 
 
-@assets.command("delete")
-def delete_asset(reference: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+@assets.command("report")
+def report(reference: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """What the inspection of an asset found."""
     with clear_errors(), client_from_environment(url, key) as client:
-        answer = client.call("DELETE", f"/v1/assets/{reference}")
-        show_one(answer, f"{answer['id']} is deleted", as_json)
+        asset = client.asset(reference)
+        if "report" not in asset:
+            raise ApiFailure(f"the report of {reference} is its owner's")
+        found = {"status": asset["status"], "details": asset["status_details"], **asset["report"]}
+        if as_json:
+            show_one(found, "", as_json)
+        else:
+            rows = [{"what": name, "found": value} for name, value in found.items()]
+            show(rows, ("what", "found"), as_json)
+
+
+@assets.command("warm")
+def warm(references: list[str], url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Bring assets up on every node before anybody waits for them."""
+    with clear_errors(), client_from_environment(url, key) as client:
+        rows = [client.call("POST", f"/v1/assets/{ref}/warm") for ref in references]
+        show(rows, ("asset_id", "found_on"), as_json)
+
+
+@assets.command("update")
+def update_asset(
+    reference: str,
+    name: str | None = None,
+    description: str | None = None,
+    trigger_word: Annotated[list[str] | None, typer.Option()] = None,
+    tag: Annotated[list[str] | None, typer.Option()] = None,
+    licence: str | None = None,
+    visibility: Annotated[
+        str | None, typer.Option(help="private, organisation, shared or public.")
+    ] = None,
+    share_with: Annotated[list[str] | None, typer.Option(help="A tenant; repeatable.")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what people read of an asset and who sees it; what is not given stays."""
+    given = {"name": name, "description": description, "trigger_words": trigger_word, "tags": tag}
+    given |= {"licence": licence, "visibility": visibility, "shared_with": share_with}
+    body = {field: value for field, value in given.items() if value is not None}
+    with clear_errors(), client_from_environment(url, key) as client:
+        asset = client.call("PATCH", f"/v1/assets/{reference}", json=body)["asset"]
+        show_one(asset, f"{asset['id']} {asset['name']} is changed", as_json)
+
+
+@assets.command("rm")
+@assets.command("delete", hidden=True)
+def delete_asset(
+    references: list[str], url: Url = None, key: Key = None, as_json: AsJson = False
+) -> None:
+    """Delete assets; for a week they can be restored."""
+    with clear_errors(), client_from_environment(url, key) as client:
+        rows = [client.call("DELETE", f"/v1/assets/{ref}") for ref in references]
+        show(rows, ("id", "deleted_at"), as_json)
+
+
+@assets.command("restore")
+def restore_asset(asset_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Bring a deleted asset back, within a week."""
+    with clear_errors(), client_from_environment(url, key) as client:
+        asset = client.call("POST", f"/v1/assets/{asset_id}/restore")["asset"]
+        show_one(asset, f"{asset['id']} {asset['name']} is back", as_json)

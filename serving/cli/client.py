@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import rich.progress
-from rich.console import Console
 
 from serving.errors import ServingError
 
@@ -57,25 +55,11 @@ class Client:
         self, path: Path, kind: str, name: str, description: str = "", trigger_words: Any = ()
     ) -> dict[str, Any]:
         """Create, transfer and complete; the asset is still being inspected afterwards."""
+        from serving.cli.transfer import send
+
         data = {"asset_type": kind, "trigger_words": list(trigger_words)}
-        body = {"asset_type": kind, "name": name, "description": description, "data": data}
-        created = self.call("POST", "/v1/assets", json=body)
-        described = f"uploading {path.name}"
-        console = Console(stderr=True)
-        with rich.progress.open(
-            path, "rb", description=described, console=console, transient=True
-        ) as file:
-            put = httpx.put(
-                created["transfer_api"]["put_url"],
-                content=file,
-                headers={"Content-Length": str(path.stat().st_size)},
-                timeout=3600,
-            )
-        if put.is_error:
-            raise ApiFailure(f"the transfer failed: {put.status_code} {put.text}")
-        asset_id = created["asset"]["id"]
-        self.call("POST", f"/v1/assets/{asset_id}/complete-upload", json={})
-        return self.asset(asset_id)
+        new = {"asset_type": kind, "name": name, "description": description, "data": data}
+        return send(self, path, new)[0]
 
     def asset(self, reference: str) -> dict[str, Any]:
         return dict(self.call("GET", f"/v1/assets/{reference}")["asset"])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import ray
 from ray.exceptions import RayActorError
 
+from assets.content import Blob
 from router.admission import QueueLimits
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.slots import SlotClient, slot_name
@@ -50,6 +51,9 @@ class DispatcherActor:
 
     async def forget(self, keys: Collection[str]) -> None:
         await (await self._ready()).forget(keys)
+
+    async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
+        return await (await self._ready()).warm(blobs)
 
     async def status(self) -> dict[str, Any]:
         return (await self._ready()).status()
@@ -117,6 +121,13 @@ class ClusterDrawer:
             await (await self._find()).forget.remote(set(keys))
         except (RayActorError, _NoDispatcher):
             self._actor = None
+
+    async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
+        try:
+            return cast("dict[str, str]", await (await self._find()).warm.remote(blobs))
+        except (RayActorError, _NoDispatcher):
+            self._actor = None
+            return {}
 
     async def status(self) -> Any:
         return await (await self._find()).status.remote()

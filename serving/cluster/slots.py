@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -15,6 +15,7 @@ from ray import serve
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
+from assets.content import Blob
 from serving.cluster.outcome import caught, thrown
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
 from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
@@ -56,6 +57,9 @@ class Slot:
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return await self._replica.forget(keys)
 
+    async def warm(self, blobs: Sequence[Blob]) -> Any:
+        return await caught(self._replica.warm(blobs))
+
     def check_health(self) -> None:
         """Serve's question; a replica that raises is replaced."""
         self._replica.check_health()
@@ -91,6 +95,9 @@ class SlotClient:
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return await self._call("forget", keys)  # type: ignore[no-any-return]
+
+    async def warm(self, blobs: Sequence[Blob]) -> str:
+        return str(thrown(await self._call("warm", blobs)))
 
     async def digest(self) -> str:
         return str(await self._call("digest"))

@@ -17,6 +17,7 @@ from serving.commons.publish import publish_library, withdraw_library
 from serving.composition import Backends, open_fetcher, open_store
 from serving.engine.compiled import keep_artifacts
 from serving.engine.engine import Engine
+from serving.engine.probe import EngineProbe
 from serving.settings import Settings
 from serving.sizes import picture_size
 
@@ -66,7 +67,19 @@ def open_workshop(settings: Settings, backends: Backends) -> Workshop:
         settings.scratch_dir,
         fetcher=open_fetcher(settings),
         hub=settings.hub_url,
+        probe=_open_probe(settings, backends) if settings.effect_probe else None,
     )
+
+
+def _open_probe(settings: Settings, backends: Backends) -> EngineProbe:
+    def provisioner() -> Provisioner:
+        return Provisioner(
+            StoreSource(backends.store),
+            disk=FileTier("disk", settings.resolved_disk_dir, settings.disk_bytes),
+            host=FileTier("host", settings.resolved_host_dir, settings.host_bytes),
+        )
+
+    return EngineProbe(lambda: load_manifest(backends.store, BASE_NAME), provisioner)
 
 
 def install_model(

@@ -15,7 +15,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from assets.content import Component
+from assets.content import Blob, Component
 from assets.errors import AssetError
 from assets.model import ModelManifest
 from assets.recipe import Recipe
@@ -140,6 +140,10 @@ class Engine:
     def forget(self, keys: Collection[str]) -> None:
         """Of content keys that nobody may ask for any more; any thread."""
         self.shelf.forget(keys)
+
+    def warm(self, blobs: Sequence[Blob]) -> str:
+        """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
+        return self.shelf.warm(blobs)
 
     def become(self, prepared: Prepared) -> Swap:
         """Write the recipe into the working weights.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -189,6 +189,22 @@ class Shelf:
         with torch.cuda.stream(stream):
             yield
         stream.synchronize()
+
+    def warm(self, blobs: Sequence[Blob]) -> TierName:
+        """Bring blobs up to host RAM, where nobody holds them; the lowest tier on which one of
+        them was found.
+
+        Raises:
+            TierError: there is no room, or they are corrupt.
+        """
+        order: tuple[TierName, ...] = ("gpu", "host", "disk", "store")
+        lowest = 0
+        for blob in blobs:
+            if blob.key not in self.tier.resident():
+                lease, found = self._provisioner.bring(blob)
+                lease.release()
+                lowest = max(lowest, order.index(found.tier))
+        return order[lowest]
 
     def forget(self, keys: Collection[str]) -> None:
         """Drop what nobody may ask for any more from every tier, as soon as it is not leased."""

@@ -19,11 +19,11 @@ SIZES = (LEAST_PART_BYTES, LEAST_PART_BYTES, 1000)
 DATA = [random.Random(n).randbytes(size) for n, size in enumerate(SIZES)]
 
 
-@pytest.fixture(params=["directory", "s3"])
+@pytest.fixture(params=["directory", "s3", "moto"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> FsspecStore:
     if request.param == "directory":
         return FsspecStore(f"file://{tmp_path}/store")
-    server = request.getfixturevalue("s3_server")
+    server = request.getfixturevalue(f"{request.param}_server")
     config = {"signature_version": "s3v4", "response_checksum_validation": "when_required"}
     options = {**server["options"], "config_kwargs": config}
     return FsspecStore(f"{server['url']}/{new_asset_id()}", **options)
@@ -59,6 +59,25 @@ def test_parts_in_any_order_become_the_whole(store: FsspecStore, parts: PartStor
     assert list(parts.parts(key, upload_id)) == []
     with pytest.raises(StoreError):
         parts.finish(key, upload_id, arrived)
+
+
+def test_a_part_that_was_cut_short_is_sent_again(
+    store: FsspecStore, parts: PartStore, request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["store"] == "s3":
+        pytest.skip("rclone does not take a part again with other bytes; S3 does, and moto")
+    key = upload_key(new_asset_id())
+    upload_id = parts.begin(key)
+    url = parts.signed_put(key, upload_id, 1, 60)
+    if url is None:
+        put_bytes(store, part_key(key, upload_id, 1), b"short")
+    else:
+        httpx.put(url, content=b"short").raise_for_status()
+    assert [part.size_bytes for part in parts.parts(key, upload_id)] == [5]
+    for number in (1, 2, 3):
+        send(store, parts, key, upload_id, number)
+    parts.finish(key, upload_id, parts.parts(key, upload_id))
+    assert read_bytes(store, key) == b"".join(DATA)
 
 
 def test_an_abort_leaves_nothing(store: FsspecStore, parts: PartStore) -> None:

@@ -11,7 +11,7 @@ from assets.errors import IngestRejected
 from assets.formats.identify import identify
 from assets.formats.lora import cover
 from assets.formats.names import single_file_name
-from assets.ingest import check_identity
+from assets.ingest_rules import check_family
 from assets.sdxl import SDXL_CONFIGS, skeleton_of
 from assets.skeleton import Skeleton
 from serving.commons.miniature import MINIATURE_CONFIGS
@@ -96,18 +96,13 @@ def test_every_module_of_a_real_lora_fits_sdxl(full: Skeleton, real_data: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "declared", "family"),
-    [
-        ("shinkai_makoto_offset", "lora", "SD 1.5"),
-        ("EasyNegative", "textual_inversion", "SD 1.5"),
-    ],
+    ("name", "family"),
+    [("shinkai_makoto_offset", "SD 1.5"), ("EasyNegative", "SD 1.5")],
 )
-def test_real_files_for_sd15_are_refused(
-    real_data: Path, name: str, declared: str, family: str
-) -> None:
+def test_real_files_for_sd15_are_refused(real_data: Path, name: str, family: str) -> None:
     real = listing(real_data / "lora_listings" / f"{name}.safetensors.stripped.json")
     with pytest.raises(IngestRejected, match=family):
-        check_identity(identify(real), declared)
+        check_family(identify(real))
 
 
 @pytest.mark.parametrize(
@@ -125,4 +120,4 @@ def test_real_foreign_loras_are_refused_by_name(real_data: Path, name: str, fami
     document = json.loads((real_data / "foreign_listings" / f"{name}.json").read_text())
     real = {key: tuple(shape) for key, shape in document["state_dict_keys"].items()}
     with pytest.raises(IngestRejected, match=family):
-        check_identity(identify(real), "lora")
+        check_family(identify(real))

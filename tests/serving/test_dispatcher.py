@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -50,6 +50,9 @@ class FakeReplica:
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         self.keys -= set(keys)
         return self.report()
+
+    async def warm(self, blobs: Sequence[Blob]) -> str:
+        return "store"
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         self.started.append(request.id)

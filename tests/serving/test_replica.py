@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,6 +45,9 @@ class FakeEngine:
         self.may_draw.set()
 
     def forget(self, keys: Collection[str]) -> None:
+        raise AssertionError("not in these tests")
+
+    def warm(self, blobs: Sequence[Blob]) -> str:
         raise AssertionError("not in these tests")
 
     def prepare(self, recipe: Recipe) -> Any:

@@ -1,0 +1,86 @@
+"""An asset's preview picture: uploaded, or drawn with the asset by the platform."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from assets.asset import Asset
+from assets.errors import InvalidAsset, TooLarge
+from assets.keys import preview_key
+from assets.preview import MAX_BYTES, preview_of
+from assets.principal import Principal
+from assets.resolve import Wanted
+from assets.store import put_bytes
+from serving.api.assets import asset_answer
+from serving.api.context import Context, Ctx, Spender, Who
+from serving.platform import Order
+
+router = APIRouter(prefix="/v1/assets", tags=["assets"])
+
+
+class DrawPreview(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field("a portrait, detailed", max_length=10_000)
+    seed: int = Field(0, ge=0, lt=2**32)
+    steps: int = Field(20, gt=0, le=50)
+    cfg_scale: float = Field(7.0, gt=0, le=50)
+    weight: float = Field(1.0, ge=-10, le=10)
+
+
+@router.put("/{ref:path}/preview")
+async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str, Any]:
+    """The body is the picture: PNG, JPEG or WebP. A smaller PNG of it is kept."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise TooLarge(f"more than the {MAX_BYTES} bytes that are accepted")
+    asset = await asyncio.to_thread(context.platform.library.get, who, ref)
+    return await _keep(context, who, asset, await asyncio.to_thread(preview_of, bytes(data)))
+
+
+@router.post("/{ref:path}/preview")
+async def draw(ref: str, body: DrawPreview, context: Ctx, who: Spender) -> dict[str, Any]:
+    """Have the platform draw it, with the asset; charged like any picture."""
+    asset = await asyncio.to_thread(context.platform.library.get, who, ref)
+    order = _order(asset, body)
+    generated = await context.platform.generate(who, order)
+    try:
+        picture = preview_of(generated.drawing.images[0])
+        answer = await _keep(context, who, asset, picture)
+    except BaseException:
+        await context.platform.release(generated)
+        raise
+    await context.platform.settle(generated)
+    return answer
+
+
+def _order(asset: Asset, body: DrawPreview) -> Order:
+    """With the asset in it, and its words before the prompt."""
+    words = ", ".join(asset.trigger_words)
+    wanted = {
+        "lora": Wanted(loras={asset.id: body.weight}),
+        "checkpoint": Wanted(checkpoint=asset.id),
+        "vae": Wanted(vae=asset.id),
+        "textual_inversion": Wanted(inversions={asset.id: ""}),
+    }[asset.kind]
+    if asset.kind == "textual_inversion" and not words:
+        raise InvalidAsset("trigger_words", "give the inversion a trigger word first")
+    prompt = f"{words}, {body.prompt}" if words else body.prompt
+    return Order(
+        prompt, (body.seed,), wanted, steps=body.steps, cfg_scale=body.cfg_scale, encoding="png"
+    )
+
+
+async def _keep(context: Context, who: Principal, asset: Asset, picture: bytes) -> dict[str, Any]:
+    key = preview_key(asset.id, hashlib.sha256(picture).hexdigest())
+    await asyncio.to_thread(context.platform.library.check_update, who, asset.id)
+    await asyncio.to_thread(put_bytes, context.store, key, picture)
+    changed = await asyncio.to_thread(context.platform.library.set_preview, who, asset.id, key)
+    return {"asset": asset_answer(context, changed, who)}

@@ -1,0 +1,170 @@
+"""Sending files to the library: in parts where they are large, going on where one left off."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TransferSpeedColumn,
+)
+
+from serving.cli.client import ApiFailure, Client
+
+_CHUNK_BYTES = 1 << 20
+#: Larger files are sent in parts, and those beside each other.
+PARTS_FROM_BYTES = 64 << 20
+_PARTS_AT_ONCE = 4
+_ATTEMPTS = 4
+_TIMEOUT_S = 3600.0
+
+Sent = Callable[[int], None]
+
+
+@contextmanager
+def progress_bars(quiet: bool = False) -> Iterator[Progress]:
+    """On standard error, so that what is printed stays for scripts."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        console=Console(stderr=True), transient=True, disable=quiet,
+    ) as bars:  # fmt: skip
+        yield bars
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def send(
+    client: Client, path: Path, new: Mapping[str, Any], bars: Progress | None = None
+) -> tuple[dict[str, Any], bool]:
+    """The asset of the file at ``path``, and whether anything was sent: not, when the library
+    has these bytes under this name already. What an earlier run began is gone on with.
+
+    Raises:
+        ApiFailure: with the platform's reason; what has arrived stays for the next run.
+    """
+    size, digest = path.stat().st_size, sha256_of(path)
+    known = client.call("GET", "/v1/assets", params={"name": new["name"]})["data"]
+    for asset in known:
+        if asset["report"].get("source_sha256") == digest and asset["status"] == "ready":
+            return asset, False
+    body = {**new, "sha256": digest}
+    if size > PARTS_FROM_BYTES:
+        body |= {"transfer_api_type": "multipart", "size_bytes": size}
+    unfinished = [
+        a for a in known if a["status"] == "ready_to_upload" and a.get("sha256") == digest
+    ]
+    if unfinished:
+        created = client.call("GET", f"/v1/assets/{unfinished[0]['id']}")
+    else:
+        created = client.call("POST", "/v1/assets", json={**body, "new_version": bool(known)})
+    asset_id = str(created["asset"]["id"])
+    task = bars.add_task(path.name[:32], total=size) if bars is not None else None
+
+    def sent(count: int) -> None:
+        if bars is not None:
+            bars.advance(TaskID(task or 0), count)
+
+    if created["transfer_api"]["type"] == "multipart":
+        _send_parts(client, path, asset_id, sent)
+    else:
+        _put(created["transfer_api"]["put_url"], path, 0, size, sent)
+    client.call("POST", f"/v1/assets/{asset_id}/complete-upload", json={})
+    return client.asset(asset_id), True
+
+
+def _send_parts(client: Client, path: Path, asset_id: str, sent: Sent) -> None:
+    upload = client.call("GET", f"/v1/assets/{asset_id}/upload")
+    sent(sum(part["size_bytes"] for part in upload["parts"]))
+
+    def send_part(part: Mapping[str, Any]) -> None:
+        _put(part["put_url"], path, part["offset"], part["size_bytes"], sent)
+
+    with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+        list(pool.map(send_part, upload["missing"]))
+
+
+def _put(url: str, path: Path, offset: int, size: int, sent: Sent) -> None:
+    """PUT a piece of a file; tries again when the connection breaks, never holding more than a
+    chunk in memory."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        counted = 0
+
+        def counting(count: int) -> None:
+            nonlocal counted
+            counted += count
+            sent(count)
+
+        try:
+            answer = httpx.put(
+                url, content=_piece(path, offset, size, counting),
+                headers={"Content-Length": str(size)}, timeout=_TIMEOUT_S,
+            )  # fmt: skip
+        except httpx.TransportError as error:
+            sent(-counted)
+            if attempt == _ATTEMPTS:
+                raise ApiFailure(f"the transfer of {path.name} broke off: {error}") from None
+            continue
+        if answer.is_success:
+            return
+        sent(-counted)
+        if answer.status_code < 500 or attempt == _ATTEMPTS:
+            raise ApiFailure(
+                f"the transfer of {path.name} failed: {answer.status_code} {answer.text}"
+            )
+
+
+def _piece(path: Path, offset: int, size: int, sent: Sent) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while size:
+            chunk = file.read(min(size, _CHUNK_BYTES))
+            if not chunk:
+                raise ApiFailure(f"{path} became shorter while it was sent")
+            size -= len(chunk)
+            yield chunk
+            sent(len(chunk))
+
+
+def receive(client: Client, reference: str, folder: Path) -> Path:
+    """The canonical file of an asset, whole and checked, or nothing.
+
+    Raises:
+        ApiFailure: it may not be downloaded, or did not arrive as it is.
+    """
+    described = client.call("GET", f"/v1/assets/{reference}")
+    asset, url = described["asset"], described["transfer_api"].get("get_url")
+    if not url:
+        raise ApiFailure(f"{reference} has no single file that you may download")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{asset['name']}.safetensors"
+    part = target.with_name(f".{target.name}.part")
+    digest = hashlib.sha256()
+    try:
+        with httpx.stream("GET", url, timeout=_TIMEOUT_S) as answer, open(part, "wb") as file:
+            if answer.is_error:
+                raise ApiFailure(f"the download failed: {answer.status_code}")
+            for chunk in answer.iter_bytes(_CHUNK_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != described["transfer_api"]["sha256"]:
+            raise ApiFailure(f"{reference} was damaged on its way; try again")
+        part.replace(target)
+    except httpx.TransportError as error:
+        raise ApiFailure(f"the download broke off: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,98 @@
+"""The effect probe: a small engine beside the ingests, which draws with what was uploaded."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from assets.asset import AssetKind
+from assets.content import MODEL_COMPONENTS, Blob, Component
+from assets.effect import Effect
+from assets.model import ModelManifest
+from assets.recipe import InversionUse, LoraUse, Recipe
+from orchestrator.provision import Provisioner
+from serving.drawing import DrawRequest
+from serving.engine.engine import Engine
+from serving.errors import NotFinite
+
+log = logging.getLogger(__name__)
+
+#: A model with more bytes of parameters is not drawn with for every upload.
+LARGEST_MODEL_BYTES = 256 << 20
+_STEPS = 2
+_WORD = "probe"
+_PROMPT = f"a {_WORD}"
+
+
+class EngineProbe:
+    """An :class:`~assets.effect.EffectProbe`. The engine is made when it is first needed; where
+    the served model is replaced, anew."""
+
+    def __init__(
+        self, manifest: Callable[[], ModelManifest], provisioner: Callable[[], Provisioner]
+    ) -> None:
+        self._manifest = manifest
+        self._provisioner = provisioner
+        self._engine: Engine | None = None
+        self._made_for: ModelManifest | None = None
+        self._without: np.ndarray | None = None
+
+    def probe(self, kind: AssetKind, parts: Mapping[Component, Blob]) -> Effect | None:
+        manifest = self._manifest()
+        if sum(blob.size_bytes for blob in manifest.parts.values()) > LARGEST_MODEL_BYTES:
+            return None
+        base = _base_recipe(manifest)
+        if self._engine is None or self._made_for != manifest:
+            torch.set_num_threads(1)
+            self._engine = Engine(manifest, self._provisioner(), "cpu", name="probe")
+            self._made_for, self._without = manifest, None
+        if self._without is None:
+            self._without = self._draw(base)
+        picture = self._draw(_with(base, kind, parts))
+        self._engine.forget({blob.key for blob in parts.values()} - set(_keys(base)))
+        if picture is None or self._without is None:
+            return Effect(None)
+        difference = picture.astype(np.float32) - self._without.astype(np.float32)
+        return Effect(round(float(np.sqrt(np.mean(difference**2))), 4))
+
+    def _draw(self, recipe: Recipe) -> np.ndarray | None:
+        """(height, width, 3) uint8; None when it is not finite."""
+        assert self._engine is not None
+        assert self._made_for is not None
+        size = self._made_for.native_size
+        request = DrawRequest(
+            "probe", recipe, _PROMPT, size, size, (0,), steps=_STEPS, cfg_scale=3.0, encoding="png"
+        )
+        prepared = self._engine.prepare(recipe)
+        try:
+            drawing = self._engine.draw(prepared, request, lambda: False)
+        except NotFinite:
+            return None
+        finally:
+            prepared.release()
+        with Image.open(io.BytesIO(drawing.images[0])) as image:
+            return np.asarray(image.convert("RGB"))
+
+
+def _base_recipe(manifest: ModelManifest) -> Recipe:
+    parts = manifest.parts
+    return Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
+
+
+def _keys(recipe: Recipe) -> list[str]:
+    return [blob.key for blob in recipe.blobs()]
+
+
+def _with(base: Recipe, kind: AssetKind, parts: Mapping[Component, Blob]) -> Recipe:
+    if kind == "lora":
+        return replace(base, loras=(LoraUse(parts["lora"], 1.0),))
+    if kind == "textual_inversion":
+        return replace(base, inversions=(InversionUse(parts["textual_inversion"], _WORD),))
+    changed = {component: parts[component] for component in MODEL_COMPONENTS if component in parts}
+    return replace(base, **changed)  # type: ignore[arg-type]

@@ -1,0 +1,292 @@
+"""Files on their way into the library, over a real server: parts, damage, folders, previews."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from serving.cli import transfer
+from serving.composition import open_backends
+from tests.platforms import Running, running
+
+PART_BYTES = 12 << 20
+STORES = ("directory", "s3")
+
+
+@pytest.fixture(scope="module", params=STORES)
+def platform(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    options: dict[str, Any] = {}
+    if request.param == "s3":
+        server = request.getfixturevalue("s3_server")
+        options = {"store_url": f"{server['url']}/uploads", "store_options": server["options"]}
+    folder = tmp_path_factory.mktemp("uploads")
+    with running(folder, "--in-process", replicas=1, **options) as server:
+        yield server
+
+
+@pytest.fixture
+def http(platform: Running) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def large(sample_files: dict[str, Path]) -> Path:
+    """Three parts."""
+    file = sample_files["checkpoint"]
+    assert 2 * PART_BYTES < file.stat().st_size < 3 * PART_BYTES
+    return file
+
+
+def begin(http: httpx.Client, name: str, file: Path, **fields: Any) -> dict[str, Any]:
+    new = {"asset_type": "checkpoint", "name": name, "transfer_api_type": "multipart"}
+    new |= {"size_bytes": file.stat().st_size, "part_bytes": PART_BYTES, **fields}
+    answer = http.post("/v1/assets", json=new)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["transfer_api"]["type"] == "multipart"
+    return dict(answer.json()["asset"])
+
+
+def ended(http: httpx.Client, asset_id: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return dict(asset)
+
+
+def test_an_upload_in_parts_is_gone_on_with(
+    http: httpx.Client, platform: Running, large: Path
+) -> None:
+    asset = begin(http, "parts", large)
+    data, where = large.read_bytes(), f"/v1/assets/{asset['id']}/upload"
+    state = http.get(where).json()
+    assert (state["part_count"], state["parts"]) == (3, [])
+    assert [part["number"] for part in state["missing"]] == [1, 2, 3]
+    for part in state["missing"][::-2]:
+        piece = data[part["offset"] : part["offset"] + part["size_bytes"]]
+        httpx.put(part["put_url"], content=piece).raise_for_status()
+    early = http.post(f"/v1/assets/{asset['id']}/complete-upload", json={})
+    assert early.status_code == 422
+    assert "1 of 3 parts are missing" in early.json()["message"]
+    # Another client, or the same after a crash, asks what is missing and sends that.
+    state = http.get(where).json()
+    assert [part["number"] for part in state["parts"]] == [1, 3]
+    (part,) = state["missing"]
+    assert part["number"] == 2
+    if not platform.settings.store_url:  # (the test's S3 server takes no part twice)
+        httpx.put(part["put_url"], content=b"x" * 100).raise_for_status()
+        assert [p["number"] for p in http.get(where).json()["missing"]] == [2]  # not whole
+    piece = data[part["offset"] : part["offset"] + part["size_bytes"]]
+    httpx.put(part["put_url"], content=piece).raise_for_status()
+    for _ in range(2):
+        done = http.post(f"/v1/assets/{asset['id']}/complete-upload", json={})
+        assert done.json() == {"error": None}
+    ready = ended(http, asset["id"])
+    assert (ready["status"], ready["size_bytes"]) == ("ready", len(data)), ready
+    assert ready["report"]["source_sha256"] == hashlib.sha256(data).hexdigest()
+    assert http.get(where).status_code == 404
+    http.delete(f"/v1/assets/{asset['id']}")
+
+
+def test_an_abort_drops_what_has_arrived(
+    http: httpx.Client, platform: Running, large: Path
+) -> None:
+    asset = begin(http, "aborted", large)
+    where = f"/v1/assets/{asset['id']}/upload"
+    first = http.get(where).json()["missing"][0]
+    httpx.put(first["put_url"], content=large.read_bytes()[: first["size_bytes"]])
+    assert http.delete(where).is_success
+    assert http.delete(where).status_code == 404
+    assert http.get(f"/v1/assets/{asset['id']}").status_code == 404
+    library = open_backends(platform.settings).library
+    assert not [b for b in library._parts.begun() if asset["id"] in b.key]
+    begin(http, "aborted", large)  # the name is free
+
+
+def test_an_upload_in_parts_that_nobody_completes_expires(
+    http: httpx.Client, platform: Running, large: Path
+) -> None:
+    asset = begin(http, "expired", large)
+    first = http.get(f"/v1/assets/{asset['id']}/upload").json()["missing"][0]
+    httpx.put(first["put_url"], content=large.read_bytes()[: first["size_bytes"]])
+    later = open_backends(platform.settings, lambda: time.time() + 25 * 3600.0)
+    later.reconciler.run()
+    assert http.get(f"/v1/assets/{asset['id']}").status_code == 404
+    assert not [b for b in later.library._parts.begun() if asset["id"] in b.key]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"size_bytes": None}, {"size_bytes": 17 << 30}, {"part_bytes": 1}, {"size_bytes": 0}]
+)
+def test_parts_that_make_no_sense(http: httpx.Client, fields: dict[str, Any]) -> None:
+    new = {"asset_type": "lora", "name": "odd", "transfer_api_type": "multipart", "size_bytes": 9}
+    assert http.post("/v1/assets", json={**new, **fields}).status_code == 422
+    assert http.get("/v1/assets", params={"name": "odd"}).json()["total"] == 0
+
+
+def test_damage_on_the_way_is_seen(http: httpx.Client, sample_files: dict[str, Path]) -> None:
+    data = bytearray(sample_files["inversion"].read_bytes())
+    new = {"asset_type": "textual_inversion", "name": "damaged"}
+    new["sha256"] = hashlib.sha256(data).hexdigest()
+    created = http.post("/v1/assets", json=new).json()
+    data[-1] ^= 1
+    httpx.put(created["transfer_api"]["put_url"], content=bytes(data))
+    http.post(f"/v1/assets/{created['asset']['id']}/complete-upload", json={})
+    asset = ended(http, created["asset"]["id"])
+    assert asset["status"] == "rejected"
+    assert "damaged on its way" in asset["status_details"]
+
+
+def run(platform: Running, *arguments: str) -> tuple[int, Any]:
+    """The command line as a user runs it; its exit code and JSON."""
+    environment = {"AO_URL": platform.url, "AO_API_KEY": platform.key("artist"), "PATH": "/usr/bin"}
+    command = [sys.executable, "-m", "serving.cli.main", "assets", *arguments, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path]) -> Path:
+    """As AUTOMATIC1111 keeps them."""
+    folder = tmp_path_factory.mktemp("webui") / "models"
+    lora = folder / "Lora" / "style" / "My Style (v2).safetensors"
+    embedding = folder / "embeddings" / "shiny.safetensors"
+    for target, name in ((lora, "lora_all"), (embedding, "inversion")):
+        target.parent.mkdir(parents=True)
+        target.write_bytes(sample_files[name].read_bytes())
+    card = {"activation text": "my style, vivid", "description": "what I trained in May"}
+    lora.with_suffix(".json").write_text(json.dumps(card))
+    info = {"trainedWords": ["sparkle"], "model": {"description": "<p>So&nbsp;shiny</p>"}}
+    (embedding.parent / "shiny.civitai.info").write_text(json.dumps(info))
+    Image.new("RGB", (900, 600), "red").save(lora.with_name("My Style (v2).preview.png"))
+    old = folder / "Stable-diffusion" / "old.ckpt"
+    old.parent.mkdir()
+    old.write_bytes(b"PK\x03\x04")
+    (folder / "VAE").mkdir()
+    (folder / "VAE" / "broken.safetensors").write_bytes(b"junk")
+    return folder
+
+
+def test_a_models_folder_is_taken_as_it_lies(
+    platform: Running, models: Path, tmp_path: Path
+) -> None:
+    status, rows = run(platform, "import-folder", str(models), "--dry-run")
+    assert status == 0
+    assert {row["status"] for row in rows} == {"skipped", "would be sent"}
+    status, rows = run(platform, "import-folder", str(models), "--tag", "mine")
+    assert status == 0
+    found = {Path(row["file"]).name: row for row in rows}
+    assert found["old.ckpt"]["status"] == "skipped"
+    assert "pickle" in found["old.ckpt"]["details"]
+    assert "not a safetensors file" in found["broken.safetensors"]["details"]
+    assert {found[n]["status"] for n in ("My Style (v2).safetensors", "shiny.safetensors")} == {
+        "ready"
+    }
+    assets = {asset["name"]: asset for asset in run(platform, "ls")[1]}
+    style, shiny = assets["My-Style-v2"], assets["shiny"]
+    assert style["asset_type"] == "lora"
+    assert style["tags"] == ["style", "mine"]
+    assert style["data"]["trigger_words"] == ["my style", "vivid"]
+    assert style["description"] == "what I trained in May"
+    assert shiny["data"]["trigger_words"] == ["sparkle"]
+    assert shiny["description"] == "So shiny"
+    preview = Image.open(io.BytesIO(httpx.get(style["preview_url"]).content))
+    assert (preview.format, preview.size) == ("PNG", (512, 341))
+    # The same again sends nothing; what has changed becomes a new version.
+    _, rows = run(platform, "push", str(models))
+    assert {r["status"] for r in rows if r["name"]} == {"there already"}
+    other = tmp_path / "My Style (v2).safetensors"
+    other.write_bytes((models / "embeddings" / "shiny.safetensors").read_bytes())
+    status, rows = run(platform, "push", str(other))
+    assert status == 1
+    assert "a version of a lora is a lora" in rows[0]["details"]
+
+
+def test_the_rest_of_the_command_line(platform: Running, models: Path, tmp_path: Path) -> None:
+    run(platform, "push", str(models / "embeddings"))
+    assert run(platform, "report", "shiny")[1]["family"] == "SDXL"
+    (warmed,) = run(platform, "warm", "shiny")[1]
+    assert set(warmed["found_on"]) == {"replica-0"}
+    (pulled,) = run(platform, "pull", "shiny", "--into", str(tmp_path))[1]
+    assert Path(pulled["file"]).stat().st_size > 500
+    assert run(platform, "update", "shiny", "--licence", "CC0")[1]["licence"] == "CC0"
+    (gone,) = run(platform, "rm", "shiny")[1]
+    assert run(platform, "restore", gone["id"])[1]["name"] == "shiny"
+
+
+def test_a_push_that_was_cut_off_is_gone_on_with(
+    platform: Running, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PARTS_FROM_BYTES", 0)
+    monkeypatch.setattr(transfer, "_PARTS_AT_ONCE", 1)
+    client = platform.client("artist")
+    new = {"asset_type": "checkpoint", "name": "cut", "part_bytes": PART_BYTES}
+    really, puts = transfer._put, []
+
+    def cut(url: str, path: Path, offset: int, *rest: Any) -> None:
+        if len(puts) == 2:
+            raise transfer.ApiFailure("cut off")
+        puts.append(offset)
+        really(url, path, offset, *rest)
+
+    monkeypatch.setattr(transfer, "_put", cut)
+    with pytest.raises(transfer.ApiFailure):
+        transfer.send(client, large, new)
+    again: list[int] = []
+
+    def counted(url: str, path: Path, offset: int, *rest: Any) -> None:
+        again.append(offset)
+        really(url, path, offset, *rest)
+
+    monkeypatch.setattr(transfer, "_put", counted)
+    asset, was_sent = transfer.send(client, large, new)
+    assert was_sent
+    assert sorted(puts + again) == [0, PART_BYTES, 2 * PART_BYTES]
+    assert client.await_ready(asset["id"])["version"] == 1
+    assert transfer.send(client, large, new)[1] is False
+
+
+def test_previews(http: httpx.Client, platform: Running, sample_files: dict[str, Path]) -> None:
+    client = platform.client("acme")
+    asset = client.upload(sample_files["inversion"], "textual_inversion", "seen", "", ["seen"])
+    asset = client.await_ready(asset["id"])
+    where = f"/v1/assets/{asset['id']}/preview"
+
+    def picture(size: tuple[int, int], kind: str = "PNG") -> bytes:
+        out = io.BytesIO()
+        Image.new("RGB", size, "blue").save(out, kind)
+        return out.getvalue()
+
+    for good in (picture((64, 64)), picture((2048, 2048), "JPEG"), picture((64, 9), "WEBP")):
+        changed = http.put(where, content=good).json()["asset"]
+        fetched = httpx.get(changed["preview_url"])
+        assert fetched.headers["content-type"] == "image/png"
+        assert max(Image.open(io.BytesIO(fetched.content)).size) <= 512
+    for bad in (b"", b"GIF89a", picture((64, 64), "GIF"), picture((5000, 5000)), b"<svg/>"):
+        assert http.put(where, content=bad).status_code == 422
+    assert http.put(where, content=b"x" * (9 << 20)).status_code == 413
+    stranger = {"Authorization": f"Bearer {platform.key('stranger')}"}
+    assert http.put(where, content=picture((8, 8)), headers=stranger).status_code == 404
+    drawn = http.post(where, json={"prompt": "a small red star", "steps": 2})
+    assert drawn.status_code == 200, drawn.text
+    assert drawn.json()["asset"]["preview_url"] != changed["preview_url"]
+    assert http.get("/v1/usage").json()["totals"]["pictures"] >= 1
+    store = open_backends(platform.settings).store
+    mine = [s for s in store.list("previews/") if asset["id"] in s.key]
+    assert len(mine) == 1  # those of before are gone
