@@ -53,6 +53,7 @@ class NameTaken(AssetError):
     def __init__(self, name: str) -> None:
         super().__init__(f"you already have an asset named {name!r}; delete it or choose another")
         self.name = name
+        self.field = "name"
 
 
 class QuotaExceeded(AssetError):

@@ -26,7 +26,7 @@ class Query:
     name: str | None = None
     kinds: Sequence[AssetKind] = ()
     ids: Sequence[str] = ()
-    #: Words that all must be somewhere in the name, description, tags or trigger words.
+    #: Words; something in the name, description or trigger words must begin with each.
     text: str = ""
     tags: Sequence[str] = ()
     limit: int = 100

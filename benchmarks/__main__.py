@@ -7,6 +7,8 @@ import sys
 
 BENCHMARKS = {
     "http": "the running platform from outside: k6 and locust over four scenarios",
+    "library": "a tenant with 10,000 assets beside one with 100",
+    "upload": "the memory of every process while a large file comes in",
     "swap": "becoming a recipe: ours against stock diffusers, interleaved",
     "engine": "pictures on one GPU at full size; --dry-run runs the same code on a CPU",
     "addressing": "slots against a targeted router, at 2, 32 and 128 stub replicas",

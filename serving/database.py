@@ -8,7 +8,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine
 
-import assets.sql.blobs  # noqa: F401  (registers its tables)
+import assets.sql.blobs
+import assets.sql.words  # noqa: F401  (both register their tables)
 import serving.jobs.chores
 import serving.jobs.jobs
 import serving.tenants.rows  # noqa: F401

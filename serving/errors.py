@@ -4,6 +4,7 @@
 
     ServingError
     ├── Unauthenticated      no key, or one that is not valid
+    ├── NotServed            something that this platform does not do
     ├── InvalidRequest       a field that does not fit; ``field`` names it
     ├── Refused              not admitted: 429 or 503, with ``retry_after_s``
     ├── BudgetExceeded       the month's engine seconds are used up, or held by other requests
@@ -30,6 +31,10 @@ class ServingError(Exception):
 
 
 class Unauthenticated(ServingError):
+    pass
+
+
+class NotServed(ServingError):
     pass
 
 

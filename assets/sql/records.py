@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Engine, case, delete, func, or_, select, update
+from sqlalchemy import Engine, Row, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from assets.asset import Asset
@@ -16,10 +18,13 @@ from assets.errors import NameTaken, QuotaExceeded
 from assets.records import Page, Query
 from assets.sql.base import alone
 from assets.sql.blobs import BlobRefRow, refer
-from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values, words_of
+from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values
+from assets.sql.words import found_by, keep_words, tagged
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
 _REFERS = AssetRow.id.in_(select(BlobRefRow.asset_id))
+#: To read from, without what it takes to write.
+_ROWS = select(*(getattr(AssetRow, name) for name in FIELDS))
 _BEST_FIRST = (case((AssetRow.status == "ready", 0), else_=1), AssetRow.version.desc())
 
 
@@ -42,7 +47,8 @@ class SqlAssetRecords:
             last = session.scalar(select(func.max(AssetRow.version)).where(*named))
             asset = replace(asset, version=(last or 0) + 1)
             values = row_values({name: getattr(asset, name) for name in FIELDS})
-            session.add(AssetRow(**values, changed_at_s=self._now(), words=words_of(asset)))
+            session.add(AssetRow(**values, changed_at_s=self._now()))
+            keep_words(session, asset)
             refer(session, asset.id, asset.parts, self._now())
             _share(session, asset.id, asset.shared_with)
         return asset
@@ -69,9 +75,9 @@ class SqlAssetRecords:
         )
 
     def _best(self, *conditions: Any) -> Asset | None:
-        wanted = select(AssetRow).where(*conditions).order_by(*_BEST_FIRST).limit(1)
+        wanted = _ROWS.where(*conditions).order_by(*_BEST_FIRST).limit(1)
         with Session(self._engine) as session:
-            found = _assets(session, session.scalars(wanted).all())
+            found = _assets(session, session.execute(wanted).all())
             return found[0] if found else None
 
     def update(
@@ -92,7 +98,8 @@ class SqlAssetRecords:
                 refer(session, asset_id, changes["parts"], self._now())
             row = session.get_one(AssetRow, asset_id)
             (asset,) = _assets(session, [row])
-            row.words = words_of(asset)
+            if "data" in changes or "description" in changes:
+                keep_words(session, asset)
         return asset
 
     def rename(self, asset_id: str, name: str) -> Asset | None:
@@ -113,7 +120,7 @@ class SqlAssetRecords:
                 for version in session.scalars(select(AssetRow).where(*series)).all():
                     version.name, version.version = name, version.version + used
                     version.changed_at_s = self._now()
-                    version.words = words_of(asset_of(version))
+                    keep_words(session, asset_of(version))
                 session.flush()
             (asset,) = _assets(session, [row])
         return asset
@@ -124,40 +131,29 @@ class SqlAssetRecords:
             session.execute(update(AssetRow).where(AssetRow.id.in_(asset_ids)).values(**values))
 
     def list(self, query: Query) -> Page:
-        conditions: list[Any] = [_IS_LIVE]
-        for column, value in (
-            (AssetRow.tenant_id, query.tenant_id),
-            (AssetRow.visibility, query.visibility),
-            (AssetRow.status, query.status),
-            (AssetRow.owner, query.owner),
-            (AssetRow.name, query.name),
-        ):
-            if value is not None:
-                conditions.append(column == value)
-        if query.member_id is not None:
-            mine = AssetRow.created_by == query.member_id
-            conditions.append(or_(AssetRow.visibility != "private", mine))
-        if query.shared_with is not None:
-            shared = select(ShareRow.asset_id).where(ShareRow.tenant_name == query.shared_with)
-            conditions += [AssetRow.visibility == "shared", AssetRow.id.in_(shared)]
-        if query.kinds:
-            conditions.append(AssetRow.kind.in_(query.kinds))
-        wanted = query.text.casefold().split()
-        wanted += [f"\n#{tag.casefold()}\n" for tag in query.tags]
-        conditions += [AssetRow.words.contains(part, autoescape=True) for part in wanted]
-        if query.ids:
-            conditions.append(AssetRow.id.in_(query.ids))
-        rows = (
-            select(AssetRow)
-            .where(*conditions, AssetRow.id > query.after)
-            .order_by(AssetRow.id)
-            .limit(query.limit + 1)
-            .offset(query.offset)
-        )
+        words = re.findall(r"\w+", query.text)
+        if query.text.strip() and not any(word.strip("_") for word in words):
+            return Page([], 0, has_more=False)  # nothing in it is a word
+        conditions = _conditions(query)
         with Session(self._engine) as session:
-            total = session.scalar(select(func.count(AssetRow.id)).where(*conditions))
-            found = _assets(session, session.scalars(rows).all())
-            return Page(found[: query.limit], total or 0, has_more=len(found) > query.limit)
+            if words or query.tags:
+                # Few are found, and finding them is the work: it is done once.
+                conditions += [found_by(word, query.tenant_id) for word in words]
+                conditions += [tagged(tag, query.tenant_id) for tag in query.tags]
+                ids = sorted(session.scalars(select(AssetRow.id).where(*conditions)))
+                total = len(ids)
+                rest = ids[bisect_right(ids, query.after) + query.offset :]
+                has_more = len(rest) > query.limit
+                wanted = _ROWS.where(AssetRow.id.in_(rest[: query.limit])).order_by(AssetRow.id)
+                found = _assets(session, session.execute(wanted).all())
+            else:
+                count = select(func.count(AssetRow.id)).where(*conditions)
+                total = session.scalar(count) or 0
+                page = _ROWS.where(*conditions, AssetRow.id > query.after).order_by(AssetRow.id)
+                page = page.limit(query.limit + 1).offset(query.offset)
+                found = _assets(session, session.execute(page).all())
+                has_more = len(found) > query.limit
+        return Page(found[: query.limit], total, has_more)
 
     def previews(self) -> set[str]:
         kept = or_(_IS_LIVE, _REFERS)
@@ -195,14 +191,39 @@ class SqlAssetRecords:
 
     def _all(self, *conditions: Any) -> Sequence[Asset]:
         with Session(self._engine) as session:
-            return _assets(session, session.scalars(select(AssetRow).where(*conditions)).all())
+            return _assets(session, session.execute(_ROWS.where(*conditions)).all())
+
+
+def _conditions(query: Query) -> list[Any]:
+    """Of a listing, but for the words."""
+    conditions: list[Any] = [_IS_LIVE]
+    for column, value in (
+        (AssetRow.tenant_id, query.tenant_id),
+        (AssetRow.visibility, query.visibility),
+        (AssetRow.status, query.status),
+        (AssetRow.owner, query.owner),
+        (AssetRow.name, query.name),
+    ):
+        if value is not None:
+            conditions.append(column == value)
+    if query.member_id is not None:
+        mine = AssetRow.created_by == query.member_id
+        conditions.append(or_(AssetRow.visibility != "private", mine))
+    if query.shared_with is not None:
+        shared = select(ShareRow.asset_id).where(ShareRow.tenant_name == query.shared_with)
+        conditions += [AssetRow.visibility == "shared", AssetRow.id.in_(shared)]
+    if query.kinds:
+        conditions.append(AssetRow.kind.in_(query.kinds))
+    if query.ids:
+        conditions.append(AssetRow.id.in_(query.ids))
+    return conditions
 
 
 def _exactly(version: int | None) -> tuple[Any, ...]:
     return () if version is None else (AssetRow.version == version,)
 
 
-def _assets(session: Session, rows: Sequence[AssetRow]) -> list[Asset]:
+def _assets(session: Session, rows: Sequence[AssetRow | Row[Any]]) -> list[Asset]:
     shared: dict[str, list[str]] = defaultdict(list)
     ids = [row.id for row in rows if row.visibility == "shared"]
     if ids:

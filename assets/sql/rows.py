@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, text
+from sqlalchemy import JSON, BigInteger, Index, Row, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from assets.asset import Asset
@@ -46,8 +46,6 @@ class AssetRow(Base):
     expires_at_s: Mapped[float | None]
     uses: Mapped[int]
     last_used_at_s: Mapped[float | None]
-    #: What ``Query.text`` and ``Query.tags`` look into.
-    words: Mapped[str]
 
 
 class ShareRow(Base):
@@ -76,13 +74,7 @@ def row_values(fields: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def asset_of(row: AssetRow, shared_with: tuple[str, ...] = ()) -> Asset:
+def asset_of(row: AssetRow | Row[Any], shared_with: tuple[str, ...] = ()) -> Asset:
     values = {name: getattr(row, name) for name in FIELDS}
     values["parts"] = {component: Blob(*blob) for component, blob in row.parts.items()}
     return Asset(**values, shared_with=shared_with)
-
-
-def words_of(asset: Asset) -> str:
-    tags = "".join(f"#{tag}\n" for tag in asset.tags)
-    found_by = (asset.name, asset.description, *asset.trigger_words)
-    return f"{' '.join(found_by)}\n{tags}".casefold()

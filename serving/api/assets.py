@@ -160,9 +160,9 @@ async def listing(
     after: str = "",
 ) -> dict[str, Any]:
     """One's own assets, or with ``is_public`` everybody's public ones, or with ``shared`` those
-    that others share. ``q``: words of the name, description, tags or trigger words; ``tag``,
-    repeated: tags that all must be there. ``after``, the last page's ``next``, goes on where
-    that page ended, whatever was added or deleted since."""
+    that others share. ``q``: words, with each of which one of its name, description
+    or trigger words begins; ``tag``, repeated: tags that all must be there. ``after``, the last
+    page's ``next``, goes on where that page ended, whatever was added or deleted since."""
     kinds = [kind for kind in asset_type or [] if kind in ASSET_KINDS]
     served = (
         (not asset_type or kinds)

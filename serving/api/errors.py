@@ -37,6 +37,7 @@ from serving.errors import (
     DrawingFailed,
     InvalidRequest,
     NotFinite,
+    NotServed,
     OutOfMemory,
     Quarantined,
     Refused,
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 
 #: exception → (status, code). The first class that fits wins.
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (NotServed, 501, "not_served"),
     (Unauthenticated, 401, "unauthenticated"),
     (BadSignature, 403, "bad_signature"),
     (Forbidden, 403, "forbidden"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -57,8 +58,9 @@ def test_parts_in_any_order_become_the_whole(store: FsspecStore, parts: PartStor
     parts.finish(key, upload_id, arrived)
     assert read_bytes(store, key) == b"".join(DATA)
     assert list(parts.parts(key, upload_id)) == []
-    with pytest.raises(StoreError):
+    with suppress(StoreError):  # a second time it is an error, or changes nothing: stores differ
         parts.finish(key, upload_id, arrived)
+    assert read_bytes(store, key) == b"".join(DATA)
 
 
 def test_a_part_that_was_cut_short_is_sent_again(
@@ -80,14 +82,17 @@ def test_a_part_that_was_cut_short_is_sent_again(
     assert read_bytes(store, key) == b"".join(DATA)
 
 
-def test_an_abort_leaves_nothing(store: FsspecStore, parts: PartStore) -> None:
+def test_an_abort_leaves_nothing(
+    store: FsspecStore, parts: PartStore, request: pytest.FixtureRequest
+) -> None:
     keys = [upload_key(new_asset_id()) for _ in range(2)]
     uploads = {key: parts.begin(key) for key in keys}
     for key, upload_id in uploads.items():
         send(store, parts, key, upload_id, 1)
     begun = {b.key: b for b in parts.begun()}
     assert {key: begun[key].upload_id for key in keys} == uploads
-    assert all(abs(b.began_at_s - time.time()) < 60 for b in begun.values())
+    if request.node.callspec.params["store"] != "moto":  # whose uploads all begin in 2010
+        assert all(abs(b.began_at_s - time.time()) < 60 for b in begun.values())
     parts.abort(keys[0], uploads[keys[0]])
     parts.abort(keys[0], uploads[keys[0]])
     parts.abort(upload_key(new_asset_id()), "nothing")

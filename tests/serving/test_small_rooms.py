@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from assets.errors import Forbidden
 from assets.principal import Principal
+from assets.records import Query
 from assets.sql.base import connect
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
@@ -181,6 +182,7 @@ def test_a_database_of_an_earlier_release_is_brought_forward(tmp_path: Path) -> 
     assert (first.version, first.visibility, first.is_deleted) == (1, "organisation", True)
     assert (second.version, second.visibility, second.is_deleted) == (2, "public", False)
     assert blobs.live(["k1", "k2"]) == {"k2"}
+    assert records.list(Query(text="sty")).total == 1
     assert blobs.stored_bytes("t") == 6
     jobs = jobs_of(url)
     old = jobs.get("job_old")

@@ -1,0 +1,195 @@
+"""The memory of every process while a large file is uploaded and ingested.
+
+Run: ``python -m benchmarks upload`` (``--gigabytes 2``). Starts the platform as ``serve`` does,
+uploads a checkpoint of that size, once with a single PUT as OctoAI's clients do and once in
+parts beside each other, and waits until it is ready; meanwhile the memory of each process is
+read many times a second. What counts is how much more a process had at its worst than before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import psutil
+
+from assets.content import MODEL_COMPONENTS
+from assets.sdxl import skeleton_of
+from benchmarks.http import platform_for
+from benchmarks.samples import write_padded
+from serving.cli.client import Client
+from serving.cli.transfer import send
+from serving.commons.miniature import MINIATURE_CONFIGS, weights
+from serving.commons.single_file import write_single_file
+
+RESULT = Path(__file__).parent / "results" / "upload.json"
+_EVERY_S = 0.05
+#: Beyond what it had before, a process may not have more at any time.
+FLAT_BYTES = 192 << 20
+
+
+class Watch:
+    """The most that each process of the platform had, beyond what it had at the start: private
+    memory, without what it shares with others and without the files that it maps."""
+
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+        self._before: dict[int, int] = {}
+        self.more: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _look(self) -> Iterator[tuple[psutil.Process, int]]:
+        family = psutil.Process(self._parent)
+        for process in [family, *family.children(recursive=True)]:
+            try:
+                used = process.memory_info()
+                yield process, int(used.rss - used.shared)
+            except psutil.Error:
+                continue
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            for process, used in self._look():
+                before = self._before.get(process.pid)
+                if (
+                    before is None
+                ):  # a child that has just been made: its parent's pages are no growth
+                    self._before[process.pid] = before = used
+                try:
+                    name = _role(process)
+                except psutil.Error:
+                    continue
+                self.more[name] = max(self.more.get(name, 0), used - before)
+            self._stop.wait(_EVERY_S)
+
+    def __enter__(self) -> Watch:
+        self._before = {process.pid: used for process, used in self._look()}
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _role(process: psutil.Process) -> str:
+    """What the process is for, by how it was started."""
+    line = " ".join(process.cmdline())
+    for mark, role in (
+        ("assets.caged", "inspection"),
+        ("spawn_main", "gateway"),
+        ("IngestActor", "ingest"),
+        ("DispatcherActor", "dispatcher"),
+        ("ServeReplica", "replica"),
+        ("ServeController", "Serve's controller"),
+        ("serving.cli.main", "serve"),
+    ):
+        if mark in line:
+            return role
+    return "the rest of Ray"
+
+
+def single_put(client: Client, path: Path, name: str) -> dict[str, Any]:
+    new = {"asset_type": "checkpoint", "name": name}
+    created = client.call("POST", "/v1/assets", json=new)
+    with open(path, "rb") as file:
+        length = {"Content-Length": str(path.stat().st_size)}
+        put = created["transfer_api"]["put_url"]
+        httpx.put(put, content=file, headers=length, timeout=600).raise_for_status()
+    client.call("POST", f"/v1/assets/{created['asset']['id']}/complete-upload", json={})
+    return dict(created["asset"])
+
+
+def in_parts(client: Client, path: Path, name: str) -> dict[str, Any]:
+    return send(client, path, {"asset_type": "checkpoint", "name": name})[0]
+
+
+WAYS: Mapping[str, Callable[[Client, Path, str], dict[str, Any]]] = {
+    "a single PUT": single_put,
+    "in parts": in_parts,
+}
+
+
+@contextmanager
+def large_file(folder: Path, size_bytes: int) -> Iterator[Path]:
+    values = {component: weights(component) for component in MODEL_COMPONENTS}
+    skeleton = skeleton_of(MINIATURE_CONFIGS)
+    small = write_single_file(folder / "small.safetensors", skeleton, lambda c, n, _: values[c][n])
+    yield write_padded(small, folder / "large.safetensors", size_bytes)
+
+
+def measure(size_bytes: int) -> dict[str, Any]:
+    runs = {}
+    with TemporaryDirectory(prefix="upload-") as temporary:
+        folder = Path(temporary)
+        with large_file(folder, size_bytes) as path, platform_for(folder, None) as (_, client, key):
+            del key
+            server = client.call("GET", "/v1/status")["replicas"][0]["pid"]
+            parent = _ancestor(server)
+            warm = single_put(client, folder / "small.safetensors", "warm")  # starts the inspection
+            client.await_ready(warm["id"])
+            for way, upload in WAYS.items():
+                started = time.perf_counter()
+                with Watch(parent) as watch:
+                    asset = upload(client, path, way.replace(" ", "-"))
+                    sent = time.perf_counter() - started
+                    client.await_ready(asset["id"])
+                runs[way] = {
+                    "upload_s": sent,
+                    "ingest_s": time.perf_counter() - started - sent,
+                    "more_bytes": dict(sorted(watch.more.items())),
+                }
+                client.call("DELETE", f"/v1/assets/{asset['id']}")
+            size = path.stat().st_size
+    machine = {"cpu": platform.processor() or platform.machine()}
+    return {"size_bytes": size, "runs": runs, "machine": machine}
+
+
+def _ancestor(pid: int) -> int:
+    """The process that started the whole platform: the topmost one that is not this."""
+    mine = psutil.Process().children(recursive=False)
+    family = {child.pid for child in mine}
+    process: psutil.Process | None = psutil.Process(pid)
+    while process is not None:
+        if process.pid in family:
+            return int(process.pid)
+        process = process.parent()
+    return max(family)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    ways = list(result["runs"])
+    roles = sorted({role for run in result["runs"].values() for role in run["more_bytes"]})
+    lines = [f"| process | {' | '.join(f'{way}, MiB more' for way in ways)} |", "|---|---|---|"]
+    for role in roles:
+        cells = (f"{run['more_bytes'].get(role, 0) / 2**20:.0f}" for run in result["runs"].values())
+        lines.append(f"| {role} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    result = measure(int(options.gigabytes * 1e9))
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result) if options.json else table(result))
+    worst = max(more for run in result["runs"].values() for more in run["more_bytes"].values())
+    if worst > FLAT_BYTES:
+        raise SystemExit(f"a process had {worst / 2**20:.0f} MiB more")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What OctoAI's clients can also ask for and is not served here: a 501 that says so."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from serving.errors import NotServed
+
+router = APIRouter(tags=["not served"])
+
+_WHAT = {
+    "/generate/{engine}": "this engine; only sdxl is served",
+    "/predict": "the interface of 2023; use /generate/sdxl",
+    "/upscaling": "upscaling",
+    "/background-removal": "background removal",
+    "/adetailer": "detailing",
+    "/segment": "segmentation",
+    "/v1/tune": "fine-tuning",
+    "/v1/tune/{tune}": "fine-tuning",
+    "/v1/tune/{tune}/cancel": "fine-tuning",
+    "/v1/tunes": "fine-tuning",
+    "/v1/chat/completions": "text generation",
+    "/v1/completions": "text generation",
+}
+
+
+def _refuse(what: str) -> None:
+    async def refuse() -> None:
+        raise NotServed(f"not served here: {what}")
+
+    for path, named in _WHAT.items():
+        if named == what:
+            methods = ["GET", "POST", "DELETE"] if "tune" in path else ["POST"]
+            router.add_api_route(
+                path, refuse, methods=methods, status_code=501, response_model=None,
+                name=f"not served {path}", include_in_schema=False,
+            )  # fmt: skip
+
+
+for _what in dict.fromkeys(_WHAT.values()):
+    _refuse(_what)

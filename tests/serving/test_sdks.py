@@ -1,0 +1,125 @@
+"""OctoAI's own Python clients, both of them, as they lie on PyPI, each in an environment of its
+own. What they do is in the folder sdk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.samples import write_padded
+from serving.commons.catalogue import CATALOGUE, weights_file
+from tests.platforms import Running, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+HERE = Path(__file__).parent / "sdk"
+PUBLIC = 1 + len(CATALOGUE)
+LARGE_BYTES = 66 << 20
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def source(sample_files: dict[str, Path]) -> Iterator[str]:
+    """A URL to import from, at an address that the operator allows."""
+    file = sample_files["inversion"]
+    handler = partial(Quiet, directory=str(file.parent))
+    server = ThreadingHTTPServer(("127.0.0.2", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.2:{server.server_port}/{file.name}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("sdks")
+    imports = {"import_schemes": ("http",), "import_networks": ("127.0.0.2/32",)}
+    with running(folder, "--in-process", replicas=1, **imports) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path]) -> list[str]:
+    folder = tmp_path_factory.mktemp("large")
+    large = write_padded(sample_files["checkpoint"], folder / "large.safetensors", LARGE_BYTES)
+    named = [sample_files[name] for name in ("lora_all", "inversion", "checkpoint")]
+    return [str(file) for file in (*named, large, weights_file("sepia"))]
+
+
+def seen_by(requirement: str, script: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", requirement]
+    subprocess.run(pip, check=True, stderr=subprocess.DEVNULL)
+    command = [python, "-W", "ignore", str(HERE / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_octoai_1_11(platform: Running, files: list[str], source: str, tmp_path: Path) -> None:
+    arguments = [platform.url, platform.key("new"), source, *files]
+    seen = seen_by("octoai==1.11.0", "octoai_1_11.py", tmp_path / "venv", *arguments)
+    large = seen.pop("large")
+    assert large > 64 << 20
+    assert seen == {
+        "statuses": ["ready"],
+        "listed": [1, True, False],
+        "loras": 1,
+        "public": PUBLIC,
+        "got": True,
+        "others": "outline",
+        "data": "Data_Lora",
+        "same": True,
+        "seeds": [5, 6],
+        "changed": True,
+        "bytes": "ffd8",
+        "422": ["UnprocessableEntityError"] * 3,
+        "404": ["ApiError", 404, "not_found"],
+        "taken": ["UnprocessableEntityError", 422, "name_taken"],
+        "401": ["ApiError", 401, "unauthenticated"],
+        "501": ['["ApiError", 501, "not_served"]'],
+        "later": True,
+        "health": 200,
+        "async": ["ready", 1, 1, True],
+        "async 501": 501,
+        "deleted": [True, True],
+        "after": ["ApiError", 404, "not_found"],
+    }
+
+
+def test_octoai_sdk_0_10(platform: Running, files: list[str], source: str, tmp_path: Path) -> None:
+    arguments = [platform.url, platform.key("old"), source, *files]
+    seen = seen_by("octoai-sdk==0.10.1", "octoai_0_10.py", tmp_path / "venv", *arguments)
+    assert seen.pop("large") > 64 << 20
+    assert seen == {
+        "statuses": ["ready"],
+        "listed": True,
+        "total": 5,
+        "public": PUBLIC,
+        "got": True,
+        "same": True,
+        "changed": True,
+        "removed": 0,
+        "later": True,
+        "unknown": "OctoAIClientError",
+        "bad size": "OctoAIValidationError",
+        "tunes": seen["tunes"],
+        "deleted": True,
+        "after": "OctoAIClientError",
+    }
+    assert "501" in seen["tunes"]
