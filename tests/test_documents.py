@@ -69,6 +69,19 @@ def test_the_benchmarks_figures_are_those_of_the_results() -> None:
     assert ratios["ours / bare copy: LoRA, gpu"] <= 5
 
 
+def test_the_librarys_figures_are_those_of_the_results() -> None:
+    from benchmarks import library, upload
+
+    text = (ROOT / "docs" / "library.md").read_text()
+    listed, sent = (json.loads(module.RESULT.read_text()) for module in (library, upload))
+    assert library.table(listed) in text
+    assert upload.table(sent) in text
+    assert max(listed["ratios"].values()) <= 3.0
+    assert sent["size_bytes"] >= 2e9
+    for run in sent["runs"].values():
+        assert max(run["more_bytes"].values()) <= upload.FLAT_BYTES
+
+
 def test_the_formats_table_has_every_case() -> None:
     from tests.format_matrix import DOCUMENT, TITLES
 
