@@ -26,7 +26,7 @@ from assets.errors import (
 from assets.failpoint import reach
 from assets.hub import check_repository
 from assets.ids import new_asset_id
-from assets.keys import upload_key
+from assets.keys import BLOBS, PREVIEWS, blob_of, upload_key
 from assets.parts import (
     LEAST_PART_BYTES,
     MOST_PART_BYTES,
@@ -414,6 +414,16 @@ class Library:
     def stored_bytes(self, principal: Principal) -> int:
         """What the tenant's live assets hold."""
         return self._blobs.stored_bytes(principal.tenant_id)
+
+    def may_fetch(self, key: str) -> bool:
+        """Whether what lies under this key of the store is still anybody's to read: a signed URL
+        outlives neither a deletion nor a change of the content key."""
+        if key.startswith(BLOBS):
+            return bool(self._blobs.live([blob_of(key)]))
+        if key.startswith(PREVIEWS):
+            asset = self._records.get(key.removeprefix(PREVIEWS)[: len(new_asset_id())])
+            return asset is None or not asset.is_deleted
+        return True
 
     def dead(self, keys: Collection[str]) -> set[str]:
         """Of the content keys of canonical files, those that nobody can ask for any more."""

@@ -24,6 +24,9 @@ from serving.tenants.directory import Directory
 from serving.tenants.meter import Meter
 from serving.tenants.rate import RateLimited, RateLimiter
 
+#: URLs to download are asked for anew with each answer, and need not last.
+_DOWNLOAD_EXPIRES_S = 3600
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -58,9 +61,12 @@ class Context:
     def signed_url(self, verb: str, key: str) -> str:
         """A URL that may do one thing with one object: the store's own, or one of ours."""
         own = self.store.signed_put if verb == "PUT" else self.store.signed_get
-        if url := own(key, self.url_expires_s):
+        expires_s = self.url_expires_s
+        if verb == "GET":  # a store of its own mind does not know of deletions
+            expires_s = min(expires_s, _DOWNLOAD_EXPIRES_S)
+        if url := own(key, expires_s):
             return url
-        token = self.signer.sign(verb, key, int(time.time()) + self.url_expires_s)
+        token = self.signer.sign(verb, key, int(time.time()) + expires_s)
         return self.url(f"objects/{key}?token={token}")
 
 

@@ -79,6 +79,8 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
 @router.get("/objects/{key:path}")
 async def get(key: str, token: str, context: Ctx) -> Response:
     context.signer.verify("GET", key, token, time.time())
+    if not await asyncio.to_thread(context.platform.library.may_fetch, key):
+        raise AssetNotFound(key)
     is_picture = key.startswith("previews/")
     return await _send(context.store, key, "image/png" if is_picture else _BYTES)
 

@@ -71,13 +71,15 @@ def open_workshop(settings: Settings, backends: Backends) -> Workshop:
     )
 
 
+_PROBE_BYTES = 1 << 30
+
+
 def _open_probe(settings: Settings, backends: Backends) -> EngineProbe:
     def provisioner() -> Provisioner:
-        return Provisioner(
-            StoreSource(backends.store),
-            disk=FileTier("disk", settings.resolved_disk_dir, settings.disk_bytes),
-            host=FileTier("host", settings.resolved_host_dir, settings.host_bytes),
-        )
+        """Tiers of its own: what is only looked at pushes nothing out that is drawn with."""
+        folder = settings.scratch_dir / "probe"
+        disk, host = (FileTier(name, folder / name, _PROBE_BYTES) for name in ("disk", "host"))
+        return Provisioner(StoreSource(backends.store), disk, host)
 
     return EngineProbe(lambda: load_manifest(backends.store, BASE_NAME), provisioner)
 

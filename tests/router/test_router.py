@@ -144,3 +144,17 @@ def test_laws(states: list[tuple[float, int, set[str]]], wants: list[set[str]]) 
     idle = all(r.in_flight == 0 for r in replicas)
     if idle and waiting:
         assert made
+
+
+def test_a_tenant_draws_no_more_at_a_time_than_its_plan_allows() -> None:
+    """And keeps nobody from what is free."""
+    mine = [
+        request(f"mine-{index}", tenant_id="capped", pictures=2, pictures_at_once=4)
+        for index in range(4)
+    ]
+    other = request("other", tenant_id="other", virtual_finish=9.0)
+    replicas = [replica(name) for name in "abcd"]
+    free = assign([*mine, other], replicas, SPEEDS, 0.0)
+    assert sorted(a.request_id for a in free) == ["mine-0", "mine-1", "other"]
+    busy = assign([*mine, other], replicas, SPEEDS, 0.0, {"capped": 3})
+    assert [a.request_id for a in busy] == ["other"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -289,3 +290,32 @@ async def test_a_replica_that_only_does_not_answer_casts_no_suspicion() -> None:
         with pytest.raises(ReplicaLost):
             await room.submit(submission("1", lora="x"))
         assert room.status()["quarantined"] == 0
+
+
+async def test_a_capped_tenant_waits_for_its_own_and_others_do_not() -> None:
+    replicas = [FakeReplica(name) for name in "ab"]
+    for replica in replicas:
+        replica.go.clear()
+    async with dispatcher(*replicas) as room:
+        capped = [replace(submission(f"c{i}", "capped"), pictures_at_once=1) for i in range(3)]
+        tasks = [asyncio.create_task(room.submit(one)) for one in capped]
+        await until(lambda: sum(len(r.started) for r in replicas) == 1)
+        tasks.append(asyncio.create_task(room.submit(submission("free", "other"))))
+        await until(lambda: any("free" in r.started for r in replicas))
+        assert sum(len(r.started) for r in replicas) == 2
+        for replica in replicas:
+            replica.go.set()
+        await asyncio.gather(*tasks)
+        assert idle(room)
+
+
+async def test_what_nobody_may_ask_for_is_forgotten_everywhere() -> None:
+    replicas = [FakeReplica(name) for name in "ab"]
+    async with dispatcher(*replicas) as room:
+        for replica in replicas:
+            replica.keys |= {"kept", "dead"}
+        await asyncio.gather(*(room.submit(submission(str(index))) for index in range(4)))
+        await room.forget({"dead", "base"})
+        assert all(replica.keys == {"kept"} for replica in replicas)
+        assert room.resident() == {"kept"}
+        assert await room.warm((Blob("kept", "", 1),)) == {"a": "store", "b": "store"}

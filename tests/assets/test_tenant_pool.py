@@ -1,0 +1,79 @@
+"""Many tenants' work on a few threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from assets.tenant_pool import TenantPool
+
+
+class Work:
+    """Pieces that run until they are let go."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.go = threading.Event()
+        self._lock = threading.Lock()
+
+    def piece(self, name: str) -> Callable[[], None]:
+        def run() -> None:
+            with self._lock:
+                self.started.append(name)
+            assert self.go.wait(30)
+
+        return run
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_tenants_are_served_in_turn() -> None:
+    pool, work = TenantPool("test", 1, 1), Work()
+    pool.submit("first", "first", work.piece("first"))
+    until(lambda: work.started == ["first"])
+    for index in range(5):
+        pool.submit("many", f"many-{index}", work.piece(f"many-{index}"))
+    for tenant in ("one", "two"):
+        pool.submit(tenant, tenant, work.piece(tenant))
+    work.go.set()
+    until(lambda: len(work.started) == 8)
+    assert work.started[:5] == ["first", "many-0", "one", "two", "many-1"]
+    pool.close()
+
+
+def test_one_tenant_has_only_its_share_of_the_threads() -> None:
+    pool, work = TenantPool("test", 4, 2), Work()
+    for index in range(6):
+        pool.submit("many", f"many-{index}", work.piece(f"many-{index}"))
+    until(lambda: len(work.started) == 2)
+    pool.submit("one", "one", work.piece("one"))
+    until(lambda: "one" in work.started)
+    assert len(work.started) == 3
+    work.go.set()
+    until(lambda: len(work.started) == 7)
+    pool.close()
+
+
+def test_what_is_submitted_again_is_done_once_and_a_failure_stops_nothing() -> None:
+    pool, work = TenantPool("test", 1, 1), Work()
+
+    def broken() -> None:
+        raise RuntimeError("broken on purpose")
+
+    pool.submit("t", "broken", broken)
+    for _ in range(3):
+        pool.submit("t", "same", work.piece("same"))
+    work.go.set()
+    until(lambda: work.started == ["same"])
+    until(lambda: not pool._known)
+    pool.submit("t", "same", work.piece("same"))
+    until(lambda: work.started == ["same", "same"])
+    pool.close()
+    pool.submit("t", "late", work.piece("late"))
+    assert work.started == ["same", "same"]

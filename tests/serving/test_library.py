@@ -1,0 +1,205 @@
+"""What a tenant does with its library, over a real server: versions, sharing, expiry, deletion."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.composition import open_backends
+from tests.platforms import Running, running
+
+PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("library"), "--in-process", replicas=2) as server:
+        yield server
+
+
+def door(platform: Running, tenant: str) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {platform.key(tenant)}"}
+    return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
+
+
+@pytest.fixture
+def http(platform: Running) -> Iterator[httpx.Client]:
+    with door(platform, "acme") as client:
+        yield client
+
+
+def put(http: httpx.Client, file: Path, name: str, **fields: Any) -> dict[str, Any]:
+    """A ready LoRA."""
+    new = {"asset_type": "lora", "name": name, **fields}
+    answer = http.post("/v1/assets", json=new)
+    assert answer.status_code == 200, answer.text
+    created = answer.json()
+    httpx.put(created["transfer_api"]["put_url"], content=file.read_bytes()).raise_for_status()
+    asset_id = created["asset"]["id"]
+    http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).raise_for_status()
+    deadline = time.monotonic() + 60
+    while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert asset["status"] == "ready", asset
+    return dict(asset)
+
+
+def draw(http: httpx.Client, reference: str) -> httpx.Response:
+    return http.post("/generate/sdxl", json={**PROMPT, "loras": {reference: 0.8}})
+
+
+def picture(answer: httpx.Response) -> bytes:
+    assert answer.status_code == 200, answer.text
+    return base64.b64decode(answer.json()["images"][0]["image_b64"])
+
+
+def keys_of(platform: Running, asset_id: str) -> set[str]:
+    asset = open_backends(platform.settings).records.get(asset_id)
+    assert asset is not None
+    return {blob.key for blob in asset.parts.values()}
+
+
+def on_disk(platform: Running) -> set[str]:
+    """The content keys in both file tiers."""
+    folders = (platform.settings.resolved_disk_dir, platform.settings.resolved_host_dir)
+    return {path.name for folder in folders for path in (folder / "objects").iterdir()}
+
+
+def test_versions_of_a_name(http: httpx.Client, sample_files: dict[str, Path]) -> None:
+    first = put(http, sample_files["lora_all"], "look")
+    taken = http.post("/v1/assets", json={"asset_type": "lora", "name": "look"})
+    assert taken.status_code == 422
+    one = picture(draw(http, "look"))
+    second = put(http, sample_files["lora_cross"], "look", new_version=True)
+    assert [asset["version"] for asset in (first, second)] == [1, 2]
+    two = picture(draw(http, "look"))
+    assert one != two
+    assert picture(draw(http, "look@1")) == picture(draw(http, "acme:look@1")) == one
+    assert picture(draw(http, "look@2")) == picture(draw(http, second["id"])) == two
+    for unknown in ("look@3", "look@0", "look@x", "look@"):
+        assert draw(http, unknown).status_code == 404
+    listed = http.get("/v1/assets", params={"name": "look"}).json()["data"]
+    assert [asset["version"] for asset in listed] == [1, 2]
+    renamed = http.patch("/v1/assets/look", json={"name": "gaze"}).json()["asset"]
+    assert (renamed["id"], renamed["version"]) == (second["id"], 2)
+    assert picture(draw(http, "gaze@1")) == one
+    assert draw(http, "look").status_code == 404
+    http.delete("/v1/assets/gaze")
+    assert picture(draw(http, "gaze")) == one  # the newest that is there
+    third = put(http, sample_files["lora_cross"], "gaze", new_version=True)
+    assert third["version"] == 3  # gaze@2 never means other bytes
+    assert http.get("/v1/assets/gaze@3").json()["asset"]["uses"] == 0
+    picture(draw(http, "gaze"))
+    assert http.get("/v1/assets/gaze@3").json()["asset"]["uses"] == 1
+
+
+def test_what_is_shared_is_used_and_not_taken_away(
+    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+) -> None:
+    asset = put(http, sample_files["lora_all"], "team", shared_with=["partner"], licence="CC0")
+    mine = picture(draw(http, "team"))
+    with door(platform, "partner") as partner, door(platform, "stranger") as stranger:
+        assert picture(draw(partner, "acme:team")) == picture(draw(partner, asset["id"])) == mine
+        seen = partner.get("/v1/assets/acme:team").json()
+        assert seen["transfer_api"]["get_url"] == ""
+        assert seen["asset"]["licence"] == "CC0"
+        assert "report" not in seen["asset"]
+        assert "shared_with" not in seen["asset"]
+        assert partner.get("/v1/assets", params={"shared": True}).json()["total"] == 1
+        assert partner.get("/v1/assets").json()["total"] == 0
+        for ref in ("acme:team", asset["id"], "team"):
+            assert draw(stranger, ref).status_code == 404
+        change = {"visibility": "organisation"}
+        assert http.patch("/v1/assets/team", json=change).status_code == 200
+        assert draw(partner, "acme:team").status_code == 404
+        assert partner.get("/v1/assets", params={"shared": True}).json()["total"] == 0
+    acts = [act["act"] for act in http.get("/v1/audit").json()["data"]]
+    assert "asset.share" in acts
+
+
+def test_what_becomes_public_gets_a_public_key_and_back(
+    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+) -> None:
+    asset = put(http, sample_files["lora_alpha"], "open")
+    (private,) = keys_of(platform, asset["id"])
+    before = picture(draw(http, "open"))
+    for visibility, prefix in (("public", "p"), ("private", "t")):
+        assert http.patch("/v1/assets/open", json={"visibility": visibility}).is_success
+        deadline = time.monotonic() + 30
+        while not min(keys_of(platform, asset["id"])).startswith(prefix):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert picture(draw(http, "open")) == before
+    assert keys_of(platform, asset["id"]) == {private}
+
+
+def test_an_asset_expires(http: httpx.Client, sample_files: dict[str, Path]) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=3)
+    put(http, sample_files["lora_cross"], "brief", expires_at=soon.isoformat())
+    deadline = time.monotonic() + 30
+    while http.get("/v1/assets/brief").status_code == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert datetime.now(UTC) >= soon
+    assert draw(http, "brief").status_code == 404
+    past = {"asset_type": "lora", "name": "late", "expires_at": "2020-01-01T00:00:00Z"}
+    assert http.post("/v1/assets", json=past).status_code == 422
+    asset = put(http, sample_files["lora_cross"], "kept", expires_at="2100-01-01T00:00:00Z")
+    assert asset["expires_at"].startswith("2100")
+    never = http.patch("/v1/assets/kept", json={"expires_at": "never"}).json()["asset"]
+    assert never["expires_at"] is None
+
+
+def test_a_deletion_reaches_every_tier(
+    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+) -> None:
+    asset = put(http, sample_files["lora_all"], "gone")
+    twin = put(http, sample_files["lora_all"], "twin")  # the same bytes, the same key
+    (key,) = keys_of(platform, asset["id"])
+    assert keys_of(platform, twin["id"]) == {key}
+    url = http.get("/v1/assets/gone").json()["transfer_api"]["get_url"]
+    picture(draw(http, "gone"))
+    assert key in on_disk(platform)
+    http.delete("/v1/assets/gone")
+    picture(draw(http, "twin"))
+    assert key in on_disk(platform)  # it is still wanted
+    assert httpx.get(url).status_code == 200
+    http.delete("/v1/assets/twin")
+    deadline = time.monotonic() + 10
+    while key in on_disk(platform):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert httpx.get(url).status_code == 404
+    status = httpx.get(f"{platform.url}/v1/status").json()
+    assert status["waiting"] == 0
+    # Restored, it is fetched again, and draws the same.
+    assert http.post(f"/v1/assets/{asset['id']}/restore").is_success
+    answer = draw(http, "gone")
+    (found,) = (a for a in answer.json()["receipt"]["assets"] if a["asset"] == "gone")
+    assert found["found_on"] == "store"
+
+
+def test_pages_by_what_comes_after(http: httpx.Client) -> None:
+    names = [f"page-{index}" for index in range(5)]
+    for name in names:
+        body = {"asset_type": "lora", "name": name, "data": {"tags": ["paged"]}}
+        http.post("/v1/assets", json=body).raise_for_status()
+    seen: list[str] = []
+    after: str | None = ""
+    while after is not None:
+        query = {"tag": "paged", "limit": 2, "after": after}
+        page = http.get("/v1/assets", params=query).json()
+        seen += [asset["name"] for asset in page["data"]]
+        assert page["total"] in (5, 4)
+        if len(seen) == 2:  # one of those that were seen goes
+            http.delete(f"/v1/assets/{seen[0]}")
+        after = page["next"]
+    assert seen == names
