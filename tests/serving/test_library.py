@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.samples import write_kohya_lora
 from serving.composition import open_backends
 from tests.platforms import Running, running
 
@@ -159,10 +160,11 @@ def test_an_asset_expires(http: httpx.Client, sample_files: dict[str, Path]) -> 
 
 
 def test_a_deletion_reaches_every_tier(
-    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+    http: httpx.Client, platform: Running, skeleton: Any, tmp_path: Path
 ) -> None:
-    asset = put(http, sample_files["lora_all"], "gone")
-    twin = put(http, sample_files["lora_all"], "twin")  # the same bytes, the same key
+    file = write_kohya_lora(tmp_path / "own.safetensors", skeleton, seed=77, only="attn2")
+    asset = put(http, file, "gone")
+    twin = put(http, file, "twin")  # the same bytes, the same key
     (key,) = keys_of(platform, asset["id"])
     assert keys_of(platform, twin["id"]) == {key}
     url = http.get("/v1/assets/gone").json()["transfer_api"]["get_url"]
