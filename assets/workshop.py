@@ -26,11 +26,11 @@ from assets.ids import new_asset_id
 from assets.import_model import import_model
 from assets.ingest import Ingested, ingest_file
 from assets.keys import blob_key, preview_key, upload_key
-from assets.library import MAX_UPLOAD_BYTES
 from assets.model import ModelManifest, load_manifest
 from assets.records import AssetRecords
 from assets.resolve import BASE_NAME
 from assets.store import CHUNK_BYTES, Digesting, ObjectStore, put_file
+from assets.uploads import MAX_UPLOAD_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -92,7 +92,7 @@ def platform_for(folder: Path, model: Path | None) -> Iterator[tuple[Settings, C
             time.sleep(0.2)
         directory = open_backends(settings).directory
         directory.add_tenant("bench")
-        key = directory.add_key("bench").text
+        key = directory.keyring.add_key("bench").text
         with Client(settings.resolved_public_url, key) as client:
             yield settings, client, key
     finally:

@@ -37,7 +37,7 @@ class Running:
         """An API key of the tenant, which is made when it is new."""
         if tenant not in self.keys:
             self.directory.add_tenant(tenant)
-            self.keys[tenant] = self.directory.add_key(tenant).text
+            self.keys[tenant] = self.directory.keyring.add_key(tenant).text
         return self.keys[tenant]
 
     def client(self, tenant: str = "acme") -> Client:

@@ -12,9 +12,9 @@ from assets.access import may
 from assets.asset import ASSET_KINDS, Asset
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.keys import blob_key, part_key, upload_key
-from assets.library import NewAsset
 from assets.principal import Principal
 from assets.records import Query as AssetQuery
+from assets.uploads import NewAsset
 from serving.api.context import Context, Ctx, Who
 from serving.api.wire_assets import (
     ChangeAsset,
@@ -85,7 +85,7 @@ async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
         hf_repo=body.hf_repo,
         data=stored_data(body),
     )
-    asset = await asyncio.to_thread(context.platform.library.create, who, new)
+    asset = await asyncio.to_thread(context.platform.library.uploads.create, who, new)
     if asset.is_import:
         await context.ingest.start(asset)
     transfer = _transfer(context, asset, who)
@@ -104,10 +104,10 @@ def _part_upload_size(body: CreateAsset) -> int | None:
 async def upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     """How far an upload in parts is, and where to PUT what is missing. May be asked as often as
     one likes; each time the URLs are fresh."""
-    library = context.platform.library
+    uploads = context.platform.library.uploads
 
     def look() -> dict[str, Any]:
-        found = library.upload(who, ref)
+        found = uploads.state(who, ref)
         return {
             "asset_id": found.asset.id,
             "size_bytes": found.size_bytes,
@@ -119,7 +119,7 @@ async def upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
                     "number": number,
                     "offset": (number - 1) * found.part_bytes,
                     "size_bytes": found.part_size(number),
-                    "put_url": library.signed_part(found, number, context.url_expires_s)
+                    "put_url": uploads.signed_part(found, number, context.url_expires_s)
                     or context.signed_url(
                         "PUT", part_key(upload_key(found.asset.id), found.upload_id, number)
                     ),
@@ -134,7 +134,7 @@ async def upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
 @router.delete("/{ref:path}/upload")
 async def abort_upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     """End an upload that is not complete, of either kind."""
-    asset = await asyncio.to_thread(context.platform.library.abort, who, ref)
+    asset = await asyncio.to_thread(context.platform.library.uploads.abort, who, ref)
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}
 
 
@@ -199,7 +199,7 @@ async def listing(
 async def complete_upload(
     ref: str, context: Ctx, who: Who, body: CompleteUpload | None = None
 ) -> dict[str, Any]:
-    asset = await asyncio.to_thread(context.platform.library.complete, who, ref)
+    asset = await asyncio.to_thread(context.platform.library.uploads.complete, who, ref)
     if asset.status == "uploaded":
         await context.ingest.start(asset)
     return {"error": None}

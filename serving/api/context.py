@@ -81,7 +81,7 @@ def bearer(request: Request) -> str | None:
 
 async def principal_of(request: Request) -> Principal:
     directory = context_of(request).directory
-    return await asyncio.to_thread(directory.authenticate, bearer(request))
+    return await asyncio.to_thread(directory.keyring.authenticate, bearer(request))
 
 
 async def spend(context: Context, request: Request, who: Principal) -> Principal:

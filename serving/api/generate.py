@@ -93,9 +93,11 @@ async def generate_simply(
     """
     token = bearer(request)
     if token is None and context.open_tenant:
-        who = await asyncio.to_thread(context.directory.principal_of_tenant, context.open_tenant)
+        who = await asyncio.to_thread(
+            context.directory.keyring.principal_of_tenant, context.open_tenant
+        )
     else:
-        who = await asyncio.to_thread(context.directory.authenticate, token)
+        who = await asyncio.to_thread(context.directory.keyring.authenticate, token)
     await spend(context, request, who)
     key = idempotency.key_of(request)
     if key is not None:

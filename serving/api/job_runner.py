@@ -103,7 +103,7 @@ class JobRunner:
         try:
             directory = self._context.directory
             principal = await asyncio.to_thread(
-                directory.principal_of_job, job.tenant_id, job.asked_by
+                directory.keyring.principal_of_job, job.tenant_id, job.asked_by
             )
             order = GenerateRequest.model_validate(job.request).order()
             generated = await self._context.platform.draw(principal, order, job.id)

@@ -34,7 +34,7 @@ async def put(key: str, token: str, request: Request, context: Ctx) -> Response:
     """Receive an upload. Until it is complete nothing is visible under its key."""
     context.signer.verify("PUT", key, token, time.time())
     asset_id = key.removeprefix(PARTS).removeprefix(UPLOADS).partition("/")[0]
-    most = await asyncio.to_thread(context.platform.library.receivable_bytes, asset_id)
+    most = await asyncio.to_thread(context.platform.library.uploads.receivable_bytes, asset_id)
     if key.startswith(PARTS):
         most = min(most, MOST_PART_BYTES)
     if most == 0:

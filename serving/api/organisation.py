@@ -196,7 +196,7 @@ async def remove_member(name: str, context: Ctx, who: Owner) -> dict[str, Any]:
 
 @router.get("/keys")
 async def keys(context: Ctx, who: Owner) -> dict[str, Any]:
-    found = await asyncio.to_thread(context.directory.keys, who.tenant_name)
+    found = await asyncio.to_thread(context.directory.keyring.keys, who.tenant_name)
     return {"data": [asdict(key) for key in found]}
 
 
@@ -205,8 +205,8 @@ async def add_key(body: NewApiKey, context: Ctx, who: Owner) -> dict[str, Any]:
     """The answer is the only time the key is shown."""
     until_s = body.expires_at.timestamp() if body.expires_at else None
     key = await asyncio.to_thread(
-        context.directory.add_key, who.tenant_name, body.label, body.role, until_s, body.member,
-        who.key_id,
+        context.directory.keyring.add_key, who.tenant_name, body.label, body.role, until_s,
+        body.member, who.key_id,
     )  # fmt: skip
     return {"id": key.id, "key": key.text}
 
@@ -216,7 +216,7 @@ async def rotate_key(key_id: str, context: Ctx, who: Owner, body: Rotate | None 
     """A new key like that one, which expires after the overlap."""
     overlap_s = (body or Rotate()).overlap_s  # type: ignore[call-arg]
     key = await asyncio.to_thread(
-        context.directory.rotate_key, key_id, overlap_s, who.tenant_name, who.key_id
+        context.directory.keyring.rotate_key, key_id, overlap_s, who.tenant_name, who.key_id
     )
     return {"id": key.id, "key": key.text, "replaces": key_id}
 
@@ -224,5 +224,7 @@ async def rotate_key(key_id: str, context: Ctx, who: Owner, body: Rotate | None 
 @router.delete("/keys/{key_id}")
 async def revoke_key(key_id: str, context: Ctx, who: Owner) -> dict[str, Any]:
     """Every gateway refuses it within seconds."""
-    await asyncio.to_thread(context.directory.revoke_key, key_id, who.tenant_name, who.key_id)
+    await asyncio.to_thread(
+        context.directory.keyring.revoke_key, key_id, who.tenant_name, who.key_id
+    )
     return {"id": key_id, "revoked": True}

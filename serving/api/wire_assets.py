@@ -9,8 +9,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, Visibility
-from assets.library import MAX_SHARED_WITH, Change
+from assets.library import Change
 from assets.parts import PART_BYTES
+from assets.terms import MAX_SHARED_WITH
 
 Short = Annotated[str, Field(max_length=128)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

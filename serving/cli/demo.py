@@ -113,7 +113,7 @@ def _key(settings: Settings) -> str:
     directory = open_backends(settings).directory
     if not any(tenant.name == _TENANT for tenant in directory.tenants()):
         directory.add_tenant(_TENANT)
-    return directory.add_key(_TENANT, "demonstration").text
+    return directory.keyring.add_key(_TENANT, "demonstration").text
 
 
 def _await_serving(server: subprocess.Popen[bytes], settings: Settings) -> None:

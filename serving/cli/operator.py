@@ -61,7 +61,7 @@ def tenant_usage(tenant: str, data_dir: DataDir = None, as_json: AsJson = False)
     """This month's budget, and the sums of the whole ledger."""
     with clear_errors():
         backends = _backends(data_dir)
-        who = backends.directory.principal_of_tenant(tenant)
+        who = backends.directory.keyring.principal_of_tenant(tenant)
         budget = asdict(backends.meter.budget(who.tenant_id))
         row = {**budget, **backends.meter.totals(who.tenant_id)}
         show([row], tuple(row), as_json)
@@ -74,7 +74,7 @@ def tenant_audit(
     """Administrative acts, newest first."""
     with clear_errors():
         backends = _backends(data_dir)
-        who = backends.directory.principal_of_tenant(tenant)
+        who = backends.directory.keyring.principal_of_tenant(tenant)
         rows = [asdict(act) for act in backends.audit.acts(who.tenant_id, limit)]
         show(rows, ("at_s", "actor", "act", "subject", "details"), as_json)
 
@@ -160,7 +160,9 @@ def create_key(
     """A new key. It is shown this once."""
     with clear_errors():
         until = None if expires_days is None else time.time() + expires_days * 86400
-        key = _backends(data_dir).directory.add_key(tenant, label, cast(Role, role), until, member)
+        key = _backends(data_dir).directory.keyring.add_key(
+            tenant, label, cast(Role, role), until, member
+        )
         show_one({"id": key.id, "tenant": tenant, "key": key.text}, key.text, as_json)
 
 
@@ -173,14 +175,14 @@ def rotate_key(
 ) -> None:
     """A new key like that one, which expires after the overlap."""
     with clear_errors():
-        key = _backends(data_dir).directory.rotate_key(key_id, overlap_hours * 3600)
+        key = _backends(data_dir).directory.keyring.rotate_key(key_id, overlap_hours * 3600)
         show_one({"id": key.id, "replaces": key_id, "key": key.text}, key.text, as_json)
 
 
 @keys.command("list")
 def list_keys(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     with clear_errors():
-        rows = [asdict(key) for key in _backends(data_dir).directory.keys(tenant)]
+        rows = [asdict(key) for key in _backends(data_dir).directory.keyring.keys(tenant)]
         show(
             rows,
             ("id", "label", "member", "role", "created_at_s", "expires_at_s", "revoked_at_s"),
@@ -192,5 +194,5 @@ def list_keys(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) ->
 def revoke_key(key_id: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Every gateway refuses the key within seconds."""
     with clear_errors():
-        _backends(data_dir).directory.revoke_key(key_id)
+        _backends(data_dir).directory.keyring.revoke_key(key_id)
         show_one({"id": key_id, "revoked": True}, f"key {key_id} is revoked", as_json)

@@ -1,4 +1,4 @@
-"""Who the tenants are, what they may use, who their members are, and whose key this is."""
+"""Who the tenants are, what they may use, and who their members are."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from threading import Lock
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
-from cachetools import TTLCache
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -19,21 +17,16 @@ from sqlalchemy.orm import Session
 from assets.asset import COMMONS
 from assets.ids import ulid
 from assets.plan import UNLIMITED, Plan
-from assets.principal import ROLES, Principal, Role
-from serving.errors import InvalidRequest, Unauthenticated
+from assets.principal import Role
+from serving.errors import InvalidRequest
 from serving.tenants.audit import OPERATOR, note
-from serving.tenants.keys import NewKey, key_id, matches, new_key
+from serving.tenants.finding import LIMITS, check_role, member_named, plan_of, tenant_named
+from serving.tenants.keyring import Keyring
 from serving.tenants.rows import ApiKeyRow, MemberRow, PlanRow, TenantRow
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _MEMBER = re.compile(r"[^\s/]{1,128}\Z")
-_LIMITS = (
-    "requests_per_min", "concurrent_pictures", "storage_bytes", "assets", "gpu_s_per_month",
-)  # fmt: skip
 _RESERVED = (COMMONS, "octoai")
-
-#: A revoked key stops working everywhere within this time.
-KEY_CACHE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +48,18 @@ class Member:
     created_at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key without its secret part."""
-
-    id: str
-    tenant: str
-    label: str
-    created_at_s: float
-    revoked_at_s: float | None
-    role: Role = "owner"
-    expires_at_s: float | None = None
-    member: str | None = None
-
-
 class Directory:
     """``actor`` is who does it, for the audit log: the operator, or a key's id."""
 
-    def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        keyring: Keyring | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._engine = engine
         self._now = now
-        self._known: TTLCache[str, Principal] = TTLCache(maxsize=4096, ttl=KEY_CACHE_S)
-        self._lock = Lock()
+        self.keyring = keyring or Keyring(engine, now)
 
     def add_tenant(
         self, name: str, weight: float = 1.0, plan: str | None = None, actor: str = OPERATOR
@@ -115,7 +98,7 @@ class Directory:
         """
         if not _NAME.match(plan.name) or plan.name == UNLIMITED.name:
             raise InvalidRequest("name", f"{plan.name!r} cannot be a plan's name")
-        limits = {name: getattr(plan, name) for name in _LIMITS}
+        limits = {name: getattr(plan, name) for name in LIMITS}
         for name, limit in {**limits, "weight": plan.weight}.items():
             if limit is not None and not 0 < limit < math.inf:
                 raise InvalidRequest(name, f"{name} must be above 0, or left out for no limit")
@@ -126,30 +109,30 @@ class Directory:
             session.add(row)
             given = {name: limit for name, limit in limits.items() if limit is not None}
             self._note(session, "", actor, "plan.put", plan.name, **given, weight=plan.weight)
-        self._forget()
+        self.keyring.forget()
 
     def plans(self) -> Sequence[Plan]:
         with Session(self._engine) as session:
             rows = session.scalars(select(PlanRow).order_by(PlanRow.name))
-            return [UNLIMITED, *map(_plan, rows)]
+            return [UNLIMITED, *map(plan_of, rows)]
 
     def set_plan(self, tenant: str, plan: str, actor: str = OPERATOR) -> None:
         """Raises InvalidRequest when there is no such tenant or plan."""
         with Session(self._engine) as session, session.begin():
-            row = self._tenant(session, tenant)
+            row = tenant_named(session, tenant)
             row.plan = _plan_name(session, plan)
             self._note(session, row.id, actor, "tenant.plan", tenant, plan=plan)
-        self._forget()
+        self.keyring.forget()
 
     def add_member(
         self, tenant: str, name: str, role: Role = "member", actor: str = OPERATOR
     ) -> Member:
         """Raises InvalidRequest when the name is malformed or taken."""
-        _check_role(role)
+        check_role(role)
         if not _MEMBER.match(name):
             raise InvalidRequest("name", "a member's name is 1 to 128 characters without spaces")
         with Session(self._engine) as session, session.begin():
-            of = self._tenant(session, tenant)
+            of = tenant_named(session, tenant)
             named = (MemberRow.tenant_id == of.id, MemberRow.name == name)
             row = session.scalars(select(MemberRow).where(*named)).first()
             if row is None:
@@ -163,7 +146,7 @@ class Directory:
 
     def members(self, tenant: str) -> Sequence[Member]:
         with Session(self._engine) as session:
-            of = self._tenant(session, tenant)
+            of = tenant_named(session, tenant)
             rows = session.scalars(
                 select(MemberRow)
                 .where(MemberRow.tenant_id == of.id, MemberRow.removed_at_s.is_(None))
@@ -178,194 +161,19 @@ class Directory:
             InvalidRequest: no such member.
         """
         with Session(self._engine) as session, session.begin():
-            of = self._tenant(session, tenant)
-            row = _member(session, of.id, name)
+            of = tenant_named(session, tenant)
+            row = member_named(session, of.id, name)
             row.removed_at_s = self._now()
             mine = (ApiKeyRow.member_id == row.id, ApiKeyRow.revoked_at_s.is_(None))
             for key in session.scalars(select(ApiKeyRow).where(*mine)):
                 key.revoked_at_s = self._now()
             self._note(session, of.id, actor, "member.remove", name)
-        self._forget()
-
-    def add_key(
-        self,
-        tenant: str,
-        label: str = "",
-        role: Role = "owner",
-        expires_at_s: float | None = None,
-        member: str | None = None,
-        actor: str = OPERATOR,
-    ) -> NewKey:
-        """A new key for the tenant of that name; its text is never shown again.
-
-        Raises:
-            InvalidRequest: no such tenant, member or role, or an expiry that has passed.
-        """
-        _check_role(role)
-        if expires_at_s is not None and expires_at_s <= self._now():
-            raise InvalidRequest("expires_at", "the key would have expired already")
-        key = new_key()
-        with Session(self._engine) as session, session.begin():
-            row = self._tenant(session, tenant)
-            session.add(
-                ApiKeyRow(
-                    id=key.id,
-                    tenant_id=row.id,
-                    digest=key.digest,
-                    label=label,
-                    created_at_s=self._now(),
-                    revoked_at_s=None,
-                    role=role,
-                    expires_at_s=expires_at_s,
-                    member_id=None if member is None else _member(session, row.id, member).id,
-                )
-            )
-            self._note(session, row.id, actor, "key.create", key.id, role=role, member=member)
-        return key
-
-    def rotate_key(
-        self, key: str, overlap_s: float, tenant: str | None = None, actor: str = OPERATOR
-    ) -> NewKey:
-        """A new key like that one, which expires after the overlap: time to put the new one
-        in its place everywhere.
-
-        Raises:
-            InvalidRequest: no such key of the tenant, or one that is revoked or expired.
-        """
-        fresh = new_key()
-        with Session(self._engine) as session, session.begin():
-            row = self._key(session, key, tenant)
-            if not self._is_live(row):
-                raise InvalidRequest("key", f"there is no live key {key!r}")
-            session.add(
-                ApiKeyRow(
-                    id=fresh.id,
-                    tenant_id=row.tenant_id,
-                    digest=fresh.digest,
-                    label=row.label,
-                    created_at_s=self._now(),
-                    revoked_at_s=None,
-                    role=row.role,
-                    expires_at_s=row.expires_at_s,
-                    member_id=row.member_id,
-                )
-            )
-            end = self._now() + max(0.0, overlap_s)
-            row.expires_at_s = end if row.expires_at_s is None else min(end, row.expires_at_s)
-            self._note(session, row.tenant_id, actor, "key.rotate", key, replaced_by=fresh.id)
-        self._forget()
-        return fresh
-
-    def _key(self, session: Session, key: str, tenant: str | None) -> ApiKeyRow:
-        row = session.get(ApiKeyRow, key)
-        if row is not None and tenant is not None:
-            row = row if row.tenant_id == self._tenant(session, tenant).id else None
-        if row is None:
-            raise InvalidRequest("key", f"there is no live key {key!r}")
-        return row
-
-    def _forget(self) -> None:
-        """What this process knows; others learn of a change within KEY_CACHE_S."""
-        with self._lock:
-            self._known.clear()
+        self.keyring.forget()
 
     def _note(
         self, session: Session, tenant_id: str, actor: str, act: str, subject: str, **details: Any
     ) -> None:
         note(session, self._now(), tenant_id, actor, act, subject, **details)
-
-    def _is_live(self, row: ApiKeyRow) -> bool:
-        expired = row.expires_at_s is not None and row.expires_at_s <= self._now()
-        return row.revoked_at_s is None and not expired
-
-    def keys(self, tenant: str) -> Sequence[ApiKey]:
-        with Session(self._engine) as session:
-            row = self._tenant(session, tenant)
-            keys = session.execute(
-                select(ApiKeyRow, MemberRow.name)
-                .outerjoin(MemberRow, MemberRow.id == ApiKeyRow.member_id)
-                .where(ApiKeyRow.tenant_id == row.id)
-                .order_by(ApiKeyRow.created_at_s)
-            )
-            return [
-                ApiKey(
-                    k.id, tenant, k.label, k.created_at_s, k.revoked_at_s, cast(Role, k.role),
-                    k.expires_at_s, member,
-                )
-                for k, member in keys
-            ]  # fmt: skip
-
-    def revoke_key(self, key: str, tenant: str | None = None, actor: str = OPERATOR) -> None:
-        """Raises InvalidRequest when there is no such key of the tenant."""
-        with Session(self._engine) as session, session.begin():
-            row = self._key(session, key, tenant)
-            row.revoked_at_s = row.revoked_at_s or self._now()
-            self._note(session, row.tenant_id, actor, "key.revoke", key)
-        self._forget()
-
-    def principal_of_tenant(self, name: str) -> Principal:
-        """For doors that an operator has opened to a named tenant without a key."""
-        with Session(self._engine) as session:
-            return _principal(session, self._tenant(session, name))
-
-    def principal_of_job(self, tenant_id: str, asked_by: Mapping[str, str]) -> Principal:
-        """Who asked for a job that was accepted earlier, with today's plan.
-
-        Raises:
-            InvalidRequest: the tenant is gone.
-        """
-        with Session(self._engine) as session:
-            tenant = session.get(TenantRow, tenant_id)
-            if tenant is None:
-                raise InvalidRequest("tenant", "the tenant of this job is gone")
-            who = _principal(session, tenant)
-            return replace(who, **asked_by)  # type: ignore[arg-type]
-
-    def authenticate(self, text: str | None) -> Principal:
-        """Raises Unauthenticated unless ``text`` is a live key."""
-        if not text:
-            raise Unauthenticated("send your API key as 'Authorization: Bearer ao_…'")
-        with self._lock:
-            known = self._known.get(text)
-        if known is not None:
-            return known
-        principal = self._authenticate(text)
-        with self._lock:
-            self._known[text] = principal
-        return principal
-
-    def _authenticate(self, text: str) -> Principal:
-        short = key_id(text)
-        if short is not None:
-            with Session(self._engine) as session:
-                row = session.get(ApiKeyRow, short)
-                if row is not None and self._is_live(row) and matches(text, row.digest):
-                    return _principal(session, session.get_one(TenantRow, row.tenant_id), row)
-        raise Unauthenticated("this API key is not valid (unknown, malformed, expired or revoked)")
-
-    def _tenant(self, session: Session, name: str) -> TenantRow:
-        row = session.scalars(select(TenantRow).where(TenantRow.name == name)).first()
-        if row is None:
-            raise InvalidRequest("tenant", f"there is no tenant {name!r}")
-        return row
-
-
-def _principal(session: Session, tenant: TenantRow, key: ApiKeyRow | None = None) -> Principal:
-    plan = UNLIMITED
-    if tenant.plan is not None:
-        plan = _plan(session.get_one(PlanRow, tenant.plan))
-    who = Principal(tenant.id, tenant.name, tenant.weight * plan.weight, plan=plan)
-    if key is None:
-        return who
-    role = cast(Role, key.role)
-    if key.member_id is not None:
-        member = session.get_one(MemberRow, key.member_id)
-        role = min(role, cast(Role, member.role), key=ROLES.index)
-    return replace(who, key_id=key.id, role=role, member_id=key.member_id or "")
-
-
-def _plan(row: PlanRow) -> Plan:
-    return Plan(row.name, row.weight, **{name: getattr(row, name) for name in _LIMITS})
 
 
 def _plan_name(session: Session, name: str | None) -> str | None:
@@ -374,16 +182,3 @@ def _plan_name(session: Session, name: str | None) -> str | None:
     if session.get(PlanRow, name) is None:
         raise InvalidRequest("plan", f"there is no plan {name!r}")
     return name
-
-
-def _member(session: Session, tenant_id: str, name: str) -> MemberRow:
-    named = (MemberRow.tenant_id == tenant_id, MemberRow.name == name)
-    row = session.scalars(select(MemberRow).where(*named, MemberRow.removed_at_s.is_(None))).first()
-    if row is None:
-        raise InvalidRequest("member", f"there is no member {name!r}")
-    return row
-
-
-def _check_role(role: str) -> None:
-    if role not in ROLES:
-        raise InvalidRequest("role", f"{role!r} is no role; {', '.join(ROLES)} are")

@@ -122,7 +122,7 @@ def test_keys(platform: Running) -> None:
 
 def test_a_reader_looks_and_spends_nothing(platform: Running, lora: dict[str, Any]) -> None:
     """403 whatever it names, its tenant's assets, others' or none."""
-    key = platform.directory.add_key("acme", "screen", "reader").text
+    key = platform.directory.keyring.add_key("acme", "screen", "reader").text
     with httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}) as http:
         assert http.get(f"/v1/assets/{lora['id']}").status_code == 200
         new = {"asset_type": "lora", "name": "x"}

@@ -46,7 +46,7 @@ def house(
             directory.add_member("us", name, "owner")
 
         def door(tenant: str, role: str = "owner", member: str | None = None) -> httpx.Client:
-            key = directory.add_key(tenant, "", role, member=member).text
+            key = directory.keyring.add_key(tenant, "", role, member=member).text
             headers = {"Authorization": f"Bearer {key}"}
             client = httpx.Client(base_url=server.url, headers=headers, timeout=60)
             return stack.enter_context(client)

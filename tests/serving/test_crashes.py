@@ -41,7 +41,7 @@ def test_the_document_tells_of_every_step() -> None:
 def door(server: Running) -> httpx.Client:
     if not server.directory.tenants():
         server.directory.add_tenant("acme")
-    key = server.directory.add_key("acme").text
+    key = server.directory.keyring.add_key("acme").text
     headers = {"Authorization": f"Bearer {key}"}
     return httpx.Client(base_url=server.url, headers=headers, timeout=60)
 
@@ -141,7 +141,7 @@ def _check(settings: Settings, charged: int) -> None:
     Meter(engine, later.blobs, lambda: time.time() + 2 * 3600.0).release_expired()
     assert not any(later.reconciler.run().values()), "a second time nothing is left to do"
     later.meter.check_integrity()
-    who = later.directory.principal_of_tenant("acme")
+    who = later.directory.keyring.principal_of_tenant("acme")
     budget = later.meter.budget(who.tenant_id)
     assert budget.reserved_gpu_s == 0.0
     assert later.meter.totals(who.tenant_id)["pictures"] == charged

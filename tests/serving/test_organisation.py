@@ -27,7 +27,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def door(platform: Running, tenant: str, **key: Any) -> httpx.Client:
-    text = platform.directory.add_key(tenant, **key).text if key else platform.key(tenant)
+    text = platform.directory.keyring.add_key(tenant, **key).text if key else platform.key(tenant)
     headers = {"Authorization": f"Bearer {text}"}
     return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
 
@@ -128,7 +128,7 @@ def test_storage_and_number_of_assets(platform: Running, sample_files: dict[str,
     size = sample_files["inversion"].stat().st_size
     platform.directory.put_plan(Plan("small", storage_bytes=3 * size, assets=3))
     platform.directory.add_tenant("small", plan="small")
-    platform.keys["small"] = platform.directory.add_key("small").text
+    platform.keys["small"] = platform.directory.keyring.add_key("small").text
     client = platform.client("small")
     one = client.upload(sample_files["inversion"], "textual_inversion", "one")
     client.await_ready(one["id"])

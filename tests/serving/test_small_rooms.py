@@ -64,14 +64,14 @@ def test_keys_are_hashed_found_and_revoked(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/t.db"
     directory = Directory(open_database(url))
     tenant = directory.add_tenant("acme", weight=2.0)
-    key = directory.add_key("acme", "laptop")
-    assert directory.authenticate(key.text) == Principal(tenant.id, "acme", 2.0, key.id)
+    key = directory.keyring.add_key("acme", "laptop")
+    assert directory.keyring.authenticate(key.text) == Principal(tenant.id, "acme", 2.0, key.id)
     for path in tmp_path.iterdir():
         assert key.text.encode() not in path.read_bytes()
-    directory.revoke_key(key.id)
+    directory.keyring.revoke_key(key.id)
     for text in (key.text, None, "", "ao_x", f"ao_{key.id}_wrong", "sk-else"):
         with pytest.raises(Unauthenticated):
-            directory.authenticate(text)
+            directory.keyring.authenticate(text)
     for name in ("acme", "commons", "octoai", "No", "a" * 80):
         with pytest.raises(InvalidRequest):
             directory.add_tenant(name)
@@ -107,28 +107,28 @@ def test_a_job_that_failed_for_no_fault_of_its_own_is_done_once_more(tmp_path: P
 
 def test_keys_expire_and_are_rotated_with_an_overlap(tmp_path: Path) -> None:
     now = [1000.0]
-    directory = Directory(open_database(f"sqlite:///{tmp_path}/t.db"), lambda: now[0])
+    directory = Directory(open_database(f"sqlite:///{tmp_path}/t.db"), now=lambda: now[0])
     directory.add_tenant("acme")
-    old = directory.add_key("acme", "ci", "reader", expires_at_s=5000.0)
-    assert directory.authenticate(old.text).role == "reader"
-    new = directory.rotate_key(old.id, overlap_s=100.0)
+    old = directory.keyring.add_key("acme", "ci", "reader", expires_at_s=5000.0)
+    assert directory.keyring.authenticate(old.text).role == "reader"
+    new = directory.keyring.rotate_key(old.id, overlap_s=100.0)
     for key in (old, new):
-        assert directory.authenticate(key.text).role == "reader"
+        assert directory.keyring.authenticate(key.text).role == "reader"
     now[0] = 1100.0
-    directory._known.clear()  # which forgets by itself within seconds
+    directory.keyring._known.clear()  # which forgets by itself within seconds
     with pytest.raises(Unauthenticated, match="expired"):
-        directory.authenticate(old.text)
-    assert directory.authenticate(new.text).key_id == new.id
+        directory.keyring.authenticate(old.text)
+    assert directory.keyring.authenticate(new.text).key_id == new.id
     with pytest.raises(InvalidRequest, match="no live key"):
-        directory.rotate_key(old.id, 1.0)
+        directory.keyring.rotate_key(old.id, 1.0)
     now[0] = 5000.0
-    directory._known.clear()
+    directory.keyring._known.clear()
     with pytest.raises(Unauthenticated):
-        directory.authenticate(new.text)
+        directory.keyring.authenticate(new.text)
     for changes in ({"role": "king"}, {"expires_at_s": 4999.0}):
         with pytest.raises(InvalidRequest):
-            directory.add_key("acme", **changes)  # type: ignore[arg-type]
-    listed = {key.id: (key.role, key.expires_at_s) for key in directory.keys("acme")}
+            directory.keyring.add_key("acme", **changes)  # type: ignore[arg-type]
+    listed = {key.id: (key.role, key.expires_at_s) for key in directory.keyring.keys("acme")}
     assert listed == {old.id: ("reader", 1100.0), new.id: ("reader", 5000.0)}
 
 

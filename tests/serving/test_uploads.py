@@ -113,8 +113,8 @@ def test_an_abort_drops_what_has_arrived(
     assert http.delete(where).is_success
     assert http.delete(where).status_code == 404
     assert http.get(f"/v1/assets/{asset['id']}").status_code == 404
-    library = open_backends(platform.settings).library
-    assert not [b for b in library._parts.begun() if asset["id"] in b.key]
+    uploads = open_backends(platform.settings).library.uploads
+    assert not [b for b in uploads._parts.begun() if asset["id"] in b.key]
     begin(http, "aborted", large)  # the name is free
 
 
@@ -127,7 +127,7 @@ def test_an_upload_in_parts_that_nobody_completes_expires(
     later = open_backends(platform.settings, lambda: time.time() + 25 * 3600.0)
     later.reconciler.run()
     assert http.get(f"/v1/assets/{asset['id']}").status_code == 404
-    assert not [b for b in later.library._parts.begun() if asset["id"] in b.key]
+    assert not [b for b in later.library.uploads._parts.begun() if asset["id"] in b.key]
 
 
 @pytest.mark.parametrize(

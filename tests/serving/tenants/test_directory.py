@@ -23,13 +23,13 @@ def test_a_plan_and_its_changes_reach_its_tenants(directory: Directory) -> None:
         directory.add_tenant(name, plan="nothing")
     directory.put_plan(plan)
     directory.add_tenant(name, weight=1.5, plan=plan.name)
-    key = directory.add_key(name)
-    who = directory.authenticate(key.text)
+    key = directory.keyring.add_key(name)
+    who = directory.keyring.authenticate(key.text)
     assert (who.plan, who.weight) == (plan, 3.0)
     directory.put_plan(Plan(plan.name, assets=6))
-    assert directory.authenticate(key.text).plan == Plan(plan.name, assets=6)
+    assert directory.keyring.authenticate(key.text).plan == Plan(plan.name, assets=6)
     directory.set_plan(name, "unlimited")
-    assert directory.authenticate(key.text).plan == UNLIMITED
+    assert directory.keyring.authenticate(key.text).plan == UNLIMITED
     assert {p.name for p in directory.plans()} >= {plan.name, "unlimited"}
     for bad in (Plan("No"), Plan("unlimited"), Plan("ok", assets=0), Plan("ok", weight=-1.0)):
         with pytest.raises(InvalidRequest):
@@ -41,22 +41,23 @@ def test_a_members_keys_do_the_less_of_both_and_end_with_it(directory: Directory
     directory.add_tenant(name)
     ann = directory.add_member(name, "ann@example.com", "member")
     keys = {
-        role: directory.add_key(name, "", role, member=ann.name) for role in ("owner", "reader")
+        role: directory.keyring.add_key(name, "", role, member=ann.name)
+        for role in ("owner", "reader")
     }  # type: ignore[arg-type]
-    who = directory.authenticate(keys["owner"].text)
+    who = directory.keyring.authenticate(keys["owner"].text)
     assert (who.role, who.member_id) == ("member", ann.id)
-    assert directory.authenticate(keys["reader"].text).role == "reader"
-    rotated = directory.rotate_key(keys["reader"].id, 0.0)
-    assert directory.authenticate(rotated.text).member_id == ann.id
-    own = directory.add_key(name)
+    assert directory.keyring.authenticate(keys["reader"].text).role == "reader"
+    rotated = directory.keyring.rotate_key(keys["reader"].id, 0.0)
+    assert directory.keyring.authenticate(rotated.text).member_id == ann.id
+    own = directory.keyring.add_key(name)
     directory.remove_member(name, ann.name)
     for key in (keys["owner"], rotated):
         with pytest.raises(Unauthenticated):
-            directory.authenticate(key.text)
-    assert directory.authenticate(own.text).role == "owner"
+            directory.keyring.authenticate(key.text)
+    assert directory.keyring.authenticate(own.text).role == "owner"
     assert directory.members(name) == []
     with pytest.raises(InvalidRequest, match="no member"):
-        directory.add_key(name, member=ann.name)
+        directory.keyring.add_key(name, member=ann.name)
     again = directory.add_member(name, ann.name, "owner")
     assert (again.id, again.role) == (ann.id, "owner")  # what was private to it is its own again
     for call in (
@@ -73,26 +74,26 @@ def test_one_organisation_cannot_touch_anothers_keys(directory: Directory) -> No
     mine, theirs = f"t{ulid()}", f"u{ulid()}"
     for name in (mine, theirs):
         directory.add_tenant(name)
-    key = directory.add_key(theirs)
+    key = directory.keyring.add_key(theirs)
     for call in (
-        lambda: directory.revoke_key(key.id, mine),
-        lambda: directory.rotate_key(key.id, 0.0, mine),
+        lambda: directory.keyring.revoke_key(key.id, mine),
+        lambda: directory.keyring.rotate_key(key.id, 0.0, mine),
     ):
         with pytest.raises(InvalidRequest) as foreign:
             call()
         with pytest.raises(InvalidRequest) as unknown:
-            directory.revoke_key("nothing", mine)
+            directory.keyring.revoke_key("nothing", mine)
         assert str(foreign.value).replace(key.id, "?") == str(unknown.value).replace("nothing", "?")
-    assert directory.authenticate(key.text).tenant_name == theirs
+    assert directory.keyring.authenticate(key.text).tenant_name == theirs
 
 
 def test_every_administrative_act_is_noted(directory: Directory, database: Engine) -> None:
     name = f"t{ulid()}"
     tenant = directory.add_tenant(name)
     directory.add_member(name, "ann", actor="k0")
-    key = directory.add_key(name, member="ann", actor="k0")
-    directory.rotate_key(key.id, 1.0, actor="k1")
-    directory.revoke_key(key.id, actor="k1")
+    key = directory.keyring.add_key(name, member="ann", actor="k0")
+    directory.keyring.rotate_key(key.id, 1.0, actor="k1")
+    directory.keyring.revoke_key(key.id, actor="k1")
     directory.remove_member(name, "ann")
     audit = Audit(database)
     acts = audit.acts(tenant.id)

@@ -1,0 +1,43 @@
+"""What may be said of an asset: its name, who sees it, until when."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from assets.access import require
+from assets.asset import VISIBILITIES, Visibility
+from assets.errors import InvalidAsset
+from assets.principal import Principal
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
+_TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+MAX_SHARED_WITH = 64
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidAsset."""
+    if not _NAME.match(name):
+        raise InvalidAsset(
+            "name", "a name is 1 to 128 letters, digits, '-', '_' or '.', and begins with one"
+        )
+
+
+def check_expiry(expires_at_s: float | None, now_s: float) -> None:
+    """Raises InvalidAsset when the moment has passed."""
+    if expires_at_s is not None and expires_at_s <= now_s:
+        raise InvalidAsset("expires_at", "it would have expired already")
+
+
+def checked_visibility(principal: Principal, wanted: str, shared_with: Sequence[str]) -> Visibility:
+    """Raises InvalidAsset, or Forbidden when it leaves the organisation and may not."""
+    if wanted not in VISIBILITIES:
+        raise InvalidAsset("visibility", f"{wanted!r} is none of {', '.join(VISIBILITIES)}")
+    if wanted in ("shared", "public"):
+        require(principal, "share")
+    if wanted == "shared":
+        if not shared_with:
+            raise InvalidAsset("shared_with", "name the tenants that it is shared with")
+        if len(shared_with) > MAX_SHARED_WITH or not all(map(_TENANT.match, shared_with)):
+            raise InvalidAsset("shared_with", f"at most {MAX_SHARED_WITH} names of tenants")
+    return next(visibility for visibility in VISIBILITIES if visibility == wanted)

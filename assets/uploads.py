@@ -1,0 +1,267 @@
+"""How bytes come into the library: create, transfer, complete; or abort.
+
+Nothing here loads a tensor: a gateway imports it without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from assets.access import Verb, require
+from assets.asset import ASSET_KINDS, Asset
+from assets.blobs import BlobRecords
+from assets.errors import AssetNotFound, FetchFailed, InvalidAsset, QuotaExceeded
+from assets.failpoint import reach
+from assets.hub import check_repository
+from assets.ids import new_asset_id
+from assets.keys import upload_key
+from assets.parts import LEAST_PART_BYTES, MOST_PART_BYTES, PART_BYTES, Part, PartStore
+from assets.principal import Principal
+from assets.records import AssetRecords
+from assets.resolve import find
+from assets.store import ObjectStore
+from assets.terms import check_expiry, check_name, checked_visibility
+
+MAX_UPLOAD_BYTES = 16 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class NewAsset:
+    """What a client says of an asset before it sends the bytes.
+
+    ``new_version``: the name may be taken, and this is its next version. With ``url``, or
+    ``hf_repo`` as ``owner/name`` or ``owner/name:file``, the platform fetches the bytes itself.
+    """
+
+    name: str
+    kind: str
+    description: str = ""
+    visibility: str = "private"
+    shared_with: Sequence[str] = ()
+    expires_at_s: float | None = None
+    new_version: bool = False
+    url: str | None = None
+    hf_repo: str | None = None
+    #: To be sent in parts: how many bytes there will be, and in parts of how many.
+    size_bytes: int | None = None
+    part_bytes: int = PART_BYTES
+    data: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An upload in parts, as far as it is. All but the last part have ``part_bytes``."""
+
+    asset: Asset
+    upload_id: str
+    size_bytes: int
+    part_bytes: int
+    arrived: Sequence[Part]
+
+    @property
+    def part_count(self) -> int:
+        return -(-self.size_bytes // self.part_bytes)
+
+    def part_size(self, number: int) -> int:
+        return min(self.part_bytes, self.size_bytes - (number - 1) * self.part_bytes)
+
+    @property
+    def missing(self) -> Sequence[int]:
+        """Those that are not there, or not whole."""
+        whole = {p.number for p in self.arrived if p.size_bytes == self.part_size(p.number)}
+        return [number for number in range(1, self.part_count + 1) if number not in whole]
+
+
+class Uploads:
+    """Every method asks ``may()`` itself; none trusts its caller to have asked."""
+
+    def __init__(
+        self,
+        records: AssetRecords,
+        blobs: BlobRecords,
+        store: ObjectStore,
+        parts: PartStore,
+        now: Callable[[], float],
+    ) -> None:
+        self._records = records
+        self._blobs = blobs
+        self._store = store
+        self._parts = parts
+        self._now = now
+
+    def _find(self, principal: Principal, reference: str, verb: Verb) -> Asset:
+        return find(self._records, principal, reference, verb, self._now())
+
+    def create(self, principal: Principal, new: NewAsset) -> Asset:
+        """Raises Forbidden, InvalidAsset, NameTaken, QuotaExceeded."""
+        require(principal, "create")
+        check_name(new.name)
+        if new.kind not in ASSET_KINDS:
+            raise InvalidAsset(
+                "asset_type", f"{new.kind!r} is not supported; accepted: {', '.join(ASSET_KINDS)}"
+            )
+        visibility = checked_visibility(principal, new.visibility, new.shared_with)
+        check_expiry(new.expires_at_s, self._now())
+        source = _checked_source(new)
+        room = self.room(principal)
+        if new.size_bytes is not None:
+            _check_parts(new, room)
+        known = self._records.find(principal.tenant_id, new.name) if new.new_version else None
+        if known is not None and known.kind != new.kind:
+            raise InvalidAsset("asset_type", f"a version of a {known.kind} is a {known.kind}")
+        now = self._now()
+        asset = Asset(
+            id=new_asset_id(now),
+            tenant_id=principal.tenant_id,
+            owner=principal.tenant_name,
+            name=new.name,
+            kind=new.kind,
+            created_at_s=now,
+            description=new.description,
+            visibility=visibility,
+            shared_with=tuple(sorted(set(new.shared_with))),
+            created_by=principal.member_id,
+            expires_at_s=new.expires_at_s,
+            status="uploaded" if source else "ready_to_upload",
+            status_details="waiting to be fetched" if source else "",
+            data={**(new.data or {}), **source, "max_bytes": room},
+        )
+        added = self._records.add(asset, new_version=new.new_version, most=principal.plan.assets)
+        reach("upload.created")
+        if new.size_bytes is None:
+            return added
+        upload = {
+            "id": self._parts.begin(upload_key(added.id)),
+            "size_bytes": new.size_bytes,
+            "part_bytes": new.part_bytes,
+        }
+        return self._records.update(added.id, {"data": {**added.data, "upload": upload}}) or added
+
+    def room(self, principal: Principal) -> int:
+        """How many bytes an upload may have.
+
+        Raises:
+            QuotaExceeded: none.
+        """
+        limit = principal.plan.storage_bytes
+        if limit is None:
+            return MAX_UPLOAD_BYTES
+        room = limit - self._blobs.stored_bytes(principal.tenant_id)
+        if room <= 0:
+            raise QuotaExceeded("bytes of storage", limit)
+        return min(room, MAX_UPLOAD_BYTES)
+
+    def state(self, principal: Principal, reference: str) -> Upload:
+        """How far an upload in parts is.
+
+        Raises:
+            AssetNotFound: also for an asset that is not, or not any more, sent in parts.
+        """
+        asset = self._find(principal, reference, "update")
+        begun = asset.data.get("upload")
+        if asset.status != "ready_to_upload" or begun is None:
+            raise AssetNotFound(reference)
+        arrived = self._parts.parts(upload_key(asset.id), begun["id"])
+        return Upload(asset, begun["id"], begun["size_bytes"], begun["part_bytes"], arrived)
+
+    def signed_part(self, upload: Upload, number: int, expires_s: int) -> str | None:
+        """A URL of the store's own to which the part may be PUT, if it has such."""
+        key = upload_key(upload.asset.id)
+        return self._parts.signed_put(key, upload.upload_id, number, expires_s)
+
+    def abort(self, principal: Principal, reference: str) -> Asset:
+        """End an upload that is not complete: what has arrived is dropped, and the name free.
+
+        Raises:
+            AssetNotFound: also for an asset that is complete.
+        """
+        asset = self._find(principal, reference, "update")
+        if asset.status != "ready_to_upload":
+            raise AssetNotFound(reference)
+        gone = {"status": "deleted", "deleted_at_s": self._now()}
+        changed = self._records.update(asset.id, gone, expect=("ready_to_upload",))
+        if changed is None:
+            raise AssetNotFound(reference)
+        self.drop(asset)
+        return changed
+
+    def _put_together(self, asset: Asset) -> None:
+        """Raises InvalidAsset when a part is missing."""
+        begun = asset.data["upload"]
+        key = upload_key(asset.id)
+        if self._store.size(key) == begun["size_bytes"]:
+            return  # by an earlier call, whose answer was lost
+        arrived = self._parts.parts(key, begun["id"])
+        upload = Upload(asset, begun["id"], begun["size_bytes"], begun["part_bytes"], arrived)
+        if upload.missing:
+            some = ", ".join(map(str, upload.missing[:10]))
+            raise InvalidAsset(
+                "asset_id", f"{len(upload.missing)} of {upload.part_count} parts are missing or "
+                f"not whole ({some}); GET /v1/assets/{asset.id}/upload says where to send them",
+            )  # fmt: skip
+        self._parts.finish(key, begun["id"], arrived[: upload.part_count])
+
+    def complete(self, principal: Principal, reference: str) -> Asset:
+        """The client says that its bytes are there. Repeating it is harmless.
+
+        Raises:
+            InvalidAsset: the store holds no bytes for this asset, or too many.
+            QuotaExceeded: more bytes than the tenant's plan has room for; they are dropped.
+        """
+        asset = self._find(principal, reference, "update")
+        if asset.status != "ready_to_upload":
+            return asset
+        if "upload" in asset.data:
+            self._put_together(asset)
+        size = self._store.size(upload_key(asset.id))
+        if size is None:
+            raise InvalidAsset(
+                "asset_id", "nothing was uploaded yet; PUT the file to put_url first"
+            )
+        if size > self.room(principal):
+            self._store.delete(upload_key(asset.id))
+            if principal.plan.storage_bytes is not None:
+                raise QuotaExceeded("bytes of storage", principal.plan.storage_bytes)
+            raise InvalidAsset("asset_id", f"{size} bytes; at most {MAX_UPLOAD_BYTES} are accepted")
+        changed = self._records.update(
+            asset.id, {"status": "uploaded", "size_bytes": size}, expect=("ready_to_upload",)
+        )
+        reach("upload.completed")
+        return changed or self._find(principal, asset.id, "read")
+
+    def receivable_bytes(self, asset_id: str) -> int:
+        """How many bytes may still be put for this asset; none once it is complete."""
+        asset = self._records.get(asset_id)
+        if asset is None or asset.status != "ready_to_upload":
+            return 0
+        return int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
+
+    def drop(self, asset: Asset) -> None:
+        """What has arrived of an asset that is deleted."""
+        self._store.delete(upload_key(asset.id))
+        if asset.status == "ready_to_upload" and "upload" in asset.data:
+            self._parts.abort(upload_key(asset.id), asset.data["upload"]["id"])
+
+
+def _check_parts(new: NewAsset, room: int) -> None:
+    assert new.size_bytes is not None
+    if not 0 < new.size_bytes <= room:
+        raise InvalidAsset("size_bytes", f"{new.size_bytes} bytes; at most {room} are accepted")
+    if not LEAST_PART_BYTES <= new.part_bytes <= MOST_PART_BYTES:
+        limits = f"{LEAST_PART_BYTES} to {MOST_PART_BYTES}"
+        raise InvalidAsset("part_bytes", f"a part has {limits} bytes")
+
+
+def _checked_source(new: NewAsset) -> dict[str, str]:
+    """Raises InvalidAsset. The guard's own rules are asked when it is fetched."""
+    if new.url and new.hf_repo:
+        raise InvalidAsset("url", "give url or hf_repo, not both")
+    if new.hf_repo:
+        try:
+            check_repository(new.hf_repo)
+        except FetchFailed as error:
+            raise InvalidAsset("hf_repo", str(error)) from None
+        return {"hf_repo": new.hf_repo}
+    return {"url": new.url} if new.url else {}

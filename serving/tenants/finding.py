@@ -1,0 +1,42 @@
+"""Rows of tenants by their names."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from assets.plan import Plan
+from assets.principal import ROLES
+from serving.errors import InvalidRequest
+from serving.tenants.rows import MemberRow, PlanRow, TenantRow
+
+LIMITS = (
+    "requests_per_min", "concurrent_pictures", "storage_bytes", "assets", "gpu_s_per_month",
+)  # fmt: skip
+
+
+def tenant_named(session: Session, name: str) -> TenantRow:
+    """Raises InvalidRequest when there is none."""
+    row = session.scalars(select(TenantRow).where(TenantRow.name == name)).first()
+    if row is None:
+        raise InvalidRequest("tenant", f"there is no tenant {name!r}")
+    return row
+
+
+def member_named(session: Session, tenant_id: str, name: str) -> MemberRow:
+    """Raises InvalidRequest when there is none."""
+    named = (MemberRow.tenant_id == tenant_id, MemberRow.name == name)
+    row = session.scalars(select(MemberRow).where(*named, MemberRow.removed_at_s.is_(None))).first()
+    if row is None:
+        raise InvalidRequest("member", f"there is no member {name!r}")
+    return row
+
+
+def plan_of(row: PlanRow) -> Plan:
+    return Plan(row.name, row.weight, **{name: getattr(row, name) for name in LIMITS})
+
+
+def check_role(role: str) -> None:
+    """Raises InvalidRequest."""
+    if role not in ROLES:
+        raise InvalidRequest("role", f"{role!r} is no role; {', '.join(ROLES)} are")
