@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 from assets.content import Blob, Component
 
 AssetKind = Literal["checkpoint", "lora", "textual_inversion", "vae"]
-AssetStatus = Literal["ready_to_upload", "uploaded", "ready", "rejected", "error", "deleted"]
+AssetStatus = Literal[
+    "ready_to_upload", "uploading", "uploaded", "ready", "rejected", "error", "deleted"
+]
 #: Its maker's and the owners'; the whole organisation's; other named tenants' too; everybody's.
 Visibility = Literal["private", "organisation", "shared", "public"]
 

@@ -32,7 +32,8 @@ class BlobRecords(Protocol):
         """What no asset refers to, a restorable one either, and nobody claimed since."""
 
     def doom(self, key: str, before_s: float) -> bool:
-        """Take a piece of garbage, if it is that still; its bytes may then be removed."""
+        """Take a piece of garbage, if it is that still and nobody else has taken it since then;
+        its bytes may then be removed."""
 
     def forget(self, key: str) -> None:
         """Its bytes are gone."""

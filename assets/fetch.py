@@ -36,6 +36,8 @@ Progress = Callable[[int, int | None], None]
 _PORTS = {"https": 443, "http": 80}
 _CHUNK_BYTES = 1 << 20
 _MAX_URL_CHARS = 2048
+#: RFC 9637, which not every Python knows of.
+_DOCUMENTATION = (ipaddress.IPv6Network("3fff::/20"),)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -159,7 +161,7 @@ class Fetcher:
                         watch.answered()
                         yield response, watch
                         return
-                    url = urljoin(url, location)
+                    url = _joined(url, location)
         raise FetchRefused(f"more than {self._limits.redirects} redirects")
 
     @contextmanager
@@ -299,7 +301,10 @@ class _WatchedStream(httpcore.NetworkStream):
 
 
 def is_public(address: IpAddress) -> bool:
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:
+        return False
+    documents = any(address in network for network in _DOCUMENTATION)
+    return not (documents or address.is_multicast or address.is_reserved) and address.is_global
 
 
 def embedded(address: IpAddress) -> Iterator[ipaddress.IPv4Address]:
@@ -342,6 +347,13 @@ def _location(response: httpcore.Response) -> str | None:
     if not location:
         raise FetchFailed("a redirect that leads nowhere")
     return location
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise FetchFailed("a redirect that leads nowhere") from None
 
 
 def _check_answer(parts: SplitResult, response: httpcore.Response) -> None:

@@ -17,11 +17,13 @@ from assets.blobs import BlobRecords
 from assets.errors import (
     AssetNotFound,
     AssetNotReady,
+    InvalidAsset,
     NameTaken,
+    QuotaExceeded,
 )
 from assets.failpoint import reach
 from assets.ids import new_asset_id
-from assets.keys import BLOBS, PREVIEWS, blob_of
+from assets.keys import BLOBS, PREVIEWS, blob_key, blob_of
 from assets.parts import PartStore, open_parts
 from assets.principal import Principal
 from assets.records import AssetRecords, Page, Query
@@ -31,6 +33,9 @@ from assets.terms import check_expiry, check_name, checked_visibility
 from assets.uploads import Uploads
 
 #: A deleted asset can be restored for a week.
+#: What an asset says whose bytes the store has lost.
+LOST = "its bytes were lost; upload it again"
+MAX_VERSIONS = 10_000
 KEPT_DELETED_S = 7 * 24 * 3600.0
 
 
@@ -82,12 +87,15 @@ class Library:
         return self._records.list(replace(query, tenant_id=principal.tenant_id, member_id=member))
 
     def delete(self, principal: Principal, reference: str) -> Asset:
-        """Unusable at once by anybody; the name is free again. Raises AssetNotFound."""
+        """Unusable at once by anybody; the name means the version before it, or is free again.
+
+        Raises:
+            AssetNotFound.
+        """
         asset = self._find(principal, reference, "delete")
         changed = self._delete(asset)
-        if changed is None:
-            raise AssetNotFound(reference)
-        return changed
+        # In between it was deleted, or its ingest ended: then this is asked again.
+        return changed or self.delete(principal, asset.id)
 
     def _delete(self, asset: Asset) -> Asset | None:
         changed = self._records.update(
@@ -134,6 +142,7 @@ class Library:
             changes["expires_at_s"] = change.expires_at_s or None
             check_expiry(changes["expires_at_s"], self._now())
         if change.name is not None:
+            self._check_series(principal, asset)
             renamed = self._records.rename(asset.id, change.name)
             if renamed is None:
                 raise AssetNotFound(reference)
@@ -144,6 +153,16 @@ class Library:
         if changed is None:  # deleted or finished in between
             return self.update(principal, asset.id, replace(change, name=None))
         return changed
+
+    def _check_series(self, principal: Principal, asset: Asset) -> None:
+        """A rename takes every version along, so each must be one's own to change.
+
+        Raises:
+            InvalidAsset: some are not.
+        """
+        query = Query(tenant_id=asset.tenant_id, name=asset.name, limit=MAX_VERSIONS)
+        if not all(may(principal, "update", each) for each in self._records.list(query).assets):
+            raise InvalidAsset("name", "some of its versions are others' own; ask an owner")
 
     def check_update(self, principal: Principal, reference: str) -> None:
         """Raises AssetNotFound or Forbidden unless the asset may be changed."""
@@ -185,12 +204,26 @@ class Library:
         taken = self._records.find(asset.tenant_id, asset.name)
         if taken is not None and taken.kind != asset.kind:
             raise NameTaken(asset.name)
-        self.uploads.room(principal)
+        most = principal.plan.assets
+        mine = Query(tenant_id=asset.tenant_id, limit=1)
+        if most is not None and self._records.list(mine).total >= most:
+            raise QuotaExceeded("assets", most)
+        limit = principal.plan.storage_bytes
+        size = sum(blob.size_bytes for blob in asset.parts.values())
+        if limit is not None and self.stored_bytes(principal) + size > limit:
+            raise QuotaExceeded("bytes of storage", limit)
         changes: dict[str, Any] = {"status": "ready", "deleted_at_s": None}
+        if any(self._store.size(blob_key(blob)) is None for blob in asset.parts.values()):
+            changes |= {"status": "error", "status_details": LOST}
         if asset.expires_at_s is not None and asset.expires_at_s <= self._now():
             changes["expires_at_s"] = None
         changed = self._records.update(asset_id, changes, expect=("deleted",))
         if changed is None:
+            raise AssetNotFound(asset_id)
+        if not changed.parts:  # its time was up in this very moment
+            self._records.update(
+                asset_id, {"status": "deleted", "deleted_at_s": asset.deleted_at_s}
+            )
             raise AssetNotFound(asset_id)
         return changed
 
@@ -225,8 +258,7 @@ class Library:
         return self._records.miskeyed()
 
     def stale_uploads(self, older_than_s: float) -> Sequence[Asset]:
-        """Uploads whose ingest seems to have died half way; each is returned once in a while,
-        to whoever asks first."""
+        """Uploads whose ingest seems to have died half way; each is returned once in a while."""
         stale = self._records.stale("uploaded", self._now() - older_than_s)
         touched = (self._records.update(a.id, {}, expect=("uploaded",)) for a in stale)
         return [asset for asset in touched if asset is not None]

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from fsspec.asyn import sync
 
 from assets.errors import StoreError
-from assets.keys import PARTS, part_key, parts_prefix
+from assets.keys import PARTS, UPLOADS, part_key, parts_prefix
 from assets.store import CHUNK_BYTES, FsspecStore, ObjectStore
 
 #: S3 takes 5 MiB at least, but for the last, and 10,000 parts at most.
@@ -179,15 +179,18 @@ class S3Parts:
             return
 
     def begun(self) -> Iterator[Begun]:
-        place = self._place("x")
-        prefix = place["Key"].removesuffix("x")
+        place = self._place(UPLOADS + "x")
+        prefix = place["Key"].removesuffix("x")  # what else is written to the store is others'
         marker: dict[str, str] = {}
         while True:
-            page = self._fs.call_s3(
-                "list_multipart_uploads", Bucket=place["Bucket"], Prefix=prefix, **marker
-            )
+            try:
+                page = self._fs.call_s3(
+                    "list_multipart_uploads", Bucket=place["Bucket"], Prefix=prefix, **marker
+                )
+            except FileNotFoundError:  # as some servers say that there is none
+                return
             for upload in page.get("Uploads") or ():
-                key = upload["Key"].removeprefix(prefix)
+                key = UPLOADS + upload["Key"].removeprefix(prefix)
                 yield Begun(key, upload["UploadId"], upload["Initiated"].timestamp())
             if not page.get("IsTruncated"):
                 return

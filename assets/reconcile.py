@@ -10,13 +10,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from assets.asset import Asset
 from assets.blobs import BlobRecords
 from assets.failpoint import reach
-from assets.keys import BLOBS, PREVIEWS, UPLOADS, blob_of, stored_blob_key, upload_key
-from assets.library import KEPT_DELETED_S
+from assets.keys import BLOBS, PREVIEWS, UPLOADS, blob_key, blob_of, stored_blob_key, upload_key
+from assets.library import KEPT_DELETED_S, LOST
 from assets.parts import PartStore, open_parts
 from assets.records import AssetRecords
 from assets.store import ObjectStore, Stored
@@ -27,7 +28,9 @@ log = logging.getLogger(__name__)
 GRACE_S = 3600.0
 #: An upload that nobody completed ends then.
 UPLOAD_KEPT_S = 24 * 3600.0
-LOST = "its bytes were lost; upload it again"
+
+#: Bytes are still coming, or being looked at.
+_COMING = ("ready_to_upload", "uploading", "uploaded")
 
 #: Of stored objects, those that must not be there any more.
 Unwanted = Callable[[Sequence[Stored]], Collection[str]]
@@ -55,27 +58,39 @@ class Reconciler:
     def run(self) -> Mapping[str, int]:
         """What was done, by kind of deed; all zero when everything was as it should be."""
         done: Counter[str] = Counter()
-        done["uploads_expired"] = self._expire_uploads()
-        done["part_uploads_aborted"] = self._abort_uploads()
-        done["assets_purged"] = self._purge()
-        done["blobs_collected"] = self._collect()
-        present = list(self._store.list(BLOBS))
-        done["orphan_blobs_removed"] = self._remove(present, self._unknown_blobs)
-        done["assets_lost"] = self._mark_lost({stored.key for stored in present})
+        deeds: dict[str, Callable[[], int]] = {
+            "uploads_expired": self._expire_uploads,
+            "part_uploads_aborted": self._abort_uploads,
+            "assets_purged": self._purge,
+            "blobs_collected": self._collect,
+            "assets_lost": self._mark_lost,
+            "assets_found": self._mark_found,
+        }
         for prefix, unwanted in {
+            BLOBS: self._unknown_blobs,
             UPLOADS: self._finished_uploads,
             PREVIEWS: self._unused_previews,
             **self._others,
         }.items():
-            count = self._remove(list(self._store.list(prefix)), unwanted)
-            done[f"orphan_{prefix.rstrip('/')}_removed"] = count
+            name = f"orphan_{prefix.rstrip('/')}_removed"
+            deeds[name] = partial(self._remove, prefix, unwanted)
+        for name, deed in deeds.items():
+            try:
+                done[name] = deed()
+            except Exception:  # one that cannot be done keeps the others from nothing
+                log.exception("%s failed; it will be tried again", name)
+                done["failed"] += 1
         if any(done.values()):
             log.warning("reconciled: %s", {deed: n for deed, n in done.items() if n})
         return done
 
     def _expire_uploads(self) -> int:
         """Uploads that were begun and never completed."""
-        stale = self._records.stale("ready_to_upload", self._now() - UPLOAD_KEPT_S)
+        for begun in self._records.stale("uploading", self._now() - GRACE_S):
+            # Whoever put it together died: its parts are there still.
+            self._records.update(begun.id, {"status": "ready_to_upload"}, expect=("uploading",))
+        waiting = self._records.stale("ready_to_upload", self._now())
+        stale = [a for a in waiting if a.created_at_s < self._now() - UPLOAD_KEPT_S]
         gone: dict[str, Any] = {"status": "deleted", "deleted_at_s": self._now()}
         gone["status_details"] = "nothing was uploaded in time"
         ended = [self._records.update(a.id, gone, expect=("ready_to_upload",)) for a in stale]
@@ -86,7 +101,7 @@ class Reconciler:
         aborted = 0
         for begun in list(self._parts.begun()):
             asset = self._records.get(begun.key.removeprefix(UPLOADS))
-            waits = asset is not None and asset.status == "ready_to_upload"
+            waits = asset is not None and asset.status in _COMING
             if not waits and begun.began_at_s < self._now() - GRACE_S:
                 self._parts.abort(begun.key, begun.upload_id)
                 aborted += 1
@@ -113,7 +128,8 @@ class Reconciler:
                 collected += 1
         return collected
 
-    def _remove(self, present: Sequence[Stored], unwanted: Unwanted) -> int:
+    def _remove(self, prefix: str, unwanted: Unwanted) -> int:
+        present = self._store.list(prefix)
         old = [stored for stored in present if stored.changed_at_s < self._now() - GRACE_S]
         orphans = unwanted(old)
         for key in orphans:
@@ -125,20 +141,44 @@ class Reconciler:
         known = self._blobs.known(keys)
         return [path for key, path in keys.items() if key not in known]
 
-    def _mark_lost(self, present: Collection[str]) -> int:
-        """Assets whose bytes are gone, as a store that was restored from a backup leaves them."""
-        lost: dict[str, Asset] = {}
-        for key, assets in self._records.referred().items():
-            path = stored_blob_key(key)
-            if path not in present and self._store.size(path) is None:
-                lost |= {asset.id: asset for asset in map(self._records.get, assets) if asset}
+    def _mark_lost(self) -> int:
+        """Assets whose bytes are gone, as a store that was restored from a backup leaves them.
+        Where most seem to be gone it is the store that is, and nothing is marked."""
+        present = {stored.key for stored in self._store.list(BLOBS)}
+        referred = self._records.referred()
+        gone = [
+            key
+            for key in referred
+            if stored_blob_key(key) not in present
+            and self._store.size(stored_blob_key(key)) is None
+        ]
+        if len(gone) * 2 > len(referred):
+            log.error(
+                "%s of %s blobs are not in the store: is it mounted, and the right one?",
+                len(gone), len(referred),
+            )  # fmt: skip
+            return 0
+        lost = {asset_id for key in gone for asset_id in referred[key]}
         marked = {"status": "error", "status_details": LOST}
         ended = [self._records.update(i, marked, expect=("ready",)) for i in lost]
         return sum(asset is not None for asset in ended)
 
+    def _mark_found(self) -> int:
+        """Assets whose bytes were lost and are there again."""
+        found = [
+            asset
+            for asset in self._records.stale("error", self._now())
+            if asset.status_details == LOST
+            and asset.parts
+            and all(self._store.size(blob_key(b)) == b.size_bytes for b in asset.parts.values())
+        ]
+        ready = {"status": "ready", "status_details": ""}
+        ended = [self._records.update(a.id, ready, expect=("error",)) for a in found]
+        return sum(asset is not None for asset in ended)
+
     def _finished_uploads(self, old: Sequence[Stored]) -> Collection[str]:
         def is_open(asset: Asset | None) -> bool:
-            return asset is not None and asset.status in ("ready_to_upload", "uploaded")
+            return asset is not None and asset.status in _COMING
 
         ids = {stored.key.removeprefix(UPLOADS).split("/")[0] for stored in old}
         finished = {upload_key(i) for i in ids if not is_open(self._records.get(i))}

@@ -49,7 +49,7 @@ class AssetRecords(Protocol):
     """Every method is one transaction."""
 
     def add(self, asset: Asset, *, new_version: bool = False, most: int | None = None) -> Asset:
-        """The asset with its version: the next one that the name has never had.
+        """The asset with its version: the next one that the tenant's name has never had.
 
         Raises:
             NameTaken: the tenant has a live asset of that name and no new version is wanted.
@@ -58,9 +58,11 @@ class AssetRecords(Protocol):
 
     def get(self, asset_id: str) -> Asset | None: ...
 
-    def find(self, tenant_id: str, name: str, version: int | None = None) -> Asset | None:
+    def find(
+        self, tenant_id: str, name: str, version: int | None = None, member_id: str | None = None
+    ) -> Asset | None:
         """A tenant's live asset by its name: that version, else the newest that is ready, else
-        the newest."""
+        the newest. With ``member_id``, of those that are not private to others."""
 
     def find_foreign(
         self, owner: str, name: str, version: int | None = None, reader: str = ""

@@ -73,14 +73,15 @@ def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asse
         if not (number.isascii() and number.isdigit() and len(number) < 9):
             return None
         version = int(number)
+    member = None if principal.role == "owner" else principal.member_id
     if not colon:
         # One's own name wins; older applications name the public assets without their owner.
-        own = records.find(principal.tenant_id, name, version)
+        own = records.find(principal.tenant_id, name, version, member)
         return own or records.find_foreign(COMMONS, name, version)
     if owner == "octoai":
         owner = COMMONS
     if owner == principal.tenant_name:
-        return records.find(principal.tenant_id, name, version)
+        return records.find(principal.tenant_id, name, version, member)
     return records.find_foreign(owner, name, version, reader=principal.tenant_name)
 
 

@@ -12,14 +12,16 @@ log = logging.getLogger(__name__)
 
 class TenantPool:
     """At most ``workers`` pieces of work at a time, ``per_tenant`` of one tenant's, and a tenant
-    that was served goes to the end of the line. What is submitted again while it waits or runs
-    is not done twice."""
+    that was served goes to the end of the line. What is submitted again while it waits is done
+    once; while it runs, once more."""
 
     def __init__(self, name: str, workers: int, per_tenant: int) -> None:
         self._per_tenant = per_tenant
         self._waiting: OrderedDict[str, deque[tuple[str, Callable[[], object]]]] = OrderedDict()
         self._running: Counter[str] = Counter()
-        self._known: set[str] = set()
+        self._known: set[str] = set()  # keys of what waits
+        self._busy: set[str] = set()  # and of what runs
+        self._again: dict[str, tuple[str, Callable[[], object]]] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -31,7 +33,9 @@ class TenantPool:
 
     def submit(self, tenant_id: str, key: str, call: Callable[[], object]) -> None:
         with self._changed:
-            if key in self._known or self._closed:
+            if key in self._busy:  # what it looked at may have changed since
+                self._again[key] = (tenant_id, call)
+            if key in self._known or key in self._busy or self._closed:
                 return
             self._known.add(key)
             self._waiting.setdefault(tenant_id, deque()).append((key, call))
@@ -58,14 +62,19 @@ class TenantPool:
                     return
                 tenant_id, key, call = job
                 self._running[tenant_id] += 1
+                self._known.discard(key)
+                self._busy.add(key)
             try:
                 call()
             except Exception:
                 log.exception("%s broke", key)
             with self._changed:
                 self._running[tenant_id] -= 1
-                self._known.discard(key)
+                self._busy.discard(key)
+                again = self._again.pop(key, None)
                 self._changed.notify_all()
+            if again is not None:
+                self.submit(again[0], key, again[1])
 
     def close(self) -> None:
         """What runs is waited for; what waits is left for the next start."""

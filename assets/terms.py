@@ -13,6 +13,7 @@ from assets.principal import Principal
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 MAX_SHARED_WITH = 64
+_LONGEST_S = 100 * 365 * 24 * 3600.0
 
 
 def check_name(name: str) -> None:
@@ -24,9 +25,13 @@ def check_name(name: str) -> None:
 
 
 def check_expiry(expires_at_s: float | None, now_s: float) -> None:
-    """Raises InvalidAsset when the moment has passed."""
-    if expires_at_s is not None and expires_at_s <= now_s:
+    """Raises InvalidAsset when the moment has passed, or is beyond what calendars can say."""
+    if expires_at_s is None:
+        return
+    if expires_at_s <= now_s:
         raise InvalidAsset("expires_at", "it would have expired already")
+    if expires_at_s > now_s + _LONGEST_S:
+        raise InvalidAsset("expires_at", "at most a hundred years from now; or leave it out")
 
 
 def checked_visibility(principal: Principal, wanted: str, shared_with: Sequence[str]) -> Visibility:

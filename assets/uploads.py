@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from assets.access import Verb, require
+from assets.access import Verb, may, require
 from assets.asset import ASSET_KINDS, Asset
 from assets.blobs import BlobRecords
-from assets.errors import AssetNotFound, FetchFailed, InvalidAsset, QuotaExceeded
+from assets.errors import AssetNotFound, FetchFailed, InvalidAsset, NameTaken, QuotaExceeded
 from assets.failpoint import reach
 from assets.hub import check_repository
 from assets.ids import new_asset_id
-from assets.keys import upload_key
+from assets.keys import PARTS, UPLOADS, upload_key
 from assets.parts import LEAST_PART_BYTES, MOST_PART_BYTES, PART_BYTES, Part, PartStore
 from assets.principal import Principal
 from assets.records import AssetRecords
@@ -109,6 +109,8 @@ class Uploads:
         if new.size_bytes is not None:
             _check_parts(new, room)
         known = self._records.find(principal.tenant_id, new.name) if new.new_version else None
+        if known is not None and not may(principal, "update", known):
+            raise NameTaken(new.name)
         if known is not None and known.kind != new.kind:
             raise InvalidAsset("asset_type", f"a version of a {known.kind} is a {known.kind}")
         now = self._now()
@@ -214,7 +216,16 @@ class Uploads:
         if asset.status != "ready_to_upload":
             return asset
         if "upload" in asset.data:
-            self._put_together(asset)
+            # One at a time: each would write the whole file.
+            mine = self._records.update(
+                asset.id, {"status": "uploading"}, expect=("ready_to_upload",)
+            )
+            if mine is None:
+                raise InvalidAsset("asset_id", "its parts are being put together already")
+            try:
+                self._put_together(asset)
+            finally:
+                self._records.update(asset.id, {"status": "ready_to_upload"}, expect=("uploading",))
         size = self._store.size(upload_key(asset.id))
         if size is None:
             raise InvalidAsset(
@@ -231,12 +242,21 @@ class Uploads:
         reach("upload.completed")
         return changed or self._find(principal, asset.id, "read")
 
-    def receivable_bytes(self, asset_id: str) -> int:
-        """How many bytes may still be put for this asset; none once it is complete."""
+    def receivable_bytes(self, key: str) -> int:
+        """How many bytes may be put under this key of an upload, or of a part of one; none once
+        it is complete."""
+        asset_id = key.removeprefix(PARTS).removeprefix(UPLOADS).partition("/")[0]
         asset = self._records.get(asset_id)
         if asset is None or asset.status != "ready_to_upload":
             return 0
-        return int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
+        begun = asset.data.get("upload")
+        if begun is None:
+            return int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
+        upload = Upload(asset, begun["id"], begun["size_bytes"], begun["part_bytes"], ())
+        number = key.rpartition("/")[2]
+        if not (number.isdigit() and 1 <= int(number) <= upload.part_count):
+            return 0
+        return upload.part_size(int(number))
 
     def drop(self, asset: Asset) -> None:
         """What has arrived of an asset that is deleted."""

@@ -18,7 +18,14 @@ from assets.blobs import BlobRecords
 from assets.cage import Cage
 from assets.content import Blob, Component, content_key, tenant_salt
 from assets.effect import EffectProbe
-from assets.errors import FetchFailed, FetchRefused, IngestRejected, StoreError, TooLarge
+from assets.errors import (
+    FetchFailed,
+    FetchRefused,
+    IngestRejected,
+    QuotaExceeded,
+    StoreError,
+    TooLarge,
+)
 from assets.failpoint import reach
 from assets.fetch import Fetcher
 from assets.hub import HUB, find_file
@@ -51,7 +58,7 @@ class Workshop:
         secret: the platform's secret, from which tenants' salts are derived.
         scratch: a local folder for files in conversion (as large as the largest upload, twice).
         fetcher: what imports come through; hub: where repositories are.
-        probe: draws with what was uploaded.
+        probe: draws with what was uploaded; quota: how many bytes a tenant may have.
         cage: where uploads are converted; the operator's own files are converted right here.
     """
 
@@ -67,8 +74,10 @@ class Workshop:
         fetcher: Fetcher | None = None,
         hub: str = HUB,
         probe: EffectProbe | None = None,
+        quota: Callable[[str], int | None] | None = None,
     ) -> None:
         self._probe = probe
+        self._quota = quota
         self._fetcher = fetcher or Fetcher()
         self._hub = hub
         self._stopped = threading.Event()
@@ -110,8 +119,13 @@ class Workshop:
             rejected["report"] = {"reasons": [reason]}  # type: ignore[assignment]
             self._records.update(asset_id, rejected, expect=("uploaded",))
             return False
-        except StoreError:
+        except (StoreError, OSError):
             log.exception("the store failed in the import of %s; it will be tried again", asset_id)
+            return False
+        except Exception:
+            log.exception("the import of %s broke", asset_id)
+            broke = {"status": "error", "status_details": "the import broke on our side"}
+            self._records.update(asset_id, broke, expect=("uploaded",))
             return False
         changes: dict[str, Any] = {"size_bytes": received, "status_details": "inspecting"}
         return self._records.update(asset_id, changes, expect=("uploaded",)) is not None
@@ -160,6 +174,7 @@ class Workshop:
                 scratch = Path(folder)
                 source = scratch / "source"
                 digest = self._download(upload_key(asset_id), source)
+                self._check_quota(asset)
                 expected = asset.data.get("sha256")
                 if expected and not asset.is_import and digest != expected:
                     raise IngestRejected(
@@ -178,10 +193,8 @@ class Workshop:
                 "status_details": str(rejection),
                 "report": {"reasons": list(rejection.reasons)},
             }
-        except StoreError:
-            log.exception(
-                "the store failed while %s was ingested; it will be tried again", asset_id
-            )
+        except (StoreError, OSError):  # the store's, or the scratch folder's
+            log.exception("%s could not be ingested now; it will be tried again", asset_id)
             return asset
         except Exception:
             log.exception("the ingest of %s broke", asset_id)
@@ -192,7 +205,8 @@ class Workshop:
         changed = self._records.update(asset_id, changes, expect=("uploaded",))
         if changed is not None:
             reach("ingest.recorded")
-            self._store.delete(upload_key(asset_id))
+            if changed.status != "error":  # which was ours: somebody will want to look
+                self._store.delete(upload_key(asset_id))
         return changed
 
     def _rekey(self, asset: Asset) -> Asset | None:
@@ -221,6 +235,16 @@ class Workshop:
             reach("ingest.stored")
         parts = {component: blob for component, (blob, _) in done.files.items()}
         return {"parts": parts, "report": {**done.report, "source_sha256": digest}}
+
+    def _check_quota(self, asset: Asset) -> None:
+        """Once more, now that the bytes are counted: several uploads may have come at once.
+
+        Raises:
+            IngestRejected: the tenant's plan has no room for it.
+        """
+        limit = None if self._quota is None else self._quota(asset.tenant_id)
+        if limit is not None and self._blobs.stored_bytes(asset.tenant_id) > limit:
+            raise IngestRejected(str(QuotaExceeded("bytes of storage", limit)))
 
     def _look(self, kind: AssetKind, converted: dict[str, Any]) -> str:
         """Draw with it, where that is quick; what an owner ought to know.
@@ -254,6 +278,8 @@ class Workshop:
         digest = hashlib.sha256()
         with self._store.open(key) as source, open(path, "wb") as target:
             while chunk := source.read(CHUNK_BYTES):
+                if target.tell() > MAX_UPLOAD_BYTES:
+                    raise IngestRejected(f"more than {MAX_UPLOAD_BYTES} bytes")
                 digest.update(chunk)
                 target.write(chunk)
         return digest.hexdigest()
@@ -345,7 +371,7 @@ class Workshop:
         if known is None:
             self._records.add(asset)
             return
-        fields = ("kind", "description", "size_bytes", "data", "parts", "report")
+        fields = ("kind", "status", "description", "size_bytes", "data", "parts", "report")
         changes = {field: getattr(asset, field) for field in fields}
         if any(getattr(known, field) != value for field, value in changes.items()):
             self._records.update(known.id, changes)

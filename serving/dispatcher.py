@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from assets.content import Blob
+from assets.errors import AssetError
 from orchestrator.errors import TierError
 from router.admission import QueueLimits, admit
 from router.assign import assign
@@ -47,6 +48,8 @@ _SMOOTHING = 0.3
 _WATCH_S = 2.0
 _PATIENCE_S = 10.0
 _RETRY_S = 0.5
+#: For as long somebody is told where it was found; the bytes come on.
+_WARM_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +193,9 @@ class Dispatcher:
         found: dict[str, str] = {}
 
         async def ask(slot: _Slot) -> None:
-            with suppress(ServingError, TierError):
-                found[slot.client.id] = await slot.client.warm(blobs)
+            with suppress(ServingError, TierError, AssetError, TimeoutError):
+                async with asyncio.timeout(_WARM_S):
+                    found[slot.client.id] = await slot.client.warm(blobs)
 
         await asyncio.gather(*(ask(s) for s in self._slots.values() if s.report is not None))
         return found

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -137,7 +138,15 @@ class Platform:
     async def settle(self, generated: Generated) -> None:
         """Its answer was sent."""
         reach("generate.answered")
-        await asyncio.to_thread(self._accounts.settle, generated.spent)
+        for delay_s in (0.1, 1.0, 5.0, None):
+            try:
+                await asyncio.to_thread(self._accounts.settle, generated.spent)
+                break
+            except Exception:  # a busy database; the reservation lasts as long
+                if delay_s is None:
+                    raise
+                log.warning("%s could not be settled; trying again", generated.request_id)
+                await asyncio.sleep(delay_s)
         reach("generate.settled")
 
     async def release(self, generated: Generated) -> None:
@@ -209,7 +218,8 @@ class Platform:
             drawing = await self._drawer.submit(submission)
         except Blaming as error:
             raise error.named(names) from None
-        await asyncio.to_thread(self.library.used, ready.resolved)
+        with suppress(Exception):  # a count that is missed costs nobody a picture
+            await asyncio.to_thread(self.library.used, ready.resolved)
         details = {
             "steps": request.steps,
             "width": request.width,

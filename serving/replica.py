@@ -45,6 +45,7 @@ class Replica:
         self._node = node
         self._drawer = ThreadPoolExecutor(1, thread_name_prefix="draw")
         self._preparer = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+        self._warmer = ThreadPoolExecutor(1, thread_name_prefix="warm")  # in nobody's way
         self._active = 0  # requests that hold leases, or are about to
         self._change = asyncio.Event()
         self._alone = asyncio.Lock()
@@ -97,7 +98,7 @@ class Replica:
     async def warm(self, blobs: Sequence[Blob]) -> str:
         """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._preparer, self._engine.warm, blobs)
+        return await loop.run_in_executor(self._warmer, self._engine.warm, blobs)
 
     async def _prepare(self, recipe: Recipe) -> Any:
         """Lease everything; when another request's leases leave no room, wait for them.
@@ -149,3 +150,4 @@ class Replica:
     def close(self) -> None:
         self._drawer.shutdown(wait=True)
         self._preparer.shutdown(wait=True)
+        self._warmer.shutdown(wait=True)

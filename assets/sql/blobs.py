@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from sqlalchemy import BigInteger, ColumnElement, Engine, delete, exists, func, select, update
+from sqlalchemy import BigInteger, ColumnElement, Engine, delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -110,6 +110,7 @@ class SqlBlobRecords:
         taken = (
             update(BlobRow)
             .where(BlobRow.key == key, *_unwanted(before_s))
+            .where(or_(BlobRow.doomed_at_s.is_(None), BlobRow.doomed_at_s < before_s))
             .values(doomed_at_s=self._now())
         )
         with Session(self._engine) as session, session.begin():

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from assets.asset import Asset
 from assets.errors import NameTaken, QuotaExceeded
+from assets.ids import new_asset_id
 from assets.records import Page, Query
 from assets.sql.base import alone
 from assets.sql.blobs import BlobRefRow, refer
@@ -56,10 +57,11 @@ class SqlAssetRecords:
     def get(self, asset_id: str) -> Asset | None:
         return self._best(AssetRow.id == asset_id)
 
-    def find(self, tenant_id: str, name: str, version: int | None = None) -> Asset | None:
-        return self._best(
-            AssetRow.tenant_id == tenant_id, AssetRow.name == name, _IS_LIVE, *_exactly(version)
-        )
+    def find(
+        self, tenant_id: str, name: str, version: int | None = None, member_id: str | None = None
+    ) -> Asset | None:
+        named = (AssetRow.tenant_id == tenant_id, AssetRow.name == name, _IS_LIVE)
+        return self._best(*named, *_exactly(version), *_seen_by(member_id))
 
     def find_foreign(
         self, owner: str, name: str, version: int | None = None, reader: str = ""
@@ -114,13 +116,23 @@ class SqlAssetRecords:
                 taken = (*of_tenant, AssetRow.name == name)
                 if session.scalar(select(AssetRow.id).where(*taken, _IS_LIVE)):
                     raise NameTaken(name)
-                # Numbers that the name has had are not used again.
+                # Numbers that a name has had are not used again, on either side.
                 used = session.scalar(select(func.max(AssetRow.version)).where(*taken)) or 0
                 series = (*of_tenant, AssetRow.name == row.name, _IS_LIVE)
-                for version in session.scalars(select(AssetRow).where(*series)).all():
+                versions = session.scalars(select(AssetRow).where(*series)).all()
+                last = max(versions, key=lambda version: version.version)
+                gone = replace(
+                    asset_of(last), id=new_asset_id(self._now()), status="deleted", parts={},
+                    status_details=f"renamed to {name}", deleted_at_s=self._now(), data={},
+                )  # fmt: skip
+                session.flush()
+                for version in versions:
                     version.name, version.version = name, version.version + used
                     version.changed_at_s = self._now()
                     keep_words(session, asset_of(version))
+                session.flush()
+                kept = row_values({name: getattr(gone, name) for name in FIELDS})
+                session.add(AssetRow(**kept, changed_at_s=self._now()))
                 session.flush()
             (asset,) = _assets(session, [row])
         return asset
@@ -194,6 +206,13 @@ class SqlAssetRecords:
             return _assets(session, session.execute(_ROWS.where(*conditions)).all())
 
 
+def _seen_by(member_id: str | None) -> tuple[Any, ...]:
+    """Of a tenant's assets, those that are not private to others; None sees them all."""
+    if member_id is None:
+        return ()
+    return (or_(AssetRow.visibility != "private", AssetRow.created_by == member_id),)
+
+
 def _conditions(query: Query) -> list[Any]:
     """Of a listing, but for the words."""
     conditions: list[Any] = [_IS_LIVE]
@@ -206,9 +225,7 @@ def _conditions(query: Query) -> list[Any]:
     ):
         if value is not None:
             conditions.append(column == value)
-    if query.member_id is not None:
-        mine = AssetRow.created_by == query.member_id
-        conditions.append(or_(AssetRow.visibility != "private", mine))
+    conditions += _seen_by(query.member_id)
     if query.shared_with is not None:
         shared = select(ShareRow.asset_id).where(ShareRow.tenant_name == query.shared_with)
         conditions += [AssetRow.visibility == "shared", AssetRow.id.in_(shared)]

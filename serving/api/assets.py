@@ -15,7 +15,7 @@ from assets.keys import blob_key, part_key, upload_key
 from assets.principal import Principal
 from assets.records import Query as AssetQuery
 from assets.uploads import NewAsset
-from serving.api.context import Context, Ctx, Who
+from serving.api.context import Context, Ctx, Spender, Who
 from serving.api.wire_assets import (
     ChangeAsset,
     CompleteUpload,
@@ -213,7 +213,7 @@ async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
 
 
 @router.post("/{ref:path}/warm")
-async def warm(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
+async def warm(ref: str, context: Ctx, who: Spender) -> dict[str, Any]:
     """Bring an asset's bytes up on every node, before anybody waits for them."""
     tiers = await context.platform.warm(who, ref)
     return {"asset_id": ref, "found_on": tiers}

@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 SWEEP_S = 30.0
 #: An upload whose ingest has not ended by then is ingested again.
 STALE_UPLOAD_S = 300.0
+#: Each hour is metered once, however often it is looked at.
+_METER_S = 600.0
 
 
 async def keep_house(context: Context) -> None:
@@ -42,7 +44,8 @@ async def _restart_ingests(context: Context) -> None:
 
 async def _account(context: Context) -> None:
     await asyncio.to_thread(context.meter.release_expired)
-    await asyncio.to_thread(context.meter.meter_storage)
+    if await asyncio.to_thread(context.chores.take, "storage", _METER_S):
+        await asyncio.to_thread(context.meter.meter_storage)
 
 
 async def _forget(context: Context) -> None:

@@ -106,7 +106,7 @@ class JobRunner:
                 directory.keyring.principal_of_job, job.tenant_id, job.asked_by
             )
             order = GenerateRequest.model_validate(job.request).order()
-            generated = await self._context.platform.draw(principal, order, job.id)
+            generated = await self._context.platform.draw(principal, order, job.charge_id)
             data = json.dumps(answer(generated)).encode()
             await asyncio.to_thread(put_bytes, self._context.store, result_key(job.id), data)
             reach("job.stored")

@@ -18,8 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from assets.errors import AssetNotFound, TooLarge
 from assets.failpoint import reach
-from assets.keys import PARTS, UPLOADS, picture_key
-from assets.parts import MOST_PART_BYTES
+from assets.keys import picture_key
 from assets.store import CHUNK_BYTES, ObjectStore
 from serving.api.context import Ctx
 
@@ -33,12 +32,9 @@ _PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 async def put(key: str, token: str, request: Request, context: Ctx) -> Response:
     """Receive an upload. Until it is complete nothing is visible under its key."""
     context.signer.verify("PUT", key, token, time.time())
-    asset_id = key.removeprefix(PARTS).removeprefix(UPLOADS).partition("/")[0]
-    most = await asyncio.to_thread(context.platform.library.uploads.receivable_bytes, asset_id)
-    if key.startswith(PARTS):
-        most = min(most, MOST_PART_BYTES)
+    most = await asyncio.to_thread(context.platform.library.uploads.receivable_bytes, key)
     if most == 0:
-        raise AssetNotFound(asset_id)
+        raise AssetNotFound(key)
     declared = int(request.headers.get("content-length") or 0)
     if declared > most:
         raise TooLarge(f"{declared} bytes; at most {most} are accepted")

@@ -18,7 +18,7 @@ from assets.access import require_owner
 from assets.principal import Principal, Role
 from assets.records import Query as AssetQuery
 from serving.api.context import Ctx, Who, principal_of
-from serving.api.wire_assets import timestamp
+from serving.api.wire_assets import Short, timestamp
 from serving.tenants.meter import UNITS, Usage
 
 router = APIRouter(prefix="/v1", tags=["organisation"])
@@ -38,14 +38,14 @@ Until = Annotated[AwareDatetime | None, Query(description="Before this moment.")
 class NewMember(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: str
+    name: Short
     role: Role = "member"
 
 
 class NewApiKey(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    label: str = Field("", max_length=128)
+    label: Short = ""
     role: Role = "owner"
     member: str | None = None
     expires_at: AwareDatetime | None = None

@@ -42,6 +42,7 @@ async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str
         if len(data) > MAX_BYTES:
             raise TooLarge(f"more than the {MAX_BYTES} bytes that are accepted")
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)
+    await asyncio.to_thread(context.platform.library.check_update, who, asset.id)
     return await _keep(context, who, asset, await asyncio.to_thread(preview_of, bytes(data)))
 
 
@@ -49,6 +50,7 @@ async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str
 async def draw(ref: str, body: DrawPreview, context: Ctx, who: Spender) -> dict[str, Any]:
     """Have the platform draw it, with the asset; charged like any picture."""
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)
+    await asyncio.to_thread(context.platform.library.check_update, who, asset.id)
     order = _order(asset, body)
     generated = await context.platform.generate(who, order)
     try:
@@ -80,7 +82,6 @@ def _order(asset: Asset, body: DrawPreview) -> Order:
 
 async def _keep(context: Context, who: Principal, asset: Asset, picture: bytes) -> dict[str, Any]:
     key = preview_key(asset.id, hashlib.sha256(picture).hexdigest())
-    await asyncio.to_thread(context.platform.library.check_update, who, asset.id)
     await asyncio.to_thread(put_bytes, context.store, key, picture)
     changed = await asyncio.to_thread(context.platform.library.set_preview, who, asset.id, key)
     return {"asset": asset_answer(context, changed, who)}

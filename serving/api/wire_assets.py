@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, Visibility
@@ -13,7 +13,15 @@ from assets.library import Change
 from assets.parts import PART_BYTES
 from assets.terms import MAX_SHARED_WITH
 
-Short = Annotated[str, Field(max_length=128)]
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a text may not hold NUL, which databases do not keep")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+Short = Annotated[Text, Field(max_length=128)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Tag = Annotated[str, Field(pattern=r"^[\w.\-]{1,64}$")]
 
@@ -40,7 +48,7 @@ class CreateAsset(BaseModel):
     asset_type: str
     name: str = Field(max_length=128)
     data: AssetData = AssetData()
-    description: str | None = Field(None, max_length=4096)
+    description: Text | None = Field(None, max_length=4096)
     is_public: bool | None = False
     visibility: Visibility | None = None
     shared_with: list[Short] = Field(default_factory=list, max_length=MAX_SHARED_WITH)
@@ -51,8 +59,8 @@ class CreateAsset(BaseModel):
     transfer_api_type: str | None = None
     size_bytes: int | None = Field(None, gt=0)
     part_bytes: int = PART_BYTES
-    url: str | None = None
-    hf_repo: str | None = None
+    url: Text | None = None
+    hf_repo: Text | None = None
     hf_token_secret: str | None = None
 
     def wanted_visibility(self) -> Visibility:
@@ -70,7 +78,7 @@ class ChangeAsset(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(max_length=128)] | None = None
-    description: Annotated[str, Field(max_length=4096)] | None = None
+    description: Annotated[Text, Field(max_length=4096)] | None = None
     trigger_words: Annotated[list[Short], Field(max_length=32)] | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
     licence: Short | None = None

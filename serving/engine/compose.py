@@ -68,6 +68,7 @@ def open_workshop(settings: Settings, backends: Backends) -> Workshop:
         fetcher=open_fetcher(settings),
         hub=settings.hub_url,
         probe=_open_probe(settings, backends) if settings.effect_probe else None,
+        quota=backends.directory.storage_limit,
     )
 
 

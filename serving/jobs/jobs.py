@@ -65,6 +65,12 @@ class Job:
     #: ``key_id``, ``member_id`` and ``role`` of who asked.
     asked_by: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def charge_id(self) -> str:
+        """Of this life of the job: an idempotency key that is used again when it is long
+        forgotten is another job of the same id."""
+        return f"{self.id}@{self.created_at_s:.6f}"
+
 
 def _job(row: JobRow) -> Job:
     return Job(
@@ -134,7 +140,7 @@ class Jobs:
                     raise Refused(429, f"{waiting} of your jobs are not finished yet", 10.0)
                 session.add(row)
                 session.flush()
-                self._meter.reserve_in(session, Charge(row.id, who, work), None)
+                self._meter.reserve_in(session, Charge(_job(row).charge_id, who, work), None)
             return _job(row)
         except IntegrityError:  # another arrival with the same key was first
             first = None if job_id is None else self.get(job_id)
@@ -209,9 +215,10 @@ class Jobs:
             if row is None:
                 return False
             alone(session, row.tenant_id)
+            charge_id = _job(row).charge_id
             if not _change(session, job_id, worker, failed):
                 return False
-            self._meter.release_in(session, job_id)
+            self._meter.release_in(session, charge_id)
             return True
 
     def _change(self, job_id: str, worker: str, **values: Any) -> bool:
@@ -226,8 +233,7 @@ class Jobs:
         """
         with Session(self._engine) as session, session.begin():
             alone(session, who.tenant_id)
-            self._meter.reserve_in(session, Charge(job_id, who, work), None)
-            session.execute(
+            revived = session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.status == "failed")
                 .values(
@@ -235,6 +241,9 @@ class Jobs:
                     created_at_s=self._now(), finished_at_s=None,
                 )
             )  # fmt: skip
+            if revived.rowcount:  # type: ignore[attr-defined]
+                row = session.get_one(JobRow, job_id, populate_existing=True)
+                self._meter.reserve_in(session, Charge(_job(row).charge_id, who, work), None)
         return self.get(job_id)
 
     def expired(self) -> list[str]:

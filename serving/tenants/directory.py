@@ -90,6 +90,12 @@ class Directory:
                 for r in rows
             ]
 
+    def storage_limit(self, tenant_id: str) -> int | None:
+        """How many bytes the tenant's plan allows; None for no limit, or no tenant."""
+        wanted = select(PlanRow.storage_bytes).join(TenantRow, TenantRow.plan == PlanRow.name)
+        with Session(self._engine) as session:
+            return session.scalar(wanted.where(TenantRow.id == tenant_id))
+
     def put_plan(self, plan: Plan, actor: str = OPERATOR) -> None:
         """A new plan, or that one as it is from now on, for every tenant that has it.
 

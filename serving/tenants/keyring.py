@@ -22,6 +22,7 @@ from serving.tenants.rows import ApiKeyRow, MemberRow, PlanRow, TenantRow
 
 #: A revoked key stops working everywhere within this time.
 KEY_CACHE_S = 3.0
+_LONGEST_S = 100 * 365 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Keyring:
         check_role(role)
         if expires_at_s is not None and expires_at_s <= self._now():
             raise InvalidRequest("expires_at", "the key would have expired already")
+        if expires_at_s is not None and expires_at_s > self._now() + _LONGEST_S:
+            raise InvalidRequest("expires_at", "at most a hundred years from now; or leave it out")
         key = new_key()
         with Session(self._engine) as session, session.begin():
             row = tenant_named(session, tenant)

@@ -200,10 +200,15 @@ class Meter:
         with Session(self._engine) as session:
             tenants = session.scalars(select(TenantRow.id)).all()
             references = {f"{tenant}/{hour}": tenant for tenant in tenants}
-            metered = select(LedgerRow.reference).where(
-                LedgerRow.kind == "storage", LedgerRow.at_s >= hour * _HOUR_S
-            )
-            done = set(session.scalars(metered))
+            done = {
+                reference
+                for reference in references
+                if session.scalar(
+                    select(LedgerRow.id).where(
+                        LedgerRow.kind == "storage", LedgerRow.reference == reference
+                    )
+                )
+            }
         for reference, tenant in references.items():
             if reference in done:
                 continue

@@ -139,7 +139,8 @@ def test_a_file_is_fetched_and_its_progress_told(outside: Server) -> None:
         "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "0.0.0.0",
         "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]",
         "[2002:7f00:1::]", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254",
-        "[fe80::1]", "[fd00::1]", "224.0.0.1", "255.255.255.255", "192.0.2.1", "[2001:db8::1]",
+        "[fe80::1]", "[fd00::1]", "[fec0::1]", "[3fff::1]",
+        "224.0.0.1", "255.255.255.255", "192.0.2.1", "[2001:db8::1]",
     ],
 )  # fmt: skip
 def test_every_spelling_of_an_address_inside_is_refused(inside: Server, host: str) -> None:
@@ -288,6 +289,7 @@ def test_other_answers_are_told(outside: Server) -> None:
         (("404 Not Found", "Content-Length: 0"), "answered 404"),
         (("200 OK", "Content-Encoding: gzip", "Content-Length: 0"), "compressed"),
         (("302 Found", "Content-Length: 0"), "leads nowhere"),
+        (("302 Found", "Location: https://[::1", "Content-Length: 0"), "leads nowhere"),
     ):
         outside.says(*lines)
         with pytest.raises(FetchFailed, match=reason):

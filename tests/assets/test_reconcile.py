@@ -15,9 +15,9 @@ from assets.content import Blob
 from assets.errors import StoreError
 from assets.ids import new_asset_id
 from assets.keys import blob_key, preview_key, stored_blob_key, upload_key
-from assets.library import KEPT_DELETED_S, Library
+from assets.library import KEPT_DELETED_S, LOST, Library
 from assets.principal import Principal
-from assets.reconcile import GRACE_S, LOST, Reconciler
+from assets.reconcile import GRACE_S, Reconciler
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
 from assets.store import FsspecStore, put_bytes, read_bytes
@@ -41,7 +41,7 @@ class House:
             put_bytes(self.store, blob_key(blob), b"12345")
         fields = {"status": "ready", "name": new_asset_id(), "parts": {"lora": blob}, **fields}
         return self.records.add(
-            Asset(new_asset_id(), "t", "me", kind="lora", created_at_s=0.0, **fields)
+            Asset(new_asset_id(), "t", "me", kind="lora", created_at_s=time.time(), **fields)
         )
 
 

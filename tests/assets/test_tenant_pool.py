@@ -67,13 +67,15 @@ def test_what_is_submitted_again_is_done_once_and_a_failure_stops_nothing() -> N
         raise RuntimeError("broken on purpose")
 
     pool.submit("t", "broken", broken)
+    pool.submit("t", "first", work.piece("first"))
+    until(lambda: work.started == ["first"])
     for _ in range(3):
-        pool.submit("t", "same", work.piece("same"))
+        pool.submit("t", "same", work.piece("same"))  # waits: once
+        pool.submit("t", "first", work.piece("first again"))  # runs: once more
     work.go.set()
-    until(lambda: work.started == ["same"])
-    until(lambda: not pool._known)
-    pool.submit("t", "same", work.piece("same"))
-    until(lambda: work.started == ["same", "same"])
+    until(lambda: len(work.started) == 3)
+    until(lambda: not pool._known and not pool._busy)
+    assert work.started == ["first", "same", "first again"]
     pool.close()
     pool.submit("t", "late", work.piece("late"))
-    assert work.started == ["same", "same"]
+    assert len(work.started) == 3

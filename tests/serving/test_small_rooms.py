@@ -34,6 +34,7 @@ from serving.platform import fixed_seeds
 from serving.settings import Settings
 from serving.sizes import WIRE_SIZES, picture_size
 from serving.tenants.directory import Directory
+from serving.tenants.keys import new_key
 from serving.tenants.meter import Charge, Meter, Spent
 
 
@@ -163,6 +164,12 @@ def test_a_database_of_an_earlier_release_is_brought_forward(tmp_path: Path) -> 
                 "'{\"prompt\": 1}', NULL, NULL, 0.0, 5.0, NULL)"
             )
         )
+        connection.execute(sa.text("INSERT INTO tenants VALUES ('t', 'acme', 2.0, 1.0)"))
+        key = new_key()
+        connection.execute(
+            sa.text("INSERT INTO api_keys VALUES (:id, 't', :digest, 'laptop', 1.0, NULL)"),
+            {"id": key.id, "digest": key.digest},
+        )
         for asset_id, public, parts, deleted in (
             ("asset_1", 0, {"lora": ["k1", "s", 5]}, 2.0),
             ("asset_2", 1, {"lora": ["k2", "s", 6]}, None),
@@ -183,6 +190,8 @@ def test_a_database_of_an_earlier_release_is_brought_forward(tmp_path: Path) -> 
     assert (second.version, second.visibility, second.is_deleted) == (2, "public", False)
     assert blobs.live(["k1", "k2"]) == {"k2"}
     assert records.list(Query(text="sty")).total == 1
+    who = Directory(open_database(url)).keyring.authenticate(key.text)
+    assert who == Principal("t", "acme", 2.0, key.id, "owner")
     assert blobs.stored_bytes("t") == 6
     jobs = jobs_of(url)
     old = jobs.get("job_old")

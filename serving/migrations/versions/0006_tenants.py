@@ -34,12 +34,9 @@ def upgrade() -> None:
         sa.Column("removed_at_s", sa.Float(), nullable=True),
     )
     op.create_index("members_name", "members", ["tenant_id", "name"], unique=True)
-    with op.batch_alter_table("tenants") as tenants:
-        tenants.add_column(sa.Column("plan", sa.String(), nullable=True))
-        tenants.create_foreign_key("tenants_plan", "plans", ["plan"], ["name"])
-    with op.batch_alter_table("api_keys") as keys:
-        keys.add_column(sa.Column("member_id", sa.String(), nullable=True))
-        keys.create_foreign_key("api_keys_member", "members", ["member_id"], ["id"])
+    # In place: SQLite would otherwise make these tables anew, under the feet of their references.
+    op.execute("ALTER TABLE tenants ADD COLUMN plan VARCHAR REFERENCES plans (name)")
+    op.execute("ALTER TABLE api_keys ADD COLUMN member_id VARCHAR REFERENCES members (id)")
     op.create_table(
         "rates",
         sa.Column("tenant_id", sa.String(), primary_key=True),

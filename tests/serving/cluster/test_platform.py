@@ -129,6 +129,15 @@ def test_a_dispatcher_that_dies_is_replaced(platform: Running) -> None:
     assert all(picture == golden[seed] for seed, picture in load.answers)
 
 
+def _inspected(client: Any, asset: dict[str, Any]) -> dict[str, Any]:
+    deadline = time.monotonic() + 300
+    while asset["status"] == "uploaded":
+        assert time.monotonic() < deadline
+        asset = client.asset(asset["id"])
+        time.sleep(0.05)
+    return asset
+
+
 def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path) -> None:
     """Resident memory of every process of the platform, sampled while 1 GiB streams in and
     is inspected; the file is a well-formed safetensors file of a kind that is refused."""
@@ -142,6 +151,9 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
     assert write_tensors(big, planned, {}).size_bytes > 1 << 30
     del chunk, planned
     ask(platform, 0)
+    junk = tmp_path / "junk.safetensors"  # so that the process that inspects is there
+    junk.write_bytes(b"junk")
+    _inspected(platform.client(), platform.client().upload(junk, "lora", "junk"))
     before = {p.pid: p.memory_info().rss for p in platform.descendants()}
     peak = dict(before)
     done = threading.Event()
@@ -167,12 +179,7 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
     watcher.start()
     try:
         client = platform.client()
-        asset = client.upload(big, "lora", "big")
-        deadline = time.monotonic() + 300
-        while asset["status"] == "uploaded":
-            assert time.monotonic() < deadline
-            asset = client.asset(asset["id"])
-            time.sleep(0.1)
+        asset = _inspected(client, client.upload(big, "lora", "big"))
     finally:
         done.set()
         watcher.join()
