@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from assets.asset import Asset
@@ -16,6 +17,7 @@ from assets.errors import StoreError
 from assets.ids import new_asset_id
 from assets.keys import blob_key, preview_key, stored_blob_key, upload_key
 from assets.library import KEPT_DELETED_S, LOST, Library
+from assets.parts import open_parts
 from assets.principal import Principal
 from assets.reconcile import GRACE_S, Reconciler
 from assets.sql.blobs import SqlBlobRecords
@@ -115,6 +117,36 @@ def test_a_record_without_bytes_says_so(house: House) -> None:
     assert (found.status, found.status_details) == ("error", LOST)
     assert house.records.get(kept.id) == kept
     assert house.reconcile(0.0) == {}
+
+
+def test_a_store_that_is_away_condemns_nothing(house: House) -> None:
+    assets = [house.put() for _ in range(3)]
+    stored = {
+        blob_key(a.parts["lora"]): read_bytes(house.store, blob_key(a.parts["lora"]))
+        for a in assets
+    }
+    for key in stored:
+        house.store.delete(key)
+    assert house.reconcile(0.0) == {}
+    assert [house.records.get(a.id) for a in assets] == assets
+    # One that is lost among many is; and is found again when its bytes are back.
+    for key in list(stored)[1:]:
+        put_bytes(house.store, key, stored[key])
+    assert house.reconcile(0.0) == {"assets_lost": 1}
+    key = next(iter(stored))
+    put_bytes(house.store, key, stored[key])
+    assert house.reconcile(0.0) == {"assets_found": 1}
+    assert house.records.get(assets[0].id) == assets[0]
+
+
+def test_an_import_that_takes_long_is_left_alone(house: House) -> None:
+    coming = house.put(status="uploaded", parts={}, data={"url": "https://x"})
+    parts = open_parts(house.store)
+    upload_id = parts.begin(upload_key(coming.id))
+    if house.store.is_s3:
+        httpx.put(parts.signed_put(upload_key(coming.id), upload_id, 1, 60) or "", content=b"x")
+        house.reconcile(2 * LATER_S)
+        assert [b.upload_id for b in parts.begun()] == [upload_id]
 
 
 def test_a_deleted_asset_keeps_its_bytes_for_a_week_and_no_longer(house: House) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -218,6 +219,31 @@ def test_a_blob_is_live_as_long_as_any_asset_refers_to_it(
     assert blobs.claim(lone)
     records.update(two.id, {"parts": {"unet": lone}})
     assert blobs.live(keys) == {lone.key}
+
+
+def test_one_collector_takes_a_piece_of_garbage(blobs: SqlBlobRecords) -> None:
+    one = blob()
+    assert blobs.claim(one)
+    later = 1e11
+    assert [blobs.doom(one.key, later) for _ in range(2)] == [True, True]  # the first is long dead
+    soon = time.time() + 60.0
+    two = blob()
+    assert blobs.claim(two)
+    assert blobs.doom(two.key, soon)
+    assert not blobs.doom(two.key, time.time() - 60.0)
+
+
+def test_a_private_version_hides_nothing_from_others(records: SqlAssetRecords) -> None:
+    first = records.add(asset(status="ready", visibility="organisation", created_by="ann"))
+    second = replace(first, id=new_asset_id(), visibility="private", created_by="bob")
+    second = records.add(second, new_version=True)
+    tenant = first.tenant_id
+    assert records.find(tenant, "style") == second
+    assert records.find(tenant, "style", member_id="bob") == second
+    assert records.find(tenant, "style", member_id="ann") == first
+    # A name that was renamed away is not given the same numbers again.
+    records.rename(first.id, "moved")
+    assert records.add(replace(first, id=new_asset_id())).version == 3
 
 
 def test_what_was_claimed_just_now_is_no_garbage(blobs: SqlBlobRecords) -> None:

@@ -189,6 +189,49 @@ def test_a_deletion_reaches_every_tier(
     assert found["found_on"] == "store"
 
 
+def test_what_breaks_others_is_refused(
+    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+) -> None:
+    new = {"asset_type": "lora", "name": "odd"}
+    for odd in (
+        {"expires_at": "9999-12-31T23:59:59-12:00"},
+        {"description": "a\u0000b"},
+        {"data": {"trigger_words": ["a\u0000b"]}},
+    ):
+        assert http.post("/v1/assets", json={**new, **odd}).status_code == 422, odd
+    asset = put(http, sample_files["lora_cross"], "drawn-by-others", visibility="public")
+    with door(platform, "stranger") as stranger:
+        answer = stranger.post(f"/v1/assets/{asset['id']}/preview", json={"steps": 1})
+        assert answer.status_code == 404
+        assert stranger.get("/v1/usage").json()["totals"]["pictures"] == 0
+
+
+def test_members_do_not_stand_in_each_others_way(
+    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+) -> None:
+    platform.directory.add_member("acme", "bob", "member")
+    key = platform.directory.keyring.add_key("acme", member="bob").text
+    put(http, sample_files["lora_cross"], "ours", visibility="organisation")
+    with httpx.Client(
+        base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=60
+    ) as bob:
+        theirs = put(bob, sample_files["inversion"], "bobs", asset_type="textual_inversion")
+        assert bob.get("/v1/assets/bobs").json()["asset"]["id"] == theirs["id"]
+        put(bob, sample_files["lora_alpha"], "ours", new_version=True)
+        assert bob.get("/v1/assets/ours").json()["asset"]["version"] == 2
+        put(http, sample_files["lora_all"], "owners")
+        taken = {"asset_type": "lora", "name": "owners", "new_version": True}
+        assert bob.post("/v1/assets", json=taken).status_code == 422
+        # A series in which some versions are not one's own is not one's to rename.
+        put(http, sample_files["lora_all"], "ours", new_version=True)
+        assert bob.patch("/v1/assets/ours", json={"name": "mine"}).status_code == 422
+    reader = platform.directory.keyring.add_key("acme", "", "member").text
+    with httpx.Client(
+        base_url=platform.url, headers={"Authorization": f"Bearer {reader}"}, timeout=60
+    ) as app:
+        assert app.get("/v1/assets/bobs").status_code == 404
+
+
 def test_pages_by_what_comes_after(http: httpx.Client) -> None:
     names = [f"page-{index}" for index in range(5)]
     for name in names:

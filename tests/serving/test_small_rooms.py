@@ -6,12 +6,14 @@ import json
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from assets.errors import Forbidden
+from assets.plan import Plan
 from assets.principal import Principal
 from assets.records import Query
 from assets.sql.base import connect
@@ -104,6 +106,36 @@ def test_a_job_that_failed_for_no_fault_of_its_own_is_done_once_more(tmp_path: P
     jobs.forget(job.id)  # of a sweep that saw it expired: it lives again
     assert jobs.get(job.id) is not None
     assert jobs.claim("w") is not None
+
+
+def test_a_key_that_is_used_again_when_it_is_forgotten_is_charged_again(tmp_path: Path) -> None:
+    now = [1000.0]
+    jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
+    for _ in range(2):
+        job = jobs.add(ACME, {}, "job_key", "digest")
+        assert jobs.claim("w") is not None
+        assert jobs.finish(job.id, "w", Spent(Charge(job.charge_id, ACME, 1.0), 1.0, 1))
+        now[0] += KEPT_S + 1
+        jobs.forget(job.id)
+    assert jobs._meter.totals(ACME.tenant_id)["pictures"] == 2
+
+
+def test_two_that_ask_again_hold_the_budget_once(tmp_path: Path) -> None:
+    who = replace(ACME, plan=Plan("p", gpu_s_per_month=100.0))
+    jobs = jobs_of(f"sqlite:///{tmp_path}/j.db")
+    jobs._meter.settle(Spent(Charge("before", who, 1.0), 1.0, 1))
+    job = jobs.add(who, {}, "job_key", "digest", work=5.0)
+    assert jobs.claim("w") is not None
+    assert jobs.fail(job.id, "w", {"status": 503, "body": {}})
+    for _ in range(2):
+        again = jobs.again(job.id, who, 5.0)
+    assert again is not None
+    assert jobs._meter.budget("t").reserved_gpu_s == 5.0
+    assert jobs.claim("w") is not None
+    assert jobs.finish(job.id, "w", Spent(Charge(again.charge_id, who, 5.0), 5.0, 1))
+    assert jobs.again(job.id, who, 5.0) is not None  # of one that is done: nothing happens
+    assert jobs._meter.budget("t").reserved_gpu_s == 0.0
+    jobs._meter.check_integrity()
 
 
 def test_keys_expire_and_are_rotated_with_an_overlap(tmp_path: Path) -> None:
