@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.client import ApiFailure, Client, client_from_environment
+from serving.cli.client import Client, client_from_environment
 from serving.cli.folder import Found, scan
 from serving.cli.options import AsJson, Key, Url
-from serving.cli.output import clear_errors, show, show_one
+from serving.cli.output import ApiFailure, clear_errors, show, show_one
 from serving.cli.transfer import progress_bars, receive, send
 
 assets = typer.Typer(help="Your assets (over HTTP).", no_args_is_help=True)

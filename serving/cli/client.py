@@ -10,11 +10,8 @@ from typing import Any, Self
 
 import httpx
 
-from serving.errors import ServingError
-
-
-class ApiFailure(ServingError):
-    """The platform answered with an error, or not at all."""
+from serving.cli.output import ApiFailure
+from serving.cli.transfer import send
 
 
 class Client:
@@ -55,8 +52,6 @@ class Client:
         self, path: Path, kind: str, name: str, description: str = "", trigger_words: Any = ()
     ) -> dict[str, Any]:
         """Create, transfer and complete; the asset is still being inspected afterwards."""
-        from serving.cli.transfer import send
-
         data = {"asset_type": kind, "trigger_words": list(trigger_words)}
         new = {"asset_type": kind, "name": name, "description": description, "data": data}
         return send(self, path, new)[0]

@@ -19,7 +19,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from serving.cli.client import ApiFailure, Client
+from serving.cli.client import Client
+from serving.cli.output import ApiFailure
 from serving.settings import Settings
 
 PROMPT = "a red star on a blue background"

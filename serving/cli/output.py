@@ -17,6 +17,10 @@ from orchestrator.errors import TierError
 from serving.errors import ServingError
 
 
+class ApiFailure(ServingError):
+    """The platform answered with an error, or not at all; or a file did not get through."""
+
+
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Rows as a table, or whole as JSON."""
     if as_json:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from rich.console import Console
@@ -20,7 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from serving.cli.client import ApiFailure, Client
+from serving.cli.output import ApiFailure
 
 _CHUNK_BYTES = 1 << 20
 #: Larger files are sent in parts, and those beside each other.
@@ -30,6 +30,14 @@ _ATTEMPTS = 4
 _TIMEOUT_S = 3600.0
 
 Sent = Callable[[int], None]
+
+
+class Api(Protocol):
+    """The platform's, as far as a transfer needs it. Both raise ApiFailure."""
+
+    def call(self, method: str, path: str, **options: Any) -> Any: ...
+
+    def asset(self, reference: str) -> dict[str, Any]: ...
 
 
 @contextmanager
@@ -48,7 +56,7 @@ def sha256_of(path: Path) -> str:
 
 
 def send(
-    client: Client, path: Path, new: Mapping[str, Any], bars: Progress | None = None
+    client: Api, path: Path, new: Mapping[str, Any], bars: Progress | None = None
 ) -> tuple[dict[str, Any], bool]:
     """The asset of the file at ``path``, and whether anything was sent: not, when the library
     has these bytes under this name already. What an earlier run began is gone on with.
@@ -86,7 +94,7 @@ def send(
     return client.asset(asset_id), True
 
 
-def _send_parts(client: Client, path: Path, asset_id: str, sent: Sent) -> None:
+def _send_parts(client: Api, path: Path, asset_id: str, sent: Sent) -> None:
     upload = client.call("GET", f"/v1/assets/{asset_id}/upload")
     sent(sum(part["size_bytes"] for part in upload["parts"]))
 
@@ -139,7 +147,7 @@ def _piece(path: Path, offset: int, size: int, sent: Sent) -> Iterator[bytes]:
             sent(len(chunk))
 
 
-def receive(client: Client, reference: str, folder: Path) -> Path:
+def receive(client: Api, reference: str, folder: Path) -> Path:
     """The canonical file of an asset, whole and checked, or nothing.
 
     Raises:

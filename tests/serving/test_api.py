@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from benchmarks.samples import write_wild_lora
-from serving.cli.client import ApiFailure
+from serving.cli.output import ApiFailure
 from serving.commons.catalogue import CATALOGUE
 from serving.composition import open_backends
 from serving.jobs.jobs import JobRow
