@@ -115,16 +115,19 @@ class Platform:
         self.native_size = native_size
         self.timeout_s = timeout_s
 
-    async def generate(self, principal: Principal, order: Order) -> Generated:
+    async def generate(
+        self, principal: Principal, order: Order, charge_id: str | None = None
+    ) -> Generated:
         """Resolve, reserve, wait, draw. What it costs stays reserved: the caller settles it once
-        the answer is sent, or releases it. What is not answered is not charged.
+        the answer is sent, or releases it. What is not answered is not charged, and what has
+        the same ``charge_id`` is charged once.
 
         Raises:
             AssetError about a reference, InvalidRequest about a field, BudgetExceeded, Refused,
             DeadlineExceeded, DrawingFailed, OutOfMemory, Quarantined, TierError.
         """
         ready = await self._resolve(principal, order)
-        charge = Charge(ready.request.id, principal, ready.request.work)
+        charge = Charge(charge_id or ready.request.id, principal, ready.request.work)
         await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
         reach("generate.reserved")
         try:

@@ -25,6 +25,7 @@ from serving.api.context import Ctx
 router = APIRouter(tags=["objects"])
 
 _BYTES = "application/octet-stream"
+_RANGE = re.compile(r"bytes=(\d{1,18})-\Z")
 _PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 
 
@@ -73,12 +74,15 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
 
 
 @router.get("/objects/{key:path}")
-async def get(key: str, token: str, context: Ctx) -> Response:
+async def get(key: str, token: str, request: Request, context: Ctx) -> Response:
+    """With ``Range: bytes=N-`` what comes from there on, for a download that goes on."""
     context.signer.verify("GET", key, token, time.time())
     if not await asyncio.to_thread(context.platform.library.may_fetch, key):
         raise AssetNotFound(key)
     is_picture = key.startswith("previews/")
-    return await _send(context.store, key, "image/png" if is_picture else _BYTES)
+    begin = _RANGE.match(request.headers.get("range", ""))
+    kind = "image/png" if is_picture else _BYTES
+    return await _send(context.store, key, kind, int(begin[1]) if begin else None)
 
 
 @router.get("/files/{name}")
@@ -89,13 +93,23 @@ async def picture(name: str, context: Ctx) -> Response:
     return await _send(context.store, picture_key(name), f"image/{match[1]}")
 
 
-async def _send(store: ObjectStore, key: str, media_type: str) -> Response:
+async def _send(
+    store: ObjectStore, key: str, media_type: str, begin: int | None = None
+) -> Response:
     size = await asyncio.to_thread(store.size, key)
     if size is None:
         raise AssetNotFound(key)
+    headers = {"X-Content-Type-Options": "nosniff", "Accept-Ranges": "bytes"}
+    if begin is not None and begin >= size:
+        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
     source = await asyncio.to_thread(store.open, key)
-    headers = {"Content-Length": str(size), "X-Content-Type-Options": "nosniff"}
-    return StreamingResponse(_chunks(source), media_type=media_type, headers=headers)
+    status = 200
+    if begin is not None:
+        status = 206
+        headers["Content-Range"] = f"bytes {begin}-{size - 1}/{size}"
+        await asyncio.to_thread(source.seek, begin)
+    headers["Content-Length"] = str(size - (begin or 0))
+    return StreamingResponse(_chunks(source), status, headers, media_type)
 
 
 async def _chunks(source: Any) -> AsyncIterator[bytes]:

@@ -16,6 +16,7 @@ from assets.preview import MAX_BYTES, preview_of
 from assets.principal import Principal
 from assets.resolve import Wanted
 from assets.store import put_bytes
+from serving.api import idempotency
 from serving.api.assets import asset_answer
 from serving.api.context import Context, Ctx, Spender, Who
 from serving.platform import Order
@@ -47,12 +48,19 @@ async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str
 
 
 @router.post("/{ref:path}/preview")
-async def draw(ref: str, body: DrawPreview, context: Ctx, who: Spender) -> dict[str, Any]:
-    """Have the platform draw it, with the asset; charged like any picture."""
+async def draw(
+    ref: str, body: DrawPreview, request: Request, context: Ctx, who: Spender
+) -> dict[str, Any]:
+    """Have the platform draw it, with the asset; charged like any picture, and with an
+    ``Idempotency-Key`` once (the same order draws the same picture)."""
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)
     await asyncio.to_thread(context.platform.library.check_update, who, asset.id)
     order = _order(asset, body)
-    generated = await context.platform.generate(who, order)
+    key = idempotency.key_of(request)
+    charge_id = None
+    if key is not None:
+        charge_id = "preview_" + context.signer.derived("preview", who.tenant_id, key)
+    generated = await context.platform.generate(who, order, charge_id)
     try:
         picture = preview_of(generated.drawing.images[0])
         answer = await _keep(context, who, asset, picture)

@@ -148,7 +148,7 @@ def _piece(path: Path, offset: int, size: int, sent: Sent) -> Iterator[bytes]:
 
 
 def receive(client: Api, reference: str, folder: Path) -> Path:
-    """The canonical file of an asset, whole and checked, or nothing.
+    """The canonical file of an asset, whole and checked. What a cut left is gone on with.
 
     Raises:
         ApiFailure: it may not be downloaded, or did not arrive as it is.
@@ -160,19 +160,26 @@ def receive(client: Api, reference: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{asset['name']}.safetensors"
     part = target.with_name(f".{target.name}.part")
-    digest = hashlib.sha256()
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
     try:
-        with httpx.stream("GET", url, timeout=_TIMEOUT_S) as answer, open(part, "wb") as file:
-            if answer.is_error:
+        with httpx.stream("GET", url, headers=headers, timeout=_TIMEOUT_S) as answer:
+            if answer.status_code == httpx.codes.PARTIAL_CONTENT:
+                _write(answer, part, "ab")
+            elif answer.is_success:
+                _write(answer, part, "wb")
+            elif answer.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise ApiFailure(f"the download failed: {answer.status_code}")
-            for chunk in answer.iter_bytes(_CHUNK_BYTES):
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != described["transfer_api"]["sha256"]:
-            raise ApiFailure(f"{reference} was damaged on its way; try again")
-        part.replace(target)
     except httpx.TransportError as error:
-        raise ApiFailure(f"the download broke off: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+        raise ApiFailure(f"the download broke off ({error}); the same again goes on") from None
+    if sha256_of(part) != described["transfer_api"]["sha256"]:
+        part.unlink()
+        raise ApiFailure(f"{reference} was damaged on its way; try again")
+    part.replace(target)
     return target
+
+
+def _write(answer: httpx.Response, part: Path, mode: str) -> None:
+    with open(part, mode) as file:
+        for chunk in answer.iter_bytes(_CHUNK_BYTES):
+            file.write(chunk)

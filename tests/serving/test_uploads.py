@@ -224,7 +224,17 @@ def test_the_rest_of_the_command_line(platform: Running, models: Path, tmp_path:
     (warmed,) = run(platform, "warm", "shiny")[1]
     assert set(warmed["found_on"]) == {"replica-0"}
     (pulled,) = run(platform, "pull", "shiny", "--into", str(tmp_path))[1]
-    assert Path(pulled["file"]).stat().st_size > 500
+    whole = Path(pulled["file"]).read_bytes()
+    assert len(whole) > 500
+    # A download that was cut off goes on where it was; one that was damaged begins anew.
+    part = tmp_path / ".shiny.safetensors.part"
+    part.write_bytes(whole[:200])
+    run(platform, "pull", "shiny", "--into", str(tmp_path))
+    assert Path(pulled["file"]).read_bytes() == whole
+    part.write_bytes(b"x" * 200)
+    with pytest.raises(AssertionError, match="damaged"):
+        run(platform, "pull", "shiny", "--into", str(tmp_path))
+    assert not part.exists()
     assert run(platform, "update", "shiny", "--licence", "CC0")[1]["licence"] == "CC0"
     (gone,) = run(platform, "rm", "shiny")[1]
     assert run(platform, "restore", gone["id"])[1]["name"] == "shiny"
@@ -283,10 +293,13 @@ def test_previews(http: httpx.Client, platform: Running, sample_files: dict[str,
     assert http.put(where, content=b"x" * (9 << 20)).status_code == 413
     stranger = {"Authorization": f"Bearer {platform.key('stranger')}"}
     assert http.put(where, content=picture((8, 8)), headers=stranger).status_code == 404
-    drawn = http.post(where, json={"prompt": "a small red star", "steps": 2})
-    assert drawn.status_code == 200, drawn.text
+    before = http.get("/v1/usage").json()["totals"]["pictures"]
+    for _ in range(2):
+        once = {"Idempotency-Key": "preview"}
+        drawn = http.post(where, json={"prompt": "a small red star", "steps": 2}, headers=once)
+        assert drawn.status_code == 200, drawn.text
     assert drawn.json()["asset"]["preview_url"] != changed["preview_url"]
-    assert http.get("/v1/usage").json()["totals"]["pictures"] >= 1
+    assert http.get("/v1/usage").json()["totals"]["pictures"] == before + 1
     store = open_backends(platform.settings).store
     mine = [s for s in store.list("previews/") if asset["id"] in s.key]
     assert len(mine) == 1  # those of before are gone

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.samples import write_kohya_lora
+from serving.composition import open_backends
 from tests.platforms import Running, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -189,6 +191,32 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
     print(f"{samples} samples; growth in KiB by process: {sorted(grown.values(), reverse=True)}")
     assert samples > 10
     assert max(grown.values()) < 64 << 10, grown
+
+
+def test_a_deletion_reaches_the_tiers_of_the_cluster(
+    platform: Running, skeleton: Any, tmp_path: Path
+) -> None:
+    """Through the gateways, the dispatcher's actor and Serve's replicas; and so does a warming."""
+    client = platform.client()
+    file = write_kohya_lora(tmp_path / "own.safetensors", skeleton, seed=78, only="attn2")
+    asset = client.await_ready(client.upload(file, "lora", "own")["id"])
+    found = client.call("POST", f"/v1/assets/{asset['id']}/warm")["found_on"]
+    assert set(found) == {"replica-0", "replica-1"}
+    record = open_backends(platform.settings).records.get(asset["id"])
+    assert record is not None
+    (key,) = (blob.key for blob in record.parts.values())
+    folders = (platform.settings.resolved_disk_dir, platform.settings.resolved_host_dir)
+
+    def is_there() -> bool:
+        return any((folder / "objects" / key).exists() for folder in folders)
+
+    assert is_there()
+    client.generate({**PROMPT, "loras": {asset["id"]: 1.0}})
+    client.call("DELETE", f"/v1/assets/{asset['id']}")
+    deadline = time.monotonic() + 30
+    while is_there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 TWO_NODES = """
