@@ -66,7 +66,7 @@ class Client:
             asset = self.asset(asset_id)
             if asset["status"] == "ready":
                 return asset
-            if asset["status"] != "uploaded":
+            if asset["status"] not in ("uploaded", "uploading"):
                 raise ApiFailure(f"{asset['name']} is {asset['status']}: {asset['status_details']}")
             if time.monotonic() > deadline:
                 raise ApiFailure(f"{asset['name']} is still {asset['status']}")
