@@ -174,6 +174,8 @@ class Workshop:
                 scratch = Path(folder)
                 source = scratch / "source"
                 digest = self._download(upload_key(asset_id), source)
+                if asset.size_bytes and source.stat().st_size != asset.size_bytes:
+                    raise IngestRejected("the upload was changed after it was completed")
                 self._check_quota(asset)
                 expected = asset.data.get("sha256")
                 if expected and not asset.is_import and digest != expected:
