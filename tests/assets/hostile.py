@@ -215,9 +215,9 @@ def lies(skeleton: Skeleton) -> Iterator[Hostile]:
     yield Hostile("a LoRA declared as a VAE", "vae", lora(nan), "declared as vae.*not finite")
     huge = listing({"emb_params": (1 << 20, skeleton.text_widths[1])})
     yield Hostile("a million vectors", "textual_inversion", huge, "vectors")
-    sparse = listing({f"model.diffusion_model.{i}": (1 << 24,) for i in range(16)})
+    sparse = listing({f"model.diffusion_model.{i}": (1 << 24,) for i in range(4)})
     yield Hostile(
-        "512 MB of zeros with a UNet's prefix",
+        "128 MB of zeros with a UNet's prefix",
         "checkpoint",
         sparse,
         "no UNet|not recognised|without",

@@ -21,7 +21,7 @@ from serving.composition import open_backends
 from tests.platforms import Running, running
 
 PART_BYTES = 12 << 20
-STORES = ("directory", "s3")
+STORES = ("directory", pytest.param("s3", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module", params=STORES)
