@@ -47,6 +47,11 @@ def preview_key(asset_id: str, sha256: str) -> str:
     return f"{PREVIEWS}{asset_id}-{sha256[:16]}.png"
 
 
+def pictured_by(key: str) -> str:
+    """The id of the asset whose preview picture lies under ``key``."""
+    return key.removeprefix(PREVIEWS).rpartition("-")[0]
+
+
 def picture_key(picture_id: str) -> str:
     """A picture made for the simple door; its id is unguessable."""
     return f"{PICTURES}{picture_id}"

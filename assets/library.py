@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from assets.access import may, require
+from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset
 from assets.blobs import BlobRecords
 from assets.errors import (
@@ -22,8 +22,7 @@ from assets.errors import (
     QuotaExceeded,
 )
 from assets.failpoint import reach
-from assets.ids import new_asset_id
-from assets.keys import BLOBS, PREVIEWS, blob_key, blob_of
+from assets.keys import BLOBS, PREVIEWS, blob_key, blob_of, pictured_by
 from assets.parts import PartStore, open_parts
 from assets.principal import Principal
 from assets.records import AssetRecords, Page, Query
@@ -32,10 +31,11 @@ from assets.store import ObjectStore
 from assets.terms import check_expiry, check_name, checked_visibility
 from assets.uploads import Uploads
 
-#: A deleted asset can be restored for a week.
 #: What an asset says whose bytes the store has lost.
 LOST = "its bytes were lost; upload it again"
+#: Of a name whose versions are looked through.
 MAX_VERSIONS = 10_000
+#: A deleted asset can be restored for a week.
 KEPT_DELETED_S = 7 * 24 * 3600.0
 
 
@@ -70,7 +70,7 @@ class Library:
         self._now = now
         self.uploads = Uploads(records, blobs, store, parts or open_parts(store), now)
 
-    def _find(self, principal: Principal, reference: str, verb: Any) -> Asset:
+    def _find(self, principal: Principal, reference: str, verb: Verb) -> Asset:
         return find(self._records, principal, reference, verb, self._now())
 
     def get(self, principal: Principal, reference: str) -> Asset:
@@ -245,7 +245,7 @@ class Library:
         if key.startswith(BLOBS):
             return bool(self._blobs.live([blob_of(key)]))
         if key.startswith(PREVIEWS):
-            asset = self._records.get(key.removeprefix(PREVIEWS)[: len(new_asset_id())])
+            asset = self._records.get(pictured_by(key))
             return asset is None or not asset.is_deleted
         return True
 

@@ -107,8 +107,7 @@ class ObjectParts:
     def begun(self) -> Iterator[Begun]:
         seen: dict[tuple[str, str], float] = {}
         for stored in self._store.list(PARTS):
-            upload_id, *_ = stored.key.removeprefix(PARTS).rpartition("/")[0].split("/")[::-1]
-            key = stored.key.removeprefix(PARTS).rpartition(f"/{upload_id}/")[0]
+            key, upload_id, _ = stored.key.removeprefix(PARTS).rsplit("/", 2)
             newest = seen.get((key, upload_id), 0.0)
             seen[key, upload_id] = max(newest, stored.changed_at_s)
         return (Begun(key, upload_id, at_s) for (key, upload_id), at_s in seen.items())

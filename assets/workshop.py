@@ -260,6 +260,8 @@ class Workshop:
             effect = self._probe.probe(kind, converted["parts"])
         except Exception:  # our trouble, not the file's
             log.exception("the effect of an asset could not be seen")
+            unseen = {"changes_picture": None, "why": "it could not be drawn with on our side"}
+            converted["report"] = {**converted["report"], "effect": unseen}
             return ""
         if effect is None:
             return ""

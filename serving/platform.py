@@ -10,7 +10,6 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -221,8 +220,10 @@ class Platform:
             drawing = await self._drawer.submit(submission)
         except Blaming as error:
             raise error.named(names) from None
-        with suppress(Exception):  # a count that is missed costs nobody a picture
+        try:
             await asyncio.to_thread(self.library.used, ready.resolved)
+        except Exception:  # a count that is missed costs nobody a picture
+            log.exception("the uses of %s were not counted", request.id)
         details = {
             "steps": request.steps,
             "width": request.width,

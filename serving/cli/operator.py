@@ -85,6 +85,8 @@ def reconcile(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         done = _backends(data_dir).reconciler.run()
         rows = [{"deed": deed, "count": count} for deed, count in done.items()]
         show(rows, ("deed", "count"), as_json)
+        if done.get("failed"):
+            raise typer.Exit(1)  # the log says why
 
 
 @plans.command("put")

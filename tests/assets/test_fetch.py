@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -361,10 +361,3 @@ def test_a_repository_is_the_one_file_that_is_meant() -> None:
     for nonsense in ([], {"siblings": "x"}, {"siblings": [{"rfilename": 5}]}):
         with pytest.raises(FetchFailed):
             find_file("artist/style", lambda _, n=nonsense: n)  # type: ignore[misc]
-
-
-def test_servers_end() -> None:
-    with ExitStack() as stack:
-        running = stack.enter_context(server(OUTSIDE))
-        running.gives(b"x")
-        assert get(fetcher(), f"http://{OUTSIDE}:{running.port}/") == b"x"

@@ -15,6 +15,7 @@ from assets.ids import new_asset_id
 from assets.keys import part_key, upload_key
 from assets.parts import LEAST_PART_BYTES, ObjectParts, PartStore, S3Parts, open_parts
 from assets.store import FsspecStore, put_bytes, read_bytes
+from serving.settings import Settings
 
 SIZES = (LEAST_PART_BYTES, LEAST_PART_BYTES, 1000)
 DATA = [random.Random(n).randbytes(size) for n, size in enumerate(SIZES)]
@@ -25,9 +26,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> FsspecStore:
     if request.param == "directory":
         return FsspecStore(f"file://{tmp_path}/store")
     server = request.getfixturevalue(f"{request.param}_server")
-    config = {"signature_version": "s3v4", "response_checksum_validation": "when_required"}
-    options = {**server["options"], "config_kwargs": config}
-    return FsspecStore(f"{server['url']}/{new_asset_id()}", **options)
+    settings = Settings(store_url=server["url"], store_options=server["options"])
+    return FsspecStore(f"{server['url']}/{new_asset_id()}", **settings.resolved_store_options)
 
 
 @pytest.fixture

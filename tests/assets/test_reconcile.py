@@ -15,7 +15,7 @@ from assets.asset import Asset
 from assets.content import Blob
 from assets.errors import StoreError
 from assets.ids import new_asset_id
-from assets.keys import blob_key, preview_key, stored_blob_key, upload_key
+from assets.keys import blob_key, part_key, preview_key, stored_blob_key, upload_key
 from assets.library import KEPT_DELETED_S, LOST, Library
 from assets.parts import open_parts
 from assets.principal import Principal
@@ -24,6 +24,7 @@ from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
 from assets.store import FsspecStore, put_bytes, read_bytes
 from serving.database import open_database
+from serving.settings import Settings
 
 ME = Principal("t", "me")
 LATER_S = 2 * GRACE_S
@@ -53,7 +54,9 @@ def house(request: pytest.FixtureRequest, tmp_path: Path) -> House:
         store = FsspecStore(f"file://{tmp_path}/store")
     else:
         server = request.getfixturevalue("s3_server")
-        store = FsspecStore(f"{server['url']}/{new_asset_id()}", **server["options"])
+        settings = Settings(store_url=server["url"], store_options=server["options"])
+        options = settings.resolved_store_options
+        store = FsspecStore(f"{server['url']}/{new_asset_id()}", **options)
     database = open_database(f"sqlite:///{tmp_path}/r.db")
     records, blobs = SqlAssetRecords(database), SqlBlobRecords(database)
 
@@ -143,10 +146,16 @@ def test_an_import_that_takes_long_is_left_alone(house: House) -> None:
     coming = house.put(status="uploaded", parts={}, data={"url": "https://x"})
     parts = open_parts(house.store)
     upload_id = parts.begin(upload_key(coming.id))
-    if house.store.is_s3:
-        httpx.put(parts.signed_put(upload_key(coming.id), upload_id, 1, 60) or "", content=b"x")
-        house.reconcile(2 * LATER_S)
-        assert [b.upload_id for b in parts.begun()] == [upload_id]
+    url = parts.signed_put(upload_key(coming.id), upload_id, 1, 60)
+    if url is None:
+        put_bytes(house.store, part_key(upload_key(coming.id), upload_id, 1), b"x")
+    else:
+        httpx.put(url, content=b"x").raise_for_status()
+    assert house.reconcile(2 * LATER_S) == {}
+    assert [b.upload_id for b in parts.begun()] == [upload_id]
+    house.records.update(coming.id, {"status": "rejected"})
+    assert house.reconcile(2 * LATER_S) == {"part_uploads_aborted": 1}
+    assert list(parts.begun()) == []
 
 
 def test_a_deleted_asset_keeps_its_bytes_for_a_week_and_no_longer(house: House) -> None:
