@@ -57,7 +57,7 @@ async def _note(context: Context, who: Principal, act: str, asset: Asset, **deta
     """For the audit log of the organisation."""
     details["name"] = asset.reference
     await asyncio.to_thread(
-        partial(context.audit.note, who.tenant_id, who.key_id, act, asset.id, **details)
+        partial(context.backends.audit.note, who.tenant_id, who.key_id, act, asset.id, **details)
     )
 
 

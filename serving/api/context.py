@@ -13,16 +13,11 @@ from fastapi import Depends, Request
 from assets.fetch import Fetcher
 from assets.ingest_runner import IngestRunner
 from assets.principal import Principal
-from assets.reconcile import Reconciler
 from assets.signing import Signer
-from assets.store import ObjectStore
-from serving.jobs.chores import Chores
-from serving.jobs.jobs import Job, Jobs
+from serving.composition import Backends
+from serving.jobs.jobs import Job
 from serving.platform import Platform
-from serving.tenants.audit import Audit
-from serving.tenants.directory import Directory
-from serving.tenants.meter import Meter
-from serving.tenants.rate import RateLimited, RateLimiter
+from serving.tenants.rate import RateLimited
 
 #: URLs to download are asked for anew with each answer, and need not last.
 _DOWNLOAD_EXPIRES_S = 3600
@@ -34,14 +29,7 @@ class Context:
     without a key; empty means nobody. ``status`` describes the pool for people."""
 
     platform: Platform
-    store: ObjectStore
-    directory: Directory
-    limiter: RateLimiter
-    meter: Meter
-    audit: Audit
-    jobs: Jobs
-    chores: Chores
-    reconciler: Reconciler
+    backends: Backends
     reconcile_s: float
     ingest: IngestRunner
     fetcher: Fetcher
@@ -60,7 +48,7 @@ class Context:
 
     def signed_url(self, verb: str, key: str) -> str:
         """A URL that may do one thing with one object: the store's own, or one of ours."""
-        own = self.store.signed_put if verb == "PUT" else self.store.signed_get
+        own = self.backends.store.signed_put if verb == "PUT" else self.backends.store.signed_get
         expires_s = self.url_expires_s
         if verb == "GET":  # a store of its own mind does not know of deletions
             expires_s = min(expires_s, _DOWNLOAD_EXPIRES_S)
@@ -80,7 +68,7 @@ def bearer(request: Request) -> str | None:
 
 
 async def principal_of(request: Request) -> Principal:
-    directory = context_of(request).directory
+    directory = context_of(request).backends.directory
     return await asyncio.to_thread(directory.keyring.authenticate, bearer(request))
 
 
@@ -92,7 +80,7 @@ async def spend(context: Context, request: Request, who: Principal) -> Principal
         RateLimited: none is.
     """
     try:
-        quota = await asyncio.to_thread(context.limiter.take, who)
+        quota = await asyncio.to_thread(context.backends.limiter.take, who)
     except RateLimited as limited:
         answer_headers(request).update(limited.quota.headers())
         raise

@@ -62,7 +62,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     A job that failed is ``completed`` on the wire (there is no other last state);
     its ``response_url`` then answers with the error.
     """
-    job = await asyncio.to_thread(context.jobs.get, job_id)
+    job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
         raise AssetNotFound(job_id)
     done = job.status in FINISHED
@@ -74,7 +74,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
 
 @router.get("/v1/jobs/{job_id}/result")
 async def result(job_id: str, context: Ctx) -> Response:
-    job = await asyncio.to_thread(context.jobs.get, job_id)
+    job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None or job.status not in FINISHED:
         raise AssetNotFound(job_id)
     try:
@@ -94,17 +94,17 @@ async def generate_simply(
     token = bearer(request)
     if token is None and context.open_tenant:
         who = await asyncio.to_thread(
-            context.directory.keyring.principal_of_tenant, context.open_tenant
+            context.backends.directory.keyring.principal_of_tenant, context.open_tenant
         )
     else:
-        who = await asyncio.to_thread(context.directory.keyring.authenticate, token)
+        who = await asyncio.to_thread(context.backends.directory.keyring.authenticate, token)
     await spend(context, request, who)
     key = idempotency.key_of(request)
     if key is not None:
         job = await _once(body, request, context, who, key)
         if job.error is not None:
             return await idempotency.answer_of(context, job)
-        stored = await asyncio.to_thread(read_bytes, context.store, result_key(job.id))
+        stored = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))
         return await _put_pictures(context, json.loads(stored), body.image_encoding, job)
     generated = await _while_connected(request, context.platform.generate(who, body.order()))
     try:
@@ -126,8 +126,8 @@ async def _put_pictures(
         name = f"{secret or secrets.token_urlsafe(24)}.{encoding}"
         stored_key = picture_key(name)
         data = base64.b64decode(image["image_b64"])
-        await asyncio.to_thread(put_bytes, context.store, stored_key, data)
-        direct = context.store.signed_get(stored_key, context.url_expires_s)
+        await asyncio.to_thread(put_bytes, context.backends.store, stored_key, data)
+        direct = context.backends.store.signed_get(stored_key, context.url_expires_s)
         files.append({"file_key": stored_key, "public_url": direct or context.url(f"files/{name}")})
     return {
         **files[0],

@@ -30,9 +30,9 @@ async def keep_house(context: Context) -> None:
 
 
 async def _expire(context: Context) -> None:
-    for job_id in await asyncio.to_thread(context.jobs.expired):
-        await asyncio.to_thread(context.store.delete, result_key(job_id))
-        await asyncio.to_thread(context.jobs.forget, job_id)
+    for job_id in await asyncio.to_thread(context.backends.jobs.expired):
+        await asyncio.to_thread(context.backends.store.delete, result_key(job_id))
+        await asyncio.to_thread(context.backends.jobs.forget, job_id)
     await asyncio.to_thread(context.platform.library.delete_expired)
 
 
@@ -43,9 +43,9 @@ async def _restart_ingests(context: Context) -> None:
 
 
 async def _account(context: Context) -> None:
-    await asyncio.to_thread(context.meter.release_expired)
-    if await asyncio.to_thread(context.chores.take, "storage", _METER_S):
-        await asyncio.to_thread(context.meter.meter_storage)
+    await asyncio.to_thread(context.backends.meter.release_expired)
+    if await asyncio.to_thread(context.backends.chores.take, "storage", _METER_S):
+        await asyncio.to_thread(context.backends.meter.meter_storage)
 
 
 async def _forget(context: Context) -> None:
@@ -53,7 +53,7 @@ async def _forget(context: Context) -> None:
 
 
 async def _reconcile(context: Context) -> None:
-    if await asyncio.to_thread(context.chores.take, "reconcile", context.reconcile_s):
-        await asyncio.to_thread(context.reconciler.run)
+    if await asyncio.to_thread(context.backends.chores.take, "reconcile", context.reconcile_s):
+        await asyncio.to_thread(context.backends.reconciler.run)
         for asset in await asyncio.to_thread(context.platform.library.miskeyed):
             await context.ingest.start(asset)

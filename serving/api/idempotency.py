@@ -51,14 +51,14 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
     if key is not None:
         job_id = "job_" + context.signer.derived("job", who.tenant_id, key)
         digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
-        job = await asyncio.to_thread(context.jobs.get, job_id)
+        job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
         order = body.order()
         work = await context.platform.check(who, order)
         # The seeds are fixed now, so that a second attempt draws the same pictures.
         fixed = body.model_copy(update={"seed": list(order.seeds)})
         job = await asyncio.to_thread(
-            context.jobs.add, who, fixed.model_dump(), job_id, digest, work
+            context.backends.jobs.add, who, fixed.model_dump(), job_id, digest, work
         )
         reach("job.accepted")
     elif job.asked_by.get("member_id", "") != who.member_id:
@@ -67,7 +67,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         raise InvalidRequest(HEADER, "this key was used for another request; take a new one")
     if job.error is not None and job.error["status"] >= 500:
         work = await context.platform.check(who, body.order())
-        job = await asyncio.to_thread(context.jobs.again, job.id, who, work)
+        job = await asyncio.to_thread(context.backends.jobs.again, job.id, who, work)
         if job is None:
             raise AssetNotFound("the job of this key")
     context.new_job.set()
@@ -97,7 +97,7 @@ async def finished(context: Context, job: Job, timeout_s: float) -> Job:
 async def _watch(context: Context, job_id: str) -> Job:
     """Until the job is done, as every job is: what cannot be drawn fails in the end."""
     while True:
-        job = await asyncio.to_thread(context.jobs.get, job_id)
+        job = await asyncio.to_thread(context.backends.jobs.get, job_id)
         if job is None:
             raise AssetNotFound(job_id)
         if job.status in FINISHED:
@@ -109,5 +109,5 @@ async def answer_of(context: Context, job: Job) -> Response:
     """What a finished job answers."""
     if job.error is not None:
         return JSONResponse(job.error["body"], job.error["status"])
-    data = await asyncio.to_thread(read_bytes, context.store, result_key(job.id))
+    data = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))
     return Response(data, media_type="application/json")

@@ -70,7 +70,7 @@ class JobRunner:
 
     async def _claim(self) -> Job | None:
         try:
-            return await asyncio.to_thread(self._context.jobs.claim, self._worker)
+            return await asyncio.to_thread(self._context.backends.jobs.claim, self._worker)
         except Exception:
             log.exception("could not look for jobs; trying again")
             return None
@@ -84,7 +84,7 @@ class JobRunner:
             if not drawing.done():
                 return
             outcome = drawing.result()
-            jobs = self._context.jobs
+            jobs = self._context.backends.jobs
             if isinstance(outcome, Exception):
                 await _persist(jobs.put_back, job.id, self._worker, PUT_BACK_S)
             elif isinstance(outcome, Spent):
@@ -101,14 +101,16 @@ class JobRunner:
         """What it cost, when the result is stored; the error's answer; or, of an error that
         passes, the error itself while the job is young enough to be tried again."""
         try:
-            directory = self._context.directory
+            directory = self._context.backends.directory
             principal = await asyncio.to_thread(
                 directory.keyring.principal_of_job, job.tenant_id, job.asked_by
             )
             order = GenerateRequest.model_validate(job.request).order()
             generated = await self._context.platform.draw(principal, order, job.charge_id)
             data = json.dumps(answer(generated)).encode()
-            await asyncio.to_thread(put_bytes, self._context.store, result_key(job.id), data)
+            await asyncio.to_thread(
+                put_bytes, self._context.backends.store, result_key(job.id), data
+            )
             reach("job.stored")
         except Exception as failure:
             is_young = time.time() - job.created_at_s < RETRIED_FOR_S
@@ -122,7 +124,7 @@ class JobRunner:
         """Until the claim is lost."""
         while True:
             await asyncio.sleep(CLAIM_S / 3)
-            if not await _persist(self._context.jobs.renew, job.id, self._worker):
+            if not await _persist(self._context.backends.jobs.renew, job.id, self._worker):
                 return
 
 

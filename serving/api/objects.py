@@ -39,7 +39,7 @@ async def put(key: str, token: str, request: Request, context: Ctx) -> Response:
     declared = int(request.headers.get("content-length") or 0)
     if declared > most:
         raise TooLarge(f"{declared} bytes; at most {most} are accepted")
-    received = await _receive(context.store, key, request.stream(), most)
+    received = await _receive(context.backends.store, key, request.stream(), most)
     reach("upload.received")
     return JSONResponse({"size_bytes": received})
 
@@ -82,7 +82,7 @@ async def get(key: str, token: str, request: Request, context: Ctx) -> Response:
     is_picture = key.startswith("previews/")
     begin = _RANGE.match(request.headers.get("range", ""))
     kind = "image/png" if is_picture else _BYTES
-    return await _send(context.store, key, kind, int(begin[1]) if begin else None)
+    return await _send(context.backends.store, key, kind, int(begin[1]) if begin else None)
 
 
 @router.get("/files/{name}")
@@ -90,7 +90,7 @@ async def picture(name: str, context: Ctx) -> Response:
     match = _PICTURE.match(name)
     if match is None:
         raise AssetNotFound(name)
-    return await _send(context.store, picture_key(name), f"image/{match[1]}")
+    return await _send(context.backends.store, picture_key(name), f"image/{match[1]}")
 
 
 async def _send(

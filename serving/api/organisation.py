@@ -62,7 +62,7 @@ async def organisation(context: Ctx, who: Who) -> dict[str, Any]:
     """Who asks, the plan, and how much of it is used."""
 
     def held() -> dict[str, Any]:
-        budget = context.meter.budget(who.tenant_id)
+        budget = context.backends.meter.budget(who.tenant_id)
         count = context.platform.library.list(
             Principal(who.tenant_id, who.tenant_name), AssetQuery(limit=1)
         )
@@ -99,8 +99,8 @@ async def usage(
     since_s, until_s = _span(since, until)
 
     def read() -> tuple[Any, Any]:
-        rows = context.meter.usage(who.tenant_id, since_s, until_s, after, limit + 1)
-        return rows, context.meter.totals(who.tenant_id, since_s, until_s)
+        rows = context.backends.meter.usage(who.tenant_id, since_s, until_s, after, limit + 1)
+        return rows, context.backends.meter.totals(who.tenant_id, since_s, until_s)
 
     rows, totals = await asyncio.to_thread(read)
     more = len(rows) > limit
@@ -118,7 +118,7 @@ async def usage_csv(
 ) -> StreamingResponse:
     """All rows of the span, however many."""
     since_s, until_s = _span(since, until)
-    rows = context.meter.every_usage(who.tenant_id, since_s, until_s)
+    rows = context.backends.meter.every_usage(who.tenant_id, since_s, until_s)
     headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
     return StreamingResponse(_csv(rows), media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -169,20 +169,20 @@ async def audit(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """Administrative acts, newest first; ``before`` is the last id of the page before."""
-    acts = await asyncio.to_thread(context.audit.acts, who.tenant_id, limit, before)
+    acts = await asyncio.to_thread(context.backends.audit.acts, who.tenant_id, limit, before)
     return {"data": [{**asdict(act), "at": timestamp(act.at_s)} for act in acts]}
 
 
 @router.get("/members")
 async def members(context: Ctx, who: Owner) -> dict[str, Any]:
-    found = await asyncio.to_thread(context.directory.members, who.tenant_name)
+    found = await asyncio.to_thread(context.backends.directory.members, who.tenant_name)
     return {"data": [asdict(member) for member in found]}
 
 
 @router.post("/members")
 async def add_member(body: NewMember, context: Ctx, who: Owner) -> dict[str, Any]:
     member = await asyncio.to_thread(
-        context.directory.add_member, who.tenant_name, body.name, body.role, who.key_id
+        context.backends.directory.add_member, who.tenant_name, body.name, body.role, who.key_id
     )
     return asdict(member)
 
@@ -190,13 +190,15 @@ async def add_member(body: NewMember, context: Ctx, who: Owner) -> dict[str, Any
 @router.delete("/members/{name}")
 async def remove_member(name: str, context: Ctx, who: Owner) -> dict[str, Any]:
     """Its keys are revoked; what is private to it stays the owners'."""
-    await asyncio.to_thread(context.directory.remove_member, who.tenant_name, name, who.key_id)
+    await asyncio.to_thread(
+        context.backends.directory.remove_member, who.tenant_name, name, who.key_id
+    )
     return {"name": name, "removed": True}
 
 
 @router.get("/keys")
 async def keys(context: Ctx, who: Owner) -> dict[str, Any]:
-    found = await asyncio.to_thread(context.directory.keyring.keys, who.tenant_name)
+    found = await asyncio.to_thread(context.backends.directory.keyring.keys, who.tenant_name)
     return {"data": [asdict(key) for key in found]}
 
 
@@ -205,7 +207,7 @@ async def add_key(body: NewApiKey, context: Ctx, who: Owner) -> dict[str, Any]:
     """The answer is the only time the key is shown."""
     until_s = body.expires_at.timestamp() if body.expires_at else None
     key = await asyncio.to_thread(
-        context.directory.keyring.add_key, who.tenant_name, body.label, body.role, until_s,
+        context.backends.directory.keyring.add_key, who.tenant_name, body.label, body.role, until_s,
         body.member, who.key_id,
     )  # fmt: skip
     return {"id": key.id, "key": key.text}
@@ -216,7 +218,11 @@ async def rotate_key(key_id: str, context: Ctx, who: Owner, body: Rotate | None 
     """A new key like that one, which expires after the overlap."""
     overlap_s = (body or Rotate()).overlap_s  # type: ignore[call-arg]
     key = await asyncio.to_thread(
-        context.directory.keyring.rotate_key, key_id, overlap_s, who.tenant_name, who.key_id
+        context.backends.directory.keyring.rotate_key,
+        key_id,
+        overlap_s,
+        who.tenant_name,
+        who.key_id,
     )
     return {"id": key.id, "key": key.text, "replaces": key_id}
 
@@ -225,6 +231,6 @@ async def rotate_key(key_id: str, context: Ctx, who: Owner, body: Rotate | None 
 async def revoke_key(key_id: str, context: Ctx, who: Owner) -> dict[str, Any]:
     """Every gateway refuses it within seconds."""
     await asyncio.to_thread(
-        context.directory.keyring.revoke_key, key_id, who.tenant_name, who.key_id
+        context.backends.directory.keyring.revoke_key, key_id, who.tenant_name, who.key_id
     )
     return {"id": key_id, "revoked": True}

@@ -40,14 +40,7 @@ def app() -> FastAPI:
             platform=Platform(
                 backends.library, drawer, backends.meter, native, settings.request_timeout_s
             ),
-            store=backends.store,
-            directory=backends.directory,
-            limiter=backends.limiter,
-            meter=backends.meter,
-            audit=backends.audit,
-            jobs=backends.jobs,
-            chores=backends.chores,
-            reconciler=backends.reconciler,
+            backends=backends,
             reconcile_s=settings.reconcile_s,
             ingest=ClusterIngest(settings.ray_namespace),
             fetcher=open_fetcher(settings),
