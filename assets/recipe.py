@@ -66,9 +66,12 @@ class Recipe:
         yield "text_encoder_2", self.text_encoder_2
         yield "vae", self.vae
 
+    def extras(self) -> tuple[Blob, ...]:
+        """What comes on top of the model: LoRAs and inversions, once each."""
+        wanted = [use.blob for use in self.loras] + [use.blob for use in self.inversions]
+        return tuple(dict.fromkeys(wanted))
+
     def blobs(self) -> tuple[Blob, ...]:
         """Every blob the recipe needs, once each, the model's components first."""
         wanted = [blob for _, blob in self.components()]
-        wanted += [use.blob for use in self.loras]
-        wanted += [use.blob for use in self.inversions]
-        return tuple(dict.fromkeys(wanted))
+        return tuple(dict.fromkeys([*wanted, *self.extras()]))

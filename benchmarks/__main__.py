@@ -11,6 +11,7 @@ BENCHMARKS = {
     "upload": "the memory of every process while a large file comes in",
     "swap": "becoming a recipe: ours against stock diffusers, interleaved",
     "engine": "pictures on one GPU at full size; --dry-run runs the same code on a CPU",
+    "replay": "the router, the tiers and the fairness on a stream of requests, beside others' ways",
     "addressing": "slots against a targeted router, at 2, 32 and 128 stub replicas",
 }
 

@@ -5,13 +5,15 @@ What a value is, only the engine that loads it knows; here it has a key and a si
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Condition
 from typing import Generic, TypeVar
 
 from orchestrator.errors import TierFull, TooLarge
+from orchestrator.eviction import SESSION_S, SHARE, Visits, victims
 
 V = TypeVar("V")
 
@@ -46,16 +48,28 @@ class DeviceLease(Generic[V]):
 
 
 class DeviceTier(Generic[V]):
-    """Least recently used out first, before anything is loaded; bytes, never counts.
+    """What must leave leaves before anything is loaded; which that is, eviction.py says.
 
     Threads may share it: one prepares the next request while another draws. A value
-    being loaded holds its bytes but not the lock.
+    being loaded holds its bytes but not the lock. ``owner`` is the tenant for which a value is
+    used; empty for the platform itself.
     """
 
-    def __init__(self, budget_bytes: int, name: str = "gpu") -> None:
+    def __init__(
+        self,
+        budget_bytes: int,
+        name: str = "gpu",
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        session_s: float = SESSION_S,
+        share: float = SHARE,
+    ) -> None:
         self.name = name
         self.budget_bytes = budget_bytes
-        self._entries: OrderedDict[str, _Entry[V]] = OrderedDict()  # oldest use first
+        self._share_bytes = share * budget_bytes
+        self._clock = clock
+        self._visits = Visits(session_s)
+        self._entries: dict[str, _Entry[V]] = {}
         self._resident_bytes = 0
         self._loading: dict[str, int] = {}
         self._changed = Condition()
@@ -70,13 +84,16 @@ class DeviceTier(Generic[V]):
     def used_bytes(self) -> int:
         return self._resident_bytes + sum(self._loading.values())
 
-    def lease(self, key: str) -> DeviceLease[V] | None:
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def lease(self, key: str, owner: str = "") -> DeviceLease[V] | None:
         """The value, if it is here."""
         with self._changed:
-            return self._take(key)
+            return self._take(key, owner)
 
     def admit(
-        self, key: str, size_bytes: int, load: Callable[[], V]
+        self, key: str, size_bytes: int, load: Callable[[], V], owner: str = ""
     ) -> tuple[DeviceLease[V], bool]:
         """The value, loaded now if it is not here; and whether this call loaded it.
 
@@ -88,7 +105,7 @@ class DeviceTier(Generic[V]):
         with self._changed:
             while key in self._loading:
                 self._changed.wait()
-            lease = self._take(key)
+            lease = self._take(key, owner)
             if lease is not None:
                 return lease, False
             self._make_room(size_bytes)
@@ -103,30 +120,34 @@ class DeviceTier(Generic[V]):
         with self._changed:
             del self._loading[key]
             self._entries[key] = _Entry(value, size_bytes, leases=1)
+            self._visits.used(key, owner, self._clock())
             self._resident_bytes += size_bytes
             self._changed.notify_all()
         return DeviceLease(self, key, value), True
 
-    def _take(self, key: str) -> DeviceLease[V] | None:
+    def _take(self, key: str, owner: str) -> DeviceLease[V] | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
         entry.leases += 1
-        self._entries.move_to_end(key)
+        self._visits.used(key, owner, self._clock())
         return DeviceLease(self, key, entry.value)
 
     def _make_room(self, size_bytes: int) -> None:
         needed = self.used_bytes + size_bytes - self.budget_bytes
-        victims = []
+        if needed <= 0:
+            return
+        idle, owned = [], Counter[str]()
         for key, entry in self._entries.items():
-            if needed <= 0:
-                break
+            seen = self._visits.entry(key, entry.size_bytes)
+            owned[seen.owner] += entry.size_bytes
             if entry.leases == 0 and not entry.pinned:
-                victims.append(key)
-                needed -= entry.size_bytes
-        if needed > 0:
+                idle.append(seen)
+        if sum(seen.size_bytes for seen in idle) < needed:
             raise TierFull(self.name, size_bytes, self.budget_bytes)
-        for key in victims:
+        del owned[""]
+        session_s = self._visits.session_s
+        for key in victims(idle, needed, self._share_bytes, owned, self._clock(), session_s):
             self._drop(key)
 
     def release(self, key: str) -> None:
@@ -163,7 +184,7 @@ class DeviceTier(Generic[V]):
             self._entries[key].pinned = pinned
 
     def resident(self) -> dict[str, int]:
-        """Bytes by key, oldest use first."""
+        """Bytes by key."""
         with self._changed:
             return {key: entry.size_bytes for key, entry in self._entries.items()}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from router.cost import Speeds, busy_s
-from router.replica import Replica
+from router.cost import Speeds
+from router.fleet import Fleet
+from router.queue import Queue
 from router.request import Waiting
 
 
@@ -25,34 +25,35 @@ class QueueLimits:
     total: int = 512
 
 
-def admit(
-    request: Waiting,
-    waiting: Sequence[Waiting],
-    replicas: Sequence[Replica],
-    speeds: Speeds,
-    limits: QueueLimits,
-    now_s: float,
+def refusal(
+    request: Waiting, queue: Queue, fleet: Fleet, speeds: Speeds, limits: QueueLimits, now_s: float
 ) -> Refusal | None:
-    """None to admit. Pure."""
-    mine = sum(other.tenant_id == request.tenant_id for other in waiting)
-    expected = expected_wait_s(waiting, replicas, speeds, now_s)
+    """None to admit."""
+    mine = queue.count_of(request.tenant_id)
     if mine >= limits.per_tenant:
         reason = f"{mine} of your requests wait already; at most {limits.per_tenant} may"
-        return Refusal(429, reason, max(1.0, expected))
-    if len(waiting) >= limits.total:
-        return Refusal(503, f"{len(waiting)} requests wait already", max(1.0, expected))
-    if replicas and now_s + expected > request.deadline_s:
-        reason = f"the wait is about {expected:.0f} s, beyond the request's deadline"
-        return Refusal(503, reason, max(1.0, expected))
+        own_s = queue.work_by_tenant()[request.tenant_id] / speeds.work_per_s
+        return Refusal(429, reason, max(1.0, own_s / max(1, len(fleet)) / mine))
+    expected_s = expected_wait_s(request, queue, fleet, speeds, now_s)
+    if len(queue) >= limits.total:
+        return Refusal(503, f"{len(queue)} requests wait already", max(1.0, expected_s))
+    if len(fleet) and now_s + expected_s > request.deadline_s:
+        reason = f"the wait is about {expected_s:.0f} s, beyond the request's deadline"
+        return Refusal(503, reason, max(1.0, now_s + expected_s - request.deadline_s))
     return None
 
 
 def expected_wait_s(
-    waiting: Sequence[Waiting], replicas: Sequence[Replica], speeds: Speeds, now_s: float
+    request: Waiting, queue: Queue, fleet: Fleet, speeds: Speeds, now_s: float
 ) -> float:
-    """Seconds until a request that joins the queue now would start, roughly."""
-    if not replicas:
+    """Seconds until a request that joins the queue now would start, roughly: it shares the
+    replicas with every tenant that waits, by weight, until its own turn has come."""
+    if not len(fleet):
         return 0.0
-    queued = sum(request.work for request in waiting) / speeds.work_per_s
-    busy = sum(busy_s(replica, now_s) for replica in replicas)
-    return (queued + busy) / len(replicas)
+    waiting = queue.work_by_tenant()
+    own = waiting.get(request.tenant_id, 0.0) + request.work
+    ahead = own - request.work
+    for tenant, work in waiting.items():
+        if tenant != request.tenant_id:
+            ahead += min(work, own)
+    return (ahead / speeds.work_per_s + fleet.total_busy_s(now_s)) / len(fleet)

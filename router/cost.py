@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from assets.content import Blob
 from router.replica import Replica
 from router.request import Waiting
 
@@ -20,29 +21,29 @@ class Speeds:
     work_per_s: float = 10e6
     swap_s: float = 0.02
 
+    def fetch_s(self, blobs: tuple[Blob, ...], replica: Replica) -> float:
+        """Seconds to bring up what the replica lacks of these."""
+        total = 0.0
+        for blob in blobs:
+            if blob.key not in replica.gpu:
+                total += blob.size_bytes / self.bytes_per_s[replica.node.tier_of(blob.key)]
+        return total
 
-def fetch_s(request: Waiting, replica: Replica, speeds: Speeds) -> float:
-    """Seconds to bring up what the replica lacks."""
-    total = 0.0
-    for blob in request.blobs:
-        tier = replica.tier_of(blob.key)
-        if tier != "gpu":
-            total += blob.size_bytes / speeds.bytes_per_s[tier]
-    return total
-
-
-def busy_s(replica: Replica, now_s: float) -> float:
-    """Seconds until the replica has drawn what it has. One that should have ended by now is
-    taken to need as long again as it is overdue: so a stuck one soon attracts nothing."""
-    left = replica.free_at_s - now_s
-    return abs(left) if replica.in_flight else max(left, 0.0)
+    def at_most_s(self, blobs: tuple[Blob, ...]) -> float:
+        """Seconds to bring them up where nothing of them is near."""
+        return sum(blob.size_bytes for blob in blobs) / self.bytes_per_s["store"]
 
 
 def cost_s(request: Waiting, replica: Replica, speeds: Speeds, now_s: float) -> float:
     """Seconds from now until the picture would be done there.
 
-    Assets are prepared while the replica still draws, so the wait for a free drawing
-    and the fetch overlap.
+    What comes on top of a checkpoint is brought up while the replica still draws; so is
+    another checkpoint, if there is room for two.
     """
-    ready = max(busy_s(replica, now_s), fetch_s(request, replica, speeds))
-    return ready + speeds.swap_s + request.work / speeds.work_per_s
+    extras_s = speeds.fetch_s(request.extras, replica)
+    model_s = speeds.fetch_s(request.model, replica)
+    if model_s and replica.model_slots < 2:
+        ready_s = max(replica.busy_s(now_s), extras_s) + model_s
+    else:
+        ready_s = max(replica.busy_s(now_s), extras_s + model_s)
+    return ready_s + speeds.swap_s + request.work / speeds.work_per_s

@@ -1,30 +1,64 @@
-"""A replica, as the router sees it."""
+"""A replica and its node, as the router sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from router.request import Waiting
+
 #: One request is drawn while another's assets are prepared.
 SLOTS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """``resident[tier]`` holds the content keys on that tier; ``host`` and ``disk`` are
-    shared by the replicas of a node. ``free_at_s`` is when its drawing ends."""
+@dataclass(slots=True)
+class Node:
+    """``resident[tier]`` holds the content keys on ``host`` and ``disk``, which the replicas
+    of a node share."""
 
     id: str
-    free_at_s: float
-    in_flight: int
     resident: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
-    @property
-    def has_slot(self) -> bool:
-        return self.in_flight < SLOTS
-
     def tier_of(self, key: str) -> str:
-        for tier in ("gpu", "host", "disk"):
+        for tier in ("host", "disk"):
             if key in self.resident.get(tier, ()):
                 return tier
         return "store"
+
+
+@dataclass(slots=True)
+class Replica:
+    """Mutable; only the fleet that holds it changes it.
+
+    ``gpu`` are the content keys on its device, as they will be when it has drawn all that it
+    was sent; ``models`` those of them by which requests are grouped, the one it was sent last
+    at the end, and ``model_slots`` how many such fit at a time.
+    ``running`` is what it was sent, by id; ``free_at_s`` when it will have drawn all of that.
+    """
+
+    id: str
+    node: Node
+    gpu: set[str] = field(default_factory=set)
+    models: dict[str, None] = field(default_factory=dict)
+    model_slots: int = 1
+    running: dict[str, Waiting] = field(default_factory=dict)
+    free_at_s: float = 0.0
+    slots: int = SLOTS
+    #: Seconds of drawing that it was sent since it last had to load a checkpoint.
+    turn_s: float = 0.0
+    #: Raised at every change.
+    version: int = 0
+    #: Its checkpoints, sorted.
+    kind: tuple[str, ...] = ()
+
+    @property
+    def has_slot(self) -> bool:
+        return len(self.running) < self.slots
+
+    def busy_s(self, now_s: float) -> float:
+        """Seconds until it has drawn what it has. One that should have ended by now is taken
+        to need as long again as it is overdue: so a stuck one soon attracts nothing."""
+        return abs(self.free_at_s - now_s) if self.running else 0.0
+
+    def tier_of(self, key: str) -> str:
+        return "gpu" if key in self.gpu else self.node.tier_of(key)

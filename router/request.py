@@ -6,23 +6,36 @@ from dataclasses import dataclass
 
 from assets.content import Blob
 
+Place = tuple[bool, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """``work`` is steps × pixels × images; ``weight`` the tenant's share of the queue.
+    """``work`` is steps × pixels × images. ``model`` holds what is swapped as a whole (the
+    checkpoint's components, the VAE), ``extras`` what comes on top (LoRAs, inversions).
+    ``group`` is the key by which requests are routed first: that of the checkpoint's UNet.
 
-    ``virtual_finish`` orders tenants fairly (see fairness.py). ``avoid`` holds the
-    replicas on which this request has failed already.
+    ``place`` orders tenants fairly: whether this one steps back, and the virtual finish (see
+    fairness.py). ``avoid`` holds the replicas on which this request has failed already.
     """
 
     id: str
     tenant_id: str
     work: float
-    blobs: tuple[Blob, ...]
+    group: str
+    model: tuple[Blob, ...]
+    extras: tuple[Blob, ...]
     arrived_s: float
     deadline_s: float
-    virtual_finish: float
+    place: Place = (False, 0.0)
+    weight: float = 1.0
+    #: Among the requests of one tenant, the higher goes first.
+    priority: int = 0
     avoid: frozenset[str] = frozenset()
     pictures: int = 1
     #: How many pictures of its tenant may be drawn at a time; None is as many as there are slots.
     pictures_at_once: int | None = None
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        return self.model + self.extras

@@ -1,8 +1,8 @@
-"""The waiting room: an async shell around the router's pure assignment.
+"""The dispatcher: an async shell around the router's waiting room.
 
-Mutable state, all of it touched on one event loop only: the waiting list, what
-each replica is doing, what each replica is believed to hold. ``_assign`` runs at
-every change. Sends happen outside of it; a request that ends, however it ends,
+Mutable state, all of it touched on one event loop only: the room (what waits, what each
+replica does and is believed to hold), the tickets, the replicas' clients. ``_assign`` runs
+at every change. Sends happen outside of it; a request that ends, however it ends,
 gives its slot back in one place (``_ended``).
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,12 +20,11 @@ from typing import Any, Protocol
 from assets.content import Blob
 from assets.errors import AssetError
 from orchestrator.errors import TierError
-from router.admission import QueueLimits, admit
-from router.assign import assign
+from router.admission import QueueLimits
 from router.cost import Speeds
-from router.fairness import FairClock
-from router.replica import Replica as ReplicaView
+from router.replica import SLOTS
 from router.request import Waiting
+from router.room import Assignment, Promotion, WaitingRoom
 from router.suspicion import Suspicion
 from serving.drawing import Drawing, DrawRequest, ReplicaReport
 from serving.errors import (
@@ -50,6 +48,10 @@ _PATIENCE_S = 10.0
 _RETRY_S = 0.5
 #: For as long somebody is told where it was found; the bytes come on.
 _WARM_S = 60.0
+#: Blobs that are brought up at a node at a time for requests that wait.
+_MOST_PROMOTED = 8
+#: What moving fewer bytes takes says little of how fast bytes move.
+_TELLING_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Submission:
     named: frozenset[str] = frozenset()
     #: How many pictures of the tenant may be drawn at a time; more wait.
     pictures_at_once: int | None = None
+    #: Among the requests of its tenant, the higher goes first.
+    priority: int = 0
 
 
 class ReplicaClient(Protocol):
@@ -88,15 +92,9 @@ class ReplicaClient(Protocol):
 class _Slot:
     client: ReplicaClient
     report: ReplicaReport | None = None  # None: down, or not up yet
-    free_at_s: float = 0.0
-    running: dict[str, frozenset[str]] = field(default_factory=dict)  # its keys, by request
-
-    def view(self) -> ReplicaView:
-        """What it reported, and what it has been sent since and will therefore hold."""
-        assert self.report is not None
-        resident = dict(self.report.resident)
-        resident["gpu"] = resident.get("gpu", frozenset()).union(*self.running.values())
-        return ReplicaView(self.client.id, self.free_at_s, len(self.running), resident)
+    running: dict[str, _Ticket] = field(default_factory=dict)
+    #: Being brought up there ahead of the requests that will want them.
+    promoting: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -120,29 +118,28 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slots = {client.id: _Slot(client) for client in clients}
-        self._limits = limits or QueueLimits()
-        self._speeds = speeds or Speeds()
+        self._room = WaitingRoom(speeds, limits)
         self._clock = clock
-        self._measured = False  # until then the speed is a guess that the first drawing ends
-        self._fair = FairClock()
+        self._measured = set[str]()  # the speeds that are more than guesses by now
         self._suspicion = Suspicion()
         self._tickets: dict[str, _Ticket] = {}
-        self._waiting: dict[str, Waiting] = {}
         self._watchers: list[asyncio.Task[None]] = []
+        self._promotions: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         slots = ", ".join(
             f"{s.client.id}: {'down' if s.report is None else len(s.running)}"
             for s in self._slots.values()
         )
-        return f"<Dispatcher {len(self._waiting)} waiting; {slots}>"
+        return f"<Dispatcher {len(self._room.queue)} waiting; {slots}>"
 
     def start(self) -> None:
         """Begin to watch the replicas; call on the event loop."""
         self._watchers = [asyncio.create_task(self._watch(slot)) for slot in self._slots.values()]
 
     async def close(self) -> None:
-        tasks = self._watchers + [t.task for t in self._tickets.values() if t.task is not None]
+        tasks = [*self._watchers, *self._promotions]
+        tasks += [t.task for t in self._tickets.values() if t.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -151,8 +148,11 @@ class Dispatcher:
         """What waits and what each replica is doing, for people."""
         now = self._clock()
         return {
-            "waiting": len(self._waiting),
-            "work_per_s": self._speeds.work_per_s,
+            "waiting": len(self._room.queue),
+            "work_per_s": self._room.speeds.work_per_s,
+            "bytes_per_s": dict(self._room.speeds.bytes_per_s),
+            "prefetched": self._room.prefetcher.guessed,
+            "prefetch_precision": self._room.prefetcher.precision,
             "quarantined": self._suspicion.count(now),
             "replicas": [
                 {
@@ -160,7 +160,7 @@ class Dispatcher:
                     "state": "down" if slot.report is None else "up",
                     "pid": slot.report.pid if slot.report else None,
                     "running": len(slot.running),
-                    "free_in_s": max(0.0, slot.free_at_s - now),
+                    "free_in_s": self._free_in_s(slot, now),
                     "resident": {
                         tier: len(keys)
                         for tier, keys in (slot.report.resident if slot.report else {}).items()
@@ -169,6 +169,10 @@ class Dispatcher:
                 for slot in self._slots.values()
             ],
         }
+
+    def _free_in_s(self, slot: _Slot, now_s: float) -> float:
+        replica = self._room.fleet.replicas.get(slot.client.id)
+        return 0.0 if replica is None else replica.busy_s(now_s)
 
     def resident(self) -> frozenset[str]:
         """The content keys of what lies in any tier of any replica that is up."""
@@ -229,34 +233,29 @@ class Dispatcher:
         now = self._clock()
         request = submission.request
         self._check_quarantine(submission)
+        recipe = request.recipe
         waiting = Waiting(
             id=request.id,
             tenant_id=submission.tenant_id,
             work=request.work,
-            blobs=request.recipe.blobs(),
+            group=recipe.unet.key,
+            model=tuple(dict.fromkeys(blob for _, blob in recipe.components())),
+            extras=recipe.extras(),
             arrived_s=now,
             deadline_s=now + submission.timeout_s,
-            virtual_finish=0.0,
+            weight=submission.weight,
+            priority=submission.priority,
             pictures=len(request.seeds),
             pictures_at_once=submission.pictures_at_once,
         )
-        refusal = admit(
-            waiting,
-            list(self._waiting.values()),
-            self._views(),
-            self._speeds,
-            self._limits,
-            now,
-        )
+        refusal = self._room.arrive(waiting, now)
         if refusal is not None:
             raise Refused(refusal.status, refusal.reason, refusal.retry_after_s)
-        stamp = self._fair.stamp(submission.tenant_id, request.work, submission.weight)
-        waiting = replace(waiting, virtual_finish=stamp)
         ticket = _Ticket(submission, waiting, asyncio.get_running_loop().create_future())
         ticket.answer.add_done_callback(_heard)
         self._tickets[request.id] = ticket
-        self._waiting[request.id] = waiting
         self._assign()
+        self._promote(self._room.promote(waiting, now))
         return ticket
 
     def _check_quarantine(self, submission: Submission) -> None:
@@ -272,35 +271,47 @@ class Dispatcher:
     def _abandon(self, ticket: _Ticket) -> None:
         """Nobody waits for it any more."""
         request_id = ticket.waiting.id
-        self._waiting.pop(request_id, None)
+        self._room.queue.withdraw(request_id)
         if ticket.task is None:
             self._tickets.pop(request_id, None)
         else:
             ticket.task.cancel()
 
-    def _views(self) -> list[ReplicaView]:
-        return [slot.view() for slot in self._slots.values() if slot.report is not None]
-
     def _assign(self) -> None:
-        """Called at every change; starts what the router says, and nothing else."""
-        if not self._waiting:
-            return
-        now = self._clock()
-        drawing = Counter[str]()
-        for ticket in self._tickets.values():
-            if ticket.task is not None:
-                drawing[ticket.waiting.tenant_id] += ticket.waiting.pictures
-        waiting_now = list(self._waiting.values())
-        for assignment in assign(waiting_now, self._views(), self._speeds, now, drawing):
-            waiting = self._waiting.pop(assignment.request_id)
-            self._fair.served(waiting.virtual_finish)
-            ticket = self._tickets[assignment.request_id]
+        """Called at every change; starts what the room says, and nothing else."""
+        for assignment in self._room.assign(self._clock()):
+            waiting = assignment.request
+            ticket = self._tickets[waiting.id]
+            ticket.waiting = waiting
             slot = self._slots[assignment.replica_id]
-            slot.running[waiting.id] = frozenset(blob.key for blob in waiting.blobs)
-            slot.free_at_s = now + assignment.cost_s
+            slot.running[waiting.id] = ticket
             ticket.attempts += 1
             ticket.task = asyncio.create_task(self._run(ticket, slot))
-            ticket.task.add_done_callback(partial(self._ended, ticket, slot))
+            ticket.task.add_done_callback(partial(self._ended, ticket, slot, assignment))
+
+    def _promote(self, promotion: Promotion | None) -> None:
+        """Begin to bring up what a waiting request will want where it will probably be drawn."""
+        if promotion is None:
+            return
+        slot = self._slots[promotion.replica_id]
+        blobs = tuple(blob for blob in promotion.blobs if blob.key not in slot.promoting)
+        if not blobs or len(slot.promoting) >= _MOST_PROMOTED:
+            return
+        keys = {blob.key for blob in blobs}
+        slot.promoting |= keys
+
+        async def bring() -> None:
+            try:
+                # What does not work here will be tried again, and said, when it is drawn.
+                with suppress(ServingError, TierError, AssetError, TimeoutError):
+                    async with asyncio.timeout(_WARM_S):
+                        await slot.client.warm(blobs)
+            finally:
+                slot.promoting -= keys
+
+        task = asyncio.create_task(bring())
+        self._promotions.add(task)
+        task.add_done_callback(self._promotions.discard)
 
     async def _run(self, ticket: _Ticket, slot: _Slot) -> None:
         """One attempt on one replica."""
@@ -318,27 +329,28 @@ class Dispatcher:
                 "replica %s lost with request %s: %s", slot.client.id, ticket.waiting.id, lost
             )
             if isinstance(lost, ReplicaLost):
-                slot.report = None
-            if isinstance(lost, ReplicaDied | EngineBroke):
-                submission = ticket.submission
-                self._suspicion.crashed(submission.tenant_id, submission.named, self._clock())
-                self._stop_waiting()
-            self._try_again(ticket, lost)
+                self._down(slot)
+            self._try_again(ticket, lost, died=isinstance(lost, ReplicaDied | EngineBroke))
         except Exception as error:
             _answer(ticket.answer, error)
 
     def _stop_waiting(self) -> None:
         """Of those that wait, the ones whose asset has just been quarantined."""
-        for request_id in list(self._waiting):
-            ticket = self._tickets[request_id]
+        for waiting in list(self._room.queue):
+            ticket = self._tickets[waiting.id]
             try:
                 self._check_quarantine(ticket.submission)
             except Quarantined as quarantined:
-                del self._waiting[request_id], self._tickets[request_id]
+                self._room.queue.withdraw(waiting.id)
+                del self._tickets[waiting.id]
                 _answer(ticket.answer, quarantined)
 
-    def _try_again(self, ticket: _Ticket, error: ServingError) -> None:
+    def _try_again(self, ticket: _Ticket, error: ServingError, *, died: bool) -> None:
         """Another attempt, on another replica, unless it is the request that kills them."""
+        if died:
+            submission = ticket.submission
+            self._suspicion.crashed(submission.tenant_id, submission.named, self._clock())
+            self._stop_waiting()
         try:
             self._check_quarantine(ticket.submission)
         except Quarantined as quarantined:
@@ -348,35 +360,71 @@ class Dispatcher:
         if not ticket.lost:
             _answer(ticket.answer, error)
 
-    def _ended(self, ticket: _Ticket, slot: _Slot, task: asyncio.Task[None]) -> None:
+    def _ended(
+        self, ticket: _Ticket, slot: _Slot, assignment: Assignment, task: asyncio.Task[None]
+    ) -> None:
         """Whatever became of an attempt, and even if it was cancelled before its first step,
         the slot is given back here."""
         del slot.running[ticket.waiting.id]
         ticket.task = None
-        if not slot.running:
-            slot.free_at_s = self._clock()
-        if task.cancelled():
+        self._room.ended(assignment, self._clock())
+        if task.cancelled() and not ticket.lost:
             ticket.answer.cancel()
         if ticket.lost and not ticket.answer.done():
             avoid = ticket.waiting.avoid | {slot.client.id}
             ticket.waiting = replace(ticket.waiting, avoid=avoid)
-            self._waiting[ticket.waiting.id] = ticket.waiting
+            self._room.again(ticket.waiting)
         else:
             self._tickets.pop(ticket.waiting.id, None)
         self._assign()
 
+    def _down(self, slot: _Slot) -> None:
+        """It gets nothing new until it has answered again."""
+        if slot.report is not None:
+            slot.report = None
+            self._room.fleet.remove(slot.client.id)
+
+    def _hangs(self, slot: _Slot) -> None:
+        """It does not answer: what it has is drawn elsewhere."""
+        self._down(slot)
+        for ticket in list(slot.running.values()):
+            if ticket.task is not None and not ticket.answer.done():
+                self._try_again(ticket, ReplicaLost(f"{slot.client.id} hangs"), died=True)
+                ticket.task.cancel()
+
     def _learn(self, drawing: Drawing, request: DrawRequest) -> None:
+        """How fast things are, from what they took."""
+        speeds = self._room.speeds
         spent_s = (drawing.timings.denoise_ms + drawing.timings.decode_ms) / 1000
         if spent_s > 0:
-            seen = request.work / spent_s
-            known = self._speeds.work_per_s if self._measured else seen
-            self._measured = True
-            self._speeds = replace(self._speeds, work_per_s=known + _SMOOTHING * (seen - known))
+            work_per_s = self._smoothed("work", speeds.work_per_s, request.work / spent_s)
+            speeds = replace(speeds, work_per_s=work_per_s)
+        sizes = {blob.key: blob.size_bytes for blob in request.recipe.blobs()}
+        for found in drawing.found:
+            # Of small files it is not the bytes that take the time.
+            if found.tier in speeds.bytes_per_s and found.fetch_s > 0:
+                size_bytes = sizes.get(found.key, 0)
+                if size_bytes >= _TELLING_BYTES:
+                    known = speeds.bytes_per_s[found.tier]
+                    seen = self._smoothed(found.tier, known, size_bytes / found.fetch_s)
+                    speeds = replace(speeds, bytes_per_s={**speeds.bytes_per_s, found.tier: seen})
+        self._room.speeds = speeds
+
+    def _smoothed(self, what: str, known: float, seen: float) -> float:
+        if what not in self._measured:
+            self._measured.add(what)
+            return seen
+        return known + _SMOOTHING * (seen - known)
 
     def _heard_from(self, slot: _Slot, report: ReplicaReport) -> None:
+        fleet = self._room.fleet
+        if slot.client.id not in fleet:
+            fleet.add(slot.client.id, report.node, model_slots=report.model_slots, slots=SLOTS)
         slot.report = report
+        fleet.on_device(slot.client.id, report.ready, report.models)
         # The file tiers belong to the node: what one replica sees there, its neighbours have.
         shared = {tier: keys for tier, keys in report.resident.items() if tier != "gpu"}
+        fleet.on_node(report.node, shared)
         for other in self._slots.values():
             if other is not slot and other.report and other.report.node == report.node:
                 resident: Mapping[str, frozenset[str]] = {**other.report.resident, **shared}
@@ -397,7 +445,7 @@ class Dispatcher:
             except (ServingError, TimeoutError):
                 if slot.report is not None:
                     log.warning("replica %s does not answer: it gets nothing new", slot.client.id)
-                    slot.report = None
+                    self._hangs(slot)
                 await asyncio.sleep(_RETRY_S)
                 continue
             self._heard_from(slot, report)

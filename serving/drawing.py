@@ -79,10 +79,27 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What an engine need not fetch to draw with; the UNets among that, by which requests are
+    grouped; and how many models it has room for."""
+
+    ready: frozenset[str]
+    models: frozenset[str]
+    model_slots: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What a replica says of itself: its residency by tier, its node and its process."""
+    """What a replica says of itself: its residency by tier, its node and its process.
+
+    ``ready`` is what it need not fetch to draw with, wherever it keeps it; ``models`` are the
+    UNets among that, and ``model_slots`` is for how many there is room.
+    """
 
     id: str
     node: str
     pid: int
     resident: Mapping[str, frozenset[str]]
+    ready: frozenset[str] = frozenset()
+    models: frozenset[str] = frozenset()
+    model_slots: int = 1

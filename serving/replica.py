@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
-from serving.drawing import Drawing, DrawRequest, ReplicaReport
+from serving.drawing import Drawing, DrawRequest, Holding, ReplicaReport
 from serving.errors import ReplicaLost
 
 
@@ -31,6 +31,8 @@ class DrawingEngine(Protocol):
     def digest(self) -> str: ...
 
     def resident(self) -> Mapping[str, frozenset[str]]: ...
+
+    def holding(self) -> Holding: ...
 
     def forget(self, keys: Collection[str]) -> None: ...
 
@@ -61,7 +63,12 @@ class Replica:
         return self._report()
 
     def _report(self) -> ReplicaReport:
-        return ReplicaReport(self._engine.name, self._node, os.getpid(), self._engine.resident())
+        engine = self._engine
+        holding = engine.holding()
+        return ReplicaReport(
+            engine.name, self._node, os.getpid(), engine.resident(),
+            holding.ready, holding.models, holding.model_slots,
+        )  # fmt: skip
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         """Prepare and draw; cancelling this coroutine stops the drawing at its next step.

@@ -22,7 +22,7 @@ from assets.recipe import Recipe
 from orchestrator.device_tier import DeviceTier
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
-from serving.drawing import Drawing, DrawRequest, Swap, Timings
+from serving.drawing import Drawing, DrawRequest, Holding, Swap, Timings
 from serving.engine.compiled import Compile, CompiledUnet
 from serving.engine.denoise import Denoiser, IsCancelled, Predictor
 from serving.engine.diagnosis import blame, blame_vae
@@ -136,6 +136,10 @@ class Engine:
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""
         return self.shelf.resident()
+
+    def holding(self) -> Holding:
+        """What a request would not have to wait for."""
+        return self.shelf.holding()
 
     def forget(self, keys: Collection[str]) -> None:
         """Of content keys that nobody may ask for any more; any thread."""

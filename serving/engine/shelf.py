@@ -16,6 +16,7 @@ from assets.recipe import Recipe
 from assets.skeleton import Skeleton
 from orchestrator.device_tier import DeviceLease, DeviceTier
 from orchestrator.provision import Found, Provisioner, TierName
+from serving.drawing import Holding
 from serving.engine.slabs import SlabLayout, load_slabs
 from serving.engine.values import (
     DeviceValue,
@@ -77,6 +78,9 @@ class Shelf:
         self._dtypes = dtypes
         self.tier = tier
         self.pristine_tier = pristine_tier or tier
+        self._unets = set[str]()  # the keys of all that were ever here
+        sizes = (layouts[part].size_bytes(dtypes[part], self._pins) for part in MODEL_COMPONENTS)
+        self._model_slots = max(1, self.pristine_tier.budget_bytes // sum(sizes))
 
     @property
     def is_apart(self) -> bool:
@@ -96,6 +100,7 @@ class Shelf:
         """
         started = time.perf_counter()
         prepared = Prepared(recipe)
+        self._unets.add(recipe.unet.key)
         try:
             for component, blob in recipe.components():
                 self._lease(prepared, blob, cast(Component, component))
@@ -212,6 +217,12 @@ class Shelf:
             for tier in {self.tier, self.pristine_tier}:
                 tier.forget(key)
             self._provisioner.forget(key)
+
+    def holding(self) -> Holding:
+        pristine = frozenset(self.pristine_tier.resident())
+        self._unets &= pristine
+        ready = pristine | frozenset(self.tier.resident())
+        return Holding(ready, frozenset(self._unets), self._model_slots)
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""

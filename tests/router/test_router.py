@@ -1,4 +1,4 @@
-"""The router's decisions: pure functions of values, so every case can be written down."""
+"""The router's decisions: every case can be written down, since nothing is read but values."""
 
 from __future__ import annotations
 
@@ -8,74 +8,196 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assets.content import Blob
-from router.admission import QueueLimits, admit
-from router.assign import AGE_BOUND_S, assign
+from router.admission import QueueLimits
 from router.cost import Speeds, cost_s
 from router.fairness import FairClock
-from router.replica import SLOTS, Replica
+from router.replica import SLOTS, Node, Replica
 from router.request import Waiting
+from router.room import Assignment, Patience, WaitingRoom
 
 SPEEDS = Speeds(bytes_per_s={"host": 10.0, "disk": 5.0, "store": 1.0}, work_per_s=10.0, swap_s=0.0)
-BASE, LORA = Blob("base", "", 0), Blob("lora", "", 20)
+BASE, OTHER, LORA = Blob("base", "", 50), Blob("other", "", 50), Blob("lora", "", 20)
 
 
 def request(name: str = "r", **changes: object) -> Waiting:
-    first = Waiting(name, "t", 10.0, (BASE, LORA), 0.0, 1e9, 0.0)
+    first = Waiting(name, "t", 10.0, "base", (BASE,), (LORA,), 0.0, 1e9)
     return replace(first, **changes)  # type: ignore[arg-type]
 
 
-def replica(name: str, free_at_s: float = 0.0, in_flight: int = 0, **tiers: set[str]) -> Replica:
-    return Replica(name, free_at_s, in_flight, {t: frozenset(k) for t, k in tiers.items()})
+def other(name: str = "o", **changes: object) -> Waiting:
+    return request(name, group="other", model=(OTHER,), extras=(), **changes)
+
+
+def room(*replicas: str, limits: QueueLimits | None = None, model_slots: int = 2) -> WaitingRoom:
+    made = WaitingRoom(SPEEDS, limits)
+    for name in replicas:
+        made.fleet.add(name, f"node-{name}", model_slots=model_slots, slots=SLOTS)
+    return made
+
+
+def hold(made: WaitingRoom, name: str, *keys: str) -> None:
+    made.fleet.on_device(name, keys, [key for key in keys if key in ("base", "other")])
+
+
+def busy(made: WaitingRoom, name: str, until_s: float, count: int = 1) -> None:
+    """With what it holds anyway."""
+    replica = made.fleet.replicas[name]
+    for _ in range(count):
+        number = f"busy-{name}-{len(replica.running)}"
+        group = next(iter(replica.models), "base")
+        model = (BASE,) if group == "base" else (OTHER,)
+        sent = request(number, tenant_id="z", group=group, model=model, extras=())
+        made.fleet.sent(name, sent, until_s, 1.0)
+
+
+def arrive(made: WaitingRoom, *waiting: Waiting, now_s: float = 0.0) -> None:
+    for one in waiting:
+        assert made.arrive(one, now_s) is None
+
+
+def pairs(assignments: list[Assignment]) -> list[tuple[str, str]]:
+    return [(a.request.id, a.replica_id) for a in assignments]
 
 
 def test_cost_is_seconds_by_tier() -> None:
-    on = {
-        "gpu": replica("a", gpu={"lora"}),
-        "host": replica("a", host={"lora"}),
-        "disk": replica("a", disk={"lora"}),
-        "store": replica("a"),
-    }
-    costs = {tier: cost_s(request(), r, SPEEDS, 0.0) for tier, r in on.items()}
-    assert costs == {"gpu": 1.0, "host": 3.0, "disk": 5.0, "store": 21.0}
+    def on(gpu: set[str], **tiers: set[str]) -> Replica:
+        resident = {tier: frozenset(keys) for tier, keys in tiers.items()}
+        return Replica("a", Node("n", resident), gpu={"base", *gpu}, model_slots=2)
+
+    costs = [
+        cost_s(request(), replica, SPEEDS, 0.0)
+        for replica in (on({"lora"}), on(set(), host={"lora"}), on(set(), disk={"lora"}), on(set()))
+    ]
+    assert costs == [1.0, 3.0, 5.0, 21.0]
 
 
-def test_fetching_overlaps_waiting_for_the_drawing() -> None:
-    assert cost_s(request(), replica("a", free_at_s=30.0), SPEEDS, 0.0) == 31.0
+def test_fetching_overlaps_drawing_where_there_is_room() -> None:
+    def cost(model_slots: int, gpu: set[str]) -> float:
+        drawing = Replica("a", Node("n"), gpu, model_slots=model_slots, free_at_s=30.0)
+        drawing.running["q"] = other()
+        return cost_s(request(), drawing, SPEEDS, 0.0)
+
+    assert cost(1, {"base"}) == 31.0  # the LoRA is there before the drawing ends
+    assert cost(2, set()) == 71.0  # the fetch of both takes longer than the drawing
+    assert cost(1, set()) == 81.0  # the checkpoint can only come when the other goes
 
 
 def test_warm_and_busy_may_beat_idle_and_cold_and_the_reverse() -> None:
-    cold = replica("cold")
-    soon = replica("warm", free_at_s=5.0, in_flight=1, gpu={"lora"})
-    late = replica("warm", free_at_s=50.0, in_flight=1, gpu={"lora"})
-    assert assign([request()], [cold, soon], SPEEDS, 0.0)[0].replica_id == "warm"
-    assert assign([request()], [cold, late], SPEEDS, 0.0)[0].replica_id == "cold"
+    for until_s, chosen in ((5.0, "warm"), (200.0, "cold")):
+        made = room("cold", "warm")
+        hold(made, "warm", "base", "lora")
+        busy(made, "warm", until_s)
+        arrive(made, request())
+        # A replica with a slot that has the checkpoint is taken at once, if it is not for long.
+        made.patience = Patience()
+        assert pairs(made.assign(0.0)) == [("r", chosen if until_s < 100 else "warm")]
 
 
 def test_it_waits_for_a_full_warm_replica_when_that_is_quicker() -> None:
-    full = replica("warm", free_at_s=5.0, in_flight=SLOTS, gpu={"lora"})
-    assert assign([request()], [replica("cold"), full], SPEEDS, 0.0) == []
-    later = replace(full, free_at_s=50.0)
-    assert assign([request()], [replica("cold"), later], SPEEDS, 0.0)[0].replica_id == "cold"
+    made = room("cold", "warm")
+    hold(made, "warm", "base", "lora")
+    busy(made, "warm", 5.0, SLOTS)
+    arrive(made, request())
+    assert made.assign(0.0) == []
+    made = room("cold", "warm")
+    hold(made, "warm", "base", "lora")
+    busy(made, "warm", 200.0, SLOTS)
+    arrive(made, request())
+    assert pairs(made.assign(0.0)) == [("r", "cold")]
 
 
 def test_what_is_long_overdue_attracts_nothing() -> None:
-    stuck = replica("warm", free_at_s=-60.0, in_flight=SLOTS, gpu={"lora"})
-    assert assign([request()], [replica("cold"), stuck], SPEEDS, 0.0)[0].replica_id == "cold"
+    made = room("cold", "warm")
+    hold(made, "warm", "base", "lora")
+    busy(made, "warm", 10.0, SLOTS)
+    arrive(made, request(arrived_s=200.0), now_s=200.0)
+    assert pairs(made.assign(200.0)) == [("r", "cold")]
+
+
+def test_a_plan_is_made_anew_when_something_better_gets_free() -> None:
+    made = room("near", "far")
+    hold(made, "near", "base")
+    hold(made, "far", "base", "lora")
+    busy(made, "near", 30.0, SLOTS)
+    busy(made, "far", 20.0, SLOTS)
+    arrive(made, request())
+    assert made.assign(0.0) == []
+    made.fleet.ended("near", "busy-near-0", 0.0)
+    made.fleet.ended("near", "busy-near-1", 0.0)
+    assert pairs(made.assign(0.0)) == [("r", "near")]
 
 
 def test_where_it_failed_is_avoided_unless_nothing_else_is_left() -> None:
-    failed = request(avoid=frozenset({"a"}))
-    both = [replica("a", gpu={"lora"}), replica("b")]
-    assert assign([failed], both, SPEEDS, 0.0)[0].replica_id == "b"
-    assert assign([failed], both[:1], SPEEDS, 0.0)[0].replica_id == "a"
+    made = room("a", "b")
+    hold(made, "a", "base", "lora")
+    arrive(made, request(avoid=frozenset({"a"})))
+    assert pairs(made.assign(0.0)) == [("r", "b")]
+    made = room("a")
+    arrive(made, request(avoid=frozenset({"a"})))
+    assert pairs(made.assign(0.0)) == [("r", "a")]
 
 
-def test_warm_overtakes_until_the_age_bound() -> None:
-    cold = request("cold", virtual_finish=1.0, blobs=(Blob("other", "", 20),))
-    warm = request("warm", virtual_finish=2.0)
-    one_slot = [replica("a", in_flight=SLOTS - 1, gpu={"lora", "base"})]
-    assert assign([cold, warm], one_slot, SPEEDS, 0.0)[0].request_id == "warm"
-    assert assign([cold, warm], one_slot, SPEEDS, AGE_BOUND_S)[0].request_id == "cold"
+def test_warm_overtakes_until_patience_ends() -> None:
+    for now_s, first in ((0.0, "warm"), (201.0, "cold")):
+        made = room("a", model_slots=1)
+        hold(made, "a", "base", "lora")
+        busy(made, "a", now_s + 1.0)
+        arrive(made, other("cold"), request("warm"))
+        made.fleet.replicas["a"].turn_s = 1e9  # it has drawn enough with what it has
+        assert pairs(made.assign(now_s))[0][0] == first
+
+
+def test_a_replica_keeps_what_it_loaded_for_its_turn() -> None:
+    """Otherwise every request of a crowd would load, once all have waited for long."""
+    made = room("a", model_slots=1)
+    hold(made, "a", "base", "lora")
+    busy(made, "a", 300.0)
+    arrive(made, other("cold"), request("warm"))
+    assert pairs(made.assign(300.0))[0][0] == "warm"
+
+
+def test_warm_does_not_overtake_far_beyond_its_share() -> None:
+    made = room("a", model_slots=1)
+    hold(made, "a", "base", "lora")
+    arrive(made, *(request(f"mine-{index}") for index in range(60)))
+    made.assign(0.0)
+    arrive(made, other("cold", tenant_id="u"))
+    made.fleet.ended("a", "mine-0", 1.0)
+    # The tenant steps back, with all that it has waiting: the other one loads.
+    assert pairs(made.assign(1.0)) == [("cold", "a")]
+
+
+def test_a_crowd_gets_more_homes_and_a_single_request_does_not() -> None:
+    for count, homes in ((3, {"warm"}), (400, {"warm", "cold"})):
+        made = room("cold", "warm", limits=QueueLimits(1000, 1000))
+        hold(made, "warm", "base", "lora")
+        arrive(made, *(request(f"q{index}", tenant_id=f"t{index}") for index in range(count)))
+        assert {replica_id for _, replica_id in pairs(made.assign(0.0))} == homes
+
+
+def test_no_herd_on_a_new_asset() -> None:
+    """The second request for what the first one loads waits for it, and loads nothing."""
+    made = room("a", "b", "c")
+    arrive(made, request("first"))
+    assert len(made.assign(0.0)) == 1
+    arrive(made, request("second"))
+    assert {replica_id for _, replica_id in pairs(made.assign(0.0))} == set(
+        made.fleet.homes("base")
+    )
+    assert len(made.fleet.homes("base")) == 1
+
+
+def test_the_least_missed_checkpoint_gives_way() -> None:
+    made = room("hot", "quiet", model_slots=1)
+    hold(made, "hot", "base")
+    hold(made, "quiet", "third")
+    made.fleet.on_device("quiet", ["third"], ["third"])
+    for index in range(20):
+        arrive(made, request(f"q{index}"), now_s=float(index))
+        for assignment in made.assign(float(index)):
+            made.ended(assignment, float(index))
+    arrive(made, other(arrived_s=20.0), now_s=20.0)
+    assert pairs(made.assign(20.0)) == [("o", "quiet")]
 
 
 def test_tenants_get_work_by_weight() -> None:
@@ -89,72 +211,129 @@ def test_tenants_get_work_by_weight() -> None:
 def test_an_idle_tenant_saves_nothing_up_and_owes_nothing() -> None:
     clock = FairClock()
     for _ in range(100):
-        clock.served(clock.stamp("busy", 10.0, 1.0))
+        clock.served("busy", clock.stamp("busy", 10.0, 1.0), 10.0, 0.0)
     late = clock.stamp("idle", 10.0, 1.0)
     assert late == clock.stamp("busy", 10.0, 1.0)
 
 
+def test_who_had_the_most_lately_steps_back_until_it_has_faded() -> None:
+    clock = FairClock(fade_s=100.0)
+    for tenant, times in (("loud", 60), ("a", 10), ("b", 10), ("c", 10), ("d", 10)):
+        for _ in range(times):
+            clock.served(tenant, clock.stamp(tenant, 1.0, 1.0), 1.0, 0.0)
+
+    def steps_back(tenant: str, now_s: float) -> bool:
+        return clock.is_greedy(tenant, 1.0, 1.0, 10.0, now_s)
+
+    assert steps_back("loud", 0.0)
+    assert not any(steps_back(tenant, 0.0) for tenant in "abcd")
+    assert not steps_back("loud", 5_000.0)
+
+
+def test_priority_is_among_ones_own() -> None:
+    made = room("a")
+    hold(made, "a", "base", "lora")
+    arrive(made, request("other", tenant_id="u"), request("low"), request("lower"))
+    arrive(made, request("high", priority=1))
+    order = []
+    for _ in range(4):
+        made.fleet.replicas["a"].running.clear()
+        made.fleet.on_device("a", ["base", "lora"], ["base"])
+        order += [name for name, _ in pairs(made.assign(0.0))]
+        for name in list(made.fleet.replicas["a"].running):
+            made.fleet.ended("a", name, 0.0)
+    assert order == ["high", "other", "low", "lower"]
+
+
 def test_admission_answers_early() -> None:
-    limits = QueueLimits(per_tenant=2, total=3)
-    queue = [request(str(i)) for i in range(2)]
-    one = [replica("a")]
-    refusal = admit(request("x"), queue, one, SPEEDS, limits, 0.0)
-    assert refusal is not None
-    assert refusal.status == 429
-    other = request("x", tenant_id="u")
-    assert admit(other, queue, one, SPEEDS, limits, 0.0) is None
-    full = [*queue, request("2", tenant_id="v")]
-    refusal = admit(other, full, one, SPEEDS, limits, 0.0)
-    assert refusal is not None
-    assert refusal.status == 503
-    hurried = request("x", tenant_id="u", deadline_s=1.0)
-    refusal = admit(hurried, queue, one, SPEEDS, limits, 0.0)
-    assert refusal is not None
-    assert refusal.retry_after_s >= 1.0
+    made = room("a", limits=QueueLimits(per_tenant=2, total=3))
+    busy(made, "a", 10.0, SLOTS)
+    arrive(made, request("0"), request("1"))
+    refused = made.arrive(request("x"), 0.0)
+    assert refused is not None
+    assert refused.status == 429
+    hurried = made.arrive(request("x", tenant_id="u", deadline_s=1.0), 0.0)
+    assert hurried is not None
+    assert hurried.status == 503
+    assert hurried.retry_after_s >= 1.0
+    arrive(made, request("2", tenant_id="v"))
+    refused = made.arrive(request("x", tenant_id="u"), 0.0)
+    assert refused is not None
+    assert refused.status == 503
+    assert len(made.queue) == 3
 
 
-KEYS = st.sampled_from(["k1", "k2", "k3"])
-REPLICAS = st.lists(
-    st.builds(
-        lambda free, busy, keys: (free, busy, keys),
-        st.floats(0, 10),
-        st.integers(0, SLOTS),
-        st.sets(KEYS),
-    ),
+def test_a_loud_tenants_queue_does_not_refuse_the_others() -> None:
+    """The wait that is expected of a request is its own, not the whole queue's."""
+    made = room("a", limits=QueueLimits(1000, 1000))
+    busy(made, "a", 1.0, SLOTS)
+    arrive(made, *(request(f"q{index}", tenant_id="loud") for index in range(500)))
+    assert made.arrive(request("x", tenant_id="quiet", deadline_s=20.0), 0.0) is None
+    assert made.arrive(request("y", tenant_id="loud", deadline_s=20.0), 0.0) is not None
+
+
+KEYS = st.sampled_from(["base", "other", "third"])
+STATES = st.lists(
+    st.tuples(st.floats(0, 10), st.integers(0, SLOTS), st.sets(KEYS, max_size=2)),
     min_size=1,
     max_size=5,
 )
 
 
-@given(REPLICAS, st.lists(st.sets(KEYS), max_size=8))
-def test_laws(states: list[tuple[float, int, set[str]]], wants: list[set[str]]) -> None:
-    """Each request once, no replica over its slots, only free ones, the same answer twice."""
-    replicas = [replica(f"r{i}", f, b, gpu=k) for i, (f, b, k) in enumerate(states)]
-    waiting = [
-        request(
-            f"q{i}", blobs=tuple(Blob(k, "", 10) for k in sorted(keys)), virtual_finish=float(i)
-        )
-        for i, keys in enumerate(wants)
-    ]
-    made = assign(waiting, replicas, SPEEDS, 0.0)
-    assert made == assign(waiting, replicas, SPEEDS, 0.0)
-    assert len({a.request_id for a in made}) == len(made)
-    for r in replicas:
-        assert r.in_flight + sum(a.replica_id == r.id for a in made) <= SLOTS
-    idle = all(r.in_flight == 0 for r in replicas)
-    if idle and waiting:
-        assert made
+@given(STATES, st.lists(st.tuples(KEYS, st.booleans()), max_size=8), st.floats(0, 300))
+def test_laws(
+    states: list[tuple[float, int, set[str]]], wants: list[tuple[str, bool]], now_s: float
+) -> None:
+    """Each request once, no replica over its slots, what is idle does not stay so."""
+    made = room(*(f"r{index}" for index in range(len(states))))
+    for index, (until_s, count, keys) in enumerate(states):
+        made.fleet.on_device(f"r{index}", keys, keys)
+        busy(made, f"r{index}", until_s, count)
+    for index, (key, with_lora) in enumerate(wants):
+        model, extras = Blob(key, "", 50), (LORA,) if with_lora else ()
+        arrive(made, request(f"q{index}", group=key, model=(model,), extras=extras))
+    before = {replica.id: len(replica.running) for replica in made.fleet}
+    assignments = made.assign(now_s)
+    assert len({a.request.id for a in assignments}) == len(assignments)
+    assert len(made.queue) == len(wants) - len(assignments)
+    for replica in made.fleet:
+        sent = sum(a.replica_id == replica.id for a in assignments)
+        assert len(replica.running) == before[replica.id] + sent <= SLOTS
+    if wants and all(count == 0 for _, count, _ in states):
+        assert assignments
+    assert made.assign(now_s) == []
 
 
 def test_a_tenant_draws_no_more_at_a_time_than_its_plan_allows() -> None:
     """And keeps nobody from what is free."""
+    made = room(*"abcd")
+    for name in "abcd":
+        hold(made, name, "base", "lora")
     mine = [
         request(f"mine-{index}", tenant_id="capped", pictures=2, pictures_at_once=4)
         for index in range(4)
     ]
-    other = request("other", tenant_id="other", virtual_finish=9.0)
-    replicas = [replica(name) for name in "abcd"]
-    free = assign([*mine, other], replicas, SPEEDS, 0.0)
-    assert sorted(a.request_id for a in free) == ["mine-0", "mine-1", "other"]
-    busy = assign([*mine, other], replicas, SPEEDS, 0.0, {"capped": 3})
-    assert [a.request_id for a in busy] == ["other"]
+    arrive(made, *mine, request("one", tenant_id="u"))
+    first = made.assign(0.0)
+    assert sorted(a.request.id for a in first) == ["mine-0", "mine-1", "one"]
+    made.ended(next(a for a in first if a.request.id == "mine-0"), 1.0)
+    assert [a.request.id for a in made.assign(1.0)] == ["mine-2"]
+    made.queue.withdraw("mine-3")
+    for assignment in first:
+        made.ended(assignment, 2.0)
+    arrive(made, request("mine-4", tenant_id="capped", pictures=2, pictures_at_once=4))
+    assert [a.request.id for a in made.assign(2.0)] == ["mine-4"]
+
+
+def test_what_waits_is_promoted_to_where_it_will_be_drawn() -> None:
+    made = room("a", "b")
+    for name in "ab":
+        hold(made, name, "base")
+        busy(made, name, 5.0, SLOTS)
+    arrive(made, request())
+    assert made.assign(0.0) == []
+    promotion = made.promote(request(), 0.0)
+    assert promotion is not None
+    assert promotion.blobs == (LORA,)
+    made.fleet.on_node(f"node-{promotion.replica_id}", {"host": frozenset({"lora"})})
+    assert made.promote(request(), 0.0) is None

@@ -46,7 +46,8 @@ class FakeReplica:
         return self.report()
 
     def report(self) -> ReplicaReport:
-        return ReplicaReport(self.id, "node", 1, {"gpu": frozenset(self.keys)})
+        keys = frozenset(self.keys)
+        return ReplicaReport(self.id, "node", 1, {"gpu": keys}, keys, keys & {BLOB.key}, 2)
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         self.keys -= set(keys)

@@ -13,7 +13,7 @@ import pytest
 from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
-from serving.drawing import Drawing, DrawRequest, Swap, Timings
+from serving.drawing import Drawing, DrawRequest, Holding, Swap, Timings
 from serving.errors import Cancelled
 from serving.replica import Replica
 
@@ -70,6 +70,9 @@ class FakeEngine:
 
     def resident(self) -> dict[str, frozenset[str]]:
         return {}
+
+    def holding(self) -> Holding:
+        return Holding(frozenset(), frozenset(), 1)
 
 
 def request(name: str) -> DrawRequest:

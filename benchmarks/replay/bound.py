@@ -1,0 +1,38 @@
+"""What no policy can do better: one that knows the future, and one that never loads."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.replay.caches import belady_misses
+from benchmarks.replay.figures import quantile
+from benchmarks.replay.replica import Hardware
+from benchmarks.replay.trace import TraceRequest
+
+CLAIRVOYANT = "clairvoyant bound"
+
+
+def bound(trace: Sequence[TraceRequest], hardware: Hardware) -> dict[str, Any]:
+    """Checkpoint misses: Belady's optimum with the checkpoint slots of all replicas as one
+    cache, in the order of arrival (who reorders may do with fewer). Latency: one queue for all
+    replicas, first come first served, and nothing ever to load."""
+    uses = [(r.arrival_s, r.tenant, r.checkpoint) for r in trace]
+    misses = belady_misses(uses, hardware.replicas * hardware.checkpoint_slots)
+    free_at_s = [0.0] * hardware.replicas
+    latencies = []
+    for r in trace:
+        start_s = max(r.arrival_s, free_at_s[0])
+        done_s = start_s + hardware.swap_s + r.cost * hardware.picture_s
+        heapq.heapreplace(free_at_s, done_s)
+        latencies.append(done_s - r.arrival_s)
+    latencies.sort()
+    return {
+        "policy": CLAIRVOYANT,
+        "requests": len(trace),
+        "checkpoint_misses": misses / len(trace),
+        "p50_s": quantile(latencies, 0.5),
+        "p95_s": quantile(latencies, 0.95),
+        "p99_s": quantile(latencies, 0.99),
+    }

@@ -1,0 +1,220 @@
+"""The command line of the replay."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.replay.bound import bound
+from benchmarks.replay.caches import belady_misses, lora_uses, lru_misses, tier_misses
+from benchmarks.replay.figures import PUBLISHED, describe, figures, plot, table
+from benchmarks.replay.generator import Population, generate
+from benchmarks.replay.live import play
+from benchmarks.replay.neighbour import flood_of_loras, loud_neighbour
+from benchmarks.replay.replica import Hardware
+from benchmarks.replay.simulation import OURS, POLICIES, replay
+from benchmarks.replay.trace import BadTrace, TraceRequest, at_load, read_trace, write_trace
+
+RESULTS = Path(__file__).parents[1] / "results"
+#: A busy stream passes a real minute in about 1.5 s: sessions are as much shorter.
+_SESSION_S = 46.0
+
+
+def main() -> None:
+    arguments = _parse()
+    try:
+        trace = _trace(arguments)
+    except (BadTrace, OSError) as error:
+        raise SystemExit(f"replay: {error}") from None
+    if arguments.write is not None:
+        write_trace(arguments.write, trace)
+        print(f"{len(trace)} requests in {arguments.write}")
+    elif arguments.describe:
+        _describe(trace)
+    elif arguments.live:
+        play(trace, arguments.live, arguments.key, arguments.speed, arguments.json)
+    else:
+        hardware = _hardware(arguments)
+        parts = {
+            "policies": _policies, "caches": _caches, "neighbour": _neighbour, "scale": _scale,
+        }  # fmt: skip
+        chosen = [name for name in parts if getattr(arguments, name)] or list(parts)
+        result: dict[str, Any] = {
+            "requests": len(trace), "seed": arguments.seed, "hardware": asdict(hardware),
+        }  # fmt: skip
+        kept = RESULTS / "replay.json"
+        if kept.exists() and chosen != list(parts):
+            result = {**json.loads(kept.read_text()), **result}
+        for name in chosen:
+            result[name] = parts[name](trace, hardware, arguments)
+        if arguments.json:
+            print(json.dumps(result, indent=1))
+        if arguments.save:
+            kept.write_text(json.dumps(result, indent=1) + "\n")
+            if "policies" in chosen:
+                plot(result["policies"], Path("docs/images/replay.png"))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks replay",
+        description="Without a part named, all of them are run.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    stream = parser.add_argument_group("the stream")
+    stream.add_argument("--trace", type=Path, help="a CSV file (see benchmarks/replay/trace.py)")
+    stream.add_argument("--requests", type=int, default=100_000, help="how many to generate")
+    stream.add_argument("--seed", type=int, default=0)
+    stream.add_argument("--write", type=Path, help="write the stream as CSV, and nothing else")
+    stream.add_argument("--describe", action="store_true", help="the stream beside the real one")
+    parts = parser.add_argument_group("parts")
+    parts.add_argument("--policies", action="store_true", help="all policies at each load")
+    parts.add_argument("--caches", action="store_true", help="evictions beside LRU's and Belady's")
+    parts.add_argument("--neighbour", action="store_true", help="one tenant against the others")
+    parts.add_argument("--scale", action="store_true", help="time and memory of the replay")
+    parser.add_argument("--loads", default="0.5,0.7,0.9", help="of what could be drawn unloaded")
+    parser.add_argument("--only", default="", help="policies, comma-separated")
+    parser.add_argument("--noisy-load", type=float, default=0.3, help="of all others together")
+    parser.add_argument("--most", type=int, default=1_000_000, help="requests in the scale part")
+    live = parser.add_argument_group("a running platform")
+    live.add_argument("--live", metavar="URL", help="play the stream there")
+    live.add_argument("--key", default="", help="an API key of it")
+    live.add_argument("--speed", type=float, default=1.0, help="stream seconds in a second")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--save", action="store_true", help="keep the results in the repository")
+    machine = parser.add_argument_group("the simulated machines")
+    for field in fields(Hardware):
+        default: Any = field.default
+        name = "--" + field.name.replace("_", "-")
+        machine.add_argument(name, type=type(default), default=default, help=" ")
+    return parser.parse_args()
+
+
+def _trace(arguments: argparse.Namespace) -> list[TraceRequest]:
+    if arguments.trace is not None:
+        return read_trace(arguments.trace)
+    return generate(arguments.requests, arguments.seed)
+
+
+def _hardware(arguments: argparse.Namespace) -> Hardware:
+    values = {field.name: getattr(arguments, field.name) for field in fields(Hardware)}
+    return Hardware(**values)
+
+
+def _describe(trace: Sequence[TraceRequest]) -> None:
+    print("| | published | this stream |\n|---|---|---|")
+    for name, value in describe(trace).items():
+        print(f"| {name} | {PUBLISHED[name]:g} | {value:.3g} |")
+
+
+def _policies(
+    trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    only = [name for name in arguments.only.split(",") if name] or [OURS, *POLICIES]
+    rows: list[dict[str, Any]] = []
+    for load in [float(text) for text in arguments.loads.split(",")]:
+        stream = at_load(trace, load, hardware.replicas, hardware.picture_s)
+        here = []
+        for policy in only:
+            _say(f"load {load}: {policy} …")
+            here.append(figures(replay(stream, policy, hardware, arguments.seed), stream))
+        here.append(bound(stream, hardware))
+        rows += [{"load": load, **row} for row in here]
+        if not arguments.json:
+            print(f"\nOffered load {load}\n\n{table(here)}\n", flush=True)
+    return rows
+
+
+def _caches(
+    trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    rows = []
+    uses = lora_uses(trace)
+    for slots in (32, 128):
+        best = belady_misses(uses, slots)
+        lru = lru_misses(uses, slots)
+        ours = tier_misses(uses, slots)
+        row = {"slots": slots, "uses": len(uses), "belady": best, "lru": lru, "ours": ours}
+        rows.append(row)
+        if not arguments.json:
+            print(
+                f"{slots:4} slots, {len(uses)} uses: misses of Belady {best}, LRU {lru} "
+                f"({lru / best:.3f} x), ours {ours} ({ours / best:.3f} x Belady, "
+                f"{ours / lru:.3f} x LRU)"
+            )
+    return rows
+
+
+def _neighbour(
+    trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    stream = at_load(trace[:20_000], arguments.noisy_load, hardware.replicas, hardware.picture_s)
+    loud = loud_neighbour(stream, hardware, 50, (OURS, "least loaded"))
+    node = replace(hardware, host_bytes=64 * hardware.lora_bytes, session_s=_SESSION_S)
+    flood = flood_of_loras(stream, node)
+    if not arguments.json:
+        for row in loud:
+            print(
+                f"{row['policy']}: {row['tenant']} x {row['times']}, the others' p95 "
+                f"{row['victims_p95_alone_s']:.1f} s alone, {row['victims_p95_beside_s']:.1f} s "
+                f"beside it ({row['ratio']:.2f} x); refused of the others' "
+                f"{row['victims_refused_alone']} and {row['victims_refused_beside']}"
+            )
+        for tier in ("device", "node"):
+            print(
+                f"LoRA hits of the others, {tier}: {flood[f'{tier}_alone']:.3f} alone, "
+                f"{flood[f'{tier}_beside']:.3f} beside a flood of LoRAs that makes half of all"
+            )
+    return {"load": arguments.noisy_load, "loud": loud, "flood": flood}
+
+
+def _scale(
+    trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Each in this one process, the small before the large: the memory is the highest so far."""
+    most = arguments.most
+    plan = [(OURS, 8, 10_000), (OURS, 8, 100_000)]
+    plan += [(OURS, 1000, count) for count in (10_000, 100_000)]
+    plan += [(policy, 1000, 100_000) for policy in POLICIES]
+    plan += [(OURS, 1000, most)]
+    rows = []
+    for policy, replicas, count in plan:
+        count = min(count, most)
+        _say(f"{count} requests, {replicas} replicas: {policy} …")
+        people = Population()
+        more = max(1, replicas // 8)
+        people = replace(people, sessions=people.sessions * more, tenants=people.tenants * more)
+        machines = replace(hardware, replicas=replicas)
+        stream = at_load(generate(count, 0, people), 0.7, replicas, machines.picture_s)
+        started = time.perf_counter()
+        outcome = replay(stream, policy, machines)
+        spent_s = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        found = figures(outcome, stream)
+        rows.append(
+            {
+                "policy": policy, "replicas": replicas, "requests": count, "seconds": spent_s,
+                "us_a_request": spent_s / count * 1e6, "peak_bytes": peak,
+                "checkpoint_misses": found["checkpoint_misses"], "p99_s": found["p99_s"],
+            }
+        )  # fmt: skip
+        if not arguments.json:
+            row = rows[-1]
+            print(
+                f"{policy:16} {replicas:5} replicas {count:8} requests: {spent_s:7.1f} s, "
+                f"{row['us_a_request']:6.0f} us each, {peak >> 20} MiB at most; checkpoint misses "
+                f"{row['checkpoint_misses']:.3f}, p99 {row['p99_s']:.1f} s",
+                flush=True,
+            )
+    return rows
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

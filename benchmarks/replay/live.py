@@ -1,0 +1,122 @@
+"""The same stream against a running platform, over HTTP.
+
+What a trace calls a checkpoint or a LoRA is an asset of that name, where there is one; all
+others stand for the assets that the key may use, the most popular for the first. Sizes are
+left to the platform's model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from benchmarks.replay.figures import quantile
+from benchmarks.replay.trace import TraceRequest
+
+
+def play(trace: Sequence[TraceRequest], url: str, key: str, speed: float, as_json: bool) -> None:
+    """Prints what came of it. Raises SystemExit when the platform cannot be reached."""
+    try:
+        found = asyncio.run(_play(trace, url.rstrip("/"), key, speed))
+    except httpx.HTTPError as error:
+        raise SystemExit(f"replay: {url}: {error or type(error).__name__}") from None
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, value in found.items():
+        print(f"{name:24} {value:.3f}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+async def _play(trace: Sequence[TraceRequest], url: str, key: str, speed: float) -> dict[str, Any]:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=600.0, limits=limits
+    ) as client:
+        names = await _names(client, trace)
+        began = time.monotonic()
+        first_s = trace[0].arrival_s
+        late_s = 0.0
+        running = []
+        for request in trace:
+            due = began + (request.arrival_s - first_s) / speed
+            wait_s = due - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            late_s = max(late_s, -wait_s)
+            running.append(asyncio.create_task(_ask(client, request, names)))
+        answers = await asyncio.gather(*running)
+    latencies = sorted(latency for status, latency, _ in answers if status == 200)
+    statuses = Counter(status for status, _, _ in answers)
+    tiers = Counter(tier for _, _, found in answers for tier in found)
+    return {
+        "requests": len(answers),
+        **{f"status {status}": count for status, count in sorted(statuses.items())},
+        "p50_s": quantile(latencies, 0.5),
+        "p95_s": quantile(latencies, 0.95),
+        "p99_s": quantile(latencies, 0.99),
+        **{f"found on {tier}": count for tier, count in sorted(tiers.items())},
+        "client late by at most_s": late_s,
+    }
+
+
+async def _ask(
+    client: httpx.AsyncClient, request: TraceRequest, names: dict[str, str]
+) -> tuple[int, float, list[str]]:
+    """Status (0: no answer), seconds, and the tier of each asset."""
+    body: dict[str, Any] = {
+        "prompt": "a red circle on a blue background",
+        "steps": request.steps,
+        "num_images": request.images,
+    }
+    if names.get(request.checkpoint):
+        body["checkpoint"] = names[request.checkpoint]
+    loras = {names[name]: scale for name, scale in request.loras if names.get(name)}
+    if loras:
+        body["loras"] = loras
+    started = time.monotonic()
+    try:
+        response = await client.post("/generate/sdxl", json=body)
+    except httpx.HTTPError:
+        return 0, math.nan, []
+    spent_s = time.monotonic() - started
+    if response.status_code != 200:
+        return response.status_code, spent_s, []
+    receipt = response.json().get("receipt") or {}
+    return 200, spent_s, [line["found_on"] for line in receipt.get("assets", [])]
+
+
+async def _names(client: httpx.AsyncClient, trace: Sequence[TraceRequest]) -> dict[str, str]:
+    """Which asset stands for which name of the trace; an empty one for the base model."""
+    names: dict[str, str] = {}
+    for kind, used in (
+        ("checkpoint", Counter(r.checkpoint for r in trace)),
+        ("lora", Counter(name for r in trace for name, _ in r.loras)),
+    ):
+        there = await _assets(client, kind)
+        # The base model is there without a name.
+        stand_ins = ["", *there] if kind == "checkpoint" else there
+        for rank, (name, _) in enumerate(used.most_common()):
+            if name in there:
+                names[name] = name
+            elif stand_ins:
+                names[name] = stand_ins[rank % len(stand_ins)]
+    return names
+
+
+async def _assets(client: httpx.AsyncClient, kind: str) -> list[str]:
+    found: list[str] = []
+    for public in (False, True):
+        response = await client.get(
+            "/v1/assets", params={"asset_type": kind, "is_public": public, "limit": 100}
+        )
+        response.raise_for_status()
+        found += [a["id"] for a in response.json()["data"] if a["status"] == "ready"]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,202 @@
+"""A replica under a virtual clock: the tiers are the real ones, the seconds are computed.
+
+One request is drawn while the next one's assets are brought up, as far as there is room for
+them beside what is being drawn with.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from benchmarks.replay.trace import TraceRequest
+from orchestrator.device_tier import DeviceLease, DeviceTier
+from orchestrator.errors import TierFull
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What every policy is given alike. Sizes in bytes, speeds in bytes a second."""
+
+    replicas: int = 8
+    replicas_per_node: int = 8
+    checkpoint_slots: int = 1
+    lora_slots: int = 4
+    checkpoint_bytes: int = 5_000_000_000
+    lora_bytes: int = 1_000_000_000
+    store_bytes_s: float = 1e9
+    disk_bytes_s: float = 2e9
+    host_bytes_s: float = 10e9
+    disk_bytes: int = 0
+    host_bytes: int = 0
+    picture_s: float = 2.86
+    swap_s: float = 0.02
+    #: What counts as one visit, in the stream's own seconds.
+    session_s: float = 1800.0
+
+    def size_bytes(self, asset: str) -> int:
+        return self.checkpoint_bytes if is_checkpoint(asset) else self.lora_bytes
+
+    def speeds(self) -> dict[str, float]:
+        return {"store": self.store_bytes_s, "disk": self.disk_bytes_s, "host": self.host_bytes_s}
+
+
+def is_checkpoint(asset: str) -> bool:
+    return asset.startswith("c:")
+
+
+class SimulatedNode:
+    """Its file tiers, by the bytes; a tier without any is not there."""
+
+    def __init__(self, hardware: Hardware, clock: Callable[[], float]) -> None:
+        self._hardware = hardware
+        self.tiers: dict[str, DeviceTier[None]] = {
+            name: DeviceTier(budget, name, clock=clock, session_s=hardware.session_s)
+            for name, budget in (("host", hardware.host_bytes), ("disk", hardware.disk_bytes))
+            if budget
+        }
+        self.from_store_bytes = 0
+        self.loras_from_store = Counter[str]()  # by tenant
+
+    def bring(self, asset: str, owner: str) -> float:
+        """Seconds until it could be on a device of this node; it is in the file tiers then."""
+        size = self._hardware.size_bytes(asset)
+        found = "store"
+        for name, tier in self.tiers.items():
+            lease = tier.lease(asset, owner)
+            if lease is not None:
+                lease.release()
+                found = name
+                break
+        for name, tier in self.tiers.items():
+            if name == found:
+                break
+            tier.admit(asset, size, lambda: None, owner)[0].release()
+        if found == "store":
+            self.from_store_bytes += size
+            self.loras_from_store[owner] += not is_checkpoint(asset)
+        return size / self._hardware.speeds()[found]
+
+    def resident(self) -> dict[str, frozenset[str]]:
+        return {name: frozenset(tier.resident()) for name, tier in self.tiers.items()}
+
+
+@dataclass(slots=True)
+class _Job:
+    request: TraceRequest
+    tag: object
+    missing: deque[str] = field(default_factory=deque)
+    leases: list[DeviceLease[None]] = field(default_factory=list)
+    ready_s: float | None = None
+
+
+class SimulatedReplica:
+    """Takes requests one after another. ``wake`` is called with the time of its next event."""
+
+    def __init__(
+        self,
+        name: str,
+        node: SimulatedNode,
+        hardware: Hardware,
+        clock: Callable[[], float],
+        wake: Callable[[float, SimulatedReplica], None],
+        done: Callable[[SimulatedReplica, TraceRequest, object], None],
+    ) -> None:
+        self.name = name
+        self.node = node
+        self._hardware = hardware
+        self._clock = clock
+        self._wake = wake
+        self._done = done
+        h = hardware
+        self.models: DeviceTier[None] = DeviceTier(
+            h.checkpoint_slots * h.checkpoint_bytes, "models", clock=clock, share=1.0
+        )
+        self.extras: DeviceTier[None] = DeviceTier(
+            h.lora_slots * h.lora_bytes, "extras", clock=clock, session_s=h.session_s
+        )
+        self._jobs: deque[_Job] = deque()  # the first is being drawn, or is the next to be
+        self._drawing = False
+        self.wakes_s: float | None = None
+        self.checkpoint_loads = 0
+        self.lora_uses, self.lora_loads = Counter[str](), Counter[str]()  # by tenant
+        self.busy_s = 0.0
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._jobs)
+
+    def holds(self, asset: str) -> bool:
+        return asset in (self.models if is_checkpoint(asset) else self.extras)
+
+    def give(self, request: TraceRequest, tag: object = None) -> None:
+        self._jobs.append(_Job(request, tag, deque(request.assets)))
+        if len(self._jobs) == 1:
+            self._go_on()
+        elif len(self._jobs) == 2 and self._drawing:
+            self._prepare(self._jobs[1])
+
+    def _prepare(self, job: _Job) -> None:
+        """Lease what is there; begin to load what is not, as far as there is room."""
+        at_s = max(self._clock(), job.ready_s or 0.0)
+        while job.missing:
+            asset = job.missing[0]
+            tier = self.models if is_checkpoint(asset) else self.extras
+            try:
+                lease, loaded = tier.admit(
+                    asset, self._hardware.size_bytes(asset), lambda: None, job.request.tenant
+                )
+            except TierFull:
+                if self._drawing:
+                    break  # until what is being drawn lets go
+                loaded = True  # more than there are slots: the rest is there for this one only
+            else:
+                job.leases.append(lease)
+            job.missing.popleft()
+            if loaded:
+                at_s += self.node.bring(asset, job.request.tenant)
+                if is_checkpoint(asset):
+                    self.checkpoint_loads += 1
+                else:
+                    self.lora_loads[job.request.tenant] += 1
+        job.ready_s = at_s
+
+    def _go_on(self) -> None:
+        """Begin to draw the first, if it is ready; else come back when it will be."""
+        if self._drawing or not self._jobs:
+            return
+        job = self._jobs[0]
+        if job.missing:
+            self._prepare(job)
+        assert not job.missing
+        assert job.ready_s is not None
+        if job.ready_s > self._clock():
+            self._sleep_until(job.ready_s)
+            return
+        self._drawing = True
+        drawing_s = self._hardware.swap_s + job.request.cost * self._hardware.picture_s
+        self.busy_s += drawing_s
+        self._sleep_until(self._clock() + drawing_s)
+        if len(self._jobs) > 1:
+            self._prepare(self._jobs[1])
+
+    def _sleep_until(self, at_s: float) -> None:
+        if self.wakes_s != at_s:
+            self.wakes_s = at_s
+            self._wake(at_s, self)
+
+    def woken(self, at_s: float) -> None:
+        if self.wakes_s != at_s:
+            return  # it has other plans by now
+        self.wakes_s = None
+        if self._drawing:
+            self._drawing = False
+            job = self._jobs.popleft()
+            for lease in job.leases:
+                lease.release()
+            self.lora_uses[job.request.tenant] += len(job.request.loras)
+            self._go_on()
+            self._done(self, job.request, job.tag)
+        else:
+            self._go_on()

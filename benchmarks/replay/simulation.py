@@ -1,0 +1,200 @@
+"""A trace played against a policy under a virtual clock."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from assets.content import Blob
+from benchmarks.replay import policies
+from benchmarks.replay.replica import Hardware, SimulatedNode, SimulatedReplica
+from benchmarks.replay.trace import TraceRequest
+from router.admission import QueueLimits
+from router.cost import Speeds
+from router.request import Waiting
+from router.room import Assignment, Patience, WaitingRoom
+
+OURS = "ours"
+POLICIES: dict[str, Callable[[random.Random], policies.Choose]] = {
+    "random": policies.random_choice,
+    "round robin": lambda rng: policies.round_robin(),
+    "least loaded": policies.least_loaded,
+    "power of two": policies.power_of_two,
+    "multiplexed": policies.multiplexed,
+    "consistent hash": lambda rng: policies.consistent_hash(),
+    "bounded hash": lambda rng: policies.consistent_hash(1.25),
+}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of every request, in the order of the trace. Seconds."""
+
+    policy: str
+    hardware: Hardware
+    latency_s: list[float]
+    refused: int
+    checkpoint_loads: int
+    store_bytes: int
+    span_s: float
+    busy_s: list[float]  # by replica
+    #: LoRAs by tenant: used, loaded to a device, fetched from the store.
+    lora_uses: Counter[str]
+    lora_loads: Counter[str]
+    lora_fetches: Counter[str]
+
+
+class _World:
+    """The clock, what is to happen, and the replicas."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self.now_s = 0.0
+        self._events: list[tuple[float, int, SimulatedReplica]] = []
+        self._number = 0
+        clock = lambda: self.now_s  # noqa: E731
+        count = -(-hardware.replicas // hardware.replicas_per_node)
+        self.nodes = [SimulatedNode(hardware, clock) for _ in range(count)]
+        self.replicas = [
+            SimulatedReplica(
+                f"r{index}", self.nodes[index // hardware.replicas_per_node], hardware, clock,
+                self._wake, lambda *done: self.done(*done),
+            )
+            for index in range(hardware.replicas)
+        ]  # fmt: skip
+        self.done: Callable[[SimulatedReplica, TraceRequest, object], None] = lambda *_: None
+
+    def _wake(self, at_s: float, replica: SimulatedReplica) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (at_s, self._number, replica))
+
+    def run_until(self, until_s: float) -> None:
+        while self._events and self._events[0][0] <= until_s:
+            at_s, _, replica = heapq.heappop(self._events)
+            self.now_s = at_s
+            replica.woken(at_s)
+        self.now_s = max(self.now_s, until_s)
+
+    def run_out(self) -> None:
+        while self._events:
+            self.run_until(self._events[0][0])
+
+
+def replay(
+    trace: Sequence[TraceRequest],
+    policy: str,
+    hardware: Hardware,
+    seed: int = 0,
+    patience: Patience | None = None,
+    limits: QueueLimits | None = None,
+    timeout_s: float = float("inf"),
+) -> Outcome:
+    """Play ``trace`` (whose checkpoints are called ``c:…``). Only our own policy may refuse."""
+    world = _World(hardware)
+    latency_s = [float("nan")] * len(trace)
+    refused = 0
+
+    if policy == OURS:
+        shell = _Ours(world, hardware, patience, limits)
+        send = shell.arrive
+    else:
+        choose = POLICIES[policy](random.Random(seed))
+
+        def send(index: int, request: TraceRequest, timeout_s: float) -> bool:
+            choose(request, world.replicas).give(request, index)
+            return True
+
+    def done(replica: SimulatedReplica, request: TraceRequest, tag: object) -> None:
+        index = tag.index if isinstance(tag, _Sent) else tag
+        assert isinstance(index, int)
+        latency_s[index] = world.now_s - request.arrival_s
+        if isinstance(tag, _Sent):
+            shell.done(replica, tag)
+
+    world.done = done
+    for index, request in enumerate(trace):
+        world.run_until(request.arrival_s)
+        refused += not send(index, request, timeout_s)
+    world.run_out()
+    return Outcome(
+        policy,
+        hardware,
+        latency_s,
+        refused,
+        sum(r.checkpoint_loads for r in world.replicas),
+        sum(n.from_store_bytes for n in world.nodes),
+        world.now_s - trace[0].arrival_s,
+        [r.busy_s for r in world.replicas],
+        sum((r.lora_uses for r in world.replicas), Counter()),
+        sum((r.lora_loads for r in world.replicas), Counter()),
+        sum((n.loras_from_store for n in world.nodes), Counter()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    index: int
+    assignment: Assignment
+
+
+class _Ours:
+    """The shell that the dispatcher is, under a virtual clock."""
+
+    def __init__(
+        self,
+        world: _World,
+        hardware: Hardware,
+        patience: Patience | None,
+        limits: QueueLimits | None,
+    ) -> None:
+        self._world = world
+        self._hardware = hardware
+        work_per_s = 30 * 1024 * 1024 / hardware.picture_s
+        speeds = Speeds(hardware.speeds(), work_per_s, hardware.swap_s)
+        limits = limits or QueueLimits(10**9, 10**9)
+        self.room = WaitingRoom(speeds, limits, patience)
+        self._blobs: dict[str, Blob] = {}
+        self._requests: dict[int, TraceRequest] = {}
+        self._node_of: dict[str, str] = {}
+        for at, replica in enumerate(world.replicas):
+            node = f"n{at // hardware.replicas_per_node}"
+            slots = hardware.checkpoint_slots
+            self.room.fleet.add(replica.name, node, model_slots=slots, slots=2)
+            self._node_of[replica.name] = node
+        self._by_name = {replica.name: replica for replica in world.replicas}
+
+    def _blob(self, asset: str) -> Blob:
+        blob = self._blobs.get(asset)
+        if blob is None:
+            blob = self._blobs[asset] = Blob(asset, "", self._hardware.size_bytes(asset))
+        return blob
+
+    def arrive(self, index: int, request: TraceRequest, timeout_s: float) -> bool:
+        now_s = self._world.now_s
+        waiting = Waiting(
+            str(index), request.tenant, request.work, request.checkpoint,
+            (self._blob(request.checkpoint),),
+            tuple(self._blob(name) for name, _ in request.loras), now_s, now_s + timeout_s,
+        )  # fmt: skip
+        if self.room.arrive(waiting, now_s) is not None:
+            return False
+        self._requests[index] = request
+        self._assign()
+        return True
+
+    def done(self, replica: SimulatedReplica, sent: _Sent) -> None:
+        self.room.ended(sent.assignment, self._world.now_s)
+        models = replica.models.resident()
+        keys = models.keys() | replica.extras.resident().keys()
+        self.room.fleet.on_device(replica.name, keys, models)
+        if replica.node.tiers:
+            self.room.fleet.on_node(self._node_of[replica.name], replica.node.resident())
+        self._assign()
+
+    def _assign(self) -> None:
+        for assignment in self.room.assign(self._world.now_s):
+            index = int(assignment.request.id)
+            request = self._requests.pop(index)
+            self._by_name[assignment.replica_id].give(request, _Sent(index, assignment))

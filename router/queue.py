@@ -1,0 +1,148 @@
+"""What waits, grouped by checkpoint and in fair order within each group."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+
+from router.request import Place, Waiting
+
+_Standing = tuple[Place, str]
+
+
+class Queue:
+    """Mutable. Of a tenant whose plan allows so many pictures at a time, no more than those
+    stand in the groups; the rest is held back, in its order."""
+
+    def __init__(self) -> None:
+        self._requests: dict[str, Waiting] = {}
+        self._groups: dict[str, list[_Standing]] = {}
+        self._held: dict[str, deque[str]] = {}
+        self._taken: dict[str, int] = {}  # pictures of a limited tenant in the groups, or drawn
+        self.work = 0.0
+        self._work: dict[str, float] = {}  # of what waits, by tenant
+        self._of: dict[str, dict[str, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._requests
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._requests.values())
+
+    def get(self, request_id: str) -> Waiting | None:
+        return self._requests.get(request_id)
+
+    def count_of(self, tenant_id: str) -> int:
+        return len(self._of.get(tenant_id, ()))
+
+    def of(self, tenant_id: str) -> list[Waiting]:
+        """A tenant's requests, in the order in which they came."""
+        return [self._requests[request_id] for request_id in self._of.get(tenant_id, ())]
+
+    def work_by_tenant(self) -> dict[str, float]:
+        return self._work
+
+    @property
+    def groups(self) -> dict[str, list[_Standing]]:
+        """For each checkpoint that somebody waits for: (place, id), in order."""
+        return self._groups
+
+    def first(self, group: str) -> Waiting:
+        return self._requests[self._groups[group][0][1]]
+
+    def few(self, group: str, count: int) -> list[Waiting]:
+        """The first ones, in order."""
+        return [self._requests[request_id] for _, request_id in self._groups[group][:count]]
+
+    def last(self, group: str) -> Waiting:
+        return self._requests[self._groups[group][-1][1]]
+
+    def add(self, request: Waiting) -> None:
+        tenant = request.tenant_id
+        self._requests[request.id] = request
+        self.work += request.work
+        self._work[tenant] = self._work.get(tenant, 0.0) + request.work
+        self._of.setdefault(tenant, {})[request.id] = None
+        most = request.pictures_at_once
+        if most is not None:
+            taken = self._taken.get(tenant, 0)
+            if taken and taken + request.pictures > most:
+                self._held.setdefault(tenant, deque()).append(request.id)
+                return
+            self._taken[tenant] = taken + request.pictures
+        self._enter(request)
+
+    def take(self, request_id: str) -> Waiting:
+        """Out of the queue, to be drawn: its pictures count until ``drawn``."""
+        request = self._remove(request_id)
+        self._leave(request)
+        return request
+
+    def drawn(self, request: Waiting) -> None:
+        """What ``take`` gave is not being drawn any more."""
+        if request.pictures_at_once is not None:
+            self._give_back(request)
+
+    def withdraw(self, request_id: str) -> None:
+        """Nobody waits for it any more; no error if it is not here."""
+        if request_id not in self._requests:
+            return
+        request = self._remove(request_id)
+        held = self._held.get(request.tenant_id)
+        if held is not None and request_id in held:
+            held.remove(request_id)
+            return
+        self._leave(request)
+        self.drawn(request)
+
+    def move(self, request_id: str, place: Place) -> None:
+        """Another place in the order."""
+        request = self._requests[request_id]
+        stands = request_id not in self._held.get(request.tenant_id, ())
+        if stands:
+            self._leave(request)
+        self._requests[request_id] = replace(request, place=place)
+        if stands:
+            self._enter(self._requests[request_id])
+
+    def _remove(self, request_id: str) -> Waiting:
+        request = self._requests.pop(request_id)
+        tenant = request.tenant_id
+        del self._of[tenant][request_id]
+        self.work -= request.work
+        self._work[tenant] -= request.work
+        if not self._of[tenant]:
+            del self._of[tenant], self._work[tenant]
+        return request
+
+    def _enter(self, request: Waiting) -> None:
+        insort(self._groups.setdefault(request.group, []), (request.place, request.id))
+
+    def _leave(self, request: Waiting) -> None:
+        group = self._groups[request.group]
+        del group[bisect_left(group, (request.place, request.id))]
+        if not group:
+            del self._groups[request.group]
+
+    def _give_back(self, request: Waiting) -> None:
+        tenant, most = request.tenant_id, request.pictures_at_once
+        assert most is not None
+        self._taken[tenant] -= request.pictures
+        held = self._held.get(tenant, deque())
+        while held:
+            following = self._requests[held[0]]
+            taken = self._taken[tenant]
+            if taken and taken + following.pictures > most:
+                break
+            held.popleft()
+            self._taken[tenant] = taken + following.pictures
+            self._enter(following)
+        if not held:
+            self._held.pop(tenant, None)
+        if not self._taken[tenant]:
+            del self._taken[tenant]

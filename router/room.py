@@ -1,0 +1,334 @@
+"""The waiting room: what waits, where it could be drawn, and who goes next.
+
+Everything the dispatcher knows, without its calls: the same object decides in a replay under a
+virtual clock. Mutable; no clock and no I/O of its own. :meth:`WaitingRoom.assign` is to
+be called after every change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from assets.content import Blob
+from router.admission import QueueLimits, Refusal, refusal
+from router.cost import Speeds, cost_s
+from router.demand import Demand
+from router.fairness import FairClock
+from router.fleet import Fleet
+from router.prefetch import Prefetcher
+from router.queue import Queue
+from router.replica import Replica
+from router.request import Place, Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How far the cheap may go before the fair.
+
+    A request that a replica can draw at once may overtake one for which something must be
+    loaded first, until that one has waited ``loads`` times as long as its loading takes
+    (and ``least_s`` at least); and never by more than ``lead_s`` of its tenant's share.
+    """
+
+    least_s: float = 2.0
+    loads: float = 4.0
+    lead_s: float = 10.0
+    #: How long a replica draws with what it has loaded while others wait for their turn.
+    turn_loads: float = 4.0
+    #: Of so many at the head of a crowd the one goes first whose LoRAs are there.
+    overtaking: int = 8
+    #: Over which time demand is remembered, and how far ahead it is believed, in loads.
+    fade_loads: float = 24.0
+    ahead_loads: float = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    request: Waiting
+    replica_id: str
+    cost_s: float
+
+
+#: A request, where it goes, and what that costs.
+_Choice = tuple[Waiting, Replica, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The first of a crowd waits for a replica that has no slot now: it is the cheapest, and
+    stays so until it, or one that gets free, has changed."""
+
+    request_id: str
+    replica_id: str
+    version: int
+    done_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What to bring up to host RAM on the node of a replica."""
+
+    replica_id: str
+    blobs: tuple[Blob, ...]
+
+
+class WaitingRoom:
+    def __init__(
+        self,
+        speeds: Speeds | None = None,
+        limits: QueueLimits | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self.speeds = speeds or Speeds()
+        self.limits = limits or QueueLimits()
+        self.patience = patience or Patience()
+        self.fleet = Fleet()
+        self.queue = Queue()
+        self.prefetcher = Prefetcher()
+        self._fair = FairClock()
+        self._demand = Demand(60.0)
+        self._plans: dict[str, _Plan] = {}  # by checkpoint
+        #: Crowds that were better left where they are: how large, and when to look again.
+        self._crowds: dict[str, tuple[int, float]] = {}
+        self._worths: dict[str, float] = {}  # for as long as nothing changes
+        self._load_s: dict[str, float] = {}  # what each checkpoint takes to load from the store
+
+    def __repr__(self) -> str:
+        return (
+            f"<WaitingRoom {len(self.queue)} waiting for {len(self.queue.groups)} checkpoints; "
+            f"{self.fleet.open_count} of {len(self.fleet)} replicas have a slot>"
+        )
+
+    # Requests come and go
+
+    def arrive(self, request: Waiting, now_s: float) -> Refusal | None:
+        """None if it may wait; then it does."""
+        refused = refusal(request, self.queue, self.fleet, self.speeds, self.limits, now_s)
+        if refused is not None:
+            return refused
+        stamp = self._fair.stamp(request.tenant_id, request.work, request.weight)
+        self._load_s[request.group] = load_s = self.speeds.at_most_s(request.model)
+        self._demand.fade_s = max(1.0, self.patience.fade_loads * load_s)
+        self._demand.asked(request.group, now_s)
+        waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
+        steps_back = self._fair.is_greedy(
+            request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s
+        )
+        place = self._before_lesser(request, (steps_back, stamp))
+        self.queue.add(replace(request, place=place))
+        return None
+
+    def _before_lesser(self, request: Waiting, stamp: Place) -> Place:
+        """The place of a request among its tenant's own: those of lower priority move back by
+        one, and other tenants notice nothing."""
+        lesser = [r for r in self.queue.of(request.tenant_id) if r.priority < request.priority]
+        if not lesser:
+            return stamp
+        places = sorted([r.place for r in lesser] + [stamp])
+        for other, place in zip(sorted(lesser, key=lambda r: r.place), places[1:], strict=True):
+            self.queue.move(other.id, place)
+        return places[0]
+
+    def promote(self, request: Waiting, now_s: float) -> Promotion | None:
+        """To be asked as a request arrives: what should be brought near already, and where. It
+        is the request's own assets if it must wait, and what its tenant had the last time."""
+        found = self.fleet.cheapest(request, self.speeds, now_s, self._regret)
+        guesses = self.prefetcher.asked(request.tenant_id, request.extras, now_s)
+        if found is None:
+            return None
+        replica = found[1]
+        wanted = [*request.blobs, *guesses] if request.id in self.queue else guesses
+        distant = [blob for blob in wanted if replica.tier_of(blob.key) in ("disk", "store")]
+        return Promotion(replica.id, tuple(dict.fromkeys(distant))) if distant else None
+
+    def again(self, request: Waiting) -> None:
+        """One that was taken and lost waits again, at its old place."""
+        self.queue.add(request)
+
+    def ended(self, assignment: Assignment, now_s: float) -> None:
+        """An assignment is over, however it ended; its replica may be gone."""
+        request = assignment.request
+        self.queue.drawn(request)
+        replica = self.fleet.replicas.get(assignment.replica_id)
+        if replica is not None:
+            left = sum(r.work for r in replica.running.values() if r.id != request.id)
+            free_at_s = now_s + left / self.speeds.work_per_s
+            self.fleet.ended(replica.id, request.id, free_at_s)
+
+    # Who goes next, and where
+
+    def assign(self, now_s: float) -> list[Assignment]:
+        """Everything that should start now; it is taken from the queue."""
+        made: list[Assignment] = []
+        self._worths.clear()
+        while self.fleet.open_count and self.queue.groups:
+            following = self._next(now_s)
+            if following is None:
+                break
+            made.append(self._take(*following, now_s))
+            self._worths.clear()
+        return made
+
+    def _next(self, now_s: float) -> _Choice | None:
+        """The request that goes first of all, if there is one that should go now.
+
+        1. The first in fair order that has waited long enough.
+        2. The first of those that an open replica has the checkpoint for, if it does not get too
+           far ahead of the very first.
+        3. The first of all whose cheapest replica is an open one: to wait for a warm and
+           busy one would take longer than loading.
+        4. The last of a crowd that its warm replicas will not have drawn by then.
+        """
+        heads = sorted((group[0][0], name) for name, group in self.queue.groups.items())
+        self._look_at_freed(now_s)
+        first = self.queue.first(heads[0][1])
+        if self._is_overdue(first, now_s):
+            choice = self._placed(first, now_s)
+            if choice is not None and self._turn_is_over(choice[1], first):
+                return choice
+        limit = self._limit(first)
+        warm = {name for _, name in heads if self.fleet.has_open(name)}
+        for place, name in heads:
+            if name in warm and place <= limit:
+                choice = self._warmly(name, now_s)
+                if choice is not None:
+                    return choice
+        for _, name in heads:
+            choice = self._warmly(name, now_s) if name in warm else None
+            choice = choice or self._placed(self.queue.first(name), now_s)
+            if choice is not None:
+                return choice
+        for _, name in heads:
+            choice = self._spilled(name, now_s)
+            if choice is not None:
+                return choice
+        return None
+
+    def _limit(self, first: Waiting) -> Place:
+        """The last place that may overtake."""
+        steps_back, finish = first.place
+        return steps_back, finish + self.patience.lead_s * self.speeds.work_per_s
+
+    def _is_overdue(self, request: Waiting, now_s: float) -> bool:
+        waited_s = now_s - request.arrived_s
+        load_s = self._load_s[request.group]
+        patience_s = max(self.patience.least_s, self.patience.loads * load_s)
+        # Whoever is in a hurry has no more patience than half of the time that there is.
+        return waited_s >= min(patience_s, (request.deadline_s - request.arrived_s) / 2)
+
+    def _turn_is_over(self, replica: Replica, request: Waiting) -> bool:
+        """Whether the replica has drawn enough with what it has to load something else."""
+        if request.group in replica.models:
+            return True
+        if not any(key in self.queue.groups for key in replica.models):
+            return True
+        return replica.turn_s >= self.patience.turn_loads * self._load_s[request.group]
+
+    def _warmly(self, group: str, now_s: float) -> _Choice | None:
+        """On an open replica that has its checkpoint: of the first few the one whose LoRAs are
+        there too, unless the very first has waited for long enough."""
+        first = self.queue.first(group)
+        candidates = [first]
+        extras_s = self.speeds.at_most_s(first.extras)
+        patient_s = max(self.patience.least_s, self.patience.loads * extras_s)
+        if extras_s and now_s - first.arrived_s < patient_s:
+            limit = self._limit(first)
+            few = self.queue.few(group, self.patience.overtaking)
+            candidates += [r for r in few[1:] if r.place <= limit]
+        best: tuple[float, _Choice] | None = None
+        for request in candidates:
+            found = self.fleet.cheapest(
+                request, self.speeds, now_s, self._regret, open_only=True, warm_only=True
+            )
+            if found is None or found[1].id in request.avoid:
+                continue
+            fetch_s = self.speeds.fetch_s(request.extras, found[1])
+            if best is None or fetch_s < best[0]:
+                best = fetch_s, (request, found[1], found[0])
+            if not fetch_s:
+                break
+        return None if best is None else best[1]
+
+    def _placed(self, request: Waiting, now_s: float) -> _Choice | None:
+        """Where it costs least, if there is a slot now; else that is where it waits to go."""
+        plan = self._plans.get(request.group)
+        if plan is not None and plan.request_id == request.id:
+            home = self.fleet.replicas.get(plan.replica_id)
+            if home is not None and home.version == plan.version:
+                return None
+        found = self.fleet.cheapest(request, self.speeds, now_s, self._regret)
+        if found is None:
+            return None
+        cost, replica = found
+        if replica.has_slot:
+            return request, replica, cost
+        self._plans[request.group] = _Plan(request.id, replica.id, replica.version, now_s + cost)
+        return None
+
+    def _look_at_freed(self, now_s: float) -> None:
+        """A replica that has changed may be better than the one that is waited for."""
+        freed, self.fleet.freed = dict.fromkeys(self.fleet.freed), []
+        for group, plan in list(self._plans.items()):
+            request = self.queue.get(plan.request_id)
+            if request is None:
+                del self._plans[group]
+                continue
+            left_s = plan.done_s - now_s
+            if left_s <= request.work / self.speeds.work_per_s:
+                continue  # it will not be better than that anywhere
+            for replica_id in freed:
+                replica = self.fleet.replicas.get(replica_id)
+                if replica is not None and replica.has_slot:
+                    cost = cost_s(request, replica, self.speeds, now_s)
+                    if cost < left_s and cost + self._regret_of(request, replica, now_s) < left_s:
+                        del self._plans[group]
+                        break
+
+    def _spilled(self, group: str, now_s: float) -> _Choice | None:
+        homes = len(self.fleet.homes(group))
+        crowd = len(self.queue.groups[group])
+        last = self.queue.last(group)
+        drawing_s = last.work / self.speeds.work_per_s
+        drained_s = crowd * drawing_s / max(1, homes)
+        load_s = self._load_s[group]
+        if not homes or drained_s <= load_s + drawing_s:
+            return None
+        seen, again_s = self._crowds.get(group, (0, 0.0))
+        if crowd <= seen and now_s < again_s:
+            return None
+        cold = self.fleet.cheapest(last, self.speeds, now_s, self._regret, open_only=True)
+        if cold is None or cold[0] >= drained_s:
+            self._crowds[group] = crowd, now_s + load_s / 4
+            return None
+        return last, cold[1], cold[0]
+
+    def _regret(self, replica: Replica, now_s: float) -> float:
+        """What the checkpoint that the replica would give up for another is worth: how long it
+        takes to load, if it is asked for soon and nobody else has it."""
+        if len(replica.models) < replica.model_slots:
+            return 0.0
+        return min(self._worth(key, now_s) for key in replica.models)
+
+    def _regret_of(self, request: Waiting, replica: Replica, now_s: float) -> float:
+        return 0.0 if request.group in replica.models else self._regret(replica, now_s)
+
+    def _worth(self, key: str, now_s: float) -> float:
+        known = self._worths.get(key)
+        if known is None:
+            load_s = self._load_s.get(key, 0.0)
+            known = load_s / max(1, len(self.fleet.homes(key)))
+            if key not in self.queue.groups:
+                known *= self._demand.within(key, self.patience.ahead_loads * load_s, now_s)
+            self._worths[key] = known
+        return known
+
+    def _take(self, request: Waiting, replica: Replica, _: float, now_s: float) -> Assignment:
+        self.queue.take(request.id)
+        loading = self.speeds.fetch_s(request.blobs, replica) * self.speeds.work_per_s
+        self._fair.served(request.tenant_id, request.place[1], request.work + loading, now_s)
+        if loading:
+            self._fair.charge(request.tenant_id, loading, request.weight)
+        busy_s = cost_s(request, replica, self.speeds, now_s)
+        drawing_s = request.work / self.speeds.work_per_s
+        self.fleet.sent(replica.id, request, now_s + busy_s, drawing_s)
+        return Assignment(request, replica.id, busy_s)

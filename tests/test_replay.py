@@ -1,0 +1,175 @@
+"""The replay: its stream, its policies, and that the platform's own router is what is played."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.replay.bound import bound
+from benchmarks.replay.caches import belady_misses, lora_uses, lru_misses, tier_misses
+from benchmarks.replay.figures import describe, figures
+from benchmarks.replay.generator import generate
+from benchmarks.replay.neighbour import flood_of_loras, loud_neighbour
+from benchmarks.replay.replica import Hardware
+from benchmarks.replay.simulation import OURS, POLICIES, replay
+from benchmarks.replay.trace import BadTrace, TraceRequest, at_load, read_trace, write_trace
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def trace() -> list[TraceRequest]:
+    return generate(6_000, seed=0)
+
+
+def test_the_same_seed_is_the_same_stream(trace: list[TraceRequest]) -> None:
+    assert generate(6_000, seed=0) == trace
+    assert generate(6_000, seed=1) != trace
+
+
+def test_the_stream_is_like_the_real_one(trace: list[TraceRequest]) -> None:
+    found = describe(trace)
+    assert found["requests with LoRAs"] == pytest.approx(0.22, abs=0.04)
+    assert found["of those, with one"] == pytest.approx(0.93, abs=0.05)
+    assert found["top 5 checkpoints"] == pytest.approx(0.70, abs=0.05)
+    assert found["LoRAs of one tenant only"] == pytest.approx(0.83, abs=0.05)
+    assert found["repeats the tenant's last assets"] == pytest.approx(0.68, abs=0.03)
+    assert found["squared variation of the gaps"] == pytest.approx(144, rel=0.02)
+    assert found["checkpoint misses, 8 replicas at random"] == pytest.approx(0.62, abs=0.04)
+
+
+def test_a_trace_file_is_what_was_written(trace: list[TraceRequest], tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    write_trace(path, trace[:100])
+    again = read_trace(path)
+    assert [r.assets for r in again] == [r.assets for r in trace[:100]]
+    assert [r.arrival_s for r in again] == pytest.approx([r.arrival_s for r in trace[:100]])
+    assert [r.loras for r in again] == [r.loras for r in trace[:100]]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("loras", "l1", "line 3"),
+        ("loras", '[{"id": "l"}]', "scale"),
+        ("steps", "0", "positive"),
+        ("width", "x", "line 3"),
+        ("arrival_s", "nan", "arrival_s"),
+        ("arrival_s", "-1", "arrival_s"),
+        ("arrival_s", "0", "before the one above"),
+        ("tenant", "", "named"),
+    ],
+)
+def test_a_bad_line_is_named(
+    trace: list[TraceRequest], tmp_path: Path, column: str, value: str, said: str
+) -> None:
+    path = tmp_path / "trace.csv"
+    write_trace(path, trace[1:4])
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[1][column] = value
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(BadTrace, match=said):
+        read_trace(path)
+
+
+def test_the_load_is_what_was_asked_for(trace: list[TraceRequest]) -> None:
+    stream = at_load(trace, 0.7, 8, 2.0)
+    work_s = sum(r.cost for r in stream) * 2.0
+    assert work_s / (8 * stream[-1].arrival_s) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("policy", [OURS, *POLICIES])
+def test_every_request_is_drawn_once_and_the_books_agree(
+    policy: str, trace: list[TraceRequest]
+) -> None:
+    hardware = Hardware(replicas=4)
+    stream = at_load(trace[:1_500], 0.6, 4, hardware.picture_s)
+    outcome = replay(stream, policy, hardware)
+    least_s = [hardware.swap_s + r.cost * hardware.picture_s for r in stream]
+    for latency_s, drawing_s in zip(outcome.latency_s, least_s, strict=True):
+        assert latency_s >= drawing_s - 1e-6
+    assert sum(outcome.busy_s) == pytest.approx(sum(least_s))
+    assert outcome.lora_uses.total() == len(lora_uses(stream))
+    # Without file tiers, all that was loaded came from the store.
+    loads = outcome.checkpoint_loads * hardware.checkpoint_bytes
+    assert outcome.store_bytes == loads + outcome.lora_loads.total() * hardware.lora_bytes
+    assert replay(stream, policy, hardware).latency_s == outcome.latency_s
+
+
+def test_file_tiers_spare_the_store(trace: list[TraceRequest]) -> None:
+    stream = at_load(trace[:2_000], 0.5, 4, 2.86)
+    bare = replay(stream, OURS, Hardware(replicas=4))
+    tiered = replay(stream, OURS, Hardware(replicas=4, host_bytes=40 * 10**9, disk_bytes=10**12))
+    distinct = {name for r in stream for name in r.assets}
+    assert tiered.store_bytes < bare.store_bytes
+    assert tiered.store_bytes == sum(
+        (5 if name.startswith("c:") else 1) * 10**9 for name in distinct
+    )
+
+
+def test_affinity_is_worth_it(trace: list[TraceRequest]) -> None:
+    """The platform's promise, on a short stream; the figures are the benchmark's."""
+    hardware = Hardware()
+    stream = at_load(trace, 0.7, 8, hardware.picture_s)
+    found = {
+        policy: figures(replay(stream, policy, hardware), stream)
+        for policy in (OURS, "random", "multiplexed", "bounded hash")
+    }
+    ours = found[OURS]
+    assert ours["checkpoint_misses"] <= 0.25 * found["random"]["checkpoint_misses"]
+    assert ours["checkpoint_misses"] <= 0.5 * found["multiplexed"]["checkpoint_misses"]
+    assert ours["p99_s"] <= 0.5 * found["bounded hash"]["p99_s"]
+    assert ours["imbalance"] <= 1.3
+    best = bound(stream, hardware)
+    assert best["checkpoint_misses"] <= ours["checkpoint_misses"]
+    assert best["p99_s"] <= ours["p99_s"]
+
+
+def test_evictions_lie_between_the_best_and_lru(trace: list[TraceRequest]) -> None:
+    uses = lora_uses(trace)
+    for slots in (8, 32):
+        best, ours = belady_misses(uses, slots), tier_misses(uses, slots)
+        assert best <= ours <= 1.02 * lru_misses(uses, slots)
+
+
+def test_neighbours_are_protected(trace: list[TraceRequest]) -> None:
+    hardware = Hardware()
+    stream = at_load(trace[:4_000], 0.3, 8, hardware.picture_s)
+    row = loud_neighbour(stream, hardware, 20, [OURS])[0]
+    assert row["ratio"] <= 1.7
+    flood = flood_of_loras(stream, Hardware(host_bytes=64 * 10**9, session_s=46.0))
+    assert flood["node_beside"] >= flood["node_alone"] - 0.05
+
+
+def test_the_command(tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "benchmarks", "replay", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    path = tmp_path / "trace.csv"
+    assert "400 requests" in run("--requests", "400", "--write", str(path))
+    printed = run("--trace", str(path), "--policies", "--only", "ours,random", "--loads", "0.4",
+                  "--json")  # fmt: skip
+    rows = json.loads(printed)["policies"]
+    assert [row["policy"] for row in rows] == ["ours", "random", "clairvoyant bound"]
+    assert not any(math.isnan(row["p99_s"]) for row in rows)
+    path.write_text("tenant\nx\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "replay", "--trace", str(path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no column" in done.stderr
+    assert "Traceback" not in done.stderr
