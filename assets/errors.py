@@ -14,6 +14,7 @@
     ├── FetchFailed        what was to be imported could not be fetched
     │   └── FetchRefused   and may not be, whatever is there
     ├── StoreError         the object store failed or lost a blob
+    │   └── StoreBroke     and may do better when asked again
     └── IngestRejected     the uploaded bytes cannot be served; carries every reason
         └── HeaderError    the safetensors header itself is malformed
 """
@@ -90,6 +91,10 @@ class FetchRefused(FetchFailed):
 
 
 class StoreError(AssetError):
+    pass
+
+
+class StoreBroke(StoreError):
     pass
 
 

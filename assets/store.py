@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import fsspec
 
-from assets.errors import StoreError
+from assets.errors import StoreBroke, StoreError
 
 CHUNK_BYTES = 1 << 20
 
@@ -40,6 +40,13 @@ class ObjectStore(Protocol):
 
     def open(self, key: str) -> BinaryIO:
         """A binary reader. Raises StoreError when the key does not exist."""
+
+    def read_range(self, key: str, start: int, stop: int, timeout_s: float) -> bytes:
+        """The bytes from ``start`` to before ``stop``, or fewer when it was cut short.
+
+        Raises:
+            StoreBroke: it failed, or took longer. StoreError: the key does not exist.
+        """
 
     def size(self, key: str) -> int | None:
         """Bytes under ``key``, or None when there is nothing."""
@@ -108,6 +115,18 @@ class FsspecStore:
             return cast(BinaryIO, self._fs.open(self.path(key), "rb", block_size=8 << 20))
         except FileNotFoundError:
             raise StoreError(f"the object store holds no {key!r}") from None
+
+    def read_range(self, key: str, start: int, stop: int, timeout_s: float) -> bytes:
+        path = self.path(key)
+        try:
+            if self._is_local:
+                with open(path, "rb", buffering=0) as file:
+                    return os.pread(file.fileno(), stop - start, start)
+            return bytes(self._fs.cat_file(path, start=start, end=stop, timeout=timeout_s))
+        except FileNotFoundError:
+            raise StoreError(f"the object store holds no {key!r}") from None
+        except Exception as error:  # whatever the client of a store may raise
+            raise StoreBroke(f"{key}: {type(error).__name__}: {error}") from error
 
     def size(self, key: str) -> int | None:
         try:

@@ -38,8 +38,9 @@ from assets.skeleton import Shape, Skeleton
 from assets.store import FsspecStore, put_file
 from benchmarks.samples import write_kohya_lora
 from benchmarks.swap import quietly, stock_lora, stock_pipeline
+from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner, StoreSource
+from orchestrator.provision import Provisioner
 from serving.commons.miniature import MINIATURE_CONFIGS, write_miniature
 from serving.drawing import Drawing, DrawRequest
 from serving.engine.compiled import compilations, keep_artifacts

@@ -34,8 +34,9 @@ from assets.keys import blob_key
 from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.store import FsspecStore, put_file
 from benchmarks.samples import write_inversion, write_kohya_lora
+from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner, StoreSource
+from orchestrator.provision import Provisioner
 from serving.commons.miniature import write_miniature
 from serving.engine.engine import Engine
 from serving.engine.shelf import Prepared

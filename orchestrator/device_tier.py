@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from threading import Condition
 from typing import Generic, TypeVar
@@ -182,6 +182,14 @@ class DeviceTier(Generic[V]):
         """Hold a resident value here. Raises KeyError when it is not resident."""
         with self._changed:
             self._entries[key].pinned = pinned
+
+    def pin_just(self, keys: Collection[str]) -> None:
+        """Hold exactly those of these that are here; at most half of the tier."""
+        with self._changed:
+            left = self.budget_bytes // 2
+            for key, entry in self._entries.items():
+                entry.pinned = key in keys and entry.size_bytes <= left
+                left -= entry.size_bytes if entry.pinned else 0
 
     def resident(self) -> dict[str, int]:
         """Bytes by key."""

@@ -5,6 +5,7 @@
     TierError
     ├── TierFull        everything in the tier is leased or pinned; retry when a lease ends
     ├── TooLarge        the value alone exceeds the tier's budget
+    ├── SourceDown      neither the store nor a peer gives the bytes now; says when to ask again
     ├── Corrupt         bytes arrived that are not the ones that were asked for
     └── TierUnusable    the tier's folder cannot hold it (a small /dev/shm); says the remedy
 """
@@ -37,6 +38,18 @@ class TooLarge(TierError):
         return (
             f"{needed_bytes} bytes exceed the whole {tier} tier ({budget_bytes}); raise its budget"
         )
+
+
+class SourceDown(TierError):
+    def __init__(self, reason: str, retry_after_s: float = 5.0) -> None:
+        super().__init__(reason, retry_after_s)
+
+    @property
+    def retry_after_s(self) -> float:
+        return float(self.args[1])
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Corrupt(TierError):

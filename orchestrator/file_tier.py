@@ -6,7 +6,11 @@ Shared by every process of a node. On disk::
     locks/KEY       flock(LOCK_SH) = a lease; its mtime = when the entry was last used
     incoming/KEY    bytes on their way, already as large as they will be (so they count)
     incoming/KEY.lock   held by the one process of the node that fetches KEY
-    pins/KEY        present while an operator holds the entry here
+    pins/KEY        present while the entry is held here: "operator", or "popular", which
+                    yields when there is no other way
+    uses/KEY        how often somebody came back for it, and the one tenant that did
+    owners/TENANT   how often that tenant came back for anything
+    quarantine/KEY  bytes that rotted here; the last few, for whoever wants to know why
     budget.lock     held while room is made
 
 Truncating a mapped file kills the process that maps it, so nothing here truncates.
@@ -14,8 +18,13 @@ Truncating a mapped file kills the process that maps it, so nothing here truncat
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +32,16 @@ from typing import BinaryIO
 from assets.content import Blob
 from assets.store import Digesting
 from orchestrator.errors import Corrupt, TierError, TierFull, TooLarge
+from orchestrator.eviction import SESSION_S, SHARE, Entry, victims
 from orchestrator.locks import acquire, exclusive
+from orchestrator.use_log import UseLog
+
+log = logging.getLogger(__name__)
+
+#: Why an entry is held here. What is popular yields when there is no other way.
+OPERATOR, POPULAR = "operator", "popular"
+#: How many files that rotted are kept.
+_QUARANTINED = 2
 
 Fill = Callable[[BinaryIO], None]
 
@@ -48,25 +66,43 @@ class FileLease:
 
 
 class FileTier:
-    """A content-addressed folder with a byte budget, least recently used out first."""
+    """A content-addressed folder with a byte budget; what must leave it, eviction.py says.
 
-    def __init__(self, name: str, root: Path, budget_bytes: int) -> None:
+    ``owner`` is the tenant for which an entry is used; empty for the platform itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        budget_bytes: int,
+        *,
+        clock: Callable[[], float] = time.time,
+        session_s: float = SESSION_S,
+        share: float = SHARE,
+    ) -> None:
+        """``clock`` is the clock of the files' times."""
         self.name = name
         self.budget_bytes = budget_bytes
+        self._share_bytes = share * budget_bytes
+        self._clock = clock
+        self._session_s = session_s
         self._root = root
         self._objects = root / "objects"
         self._locks = root / "locks"
         self._incoming = root / "incoming"
         self._pins = root / "pins"
-        for folder in (self._objects, self._locks, self._incoming, self._pins):
+        self._quarantine = root / "quarantine"
+        for folder in (self._objects, self._locks, self._incoming, self._pins, self._quarantine):
             folder.mkdir(parents=True, exist_ok=True)
+        self._uses = UseLog(root, session_s)
 
     def __repr__(self) -> str:
         resident = self.resident()
         used = sum(resident.values())
         return f"<{self.name} tier: {len(resident)} files, {used} of {self.budget_bytes} bytes>"
 
-    def lease(self, blob: Blob) -> FileLease | None:
+    def lease(self, blob: Blob, owner: str = "") -> FileLease | None:
         """The entry, if it is here."""
         descriptor = acquire(self._locks / blob.key, shared=True)
         assert descriptor is not None
@@ -78,28 +114,33 @@ class FileTier:
         if not present:
             os.close(descriptor)
             return None
-        os.utime(descriptor)
+        self._used(blob.key, descriptor, owner)
         return FileLease(path, descriptor)
 
-    def admit(self, blob: Blob, fill: Fill) -> tuple[FileLease, bool]:
+    def _used(self, key: str, descriptor: int, owner: str) -> None:
+        now_s = self._clock()
+        self._uses.note(key, owner, now_s)
+        os.utime(descriptor, (now_s, now_s))
+
+    def admit(self, blob: Blob, fill: Fill, owner: str = "") -> tuple[FileLease, bool]:
         """The entry, written by ``fill`` if nobody else brings it first.
 
         Returns the lease and whether this call moved the bytes. Of all the processes
         of the node that ask at once, one fetches; if it dies, the next takes over.
 
         Raises:
-            TooLarge, TierFull: before anything is fetched.
+            TooLarge, TierFull: before anything is fetched. Whatever ``fill`` raises.
             Corrupt: the bytes are not the blob's; nothing is left behind.
         """
         if blob.size_bytes > self.budget_bytes:
             raise TooLarge(self.name, blob.size_bytes, self.budget_bytes)
         with exclusive(self._incoming / f"{blob.key}.lock"):
-            lease = self.lease(blob)
+            lease = self.lease(blob, owner)
             if lease is not None:
                 return lease, False
-            return self._bring(blob, fill), True
+            return self._bring(blob, fill, owner), True
 
-    def _bring(self, blob: Blob, fill: Fill) -> FileLease:
+    def _bring(self, blob: Blob, fill: Fill, owner: str) -> FileLease:
         part = self._incoming / blob.key
         self._reserve(blob, part)
         try:
@@ -114,8 +155,9 @@ class FileTier:
                 file.flush()
                 os.fsync(file.fileno())
             descriptor = acquire(self._locks / blob.key, shared=True)
+            assert descriptor is not None
             os.rename(part, self._objects / blob.key)
-            os.utime(self._locks / blob.key)
+            self._used(blob.key, descriptor, owner)
             return FileLease(self._objects / blob.key, descriptor)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -128,37 +170,76 @@ class FileTier:
             if needed > 0:
                 self._evict(needed, blob.size_bytes)
             try:
-                with open(part, "wb") as file:
-                    if blob.size_bytes:
-                        os.posix_fallocate(file.fileno(), 0, blob.size_bytes)
+                self._allocate(part, blob.size_bytes)
             except OSError as error:
                 part.unlink(missing_ok=True)
                 raise TierError(f"the {self.name} tier cannot grow: {error}") from error
 
+    def _allocate(self, part: Path, size_bytes: int) -> None:
+        """When the disk is fuller than the budget says, what is here makes room for it."""
+        for attempt in (1, 2):
+            try:
+                with open(part, "wb") as file:
+                    if size_bytes:
+                        os.posix_fallocate(file.fileno(), 0, size_bytes)
+                return
+            except OSError as error:
+                part.unlink(missing_ok=True)
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or attempt == 2:
+                    raise
+            with suppress(TierFull):
+                self._evict(size_bytes, size_bytes)
+
     def _evict(self, needed_bytes: int, wanted_bytes: int) -> None:
-        """Unlink the least recently used until ``needed_bytes`` are free; nothing at all when
-        they cannot be, because what is leased or pinned stays."""
+        """Unlink entries until ``needed_bytes`` are free; none at all when they cannot be, because
+        what is leased or pinned stays."""
         for orphan in self._incoming.iterdir():
             if needed_bytes > 0 and orphan.suffix != ".lock":
                 needed_bytes -= self._drop_orphan(orphan)
-        victims: list[tuple[Path, int]] = []
+        if needed_bytes <= 0:
+            return
+        entries, owned, now_s = self._entries(), Counter[str](), self._clock()
+        for entry in entries:
+            if entry.owner:
+                owned[entry.owner] += entry.size_bytes
+        pins = self.pins()
+        loose = [entry for entry in entries if entry.key not in pins]
+        popular = [entry for entry in entries if pins.get(entry.key) == POPULAR]
+        locked: dict[str, int] = {}
+        leased: set[str] = set()
+        freed_bytes = 0
         try:
-            for path in sorted(self._objects.iterdir(), key=self._last_used):
-                if needed_bytes <= 0:
-                    break
-                if not (self._pins / path.name).exists():
-                    lock = acquire(self._locks / path.name, shared=False, wait=False)
-                    if lock is not None:
-                        victims.append((path, lock))
-                        needed_bytes -= path.stat().st_size
-            if needed_bytes > 0:
+            for some in (loose, loose + popular):
+                sizes = {entry.key: entry.size_bytes for entry in some}
+                while freed_bytes < needed_bytes:
+                    idle = [e for e in some if e.key not in locked and e.key not in leased]
+                    missing = needed_bytes - freed_bytes
+                    chosen = victims(
+                        idle, missing, self._share_bytes, owned, now_s, self._session_s
+                    )
+                    if not chosen:
+                        break
+                    for key in chosen:
+                        lock = acquire(self._locks / key, shared=False, wait=False)
+                        if lock is None:
+                            leased.add(key)
+                        else:
+                            locked[key] = lock
+                            freed_bytes += sizes[key]
+            if freed_bytes < needed_bytes:
                 raise TierFull(self.name, wanted_bytes, self.budget_bytes)
-            for path, _ in victims:
-                path.unlink()
-                (self._locks / path.name).unlink()
+            for key in locked:
+                (self._objects / key).unlink(missing_ok=True)
+                (self._locks / key).unlink()
         finally:
-            for _, lock in victims:
+            for lock in locked.values():
                 os.close(lock)
+
+    def _entries(self) -> list[Entry]:
+        return [
+            self._uses.entry(key, size_bytes, self._last_used_s(key))
+            for key, size_bytes in self.resident().items()
+        ]
 
     def _drop_orphan(self, part: Path) -> int:
         descriptor = acquire(part.with_name(part.name + ".lock"), shared=False, wait=False)
@@ -173,9 +254,9 @@ class FileTier:
         finally:
             os.close(descriptor)
 
-    def _last_used(self, path: Path) -> float:
+    def _last_used_s(self, key: str) -> float:
         try:
-            return (self._locks / path.name).stat().st_mtime
+            return (self._locks / key).stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
@@ -191,12 +272,39 @@ class FileTier:
             os.close(lock)
         return True
 
-    def pin(self, key: str) -> None:
+    def quarantine(self, key: str) -> None:
+        """Its bytes are not what they were when they came: nobody gets them any more. Whoever
+        reads them now keeps reading."""
+        with suppress(FileNotFoundError):
+            os.rename(self._objects / key, self._quarantine / key)
+            log.warning("the %s tier's copy of %s had rotted", self.name, key)
+        kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_ctime)
+        for old in kept[:-_QUARANTINED]:
+            old.unlink(missing_ok=True)
+
+    def pin(self, key: str, reason: str = OPERATOR) -> None:
         """Hold the entry here, present or future, until it is unpinned."""
-        (self._pins / key).touch()
+        (self._pins / key).write_text(reason)
 
     def unpin(self, key: str) -> None:
         (self._pins / key).unlink(missing_ok=True)
+
+    def pins(self) -> dict[str, str]:
+        """Why each key is held."""
+        found = {}
+        for path in self._pins.iterdir():
+            with suppress(FileNotFoundError):
+                found[path.name] = path.read_text() or OPERATOR
+        return found
+
+    def pin_just(self, pins: Mapping[str, str]) -> None:
+        """Exactly these, each with its reason."""
+        held = self.pins()
+        for key, reason in pins.items():
+            if held.get(key) != reason:
+                self.pin(key, reason)
+        for key in held.keys() - pins.keys():
+            self.unpin(key)
 
     def resident(self) -> dict[str, int]:
         """Bytes by key of what can be leased."""

@@ -1,38 +1,23 @@
-"""Bringing a blob up: object store → disk → host, once per node, with a receipt."""
+"""Bringing a blob up: peer or object store → disk → host, once per node, with a receipt."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, Protocol
+from typing import BinaryIO, Literal
 
 from assets.content import Blob
-from assets.keys import blob_key
-from assets.store import ObjectStore
-from orchestrator.errors import Corrupt, TierError
+from assets.signing import Signer
+from orchestrator.download import BlobSource
+from orchestrator.errors import Corrupt, SourceDown, TierError
 from orchestrator.file_tier import FileLease, FileTier
+from orchestrator.peers import PeerServer, PeerSource
 
-TierName = Literal["gpu", "host", "disk", "store"]
+TierName = Literal["gpu", "host", "disk", "peer", "store"]
 
 CHUNK_BYTES = 4 << 20
-
-
-class BlobSource(Protocol):
-    """The object store, as the tiers see it."""
-
-    def open_blob(self, blob: Blob) -> BinaryIO: ...
-
-
-class StoreSource:
-    """The blobs of an object store."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-
-    def open_blob(self, blob: Blob) -> BinaryIO:
-        return self._store.open(blob_key(blob))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,40 +44,89 @@ class Provisioner:
         self._disk = disk
         self._host = host
         self._clock = clock
+        self._peers: PeerSource | None = None
+        self._server: PeerServer | None = None
 
     @property
     def tiers(self) -> Sequence[FileTier]:
         return (self._host, self._disk)
 
-    def bring(self, blob: Blob) -> tuple[FileLease, Found]:
-        """A lease on the blob's file, in host RAM if it fits there, else on disk.
+    # Neighbours
+
+    def join(self, node: str, host: str, signer: Signer) -> str:
+        """Serve this node's blobs to its neighbours at an address of ``host``, and ask them
+        before the store; the endpoint's URL."""
+        self._peers = PeerSource(node, self._source, signer)
+        self._server = PeerServer(self._for_a_peer, signer, host)
+        return self._server.url
+
+    def meet(self, nodes: Mapping[str, str]) -> None:
+        """Every node there is, with its endpoint."""
+        if self._peers is not None:
+            self._peers.nodes = dict(nodes)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    def _for_a_peer(self, blob: Blob) -> FileLease:
+        lease = self._host.lease(blob)
+        if lease is None:
+            lease, _ = self._disk.admit(blob, lambda file: self._source.fetch(blob, file))
+        return lease
+
+    # Blobs
+
+    def bring(self, blob: Blob, owner: str = "") -> tuple[FileLease, Found]:
+        """A lease on the blob's file, in host RAM if it fits there, else on disk. ``owner`` is
+        the tenant that wants it.
 
         Raises:
-            TierError: neither tier has room, or the bytes are corrupt (a rotten copy on
-            disk is dropped, so that the next attempt fetches it anew).
-            Whatever the source raises when it has no such blob.
+            TierError: neither tier has room, or the bytes cannot be had. A rotten copy on disk
+            is put aside and fetched anew. StoreError: there is no such blob.
         """
         started = self._clock()
-        lease = self._host.lease(blob)
+        lease = self._host.lease(blob, owner)
         if lease is not None:
             return lease, Found(blob.key, "host", 0, self._clock() - started)
-        on_disk, fetched = self._disk.admit(blob, lambda file: self._download(blob, file))
-        tier: TierName = "store" if fetched else "disk"
-        moved = blob.size_bytes if fetched else 0
         try:
-            lease, copied = self._host.admit(blob, lambda file: _copy(on_disk, file))
-        except Corrupt:
+            lease, tier, moved = self._climb(blob, owner)
+        except _Rotten:
+            self._disk.quarantine(blob.key)
+            lease, tier, moved = self._climb(blob, owner)
+        return lease, Found(blob.key, tier, moved, self._clock() - started)
+
+    def _climb(self, blob: Blob, owner: str) -> tuple[FileLease, TierName, int]:
+        on_disk, tier = self._on_disk(blob, owner)
+        moved = 0 if tier == "disk" else blob.size_bytes
+        try:
+            lease, copied = self._host.admit(blob, lambda file: _copy(on_disk, file), owner)
+        except Corrupt as error:
             on_disk.release()
-            self._disk.drop(blob.key)
-            raise
+            raise _Rotten(str(error)) from None
         except TierError:  # no room in memory: the file on disk serves as well, only slower
-            return on_disk, Found(blob.key, tier, moved, self._clock() - started)
+            return on_disk, tier, moved
         except BaseException:
             on_disk.release()
             raise
         on_disk.release()
-        moved += blob.size_bytes if copied else 0
-        return lease, Found(blob.key, tier, moved, self._clock() - started)
+        return lease, tier, moved + (blob.size_bytes if copied else 0)
+
+    def _on_disk(self, blob: Blob, owner: str) -> tuple[FileLease, TierName]:
+        """A lease on the disk tier, and where the bytes came from."""
+        peers = self._peers
+        if peers is not None and peers.nodes:
+            came_from: list[TierName] = ["disk"]
+            try:
+                lease, _ = self._disk.admit(
+                    blob, lambda file: came_from.append(peers.fetch(blob, file)), owner
+                )
+            except (SourceDown, Corrupt):
+                pass  # half of it came, or something else: the store has the last word
+            else:
+                return lease, came_from[-1]
+        lease, fetched = self._disk.admit(blob, lambda f: self._source.fetch(blob, f), owner)
+        return lease, "store" if fetched else "disk"
 
     def forget(self, key: str) -> bool:
         """Remove a blob that nobody may ask for any more; whether it is gone from both tiers."""
@@ -102,9 +136,9 @@ class Provisioner:
             gone &= key not in tier.resident() or tier.drop(key)
         return gone
 
-    def _download(self, blob: Blob, file: BinaryIO) -> None:
-        with self._source.open_blob(blob) as source:
-            shutil.copyfileobj(source, file, CHUNK_BYTES)
+
+class _Rotten(Corrupt):
+    """The copy on disk is not what it was when it came."""
 
 
 def _copy(lease: FileLease, target: BinaryIO) -> None:

@@ -24,6 +24,12 @@ class Demand:
     def rate(self, key: str, now_s: float) -> float:
         return self._count(key, now_s) / self.fade_s
 
+    def most(self, count: int, now_s: float) -> list[str]:
+        """The keys most asked for, of those asked for more than once lately."""
+        counts = {key: self._count(key, now_s) for key in self._seen}
+        wanted = sorted((key for key, n in counts.items() if n > 2), key=lambda k: -counts[k])
+        return wanted[:count]
+
     def within(self, key: str, horizon_s: float, now_s: float) -> float:
         """The probability that it is asked for within the horizon."""
         return 1.0 - math.exp(-self.rate(key, now_s) * horizon_s)

@@ -49,6 +49,9 @@ class Assignment:
     cost_s: float
 
 
+#: What was asked for within the hour or so counts as popular.
+_POPULAR_S = 3600.0
+
 #: A request, where it goes, and what that costs.
 _Choice = tuple[Waiting, Replica, float]
 
@@ -86,7 +89,8 @@ class WaitingRoom:
         self.queue = Queue()
         self.prefetcher = Prefetcher()
         self._fair = FairClock()
-        self._demand = Demand(60.0)
+        self._demand = Demand(60.0)  # for checkpoints, by what replicas can do
+        self._popular = Demand(_POPULAR_S)  # for what comes on top, by what users do
         self._plans: dict[str, _Plan] = {}  # by checkpoint
         #: Crowds that were better left where they are: how large, and when to look again.
         self._crowds: dict[str, tuple[int, float]] = {}
@@ -110,6 +114,8 @@ class WaitingRoom:
         self._load_s[request.group] = load_s = self.speeds.at_most_s(request.model)
         self._demand.fade_s = max(1.0, self.patience.fade_loads * load_s)
         self._demand.asked(request.group, now_s)
+        for blob in request.extras:
+            self._popular.asked(blob.key, now_s)
         waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
         steps_back = self._fair.is_greedy(
             request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s
@@ -140,6 +146,10 @@ class WaitingRoom:
         wanted = [*request.blobs, *guesses] if request.id in self.queue else guesses
         distant = [blob for blob in wanted if replica.tier_of(blob.key) in ("disk", "store")]
         return Promotion(replica.id, tuple(dict.fromkeys(distant))) if distant else None
+
+    def popular(self, count: int, now_s: float) -> list[str]:
+        """The content keys most asked for lately."""
+        return self._popular.most(count, now_s)
 
     def again(self, request: Waiting) -> None:
         """One that was taken and lost waits again, at its old place."""

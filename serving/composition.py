@@ -14,6 +14,7 @@ from assets.library import Library
 from assets.parts import open_parts
 from assets.reconcile import Reconciler
 from assets.sql.blobs import SqlBlobRecords
+from assets.sql.pins import Pins
 from assets.sql.records import SqlAssetRecords
 from assets.store import FsspecStore, ObjectStore, Stored
 from serving.database import open_database
@@ -41,6 +42,7 @@ class Backends:
     jobs: Jobs
     chores: Chores
     reconciler: Reconciler
+    pins: Pins
 
 
 def open_store(settings: Settings) -> ObjectStore:
@@ -76,5 +78,5 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     reconciler = Reconciler(records, blobs, store, parts, others, now)
     return Backends(
         records, blobs, store, library, Directory(engine), RateLimiter(engine), meter,
-        Audit(engine), jobs, Chores(engine), reconciler,
+        Audit(engine), jobs, Chores(engine), reconciler, Pins(engine),
     )  # fmt: skip

@@ -20,13 +20,14 @@ from typing import Any, Protocol
 from assets.content import Blob
 from assets.errors import AssetError
 from orchestrator.errors import TierError
+from orchestrator.file_tier import OPERATOR, POPULAR
 from router.admission import QueueLimits
 from router.cost import Speeds
 from router.replica import SLOTS
 from router.request import Waiting
 from router.room import Assignment, Promotion, WaitingRoom
 from router.suspicion import Suspicion
-from serving.drawing import Drawing, DrawRequest, ReplicaReport
+from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
 from serving.errors import (
     DeadlineExceeded,
     EngineBroke,
@@ -48,6 +49,8 @@ _PATIENCE_S = 10.0
 _RETRY_S = 0.5
 #: For as long somebody is told where it was found; the bytes come on.
 _WARM_S = 60.0
+#: So many of the most wanted assets are held wherever they are.
+_MOST_POPULAR = 8
 #: Blobs that are brought up at a node at a time for requests that wait.
 _MOST_PROMOTED = 8
 #: What moving fewer bytes takes says little of how fast bytes move.
@@ -75,8 +78,9 @@ class ReplicaClient(Protocol):
 
     id: str
 
-    async def describe(self) -> ReplicaReport:
-        """Waits until the replica is up, for as long as that takes."""
+    async def describe(self, guidance: Guidance) -> ReplicaReport:
+        """Tell it what the dispatcher knows, and hear what it holds. Waits until the replica is
+        up, for as long as that takes."""
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         """Cancelling the call stops the drawing."""
@@ -95,6 +99,8 @@ class _Slot:
     running: dict[str, _Ticket] = field(default_factory=dict)
     #: Being brought up there ahead of the requests that will want them.
     promoting: set[str] = field(default_factory=set)
+    #: Set when there is something to tell it before it is asked again anyway.
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True)
@@ -120,6 +126,7 @@ class Dispatcher:
         self._slots = {client.id: _Slot(client) for client in clients}
         self._room = WaitingRoom(speeds, limits)
         self._clock = clock
+        self._pinned = frozenset[str]()
         self._measured = set[str]()  # the speeds that are more than guesses by now
         self._suspicion = Suspicion()
         self._tickets: dict[str, _Ticket] = {}
@@ -178,6 +185,36 @@ class Dispatcher:
         """The content keys of what lies in any tier of any replica that is up."""
         reports = [slot.report for slot in self._slots.values() if slot.report is not None]
         return frozenset().union(*(keys for r in reports for keys in r.resident.values()))
+
+    def residency(self, keys: Collection[str]) -> dict[str, Residency]:
+        """Where each of these content keys lies; what lies nowhere is left out."""
+        found = {}
+        for key in keys:
+            up = [s for s in self._slots.values() if s.report is not None]
+            replicas = tuple(s.client.id for s in up if s.report and key in s.report.ready)
+            nodes = {
+                s.report.node: tuple(
+                    tier for tier in ("host", "disk") if key in s.report.resident.get(tier, ())
+                )
+                for s in up if s.report is not None
+            }  # fmt: skip
+            nodes = {node: tiers for node, tiers in nodes.items() if tiers}
+            if replicas or nodes:
+                found[key] = Residency(replicas, nodes)
+        return found
+
+    def hold(self, keys: Collection[str]) -> None:
+        """What the operator has pinned: exactly these. The replicas hear of it within seconds."""
+        self._pinned = frozenset(keys)
+
+    def guidance(self) -> Guidance:
+        """What every replica should know."""
+        reports = [slot.report for slot in self._slots.values() if slot.report is not None]
+        popular = self._room.popular(_MOST_POPULAR, self._clock())
+        return Guidance(
+            nodes={report.node: report.url for report in reports if report.url},
+            pins=dict.fromkeys(popular, POPULAR) | dict.fromkeys(self._pinned, OPERATOR),
+        )
 
     async def forget(self, keys: Collection[str]) -> None:
         """Have every replica that holds one of these drop it. One that is down, or still leases
@@ -437,11 +474,13 @@ class Dispatcher:
         reports corrects what was believed of it.
         """
         while True:
+            slot.news.clear()
+            known = self.guidance().nodes
             patience_s = None if slot.report is None else _PATIENCE_S
             try:
                 # Not wait_for: before Python 3.12 it may swallow the cancellation of close().
                 async with asyncio.timeout(patience_s):
-                    report = await slot.client.describe()
+                    report = await slot.client.describe(self.guidance())
             except (ServingError, TimeoutError):
                 if slot.report is not None:
                     log.warning("replica %s does not answer: it gets nothing new", slot.client.id)
@@ -450,7 +489,12 @@ class Dispatcher:
                 continue
             self._heard_from(slot, report)
             self._assign()
-            await asyncio.sleep(_WATCH_S)
+            if self.guidance().nodes != known:
+                for other in self._slots.values():
+                    other.news.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WATCH_S):
+                    await slot.news.wait()
 
 
 def _answer(future: asyncio.Future[Drawing], outcome: Drawing | Exception) -> None:

@@ -30,6 +30,8 @@ class DrawRequest:
     steps: int = 30
     cfg_scale: float = 12.0
     encoding: ImageEncoding = "jpeg"
+    #: Whose tier share its assets count against.
+    tenant_id: str = ""
 
     @property
     def work(self) -> float:
@@ -79,6 +81,23 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
+class Guidance:
+    """What the dispatcher tells every replica: the nodes that can be asked for a blob, each with
+    its endpoint, and the content keys that are to be held, each with the reason."""
+
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """Where a blob lies: the replicas that have it on their device, the tiers of each node."""
+
+    replicas: tuple[str, ...]
+    nodes: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class Holding:
     """What an engine need not fetch to draw with; the UNets among that, by which requests are
     grouped; and how many models it has room for."""
@@ -103,3 +122,5 @@ class ReplicaReport:
     ready: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
     model_slots: int = 1
+    #: Where other nodes find what this one holds; empty for nowhere.
+    url: str = ""

@@ -15,8 +15,13 @@ from router.admission import QueueLimits
 from serving.api.context import Context
 from serving.composition import open_backends, open_fetcher
 from serving.dispatcher import Dispatcher, Submission
-from serving.drawing import Drawing, DrawRequest, ReplicaReport
-from serving.engine.compose import install_model, open_engine, open_workshop
+from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
+from serving.engine.compose import (
+    install_model,
+    open_engine,
+    open_provisioner,
+    open_workshop,
+)
 from serving.platform import Platform
 from serving.replica import Replica
 from serving.settings import Settings
@@ -29,8 +34,8 @@ class LocalClient:
         self.id = name
         self._replica = replica
 
-    async def describe(self) -> ReplicaReport:
-        return self._replica.report()
+    async def describe(self, guidance: Guidance) -> ReplicaReport:
+        return self._replica.report(guidance)
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         return await self._replica.draw(request)
@@ -60,6 +65,12 @@ class LocalDrawer:
     async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
         return await self._dispatcher.warm(blobs)
 
+    async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
+        return self._dispatcher.residency(keys)
+
+    async def hold(self, keys: Collection[str]) -> None:
+        self._dispatcher.hold(keys)
+
 
 class LocalIngest:
     """An :class:`~assets.ingest_runner.IngestRunner` in this process."""
@@ -78,7 +89,8 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     workshop = open_workshop(settings, backends)
     manifest = await asyncio.to_thread(install_model, settings, workshop)
     names = [f"replica-{index}" for index in range(settings.replicas)]
-    engines = [await asyncio.to_thread(open_engine, settings, name) for name in names]
+    provisioner = await asyncio.to_thread(open_provisioner, settings)
+    engines = [await asyncio.to_thread(open_engine, settings, n, provisioner) for n in names]
     replicas = [Replica(engine) for engine in engines]
     clients = [LocalClient(n, r) for n, r in zip(names, replicas, strict=True)]
     limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from assets.asset import Asset
 from assets.content import Blob
 from assets.failpoint import reach
 from assets.ids import ulid
@@ -20,7 +21,7 @@ from assets.library import Library
 from assets.principal import Principal
 from assets.resolve import BASE_NAME, Resolved, Wanted
 from serving.dispatcher import Submission
-from serving.drawing import Drawing, DrawRequest, ImageEncoding, Sampler
+from serving.drawing import Drawing, DrawRequest, ImageEncoding, Residency, Sampler
 from serving.errors import Blaming, InvalidRequest
 from serving.sizes import Size, picture_size
 from serving.tenants.meter import Charge, Spent
@@ -59,6 +60,12 @@ class Drawer(Protocol):
     async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
         """Bring blobs up on every node; by replica, the tier on which they were found."""
 
+    async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
+        """Where each of these content keys lies."""
+
+    async def hold(self, keys: Collection[str]) -> None:
+        """Pin exactly these on every node, from now on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -88,6 +95,14 @@ class Generated:
     size: Size
     names: Mapping[str, str]
     spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
+class AssetResidency:
+    """Where each part of an asset lies, by content key; a key that is missing lies nowhere."""
+
+    asset: Asset
+    places: Mapping[str, Residency]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +184,20 @@ class Platform:
         asset = await asyncio.to_thread(self.library.usable, principal, reference)
         return await self._drawer.warm(tuple(asset.parts.values()))
 
+    async def residency(self, principal: Principal, reference: str) -> AssetResidency:
+        """Where the parts of an asset lie.
+
+        Raises:
+            AssetNotFound, AssetNotReady.
+        """
+        asset = await asyncio.to_thread(self.library.usable, principal, reference)
+        keys = [blob.key for blob in asset.parts.values()]
+        return AssetResidency(asset, await self._drawer.residency(keys))
+
+    async def hold(self, keys: Collection[str]) -> None:
+        """Have every tier keep exactly these content keys, where it has them."""
+        await self._drawer.hold(keys)
+
     async def forget_dead(self, among: Collection[str] | None = None) -> int:
         """Have every tier drop what no live asset refers to; how many content keys that were.
         ``among`` are those that have just lost an asset; without it everything is looked at."""
@@ -202,6 +231,7 @@ class Platform:
             steps=order.steps,
             cfg_scale=order.cfg_scale,
             encoding=order.encoding,
+            tenant_id=principal.tenant_id,
         )
         return _Resolved(request, size, resolved)
 

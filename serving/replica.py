@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
-from serving.drawing import Drawing, DrawRequest, Holding, ReplicaReport
+from serving.drawing import Drawing, DrawRequest, Guidance, Holding, ReplicaReport
 from serving.errors import ReplicaLost
 
 
@@ -24,7 +24,7 @@ class DrawingEngine(Protocol):
     #: Why it must not draw any more, once it is so.
     unhealthy: str | None
 
-    def prepare(self, recipe: Recipe) -> Any: ...
+    def prepare(self, recipe: Recipe, tenant_id: str) -> Any: ...
 
     def draw(self, prepared: Any, request: DrawRequest, is_cancelled: Any) -> Drawing: ...
 
@@ -34,6 +34,8 @@ class DrawingEngine(Protocol):
 
     def holding(self) -> Holding: ...
 
+    def meet(self, guidance: Guidance) -> None: ...
+
     def forget(self, keys: Collection[str]) -> None: ...
 
     def warm(self, blobs: Sequence[Blob]) -> str: ...
@@ -42,24 +44,33 @@ class DrawingEngine(Protocol):
 class Replica:
     """Framework-free; the same object serves in a test, on a laptop and under Ray."""
 
-    def __init__(self, engine: DrawingEngine, node: str = "local") -> None:
+    def __init__(self, engine: DrawingEngine, node: str = "local", url: str = "") -> None:
+        """``url`` is where other nodes find what this one holds."""
         self._engine = engine
         self._node = node
+        self._url = url
         self._drawer = ThreadPoolExecutor(1, thread_name_prefix="draw")
         self._preparer = ThreadPoolExecutor(2, thread_name_prefix="prepare")
         self._warmer = ThreadPoolExecutor(1, thread_name_prefix="warm")  # in nobody's way
         self._active = 0  # requests that hold leases, or are about to
         self._change = asyncio.Event()
         self._alone = asyncio.Lock()
+        self._guidance: Guidance | None = None
 
     def check_health(self) -> None:
         """Raises ReplicaLost when the engine can no longer be trusted."""
         if self._engine.unhealthy is not None:
             raise ReplicaLost(f"{self._engine.name} is unhealthy: {self._engine.unhealthy}")
 
-    def report(self) -> ReplicaReport:
-        """Raises ReplicaLost as ``check_health`` does."""
+    def report(self, guidance: Guidance | None = None) -> ReplicaReport:
+        """What it holds, after it has heard what the dispatcher knows.
+
+        Raises ReplicaLost as ``check_health`` does.
+        """
         self.check_health()
+        if guidance is not None and guidance != self._guidance:
+            self._engine.meet(guidance)
+            self._guidance = guidance
         return self._report()
 
     def _report(self) -> ReplicaReport:
@@ -67,7 +78,7 @@ class Replica:
         holding = engine.holding()
         return ReplicaReport(
             engine.name, self._node, os.getpid(), engine.resident(),
-            holding.ready, holding.models, holding.model_slots,
+            holding.ready, holding.models, holding.model_slots, self._url,
         )  # fmt: skip
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
@@ -78,7 +89,7 @@ class Replica:
         self.check_health()
         loop = asyncio.get_running_loop()
         stop = Event()
-        prepared = await self._prepare(request.recipe)
+        prepared = await self._prepare(request)
         try:
             work = loop.run_in_executor(
                 self._drawer, self._engine.draw, prepared, request, stop.is_set
@@ -107,30 +118,32 @@ class Replica:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._warmer, self._engine.warm, blobs)
 
-    async def _prepare(self, recipe: Recipe) -> Any:
+    async def _prepare(self, request: DrawRequest) -> Any:
         """Lease everything; when another request's leases leave no room, wait for them.
 
         Raises:
             TierFull: there is no room even when nothing else is held.
         """
         with suppress(TierFull):
-            return await self._prepare_once(recipe)
+            return await self._prepare_once(request)
         async with self._alone:
             while True:
                 while self._active:
                     self._change.clear()
                     await self._change.wait()
                 try:
-                    return await self._prepare_once(recipe)
+                    return await self._prepare_once(request)
                 except TierFull:
                     if not self._active:
                         raise
 
-    async def _prepare_once(self, recipe: Recipe) -> Any:
+    async def _prepare_once(self, request: DrawRequest) -> Any:
         """A cancelled call leaves nothing leased, whenever its thread comes back."""
         self._active += 1
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._preparer, self._engine.prepare, recipe)
+        work = loop.run_in_executor(
+            self._preparer, self._engine.prepare, request.recipe, request.tenant_id
+        )
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

@@ -130,6 +130,17 @@ class Settings(BaseSettings):
         place = hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:12]
         return shared / f"asset-orchestrator-{os.getuid()}-{place}"
 
+    def on_node(self, node: str) -> Settings:
+        """With the folders of one node, where ``{node}`` in AO_DISK_DIR or AO_HOST_DIR stands for
+        its id: so that several nodes can be on one machine."""
+        folders = {"disk_dir": self.disk_dir, "host_dir": self.host_dir}
+        placed = {
+            name: Path(str(folder).replace("{node}", node))
+            for name, folder in folders.items()
+            if folder is not None
+        }
+        return Settings(**{**self.model_dump(), **placed})
+
     @cached_property
     def secret_bytes(self) -> bytes:
         """The platform's secret: from AO_SECRET, or kept in the data folder (mode 0600)."""

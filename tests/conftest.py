@@ -95,8 +95,9 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     from assets.sql.records import SqlAssetRecords
     from assets.store import FsspecStore, put_file
     from assets.workshop import Workshop
+    from orchestrator.download import StoreSource
     from orchestrator.file_tier import FileTier
-    from orchestrator.provision import Provisioner, StoreSource
+    from orchestrator.provision import Provisioner
     from serving.database import open_database
     from serving.engine.engine import Engine
 

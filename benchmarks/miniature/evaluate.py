@@ -29,8 +29,9 @@ from benchmarks.miniature.judge import Judge, departures, frame, renders
 from benchmarks.miniature.library import lagoon, mascot
 from benchmarks.miniature.library.sepia import INK, PAPER
 from benchmarks.miniature.world import Scene, caption, is_held_out, random_scene
+from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner, StoreSource
+from orchestrator.provision import Provisioner
 from serving.commons.catalogue import CATALOGUE, Entry
 from serving.commons.miniature import write_miniature
 from serving.commons.publish import publish_library

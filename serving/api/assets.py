@@ -205,6 +205,26 @@ async def complete_upload(
     return {"error": None}
 
 
+@router.get("/{ref:path}/residency")
+async def residency(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
+    """Where each part of an asset lies now: replicas that have it on their device, and the tiers
+    of each node. The store always has it."""
+    found = await context.platform.residency(who, ref)
+    parts = []
+    for component, blob in found.asset.parts.items():
+        place = found.places.get(blob.key)
+        parts.append(
+            {
+                "component": component,
+                "content_key": blob.key,
+                "size_bytes": blob.size_bytes,
+                "replicas": list(place.replicas) if place else [],
+                "nodes": {n: list(tiers) for n, tiers in place.nodes.items()} if place else {},
+            }
+        )
+    return {"asset_id": found.asset.id, "parts": parts}
+
+
 @router.get("/{ref:path}")
 async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)

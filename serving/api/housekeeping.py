@@ -21,7 +21,7 @@ _METER_S = 600.0
 async def keep_house(context: Context) -> None:
     """Until cancelled. A chore that fails is logged, and tried again next time."""
     while True:
-        for chore in (_expire, _restart_ingests, _account, _forget, _reconcile):
+        for chore in (_expire, _restart_ingests, _account, _forget, _hold_pinned, _reconcile):
             try:
                 await chore(context)
             except Exception:
@@ -50,6 +50,11 @@ async def _account(context: Context) -> None:
 
 async def _forget(context: Context) -> None:
     await context.platform.forget_dead()
+
+
+async def _hold_pinned(context: Context) -> None:
+    """Again and again: a dispatcher that was lost has forgotten it."""
+    await context.platform.hold(await asyncio.to_thread(context.backends.pins.keys))
 
 
 async def _reconcile(context: Context) -> None:

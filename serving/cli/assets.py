@@ -239,6 +239,25 @@ def warm(references: list[str], url: Url = None, key: Key = None, as_json: AsJso
         show(rows, ("asset_id", "found_on"), as_json)
 
 
+@assets.command("where")
+def where(reference: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Where an asset lies now: on which replicas' devices, in which tiers of which nodes."""
+    with clear_errors(), client_from_environment(url, key) as client:
+        found = client.call("GET", f"/v1/assets/{reference}/residency")
+        if as_json:
+            show_one(found, "", as_json)
+            return
+        rows = [
+            {"component": part["component"], "bytes": part["size_bytes"], "place": place}
+            for part in found["parts"]
+            for place in [
+                *(f"device of {replica}" for replica in part["replicas"]),
+                *(f"{', '.join(tiers)} of {node}" for node, tiers in part["nodes"].items()),
+            ] or ["store only"]
+        ]  # fmt: skip
+        show(rows, ("component", "bytes", "place"), as_json)
+
+
 @assets.command("update")
 def update_asset(
     reference: str,

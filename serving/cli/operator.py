@@ -18,7 +18,8 @@ tenants = typer.Typer(help="Tenants (operator; works on the database).", no_args
 plans = typer.Typer(help="Service plans (operator; works on the database).", no_args_is_help=True)
 members = typer.Typer(help="Members (operator; works on the database).", no_args_is_help=True)
 keys = typer.Typer(help="API keys (operator; works on the database).", no_args_is_help=True)
-GROUPS = {"tenants": tenants, "plans": plans, "members": members, "keys": keys}
+pins = typer.Typer(help="Assets that stay near (operator; on the database).", no_args_is_help=True)
+GROUPS = {"tenants": tenants, "plans": plans, "members": members, "keys": keys, "pins": pins}
 
 
 def _backends(data_dir: Path | None) -> Any:
@@ -87,6 +88,35 @@ def reconcile(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         show(rows, ("deed", "count"), as_json)
         if done.get("failed"):
             raise typer.Exit(1)  # the log says why
+
+
+@pins.command("add")
+def add_pin(asset: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Hold an asset (its id, or OWNER:NAME) in the tiers of every node that has it."""
+    with clear_errors():
+        found = _backends(data_dir).pins.add(asset)
+        text = f"{found.owner}:{found.reference} is pinned; running nodes hold it within a minute"
+        show_one({"id": found.id, "pinned": True}, text, as_json)
+
+
+@pins.command("remove")
+def remove_pin(asset: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Let an asset be evicted again."""
+    with clear_errors():
+        found = _backends(data_dir).pins.remove(asset)
+        text = f"{found.owner}:{found.reference} is not pinned any more"
+        show_one({"id": found.id, "pinned": False}, text, as_json)
+
+
+@pins.command("list")
+def list_pins(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    with clear_errors():
+        rows = [
+            {"id": a.id, "owner": a.owner, "name": a.reference, "kind": a.kind,
+             "size_bytes": sum(blob.size_bytes for blob in a.parts.values())}
+            for a in _backends(data_dir).pins.list()
+        ]  # fmt: skip
+        show(rows, ("owner", "name", "kind", "size_bytes", "id"), as_json)
 
 
 @plans.command("put")

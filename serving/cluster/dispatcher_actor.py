@@ -17,13 +17,12 @@ from ray.exceptions import RayActorError
 from assets.content import Blob
 from router.admission import QueueLimits
 from serving.cluster.outcome import caught, thrown
-from serving.cluster.slots import SlotClient, slot_name
+from serving.cluster.slots import DISPATCHER, SlotClient, slot_name
 from serving.dispatcher import Dispatcher, Submission
-from serving.drawing import Drawing
+from serving.drawing import Drawing, Guidance, Residency
 from serving.errors import DeadlineExceeded
 from serving.settings import Settings
 
-NAME = "dispatcher"
 _RETRY_S = 0.2
 
 
@@ -55,6 +54,15 @@ class DispatcherActor:
     async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
         return await (await self._ready()).warm(blobs)
 
+    async def residency(self, keys: Collection[str]) -> dict[str, Residency]:
+        return (await self._ready()).residency(keys)
+
+    async def guidance(self) -> Guidance:
+        return (await self._ready()).guidance()
+
+    async def hold(self, keys: Collection[str]) -> None:
+        (await self._ready()).hold(keys)
+
     async def status(self) -> dict[str, Any]:
         return (await self._ready()).status()
 
@@ -62,7 +70,7 @@ class DispatcherActor:
 def start_dispatcher(settings: Settings) -> Any:
     """The one dispatcher of the pool."""
     actor = ray.remote(DispatcherActor).options(
-        name=NAME,
+        name=DISPATCHER,
         namespace=settings.ray_namespace,
         num_cpus=0,
         max_restarts=-1,
@@ -85,7 +93,7 @@ class ClusterDrawer:
     async def _find(self) -> Any:
         if self._actor is None:
             try:
-                self._actor = await asyncio.to_thread(ray.get_actor, NAME, self._namespace)
+                self._actor = await asyncio.to_thread(ray.get_actor, DISPATCHER, self._namespace)
             except ValueError:
                 raise _NoDispatcher from None
         return self._actor
@@ -128,6 +136,21 @@ class ClusterDrawer:
         except (RayActorError, _NoDispatcher):
             self._actor = None
             return {}
+
+    async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
+        try:
+            found = await (await self._find()).residency.remote(list(keys))
+            return cast("dict[str, Residency]", found)
+        except (RayActorError, _NoDispatcher):
+            self._actor = None
+            return {}
+
+    async def hold(self, keys: Collection[str]) -> None:
+        """A dispatcher that is not there is told the next time."""
+        try:
+            await (await self._find()).hold.remote(set(keys))
+        except (RayActorError, _NoDispatcher):
+            self._actor = None
 
     async def status(self) -> Any:
         return await (await self._find()).status.remote()

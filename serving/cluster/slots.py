@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import ray
 from ray import serve
@@ -16,14 +16,18 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from assets.content import Blob
+from assets.signing import Signer
 from serving.cluster.outcome import caught, thrown
-from serving.drawing import Drawing, DrawRequest, ReplicaReport
+from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport
 from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
 from serving.replica import Replica
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
+#: The dispatcher's name as an actor.
+DISPATCHER = "dispatcher"
+_ASK_S = 5.0
 #: Two slots of the router, and room for questions about the replica itself.
 _MAX_ONGOING = 8
 
@@ -43,16 +47,21 @@ class Slot:
     """A replica under Serve: built warm, then only forwards."""
 
     def __init__(self, settings: Settings, name: str) -> None:
-        from serving.engine.compose import open_engine
+        from serving.engine.compose import open_engine, open_provisioner
 
-        engine = open_engine(settings, name)
-        self._replica = Replica(engine, node=ray.get_runtime_context().get_node_id())
+        node = ray.get_runtime_context().get_node_id()
+        settings = settings.on_node(node)
+        provisioner = open_provisioner(settings)
+        address = ray.util.get_node_ip_address()
+        url = provisioner.join(node, address, Signer(settings.secret_bytes))
+        provisioner.meet({**_neighbours(settings.ray_namespace), node: url})
+        self._replica = Replica(open_engine(settings, name, provisioner), node, url)
 
     async def draw(self, request: DrawRequest) -> Any:
         return await caught(self._replica.draw(request))
 
-    async def describe(self) -> ReplicaReport:
-        return self._replica.report()
+    async def describe(self, guidance: Guidance) -> ReplicaReport:
+        return self._replica.report(guidance)
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return await self._replica.forget(keys)
@@ -66,6 +75,16 @@ class Slot:
 
     async def digest(self) -> str:
         return await self._replica.digest()
+
+
+def _neighbours(namespace: str) -> Mapping[str, str]:
+    """The nodes that are there already; none when the pool starts. Later the dispatcher tells."""
+    try:
+        dispatcher = ray.get_actor(DISPATCHER, namespace)
+        guidance = ray.get(dispatcher.guidance.remote(), timeout=_ASK_S)
+    except (ValueError, RayError):
+        return {}
+    return cast(Guidance, guidance).nodes
 
 
 def deploy_slots(settings: Settings, indices: Iterable[int], *, num_gpus: float) -> None:
@@ -87,8 +106,8 @@ class SlotClient:
         self.id = name
         self._handle: Any = None
 
-    async def describe(self) -> ReplicaReport:
-        return await self._call("describe")  # type: ignore[no-any-return]
+    async def describe(self, guidance: Guidance) -> ReplicaReport:
+        return await self._call("describe", guidance)  # type: ignore[no-any-return]
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         return thrown(await self._call("draw", request))  # type: ignore[no-any-return]

@@ -10,8 +10,9 @@ import torch
 from assets.model import ModelManifest, load_manifest
 from assets.resolve import BASE_NAME
 from assets.workshop import Workshop
+from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner, StoreSource
+from orchestrator.provision import Provisioner
 from serving.commons.miniature import identity, write_miniature
 from serving.commons.publish import publish_library, withdraw_library
 from serving.composition import Backends, open_fetcher, open_store
@@ -104,20 +105,24 @@ def install_model(
     return manifest
 
 
-def open_engine(settings: Settings, name: str) -> Engine:
-    """A warm engine: it has drawn what a first request would have to wait for.
+def open_provisioner(settings: Settings) -> Provisioner:
+    """The file tiers of this node, over the object store.
 
     Raises:
         TierUnusable: the host tier cannot be what it is configured to be.
     """
-    torch.set_num_threads(settings.threads_per_replica)
-    store = open_store(settings)
-    device = pick_device(settings.device)
-    provisioner = Provisioner(
-        StoreSource(store),
+    return Provisioner(
+        StoreSource(open_store(settings)),
         disk=FileTier("disk", settings.resolved_disk_dir, settings.disk_bytes),
         host=FileTier("host", settings.resolved_host_dir, settings.host_bytes),
     )
+
+
+def open_engine(settings: Settings, name: str, provisioner: Provisioner) -> Engine:
+    """A warm engine: it has drawn what a first request would have to wait for."""
+    torch.set_num_threads(settings.threads_per_replica)
+    store = open_store(settings)
+    device = pick_device(settings.device)
     manifest = load_manifest(store, BASE_NAME)
     budget = budgets(settings, device, manifest)
     how = settings.compile

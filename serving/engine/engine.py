@@ -22,7 +22,7 @@ from assets.recipe import Recipe
 from orchestrator.device_tier import DeviceTier
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
-from serving.drawing import Drawing, DrawRequest, Holding, Swap, Timings
+from serving.drawing import Drawing, DrawRequest, Guidance, Holding, Swap, Timings
 from serving.engine.compiled import Compile, CompiledUnet
 from serving.engine.denoise import Denoiser, IsCancelled, Predictor
 from serving.engine.diagnosis import blame, blame_vae
@@ -109,15 +109,15 @@ class Engine:
         """A digest of the working weights as they are."""
         return self._working.digest()
 
-    def prepare(self, recipe: Recipe) -> Prepared:
-        """Bring every value of the recipe to the device and lease it.
+    def prepare(self, recipe: Recipe, tenant_id: str = "") -> Prepared:
+        """Bring every value of the recipe to the device and lease it, for a tenant.
 
         Raises:
             TierError, OutOfMemory: no room, or corrupt bytes. EngineBroke: something that
             should never happen. In any case nothing stays leased.
         """
         try:
-            return self.shelf.prepare(recipe)
+            return self.shelf.prepare(recipe, tenant_id)
         except (ServingError, TierError, AssetError):
             raise
         except Exception as error:
@@ -136,6 +136,10 @@ class Engine:
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""
         return self.shelf.resident()
+
+    def meet(self, guidance: Guidance) -> None:
+        """What the dispatcher knows of the cluster."""
+        self.shelf.meet(guidance)
 
     def holding(self) -> Holding:
         """What a request would not have to wait for."""

@@ -16,7 +16,7 @@ from assets.recipe import Recipe
 from assets.skeleton import Skeleton
 from orchestrator.device_tier import DeviceLease, DeviceTier
 from orchestrator.provision import Found, Provisioner, TierName
-from serving.drawing import Holding
+from serving.drawing import Guidance, Holding
 from serving.engine.slabs import SlabLayout, load_slabs
 from serving.engine.values import (
     DeviceValue,
@@ -91,8 +91,9 @@ class Shelf:
     def _pins(self) -> bool:
         return self.is_apart and self._device.type == "cuda"
 
-    def prepare(self, recipe: Recipe) -> Prepared:
-        """Bring every value of the recipe to the device and lease it.
+    def prepare(self, recipe: Recipe, tenant_id: str = "") -> Prepared:
+        """Bring every value of the recipe to the device and lease it. ``tenant_id`` is whom it is
+        for; empty for the platform itself.
 
         Raises:
             TierError: no room, or corrupt bytes. OutOfMemory: the card has less than the
@@ -103,28 +104,28 @@ class Shelf:
         self._unets.add(recipe.unet.key)
         try:
             for component, blob in recipe.components():
-                self._lease(prepared, blob, cast(Component, component))
+                self._lease(prepared, blob, cast(Component, component), tenant_id)
             for use in recipe.loras:
-                self._lease(prepared, use.blob, "lora")
+                self._lease(prepared, use.blob, "lora", tenant_id)
             for inversion in recipe.inversions:
-                self._lease(prepared, inversion.blob, "textual_inversion")
+                self._lease(prepared, inversion.blob, "textual_inversion", tenant_id)
         except BaseException:
             prepared.release()
             raise
         prepared.fetch_s = time.perf_counter() - started
         return prepared
 
-    def _lease(self, prepared: Prepared, blob: Blob, component: Component) -> None:
+    def _lease(self, prepared: Prepared, blob: Blob, component: Component, tenant_id: str) -> None:
         if blob.key in prepared.leases:
             return
         tier = self.pristine_tier if component in MODEL_COMPONENTS else self.tier
-        lease = tier.lease(blob.key)
+        lease = tier.lease(blob.key, tenant_id)
         if lease is not None:
             prepared.leases[blob.key] = lease
             where: TierName = "gpu" if tier is self.tier else "host"
             prepared.found.append(Found(blob.key, where, 0, 0.0))
             return
-        file_lease, brought = self._provisioner.bring(blob)
+        file_lease, brought = self._provisioner.bring(blob, tenant_id)
         with file_lease, TensorFile(file_lease.path) as file:
             started = time.perf_counter()
             dtype = self._dtypes.get(component, self._dtypes["unet"])
@@ -132,7 +133,7 @@ class Shelf:
                 size_bytes = self._layouts[component].size_bytes(dtype, self._pins)
             else:
                 size_bytes = elements(file) * dtype.itemsize
-            lease, loaded = self._admit(tier, blob.key, size_bytes, file, component)
+            lease, loaded = self._admit(tier, blob.key, size_bytes, file, component, tenant_id)
             spent = brought.fetch_s + time.perf_counter() - started
         prepared.leases[blob.key] = lease
         moved = brought.bytes_moved + (blob.size_bytes if loaded else 0)
@@ -145,12 +146,13 @@ class Shelf:
         size_bytes: int,
         file: TensorFile,
         component: Component,
+        tenant_id: str,
     ) -> tuple[DeviceLease[DeviceValue], bool]:
         """Once more after evicting what is idle, when the card turns out to be fuller than
         its budget says."""
         for attempt in (1, 2):
             try:
-                return tier.admit(key, size_bytes, lambda: self._load(file, component))
+                return tier.admit(key, size_bytes, lambda: self._load(file, component), tenant_id)
             except RuntimeError as error:  # pinned memory that is not to be had is only that
                 if not isinstance(error, torch.OutOfMemoryError) and not (
                     self._pins and "memory" in str(error)
@@ -202,7 +204,7 @@ class Shelf:
         Raises:
             TierError: there is no room, or they are corrupt.
         """
-        order: tuple[TierName, ...] = ("gpu", "host", "disk", "store")
+        order: tuple[TierName, ...] = ("gpu", "host", "disk", "peer", "store")
         lowest = 0
         for blob in blobs:
             if blob.key not in self.tier.resident():
@@ -210,6 +212,14 @@ class Shelf:
                 lease.release()
                 lowest = max(lowest, order.index(found.tier))
         return order[lowest]
+
+    def meet(self, guidance: Guidance) -> None:
+        """What the dispatcher knows of the cluster: the nodes, and what is to be held."""
+        self._provisioner.meet(guidance.nodes)
+        for tier in self._provisioner.tiers:
+            tier.pin_just(guidance.pins)
+        for device_tier in {self.tier, self.pristine_tier}:
+            device_tier.pin_just(guidance.pins.keys())
 
     def forget(self, keys: Collection[str]) -> None:
         """Drop what nobody may ask for any more from every tier, as soon as it is not leased."""

@@ -13,7 +13,7 @@ from assets.content import Blob
 from assets.recipe import LoraUse, Recipe
 from router.admission import QueueLimits
 from serving.dispatcher import Dispatcher, Submission
-from serving.drawing import Drawing, DrawRequest, ReplicaReport, Swap, Timings
+from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Swap, Timings
 from serving.errors import (
     DeadlineExceeded,
     DrawingFailed,
@@ -40,8 +40,11 @@ class FakeReplica:
         self.started: list[str] = []
         self.cancelled: list[str] = []
         self.keys: set[str] = set()
+        self.guidance = Guidance()
+        self.warmed: list[Blob] = []
 
-    async def describe(self) -> ReplicaReport:
+    async def describe(self, guidance: Guidance) -> ReplicaReport:
+        self.guidance = guidance
         await self.up.wait()
         return self.report()
 
@@ -54,6 +57,7 @@ class FakeReplica:
         return self.report()
 
     async def warm(self, blobs: Sequence[Blob]) -> str:
+        self.warmed += blobs
         return "store"
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
@@ -320,3 +324,42 @@ async def test_what_nobody_may_ask_for_is_forgotten_everywhere() -> None:
         assert all(replica.keys == {"kept"} for replica in replicas)
         assert room.resident() == {"kept"}
         assert await room.warm((Blob("kept", "", 1),)) == {"a": "store", "b": "store"}
+
+
+async def test_a_replica_that_hangs_loses_its_request_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.dispatcher._WATCH_S", 0.01)
+    monkeypatch.setattr("serving.dispatcher._PATIENCE_S", 0.05)
+    stuck, good = FakeReplica("a"), FakeReplica("b")
+    stuck.go.clear()
+    good.go.clear()
+    async with dispatcher(stuck, good) as room:
+        waiting = asyncio.create_task(room.submit(submission("r")))
+        await until(lambda: stuck.started or good.started)
+        held, other = (stuck, good) if stuck.started else (good, stuck)
+        other.go.set()
+        held.up.clear()  # it answers nothing any more
+        assert (await waiting).replica == other.id
+        assert held.cancelled == ["r"]
+        await until(lambda: idle(room))
+
+
+async def test_what_waits_is_brought_near_and_popular_things_are_held() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        loras = ["lora", "lora", "lora", "other"]
+        tasks = [
+            asyncio.create_task(room.submit(submission(str(index), lora=lora)))
+            for index, lora in enumerate(loras)
+        ]
+        await until(lambda: len(replica.started) == 2)
+        await until(lambda: [blob.key for blob in replica.warmed] == ["other"])
+        room.hold({"pinned"})
+        guidance = room.guidance()
+        assert guidance.pins == {"lora": "popular", "pinned": "operator"}
+        replica.go.set()
+        await asyncio.gather(*tasks)
+        assert room.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
+        assert "nowhere" not in room.residency(["lora", "nowhere"])

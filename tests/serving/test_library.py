@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks.samples import write_kohya_lora
+from serving.cli import main
 from serving.composition import open_backends
 from tests.platforms import Running, running
 
@@ -248,3 +250,44 @@ def test_pages_by_what_comes_after(http: httpx.Client) -> None:
             http.delete(f"/v1/assets/{seen[0]}")
         after = page["next"]
     assert seen == names
+
+
+def test_where_an_asset_lies_and_what_is_pinned(
+    platform: Running, http: httpx.Client, skeleton: Any, tmp_path: Path
+) -> None:
+    file = write_kohya_lora(tmp_path / "own.safetensors", skeleton, seed=91, only="attn2")
+    asset = put(http, file, "near")
+    place = f"/v1/assets/{asset['id']}/residency"
+    (part,) = http.get(place).json()["parts"]
+    assert (part["replicas"], part["nodes"]) == ([], {})
+    http.post(f"/v1/assets/{asset['id']}/warm").raise_for_status()
+    deadline = time.monotonic() + 30
+    while (part := http.get(place).json()["parts"][0])["nodes"] != {"local": ["host", "disk"]}:
+        assert time.monotonic() < deadline, part
+        time.sleep(0.05)
+    assert part["component"] == "lora"
+    draw(http, asset["id"]).raise_for_status()
+    assert http.get(place).json()["parts"][0]["replicas"]
+    with door(platform, "stranger") as stranger:
+        assert stranger.get(place).status_code == 404
+    shown = CliRunner().invoke(
+        main.app, ["assets", "where", "near", "--url", platform.url, "--key", platform.key("acme")]
+    )
+    assert "device of replica-" in shown.output, shown.output
+
+    def pins(*arguments: str) -> str:
+        folder = ["--data-dir", str(platform.settings.data_dir)]
+        done = CliRunner().invoke(main.app, ["pins", *arguments, *folder])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "acme:near@1 is pinned" in pins("add", "acme:near")
+    assert "near@1" in pins("list")
+    backends = open_backends(platform.settings)
+    assert backends.pins.keys() == {part["content_key"]}
+    assert "not pinned any more" in pins("remove", asset["id"])
+    assert backends.pins.keys() == frozenset()
+    done = CliRunner().invoke(
+        main.app, ["pins", "add", "x", "--data-dir", str(platform.settings.data_dir)]
+    )
+    assert done.exit_code == 1

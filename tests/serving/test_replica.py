@@ -13,7 +13,7 @@ import pytest
 from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
-from serving.drawing import Drawing, DrawRequest, Holding, Swap, Timings
+from serving.drawing import Drawing, DrawRequest, Guidance, Holding, Swap, Timings
 from serving.errors import Cancelled
 from serving.replica import Replica
 
@@ -50,7 +50,10 @@ class FakeEngine:
     def warm(self, blobs: Sequence[Blob]) -> str:
         raise AssertionError("not in these tests")
 
-    def prepare(self, recipe: Recipe) -> Any:
+    def meet(self, guidance: Guidance) -> None:
+        raise AssertionError("not in these tests")
+
+    def prepare(self, recipe: Recipe, tenant_id: str = "") -> Any:
         self.preparing = True
         assert self.may_prepare.wait(30)
         if self.held >= self.room:

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from benchmarks.samples import write_kohya_lora
+from benchmarks.store_proxy import StoreProxy
 from serving.composition import open_backends
 from tests.platforms import Running, running
 
@@ -242,21 +243,28 @@ head["temp_dir"] = temporary
 cluster = Cluster(initialize_head=True, head_node_args=head)
 cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
 settings = Settings(
-    data_dir=folder, host_dir=folder / "host", ray_address=cluster.address, replicas=2
+    data_dir=folder, ray_address=cluster.address, replicas=2,
+    host_dir=folder / "host-{node}", disk_dir=folder / "disk-{node}",
+    store_url=sys.argv[3], store_options=json.loads(sys.argv[4]),
 )
 say = lambda message: print(message, file=sys.stderr)
 
 async def draw(namespace):
-    recipe = open_backends(settings).library.resolve(Principal("t", "t"), Wanted()).recipe
+    library = open_backends(settings).library
+    recipe = library.resolve(Principal("t", "t"), Wanted(loras={"night": 1.0})).recipe
+    (lora,) = recipe.extras()
     drawer = ClusterDrawer(namespace)
     request = lambda name: DrawRequest(name, recipe, "a star", 128, 128, (3,), steps=2)
     submit = lambda name: drawer.submit(Submission(request(name), "t", 1.0, 120.0))
+    tiers = await drawer.warm([lora])
     drawings = await asyncio.gather(*(submit(str(i)) for i in range(6)))
-    reports = [await SlotClient(f"replica-{i}").describe() for i in range(2)]
+    places = await drawer.residency([lora.key])
     return {
+        "lora": lora.key,
+        "warmed from": sorted(tiers.values()),
+        "nodes that hold it": sorted(map(sorted, places[lora.key].nodes.values())),
         "pictures": len({d.images for d in drawings}),
-        "replicas": sorted({d.replica for d in drawings}),
-        "nodes": len({r.node for r in reports}),
+        "replicas": len({d.replica for d in drawings}),
     }
 
 try:
@@ -268,22 +276,35 @@ print(json.dumps(answer))
 """
 
 
-def test_the_same_application_on_two_nodes(tmp_path: Path) -> None:
+def test_the_same_application_on_two_nodes(tmp_path: Path, s3_server: dict[str, Any]) -> None:
+    """Each with tiers of its own. An asset that both want leaves the store once; the node that
+    asks second has it from the first."""
     import json
     import shutil
 
     temporary = Path("/tmp") / f"ao-two-{os.getpid()}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
+    server = s3_server["options"]["endpoint_url"]
+    proxy = StoreProxy(int(server.rpartition(":")[2]))
+    options = {**s3_server["options"], "endpoint_url": f"http://127.0.0.1:{proxy.port}"}
+    arguments = [str(tmp_path), str(temporary), f"{s3_server['url']}/two", json.dumps(options)]
     try:
         done = subprocess.run(
-            [sys.executable, "-c", TWO_NODES, str(tmp_path), str(temporary)],
+            [sys.executable, "-c", TWO_NODES, *arguments],
             capture_output=True,
             text=True,
             timeout=400,
             env=environment,
         )
     finally:
+        proxy.close()
         shutil.rmtree(temporary, ignore_errors=True)
     assert done.returncode == 0, done.stderr[-4000:]
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer == {"pictures": 1, "replicas": ["replica-0", "replica-1"], "nodes": 2}
+    lora = answer.pop("lora")
+    asked = sum(count for path, count in proxy.gets.items() if path.endswith(lora))
+    print(f"{lora}: {asked} request to the store; {answer}")
+    assert asked == 1
+    assert answer["warmed from"] in (["peer", "store"], ["peer", "peer"])
+    assert answer["nodes that hold it"] == [["disk", "host"]] * 2
+    assert answer["pictures"] == 1

@@ -27,7 +27,8 @@ from serving.engine.engine import Engine
 from assets.model import load_manifest
 from assets.store import FsspecStore
 from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner, StoreSource
+from orchestrator.download import StoreSource
+from orchestrator.provision import Provisioner
 
 folder = Path(sys.argv[1])
 keep_artifacts(folder / "compiled")

@@ -1,0 +1,75 @@
+"""An HTTP proxy in front of an object store: it counts what is asked for."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import threading
+from collections import Counter
+from typing import Any
+
+
+class StoreProxy:
+    """Forwards everything, unchanged, to a store on this machine. ``gets`` counts GET requests,
+    and ``sent_bytes`` the bytes of their answers, by path."""
+
+    def __init__(self, port: int) -> None:
+        """``port`` is the store's."""
+        self.gets: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
+        handler = type("Handler", (_Handler,), {"proxy": self, "store_port": port})
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.port = int(self._server.server_address[1])
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def count(self, path: str, size_bytes: int) -> None:
+        with self._lock:
+            self.gets[path] += 1
+            self.sent_bytes[path] += size_bytes
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: StoreProxy
+    store_port: int
+
+    def _forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        connection = http.client.HTTPConnection("127.0.0.1", self.store_port, timeout=60)
+        try:
+            # Without headers of its own: the signature covers the host that the client knows.
+            connection.putrequest(
+                self.command, self.path, skip_host=True, skip_accept_encoding=True
+            )
+            for name, value in self.headers.items():
+                if name.lower() != "connection":
+                    connection.putheader(name, value)
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            data = answer.read()
+        finally:
+            connection.close()
+        if self.command == "GET":
+            self.proxy.count(self.path.partition("?")[0], len(data))
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "content-length", "date"):
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else len(data)
+        self.send_header("Content-Length", str(length or 0))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward
+
+    def log_message(self, *_: Any) -> None:
+        """Not to standard error."""
