@@ -7,9 +7,11 @@ import sys
 
 BENCHMARKS = {
     "http": "the running platform from outside: k6 and locust over four scenarios",
+    "overhead": "what the platform adds to a picture, beside a bare echo on the same Ray",
     "library": "a tenant with 10,000 assets beside one with 100",
     "upload": "the memory of every process while a large file comes in",
     "swap": "becoming a recipe: ours against stock diffusers, interleaved",
+    "load": "weights from a file onto the device: ours, safetensors, the bare reading",
     "engine": "pictures on one GPU at full size; --dry-run runs the same code on a CPU",
     "replay": "the router, the tiers and the fairness on a stream of requests, beside others' ways",
     "addressing": "slots against a targeted router, at 2, 32 and 128 stub replicas",

@@ -63,8 +63,11 @@ class DeviceTier(Generic[V]):
         clock: Callable[[], float] = time.monotonic,
         session_s: float = SESSION_S,
         share: float = SHARE,
+        dropped: Callable[[V], None] | None = None,
     ) -> None:
+        """``dropped`` is given each value that leaves, when nobody holds it any more."""
         self.name = name
+        self._dropped = dropped
         self.budget_bytes = budget_bytes
         self._share_bytes = share * budget_bytes
         self._clock = clock
@@ -167,7 +170,10 @@ class DeviceTier(Generic[V]):
                     self._drop(key)
 
     def _drop(self, key: str) -> None:
-        self._resident_bytes -= self._entries.pop(key).size_bytes
+        entry = self._entries.pop(key)
+        self._resident_bytes -= entry.size_bytes
+        if self._dropped is not None:
+            self._dropped(entry.value)
 
     def evict_idle(self) -> int:
         """Drop everything that is neither leased nor pinned; how many bytes that was."""

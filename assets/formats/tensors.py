@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,10 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+#: How far the kernel is told to read ahead.
+_AHEAD = 32 << 20
 
 
 class TensorFile:
@@ -59,12 +64,22 @@ class TensorFile:
         stack = torch.empty(shape, dtype=TORCH_DTYPES[first.dtype])
         if stack.numel():
             view = stack.view(-1).view(torch.uint8).numpy()
-            self._fill(view.data, first.begin, last.end)
+            self.fill(view.data, first.begin, last.end)
         return stack
 
-    def _fill(self, target: memoryview, begin: int, end: int) -> None:
-        """``target`` (exactly that many bytes) without a copy in between."""
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def fill(self, target: memoryview, begin: int, end: int) -> None:
+        """``target`` (exactly that many bytes) without a copy in between; the kernel fetches what
+        follows meanwhile. Threads may read at once.
+
+        Raises:
+            OSError: the file is shorter than its header says.
+        """
         offset, done = self.header.data_offset + begin, 0
+        with suppress(OSError):
+            os.posix_fadvise(self.fileno(), offset + end - begin, _AHEAD, os.POSIX_FADV_WILLNEED)
         while done < end - begin:
             count = os.preadv(self._file.fileno(), [target[done:]], offset + done)
             if count == 0:

@@ -19,16 +19,20 @@ from benchmarks.replay.generator import Population, generate
 from benchmarks.replay.live import play
 from benchmarks.replay.neighbour import flood_of_loras, loud_neighbour
 from benchmarks.replay.replica import Hardware
+from benchmarks.replay.report import report
 from benchmarks.replay.simulation import OURS, POLICIES, replay
 from benchmarks.replay.trace import BadTrace, TraceRequest, at_load, read_trace, write_trace
 
-RESULTS = Path(__file__).parents[1] / "results"
+KEPT = Path(__file__).parents[1] / "results" / "replay.json"
 #: A busy stream passes a real minute in about 1.5 s: sessions are as much shorter.
 _SESSION_S = 46.0
 
 
 def main() -> None:
     arguments = _parse()
+    if arguments.report:
+        print("\n\n".join(report(json.loads(KEPT.read_text()))))
+        return
     try:
         trace = _trace(arguments)
     except (BadTrace, OSError) as error:
@@ -49,15 +53,14 @@ def main() -> None:
         result: dict[str, Any] = {
             "requests": len(trace), "seed": arguments.seed, "hardware": asdict(hardware),
         }  # fmt: skip
-        kept = RESULTS / "replay.json"
-        if kept.exists() and chosen != list(parts):
-            result = {**json.loads(kept.read_text()), **result}
+        if KEPT.exists() and chosen != list(parts):
+            result = {**json.loads(KEPT.read_text()), **result}
         for name in chosen:
             result[name] = parts[name](trace, hardware, arguments)
         if arguments.json:
             print(json.dumps(result, indent=1))
         if arguments.save:
-            kept.write_text(json.dumps(result, indent=1) + "\n")
+            KEPT.write_text(json.dumps(result, indent=1) + "\n")
             if "policies" in chosen:
                 plot(result["policies"], Path("docs/images/replay.png"))
 
@@ -79,7 +82,9 @@ def _parse() -> argparse.Namespace:
     parts.add_argument("--caches", action="store_true", help="evictions beside LRU's and Belady's")
     parts.add_argument("--neighbour", action="store_true", help="one tenant against the others")
     parts.add_argument("--scale", action="store_true", help="time and memory of the replay")
-    parser.add_argument("--loads", default="0.5,0.7,0.9", help="of what could be drawn unloaded")
+    parser.add_argument(
+        "--loads", default="0.3,0.5,0.7,0.9", help="of what could be drawn unloaded"
+    )
     parser.add_argument("--only", default="", help="policies, comma-separated")
     parser.add_argument("--noisy-load", type=float, default=0.3, help="of all others together")
     parser.add_argument("--most", type=int, default=1_000_000, help="requests in the scale part")
@@ -87,6 +92,7 @@ def _parse() -> argparse.Namespace:
     live.add_argument("--live", metavar="URL", help="play the stream there")
     live.add_argument("--key", default="", help="an API key of it")
     live.add_argument("--speed", type=float, default=1.0, help="stream seconds in a second")
+    parser.add_argument("--report", action="store_true", help="the kept results as tables")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", action="store_true", help="keep the results in the repository")
     machine = parser.add_argument_group("the simulated machines")

@@ -75,10 +75,16 @@ class Engine:
             "vae": torch.bfloat16 if fast else torch.float32,
         }
         layouts = layouts_of(manifest.skeleton, channels_last=fast)
-        self.tier: DeviceTier[DeviceValue] = DeviceTier(device_budget_bytes)
+        self.tier: DeviceTier[DeviceValue] = DeviceTier(
+            device_budget_bytes, dropped=lambda value: self.shelf.keep_spare(value)
+        )
         apart: DeviceTier[DeviceValue] | None = None
         if pristine_budget_bytes is not None:
-            apart = DeviceTier(pristine_budget_bytes, "pinned")
+            apart = DeviceTier(
+                pristine_budget_bytes,
+                "pinned",
+                dropped=lambda value: self.shelf.keep_spare(value),
+            )
         skeleton = manifest.skeleton
         self.shelf = Shelf(
             provisioner, skeleton, layouts, self.device, self._dtypes, self.tier, apart

@@ -17,7 +17,7 @@ from assets.skeleton import Skeleton
 from orchestrator.device_tier import DeviceLease, DeviceTier
 from orchestrator.provision import Found, Provisioner, TierName
 from serving.drawing import Guidance, Holding
-from serving.engine.slabs import SlabLayout, load_slabs
+from serving.engine.slabs import SlabLayout, Slabs, load_slabs
 from serving.engine.values import (
     DeviceValue,
     Inversion,
@@ -78,6 +78,7 @@ class Shelf:
         self._dtypes = dtypes
         self.tier = tier
         self.pristine_tier = pristine_tier or tier
+        self._spare: dict[Component, Slabs] = {}
         self._unets = set[str]()  # the keys of all that were ever here
         sizes = (layouts[part].size_bytes(dtypes[part], self._pins) for part in MODEL_COMPONENTS)
         self._model_slots = max(1, self.pristine_tier.budget_bytes // sum(sizes))
@@ -167,6 +168,7 @@ class Shelf:
     def make_room(self) -> None:
         """Give back to the device whatever nobody holds."""
         self.tier.evict_idle()
+        self._spare.clear()
         if self.is_apart:
             self.pristine_tier.evict_idle()
         if self._device.type == "cuda":
@@ -181,9 +183,16 @@ class Shelf:
             if component == "textual_inversion":
                 return load_inversion(file, self._device, self._dtypes["unet"])
             layout, dtype = self._layouts[component], self._dtypes[component]
-            if not self.is_apart:
-                return Pristine(load_slabs(file, layout, self._device, dtype))
-            return Pristine(load_slabs(file, layout, torch.device("cpu"), dtype, self._pins))
+            device = torch.device("cpu") if self.is_apart else self._device
+            spare = self._spare.pop(component, None)
+            slabs = load_slabs(file, layout, device, dtype, self._pins, spare)
+            return Pristine(slabs, component)
+
+    def keep_spare(self, value: DeviceValue) -> None:
+        """The memory of a component that has just left is for the next of its kind; on the CPU
+        only, where CUDA's own allocator does not do as much."""
+        if isinstance(value, Pristine) and (self.is_apart or self._device.type == "cpu"):
+            self._spare[value.component] = value.slabs
 
     @contextmanager
     def _arriving(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ import torch
 from assets.content import Component
 from assets.formats.tensors import TensorFile
 from assets.skeleton import Shape, Skeleton, stacked
+from serving.engine.loading import fill_slab, prefer_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class SlabLayout:
             turned = self._channels_last and len(shape) == 4
             extents = (shape[0], shape[2], shape[3], shape[1]) if turned else shape
             slab = torch.empty((count, *extents), device=device, dtype=dtype, pin_memory=pinned)
+            if not pinned:
+                prefer_huge_pages(slab)
             return slab.permute(0, 1, 4, 2, 3) if turned else slab
 
         return {shape: slab(shape, len(names)) for shape, names in self.rows.items()}
@@ -79,13 +82,15 @@ def load_slabs(
     device: torch.device,
     dtype: torch.dtype,
     pinned: bool = False,
+    spare: Slabs | None = None,
 ) -> Slabs:
-    """Pristine slabs of a canonical component file: one read and one copy a slab.
+    """Pristine slabs of a canonical component file. ``spare`` are slabs of the same layout whose
+    memory may be written over: to get fresh memory can take longer than to fill it.
 
     Raises:
         KeyError: the file lacks a parameter (a canonical file never does).
     """
-    slabs = layout.allocate(device, dtype, pinned)
+    slabs = layout.allocate(device, dtype, pinned) if spare is None else spare
     for shape, names in layout.rows.items():
-        slabs[shape].copy_(file.read_stacked(names))
+        fill_slab(file, names, slabs[shape])
     return slabs

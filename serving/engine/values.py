@@ -20,6 +20,7 @@ class Pristine:
     """A component's weights as they were published. Never written to."""
 
     slabs: Slabs
+    component: Component
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,39 @@
+// What a request takes beside the engine's own time. Through the environment: AO_URL, AO_KEY,
+// USERS, SECONDS, and ECHO when the answer has no timings.
+import http from "k6/http";
+import { Trend } from "k6/metrics";
+
+const beside = new Trend("beside_engine", true);
+const besideQueue = new Trend("beside_engine_and_queue", true);
+const body = JSON.stringify({ prompt: "a small red star", steps: 1, seed: 7 });
+const params = {
+  headers: { "Content-Type": "application/json", Authorization: `Bearer ${__ENV.AO_KEY}` },
+  timeout: "120s",
+};
+
+export const options = {
+  scenarios: {
+    ask: { executor: "constant-vus", vus: Number(__ENV.USERS), duration: `${__ENV.SECONDS}s` },
+  },
+  summaryTrendStats: ["p(50)", "p(95)", "count"],
+};
+
+export default function () {
+  const response = http.post(`${__ENV.AO_URL}/generate/sdxl`, body, params);
+  if (response.status !== 200) {
+    throw new Error(`${response.status}: ${response.body}`);
+  }
+  const whole = response.timings.duration;
+  if (__ENV.ECHO) {
+    beside.add(whole);
+    besideQueue.add(whole);
+    return;
+  }
+  const answer = response.json();
+  beside.add(whole - answer.prediction_time_ms);
+  besideQueue.add(whole - answer.prediction_time_ms - answer.timings_ms.queue);
+}
+
+export function handleSummary(data) {
+  return { stdout: JSON.stringify(data.metrics) };
+}

@@ -1,0 +1,167 @@
+"""What the platform adds to a picture, beside a bare echo on the same Ray.
+
+    python -m benchmarks overhead        # about three minutes
+
+k6 asks the running platform (keys, quota, books, waiting room, dispatcher, replica) and an echo
+that answers as many bytes (gateway → handle → replica, nothing else), in turns, with 1, 8
+and 32 clients. Of the platform's answers the engine's own time is taken off, as the answer
+tells it; with several clients most of the rest is waiting for the engine, which is taken off
+too in the second column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+
+from benchmarks.http import platform_for, tool_path
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "overhead.json"
+CLIENTS = (1, 8, 32)
+GATEWAYS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks overhead")
+    parser.add_argument("--seconds", type=int, default=6, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with TemporaryDirectory(prefix="overhead-") as temporary, own_ray() as address:
+        os.environ["AO_RAY_ADDRESS"] = address
+        with platform_for(Path(temporary), None) as (settings, client, key):
+            body = {"prompt": "a small red star", "steps": 1, "seed": 7}
+            for _ in range(20):
+                answer = client.generate(body)
+            size_bytes = len(json.dumps(answer).encode())
+            with echo(address, size_bytes) as url:
+                result = measure(
+                    settings.resolved_public_url, key, url, arguments.seconds, arguments.rounds
+                )
+    result["answer_bytes"] = size_bytes
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1) if arguments.json else table(result))
+
+
+@contextmanager
+def own_ray() -> Iterator[str]:
+    """A Ray on this machine for both; its address."""
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    ray.init(
+        address="local", num_cpus=8, object_store_memory=256 << 20, include_dashboard=False,
+        log_to_driver=False, namespace="echo",
+    )  # fmt: skip
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def echo(address: str, size_bytes: int) -> Iterator[str]:
+    from benchmarks.echo import deploy
+
+    deploy()
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "ECHO_RAY_ADDRESS": address, "ECHO_BYTES": str(size_bytes)}
+    command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.echo:app"]
+    command += ["--port", str(port), "--workers", str(GATEWAYS), "--log-level", "warning"]
+    server = subprocess.Popen(command, env=environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with suppress(httpx.HTTPError):
+                if httpx.post(f"{url}/generate/sdxl", json={}, timeout=30).is_success:
+                    break
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("the echo did not start; see above")
+            time.sleep(0.2)
+        yield url
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def measure(url: str, key: str, echo_url: str, seconds: int, rounds: int) -> dict[str, Any]:
+    """Medians over the rounds of each round's p50 and p95, in ms."""
+    rows = []
+    for clients in CLIENTS:
+        found: dict[str, list[dict[str, Any]]] = {"platform": [], "echo": []}
+        for index in range(rounds + 1):
+            for name, base in (("platform", url), ("echo", echo_url)):
+                print(f"{clients} clients: {name} …", file=sys.stderr)
+                values = {"AO_URL": base, "AO_KEY": key, "USERS": str(clients)}
+                values["SECONDS"] = str(seconds)
+                if name == "echo":
+                    values["ECHO"] = "1"
+                metrics = _k6(values)
+                if index:  # the first round warms up
+                    found[name].append(metrics)
+
+        def of(name: str, trend: str, part: str) -> float:
+            return float(median(m[trend]["values"][part] for m in found[name]))  # noqa: B023
+
+        row: dict[str, Any] = {"clients": clients}
+        for name in found:
+            row[f"{name}_requests"] = sum(
+                m["beside_engine"]["values"]["count"] for m in found[name]
+            )
+        for part, title in (("p(50)", "p50"), ("p(95)", "p95")):
+            row[f"platform_{title}_ms"] = of("platform", "beside_engine", part)
+            row[f"platform_unqueued_{title}_ms"] = of("platform", "beside_engine_and_queue", part)
+            row[f"echo_{title}_ms"] = of("echo", "beside_engine", part)
+        row["ratio"] = row["platform_p50_ms"] / row["echo_p50_ms"]
+        row["unqueued_ratio"] = row["platform_unqueued_p50_ms"] / row["echo_p50_ms"]
+        rows.append(row)
+    return {"rounds": rounds, "seconds": seconds, "rows": rows}
+
+
+def _k6(values: Mapping[str, str]) -> dict[str, Any]:
+    command = [tool_path("k6"), "run", "--quiet", "--no-usage-report"]
+    command.append(str(HERE / "overhead.k6.js"))
+    environment = {**os.environ, **values}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"k6 failed: {done.stderr[-2000:]}")
+    metrics: dict[str, Any] = json.loads(done.stdout)
+    return metrics
+
+
+def table(result: Mapping[str, Any]) -> str:
+    lines = [
+        "| clients | whole − engine, p50 ms | and − queue, p50 ms | echo, p50 ms | ratio "
+        "| ratio without queue |",
+        "|" + "---|" * 6,
+    ]
+    lines += [
+        f"| {row['clients']} | {row['platform_p50_ms']:.1f} "
+        f"| {row['platform_unqueued_p50_ms']:.1f} | {row['echo_p50_ms']:.1f} "
+        f"| {row['ratio']:.2f} | {row['unqueued_ratio']:.2f} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(lines)

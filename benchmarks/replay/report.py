@@ -1,0 +1,61 @@
+"""The kept results as the tables of docs/routing.md; a test holds the two together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.replay.figures import table
+
+
+def report(result: Mapping[str, Any]) -> list[str]:
+    """Markdown, a table each."""
+    rows = result["policies"]
+    tables = [
+        f"Offered load {load}:\n\n{table([row for row in rows if row['load'] == load])}"
+        for load in dict.fromkeys(row["load"] for row in rows)
+    ]
+    return [*tables, _caches(result), _loud(result), _flood(result), _scale(result)]
+
+
+def _caches(result: Mapping[str, Any]) -> str:
+    lines = ["| slots | Belady | LRU | ours | ours / Belady | ours / LRU |", "|" + "---|" * 6]
+    lines += [
+        f"| {row['slots']} | {row['belady']} | {row['lru']} | {row['ours']} "
+        f"| {row['ours'] / row['belady']:.3f} | {row['ours'] / row['lru']:.3f} |"
+        for row in result["caches"]
+    ]
+    return "\n".join(lines)
+
+
+def _loud(result: Mapping[str, Any]) -> str:
+    lines = ["| policy | p95 alone, s | p95 beside it, s | ratio |", "|" + "---|" * 4]
+    lines += [
+        f"| {row['policy']} | {row['victims_p95_alone_s']:.1f} "
+        f"| {row['victims_p95_beside_s']:.1f} | {row['ratio']:.2f} |"
+        for row in result["neighbour"]["loud"]
+    ]
+    return "\n".join(lines)
+
+
+def _flood(result: Mapping[str, Any]) -> str:
+    flood = result["neighbour"]["flood"]
+    lines = ["| LoRA hits of the others | alone | beside the flood |", "|" + "---|" * 3]
+    lines += [
+        f"| {title} | {flood[f'{tier}_alone']:.3f} | {flood[f'{tier}_beside']:.3f} |"
+        for tier, title in (("device", "on the device"), ("node", "in any tier of the node"))
+    ]
+    return "\n".join(lines)
+
+
+def _scale(result: Mapping[str, Any]) -> str:
+    lines = [
+        "| policy | replicas | requests | seconds | µs a request | MiB at most |",
+        "|" + "---|" * 6,
+    ]
+    lines += [
+        f"| {row['policy']} | {row['replicas']} | {row['requests']} | {row['seconds']:.1f} "
+        f"| {row['us_a_request']:.0f} | {row['peak_bytes'] >> 20} |"
+        for row in result["scale"]
+    ]
+    return "\n".join(lines)
