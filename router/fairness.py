@@ -16,6 +16,8 @@ import math
 
 #: A tenant that has had more than this part of the work lately, per weight, steps back.
 GREEDY = 0.25
+#: Who has had all but this part is alone.
+_ALONE = 0.02
 #: What was done so long ago counts a third (1/e).
 FADE_S = 600.0
 
@@ -49,6 +51,8 @@ class FairClock:
         grown = self._grown(now_s)
         mine = self._had.get(tenant_id, 0.0) / grown + waiting
         total = self._total / grown + all_waiting
+        if total - mine < _ALONE * total:
+            return False  # there is nobody to step back behind
         return mine / weight > self._greedy * total
 
     def charge(self, tenant_id: str, work: float, weight: float) -> None:

@@ -234,12 +234,14 @@ class Fleet:
         *,
         open_only: bool = False,
         warm_only: bool = False,
+        idle_only: bool = False,
     ) -> tuple[float, Replica] | None:
         """The replica on which the request costs least, and how much. Among equals its
         checkpoint's home by rendezvous hashing, then the one that was idle longest. One that the
         request avoids only if there is no other. None when there is none.
 
         ``open_only``: of those with a free slot. ``warm_only``: that hold its checkpoint.
+        ``idle_only``: that draw nothing.
         """
         best_s, best = inf, None
         group = request.group
@@ -247,7 +249,7 @@ class Fleet:
         def consider(replica_id: str) -> None:
             nonlocal best_s, best
             replica = self.replicas[replica_id]
-            if open_only and not replica.has_slot:
+            if (open_only and not replica.has_slot) or (idle_only and replica.running):
                 return
             cost = cost_s(request, replica, speeds, now_s)
             if cost < best_s:
@@ -265,6 +267,8 @@ class Fleet:
                 if best_s <= bound_s:
                     return
                 consider(replica_id)
+            if idle_only:
+                return
             for among in (alike.busy,) if open_only else (alike.busy, alike.full):
                 for free_at_s, replica_id in among:
                     if best_s <= max(bound_s, least_s + free_at_s - now_s):

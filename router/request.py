@@ -37,5 +37,10 @@ class Waiting:
     pictures_at_once: int | None = None
 
     @property
+    def steps_back(self) -> bool:
+        """Whether its tenant has had so much lately that others go first."""
+        return self.place[0]
+
+    @property
     def blobs(self) -> tuple[Blob, ...]:
         return self.model + self.extras

@@ -236,7 +236,8 @@ class WaitingRoom:
 
     def _warmly(self, group: str, now_s: float) -> _Choice | None:
         """On an open replica that has its checkpoint: of the first few the one whose LoRAs are
-        there too, unless the very first has waited for long enough."""
+        there too, unless the very first has waited for long enough. Who steps back takes one
+        that is idle, and does not stand in line where others will want to be in a moment."""
         first = self.queue.first(group)
         candidates = [first]
         extras_s = self.speeds.at_most_s(first.extras)
@@ -248,8 +249,9 @@ class WaitingRoom:
         best: tuple[float, _Choice] | None = None
         for request in candidates:
             found = self.fleet.cheapest(
-                request, self.speeds, now_s, self._regret, open_only=True, warm_only=True
-            )
+                request, self.speeds, now_s, self._regret,
+                open_only=True, warm_only=True, idle_only=request.steps_back,
+            )  # fmt: skip
             if found is None or found[1].id in request.avoid:
                 continue
             fetch_s = self.speeds.fetch_s(request.extras, found[1])
@@ -270,7 +272,7 @@ class WaitingRoom:
         if found is None:
             return None
         cost, replica = found
-        if replica.has_slot:
+        if replica.has_slot and not (request.steps_back and replica.running):
             return request, replica, cost
         self._plans[request.group] = _Plan(request.id, replica.id, replica.version, now_s + cost)
         return None
@@ -306,7 +308,9 @@ class WaitingRoom:
         seen, again_s = self._crowds.get(group, (0, 0.0))
         if crowd <= seen and now_s < again_s:
             return None
-        cold = self.fleet.cheapest(last, self.speeds, now_s, self._regret, open_only=True)
+        cold = self.fleet.cheapest(
+            last, self.speeds, now_s, self._regret, open_only=True, idle_only=last.steps_back
+        )
         if cold is None or cold[0] >= drained_s:
             self._crowds[group] = crowd, now_s + load_s / 4
             return None

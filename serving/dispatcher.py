@@ -457,8 +457,11 @@ class Dispatcher:
         fleet = self._room.fleet
         if slot.client.id not in fleet:
             fleet.add(slot.client.id, report.node, model_slots=report.model_slots, slots=SLOTS)
-        slot.report = report
         fleet.on_device(slot.client.id, report.ready, report.models)
+        if not report.resident and slot.report is not None:
+            slot.report = replace(report, resident=slot.report.resident)
+            return
+        slot.report = report
         # The file tiers belong to the node: what one replica sees there, its neighbours have.
         shared = {tier: keys for tier, keys in report.resident.items() if tier != "gpu"}
         fleet.on_node(report.node, shared)

@@ -109,7 +109,8 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What a replica says of itself: its residency by tier, its node and its process.
+    """What a replica says of itself: its residency by tier (nothing, after a drawing: then only
+    what it can draw with has changed for sure), its node and its process.
 
     ``ready`` is what it need not fetch to draw with, wherever it keeps it; ``models`` are the
     UNets among that, and ``model_slots`` is for how many there is room.

@@ -73,13 +73,20 @@ class Replica:
             self._guidance = guidance
         return self._report()
 
-    def _report(self) -> ReplicaReport:
+    def _report(self, *, briefly: bool = False) -> ReplicaReport:
+        """``briefly`` leaves out what must be looked up in folders."""
         engine = self._engine
         holding = engine.holding()
         return ReplicaReport(
-            engine.name, self._node, os.getpid(), engine.resident(),
-            holding.ready, holding.models, holding.model_slots, self._url,
-        )  # fmt: skip
+            engine.name,
+            self._node,
+            os.getpid(),
+            {} if briefly else engine.resident(),
+            holding.ready,
+            holding.models,
+            holding.model_slots,
+            self._url,
+        )
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
         """Prepare and draw; cancelling this coroutine stops the drawing at its next step.
@@ -105,7 +112,8 @@ class Replica:
         finally:
             prepared.release()
             self._left()
-        return drawing, self._report()  # a good picture, whatever becomes of the engine
+        # A good picture, whatever becomes of the engine.
+        return drawing, self._report(briefly=True)
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         """Drop what nobody may ask for any more; what is left is in the report."""

@@ -82,6 +82,34 @@ def test_the_librarys_figures_are_those_of_the_results() -> None:
         assert max(run["more_bytes"].values()) <= upload.FLAT_BYTES
 
 
+def test_routings_figures_are_those_of_the_results() -> None:
+    from benchmarks import load
+    from benchmarks.replay.command import KEPT
+    from benchmarks.replay.report import report
+
+    text = (ROOT / "docs" / "routing.md").read_text()
+    result = json.loads(KEPT.read_text())
+    for table in report(result):
+        assert table in text
+    assert load.table(json.loads(load.RESULTS.read_text())) in text
+    # What is promised of the router and the tiers.
+    found = {row["policy"]: row for row in result["policies"] if row["load"] == 0.7}
+    ours = found["ours"]
+    assert ours["checkpoint_misses"] <= 0.25 * found["random"]["checkpoint_misses"]
+    assert ours["checkpoint_misses"] <= 0.5 * found["multiplexed"]["checkpoint_misses"]
+    assert ours["p99_s"] <= 0.2 * found["least loaded"]["p99_s"]
+    assert ours["p99_s"] <= 0.5 * found["bounded hash"]["p99_s"]
+    assert ours["imbalance"] <= 1.3
+    for row in result["caches"]:
+        assert row["ours"] <= 1.35 * row["belady"]
+        assert row["ours"] <= 1.02 * row["lru"]
+    (loud,) = (row for row in result["neighbour"]["loud"] if row["policy"] == "ours")
+    assert loud["ratio"] <= 1.5
+    flood = result["neighbour"]["flood"]
+    for tier in ("device", "node"):
+        assert flood[f"{tier}_beside"] >= flood[f"{tier}_alone"] - 0.05
+
+
 def test_the_formats_table_has_every_case() -> None:
     from tests.format_matrix import DOCUMENT, TITLES
 

@@ -37,12 +37,20 @@ def regret(replica: Replica, now_s: float) -> float:
 
 
 def scan(
-    fleet: Fleet, request: Waiting, now_s: float, *, open_only: bool, warm_only: bool
+    fleet: Fleet,
+    request: Waiting,
+    now_s: float,
+    *,
+    open_only: bool,
+    warm_only: bool,
+    idle_only: bool,
 ) -> float | None:
     costs = []
     for replica in fleet:
         warm = request.group in replica.models
         if (open_only and not replica.has_slot) or (warm_only and not warm):
+            continue
+        if idle_only and replica.running:
             continue
         cost = cost_s(request, replica, SPEEDS, now_s)
         cost += 0.0 if warm else regret(replica, now_s)
@@ -107,24 +115,30 @@ class Histories(RuleBasedStateMachine):
         avoid=st.frozensets(st.sampled_from(NAMES), max_size=3),
         open_only=st.booleans(),
         warm_only=st.booleans(),
+        idle_only=st.booleans(),
     )
     def asked(
-        self, request: Waiting, avoid: frozenset[str], open_only: bool, warm_only: bool
+        self,
+        request: Waiting,
+        avoid: frozenset[str],
+        open_only: bool,
+        warm_only: bool,
+        idle_only: bool,
     ) -> None:
         asking = Waiting(
             request.id, "t", request.work, request.group, request.model, request.extras,
             0.0, 1e9, avoid=avoid,
         )  # fmt: skip
-        found = self.fleet.cheapest(
-            asking, SPEEDS, self.now_s, regret, open_only=open_only, warm_only=warm_only
-        )
-        best = scan(self.fleet, asking, self.now_s, open_only=open_only, warm_only=warm_only)
+        which = {"open_only": open_only, "warm_only": warm_only, "idle_only": idle_only}
+        found = self.fleet.cheapest(asking, SPEEDS, self.now_s, regret, **which)
+        best = scan(self.fleet, asking, self.now_s, **which)
         assert (None if found is None else round(found[0], 6)) == (
             None if best is None else round(best, 6)
         )
         if found is not None:
             assert not open_only or found[1].has_slot
             assert not warm_only or asking.group in found[1].models
+            assert not idle_only or not found[1].running
 
     @invariant()
     def books_agree(self) -> None:
