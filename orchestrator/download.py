@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from assets.content import Blob
-from assets.errors import StoreBroke
+from assets.errors import StoreBroke, StoreError
 from assets.keys import blob_key
 from assets.store import ObjectStore
 from orchestrator.breaker import Breaker
@@ -64,6 +64,19 @@ class StoreSource:
     def fetch(self, blob: Blob, file: BinaryIO) -> None:
         pace = self._pace
         deadline_s = self._clock() + pace.grace_s + blob.size_bytes / pace.least_bytes_s
+        self._breaker.ask()
+        try:
+            self._fetch(blob, file, deadline_s)
+        except SourceDown:
+            self._breaker.failed()
+            raise
+        except StoreError:
+            self._breaker.answered()  # it knows what it has not
+            raise
+        self._breaker.answered()
+
+    def _fetch(self, blob: Blob, file: BinaryIO, deadline_s: float) -> None:
+        pace = self._pace
         starts = deque(range(0, blob.size_bytes, pace.range_bytes))
         coming: deque[Future[bytes]] = deque()
         try:
@@ -82,7 +95,6 @@ class StoreSource:
         had = bytearray()
         failures = 0
         while len(had) < stop - start:
-            self._breaker.ask()
             left_s = deadline_s - self._clock()
             patience_s = min(left_s, pace.grace_s + pace.range_bytes / pace.least_bytes_s)
             if left_s <= 0:
@@ -95,9 +107,7 @@ class StoreSource:
                 reason = StoreBroke(f"{len(data)} bytes of {key} instead of {stop - start}")
             if data:
                 had += data
-                self._breaker.answered()
                 continue
-            self._breaker.failed()
             failures += 1
             if failures >= pace.attempts:
                 raise SourceDown(f"the object store failed {failures} times: {reason}")

@@ -81,6 +81,22 @@ def victims(
     return list(chosen)
 
 
+#: Stands for the owners of what several tenants use.
+_SEVERAL = "*"
+
+
+def owned_by(owner: str, user: str) -> str:
+    """Whose an entry is after ``user`` has used it; the platform itself changes nothing."""
+    if not user or owner in (user, _SEVERAL):
+        return owner
+    return _SEVERAL if owner else user
+
+
+def alone(owner: str) -> str:
+    """The only tenant that has used it; empty when there is none, or more."""
+    return "" if owner == _SEVERAL else owner
+
+
 #: Assets and tenants whose visits are remembered; the least recently seen are forgotten first.
 _REMEMBERED = 100_000
 
@@ -98,12 +114,13 @@ class Visits:
         visits, last_s, of = self._assets.get(key, (0, -inf, owner))
         if now_s - last_s > self.session_s:
             visits += 1
-        self._assets[key] = visits, now_s, owner if owner == of else ""
+        self._assets[key] = visits, now_s, owned_by(of, owner)
         if owner:
             visits, last_s = self._owners.get(owner, (0, -inf))
             self._owners[owner] = visits + (now_s - last_s > self.session_s), now_s
 
     def entry(self, key: str, size_bytes: int) -> Entry:
         visits, last_s, owner = self._assets.get(key, (0, -inf, ""))
+        owner = alone(owner)
         owner_visits = self._owners.get(owner, (0, 0.0))[0] if owner else 0
         return Entry(key, size_bytes, owner, last_s, visits, owner_visits)

@@ -23,7 +23,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +119,9 @@ class FileTier:
 
     def _used(self, key: str, descriptor: int, owner: str) -> None:
         now_s = self._clock()
-        self._uses.note(key, owner, now_s)
-        os.utime(descriptor, (now_s, now_s))
+        with suppress(OSError):  # a note that a full disk does not take is no reason to fail
+            self._uses.note(key, owner, now_s)
+            os.utime(descriptor, (now_s, now_s))
 
     def admit(self, blob: Blob, fill: Fill, owner: str = "") -> tuple[FileLease, bool]:
         """The entry, written by ``fill`` if nobody else brings it first.
@@ -202,7 +203,7 @@ class FileTier:
         for entry in entries:
             if entry.owner:
                 owned[entry.owner] += entry.size_bytes
-        pins = self.pins()
+        pins = self._pins_within(entries)
         loose = [entry for entry in entries if entry.key not in pins]
         popular = [entry for entry in entries if pins.get(entry.key) == POPULAR]
         locked: dict[str, int] = {}
@@ -234,6 +235,16 @@ class FileTier:
         finally:
             for lock in locked.values():
                 os.close(lock)
+
+    def _pins_within(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """Half of the tier can be held for the operator; what is held beyond yields, too."""
+        pins, held_bytes = self.pins(), 0
+        for entry in sorted(entries, key=lambda entry: entry.key):
+            if pins.get(entry.key) == OPERATOR:
+                held_bytes += entry.size_bytes
+                if held_bytes > self.budget_bytes / 2:
+                    pins[entry.key] = POPULAR
+        return pins
 
     def _entries(self) -> list[Entry]:
         return [

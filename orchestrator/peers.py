@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 _CONNECT_S = 2.0
 #: The owner may have to fetch it first; for so long it says nothing.
-_SILENCE_S = 120.0
+_SILENCE_S = 30.0
 _LEAST_BYTES_S = 1 << 20
 _GRACE_S = 10.0
 _TOKEN_S = 60
@@ -52,7 +52,7 @@ class PeerSource:
     """
 
     def __init__(self, node: str, store: BlobSource, signer: Signer) -> None:
-        self._node = node
+        self.node = node
         self._store = store
         self._signer = signer
         self.nodes: Mapping[str, str] = {}
@@ -60,7 +60,7 @@ class PeerSource:
     def fetch(self, blob: Blob, file: BinaryIO) -> Literal["peer", "store"]:
         """As :meth:`BlobSource.fetch`; and who gave it."""
         for node in owners(blob.key, self.nodes):
-            if node == self._node:
+            if node == self.node:
                 break  # this one is to fetch it for the others
             try:
                 self._ask(self.nodes[node], blob, file)

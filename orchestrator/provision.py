@@ -62,8 +62,9 @@ class Provisioner:
 
     def meet(self, nodes: Mapping[str, str]) -> None:
         """Every node there is, with its endpoint."""
-        if self._peers is not None:
-            self._peers.nodes = dict(nodes)
+        if self._peers is not None and self._server is not None:
+            # This one is always among them: else two nodes might each wait for the other.
+            self._peers.nodes = {**nodes, self._peers.node: self._server.url}
 
     def close(self) -> None:
         if self._server is not None:

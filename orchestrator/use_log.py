@@ -11,7 +11,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.eviction import Entry
+from orchestrator.eviction import Entry, alone, owned_by
 
 #: Files in each folder; beyond that the half that was longest untouched is forgotten.
 _REMEMBERED = 20_000
@@ -30,7 +30,7 @@ class UseLog:
         """Somebody uses the entry; uses that are close together are one visit."""
         visits, of, last_s = _read(self._assets / key)
         is_new = now_s - last_s > self._session_s
-        shared = owner if visits == 0 or owner == of else ""
+        shared = owned_by(of, owner)
         if is_new or shared != of:
             _write(self._assets / key, visits + is_new, shared, now_s)
         else:
@@ -49,8 +49,8 @@ class UseLog:
 
     def entry(self, key: str, size_bytes: int, last_used_s: float) -> Entry:
         visits, owner, _ = _read(self._assets / key)
-        owner_visits = _read(self._owners / owner)[0] if owner else 0
-        return Entry(key, size_bytes, owner, last_used_s, visits, owner_visits)
+        owner_visits = _read(self._owners / owner)[0] if alone(owner) else 0
+        return Entry(key, size_bytes, alone(owner), last_used_s, visits, owner_visits)
 
 
 def _read(path: Path) -> tuple[int, str, float]:

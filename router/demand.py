@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
+from cachetools import LRUCache
+
 
 class Demand:
     """Requests a second by key; what happened ``fade_s`` ago counts a third (1/e)."""
 
     def __init__(self, fade_s: float) -> None:
         self.fade_s = fade_s
-        self._seen: dict[str, tuple[float, float]] = {}
+        self._seen: LRUCache[str, tuple[float, float]] = LRUCache(10_000)
 
     def asked(self, key: str, now_s: float) -> None:
         self._seen[key] = (self._count(key, now_s) + 1.0, now_s)
-        if len(self._seen) > 10_000:
-            self._seen = {k: seen for k, seen in self._seen.items() if self._count(k, now_s) > 0.01}
 
     def _count(self, key: str, now_s: float) -> float:
         count, then_s = self._seen.get(key, (0.0, now_s))

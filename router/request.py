@@ -37,6 +37,11 @@ class Waiting:
     pictures_at_once: int | None = None
 
     @property
+    def time_s(self) -> float:
+        """How long it may take in all."""
+        return self.deadline_s - self.arrived_s
+
+    @property
     def steps_back(self) -> bool:
         """Whether its tenant has had so much lately that others go first."""
         return self.place[0]

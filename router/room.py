@@ -8,6 +8,7 @@ be called after every change.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 from assets.content import Blob
 from router.admission import QueueLimits, Refusal, refusal
@@ -35,6 +36,8 @@ class Patience:
     lead_s: float = 10.0
     #: How long a replica draws with what it has loaded while others wait for their turn.
     turn_loads: float = 4.0
+    #: How much more a checkpoint is worth when a request that steps back would displace it.
+    sore: float = 4.0
     #: Of so many at the head of a crowd the one goes first whose LoRAs are there.
     overtaking: int = 8
     #: Over which time demand is remembered, and how far ahead it is believed, in loads.
@@ -49,6 +52,8 @@ class Assignment:
     cost_s: float
 
 
+#: How often it is looked at who has stepped back for long enough.
+_STEPPED_S = 1.0
 #: What was asked for within the hour or so counts as popular.
 _POPULAR_S = 3600.0
 
@@ -91,6 +96,7 @@ class WaitingRoom:
         self._fair = FairClock()
         self._demand = Demand(60.0)  # for checkpoints, by what replicas can do
         self._popular = Demand(_POPULAR_S)  # for what comes on top, by what users do
+        self._stepped_s = 0.0
         self._plans: dict[str, _Plan] = {}  # by checkpoint
         #: Crowds that were better left where they are: how large, and when to look again.
         self._crowds: dict[str, tuple[int, float]] = {}
@@ -171,6 +177,11 @@ class WaitingRoom:
         """Everything that should start now; it is taken from the queue."""
         made: list[Assignment] = []
         self._worths.clear()
+        if not self.queue.groups:
+            self.fleet.freed.clear()
+        elif now_s >= self._stepped_s + _STEPPED_S:
+            self._stepped_s = now_s
+            self._step_forward(now_s)
         while self.fleet.open_count and self.queue.groups:
             following = self._next(now_s)
             if following is None:
@@ -214,6 +225,12 @@ class WaitingRoom:
                 return choice
         return None
 
+    def _step_forward(self, now_s: float) -> None:
+        """Nobody steps back for more than half of the time that it has."""
+        for request in list(self.queue):
+            if request.steps_back and now_s - request.arrived_s >= request.time_s / 2:
+                self.queue.move(request.id, (False, request.place[1]))
+
     def _limit(self, first: Waiting) -> Place:
         """The last place that may overtake."""
         steps_back, finish = first.place
@@ -224,7 +241,7 @@ class WaitingRoom:
         load_s = self._load_s[request.group]
         patience_s = max(self.patience.least_s, self.patience.loads * load_s)
         # Whoever is in a hurry has no more patience than half of the time that there is.
-        return waited_s >= min(patience_s, (request.deadline_s - request.arrived_s) / 2)
+        return waited_s >= min(patience_s, request.time_s / 2)
 
     def _turn_is_over(self, replica: Replica, request: Waiting) -> bool:
         """Whether the replica has drawn enough with what it has to load something else."""
@@ -268,7 +285,8 @@ class WaitingRoom:
             home = self.fleet.replicas.get(plan.replica_id)
             if home is not None and home.version == plan.version:
                 return None
-        found = self.fleet.cheapest(request, self.speeds, now_s, self._regret)
+        regret = self._sore_regret if request.steps_back else self._regret
+        found = self.fleet.cheapest(request, self.speeds, now_s, regret)
         if found is None:
             return None
         cost, replica = found
@@ -309,8 +327,10 @@ class WaitingRoom:
         if crowd <= seen and now_s < again_s:
             return None
         cold = self.fleet.cheapest(
-            last, self.speeds, now_s, self._regret, open_only=True, idle_only=last.steps_back
-        )
+            last, self.speeds, now_s,
+            self._sore_regret if last.steps_back else self._regret,
+            open_only=True, idle_only=last.steps_back,
+        )  # fmt: skip
         if cold is None or cold[0] >= drained_s:
             self._crowds[group] = crowd, now_s + load_s / 4
             return None
@@ -322,6 +342,10 @@ class WaitingRoom:
         if len(replica.models) < replica.model_slots:
             return 0.0
         return min(self._worth(key, now_s) for key in replica.models)
+
+    def _sore_regret(self, replica: Replica, now_s: float) -> float:
+        """The same for a request that steps back: what others have loaded is not for it to take."""
+        return self.patience.sore * self._regret(replica, now_s)
 
     def _regret_of(self, request: Waiting, replica: Replica, now_s: float) -> float:
         return 0.0 if request.group in replica.models else self._regret(replica, now_s)
@@ -339,7 +363,10 @@ class WaitingRoom:
     def _take(self, request: Waiting, replica: Replica, _: float, now_s: float) -> Assignment:
         self.queue.take(request.id)
         loading = self.speeds.fetch_s(request.blobs, replica) * self.speeds.work_per_s
-        self._fair.served(request.tenant_id, request.place[1], request.work + loading, now_s)
+        crowd = self.queue.groups.get(request.group)
+        was_last = crowd is not None and request.place >= crowd[-1][0]
+        least = crowd[0][0][1] if crowd is not None and was_last else inf
+        self._fair.served(request.tenant_id, request.place[1], request.work + loading, now_s, least)
         if loading:
             self._fair.charge(request.tenant_id, loading, request.weight)
         busy_s = cost_s(request, replica, self.speeds, now_s)

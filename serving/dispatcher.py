@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 from assets.content import Blob
@@ -51,8 +52,6 @@ _RETRY_S = 0.5
 _WARM_S = 60.0
 #: So many of the most wanted assets are held wherever they are.
 _MOST_POPULAR = 8
-#: Blobs that are brought up at a node at a time for requests that wait.
-_MOST_PROMOTED = 8
 #: What moving fewer bytes takes says little of how fast bytes move.
 _TELLING_BYTES = 1 << 20
 
@@ -97,8 +96,8 @@ class _Slot:
     client: ReplicaClient
     report: ReplicaReport | None = None  # None: down, or not up yet
     running: dict[str, _Ticket] = field(default_factory=dict)
-    #: Being brought up there ahead of the requests that will want them.
-    promoting: set[str] = field(default_factory=set)
+    #: Whether something is brought up there ahead of the requests that will want it.
+    promoting: bool = False
     #: Set when there is something to tell it before it is asked again anyway.
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -127,6 +126,8 @@ class Dispatcher:
         self._room = WaitingRoom(speeds, limits)
         self._clock = clock
         self._pinned = frozenset[str]()
+        #: When guidance was made, for which nodes and pins, and what it was.
+        self._guided = (-inf, frozenset[str](), frozenset[str](), Guidance())
         self._measured = set[str]()  # the speeds that are more than guesses by now
         self._suspicion = Suspicion()
         self._tickets: dict[str, _Ticket] = {}
@@ -208,9 +209,19 @@ class Dispatcher:
         self._pinned = frozenset(keys)
 
     def guidance(self) -> Guidance:
-        """What every replica should know."""
+        """What every replica should know; made anew once a second."""
+        now = self._clock()
+        nodes = frozenset(s.report.node for s in self._slots.values() if s.report is not None)
+        made_s, of_nodes, pinned, guidance = self._guided
+        if now < made_s + 1.0 and nodes == of_nodes and pinned == self._pinned:
+            return guidance
+        guidance = self._make_guidance(now)
+        self._guided = now, nodes, self._pinned, guidance
+        return guidance
+
+    def _make_guidance(self, now_s: float) -> Guidance:
         reports = [slot.report for slot in self._slots.values() if slot.report is not None]
-        popular = self._room.popular(_MOST_POPULAR, self._clock())
+        popular = self._room.popular(_MOST_POPULAR, now_s)
         return Guidance(
             nodes={report.node: report.url for report in reports if report.url},
             pins=dict.fromkeys(popular, POPULAR) | dict.fromkeys(self._pinned, OPERATOR),
@@ -331,11 +342,10 @@ class Dispatcher:
         if promotion is None:
             return
         slot = self._slots[promotion.replica_id]
-        blobs = tuple(blob for blob in promotion.blobs if blob.key not in slot.promoting)
-        if not blobs or len(slot.promoting) >= _MOST_PROMOTED:
-            return
-        keys = {blob.key for blob in blobs}
-        slot.promoting |= keys
+        if slot.promoting:
+            return  # one at a time: it must not stand in the way of drawings and questions
+        blobs = promotion.blobs
+        slot.promoting = True
 
         async def bring() -> None:
             try:
@@ -344,7 +354,7 @@ class Dispatcher:
                     async with asyncio.timeout(_WARM_S):
                         await slot.client.warm(blobs)
             finally:
-                slot.promoting -= keys
+                slot.promoting = False
 
         task = asyncio.create_task(bring())
         self._promotions.add(task)
@@ -455,6 +465,8 @@ class Dispatcher:
 
     def _heard_from(self, slot: _Slot, report: ReplicaReport) -> None:
         fleet = self._room.fleet
+        if slot.report is not None and slot.report.node != report.node:
+            self._down(slot)  # another one, of the same name
         if slot.client.id not in fleet:
             fleet.add(slot.client.id, report.node, model_slots=report.model_slots, slots=SLOTS)
         fleet.on_device(slot.client.id, report.ready, report.models)
@@ -490,8 +502,11 @@ class Dispatcher:
                     self._hangs(slot)
                 await asyncio.sleep(_RETRY_S)
                 continue
-            self._heard_from(slot, report)
-            self._assign()
+            try:
+                self._heard_from(slot, report)
+                self._assign()
+            except Exception:  # whatever it is, the replica must go on being watched
+                log.exception("what %s reports cannot be taken", slot.client.id)
             if self.guidance().nodes != known:
                 for other in self._slots.values():
                     other.news.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from assets.recipe import Recipe
 from orchestrator.errors import TierFull
 from serving.drawing import Drawing, DrawRequest, Guidance, Holding, ReplicaReport
 from serving.errors import ReplicaLost
+
+log = logging.getLogger(__name__)
 
 
 class DrawingEngine(Protocol):
@@ -69,8 +72,11 @@ class Replica:
         """
         self.check_health()
         if guidance is not None and guidance != self._guidance:
-            self._engine.meet(guidance)
             self._guidance = guidance
+            try:
+                self._engine.meet(guidance)
+            except OSError:  # a full disk, say: it can draw all the same
+                log.exception("%s cannot do as it is told", self._engine.name)
         return self._report()
 
     def _report(self, *, briefly: bool = False) -> ReplicaReport:
@@ -105,7 +111,9 @@ class Replica:
                 drawing = await asyncio.shield(work)
             except asyncio.CancelledError:
                 stop.set()
-                await asyncio.wait([work])
+                while not work.done():  # and if it is cancelled again: leases outlive the drawing
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([work])
                 if not work.cancelled():
                     work.exception()  # seen: nobody is left to hear it
                 raise

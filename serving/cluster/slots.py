@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 DISPATCHER = "dispatcher"
 _ASK_S = 5.0
 #: Two slots of the router, and room for questions about the replica itself.
-_MAX_ONGOING = 8
+_MAX_ONGOING = 32
 
 
 def slot_name(index: int) -> str:

@@ -168,9 +168,9 @@ class Shelf:
     def make_room(self) -> None:
         """Give back to the device whatever nobody holds."""
         self.tier.evict_idle()
-        self._spare.clear()
         if self.is_apart:
             self.pristine_tier.evict_idle()
+        self._spare.clear()  # where what has just left has put its memory
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -239,9 +239,8 @@ class Shelf:
 
     def holding(self) -> Holding:
         pristine = frozenset(self.pristine_tier.resident())
-        self._unets &= pristine
         ready = pristine | frozenset(self.tier.resident())
-        return Holding(ready, frozenset(self._unets), self._model_slots)
+        return Holding(ready, pristine.intersection(self._unets), self._model_slots)
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""

@@ -233,6 +233,19 @@ def test_who_had_the_most_lately_steps_back_until_it_has_faded() -> None:
     assert not steps_back("loud", 5_000.0)
 
 
+def test_nobody_steps_back_for_ever() -> None:
+    made = room("a")
+    hold(made, "a", "base", "lora")
+    arrive(made, request("other", tenant_id="u"), request("mine", deadline_s=100.0))
+    made.queue.move("mine", (True, 20.0))
+    mine = made.queue.get("mine")
+    busy(made, "a", 1e9, SLOTS)
+    made.assign(49.0)
+    assert made.queue.get("mine") == mine
+    made.assign(51.0)
+    assert not made.queue.get("mine").steps_back  # type: ignore[union-attr]
+
+
 def test_priority_is_among_ones_own() -> None:
     made = room("a")
     hold(made, "a", "base", "lora")
