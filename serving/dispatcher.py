@@ -248,6 +248,7 @@ class Dispatcher:
             with suppress(ServingError, TierError, AssetError, TimeoutError):
                 async with asyncio.timeout(_WARM_S):
                     found[slot.client.id] = await slot.client.warm(blobs)
+            slot.news.set()  # it holds more now, and is to say so
 
         await asyncio.gather(*(ask(s) for s in self._slots.values() if s.report is not None))
         return found

@@ -258,7 +258,12 @@ async def draw(namespace):
     submit = lambda name: drawer.submit(Submission(request(name), "t", 1.0, 120.0))
     tiers = await drawer.warm([lora])
     drawings = await asyncio.gather(*(submit(str(i)) for i in range(6)))
-    places = await drawer.residency([lora.key])
+    for _ in range(200):
+        places = await drawer.residency([lora.key])
+        held = lora.key in places and len(places[lora.key].nodes) == 2
+        if held:
+            break
+        await asyncio.sleep(0.05)
     return {
         "lora": lora.key,
         "warmed from": sorted(tiers.values()),
@@ -305,6 +310,6 @@ def test_the_same_application_on_two_nodes(tmp_path: Path, s3_server: dict[str, 
     asked = sum(count for path, count in proxy.gets.items() if path.endswith(lora))
     print(f"{lora}: {asked} request to the store; {answer}")
     assert asked == 1
-    assert answer["warmed from"] in (["peer", "store"], ["peer", "peer"])
+    assert "peer" in answer["warmed from"]  # the other one is its owner
     assert answer["nodes that hold it"] == [["disk", "host"]] * 2
     assert answer["pictures"] == 1
