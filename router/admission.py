@@ -47,7 +47,8 @@ def expected_wait_s(
     request: Waiting, queue: Queue, fleet: Fleet, speeds: Speeds, now_s: float
 ) -> float:
     """Seconds until a request that joins the queue now would start, roughly: it shares the
-    replicas with every tenant that waits, by weight, until its own turn has come."""
+    replicas with every tenant that waits, as if all weighed the same, until its own turn has
+    come."""
     if not len(fleet):
         return 0.0
     waiting = queue.work_by_tenant()

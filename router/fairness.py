@@ -36,7 +36,6 @@ class FairClock:
         self._had: dict[str, float] = {}
         self._total = 0.0
         self._since_s = 0.0
-        self._served = self._counted_at = self._count = 0
 
     def stamp(self, tenant_id: str, work: float, weight: float) -> float:
         """The virtual finish time of a request that arrives now."""
@@ -55,14 +54,6 @@ class FairClock:
         if total - mine < _ALONE * total:
             return False  # there is nobody to step back behind
         return mine / weight > self._greedy * total
-
-    def _active(self) -> int:
-        """How many tenants have had a part worth mentioning; of few, each has a large one."""
-        if self._served >= self._counted_at:
-            least = _ALONE * self._total
-            self._count = sum(had > least for had in self._had.values())
-            self._counted_at = self._served + max(16, len(self._had) // 4)
-        return max(1, self._count)
 
     def charge(self, tenant_id: str, work: float, weight: float) -> None:
         """What a request took beyond its work: its tenant's next ones come so much later."""
@@ -84,7 +75,6 @@ class FairClock:
         if len(self._last_finish) > self._forget_at:
             self._last_finish = {t: f for t, f in self._last_finish.items() if f > self.now}
             self._forget_at = max(64, 2 * len(self._last_finish))
-        self._served += 1
         had = work * self._grown(now_s)
         self._had[tenant_id] = self._had.get(tenant_id, 0.0) + had
         self._total += had

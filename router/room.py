@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import inf
 
+from cachetools import LRUCache
+
 from assets.content import Blob
 from router.admission import QueueLimits, Refusal, refusal
 from router.cost import Speeds, cost_s
@@ -54,6 +56,8 @@ class Assignment:
 
 #: How often it is looked at who has stepped back for long enough.
 _STEPPED_S = 1.0
+#: Checkpoints, far more than ever wait at a time.
+_REMEMBERED = 10_000
 #: What was asked for within the hour or so counts as popular.
 _POPULAR_S = 3600.0
 
@@ -99,9 +103,10 @@ class WaitingRoom:
         self._stepped_s = 0.0
         self._plans: dict[str, _Plan] = {}  # by checkpoint
         #: Crowds that were better left where they are: how large, and when to look again.
-        self._crowds: dict[str, tuple[int, float]] = {}
+        self._crowds: LRUCache[str, tuple[int, float]] = LRUCache(_REMEMBERED)
         self._worths: dict[str, float] = {}  # for as long as nothing changes
-        self._load_s: dict[str, float] = {}  # what each checkpoint takes to load from the store
+        #: What each checkpoint takes to load from the store.
+        self._load_s: LRUCache[str, float] = LRUCache(_REMEMBERED)
 
     def __repr__(self) -> str:
         return (
@@ -144,12 +149,14 @@ class WaitingRoom:
     def promote(self, request: Waiting, now_s: float) -> Promotion | None:
         """To be asked as a request arrives: what should be brought near already, and where. It
         is the request's own assets if it must wait, and what its tenant had the last time."""
-        found = self.fleet.cheapest(request, self.speeds, now_s, self._regret)
         guesses = self.prefetcher.asked(request.tenant_id, request.extras, now_s)
+        wanted = [*request.blobs, *guesses] if request.id in self.queue else guesses
+        if not wanted:
+            return None
+        found = self.fleet.cheapest(request, self.speeds, now_s, self._regret)
         if found is None:
             return None
         replica = found[1]
-        wanted = [*request.blobs, *guesses] if request.id in self.queue else guesses
         distant = [blob for blob in wanted if replica.tier_of(blob.key) in ("disk", "store")]
         return Promotion(replica.id, tuple(dict.fromkeys(distant))) if distant else None
 
