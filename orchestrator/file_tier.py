@@ -10,7 +10,8 @@ Shared by every process of a node. On disk::
                     yields when there is no other way
     uses/KEY        how often somebody came back for it, and the one tenant that did
     owners/TENANT   how often that tenant came back for anything
-    quarantine/KEY  bytes that rotted here; the last few, for whoever wants to know why
+    quarantine/KEY  bytes that rotted here; the last few, for whoever wants to know why, as
+                    long as there is room
     budget.lock     held while room is made
 
 Truncating a mapped file kills the process that maps it, so nothing here truncates.
@@ -194,6 +195,11 @@ class FileTier:
     def _evict(self, needed_bytes: int, wanted_bytes: int) -> None:
         """Unlink entries until ``needed_bytes`` are free; none at all when they cannot be, because
         what is leased or pinned stays."""
+        for rotten in self._quarantine.iterdir():
+            if needed_bytes > 0:
+                with suppress(FileNotFoundError):
+                    needed_bytes -= rotten.stat().st_size
+                    rotten.unlink()
         for orphan in self._incoming.iterdir():
             if needed_bytes > 0 and orphan.suffix != ".lock":
                 needed_bytes -= self._drop_orphan(orphan)
@@ -323,7 +329,8 @@ class FileTier:
 
     def used_bytes(self) -> int:
         """Everything that counts against the budget, bytes on their way included."""
-        return sum(_sizes(self._objects).values()) + sum(_sizes(self._incoming).values())
+        folders = (self._objects, self._incoming, self._quarantine)
+        return sum(sum(_sizes(folder).values()) for folder in folders)
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless the folder obeys its laws (call it when idle)."""

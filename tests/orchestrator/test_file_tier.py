@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -76,6 +78,52 @@ def test_pinned_stays(tier: FileTier) -> None:
     tier.admit(blob, fill(blob))[0].release()
     assert set(tier.resident()) == {"a", "c"}
     tier.unpin("a")
+
+
+def test_what_rotted_counts_and_is_the_first_to_go(tier: FileTier) -> None:
+    for name in "ab":
+        blob = blob_of(name, 40)
+        tier.admit(blob, fill(blob))[0].release()
+    tier.quarantine("a")
+    assert tier.used_bytes() == 80
+    assert set(tier.resident()) == {"b"}
+    blob = blob_of("c", 40)
+    tier.admit(blob, fill(blob))[0].release()
+    assert set(tier.resident()) == {"b", "c"}
+    tier.check_integrity()
+
+
+def test_a_full_disk_makes_room_and_goes_on(
+    tier: FileTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fuller than the budget says: the first attempt to grow fails as the kernel says it."""
+    held, other = blob_of("a", 40), blob_of("b", 40)
+    tier.admit(held, fill(held))[0].release()
+    real, attempts = os.posix_fallocate, []
+
+    def full_at_first(descriptor: int, offset: int, length: int) -> None:
+        attempts.append(length)
+        if len(attempts) == 1:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        real(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", full_at_first)
+    tier.admit(other, fill(other))[0].release()
+    assert set(tier.resident()) == {"b"}
+    assert len(attempts) == 2
+    tier.check_integrity()
+
+
+def test_half_of_a_tier_can_be_pinned_and_no_more(tier: FileTier) -> None:
+    for name in "ab":
+        blob = blob_of(name, 40)
+        tier.admit(blob, fill(blob))[0].release()
+        tier.pin(name)
+    blob = blob_of("c", 40)
+    tier.admit(blob, fill(blob))[0].release()
+    assert set(tier.resident()) == {"a", "c"}  # one of the two yields
+    tier.pin_just({"c": "popular"})
+    assert tier.pins() == {"c": "popular"}
 
 
 def test_wrong_bytes_leave_nothing(tier: FileTier) -> None:

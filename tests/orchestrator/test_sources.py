@@ -7,6 +7,7 @@ import io
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -208,7 +209,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(store: MisbehavingStore, tmp_path: Path) -> Cluster:
+def cluster(store: MisbehavingStore, tmp_path: Path) -> Iterator[Cluster]:
     made = Cluster(store, tmp_path, 4)
     yield made
     made.close()
