@@ -83,6 +83,8 @@ class Order:
     steps: int = 30
     cfg_scale: float = 12.0
     encoding: ImageEncoding = "jpeg"
+    #: Among the requests of one's own organisation, the higher goes first.
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class _Resolved:
     request: DrawRequest
     size: Size
     resolved: Resolved
+    priority: int
 
 
 class Platform:
@@ -233,7 +236,7 @@ class Platform:
             encoding=order.encoding,
             tenant_id=principal.tenant_id,
         )
-        return _Resolved(request, size, resolved)
+        return _Resolved(request, size, resolved, order.priority)
 
     async def _draw(self, ready: _Resolved, charge: Charge) -> Generated:
         request, names = ready.request, ready.resolved.names
@@ -245,6 +248,7 @@ class Platform:
             self.timeout_s,
             named=frozenset(key for key, name in names.items() if name != BASE_NAME),
             pictures_at_once=principal.plan.concurrent_pictures,
+            priority=ready.priority,
         )
         try:
             drawing = await self._drawer.submit(submission)

@@ -38,6 +38,10 @@ def key_of(request: Request) -> str | None:
     return key
 
 
+#: Fields that do not change what is drawn.
+_NO_CONTENT = {"priority"}
+
+
 async def accept(context: Context, who: Principal, body: GenerateRequest, key: str | None) -> Job:
     """The job of this request: a new one, or the one that the key has already.
 
@@ -50,7 +54,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
     job = job_id = digest = None
     if key is not None:
         job_id = "job_" + context.signer.derived("job", who.tenant_id, key)
-        digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+        digest = hashlib.sha256(body.model_dump_json(exclude=_NO_CONTENT).encode()).hexdigest()
         job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
         order = body.order()

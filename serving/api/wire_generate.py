@@ -68,6 +68,8 @@ class GenerateRequest(BaseModel):
     num_images: int = Field(1, ge=1, le=16)
     seed: Seed | list[Seed | None] | None = None
     image_encoding: ImageEncoding = "jpeg"
+    #: Ours: among the requests of one's own organisation that wait, the higher goes first.
+    priority: int = Field(0, ge=-10, le=10)
 
     @model_validator(mode="before")
     @classmethod
@@ -109,6 +111,7 @@ class GenerateRequest(BaseModel):
             steps=self.steps,
             cfg_scale=self.cfg_scale,
             encoding=self.image_encoding,
+            priority=self.priority,
         )
 
 
