@@ -102,6 +102,9 @@ class _Slot:
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+_Guided = tuple[float, frozenset[str], frozenset[str] | None, Guidance]
+
+
 @dataclass(slots=True)
 class _Ticket:
     submission: Submission
@@ -125,9 +128,10 @@ class Dispatcher:
         self._slots = {client.id: _Slot(client) for client in clients}
         self._room = WaitingRoom(speeds, limits)
         self._clock = clock
-        self._pinned = frozenset[str]()
+        #: By the operator; None until somebody has said so, and then all that is held stays held.
+        self._pinned: frozenset[str] | None = None
         #: When guidance was made, for which nodes and pins, and what it was.
-        self._guided = (-inf, frozenset[str](), frozenset[str](), Guidance())
+        self._guided: _Guided = (-inf, frozenset(), None, Guidance())
         self._measured = set[str]()  # the speeds that are more than guesses by now
         self._suspicion = Suspicion()
         self._tickets: dict[str, _Ticket] = {}
@@ -221,11 +225,12 @@ class Dispatcher:
 
     def _make_guidance(self, now_s: float) -> Guidance:
         reports = [slot.report for slot in self._slots.values() if slot.report is not None]
+        nodes = {report.node: report.url for report in reports if report.url}
+        if self._pinned is None:
+            return Guidance(nodes)
         popular = self._room.popular(_MOST_POPULAR, now_s)
-        return Guidance(
-            nodes={report.node: report.url for report in reports if report.url},
-            pins=dict.fromkeys(popular, POPULAR) | dict.fromkeys(self._pinned, OPERATOR),
-        )
+        pins = dict.fromkeys(popular, POPULAR) | dict.fromkeys(self._pinned, OPERATOR)
+        return Guidance(nodes, pins)
 
     async def forget(self, keys: Collection[str]) -> None:
         """Have every replica that holds one of these drop it. One that is down, or still leases
@@ -324,6 +329,7 @@ class Dispatcher:
         if ticket.task is None:
             self._tickets.pop(request_id, None)
         else:
+            ticket.lost = False  # and it shall not be drawn elsewhere, if that was the plan
             ticket.task.cancel()
 
     def _assign(self) -> None:

@@ -83,10 +83,11 @@ class Drawing:
 @dataclass(frozen=True, slots=True)
 class Guidance:
     """What the dispatcher tells every replica: the nodes that can be asked for a blob, each with
-    its endpoint, and the content keys that are to be held, each with the reason."""
+    its endpoint, and the content keys that are to be held, each with the reason; None when it
+    does not know them yet."""
 
     nodes: Mapping[str, str] = field(default_factory=dict)
-    pins: Mapping[str, str] = field(default_factory=dict)
+    pins: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

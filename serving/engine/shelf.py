@@ -225,6 +225,8 @@ class Shelf:
     def meet(self, guidance: Guidance) -> None:
         """What the dispatcher knows of the cluster: the nodes, and what is to be held."""
         self._provisioner.meet(guidance.nodes)
+        if guidance.pins is None:
+            return
         for tier in self._provisioner.tiers:
             tier.pin_just(guidance.pins)
         for device_tier in {self.tier, self.pristine_tier}:

@@ -345,6 +345,46 @@ async def test_a_replica_that_hangs_loses_its_request_to_another(
         await until(lambda: idle(room))
 
 
+async def test_the_higher_priority_of_ones_own_goes_first() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        first = [asyncio.create_task(room.submit(submission(name))) for name in ("0", "1")]
+        await until(lambda: len(replica.started) == 2)
+        later = [
+            asyncio.create_task(room.submit(replace(submission(name), priority=priority)))
+            for name, priority in (("low", -1), ("usual", 0), ("high", 1))
+        ]
+        await until(lambda: room.status()["waiting"] == 3)
+        replica.go.set()
+        await asyncio.gather(*first, *later)
+        assert replica.started[2:] == ["high", "usual", "low"]
+
+
+async def test_what_hangs_and_is_given_up_is_not_drawn_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client leaves in the very moment in which its replica is found to hang."""
+    stuck, other = FakeReplica("a"), FakeReplica("b")
+    stuck.go.clear()
+    other.up.clear()
+    room = Dispatcher([stuck, other])
+    room.start()
+    await until(lambda: room.status()["replicas"][0]["state"] == "up")
+    try:
+        waiting = asyncio.create_task(room.submit(submission("r")))
+        await until(lambda: stuck.started)
+        room._hangs(room._slots["a"])
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        other.up.set()
+        await until(lambda: room.status()["replicas"][1]["state"] == "up")
+        assert room.status()["waiting"] == 0
+        assert other.started == []
+    finally:
+        await room.close()
+
+
 async def test_what_waits_is_brought_near_and_popular_things_are_held() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
@@ -356,6 +396,7 @@ async def test_what_waits_is_brought_near_and_popular_things_are_held() -> None:
         ]
         await until(lambda: len(replica.started) == 2)
         await until(lambda: [blob.key for blob in replica.warmed] == ["other"])
+        assert room.guidance().pins is None  # nobody has said yet, and what is held stays so
         room.hold({"pinned"})
         guidance = room.guidance()
         assert guidance.pins == {"lora": "popular", "pinned": "operator"}
