@@ -9,7 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
+
+from cachetools import TTLCache
 
 from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset
@@ -26,7 +29,7 @@ from assets.keys import BLOBS, PREVIEWS, blob_key, blob_of, pictured_by
 from assets.parts import PartStore, open_parts
 from assets.principal import Principal
 from assets.records import AssetRecords, Page, Query
-from assets.resolve import Resolved, Wanted, find, resolve
+from assets.resolve import BASE_NAME, Resolved, Wanted, find, find_base, resolve
 from assets.store import ObjectStore
 from assets.terms import check_expiry, check_name, checked_visibility
 from assets.uploads import Uploads
@@ -37,6 +40,8 @@ LOST = "its bytes were lost; upload it again"
 MAX_VERSIONS = 10_000
 #: A deleted asset can be restored for a week.
 KEPT_DELETED_S = 7 * 24 * 3600.0
+#: Everybody's, and in every request; another one is drawn with everywhere within this time.
+_BASE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class Library:
         self._blobs = blobs
         self._store = store
         self._now = now
+        self._base: TTLCache[str, Asset] = TTLCache(1, _BASE_S)
+        self._base_lock = Lock()
         self.uploads = Uploads(records, blobs, store, parts or open_parts(store), now)
 
     def _find(self, principal: Principal, reference: str, verb: Verb) -> Asset:
@@ -228,7 +235,12 @@ class Library:
         return changed
 
     def resolve(self, principal: Principal, wanted: Wanted) -> Resolved:
-        return resolve(self._records, principal, wanted, self._now())
+        """Raises what ``assets.resolve.resolve`` does."""
+        with self._base_lock:
+            base = self._base.get(BASE_NAME)
+            if base is None:
+                base = self._base[BASE_NAME] = find_base(self._records)
+        return resolve(self._records, principal, wanted, self._now(), base)
 
     def used(self, resolved: Resolved) -> None:
         """A picture was drawn with these assets."""

@@ -85,7 +85,21 @@ def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asse
     return records.find_foreign(owner, name, version, reader=principal.tenant_name)
 
 
-def resolve(records: AssetRecords, principal: Principal, wanted: Wanted, now_s: float) -> Resolved:
+def find_base(records: AssetRecords) -> Asset:
+    """The checkpoint that a request without one is drawn with.
+
+    Raises:
+        AssetNotReady: it is not imported yet.
+    """
+    base = records.find_foreign(COMMONS, BASE_NAME)
+    if base is None or base.status != "ready":
+        raise AssetNotReady(f"{COMMONS}:{BASE_NAME}", "missing", "the base model is not imported")
+    return base
+
+
+def resolve(
+    records: AssetRecords, principal: Principal, wanted: Wanted, now_s: float, base: Asset
+) -> Resolved:
     """Names to content.
 
     Raises:
@@ -94,11 +108,7 @@ def resolve(records: AssetRecords, principal: Principal, wanted: Wanted, now_s: 
     """
     require(principal, "use")
     names: dict[str, str] = {}
-
-    base = records.find_foreign(COMMONS, BASE_NAME)
     asset_ids: dict[str, None] = {}
-    if base is None or base.status != "ready":
-        raise AssetNotReady(f"{COMMONS}:{BASE_NAME}", "missing", "the base model is not imported")
 
     def usable(reference: str, kind: AssetKind, field_name: str) -> Asset:
         asset = find(records, principal, reference, "use", now_s)

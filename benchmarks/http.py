@@ -73,11 +73,13 @@ class Row:
 
 
 @contextmanager
-def platform_for(folder: Path, model: Path | None) -> Iterator[tuple[Settings, Client, str]]:
+def platform_for(
+    folder: Path, model: Path | None, replicas: int = 2
+) -> Iterator[tuple[Settings, Client, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = Settings(data_dir=folder / "data", port=port, model=model)
+    settings = Settings(data_dir=folder / "data", port=port, model=model, replicas=replicas)
     environment = {**os.environ, **settings.to_environment()}
     command = [sys.executable, "-m", "serving.cli.main", "serve"]
     server = subprocess.Popen(command, env=environment, start_new_session=True)

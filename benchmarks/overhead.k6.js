@@ -1,10 +1,13 @@
 // What a request takes beside the engine's own time. Through the environment: AO_URL, AO_KEY,
-// USERS, SECONDS, and ECHO when the answer has no timings.
+// USERS, SECONDS, ECHO when the answer has no timings, and then PAUSE_MS, for which each client
+// waits after an answer, as it waits for the engine on the platform.
 import http from "k6/http";
+import { sleep } from "k6";
 import { Trend } from "k6/metrics";
 
 const beside = new Trend("beside_engine", true);
 const besideQueue = new Trend("beside_engine_and_queue", true);
+const engine = new Trend("engine", true);
 const body = JSON.stringify({ prompt: "a small red star", steps: 1, seed: 7 });
 const params = {
   headers: { "Content-Type": "application/json", Authorization: `Bearer ${__ENV.AO_KEY}` },
@@ -27,9 +30,11 @@ export default function () {
   if (__ENV.ECHO) {
     beside.add(whole);
     besideQueue.add(whole);
+    sleep(Number(__ENV.PAUSE_MS) / 1000);
     return;
   }
   const answer = response.json();
+  engine.add(answer.prediction_time_ms);
   beside.add(whole - answer.prediction_time_ms);
   besideQueue.add(whole - answer.prediction_time_ms - answer.timings_ms.queue);
 }

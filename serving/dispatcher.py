@@ -369,14 +369,14 @@ class Dispatcher:
 
     async def _run(self, ticket: _Ticket, slot: _Slot) -> None:
         """One attempt on one replica."""
-        queue_s = self._clock() - ticket.waiting.arrived_s
+        queue_ms = (self._clock() - ticket.waiting.arrived_s) * 1000
         ticket.lost = False
         try:
             drawing, report = await slot.client.draw(ticket.submission.request)
             self._suspicion.drew(ticket.submission.named)
             self._learn(drawing, ticket.submission.request)
             self._heard_from(slot, report)
-            timings = replace(drawing.timings, queue_ms=queue_s * 1000)
+            timings = replace(drawing.timings, queue_ms=queue_ms + drawing.timings.queue_ms)
             _answer(ticket.answer, replace(drawing, timings=timings))
         except (ReplicaLost, EngineBroke) as lost:
             log.warning(

@@ -41,7 +41,8 @@ class DrawRequest:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, in milliseconds."""
+    """Where the time went, in milliseconds; in the queue, that is both before a replica was
+    chosen and behind the drawing that it was busy with."""
 
     queue_ms: float = 0.0
     fetch_ms: float = 0.0

@@ -145,7 +145,8 @@ class Platform:
         """
         ready = await self._resolve(principal, order)
         charge = Charge(charge_id or ready.request.id, principal, ready.request.work)
-        await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
+        if principal.plan.gpu_s_per_month is not None:
+            await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
         reach("generate.reserved")
         try:
             generated = await self._draw(ready, charge)
@@ -254,10 +255,11 @@ class Platform:
             drawing = await self._drawer.submit(submission)
         except Blaming as error:
             raise error.named(names) from None
-        try:
-            await asyncio.to_thread(self.library.used, ready.resolved)
-        except Exception:  # a count that is missed costs nobody a picture
-            log.exception("the uses of %s were not counted", request.id)
+        if ready.resolved.asset_ids:
+            try:
+                await asyncio.to_thread(self.library.used, ready.resolved)
+            except Exception:  # a count that is missed costs nobody a picture
+                log.exception("the uses of %s were not counted", request.id)
         details = {
             "steps": request.steps,
             "width": request.width,

@@ -82,6 +82,17 @@ def test_the_librarys_figures_are_those_of_the_results() -> None:
         assert max(run["more_bytes"].values()) <= upload.FLAT_BYTES
 
 
+def test_the_overheads_figures_are_those_of_the_results() -> None:
+    from benchmarks import overhead, wire
+
+    result = json.loads(overhead.RESULT.read_text())
+    assert overhead.table(result) in (ROOT / "docs" / "benchmarks.md").read_text()
+    for row in result["rows"]:
+        assert row["platform_unqueued_p50_ms"] <= 1.5 * row["paced_p50_ms"]
+    (adr,) = (ROOT / "docs" / "adr").glob("0006-*.md")
+    assert wire.table(json.loads(wire.RESULT.read_text())) in adr.read_text()
+
+
 def test_routings_figures_are_those_of_the_results() -> None:
     from benchmarks import load
     from benchmarks.replay.command import KEPT

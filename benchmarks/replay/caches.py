@@ -7,8 +7,10 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from assets.content import Blob
 from benchmarks.replay.trace import TraceRequest
 from orchestrator.device_tier import DeviceTier
+from router.prefetch import Prefetcher
 
 #: When, by whom, what.
 Use = tuple[float, str, str]
@@ -52,6 +54,15 @@ def belady_misses(uses: Sequence[Use], slots: int) -> int:
         wanted_at[name] = following[at]
         heapq.heappush(latest, (-following[at], name))
     return misses
+
+
+def guesses(trace: Sequence[TraceRequest], lora_bytes: int) -> Prefetcher:
+    """What the router's prefetcher made of the stream, in the stream's own time."""
+    prefetcher = Prefetcher()
+    for request in trace:
+        blobs = [Blob(name, "", lora_bytes) for name, _ in request.loras]
+        prefetcher.asked(request.tenant, blobs, request.arrival_s)
+    return prefetcher
 
 
 def tier_misses(uses: Sequence[Use], slots: int) -> int:

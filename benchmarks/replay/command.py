@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay.bound import bound
-from benchmarks.replay.caches import belady_misses, lora_uses, lru_misses, tier_misses
+from benchmarks.replay.caches import belady_misses, guesses, lora_uses, lru_misses, tier_misses
 from benchmarks.replay.figures import PUBLISHED, describe, figures, plot, table
 from benchmarks.replay.generator import Population, generate
 from benchmarks.replay.live import play
@@ -24,8 +24,6 @@ from benchmarks.replay.simulation import OURS, POLICIES, replay
 from benchmarks.replay.trace import BadTrace, TraceRequest, at_load, read_trace, write_trace
 
 KEPT = Path(__file__).parents[1] / "results" / "replay.json"
-#: A busy stream passes a real minute in about 1.5 s: sessions are as much shorter.
-_SESSION_S = 46.0
 
 
 def main() -> None:
@@ -53,8 +51,11 @@ def main() -> None:
         result: dict[str, Any] = {
             "requests": len(trace), "seed": arguments.seed, "hardware": asdict(hardware),
         }  # fmt: skip
-        if KEPT.exists() and chosen != list(parts):
-            result = {**json.loads(KEPT.read_text()), **result}
+        kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        if chosen != list(parts):
+            if arguments.save and any(kept.get(name) != what for name, what in result.items()):
+                raise SystemExit("replay: what is kept is of another stream or machine; save all")
+            result = {**kept, **result}
         for name in chosen:
             result[name] = parts[name](trace, hardware, arguments)
         if arguments.json:
@@ -155,6 +156,10 @@ def _caches(
                 f"({lru / best:.3f} x), ours {ours} ({ours / best:.3f} x Belady, "
                 f"{ours / lru:.3f} x LRU)"
             )
+    prefetcher = guesses(trace, hardware.lora_bytes)
+    if not arguments.json:
+        share = prefetcher.came_true / max(1, prefetcher.guessed)
+        print(f"{prefetcher.guessed} prefetches at a tenant's return, {share:.2f} of them wanted")
     return rows
 
 
@@ -163,7 +168,7 @@ def _neighbour(
 ) -> dict[str, Any]:
     stream = at_load(trace[:20_000], arguments.noisy_load, hardware.replicas, hardware.picture_s)
     loud = loud_neighbour(stream, hardware, 50, (OURS, "least loaded"))
-    node = replace(hardware, host_bytes=64 * hardware.lora_bytes, session_s=_SESSION_S)
+    node = replace(hardware, host_bytes=64 * hardware.lora_bytes)
     flood = flood_of_loras(stream, node)
     if not arguments.json:
         for row in loud:

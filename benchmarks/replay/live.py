@@ -102,21 +102,23 @@ async def _names(client: httpx.AsyncClient, trace: Sequence[TraceRequest]) -> di
     ):
         there = await _assets(client, kind)
         # The base model is there without a name.
-        stand_ins = ["", *there] if kind == "checkpoint" else there
+        stand_ins = ["", *there] if kind == "checkpoint" else [*there]
         for rank, (name, _) in enumerate(used.most_common()):
-            if name in there:
+            if name in there or name in there.values():
                 names[name] = name
             elif stand_ins:
                 names[name] = stand_ins[rank % len(stand_ins)]
     return names
 
 
-async def _assets(client: httpx.AsyncClient, kind: str) -> list[str]:
-    found: list[str] = []
+async def _assets(client: httpx.AsyncClient, kind: str) -> dict[str, str]:
+    """The ready ones that the key may use: their names by id."""
+    found: dict[str, str] = {}
     for public in (False, True):
         response = await client.get(
             "/v1/assets", params={"asset_type": kind, "is_public": public, "limit": 100}
         )
         response.raise_for_status()
-        found += [a["id"] for a in response.json()["data"] if a["status"] == "ready"]
-    return list(dict.fromkeys(found))
+        ready = (a for a in response.json()["data"] if a["status"] == "ready")
+        found |= {a["id"]: a["name"] for a in ready}
+    return found

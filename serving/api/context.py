@@ -68,8 +68,12 @@ def bearer(request: Request) -> str | None:
 
 
 async def principal_of(request: Request) -> Principal:
-    directory = context_of(request).backends.directory
-    return await asyncio.to_thread(directory.keyring.authenticate, bearer(request))
+    keyring = context_of(request).backends.directory.keyring
+    token = bearer(request)
+    known = keyring.known(token)
+    if known is None:
+        known = await asyncio.to_thread(keyring.authenticate, token)
+    return known
 
 
 async def spend(context: Context, request: Request, who: Principal) -> Principal:
@@ -79,6 +83,8 @@ async def spend(context: Context, request: Request, who: Principal) -> Principal
     Raises:
         RateLimited: none is.
     """
+    if who.plan.requests_per_min is None:
+        return who
     try:
         quota = await asyncio.to_thread(context.backends.limiter.take, who)
     except RateLimited as limited:

@@ -1,7 +1,7 @@
 """The dispatcher as a Ray actor, and the gateways' way to it.
 
-When it dies Ray starts it anew, with an empty waiting room; the gateways submit
-again, under the same request ids.
+Requests come by the wire, everything else as calls of the actor. When it dies Ray starts it
+anew, with an empty waiting room; the gateways submit again, under the same request ids.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from ray.exceptions import RayActorError
 from assets.content import Blob
 from router.admission import QueueLimits
 from serving.cluster.outcome import caught, thrown
-from serving.cluster.slots import DISPATCHER, SlotClient, slot_name
+from serving.cluster.slots import DISPATCHER, SlotClient, slot_name, wire_key
+from serving.cluster.wire import RemoteFailed, Wire, WireError, WireServer
 from serving.dispatcher import Dispatcher, Submission
 from serving.drawing import Drawing, Guidance, Residency
-from serving.errors import DeadlineExceeded
+from serving.errors import DeadlineExceeded, DrawingFailed
 from serving.settings import Settings
 
 _RETRY_S = 0.2
@@ -31,8 +32,11 @@ class DispatcherActor:
 
     def __init__(self, settings: Settings) -> None:
         limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
-        clients = [SlotClient(slot_name(index)) for index in range(settings.replicas)]
+        key = wire_key(settings)
+        clients = [SlotClient(slot_name(index), key) for index in range(settings.replicas)]
         self._dispatcher = Dispatcher(clients, limits)
+        self._wire = WireServer({"submit": self._submit}, key)
+        self._address = ""
         self._started = False
 
     async def _ready(self) -> Dispatcher:
@@ -41,9 +45,15 @@ class DispatcherActor:
             self._dispatcher.start()
         return self._dispatcher
 
-    async def submit(self, submission: Submission) -> Any:
+    async def _submit(self, submission: Submission) -> Any:
         dispatcher = await self._ready()
         return await caught(dispatcher.submit(submission))
+
+    async def address(self) -> str:
+        """Where requests are taken."""
+        if not self._address:
+            self._address = await self._wire.start(ray.util.get_node_ip_address())
+        return self._address
 
     async def resident(self) -> frozenset[str]:
         return (await self._ready()).resident()
@@ -86,9 +96,11 @@ class _NoDispatcher(Exception):
 class ClusterDrawer:
     """A :class:`~serving.platform.Drawer` that outlives the dispatcher."""
 
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
+    def __init__(self, settings: Settings) -> None:
+        self._namespace = settings.ray_namespace
+        self._key = wire_key(settings)
         self._actor: Any = None
+        self._wire: Wire | None = None
 
     async def _find(self) -> Any:
         if self._actor is None:
@@ -98,23 +110,30 @@ class ClusterDrawer:
                 raise _NoDispatcher from None
         return self._actor
 
+    async def _line(self) -> Wire:
+        """To the dispatcher that is there now."""
+        if self._wire is None:
+            address = await (await self._find()).address.remote()
+            if self._wire is None or self._wire.address != address:
+                self._wire = Wire(address, self._key)
+        return self._wire
+
     async def submit(self, submission: Submission) -> Drawing:
         deadline = time.monotonic() + submission.timeout_s
         while True:
-            reference = None
+            wire = None
             try:
-                actor = await self._find()
-                reference = actor.submit.remote(submission)
-                return thrown(await reference)  # type: ignore[no-any-return]
-            except (RayActorError, _NoDispatcher):
+                wire = await self._line()
+                return thrown(await wire.call("submit", submission))  # type: ignore[no-any-return]
+            except RemoteFailed as error:
+                raise DrawingFailed(f"the dispatcher failed: {error}") from None
+            except (RayActorError, WireError, _NoDispatcher):
                 self._actor = None
+                if self._wire is wire:
+                    self._wire = None
                 if time.monotonic() > deadline:
                     raise DeadlineExceeded("the dispatcher did not come back in time") from None
                 await asyncio.sleep(_RETRY_S)
-            except asyncio.CancelledError:
-                if reference is not None:
-                    ray.cancel(reference)
-                raise
 
     async def resident(self) -> frozenset[str]:
         """Nothing is known of where nobody dispatches; whoever asks will ask again."""

@@ -33,7 +33,7 @@ def app() -> FastAPI:
         )
         signal.signal(signal.SIGTERM, on_sigterm)
     backends = open_backends(settings)
-    drawer = ClusterDrawer(settings.ray_namespace)
+    drawer = ClusterDrawer(settings)
     native = load_manifest(backends.store, BASE_NAME).native_size
     return create_app(
         Context(

@@ -12,12 +12,13 @@ from typing import Any, cast
 
 import ray
 from ray import serve
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from assets.content import Blob
 from assets.signing import Signer
 from serving.cluster.outcome import caught, thrown
+from serving.cluster.wire import RemoteFailed, Wire, WireBroken, WireDown, WireServer
 from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport
 from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
 from serving.replica import Replica
@@ -56,12 +57,18 @@ class Slot:
         url = provisioner.join(node, address, Signer(settings.secret_bytes))
         provisioner.meet({**_neighbours(settings.ray_namespace), node: url})
         self._replica = Replica(open_engine(settings, name, provisioner), node, url)
+        self._node_address = address
+        self._wire = WireServer({"draw": self._draw}, wire_key(settings))
+        self._address = ""
 
-    async def draw(self, request: DrawRequest) -> Any:
+    async def _draw(self, request: DrawRequest) -> Any:
         return await caught(self._replica.draw(request))
 
-    async def describe(self, guidance: Guidance) -> ReplicaReport:
-        return self._replica.report(guidance)
+    async def describe(self, guidance: Guidance) -> tuple[ReplicaReport, str]:
+        """And where it is asked to draw."""
+        if not self._address:
+            self._address = await self._wire.start(self._node_address)
+        return self._replica.report(guidance), self._address
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return await self._replica.forget(keys)
@@ -75,6 +82,16 @@ class Slot:
 
     async def digest(self) -> str:
         return await self._replica.digest()
+
+    async def __del__(self) -> None:
+        """Serve awaits this before it ends a replica that is no longer wanted, and knows nothing
+        of the drawings."""
+        await self._wire.drain()
+
+
+def wire_key(settings: Settings) -> bytes:
+    """What the two ends of a wire prove to each other that they hold."""
+    return Signer(settings.secret_bytes).derived("wire").encode()
 
 
 def _neighbours(namespace: str) -> Mapping[str, str]:
@@ -100,17 +117,35 @@ def deploy_slots(settings: Settings, indices: Iterable[int], *, num_gpus: float)
 
 
 class SlotClient:
-    """A :class:`~serving.dispatcher.ReplicaClient` over a Serve handle."""
+    """A :class:`~serving.dispatcher.ReplicaClient`: questions through Serve, which knows when the
+    replica is up; drawings by the wire."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, key: bytes) -> None:
         self.id = name
+        self._key = key
         self._handle: Any = None
+        self._wire: Wire | None = None
 
     async def describe(self, guidance: Guidance) -> ReplicaReport:
-        return await self._call("describe", guidance)  # type: ignore[no-any-return]
+        report, address = await self._call("describe", guidance)
+        if self._wire is None or self._wire.address != address:
+            if self._wire is not None:
+                await self._wire.close()
+            self._wire = Wire(address, self._key)
+        return cast(ReplicaReport, report)
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
-        return thrown(await self._call("draw", request))  # type: ignore[no-any-return]
+        if self._wire is None:
+            raise ReplicaLost(f"{self.id} was never up")
+        try:
+            return thrown(await self._wire.call("draw", request))  # type: ignore[no-any-return]
+        except RemoteFailed as error:
+            # The replica lives and says so: what it raised is about this request.
+            raise DrawingFailed(f"the engine failed: {error}") from None
+        except WireBroken:
+            raise ReplicaDied(f"{self.id} went away while it drew") from None
+        except WireDown as error:
+            raise ReplicaLost(f"{self.id}: {error}") from None
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return await self._call("forget", keys)  # type: ignore[no-any-return]
@@ -134,10 +169,7 @@ class SlotClient:
                 response.cancel()
             raise
         except RayTaskError as error:
-            # The replica lives and says so: what it raised is about this request.
             log.error("%s raised within %s", self.id, method, exc_info=error)
-            raise DrawingFailed(f"the engine failed: {type(error.cause).__name__}") from None
+            raise ReplicaLost(f"{self.id} failed: {type(error.cause).__name__}") from None
         except (RayServeException, RayError) as error:
-            died = method == "draw" and isinstance(error, ActorDiedError)
-            kind = ReplicaDied if died else ReplicaLost
-            raise kind(f"{self.id}: {type(error).__name__}") from None
+            raise ReplicaLost(f"{self.id}: {type(error).__name__}") from None

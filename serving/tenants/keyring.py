@@ -169,14 +169,18 @@ class Keyring:
         """Raises Unauthenticated unless ``text`` is a live key."""
         if not text:
             raise Unauthenticated("send your API key as 'Authorization: Bearer ao_…'")
-        with self._lock:
-            known = self._known.get(text)
+        known = self.known(text)
         if known is not None:
             return known
         principal = self._authenticate(text)
         with self._lock:
             self._known[text] = principal
         return principal
+
+    def known(self, text: str | None) -> Principal | None:
+        """Whose key that is, as far as it can be said without asking the database."""
+        with self._lock:
+            return self._known.get(text or "")
 
     def _authenticate(self, text: str) -> Principal:
         short = key_id(text)

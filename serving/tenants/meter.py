@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from sqlalchemy import Engine, func, insert, select
+from sqlalchemy import CursorResult, Engine, Table, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from assets.blobs import BlobRecords
@@ -29,6 +29,11 @@ _HOUR_S = 3600.0
 #: Drawings from which the cost of the next is estimated.
 _RECENT = 50
 _PAGE = 500
+
+#: Settling follows every picture: tables here, and not objects.
+_BUDGETS = cast(Table, BudgetRow.__table__)
+_LEDGER = cast(Table, LedgerRow.__table__)
+_RESERVATIONS = cast(Table, ReservationRow.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +154,21 @@ class Meter:
             return
         principal = charge.principal
         now = self._now()
-        for index in range(spent.pictures):
-            session.add(
-                LedgerRow(
-                    at_s=now,
-                    tenant_id=principal.tenant_id,
-                    member_id=principal.member_id,
-                    key_id=principal.key_id,
-                    kind="picture",
-                    reference=f"{charge.id}/{index}",
-                    quantity=spent.gpu_s / spent.pictures,
-                    details={**spent.details, "work": charge.work / spent.pictures},
-                )
-            )
-        _budget(session, principal.tenant_id, held or month_of(now)).used_gpu_s += spent.gpu_s
+        pictures = [
+            {
+                "at_s": now,
+                "tenant_id": principal.tenant_id,
+                "member_id": principal.member_id,
+                "key_id": principal.key_id,
+                "kind": "picture",
+                "reference": f"{charge.id}/{index}",
+                "quantity": spent.gpu_s / spent.pictures,
+                "details": {**spent.details, "work": charge.work / spent.pictures},
+            }
+            for index in range(spent.pictures)
+        ]
+        session.execute(insert(_LEDGER), pictures)
+        _add(session, principal.tenant_id, held or month_of(now), used_gpu_s=spent.gpu_s)
 
     def release(self, charge_id: str) -> None:
         """No picture came of it. Repeating it changes nothing."""
@@ -174,14 +180,15 @@ class Meter:
 
     def release_in(self, session: Session, charge_id: str) -> str | None:
         """Give back what the charge holds; the month in which it was held, if it was."""
-        row = session.get(ReservationRow, charge_id, populate_existing=True)
-        if row is None:
+        columns = (_RESERVATIONS.c[name] for name in ("tenant_id", "month", "gpu_s"))
+        mine = _RESERVATIONS.c.id == charge_id
+        held = session.execute(select(*columns).where(mine)).one_or_none()
+        if held is None:
             return None
-        budget = _budget(session, row.tenant_id, row.month)
-        budget.reserved_gpu_s = max(0.0, budget.reserved_gpu_s - row.gpu_s)
-        session.delete(row)
-        session.flush()
-        return row.month
+        tenant_id, month, gpu_s = held
+        session.execute(delete(_RESERVATIONS).where(mine))
+        _add(session, tenant_id, month, reserved_gpu_s=-gpu_s)
+        return str(month)
 
     def release_expired(self) -> int:
         """Reservations of requests that ended with their gateway; how many there were."""
@@ -308,8 +315,21 @@ class Meter:
                 assert abs(self.totals(tenant_id)["gpu_s"] - total) < 1e-6 * max(1.0, total)
 
 
+def _add(session: Session, tenant_id: str, month: str, **amounts: float) -> None:
+    """To the columns of a month's budget; none of them goes below zero."""
+    sums = {name: _BUDGETS.c[name] + amount for name, amount in amounts.items()}
+    change = (
+        update(_BUDGETS)
+        .where(_BUDGETS.c.tenant_id == tenant_id, _BUDGETS.c.month == month)
+        .values({name: case((sum_ > 0, sum_), else_=0.0) for name, sum_ in sums.items()})
+    )
+    if cast("CursorResult[Any]", session.execute(change)).rowcount == 0:
+        _budget(session, tenant_id, month)
+        session.execute(change)
+
+
 def _budget(session: Session, tenant_id: str, month: str) -> BudgetRow:
-    row = session.get(BudgetRow, (tenant_id, month))
+    row = session.get(BudgetRow, (tenant_id, month), populate_existing=True)
     if row is None:
         row = BudgetRow(tenant_id=tenant_id, month=month, used_gpu_s=0.0, reserved_gpu_s=0.0)
         session.add(row)

@@ -8,14 +8,14 @@ import pytest
 
 from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
 from assets.principal import Principal
-from assets.resolve import Resolved, Wanted
+from assets.resolve import Resolved, Wanted, find_base
 from assets.resolve import resolve as resolve_at
 
 T1, T2 = Principal("t1", "t1"), Principal("t2", "t2")
 
 
 def resolve(records: Any, who: Principal, wanted: Wanted) -> Resolved:
-    return resolve_at(records, who, wanted, now_s=0.0)
+    return resolve_at(records, who, wanted, 0.0, find_base(records))
 
 
 def test_every_form_of_a_reference_is_the_same_content(bench: Any, samples: dict[str, Any]) -> None:

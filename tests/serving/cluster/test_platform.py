@@ -23,6 +23,7 @@ from tests.platforms import Running, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+ROOT = Path(__file__).parents[3]
 PROMPT = {"prompt": "a small red star", "steps": 4, "image_encoding": "png"}
 SEEDS = range(4)
 
@@ -141,6 +142,27 @@ def _inspected(client: Any, asset: dict[str, Any]) -> dict[str, Any]:
     return asset
 
 
+def test_a_trace_is_played_against_it(platform: Running, tmp_path: Path) -> None:
+    import csv
+    import json
+
+    trace = tmp_path / "trace.csv"
+    loras = ([{"id": "night", "scale": 1.0}], [{"id": "somebody's own", "scale": 0.5}], [])
+    columns = "arrival_s tenant checkpoint loras steps images width height"
+    with open(trace, "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(columns.split())
+        for index, used in enumerate(loras):
+            lines.writerow([index / 2, "a", "any", json.dumps(used), 2, 1, 128, 128])
+    command = [sys.executable, "-m", "benchmarks", "replay", "--trace", str(trace), "--json"]
+    command += ["--live", platform.url, "--key", platform.key("acme"), "--speed", "10"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["requests"] == found["status 200"] == 3
+    assert 0 < found["p50_s"] <= found["p99_s"]
+
+
 def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path) -> None:
     """Resident memory of every process of the platform, sampled while 1 GiB streams in and
     is inspected; the file is a well-formed safetensors file of a kind that is refused."""
@@ -229,7 +251,6 @@ import ray
 from ray.cluster_utils import Cluster
 from serving.cluster.dispatcher_actor import ClusterDrawer
 from serving.cluster.launch import running_pool
-from serving.cluster.slots import SlotClient
 from serving.composition import open_backends
 from serving.dispatcher import Submission
 from serving.drawing import DrawRequest
@@ -249,11 +270,11 @@ settings = Settings(
 )
 say = lambda message: print(message, file=sys.stderr)
 
-async def draw(namespace):
+async def draw(pool):
     library = open_backends(settings).library
     recipe = library.resolve(Principal("t", "t"), Wanted(loras={"night": 1.0})).recipe
     (lora,) = recipe.extras()
-    drawer = ClusterDrawer(namespace)
+    drawer = ClusterDrawer(pool)
     request = lambda name: DrawRequest(name, recipe, "a star", 128, 128, (3,), steps=2)
     submit = lambda name: drawer.submit(Submission(request(name), "t", 1.0, 120.0))
     tiers = await drawer.warm([lora])
@@ -274,7 +295,7 @@ async def draw(namespace):
 
 try:
     with running_pool(settings, say) as pool:
-        answer = asyncio.run(draw(pool.ray_namespace))
+        answer = asyncio.run(draw(pool))
 finally:
     cluster.shutdown()
 print(json.dumps(answer))
