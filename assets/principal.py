@@ -28,3 +28,5 @@ class Principal:
     role: Role = "owner"
     member_id: str = ""
     plan: Plan = UNLIMITED
+    #: The GPUs that it draws on when a request does not say; empty for the platform's first.
+    gpu: str = ""

@@ -100,6 +100,9 @@ class WaitingRoom:
         self._fair = FairClock()
         self._demand = Demand(60.0)  # for checkpoints, by what replicas can do
         self._popular = Demand(_POPULAR_S)  # for what comes on top, by what users do
+        self._lasting = Demand(_POPULAR_S)  # for checkpoints again, beyond the moment
+        #: What the keys of both stand for.
+        self._blobs: LRUCache[str, tuple[Blob, ...]] = LRUCache(_REMEMBERED)
         self._stepped_s = 0.0
         self._plans: dict[str, _Plan] = {}  # by checkpoint
         #: Crowds that were better left where they are: how large, and when to look again.
@@ -125,8 +128,11 @@ class WaitingRoom:
         self._load_s[request.group] = load_s = self.speeds.at_most_s(request.model)
         self._demand.fade_s = max(1.0, self.patience.fade_loads * load_s)
         self._demand.asked(request.group, now_s)
+        self._lasting.asked(request.group, now_s)
+        self._blobs[request.group] = tuple(request.model)
         for blob in request.extras:
             self._popular.asked(blob.key, now_s)
+            self._blobs[blob.key] = (blob,)
         waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
         steps_back = self._fair.is_greedy(
             request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s
@@ -163,6 +169,25 @@ class WaitingRoom:
     def popular(self, count: int, now_s: float) -> list[str]:
         """The content keys most asked for lately."""
         return self._popular.most(count, now_s)
+
+    def most_wanted(self, count: int, now_s: float) -> list[Blob]:
+        """What a new replica is likely to need: the checkpoints that are asked for and the
+        ``count`` most popular of what comes on top."""
+        keys = [*self._lasting.most(2, now_s), *self._popular.most(count, now_s)]
+        return list(dict.fromkeys(blob for key in keys for blob in self._blobs.get(key, ())))
+
+    def value_s(self, replica_id: str, now_s: float) -> float:
+        """Seconds of loading that would be lost with the replica, by what is asked for within
+        minutes and what others hold too."""
+        replica = self.fleet.replicas.get(replica_id)
+        if replica is None:
+            return 0.0
+        return sum(
+            self._load_s.get(key, 0.0)
+            * self._lasting.within(key, _POPULAR_S / 6, now_s)
+            / max(1, len(self.fleet.homes(key)))
+            for key in replica.models
+        )
 
     def again(self, request: Waiting) -> None:
         """One that was taken and lost waits again, at its old place."""

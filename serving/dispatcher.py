@@ -27,6 +27,7 @@ from router.cost import Speeds
 from router.replica import SLOTS
 from router.request import Waiting
 from router.room import Assignment, Promotion, WaitingRoom
+from router.scaling import Member
 from router.suspicion import Suspicion
 from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
 from serving.errors import (
@@ -70,6 +71,8 @@ class Submission:
     pictures_at_once: int | None = None
     #: Among the requests of its tenant, the higher goes first.
     priority: int = 0
+    #: Of GPUs; empty for the first that is configured.
+    pool: str = ""
 
 
 class ReplicaClient(Protocol):
@@ -100,6 +103,11 @@ class _Slot:
     promoting: bool = False
     #: Set when there is something to tell it before it is asked again anyway.
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    watcher: asyncio.Task[None] | None = None
+    #: Since when it has had nothing to do.
+    idle_since_s: float = 0.0
+    #: It finishes what it has, and is not asked again.
+    leaving: bool = False
 
 
 _Guided = tuple[float, frozenset[str], frozenset[str] | None, Guidance]
@@ -135,7 +143,7 @@ class Dispatcher:
         self._measured = set[str]()  # the speeds that are more than guesses by now
         self._suspicion = Suspicion()
         self._tickets: dict[str, _Ticket] = {}
-        self._watchers: list[asyncio.Task[None]] = []
+        self._started = False
         self._promotions: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -147,10 +155,50 @@ class Dispatcher:
 
     def start(self) -> None:
         """Begin to watch the replicas; call on the event loop."""
-        self._watchers = [asyncio.create_task(self._watch(slot)) for slot in self._slots.values()]
+        self._started = True
+        for slot in self._slots.values():
+            slot.watcher = asyncio.create_task(self._watch(slot))
+
+    def add(self, client: ReplicaClient) -> None:
+        """One more replica; it is waited for until it is up."""
+        slot = self._slots[client.id] = _Slot(client)
+        if self._started:
+            slot.watcher = asyncio.create_task(self._watch(slot))
+
+    async def remove(self, replica_id: str) -> None:
+        """Give a replica nothing new, wait until it has drawn what it has, and forget it."""
+        slot = self._slots[replica_id]
+        slot.leaving = True
+        self._down(slot)
+        if slot.watcher is not None:
+            slot.watcher.cancel()
+        while tasks := [t.task for t in slot.running.values() if t.task is not None]:
+            await asyncio.wait(tasks)
+        self._slots.pop(replica_id, None)
+
+    def members(self) -> list[Member]:
+        """Every replica, as the scaler sees it."""
+        now = self._clock()
+        return [
+            Member(
+                slot.client.id,
+                slot.report is not None,
+                len(slot.running),
+                slot.idle_since_s,
+                0.0 if slot.running else self._room.value_s(slot.client.id, now),
+            )
+            for slot in self._slots.values()
+            if not slot.leaving
+        ]
+
+    @property
+    def waiting(self) -> int:
+        """How many requests no replica has been given."""
+        return len(self._room.queue)
 
     async def close(self) -> None:
-        tasks = [*self._watchers, *self._promotions]
+        tasks = [s.watcher for s in self._slots.values() if s.watcher is not None]
+        tasks += self._promotions
         tasks += [t.task for t in self._tickets.values() if t.task is not None]
         for task in tasks:
             task.cancel()
@@ -420,6 +468,7 @@ class Dispatcher:
         """Whatever became of an attempt, and even if it was cancelled before its first step,
         the slot is given back here."""
         del slot.running[ticket.waiting.id]
+        slot.idle_since_s = self._clock()
         ticket.task = None
         self._room.ended(assignment, self._clock())
         if task.cancelled() and not ticket.lost:
@@ -471,10 +520,13 @@ class Dispatcher:
         return known + _SMOOTHING * (seen - known)
 
     def _heard_from(self, slot: _Slot, report: ReplicaReport) -> None:
+        if slot.leaving:
+            return
         fleet = self._room.fleet
         if slot.report is not None and slot.report.node != report.node:
             self._down(slot)  # another one, of the same name
         if slot.client.id not in fleet:
+            slot.idle_since_s = self._clock()
             fleet.add(slot.client.id, report.node, model_slots=report.model_slots, slots=SLOTS)
         fleet.on_device(slot.client.id, report.ready, report.models)
         if not report.resident and slot.report is not None:
@@ -510,8 +562,12 @@ class Dispatcher:
                 await asyncio.sleep(_RETRY_S)
                 continue
             try:
+                is_new = slot.report is None
                 self._heard_from(slot, report)
                 self._assign()
+                if is_new:
+                    wanted = self._room.most_wanted(_MOST_POPULAR, self._clock())
+                    self._promote(Promotion(slot.client.id, tuple(wanted)) if wanted else None)
             except Exception:  # whatever it is, the replica must go on being watched
                 log.exception("what %s reports cannot be taken", slot.client.id)
             if self.guidance().nodes != known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 from assets.asset import Asset
@@ -12,6 +13,7 @@ from assets.content import Blob
 from assets.ingest_queue import IngestQueue
 from assets.signing import Signer
 from router.admission import QueueLimits
+from router.scaling import Pool, queued
 from serving.api.context import Context
 from serving.composition import open_backends, open_fetcher
 from serving.dispatcher import Dispatcher, Submission
@@ -50,8 +52,9 @@ class LocalClient:
 class LocalDrawer:
     """A :class:`~serving.platform.Drawer` over a dispatcher on this event loop."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, pool: Pool) -> None:
         self._dispatcher = dispatcher
+        self._pool = pool
 
     async def submit(self, submission: Submission) -> Drawing:
         return await self._dispatcher.submit(submission)
@@ -71,6 +74,21 @@ class LocalDrawer:
     async def hold(self, keys: Collection[str]) -> None:
         self._dispatcher.hold(keys)
 
+    async def pools(self) -> Sequence[Mapping[str, Any]]:
+        """One, which neither grows nor sleeps: engines live as long as this process."""
+        members = self._dispatcher.members()
+        return [
+            {
+                **asdict(self._pool),
+                "waiting": queued(self._dispatcher.waiting, members),
+                "replicas": [
+                    {"id": m.id, "state": "up" if m.is_up else "starting", "running": m.running}
+                    for m in members
+                ],
+                "events": [],
+            }
+        ]
+
 
 class LocalIngest:
     """An :class:`~assets.ingest_runner.IngestRunner` in this process."""
@@ -88,7 +106,8 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     backends = await asyncio.to_thread(open_backends, settings)
     workshop = open_workshop(settings, backends)
     manifest = await asyncio.to_thread(install_model, settings, workshop)
-    names = [f"replica-{index}" for index in range(settings.replicas)]
+    pool = settings.resolved_pools[0]
+    names = [f"{pool.name}-{index}" for index in range(max(1, pool.min))]
     provisioner = await asyncio.to_thread(open_provisioner, settings)
     engines = [await asyncio.to_thread(open_engine, settings, n, provisioner) for n in names]
     replicas = [Replica(engine) for engine in engines]
@@ -105,10 +124,11 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
         yield Context(
             platform=Platform(
                 backends.library,
-                LocalDrawer(dispatcher),
+                LocalDrawer(dispatcher, pool),
                 backends.meter,
                 manifest.native_size,
                 settings.request_timeout_s,
+                settings.pool_names,
             ),
             backends=backends,
             reconcile_s=settings.reconcile_s,

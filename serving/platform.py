@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from assets.asset import Asset
 from assets.content import Blob
@@ -66,6 +66,9 @@ class Drawer(Protocol):
     async def hold(self, keys: Collection[str]) -> None:
         """Pin exactly these on every node, from now on."""
 
+    async def pools(self) -> Sequence[Mapping[str, Any]]:
+        """Every pool of GPUs, for people and scripts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -85,6 +88,8 @@ class Order:
     encoding: ImageEncoding = "jpeg"
     #: Among the requests of one's own organisation, the higher goes first.
     priority: int = 0
+    #: The pool of GPUs by its name or its kind; empty for the tenant's own.
+    gpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class _Resolved:
     size: Size
     resolved: Resolved
     priority: int
+    pool: str
 
 
 class Platform:
@@ -125,12 +131,15 @@ class Platform:
         accounts: Accounts,
         native_size: int,
         timeout_s: float,
+        pools: Mapping[str, str],
     ) -> None:
+        """``pools`` are the pools of GPUs by what a request may call them."""
         self.library = library
         self._drawer = drawer
         self._accounts = accounts
         self.native_size = native_size
         self.timeout_s = timeout_s
+        self._pools = pools
 
     async def generate(
         self, principal: Principal, order: Order, charge_id: str | None = None
@@ -211,14 +220,30 @@ class Platform:
             await self._drawer.forget(dead)
         return len(dead)
 
-    async def check(self, principal: Principal, order: Order) -> float:
-        """The work of an order; raises now what ``generate`` would raise about it."""
-        return (await self._resolve(principal, order)).request.work
+    async def check(self, principal: Principal, order: Order) -> tuple[float, str]:
+        """The work of an order and its pool; raises now what ``generate`` would raise about it."""
+        ready = await self._resolve(principal, order)
+        return ready.request.work, ready.pool
+
+    async def pools(self) -> Sequence[Mapping[str, Any]]:
+        """Every pool of GPUs: its configuration, what waits, each replica and how far it is."""
+        return await self._drawer.pools()
+
+    def _pool(self, principal: Principal, order: Order) -> str:
+        wanted = order.gpu or principal.gpu
+        if not wanted:
+            return ""
+        if wanted not in self._pools:
+            whose = "" if order.gpu else " (your organisation's default)"
+            there = ", ".join(self._pools)
+            raise InvalidRequest("gpu", f"there is no GPU {wanted!r}{whose}; there are {there}")
+        return self._pools[wanted]
 
     async def _resolve(self, principal: Principal, order: Order) -> _Resolved:
         most = principal.plan.concurrent_pictures
         if most is not None and len(order.seeds) > most:
             raise InvalidRequest("num_images", f"your plan allows {most} pictures at a time")
+        pool = self._pool(principal, order)
         size = picture_size(order.width, order.height, self.native_size)
         resolved = await asyncio.to_thread(self.library.resolve, principal, order.wanted)
         request = DrawRequest(
@@ -237,7 +262,7 @@ class Platform:
             encoding=order.encoding,
             tenant_id=principal.tenant_id,
         )
-        return _Resolved(request, size, resolved, order.priority)
+        return _Resolved(request, size, resolved, order.priority, pool)
 
     async def _draw(self, ready: _Resolved, charge: Charge) -> Generated:
         request, names = ready.request, ready.resolved.names
@@ -250,6 +275,7 @@ class Platform:
             named=frozenset(key for key, name in names.items() if name != BASE_NAME),
             pictures_at_once=principal.plan.concurrent_pictures,
             priority=ready.priority,
+            pool=ready.pool,
         )
         try:
             drawing = await self._drawer.submit(submission)

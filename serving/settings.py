@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from contextlib import suppress
@@ -12,17 +13,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from assets.failpoint import Failpoint
 from assets.hub import HUB
 from orchestrator.errors import TierUnusable
+from router.scaling import Pool
+
+_POOL_NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
 
 
 def _default_data_dir() -> Path:
     home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return Path(home) / "asset-orchestrator"
+
+
+class PoolSettings(BaseModel):
+    """GPUs of one kind: as router/scaling.py's Pool."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gpu: str = ""
+    queue_size: int = Field(2, ge=0)
+    min: int = Field(0, ge=0)
+    max: int = Field(1, ge=0)
+    idle_s: float = Field(180.0, ge=0)
 
 
 class Settings(BaseSettings):
@@ -56,6 +72,7 @@ class Settings(BaseSettings):
     public_url: str = ""
     gateways: int = 2
     replicas: int = 2
+    pools: dict[str, PoolSettings] = Field(default_factory=dict)
     ray_address: str = "local"
     ray_temp_dir: Path | None = None
     ray_namespace: str = "asset-orchestrator"
@@ -94,6 +111,30 @@ class Settings(BaseSettings):
         config = {"signature_version": "s3v4", "response_checksum_validation": "when_required"}
         config["request_checksum_calculation"] = "when_required"
         return {**self.store_options, "config_kwargs": config}
+
+    @property
+    def resolved_pools(self) -> tuple[Pool, ...]:
+        """The first is for whoever does not say. Without any, as many replicas as AO_REPLICAS,
+        always awake.
+
+        Raises:
+            ValueError: a name that is none, or a minimum above the maximum.
+        """
+        if not self.pools:
+            return (Pool("default", min=self.replicas, max=self.replicas),)
+        for name, pool in self.pools.items():
+            if not _POOL_NAME.fullmatch(name):
+                raise ValueError(f"AO_POOLS: {name!r} is no name: small letters and digits only")
+            if pool.min > pool.max:
+                raise ValueError(f"AO_POOLS: the minimum of {name!r} is above its maximum")
+        return tuple(Pool(name, **pool.model_dump()) for name, pool in self.pools.items())
+
+    @property
+    def pool_names(self) -> dict[str, str]:
+        """The pool that is meant by its name, or by its kind of GPU (the first of that kind)."""
+        pools = self.resolved_pools
+        kinds = {pool.gpu: pool.name for pool in reversed(pools) if pool.gpu}
+        return {**kinds, **{pool.name: pool.name for pool in pools}}
 
     @property
     def resolved_public_url(self) -> str:

@@ -13,7 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from assets.ids import ulid
-from serving.api import assets, errors, generate, objects, organisation, previews, unserved
+from serving.api import (
+    assets,
+    errors,
+    generate,
+    objects,
+    organisation,
+    pools,
+    previews,
+    unserved,
+)
 from serving.api.context import Context, Ctx
 from serving.api.housekeeping import keep_house
 from serving.api.job_runner import JobRunner
@@ -43,6 +52,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(assets.router)
     app.include_router(objects.router)
     app.include_router(organisation.router)
+    app.include_router(pools.router)
     app.include_router(unserved.router)
     errors.install(app)
     app.add_middleware(BodyLimit)

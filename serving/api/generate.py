@@ -20,6 +20,7 @@ from assets.principal import Principal
 from assets.store import put_bytes, read_bytes
 from serving.api import idempotency
 from serving.api.context import Context, Ctx, Spender, bearer, spend
+from serving.api.pools import waking
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import Cancelled
 from serving.jobs.jobs import FINISHED, Job
@@ -59,6 +60,7 @@ async def _once(
 async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     """No key needed: the id is the capability, and one client polls without a key.
 
+    While the GPUs that it needs are asleep, ``starting`` says how far they are.
     A job that failed is ``completed`` on the wire (there is no other last state);
     its ``response_url`` then answers with the error.
     """
@@ -69,6 +71,8 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     body: dict[str, Any] = {"status": "completed" if done else job.status}
     if done:
         body["response_url"] = context.url(f"v1/jobs/{job_id}/result")
+    elif starting := await waking(context, job.request.get("gpu")):
+        body["starting"] = starting
     return body
 
 

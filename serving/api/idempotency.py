@@ -39,7 +39,7 @@ def key_of(request: Request) -> str | None:
 
 
 #: Fields that do not change what is drawn.
-_NO_CONTENT = {"priority"}
+_NO_CONTENT = {"priority", "gpu"}
 
 
 async def accept(context: Context, who: Principal, body: GenerateRequest, key: str | None) -> Job:
@@ -58,9 +58,9 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
         order = body.order()
-        work = await context.platform.check(who, order)
+        work, pool = await context.platform.check(who, order)
         # The seeds are fixed now, so that a second attempt draws the same pictures.
-        fixed = body.model_copy(update={"seed": list(order.seeds)})
+        fixed = body.model_copy(update={"seed": list(order.seeds), "gpu": pool or None})
         job = await asyncio.to_thread(
             context.backends.jobs.add, who, fixed.model_dump(), job_id, digest, work
         )
@@ -70,7 +70,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
     if job.body_digest != digest:
         raise InvalidRequest(HEADER, "this key was used for another request; take a new one")
     if job.error is not None and job.error["status"] >= 500:
-        work = await context.platform.check(who, body.order())
+        work, _ = await context.platform.check(who, body.order())
         job = await asyncio.to_thread(context.backends.jobs.again, job.id, who, work)
         if job is None:
             raise AssetNotFound("the job of this key")

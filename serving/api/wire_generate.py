@@ -70,6 +70,8 @@ class GenerateRequest(BaseModel):
     image_encoding: ImageEncoding = "jpeg"
     #: Ours: among the requests of one's own organisation that wait, the higher goes first.
     priority: int = Field(0, ge=-10, le=10)
+    #: Ours: the pool of GPUs, by its name or its kind; else the tenant's own.
+    gpu: str | None = Field(None, max_length=64)
 
     @model_validator(mode="before")
     @classmethod
@@ -112,6 +114,7 @@ class GenerateRequest(BaseModel):
             cfg_scale=self.cfg_scale,
             encoding=self.image_encoding,
             priority=self.priority,
+            gpu=self.gpu or "",
         )
 
 

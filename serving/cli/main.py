@@ -13,7 +13,7 @@ from serving.cli.assets import assets
 from serving.cli.client import client_from_environment
 from serving.cli.operator import GROUPS, reconcile
 from serving.cli.options import AsJson, DataDir, Key, Url, settings_with
-from serving.cli.output import clear_errors, show_one
+from serving.cli.output import clear_errors, show, show_one
 
 app = typer.Typer(
     help="One warm SDXL endpoint; any checkpoint, LoRA, inversion or VAE by ID, per request.",
@@ -125,6 +125,30 @@ def generate(
         show_one(
             {**answer, "file": str(out)}, f"{out} (seed {answer['images'][0]['seed']})", as_json
         )
+
+
+@app.command()
+def pools(
+    events: Annotated[bool, typer.Option(help="What started and ended lately, and when.")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """The pools of GPUs: what waits, what is up, what starts and how far it is."""
+    with clear_errors(), client_from_environment(url, key) as client:
+        found = client.call("GET", "/v1/pools")["data"]
+        if events:
+            rows = [{"pool": pool["name"], **event} for pool in found for event in pool["events"]]
+            show(rows, ("at_s", "pool", "what", "replica", "details"), as_json)
+            return
+        limits = ("gpu", "queue_size", "min", "max", "idle_s")
+        for pool in found:
+            states = [replica["state"] for replica in pool.get("replicas", ())]
+            pool["up"] = states.count("up")
+            starting = pool.get("starting") or {"phase": ""}
+            pool["phase"] = starting["phase"] if not pool["up"] else ""
+            pool["coming"] = len(states) - pool["up"]
+        show(found, ("name", *limits, "waiting", "up", "coming", "phase"), as_json)
 
 
 @app.command()

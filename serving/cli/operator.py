@@ -13,6 +13,7 @@ from assets.plan import Plan
 from assets.principal import Role
 from serving.cli.options import AsJson, DataDir, settings_with
 from serving.cli.output import clear_errors, show, show_one
+from serving.errors import InvalidRequest
 
 tenants = typer.Typer(help="Tenants (operator; works on the database).", no_args_is_help=True)
 plans = typer.Typer(help="Service plans (operator; works on the database).", no_args_is_help=True)
@@ -55,6 +56,18 @@ def set_plan(tenant: str, plan: str, data_dir: DataDir = None, as_json: AsJson =
     with clear_errors():
         _backends(data_dir).directory.set_plan(tenant, plan)
         show_one({"tenant": tenant, "plan": plan}, f"{tenant} has the plan {plan}", as_json)
+
+
+@tenants.command("gpu")
+def set_gpu(tenant: str, gpu: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Which GPUs a tenant draws on when a request does not say; "any" for the first pool."""
+    with clear_errors():
+        known = settings_with(data_dir=data_dir).pool_names
+        if gpu != "any" and gpu not in known:
+            raise InvalidRequest("gpu", f"there is no pool {gpu!r}; there are {', '.join(known)}")
+        name = None if gpu == "any" else known[gpu]
+        _backends(data_dir).directory.set_gpu(tenant, name)
+        show_one({"tenant": tenant, "gpu": name}, f"{tenant} draws on {name or 'any GPU'}", as_json)
 
 
 @tenants.command("usage")

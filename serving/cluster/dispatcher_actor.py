@@ -9,40 +9,45 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from dataclasses import asdict
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
 from assets.content import Blob
 from router.admission import QueueLimits
+from router.scaling import Pool
 from serving.cluster.outcome import caught, thrown
-from serving.cluster.slots import DISPATCHER, SlotClient, slot_name, wire_key
+from serving.cluster.slots import SlotStarter, dispatcher_name, wire_key
 from serving.cluster.wire import RemoteFailed, Wire, WireError, WireServer
 from serving.dispatcher import Dispatcher, Submission
 from serving.drawing import Drawing, Guidance, Residency
 from serving.errors import DeadlineExceeded, DrawingFailed
+from serving.pool import Phase, PoolKeeper
 from serving.settings import Settings
 
 _RETRY_S = 0.2
+_SILENT = object()
 
 
 class DispatcherActor:
-    """Runs on one event loop; every method is asynchronous and short but ``submit``."""
+    """Of one pool, with the keeper of its size. Runs on one event loop; every method is
+    asynchronous and short but ``submit``."""
 
-    def __init__(self, settings: Settings) -> None:
-        limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
+    def __init__(self, settings: Settings, pool: Pool) -> None:
         key = wire_key(settings)
-        clients = [SlotClient(slot_name(index), key) for index in range(settings.replicas)]
-        self._dispatcher = Dispatcher(clients, limits)
+        limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
+        self._dispatcher = Dispatcher([], limits)
+        self._keeper = PoolKeeper(pool, self._dispatcher, SlotStarter(settings, pool))
         self._wire = WireServer({"submit": self._submit}, key)
         self._address = ""
-        self._started = False
+        self._keeping: asyncio.Task[None] | None = None
 
     async def _ready(self) -> Dispatcher:
-        if not self._started:
-            self._started = True
+        if self._keeping is None:
             self._dispatcher.start()
+            self._keeping = asyncio.create_task(self._keeper.run())
         return self._dispatcher
 
     async def _submit(self, submission: Submission) -> Any:
@@ -51,9 +56,14 @@ class DispatcherActor:
 
     async def address(self) -> str:
         """Where requests are taken."""
+        await self._ready()
         if not self._address:
             self._address = await self._wire.start(ray.util.get_node_ip_address())
         return self._address
+
+    async def told(self, name: str, phase: Phase, at_s: float) -> None:
+        """By a replica that starts."""
+        self._keeper.told(name, phase, at_s)
 
     async def resident(self) -> frozenset[str]:
         return (await self._ready()).resident()
@@ -76,42 +86,48 @@ class DispatcherActor:
     async def status(self) -> dict[str, Any]:
         return (await self._ready()).status()
 
+    async def pool(self) -> dict[str, Any]:
+        await self._ready()
+        return self._keeper.status()
 
-def start_dispatcher(settings: Settings) -> Any:
+
+def start_dispatcher(settings: Settings, pool: Pool) -> Any:
     """The one dispatcher of the pool."""
     actor = ray.remote(DispatcherActor).options(
-        name=DISPATCHER,
+        name=dispatcher_name(pool.name),
         namespace=settings.ray_namespace,
         num_cpus=0,
         max_restarts=-1,
         max_concurrency=10_000,
     )
-    return actor.remote(settings)
+    return actor.remote(settings, pool)
 
 
 class _NoDispatcher(Exception):
     """Ray knows no such actor: it is not there yet, or not any more."""
 
 
-class ClusterDrawer:
-    """A :class:`~serving.platform.Drawer` that outlives the dispatcher."""
+class _Line:
+    """To one pool's dispatcher, which may die and come back."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, pool: str) -> None:
         self._namespace = settings.ray_namespace
         self._key = wire_key(settings)
+        self._pool = pool
         self._actor: Any = None
         self._wire: Wire | None = None
 
     async def _find(self) -> Any:
         if self._actor is None:
             try:
-                self._actor = await asyncio.to_thread(ray.get_actor, DISPATCHER, self._namespace)
+                self._actor = await asyncio.to_thread(
+                    ray.get_actor, dispatcher_name(self._pool), self._namespace
+                )
             except ValueError:
                 raise _NoDispatcher from None
         return self._actor
 
-    async def _line(self) -> Wire:
-        """To the dispatcher that is there now."""
+    async def _open(self) -> Wire:
         if self._wire is None:
             address = await (await self._find()).address.remote()
             if self._wire is None or self._wire.address != address:
@@ -123,7 +139,7 @@ class ClusterDrawer:
         while True:
             wire = None
             try:
-                wire = await self._line()
+                wire = await self._open()
                 return thrown(await wire.call("submit", submission))  # type: ignore[no-any-return]
             except RemoteFailed as error:
                 raise DrawingFailed(f"the dispatcher failed: {error}") from None
@@ -135,41 +151,77 @@ class ClusterDrawer:
                     raise DeadlineExceeded("the dispatcher did not come back in time") from None
                 await asyncio.sleep(_RETRY_S)
 
-    async def resident(self) -> frozenset[str]:
-        """Nothing is known of where nobody dispatches; whoever asks will ask again."""
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Raises _NoDispatcher when it is not there; it will be, and can be asked again."""
         try:
-            return cast("frozenset[str]", await (await self._find()).resident.remote())
-        except (RayActorError, _NoDispatcher):
+            return await getattr(await self._find(), method).remote(*arguments)
+        except RayActorError:
             self._actor = None
-            return frozenset()
+            raise _NoDispatcher from None
+
+
+class ClusterDrawer:
+    """A :class:`~serving.platform.Drawer` over the dispatchers of all pools, which outlives
+    them. What is asked of one that is not there at the moment is asked again in time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._pools = {pool.name: pool for pool in settings.resolved_pools}
+        self._lines = {name: _Line(settings, name) for name in self._pools}
+
+    async def submit(self, submission: Submission) -> Drawing:
+        name = submission.pool or next(iter(self._lines))
+        return await self._lines[name].submit(submission)
+
+    async def _ask_all(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """What each that is there says."""
+
+        async def ask(name: str) -> tuple[str, Any]:
+            try:
+                return name, await self._lines[name].ask(method, *arguments)
+            except _NoDispatcher:
+                return name, _SILENT
+
+        answers = await asyncio.gather(*map(ask, self._lines))
+        return {name: answer for name, answer in answers if answer is not _SILENT}
+
+    async def resident(self) -> frozenset[str]:
+        return frozenset[str]().union(*(await self._ask_all("resident")).values())
 
     async def forget(self, keys: Collection[str]) -> None:
-        try:
-            await (await self._find()).forget.remote(set(keys))
-        except (RayActorError, _NoDispatcher):
-            self._actor = None
+        await self._ask_all("forget", set(keys))
 
     async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
-        try:
-            return cast("dict[str, str]", await (await self._find()).warm.remote(blobs))
-        except (RayActorError, _NoDispatcher):
-            self._actor = None
-            return {}
+        found: dict[str, str] = {}
+        for tiers in (await self._ask_all("warm", blobs)).values():
+            found |= tiers
+        return found
 
     async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
-        try:
-            found = await (await self._find()).residency.remote(list(keys))
-            return cast("dict[str, Residency]", found)
-        except (RayActorError, _NoDispatcher):
-            self._actor = None
-            return {}
+        found: dict[str, Residency] = {}
+        for places in (await self._ask_all("residency", list(keys))).values():
+            for key, there in places.items():
+                known = found.get(key, Residency((), {}))
+                found[key] = Residency(
+                    known.replicas + there.replicas, {**known.nodes, **there.nodes}
+                )
+        return found
 
     async def hold(self, keys: Collection[str]) -> None:
-        """A dispatcher that is not there is told the next time."""
-        try:
-            await (await self._find()).hold.remote(set(keys))
-        except (RayActorError, _NoDispatcher):
-            self._actor = None
+        await self._ask_all("hold", set(keys))
 
-    async def status(self) -> Any:
-        return await (await self._find()).status.remote()
+    async def status(self) -> dict[str, Any]:
+        """All dispatchers as one, and each pool's own."""
+        each = await self._ask_all("status")
+        return {
+            "waiting": sum(one["waiting"] for one in each.values()),
+            "replicas": [replica for one in each.values() for replica in one["replicas"]],
+            "pools": {
+                name: {k: v for k, v in one.items() if k != "replicas"}
+                for name, one in each.items()
+            },
+        }
+
+    async def pools(self) -> list[dict[str, Any]]:
+        """Every pool; of one whose dispatcher is not there, its configuration."""
+        there = await self._ask_all("pool")
+        return [there.get(name) or {**asdict(pool)} for name, pool in self._pools.items()]

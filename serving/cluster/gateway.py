@@ -38,7 +38,12 @@ def app() -> FastAPI:
     return create_app(
         Context(
             platform=Platform(
-                backends.library, drawer, backends.meter, native, settings.request_timeout_s
+                backends.library,
+                drawer,
+                backends.meter,
+                native,
+                settings.request_timeout_s,
+                settings.pool_names,
             ),
             backends=backends,
             reconcile_s=settings.reconcile_s,

@@ -6,18 +6,17 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import uvicorn
 from ray import serve
-from ray.serve.schema import ApplicationStatus
 
 from serving.cluster.dispatcher_actor import start_dispatcher
 from serving.cluster.ingest_actor import start_ingest
 from serving.cluster.outcome import thrown
-from serving.cluster.slots import deploy_slots, slot_name
 from serving.errors import ServingError
 from serving.settings import Settings
 
@@ -42,6 +41,7 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
     progress("starting Ray on this machine" if own else f"joining Ray at {settings.ray_address}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _connect(settings, own)
+    dispatchers: dict[str, Any] = {}
     try:
         address = ray.get_runtime_context().gcs_address
         settings = settings.model_copy(update={"ray_address": address})
@@ -49,21 +49,17 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         progress("importing the base model")
         native = thrown(ray.get(ingest.install_base.remote(), timeout=_START_TIMEOUT_S))
         serve.start(proxy_location="Disabled")
-        needs_gpu = settings.device.startswith("cuda") or (
-            settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
-        )
-        progress(f"warming {settings.replicas} replicas (native size {native} px)")
-        deploy_slots(settings, range(settings.replicas), num_gpus=1 if needs_gpu else 0)
-        dispatcher = start_dispatcher(settings)
-        _await_slots(settings, progress)
-        ray.get(dispatcher.status.remote(), timeout=60)
+        pools = settings.resolved_pools
+        least = sum(pool.min for pool in pools)
+        progress(f"warming {least} replicas (native size {native} px)")
+        dispatchers = {pool.name: start_dispatcher(settings, pool) for pool in pools}
+        _await_pools(dispatchers, progress)
         yield settings
-        del ingest, dispatcher
+        del ingest
     finally:
         progress("stopping")
         if not own:
-            for index in range(settings.replicas):
-                serve.delete(slot_name(index), _blocking=False)
+            _withdraw(dispatchers)
         ray.shutdown()
         if own and settings.host_dir is None:
             # Memory goes back with the platform that took it; the disk tier stays warm.
@@ -83,7 +79,7 @@ def _connect(settings: Settings, own: bool) -> None:
         address="local",
         namespace=settings.ray_namespace,
         # Logical CPUs, one a replica and a few for Serve itself; threads are set by the engine.
-        num_cpus=max(os.cpu_count() or 1, settings.replicas + 2),
+        num_cpus=max(os.cpu_count() or 1, sum(pool.max for pool in settings.resolved_pools) + 2),
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
@@ -91,25 +87,37 @@ def _connect(settings: Settings, own: bool) -> None:
     )
 
 
-def _await_slots(settings: Settings, progress: Progress) -> None:
+def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
+    """Until each pool has as many replicas as it has at least."""
     deadline = time.monotonic() + _START_TIMEOUT_S
-    pending = {slot_name(index) for index in range(settings.replicas)}
+    warm: set[str] = set()
+    pending = dict(dispatchers)
     while pending:
-        applications = serve.status().applications
-        for name in sorted(pending):
-            application = applications.get(name)
-            if application is None:
-                continue
-            if application.status == ApplicationStatus.RUNNING:
-                progress(f"{name} is warm")
-                pending.discard(name)
-            elif application.status == ApplicationStatus.DEPLOY_FAILED:
-                reasons = "; ".join(d.message for d in application.deployments.values())
-                raise StartFailed(f"{name} did not start: {reasons or application.message}")
+        for name, dispatcher in list(pending.items()):
+            pool = ray.get(dispatcher.pool.remote(), timeout=60)
+            for event in pool["events"]:
+                if event["what"] == "failed":
+                    reason = event["details"]["reason"]
+                    raise StartFailed(f"{event['replica']} did not start: {reason}")
+            up = {replica["id"] for replica in pool["replicas"] if replica["state"] == "up"}
+            for replica in sorted(up - warm):
+                progress(f"{replica} is warm")
+            warm |= up
+            if len(up) >= pool["min"]:
+                del pending[name]
         if time.monotonic() > deadline:
-            raise StartFailed(f"{', '.join(sorted(pending))} not warm in {_START_TIMEOUT_S:.0f} s")
+            raise StartFailed(f"{', '.join(pending)} not warm in {_START_TIMEOUT_S:.0f} s")
         if pending:
             time.sleep(0.2)
+
+
+def _withdraw(dispatchers: Mapping[str, Any]) -> None:
+    """From a cluster that goes on without us: first those who would start more."""
+    for dispatcher in dispatchers.values():
+        ray.kill(dispatcher)
+    for name in serve.status().applications:
+        if name.rpartition("-")[0] in dispatchers:
+            serve.delete(name, _blocking=False)
 
 
 def serve_forever(settings: Settings, progress: Progress) -> None:

@@ -7,34 +7,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import os
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus
 
 from assets.content import Blob
 from assets.signing import Signer
+from router.scaling import Pool
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.wire import RemoteFailed, Wire, WireBroken, WireDown, WireServer
 from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport
 from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
+from serving.pool import Phase
 from serving.replica import Replica
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: The dispatcher's name as an actor.
-DISPATCHER = "dispatcher"
 _ASK_S = 5.0
 #: Two slots of the router, and room for questions about the replica itself.
 _MAX_ONGOING = 32
 
 
-def slot_name(index: int) -> str:
-    return f"replica-{index}"
+def dispatcher_name(pool: str) -> str:
+    """Of a pool's dispatcher, as an actor."""
+    return f"dispatcher-{pool}"
 
 
 @serve.deployment(
@@ -47,16 +54,20 @@ def slot_name(index: int) -> str:
 class Slot:
     """A replica under Serve: built warm, then only forwards."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, pool: str, name: str) -> None:
+        tell = partial(_tell, settings.ray_namespace, pool, name)
+        tell("process", _process_started_s())
         from serving.engine.compose import open_engine, open_provisioner
 
+        tell("model")
         node = ray.get_runtime_context().get_node_id()
         settings = settings.on_node(node)
         provisioner = open_provisioner(settings)
         address = ray.util.get_node_ip_address()
         url = provisioner.join(node, address, Signer(settings.secret_bytes))
-        provisioner.meet({**_neighbours(settings.ray_namespace), node: url})
-        self._replica = Replica(open_engine(settings, name, provisioner), node, url)
+        provisioner.meet({**_neighbours(settings.ray_namespace, pool), node: url})
+        engine = open_engine(settings, name, provisioner, lambda: tell("warm-up"))
+        self._replica = Replica(engine, node, url)
         self._node_address = address
         self._wire = WireServer({"draw": self._draw}, wire_key(settings))
         self._address = ""
@@ -94,26 +105,94 @@ def wire_key(settings: Settings) -> bytes:
     return Signer(settings.secret_bytes).derived("wire").encode()
 
 
-def _neighbours(namespace: str) -> Mapping[str, str]:
+def _tell(namespace: str, pool: str, name: str, phase: Phase, at_s: float | None = None) -> None:
+    """Whoever waits for the replica hears how far it is; nobody is waited for."""
+    with suppress(ValueError, RayError):
+        dispatcher = ray.get_actor(dispatcher_name(pool), namespace)
+        dispatcher.told.remote(name, phase, time.time() if at_s is None else at_s)
+
+
+def _process_started_s() -> float:
+    """In seconds of the epoch; Linux says so, elsewhere it is now."""
+    try:
+        stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.time()
+    up_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - up_s
+
+
+def _neighbours(namespace: str, pool: str) -> Mapping[str, str]:
     """The nodes that are there already; none when the pool starts. Later the dispatcher tells."""
     try:
-        dispatcher = ray.get_actor(DISPATCHER, namespace)
+        dispatcher = ray.get_actor(dispatcher_name(pool), namespace)
         guidance = ray.get(dispatcher.guidance.remote(), timeout=_ASK_S)
     except (ValueError, RayError):
         return {}
     return cast(Guidance, guidance).nodes
 
 
-def deploy_slots(settings: Settings, indices: Iterable[int], *, num_gpus: float) -> None:
-    """Start slots; returns at once, while they warm up."""
-    targets = []
-    for index in indices:
-        name = slot_name(index)
-        options = {"num_cpus": 1, "num_gpus": num_gpus}
+class SlotStarter:
+    """A :class:`~serving.pool.Starter`: each replica is an application of Serve. A pool of a
+    kind of GPU wants nodes that have ``gpu_KIND``, which Ray's autoscaler brings and takes
+    back (ray_cluster.yaml)."""
+
+    def __init__(self, settings: Settings, pool: Pool) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._key = wire_key(settings)
+
+    def client(self, name: str) -> SlotClient:
+        return SlotClient(name, self._key)
+
+    async def existing(self) -> Sequence[str]:
+        return [
+            name
+            for name, application in (await asyncio.to_thread(serve.status)).applications.items()
+            if name.rpartition("-")[0] == self._pool.name
+            and application.status != ApplicationStatus.DELETING
+        ]
+
+    async def start(self, names: Sequence[str]) -> None:
+        await asyncio.to_thread(self._deploy, names)
+
+    def _deploy(self, names: Sequence[str]) -> None:
         deployment: Any = Slot  # Ray is untyped
-        application = deployment.options(ray_actor_options=options).bind(settings, name)
-        targets.append(serve.RunTarget(application, name=name, route_prefix=None))
-    serve.run_many(targets, blocking=False, wait_for_applications_running=False)
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self._needs_gpu())}
+        if self._pool.gpu:
+            options["resources"] = {f"gpu_{self._pool.gpu}": 1}
+        targets = [
+            serve.RunTarget(
+                deployment.options(ray_actor_options=options).bind(
+                    self._settings, self._pool.name, name
+                ),
+                name=name,
+                route_prefix=None,
+            )
+            for name in names
+        ]
+        serve.run_many(targets, blocking=False, wait_for_applications_running=False)
+
+    def _needs_gpu(self) -> bool:
+        device = self._settings.device
+        if device == "auto":
+            return bool(self._pool.gpu) or ray.cluster_resources().get("GPU", 0) > 0
+        return device.startswith("cuda")
+
+    async def stop(self, name: str) -> None:
+        await asyncio.to_thread(serve.delete, name, _blocking=False)
+
+    async def failed(self, names: Sequence[str]) -> Mapping[str, str]:
+        applications = (await asyncio.to_thread(serve.status)).applications
+        found = {}
+        for name in names:
+            application = applications.get(name)
+            if application is None:
+                found[name] = "Ray Serve does not know it"
+            elif application.status == ApplicationStatus.DEPLOY_FAILED:
+                reasons = "; ".join(d.message for d in application.deployments.values())
+                found[name] = reasons or application.message
+        return found
 
 
 class SlotClient:

@@ -118,8 +118,14 @@ def open_provisioner(settings: Settings) -> Provisioner:
     )
 
 
-def open_engine(settings: Settings, name: str, provisioner: Provisioner) -> Engine:
-    """A warm engine: it has drawn what a first request would have to wait for."""
+def open_engine(
+    settings: Settings,
+    name: str,
+    provisioner: Provisioner,
+    loaded: Callable[[], None] = lambda: None,
+) -> Engine:
+    """A warm engine: it has drawn what a first request would have to wait for. ``loaded`` is
+    called once the model is there, before the first picture."""
     torch.set_num_threads(settings.threads_per_replica)
     store = open_store(settings)
     device = pick_device(settings.device)
@@ -139,6 +145,7 @@ def open_engine(settings: Settings, name: str, provisioner: Provisioner) -> Engi
         pristine_budget_bytes=budget.pristine_bytes,
         compiling=how,
     )
+    loaded()
     engine.warm_up(warm_sizes(settings, manifest), settings.warm_batches)
     return engine
 

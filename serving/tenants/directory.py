@@ -130,6 +130,15 @@ class Directory:
             self._note(session, row.id, actor, "tenant.plan", tenant, plan=plan)
         self.keyring.forget()
 
+    def set_gpu(self, tenant: str, gpu: str | None, actor: str = OPERATOR) -> None:
+        """The pool that the tenant's requests are drawn in when they do not say; None for the
+        platform's first. Raises InvalidRequest when there is no such tenant."""
+        with Session(self._engine) as session, session.begin():
+            row = tenant_named(session, tenant)
+            row.gpu = gpu
+            self._note(session, row.id, actor, "tenant.gpu", tenant, gpu=gpu)
+        self.keyring.forget()
+
     def add_member(
         self, tenant: str, name: str, role: Role = "member", actor: str = OPERATOR
     ) -> Member:

@@ -214,7 +214,8 @@ def _principal(session: Session, tenant: TenantRow, key: ApiKeyRow | None = None
     plan = UNLIMITED
     if tenant.plan is not None:
         plan = plan_of(session.get_one(PlanRow, tenant.plan))
-    who = Principal(tenant.id, tenant.name, tenant.weight * plan.weight, plan=plan)
+    weight = tenant.weight * plan.weight
+    who = Principal(tenant.id, tenant.name, weight, plan=plan, gpu=tenant.gpu or "")
     if key is None:
         return who
     role = cast(Role, key.role)

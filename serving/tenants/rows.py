@@ -35,6 +35,8 @@ class TenantRow(Base):
     created_at_s: Mapped[float]
     #: None is the plan without limits.
     plan: Mapped[str | None] = mapped_column(ForeignKey("plans.name"))
+    #: The pool of GPUs that it draws on; None for the platform's first.
+    gpu: Mapped[str | None]
 
 
 class MemberRow(Base):

@@ -222,7 +222,7 @@ def test_the_rest_of_the_command_line(platform: Running, models: Path, tmp_path:
     run(platform, "push", str(models / "embeddings"))
     assert run(platform, "report", "shiny")[1]["family"] == "SDXL"
     (warmed,) = run(platform, "warm", "shiny")[1]
-    assert set(warmed["found_on"]) == {"replica-0"}
+    assert set(warmed["found_on"]) == {"default-0"}
     (pulled,) = run(platform, "pull", "shiny", "--into", str(tmp_path))[1]
     whole = Path(pulled["file"]).read_bytes()
     assert len(whole) > 500

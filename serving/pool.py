@@ -1,0 +1,242 @@
+"""A pool of GPUs that sleeps and wakes: the async shell around the router's scaler.
+
+Mutable, all of it on one event loop: the history of each replica's start, the events. What is
+decided is carried out by a :class:`Starter`; what a start takes is told by the replicas themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any, Literal, Protocol, get_args
+
+from router.scaling import Member, Pool, queued, scale
+from serving.dispatcher import Dispatcher, ReplicaClient
+
+log = logging.getLogger(__name__)
+
+#: What a start is made of: a machine is found, a process starts on it and imports, the model is
+#: loaded, a first picture is drawn; then it is ready.
+Phase = Literal["node", "process", "model", "warm-up", "ready"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+#: The scaler looks this often.
+_LOOK_S = 0.2
+#: And after as long whether a start has failed.
+_FAILURES_S = 2.0
+_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
+_EVENTS = 500
+
+
+class Starter(Protocol):
+    """How replicas of one pool start and end. Their names are the pool's to give."""
+
+    def client(self, name: str) -> ReplicaClient: ...
+
+    async def existing(self) -> Sequence[str]:
+        """Those that a keeper before this one has started."""
+
+    async def start(self, names: Sequence[str]) -> None:
+        """Order them; returns before they are up."""
+
+    async def stop(self, name: str) -> None:
+        """End one that draws nothing, and give its GPU back."""
+
+    async def failed(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Those of them that will never be up, and why."""
+
+
+@dataclass(slots=True)
+class Birth:
+    """When each phase of a replica's start began, in seconds of the epoch."""
+
+    began_s: dict[Phase, float] = field(default_factory=dict)
+
+    @property
+    def phase(self) -> Phase:
+        return max(self.began_s, key=PHASES.index, default="node")
+
+    def durations_s(self, now_s: float) -> dict[str, float]:
+        """Of the phases that are over, and of the one that goes on."""
+        marks = [(phase, self.began_s[phase]) for phase in PHASES if phase in self.began_s]
+        ends = [at for _, at in marks[1:]] + [now_s]
+        return {
+            phase: max(0.0, end - at)
+            for (phase, at), end in zip(marks, ends, strict=True)
+            if phase != "ready"
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEvent:
+    """``what`` is ordered, ready, released or failed."""
+
+    at_s: float
+    what: str
+    replica: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PoolKeeper:
+    """Keeps one pool as large as the scaler says."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        dispatcher: Dispatcher,
+        starter: Starter,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """``clock`` must be the dispatcher's; ``now`` is for people and other machines."""
+        self.pool = pool
+        self._dispatcher = dispatcher
+        self._starter = starter
+        self._clock = clock
+        self._now = now
+        self._names = count()
+        self._births: dict[str, Birth] = {}
+        self._stopping: dict[str, asyncio.Task[None]] = {}
+        self._events: deque[PoolEvent] = deque(maxlen=_EVENTS)
+        self._failures = 0
+        self._paused_until_s = 0.0
+        self._looked_s = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled. Takes over what an earlier keeper has started."""
+        for name in await self._starter.existing():
+            self._births[name] = Birth()
+            self._dispatcher.add(self._starter.client(name))
+        while True:
+            try:
+                await self.look()
+            except Exception:  # Ray is away for a moment, say: the pool must go on being kept
+                log.exception("pool %s cannot be looked after; trying again", self.pool.name)
+                await asyncio.sleep(1.0)
+            await asyncio.sleep(_LOOK_S)
+
+    async def look(self) -> None:
+        """Once: what has become of those that start, and what should change."""
+        now = self._clock()
+        members = self._dispatcher.members()
+        for member in members:
+            birth = self._births.get(member.id)
+            if member.is_up and birth is not None and "ready" not in birth.began_s:
+                self._ready(member.id, birth)
+        if now >= self._looked_s + _FAILURES_S and not all(m.is_up for m in members):
+            self._looked_s = now
+            late = [member.id for member in members if not member.is_up]
+            for name, reason in (await self._starter.failed(late)).items():
+                await self._failed(name, reason)
+            members = self._dispatcher.members()
+        plan = scale(self.pool, self._dispatcher.waiting, members, now)
+        if plan.start and now >= self._paused_until_s:
+            await self._start(plan.start)
+        for name in plan.stop:
+            task = asyncio.create_task(self._stop(name))
+            self._stopping[name] = task
+            task.add_done_callback(partial(self._stopped, name))
+        await asyncio.sleep(0)  # and let those that stop leave the members
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._stopping.values(), return_exceptions=True)
+
+    async def _start(self, number: int) -> None:
+        taken = {*self._births, *self._stopping, *await self._starter.existing()}
+        names: list[str] = []
+        while len(names) < number:
+            name = f"{self.pool.name}-{next(self._names)}"
+            if name not in taken:
+                names.append(name)
+        ordered_s = self._now()
+        for name in names:
+            self._births[name] = Birth({"node": ordered_s})
+            self._note("ordered", name, waiting=self._dispatcher.waiting)
+            self._dispatcher.add(self._starter.client(name))
+        await self._starter.start(names)
+
+    async def _stop(self, name: str) -> None:
+        await self._dispatcher.remove(name)
+        with suppress(KeyError):
+            del self._births[name]
+        self._note("released", name)
+        await self._starter.stop(name)
+
+    def _stopped(self, name: str, task: asyncio.Task[None]) -> None:
+        self._stopping.pop(name, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s could not be stopped", name, exc_info=task.exception())
+
+    def _ready(self, name: str, birth: Birth) -> None:
+        birth.began_s["ready"] = self._now()
+        self._failures = 0
+        self._note("ready", name, seconds=birth.durations_s(self._now()))
+
+    async def _failed(self, name: str, reason: str) -> None:
+        """It is given up, and the next is not ordered at once."""
+        self._failures += 1
+        pause_s = min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** (self._failures - 1))
+        self._paused_until_s = self._clock() + pause_s
+        log.error("%s did not start (the next in %.0f s): %s", name, pause_s, reason)
+        self._births.pop(name, None)
+        self._note("failed", name, reason=reason.strip().rpartition("\n")[2])
+        await self._dispatcher.remove(name)
+        await self._starter.stop(name)
+
+    def told(self, name: str, phase: Phase, at_s: float) -> None:
+        """A replica's process says that a phase of its start began. One that was ready is being
+        replaced."""
+        birth = self._births.setdefault(name, Birth())
+        if "ready" in birth.began_s:
+            birth.began_s.clear()
+        birth.began_s[phase] = at_s
+
+    def _note(self, what: str, name: str, **details: Any) -> None:
+        self._events.append(PoolEvent(self._now(), what, name, details))
+        log.info("pool %s: %s %s %s", self.pool.name, name, what, details or "")
+
+    def _starting(self, members: Sequence[Member]) -> dict[str, Any] | None:
+        """When nothing is up but something starts: the phase of the one that is furthest, and
+        how long each of its phases took."""
+        births = [b for m in members if not m.is_up and (b := self._births.get(m.id)) is not None]
+        if not births or any(member.is_up for member in members):
+            return None
+        first = max(
+            births, key=lambda b: (PHASES.index(b.phase), -min(b.began_s.values(), default=0))
+        )
+        return {"phase": first.phase, "start_s": first.durations_s(self._now())}
+
+    def status(self) -> dict[str, Any]:
+        """For people and scripts."""
+        now = self._now()
+        members = self._dispatcher.members()
+        return {
+            **asdict(self.pool),
+            "waiting": queued(self._dispatcher.waiting, members),
+            "replicas": [
+                {
+                    "id": member.id,
+                    "state": "up" if member.is_up else "starting",
+                    "phase": None if member.is_up else self._birth(member.id).phase,
+                    "start_s": self._birth(member.id).durations_s(now),
+                    "running": member.running,
+                    "idle_s": self._clock() - member.idle_since_s
+                    if member.is_up and not member.running
+                    else None,
+                }
+                for member in members
+            ],
+            "starting": self._starting(members),
+            "stopping": list(self._stopping),
+            "events": [asdict(event) for event in self._events],
+        }
+
+    def _birth(self, name: str) -> Birth:
+        return self._births.get(name) or Birth()

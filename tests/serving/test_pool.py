@@ -1,0 +1,211 @@
+"""A pool's keeper over replicas that are told when to be up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from router.scaling import Pool
+from serving.dispatcher import Dispatcher
+from serving.pool import PoolKeeper
+from tests.serving.test_dispatcher import FakeReplica, submission, until
+
+
+class FakeStarter:
+    def __init__(self) -> None:
+        self.replicas: dict[str, FakeReplica] = {}
+        self.ordered: list[str] = []
+        self.stopped: list[str] = []
+        self.broken: dict[str, str] = {}
+
+    def client(self, name: str) -> FakeReplica:
+        if name not in self.replicas:
+            self.replicas[name] = FakeReplica(name)
+            self.replicas[name].up.clear()
+        return self.replicas[name]
+
+    async def existing(self) -> Sequence[str]:
+        return [name for name in self.replicas if name not in self.stopped]
+
+    async def start(self, names: Sequence[str]) -> None:
+        self.ordered += names
+
+    async def stop(self, name: str) -> None:
+        self.stopped.append(name)
+
+    async def failed(self, names: Sequence[str]) -> Mapping[str, str]:
+        return {name: why for name, why in self.broken.items() if name in names}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@asynccontextmanager
+async def kept(
+    pool: Pool, starter: FakeStarter | None = None
+) -> AsyncIterator[tuple[Dispatcher, FakeStarter, PoolKeeper, Clock]]:
+    clock = Clock()
+    starter = starter or FakeStarter()
+    dispatcher = Dispatcher([], clock=clock)
+    dispatcher.start()
+    keeper = PoolKeeper(pool, dispatcher, starter, clock, now=clock)
+    try:
+        yield dispatcher, starter, keeper, clock
+    finally:
+        for one in starter.replicas.values():
+            one.go.set()
+        await keeper.close()
+        await dispatcher.close()
+
+
+async def up(dispatcher: Dispatcher, starter: FakeStarter, name: str) -> None:
+    starter.replicas[name].up.set()
+    await until(lambda: any(m.id == name and m.is_up for m in dispatcher.members()))
+
+
+def whats(keeper: PoolKeeper) -> list[tuple[str, str]]:
+    return [(event["what"], event["replica"]) for event in keeper.status()["events"]]
+
+
+async def test_a_sleeping_pool_wakes_draws_and_sleeps_again() -> None:
+    async with kept(Pool("a", queue_size=1, max=4, idle_s=30)) as (room, starter, keeper, clock):
+        await keeper.look()
+        assert starter.ordered == []
+        drawn = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(10)]
+        await until(lambda: room.waiting == 10)
+        await keeper.look()
+        assert starter.ordered == ["a-0", "a-1", "a-2", "a-3"]
+        status = keeper.status()
+        assert status["waiting"] == 10
+        assert status["starting"]["phase"] == "node"
+        for name in starter.ordered:
+            await up(room, starter, name)
+        await asyncio.gather(*drawn)
+        await keeper.look()
+        assert [what for what, _ in whats(keeper)] == ["ordered"] * 4 + ["ready"] * 4
+        clock.now_s = 29.0
+        await keeper.look()
+        assert starter.stopped == []
+        clock.now_s = 31.0
+        await keeper.look()
+        await until(lambda: sorted(starter.stopped) == starter.ordered)
+        assert room.members() == []
+        assert [what for what, _ in whats(keeper)][-4:] == ["released"] * 4
+        # Asleep, and woken by one request.
+        again = asyncio.create_task(room.submit(submission("again")))
+        await until(lambda: room.waiting == 1)
+        await keeper.look()
+        assert starter.ordered[4:] == ["a-4"]
+        await up(room, starter, "a-4")
+        await again
+
+
+async def test_a_phase_is_timed_and_told() -> None:
+    async with kept(Pool("a", min=1)) as (room, starter, keeper, clock):
+        await keeper.look()
+        for at_s, phase in ((3.0, "process"), (5.0, "model"), (6.0, "warm-up")):
+            clock.now_s = at_s
+            keeper.told("a-0", phase, at_s)  # type: ignore[arg-type]
+        clock.now_s = 6.5
+        (replica,) = keeper.status()["replicas"]
+        assert replica["phase"] == keeper.status()["starting"]["phase"] == "warm-up"
+        clock.now_s = 7.0
+        await up(room, starter, "a-0")
+        await keeper.look()
+        (replica,) = keeper.status()["replicas"]
+        assert replica["start_s"] == {"node": 3.0, "process": 2.0, "model": 1.0, "warm-up": 1.0}
+        assert keeper.status()["starting"] is None
+
+
+async def test_what_draws_is_not_stopped_and_gets_nothing_new_once_it_leaves() -> None:
+    async with kept(Pool("a", min=2, max=2, idle_s=10)) as (room, starter, keeper, clock):
+        await keeper.look()
+        for name in ("a-0", "a-1"):
+            starter.replicas[name].go.clear()
+            await up(room, starter, name)
+        drawing = asyncio.create_task(room.submit(submission("r")))
+        await until(lambda: starter.replicas["a-0"].started or starter.replicas["a-1"].started)
+        busy = "a-0" if starter.replicas["a-0"].started else "a-1"
+        idle = "a-1" if busy == "a-0" else "a-0"
+        keeper.pool = replace(keeper.pool, min=0)
+        clock.now_s = 20.0
+        await keeper.look()
+        await until(lambda: starter.stopped == [idle])
+        leaving = asyncio.create_task(room.remove(busy))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(room.submit(submission("late")))
+        await until(lambda: room.waiting == 1)
+        assert not leaving.done()
+        starter.replicas[busy].go.set()
+        assert (await drawing).images
+        await leaving
+        assert starter.replicas[busy].started == ["r"]
+        late.cancel()
+        await asyncio.wait([late])
+
+
+async def test_a_start_that_fails_is_given_up_and_tried_again_later() -> None:
+    async with kept(Pool("a", max=2)) as (room, starter, keeper, clock):
+        waiting = asyncio.create_task(room.submit(submission("r")))
+        await until(lambda: room.waiting == 1)
+        await keeper.look()
+        starter.broken["a-0"] = "Traceback …\nTierUnusable: no room"
+        clock.now_s = 3.0
+        await keeper.look()
+        assert starter.stopped == ["a-0"]
+        assert whats(keeper)[-1] == ("failed", "a-0")
+        assert keeper.status()["events"][-1]["details"] == {"reason": "TierUnusable: no room"}
+        assert starter.ordered == ["a-0"]
+        clock.now_s = 9.0
+        await keeper.look()
+        assert starter.ordered == ["a-0", "a-1"]
+        await up(room, starter, "a-1")
+        await waiting
+
+
+async def test_a_new_keeper_takes_over_what_is_there() -> None:
+    starter = FakeStarter()
+    starter.client("a-0")
+    starter.client("a-7")
+    async with kept(Pool("a", min=3, max=3), starter) as (room, _, keeper, _):
+        keeping = asyncio.create_task(keeper.run())
+        await until(lambda: len(starter.ordered) == 1)
+        assert not {"a-0", "a-7"} & {*starter.ordered}
+        assert len(room.members()) == 3
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+
+async def test_the_keeper_goes_on_when_the_starter_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it ordered is given up, and ordered again."""
+    starter = FakeStarter()
+    async with kept(Pool("a", min=1), starter) as (_, _, keeper, clock):
+        pause = asyncio.sleep
+        attempts: list[str] = []
+
+        async def away(names: Sequence[str]) -> None:
+            attempts.extend(names)
+            raise ConnectionError("Ray is away")
+
+        monkeypatch.setattr(starter, "start", away)
+        monkeypatch.setattr(asyncio, "sleep", lambda _: pause(0))
+        keeping = asyncio.create_task(keeper.run())
+        await until(lambda: attempts == ["a-0"])
+        starter.broken["a-0"] = "Ray Serve does not know it"
+        clock.now_s = 3.0
+        await until(lambda: starter.stopped == ["a-0"])
+        clock.now_s = 9.0
+        await until(lambda: attempts == ["a-0", "a-1"])
+        keeping.cancel()
+        await asyncio.wait([keeping])
