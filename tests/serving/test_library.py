@@ -273,7 +273,7 @@ def test_where_an_asset_lies_and_what_is_pinned(
     shown = CliRunner().invoke(
         main.app, ["assets", "where", "near", "--url", platform.url, "--key", platform.key("acme")]
     )
-    assert "device of replica-" in shown.output, shown.output
+    assert "device of default-" in shown.output, shown.output
 
     def pins(*arguments: str) -> str:
         folder = ["--data-dir", str(platform.settings.data_dir)]

@@ -1,0 +1,145 @@
+"""One case of the scaler on a cluster with an autoscaler; prints what happened as JSON.
+
+Run by test_scaling.py in a process of its own: ``ADDRESS FOLDER CASE IDLE_S``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from serving.cluster.environment import require_tokens
+
+require_tokens()
+
+import ray  # noqa: E402
+
+from assets.principal import Principal  # noqa: E402
+from assets.resolve import Wanted  # noqa: E402
+from serving.cluster.dispatcher_actor import ClusterDrawer  # noqa: E402
+from serving.cluster.launch import running_pool  # noqa: E402
+from serving.composition import open_backends  # noqa: E402
+from serving.dispatcher import Submission  # noqa: E402
+from serving.drawing import Drawing, DrawRequest  # noqa: E402
+from serving.settings import PoolSettings, Settings  # noqa: E402
+
+Submit = Callable[..., "asyncio.Task[Drawing]"]
+
+
+class Case:
+    """A pool that is watched while requests come."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.drawer = ClusterDrawer(settings)
+        library = open_backends(settings).library
+        self._recipe = library.resolve(Principal("t", "t"), Wanted()).recipe
+        self._count = 0
+        self.submitted_s: list[float] = []
+
+    def submit(self, steps: int, pool: str = "") -> asyncio.Task[Drawing]:
+        name = str(self._count)
+        self._count += 1
+        request = DrawRequest(name, self._recipe, "a star", 128, 128, (3,), steps=steps)
+        submission = Submission(request, "t", 1.0, 300.0, pool=pool)
+        self.submitted_s.append(time.time())
+        return asyncio.create_task(self.drawer.submit(submission))
+
+    async def pools(self) -> list[dict[str, Any]]:
+        return await self.drawer.pools()
+
+    async def pool(self) -> dict[str, Any]:
+        return (await self.pools())[0]
+
+    async def until(
+        self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 240.0
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        while not condition(pool := await self.pool()):
+            assert time.monotonic() < deadline, pool
+            await asyncio.sleep(0.05)
+        return pool
+
+
+def ordered(pool: dict[str, Any]) -> int:
+    return sum(event["what"] == "ordered" for event in pool["events"])
+
+
+async def ten_at_once(case: Case) -> dict[str, Any]:
+    drawings = await asyncio.gather(*(case.submit(8) for _ in range(10)))
+    drained_s = time.time()
+    pool = await case.until(lambda pool: not pool["replicas"])
+    return {
+        "replicas": sorted({drawing.replica for drawing in drawings}),
+        "drained_s": drained_s,
+        "events": pool["events"],
+    }
+
+
+async def two_and_two(case: Case) -> dict[str, Any]:
+    first = [case.submit(200), case.submit(200)]
+    await case.until(lambda p: any(r["running"] for r in p["replicas"]))
+    waiting = (await case.pool())["waiting"]
+    await asyncio.sleep(1.0)  # in which a scaler that counts wrongly would order another
+    before = ordered(await case.pool())
+    more = [case.submit(8), case.submit(8)]
+    queue = (await case.until(lambda p: ordered(p) > before or p["waiting"] >= 3))["waiting"]
+    await case.until(lambda p: ordered(p) == 2)
+    drawings = await asyncio.gather(*first, *more)
+    pool = await case.until(lambda pool: not pool["replicas"])
+    return {
+        "waiting with one GPU": waiting,
+        "ordered with two requests": before,
+        "queue with four": queue,
+        "replicas": sorted({drawing.replica for drawing in drawings}),
+        "events": pool["events"],
+    }
+
+
+async def nodes_gone(timeout_s: float = 120.0) -> int:
+    """How many nodes are left beside the head."""
+    deadline = time.monotonic() + timeout_s
+    while (alive := sum(node["Alive"] for node in ray.nodes()) - 1) and (
+        time.monotonic() < deadline
+    ):
+        await asyncio.sleep(0.5)
+    return alive
+
+
+CASES: dict[str, tuple[int, Callable[[Case], Awaitable[dict[str, Any]]]]] = {
+    "ten at once": (1, ten_at_once),
+    "two and two": (2, two_and_two),
+}
+
+
+def main() -> None:
+    address, folder, name, idle_s = sys.argv[1:]
+    queue_size, run = CASES[name]
+    settings = Settings(
+        data_dir=Path(folder),
+        ray_address=address,
+        pools={
+            "a10g": PoolSettings(
+                gpu="a10g", queue_size=queue_size, min=0, max=4, idle_s=float(idle_s)
+            )
+        },
+        device="cpu",
+        host_dir=Path(folder) / "host",
+    )
+
+    async def whole(settings: Settings) -> dict[str, Any]:
+        case = Case(settings)
+        found = await run(case)
+        return {**found, "submitted_s": case.submitted_s, "nodes_left": await nodes_gone()}
+
+    with running_pool(settings, lambda text: print(text, file=sys.stderr)) as running:
+        found = asyncio.run(whole(running))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The two cases of the scaler, exactly, on Ray's own autoscaler with fake nodes.
+
+Each is run with a short idle time; with ``AO_TEST_IDLE_S=30`` as an operator would see it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.cluster.autoscaled import ROOT, autoscaled
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+IDLE_S = float(os.environ.get("AO_TEST_IDLE_S", "5"))
+NODE_IDLE_S = 5.0
+
+
+def run(case: str, folder: Path) -> dict[str, Any]:
+    with autoscaled(NODE_IDLE_S) as cluster:
+        command = [sys.executable, "-m", "tests.serving.cluster.scaling_script"]
+        done = subprocess.run(
+            [*command, cluster.address, str(folder / "data"), case, str(IDLE_S)],
+            cwd=ROOT,
+            env=dict(cluster.environment),
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(table(case, found))
+    return found
+
+
+def times(found: dict[str, Any], what: str) -> dict[str, float]:
+    return {e["replica"]: e["at_s"] for e in found["events"] if e["what"] == what}
+
+
+def table(case: str, found: dict[str, Any]) -> str:
+    """The event log: seconds since the last request came."""
+    last = max(found["submitted_s"])
+    lines = [f"{case}, idle time {IDLE_S:g} s:"]
+    for event in found["events"]:
+        details = event["details"].get("seconds", "")
+        parts = ", ".join(f"{k} {v:.1f}" for k, v in details.items()) if details else ""
+        lines.append(f"{event['at_s'] - last:8.2f} s {event['what']:9} {event['replica']} {parts}")
+    return "\n".join(lines)
+
+
+def idled_out(found: dict[str, Any]) -> None:
+    """Every replica was released, none before its idle time; and its node went too."""
+    ready, released = times(found, "ready"), times(found, "released")
+    assert ready.keys() == released.keys()
+    # It is noticed to be ready up to a look of the keeper after its idle time began.
+    assert all(released[name] - ready[name] >= IDLE_S - 1.0 for name in ready)
+    assert found["nodes_left"] == 0
+
+
+def test_ten_at_once_start_four_which_drain_the_queue_and_idle_out(tmp_path: Path) -> None:
+    found = run("ten at once", tmp_path)
+    ordered = times(found, "ordered")
+    assert len(ordered) == 4
+    tenth = max(found["submitted_s"])
+    assert max(ordered.values()) - tenth <= 1.0
+    assert set(found["replicas"]) <= ordered.keys()
+    assert times(found, "ready").keys() == ordered.keys()
+    idled_out(found)
+
+
+def test_a_second_starts_when_more_wait_than_the_queue_holds(tmp_path: Path) -> None:
+    found = run("two and two", tmp_path)
+    assert found["waiting with one GPU"] == 1  # the second request waits for the one GPU
+    assert found["ordered with two requests"] == 1
+    assert found["queue with four"] == 3
+    assert len(times(found, "ordered")) == 2
+    idled_out(found)
