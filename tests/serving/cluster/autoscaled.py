@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,23 +100,33 @@ def autoscaled(idle_s: float) -> Iterator[AutoscaledCluster]:
             time.sleep(0.1)
         yield AutoscaledCluster(address, environment, folder)
     finally:
-        _end(process)
+        _end(process, folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """It, and what it started."""
+def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """It, and what it started: all that has the private folder in its command line, a node
+    that was about to start in this moment too."""
     import psutil
 
-    try:
-        mine = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        mine = []
+    def mine() -> list[Any]:
+        return [
+            other
+            for other in psutil.process_iter(["cmdline"])
+            if other.pid != process.pid
+            and any(str(folder) in part for part in other.info["cmdline"] or ())
+        ]
+
+    children = mine()
     process.send_signal(signal.SIGTERM)
-    for child in psutil.wait_procs(mine, timeout=30)[1]:
-        child.kill()
     try:
         process.wait(timeout=30)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    psutil.wait_procs(children, timeout=10)
+    while left := mine():
+        for other in left:
+            with suppress(psutil.NoSuchProcess):
+                other.kill()
+        psutil.wait_procs(left, timeout=10)

@@ -26,6 +26,7 @@ from serving.cluster.launch import running_pool  # noqa: E402
 from serving.composition import open_backends  # noqa: E402
 from serving.dispatcher import Submission  # noqa: E402
 from serving.drawing import Drawing, DrawRequest  # noqa: E402
+from serving.platform import Order, Platform  # noqa: E402
 from serving.settings import PoolSettings, Settings  # noqa: E402
 
 Submit = Callable[..., "asyncio.Task[Drawing]"]
@@ -35,6 +36,7 @@ class Case:
     """A pool that is watched while requests come."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.drawer = ClusterDrawer(settings)
         library = open_backends(settings).library
         self._recipe = library.resolve(Principal("t", "t"), Wanted()).recipe
@@ -100,6 +102,41 @@ async def two_and_two(case: Case) -> dict[str, Any]:
     }
 
 
+async def two_kinds(case: Case) -> dict[str, Any]:
+    """Two tenants on one kind of GPU; then one is moved to another kind."""
+    backends = open_backends(case.settings)
+    directory, keyring = backends.directory, backends.directory.keyring
+    keys = {}
+    for tenant in ("moves", "stays"):
+        directory.add_tenant(tenant)
+        directory.set_gpu(tenant, "a10g")
+        keys[tenant] = keyring.add_key(tenant).text
+    platform = Platform(
+        backends.library, case.drawer, backends.meter, 128, 300.0, case.settings.pool_names
+    )
+
+    async def draw(tenant: str) -> dict[str, Any]:
+        started = time.monotonic()
+        order = Order("a star", (3,), steps=2)
+        generated = await platform.generate(keyring.authenticate(keys[tenant]), order)
+        await platform.settle(generated)
+        return {
+            "tenant": tenant,
+            "replica": generated.drawing.replica,
+            "seconds": time.monotonic() - started,
+        }
+
+    answers = [await draw(tenant) for tenant in ("moves", "stays", "moves", "stays")]
+    directory.set_gpu("moves", "h100")
+    both = [draw("moves"), *(draw("stays") for _ in range(3))]
+    answers += await asyncio.gather(*both)
+    answers += [await draw(tenant) for tenant in ("moves", "stays", "moves", "stays")]
+    pools = await case.pools()
+    events = [event for pool in pools for event in pool["events"]]
+    await case.until(lambda pool: not pool["replicas"])
+    return {"answers": answers, "events": events}
+
+
 async def nodes_gone(timeout_s: float = 120.0) -> int:
     """How many nodes are left beside the head."""
     deadline = time.monotonic() + timeout_s
@@ -113,6 +150,7 @@ async def nodes_gone(timeout_s: float = 120.0) -> int:
 CASES: dict[str, tuple[int, Callable[[Case], Awaitable[dict[str, Any]]]]] = {
     "ten at once": (1, ten_at_once),
     "two and two": (2, two_and_two),
+    "two kinds": (8, two_kinds),
 }
 
 
@@ -123,9 +161,8 @@ def main() -> None:
         data_dir=Path(folder),
         ray_address=address,
         pools={
-            "a10g": PoolSettings(
-                gpu="a10g", queue_size=queue_size, min=0, max=4, idle_s=float(idle_s)
-            )
+            kind: PoolSettings(gpu=kind, queue_size=queue_size, min=0, max=4, idle_s=float(idle_s))
+            for kind in ("a10g", "h100")
         },
         device="cpu",
         host_dir=Path(folder) / "host",
