@@ -1,20 +1,25 @@
-"""An HTTP proxy in front of an object store: it counts what is asked for."""
+"""An HTTP proxy in front of an object store: it counts what is asked for, and may be slow."""
 
 from __future__ import annotations
 
 import http.client
 import http.server
 import threading
+import time
 from collections import Counter
 from typing import Any
+
+_PIECE_BYTES = 64 << 10
 
 
 class StoreProxy:
     """Forwards everything, unchanged, to a store on this machine. ``gets`` counts GET requests,
     and ``sent_bytes`` the bytes of their answers, by path."""
 
-    def __init__(self, port: int) -> None:
-        """``port`` is the store's."""
+    def __init__(self, port: int, bytes_per_s: float | None = None) -> None:
+        """``port`` is the store's; ``bytes_per_s`` is for all answers together."""
+        self._bytes_per_s = bytes_per_s
+        self._free_at_s = 0.0
         self.gets: Counter[str] = Counter()
         self.sent_bytes: Counter[str] = Counter()
         handler = type("Handler", (_Handler,), {"proxy": self, "store_port": port})
@@ -29,6 +34,15 @@ class StoreProxy:
         with self._lock:
             self.gets[path] += 1
             self.sent_bytes[path] += size_bytes
+
+    def wait_for(self, size_bytes: int) -> None:
+        """Until so many bytes more may be sent."""
+        if self._bytes_per_s is None:
+            return
+        with self._lock:
+            start_s = max(self._free_at_s, time.monotonic())
+            self._free_at_s = start_s + size_bytes / self._bytes_per_s
+        time.sleep(max(0.0, self._free_at_s - time.monotonic()))
 
     def close(self) -> None:
         self._server.shutdown()
@@ -67,7 +81,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length or 0))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            for start in range(0, len(data), _PIECE_BYTES):
+                piece = data[start : start + _PIECE_BYTES]
+                self.proxy.wait_for(len(piece))
+                self.wfile.write(piece)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward
 

@@ -16,11 +16,12 @@ from assets.reconcile import Reconciler
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.pins import Pins
 from assets.sql.records import SqlAssetRecords
-from assets.store import FsspecStore, ObjectStore, Stored
+from assets.store import ObjectStore, Stored
 from serving.database import open_database
 from serving.jobs.chores import Chores
 from serving.jobs.jobs import Jobs
 from serving.settings import Settings
+from serving.storage import open_store
 from serving.tenants.audit import Audit
 from serving.tenants.directory import Directory
 from serving.tenants.meter import Meter
@@ -43,10 +44,6 @@ class Backends:
     chores: Chores
     reconciler: Reconciler
     pins: Pins
-
-
-def open_store(settings: Settings) -> ObjectStore:
-    return FsspecStore(settings.resolved_store_url, **settings.resolved_store_options)
 
 
 def open_fetcher(settings: Settings) -> Fetcher:

@@ -18,15 +18,12 @@ from serving.api.context import Context
 from serving.composition import open_backends, open_fetcher
 from serving.dispatcher import Dispatcher, Submission
 from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
-from serving.engine.compose import (
-    install_model,
-    open_engine,
-    open_provisioner,
-    open_workshop,
-)
+from serving.engine.compose import open_engine
+from serving.engine.install import install_model, open_workshop
 from serving.platform import Platform
 from serving.replica import Replica
 from serving.settings import Settings
+from serving.storage import open_provisioner
 
 
 class LocalClient:

@@ -93,6 +93,15 @@ def test_the_overheads_figures_are_those_of_the_results() -> None:
     assert wire.table(json.loads(wire.RESULT.read_text())) in adr.read_text()
 
 
+def test_the_cold_starts_figures_are_those_of_the_results() -> None:
+    from benchmarks import coldstart
+
+    result = json.loads(coldstart.RESULT.read_text())
+    assert coldstart.table(result) in (ROOT / "docs" / "pools.md").read_text()
+    ways = result["ways"]
+    assert ways["disk"]["whole"] < ways["beside"]["whole"] < ways["after"]["whole"]
+
+
 def test_routings_figures_are_those_of_the_results() -> None:
     from benchmarks import load
     from benchmarks.replay.command import KEPT

@@ -37,8 +37,8 @@ from serving.commons.miniature import write_miniature
 from serving.commons.publish import publish_library
 from serving.composition import open_backends
 from serving.drawing import DrawRequest, Sampler
-from serving.engine.compose import open_workshop
 from serving.engine.engine import Engine
+from serving.engine.install import open_workshop
 from serving.settings import Settings
 
 RESULT = Path(__file__).parents[1] / "results" / "miniature.json"

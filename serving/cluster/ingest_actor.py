@@ -20,7 +20,7 @@ class IngestActor:
 
     def __init__(self, settings: Settings) -> None:
         from assets.ingest_queue import IngestQueue
-        from serving.engine.compose import open_workshop
+        from serving.engine.install import open_workshop
 
         self._settings = settings
         backends = open_backends(settings)
@@ -30,7 +30,7 @@ class IngestActor:
     def install_base(self) -> int | Exception:
         """The base model's native size, once it is in the store with the public library that
         fits it; or why it cannot be."""
-        from serving.engine.compose import install_model
+        from serving.engine.install import install_model
 
         try:
             return install_model(self._settings, self._workshop).native_size

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import ray
@@ -22,7 +23,12 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from assets.content import Blob
+from assets.errors import AssetError
+from assets.model import load_manifest
+from assets.resolve import BASE_NAME
 from assets.signing import Signer
+from orchestrator.errors import TierError
+from orchestrator.provision import Provisioner
 from router.scaling import Pool
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.wire import RemoteFailed, Wire, WireBroken, WireDown, WireServer
@@ -31,6 +37,7 @@ from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
 from serving.pool import Phase
 from serving.replica import Replica
 from serving.settings import Settings
+from serving.storage import open_provisioner, open_store
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +64,17 @@ class Slot:
     def __init__(self, settings: Settings, pool: str, name: str) -> None:
         tell = partial(_tell, settings.ray_namespace, pool, name)
         tell("process", _process_started_s())
-        from serving.engine.compose import open_engine, open_provisioner
-
-        tell("model")
         node = ray.get_runtime_context().get_node_id()
         settings = settings.on_node(node)
         provisioner = open_provisioner(settings)
         address = ray.util.get_node_ip_address()
         url = provisioner.join(node, address, Signer(settings.secret_bytes))
         provisioner.meet({**_neighbours(settings.ray_namespace, pool), node: url})
+        # The model's bytes come while torch and diffusers are imported, which takes seconds.
+        fetch_base(settings, provisioner)
+        from serving.engine.compose import open_engine
+
+        tell("model")
         engine = open_engine(settings, name, provisioner, lambda: tell("warm-up"))
         self._replica = Replica(engine, node, url)
         self._node_address = address
@@ -103,6 +112,21 @@ class Slot:
 def wire_key(settings: Settings) -> bytes:
     """What the two ends of a wire prove to each other that they hold."""
     return Signer(settings.secret_bytes).derived("wire").encode()
+
+
+def fetch_base(settings: Settings, provisioner: Provisioner) -> Thread:
+    """Begin to bring the model to the node's host tier. What goes wrong there goes wrong
+    again, and is said, when the engine wants it."""
+
+    def fetch() -> None:
+        with suppress(AssetError, TierError, OSError):
+            for blob in load_manifest(open_store(settings), BASE_NAME).parts.values():
+                lease, _ = provisioner.bring(blob)
+                lease.release()
+
+    thread = Thread(target=fetch, name="base", daemon=True)
+    thread.start()
+    return thread
 
 
 def _tell(namespace: str, pool: str, name: str, phase: Phase, at_s: float | None = None) -> None:

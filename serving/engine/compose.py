@@ -9,18 +9,12 @@ import torch
 
 from assets.model import ModelManifest, load_manifest
 from assets.resolve import BASE_NAME
-from assets.workshop import Workshop
-from orchestrator.download import StoreSource
-from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
-from serving.commons.miniature import identity, write_miniature
-from serving.commons.publish import publish_library, withdraw_library
-from serving.composition import Backends, open_fetcher, open_store
 from serving.engine.compiled import keep_artifacts
 from serving.engine.engine import Engine
-from serving.engine.probe import EngineProbe
 from serving.settings import Settings
 from serving.sizes import picture_size
+from serving.storage import open_store
 
 
 def pick_device(wanted: str) -> str:
@@ -57,65 +51,6 @@ def budgets(settings: Settings, device: str, manifest: ModelManifest) -> Budgets
         settings.pristine == "auto" and device.startswith("cuda") and room < 2 * model_bytes
     )
     return Budgets(room, (settings.pristine_bytes or 3 * model_bytes) if apart else None)
-
-
-def open_workshop(settings: Settings, backends: Backends) -> Workshop:
-    return Workshop(
-        backends.records,
-        backends.blobs,
-        backends.store,
-        settings.secret_bytes,
-        settings.scratch_dir,
-        fetcher=open_fetcher(settings),
-        hub=settings.hub_url,
-        probe=_open_probe(settings, backends) if settings.effect_probe else None,
-        quota=backends.directory.storage_limit,
-    )
-
-
-_PROBE_BYTES = 1 << 30
-
-
-def _open_probe(settings: Settings, backends: Backends) -> EngineProbe:
-    def provisioner() -> Provisioner:
-        """Tiers of its own: what is only looked at pushes nothing out that is drawn with."""
-        folder = settings.scratch_dir / "probe"
-        disk, host = (FileTier(name, folder / name, _PROBE_BYTES) for name in ("disk", "host"))
-        return Provisioner(StoreSource(backends.store), disk, host)
-
-    return EngineProbe(lambda: load_manifest(backends.store, BASE_NAME), provisioner)
-
-
-def install_model(
-    settings: Settings, workshop: Workshop, progress: Callable[[str], None] = lambda _: None
-) -> ModelManifest:
-    """The model to serve, imported; without one of the operator's own, the miniature with its
-    public library.
-
-    Raises:
-        IngestRejected: the operator's model is no SDXL model.
-    """
-    if settings.model is not None:
-        manifest = workshop.install_base(settings.model, progress)
-        withdraw_library(workshop)
-        return manifest
-    folder = settings.data_dir / "models" / f"miniature-{identity()}"
-    manifest = workshop.install_base(write_miniature(folder), progress)
-    publish_library(workshop, progress)
-    return manifest
-
-
-def open_provisioner(settings: Settings) -> Provisioner:
-    """The file tiers of this node, over the object store.
-
-    Raises:
-        TierUnusable: the host tier cannot be what it is configured to be.
-    """
-    return Provisioner(
-        StoreSource(open_store(settings)),
-        disk=FileTier("disk", settings.resolved_disk_dir, settings.disk_bytes),
-        host=FileTier("host", settings.resolved_host_dir, settings.host_bytes),
-    )
 
 
 def open_engine(

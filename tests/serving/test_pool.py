@@ -72,7 +72,7 @@ async def up(dispatcher: Dispatcher, starter: FakeStarter, name: str) -> None:
     await until(lambda: any(m.id == name and m.is_up for m in dispatcher.members()))
 
 
-def whats(keeper: PoolKeeper) -> list[tuple[str, str]]:
+def events_of(keeper: PoolKeeper) -> list[tuple[str, str]]:
     return [(event["what"], event["replica"]) for event in keeper.status()["events"]]
 
 
@@ -91,7 +91,7 @@ async def test_a_sleeping_pool_wakes_draws_and_sleeps_again() -> None:
             await up(room, starter, name)
         await asyncio.gather(*drawn)
         await keeper.look()
-        assert [what for what, _ in whats(keeper)] == ["ordered"] * 4 + ["ready"] * 4
+        assert [what for what, _ in events_of(keeper)] == ["ordered"] * 4 + ["ready"] * 4
         clock.now_s = 29.0
         await keeper.look()
         assert starter.stopped == []
@@ -99,7 +99,7 @@ async def test_a_sleeping_pool_wakes_draws_and_sleeps_again() -> None:
         await keeper.look()
         await until(lambda: sorted(starter.stopped) == starter.ordered)
         assert room.members() == []
-        assert [what for what, _ in whats(keeper)][-4:] == ["released"] * 4
+        assert [what for what, _ in events_of(keeper)][-4:] == ["released"] * 4
         # Asleep, and woken by one request.
         again = asyncio.create_task(room.submit(submission("again")))
         await until(lambda: room.waiting == 1)
@@ -162,7 +162,7 @@ async def test_a_start_that_fails_is_given_up_and_tried_again_later() -> None:
         clock.now_s = 3.0
         await keeper.look()
         assert starter.stopped == ["a-0"]
-        assert whats(keeper)[-1] == ("failed", "a-0")
+        assert events_of(keeper)[-1] == ("failed", "a-0")
         assert keeper.status()["events"][-1]["details"] == {"reason": "TierUnusable: no room"}
         assert starter.ordered == ["a-0"]
         clock.now_s = 9.0

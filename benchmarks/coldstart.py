@@ -1,0 +1,179 @@
+"""What a replica's start is made of once its machine is there, and what was shortened.
+
+    python -m benchmarks coldstart       # about two minutes
+
+Each start is a process of its own, which does what a replica does before it is ready: it imports,
+loads the model, draws a first picture. In turns: the model fetched from the object store after the
+imports, and beside them; and from the node's own disk, where a replica was before. The store is a
+real S3 server behind a proxy that sends as fast as is said here: the miniature's 22 MB at
+4 MB/s take as long as SDXL's 7 GB at 1.3 GB/s. Ray's own part (a machine, a worker process)
+is in ``GET /v1/pools`` of a running cluster, for every start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "coldstart.json"
+RATE_BYTES_S = 4e6
+WAYS = {
+    "after": "from the store, after the imports",
+    "beside": "from the store, beside the imports",
+    "disk": "from the node's disk",
+}
+PARTS = ("imports", "model", "warm-up")
+_KEY, _SECRET = "cold-start-key", "cold-start-secret"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks coldstart")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--start", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.start:
+        print(json.dumps(start(arguments.start)))
+        return
+    with TemporaryDirectory(prefix="coldstart-") as temporary:
+        result = measure(Path(temporary), arguments.rounds)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1) if arguments.json else table(result))
+
+
+def start(way: str) -> dict[str, float]:
+    """In a process of its own: what serving/cluster/slots.py does. Seconds by part."""
+    laps = [time.perf_counter()]
+    import ray.serve  # noqa: F401  (a replica's process has it)
+
+    from serving.cluster.slots import fetch_base
+    from serving.settings import Settings
+    from serving.storage import open_provisioner
+
+    settings = Settings()
+    provisioner = open_provisioner(settings)
+    fetching = fetch_base(settings, provisioner) if way == "beside" else None
+    from serving.engine.compose import open_engine
+
+    laps.append(time.perf_counter())
+    open_engine(settings, "cold", provisioner, lambda: laps.append(time.perf_counter()))
+    laps.append(time.perf_counter())
+    if fetching is not None:
+        fetching.join()
+    return {part: laps[i + 1] - laps[i] for i, part in enumerate(PARTS)}
+
+
+def measure(folder: Path, rounds: int) -> dict[str, Any]:
+    from benchmarks.store_proxy import StoreProxy
+
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    with s3_server(folder / "s3") as port:
+        environment = _environment(folder, port)
+        _install(environment)
+        proxy = StoreProxy(port, RATE_BYTES_S)
+        environment |= _environment(folder, proxy.port)
+        for index in range(rounds):
+            for way in WAYS:
+                tiers = folder / "tiers"
+                if way != "disk":
+                    shutil.rmtree(tiers, ignore_errors=True)
+                else:
+                    shutil.rmtree(tiers / "host", ignore_errors=True)
+                print(f"round {index + 1}: {WAYS[way]} …", file=sys.stderr)
+                command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "coldstart"]
+                done = subprocess.run(
+                    [*command, "--start", way], env=environment, capture_output=True, text=True
+                )
+                if done.returncode:
+                    raise SystemExit(done.stderr[-2000:])
+                found[way].append(json.loads(done.stdout.splitlines()[-1]))
+        proxy.close()
+    return {
+        "rounds": rounds,
+        "bytes_per_s": RATE_BYTES_S,
+        "ways": {
+            way: {
+                **{part: median(run[part] for run in runs) for part in PARTS},
+                "whole": median(sum(run.values()) for run in runs),
+            }
+            for way, runs in found.items()
+        },
+        "runs": found,
+    }
+
+
+def _environment(folder: Path, port: int) -> dict[str, str]:
+    options = {
+        "key": _KEY,
+        "secret": _SECRET,
+        "endpoint_url": f"http://127.0.0.1:{port}",
+        "client_kwargs": {"region_name": "us-east-1"},
+    }
+    return {
+        **os.environ,
+        "AO_DATA_DIR": str(folder / "data"),
+        "AO_STORE_URL": "s3://bucket/cold",
+        "AO_STORE_OPTIONS": json.dumps(options),
+        "AO_DISK_DIR": str(folder / "tiers" / "disk"),
+        "AO_HOST_DIR": str(folder / "tiers" / "host"),
+    }
+
+
+def _install(environment: Mapping[str, str]) -> None:
+    code = (
+        "from serving.composition import open_backends;"
+        "from serving.engine.install import install_model, open_workshop;"
+        "from serving.settings import Settings;"
+        "s = Settings(); install_model(s, open_workshop(s, open_backends(s)))"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True)
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[int]:
+    (folder / "bucket").mkdir(parents=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3"]
+    command += ["--auth-key", f"{_KEY},{_SECRET}", "--addr", f"127.0.0.1:{port}"]
+    command += ["--config", "/dev/null", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            with socket.socket() as knock:
+                if knock.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if time.monotonic() > deadline:
+                raise SystemExit("rclone does not listen")
+            time.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def table(result: Mapping[str, Any]) -> str:
+    lines = [
+        "| the model comes | imports, s | model, s | first picture, s | whole, s |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {WAYS[way]} | " + " | ".join(f"{times[part]:.1f}" for part in (*PARTS, "whole")) + " |"
+        for way, times in result["ways"].items()
+    ]
+    return "\n".join(lines)
