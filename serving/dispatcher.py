@@ -39,6 +39,7 @@ from serving.errors import (
     ReplicaLost,
     ServingError,
 )
+from serving.tally import Outcome, Tally
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class Submission:
     priority: int = 0
     #: Of GPUs; empty for the first that is configured.
     pool: str = ""
+    #: The tenant's class, for figures.
+    plan: str = ""
 
 
 class ReplicaClient(Protocol):
@@ -132,10 +135,12 @@ class Dispatcher:
         limits: QueueLimits | None = None,
         speeds: Speeds | None = None,
         clock: Callable[[], float] = time.monotonic,
+        pool: str = "default",
     ) -> None:
         self._slots = {client.id: _Slot(client) for client in clients}
         self._room = WaitingRoom(speeds, limits)
         self._clock = clock
+        self.tally = Tally(pool)
         #: By the operator; None until somebody has said so, and then all that is held stays held.
         self._pinned: frozenset[str] | None = None
         #: When guidance was made, for which nodes and pins, and what it was.
@@ -314,6 +319,25 @@ class Dispatcher:
             Quarantined: replicas died of one of its assets.
             DeadlineExceeded, and whatever the engine raises.
         """
+        outcome: Outcome = "failed"
+        try:
+            drawing = await self._submit(submission)
+            outcome = "drawn"
+            self.tally.drawn(submission.plan, submission.request, drawing)
+            return drawing
+        except Refused:
+            outcome = "refused"
+            raise
+        except DeadlineExceeded:
+            outcome = "late"
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self.tally.ended(submission.plan, outcome)
+
+    async def _submit(self, submission: Submission) -> Drawing:
         request_id = submission.request.id
         ticket = self._tickets.get(request_id)
         if ticket is None:
@@ -430,6 +454,7 @@ class Dispatcher:
             log.warning(
                 "replica %s lost with request %s: %s", slot.client.id, ticket.waiting.id, lost
             )
+            self.tally.retried()
             if isinstance(lost, ReplicaLost):
                 self._down(slot)
             self._try_again(ticket, lost, died=isinstance(lost, ReplicaDied | EngineBroke))

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
+from prometheus_client.metrics_core import Metric
+
 from assets.asset import Asset
 from assets.content import Blob
 from assets.ingest_queue import IngestQueue
@@ -73,18 +75,22 @@ class LocalDrawer:
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
         """One, which neither grows nor sleeps: engines live as long as this process."""
+        return [self._status()]
+
+    async def families(self) -> Sequence[Metric]:
+        return self._dispatcher.tally.families(self._dispatcher.status(), self._status())
+
+    def _status(self) -> dict[str, Any]:
         members = self._dispatcher.members()
-        return [
-            {
-                **asdict(self._pool),
-                "waiting": queued(self._dispatcher.waiting, members),
-                "replicas": [
-                    {"id": m.id, "state": "up" if m.is_up else "starting", "running": m.running}
-                    for m in members
-                ],
-                "events": [],
-            }
-        ]
+        return {
+            **asdict(self._pool),
+            "waiting": queued(self._dispatcher.waiting, members),
+            "replicas": [
+                {"id": m.id, "state": "up" if m.is_up else "starting", "running": m.running}
+                for m in members
+            ],
+            "events": [],
+        }
 
 
 class LocalIngest:
@@ -110,7 +116,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     replicas = [Replica(engine) for engine in engines]
     clients = [LocalClient(n, r) for n, r in zip(names, replicas, strict=True)]
     limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
-    dispatcher = Dispatcher(clients, limits)
+    dispatcher = Dispatcher(clients, limits, pool=pool.name)
     dispatcher.start()
     ingest = IngestQueue(workshop, backends.library)
 

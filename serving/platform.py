@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from prometheus_client.metrics_core import Metric
+
 from assets.asset import Asset
 from assets.content import Blob
 from assets.failpoint import reach
@@ -68,6 +70,9 @@ class Drawer(Protocol):
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
         """Every pool of GPUs, for people and scripts."""
+
+    async def families(self) -> Sequence[Metric]:
+        """What all pools have done and are doing, for Prometheus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +234,10 @@ class Platform:
         """Every pool of GPUs: its configuration, what waits, each replica and how far it is."""
         return await self._drawer.pools()
 
+    async def families(self) -> Sequence[Metric]:
+        """For Prometheus."""
+        return await self._drawer.families()
+
     def _pool(self, principal: Principal, order: Order) -> str:
         wanted = order.gpu or principal.gpu
         if not wanted:
@@ -276,6 +285,7 @@ class Platform:
             pictures_at_once=principal.plan.concurrent_pictures,
             priority=ready.priority,
             pool=ready.pool,
+            plan=principal.plan.name,
         )
         try:
             drawing = await self._drawer.submit(submission)

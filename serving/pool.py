@@ -17,6 +17,8 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal, Protocol, get_args
 
+from prometheus_client.metrics_core import Metric
+
 from router.scaling import Member, Pool, queued, scale
 from serving.dispatcher import Dispatcher, ReplicaClient
 
@@ -177,7 +179,9 @@ class PoolKeeper:
     def _ready(self, name: str, birth: Birth) -> None:
         birth.began_s["ready"] = self._now()
         self._failures = 0
-        self._note("ready", name, seconds=birth.durations_s(self._now()))
+        spent_s = birth.durations_s(self._now())
+        self._dispatcher.tally.started(spent_s)
+        self._note("ready", name, seconds=spent_s)
 
     async def _failed(self, name: str, reason: str) -> None:
         """It is given up, and the next is not ordered at once."""
@@ -200,6 +204,7 @@ class PoolKeeper:
 
     def _note(self, what: str, name: str, **details: Any) -> None:
         self._events.append(PoolEvent(self._now(), what, name, details))
+        self._dispatcher.tally.event(what)
         log.info("pool %s: %s %s %s", self.pool.name, name, what, details or "")
 
     def _starting(self, members: Sequence[Member]) -> dict[str, Any] | None:
@@ -237,6 +242,10 @@ class PoolKeeper:
             "stopping": list(self._stopping),
             "events": [asdict(event) for event in self._events],
         }
+
+    def families(self) -> list[Metric]:
+        """For Prometheus."""
+        return self._dispatcher.tally.families(self._dispatcher.status(), self.status())
 
     def _birth(self, name: str) -> Birth:
         return self._births.get(name) or Birth()

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from assets.failpoint import Failpoint
@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     ray_namespace: str = "asset-orchestrator"
 
     request_timeout_s: float = 300.0
+    drain_s: int = 30
     url_expires_s: int = 24 * 3600
     queue_per_tenant: int = 64
     queue_total: int = 512
@@ -111,6 +112,11 @@ class Settings(BaseSettings):
         config = {"signature_version": "s3v4", "response_checksum_validation": "when_required"}
         config["request_checksum_calculation"] = "when_required"
         return {**self.store_options, "config_kwargs": config}
+
+    @model_validator(mode="after")
+    def _check_pools(self) -> Settings:
+        _ = self.resolved_pools
+        return self
 
     @property
     def resolved_pools(self) -> tuple[Pool, ...]:

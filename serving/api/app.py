@@ -17,15 +17,17 @@ from serving.api import (
     assets,
     errors,
     generate,
+    health,
     objects,
     organisation,
     pools,
     previews,
     unserved,
 )
-from serving.api.context import Context, Ctx
+from serving.api.context import Context
 from serving.api.housekeeping import keep_house
 from serving.api.job_runner import JobRunner
+from serving.api.metrics import Counted
 
 #: Of a request that is parsed in memory; files take another way.
 MAX_BODY_BYTES = 16 << 20
@@ -58,17 +60,8 @@ def create_app(context: Context) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)
 
-    @app.get("/healthcheck", tags=["health"])
-    @app.get("/health", tags=["health"], include_in_schema=False)
-    async def health() -> dict[str, str]:
-        """This gateway answers; says nothing of the replicas (see /v1/status)."""
-        return {"status": "ok"}
-
-    @app.get("/v1/status", tags=["health"])
-    async def status(context: Ctx) -> Any:
-        """What waits, and what each replica is doing."""
-        return await context.status()
-
+    app.include_router(health.router)
+    app.add_middleware(Counted)
     return app
 
 

@@ -18,7 +18,11 @@ def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> Non
         async with local_context(settings) as context:
             progress(f"serving on {settings.resolved_public_url}")
             config = uvicorn.Config(
-                create_app(context), settings.host, settings.port, log_level="warning"
+                create_app(context),
+                settings.host,
+                settings.port,
+                log_level="warning",
+                timeout_graceful_shutdown=settings.drain_s,
             )
             await uvicorn.Server(config).serve()
 

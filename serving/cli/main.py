@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,6 +150,17 @@ def pools(
             pool["phase"] = starting["phase"] if not pool["up"] else ""
             pool["coming"] = len(states) - pool["up"]
         show(found, ("name", *limits, "waiting", "up", "coming", "phase"), as_json)
+
+
+@app.command()
+def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Whether everything is there that the platform needs, and what to do. Fails when it is not."""
+    from serving.cli.doctor import examine
+
+    with clear_errors():
+        findings = list(examine(settings_with(data_dir=data_dir)))
+    show([asdict(f) for f in findings], ("state", "what", "found", "remedy"), as_json)
+    raise typer.Exit(any(finding.state == "fail" for finding in findings))
 
 
 @app.command()

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from serving.settings import Settings
 
@@ -16,5 +18,22 @@ Key = Annotated[str | None, typer.Option("--key", help="An API key. Default: AO_
 
 
 def settings_with(**options: Any) -> Settings:
-    """The environment's settings, with the command line's options over them."""
-    return Settings(**{name: value for name, value in options.items() if value is not None})
+    """The environment's settings, with the command line's options over them.
+
+    Raises:
+        typer.BadParameter: a setting that makes no sense; names its variable.
+    """
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
+    except (ValidationError, SettingsError) as error:
+        said = (
+            str(error)
+            if isinstance(error, SettingsError)
+            else "; ".join(map(_said, error.errors()))
+        )
+        raise typer.BadParameter(said) from None
+
+
+def _said(error: Any) -> str:
+    variable = "".join(f"AO_{part}".upper() for part in error["loc"][:1])
+    return f"{variable}: {error['msg']}".removeprefix(": ")

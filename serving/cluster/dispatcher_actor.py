@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import ray
+from prometheus_client.metrics_core import Metric
 from ray.exceptions import RayActorError
 
 from assets.content import Blob
@@ -26,6 +27,7 @@ from serving.drawing import Drawing, Guidance, Residency
 from serving.errors import DeadlineExceeded, DrawingFailed
 from serving.pool import Phase, PoolKeeper
 from serving.settings import Settings
+from serving.tally import together
 
 _RETRY_S = 0.2
 _SILENT = object()
@@ -38,7 +40,7 @@ class DispatcherActor:
     def __init__(self, settings: Settings, pool: Pool) -> None:
         key = wire_key(settings)
         limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
-        self._dispatcher = Dispatcher([], limits)
+        self._dispatcher = Dispatcher([], limits, pool=pool.name)
         self._keeper = PoolKeeper(pool, self._dispatcher, SlotStarter(settings, pool))
         self._wire = WireServer({"submit": self._submit}, key)
         self._address = ""
@@ -89,6 +91,10 @@ class DispatcherActor:
     async def pool(self) -> dict[str, Any]:
         await self._ready()
         return self._keeper.status()
+
+    async def families(self) -> list[Metric]:
+        await self._ready()
+        return self._keeper.families()
 
 
 def start_dispatcher(settings: Settings, pool: Pool) -> Any:
@@ -220,6 +226,9 @@ class ClusterDrawer:
                 for name, one in each.items()
             },
         }
+
+    async def families(self) -> list[Metric]:
+        return together((await self._ask_all("families")).values())
 
     async def pools(self) -> list[dict[str, Any]]:
         """Every pool; of one whose dispatcher is not there, its configuration."""

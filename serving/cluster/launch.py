@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -122,8 +123,8 @@ def _withdraw(dispatchers: Mapping[str, Any]) -> None:
 
 def serve_forever(settings: Settings, progress: Progress) -> None:
     """Run the platform until a signal ends it."""
-    with running_pool(settings, progress) as running:
-        os.environ.update(running.to_environment())
+    with running_pool(settings, progress) as running, TemporaryDirectory() as counters:
+        os.environ.update(running.to_environment(), PROMETHEUS_MULTIPROC_DIR=counters)
         progress(f"serving on {running.resolved_public_url} with {running.gateways} gateways")
         # One socket, shared: what a dead gateway had not accepted, another accepts, and
         # uvicorn's supervisor starts a dead one anew.
@@ -135,5 +136,5 @@ def serve_forever(settings: Settings, progress: Progress) -> None:
             workers=running.gateways,
             log_level="warning",
             timeout_worker_healthcheck=60,
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=settings.drain_s,
         )

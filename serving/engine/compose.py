@@ -11,17 +11,11 @@ from assets.model import ModelManifest, load_manifest
 from assets.resolve import BASE_NAME
 from orchestrator.provision import Provisioner
 from serving.engine.compiled import keep_artifacts
+from serving.engine.devices import pick_device
 from serving.engine.engine import Engine
 from serving.settings import Settings
 from serving.sizes import picture_size
 from serving.storage import open_store
-
-
-def pick_device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
 
 #: What drawing itself takes on the device, at SDXL's sizes and the engine's batch.
 _ACTIVATION_BYTES = 6 << 30

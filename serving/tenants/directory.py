@@ -61,6 +61,11 @@ class Directory:
         self._now = now
         self.keyring = keyring or Keyring(engine, now)
 
+    def ping(self) -> None:
+        """Raises OperationalError when the database does not answer."""
+        with Session(self._engine) as session:
+            session.execute(select(1))
+
     def add_tenant(
         self, name: str, weight: float = 1.0, plan: str | None = None, actor: str = OPERATOR
     ) -> Tenant:

@@ -1,0 +1,83 @@
+"""Is it there, can it draw, what is it doing: for probes, balancers and Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from assets.model import load_manifest
+from assets.resolve import BASE_NAME
+from serving.api import metrics
+from serving.api.context import Context, Ctx
+
+router = APIRouter(tags=["health"])
+log = logging.getLogger(__name__)
+
+#: For each of the things that are asked.
+_PATIENCE_S = 5.0
+
+
+@router.get("/healthz")
+@router.get("/healthcheck", include_in_schema=False)
+@router.get("/health", include_in_schema=False)
+async def alive() -> dict[str, str]:
+    """This gateway answers; says nothing of what is behind it (see /readyz)."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def ready(context: Ctx) -> JSONResponse:
+    """200 when a request could be drawn: the database answers, the store has the model, and a
+    replica is up or a pool can be woken. 503 otherwise. Either way, each part's state."""
+    parts = {
+        "database": asyncio.to_thread(context.backends.directory.ping),
+        "store": asyncio.to_thread(load_manifest, context.backends.store, BASE_NAME),
+        "pools": _drawable(context),
+    }
+    found = dict(zip(parts, await asyncio.gather(*map(_state, parts.values())), strict=True))
+    is_ready = set(found.values()) == {"ok"}
+    body = {"status": "ready" if is_ready else "not ready", **found}
+    return JSONResponse(body, 200 if is_ready else 503)
+
+
+async def _state(work: Awaitable[Any]) -> str:
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            await work
+    except Exception as error:
+        log.warning("not ready", exc_info=True)
+        return type(error).__name__  # and no more: anybody may ask
+    return "ok"
+
+
+class NothingDraws(Exception):
+    """No replica is up, and no pool may start one."""
+
+
+async def _drawable(context: Context) -> None:
+    for pool in await context.platform.pools():
+        if pool["max"] > 0 and (
+            pool["min"] == 0 or any(r["state"] == "up" for r in pool.get("replicas", ()))
+        ):
+            return
+    raise NothingDraws
+
+
+@router.get("/v1/status")
+async def status(context: Ctx) -> Any:
+    """What waits, and what each replica is doing."""
+    return await context.status()
+
+
+@router.get("/metrics")
+async def prometheus(context: Ctx) -> Response:
+    """Every pool's figures and this node's gateways' (docs/metrics.md)."""
+    families = await context.platform.families()
+    text = await asyncio.to_thread(metrics.exposition, families)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

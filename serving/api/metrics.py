@@ -1,0 +1,88 @@
+"""What the gateways of this machine have answered, counted by all of them together.
+
+Where ``PROMETHEUS_MULTIPROC_DIR`` names a folder, every gateway process counts there, and any of
+them can show the sum; without it a process shows its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_OWN = CollectorRegistry()
+_SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
+REQUESTS = Counter(
+    "ao_http_requests", "Answers, by route and status.", ("method", "route", "status"),
+    registry=_OWN,
+)  # fmt: skip
+SECONDS = Histogram(
+    "ao_http_seconds", "Until an answer was sent.", ("method", "route"), buckets=_SECONDS,
+    registry=_OWN,
+)  # fmt: skip
+
+
+class Counted:
+    """Counts and times every answer. A path that is no route is counted as one: whoever
+    tries many makes no label of each."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.perf_counter()
+        status = "none"
+        is_counted = False
+
+        def count() -> None:
+            nonlocal is_counted
+            if is_counted:
+                return
+            is_counted = True
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if route != "none" else "none"
+            REQUESTS.labels(method, route, status).inc()
+            SECONDS.labels(method, route).observe(time.perf_counter() - started_s)
+
+        async def send_and_look(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                count()  # here and not at the end: what is done in the background is not waited for
+
+        try:
+            await self._app(scope, receive, send_and_look)
+        finally:
+            count()
+
+
+class _Given(Collector):
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def exposition(families: Sequence[Metric]) -> bytes:
+    """The gateways' own and ``families``, as Prometheus reads them."""
+    registry = CollectorRegistry()
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        own = b""
+    else:
+        own = generate_latest(_OWN)
+    registry.register(_Given(families))
+    return own + generate_latest(registry)

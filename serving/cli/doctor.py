@@ -1,0 +1,196 @@
+"""``asset-orchestrator doctor``: is everything there that the platform needs, and what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from assets.ids import ulid
+from serving.settings import Settings
+
+State = Literal["ok", "warn", "fail"]
+
+_PACKAGES = ("torch", "diffusers", "transformers", "ray", "safetensors")
+#: Without these it starts, and something else is missing.
+_OPTIONAL = {"s3fs": "s3", "psycopg": "postgres"}
+_LEAST_FREE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``remedy`` is empty when there is nothing to do."""
+
+    what: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every check in turn; what a check itself breaks on is its finding."""
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+        _packages, _device, _folders, _memory, _secret, _pools, _database, _store, _port, _ray,
+    )  # fmt: skip
+    for check in checks:
+        name = check.__name__.strip("_")
+        try:
+            yield from check(settings)
+        except Exception as error:
+            yield Finding(name, "fail", f"{type(error).__name__}: {error}", "see the message")
+
+
+def _packages(settings: Settings) -> Iterator[Finding]:
+    found = [f"{package} {version(package)}" for package in _PACKAGES]
+    yield Finding("packages", "ok", ", ".join([f"Python {sys.version.split()[0]}", *found]))
+    wanted = {"s3fs": settings.resolved_store_url.startswith("s3:")}
+    wanted["psycopg"] = settings.resolved_database_url.startswith("postgresql")
+    for package, is_wanted in wanted.items():
+        if is_wanted:
+            try:
+                version(package)
+            except PackageNotFoundError:
+                extra = _OPTIONAL[package]
+                remedy = f"pip install 'asset-orchestrator[{extra}]'"
+                yield Finding("packages", "fail", f"{package} is not installed", remedy)
+
+
+def _device(settings: Settings) -> Iterator[Finding]:
+    from serving.engine.devices import gpu_names
+
+    wants_gpu = settings.device.startswith("cuda") or any(p.gpu for p in settings.resolved_pools)
+    if names := gpu_names():
+        yield Finding("device", "ok", ", ".join(names))
+    elif wants_gpu and settings.ray_address == "local":
+        remedy = "install a torch build for your CUDA and its driver, or set AO_DEVICE=cpu"
+        yield Finding("device", "fail", "a GPU is configured, and torch sees none", remedy)
+    else:
+        cpus = f"no GPU here; {os.cpu_count()} CPUs"
+        remedy = "" if settings.model is None else "SDXL on a CPU takes minutes a picture"
+        yield Finding("device", "ok" if settings.model is None else "warn", cpus, remedy)
+
+
+def _folders(settings: Settings) -> Iterator[Finding]:
+    for what, folder, budget in (
+        ("data folder", settings.data_dir, _LEAST_FREE_BYTES),
+        ("disk tier", settings.resolved_disk_dir, settings.disk_bytes),
+    ):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(there, os.W_OK):
+            yield Finding(what, "fail", f"{there} cannot be written", "set AO_DATA_DIR")
+            continue
+        free = shutil.disk_usage(there).free
+        text = f"{folder}, {free >> 30} GiB free"
+        if free < budget:
+            remedy = f"less than the {budget >> 30} GiB that it may take: free some, or set less"
+            yield Finding(what, "warn", text, remedy)
+        else:
+            yield Finding(what, "ok", text)
+
+
+def _memory(settings: Settings) -> Iterator[Finding]:
+    folder = settings.resolved_host_dir  # raises with the remedy when /dev/shm is too small
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    text = f"{folder}, budget {settings.host_bytes >> 20} MiB, {free >> 20} MiB free"
+    remedy = "lower AO_HOST_BYTES or free the memory" if free < settings.host_bytes else ""
+    yield Finding("host tier", "warn" if remedy else "ok", text, remedy)
+
+
+def _secret(settings: Settings) -> Iterator[Finding]:
+    if settings.secret:
+        _ = settings.secret_bytes  # raises when it is too short
+        yield Finding("secret", "ok", "from AO_SECRET")
+        return
+    path = settings.data_dir / "secret"
+    if settings.ray_address != "local":
+        remedy = "set AO_SECRET to the same value on every node"
+        yield Finding("secret", "warn", f"in {path}, of this machine alone", remedy)
+    elif path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        yield Finding("secret", "fail", f"{path} can be read by others", f"chmod 600 {path}")
+    else:
+        yield Finding("secret", "ok", f"in {path}" if path.exists() else "made at the first start")
+
+
+def _pools(settings: Settings) -> Iterator[Finding]:
+    for pool in settings.resolved_pools:
+        text = f"{pool.min} to {pool.max} of {pool.gpu or 'any machine'}"
+        yield Finding(f"pool {pool.name}", "ok" if pool.max else "warn", text,
+                      "" if pool.max else "a maximum of 0 draws nothing")  # fmt: skip
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    url = settings.resolved_database_url
+    path = Path(url.removeprefix("sqlite:///"))
+    if url.startswith("sqlite") and not path.exists():
+        yield Finding("database", "ok", f"{path}, made at the first start")
+        return
+    from sqlalchemy import text
+    from sqlalchemy.engine import make_url
+
+    from assets.sql.base import connect
+
+    shown = make_url(url).render_as_string(hide_password=True)
+    started = time.perf_counter()
+    with connect(url).connect() as connection:
+        revision = connection.execute(text("select version_num from alembic_version")).scalar()
+    spent_ms = (time.perf_counter() - started) * 1000
+    yield Finding("database", "ok", f"{shown}, schema {revision}, {spent_ms:.0f} ms")
+    if url.startswith("sqlite") and settings.ray_address != "local":
+        remedy = "gateways on other machines need PostgreSQL: set AO_DATABASE_URL"
+        yield Finding("database", "warn", "SQLite on a cluster", remedy)
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    """Written, read and deleted: an object under a name of its own."""
+    from assets.store import put_bytes, read_bytes
+    from serving.storage import open_store
+
+    url = settings.resolved_store_url
+    if url.startswith("file://") and not Path(url.removeprefix("file://")).exists():
+        yield Finding("store", "ok", f"{url}, made at the first start")
+        return
+    store, key, data = open_store(settings), f"doctor/{ulid()}", os.urandom(1 << 16)
+    started = time.perf_counter()
+    put_bytes(store, key, data)
+    try:
+        if read_bytes(store, key) != data:
+            yield Finding("store", "fail", url, "it does not return what was written")
+            return
+    finally:
+        store.delete(key)
+    spent_ms = (time.perf_counter() - started) * 1000
+    yield Finding("store", "ok", f"{url}, written, read and deleted in {spent_ms:.0f} ms")
+
+
+def _port(settings: Settings) -> Iterator[Finding]:
+    where = f"{settings.host}:{settings.port}"
+    with socket.socket() as knock:
+        knock.settimeout(2)
+        if knock.connect_ex((settings.host, settings.port)) == 0:
+            remedy = "the platform, if it runs; else set AO_PORT"
+            yield Finding("port", "warn", f"somebody listens on {where}", remedy)
+        else:
+            yield Finding("port", "ok", f"{where} is free")
+
+
+def _ray(settings: Settings) -> Iterator[Finding]:
+    address = settings.ray_address
+    if address == "local":
+        yield Finding("ray", "ok", "started on this machine by serve")
+        return
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=5):
+        pass
+    kept = Path("~/.ray/auth_token").expanduser()
+    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or kept.exists()
+    remedy = "" if has_token else "put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    yield Finding("ray", "ok" if has_token else "warn", f"{address} answers", remedy)

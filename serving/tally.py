@@ -1,0 +1,148 @@
+"""What one pool has done and is doing, as Prometheus' families.
+
+The dispatcher counts; a gateway asks every pool's and shows them together, so that it does
+not matter which gateway is asked. Labels are few and known: a pool, a plan (a class of tenants),
+a tier, a phase. No tenant, no asset and no prompt is in any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from serving.drawing import Drawing, DrawRequest
+
+Outcome = Literal["drawn", "refused", "late", "failed", "cancelled"]
+
+_QUEUE_S = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0)
+
+
+class Tally:
+    """Counters since the dispatcher began; those of one that died begin at zero again, as
+    Prometheus expects."""
+
+    def __init__(self, pool: str) -> None:
+        self.pool = pool
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "ao_requests", "Requests that ended, by how.", ("pool", "plan", "outcome"),
+            registry=registry,
+        )  # fmt: skip
+        self._pictures = Counter(
+            "ao_pictures", "Pictures drawn.", ("pool", "plan"), registry=registry
+        )
+        self._work = Counter(
+            "ao_work", "Steps × pixels × pictures drawn.", ("pool",), registry=registry
+        )
+        self._queue_s = Histogram(
+            "ao_queue_seconds", "Between a request's arrival and its drawing.", ("pool", "plan"),
+            buckets=_QUEUE_S, registry=registry,
+        )  # fmt: skip
+        self._engine_s = Summary(
+            "ao_engine_seconds", "Of the engine, by what it did.", ("pool", "phase"),
+            registry=registry,
+        )  # fmt: skip
+        self._found = Counter(
+            "ao_assets_found", "Assets that a drawing wanted, by the tier they were found on.",
+            ("pool", "tier"), registry=registry,
+        )  # fmt: skip
+        self._moved = Counter(
+            "ao_asset_moved_bytes", "Bytes moved for drawings, by the tier they came from.",
+            ("pool", "tier"), registry=registry,
+        )  # fmt: skip
+        self._retries = Counter(
+            "ao_retries", "Attempts that ended with their replica.", ("pool",), registry=registry
+        )
+        self._events = Counter(
+            "ao_pool_events", "Replicas ordered, ready, released and failed.", ("pool", "what"),
+            registry=registry,
+        )  # fmt: skip
+        self._start_s = Summary(
+            "ao_start_seconds", "Of a replica's start, by phase.", ("pool", "phase"),
+            registry=registry,
+        )  # fmt: skip
+
+    def ended(self, plan: str, outcome: Outcome) -> None:
+        self._requests.labels(self.pool, plan, outcome).inc()
+
+    def drawn(self, plan: str, request: DrawRequest, drawing: Drawing) -> None:
+        timings = drawing.timings
+        self._pictures.labels(self.pool, plan).inc(len(drawing.images))
+        self._work.labels(self.pool).inc(request.work)
+        self._queue_s.labels(self.pool, plan).observe(timings.queue_ms / 1000)
+        for phase in ("fetch", "swap", "encode_prompt", "denoise", "decode"):
+            spent_ms = getattr(timings, f"{phase}_ms")
+            self._engine_s.labels(self.pool, phase).observe(spent_ms / 1000)
+        for found in drawing.found:
+            self._found.labels(self.pool, found.tier).inc()
+            self._moved.labels(self.pool, found.tier).inc(found.bytes_moved)
+
+    def retried(self) -> None:
+        self._retries.labels(self.pool).inc()
+
+    def event(self, what: str) -> None:
+        self._events.labels(self.pool, what).inc()
+
+    def started(self, phases_s: Mapping[str, float]) -> None:
+        for phase, spent_s in phases_s.items():
+            self._start_s.labels(self.pool, phase).observe(spent_s)
+
+    def families(self, room: Mapping[str, Any], pool: Mapping[str, Any]) -> list[Metric]:
+        """All of them: what was counted, and what is so now by the dispatcher's ``status`` and
+        by the pool's."""
+        name = self.pool
+        states = [replica["state"] for replica in pool["replicas"]]
+        replicas = [((name, state), states.count(state)) for state in ("up", "starting")]
+        resident = [
+            ((name, replica["id"], tier), count)
+            for replica in room["replicas"]
+            for tier, count in replica["resident"].items()
+        ]
+        running = sum(replica["running"] for replica in room["replicas"])
+        limits = [((name, limit), pool[limit]) for limit in ("queue_size", "min", "max", "idle_s")]
+        return [
+            *self._registry.collect(),
+            _gauge("ao_waiting_requests", "No replica has them yet.", (), name, room["waiting"]),
+            _gauge("ao_running_requests", "Replicas have them.", (), name, running),
+            _gauges("ao_replicas", "By state.", ("state",), replicas),
+            _gauges("ao_pool_limit", "As configured.", ("limit",), limits),
+            _gauges("ao_resident_assets", "On each tier.", ("replica", "tier"), resident),
+            _gauge("ao_quarantined", "Assets refused for now.", (), name, room["quarantined"]),
+            _gauge(
+                "ao_prefetch_precision", "Of the last guesses, those that came true.", (), name,
+                room["prefetch_precision"],
+            ),
+            _gauge(
+                "ao_speed_work_per_second", "As learnt from drawings.", (), name,
+                room["work_per_s"],
+            ),
+        ]  # fmt: skip
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], pool: str, value: float) -> Metric:
+    return _gauges(name, text, labels, [((pool,), value)])
+
+
+def _gauges(
+    name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
+) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=("pool", *labels))
+    for label_values, value in values:
+        family.add_metric(label_values, value)
+    return family
+
+
+def together(pools: Iterable[Sequence[Metric]]) -> list[Metric]:
+    """The families of several pools, each once."""
+    found: dict[str, Metric] = {}
+    for families in pools:
+        for family in families:
+            known = found.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            known.samples += family.samples
+    return list(found.values())

@@ -1,0 +1,75 @@
+"""The doctor finds what is wrong, says what to do, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from serving.cli import main
+from serving.cli.doctor import Finding, examine
+from serving.settings import Settings
+
+
+def found(settings: Settings) -> dict[str, Finding]:
+    return {finding.what: finding for finding in examine(settings)}
+
+
+def settings(folder: Path, **more: object) -> Settings:
+    return Settings(data_dir=folder, port=1, disk_bytes=1 << 20, host_bytes=1 << 20, **more)
+
+
+def test_a_fresh_folder_is_fine_and_stays_untouched(tmp_path: Path) -> None:
+    fresh = tmp_path / "fresh"
+    findings = found(settings(fresh))
+    assert {f.what for f in findings.values() if f.state != "ok"} <= {"data folder"}
+    assert not fresh.exists()
+
+
+def test_what_is_there_is_tried(tmp_path: Path) -> None:
+    from serving.composition import open_backends
+
+    here = settings(tmp_path)
+    open_backends(here)
+    (tmp_path / "store").mkdir(exist_ok=True)
+    findings = found(here)
+    assert "schema 0010" in findings["database"].found
+    assert "written, read and deleted" in findings["store"].found
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_each_fault_has_its_remedy(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        (tmp_path / "secret").write_text("s" * 64)
+        (tmp_path / "secret").chmod(0o644)
+        (tmp_path / "platform.db").write_text("no database at all, but long enough for a header")
+        pools = {"a": {"gpu": "a10g", "max": 0}}
+        findings = found(
+            Settings(data_dir=tmp_path, port=listener.getsockname()[1], pools=pools,
+                     disk_bytes=1 << 60, host_bytes=1 << 20)
+        )  # fmt: skip
+    assert (findings["secret"].state, findings["secret"].remedy[:9]) == ("fail", "chmod 600")
+    assert findings["database"].state == "fail"
+    assert findings["pool a"].state == findings["disk tier"].state == "warn"
+    assert findings["port"].state == "warn"
+    assert findings["device"].state in ("ok", "fail")  # by whether this machine has a GPU
+
+
+def test_the_command_fails_when_something_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AO_SECRET", "short")
+    done = CliRunner().invoke(main.app, ["doctor", "--json", "--data-dir", str(tmp_path)])
+    assert done.exit_code == 1
+    rows = {row["what"]: row for row in json.loads(done.stdout)}
+    assert rows["secret"]["state"] == "fail"
+    monkeypatch.setenv("AO_POOLS", '{"A B": {}}')
+    done = CliRunner().invoke(main.app, ["doctor", "--data-dir", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "'A B' is no name" in done.output.replace("\n", " ")
+    assert "Traceback" not in done.output

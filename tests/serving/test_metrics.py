@@ -1,0 +1,145 @@
+"""Figures and probes: their names are the document's, and they count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from orchestrator.provision import Found
+from router.scaling import Pool
+from serving.api.metrics import REQUESTS, SECONDS
+from serving.drawing import Drawing, Swap, Timings
+from serving.tally import Tally, together
+from tests.platforms import Running, running
+from tests.serving.test_dispatcher import FakeReplica, dispatcher, submission
+
+ROOT = Path(__file__).parents[2]
+PROMPT = {"prompt": "a star", "steps": 1, "seed": 1}
+ROOM = {
+    "waiting": 2,
+    "work_per_s": 5.0,
+    "prefetch_precision": 0.5,
+    "quarantined": 0,
+    "replicas": [{"id": "a-0", "running": 1, "resident": {"gpu": 3}}],
+}
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("metrics")
+    with running(folder, "--in-process", replicas=1) as server:
+        yield server
+
+
+def tally(pool: str) -> Tally:
+    made = Tally(pool)
+    timings = Timings(queue_ms=20.0, swap_ms=2.0, denoise_ms=500.0)
+    found = (Found("key", "disk", 100, 0.1),)
+    drawing = Drawing((b"x", b"y"), "a-0", found, Swap(0, 0, 0, 0), timings)
+    made.drawn("gold", submission("r").request, drawing)
+    made.ended("gold", "drawn")
+    made.retried()
+    made.event("ordered")
+    made.started({"node": 2.0})
+    return made
+
+
+def status(pool: str) -> dict[str, object]:
+    replicas = [{"id": f"{pool}-0", "state": "up"}, {"id": f"{pool}-1", "state": "starting"}]
+    return {**asdict(Pool(pool)), "replicas": replicas}
+
+
+def values(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def test_the_document_names_every_family_with_its_labels() -> None:
+    families = [*tally("a").families(ROOM, status("a")), *REQUESTS.collect(), *SECONDS.collect()]
+    named = {
+        name: set(labels.split(", "))
+        for name, labels in re.findall(
+            r"^\| `(ao_\w+)` \| ([\w, ]+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.M
+        )
+    }
+    seen = {
+        family.name + ("_total" if family.type == "counter" else ""): family for family in families
+    }
+    assert named.keys() == seen.keys()
+    for name, family in seen.items():
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == named[name], name
+
+
+def test_pools_are_shown_together_each_family_once() -> None:
+    one, two = (tally(pool).families(ROOM, status(pool)) for pool in "ab")
+    both = together([one, two])
+    assert len(both) == len(one) == len({family.name for family in both})
+    pictures = next(family for family in both if family.name == "ao_pictures")
+    totals = {s.labels["pool"]: s.value for s in pictures.samples if s.name.endswith("_total")}
+    assert totals == {"a": 2.0, "b": 2.0}
+
+
+async def test_every_submission_ends_in_one_outcome() -> None:
+    replica = FakeReplica("a-0")
+    async with dispatcher(replica) as room:
+        await room.submit(replace(submission("good"), plan="gold"))
+        replica.fail_with = ValueError("no")
+        with pytest.raises(ValueError, match="no"):
+            await room.submit(replace(submission("bad"), plan="gold"))
+        requests = next(
+            f for f in room.tally.families(ROOM, status("a")) if f.name == "ao_requests"
+        )
+        counts = {
+            (s.labels["plan"], s.labels["outcome"]): s.value
+            for s in requests.samples
+            if s.name.endswith("_total")
+        }
+        assert counts == {("gold", "drawn"): 1.0, ("gold", "failed"): 1.0}
+
+
+def test_a_running_platform_counts_and_is_ready(platform: Running) -> None:
+    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as http:
+        assert http.get("/healthz").json() == {"status": "ok"}
+        ready = http.get("/readyz")
+        assert (ready.status_code, ready.json()) == (
+            200,
+            {"status": "ready", "database": "ok", "store": "ok", "pools": "ok"},
+        )
+        before = values(http.get("/metrics").text)
+        http.post("/generate/sdxl", json={**PROMPT, "loras": {"night": 1.0}}).raise_for_status()
+        assert http.get("/no/such/path").status_code == 404
+        text = http.get("/metrics").text
+    after = values(text)
+    drawn = ("ao_pictures_total", (("plan", "unlimited"), ("pool", "default")))
+    assert after[drawn] == before.get(drawn, 0.0) + 1
+    asked = (("method", "POST"), ("route", "/generate/sdxl"), ("status", "200"))
+    assert after["ao_http_requests_total", asked] == 1
+    lost = (("method", "none"), ("route", "none"), ("status", "404"))
+    assert after["ao_http_requests_total", lost] == 1
+    said = {value for _, labels in after for _, value in labels}
+    assert not [value for value in said for private in ("acme", "night") if private in value]
+
+
+def test_without_its_store_it_is_not_ready_and_says_which(platform: Running) -> None:
+    store = platform.settings.data_dir / "store"
+    store.rename(store.with_name("elsewhere"))
+    try:
+        answer = httpx.get(f"{platform.url}/readyz", timeout=30)
+    finally:
+        store.with_name("elsewhere").rename(store)
+    assert answer.status_code == 503
+    assert answer.json()["store"] != "ok"
+    assert answer.json()["database"] == "ok"
+    assert str(store) not in answer.text
