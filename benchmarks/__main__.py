@@ -14,6 +14,7 @@ BENCHMARKS = {
     "load": "weights from a file onto the device: ours, safetensors, the bare reading",
     "engine": "pictures on one GPU at full size; --dry-run runs the same code on a CPU",
     "replay": "the router, the tiers and the fairness on a stream of requests, beside others' ways",
+    "faults": "what a platform of this kind meets, injected under load; a table at the end",
     "coldstart": "a replica's start by its parts, and what was shortened",
     "wire": "one call to a known process: a Serve handle, an actor, our own wire",
     "addressing": "slots against a targeted router, at 2, 32 and 128 stub replicas",

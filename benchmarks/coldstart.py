@@ -115,18 +115,22 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def _environment(folder: Path, port: int) -> dict[str, str]:
-    options = {
+def store_options(port: int) -> dict[str, Any]:
+    """For fsspec, to reach :func:`s3_server` at that port, or what stands before it."""
+    return {
         "key": _KEY,
         "secret": _SECRET,
         "endpoint_url": f"http://127.0.0.1:{port}",
         "client_kwargs": {"region_name": "us-east-1"},
     }
+
+
+def _environment(folder: Path, port: int) -> dict[str, str]:
     return {
         **os.environ,
         "AO_DATA_DIR": str(folder / "data"),
         "AO_STORE_URL": "s3://bucket/cold",
-        "AO_STORE_OPTIONS": json.dumps(options),
+        "AO_STORE_OPTIONS": json.dumps(store_options(port)),
         "AO_DISK_DIR": str(folder / "tiers" / "disk"),
         "AO_HOST_DIR": str(folder / "tiers" / "host"),
     }

@@ -10,6 +10,9 @@ from collections import Counter
 from typing import Any
 
 _PIECE_BYTES = 64 << 10
+#: What can go wrong with a store: it answers 503, it ends in the middle, it changes a bit of what
+#: it sends, it never answers.
+FAULTS = ("503", "cut", "flipped", "black hole")
 
 
 class StoreProxy:
@@ -18,7 +21,9 @@ class StoreProxy:
 
     def __init__(self, port: int, bytes_per_s: float | None = None) -> None:
         """``port`` is the store's; ``bytes_per_s`` is for all answers together."""
-        self._bytes_per_s = bytes_per_s
+        self.bytes_per_s = bytes_per_s
+        #: What is wrong with it: see FAULTS.
+        self.fault: str | None = None
         self._free_at_s = 0.0
         self.gets: Counter[str] = Counter()
         self.sent_bytes: Counter[str] = Counter()
@@ -37,11 +42,12 @@ class StoreProxy:
 
     def wait_for(self, size_bytes: int) -> None:
         """Until so many bytes more may be sent."""
-        if self._bytes_per_s is None:
+        rate = self.bytes_per_s
+        if rate is None:
             return
         with self._lock:
             start_s = max(self._free_at_s, time.monotonic())
-            self._free_at_s = start_s + size_bytes / self._bytes_per_s
+            self._free_at_s = start_s + size_bytes / rate
         time.sleep(max(0.0, self._free_at_s - time.monotonic()))
 
     def close(self) -> None:
@@ -56,6 +62,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     store_port: int
 
     def _forward(self) -> None:
+        fault = self.proxy.fault
+        if fault == "black hole":
+            while self.proxy.fault == fault:
+                time.sleep(0.1)
+            self.close_connection = True
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         connection = http.client.HTTPConnection("127.0.0.1", self.store_port, timeout=60)
         try:
@@ -71,6 +83,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             data = answer.read()
         finally:
             connection.close()
+        if fault == "503":
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        is_content = self.command == "GET" and "/blobs/" in self.path
+        if fault == "flipped" and is_content and data:
+            data = bytes([data[0] ^ 1]) + data[1:]
         if self.command == "GET":
             self.proxy.count(self.path.partition("?")[0], len(data))
         self.send_response(answer.status)
@@ -81,6 +101,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length or 0))
         self.end_headers()
         if self.command != "HEAD":
+            whole = len(data)
+            if fault == "cut" and is_content:
+                data, self.close_connection = data[: whole // 2], True
             for start in range(0, len(data), _PIECE_BYTES):
                 piece = data[start : start + _PIECE_BYTES]
                 self.proxy.wait_for(len(piece))

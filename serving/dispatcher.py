@@ -39,13 +39,13 @@ from serving.errors import (
     ReplicaLost,
     ServingError,
 )
+from serving.pace import Pace
+from serving.submission import Submission
 from serving.tally import Outcome, Tally
 
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-#: How much a new measurement of the speed counts against what was known.
-_SMOOTHING = 0.3
 #: A replica that is up is asked this often, and must answer within the patience.
 _WATCH_S = 2.0
 _PATIENCE_S = 10.0
@@ -54,28 +54,6 @@ _RETRY_S = 0.5
 _WARM_S = 60.0
 #: So many of the most wanted assets are held wherever they are.
 _MOST_POPULAR = 8
-#: What moving fewer bytes takes says little of how fast bytes move.
-_TELLING_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A request on its way to the waiting room. ``timeout_s`` counts from its arrival there;
-    ``named`` holds the content keys of what it asks for beside the base model."""
-
-    request: DrawRequest
-    tenant_id: str
-    weight: float
-    timeout_s: float
-    named: frozenset[str] = frozenset()
-    #: How many pictures of the tenant may be drawn at a time; more wait.
-    pictures_at_once: int | None = None
-    #: Among the requests of its tenant, the higher goes first.
-    priority: int = 0
-    #: Of GPUs; empty for the first that is configured.
-    pool: str = ""
-    #: The tenant's class, for figures.
-    plan: str = ""
 
 
 class ReplicaClient(Protocol):
@@ -145,7 +123,7 @@ class Dispatcher:
         self._pinned: frozenset[str] | None = None
         #: When guidance was made, for which nodes and pins, and what it was.
         self._guided: _Guided = (-inf, frozenset(), None, Guidance())
-        self._measured = set[str]()  # the speeds that are more than guesses by now
+        self._pace = Pace()
         self._suspicion = Suspicion()
         self._tickets: dict[str, _Ticket] = {}
         self._started = False
@@ -446,7 +424,8 @@ class Dispatcher:
         try:
             drawing, report = await slot.client.draw(ticket.submission.request)
             self._suspicion.drew(ticket.submission.named)
-            self._learn(drawing, ticket.submission.request)
+            speeds = self._pace.after(drawing, ticket.submission.request, self._room.speeds)
+            self._room.speeds = speeds
             self._heard_from(slot, report)
             timings = replace(drawing.timings, queue_ms=queue_ms + drawing.timings.queue_ms)
             _answer(ticket.answer, replace(drawing, timings=timings))
@@ -519,30 +498,6 @@ class Dispatcher:
             if ticket.task is not None and not ticket.answer.done():
                 self._try_again(ticket, ReplicaLost(f"{slot.client.id} hangs"), died=True)
                 ticket.task.cancel()
-
-    def _learn(self, drawing: Drawing, request: DrawRequest) -> None:
-        """How fast things are, from what they took."""
-        speeds = self._room.speeds
-        spent_s = (drawing.timings.denoise_ms + drawing.timings.decode_ms) / 1000
-        if spent_s > 0:
-            work_per_s = self._smoothed("work", speeds.work_per_s, request.work / spent_s)
-            speeds = replace(speeds, work_per_s=work_per_s)
-        sizes = {blob.key: blob.size_bytes for blob in request.recipe.blobs()}
-        for found in drawing.found:
-            # Of small files it is not the bytes that take the time.
-            if found.tier in speeds.bytes_per_s and found.fetch_s > 0:
-                size_bytes = sizes.get(found.key, 0)
-                if size_bytes >= _TELLING_BYTES:
-                    known = speeds.bytes_per_s[found.tier]
-                    seen = self._smoothed(found.tier, known, size_bytes / found.fetch_s)
-                    speeds = replace(speeds, bytes_per_s={**speeds.bytes_per_s, found.tier: seen})
-        self._room.speeds = speeds
-
-    def _smoothed(self, what: str, known: float, seen: float) -> float:
-        if what not in self._measured:
-            self._measured.add(what)
-            return seen
-        return known + _SMOOTHING * (seen - known)
 
     def _heard_from(self, slot: _Slot, report: ReplicaReport) -> None:
         if slot.leaving:

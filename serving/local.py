@@ -18,7 +18,7 @@ from router.admission import QueueLimits
 from router.scaling import Pool, queued
 from serving.api.context import Context
 from serving.composition import open_backends, open_fetcher
-from serving.dispatcher import Dispatcher, Submission
+from serving.dispatcher import Dispatcher
 from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
 from serving.engine.compose import open_engine
 from serving.engine.install import install_model, open_workshop
@@ -26,6 +26,7 @@ from serving.platform import Platform
 from serving.replica import Replica
 from serving.settings import Settings
 from serving.storage import open_provisioner
+from serving.submission import Submission
 
 
 class LocalClient:

@@ -22,10 +22,10 @@ from assets.ids import ulid
 from assets.library import Library
 from assets.principal import Principal
 from assets.resolve import BASE_NAME, Resolved, Wanted
-from serving.dispatcher import Submission
 from serving.drawing import Drawing, DrawRequest, ImageEncoding, Residency, Sampler
 from serving.errors import Blaming, InvalidRequest
 from serving.sizes import Size, picture_size
+from serving.submission import Submission
 from serving.tenants.meter import Charge, Spent
 
 log = logging.getLogger(__name__)

@@ -36,6 +36,15 @@ def test_the_swap_benchmark_runs(tmp_path: Path) -> None:
     assert result["ratios"]["diffusers / ours: LoRA, gpu"] > 1
 
 
+@pytest.mark.slow
+def test_faults_are_survived(tmp_path: Path) -> None:
+    """Two of them; the command ends with an error when something was lost."""
+    out = tmp_path / "faults.json"
+    printed = run("faults", "--only", "dispatcher-killed,store-cut", "--out", str(out))
+    assert "| store-cut |" in printed
+    assert len(json.loads(out.read_text())["faults"]) == 2
+
+
 def test_on_a_gpu_it_needs_no_platform() -> None:
     """diffusers, cachetools and our own packages: what a rented machine has, or takes as wheels."""
     code = (

@@ -102,6 +102,22 @@ def test_the_cold_starts_figures_are_those_of_the_results() -> None:
     assert ways["disk"]["whole"] < ways["beside"]["whole"] < ways["after"]["whole"]
 
 
+def test_the_faults_are_those_of_the_results_and_each_has_its_runbook() -> None:
+    from benchmarks.faults.command import RESULT, table
+    from benchmarks.faults.injected import FAULTS
+
+    result = json.loads(RESULT.read_text())
+    assert table(result) in (ROOT / "docs" / "faults.md").read_text()
+    assert [row["fault"] for row in result["faults"]] == [fault.name for fault in FAULTS]
+    for row in result["faults"]:
+        bad = row["lost"] or row["wrong"] or row["double_charges"] or row["left"]
+        assert not bad, row
+    headings = re.findall(r"^## (.+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    assert {name for heading in headings for name in heading.split(", ")} == {
+        fault.name for fault in FAULTS
+    }
+
+
 def test_routings_figures_are_those_of_the_results() -> None:
     from benchmarks import load
     from benchmarks.replay.command import KEPT

@@ -22,11 +22,12 @@ from router.scaling import Pool
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.slots import SlotStarter, dispatcher_name, wire_key
 from serving.cluster.wire import RemoteFailed, Wire, WireError, WireServer
-from serving.dispatcher import Dispatcher, Submission
+from serving.dispatcher import Dispatcher
 from serving.drawing import Drawing, Guidance, Residency
 from serving.errors import DeadlineExceeded, DrawingFailed
 from serving.pool import Phase, PoolKeeper
 from serving.settings import Settings
+from serving.submission import Submission
 from serving.tally import together
 
 _RETRY_S = 0.2

@@ -56,7 +56,7 @@ def dispatcher_name(pool: str) -> str:
     max_ongoing_requests=_MAX_ONGOING,
     graceful_shutdown_timeout_s=30,
     health_check_period_s=5,
-    health_check_timeout_s=30,
+    health_check_timeout_s=10,
 )
 class Slot:
     """A replica under Serve: built warm, then only forwards."""

@@ -12,7 +12,7 @@ import pytest
 from assets.content import Blob
 from assets.recipe import LoraUse, Recipe
 from router.admission import QueueLimits
-from serving.dispatcher import Dispatcher, Submission
+from serving.dispatcher import Dispatcher
 from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Swap, Timings
 from serving.errors import (
     DeadlineExceeded,
@@ -23,6 +23,7 @@ from serving.errors import (
     ReplicaDied,
     ReplicaLost,
 )
+from serving.submission import Submission
 
 BLOB = Blob("base", "", 1)
 

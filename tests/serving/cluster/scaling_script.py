@@ -24,10 +24,10 @@ from assets.resolve import Wanted  # noqa: E402
 from serving.cluster.dispatcher_actor import ClusterDrawer  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
 from serving.composition import open_backends  # noqa: E402
-from serving.dispatcher import Submission  # noqa: E402
 from serving.drawing import Drawing, DrawRequest  # noqa: E402
 from serving.platform import Order, Platform  # noqa: E402
 from serving.settings import PoolSettings, Settings  # noqa: E402
+from serving.submission import Submission  # noqa: E402
 
 Submit = Callable[..., "asyncio.Task[Drawing]"]
 

@@ -252,7 +252,7 @@ from ray.cluster_utils import Cluster
 from serving.cluster.dispatcher_actor import ClusterDrawer
 from serving.cluster.launch import running_pool
 from serving.composition import open_backends
-from serving.dispatcher import Submission
+from serving.submission import Submission
 from serving.drawing import DrawRequest
 from serving.settings import Settings
 from assets.principal import Principal

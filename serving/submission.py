@@ -1,0 +1,27 @@
+"""A request on its way to the waiting room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.drawing import DrawRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request on its way to the waiting room. ``timeout_s`` counts from its arrival there;
+    ``named`` holds the content keys of what it asks for beside the base model."""
+
+    request: DrawRequest
+    tenant_id: str
+    weight: float
+    timeout_s: float
+    named: frozenset[str] = frozenset()
+    #: How many pictures of the tenant may be drawn at a time; more wait.
+    pictures_at_once: int | None = None
+    #: Among the requests of its tenant, the higher goes first.
+    priority: int = 0
+    #: Of GPUs; empty for the first that is configured.
+    pool: str = ""
+    #: The tenant's class, for figures.
+    plan: str = ""
