@@ -28,7 +28,7 @@ class StoreProxy:
         self.gets: Counter[str] = Counter()
         self.sent_bytes: Counter[str] = Counter()
         handler = type("Handler", (_Handler,), {"proxy": self, "store_port": port})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._lock = threading.Lock()
@@ -54,6 +54,11 @@ class StoreProxy:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is no error here."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -68,6 +68,8 @@ class Birth:
     def durations_s(self, now_s: float) -> dict[str, float]:
         """Of the phases that are over, and of the one that goes on."""
         marks = [(phase, self.began_s[phase]) for phase in PHASES if phase in self.began_s]
+        if not marks:  # it was there before its keeper
+            return {}
         ends = [at for _, at in marks[1:]] + [now_s]
         return {
             phase: max(0.0, end - at)
@@ -113,16 +115,22 @@ class PoolKeeper:
 
     async def run(self) -> None:
         """Until cancelled. Takes over what an earlier keeper has started."""
-        for name in await self._starter.existing():
-            self._births[name] = Birth()
-            self._dispatcher.add(self._starter.client(name))
+        is_first = True
         while True:
             try:
+                if is_first:
+                    await self._take_over()
+                    is_first = False
                 await self.look()
             except Exception:  # Ray is away for a moment, say: the pool must go on being kept
                 log.exception("pool %s cannot be looked after; trying again", self.pool.name)
                 await asyncio.sleep(1.0)
             await asyncio.sleep(_LOOK_S)
+
+    async def _take_over(self) -> None:
+        for name in await self._starter.existing():
+            self._births[name] = Birth()
+            self._dispatcher.add(self._starter.client(name))
 
     async def look(self) -> None:
         """Once: what has become of those that start, and what should change."""

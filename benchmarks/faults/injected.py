@@ -148,7 +148,7 @@ def _overload(harm: Harm) -> None:
         nonlocal honest
         time.sleep(index / (10 * rate))
         response = httpx.post(
-            f"{stage.url}/generate/sdxl", json=body(0, steps=1), headers=headers, timeout=300
+            f"{stage.url}/generate/sdxl", json=body(0), headers=headers, timeout=300
         )
         statuses[str(response.status_code)] += 1
         honest += response.status_code in (429, 503) and "retry-after" in response.headers

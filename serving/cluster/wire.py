@@ -5,9 +5,9 @@ choice that the dispatcher has made already. Ray starts processes, watches and r
 tells where they listen; what is asked of one that is known goes straight there.
 
 A frame is its length in four bytes and a pickle: ``(id, method, arguments)`` there,
-``(id, method)`` to withdraw the call, ``(id, ok, value)`` back. Nothing is unpickled before
-both ends have proved that they hold the same key. As little is encrypted as on Ray's own
-channels.
+``(id, method)`` to withdraw the call, ``(id, ok, value)`` back, where ``ok`` is None of a call
+that was not taken. Nothing is unpickled before both ends have proved that they hold the same key.
+As little is encrypted as on Ray's own channels.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class WireServer:
         self._methods = methods
         self._key = key
         self._server: asyncio.Server | None = None
+        self._is_draining = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
@@ -71,7 +72,8 @@ class WireServer:
         return f"{host}:{port}"
 
     async def drain(self) -> None:
-        """Take no new connection, and wait until what was asked is answered."""
+        """Take no new connection and no new call, and wait until what was asked is answered."""
+        self._is_draining = True
         if self._server is not None:
             self._server.close()
         while self._tasks:
@@ -99,6 +101,9 @@ class WireServer:
                 if len(call) == 1:
                     if number in mine:
                         mine[number].cancel()
+                    continue
+                if self._is_draining:
+                    await _write(writer, _frame((number, None, None)))
                     continue
                 task = asyncio.create_task(self._answer(writer, number, *call))
                 mine[number] = task
@@ -158,6 +163,8 @@ class Wire:
             raise WireBroken(f"{self.address} went away") from None
         finally:
             self._waiting.pop(number, None)
+        if ok is None:
+            raise WireDown(f"{self.address} is ending and takes no more")
         if not ok:
             raise RemoteFailed(value)
         return value

@@ -181,6 +181,8 @@ async def test_a_new_keeper_takes_over_what_is_there() -> None:
         await until(lambda: len(starter.ordered) == 1)
         assert not {"a-0", "a-7"} & {*starter.ordered}
         assert len(room.members()) == 3
+        replicas = {replica["id"]: replica for replica in keeper.status()["replicas"]}
+        assert replicas["a-7"]["start_s"] == {}  # nobody knows when that began
         keeping.cancel()
         await asyncio.wait([keeping])
 

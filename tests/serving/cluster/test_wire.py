@@ -127,6 +127,8 @@ async def test_draining_waits_for_what_was_asked() -> None:
         draining = asyncio.create_task(server.drain())
         await asyncio.sleep(0)
         assert not draining.done()
+        with pytest.raises(WireDown, match="no more"):
+            await wire.call("echo", 2)
         methods.go.set()
         assert await call == 1
         await draining
