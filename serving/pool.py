@@ -188,8 +188,9 @@ class PoolKeeper:
         birth.began_s["ready"] = self._now()
         self._failures = 0
         spent_s = birth.durations_s(self._now())
-        self._dispatcher.tally.started(spent_s)
-        self._note("ready", name, seconds=spent_s)
+        if spent_s:  # else it was there before its keeper
+            self._dispatcher.tally.started(spent_s)
+            self._note("ready", name, seconds=spent_s)
 
     async def _failed(self, name: str, reason: str) -> None:
         """It is given up, and the next is not ordered at once."""
@@ -204,8 +205,10 @@ class PoolKeeper:
 
     def told(self, name: str, phase: Phase, at_s: float) -> None:
         """A replica's process says that a phase of its start began. One that was ready is being
-        replaced."""
-        birth = self._births.setdefault(name, Birth())
+        replaced; one that was given up is not heard."""
+        birth = self._births.get(name)
+        if birth is None:
+            return
         if "ready" in birth.began_s:
             birth.began_s.clear()
         birth.began_s[phase] = at_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter
@@ -35,21 +35,27 @@ async def alive() -> dict[str, str]:
 async def ready(context: Ctx) -> JSONResponse:
     """200 when a request could be drawn: the database answers, the store has the model, and a
     replica is up or a pool can be woken. 503 otherwise. Either way, each part's state."""
-    parts = {
-        "database": asyncio.to_thread(context.backends.directory.ping),
-        "store": asyncio.to_thread(load_manifest, context.backends.store, BASE_NAME),
-        "pools": _drawable(context),
+    backends = context.backends
+    parts: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+        "database": lambda: asyncio.to_thread(backends.directory.ping),
+        "store": lambda: asyncio.to_thread(load_manifest, backends.store, BASE_NAME),
+        "pools": lambda: _drawable(context),
     }
-    found = dict(zip(parts, await asyncio.gather(*map(_state, parts.values())), strict=True))
+    states = await asyncio.gather(*(_state(context, part, ask) for part, ask in parts.items()))
+    found = dict(zip(parts, states, strict=True))
     is_ready = set(found.values()) == {"ok"}
     body = {"status": "ready" if is_ready else "not ready", **found}
     return JSONResponse(body, 200 if is_ready else 503)
 
 
-async def _state(work: Awaitable[Any]) -> str:
+async def _state(context: Context, part: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> str:
+    """One question at a time: probes of a store that never answers must not take all threads."""
+    probe = context.probes.get(part)
+    if probe is None or probe.done():
+        probe = context.probes[part] = asyncio.ensure_future(ask())
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            await work
+            await asyncio.shield(probe)
     except Exception as error:
         log.warning("not ready", exc_info=True)
         return type(error).__name__  # and no more: anybody may ask

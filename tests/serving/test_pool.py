@@ -162,6 +162,8 @@ async def test_a_start_that_fails_is_given_up_and_tried_again_later() -> None:
         clock.now_s = 3.0
         await keeper.look()
         assert starter.stopped == ["a-0"]
+        keeper.told("a-0", "model", 3.0)  # its process was about to say so
+        assert keeper.status()["replicas"] == []
         assert events_of(keeper)[-1] == ("failed", "a-0")
         assert keeper.status()["events"][-1]["details"] == {"reason": "TierUnusable: no room"}
         assert starter.ordered == ["a-0"]
@@ -183,6 +185,9 @@ async def test_a_new_keeper_takes_over_what_is_there() -> None:
         assert len(room.members()) == 3
         replicas = {replica["id"]: replica for replica in keeper.status()["replicas"]}
         assert replicas["a-7"]["start_s"] == {}  # nobody knows when that began
+        await up(room, starter, "a-7")
+        await keeper.look()
+        assert ("ready", "a-7") not in events_of(keeper)
         keeping.cancel()
         await asyncio.wait([keeping])
 

@@ -1,0 +1,66 @@
+"""Readiness while something hangs, and the end of a gateway that is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from serving.api import health
+from serving.api.context import Context
+from tests.platforms import running
+
+
+async def test_probes_of_what_hangs_take_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go = [], threading.Event()
+
+    def hang() -> None:
+        asked.append(1)
+        go.wait(30)
+
+    async def pools() -> list[dict[str, Any]]:
+        return [{"max": 1, "min": 0}]
+
+    monkeypatch.setattr(health, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(health, "load_manifest", lambda *_: None)
+    context = SimpleNamespace(
+        backends=SimpleNamespace(directory=SimpleNamespace(ping=hang), store=None),
+        platform=SimpleNamespace(pools=pools),
+        probes={},
+    )
+    try:
+        answers = [await health.ready(cast(Context, context)) for _ in range(3)]
+    finally:
+        go.set()
+    assert [answer.status_code for answer in answers] == [503] * 3
+    assert asked == [1]
+    await asyncio.wait(context.probes.values())
+    assert (await health.ready(cast(Context, context))).status_code == 200
+    assert asked == [1, 1]
+
+
+def test_sigterm_lets_what_was_asked_be_answered(tmp_path: Path) -> None:
+    with running(tmp_path, "--in-process", replicas=1) as platform:
+        headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            body = {"prompt": "a star", "steps": 100, "seed": 1}
+            answers.append(
+                httpx.post(f"{platform.url}/generate/sdxl", json=body, headers=headers, timeout=60)
+            )
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while not any(replica["running"] for replica in platform.status()["replicas"]):
+            assert asking.is_alive()
+        platform.process.send_signal(signal.SIGTERM)
+        asking.join(timeout=60)
+        assert platform.process.wait(timeout=60) in (0, -signal.SIGTERM)
+    assert [answer.status_code for answer in answers] == [200]
