@@ -16,16 +16,16 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from benchmarks.servers import s3_options, s3_server
 
 RESULT = Path(__file__).parent / "results" / "coldstart.json"
 RATE_BYTES_S = 4e6
@@ -35,7 +35,6 @@ WAYS = {
     "disk": "from the node's disk",
 }
 PARTS = ("imports", "model", "warm-up")
-_KEY, _SECRET = "cold-start-key", "cold-start-secret"
 
 
 def main() -> None:
@@ -115,22 +114,12 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def store_options(port: int) -> dict[str, Any]:
-    """For fsspec, to reach :func:`s3_server` at that port, or what stands before it."""
-    return {
-        "key": _KEY,
-        "secret": _SECRET,
-        "endpoint_url": f"http://127.0.0.1:{port}",
-        "client_kwargs": {"region_name": "us-east-1"},
-    }
-
-
 def _environment(folder: Path, port: int) -> dict[str, str]:
     return {
         **os.environ,
         "AO_DATA_DIR": str(folder / "data"),
         "AO_STORE_URL": "s3://bucket/cold",
-        "AO_STORE_OPTIONS": json.dumps(store_options(port)),
+        "AO_STORE_OPTIONS": json.dumps(s3_options(port)),
         "AO_DISK_DIR": str(folder / "tiers" / "disk"),
         "AO_HOST_DIR": str(folder / "tiers" / "host"),
     }
@@ -144,31 +133,6 @@ def _install(environment: Mapping[str, str]) -> None:
         "s = Settings(); install_model(s, open_workshop(s, open_backends(s)))"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True)
-
-
-@contextmanager
-def s3_server(folder: Path) -> Iterator[int]:
-    (folder / "bucket").mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3"]
-    command += ["--auth-key", f"{_KEY},{_SECRET}", "--addr", f"127.0.0.1:{port}"]
-    command += ["--config", "/dev/null", str(folder)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            if time.monotonic() > deadline:
-                raise SystemExit("rclone does not listen")
-            time.sleep(0.05)
-        yield port
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def table(result: Mapping[str, Any]) -> str:

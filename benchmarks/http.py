@@ -17,23 +17,21 @@ import json
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
 from assets.sdxl import skeleton_of
 from benchmarks.samples import write_kohya_lora
+from benchmarks.servers import end_serving, free_port, start_serving
 from serving.cli.client import Client
 from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.composition import open_backends
@@ -76,30 +74,17 @@ class Row:
 def platform_for(
     folder: Path, model: Path | None, replicas: int = 2
 ) -> Iterator[tuple[Settings, Client, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = Settings(data_dir=folder / "data", port=port, model=model, replicas=replicas)
-    environment = {**os.environ, **settings.to_environment()}
-    command = [sys.executable, "-m", "serving.cli.main", "serve"]
-    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    data = folder / "data"
+    settings = Settings(data_dir=data, port=free_port(), model=model, replicas=replicas)
+    server = start_serving(settings, folder / "serve.log", environment=os.environ)
     try:
-        while True:
-            with suppress(httpx.HTTPError):
-                url = f"{settings.resolved_public_url}/v1/status"
-                if httpx.get(url, timeout=10).is_success:
-                    break
-            if server.poll() is not None:
-                raise SystemExit("the platform did not start; see above")
-            time.sleep(0.2)
         directory = open_backends(settings).directory
         directory.add_tenant("bench")
         key = directory.keyring.add_key("bench").text
         with Client(settings.resolved_public_url, key) as client:
             yield settings, client, key
     finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=120)
+        end_serving(server)
 
 
 def upload_loras(client: Client, folder: Path, count: int, prefix: str) -> list[str]:

@@ -108,6 +108,10 @@ class PoolKeeper:
         self._names = count()
         self._births: dict[str, Birth] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
+        #: Those that are to be replaced; whether one more than usual was started for it.
+        self._outdated: set[str] = set()
+        self._is_renewal_due = False
+        self._has_spare = False
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS)
         self._failures = 0
         self._paused_until_s = 0.0
@@ -150,10 +154,35 @@ class PoolKeeper:
         if plan.start and now >= self._paused_until_s:
             await self._start(plan.start)
         for name in plan.stop:
-            task = asyncio.create_task(self._stop(name))
-            self._stopping[name] = task
-            task.add_done_callback(partial(self._stopped, name))
+            self._begin_to_stop(name)
+        await self._renew(members, now)
         await asyncio.sleep(0)  # and let those that stop leave the members
+
+    def renew(self) -> None:
+        """Replace every replica that is there now, one after another; none while it draws. Where
+        the pool may have one more, that is started first."""
+        self._is_renewal_due = True
+
+    async def _renew(self, members: Sequence[Member], now_s: float) -> None:
+        there = {member.id for member in members}
+        if self._is_renewal_due:
+            self._is_renewal_due, self._outdated = False, there
+        self._outdated &= there
+        is_calm = not self._stopping and all(member.is_up for member in members)
+        if not self._outdated or not is_calm or now_s < self._paused_until_s:
+            return
+        if len(members) < self.pool.max and not self._has_spare:
+            self._has_spare = True
+            await self._start(1)
+            return
+        self._has_spare = False
+        old = [member for member in members if member.id in self._outdated]
+        self._begin_to_stop(min(old, key=lambda m: (m.running, m.value_s, m.id)).id)
+
+    def _begin_to_stop(self, name: str) -> None:
+        task = asyncio.create_task(self._stop(name))
+        self._stopping[name] = task
+        task.add_done_callback(partial(self._stopped, name))
 
     async def close(self) -> None:
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks import servers
+from benchmarks.servers import await_port, free_port, s3_options
 from tests.format_matrix import DOCUMENT, FormatMatrix
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,12 +46,6 @@ def real_data() -> Path:
     if not path:
         pytest.skip("set REAL_DATA to the folder of real files")
     return Path(path)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
@@ -194,52 +189,19 @@ def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path_factory.mktemp("moto"))}
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     server = subprocess.Popen(command, env=environment, **quiet)
-    _await_port(server, port)
-    options = s3_options(port, "orchestrator-test-key", "orchestrator-test-secret")
+    await_port(server, port)
+    options = s3_options(port)
     httpx.put(f"http://127.0.0.1:{port}/bucket").raise_for_status()
     yield {"url": "s3://bucket", "options": options}
     server.terminate()
     server.wait()
 
 
-def s3_options(port: int, key: str, secret: str) -> dict[str, Any]:
-    return {
-        "key": key,
-        "secret": secret,
-        "endpoint_url": f"http://127.0.0.1:{port}",
-        "client_kwargs": {"region_name": "us-east-1"},
-    }
-
-
-def _await_port(server: subprocess.Popen[bytes], port: int) -> None:
-    import time
-
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A real S3 server on loopback, over a private folder."""
-    binary = Path(sys.executable).parent / "rclone"
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "bucket").mkdir()
-    port = free_port()
-    key, secret = "orchestrator-test-key", "orchestrator-test-secret"
-    command = [str(binary), "serve", "s3", "--auth-key", f"{key},{secret}"]
-    command += ["--addr", f"127.0.0.1:{port}", "--config", "/dev/null", str(folder)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _await_port(server, port)
-    yield {"url": "s3://bucket", "options": s3_options(port, key, secret)}
-    server.terminate()
-    server.wait()
+    with servers.s3_server(tmp_path_factory.mktemp("s3")) as port:
+        yield {"url": "s3://bucket", "options": s3_options(port)}
 
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)

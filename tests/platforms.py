@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,12 +13,10 @@ from typing import Any
 
 import httpx
 
+from benchmarks.servers import end_serving, free_port, start_serving
 from serving.cli.client import Client
 from serving.composition import open_backends
 from serving.settings import Settings
-from tests.conftest import free_port
-
-START_TIMEOUT_S = 240.0
 
 
 @dataclass
@@ -75,39 +71,16 @@ def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
         ray_temp_dir=temporary,
         **settings,
     )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
-    environment |= configured.to_environment()
     log = folder / "serve.log"
-    command = [sys.executable, "-m", "serving.cli.main", "serve", *options]
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            with suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/v1/status", timeout=10).is_success:
-                    break
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        server = Running(url, configured, process, log, open_backends(configured).directory)
-        yield server
-        for client in server.clients.values():
-            client.close()
-    finally:
-        process.send_signal(signal.SIGINT)
+        process = start_serving(configured, log, *options)
         try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        import shutil
-
+            directory = open_backends(configured).directory
+            server = Running(f"http://127.0.0.1:{port}", configured, process, log, directory)
+            yield server
+            for client in server.clients.values():
+                client.close()
+        finally:
+            end_serving(process)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -97,6 +97,11 @@ class DispatcherActor:
         await self._ready()
         return self._keeper.families()
 
+    async def renew(self) -> None:
+        """Begin to replace every replica."""
+        await self._ready()
+        self._keeper.renew()
+
 
 def start_dispatcher(settings: Settings, pool: Pool) -> Any:
     """The one dispatcher of the pool."""

@@ -8,20 +8,27 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from socket import socket
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 import uvicorn
 from ray import serve
+from ray.exceptions import ActorUnavailableError, RayError
+from uvicorn.supervisors import Multiprocess
 
+from serving.cluster.control_plane import ControlPlane, tables_in
 from serving.cluster.dispatcher_actor import start_dispatcher
 from serving.cluster.ingest_actor import start_ingest
 from serving.cluster.outcome import thrown
+from serving.cluster.slots import dispatcher_name
 from serving.errors import ServingError
 from serving.settings import Settings
 
 Progress = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 256 << 20
 _START_TIMEOUT_S = 600.0
@@ -41,8 +48,9 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
     own = settings.ray_address == "local"
     progress("starting Ray on this machine" if own else f"joining Ray at {settings.ray_address}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    _connect(settings, own)
     dispatchers: dict[str, Any] = {}
+    _connect(settings, own)
+    control_plane = ControlPlane() if own else None
     try:
         address = ray.get_runtime_context().gcs_address
         settings = settings.model_copy(update={"ray_address": address})
@@ -62,6 +70,8 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         if not own:
             _withdraw(dispatchers)
         ray.shutdown()
+        if control_plane is not None:
+            control_plane.close()
         if own and settings.host_dir is None:
             # Memory goes back with the platform that took it; the disk tier stays warm.
             shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
@@ -84,6 +94,7 @@ def _connect(settings: Settings, own: bool) -> None:
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
+        _system_config=tables_in(settings.data_dir / "control-plane"),
         **options,
     )
 
@@ -122,13 +133,10 @@ def _withdraw(dispatchers: Mapping[str, Any]) -> None:
 
 
 def serve_forever(settings: Settings, progress: Progress) -> None:
-    """Run the platform until a signal ends it."""
+    """Run the platform until a signal ends it. SIGHUP renews it, part by part, while it serves."""
     with running_pool(settings, progress) as running, TemporaryDirectory() as counters:
         os.environ.update(running.to_environment(), PROMETHEUS_MULTIPROC_DIR=counters)
-        progress(f"serving on {running.resolved_public_url} with {running.gateways} gateways")
-        # One socket, shared: what a dead gateway had not accepted, another accepts, and
-        # uvicorn's supervisor starts a dead one anew.
-        uvicorn.run(
+        config = uvicorn.Config(
             "serving.cluster.gateway:app",
             factory=True,
             host=running.host,
@@ -138,3 +146,43 @@ def serve_forever(settings: Settings, progress: Progress) -> None:
             timeout_worker_healthcheck=60,
             timeout_graceful_shutdown=settings.drain_s,
         )
+        gateways = _Gateways(config, [config.bind_socket()], partial(_renew, running, progress))
+        progress(f"serving on {running.resolved_public_url} with {running.gateways} gateways")
+        gateways.run()
+
+
+class _Gateways(Multiprocess):
+    """One socket, shared: what a dead gateway had not accepted, another accepts, and the
+    supervisor starts a dead one anew."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket], renew: Callable[[], None]):
+        super().__init__(config, sockets)
+        self._renew = renew
+
+    def handle_hup(self) -> None:
+        """New code is on the disk: first those behind the gateways, then they themselves, each
+        once the one that replaces it serves."""
+        try:
+            self._renew()
+        except RayError:
+            log.exception("the pools are not renewed")
+            return
+        super().handle_hup()
+
+
+def _renew(settings: Settings, progress: Progress) -> None:
+    """The dispatchers at once (gateways submit again to the new one); then, by and by, every
+    replica."""
+    for pool in settings.resolved_pools:
+        dispatcher = ray.get_actor(dispatcher_name(pool.name), settings.ray_namespace)
+        progress(f"renewing the pool {pool.name}")
+        ray.kill(dispatcher, no_restart=False)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            try:
+                ray.get(dispatcher.renew.remote(), timeout=_START_TIMEOUT_S)
+                break
+            except ActorUnavailableError:  # it is just being started
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)

@@ -216,3 +216,58 @@ async def test_the_keeper_goes_on_when_the_starter_is_away(
         await until(lambda: attempts == ["a-0", "a-1"])
         keeping.cancel()
         await asyncio.wait([keeping])
+
+
+async def test_renewal_replaces_one_after_another_with_a_spare_where_there_is_room() -> None:
+    async with kept(Pool("a", min=2, max=3)) as (room, starter, keeper, _):
+        await keeper.look()
+        for name in ("a-0", "a-1"):
+            await up(room, starter, name)
+        await keeper.look()
+        starter.replicas["a-0"].go.clear()
+        starter.replicas["a-1"].go.clear()
+        drawing = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(4)]
+        await until(lambda: all(member.running for member in room.members()))
+        keeper.renew()
+        await keeper.look()
+        assert starter.ordered == ["a-0", "a-1", "a-2"]  # the spare
+        assert starter.stopped == []
+        await keeper.look()
+        assert len(starter.ordered) == 3
+        await up(room, starter, "a-2")
+        await keeper.look()
+        await keeper.look()
+        assert len(room.members()) == 2
+        assert starter.stopped == []  # it draws
+        for one in starter.replicas.values():
+            one.go.set()
+        await asyncio.gather(*drawing)
+        await until(lambda: len(starter.stopped) == 1)
+        await keeper.look()
+        assert len(starter.ordered) == 4
+        await up(room, starter, "a-3")
+        await keeper.look()
+        await until(lambda: len(starter.stopped) == 2)
+        await keeper.look()
+        assert sorted(starter.stopped) == ["a-0", "a-1"]
+        assert sorted(member.id for member in room.members()) == ["a-2", "a-3"]
+        assert len(starter.ordered) == 4
+
+
+async def test_renewal_without_room_for_a_spare_misses_one_at_a_time() -> None:
+    async with kept(Pool("a", min=2, max=2)) as (room, starter, keeper, _):
+        await keeper.look()
+        for name in ("a-0", "a-1"):
+            await up(room, starter, name)
+        await keeper.look()
+        keeper.renew()
+        for new in ("a-2", "a-3"):
+            await keeper.look()
+            await until(lambda: len(starter.stopped) == len(starter.ordered) - 1)
+            await keeper.look()
+            await keeper.look()
+            assert starter.ordered[-1] == new
+            assert len(starter.stopped) == len(starter.ordered) - 2
+            await up(room, starter, new)
+        await keeper.look()
+        assert starter.stopped == ["a-0", "a-1"]

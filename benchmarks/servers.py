@@ -1,0 +1,122 @@
+"""The servers that benchmarks and tests run against: the platform itself and a real object store;
+each on loopback, on a free port, ended by whoever started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serving.settings import Settings
+
+START_TIMEOUT_S = 240.0
+_END_TIMEOUT_S = 90.0
+_KEY, _SECRET = "orchestrator-test-key", "orchestrator-test-secret"
+
+
+class NotStarted(RuntimeError):
+    """Says what the server wrote before it ended, or before patience did."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's, without what would configure a platform or a Ray."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
+
+
+def start_serving(
+    settings: Settings, log: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """``asset-orchestrator serve``, once it is ready to draw. Its output is added to ``log``.
+
+    Raises:
+        NotStarted
+    """
+    command = [sys.executable, "-m", "serving.cli.main", "serve", *options]
+    inherited = clean_environment() if environment is None else environment
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            env={**inherited, **settings.to_environment()},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{settings.resolved_public_url}/readyz", timeout=10).is_success:
+                return process
+        if process.poll() is not None or time.monotonic() > deadline:
+            end_serving(process)
+            raise NotStarted(log.read_text()[-4000:])
+        time.sleep(0.1)
+
+
+def end_serving(process: subprocess.Popen[bytes]) -> None:
+    """It, and all that it started."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def s3_options(port: int) -> dict[str, Any]:
+    """For fsspec, to reach :func:`s3_server` at that port, or what stands before it."""
+    return {
+        "key": _KEY,
+        "secret": _SECRET,
+        "endpoint_url": f"http://127.0.0.1:{port}",
+        "client_kwargs": {"region_name": "us-east-1"},
+    }
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[int]:
+    """A real S3 server over a private folder, with a bucket named "bucket"; its port."""
+    (folder / "bucket").mkdir(parents=True)
+    port = free_port()
+    command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3"]
+    command += ["--auth-key", f"{_KEY},{_SECRET}", "--addr", f"127.0.0.1:{port}"]
+    command += ["--config", "/dev/null", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        await_port(server, port)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def await_port(server: subprocess.Popen[bytes], port: int, timeout_s: float = 30.0) -> None:
+    """Until somebody listens there.
+
+    Raises:
+        NotStarted
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with socket.socket() as knock:
+            if knock.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise NotStarted(f"nobody listens on port {port}: {server.args!r}")
+        time.sleep(0.05)
