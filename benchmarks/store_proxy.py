@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import socket
+import struct
 import threading
 import time
 from collections import Counter
 from typing import Any
 
 _PIECE_BYTES = 64 << 10
-#: What can go wrong with a store: it answers 503, it ends in the middle, it changes a bit of what
-#: it sends, it never answers.
-FAULTS = ("503", "cut", "flipped", "black hole")
+#: What can go wrong with a store: it answers 503, it ends in the middle, it resets the connection,
+#: it changes a bit of what it sends, it never answers.
+FAULTS = ("503", "cut", "reset", "flipped", "black hole")
 
 
 class StoreProxy:
@@ -71,6 +73,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "black hole":
             while self.proxy.fault == fault:
                 time.sleep(0.1)
+            self.close_connection = True
+            return
+        if fault == "reset":
+            # With nothing to linger for the kernel sends a reset instead of an end.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -7,12 +7,11 @@ import hashlib
 import secrets
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-
-from benchmarks.faults.stage import Stage
 
 SEEDS = tuple(range(4))
 DEADLINE_S = 240.0
@@ -21,9 +20,21 @@ _AGAIN = (429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
+class Door:
+    """Where to ask, with whose key. With several addresses the next is tried when one fails."""
+
+    urls: Sequence[str]
+    key: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """In seconds of the monotonic clock; ``picture`` is a digest, or None of a request that
-    was lost."""
+    was lost; ``said`` the last that was said before the picture came, or instead of it."""
 
     seed: int
     asked_s: float
@@ -31,6 +42,8 @@ class Answer:
     picture: str | None
     attempts: int
     said: str = ""
+    replica: str = ""
+    lora: str | None = None
 
 
 def body(seed: int, lora: str | None = None, steps: int = 4) -> dict[str, Any]:
@@ -41,45 +54,54 @@ def body(seed: int, lora: str | None = None, steps: int = 4) -> dict[str, Any]:
     return asked
 
 
-def ask(stage: Stage, seed: int, lora: str | None = None) -> Answer:
+def ask(door: Door, seed: int, lora: str | None = None, deadline_s: float = DEADLINE_S) -> Answer:
     """One picture, with a key of its own: it may be sent as often as it takes."""
-    headers = {"Authorization": f"Bearer {stage.key}", "Idempotency-Key": secrets.token_hex(16)}
+    headers = {**door.headers, "Idempotency-Key": secrets.token_hex(16)}
     asked_s = time.monotonic()
     said, attempts = "", 0
-    while time.monotonic() < asked_s + DEADLINE_S:
+    while time.monotonic() < asked_s + deadline_s:
+        url = door.urls[attempts % len(door.urls)]
         attempts += 1
         try:
             response = httpx.post(
-                f"{stage.url}/generate/sdxl", json=body(seed, lora), headers=headers, timeout=120
+                f"{url}/generate/sdxl", json=body(seed, lora), headers=headers, timeout=120
             )
         except httpx.HTTPError as error:
             said = type(error).__name__
             time.sleep(0.1)
             continue
         if response.is_success:
-            data = base64.b64decode(response.json()["images"][0]["image_b64"])
-            picture = hashlib.sha256(data).hexdigest()
-            return Answer(seed, asked_s, time.monotonic(), picture, attempts, said)
+            answer = response.json()
+            data = base64.b64decode(answer["images"][0]["image_b64"])
+            return Answer(
+                seed, asked_s, time.monotonic(), hashlib.sha256(data).hexdigest(), attempts, said,
+                answer["receipt"]["replica"], lora,
+            )  # fmt: skip
         said = f"{response.status_code} {response.text[:200]}"
         if response.status_code not in _AGAIN:
             break
         time.sleep(min(2.0, float(response.headers.get("retry-after", 0.5))))
-    return Answer(seed, asked_s, time.monotonic(), None, attempts, said)
+    return Answer(seed, asked_s, time.monotonic(), None, attempts, said, lora=lora)
 
 
 class Load:
-    """Clients that ask without a pause until the block ends."""
+    """Clients that ask until the block ends: what ``ask`` gives for a client's n-th request, one
+    after another without a pause."""
 
-    def __init__(self, stage: Stage, clients: int = 3) -> None:
+    def __init__(self, ask: Callable[[int], Answer], clients: int = 3) -> None:
         self.answers: list[Answer] = []
-        self._stage = stage
+        self.errors: list[BaseException] = []
+        self._ask = ask
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(clients)]
 
     def _run(self, index: int) -> None:
-        while not self._stop.is_set():
-            index += 1
-            self.answers.append(ask(self._stage, SEEDS[index % len(SEEDS)]))
+        try:
+            while not self._stop.is_set():
+                index += 1
+                self.answers.append(self._ask(index))
+        except BaseException as error:
+            self.errors.append(error)
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -96,7 +118,14 @@ class Load:
         target = count + self._since(since_s)
         deadline = time.monotonic() + timeout_s
         while self._since(since_s) < target and time.monotonic() < deadline:
+            if self.errors:
+                raise self.errors[0]
             time.sleep(0.02)
 
     def _since(self, since_s: float) -> int:
         return sum(a.picture is not None and a.asked_s >= since_s for a in self.answers)
+
+
+def known(door: Door) -> Callable[[int], Answer]:
+    """Requests for the pictures of SEEDS, in turns."""
+    return lambda index: ask(door, SEEDS[index % len(SEEDS)])

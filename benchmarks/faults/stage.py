@@ -3,14 +3,13 @@ everything private to one folder."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,93 +17,122 @@ from typing import Any
 import httpx
 import psutil
 
+from assets.keys import stored_blob_key
 from assets.sdxl import skeleton_of
-from benchmarks.coldstart import s3_server, store_options
+from benchmarks.faults.client import Door
+from benchmarks.faults.nodes import GPU, RayNodes
 from benchmarks.samples import write_kohya_lora
+from benchmarks.servers import (
+    clean_environment,
+    end_serving,
+    free_port,
+    s3_options,
+    s3_server,
+    start_serving,
+)
 from benchmarks.store_proxy import StoreProxy
 from orchestrator.file_tier import FileTier
 from serving.cli.client import Client
 from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.composition import Backends, open_backends
-from serving.settings import Settings
+from serving.settings import PoolSettings, Settings
 
 TENANT = "faults"
-_START_S = 240.0
+#: Of the disk tier's own disk, where one can be mounted.
+DISK_BYTES = 96 << 20
 
 
 class Stage:
-    """One running platform; ``proxy`` stands before its store."""
+    """One running platform; ``proxy`` stands before its store. Without ``nodes`` it starts Ray
+    itself; with some it joins a cluster of that many GPU nodes, each with tiers of its own."""
 
-    def __init__(self, folder: Path, store_port: int) -> None:
+    def __init__(self, folder: Path, store_port: int, node_count: int = 0) -> None:
         self.folder = folder
         self.proxy = StoreProxy(store_port)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        self.node_count = node_count
+        self.nodes: RayNodes | None = None
+        place: dict[str, Any] = {"ray_temp_dir": folder / "ray"}
+        tiers = ("disk", "host")
+        if node_count:
+            self.nodes = RayNodes(folder)
+            for index in range(node_count):
+                self.nodes.add(index)
+            place = {
+                "ray_address": self.nodes.address,
+                "pools": {
+                    "gpus": PoolSettings(
+                        gpu=GPU, queue_size=2, min=node_count, max=node_count, idle_s=180
+                    )
+                },
+            }
+            tiers = ("disk-{node}", "host-{node}")
+        self.has_small_disk = not node_count and _mount(folder / "disk")
         self.settings = Settings(
             data_dir=folder / "data",
-            port=port,
+            port=free_port(),
             store_url="s3://bucket/faults",
-            store_options=store_options(self.proxy.port),
-            disk_dir=folder / "disk",
-            host_dir=folder / "host",
-            ray_temp_dir=folder / "ray",
+            store_options=s3_options(self.proxy.port),
+            disk_dir=folder / tiers[0],
+            host_dir=folder / tiers[1],
             queue_per_tenant=32,
+            **place,
         )
+        self.replicas = node_count or self.settings.replicas
         self.url = self.settings.resolved_public_url
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
+        self.door = self.door_of(TENANT)
+        self.tenant_id = self.tenant_id_of(TENANT)
+
+    def door_of(self, tenant: str) -> Door:
         directory = self.backends().directory
-        directory.add_tenant(TENANT)
-        self.key = directory.keyring.add_key(TENANT).text
-        self.tenant_id = directory.keyring.authenticate(self.key).tenant_id
+        directory.add_tenant(tenant)
+        return Door([self.url], directory.keyring.add_key(tenant).text)
+
+    def tenant_id_of(self, tenant: str) -> str:
+        return self.backends().directory.keyring.principal_of_tenant(tenant).tenant_id
 
     def backends(self) -> Backends:
         return open_backends(self.settings)
 
     def start(self) -> None:
-        log = open(self.folder / "serve.log", "ab")  # noqa: SIM115  (the process keeps it)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving.cli.main", "serve"],
-            env={**environment, **self.settings.to_environment()},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + _START_S
-        while True:
-            with suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/readyz", timeout=10).is_success:
-                    return
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit((self.folder / "serve.log").read_text()[-3000:])
-            time.sleep(0.1)
+        environment = clean_environment() if self.nodes is None else self.nodes.environment
+        log = self.folder / "serve.log"
+        self.process = start_serving(self.settings, log, environment=environment)
 
-    def _children(self) -> list[psutil.Process]:
+    def children(self) -> list[psutil.Process]:
+        """What the platform has started, on this machine's own nodes too."""
         assert self.process is not None
-        return psutil.Process(self.process.pid).children(recursive=True)
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        if self.nodes is not None:
+            found += self.nodes.processes()
+        return found
 
     def pids(self, part: str) -> list[int]:
         """Of the processes that have ``part`` in their command line."""
         found = []
-        for child in self._children():
+        for child in self.children():
             with suppress(psutil.Error):
                 if any(part in word for word in child.cmdline()):
                     found.append(child.pid)
         return found
 
+    def gateway_environment(self) -> Mapping[str, str]:
+        """With which another process becomes a gateway, or joins Ray."""
+        return psutil.Process(self.pids("spawn_main")[0]).environ()
+
     def kill_everything(self) -> None:
         """As a power cut would end it; the tiers of this machine are gone too."""
         assert self.process is not None
-        family = [*self._children(), psutil.Process(self.process.pid)]
+        family = [*self.children(), psutil.Process(self.process.pid)]
         for one in family:
             with suppress(psutil.Error):
                 one.kill()
         psutil.wait_procs(family, timeout=30)
         self.process.wait()
         for tier in ("disk", "host"):
-            shutil.rmtree(self.folder / tier, ignore_errors=True)
+            for path in (self.folder / tier).glob("*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def status(self) -> dict[str, Any]:
         return dict(httpx.get(f"{self.url}/v1/status", timeout=30).json())
@@ -116,40 +144,81 @@ class Stage:
         """The process of the replica that draws most."""
         return int(max(self.up(), key=lambda replica: replica["running"])["pid"])
 
-    def new_lora(self, name: str) -> str:
+    def new_lora(self, name: str, door: Door | None = None) -> str:
         """One that lies nowhere but in the store."""
         skeleton = skeleton_of(MINIATURE_CONFIGS)
         seed = sum(name.encode())
         path = write_kohya_lora(self.folder / f"{name}.safetensors", skeleton, seed=seed)
-        with Client(self.url, self.key) as client:
+        with Client(self.url, (door or self.door).key) as client:
             asset = client.await_ready(client.upload(path, "lora", name)["id"])
+        path.unlink()
         return str(asset["id"])
 
     def tiers(self) -> list[FileTier]:
-        settings = self.settings
+        budgets = {"disk": self.settings.disk_bytes, "host": self.settings.host_bytes}
         return [
-            FileTier("disk", settings.resolved_disk_dir, settings.disk_bytes),
-            FileTier("host", settings.resolved_host_dir, settings.host_bytes),
+            FileTier(name, folder, budget)
+            for name, budget in budgets.items()
+            for folder in sorted(self.folder.glob(f"{name}*"))
         ]
+
+    def rotten(self) -> list[str]:
+        """Files of the tiers that are not what the store has under the same key."""
+        stored = self.folder / "s3" / "bucket" / "faults"
+        found = []
+        for path in self.folder.glob("*/objects/*"):
+            with suppress(FileNotFoundError):  # evicted meanwhile, or deleted for good
+                if _digest(path) != _digest(stored / stored_blob_key(path.name)):
+                    found.append(f"{path.parent.parent.name} tier: {path.name} is not the store's")
+        return found
+
+    def weights(self) -> dict[str, str]:
+        """The digest of each replica's working weights, from the replica itself."""
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.faults.digests"],
+            env=dict(self.gateway_environment()),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        digests: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+        return digests
 
     def end(self) -> None:
         self.proxy.fault = None
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=90)
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process is not None:
+            end_serving(self.process)
+        if self.nodes is not None:
+            self.nodes.close()
+        if self.has_small_disk:
+            subprocess.run(["umount", str(self.folder / "disk")], check=True)
         self.proxy.close()
 
 
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _mount(folder: Path) -> bool:
+    """A small disk of its own at ``folder``; whoever is not root has none."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
-def staged() -> Iterator[Stage]:
-    folder = Path("/tmp") / f"ao-faults-{os.getpid()}"  # Ray's sockets need a short path
+def staged(node_count: int = 0) -> Iterator[Stage]:
+    folder = Path("/tmp") / f"ao-faults-{os.getpid()}-{node_count}"  # Ray's sockets: a short path
     folder.mkdir()
     try:
         with s3_server(folder / "s3") as port:
-            stage = Stage(folder, port)
+            stage = Stage(folder, port, node_count)
             try:
                 yield stage
             finally:

@@ -1,0 +1,115 @@
+"""Too many at once, and one that is poison."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from benchmarks.faults.client import ask, body
+from benchmarks.faults.fault import Harm
+
+_STAMPEDE = 16
+_OVERLOAD = 10
+_POISONER = "poisoner"
+_POISONED_S = 180.0
+
+
+def stampede(harm: Harm) -> None:
+    """Many at once for an asset that lies nowhere but in the store."""
+    stage = harm.stage
+    cold = stage.new_lora("stampede")
+    before = _reads(harm)
+    with ThreadPoolExecutor(_STAMPEDE) as crowd:
+        harm.asked += crowd.map(lambda _: ask(stage.door, 0, cold), range(_STAMPEDE))
+    pictures = len({answer.picture for answer in harm.asked})
+    reads = _reads(harm) - before
+    harm.seen = f"{_STAMPEDE} at once: reads of the store: {reads}, different pictures: {pictures}"
+    if pictures > 1:
+        harm.lost.append(harm.seen)
+
+
+def _reads(harm: Harm) -> int:
+    return sum(count for path, count in harm.stage.proxy.gets.items() if "/blobs/" in path)
+
+
+def overload(harm: Harm) -> None:
+    """Ten times as many as it can draw, at their own pace whatever it answers; nobody comes
+    again."""
+    stage = harm.stage
+    started = time.monotonic()
+    for _ in range(4):
+        harm.asked.append(ask(stage.door, 0))
+    rate = 4 / (time.monotonic() - started)
+    statuses: Counter[str] = Counter()
+
+    def one(index: int) -> None:
+        time.sleep(index / (_OVERLOAD * rate))
+        try:
+            response = httpx.post(
+                f"{stage.url}/generate/sdxl", json=body(0), headers=stage.door.headers, timeout=300
+            )
+        except httpx.HTTPError as error:
+            harm.lost.append(type(error).__name__)
+            return
+        honest = response.status_code in (429, 503) and "retry-after" in response.headers
+        statuses["drawn" if response.is_success else "refused"] += 1
+        if not response.is_success and not honest:
+            harm.lost.append(f"{response.status_code} {response.text[:200]}")
+
+    count = max(100, int(4 * _OVERLOAD * rate))
+    with ThreadPoolExecutor(count) as crowd:
+        list(crowd.map(one, range(count)))
+    harm.drawn = statuses["drawn"]
+    refused = statuses["refused"]
+    harm.seen = f"{harm.drawn} of {count} drawn, {refused} refused with Retry-After"
+
+
+def poison(harm: Harm) -> None:
+    """Another tenant's asset of which every replica dies that takes it to its device."""
+    stage = harm.stage
+    door = stage.door_of(_POISONER)
+    asset = stage.new_lora("poison", door)
+    deaths: set[int] = set()
+    with ThreadPoolExecutor(1) as alone:
+        until = time.monotonic() + _POISONED_S
+        request = {**body(0, asset), "steps": 100}
+        while time.monotonic() < until:
+            asking = alone.submit(
+                httpx.post, f"{stage.url}/generate/sdxl", json=request, headers=door.headers,
+                timeout=120,
+            )  # fmt: skip
+            while not asking.done():
+                deaths |= _kill_those_with(harm, asset, door.headers)
+                time.sleep(0.05)
+            answer = asking.result()
+            if answer.status_code == 422:
+                break
+            time.sleep(1.0)
+    code = answer.json().get("code", "")
+    harm.seen = f"{len(deaths)} replicas died, then it was refused: {answer.status_code} {code}"
+    charged = stage.backends().meter.totals(stage.tenant_id_of(_POISONER))["pictures"]
+    if code != "quarantined" or charged:
+        harm.lost.append(f"{harm.seen}; charged {charged}")
+
+
+def _kill_those_with(harm: Harm, asset: str, headers: dict[str, str]) -> set[int]:
+    stage = harm.stage
+    try:
+        where = httpx.get(f"{stage.url}/v1/assets/{asset}/residency", headers=headers, timeout=10)
+        replicas = {name for part in where.json()["parts"] for name in part["replicas"]}
+        pids = {r["pid"] for r in stage.up() if r["id"] in replicas and r["running"]}
+    except (httpx.HTTPError, KeyError, ValueError):
+        return set()
+    died = set()
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            died.add(pid)
+        except ProcessLookupError:
+            continue
+    return died

@@ -1,0 +1,41 @@
+"""What a fault is: how it is injected, and what it leaves to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from benchmarks.faults.client import Answer
+from benchmarks.faults.stage import Stage
+
+
+class Skipped(Exception):
+    """This machine cannot be harmed in that way; says what it lacks."""
+
+
+@dataclass(slots=True)
+class Harm:
+    """What one injection works on and leaves."""
+
+    stage: Stage
+    #: Answers to requests beside the constant client's.
+    asked: list[Answer] = field(default_factory=list)
+    #: Pictures drawn for requests that are not in ``asked``, and requests that were neither drawn
+    #: nor refused as they should be.
+    drawn: int = 0
+    lost: list[str] = field(default_factory=list)
+    seen: str = ""
+
+
+Inject = Callable[[Harm], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``inject`` harms the stage, heals it if it does not heal by itself, and says what it saw.
+    ``nodes``: on a cluster with so many GPU nodes instead of on one machine."""
+
+    name: str
+    expected: str
+    inject: Inject
+    nodes: int = 0

@@ -1,0 +1,145 @@
+"""A machine whose disk is full, whose database is locked, whose clock is wrong."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from benchmarks.faults.client import SEEDS, Door, ask, body
+from benchmarks.faults.fault import Harm, Skipped
+from benchmarks.servers import await_port, free_port
+
+_LOCKED_S = 6.0
+#: An S3 refuses what is signed more than a quarter of an hour away from its own clock.
+_SKEW_S = 600.0
+_LIBFAKETIME = "/usr/lib/*-linux-gnu/faketime/libfaketime.so.1"
+_JOBS = 6
+_JOB_S = 120.0
+
+
+def database_locked(harm: Harm) -> None:
+    path = harm.stage.settings.data_dir / "platform.db"
+    connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+        time.sleep(_LOCKED_S)
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+def disk_full(harm: Harm) -> None:
+    """The disk tier's own disk, filled to the last byte by somebody else; then cold assets."""
+    stage = harm.stage
+    if not stage.has_small_disk:
+        raise Skipped("only root can mount a small disk for the tier")
+    cold = [stage.new_lora(f"full-{index}") for index in range(3)]
+    ballast = stage.folder / "disk" / "ballast"
+    try:
+        _fill(ballast)
+        free = shutil.disk_usage(stage.folder / "disk").free
+        harm.asked += [ask(stage.door, 0, lora) for lora in cold]
+        found = sum(answer.picture is not None for answer in harm.asked)
+        harm.seen = f"{free} bytes free: {found} of {len(cold)} cold assets drawn"
+    finally:
+        ballast.unlink(missing_ok=True)
+
+
+def _fill(path: Path) -> None:
+    with open(path, "wb", buffering=0) as file:
+        for piece in (b"\0" * (1 << 20), b"\0" * 4096):
+            try:
+                while True:
+                    file.write(piece)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+
+
+def clock_skewed(harm: Harm) -> None:
+    """A gateway more whose clock is ahead, and one whose clock is behind, beside those whose
+    clocks are right; requests and jobs go to all of them in turns."""
+    stage = harm.stage
+    library = next(iter(Path("/").glob(_LIBFAKETIME.removeprefix("/"))), None)
+    if library is None:
+        raise Skipped("libfaketime is not installed")
+    ports = [free_port(), free_port()]
+    gateways = [
+        _gateway(harm, port, library, skew_s)
+        for port, skew_s in zip(ports, (_SKEW_S, -_SKEW_S), strict=True)
+    ]
+    try:
+        for gateway, port in zip(gateways, ports, strict=True):
+            await_port(gateway, port, timeout_s=90)
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        for url in urls:
+            httpx.get(f"{url}/readyz", timeout=60).raise_for_status()
+        doors = [Door([url, stage.url], stage.door.key) for url in (*urls, stage.url)]
+        with ThreadPoolExecutor(len(doors)) as crowd:
+            for _ in range(2):
+                harm.asked += crowd.map(lambda door: ask(door, SEEDS[1]), doors)
+        _jobs(harm, [*urls, stage.url])
+    finally:
+        for gateway in gateways:
+            gateway.terminate()
+        for gateway in gateways:
+            gateway.wait(timeout=60)
+
+
+def _gateway(harm: Harm, port: int, library: Path, skew_s: float) -> subprocess.Popen[bytes]:
+    environment = {
+        **harm.stage.gateway_environment(),
+        "LD_PRELOAD": str(library),
+        "FAKETIME": f"{skew_s:+.0f}s",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+        "AO_PUBLIC_URL": f"http://127.0.0.1:{port}",
+    }
+    command = [sys.executable, "-m", "uvicorn", "--factory", "serving.cluster.gateway:app"]
+    with open(harm.stage.folder / f"gateway{skew_s:+.0f}.log", "wb") as output:
+        return subprocess.Popen(
+            [*command, "--port", str(port), "--log-level", "warning"],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _jobs(harm: Harm, urls: list[str]) -> None:
+    """Each accepted by one gateway and worked on by whichever claims it; each ends once."""
+    headers = {**harm.stage.door.headers, "X-OctoAI-Async": "1"}
+    jobs = {}
+    for index in range(_JOBS):
+        url = urls[index % len(urls)]
+        accepted = httpx.post(
+            f"{url}/generate/sdxl", json=body(SEEDS[2]), headers=headers, timeout=60
+        )
+        jobs[accepted.raise_for_status().json()["response_id"]] = url
+    pictures = set()
+    until = time.monotonic() + _JOB_S
+    for job, url in jobs.items():
+        while httpx.get(f"{url}/v1/jobs/{job}", timeout=60).json()["status"] != "completed":
+            if time.monotonic() > until:
+                harm.lost.append(f"job {job} has not ended")
+                break
+            time.sleep(0.1)
+        result = httpx.get(f"{url}/v1/jobs/{job}/result", timeout=60)
+        if result.is_success:
+            harm.drawn += 1
+            pictures.add(result.json()["images"][0]["image_b64"])
+        else:
+            harm.lost.append(f"{result.status_code} {result.text[:200]}")
+    harm.seen = (
+        f"clocks {_SKEW_S / 60:.0f} minutes ahead and behind: {harm.drawn} of {len(jobs)} jobs "
+        f"ended, different pictures: {len(pictures)}"
+    )
+    if len(pictures) != 1:
+        harm.lost.append(harm.seen)

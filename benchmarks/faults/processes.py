@@ -1,0 +1,73 @@
+"""Processes that die, hang, or are replaced by new ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+import httpx
+
+from benchmarks.faults.fault import Harm, Inject
+
+_RENEWED_S = 300.0
+_NODE_AWAY_S = 15.0
+
+
+def replica_killed(harm: Harm) -> None:
+    os.kill(harm.stage.busiest(), signal.SIGKILL)
+
+
+def replica_hung(harm: Harm) -> None:
+    os.kill(harm.stage.busiest(), signal.SIGSTOP)
+
+
+def killed(part: str) -> Inject:
+    def inject(harm: Harm) -> None:
+        pids = harm.stage.pids(part)
+        if not pids:
+            raise SystemExit(f"there is no process {part!r} to kill")
+        os.kill(pids[0], signal.SIGKILL)
+
+    return inject
+
+
+def control_plane_killed(harm: Harm) -> None:
+    """And then a replica, which only a control plane that knows of it replaces."""
+    killed("gcs_server")(harm)
+    time.sleep(2.0)
+    os.kill(harm.stage.busiest(), signal.SIGKILL)
+
+
+def node_lost(harm: Harm) -> None:
+    """With its replica, its raylet and its tiers; back after a while."""
+    nodes = harm.stage.nodes
+    assert nodes is not None
+    busiest = harm.stage.busiest()
+    index = next(i for i in range(harm.stage.node_count) if busiest in nodes.of(i))
+    nodes.lose(index)
+    time.sleep(_NODE_AWAY_S)
+    nodes.add(index)
+
+
+def renewed(harm: Harm) -> None:
+    """SIGHUP, as after an upgrade of the package; until no process is left that was there."""
+    stage = harm.stage
+    assert stage.process is not None
+    old = {r["pid"] for r in stage.up()} | {*stage.pids("spawn_main")}
+    started = time.monotonic()
+    stage.process.send_signal(signal.SIGHUP)
+    while time.monotonic() < started + _RENEWED_S:
+        with suppress(httpx.HTTPError, KeyError, ValueError):
+            there = {r["pid"] for r in stage.up()}
+            if len(there) == stage.replicas and not old & {*there, *stage.pids("spawn_main")}:
+                harm.seen = f"{len(old)} processes replaced in {time.monotonic() - started:.0f} s"
+                return
+        time.sleep(0.2)
+    harm.lost.append(f"not renewed after {_RENEWED_S:.0f} s")
+
+
+def restarted(harm: Harm) -> None:
+    harm.stage.kill_everything()
+    harm.stage.start()

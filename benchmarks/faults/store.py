@@ -1,0 +1,58 @@
+"""A store that misbehaves while somebody asks for what lies nowhere but there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from benchmarks.faults.client import ask
+from benchmarks.faults.fault import Harm, Inject
+
+_FAULT_S = 6.0
+SLOW_BYTES_S, DRIP_BYTES_S = 2e5, 5e3
+
+
+def store(fault: str) -> Inject:
+    """One of :data:`benchmarks.store_proxy.FAULTS`."""
+
+    def inject(harm: Harm) -> None:
+        proxy = harm.stage.proxy
+        with _cold_asset(harm, fault.replace(" ", "-")):
+            proxy.fault = fault
+            time.sleep(_FAULT_S)
+
+    return inject
+
+
+def store_sends(bytes_per_s: float) -> Inject:
+    def inject(harm: Harm) -> None:
+        with _cold_asset(harm, f"{bytes_per_s:.0f}"):
+            harm.stage.proxy.bytes_per_s = bytes_per_s
+            time.sleep(_FAULT_S)
+
+    return inject
+
+
+@contextmanager
+def _cold_asset(harm: Harm, name: str) -> Iterator[None]:
+    """One request for it, sent half a second from now; at the end the store is well again."""
+    cold = harm.stage.new_lora(f"cold-{name}")
+
+    def late() -> None:
+        time.sleep(0.5)
+        harm.asked.append(ask(harm.stage.door, 0, cold))
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    try:
+        yield
+    finally:
+        harm.stage.proxy.fault = None
+        harm.stage.proxy.bytes_per_s = None
+        thread.join()
+    (answer,) = harm.asked
+    took_s = answer.answered_s - answer.asked_s
+    attempts = "1 attempt" if answer.attempts == 1 else f"{answer.attempts} attempts"
+    harm.seen = f"the cold asset after {took_s:.1f} s, {attempts}"
