@@ -15,6 +15,7 @@ BENCHMARKS = {
     "engine": "pictures on one GPU at full size; --dry-run runs the same code on a CPU",
     "replay": "the router, the tiers and the fairness on a stream of requests, beside others' ways",
     "faults": "what a platform of this kind meets, injected under load; a table at the end",
+    "soak": "an hour at 70 % load with random assets and random kills; plots of memory and files",
     "coldstart": "a replica's start by its parts, and what was shortened",
     "wire": "one call to a known process: a Serve handle, an actor, our own wire",
     "addressing": "slots against a targeted router, at 2, 32 and 128 stub replicas",

@@ -14,6 +14,7 @@ from assets.library import Library
 from assets.parts import open_parts
 from assets.reconcile import Reconciler
 from assets.sql.blobs import SqlBlobRecords
+from assets.sql.clock import clock_of
 from assets.sql.pins import Pins
 from assets.sql.records import SqlAssetRecords
 from assets.store import ObjectStore, Stored
@@ -59,8 +60,9 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     records, blobs = SqlAssetRecords(engine), SqlBlobRecords(engine)
     parts = open_parts(store)
     library = Library(records, blobs, store, parts)
-    meter = Meter(engine, blobs)
-    jobs = Jobs(engine, meter)
+    clock = clock_of(engine)
+    meter = Meter(engine, blobs, clock)
+    jobs = Jobs(engine, meter, clock, settings.results_kept_s)
 
     def old_results(old: Sequence[Stored]) -> Collection[str]:
         keys = {
@@ -75,5 +77,5 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     reconciler = Reconciler(records, blobs, store, parts, others, now)
     return Backends(
         records, blobs, store, library, Directory(engine), RateLimiter(engine), meter,
-        Audit(engine), jobs, Chores(engine), reconciler, Pins(engine),
+        Audit(engine), jobs, Chores(engine, clock), reconciler, Pins(engine),
     )  # fmt: skip

@@ -39,6 +39,7 @@ from serving.errors import (
     ReplicaLost,
     ServingError,
 )
+from serving.logs import about
 from serving.pace import Pace
 from serving.submission import Submission
 from serving.tally import Outcome, Tally
@@ -419,6 +420,10 @@ class Dispatcher:
 
     async def _run(self, ticket: _Ticket, slot: _Slot) -> None:
         """One attempt on one replica."""
+        with about(request=ticket.waiting.id, tenant=ticket.submission.tenant_id):
+            await self._attempt(ticket, slot)
+
+    async def _attempt(self, ticket: _Ticket, slot: _Slot) -> None:
         queue_ms = (self._clock() - ticket.waiting.arrived_s) * 1000
         ticket.lost = False
         try:
@@ -430,9 +435,7 @@ class Dispatcher:
             timings = replace(drawing.timings, queue_ms=queue_ms + drawing.timings.queue_ms)
             _answer(ticket.answer, replace(drawing, timings=timings))
         except (ReplicaLost, EngineBroke) as lost:
-            log.warning(
-                "replica %s lost with request %s: %s", slot.client.id, ticket.waiting.id, lost
-            )
+            log.warning("replica %s lost: %s", slot.client.id, lost)
             self.tally.retried()
             if isinstance(lost, ReplicaLost):
                 self._down(slot)

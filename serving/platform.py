@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from prometheus_client.metrics_core import Metric
@@ -24,6 +24,7 @@ from assets.principal import Principal
 from assets.resolve import BASE_NAME, Resolved, Wanted
 from serving.drawing import Drawing, DrawRequest, ImageEncoding, Residency, Sampler
 from serving.errors import Blaming, InvalidRequest
+from serving.logs import note
 from serving.sizes import Size, picture_size
 from serving.submission import Submission
 from serving.tenants.meter import Charge, Spent
@@ -276,6 +277,7 @@ class Platform:
     async def _draw(self, ready: _Resolved, charge: Charge) -> Generated:
         request, names = ready.request, ready.resolved.names
         principal = charge.principal
+        note(request=request.id, tenant=principal.tenant_id)
         submission = Submission(
             request,
             principal.tenant_id,
@@ -291,6 +293,8 @@ class Platform:
             drawing = await self._drawer.submit(submission)
         except Blaming as error:
             raise error.named(names) from None
+        timings = {name: round(ms, 1) for name, ms in asdict(drawing.timings).items()}
+        log.info("drawn by %s", drawing.replica, extra=timings)
         if ready.resolved.asset_ids:
             try:
                 await asyncio.to_thread(self.library.used, ready.resolved)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from threading import Event
 from typing import Any, Protocol
@@ -106,8 +107,9 @@ class Replica:
         stop = Event()
         prepared = await self._prepare(request)
         try:
+            run = copy_context().run  # what the engine logs is about this request
             work = loop.run_in_executor(
-                self._drawer, self._draw, prepared, request, stop, time.perf_counter()
+                self._drawer, run, self._draw, prepared, request, stop, time.perf_counter()
             )
             try:
                 drawing = await asyncio.shield(work)
@@ -165,9 +167,8 @@ class Replica:
         """A cancelled call leaves nothing leased, whenever its thread comes back."""
         self._active += 1
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(
-            self._preparer, self._engine.prepare, request.recipe, request.tenant_id
-        )
+        prepare, run = self._engine.prepare, copy_context().run
+        work = loop.run_in_executor(self._preparer, run, prepare, request.recipe, request.tenant_id)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

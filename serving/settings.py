@@ -86,12 +86,16 @@ class Settings(BaseSettings):
 
     effect_probe: bool = True
 
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
     import_schemes: tuple[str, ...] = ("https",)
     import_hosts: tuple[str, ...] = ("*",)
     import_networks: tuple[str, ...] = ()
     hub_url: str = HUB
 
     pictures_kept_s: float = 7 * 24 * 3600.0
+    results_kept_s: float = 24 * 3600.0
     reconcile_s: float = 600.0
     failpoint: Failpoint | None = None
 

@@ -22,8 +22,8 @@ class Books:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        #: The picture of each seed with each LoRA, as first drawn.
-        self._golden: dict[tuple[int, str | None], str] = {}
+        #: The picture of each seed with the assets that were wanted, as first drawn.
+        self._golden: dict[tuple[int, str], str] = {}
         self._charged = 0
         for seed in SEEDS:
             self._expect(ask(stage.door, seed))
@@ -39,8 +39,13 @@ class Books:
         """Whether it is the picture that its request has always had; the first says which."""
         if answer.picture is None:
             return True  # lost, which is counted elsewhere
-        known = self._golden.setdefault((answer.seed, answer.lora), answer.picture)
+        known = self._golden.setdefault((answer.seed, answer.wanted), answer.picture)
         return answer.picture == known
+
+    def forgive(self) -> None:
+        """What was drawn since the last look is not counted."""
+        self.await_quiet()
+        self._charged = self._ledger()
 
     def await_quiet(self) -> float:
         """When every replica was up and idle and nothing waited; at the latest after a while."""

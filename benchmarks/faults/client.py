@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import httpx
+
+Wanted = Mapping[str, Any]
 
 SEEDS = tuple(range(4))
 DEADLINE_S = 240.0
 #: Said to a client that may come again.
 _AGAIN = (429, 500, 502, 503, 504)
+#: A client of its own for each request would cost more than the request.
+_CLIENT = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=None), verify=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +49,32 @@ class Answer:
     attempts: int
     said: str = ""
     replica: str = ""
-    lora: str | None = None
+    #: The assets that were asked for.
+    wanted: str = "{}"
 
 
-def body(seed: int, lora: str | None = None, steps: int = 4) -> dict[str, Any]:
+def body(seed: int, wanted: Wanted = MappingProxyType({}), steps: int = 4) -> dict[str, Any]:
     asked: dict[str, Any] = {"prompt": "a small red star", "steps": steps, "seed": seed}
-    asked["image_encoding"] = "png"
-    if lora is not None:
-        asked["loras"] = {lora: 1.0}
-    return asked
+    return {**asked, "image_encoding": "png", **wanted}
 
 
-def ask(door: Door, seed: int, lora: str | None = None, deadline_s: float = DEADLINE_S) -> Answer:
+def ask(
+    door: Door,
+    seed: int,
+    wanted: Wanted = MappingProxyType({}),
+    deadline_s: float = DEADLINE_S,
+) -> Answer:
     """One picture, with a key of its own: it may be sent as often as it takes."""
     headers = {**door.headers, "Idempotency-Key": secrets.token_hex(16)}
+    names = json.dumps(dict(wanted), sort_keys=True)
     asked_s = time.monotonic()
     said, attempts = "", 0
     while time.monotonic() < asked_s + deadline_s:
         url = door.urls[attempts % len(door.urls)]
         attempts += 1
         try:
-            response = httpx.post(
-                f"{url}/generate/sdxl", json=body(seed, lora), headers=headers, timeout=120
+            response = _CLIENT.post(
+                f"{url}/generate/sdxl", json=body(seed, wanted), headers=headers
             )
         except httpx.HTTPError as error:
             said = type(error).__name__
@@ -75,13 +85,13 @@ def ask(door: Door, seed: int, lora: str | None = None, deadline_s: float = DEAD
             data = base64.b64decode(answer["images"][0]["image_b64"])
             return Answer(
                 seed, asked_s, time.monotonic(), hashlib.sha256(data).hexdigest(), attempts, said,
-                answer["receipt"]["replica"], lora,
+                answer["receipt"]["replica"], names,
             )  # fmt: skip
         said = f"{response.status_code} {response.text[:200]}"
         if response.status_code not in _AGAIN:
             break
         time.sleep(min(2.0, float(response.headers.get("retry-after", 0.5))))
-    return Answer(seed, asked_s, time.monotonic(), None, attempts, said, lora=lora)
+    return Answer(seed, asked_s, time.monotonic(), None, attempts, said, wanted=names)
 
 
 class Load:

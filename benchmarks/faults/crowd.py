@@ -25,7 +25,9 @@ def stampede(harm: Harm) -> None:
     cold = stage.new_lora("stampede")
     before = _reads(harm)
     with ThreadPoolExecutor(_STAMPEDE) as crowd:
-        harm.asked += crowd.map(lambda _: ask(stage.door, 0, cold), range(_STAMPEDE))
+        harm.asked += crowd.map(
+            lambda _: ask(stage.door, 0, {"loras": {cold: 1.0}}), range(_STAMPEDE)
+        )
     pictures = len({answer.picture for answer in harm.asked})
     reads = _reads(harm) - before
     harm.seen = f"{_STAMPEDE} at once: reads of the store: {reads}, different pictures: {pictures}"
@@ -77,7 +79,7 @@ def poison(harm: Harm) -> None:
     deaths: set[int] = set()
     with ThreadPoolExecutor(1) as alone:
         until = time.monotonic() + _POISONED_S
-        request = {**body(0, asset), "steps": 100}
+        request = {**body(0, {"loras": {asset: 1.0}}), "steps": 100}
         while time.monotonic() < until:
             asking = alone.submit(
                 httpx.post, f"{stage.url}/generate/sdxl", json=request, headers=door.headers,

@@ -46,7 +46,7 @@ def disk_full(harm: Harm) -> None:
     try:
         _fill(ballast)
         free = shutil.disk_usage(stage.folder / "disk").free
-        harm.asked += [ask(stage.door, 0, lora) for lora in cold]
+        harm.asked += [ask(stage.door, 0, {"loras": {lora: 1.0}}) for lora in cold]
         found = sum(answer.picture is not None for answer in harm.asked)
         harm.seen = f"{free} bytes free: {found} of {len(cold)} cold assets drawn"
     finally:

@@ -46,7 +46,8 @@ class Stage:
     """One running platform; ``proxy`` stands before its store. Without ``nodes`` it starts Ray
     itself; with some it joins a cluster of that many GPU nodes, each with tiers of its own."""
 
-    def __init__(self, folder: Path, store_port: int, node_count: int = 0) -> None:
+    def __init__(self, folder: Path, store_port: int, node_count: int = 0, **settings: Any) -> None:
+        """``settings`` beside those that make it private."""
         self.folder = folder
         self.proxy = StoreProxy(store_port)
         self.node_count = node_count
@@ -76,6 +77,7 @@ class Stage:
             host_dir=folder / tiers[1],
             queue_per_tenant=32,
             **place,
+            **settings,
         )
         self.replicas = node_count or self.settings.replicas
         self.url = self.settings.resolved_public_url
@@ -213,12 +215,12 @@ def _mount(folder: Path) -> bool:
 
 
 @contextmanager
-def staged(node_count: int = 0) -> Iterator[Stage]:
+def staged(node_count: int = 0, **settings: Any) -> Iterator[Stage]:
     folder = Path("/tmp") / f"ao-faults-{os.getpid()}-{node_count}"  # Ray's sockets: a short path
     folder.mkdir()
     try:
         with s3_server(folder / "s3") as port:
-            stage = Stage(folder, port, node_count)
+            stage = Stage(folder, port, node_count, **settings)
             try:
                 yield stage
             finally:

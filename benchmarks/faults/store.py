@@ -42,7 +42,7 @@ def _cold_asset(harm: Harm, name: str) -> Iterator[None]:
 
     def late() -> None:
         time.sleep(0.5)
-        harm.asked.append(ask(harm.stage.door, 0, cold))
+        harm.asked.append(ask(harm.stage.door, 0, {"loras": {cold: 1.0}}))
 
     thread = threading.Thread(target=late)
     thread.start()

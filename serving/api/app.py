@@ -28,6 +28,7 @@ from serving.api.context import Context
 from serving.api.housekeeping import keep_house
 from serving.api.job_runner import JobRunner
 from serving.api.metrics import Counted
+from serving.logs import about
 
 #: Of a request that is parsed in memory; files take another way.
 MAX_BODY_BYTES = 16 << 20
@@ -57,11 +58,10 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(pools.router)
     app.include_router(unserved.router)
     errors.install(app)
-    app.add_middleware(BodyLimit)
-    app.add_middleware(RequestId)
-
     app.include_router(health.router)
+    app.add_middleware(BodyLimit)
     app.add_middleware(Counted)
+    app.add_middleware(RequestId)
     return app
 
 
@@ -110,4 +110,5 @@ class RequestId:
                     message["headers"].append((name.lower().encode(), value.encode()))
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        with about(http=request_id):
+            await self._app(scope, receive, send_with_id)

@@ -16,6 +16,7 @@ from assets.principal import Principal
 from assets.signing import Signer
 from serving.composition import Backends
 from serving.jobs.jobs import Job
+from serving.logs import note
 from serving.platform import Platform
 from serving.tenants.rate import RateLimited
 
@@ -75,6 +76,7 @@ async def principal_of(request: Request) -> Principal:
     known = keyring.known(token)
     if known is None:
         known = await asyncio.to_thread(keyring.authenticate, token)
+    note(tenant=known.tenant_id)
     return known
 
 

@@ -4,7 +4,7 @@ The request becomes a job whose id follows from the tenant and the key, so the d
 decides which of many arrivals is the first, on whichever gateway. All of them wait for the
 one job and get its answer, an error of the request's own too; a failure of ours is tried again
 when the key comes again. A key that comes back with another body is refused.
-Keys are remembered as long as results are, a day.
+Keys are remembered as long as results are (AO_RESULTS_KEPT_S, a day).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from serving.api.context import Context
 from serving.api.wire_generate import GenerateRequest
 from serving.errors import DeadlineExceeded, InvalidRequest
 from serving.jobs.jobs import FINISHED, Job
+from serving.logs import note, shortened
 
 HEADER = "Idempotency-Key"
 _LONGEST = 255
@@ -75,6 +76,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         if job is None:
             raise AssetNotFound("the job of this key")
     context.new_job.set()
+    note(job=shortened(job.id))
     return job
 
 

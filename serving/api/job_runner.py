@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import secrets
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -23,6 +22,7 @@ from serving.api.errors import describe
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
 from serving.jobs.jobs import CLAIM_S, Job
+from serving.logs import about, shortened
 from serving.tenants.meter import Spent
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,10 @@ class JobRunner:
 
     async def _work(self, job: Job) -> None:
         """Draw, and finish the job; stop at once when the claim is lost to another."""
+        with about(job=shortened(job.id), tenant=job.tenant_id):
+            await self._finish(job)
+
+    async def _finish(self, job: Job) -> None:
         drawing = asyncio.create_task(self._draw(job))
         renewing = asyncio.create_task(self._renew(job))
         try:
@@ -113,8 +117,8 @@ class JobRunner:
             )
             reach("job.stored")
         except Exception as failure:
-            is_young = time.time() - job.created_at_s < RETRIED_FOR_S
-            if isinstance(failure, PASSING) and is_young:
+            age_s = await asyncio.to_thread(self._context.backends.jobs.age_s, job)
+            if isinstance(failure, PASSING) and age_s < RETRIED_FOR_S:
                 return failure
             status, body, _ = describe(failure)
             return {"status": status, "body": {**body, "request_id": job.id}}

@@ -6,6 +6,7 @@ them can show the sum; without it a process shows its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
@@ -16,6 +17,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
 
 _OWN = CollectorRegistry()
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
@@ -30,7 +33,7 @@ SECONDS = Histogram(
 
 
 class Counted:
-    """Counts and times every answer. A path that is no route is counted as one: whoever
+    """Counts, times and logs every answer. A path that is no route is counted as one: whoever
     tries many makes no label of each."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -51,8 +54,10 @@ class Counted:
             is_counted = True
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if route != "none" else "none"
+            spent_s = time.perf_counter() - started_s
             REQUESTS.labels(method, route, status).inc()
-            SECONDS.labels(method, route).observe(time.perf_counter() - started_s)
+            SECONDS.labels(method, route).observe(spent_s)
+            log.info("%s %s: %s in %.0f ms", method, route, status, spent_s * 1000)
 
         async def send_and_look(message: MutableMapping[str, Any]) -> None:
             nonlocal status

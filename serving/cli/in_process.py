@@ -21,7 +21,7 @@ def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> Non
                 create_app(context),
                 settings.host,
                 settings.port,
-                log_level="warning",
+                log_config=None,  # ours, as everything's
                 timeout_graceful_shutdown=settings.drain_s,
             )
             await uvicorn.Server(config).serve()

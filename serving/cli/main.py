@@ -15,6 +15,7 @@ from serving.cli.client import client_from_environment
 from serving.cli.operator import GROUPS, reconcile
 from serving.cli.options import AsJson, DataDir, Key, Url, settings_with
 from serving.cli.output import clear_errors, show, show_one
+from serving.logs import configure
 
 app = typer.Typer(
     help="One warm SDXL endpoint; any checkpoint, LoRA, inversion or VAE by ID, per request.",
@@ -62,6 +63,7 @@ def serve(
         data_dir=data_dir,
         ray_address=ray_address,
     )
+    configure(options.log_format, options.log_level)
     with clear_errors():
         if in_process:
             from serving.cli.in_process import serve_in_process

@@ -7,6 +7,7 @@ anew, with an empty waiting room; the gateways submit again, under the same requ
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from serving.cluster.wire import RemoteFailed, Wire, WireError, WireServer
 from serving.dispatcher import Dispatcher
 from serving.drawing import Drawing, Guidance, Residency
 from serving.errors import DeadlineExceeded, DrawingFailed
+from serving.logs import configure
 from serving.pool import Phase, PoolKeeper
 from serving.settings import Settings
 from serving.submission import Submission
@@ -39,6 +41,7 @@ class DispatcherActor:
     asynchronous and short but ``submit``."""
 
     def __init__(self, settings: Settings, pool: Pool) -> None:
+        configure(settings.log_format, settings.log_level)
         key = wire_key(settings)
         limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
         self._dispatcher = Dispatcher([], limits, pool=pool.name)
@@ -96,6 +99,10 @@ class DispatcherActor:
     async def families(self) -> list[Metric]:
         await self._ready()
         return self._keeper.families()
+
+    async def process(self) -> tuple[str, int]:
+        """Which it is: node and process."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     async def renew(self) -> None:
         """Begin to replace every replica."""

@@ -15,6 +15,7 @@ from serving.api.context import Context
 from serving.cluster.dispatcher_actor import ClusterDrawer
 from serving.cluster.ingest_actor import ClusterIngest
 from serving.composition import open_backends, open_fetcher
+from serving.logs import configure
 from serving.platform import Platform
 from serving.settings import Settings
 
@@ -22,6 +23,7 @@ from serving.settings import Settings
 def app() -> FastAPI:
     """Called once in each gateway; the settings come through the environment."""
     settings = Settings()
+    configure(settings.log_format, settings.log_level)
     if not ray.is_initialized():
         # Ray takes SIGTERM for itself; here it means "drain and end", which is uvicorn's to do.
         on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -9,6 +9,7 @@ import ray
 from assets.asset import Asset
 from assets.errors import AssetError
 from serving.composition import open_backends
+from serving.logs import configure
 from serving.settings import Settings
 
 NAME = "ingest"
@@ -22,6 +23,7 @@ class IngestActor:
         from assets.ingest_queue import IngestQueue
         from serving.engine.install import open_workshop
 
+        configure(settings.log_format, settings.log_level)
         self._settings = settings
         backends = open_backends(settings)
         self._workshop = open_workshop(settings, backends)

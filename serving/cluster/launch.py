@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import uvicorn
 from ray import serve
-from ray.exceptions import ActorUnavailableError, RayError
+from ray.exceptions import RayActorError, RayError
 from uvicorn.supervisors import Multiprocess
 
 from serving.cluster.control_plane import ControlPlane, tables_in
@@ -142,7 +142,7 @@ def serve_forever(settings: Settings, progress: Progress) -> None:
             host=running.host,
             port=running.port,
             workers=running.gateways,
-            log_level="warning",
+            log_config=None,  # ours, as everything's
             timeout_worker_healthcheck=60,
             timeout_graceful_shutdown=settings.drain_s,
         )
@@ -164,7 +164,7 @@ class _Gateways(Multiprocess):
         once the one that replaces it serves."""
         try:
             self._renew()
-        except RayError:
+        except (RayError, StartFailed):
             log.exception("the pools are not renewed")
             return
         super().handle_hup()
@@ -174,15 +174,22 @@ def _renew(settings: Settings, progress: Progress) -> None:
     """The dispatchers at once (gateways submit again to the new one); then, by and by, every
     replica."""
     for pool in settings.resolved_pools:
-        dispatcher = ray.get_actor(dispatcher_name(pool.name), settings.ray_namespace)
         progress(f"renewing the pool {pool.name}")
+        dispatcher = ray.get_actor(dispatcher_name(pool.name), settings.ray_namespace)
+        old = ray.get(dispatcher.process.remote(), timeout=_START_TIMEOUT_S)
         ray.kill(dispatcher, no_restart=False)
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while True:
-            try:
-                ray.get(dispatcher.renew.remote(), timeout=_START_TIMEOUT_S)
-                break
-            except ActorUnavailableError:  # it is just being started
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
+        while _process(dispatcher) in (None, old):  # it may still answer, and then is away
+            if time.monotonic() > deadline:
+                raise StartFailed(f"the dispatcher of {pool.name} did not come back")
+            time.sleep(0.1)
+        ray.get(dispatcher.renew.remote(), timeout=_START_TIMEOUT_S)
+
+
+def _process(dispatcher: Any) -> tuple[str, int] | None:
+    """None while there is none."""
+    try:
+        found: tuple[str, int] = ray.get(dispatcher.process.remote(), timeout=_START_TIMEOUT_S)
+    except RayActorError:
+        return None
+    return found

@@ -34,6 +34,7 @@ from serving.cluster.outcome import caught, thrown
 from serving.cluster.wire import RemoteFailed, Wire, WireBroken, WireDown, WireServer
 from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport
 from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
+from serving.logs import about, configure
 from serving.pool import Phase
 from serving.replica import Replica
 from serving.settings import Settings
@@ -62,6 +63,7 @@ class Slot:
     """A replica under Serve: built warm, then only forwards."""
 
     def __init__(self, settings: Settings, pool: str, name: str) -> None:
+        configure(settings.log_format, settings.log_level)
         tell = partial(_tell, settings.ray_namespace, pool, name)
         tell("process", _process_started_s())
         node = ray.get_runtime_context().get_node_id()
@@ -82,7 +84,8 @@ class Slot:
         self._address = ""
 
     async def _draw(self, request: DrawRequest) -> Any:
-        return await caught(self._replica.draw(request))
+        with about(request=request.id, tenant=request.tenant_id):
+            return await caught(self._replica.draw(request))
 
     async def describe(self, guidance: Guidance) -> tuple[ReplicaReport, str]:
         """And where it is asked to draw."""

@@ -129,6 +129,10 @@ class WireServer:
             await _write(writer, frame)
 
 
+#: The loop holds its tasks weakly: who lets a wire go still has it read to its end.
+_READING: set[asyncio.Task[None]] = set()
+
+
 class Wire:
     """The caller's end. It connects when it is first used, and again after it was lost."""
 
@@ -187,6 +191,8 @@ class Wire:
             _keep_alive(writer)
             self._writer = writer
             self._reading = asyncio.create_task(self._read(reader, writer))
+            _READING.add(self._reading)
+            self._reading.add_done_callback(_READING.discard)
             return writer
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

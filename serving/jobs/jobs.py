@@ -91,10 +91,18 @@ class Jobs:
     """A job reserves its cost in the transaction that accepts it, and settles or releases it in
     the one that finishes it: so a crash anywhere in between charges nothing twice."""
 
-    def __init__(self, engine: Engine, meter: Meter, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        meter: Meter,
+        now: Callable[[], float] = time.time,
+        kept_s: float = KEPT_S,
+    ) -> None:
+        """``kept_s``: how long results are kept, and with them idempotency keys."""
         self._engine = engine
         self._meter = meter
         self._now = now
+        self._kept_s = kept_s
 
     def add(
         self,
@@ -152,6 +160,10 @@ class Jobs:
         with Session(self._engine) as session:
             row = session.get(JobRow, job_id)
             return None if row is None else _job(row)
+
+    def age_s(self, job: Job) -> float:
+        """Since it was accepted, or asked for again."""
+        return self._now() - job.created_at_s
 
     def claim(self, worker: str) -> Job | None:
         """A job that nobody works on, now this worker's for CLAIM_S seconds: the oldest of a
@@ -247,9 +259,9 @@ class Jobs:
         return self.get(job_id)
 
     def expired(self) -> list[str]:
-        """Jobs whose results are a day old: delete the result, then forget the job."""
+        """Jobs whose results are old: delete the result, then forget the job."""
         with Session(self._engine) as session:
-            old = JobRow.finished_at_s < self._now() - KEPT_S
+            old = JobRow.finished_at_s < self._now() - self._kept_s
             return list(session.scalars(select(JobRow.id).where(old)))
 
     def unknown(self, job_ids: Collection[str]) -> set[str]:
@@ -259,7 +271,7 @@ class Jobs:
 
     def forget(self, job_id: str) -> None:
         """Unless it has come to life again, as an idempotency key can bring it."""
-        old = JobRow.finished_at_s < self._now() - KEPT_S
+        old = JobRow.finished_at_s < self._now() - self._kept_s
         with Session(self._engine) as session, session.begin():
             session.execute(delete(JobRow).where(JobRow.id == job_id, old))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -18,6 +20,7 @@ from assets.principal import Principal
 from assets.records import Query
 from assets.sql.base import connect
 from assets.sql.blobs import SqlBlobRecords
+from assets.sql.clock import clock_of
 from assets.sql.records import SqlAssetRecords
 from serving.api.errors import describe
 from serving.database import open_database, upgrade
@@ -297,3 +300,44 @@ def test_settings_survive_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
     assert Settings() == settings
     assert settings.secret_bytes == Settings().secret_bytes
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_results_are_kept_as_long_as_is_said(tmp_path: Path) -> None:
+    now = [1000.0]
+    engine = open_database(f"sqlite:///{tmp_path}/j.db")
+    clock = lambda: now[0]  # noqa: E731
+    jobs = Jobs(engine, Meter(engine, SqlBlobRecords(engine), clock), clock, kept_s=60.0)
+    job = jobs.add(ACME, {}, "job_x")
+    assert jobs.claim("w") is not None
+    assert jobs.finish(job.id, "w", spent(job))
+    now[0] += 59
+    assert jobs.expired() == []
+    now[0] += 2
+    assert jobs.expired() == [job.id]
+
+
+def test_a_machine_whose_clock_is_ahead_takes_nobody_elses_claim(
+    database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where machines share a database, its clock is theirs; SQLite's users share a machine."""
+
+    def room() -> Jobs:
+        clock = clock_of(database)
+        return Jobs(database, Meter(database, SqlBlobRecords(database), clock), clock)
+
+    right = room()
+    job = right.add(ACME, {}, f"job_{secrets.token_hex(8)}")
+    while (claimed := right.claim("right")) is not None and claimed.id != job.id:
+        pass  # of another test
+    assert claimed is not None
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 900.0)
+    ahead = room()
+    stolen = ahead.claim("ahead")
+    if database.dialect.name == "postgresql":
+        assert stolen is None
+        assert ahead.age_s(job) < 60.0
+        assert right.finish(job.id, "right", spent(job))
+    else:
+        assert stolen is not None
+        assert stolen.id == job.id

@@ -1,0 +1,91 @@
+"""Processes that are killed at random; one replica and one gateway are spared."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Event, Thread
+from typing import Any
+
+import httpx
+import psutil
+
+from benchmarks.faults.stage import Stage
+
+#: How often each, of a hundred.
+KINDS = {
+    "replica killed": 30,
+    "replica hung": 10,
+    "gateway killed": 20,
+    "dispatcher killed": 15,
+    "Serve's controller killed": 10,
+    "control plane killed": 15,
+}
+_SIGNALS = {"replica hung": signal.SIGSTOP}
+_WORDS = {
+    "dispatcher killed": "ray::DispatcherActor",
+    "Serve's controller killed": "ray::ServeController",
+    "control plane killed": "gcs_server",
+}
+
+
+class Killer:
+    """Until the block ends; ``deeds`` says what died and when."""
+
+    def __init__(self, stage: Stage, seed: int, mean_s: float, least_s: float) -> None:
+        self.deeds: list[dict[str, Any]] = []
+        self._stage = stage
+        self._random = random.Random(seed)
+        self._mean_s = mean_s
+        self._least_s = least_s
+        self._began_s = time.monotonic()
+        self._ended = Event()
+        self._thread = Thread(target=self._run, daemon=True)
+        self._replica = min(stage.up(), key=lambda replica: str(replica["id"]))["id"]
+        self._gateway = stage.pids("spawn_main")[0]
+
+    def spared(self) -> dict[str, int]:
+        """Their process ids, by what they are."""
+        found = {"gateway": self._gateway}
+        with suppress(httpx.HTTPError, KeyError, ValueError):
+            pids = {r["id"]: r["pid"] for r in self._stage.up()}
+            if self._replica in pids:
+                found["replica"] = pids[self._replica]
+        return found
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._least_s + self._random.expovariate(1 / self._mean_s)):
+            kind = self._random.choices(list(KINDS), list(KINDS.values()))[0]
+            pid = self._victim(kind)
+            if pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, _SIGNALS.get(kind, signal.SIGKILL))
+                    self.deeds.append({"at_s": time.monotonic() - self._began_s, "what": kind})
+
+    def _victim(self, kind: str) -> int | None:
+        """None when it is away at the moment."""
+        finders: dict[str, Callable[[], list[int]]] = {
+            "gateway killed": lambda: [
+                pid for pid in self._stage.pids("spawn_main") if pid != self._gateway
+            ],
+        }
+        for name in ("replica killed", "replica hung"):
+            finders[name] = lambda: [
+                int(r["pid"]) for r in self._stage.up() if r["id"] != self._replica
+            ]
+        with suppress(httpx.HTTPError, KeyError, ValueError, psutil.Error):
+            found = finders.get(kind, lambda: self._stage.pids(_WORDS[kind]))()
+            return found[0] if found else None
+        return None

@@ -1,0 +1,54 @@
+"""The soak as a picture: memory, files and latencies over the time, with what was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.soak.vitals import PARTS, PLACES, REST
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    samples = result["samples"]
+    minutes = [sample["at_s"] / 60 for sample in samples]
+    figure, panels = plt.subplots(
+        4, 1, figsize=(11, 12), sharex=True, layout="constrained", height_ratios=(3, 2, 2, 3)
+    )
+    memory, spared, files, latency = panels
+    parts = [*(part for _, part in PARTS), REST]
+    stacked = [[sample["bytes"].get(part, 0) / 2**20 for sample in samples] for part in parts]
+    memory.stackplot(minutes, stacked, labels=parts, alpha=0.8)
+    memory.set(ylabel="anonymous memory, MiB")
+    for who in ("gateway", "replica"):
+        found = [(m, s["spared"][who]["bytes"]) for m, s in zip(minutes, samples, strict=True)
+                 if who in s["spared"]]  # fmt: skip
+        spared.plot([m for m, _ in found], [b / 2**20 for _, b in found], label=f"spared {who}")
+    spared.set(ylabel="of one process, MiB")
+    spared.set_ylim(bottom=0)
+    for place in PLACES:
+        files.plot(minutes, [sample["files"][place] for sample in samples], label=place)
+    files.set(ylabel="files")
+    files.set_ylim(bottom=0)
+    asked = result["answers"]
+    latency.plot([a / 60 for a, _ in asked], [s for _, s in asked], ".", markersize=2, color="k")
+    latency.set(ylabel="a request, seconds", yscale="log", xlabel="minutes")
+    for kill in result["kills"]:
+        for axes in panels:
+            axes.axvline(kill["at_s"] / 60, color="crimson", linewidth=0.7, alpha=0.5)
+        memory.annotate(
+            kill["what"], (kill["at_s"] / 60, 1.0), xycoords=("data", "axes fraction"),
+            rotation=60, fontsize=6, color="crimson",
+        )  # fmt: skip
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes is not latency:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,103 @@
+"""What could grow: memory and open files of every process, files of every place."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import psutil
+
+from benchmarks.faults.stage import Stage
+
+#: Words of a command line, and what the process is; the first that fits.
+PARTS = (
+    ("spawn_main", "gateways"),
+    ("ServeReplica", "replicas"),
+    ("DispatcherActor", "dispatcher"),
+    ("serving.cli.main", "serve"),
+    ("gcs_server", "control plane"),
+)
+REST = "rest of Ray"
+PLACES = ("disk", "host", "scratch", "store")
+
+
+class Vitals:
+    """Looks every so often until the block ends; ``samples`` holds what was seen."""
+
+    def __init__(self, stage: Stage, every_s: float, spared: Callable[[], dict[str, int]]) -> None:
+        """``spared``: processes to be watched one by one, by name."""
+        self.samples: list[dict[str, Any]] = []
+        self._stage = stage
+        self._every_s = every_s
+        self._spared = spared
+        self._began_s = time.monotonic()
+        self._ended = Event()
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Vitals:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self.samples.append(self._look())
+            if self._ended.wait(self._every_s):
+                return
+
+    def _look(self) -> dict[str, Any]:
+        memory: Counter[str] = Counter()
+        descriptors: Counter[str] = Counter()
+        count: Counter[str] = Counter()
+        assert self._stage.process is not None
+        for process in (*self._stage.children(), psutil.Process(self._stage.process.pid)):
+            with suppress(psutil.Error, OSError):
+                part = _part(process)
+                memory[part] += private_bytes(process.pid)
+                descriptors[part] += process.num_fds()
+                count[part] += 1
+        spared = {}
+        for name, pid in self._spared().items():
+            with suppress(psutil.Error, OSError):
+                spared[name] = {
+                    "bytes": private_bytes(pid),
+                    "descriptors": psutil.Process(pid).num_fds(),
+                }
+        return {
+            "at_s": time.monotonic() - self._began_s,
+            "bytes": dict(memory),
+            "descriptors": dict(descriptors),
+            "processes": dict(count),
+            "spared": spared,
+            "files": {place: _files(self._folder(place)) for place in PLACES},
+        }
+
+    def _folder(self, place: str) -> Path:
+        stage = self._stage
+        folders = {"scratch": stage.settings.scratch_dir, "store": stage.folder / "s3"}
+        return folders.get(place, stage.folder / place)
+
+
+def _part(process: psutil.Process) -> str:
+    line = " ".join(process.cmdline())
+    return next((part for word, part in PARTS if word in line), REST)
+
+
+def private_bytes(pid: int) -> int:
+    """Of its anonymous memory, its share of what it shares: not files, not the tiers."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss_Anon:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def _files(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*")) if folder.is_dir() else 0

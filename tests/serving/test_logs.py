@@ -1,0 +1,99 @@
+"""What a line says: which request, whose, of which job; and nothing that is nobody's business."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.platforms import running
+
+WRITE = """
+import asyncio, logging, sys
+from serving.logs import about, configure, note
+
+configure(sys.argv[1], "info")
+log = logging.getLogger("serving.test")
+
+async def one(name):
+    with about(http=name):
+        await asyncio.sleep(0)
+        note(tenant="t-" + name)
+        log.info("hello %s", name, extra={"seconds": 1.5})
+        await asyncio.to_thread(log.warning, "from a thread")
+
+async def main():
+    await asyncio.gather(one("a"), one("b"))
+    log.info("nobody's")
+    log.debug("not said")
+    logging.getLogger("another.library").info("not said")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        log.exception("it broke")
+
+asyncio.run(main())
+"""
+
+
+def written(form: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, form], capture_output=True, text=True, check=True
+    )
+    return done.stderr.splitlines()
+
+
+def test_json_lines_say_what_they_are_about() -> None:
+    lines = [json.loads(line) for line in written("json")]
+    for name in ("a", "b"):
+        hello, thread = [line for line in lines if line.get("http") == name]
+        assert hello["message"] == f"hello {name}"
+        assert hello["tenant"] == thread["tenant"] == f"t-{name}"
+        assert (hello["level"], hello["logger"], hello["seconds"]) == ("INFO", "serving.test", 1.5)
+        assert "at" in hello
+    (lonely,) = [line for line in lines if line["message"] == "nobody's"]
+    assert "http" not in lonely
+    assert "tenant" not in lonely
+    assert "ValueError: broken" in lines[-1]["error"]
+    assert len(lines) == 6
+
+
+def test_text_lines_end_with_the_fields() -> None:
+    lines = written("text")
+    assert any(line.endswith("hello a http=a tenant=t-a") for line in lines)
+    assert any(line.endswith("nobody's") for line in lines)
+
+
+def test_a_request_can_be_followed_and_its_prompt_cannot(tmp_path: Path) -> None:
+    with running(tmp_path, "--in-process", replicas=1, log_format="json") as platform:
+        headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+        tenant = platform.directory.keyring.principal_of_tenant("acme").tenant_id
+        body = {"prompt": "a very secret heron", "steps": 1, "seed": 1}
+        url = f"{platform.url}/generate/sdxl"
+        answer = httpx.post(url, json=body, headers=headers, timeout=60)
+        keyed = {**headers, "Idempotency-Key": "once"}
+        by_key = httpx.post(url, json=body, headers=keyed, timeout=60)
+    assert answer.status_code == by_key.status_code == 200
+    text = platform.log.read_text()
+    assert "heron" not in text
+    assert platform.key("acme") not in text
+    lines: list[dict[str, Any]] = [
+        json.loads(line) for line in text.splitlines() if line.startswith("{")
+    ]
+    mine = [line for line in lines if line.get("http") == answer.headers["x-request-id"]]
+    assert [line["message"].partition(" in ")[0] for line in mine] == [
+        "drawn by default-0",
+        "POST /generate/sdxl: 200",
+    ]
+    for line in mine:
+        assert line["request"] == answer.json()["request_id"]
+        assert line["tenant"] == tenant
+    assert mine[0]["denoise_ms"] > 0
+    (exchange,) = [line for line in lines if line.get("http") == by_key.headers["x-request-id"]]
+    (drawn,) = [line for line in lines if line.get("request") == by_key.json()["request_id"]]
+    assert exchange["job"] == drawn["job"]
+    assert drawn["tenant"] == tenant
