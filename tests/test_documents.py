@@ -103,19 +103,28 @@ def test_the_cold_starts_figures_are_those_of_the_results() -> None:
 
 
 def test_the_faults_are_those_of_the_results_and_each_has_its_runbook() -> None:
-    from benchmarks.faults.command import RESULT, table
-    from benchmarks.faults.injected import FAULTS
+    from benchmarks.faults.command import HARMLESS, RESULT, table
+    from benchmarks.faults.faults import FAULTS
 
     result = json.loads(RESULT.read_text())
     assert table(result) in (ROOT / "docs" / "faults.md").read_text()
     assert [row["fault"] for row in result["faults"]] == [fault.name for fault in FAULTS]
     for row in result["faults"]:
-        bad = row["lost"] or row["wrong"] or row["double_charges"] or row["left"]
-        assert not bad, row
+        assert not any(row[what] for what in HARMLESS), row
     headings = re.findall(r"^## (.+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     assert {name for heading in headings for name in heading.split(", ")} == {
         fault.name for fault in FAULTS
     }
+
+
+def test_the_soak_is_that_of_the_result() -> None:
+    from benchmarks.faults.command import HARMLESS
+    from benchmarks.soak.command import RESULT, table
+
+    result = json.loads(RESULT.read_text())
+    assert table(result) in (ROOT / "docs" / "faults.md").read_text()
+    assert not any(result[what] for what in HARMLESS)
+    assert result["minutes"] >= 60
 
 
 def test_routings_figures_are_those_of_the_results() -> None:

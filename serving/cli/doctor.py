@@ -23,6 +23,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "ray", "safetensors")
 #: Without these it starts, and something else is missing.
 _OPTIONAL = {"s3fs": "s3", "psycopg": "postgres"}
 _LEAST_FREE_BYTES = 2 << 30
+_MOST_SKEW_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +138,16 @@ def _database(settings: Settings) -> Iterator[Finding]:
     from sqlalchemy.engine import make_url
 
     from assets.sql.base import connect
+    from assets.sql.clock import clock_of
 
     shown = make_url(url).render_as_string(hide_password=True)
     started = time.perf_counter()
-    with connect(url).connect() as connection:
+    engine = connect(url)
+    with engine.connect() as connection:
         revision = connection.execute(text("select version_num from alembic_version")).scalar()
     spent_ms = (time.perf_counter() - started) * 1000
     yield Finding("database", "ok", f"{shown}, schema {revision}, {spent_ms:.0f} ms")
+    yield from _clock("database", clock_of(engine)())
     if url.startswith("sqlite") and settings.ray_address != "local":
         remedy = "gateways on other machines need PostgreSQL: set AO_DATABASE_URL"
         yield Finding("database", "warn", "SQLite on a cluster", remedy)
@@ -161,6 +165,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
     store, key, data = open_store(settings), f"doctor/{ulid()}", os.urandom(1 << 16)
     started = time.perf_counter()
     put_bytes(store, key, data)
+    written_s = next(stored.changed_at_s for stored in store.list("doctor/") if stored.key == key)
     try:
         if read_bytes(store, key) != data:
             yield Finding("store", "fail", url, "it does not return what was written")
@@ -169,6 +174,16 @@ def _store(settings: Settings) -> Iterator[Finding]:
         store.delete(key)
     spent_ms = (time.perf_counter() - started) * 1000
     yield Finding("store", "ok", f"{url}, written, read and deleted in {spent_ms:.0f} ms")
+    yield from _clock("store", written_s)
+
+
+def _clock(whose: str, theirs_s: float) -> Iterator[Finding]:
+    """Claims, signatures and expiries are compared between machines."""
+    ahead_s = time.time() - theirs_s
+    if abs(ahead_s) > _MOST_SKEW_S:
+        which = "ahead of" if ahead_s > 0 else "behind"
+        found = f"this machine's is {abs(ahead_s):.0f} s {which} the {whose}'s"
+        yield Finding("clock", "warn", found, "set both by NTP; an S3 refuses from 900 s on")
 
 
 def _port(settings: Settings) -> Iterator[Finding]:

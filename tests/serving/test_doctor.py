@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def test_what_is_there_is_tried(tmp_path: Path) -> None:
     assert "schema 0010" in findings["database"].found
     assert "written, read and deleted" in findings["store"].found
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_a_clock_that_is_wrong_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "store").mkdir()
+    assert "clock" not in found(settings(tmp_path))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 600.0)
+    clock = found(settings(tmp_path))["clock"]
+    assert clock.state == "warn"
+    assert "600 s behind the store's" in clock.found
 
 
 def test_each_fault_has_its_remedy(tmp_path: Path) -> None:

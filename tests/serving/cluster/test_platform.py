@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.faults.client import SEEDS, Door, Load, ask, body, known
 from benchmarks.samples import write_kohya_lora
 from benchmarks.store_proxy import StoreProxy
 from serving.composition import open_backends
@@ -24,8 +24,6 @@ from tests.platforms import Running, running
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[3]
-PROMPT = {"prompt": "a small red star", "steps": 4, "image_encoding": "png"}
-SEEDS = range(4)
 
 
 @pytest.fixture(scope="module")
@@ -34,71 +32,31 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def ask(platform: Running, seed: int, deadline_s: float = 120.0) -> bytes:
-    """One picture, by a client that tries again when its connection is refused or cut."""
-    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
-    deadline = time.monotonic() + deadline_s
-    while True:
-        try:
-            response = httpx.post(
-                f"{platform.url}/generate/sdxl",
-                json={**PROMPT, "seed": seed},
-                headers=headers,
-                timeout=120,
-            )
-        except httpx.TransportError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-            continue
-        assert response.status_code == 200, response.text
-        return base64.b64decode(response.json()["images"][0]["image_b64"])
-
-
-class Load:
-    """Clients that ask for known seeds until told to stop, and keep every answer."""
-
-    def __init__(self, platform: Running, clients: int = 4) -> None:
-        self.answers: list[tuple[int, bytes]] = []
-        self.errors: list[BaseException] = []
-        self._stop = threading.Event()
-        self._platform = platform
-        self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(clients)]
-
-    def _run(self, index: int) -> None:
-        seed = index
-        try:
-            while not self._stop.is_set():
-                seed = (seed + 1) % len(SEEDS)
-                self.answers.append((seed, ask(self._platform, seed)))
-        except BaseException as error:
-            self.errors.append(error)
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def await_more(self, count: int, timeout_s: float = 180.0) -> None:
-        target, deadline = len(self.answers) + count, time.monotonic() + timeout_s
-        while len(self.answers) < target:
-            assert not self.errors, self.errors
-            assert time.monotonic() < deadline, f"only {len(self.answers)} of {target}"
-            time.sleep(0.02)
+def door(platform: Running) -> Door:
+    return Door([platform.url], platform.key("acme"))
 
 
 def up(platform: Running) -> list[dict[str, Any]]:
     return [r for r in platform.status()["replicas"] if r["state"] == "up"]
 
 
-def test_kill_a_replica_then_a_gateway_under_load(platform: Running) -> None:
-    golden = {seed: ask(platform, seed) for seed in SEEDS}
+def golden_of(platform: Running) -> dict[int, str | None]:
+    golden = {seed: ask(door(platform), seed).picture for seed in SEEDS}
+    assert None not in golden.values()
     assert len(set(golden.values())) == len(SEEDS)
-    with Load(platform) as load:
+    return golden
+
+
+def check(load: Load, golden: dict[int, str | None]) -> None:
+    """A connection may be refused or cut; no answer is an error or another picture."""
+    assert not load.errors
+    assert all(answer.picture == golden[answer.seed] for answer in load.answers)
+    assert not [answer.said for answer in load.answers if answer.said[:1].isdigit()]
+
+
+def test_kill_a_replica_then_a_gateway_under_load(platform: Running) -> None:
+    golden = golden_of(platform)
+    with Load(known(door(platform)), clients=4) as load:
         load.await_more(8)
         busy = max(up(platform), key=lambda r: r["running"])
         os.kill(busy["pid"], signal.SIGKILL)
@@ -107,9 +65,7 @@ def test_kill_a_replica_then_a_gateway_under_load(platform: Running) -> None:
         assert len(gateways) == 2
         os.kill(gateways[0], signal.SIGKILL)
         load.await_more(12)
-    assert not load.errors
-    assert {picture for _, picture in load.answers} == set(golden.values())
-    assert all(picture == golden[seed] for seed, picture in load.answers)
+    check(load, golden)
     deadline = time.monotonic() + 120
     while len(up(platform)) < 2 or len(platform.gateways()) < 2:
         assert time.monotonic() < deadline, platform.status()
@@ -120,17 +76,69 @@ def test_kill_a_replica_then_a_gateway_under_load(platform: Running) -> None:
         assert time.monotonic() < deadline
 
 
+def test_every_gateway_shows_what_all_have_answered(platform: Running) -> None:
+    """Not its own alone: whoever scrapes gets one of them, another each time."""
+    answered = "ao_http_requests_total{"
+    route = 'route="/healthz"'
+
+    def count() -> float:
+        lines = httpx.get(f"{platform.url}/metrics", timeout=30).text.splitlines()
+        found = [line for line in lines if line.startswith(answered) and route in line]
+        return sum(float(line.rpartition(" ")[2]) for line in found)
+
+    before = count()
+    for _ in range(40):  # a connection each: some to one gateway, some to the other
+        httpx.get(f"{platform.url}/healthz", timeout=30).raise_for_status()
+    assert {count() for _ in range(10)} == {before + 40}
+
+
 def test_a_dispatcher_that_dies_is_replaced(platform: Running) -> None:
-    golden = {seed: ask(platform, seed) for seed in SEEDS}
+    golden = golden_of(platform)
     dispatcher = next(
         p for p in platform.descendants() if any("DispatcherActor" in c for c in p.cmdline())
     )
-    with Load(platform) as load:
+    with Load(known(door(platform)), clients=4) as load:
         load.await_more(4)
         dispatcher.kill()
         load.await_more(8)
-    assert not load.errors
-    assert all(picture == golden[seed] for seed, picture in load.answers)
+    check(load, golden)
+
+
+def test_a_control_plane_that_dies_comes_back_with_all_it_knew(platform: Running) -> None:
+    golden = golden_of(platform)
+    (old,) = [p for p in platform.descendants() if p.name() == "gcs_server"]
+    with Load(known(door(platform)), clients=4) as load:
+        load.await_more(4)
+        old.kill()
+        load.await_more(8)
+        busy = max(up(platform), key=lambda r: r["running"])
+        os.kill(busy["pid"], signal.SIGKILL)
+        load.await_more(8)
+    check(load, golden)
+    (new,) = [p for p in platform.descendants() if p.name() == "gcs_server"]
+    assert new.pid != old.pid
+    deadline = time.monotonic() + 120
+    while len(up(platform)) < 2 or busy["pid"] in {r["pid"] for r in up(platform)}:
+        assert time.monotonic() < deadline, platform.status()
+        time.sleep(0.2)
+
+
+def test_sighup_replaces_every_process_while_it_serves(platform: Running) -> None:
+    golden = golden_of(platform)
+
+    def processes() -> set[int]:
+        return {replica["pid"] for replica in up(platform)} | set(platform.gateways())
+
+    old = processes()
+    with Load(known(door(platform)), clients=4) as load:
+        load.await_more(4)
+        platform.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 240
+        while len(up(platform)) < 2 or old & processes():
+            assert time.monotonic() < deadline, platform.status()
+            time.sleep(0.2)
+        load.await_more(8)
+    check(load, golden)
 
 
 def _inspected(client: Any, asset: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +242,7 @@ def test_a_deletion_reaches_the_tiers_of_the_cluster(
         return any((folder / "objects" / key).exists() for folder in folders)
 
     assert is_there()
-    client.generate({**PROMPT, "loras": {asset["id"]: 1.0}})
+    client.generate(body(0, {"loras": {asset["id"]: 1.0}}))
     client.call("DELETE", f"/v1/assets/{asset['id']}")
     deadline = time.monotonic() + 30
     while is_there():
