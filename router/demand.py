@@ -25,7 +25,7 @@ class Demand:
         return self._count(key, now_s) / self.fade_s
 
     def most(self, count: int, now_s: float) -> list[str]:
-        """The keys most asked for, of those asked for more than once lately."""
+        """The keys most asked for, of those asked for more than twice lately."""
         counts = {key: self._count(key, now_s) for key in self._seen}
         wanted = sorted((key for key, n in counts.items() if n > 2), key=lambda k: -counts[k])
         return wanted[:count]

@@ -353,3 +353,22 @@ def test_what_waits_is_promoted_to_where_it_will_be_drawn() -> None:
     assert promotion.blobs == (LORA,)
     made.fleet.on_node(f"node-{promotion.replica_id}", {"host": frozenset({"lora"})})
     assert made.promote(request(), 0.0) is None
+
+
+def test_what_a_replica_is_worth_follows_demand_and_who_else_has_it() -> None:
+    """Of a pool that shrinks the ones with the least to lose go first."""
+    made = room("popular", "rare", "bare")
+    hold(made, "popular", "base")
+    hold(made, "rare", "other")
+    for index in range(8):
+        arrive(made, request(f"q{index}"), now_s=float(index))
+        for assignment in made.assign(float(index)):
+            made.ended(assignment, float(index))
+    arrive(made, other("once", arrived_s=8.0), now_s=8.0)
+    for assignment in made.assign(8.0):
+        made.ended(assignment, 8.0)
+    worth = {name: made.value_s(name, 8.0) for name in ("popular", "rare", "bare")}
+    assert worth["popular"] > worth["rare"] > worth["bare"] == 0.0
+    hold(made, "bare", "base")
+    assert made.value_s("popular", 8.0) == made.value_s("bare", 8.0) == worth["popular"] / 2
+    assert made.value_s("popular", 8.0 + 3600.0) < worth["popular"] / 3

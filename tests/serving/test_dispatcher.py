@@ -405,3 +405,16 @@ async def test_what_waits_is_brought_near_and_popular_things_are_held() -> None:
         await asyncio.gather(*tasks)
         assert room.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
         assert "nowhere" not in room.residency(["lora", "nowhere"])
+
+
+async def test_a_new_replica_is_sent_what_is_most_in_demand() -> None:
+    first, new = FakeReplica("a"), FakeReplica("b")
+    async with dispatcher(first) as room:
+        for index, lora in enumerate(["cool"] * 3 + ["hot"] * 4 + ["cold"]):
+            await room.submit(submission(str(index), lora=lora))
+        room.add(new)
+        await until(lambda: any(m.id == "b" and m.is_up for m in room.members()))
+        await until(lambda: bool(new.warmed))
+        keys = [blob.key for blob in new.warmed]
+        assert keys[0] == BLOB.key  # the checkpoint before what comes on top of it
+        assert keys[1:] == ["hot", "cool"]
