@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     result = soak(arguments)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(result, separators=(",", ":")) + "\n")
     plot(result, arguments.plot)
     print(json.dumps(result, indent=1) if arguments.json else table(result))
     bad = ("lost", "wrong", "double_charges", "missing_charges", "left")

@@ -8,13 +8,13 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Event, Thread
 from typing import Any
 
 import httpx
 import psutil
 
 from benchmarks.faults.stage import Stage
+from benchmarks.soak.background import Background
 
 #: How often each, of a hundred.
 KINDS = {
@@ -33,18 +33,17 @@ _WORDS = {
 }
 
 
-class Killer:
+class Killer(Background):
     """Until the block ends; ``deeds`` says what died and when."""
 
     def __init__(self, stage: Stage, seed: int, mean_s: float, least_s: float) -> None:
+        super().__init__()
         self.deeds: list[dict[str, Any]] = []
         self._stage = stage
         self._random = random.Random(seed)
         self._mean_s = mean_s
         self._least_s = least_s
         self._began_s = time.monotonic()
-        self._ended = Event()
-        self._thread = Thread(target=self._run, daemon=True)
         self._replica = min(stage.up(), key=lambda replica: str(replica["id"]))["id"]
         self._gateway = stage.pids("spawn_main")[0]
 
@@ -57,16 +56,8 @@ class Killer:
                 found["replica"] = pids[self._replica]
         return found
 
-    def __enter__(self) -> Killer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
     def _run(self) -> None:
-        while not self._ended.wait(self._least_s + self._random.expovariate(1 / self._mean_s)):
+        while not self.ended.wait(self._least_s + self._random.expovariate(1 / self._mean_s)):
             kind = self._random.choices(list(KINDS), list(KINDS.values()))[0]
             pid = self._victim(kind)
             if pid is not None:

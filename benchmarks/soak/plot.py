@@ -38,6 +38,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     asked = result["answers"]
     latency.plot([a / 60 for a, _ in asked], [s for _, s in asked], ".", markersize=2, color="k")
     latency.set(ylabel="a request, seconds", yscale="log", xlabel="minutes")
+    marks = [m for m in (0.1, 0.3, 1, 3, 10, 30, 100) if m < 1.5 * max(s for _, s in asked)]
+    latency.set_yticks(marks, [f"{mark:g}" for mark in marks])
+    latency.minorticks_off()
     for kill in result["kills"]:
         for axes in panels:
             axes.axvline(kill["at_s"] / 60, color="crimson", linewidth=0.7, alpha=0.5)

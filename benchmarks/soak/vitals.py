@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import psutil
 
 from benchmarks.faults.stage import Stage
+from benchmarks.soak.background import Background
 
 #: Words of a command line, and what the process is; the first that fits.
 PARTS = (
@@ -26,31 +26,22 @@ REST = "rest of Ray"
 PLACES = ("disk", "host", "scratch", "store")
 
 
-class Vitals:
+class Vitals(Background):
     """Looks every so often until the block ends; ``samples`` holds what was seen."""
 
     def __init__(self, stage: Stage, every_s: float, spared: Callable[[], dict[str, int]]) -> None:
         """``spared``: processes to be watched one by one, by name."""
+        super().__init__()
         self.samples: list[dict[str, Any]] = []
         self._stage = stage
         self._every_s = every_s
         self._spared = spared
         self._began_s = time.monotonic()
-        self._ended = Event()
-        self._thread = Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Vitals:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while True:
             self.samples.append(self._look())
-            if self._ended.wait(self._every_s):
+            if self.ended.wait(self._every_s):
                 return
 
     def _look(self) -> dict[str, Any]:
