@@ -4,6 +4,7 @@ each on loopback, on a free port, ended by whoever started it."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -104,6 +105,35 @@ def s3_server(folder: Path) -> Iterator[int]:
     finally:
         server.terminate()
         server.wait()
+
+
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[str]:
+    """A private PostgreSQL server in a new folder that anybody may enter; its URL. Debian's, from
+    POSTGRES, which is None where it is not installed."""
+    assert POSTGRES is not None
+    folder.mkdir()
+    data, port = folder / "data", free_port()
+    run: Any = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run["cwd"] = folder
+    if os.getuid() == 0:  # it refuses to run as root
+        shutil.chown(folder, "postgres", "postgres")
+        run |= {"user": "postgres", "group": "postgres", "extra_groups": []}
+    try:
+        command = [str(POSTGRES / "initdb"), "-D", str(data), "-U", "ao", "-A", "trust"]
+        subprocess.run(command, **run)
+        control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w"]
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        subprocess.run([*control, "-o", options, "start"], **run)
+        try:
+            yield f"postgresql+psycopg://ao@127.0.0.1:{port}/postgres"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], **run)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def await_port(server: subprocess.Popen[bytes], port: int, timeout_s: float = 30.0) -> None:

@@ -35,10 +35,10 @@ class PoolSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gpu: str = ""
-    queue_size: int = Field(2, ge=0)
-    min: int = Field(0, ge=0)
-    max: int = Field(1, ge=0)
-    idle_s: float = Field(180.0, ge=0)
+    queue_size: int = Field(default=2, ge=0)
+    min: int = Field(default=0, ge=0)
+    max: int = Field(default=1, ge=0)
+    idle_s: float = Field(default=180.0, ge=0)
 
 
 class Settings(BaseSettings):

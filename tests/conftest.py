@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -204,32 +203,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, An
         yield {"url": "s3://bucket", "options": s3_options(port)}
 
 
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-
-
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A private PostgreSQL server on loopback."""
-    if POSTGRES is None:
+    if servers.POSTGRES is None:
         pytest.skip("PostgreSQL's server is not installed")
-    folder = Path("/tmp") / f"ao-postgres-{os.getpid()}"
-    folder.mkdir()
-    data, port = folder / "data", free_port()
-    run: Any = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    run["cwd"] = folder
-    if os.getuid() == 0:  # it refuses to run as root
-        shutil.chown(folder, "postgres", "postgres")
-        run |= {"user": "postgres", "group": "postgres", "extra_groups": []}
-    try:
-        command = [str(POSTGRES / "initdb"), "-D", str(data), "-U", "ao", "-A", "trust"]
-        subprocess.run(command, **run)
-        control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w"]
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        subprocess.run([*control, "-o", options, "start"], **run)
-        yield f"postgresql+psycopg://ao@127.0.0.1:{port}/postgres"
-        subprocess.run([*control, "-m", "immediate", "stop"], **run)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with servers.postgres_server(Path("/tmp") / f"ao-postgres-{os.getpid()}") as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

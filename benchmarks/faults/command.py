@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks.faults.books import Books
 from benchmarks.faults.client import Load, known
-from benchmarks.faults.fault import Fault, Harm, Skipped
+from benchmarks.faults.fault import Fault, Harm
 from benchmarks.faults.faults import FAULTS
-from benchmarks.faults.stage import staged
+from benchmarks.faults.stage import Skipped, staged
 
 RESULT = Path(__file__).parents[1] / "results" / "faults.json"
 #: What must be nothing in every row.
@@ -49,17 +49,21 @@ def main() -> None:
 
 def inject(chosen: Sequence[Fault]) -> dict[str, dict[str, Any]]:
     """A row each, by name. Those that want the same machines share a platform."""
-    rows = {}
-    for nodes, faults in groupby(sorted(chosen, key=lambda f: f.nodes), lambda f: f.nodes):
-        with staged(nodes) as stage:
-            books = Books(stage)
-            for fault in faults:
-                print(f"{fault.name} …", file=sys.stderr, flush=True)
-                try:
-                    rows[fault.name] = suffer(fault, books)
-                except Skipped as reason:
-                    rows[fault.name] = {"fault": fault.name, "skipped": str(reason)}
-                print(f"  {json.dumps(rows[fault.name])}", file=sys.stderr, flush=True)
+    rows: dict[str, dict[str, Any]] = {}
+    for place, group in groupby(sorted(chosen, key=lambda f: f.place), lambda f: f.place):
+        faults = list(group)
+        try:
+            with staged(place) as stage:
+                books = Books(stage)
+                for fault in faults:
+                    print(f"{fault.name} …", file=sys.stderr, flush=True)
+                    try:
+                        rows[fault.name] = suffer(fault, books)
+                    except Skipped as reason:
+                        rows[fault.name] = {"fault": fault.name, "skipped": str(reason)}
+                    print(f"  {json.dumps(rows[fault.name])}", file=sys.stderr, flush=True)
+        except Skipped as reason:
+            rows |= {f.name: {"fault": f.name, "skipped": str(reason)} for f in faults}
     return rows
 
 

@@ -6,11 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.faults.client import Answer
-from benchmarks.faults.stage import Stage
-
-
-class Skipped(Exception):
-    """This machine cannot be harmed in that way; says what it lacks."""
+from benchmarks.faults.stage import ONE_MACHINE, Place, Stage
 
 
 @dataclass(slots=True)
@@ -32,10 +28,9 @@ Inject = Callable[[Harm], None]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``inject`` harms the stage, heals it if it does not heal by itself, and says what it saw.
-    ``nodes``: on a cluster with so many GPU nodes instead of on one machine."""
+    """``inject`` harms the stage, heals it if it does not heal by itself, and says what it saw."""
 
     name: str
     expected: str
     inject: Inject
-    nodes: int = 0
+    place: Place = ONE_MACHINE

@@ -14,6 +14,7 @@ from benchmarks.faults.processes import (
     replica_killed,
     restarted,
 )
+from benchmarks.faults.stage import Place
 from benchmarks.faults.store import DRIP_BYTES_S, SLOW_BYTES_S, store, store_sends
 
 FAULTS = (
@@ -25,7 +26,8 @@ FAULTS = (
     Fault("controller-killed", "nobody notices", killed("ray::ServeController")),
     Fault("control-plane-killed", "back on its tables; a replica that dies then is replaced",
           control_plane_killed),
-    Fault("node-lost", "drawn again on the others, whole again with its node", node_lost, nodes=2),
+    Fault("node-lost", "drawn again on the others, whole again with its node", node_lost,
+          Place(nodes=2)),
     Fault("renewed", "every process replaced by a new one, nobody notices", renewed),
     Fault("store-slow", "what is near is drawn; the cold asset as fast as it comes",
           store_sends(SLOW_BYTES_S)),
@@ -37,7 +39,7 @@ FAULTS = (
     Fault("store-black-hole", "given up in time, read again", store("black hole")),
     Fault("disk-full", "makes room, draws", disk_full),
     Fault("database-locked", "waits for it, or is told to come again", database_locked),
-    Fault("clock-skew", "every job ends once", clock_skewed),
+    Fault("clock-skew", "every job ends once", clock_skewed, Place(has_postgres=True)),
     Fault("poison", "refused after two deaths, the others drawn", poison),
     Fault("stampede", "one read of the store", stampede),
     Fault("overload", "refused early with Retry-After, the accepted drawn", overload),

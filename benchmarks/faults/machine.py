@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 
 from benchmarks.faults.client import SEEDS, Door, ask, body
-from benchmarks.faults.fault import Harm, Skipped
+from benchmarks.faults.fault import Harm
+from benchmarks.faults.stage import Skipped
 from benchmarks.servers import await_port, free_port
 
 _LOCKED_S = 6.0

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from benchmarks.faults.client import Door
 from benchmarks.faults.nodes import GPU, RayNodes
 from benchmarks.samples import write_kohya_lora
 from benchmarks.servers import (
+    POSTGRES,
     clean_environment,
     end_serving,
     free_port,
+    postgres_server,
     s3_options,
     s3_server,
     start_serving,
@@ -42,29 +45,44 @@ TENANT = "faults"
 DISK_BYTES = 96 << 20
 
 
-class Stage:
-    """One running platform; ``proxy`` stands before its store. Without ``nodes`` it starts Ray
-    itself; with some it joins a cluster of that many GPU nodes, each with tiers of its own."""
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where it runs. Without nodes it starts Ray itself, on this machine; with some it joins a
+    cluster of that many GPU nodes, each with tiers of its own. Machines whose clocks differ share
+    no SQLite: for them there is PostgreSQL."""
 
-    def __init__(self, folder: Path, store_port: int, node_count: int = 0, **settings: Any) -> None:
+    nodes: int = 0
+    has_postgres: bool = False
+
+
+ONE_MACHINE = Place()
+
+
+class Skipped(Exception):
+    """This machine cannot be harmed in that way; says what it lacks."""
+
+
+class Stage:
+    """One running platform; ``proxy`` stands before its store."""
+
+    def __init__(
+        self, folder: Path, store_port: int, place: Place, database_url: str, **settings: Any
+    ) -> None:
         """``settings`` beside those that make it private."""
+        node_count = place.nodes
         self.folder = folder
         self.proxy = StoreProxy(store_port)
         self.node_count = node_count
         self.nodes: RayNodes | None = None
-        place: dict[str, Any] = {"ray_temp_dir": folder / "ray"}
+        ray: dict[str, Any] = {"ray_temp_dir": folder / "ray"}
         tiers = ("disk", "host")
         if node_count:
             self.nodes = RayNodes(folder)
             for index in range(node_count):
                 self.nodes.add(index)
-            place = {
+            ray = {
                 "ray_address": self.nodes.address,
-                "pools": {
-                    "gpus": PoolSettings(
-                        gpu=GPU, queue_size=2, min=node_count, max=node_count, idle_s=180
-                    )
-                },
+                "pools": {"gpus": PoolSettings(gpu=GPU, min=node_count, max=node_count)},
             }
             tiers = ("disk-{node}", "host-{node}")
         self.has_small_disk = not node_count and _mount(folder / "disk")
@@ -76,7 +94,8 @@ class Stage:
             disk_dir=folder / tiers[0],
             host_dir=folder / tiers[1],
             queue_per_tenant=32,
-            **place,
+            database_url=database_url,
+            **ray,
             **settings,
         )
         self.replicas = node_count or self.settings.replicas
@@ -215,15 +234,23 @@ def _mount(folder: Path) -> bool:
 
 
 @contextmanager
-def staged(node_count: int = 0, **settings: Any) -> Iterator[Stage]:
-    folder = Path("/tmp") / f"ao-faults-{os.getpid()}-{node_count}"  # Ray's sockets: a short path
-    folder.mkdir()
+def staged(place: Place = ONE_MACHINE, **settings: Any) -> Iterator[Stage]:
+    """
+    Raises:
+        Skipped: this machine has no PostgreSQL.
+    """
+    if place.has_postgres and POSTGRES is None:
+        raise Skipped("PostgreSQL's server is not installed")
+    folder = Path("/tmp") / f"ao-faults-{os.getpid()}-{place.nodes}{place.has_postgres:d}"
+    folder.mkdir()  # in /tmp because Ray's sockets need a short path
     try:
-        with s3_server(folder / "s3") as port:
-            stage = Stage(folder, port, node_count, **settings)
-            try:
-                yield stage
-            finally:
-                stage.end()
+        with ExitStack() as servers:
+            port = servers.enter_context(s3_server(folder / "s3"))
+            url = ""
+            if place.has_postgres:
+                url = servers.enter_context(postgres_server(folder / "postgres"))
+            stage = Stage(folder, port, place, url, **settings)
+            servers.callback(stage.end)
+            yield stage
     finally:
         shutil.rmtree(folder, ignore_errors=True)
