@@ -57,27 +57,29 @@ def start_serving(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        with suppress(httpx.HTTPError):
-            if httpx.get(f"{settings.resolved_public_url}/readyz", timeout=10).is_success:
-                return process
-        if process.poll() is not None or time.monotonic() > deadline:
-            end_serving(process)
-            raise NotStarted(log.read_text()[-4000:])
-        time.sleep(0.1)
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{settings.resolved_public_url}/readyz", timeout=10).is_success:
+                    return process
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise NotStarted(log.read_text()[-4000:])
+            time.sleep(0.1)
+    except BaseException:
+        end_serving(process)
+        raise
 
 
 def end_serving(process: subprocess.Popen[bytes]) -> None:
     """It, and all that it started."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_END_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with suppress(ProcessLookupError):  # its group outlives it when it was killed
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def s3_options(port: int) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class StoreProxy:
         self.bytes_per_s = bytes_per_s
         #: What is wrong with it: see FAULTS.
         self.fault: str | None = None
+        #: Answers that it has spoilt or held up.
+        self.harmed = 0
         self._free_at_s = 0.0
         self.gets: Counter[str] = Counter()
         self.sent_bytes: Counter[str] = Counter()
@@ -42,12 +44,17 @@ class StoreProxy:
             self.gets[path] += 1
             self.sent_bytes[path] += size_bytes
 
+    def harm(self) -> None:
+        with self._lock:
+            self.harmed += 1
+
     def wait_for(self, size_bytes: int) -> None:
         """Until so many bytes more may be sent."""
         rate = self.bytes_per_s
         if rate is None:
             return
         with self._lock:
+            self.harmed += 1
             start_s = max(self._free_at_s, time.monotonic())
             self._free_at_s = start_s + size_bytes / rate
         time.sleep(max(0.0, self._free_at_s - time.monotonic()))
@@ -70,6 +77,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         fault = self.proxy.fault
+        is_content = self.command == "GET" and "/blobs/" in self.path
+        if fault is not None and (is_content or fault not in ("cut", "flipped")):
+            self.proxy.harm()
         if fault == "black hole":
             while self.proxy.fault == fault:
                 time.sleep(0.1)
@@ -101,7 +111,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        is_content = self.command == "GET" and "/blobs/" in self.path
         if fault == "flipped" and is_content and data:
             data = bytes([data[0] ^ 1]) + data[1:]
         if self.command == "GET":

@@ -48,14 +48,15 @@ def configure(form: Format, level: str) -> None:
     """The lines of this process go to its standard error: ours from ``level`` on, warnings of
     anybody else."""
     handler = logging.StreamHandler()
-    handler.addFilter(_add_fields)
+    handler.addFilter(add_fields)
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for name in _OURS:
         logging.getLogger(name).setLevel(level.upper())
 
 
-def _add_fields(record: logging.LogRecord) -> bool:
+def add_fields(record: logging.LogRecord) -> bool:
+    """A handler's filter: what the line is about becomes its attributes."""
     for name, value in (_about.get() or {}).items():
         setattr(record, name, value)
     return True

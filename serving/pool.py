@@ -35,6 +35,8 @@ _LOOK_S = 0.2
 _FAILURES_S = 2.0
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 _EVENTS = 500
+#: For as long a renewal waits for a GPU more than it needs.
+_SPARE_S = 600.0
 
 
 class Starter(Protocol):
@@ -79,6 +81,12 @@ class Birth:
 
 
 @dataclass(frozen=True, slots=True)
+class _Spare:
+    name: str
+    ordered_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoolEvent:
     """``what`` is ordered, ready, released or failed."""
 
@@ -108,10 +116,10 @@ class PoolKeeper:
         self._names = count()
         self._births: dict[str, Birth] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
-        #: Those that are to be replaced; whether one more than usual was started for it.
+        #: Those that are to be replaced, and the one more than usual that was ordered for it.
         self._outdated: set[str] = set()
         self._is_renewal_due = False
-        self._has_spare = False
+        self._spare: _Spare | None = None
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS)
         self._failures = 0
         self._paused_until_s = 0.0
@@ -155,7 +163,8 @@ class PoolKeeper:
             await self._start(plan.start)
         for name in plan.stop:
             self._begin_to_stop(name)
-        await self._renew(members, now)
+        if not plan.start:
+            await self._renew(now)
         await asyncio.sleep(0)  # and let those that stop leave the members
 
     def renew(self) -> None:
@@ -163,20 +172,33 @@ class PoolKeeper:
         the pool may have one more, that is started first."""
         self._is_renewal_due = True
 
-    async def _renew(self, members: Sequence[Member], now_s: float) -> None:
-        there = {member.id for member in members}
+    async def _renew(self, now_s: float) -> None:
+        """One step: a spare, or the end of one that is to be replaced. Only while everybody else
+        is up, so that the pool misses one at a time."""
+        members = self._dispatcher.members()
+        there = {member.id: member for member in members}
         if self._is_renewal_due:
-            self._is_renewal_due, self._outdated = False, there
-        self._outdated &= there
-        is_calm = not self._stopping and all(member.is_up for member in members)
-        if not self._outdated or not is_calm or now_s < self._paused_until_s:
+            self._is_renewal_due, self._outdated, self._spare = False, {*there}, None
+        old = [member for name, member in there.items() if name in self._outdated]
+        if self._outdated and not old:
+            log.info("pool %s is renewed", self.pool.name)
+        self._outdated &= there.keys()
+        if not old or self._stopping or now_s < self._paused_until_s:
             return
-        if len(members) < self.pool.max and not self._has_spare:
-            self._has_spare = True
-            await self._start(1)
+        spare = self._spare
+        if spare is not None and spare.name in there and not there[spare.name].is_up:
+            if now_s - spare.ordered_s > _SPARE_S:
+                log.warning("no GPU for %s: pool %s goes on without", spare.name, self.pool.name)
+                self._begin_to_stop(spare.name)
             return
-        self._has_spare = False
-        old = [member for member in members if member.id in self._outdated]
+        if len(members) < self.pool.min or not all(member.is_up for member in members):
+            return
+        if spare is None and len(members) < self.pool.max:
+            (name,) = await self._start(1)
+            self._spare = _Spare(name, now_s)
+            return
+        # The next needs a spare of its own, unless there was no room for one.
+        self._spare = None if spare is None or spare.name in there else spare
         self._begin_to_stop(min(old, key=lambda m: (m.running, m.value_s, m.id)).id)
 
     def _begin_to_stop(self, name: str) -> None:
@@ -187,7 +209,7 @@ class PoolKeeper:
     async def close(self) -> None:
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
 
-    async def _start(self, number: int) -> None:
+    async def _start(self, number: int) -> Sequence[str]:
         taken = {*self._births, *self._stopping, *await self._starter.existing()}
         names: list[str] = []
         while len(names) < number:
@@ -200,6 +222,7 @@ class PoolKeeper:
             self._note("ordered", name, waiting=self._dispatcher.waiting)
             self._dispatcher.add(self._starter.client(name))
         await self._starter.start(names)
+        return names
 
     async def _stop(self, name: str) -> None:
         await self._dispatcher.remove(name)
@@ -229,6 +252,9 @@ class PoolKeeper:
         log.error("%s did not start (the next in %.0f s): %s", name, pause_s, reason)
         self._births.pop(name, None)
         self._note("failed", name, reason=reason.strip().rpartition("\n")[2])
+        if self._outdated:
+            log.error("pool %s is not renewed any further: a new one failed", self.pool.name)
+            self._outdated.clear()
         await self._dispatcher.remove(name)
         await self._starter.stop(name)
 
@@ -279,6 +305,7 @@ class PoolKeeper:
                 for member in members
             ],
             "starting": self._starting(members),
+            "outdated": sorted(self._outdated),
             "stopping": list(self._stopping),
             "events": [asdict(event) for event in self._events],
         }

@@ -13,15 +13,16 @@ class Base(DeclarativeBase):
 
 
 def connect(url: str) -> Engine:
-    """An engine for ``url``. SQLite gets write-ahead logging, so readers never wait.
+    """An engine for ``url``, whose errors do not say what was to be written, which may be a prompt.
+    SQLite gets write-ahead logging, so readers never wait.
 
     ``synchronous=NORMAL``: after a power cut the newest commits may be missing, never
     half there. What that can cost here is an upload or a job that must be sent again, and the
     charge of a picture that was drawn in that moment.
     """
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, connect_args={"timeout": 10.0})
+        return create_engine(url, pool_pre_ping=True, hide_parameters=True)
+    engine = create_engine(url, connect_args={"timeout": 10.0}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:

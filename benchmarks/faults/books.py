@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
 
+from assets.signing import Signer
 from benchmarks.faults.client import SEEDS, Answer, ask
 from benchmarks.faults.stage import Stage
 
@@ -24,16 +28,12 @@ class Books:
         self.stage = stage
         #: The picture of each seed with the assets that were wanted, as first drawn.
         self._golden: dict[tuple[int, str], str] = {}
-        self._charged = 0
-        for seed in SEEDS:
-            self._expect(ask(stage.door, seed))
-        everywhere = self._everywhere()
-        self._charged = self._ledger()
-        if self._charged != len(SEEDS) + len(everywhere):
-            raise SystemExit(f"{self._charged} pictures were charged before anything was harmed")
-        self._weights = {*stage.weights().values()}
-        if len(self._weights) != 1:
-            raise SystemExit("replicas that have drawn the same recipe have other weights")
+        self._signer = Signer(stage.settings.secret_bytes)
+        self._charged: Counter[str] = Counter()
+        self._weights: set[str] | None = None
+        found = self.examine([ask(stage.door, seed) for seed in SEEDS])
+        if any(found.values()):
+            raise SystemExit(f"before anything was harmed: {found}")
 
     def _expect(self, answer: Answer) -> bool:
         """Whether it is the picture that its request has always had; the first says which."""
@@ -50,49 +50,69 @@ class Books:
     def await_quiet(self) -> float:
         """When every replica was up and idle and nothing waited; at the latest after a while."""
         deadline = time.monotonic() + _QUIET_S
-        while time.monotonic() < deadline:
-            with suppress(httpx.HTTPError, KeyError, ValueError):
-                status = self.stage.status()
-                idle = not status["waiting"] and not any(r["running"] for r in status["replicas"])
-                if idle and len(self.stage.up()) >= self.stage.replicas:
-                    break
+        while not self._is_quiet() and time.monotonic() < deadline:
             time.sleep(0.2)
         return time.monotonic()
 
-    def examine(self, answers: Sequence[Answer], drawn: int) -> dict[str, Any]:
-        """``drawn``: pictures beside those of the answers."""
-        after = self._everywhere()
+    def _is_quiet(self) -> bool:
+        try:
+            status = self.stage.status()
+            is_idle = not status["waiting"] and not any(r["running"] for r in status["replicas"])
+            return is_idle and len(self.stage.up()) >= self.stage.replicas
+        except (httpx.HTTPError, KeyError, ValueError):
+            return False
+
+    def examine(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Of all that was asked since the last look. What has been asked with an asset is asked
+        again, by every replica; then each draws the model as it is, whose weights are known."""
+        again = {(a.seed, a.wanted) for a in answers if a.wanted != "{}"}
+        after = [
+            answer for seed, wanted in sorted(again) for answer in self._everywhere(seed, wanted)
+        ]
+        after += self._everywhere(SEEDS[0], "{}")
         left = [f"{answer.said}: lost afterwards" for answer in after if answer.picture is None]
-        wrong = sum(not self._expect(answer) for answer in (*answers, *after))
-        drawn += sum(answer.picture is not None for answer in (*answers, *after))
+        answers = [*answers, *after]
+        wrong = sum(not self._expect(answer) for answer in answers)
+        drawn = {self._charge(answer) for answer in answers if answer.picture is not None}
         before, self._charged = self._charged, self._ledger()
+        charges = self._charged - before
         return {
             "wrong": wrong,
-            "double_charges": max(0, self._charged - before - drawn),
-            "missing_charges": max(0, before + drawn - self._charged),
+            "double_charges": sum(n - (charge in drawn) for charge, n in charges.items()),
+            "missing_charges": len(drawn - charges.keys()),
             "left": [*left, *self._left_behind()],
         }
 
-    def _everywhere(self) -> list[Answer]:
-        """The model as it is, drawn until every replica has drawn it."""
-        answers: list[Answer] = []
-        for _ in range(_ROUNDS):
-            with ThreadPoolExecutor(2 * self.stage.replicas) as crowd:
-                seeds = [SEEDS[i % len(SEEDS)] for i in range(2 * self.stage.replicas)]
-                answers += crowd.map(lambda seed: ask(self.stage.door, seed), seeds)
-            if len({answer.replica for answer in answers}) >= self.stage.replicas:
-                break
-        return answers
+    def _charge(self, answer: Answer) -> str:
+        """As what it stands in the ledger."""
+        tenant_id = self.stage.tenant_id
+        return answer.charge or "job_" + self._signer.derived("job", tenant_id, answer.key)
 
-    def _ledger(self) -> int:
-        """Pictures that were charged, once settling has come to rest."""
+    def _everywhere(self, seed: int, wanted: str) -> list[Answer]:
+        """The same picture, until every replica has drawn it."""
+        answers: list[Answer] = []
+        count = 2 * self.stage.replicas
+        for _ in range(_ROUNDS):
+            with ThreadPoolExecutor(count) as crowd:
+                ask_one = partial(ask, self.stage.door, seed, json.loads(wanted))
+                answers += [one.result() for one in [crowd.submit(ask_one) for _ in range(count)]]
+            if len({answer.replica for answer in answers if answer.replica}) >= self.stage.replicas:
+                return answers
+        return [*answers, replace(answers[-1], picture=None, said="not drawn by every replica")]
+
+    def _ledger(self) -> Counter[str]:
+        """How many pictures each request was charged, once settling has come to rest."""
         meter = self.stage.backends().meter
-        count, seen = -1, int(meter.totals(self.stage.tenant_id)["pictures"])
         deadline = time.monotonic() + 15.0
+        count, seen = -1, int(meter.totals(self.stage.tenant_id)["pictures"])
         while count != seen and time.monotonic() < deadline:
             time.sleep(1.0)
             count, seen = seen, int(meter.totals(self.stage.tenant_id)["pictures"])
-        return seen
+        return Counter(
+            usage.reference.partition("/")[0].partition("@")[0]
+            for usage in meter.every_usage(self.stage.tenant_id)
+            if usage.kind == "picture"
+        )
 
     def _left_behind(self) -> list[str]:
         """What should not be there once everything is at rest."""
@@ -106,9 +126,10 @@ class Books:
             self.stage.backends().meter.check_integrity()
         except AssertionError as error:
             left.append(f"books: {error}")
-        status = self.stage.status()
-        if status["waiting"] or any(replica["running"] for replica in status["replicas"]):
-            left.append("requests that nobody waits for")
-        if {*self.stage.weights().values()} != self._weights:
+        if not self._is_quiet():
+            left.append(f"a replica is away, or requests wait for nobody: {self.stage.status()}")
+        weights = {*self.stage.weights().values()}
+        self._weights = self._weights or weights
+        if len(weights) != 1 or weights != self._weights:
             left.append("weights that are not the base model's")
         return left

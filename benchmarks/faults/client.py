@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -40,7 +40,7 @@ class Door:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """In seconds of the monotonic clock; ``picture`` is a digest, or None of a request that
-    was lost; ``said`` the last that was said before the picture came, or instead of it."""
+    was lost; ``said`` is all that was said before the picture came, or instead of it."""
 
     seed: int
     asked_s: float
@@ -51,6 +51,9 @@ class Answer:
     replica: str = ""
     #: The assets that were asked for.
     wanted: str = "{}"
+    #: Its idempotency key, or what it is charged as where it had none.
+    key: str = ""
+    charge: str = ""
 
 
 def body(seed: int, wanted: Wanted = MappingProxyType({}), steps: int = 4) -> dict[str, Any]:
@@ -65,10 +68,11 @@ def ask(
     deadline_s: float = DEADLINE_S,
 ) -> Answer:
     """One picture, with a key of its own: it may be sent as often as it takes."""
-    headers = {**door.headers, "Idempotency-Key": secrets.token_hex(16)}
-    names = json.dumps(dict(wanted), sort_keys=True)
+    key = secrets.token_hex(16)
+    headers = {**door.headers, "Idempotency-Key": key}
     asked_s = time.monotonic()
-    said, attempts = "", 0
+    said: list[str] = []
+    attempts = 0
     while time.monotonic() < asked_s + deadline_s:
         url = door.urls[attempts % len(door.urls)]
         attempts += 1
@@ -77,21 +81,32 @@ def ask(
                 f"{url}/generate/sdxl", json=body(seed, wanted), headers=headers
             )
         except httpx.HTTPError as error:
-            said = type(error).__name__
+            said.append(type(error).__name__)
             time.sleep(0.1)
             continue
         if response.is_success:
-            answer = response.json()
-            data = base64.b64decode(answer["images"][0]["image_b64"])
-            return Answer(
-                seed, asked_s, time.monotonic(), hashlib.sha256(data).hexdigest(), attempts, said,
-                answer["receipt"]["replica"], names,
-            )  # fmt: skip
-        said = f"{response.status_code} {response.text[:200]}"
+            found = answered(seed, wanted, asked_s, response.json())
+            return replace(found, attempts=attempts, said="; ".join(said), key=key, charge="")
+        said.append(f"{response.status_code} {response.text[:200]}")
         if response.status_code not in _AGAIN:
             break
         time.sleep(min(2.0, float(response.headers.get("retry-after", 0.5))))
-    return Answer(seed, asked_s, time.monotonic(), None, attempts, said, wanted=names)
+    return Answer(
+        seed, asked_s, time.monotonic(), None, attempts, "; ".join(said), "", _names(wanted), key
+    )
+
+
+def answered(seed: int, wanted: Wanted, asked_s: float, answer: Mapping[str, Any]) -> Answer:
+    """Of a request without a key, whose body was that."""
+    picture = hashlib.sha256(base64.b64decode(answer["images"][0]["image_b64"])).hexdigest()
+    return Answer(
+        seed, asked_s, time.monotonic(), picture, 1, "", answer["receipt"]["replica"],
+        _names(wanted), charge=answer["request_id"],
+    )  # fmt: skip
+
+
+def _names(wanted: Wanted) -> str:
+    return json.dumps(dict(wanted), sort_keys=True)
 
 
 class Load:
@@ -124,12 +139,18 @@ class Load:
             thread.join()
 
     def await_more(self, count: int, since_s: float = 0.0, timeout_s: float = 300.0) -> None:
-        """Until so many pictures more, asked for after that moment, were answered."""
+        """Until so many pictures more, asked for after that moment, were answered.
+
+        Raises:
+            TimeoutError.
+        """
         target = count + self._since(since_s)
         deadline = time.monotonic() + timeout_s
-        while self._since(since_s) < target and time.monotonic() < deadline:
+        while self._since(since_s) < target:
             if self.errors:
                 raise self.errors[0]
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._since(since_s)} of {target} answers")
             time.sleep(0.02)
 
     def _since(self, since_s: float) -> int:

@@ -11,6 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from benchmarks.faults.books import Books
 from benchmarks.faults.client import Load, known
 from benchmarks.faults.fault import Fault, Harm
@@ -57,14 +59,19 @@ def inject(chosen: Sequence[Fault]) -> dict[str, dict[str, Any]]:
                 books = Books(stage)
                 for fault in faults:
                     print(f"{fault.name} …", file=sys.stderr, flush=True)
-                    try:
-                        rows[fault.name] = suffer(fault, books)
-                    except Skipped as reason:
-                        rows[fault.name] = {"fault": fault.name, "skipped": str(reason)}
+                    rows[fault.name] = _row(fault, books)
                     print(f"  {json.dumps(rows[fault.name])}", file=sys.stderr, flush=True)
         except Skipped as reason:
             rows |= {f.name: {"fault": f.name, "skipped": str(reason)} for f in faults}
     return rows
+
+
+def _row(fault: Fault, books: Books) -> dict[str, Any]:
+    try:
+        return suffer(fault, books)
+    except Skipped as reason:
+        books.forgive()
+        return {"fault": fault.name, "skipped": str(reason)}
 
 
 def suffer(fault: Fault, books: Books) -> dict[str, Any]:
@@ -73,8 +80,11 @@ def suffer(fault: Fault, books: Books) -> dict[str, Any]:
     with Load(known(books.stage.door)) as load:
         load.await_more(4)
         harmed_s = time.monotonic()
-        fault.inject(harm)
-        load.await_more(6, since_s=time.monotonic())
+        try:
+            fault.inject(harm)
+            load.await_more(6, since_s=time.monotonic())
+        except (httpx.HTTPError, TimeoutError, LookupError, ValueError) as error:
+            harm.lost.append(repr(error))
     whole_s = books.await_quiet() - harmed_s
     answers = [*load.answers, *harm.asked]
     after = [a.answered_s for a in answers if a.asked_s >= harmed_s and a.picture is not None]
@@ -89,7 +99,7 @@ def suffer(fault: Fault, books: Books) -> dict[str, Any]:
         "recovery_s": min(after, default=float("nan")) - harmed_s,
         "longest_s": max(answer.answered_s - answer.asked_s for answer in answers),
         "whole_again_s": whole_s,
-        **books.examine(answers, harm.drawn),
+        **books.examine(answers),
     }
 
 

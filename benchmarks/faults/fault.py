@@ -16,9 +16,7 @@ class Harm:
     stage: Stage
     #: Answers to requests beside the constant client's.
     asked: list[Answer] = field(default_factory=list)
-    #: Pictures drawn for requests that are not in ``asked``, and requests that were neither drawn
-    #: nor refused as they should be.
-    drawn: int = 0
+    #: What was neither drawn nor refused as it should be, and whatever else should not be.
     lost: list[str] = field(default_factory=list)
     seen: str = ""
 

@@ -57,6 +57,7 @@ class RayNodes:
         deadline = time.monotonic() + _START_S
         while "Ray runtime started" not in log.read_text():
             if process.poll() is not None or time.monotonic() > deadline:
+                _kill(psutil.Process(process.pid))
                 raise SystemExit(log.read_text()[-3000:])
             time.sleep(0.1)
         return psutil.Process(process.pid)

@@ -13,6 +13,8 @@ from benchmarks.faults.fault import Harm, Inject
 
 _RENEWED_S = 300.0
 _NODE_AWAY_S = 15.0
+#: What is replaced: gateways, replicas, the dispatcher, the ingest.
+_RENEWED = ("spawn_main", "ray::ServeReplica", "ray::DispatcherActor", "ray::IngestActor")
 
 
 def replica_killed(harm: Harm) -> None:
@@ -55,13 +57,13 @@ def renewed(harm: Harm) -> None:
     """SIGHUP, as after an upgrade of the package; until no process is left that was there."""
     stage = harm.stage
     assert stage.process is not None
-    old = {r["pid"] for r in stage.up()} | {*stage.pids("spawn_main")}
+    old = {pid for part in _RENEWED for pid in stage.pids(part)}
     started = time.monotonic()
     stage.process.send_signal(signal.SIGHUP)
     while time.monotonic() < started + _RENEWED_S:
         with suppress(httpx.HTTPError, KeyError, ValueError):
-            there = {r["pid"] for r in stage.up()}
-            if len(there) == stage.replicas and not old & {*there, *stage.pids("spawn_main")}:
+            there = {pid for part in _RENEWED for pid in stage.pids(part)}
+            if len(stage.up()) == stage.replicas and not old & there:
                 harm.seen = f"{len(old)} processes replaced in {time.monotonic() - started:.0f} s"
                 return
         time.sleep(0.2)

@@ -66,18 +66,26 @@ class Stage:
     """One running platform; ``proxy`` stands before its store."""
 
     def __init__(
-        self, folder: Path, store_port: int, place: Place, database_url: str, **settings: Any
+        self,
+        folder: Path,
+        store_port: int,
+        place: Place,
+        database_url: str,
+        ends: ExitStack,
+        **settings: Any,
     ) -> None:
-        """``settings`` beside those that make it private."""
+        """``settings`` beside those that make it private. What is started ends with ``ends``."""
         node_count = place.nodes
         self.folder = folder
         self.proxy = StoreProxy(store_port)
+        ends.callback(self.proxy.close)
         self.node_count = node_count
         self.nodes: RayNodes | None = None
         ray: dict[str, Any] = {"ray_temp_dir": folder / "ray"}
         tiers = ("disk", "host")
         if node_count:
             self.nodes = RayNodes(folder)
+            ends.callback(self.nodes.close)
             for index in range(node_count):
                 self.nodes.add(index)
             ray = {
@@ -86,6 +94,8 @@ class Stage:
             }
             tiers = ("disk-{node}", "host-{node}")
         self.has_small_disk = not node_count and _mount(folder / "disk")
+        if self.has_small_disk:
+            ends.callback(_unmount, folder / "disk")
         self.settings = Settings(
             data_dir=folder / "data",
             port=free_port(),
@@ -101,6 +111,7 @@ class Stage:
         self.replicas = node_count or self.settings.replicas
         self.url = self.settings.resolved_public_url
         self.process: subprocess.Popen[bytes] | None = None
+        ends.callback(self.end)
         self.start()
         self.door = self.door_of(TENANT)
         self.tenant_id = self.tenant_id_of(TENANT)
@@ -188,8 +199,9 @@ class Stage:
         stored = self.folder / "s3" / "bucket" / "faults"
         found = []
         for path in self.folder.glob("*/objects/*"):
-            with suppress(FileNotFoundError):  # evicted meanwhile, or deleted for good
-                if _digest(path) != _digest(stored / stored_blob_key(path.name)):
+            with suppress(FileNotFoundError):  # evicted meanwhile
+                held, original = _digest(path), stored / stored_blob_key(path.name)
+                if not original.exists() or held != _digest(original):
                     found.append(f"{path.parent.parent.name} tier: {path.name} is not the store's")
         return found
 
@@ -211,11 +223,6 @@ class Stage:
         self.proxy.fault = None
         if self.process is not None:
             end_serving(self.process)
-        if self.nodes is not None:
-            self.nodes.close()
-        if self.has_small_disk:
-            subprocess.run(["umount", str(self.folder / "disk")], check=True)
-        self.proxy.close()
 
 
 def _digest(path: Path) -> str:
@@ -233,6 +240,12 @@ def _mount(folder: Path) -> bool:
         return False
 
 
+def _unmount(folder: Path) -> None:
+    """Even while somebody still looks into it."""
+    if subprocess.run(["umount", str(folder)], capture_output=True).returncode:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @contextmanager
 def staged(place: Place = ONE_MACHINE, **settings: Any) -> Iterator[Stage]:
     """
@@ -244,13 +257,11 @@ def staged(place: Place = ONE_MACHINE, **settings: Any) -> Iterator[Stage]:
     folder = Path("/tmp") / f"ao-faults-{os.getpid()}-{place.nodes}{place.has_postgres:d}"
     folder.mkdir()  # in /tmp because Ray's sockets need a short path
     try:
-        with ExitStack() as servers:
-            port = servers.enter_context(s3_server(folder / "s3"))
+        with ExitStack() as ends:
+            port = ends.enter_context(s3_server(folder / "s3"))
             url = ""
             if place.has_postgres:
-                url = servers.enter_context(postgres_server(folder / "postgres"))
-            stage = Stage(folder, port, place, url, **settings)
-            servers.callback(stage.end)
-            yield stage
+                url = ends.enter_context(postgres_server(folder / "postgres"))
+            yield Stage(folder, port, place, url, ends, **settings)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

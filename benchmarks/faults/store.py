@@ -44,6 +44,7 @@ def _cold_asset(harm: Harm, name: str) -> Iterator[None]:
         time.sleep(0.5)
         harm.asked.append(ask(harm.stage.door, 0, {"loras": {cold: 1.0}}))
 
+    before = harm.stage.proxy.harmed
     thread = threading.Thread(target=late)
     thread.start()
     try:
@@ -52,6 +53,8 @@ def _cold_asset(harm: Harm, name: str) -> Iterator[None]:
         harm.stage.proxy.fault = None
         harm.stage.proxy.bytes_per_s = None
         thread.join()
+    if harm.stage.proxy.harmed == before:
+        harm.lost.append("the store has harmed nobody")
     (answer,) = harm.asked
     took_s = answer.answered_s - answer.asked_s
     attempts = "1 attempt" if answer.attempts == 1 else f"{answer.attempts} attempts"

@@ -9,7 +9,14 @@ from typing import Self
 class Background:
     def __init__(self) -> None:
         self.ended = Event()
-        self._thread = Thread(target=self._run, daemon=True)
+        self._error: Exception | None = None
+        self._thread = Thread(target=self._guarded, daemon=True)
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except Exception as error:
+            self._error = error
 
     def _run(self) -> None:
         """Until ``ended`` is set."""
@@ -22,3 +29,5 @@ class Background:
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self._thread.join()
+        if self._error is not None:  # what it should have seen or done is missing
+            raise self._error

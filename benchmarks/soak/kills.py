@@ -44,17 +44,11 @@ class Killer(Background):
         self._mean_s = mean_s
         self._least_s = least_s
         self._began_s = time.monotonic()
-        self._replica = min(stage.up(), key=lambda replica: str(replica["id"]))["id"]
+        spared = min(stage.up(), key=lambda replica: str(replica["id"]))
+        self._replica = spared["id"]
         self._gateway = stage.pids("spawn_main")[0]
-
-    def spared(self) -> dict[str, int]:
-        """Their process ids, by what they are."""
-        found = {"gateway": self._gateway}
-        with suppress(httpx.HTTPError, KeyError, ValueError):
-            pids = {r["id"]: r["pid"] for r in self._stage.up()}
-            if self._replica in pids:
-                found["replica"] = pids[self._replica]
-        return found
+        #: Process ids of the spared, by what they are.
+        self.spared = {"gateway": self._gateway, "replica": int(spared["pid"])}
 
     def _run(self) -> None:
         while not self.ended.wait(self._least_s + self._random.expovariate(1 / self._mean_s)):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ PLACES = ("disk", "host", "scratch", "store")
 class Vitals(Background):
     """Looks every so often until the block ends; ``samples`` holds what was seen."""
 
-    def __init__(self, stage: Stage, every_s: float, spared: Callable[[], dict[str, int]]) -> None:
+    def __init__(self, stage: Stage, every_s: float, spared: Mapping[str, int]) -> None:
         """``spared``: processes to be watched one by one, by name."""
         super().__init__()
         self.samples: list[dict[str, Any]] = []
@@ -49,14 +50,17 @@ class Vitals(Background):
         descriptors: Counter[str] = Counter()
         count: Counter[str] = Counter()
         assert self._stage.process is not None
-        for process in (*self._stage.children(), psutil.Process(self._stage.process.pid)):
+        family = [psutil.Process(self._stage.process.pid)]
+        with suppress(psutil.Error):  # one of them ends at this moment
+            family += self._stage.children()
+        for process in family:
             with suppress(psutil.Error, OSError):
                 part = _part(process)
                 memory[part] += private_bytes(process.pid)
                 descriptors[part] += process.num_fds()
                 count[part] += 1
         spared = {}
-        for name, pid in self._spared().items():
+        for name, pid in self._spared.items():
             with suppress(psutil.Error, OSError):
                 spared[name] = {
                     "bytes": private_bytes(pid),
@@ -91,4 +95,4 @@ def private_bytes(pid: int) -> int:
 
 
 def _files(folder: Path) -> int:
-    return sum(path.is_file() for path in folder.rglob("*")) if folder.is_dir() else 0
+    return sum(len(files) for _, _, files in os.walk(folder))

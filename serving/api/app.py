@@ -60,6 +60,7 @@ def create_app(context: Context) -> FastAPI:
     errors.install(app)
     app.include_router(health.router)
     app.add_middleware(BodyLimit)
+    app.add_middleware(errors.Caught)
     app.add_middleware(Counted)
     app.add_middleware(RequestId)
     return app

@@ -43,8 +43,8 @@ class Context:
     new_job: asyncio.Event = field(default_factory=asyncio.Event)
     #: Those who wait for the same job share one watch.
     watches: dict[str, asyncio.Future[Job]] = field(default_factory=dict)
-    #: What is being asked for /readyz, by part.
-    probes: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
+    #: What is being asked for /readyz, by part, and since when (seconds of the loop's clock).
+    probes: dict[str, tuple[float, asyncio.Future[Any]]] = field(default_factory=dict)
 
     def url(self, path: str) -> str:
         return f"{self.public_url}/{path}"

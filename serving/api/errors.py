@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assets.errors import (
     AssetNotFound,
@@ -127,7 +128,30 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Refused, answer)
     for kind, _, _ in TABLE:
         app.add_exception_handler(kind, answer)
-    app.add_exception_handler(Exception, answer)
+
+
+class Caught:
+    """What nobody expects is answered in here, where it is known whose request it is: the handler
+    of an application for everything stands outside of all that we add."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_and_look(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = has_begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_look)
+        except Exception as error:
+            if scope["type"] != "http" or has_begun:
+                raise
+            status, body, headers = describe(error)
+            await _response(Request(scope), status, body, headers)(scope, receive, send)
 
 
 def _response(

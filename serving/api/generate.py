@@ -24,6 +24,7 @@ from serving.api.pools import waking
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import Cancelled
 from serving.jobs.jobs import FINISHED, Job
+from serving.logs import note
 
 router = APIRouter(tags=["generate"])
 T = TypeVar("T")
@@ -102,6 +103,7 @@ async def generate_simply(
         )
     else:
         who = await asyncio.to_thread(context.backends.directory.keyring.authenticate, token)
+    note(tenant=who.tenant_id)
     await spend(context, request, who)
     key = idempotency.key_of(request)
     if key is not None:

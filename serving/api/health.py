@@ -20,6 +20,8 @@ router = APIRouter(tags=["health"])
 log = logging.getLogger(__name__)
 
 #: For each of the things that are asked.
+#: A probe is left to itself after this, and another asks.
+_GIVEN_UP_S = 60.0
 _PATIENCE_S = 5.0
 
 
@@ -49,10 +51,13 @@ async def ready(context: Ctx) -> JSONResponse:
 
 
 async def _state(context: Context, part: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> str:
-    """One question at a time: probes of a store that never answers must not take all threads."""
-    probe = context.probes.get(part)
-    if probe is None or probe.done():
-        probe = context.probes[part] = asyncio.ensure_future(ask())
+    """One question at a time: probes of a store that never answers must not take all threads.
+    One that is not answered for long may hang where a new one would not."""
+    now = asyncio.get_running_loop().time()
+    asked_s, probe = context.probes.get(part, (now, None))
+    if probe is None or probe.done() or now - asked_s > _GIVEN_UP_S:
+        probe = asyncio.ensure_future(ask())
+        context.probes[part] = (now, probe)
     try:
         async with asyncio.timeout(_PATIENCE_S):
             await asyncio.shield(probe)

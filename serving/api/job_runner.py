@@ -121,7 +121,10 @@ class JobRunner:
             reach("job.stored")
         except Exception as failure:
             age_s = await asyncio.to_thread(self._context.backends.jobs.age_s, job)
-            if isinstance(failure, PASSING) and age_s < RETRIED_FOR_S:
+            is_passing = isinstance(failure, PASSING) and age_s < RETRIED_FOR_S
+            then = "it is tried again" if is_passing else "it has failed"
+            log.info("not drawn, %s: %s", then, type(failure).__name__)
+            if is_passing:
                 return failure
             status, body, _ = describe(failure)
             return {"status": status, "body": {**body, "request_id": job.id}}

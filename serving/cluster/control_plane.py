@@ -7,7 +7,9 @@ but whatever dies from then on is never replaced.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import time
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -17,45 +19,82 @@ import ray
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
-
-
-def tables_in(folder: Path) -> dict[str, str]:
-    """Ray's settings for a control plane that survives its process. What an earlier Ray has left
-    in ``folder`` is forgotten: nothing of it runs any more."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return {"gcs_storage": "rocksdb", "gcs_storage_path": str(folder)}
+_LONGEST_PAUSE_S = 30.0
+#: One that lived for as long is started again at once.
+_HEALTHY_S = 60.0
+_PREFIX = "control-plane-"
 
 
 class ControlPlane:
-    """Watches over the one of the Ray that this process has started, until :meth:`close`.
+    """That of the Ray that this process starts: ``settings`` are for ``ray.init``; between
+    :meth:`watch` and :meth:`close` it is started anew when it dies.
 
     Whoever starts a cluster's head with ``ray start`` watches over it in another way: see
     docs/runbook.md.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, data_dir: Path) -> None:
+        """Its tables are in a folder of this process in ``data_dir``; those of processes that
+        are no more are removed: nothing of what they say runs."""
+        for left in data_dir.glob(f"{_PREFIX}*"):
+            if not _lives(left.name.removeprefix(_PREFIX)):
+                shutil.rmtree(left, ignore_errors=True)
+        self._tables = data_dir / f"{_PREFIX}{os.getpid()}"
+        shutil.rmtree(self._tables, ignore_errors=True)
+        self._tables.mkdir(parents=True, exist_ok=True)
         self._ended = Event()
         # The thread must outlive Ray: the control plane dies with the thread that started it.
         self._thread = Thread(target=self._watch, name="control-plane", daemon=True)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"gcs_storage": "rocksdb", "gcs_storage_path": str(self._tables)}
+
+    def watch(self) -> None:
+        """Call after ``ray.init``."""
         self._thread.start()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(_LOOK_S):
-            node = _node()
-            if node is None or not any(kind == "gcs_server" for kind, _ in node.dead_processes()):
-                continue
-            log.error("Ray's control plane died; it is started anew on its tables")
-            try:
-                node.kill_gcs_server(check_alive=False)  # so that Ray forgets the dead one
-                node.start_gcs_server()
-            except Exception:
-                log.exception("Ray's control plane does not start; trying again")
-
     def close(self) -> None:
-        """Call after Ray was shut down."""
+        """Call after Ray was shut down, or did not start."""
         self._ended.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
+        shutil.rmtree(self._tables, ignore_errors=True)
+
+    def _watch(self) -> None:
+        is_missing, started_s, pause_s = False, time.monotonic(), _LOOK_S
+        while not self._ended.wait(pause_s if is_missing else _LOOK_S):
+            node = _node()
+            if node is None:
+                continue
+            if not is_missing and any(kind == "gcs_server" for kind, _ in node.dead_processes()):
+                is_missing = True
+                lived_s = time.monotonic() - started_s
+                pause_s = _LOOK_S if lived_s > _HEALTHY_S else _longer(pause_s)
+                log.error("Ray's control plane died; it is started anew on its tables")
+            elif is_missing:
+                started_s = time.monotonic()
+                try:
+                    node.kill_gcs_server(check_alive=False)  # so that Ray forgets the dead one
+                    node.start_gcs_server()
+                    is_missing = False
+                except Exception:
+                    pause_s = _longer(pause_s)
+                    log.exception("Ray's control plane does not start; again in %.1f s", pause_s)
+
+
+def _longer(pause_s: float) -> float:
+    return min(_LONGEST_PAUSE_S, 2 * pause_s)
+
+
+def _lives(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):  # no process id; another user's
+        return True
+    return True
 
 
 def _node() -> Any:

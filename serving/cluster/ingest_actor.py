@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
@@ -41,6 +42,10 @@ class IngestActor:
 
     def start(self, asset: Asset) -> None:
         self._queue.submit(asset)
+
+    def process(self) -> tuple[str, int]:
+        """Which it is: node and process."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 def start_ingest(settings: Settings) -> Any:

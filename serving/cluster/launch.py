@@ -11,16 +11,18 @@ from contextlib import contextmanager
 from functools import partial
 from socket import socket
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import ray
 import uvicorn
 from ray import serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from uvicorn.supervisors import Multiprocess
 
-from serving.cluster.control_plane import ControlPlane, tables_in
+from serving.cluster.control_plane import ControlPlane
 from serving.cluster.dispatcher_actor import start_dispatcher
+from serving.cluster.ingest_actor import NAME as INGEST
 from serving.cluster.ingest_actor import start_ingest
 from serving.cluster.outcome import thrown
 from serving.cluster.slots import dispatcher_name
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 256 << 20
 _START_TIMEOUT_S = 600.0
+#: For one actor to come back.
+_RENEWAL_S = 120.0
 
 
 class StartFailed(ServingError):
@@ -49,9 +53,9 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
     progress("starting Ray on this machine" if own else f"joining Ray at {settings.ray_address}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     dispatchers: dict[str, Any] = {}
-    _connect(settings, own)
-    control_plane = ControlPlane() if own else None
+    control_plane = ControlPlane(settings.data_dir) if own else None
     try:
+        _connect(settings, control_plane)
         address = ray.get_runtime_context().gcs_address
         settings = settings.model_copy(update={"ray_address": address})
         ingest = start_ingest(settings)
@@ -77,8 +81,8 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
             shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
 
 
-def _connect(settings: Settings, own: bool) -> None:
-    if not own:
+def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
+    if control_plane is None:
         ray.init(
             address=settings.ray_address,
             namespace=settings.ray_namespace,
@@ -94,9 +98,10 @@ def _connect(settings: Settings, own: bool) -> None:
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
-        _system_config=tables_in(settings.data_dir / "control-plane"),
+        _system_config=control_plane.settings,
         **options,
     )
+    control_plane.watch()
 
 
 def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
@@ -148,7 +153,11 @@ def serve_forever(settings: Settings, progress: Progress) -> None:
         )
         gateways = _Gateways(config, [config.bind_socket()], partial(_renew, running, progress))
         progress(f"serving on {running.resolved_public_url} with {running.gateways} gateways")
-        gateways.run()
+        try:
+            gateways.run()
+        finally:  # whatever it was, they must not outlive Ray
+            gateways.terminate_all()
+            gateways.join_all()
 
 
 class _Gateways(Multiprocess):
@@ -158,38 +167,53 @@ class _Gateways(Multiprocess):
     def __init__(self, config: uvicorn.Config, sockets: list[socket], renew: Callable[[], None]):
         super().__init__(config, sockets)
         self._renew = renew
+        self._renewing: Thread | None = None
+        self._is_renewed = False
 
     def handle_hup(self) -> None:
         """New code is on the disk: first those behind the gateways, then they themselves, each
-        once the one that replaces it serves."""
+        once the one that replaces it serves. Beside this thread, which watches over them."""
+        if self._renewing is not None and self._renewing.is_alive():
+            log.warning("a renewal is under way already")
+            return
+        self._renewing = Thread(target=self._renew_pools, name="renewal", daemon=True)
+        self._renewing.start()
+
+    def _renew_pools(self) -> None:
         try:
             self._renew()
-        except (RayError, StartFailed):
-            log.exception("the pools are not renewed")
-            return
-        super().handle_hup()
+            self._is_renewed = True
+        except Exception:
+            log.exception("the pools are not renewed, and the gateways stay")
+
+    def keep_subprocess_alive(self) -> None:
+        super().keep_subprocess_alive()
+        if self._is_renewed:
+            self._is_renewed = False
+            self.restart_all()
 
 
 def _renew(settings: Settings, progress: Progress) -> None:
-    """The dispatchers at once (gateways submit again to the new one); then, by and by, every
-    replica."""
-    for pool in settings.resolved_pools:
-        progress(f"renewing the pool {pool.name}")
-        dispatcher = ray.get_actor(dispatcher_name(pool.name), settings.ray_namespace)
-        old = ray.get(dispatcher.process.remote(), timeout=_START_TIMEOUT_S)
-        ray.kill(dispatcher, no_restart=False)
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while _process(dispatcher) in (None, old):  # it may still answer, and then is away
+    """The dispatchers and the ingest at once (what was asked of them is asked again of the new
+    ones); then, by and by, every replica."""
+    for name in (*(dispatcher_name(pool.name) for pool in settings.resolved_pools), INGEST):
+        progress(f"renewing {name}")
+        actor = ray.get_actor(name, settings.ray_namespace)
+        old = ray.get(actor.process.remote(), timeout=_RENEWAL_S)
+        ray.kill(actor, no_restart=False)
+        deadline = time.monotonic() + _RENEWAL_S
+        while _process(actor) in (None, old):  # it may still answer, and then is away
             if time.monotonic() > deadline:
-                raise StartFailed(f"the dispatcher of {pool.name} did not come back")
+                raise StartFailed(f"{name} did not come back")
             time.sleep(0.1)
-        ray.get(dispatcher.renew.remote(), timeout=_START_TIMEOUT_S)
+        if name != INGEST:
+            ray.get(actor.renew.remote(), timeout=_RENEWAL_S)
 
 
-def _process(dispatcher: Any) -> tuple[str, int] | None:
+def _process(actor: Any) -> tuple[str, int] | None:
     """None while there is none."""
     try:
-        found: tuple[str, int] = ray.get(dispatcher.process.remote(), timeout=_START_TIMEOUT_S)
+        found: tuple[str, int] = ray.get(actor.process.remote(), timeout=_RENEWAL_S)
     except RayActorError:
         return None
     return found

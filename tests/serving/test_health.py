@@ -40,7 +40,7 @@ async def test_probes_of_what_hangs_take_one_thread(monkeypatch: pytest.MonkeyPa
         go.set()
     assert [answer.status_code for answer in answers] == [503] * 3
     assert asked == [1]
-    await asyncio.wait(context.probes.values())
+    await asyncio.wait([probe for _, probe in context.probes.values()])
     assert (await health.ready(cast(Context, context))).status_code == 200
     assert asked == [1, 1]
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 
+from serving.api.app import create_app
+from serving.api.context import Context
+from serving.logs import add_fields, note
 from tests.platforms import running
 
 WRITE = """
@@ -97,3 +102,36 @@ def test_a_request_can_be_followed_and_its_prompt_cannot(tmp_path: Path) -> None
     (drawn,) = [line for line in lines if line.get("request") == by_key.json()["request_id"]]
     assert exchange["job"] == drawn["job"]
     assert drawn["tenant"] == tenant
+
+
+async def test_what_nobody_expects_is_logged_with_its_request() -> None:
+    """Where the answer says "the log has the request's id"."""
+    app = create_app(cast(Context, SimpleNamespace()))
+
+    @app.get("/breaks")
+    async def breaks() -> None:
+        note(tenant="t")
+        raise RuntimeError("the unexpected")
+
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    handler.addFilter(add_fields)
+    log = logging.getLogger("serving.api")
+    log.addHandler(handler)
+    log.setLevel("INFO")
+    try:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            answer = await client.get("/breaks")
+    finally:
+        log.removeHandler(handler)
+        log.setLevel("NOTSET")
+    assert answer.status_code == 500
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    broke, exchange = said
+    assert "the unexpected" in str(broke.exc_info)
+    assert exchange.getMessage().startswith("GET /breaks: 500")
+    for record in said:
+        assert record.__dict__["http"] == answer.headers["x-request-id"]
+        assert record.__dict__["tenant"] == "t"

@@ -271,3 +271,49 @@ async def test_renewal_without_room_for_a_spare_misses_one_at_a_time() -> None:
             await up(room, starter, new)
         await keeper.look()
         assert starter.stopped == ["a-0", "a-1"]
+
+
+@pytest.mark.parametrize("largest", [2, 3])
+async def test_a_renewal_whose_new_ones_do_not_start_ends_and_spares_the_rest(largest: int) -> None:
+    """Code that cannot start must not take the pool with it."""
+    async with kept(Pool("a", min=2, max=largest)) as (room, starter, keeper, clock):
+        await keeper.look()
+        for name in ("a-0", "a-1"):
+            await up(room, starter, name)
+        starter.broken = {f"a-{index}": "ImportError: new code" for index in range(2, 50)}
+        keeper.renew()
+        for _ in range(600):
+            clock.now_s += 1.0
+            await keeper.look()
+            await asyncio.sleep(0)
+        alive = [member for member in room.members() if member.is_up]
+        assert len(alive) == (1 if largest == 2 else 2)
+        assert len(starter.stopped) < len(starter.ordered)
+        assert keeper.status()["outdated"] == []
+
+
+async def test_a_renewal_does_not_wait_for_ever_for_a_gpu_more_than_it_has() -> None:
+    async with kept(Pool("a", min=2, max=3, idle_s=1e6)) as (room, starter, keeper, clock):
+        await keeper.look()
+        for name in ("a-0", "a-1"):
+            await up(room, starter, name)
+        await keeper.look()
+        keeper.renew()
+        await keeper.look()
+        assert starter.ordered[2:] == ["a-2"]  # and there is no GPU for it
+        clock.now_s = 500.0
+        await keeper.look()
+        assert starter.stopped == []
+        assert keeper.status()["outdated"] == ["a-0", "a-1"]
+        clock.now_s = 700.0
+        await keeper.look()
+        await until(lambda: starter.stopped == ["a-2"])
+        for new in ("a-3", "a-4"):  # without it, one at a time
+            async with asyncio.timeout(10):
+                while starter.ordered[-1] != new:
+                    await keeper.look()
+            assert len(starter.stopped) == len(starter.ordered) - 2
+            await up(room, starter, new)
+        await keeper.look()
+        assert starter.stopped == ["a-2", "a-0", "a-1"]
+        assert keeper.status()["outdated"] == []

@@ -341,3 +341,11 @@ def test_a_machine_whose_clock_is_ahead_takes_nobody_elses_claim(
     else:
         assert stolen is not None
         assert stolen.id == job.id
+
+
+def test_an_error_of_the_database_does_not_say_what_was_to_be_written(database: Any) -> None:
+    with pytest.raises(sa.exc.SQLAlchemyError) as failed, database.begin() as connection:
+        connection.execute(
+            sa.text("INSERT INTO no_such_table VALUES (:prompt)"), {"prompt": "a secret heron"}
+        )
+    assert "heron" not in str(failed.value)
