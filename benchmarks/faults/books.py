@@ -116,7 +116,7 @@ class Books:
 
     def _left_behind(self) -> list[str]:
         """What should not be there once everything is at rest."""
-        left = self.stage.rotten()
+        left = [*self.stage.rotten(), *self.stage.leased()]
         for tier in self.stage.tiers():
             try:
                 tier.check_integrity()

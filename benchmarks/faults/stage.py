@@ -3,6 +3,7 @@ everything private to one folder."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -203,6 +204,17 @@ class Stage:
                 held, original = _digest(path), stored / stored_blob_key(path.name)
                 if not original.exists() or held != _digest(original):
                     found.append(f"{path.parent.parent.name} tier: {path.name} is not the store's")
+        return found
+
+    def leased(self) -> list[str]:
+        """Entries of the tiers that somebody still holds."""
+        found = []
+        for path in self.folder.glob("*/locks/*"):
+            with suppress(FileNotFoundError), open(path, "rb") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.append(f"{path.parent.parent.name} tier: {path.name} is leased")
         return found
 
     def weights(self) -> dict[str, str]:

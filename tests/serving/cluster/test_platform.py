@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,24 @@ def test_a_deletion_reaches_the_tiers_of_the_cluster(
     while is_there():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_sigterm_lets_what_was_asked_be_answered(platform: Running) -> None:
+    """The last that is asked of this platform."""
+    slow = {**body(0), "steps": 60}
+    with ThreadPoolExecutor(4) as crowd:
+        asked = [
+            crowd.submit(
+                httpx.post, f"{platform.url}/generate/sdxl", json=slow,
+                headers=door(platform).headers, timeout=120,
+            )
+            for _ in range(4)
+        ]  # fmt: skip
+        while sum(replica["running"] for replica in platform.status()["replicas"]) < 4:
+            assert not any(one.done() for one in asked)
+        platform.process.send_signal(signal.SIGTERM)
+        assert [one.result().status_code for one in asked] == [200] * 4
+    assert platform.process.wait(timeout=120) in (0, -signal.SIGTERM)
 
 
 TWO_NODES = """
