@@ -21,6 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 log = logging.getLogger(__name__)
 
 _OWN = CollectorRegistry()
+#: Asked every few seconds by machines.
+_PROBES = ("/healthz", "/readyz", "/metrics", "/v1/status")
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 REQUESTS = Counter(
     "ao_http_requests", "Answers, by route and status.", ("method", "route", "status"),
@@ -57,7 +59,8 @@ class Counted:
             spent_s = time.perf_counter() - started_s
             REQUESTS.labels(method, route, status).inc()
             SECONDS.labels(method, route).observe(spent_s)
-            log.info("%s %s: %s in %.0f ms", method, route, status, spent_s * 1000)
+            level = logging.DEBUG if route in _PROBES else logging.INFO
+            log.log(level, "%s %s: %s in %.0f ms", method, route, status, spent_s * 1000)
 
         async def send_and_look(message: MutableMapping[str, Any]) -> None:
             nonlocal status

@@ -29,8 +29,7 @@ class ControlPlane:
     """That of the Ray that this process starts: ``settings`` are for ``ray.init``; between
     :meth:`watch` and :meth:`close` it is started anew when it dies.
 
-    Whoever starts a cluster's head with ``ray start`` watches over it in another way: see
-    docs/runbook.md.
+    Of a cluster that was started with ``ray start`` nobody does that: see docs/runbook.md.
     """
 
     def __init__(self, data_dir: Path) -> None:
