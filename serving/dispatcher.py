@@ -11,17 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from math import inf
-from typing import Any, Protocol
+from typing import Any
 
-from assets.content import Blob
 from assets.errors import AssetError
 from orchestrator.errors import TierError
-from orchestrator.file_tier import OPERATOR, POPULAR
 from router.admission import QueueLimits
 from router.cost import Speeds
 from router.replica import SLOTS
@@ -29,7 +26,7 @@ from router.request import Waiting
 from router.room import Assignment, Promotion, WaitingRoom
 from router.scaling import Member
 from router.suspicion import Suspicion
-from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
+from serving.drawing import Drawing, ReplicaReport
 from serving.errors import (
     DeadlineExceeded,
     EngineBroke,
@@ -39,8 +36,10 @@ from serving.errors import (
     ReplicaLost,
     ServingError,
 )
+from serving.holdings import MOST_POPULAR, PATIENCE_S, WARM_S, Holdings
 from serving.logs import about
 from serving.pace import Pace
+from serving.slot import ReplicaClient, Slot, Ticket
 from serving.submission import Submission
 from serving.tally import Outcome, Tally
 
@@ -49,60 +48,7 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 #: A replica that is up is asked this often, and must answer within the patience.
 _WATCH_S = 2.0
-_PATIENCE_S = 10.0
 _RETRY_S = 0.5
-#: For as long somebody is told where it was found; the bytes come on.
-_WARM_S = 60.0
-#: So many of the most wanted assets are held wherever they are.
-_MOST_POPULAR = 8
-
-
-class ReplicaClient(Protocol):
-    """How a dispatcher reaches a replica. Both raise ReplicaLost when it is dead."""
-
-    id: str
-
-    async def describe(self, guidance: Guidance) -> ReplicaReport:
-        """Tell it what the dispatcher knows, and hear what it holds. Waits until the replica is
-        up, for as long as that takes."""
-
-    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
-        """Cancelling the call stops the drawing."""
-
-    async def forget(self, keys: Collection[str]) -> ReplicaReport:
-        """Drop the values of these content keys from every tier that it reaches."""
-
-    async def warm(self, blobs: Sequence[Blob]) -> str:
-        """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
-
-
-@dataclass(slots=True)
-class _Slot:
-    client: ReplicaClient
-    report: ReplicaReport | None = None  # None: down, or not up yet
-    running: dict[str, _Ticket] = field(default_factory=dict)
-    #: Whether something is brought up there ahead of the requests that will want it.
-    promoting: bool = False
-    #: Set when there is something to tell it before it is asked again anyway.
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    watcher: asyncio.Task[None] | None = None
-    #: Since when it has had nothing to do.
-    idle_since_s: float = 0.0
-    #: It finishes what it has, and is not asked again.
-    leaving: bool = False
-
-
-_Guided = tuple[float, frozenset[str], frozenset[str] | None, Guidance]
-
-
-@dataclass(slots=True)
-class _Ticket:
-    submission: Submission
-    waiting: Waiting
-    answer: asyncio.Future[Drawing]
-    attempts: int = 0
-    lost: bool = False  # the last attempt ended with its replica
-    task: asyncio.Task[None] | None = None
 
 
 class Dispatcher:
@@ -116,17 +62,14 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
         pool: str = "default",
     ) -> None:
-        self._slots = {client.id: _Slot(client) for client in clients}
+        self._slots = {client.id: Slot(client) for client in clients}
         self._room = WaitingRoom(speeds, limits)
         self._clock = clock
         self.tally = Tally(pool)
-        #: By the operator; None until somebody has said so, and then all that is held stays held.
-        self._pinned: frozenset[str] | None = None
-        #: When guidance was made, for which nodes and pins, and what it was.
-        self._guided: _Guided = (-inf, frozenset(), None, Guidance())
+        self.holdings = Holdings(self._slots, self._room.popular, self._heard_from, clock)
         self._pace = Pace()
         self._suspicion = Suspicion()
-        self._tickets: dict[str, _Ticket] = {}
+        self._tickets: dict[str, Ticket] = {}
         self._started = False
         self._promotions: set[asyncio.Task[None]] = set()
 
@@ -145,7 +88,7 @@ class Dispatcher:
 
     def add(self, client: ReplicaClient) -> None:
         """One more replica; it is waited for until it is up."""
-        slot = self._slots[client.id] = _Slot(client)
+        slot = self._slots[client.id] = Slot(client)
         if self._started:
             slot.watcher = asyncio.create_task(self._watch(slot))
 
@@ -214,81 +157,9 @@ class Dispatcher:
             ],
         }
 
-    def _free_in_s(self, slot: _Slot, now_s: float) -> float:
+    def _free_in_s(self, slot: Slot, now_s: float) -> float:
         replica = self._room.fleet.replicas.get(slot.client.id)
         return 0.0 if replica is None else replica.busy_s(now_s)
-
-    def resident(self) -> frozenset[str]:
-        """The content keys of what lies in any tier of any replica that is up."""
-        reports = [slot.report for slot in self._slots.values() if slot.report is not None]
-        return frozenset().union(*(keys for r in reports for keys in r.resident.values()))
-
-    def residency(self, keys: Collection[str]) -> dict[str, Residency]:
-        """Where each of these content keys lies; what lies nowhere is left out."""
-        found = {}
-        for key in keys:
-            up = [s for s in self._slots.values() if s.report is not None]
-            replicas = tuple(s.client.id for s in up if s.report and key in s.report.ready)
-            nodes = {
-                s.report.node: tuple(
-                    tier for tier in ("host", "disk") if key in s.report.resident.get(tier, ())
-                )
-                for s in up if s.report is not None
-            }  # fmt: skip
-            nodes = {node: tiers for node, tiers in nodes.items() if tiers}
-            if replicas or nodes:
-                found[key] = Residency(replicas, nodes)
-        return found
-
-    def hold(self, keys: Collection[str]) -> None:
-        """What the operator has pinned: exactly these. The replicas hear of it within seconds."""
-        self._pinned = frozenset(keys)
-
-    def guidance(self) -> Guidance:
-        """What every replica should know; made anew once a second."""
-        now = self._clock()
-        nodes = frozenset(s.report.node for s in self._slots.values() if s.report is not None)
-        made_s, of_nodes, pinned, guidance = self._guided
-        if now < made_s + 1.0 and nodes == of_nodes and pinned == self._pinned:
-            return guidance
-        guidance = self._make_guidance(now)
-        self._guided = now, nodes, self._pinned, guidance
-        return guidance
-
-    def _make_guidance(self, now_s: float) -> Guidance:
-        reports = [slot.report for slot in self._slots.values() if slot.report is not None]
-        nodes = {report.node: report.url for report in reports if report.url}
-        if self._pinned is None:
-            return Guidance(nodes)
-        popular = self._room.popular(_MOST_POPULAR, now_s)
-        pins = dict.fromkeys(popular, POPULAR) | dict.fromkeys(self._pinned, OPERATOR)
-        return Guidance(nodes, pins)
-
-    async def forget(self, keys: Collection[str]) -> None:
-        """Have every replica that holds one of these drop it. One that is down, or still leases
-        it, is asked again when whoever calls this looks at ``resident`` again."""
-
-        async def ask(slot: _Slot) -> None:
-            with suppress(ServingError, TimeoutError):
-                async with asyncio.timeout(_PATIENCE_S):
-                    self._heard_from(slot, await slot.client.forget(keys))
-
-        up = [slot for slot in self._slots.values() if slot.report is not None]
-        await asyncio.gather(*map(ask, up))
-
-    async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
-        """Bring blobs up on every replica's node; the tier on which each found them. A replica
-        that is down, or has no room for them, is left out."""
-        found: dict[str, str] = {}
-
-        async def ask(slot: _Slot) -> None:
-            with suppress(ServingError, TierError, AssetError, TimeoutError):
-                async with asyncio.timeout(_WARM_S):
-                    found[slot.client.id] = await slot.client.warm(blobs)
-            slot.news.set()  # it holds more now, and is to say so
-
-        await asyncio.gather(*(ask(s) for s in self._slots.values() if s.report is not None))
-        return found
 
     async def submit(self, submission: Submission) -> Drawing:
         """Wait for a replica and draw. Submitting an id again joins the first.
@@ -334,7 +205,7 @@ class Dispatcher:
             self._abandon(ticket)
             raise
 
-    def _enqueue(self, submission: Submission) -> _Ticket:
+    def _enqueue(self, submission: Submission) -> Ticket:
         now = self._clock()
         request = submission.request
         self._check_quarantine(submission)
@@ -356,7 +227,7 @@ class Dispatcher:
         refusal = self._room.arrive(waiting, now)
         if refusal is not None:
             raise Refused(refusal.status, refusal.reason, refusal.retry_after_s)
-        ticket = _Ticket(submission, waiting, asyncio.get_running_loop().create_future())
+        ticket = Ticket(submission, waiting, asyncio.get_running_loop().create_future())
         ticket.answer.add_done_callback(_heard)
         self._tickets[request.id] = ticket
         self._assign()
@@ -373,7 +244,7 @@ class Dispatcher:
                 tuple(sorted(held)),
             )
 
-    def _abandon(self, ticket: _Ticket) -> None:
+    def _abandon(self, ticket: Ticket) -> None:
         """Nobody waits for it any more."""
         request_id = ticket.waiting.id
         self._room.queue.withdraw(request_id)
@@ -409,7 +280,7 @@ class Dispatcher:
             try:
                 # What does not work here will be tried again, and said, when it is drawn.
                 with suppress(ServingError, TierError, AssetError, TimeoutError):
-                    async with asyncio.timeout(_WARM_S):
+                    async with asyncio.timeout(WARM_S):
                         await slot.client.warm(blobs)
             finally:
                 slot.promoting = False
@@ -418,12 +289,12 @@ class Dispatcher:
         self._promotions.add(task)
         task.add_done_callback(self._promotions.discard)
 
-    async def _run(self, ticket: _Ticket, slot: _Slot) -> None:
+    async def _run(self, ticket: Ticket, slot: Slot) -> None:
         """One attempt on one replica."""
         with about(request=ticket.waiting.id, tenant=ticket.submission.tenant_id):
             await self._attempt(ticket, slot)
 
-    async def _attempt(self, ticket: _Ticket, slot: _Slot) -> None:
+    async def _attempt(self, ticket: Ticket, slot: Slot) -> None:
         queue_ms = (self._clock() - ticket.waiting.arrived_s) * 1000
         ticket.lost = False
         try:
@@ -454,7 +325,7 @@ class Dispatcher:
                 del self._tickets[waiting.id]
                 _answer(ticket.answer, quarantined)
 
-    def _try_again(self, ticket: _Ticket, error: ServingError, *, died: bool) -> None:
+    def _try_again(self, ticket: Ticket, error: ServingError, *, died: bool) -> None:
         """Another attempt, on another replica, unless it is the request that kills them."""
         if died:
             submission = ticket.submission
@@ -470,7 +341,7 @@ class Dispatcher:
             _answer(ticket.answer, error)
 
     def _ended(
-        self, ticket: _Ticket, slot: _Slot, assignment: Assignment, task: asyncio.Task[None]
+        self, ticket: Ticket, slot: Slot, assignment: Assignment, task: asyncio.Task[None]
     ) -> None:
         """Whatever became of an attempt, and even if it was cancelled before its first step,
         the slot is given back here."""
@@ -488,13 +359,13 @@ class Dispatcher:
             self._tickets.pop(ticket.waiting.id, None)
         self._assign()
 
-    def _down(self, slot: _Slot) -> None:
+    def _down(self, slot: Slot) -> None:
         """It gets nothing new until it has answered again."""
         if slot.report is not None:
             slot.report = None
             self._room.fleet.remove(slot.client.id)
 
-    def _hangs(self, slot: _Slot) -> None:
+    def _hangs(self, slot: Slot) -> None:
         """It does not answer: what it has is drawn elsewhere."""
         self._down(slot)
         for ticket in list(slot.running.values()):
@@ -502,7 +373,7 @@ class Dispatcher:
                 self._try_again(ticket, ReplicaLost(f"{slot.client.id} hangs"), died=True)
                 ticket.task.cancel()
 
-    def _heard_from(self, slot: _Slot, report: ReplicaReport) -> None:
+    def _heard_from(self, slot: Slot, report: ReplicaReport) -> None:
         if slot.leaving:
             return
         fleet = self._room.fleet
@@ -524,7 +395,7 @@ class Dispatcher:
                 resident: Mapping[str, frozenset[str]] = {**other.report.resident, **shared}
                 other.report = replace(other.report, resident=resident)
 
-    async def _watch(self, slot: _Slot) -> None:
+    async def _watch(self, slot: Slot) -> None:
         """Ask the replica how it is, for as long as the dispatcher lives.
 
         One that is up must answer in time; one that is down is waited for. What it
@@ -532,12 +403,12 @@ class Dispatcher:
         """
         while True:
             slot.news.clear()
-            known = self.guidance().nodes
-            patience_s = None if slot.report is None else _PATIENCE_S
+            known = self.holdings.guidance().nodes
+            patience_s = None if slot.report is None else PATIENCE_S
             try:
                 # Not wait_for: before Python 3.12 it may swallow the cancellation of close().
                 async with asyncio.timeout(patience_s):
-                    report = await slot.client.describe(self.guidance())
+                    report = await slot.client.describe(self.holdings.guidance())
             except (ServingError, TimeoutError):
                 if slot.report is not None:
                     log.warning("replica %s does not answer: it gets nothing new", slot.client.id)
@@ -549,11 +420,11 @@ class Dispatcher:
                 self._heard_from(slot, report)
                 self._assign()
                 if is_new:
-                    wanted = self._room.most_wanted(_MOST_POPULAR, self._clock())
+                    wanted = self._room.most_wanted(MOST_POPULAR, self._clock())
                     self._promote(Promotion(slot.client.id, tuple(wanted)) if wanted else None)
             except Exception:  # whatever it is, the replica must go on being watched
                 log.exception("what %s reports cannot be taken", slot.client.id)
-            if self.guidance().nodes != known:
+            if self.holdings.guidance().nodes != known:
                 for other in self._slots.values():
                     other.news.set()
             with suppress(TimeoutError):

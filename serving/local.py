@@ -30,7 +30,7 @@ from serving.submission import Submission
 
 
 class LocalClient:
-    """A :class:`~serving.dispatcher.ReplicaClient` for a replica in this process."""
+    """A :class:`~serving.slot.ReplicaClient` for a replica in this process."""
 
     def __init__(self, name: str, replica: Replica) -> None:
         self.id = name
@@ -60,19 +60,19 @@ class LocalDrawer:
         return await self._dispatcher.submit(submission)
 
     async def resident(self) -> frozenset[str]:
-        return self._dispatcher.resident()
+        return self._dispatcher.holdings.resident()
 
     async def forget(self, keys: Collection[str]) -> None:
-        await self._dispatcher.forget(keys)
+        await self._dispatcher.holdings.forget(keys)
 
     async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
-        return await self._dispatcher.warm(blobs)
+        return await self._dispatcher.holdings.warm(blobs)
 
     async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
-        return self._dispatcher.residency(keys)
+        return self._dispatcher.holdings.residency(keys)
 
     async def hold(self, keys: Collection[str]) -> None:
-        self._dispatcher.hold(keys)
+        self._dispatcher.holdings.hold(keys)
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
         """One, which neither grows nor sleeps: engines live as long as this process."""

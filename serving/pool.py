@@ -20,7 +20,8 @@ from typing import Any, Literal, Protocol, get_args
 from prometheus_client.metrics_core import Metric
 
 from router.scaling import Member, Pool, queued, scale
-from serving.dispatcher import Dispatcher, ReplicaClient
+from serving.dispatcher import Dispatcher
+from serving.slot import ReplicaClient
 
 log = logging.getLogger(__name__)
 

@@ -90,7 +90,7 @@ def ask(
         said.append(f"{response.status_code} {response.text[:200]}")
         if response.status_code not in _AGAIN:
             break
-        time.sleep(min(2.0, float(response.headers.get("retry-after", 0.5))))
+        time.sleep(min(10.0, float(response.headers.get("retry-after", 0.5))))
     return Answer(
         seed, asked_s, time.monotonic(), None, attempts, "; ".join(said), "", _names(wanted), key
     )

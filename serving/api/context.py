@@ -14,8 +14,8 @@ from assets.fetch import Fetcher
 from assets.ingest_runner import IngestRunner
 from assets.principal import Principal
 from assets.signing import Signer
+from serving.api.job_watch import JobWatch
 from serving.composition import Backends
-from serving.jobs.jobs import Job
 from serving.logs import note
 from serving.platform import Platform
 from serving.tenants.rate import RateLimited
@@ -41,10 +41,12 @@ class Context:
     status: Callable[[], Any]
     #: Set when a job was accepted: whoever works on jobs need not wait for its next look.
     new_job: asyncio.Event = field(default_factory=asyncio.Event)
-    #: Those who wait for the same job share one watch.
-    watches: dict[str, asyncio.Future[Job]] = field(default_factory=dict)
+    job_watch: JobWatch = field(init=False)
     #: What is being asked for /readyz, by part, and since when (seconds of the loop's clock).
     probes: dict[str, tuple[float, asyncio.Future[Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "job_watch", JobWatch(self.backends.jobs))  # for it is frozen
 
     def url(self, path: str) -> str:
         return f"{self.public_url}/{path}"

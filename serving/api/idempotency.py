@@ -23,12 +23,11 @@ from assets.store import read_bytes
 from serving.api.context import Context
 from serving.api.wire_generate import GenerateRequest
 from serving.errors import DeadlineExceeded, InvalidRequest
-from serving.jobs.jobs import FINISHED, Job
+from serving.jobs.jobs import Job
 from serving.logs import note, shortened
 
 HEADER = "Idempotency-Key"
 _LONGEST = 255
-_POLL_S = 0.1
 
 
 def key_of(request: Request) -> str | None:
@@ -81,34 +80,18 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
 
 
 async def finished(context: Context, job: Job, timeout_s: float) -> Job:
-    """The job once it is done; those who wait for the same one share a watch.
+    """The job once it is done.
 
     Raises:
         DeadlineExceeded: it is not; it goes on, and the same key asks for it again.
     """
-    watch = context.watches.get(job.id)
-    if watch is None:
-        watch = asyncio.ensure_future(_watch(context, job.id))
-        context.watches[job.id] = watch
-        watch.add_done_callback(lambda _: context.watches.pop(job.id, None))
     try:
         async with asyncio.timeout(timeout_s):
-            return await asyncio.shield(watch)
+            return await context.job_watch.finished(job.id)
     except TimeoutError:
         raise DeadlineExceeded(
             f"not done within {timeout_s:.0f} s; it goes on: send it again with the same key"
         ) from None
-
-
-async def _watch(context: Context, job_id: str) -> Job:
-    """Until the job is done, as every job is: what cannot be drawn fails in the end."""
-    while True:
-        job = await asyncio.to_thread(context.backends.jobs.get, job_id)
-        if job is None:
-            raise AssetNotFound(job_id)
-        if job.status in FINISHED:
-            return job
-        await asyncio.sleep(_POLL_S)
 
 
 async def answer_of(context: Context, job: Job) -> Response:

@@ -96,6 +96,7 @@ class JobRunner:
                 reach("job.finished")
             else:
                 await _persist(jobs.fail, job.id, self._worker, outcome)
+            self._context.job_watch.look()
         except asyncio.CancelledError:  # this gateway ends: another need not wait for the claim
             await asyncio.to_thread(self._context.backends.jobs.put_back, job.id, self._worker, 0.0)
             raise

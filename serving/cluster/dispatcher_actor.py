@@ -72,22 +72,22 @@ class DispatcherActor:
         self._keeper.told(name, phase, at_s)
 
     async def resident(self) -> frozenset[str]:
-        return (await self._ready()).resident()
+        return (await self._ready()).holdings.resident()
 
     async def forget(self, keys: Collection[str]) -> None:
-        await (await self._ready()).forget(keys)
+        await (await self._ready()).holdings.forget(keys)
 
     async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
-        return await (await self._ready()).warm(blobs)
+        return await (await self._ready()).holdings.warm(blobs)
 
     async def residency(self, keys: Collection[str]) -> dict[str, Residency]:
-        return (await self._ready()).residency(keys)
+        return (await self._ready()).holdings.residency(keys)
 
     async def guidance(self) -> Guidance:
-        return (await self._ready()).guidance()
+        return (await self._ready()).holdings.guidance()
 
     async def hold(self, keys: Collection[str]) -> None:
-        (await self._ready()).hold(keys)
+        (await self._ready()).holdings.hold(keys)
 
     async def status(self) -> dict[str, Any]:
         return (await self._ready()).status()

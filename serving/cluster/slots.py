@@ -223,7 +223,7 @@ class SlotStarter:
 
 
 class SlotClient:
-    """A :class:`~serving.dispatcher.ReplicaClient`: questions through Serve, which knows when the
+    """A :class:`~serving.slot.ReplicaClient`: questions through Serve, which knows when the
     replica is up; drawings by the wire."""
 
     def __init__(self, name: str, key: bytes) -> None:

@@ -26,6 +26,8 @@ JobStatus = Literal["pending", "running", "completed", "failed"]
 CLAIM_S = 30.0
 KEPT_S = 24 * 3600.0
 MAX_UNFINISHED = 256
+#: In one query.
+_AT_ONCE = 500
 _UNFINISHED = ("pending", "running")
 FINISHED = ("completed", "failed")
 
@@ -263,6 +265,21 @@ class Jobs:
         with Session(self._engine) as session:
             old = JobRow.finished_at_s < self._now() - self._kept_s
             return list(session.scalars(select(JobRow.id).where(old)))
+
+    def ended(self, job_ids: Collection[str]) -> dict[str, Job | None]:
+        """Of these the ones that are finished; None for those that there are not."""
+        found: dict[str, Job | None] = {}
+        ids = list(job_ids)
+        with Session(self._engine) as session:
+            for start in range(0, len(ids), _AT_ONCE):
+                some = {*ids[start : start + _AT_ONCE]}
+                asked = select(JobRow.id, JobRow.status).where(JobRow.id.in_(some))
+                states = {row.id: row.status for row in session.execute(asked)}
+                found |= dict.fromkeys(some - states.keys())
+                done = [job_id for job_id, status in states.items() if status in FINISHED]
+                rows = session.scalars(select(JobRow).where(JobRow.id.in_(done))) if done else ()
+                found |= {row.id: _job(row) for row in rows}
+        return found
 
     def unknown(self, job_ids: Collection[str]) -> set[str]:
         """Those that there are not, or not any more."""

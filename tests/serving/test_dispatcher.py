@@ -321,17 +321,17 @@ async def test_what_nobody_may_ask_for_is_forgotten_everywhere() -> None:
         for replica in replicas:
             replica.keys |= {"kept", "dead"}
         await asyncio.gather(*(room.submit(submission(str(index))) for index in range(4)))
-        await room.forget({"dead", "base"})
+        await room.holdings.forget({"dead", "base"})
         assert all(replica.keys == {"kept"} for replica in replicas)
-        assert room.resident() == {"kept"}
-        assert await room.warm((Blob("kept", "", 1),)) == {"a": "store", "b": "store"}
+        assert room.holdings.resident() == {"kept"}
+        assert await room.holdings.warm((Blob("kept", "", 1),)) == {"a": "store", "b": "store"}
 
 
 async def test_a_replica_that_hangs_loses_its_request_to_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serving.dispatcher._WATCH_S", 0.01)
-    monkeypatch.setattr("serving.dispatcher._PATIENCE_S", 0.05)
+    monkeypatch.setattr("serving.dispatcher.PATIENCE_S", 0.05)
     stuck, good = FakeReplica("a"), FakeReplica("b")
     stuck.go.clear()
     good.go.clear()
@@ -397,14 +397,16 @@ async def test_what_waits_is_brought_near_and_popular_things_are_held() -> None:
         ]
         await until(lambda: len(replica.started) == 2)
         await until(lambda: [blob.key for blob in replica.warmed] == ["other"])
-        assert room.guidance().pins is None  # nobody has said yet, and what is held stays so
-        room.hold({"pinned"})
-        guidance = room.guidance()
+        assert (
+            room.holdings.guidance().pins is None
+        )  # nobody has said yet, and what is held stays so
+        room.holdings.hold({"pinned"})
+        guidance = room.holdings.guidance()
         assert guidance.pins == {"lora": "popular", "pinned": "operator"}
         replica.go.set()
         await asyncio.gather(*tasks)
-        assert room.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
-        assert "nowhere" not in room.residency(["lora", "nowhere"])
+        assert room.holdings.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
+        assert "nowhere" not in room.holdings.residency(["lora", "nowhere"])
 
 
 async def test_a_new_replica_is_sent_what_is_most_in_demand() -> None:

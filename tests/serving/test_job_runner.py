@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
+from assets.errors import AssetNotFound
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from serving.api.context import Context
 from serving.api.job_runner import JobRunner
+from serving.api.job_watch import JobWatch
 from serving.database import open_database
-from serving.jobs.jobs import Jobs
+from serving.jobs.jobs import Job, Jobs
 from serving.tenants.meter import Meter
 
 
@@ -44,3 +49,35 @@ async def test_a_gateway_that_ends_gives_its_jobs_to_the_others_at_once(tmp_path
     claimed = jobs.claim("another")
     assert claimed is not None
     assert claimed.id == job.id
+
+
+async def test_however_many_wait_the_database_is_asked_once_a_look(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/j.db")
+    jobs = Jobs(engine, Meter(engine, SqlBlobRecords(engine)))
+    asked: list[int] = []
+
+    class Counting:
+        def ended(self, job_ids: Collection[str]) -> dict[str, Job | None]:
+            asked.append(len(job_ids))
+            return jobs.ended(job_ids)
+
+    who = Principal("t", "acme")
+    watch = JobWatch(cast(Jobs, Counting()))
+    accepted = [jobs.add(who, {}) for _ in range(50)]
+    waiting = [asyncio.create_task(watch.finished(job.id)) for job in accepted]
+    waiting.append(asyncio.create_task(watch.finished(accepted[0].id)))
+    nowhere = asyncio.create_task(watch.finished("job_nowhere"))
+    async with asyncio.timeout(10):
+        with pytest.raises(AssetNotFound):
+            await nowhere
+        for _ in accepted:
+            claimed = jobs.claim("w")
+            assert claimed is not None
+            assert jobs.fail(claimed.id, "w", {"status": 422, "body": {}})
+        watch.look()
+        ended = await asyncio.gather(*waiting)
+    assert {job.status for job in ended} == {"failed"}
+    assert ended[0].id == ended[-1].id
+    assert max(asked) == 51
+    assert len(asked) < 10
+    assert watch._awaited == {}

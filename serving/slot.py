@@ -1,0 +1,62 @@
+"""A replica as its dispatcher knows it, and a request that waits or is being drawn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from assets.content import Blob
+from router.request import Waiting
+from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport
+from serving.submission import Submission
+
+
+class ReplicaClient(Protocol):
+    """How a dispatcher reaches a replica. Both raise ReplicaLost when it is dead."""
+
+    id: str
+
+    async def describe(self, guidance: Guidance) -> ReplicaReport:
+        """Tell it what the dispatcher knows, and hear what it holds. Waits until the replica is
+        up, for as long as that takes."""
+
+    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+        """Cancelling the call stops the drawing."""
+
+    async def forget(self, keys: Collection[str]) -> ReplicaReport:
+        """Drop the values of these content keys from every tier that it reaches."""
+
+    async def warm(self, blobs: Sequence[Blob]) -> str:
+        """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """Only the dispatcher changes it."""
+
+    client: ReplicaClient
+    report: ReplicaReport | None = None  # None: down, or not up yet
+    running: dict[str, Ticket] = field(default_factory=dict)
+    #: Whether something is brought up there ahead of the requests that will want it.
+    promoting: bool = False
+    #: Set when there is something to tell it before it is asked again anyway.
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    watcher: asyncio.Task[None] | None = None
+    #: Since when it has had nothing to do.
+    idle_since_s: float = 0.0
+    #: It finishes what it has, and is not asked again.
+    leaving: bool = False
+
+
+@dataclass(slots=True)
+class Ticket:
+    """Only the dispatcher changes it; whoever submitted waits for ``answer``."""
+
+    submission: Submission
+    waiting: Waiting
+    answer: asyncio.Future[Drawing]
+    attempts: int = 0
+    lost: bool = False  # the last attempt ended with its replica
+    task: asyncio.Task[None] | None = None
