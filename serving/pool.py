@@ -36,7 +36,7 @@ _LOOK_S = 0.2
 _FAILURES_S = 2.0
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 _EVENTS = 500
-#: For as long a renewal waits for a GPU more than it needs.
+#: For as long a renewal waits for one that is not up.
 _SPARE_S = 600.0
 
 
@@ -82,12 +82,6 @@ class Birth:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spare:
-    name: str
-    ordered_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class PoolEvent:
     """``what`` is ordered, ready, released or failed."""
 
@@ -117,10 +111,13 @@ class PoolKeeper:
         self._names = count()
         self._births: dict[str, Birth] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
-        #: Those that are to be replaced, and the one more than usual that was ordered for it.
+        #: Those that are to be replaced.
         self._outdated: set[str] = set()
         self._is_renewal_due = False
-        self._spare: _Spare | None = None
+        #: Whether one more than usual was ordered for the next of them, or cannot be had; since
+        #: when somebody is not up.
+        self._has_spare = self._is_full = False
+        self._late_since_s: float | None = None
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS)
         self._failures = 0
         self._paused_until_s = 0.0
@@ -177,29 +174,32 @@ class PoolKeeper:
         """One step: a spare, or the end of one that is to be replaced. Only while everybody else
         is up, so that the pool misses one at a time."""
         members = self._dispatcher.members()
-        there = {member.id: member for member in members}
+        there = {member.id for member in members}
         if self._is_renewal_due:
-            self._is_renewal_due, self._outdated, self._spare = False, {*there}, None
-        old = [member for name, member in there.items() if name in self._outdated]
+            self._is_renewal_due, self._outdated = False, there
+            self._has_spare = self._is_full = False
+        old = [member for member in members if member.id in self._outdated]
         if self._outdated and not old:
             log.info("pool %s is renewed", self.pool.name)
-        self._outdated &= there.keys()
+        self._outdated &= there
         if not old or self._stopping or now_s < self._paused_until_s:
             return
-        spare = self._spare
-        if spare is not None and spare.name in there and not there[spare.name].is_up:
-            if now_s - spare.ordered_s > _SPARE_S:
-                log.warning("no GPU for %s: pool %s goes on without", spare.name, self.pool.name)
-                self._begin_to_stop(spare.name)
+        if late := [member.id for member in members if not member.is_up]:
+            self._late_since_s = now_s if self._late_since_s is None else self._late_since_s
+            if now_s - self._late_since_s > _SPARE_S:
+                log.warning("pool %s is renewed without %s: no GPU", self.pool.name, late)
+                self._is_full = True
+                for name in late:
+                    self._begin_to_stop(name)
             return
-        if len(members) < self.pool.min or not all(member.is_up for member in members):
+        self._late_since_s = None
+        if len(members) < self.pool.min:
             return
-        if spare is None and len(members) < self.pool.max:
-            (name,) = await self._start(1)
-            self._spare = _Spare(name, now_s)
+        if not self._has_spare and not self._is_full and len(members) < self.pool.max:
+            self._has_spare = True
+            await self._start(1)
             return
-        # The next needs a spare of its own, unless there was no room for one.
-        self._spare = None if spare is None or spare.name in there else spare
+        self._has_spare = False
         self._begin_to_stop(min(old, key=lambda m: (m.running, m.value_s, m.id)).id)
 
     def _begin_to_stop(self, name: str) -> None:
@@ -210,7 +210,7 @@ class PoolKeeper:
     async def close(self) -> None:
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
 
-    async def _start(self, number: int) -> Sequence[str]:
+    async def _start(self, number: int) -> None:
         taken = {*self._births, *self._stopping, *await self._starter.existing()}
         names: list[str] = []
         while len(names) < number:
@@ -223,7 +223,6 @@ class PoolKeeper:
             self._note("ordered", name, waiting=self._dispatcher.waiting)
             self._dispatcher.add(self._starter.client(name))
         await self._starter.start(names)
-        return names
 
     async def _stop(self, name: str) -> None:
         await self._dispatcher.remove(name)

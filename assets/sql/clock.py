@@ -37,9 +37,9 @@ class _ServerClock:
 
     def _ask(self) -> float:
         """How far the server's clock is ahead of this process's, which is never set."""
-        before = time.monotonic()
+        asked = text("SELECT extract(epoch FROM clock_timestamp())")
         with self._engine.connect() as connection:
-            asked = text("SELECT extract(epoch FROM clock_timestamp())")
+            before = time.monotonic()
             server_s = float(connection.scalar(asked))
         return server_s - (before + time.monotonic()) / 2
 

@@ -85,6 +85,7 @@ def suffer(fault: Fault, books: Books) -> dict[str, Any]:
             load.await_more(6, since_s=time.monotonic())
         except (httpx.HTTPError, TimeoutError, LookupError, ValueError) as error:
             harm.lost.append(repr(error))
+    harm.lost += map(repr, load.errors)
     whole_s = books.await_quiet() - harmed_s
     answers = [*load.answers, *harm.asked]
     after = [a.answered_s for a in answers if a.asked_s >= harmed_s and a.picture is not None]

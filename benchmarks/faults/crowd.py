@@ -31,7 +31,7 @@ def stampede(harm: Harm) -> None:
     pictures = len({answer.picture for answer in harm.asked})
     reads = _reads(harm) - before
     harm.seen = f"{_STAMPEDE} at once: reads of the store: {reads}, different pictures: {pictures}"
-    if pictures > 1 or reads > 1:
+    if (pictures, reads) != (1, 1):
         harm.lost.append(harm.seen)
 
 
@@ -72,6 +72,8 @@ def overload(harm: Harm) -> None:
         list(crowd.map(one, range(count)))
     drawn = len(harm.asked) - before
     harm.seen = f"{drawn} of {count} drawn, {len(refused)} refused with Retry-After"
+    if not drawn or not refused:
+        harm.lost.append(harm.seen)
 
 
 def poison(harm: Harm) -> None:

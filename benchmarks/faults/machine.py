@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
@@ -81,8 +82,10 @@ def clock_skewed(harm: Harm) -> None:
         for gateway, port in zip(gateways, ports, strict=True):
             await_port(gateway, port, timeout_s=90)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
-        for url in urls:
-            httpx.get(f"{url}/readyz", timeout=60).raise_for_status()
+        for url, skew_s in zip(urls, (_SKEW_S, -_SKEW_S), strict=True):
+            date = httpx.get(f"{url}/readyz", timeout=60).raise_for_status().headers["date"]
+            if abs(parsedate_to_datetime(date).timestamp() - time.time() - skew_s) > 60:
+                harm.lost.append(f"a gateway's clock is not {skew_s:+.0f} s away: {date}")
         doors = [Door([url, stage.url], stage.door.key) for url in (*urls, stage.url)]
         with ThreadPoolExecutor(len(doors)) as crowd:
             for _ in range(2):

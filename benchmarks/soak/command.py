@@ -18,7 +18,7 @@ from benchmarks.faults.stage import staged
 from benchmarks.soak.crowd import Crowd
 from benchmarks.soak.kills import Killer
 from benchmarks.soak.plot import plot
-from benchmarks.soak.vitals import Vitals
+from benchmarks.soak.vitals import REST, Vitals
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "soak.json"
@@ -119,8 +119,8 @@ def latencies(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def growth(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The median of the last third over that of the third before the middle: of memory and of
-    descriptors of the two that were spared, of files."""
+    """The median of the last third, and of a third that begins after a sixth: of memory and of
+    descriptors of the two that were spared, of memory of what is hardly killed, of files."""
     third = len(samples) // 3
     early, late = samples[third // 2 : third // 2 + third], samples[-third:]
     found: dict[str, dict[str, float]] = {}
@@ -134,7 +134,7 @@ def growth(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     for who in ("gateway", "replica"):
         for what in ("bytes", "descriptors"):
             series(f"{who} {what}", lambda s, a=who, b=what: s["spared"].get(a, {}).get(b))
-    for part in ("serve",):
+    for part in ("serve", REST):
         series(f"{part} bytes", lambda s, a=part: s["bytes"].get(a))
     for place in samples[0]["files"]:
         series(f"{place} files", lambda s, a=place: s["files"].get(a))

@@ -42,8 +42,8 @@ class Context:
     #: Set when a job was accepted: whoever works on jobs need not wait for its next look.
     new_job: asyncio.Event = field(default_factory=asyncio.Event)
     job_watch: JobWatch = field(init=False)
-    #: What is being asked for /readyz, by part, and since when (seconds of the loop's clock).
-    probes: dict[str, tuple[float, asyncio.Future[Any]]] = field(default_factory=dict)
+    #: What is being asked for /readyz, by part: since when (seconds of the loop's clock), and what.
+    probes: dict[str, list[tuple[float, asyncio.Future[Any]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "job_watch", JobWatch(self.backends.jobs))  # for it is frozen

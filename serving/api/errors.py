@@ -148,7 +148,10 @@ class Caught:
         try:
             await self._app(scope, receive, send_and_look)
         except Exception as error:
-            if scope["type"] != "http" or has_begun:
+            if scope["type"] != "http":
+                raise
+            if has_begun:
+                log.error("broke while it was being sent", exc_info=error)
                 raise
             status, body, headers = describe(error)
             await _response(Request(scope), status, body, headers)(scope, receive, send)

@@ -20,9 +20,9 @@ router = APIRouter(tags=["health"])
 log = logging.getLogger(__name__)
 
 #: For each of the things that are asked.
-#: A probe is left to itself after this, and another asks.
-_GIVEN_UP_S = 60.0
 _PATIENCE_S = 5.0
+#: After this another asks beside one that is not answered.
+_GIVEN_UP_S = 60.0
 
 
 @router.get("/healthz")
@@ -52,18 +52,20 @@ async def ready(context: Ctx) -> JSONResponse:
 
 async def _state(context: Context, part: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> str:
     """One question at a time: probes of a store that never answers must not take all threads.
-    One that is not answered for long may hang where a new one would not."""
+    After a while one more is asked, since it may be only the first that hangs; never a third."""
     now = asyncio.get_running_loop().time()
-    asked_s, probe = context.probes.get(part, (now, None))
-    if probe is None or probe.done() or now - asked_s > _GIVEN_UP_S:
-        probe = asyncio.ensure_future(ask())
-        context.probes[part] = (now, probe)
+    asked = [one for one in context.probes.get(part, ()) if not one[1].done()]
+    if not asked or (len(asked) == 1 and now - asked[0][0] > _GIVEN_UP_S):
+        asked.append((now, asyncio.ensure_future(ask())))
+    context.probes[part] = asked
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            await asyncio.shield(probe)
+            await asyncio.shield(asked[-1][1])
     except Exception as error:
-        log.warning("not ready", exc_info=True)
-        return type(error).__name__  # and no more: anybody may ask
+        kind = type(error).__name__
+        log.warning("not ready: %s: %s", part, kind)
+        log.debug("not ready", exc_info=True)
+        return kind  # and no more: anybody may ask
     return "ok"
 
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _OWN = CollectorRegistry()
 #: Asked every few seconds by machines.
-_PROBES = ("/healthz", "/readyz", "/metrics", "/v1/status")
+_PROBES = ("/healthz", "/health", "/healthcheck", "/readyz", "/metrics", "/v1/status")
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 REQUESTS = Counter(
     "ao_http_requests", "Answers, by route and status.", ("method", "route", "status"),

@@ -7,7 +7,6 @@ but whatever dies from then on is never replaced.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from pathlib import Path
@@ -22,7 +21,6 @@ _LOOK_S = 0.2
 _LONGEST_PAUSE_S = 30.0
 #: One that lived for as long is started again at once.
 _HEALTHY_S = 60.0
-_PREFIX = "control-plane-"
 
 
 class ControlPlane:
@@ -33,14 +31,16 @@ class ControlPlane:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        """Its tables are in a folder of this process in ``data_dir``; those of processes that
-        are no more are removed: nothing of what they say runs."""
-        for left in data_dir.glob(f"{_PREFIX}*"):
-            if not _lives(left.name.removeprefix(_PREFIX)):
-                shutil.rmtree(left, ignore_errors=True)
-        self._tables = data_dir / f"{_PREFIX}{os.getpid()}"
-        shutil.rmtree(self._tables, ignore_errors=True)
-        self._tables.mkdir(parents=True, exist_ok=True)
+        """Its tables are in a folder of ``data_dir``, which must be this process's alone. What an
+        earlier Ray has left there is forgotten: nothing of it runs any more.
+
+        Raises:
+            OSError: it cannot be forgotten, or the folder not be made.
+        """
+        self._tables = data_dir / "control-plane"
+        if self._tables.exists():
+            shutil.rmtree(self._tables)
+        self._tables.mkdir(parents=True)
         self._ended = Event()
         # The thread must outlive Ray: the control plane dies with the thread that started it.
         self._thread = Thread(target=self._watch, name="control-plane", daemon=True)
@@ -84,16 +84,6 @@ class ControlPlane:
 
 def _longer(pause_s: float) -> float:
     return min(_LONGEST_PAUSE_S, 2 * pause_s)
-
-
-def _lives(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OSError):  # no process id; another user's
-        return True
-    return True
 
 
 def _node() -> Any:

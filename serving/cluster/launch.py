@@ -5,21 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from socket import socket
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import ray
 import uvicorn
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from uvicorn.supervisors import Multiprocess
 
+from orchestrator.locks import acquire
 from serving.cluster.control_plane import ControlPlane
 from serving.cluster.dispatcher_actor import start_dispatcher
 from serving.cluster.ingest_actor import NAME as INGEST
@@ -36,10 +41,33 @@ _OBJECT_STORE_BYTES = 256 << 20
 _START_TIMEOUT_S = 600.0
 #: For one actor to come back.
 _RENEWAL_S = 120.0
+#: What the processes import that a renewal starts.
+_RENEWED = (
+    "serving.cluster.dispatcher_actor",
+    "serving.cluster.gateway",
+    "serving.cluster.ingest_actor",
+    "serving.engine.compose",
+    "serving.engine.install",
+)
 
 
 class StartFailed(ServingError):
     """The platform did not come up; says which part and what Ray said of it."""
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """With this data folder, which another would take the tiers and Ray's tables of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = acquire(folder / "serve.lock", shared=False, wait=False)
+    if lock is None:
+        raise StartFailed(
+            f"another asset-orchestrator serve uses {folder}: end it, or set AO_DATA_DIR"
+        )
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 @contextmanager
@@ -48,14 +76,24 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
 
     With ``ray_address`` "local" Ray is started here and ended here; any other cluster
     is only joined and, at the end, rid of what was deployed.
+
+    Raises:
+        StartFailed: it does not come up, or another one uses the data folder.
     """
+    with _alone(settings.data_dir):
+        yield from _running_pool(settings, progress)
+
+
+def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
     own = settings.ray_address == "local"
     progress("starting Ray on this machine" if own else f"joining Ray at {settings.ray_address}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     dispatchers: dict[str, Any] = {}
     control_plane = ControlPlane(settings.data_dir) if own else None
+    is_started = False
     try:
         _connect(settings, control_plane)
+        is_started = True
         address = ray.get_runtime_context().gcs_address
         settings = settings.model_copy(update={"ray_address": address})
         ingest = start_ingest(settings)
@@ -76,7 +114,7 @@ def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         ray.shutdown()
         if control_plane is not None:
             control_plane.close()
-        if own and settings.host_dir is None:
+        if own and is_started and settings.host_dir is None:
             # Memory goes back with the platform that took it; the disk tier stays warm.
             shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
 
@@ -130,6 +168,8 @@ def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
 
 def _withdraw(dispatchers: Mapping[str, Any]) -> None:
     """From a cluster that goes on without us: first those who would start more."""
+    if not dispatchers:
+        return
     for dispatcher in dispatchers.values():
         ray.kill(dispatcher)
     for name in serve.status().applications:
@@ -155,20 +195,32 @@ def serve_forever(settings: Settings, progress: Progress) -> None:
         progress(f"serving on {running.resolved_public_url} with {running.gateways} gateways")
         try:
             gateways.run()
-        finally:  # whatever it was, they must not outlive Ray
-            gateways.terminate_all()
-            gateways.join_all()
+        finally:
+            gateways.close()
 
 
 class _Gateways(Multiprocess):
     """One socket, shared: what a dead gateway had not accepted, another accepts, and the
     supervisor starts a dead one anew."""
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket], renew: Callable[[], None]):
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket], renew: Callable[[Event], None]
+    ) -> None:
+        """``renew`` renews what is behind the gateways, and gives up when the event is set."""
         super().__init__(config, sockets)
         self._renew = renew
         self._renewing: Thread | None = None
         self._is_renewed = False
+        for number in (signal.SIGTERM, signal.SIGINT):  # while it waits for a gateway, too
+            signal.signal(number, lambda *_: self.should_exit.set())
+
+    def close(self) -> None:
+        """Whatever it was that ended: nothing of this may outlive Ray."""
+        self.should_exit.set()
+        self.terminate_all()
+        self.join_all()
+        if self._renewing is not None:
+            self._renewing.join(timeout=10)
 
     def handle_hup(self) -> None:
         """New code is on the disk: first those behind the gateways, then they themselves, each
@@ -181,7 +233,7 @@ class _Gateways(Multiprocess):
 
     def _renew_pools(self) -> None:
         try:
-            self._renew()
+            self._renew(self.should_exit)
             self._is_renewed = True
         except Exception:
             log.exception("the pools are not renewed, and the gateways stay")
@@ -193,17 +245,22 @@ class _Gateways(Multiprocess):
             self.restart_all()
 
 
-def _renew(settings: Settings, progress: Progress) -> None:
+def _renew(settings: Settings, progress: Progress, is_ending: Event) -> None:
     """The dispatchers and the ingest at once (what was asked of them is asked again of the new
-    ones); then, by and by, every replica."""
+    ones); then, by and by, every replica. Nothing, when the new code cannot be imported."""
+    tried = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(_RENEWED)}"], capture_output=True, text=True
+    )
+    if tried.returncode:
+        raise StartFailed(f"the code on the disk cannot be imported: {tried.stderr[-2000:]}")
     for name in (*(dispatcher_name(pool.name) for pool in settings.resolved_pools), INGEST):
         progress(f"renewing {name}")
         actor = ray.get_actor(name, settings.ray_namespace)
-        old = ray.get(actor.process.remote(), timeout=_RENEWAL_S)
+        old = _process(actor)
         ray.kill(actor, no_restart=False)
         deadline = time.monotonic() + _RENEWAL_S
         while _process(actor) in (None, old):  # it may still answer, and then is away
-            if time.monotonic() > deadline:
+            if is_ending.is_set() or time.monotonic() > deadline:
                 raise StartFailed(f"{name} did not come back")
             time.sleep(0.1)
         if name != INGEST:
@@ -211,9 +268,9 @@ def _renew(settings: Settings, progress: Progress) -> None:
 
 
 def _process(actor: Any) -> tuple[str, int] | None:
-    """None while there is none."""
+    """None while there is none, or none that can say so."""
     try:
         found: tuple[str, int] = ray.get(actor.process.remote(), timeout=_RENEWAL_S)
-    except RayActorError:
+    except (RayActorError, RayTaskError):
         return None
     return found

@@ -277,7 +277,9 @@ class Jobs:
                 states = {row.id: row.status for row in session.execute(asked)}
                 found |= dict.fromkeys(some - states.keys())
                 done = [job_id for job_id, status in states.items() if status in FINISHED]
-                rows = session.scalars(select(JobRow).where(JobRow.id.in_(done))) if done else ()
+                # Again: one that failed may be done once more since.
+                mine = (JobRow.id.in_(done), JobRow.status.in_(FINISHED))
+                rows = session.scalars(select(JobRow).where(*mine)) if done else ()
                 found |= {row.id: _job(row) for row in rows}
         return found
 

@@ -305,7 +305,7 @@ async def test_a_renewal_does_not_wait_for_ever_for_a_gpu_more_than_it_has() -> 
         await keeper.look()
         assert starter.stopped == []
         assert keeper.status()["outdated"] == ["a-0", "a-1"]
-        clock.now_s = 700.0
+        clock.now_s = 1200.0
         await keeper.look()
         await until(lambda: starter.stopped == ["a-2"])
         for new in ("a-3", "a-4"):  # without it, one at a time

@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks.faults.client import SEEDS, Door, Load, ask, body, known
 from benchmarks.samples import write_kohya_lora
+from benchmarks.servers import clean_environment, free_port
 from benchmarks.store_proxy import StoreProxy
 from serving.composition import open_backends
 from tests.platforms import Running, running
@@ -96,6 +97,20 @@ def test_every_gateway_shows_what_all_have_answered(platform: Running) -> None:
     deadline = time.monotonic() + 30  # an answer is counted when it was sent
     while {count() for _ in range(10)} != {before + 40}:
         assert time.monotonic() < deadline
+
+
+def test_another_does_not_start_on_the_same_data_folder(platform: Running) -> None:
+    """It would take the first one's tiers with it when it ends."""
+    second = platform.settings.model_copy(update={"port": free_port()})
+    environment = {**clean_environment(), **second.to_environment()}
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.cli.main", "serve"],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "another asset-orchestrator serve uses" in done.stderr
+    assert "AO_DATA_DIR" in done.stderr
+    assert ask(door(platform), 0).picture is not None
 
 
 def test_a_dispatcher_that_dies_is_replaced(platform: Running) -> None:
