@@ -257,7 +257,8 @@ def test_a_deletion_reaches_the_tiers_of_the_cluster(
     file = write_kohya_lora(tmp_path / "own.safetensors", skeleton, seed=78, only="attn2")
     asset = client.await_ready(client.upload(file, "lora", "own")["id"])
     found = client.call("POST", f"/v1/assets/{asset['id']}/warm")["found_on"]
-    assert set(found) == {"default-0", "default-1"}
+    assert set(found) == {replica["id"] for replica in up(platform)}
+    assert len(found) == 2
     record = open_backends(platform.settings).records.get(asset["id"])
     assert record is not None
     (key,) = (blob.key for blob in record.parts.values())
