@@ -117,16 +117,6 @@ def test_the_faults_are_those_of_the_results_and_each_has_its_runbook() -> None:
     }
 
 
-def test_the_soak_is_that_of_the_result() -> None:
-    from benchmarks.faults.command import HARMLESS
-    from benchmarks.soak.command import RESULT, table
-
-    result = json.loads(RESULT.read_text())
-    assert table(result) in (ROOT / "docs" / "faults.md").read_text()
-    assert not any(result[what] for what in (*HARMLESS, "grown"))
-    assert result["minutes"] >= 60
-
-
 def test_routings_figures_are_those_of_the_results() -> None:
     from benchmarks import load
     from benchmarks.replay.command import KEPT
