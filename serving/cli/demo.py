@@ -94,7 +94,8 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
             f"something answers on {settings.resolved_public_url} already; end it, or pass --port"
         )
     command = [sys.executable, "-m", "serving.cli.main", "serve"]
-    environment = {**os.environ, **settings.to_environment()}
+    # A line for each request would bury what is to be seen here.
+    environment = {"AO_LOG_LEVEL": "warning", **os.environ, **settings.to_environment()}
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
