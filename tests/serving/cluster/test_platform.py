@@ -210,7 +210,7 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
     planned = {f"block.{i}": Planned("F16", (1 << 26,), lambda c=chunk: c) for i in range(8)}
     assert write_tensors(big, planned, {}).size_bytes > 1 << 30
     del chunk, planned
-    ask(platform, 0)
+    ask(door(platform), 0)
     junk = tmp_path / "junk.safetensors"  # so that the process that inspects is there
     junk.write_bytes(b"junk")
     _inspected(platform.client(), platform.client().upload(junk, "lora", "junk"))
