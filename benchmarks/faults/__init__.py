@@ -1,6 +1,6 @@
 """What a platform of this kind meets, each fault injected under load, each to be survived.
 
-    python -m benchmarks faults                    # all, about ten minutes
+    python -m benchmarks faults                    # all, a quarter of an hour
     python -m benchmarks faults --only replica-killed,store-503
 
 A constant client asks for pictures whose bytes are known; a fault comes and goes; then the

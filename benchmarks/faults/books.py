@@ -131,7 +131,7 @@ class Books:
         except AssertionError as error:
             left.append(f"books: {error}")
         if not self._is_quiet():
-            left.append(f"a replica is away, or requests wait for nobody: {self.stage.status()}")
+            left.append("a replica that is away, or requests that nobody waits for")
         weights = {*self.stage.weights().values()}
         self._weights = self._weights or weights
         if len(weights) != 1 or weights != self._weights:

@@ -13,6 +13,8 @@ from benchmarks.faults.fault import Harm, Inject
 
 _RENEWED_S = 300.0
 _NODE_AWAY_S = 15.0
+#: By then it is there again.
+_CONTROL_PLANE_AWAY_S = 2.0
 #: What is replaced: gateways, replicas, the dispatcher, the ingest.
 _RENEWED = ("spawn_main", "ray::ServeReplica", "ray::DispatcherActor", "ray::IngestActor")
 
@@ -38,7 +40,7 @@ def killed(part: str) -> Inject:
 def control_plane_killed(harm: Harm) -> None:
     """And then a replica, which only a control plane that knows of it replaces."""
     killed("gcs_server")(harm)
-    time.sleep(2.0)
+    time.sleep(_CONTROL_PLANE_AWAY_S)
     os.kill(harm.stage.busiest(), signal.SIGKILL)
 
 

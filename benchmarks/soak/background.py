@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from threading import Event, Thread
 from typing import Self
 
 
-class Background:
+class Background(ABC):
     def __init__(self) -> None:
         self.ended = Event()
         self._error: Exception | None = None
@@ -18,9 +19,9 @@ class Background:
         except Exception as error:
             self._error = error
 
+    @abstractmethod
     def _run(self) -> None:
         """Until ``ended`` is set."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._thread.start()

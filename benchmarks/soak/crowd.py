@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -56,7 +57,8 @@ class Crowd:
     def ask_for(
         self, seconds: float, rate_per_s: float, say: Callable[[str], None]
     ) -> list[Answer]:
-        """Arrivals of a Poisson process; all are waited for."""
+        """Arrivals of a Poisson process; all are waited for. A request's time counts from its
+        arrival, even when it must wait here for a thread."""
         began = due = time.monotonic()
         asked: list[Future[Answer]] = []
         minutes = count(1)
@@ -64,13 +66,16 @@ class Crowd:
         with ThreadPoolExecutor(_AT_ONCE) as crowd:
             while due < began + seconds:
                 time.sleep(max(0.0, due - time.monotonic()))
-                asked.append(crowd.submit(ask, self._stage.door, *self.wish()))
+                asked.append(crowd.submit(self._arrived, due, *self.wish()))
                 due += self._random.expovariate(rate_per_s)
                 if due >= began + 60 * minute:
                     done = sum(one.done() for one in asked)
                     say(f"{minute} min: {len(asked)} asked, {len(asked) - done} open")
                     minute = next(minutes)
         return [one.result() for one in asked]
+
+    def _arrived(self, at_s: float, seed: int, wanted: Wanted) -> Answer:
+        return replace(ask(self._stage.door, seed, wanted), asked_s=at_s)
 
 
 def _public(stage: Stage) -> Sequence[Wanted]:
