@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from prometheus_client.metrics_core import Metric
 
+from router.renewal import Renewal
 from router.scaling import Member, Pool, queued, scale
 from serving.dispatcher import Dispatcher
 from serving.slot import ReplicaClient
@@ -36,8 +37,6 @@ _LOOK_S = 0.2
 _FAILURES_S = 2.0
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 _EVENTS = 500
-#: For as long a renewal waits for one that is not up.
-_SPARE_S = 600.0
 
 
 class Starter(Protocol):
@@ -111,13 +110,8 @@ class PoolKeeper:
         self._names = count()
         self._births: dict[str, Birth] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
-        #: Those that are to be replaced.
-        self._outdated: set[str] = set()
+        self._renewal = Renewal()
         self._is_renewal_due = False
-        #: Whether one more than usual was ordered for the next of them, or cannot be had; since
-        #: when somebody is not up.
-        self._has_spare = self._is_full = False
-        self._late_since_s: float | None = None
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS)
         self._failures = 0
         self._paused_until_s = 0.0
@@ -171,36 +165,19 @@ class PoolKeeper:
         self._is_renewal_due = True
 
     async def _renew(self, now_s: float) -> None:
-        """One step: a spare, or the end of one that is to be replaced. Only while everybody else
-        is up, so that the pool misses one at a time."""
         members = self._dispatcher.members()
-        there = {member.id for member in members}
         if self._is_renewal_due:
-            self._is_renewal_due, self._outdated = False, there
-            self._has_spare = self._is_full = False
-        old = [member for member in members if member.id in self._outdated]
-        if self._outdated and not old:
+            self._is_renewal_due = False
+            self._renewal.begin(members)
+        if not self._renewal.outdated or self._stopping or now_s < self._paused_until_s:
+            return
+        plan = self._renewal.step(self.pool, members, now_s)
+        if not self._renewal.outdated:
             log.info("pool %s is renewed", self.pool.name)
-        self._outdated &= there
-        if not old or self._stopping or now_s < self._paused_until_s:
-            return
-        if late := [member.id for member in members if not member.is_up]:
-            self._late_since_s = now_s if self._late_since_s is None else self._late_since_s
-            if now_s - self._late_since_s > _SPARE_S:
-                log.warning("pool %s is renewed without %s: no GPU", self.pool.name, late)
-                self._is_full = True
-                for name in late:
-                    self._begin_to_stop(name)
-            return
-        self._late_since_s = None
-        if len(members) < self.pool.min:
-            return
-        if not self._has_spare and not self._is_full and len(members) < self.pool.max:
-            self._has_spare = True
-            await self._start(1)
-            return
-        self._has_spare = False
-        self._begin_to_stop(min(old, key=lambda m: (m.running, m.value_s, m.id)).id)
+        if plan.start:
+            await self._start(plan.start)
+        for name in plan.stop:
+            self._begin_to_stop(name)
 
     def _begin_to_stop(self, name: str) -> None:
         task = asyncio.create_task(self._stop(name))
@@ -252,9 +229,9 @@ class PoolKeeper:
         log.error("%s did not start (the next in %.0f s): %s", name, pause_s, reason)
         self._births.pop(name, None)
         self._note("failed", name, reason=reason.strip().rpartition("\n")[2])
-        if self._outdated:
+        if self._renewal.outdated:
             log.error("pool %s is not renewed any further: a new one failed", self.pool.name)
-            self._outdated.clear()
+            self._renewal.give_up()
         await self._dispatcher.remove(name)
         await self._starter.stop(name)
 
@@ -305,7 +282,7 @@ class PoolKeeper:
                 for member in members
             ],
             "starting": self._starting(members),
-            "outdated": sorted(self._outdated),
+            "outdated": sorted(self._renewal.outdated),
             "stopping": list(self._stopping),
             "events": [asdict(event) for event in self._events],
         }
