@@ -5,50 +5,32 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from socket import socket
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
 from typing import Any
 
 import ray
 import uvicorn
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
-from uvicorn.supervisors import Multiprocess
 
 from orchestrator.locks import acquire
 from serving.cluster.control_plane import ControlPlane
 from serving.cluster.dispatcher_actor import start_dispatcher
-from serving.cluster.ingest_actor import NAME as INGEST
+from serving.cluster.gateways import Gateways
 from serving.cluster.ingest_actor import start_ingest
 from serving.cluster.outcome import thrown
-from serving.cluster.slots import dispatcher_name
+from serving.cluster.renewal import renew
 from serving.errors import ServingError
 from serving.settings import Settings
 
 Progress = Callable[[str], None]
-log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 256 << 20
 _START_TIMEOUT_S = 600.0
-#: For one actor to come back.
-_RENEWAL_S = 120.0
-#: What the processes import that a renewal starts.
-_RENEWED = (
-    "serving.cluster.dispatcher_actor",
-    "serving.cluster.gateway",
-    "serving.cluster.ingest_actor",
-    "serving.engine.compose",
-    "serving.engine.install",
-)
 
 
 class StartFailed(ServingError):
@@ -191,86 +173,9 @@ def serve_forever(settings: Settings, progress: Progress) -> None:
             timeout_worker_healthcheck=60,
             timeout_graceful_shutdown=settings.drain_s,
         )
-        gateways = _Gateways(config, [config.bind_socket()], partial(_renew, running, progress))
+        gateways = Gateways(config, [config.bind_socket()], partial(renew, running, progress))
         progress(f"serving on {running.resolved_public_url} with {running.gateways} gateways")
         try:
             gateways.run()
         finally:
             gateways.close()
-
-
-class _Gateways(Multiprocess):
-    """One socket, shared: what a dead gateway had not accepted, another accepts, and the
-    supervisor starts a dead one anew."""
-
-    def __init__(
-        self, config: uvicorn.Config, sockets: list[socket], renew: Callable[[Event], None]
-    ) -> None:
-        """``renew`` renews what is behind the gateways, and gives up when the event is set."""
-        super().__init__(config, sockets)
-        self._renew = renew
-        self._renewing: Thread | None = None
-        self._is_renewed = False
-        for number in (signal.SIGTERM, signal.SIGINT):  # while it waits for a gateway, too
-            signal.signal(number, lambda *_: self.should_exit.set())
-
-    def close(self) -> None:
-        """Whatever it was that ended: nothing of this may outlive Ray."""
-        self.should_exit.set()
-        self.terminate_all()
-        self.join_all()
-        if self._renewing is not None:
-            self._renewing.join(timeout=10)
-
-    def handle_hup(self) -> None:
-        """New code is on the disk: first those behind the gateways, then they themselves, each
-        once the one that replaces it serves. Beside this thread, which watches over them."""
-        if self._renewing is not None and self._renewing.is_alive():
-            log.warning("a renewal is under way already")
-            return
-        self._renewing = Thread(target=self._renew_pools, name="renewal", daemon=True)
-        self._renewing.start()
-
-    def _renew_pools(self) -> None:
-        try:
-            self._renew(self.should_exit)
-            self._is_renewed = True
-        except Exception:
-            log.exception("the pools are not renewed, and the gateways stay")
-
-    def keep_subprocess_alive(self) -> None:
-        super().keep_subprocess_alive()
-        if self._is_renewed:
-            self._is_renewed = False
-            self.restart_all()
-
-
-def _renew(settings: Settings, progress: Progress, is_ending: Event) -> None:
-    """The dispatchers and the ingest at once (what was asked of them is asked again of the new
-    ones); then, by and by, every replica. Nothing, when the new code cannot be imported."""
-    tried = subprocess.run(
-        [sys.executable, "-c", f"import {', '.join(_RENEWED)}"], capture_output=True, text=True
-    )
-    if tried.returncode:
-        raise StartFailed(f"the code on the disk cannot be imported: {tried.stderr[-2000:]}")
-    for name in (*(dispatcher_name(pool.name) for pool in settings.resolved_pools), INGEST):
-        progress(f"renewing {name}")
-        actor = ray.get_actor(name, settings.ray_namespace)
-        old = _process(actor)
-        ray.kill(actor, no_restart=False)
-        deadline = time.monotonic() + _RENEWAL_S
-        while _process(actor) in (None, old):  # it may still answer, and then is away
-            if is_ending.is_set() or time.monotonic() > deadline:
-                raise StartFailed(f"{name} did not come back")
-            time.sleep(0.1)
-        if name != INGEST:
-            ray.get(actor.renew.remote(), timeout=_RENEWAL_S)
-
-
-def _process(actor: Any) -> tuple[str, int] | None:
-    """None while there is none, or none that can say so."""
-    try:
-        found: tuple[str, int] = ray.get(actor.process.remote(), timeout=_RENEWAL_S)
-    except (RayActorError, RayTaskError):
-        return None
-    return found

@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 
-from serving.cluster import launch
+from serving.cluster import renewal
 from serving.settings import Settings
 
 
@@ -17,13 +17,13 @@ def test_code_that_cannot_be_imported_renews_nothing(
     def ended(*_: object, **__: object) -> None:
         raise AssertionError("something was ended")
 
-    monkeypatch.setattr(launch, "_RENEWED", ("serving.cluster.no_such_room",))
-    monkeypatch.setattr(launch.ray, "kill", ended)
-    monkeypatch.setattr(launch.ray, "get_actor", ended)
-    with pytest.raises(launch.StartFailed, match=r"(?s)cannot be imported.*no_such_room"):
-        launch._renew(Settings(data_dir=tmp_path), print, Event())
+    monkeypatch.setattr(renewal, "IMPORTED", ("serving.cluster.no_such_room",))
+    monkeypatch.setattr(renewal.ray, "kill", ended)
+    monkeypatch.setattr(renewal.ray, "get_actor", ended)
+    with pytest.raises(renewal.NotRenewed, match=r"(?s)cannot be imported.*no_such_room"):
+        renewal.renew(Settings(data_dir=tmp_path), print, Event())
 
 
 def test_what_a_renewal_imports_is_there() -> None:
-    for name in launch._RENEWED:
+    for name in renewal.IMPORTED:
         assert (Path(__file__).parents[3] / f"{name.replace('.', '/')}.py").exists()
