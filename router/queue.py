@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,12 +13,13 @@ _Standing = tuple[Place, str]
 
 class Queue:
     """Mutable. Of a tenant whose plan allows so many pictures at a time, no more than those
-    stand in the groups; the rest is held back, in its order."""
+    stand in the groups; the rest is held back, in its order. The first of what is held back is
+    never overtaken by what needs less."""
 
     def __init__(self) -> None:
         self._requests: dict[str, Waiting] = {}
         self._groups: dict[str, list[_Standing]] = {}
-        self._held: dict[str, deque[str]] = {}
+        self._held: dict[str, list[_Standing]] = {}
         self._taken: dict[str, int] = {}  # pictures of a limited tenant in the groups, or drawn
         self.work = 0.0
         self._work: dict[str, float] = {}  # of what waits, by tenant
@@ -33,6 +33,11 @@ class Queue:
 
     def __iter__(self) -> Iterator[Waiting]:
         return iter(self._requests.values())
+
+    @property
+    def held(self) -> int:
+        """How many are held back: none of them could be drawn now, however many could draw."""
+        return sum(map(len, self._held.values()))
 
     def get(self, request_id: str) -> Waiting | None:
         return self._requests.get(request_id)
@@ -68,14 +73,11 @@ class Queue:
         self.work += request.work
         self._work[tenant] = self._work.get(tenant, 0.0) + request.work
         self._of.setdefault(tenant, {})[request.id] = None
-        most = request.pictures_at_once
-        if most is not None:
-            taken = self._taken.get(tenant, 0)
-            if taken and taken + request.pictures > most:
-                self._held.setdefault(tenant, deque()).append(request.id)
-                return
-            self._taken[tenant] = taken + request.pictures
-        self._enter(request)
+        if request.pictures_at_once is None:
+            self._enter(request)
+        else:
+            insort(self._held.setdefault(tenant, []), (request.place, request.id))
+            self._let_in(tenant)
 
     def take(self, request_id: str) -> Waiting:
         """Out of the queue, to be drawn: its pictures count until ``drawn``."""
@@ -93,22 +95,24 @@ class Queue:
         if request_id not in self._requests:
             return
         request = self._remove(request_id)
-        held = self._held.get(request.tenant_id)
-        if held is not None and request_id in held:
-            held.remove(request_id)
+        if not self._is_held(request):
+            self._leave(request)
+            self.drawn(request)
             return
-        self._leave(request)
-        self.drawn(request)
+        self._held[request.tenant_id].remove((request.place, request_id))
+        self._let_in(request.tenant_id)
 
     def move(self, request_id: str, place: Place) -> None:
         """Another place in the order."""
         request = self._requests[request_id]
-        stands = request_id not in self._held.get(request.tenant_id, ())
-        if stands:
+        moved = self._requests[request_id] = replace(request, place=place)
+        if self._is_held(request):
+            held = self._held[request.tenant_id]
+            held.remove((request.place, request_id))
+            insort(held, (place, request_id))
+        else:
             self._leave(request)
-        self._requests[request_id] = replace(request, place=place)
-        if stands:
-            self._enter(self._requests[request_id])
+            self._enter(moved)
 
     def _remove(self, request_id: str) -> Waiting:
         request = self._requests.pop(request_id)
@@ -129,20 +133,25 @@ class Queue:
         if not group:
             del self._groups[request.group]
 
+    def _is_held(self, request: Waiting) -> bool:
+        return (request.place, request.id) in self._held.get(request.tenant_id, ())
+
     def _give_back(self, request: Waiting) -> None:
-        tenant, most = request.tenant_id, request.pictures_at_once
-        assert most is not None
-        self._taken[tenant] -= request.pictures
-        held = self._held.get(tenant, deque())
+        self._taken[request.tenant_id] -= request.pictures
+        self._let_in(request.tenant_id)
+
+    def _let_in(self, tenant: str) -> None:
+        """Of what is held back, what there is room for now."""
+        held, taken = self._held.get(tenant, []), self._taken.pop(tenant, 0)
         while held:
-            following = self._requests[held[0]]
-            taken = self._taken[tenant]
-            if taken and taken + following.pictures > most:
+            following = self._requests[held[0][1]]
+            most = following.pictures_at_once
+            if most is not None and taken and taken + following.pictures > most:
                 break
-            held.popleft()
-            self._taken[tenant] = taken + following.pictures
+            del held[0]
+            taken += following.pictures
             self._enter(following)
         if not held:
             self._held.pop(tenant, None)
-        if not self._taken[tenant]:
-            del self._taken[tenant]
+        if taken:
+            self._taken[tenant] = taken

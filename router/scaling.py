@@ -52,8 +52,11 @@ def queued(waiting: int, members: Sequence[Member]) -> int:
     return waiting + sum(max(0, member.running - 1) for member in members)
 
 
-def scale(pool: Pool, waiting: int, members: Sequence[Member], now_s: float) -> Scaling:
-    """What should change now, for ``waiting`` requests in the waiting room."""
+def scale(
+    pool: Pool, waiting: int, members: Sequence[Member], now_s: float, leaving: int = 0
+) -> Scaling:
+    """What should change now, for ``waiting`` requests in the waiting room that could be drawn
+    now. ``leaving`` more have their GPUs yet, and get nothing new."""
     behind = queued(waiting, members)
     # Each of these takes one as soon as it can; only who is left over waits for more GPUs.
     takers = sum(1 for member in members if not member.is_up or not member.running)
@@ -62,7 +65,8 @@ def scale(pool: Pool, waiting: int, members: Sequence[Member], now_s: float) -> 
         start = max(start, 1)
     while len(members) + start < pool.max and behind - takers - start > pool.queue_size:
         start += 1
-    return Scaling(min(start, max(0, pool.max - len(members))), _idle(pool, behind, members, now_s))
+    room = max(0, pool.max - len(members) - leaving)
+    return Scaling(min(start, room), _idle(pool, behind, members, now_s))
 
 
 def _idle(pool: Pool, behind: int, members: Sequence[Member], now_s: float) -> tuple[str, ...]:

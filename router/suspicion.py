@@ -58,7 +58,7 @@ class Suspicion:
         return len({key for _, key in self._until_s})
 
     def _forget(self, now_s: float) -> None:
-        """One whose time is over is as good as new; so is one that was drawn well since."""
+        """One whose time is over is as good as new."""
         for case in [c for c, until in self._until_s.items() if until <= now_s]:
             del self._until_s[case]
             self._crashes.pop(case, None)

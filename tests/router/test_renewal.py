@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.renewal import PATIENCE_S, Renewal
-from router.scaling import Member, Pool
+from router.scaling import Member, Pool, Scaling
 
 
 @given(
@@ -34,13 +34,40 @@ def test_all_are_replaced_and_one_at_most_is_missing(
     assert len(members) >= least
 
 
-def test_nothing_is_taken_away_while_somebody_is_not_up() -> None:
+def test_a_spare_that_does_not_come_is_given_up_and_the_renewal_goes_on() -> None:
+    pool = Pool("a", min=1, max=2)
+    old, spare = Member("old", True), Member("spare", False)
+    renewal = Renewal()
+    renewal.begin([old])
+    assert renewal.step(pool, [old], 0.0).start == 1
+    assert renewal.step(pool, [old, spare], 0.0).stop == ()
+    assert renewal.step(pool, [old, spare], PATIENCE_S).stop == ()
+    assert renewal.step(pool, [old, spare], PATIENCE_S + 1).stop == ("spare",)
+    assert renewal.step(pool, [old], PATIENCE_S + 2).stop == ("old",)
+
+
+def test_a_new_one_that_does_not_come_ends_it_and_is_waited_for() -> None:
     pool = Pool("a", min=2, max=2)
     old, late = Member("old", True), Member("new", False)
     renewal = Renewal()
     renewal.begin([old])
     assert renewal.step(pool, [old, late], 0.0).stop == ()
-    assert renewal.step(pool, [old, late], PATIENCE_S).stop == ()
-    assert renewal.step(pool, [old, late], PATIENCE_S + 1).stop == ("new",)
-    renewal.give_up()
+    assert renewal.step(pool, [old, late], PATIENCE_S + 1) == Scaling()
+    assert renewal.outdated == frozenset()
+    assert renewal.is_given_up
     assert renewal.step(pool, [old], 0.0).stop == ()
+
+
+def test_each_that_is_late_has_its_own_time() -> None:
+    pool = Pool("a", min=2, max=2)
+    up, dead = Member("up", True), Member("dead", False)
+    renewal = Renewal()
+    renewal.begin([up, dead])
+    assert renewal.step(pool, [up, dead], 0.0) == Scaling()
+    at_s = PATIENCE_S + 1
+    assert renewal.step(pool, [up, dead], at_s).stop == ("dead",)
+    following = Member("new", False)
+    for _ in range(3):
+        at_s += 1.0
+        assert renewal.step(pool, [up, following], at_s) == Scaling()
+    assert renewal.step(pool, [up, Member("new", True)], at_s).stop == ("up",)

@@ -44,6 +44,12 @@ def test_idle_ones_go_after_their_time_down_to_the_minimum() -> None:
     assert scale(pool, 0, [Member("0", True, 1), Member("1", False)], 1e6) == Scaling()
 
 
+def test_who_leaves_has_a_gpu_yet() -> None:
+    pool = Pool("a", min=1, max=2)
+    assert scale(pool, 9, [], 0, leaving=1) == Scaling(1)
+    assert scale(pool, 9, [Member("0", True, 2)], 0, leaving=1) == Scaling()
+
+
 def test_the_one_with_the_most_to_lose_stays() -> None:
     pool = Pool("a", min=1, max=4, idle_s=30)
     members = [Member("0", True, value_s=1.0), Member("1", True, value_s=9.0), Member("2", True)]
