@@ -69,7 +69,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         await context.platform.check(who, body.order())  # another member may not see as much
     if job.body_digest != digest:
         raise InvalidRequest(HEADER, "this key was used for another request; take a new one")
-    if job.error is not None and job.error["status"] >= 500:
+    if job.error is not None and (job.error["status"] >= 500 or job.error["status"] == 429):
         work, _ = await context.platform.check(who, body.order())
         job = await asyncio.to_thread(context.backends.jobs.again, job.id, who, work)
         if job is None:

@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
@@ -28,13 +29,18 @@ from serving.tenants.meter import Spent
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
-MAX_AT_ONCE = 16
-#: Errors that say nothing of the job itself; it is put back and tried again for a while.
+#: Nearly all of them wait at a dispatcher, which orders them fairly and bounds how many a
+#: tenant may have there: more than those, so that nobody's keep others out.
+MAX_AT_ONCE = 128
+#: Errors that say nothing of the job itself; it is put back and tried again so many times, after
+#: pauses that double: for some ten minutes in which it could have been drawn.
 PASSING = (
-    Refused, ReplicaLost, DeadlineExceeded, OutOfMemory, TierError, StoreError, OperationalError,
+    ReplicaLost, DeadlineExceeded, OutOfMemory, TierError, StoreError, OperationalError,
 )  # fmt: skip
-PUT_BACK_S = 2.0
-RETRIED_FOR_S = 600.0
+MOST_FAILURES = 15
+PUT_BACK_S, LONGEST_PUT_BACK_S = 2.0, 60.0
+#: One that there was no room for has not been tried: it waits for as long as a result is kept.
+LONGEST_REFUSED_S = 15.0
 
 
 class JobRunner:
@@ -89,8 +95,8 @@ class JobRunner:
                 return
             outcome = drawing.result()
             jobs = self._context.backends.jobs
-            if isinstance(outcome, Exception):
-                await _persist(jobs.put_back, job.id, self._worker, PUT_BACK_S)
+            if isinstance(outcome, Later):
+                await _persist(jobs.put_back, job.id, self._worker, outcome.for_s, outcome.failures)
             elif isinstance(outcome, Spent):
                 await _persist(jobs.finish, job.id, self._worker, outcome)
                 reach("job.finished")
@@ -98,16 +104,16 @@ class JobRunner:
                 await _persist(jobs.fail, job.id, self._worker, outcome)
             self._context.job_watch.look()
         except asyncio.CancelledError:  # this gateway ends: another need not wait for the claim
-            await asyncio.to_thread(self._context.backends.jobs.put_back, job.id, self._worker, 0.0)
+            put_back = self._context.backends.jobs.put_back
+            await asyncio.to_thread(put_back, job.id, self._worker, 0.0, job.failures)
             raise
         finally:
             for task in (drawing, renewing):
                 task.cancel()
             await asyncio.gather(drawing, renewing, return_exceptions=True)
 
-    async def _draw(self, job: Job) -> Spent | dict[str, Any] | Exception:
-        """What it cost, when the result is stored; the error's answer; or, of an error that
-        passes, the error itself while the job is young enough to be tried again."""
+    async def _draw(self, job: Job) -> Spent | dict[str, Any] | Later:
+        """What it cost, when the result is stored; the error's answer; or when to try again."""
         try:
             directory = self._context.backends.directory
             principal = await asyncio.to_thread(
@@ -121,12 +127,12 @@ class JobRunner:
             )
             reach("job.stored")
         except Exception as failure:
-            age_s = await asyncio.to_thread(self._context.backends.jobs.age_s, job)
-            is_passing = isinstance(failure, PASSING) and age_s < RETRIED_FOR_S
-            then = "it is tried again" if is_passing else "it has failed"
+            is_old = await asyncio.to_thread(self._context.backends.jobs.is_old, job)
+            again = None if is_old else later(failure, job.failures)
+            then = "it has failed" if again is None else f"again in {again.for_s:.0f} s"
             log.info("not drawn, %s: %s", then, type(failure).__name__)
-            if is_passing:
-                return failure
+            if again is not None:
+                return again
             status, body, _ = describe(failure)
             return {"status": status, "body": {**body, "request_id": job.id}}
         return generated.spent
@@ -137,6 +143,23 @@ class JobRunner:
             await asyncio.sleep(CLAIM_S / 3)
             if not await _persist(self._context.backends.jobs.renew, job.id, self._worker):
                 return
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """``failures`` of this job then."""
+
+    for_s: float
+    failures: int
+
+
+def later(failure: Exception, failures: int) -> Later | None:
+    """When to try again what has failed so often before; None when this is the job's end."""
+    if isinstance(failure, Refused):
+        return Later(min(max(PUT_BACK_S, failure.retry_after_s), LONGEST_REFUSED_S), failures)
+    if isinstance(failure, PASSING) and failures < MOST_FAILURES:
+        return Later(min(PUT_BACK_S * 2**failures, LONGEST_PUT_BACK_S), failures + 1)
+    return None
 
 
 async def _persist(call: Callable[..., bool], *arguments: Any) -> bool:

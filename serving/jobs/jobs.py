@@ -48,6 +48,7 @@ class JobRow(Base):
     finished_at_s: Mapped[float | None]
     body_digest: Mapped[str | None]
     asked_by: Mapped[dict[str, str] | None] = mapped_column(JSON)
+    failures: Mapped[int] = mapped_column(server_default="0", default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class Job:
     body_digest: str | None = None
     #: ``key_id``, ``member_id`` and ``role`` of who asked.
     asked_by: Mapping[str, str] = field(default_factory=dict)
+    #: How often it was tried in vain, for a reason that may pass.
+    failures: int = 0
 
     @property
     def charge_id(self) -> str:
@@ -86,6 +89,7 @@ def _job(row: JobRow) -> Job:
         row.created_at_s,
         row.body_digest,
         row.asked_by or {},
+        row.failures,
     )
 
 
@@ -163,9 +167,9 @@ class Jobs:
             row = session.get(JobRow, job_id)
             return None if row is None else _job(row)
 
-    def age_s(self, job: Job) -> float:
-        """Since it was accepted, or asked for again."""
-        return self._now() - job.created_at_s
+    def is_old(self, job: Job) -> bool:
+        """Whether it was accepted so long ago that results of then are gone."""
+        return self._now() - job.created_at_s > self._kept_s
 
     def claim(self, worker: str) -> Job | None:
         """A job that nobody works on, now this worker's for CLAIM_S seconds: the oldest of a
@@ -206,9 +210,10 @@ class Jobs:
         """False when the claim was lost: stop, another works on it."""
         return self._change(job_id, worker, claimed_until_s=self._now() + CLAIM_S)
 
-    def put_back(self, job_id: str, worker: str, for_s: float) -> bool:
+    def put_back(self, job_id: str, worker: str, for_s: float, failures: int) -> bool:
         """Let anybody claim the job again, but not before ``for_s`` seconds have passed."""
-        return self._change(job_id, worker, status="pending", claimed_until_s=self._now() + for_s)
+        values = {"claimed_until_s": self._now() + for_s, "failures": failures}
+        return self._change(job_id, worker, status="pending", **values)
 
     def finish(self, job_id: str, worker: str, spent: Spent) -> bool:
         """The result is stored; what it cost is charged with it. Only the claim's holder can
@@ -252,7 +257,7 @@ class Jobs:
                 .where(JobRow.id == job_id, JobRow.status == "failed")
                 .values(
                     status="pending", error=None, claimed_by=None, claimed_until_s=0.0,
-                    created_at_s=self._now(), finished_at_s=None,
+                    created_at_s=self._now(), finished_at_s=None, failures=0,
                 )
             )  # fmt: skip
             if revived.rowcount:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What becomes of a job when the gateway that works on it ends."""
+"""What becomes of a job when its gateway ends, or when it could not be drawn."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from typing import Any, cast
 
 import pytest
 
-from assets.errors import AssetNotFound
+from assets.errors import AssetNotFound, StoreError
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from serving.api.context import Context
-from serving.api.job_runner import JobRunner
+from serving.api.job_runner import (
+    LONGEST_PUT_BACK_S,
+    LONGEST_REFUSED_S,
+    MOST_FAILURES,
+    PUT_BACK_S,
+    JobRunner,
+    later,
+)
 from serving.api.job_watch import JobWatch
 from serving.database import open_database
+from serving.errors import Refused, ReplicaLost
 from serving.jobs.jobs import Job, Jobs
 from serving.tenants.meter import Meter
 
@@ -81,3 +89,28 @@ async def test_however_many_wait_the_database_is_asked_once_a_look(tmp_path: Pat
     assert max(asked) == 51
     assert len(asked) < 10
     assert watch._awaited == {}
+
+
+@pytest.mark.parametrize("error", [ReplicaLost("r"), StoreError("s")])
+def test_what_passes_is_tried_again_after_pauses_that_double(error: Exception) -> None:
+    pauses, failures = [], 0
+    while (again := later(error, failures)) is not None:
+        assert again.failures == failures + 1
+        failures = again.failures
+        pauses.append(again.for_s)
+    assert len(pauses) == MOST_FAILURES
+    assert pauses[:3] == [PUT_BACK_S, 2 * PUT_BACK_S, 4 * PUT_BACK_S]
+    assert max(pauses) == LONGEST_PUT_BACK_S
+    assert 600 <= sum(pauses) <= 900
+
+
+def test_one_that_there_was_no_room_for_has_not_been_tried() -> None:
+    for retry_after_s, pause_s in ((0.1, PUT_BACK_S), (5.0, 5.0), (900.0, LONGEST_REFUSED_S)):
+        again = later(Refused(503, "full", retry_after_s), MOST_FAILURES)
+        assert again is not None
+        assert (again.for_s, again.failures) == (pause_s, MOST_FAILURES)
+
+
+def test_what_is_wrong_with_the_job_is_its_end() -> None:
+    assert later(AssetNotFound("a"), 0) is None
+    assert later(ValueError("a bug"), 0) is None

@@ -276,7 +276,10 @@ def test_one_tenants_pile_of_jobs_is_in_nobodys_way(
     assert first is not None
     assert second is not None
     assert (first.id, second.id) == (pile[0], one)
-    assert jobs.put_back(one, "w", 0.0)
+    assert jobs.put_back(one, "w", 0.0, 1)
+    again = jobs.get(one)
+    assert again is not None
+    assert (again.status, again.failures) == ("pending", 1)
     monkeypatch.setattr("serving.jobs.jobs.MAX_UNFINISHED", 5)
     with pytest.raises(Refused):
         jobs.add(many, {})
@@ -336,7 +339,6 @@ def test_a_machine_whose_clock_is_ahead_takes_nobody_elses_claim(
     stolen = ahead.claim("ahead")
     if database.dialect.name == "postgresql":
         assert stolen is None
-        assert ahead.age_s(job) < 60.0
         assert right.finish(job.id, "right", spent(job))
     else:
         assert stolen is not None
