@@ -120,8 +120,8 @@ class Dispatcher:
 
     @property
     def waiting(self) -> int:
-        """How many requests no replica has been given."""
-        return len(self._room.queue)
+        """How many requests a replica could be given, if one had room."""
+        return len(self._room.queue) - self._room.queue.held
 
     async def close(self) -> None:
         tasks = [s.watcher for s in self._slots.values() if s.watcher is not None]
@@ -136,6 +136,7 @@ class Dispatcher:
         now = self._clock()
         return {
             "waiting": len(self._room.queue),
+            "held": self._room.queue.held,
             "work_per_s": self._room.speeds.work_per_s,
             "bytes_per_s": dict(self._room.speeds.bytes_per_s),
             "prefetched": self._room.prefetcher.guessed,
@@ -193,16 +194,17 @@ class Dispatcher:
         if ticket is None:
             ticket = self._enqueue(submission)
         deadline = ticket.waiting.deadline_s - self._clock()
+        ticket.waiters += 1
         try:
             async with asyncio.timeout(deadline):
                 return await asyncio.shield(ticket.answer)
         except TimeoutError:
-            self._abandon(ticket)
+            self._leave(ticket)
             raise DeadlineExceeded(
                 f"not done within {submission.timeout_s:.0f} s ({ticket.attempts} attempts)"
             ) from None
         except asyncio.CancelledError:
-            self._abandon(ticket)
+            self._leave(ticket)
             raise
 
     def _enqueue(self, submission: Submission) -> Ticket:
@@ -244,8 +246,11 @@ class Dispatcher:
                 tuple(sorted(held)),
             )
 
-    def _abandon(self, ticket: Ticket) -> None:
-        """Nobody waits for it any more."""
+    def _leave(self, ticket: Ticket) -> None:
+        """One waits for it no more. When nobody does, it is not drawn."""
+        ticket.waiters -= 1
+        if ticket.waiters:
+            return
         request_id = ticket.waiting.id
         self._room.queue.withdraw(request_id)
         if ticket.task is None:
@@ -348,7 +353,6 @@ class Dispatcher:
         del slot.running[ticket.waiting.id]
         slot.idle_since_s = self._clock()
         ticket.task = None
-        self._room.ended(assignment, self._clock())
         if task.cancelled() and not ticket.lost:
             ticket.answer.cancel()
         if ticket.lost and not ticket.answer.done():
@@ -357,6 +361,7 @@ class Dispatcher:
             self._room.again(ticket.waiting)
         else:
             self._tickets.pop(ticket.waiting.id, None)
+        self._room.ended(assignment, self._clock())
         self._assign()
 
     def _down(self, slot: Slot) -> None:
@@ -370,6 +375,7 @@ class Dispatcher:
         self._down(slot)
         for ticket in list(slot.running.values()):
             if ticket.task is not None and not ticket.answer.done():
+                self.tally.retried()
                 self._try_again(ticket, ReplicaLost(f"{slot.client.id} hangs"), died=True)
                 ticket.task.cancel()
 

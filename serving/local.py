@@ -78,6 +78,9 @@ class LocalDrawer:
         """One, which neither grows nor sleeps: engines live as long as this process."""
         return [self._status()]
 
+    async def starting(self, pool: str) -> None:
+        return None
+
     async def families(self) -> Sequence[Metric]:
         return self._dispatcher.tally.families(self._dispatcher.status(), self._status())
 

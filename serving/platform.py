@@ -72,6 +72,9 @@ class Drawer(Protocol):
     async def pools(self) -> Sequence[Mapping[str, Any]]:
         """Every pool of GPUs, for people and scripts."""
 
+    async def starting(self, pool: str) -> Mapping[str, Any] | None:
+        """How far a pool (empty: the first) is in waking up; None when it is awake, or asleep."""
+
     async def families(self) -> Sequence[Metric]:
         """What all pools have done and are doing, for Prometheus."""
 
@@ -160,10 +163,11 @@ class Platform:
         """
         ready = await self._resolve(principal, order)
         charge = Charge(charge_id or ready.request.id, principal, ready.request.work)
-        if principal.plan.gpu_s_per_month is not None:
-            await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
-        reach("generate.reserved")
         try:
+            if principal.plan.gpu_s_per_month is not None:
+                lasts_s = self.timeout_s + _SETTLING_S
+                await asyncio.to_thread(self._accounts.reserve, charge, lasts_s)
+            reach("generate.reserved")
             generated = await self._draw(ready, charge)
             reach("generate.drawn")
         except BaseException:
@@ -234,6 +238,10 @@ class Platform:
     async def pools(self) -> Sequence[Mapping[str, Any]]:
         """Every pool of GPUs: its configuration, what waits, each replica and how far it is."""
         return await self._drawer.pools()
+
+    async def starting(self, pool: str) -> Mapping[str, Any] | None:
+        """What requests to a pool (empty: the first) wait for while it wakes up."""
+        return await self._drawer.starting(pool)
 
     async def families(self) -> Sequence[Metric]:
         """For Prometheus."""

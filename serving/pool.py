@@ -36,6 +36,8 @@ _LOOK_S = 0.2
 #: And after as long whether a start has failed.
 _FAILURES_S = 2.0
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
+#: One that is not up for as long is given up: Ray Serve tries again and again what was up once.
+_LONGEST_START_S = 1800.0
 _EVENTS = 500
 
 
@@ -109,6 +111,7 @@ class PoolKeeper:
         self._now = now
         self._names = count()
         self._births: dict[str, Birth] = {}
+        self._down_since_s: dict[str, float] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._renewal = Renewal()
         self._is_renewal_due = False
@@ -144,13 +147,20 @@ class PoolKeeper:
             birth = self._births.get(member.id)
             if member.is_up and birth is not None and "ready" not in birth.began_s:
                 self._ready(member.id, birth)
-        if now >= self._looked_s + _FAILURES_S and not all(m.is_up for m in members):
+        late = [member.id for member in members if not member.is_up]
+        self._down_since_s = {name: self._down_since_s.get(name, now) for name in late}
+        if late and now >= self._looked_s + _FAILURES_S:
             self._looked_s = now
-            late = [member.id for member in members if not member.is_up]
-            for name, reason in (await self._starter.failed(late)).items():
+            overdue = {
+                name: f"it was not up for {now - since:.0f} s"
+                for name, since in self._down_since_s.items()
+                if now - since > _LONGEST_START_S
+            }
+            for name, reason in {**overdue, **await self._starter.failed(late)}.items():
                 await self._failed(name, reason)
             members = self._dispatcher.members()
-        plan = scale(self.pool, self._dispatcher.waiting, members, now)
+        leaving = len(self._stopping)
+        plan = scale(self.pool, self._dispatcher.waiting, members, now, leaving)
         if plan.start and now >= self._paused_until_s:
             await self._start(plan.start)
         for name in plan.stop:
@@ -172,7 +182,9 @@ class PoolKeeper:
         if not self._renewal.outdated or self._stopping or now_s < self._paused_until_s:
             return
         plan = self._renewal.step(self.pool, members, now_s)
-        if not self._renewal.outdated:
+        if self._renewal.is_given_up:
+            log.error("pool %s is not renewed any further: a new one is not up", self.pool.name)
+        elif not self._renewal.outdated:
             log.info("pool %s is renewed", self.pool.name)
         if plan.start:
             await self._start(plan.start)
@@ -260,6 +272,11 @@ class PoolKeeper:
             births, key=lambda b: (PHASES.index(b.phase), -min(b.began_s.values(), default=0))
         )
         return {"phase": first.phase, "start_s": first.durations_s(self._now())}
+
+    def starting(self) -> dict[str, Any] | None:
+        """How far the pool is in waking up; None when somebody is up, or nothing starts."""
+        found = self._starting(self._dispatcher.members())
+        return None if found is None else {"name": self.pool.name, **found}
 
     def status(self) -> dict[str, Any]:
         """For people and scripts."""

@@ -57,6 +57,8 @@ class Ticket:
     submission: Submission
     waiting: Waiting
     answer: asyncio.Future[Drawing]
+    #: How many wait for it: who submits an id again may be there before the first has gone.
+    waiters: int = 0
     attempts: int = 0
     lost: bool = False  # the last attempt ended with its replica
     task: asyncio.Task[None] | None = None

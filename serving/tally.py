@@ -107,6 +107,7 @@ class Tally:
         return [
             *self._registry.collect(),
             _gauge("ao_waiting_requests", "No replica has them yet.", (), name, room["waiting"]),
+            _gauge("ao_held_requests", "By their plan's limit.", (), name, room["held"]),
             _gauge("ao_running_requests", "Replicas have them.", (), name, running),
             _gauges("ao_replicas", "By state.", ("state",), replicas),
             _gauges("ao_pool_limit", "As configured.", ("limit",), limits),

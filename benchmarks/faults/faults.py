@@ -7,6 +7,7 @@ from benchmarks.faults.fault import Fault
 from benchmarks.faults.machine import clock_skewed, database_locked, disk_full
 from benchmarks.faults.processes import (
     control_plane_killed,
+    hung,
     killed,
     node_lost,
     renewed,
@@ -22,6 +23,8 @@ FAULTS = (
     Fault("replica-hung", "noticed within seconds, drawn again elsewhere", replica_hung),
     Fault("dispatcher-killed", "started anew, requests submitted again",
           killed("ray::DispatcherActor")),
+    Fault("dispatcher-hung", "noticed within a minute, started anew, requests submitted again",
+          hung("ray::DispatcherActor")),
     Fault("gateway-killed", "another takes its clients and its jobs", killed("spawn_main")),
     Fault("controller-killed", "nobody notices", killed("ray::ServeController")),
     Fault("control-plane-killed", "back on its tables; a replica that dies then is replaced",

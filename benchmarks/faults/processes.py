@@ -27,14 +27,22 @@ def replica_hung(harm: Harm) -> None:
     os.kill(harm.stage.busiest(), signal.SIGSTOP)
 
 
-def killed(part: str) -> Inject:
+def signalled(part: str, number: signal.Signals) -> Inject:
     def inject(harm: Harm) -> None:
         pids = harm.stage.pids(part)
         if not pids:
-            raise SystemExit(f"there is no process {part!r} to kill")
-        os.kill(pids[0], signal.SIGKILL)
+            raise SystemExit(f"there is no process {part!r}")
+        os.kill(pids[0], number)
 
     return inject
+
+
+def killed(part: str) -> Inject:
+    return signalled(part, signal.SIGKILL)
+
+
+def hung(part: str) -> Inject:
+    return signalled(part, signal.SIGSTOP)
 
 
 def control_plane_killed(harm: Harm) -> None:

@@ -109,7 +109,8 @@ class Stage:
             **ray,
             **settings,
         )
-        self.replicas = node_count or self.settings.replicas
+        (pool,) = self.settings.resolved_pools
+        self.replicas = pool.min
         self.url = self.settings.resolved_public_url
         self.process: subprocess.Popen[bytes] | None = None
         ends.callback(self.end)

@@ -20,7 +20,6 @@ from assets.principal import Principal
 from assets.store import put_bytes, read_bytes
 from serving.api import idempotency
 from serving.api.context import Context, Ctx, Spender, bearer, spend
-from serving.api.pools import waking
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import Cancelled
 from serving.jobs.jobs import FINISHED, Job
@@ -72,7 +71,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     body: dict[str, Any] = {"status": "completed" if done else job.status}
     if done:
         body["response_url"] = context.url(f"v1/jobs/{job_id}/result")
-    elif starting := await waking(context, job.request.get("gpu")):
+    elif starting := await context.platform.starting(job.request.get("gpu") or ""):
         body["starting"] = starting
     return body
 

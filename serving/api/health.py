@@ -75,9 +75,9 @@ class NothingDraws(Exception):
 
 async def _drawable(context: Context) -> None:
     for pool in await context.platform.pools():
-        if pool["max"] > 0 and (
-            pool["min"] == 0 or any(r["state"] == "up" for r in pool.get("replicas", ()))
-        ):
+        if "replicas" not in pool or not pool["max"]:
+            continue  # its dispatcher is away, or it is switched off
+        if pool["min"] == 0 or any(one["state"] == "up" for one in pool["replicas"]):
             return
     raise NothingDraws
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from assets.errors import AssetNotFound
-from serving.api.context import Context, Ctx
+from serving.api.context import Ctx
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"])
 
@@ -24,12 +24,3 @@ async def get_pool(name: str, context: Ctx) -> Any:
         if pool["name"] == name:
             return pool
     raise AssetNotFound(name)
-
-
-async def waking(context: Context, name: str | None) -> dict[str, Any] | None:
-    """What a request to that pool is waiting for, if the pool sleeps or is waking up."""
-    pools = await context.platform.pools()
-    pool = next((pool for pool in pools if name in (None, pool["name"])), None)
-    if pool is None or pool.get("starting") is None:
-        return None
-    return {"name": pool["name"], **pool["starting"]}

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -20,12 +20,14 @@ from ray.exceptions import RayActorError
 from assets.content import Blob
 from router.admission import QueueLimits
 from router.scaling import Pool
+from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.slots import SlotStarter, dispatcher_name, wire_key
 from serving.cluster.wire import RemoteFailed, Wire, WireError, WireServer
 from serving.dispatcher import Dispatcher
 from serving.drawing import Drawing, Guidance, Residency
 from serving.errors import DeadlineExceeded, DrawingFailed
+from serving.holdings import PATIENCE_S, WARM_S
 from serving.logs import configure
 from serving.pool import Phase, PoolKeeper
 from serving.settings import Settings
@@ -33,6 +35,11 @@ from serving.submission import Submission
 from serving.tally import together
 
 _RETRY_S = 0.2
+#: For an answer that is on its way when the time is over.
+_GRACE_S = 5.0
+#: For what the dispatcher knows, and for what it asks its replicas to do.
+_SHORT_S = 10.0
+_PATIENCE_S = {"warm": WARM_S + _SHORT_S, "forget": PATIENCE_S + _SHORT_S}
 _SILENT = object()
 
 
@@ -96,6 +103,10 @@ class DispatcherActor:
         await self._ready()
         return self._keeper.status()
 
+    async def starting(self) -> dict[str, Any] | None:
+        await self._ready()
+        return self._keeper.starting()
+
     async def families(self) -> list[Metric]:
         await self._ready()
         return self._keeper.families()
@@ -116,6 +127,7 @@ def start_dispatcher(settings: Settings, pool: Pool) -> Any:
         name=dispatcher_name(pool.name),
         namespace=settings.ray_namespace,
         num_cpus=0,
+        resources=ON_THE_HEAD,
         max_restarts=-1,
         max_concurrency=10_000,
     )
@@ -154,27 +166,31 @@ class _Line:
         return self._wire
 
     async def submit(self, submission: Submission) -> Drawing:
+        """Asks again when the dispatcher dies; the time that has passed is not given twice."""
         deadline = time.monotonic() + submission.timeout_s
-        while True:
+        while (left_s := deadline - time.monotonic()) > 0:
             wire = None
             try:
-                wire = await self._open()
-                return thrown(await wire.call("submit", submission))  # type: ignore[no-any-return]
+                # The dispatcher says itself that it is too late, unless it hangs.
+                async with asyncio.timeout(left_s + _GRACE_S):
+                    wire = await self._open()
+                    asked = replace(submission, timeout_s=left_s)
+                    return thrown(await wire.call("submit", asked))  # type: ignore[no-any-return]
             except RemoteFailed as error:
                 raise DrawingFailed(f"the dispatcher failed: {error}") from None
-            except (RayActorError, WireError, _NoDispatcher):
+            except (RayActorError, WireError, _NoDispatcher, TimeoutError):
                 self._actor = None
                 if self._wire is wire:
                     self._wire = None
-                if time.monotonic() > deadline:
-                    raise DeadlineExceeded("the dispatcher did not come back in time") from None
                 await asyncio.sleep(_RETRY_S)
+        raise DeadlineExceeded("the dispatcher did not come back in time")
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Raises _NoDispatcher when it is not there; it will be, and can be asked again."""
         try:
-            return await getattr(await self._find(), method).remote(*arguments)
-        except RayActorError:
+            async with asyncio.timeout(_PATIENCE_S.get(method, _SHORT_S)):
+                return await getattr(await self._find(), method).remote(*arguments)
+        except (RayActorError, TimeoutError):
             self._actor = None
             raise _NoDispatcher from None
 
@@ -188,8 +204,10 @@ class ClusterDrawer:
         self._lines = {name: _Line(settings, name) for name in self._pools}
 
     async def submit(self, submission: Submission) -> Drawing:
-        name = submission.pool or next(iter(self._lines))
-        return await self._lines[name].submit(submission)
+        return await self._line(submission.pool).submit(submission)
+
+    def _line(self, pool: str) -> _Line:
+        return self._lines[pool or next(iter(self._lines))]
 
     async def _ask_all(self, method: str, *arguments: Any) -> dict[str, Any]:
         """What each that is there says."""
@@ -242,6 +260,13 @@ class ClusterDrawer:
 
     async def families(self) -> list[Metric]:
         return together((await self._ask_all("families")).values())
+
+    async def starting(self, pool: str) -> Mapping[str, Any] | None:
+        try:
+            found: Mapping[str, Any] | None = await self._line(pool).ask("starting")
+        except _NoDispatcher:
+            return None
+        return found
 
     async def pools(self) -> list[dict[str, Any]]:
         """Every pool; of one whose dispatcher is not there, its configuration."""

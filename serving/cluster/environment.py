@@ -1,10 +1,14 @@
-"""Ray's security settings, which it reads once, when it is imported. Imports no Ray."""
+"""What Ray is told: its security settings, which it reads once, when it is imported; where the
+one of a kind belongs. Imports no Ray."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import sys
+
+#: For an actor that must be where `serve` runs: its folders are there, and no autoscaler takes it.
+ON_THE_HEAD = {"node:__internal_head__": 0.001}
 
 
 def require_tokens() -> None:

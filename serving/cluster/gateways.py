@@ -27,7 +27,8 @@ class Gateways(Multiprocess):
         self._renewing: Thread | None = None
         self._is_renewed = False
         for number in (signal.SIGTERM, signal.SIGINT):  # while it waits for a gateway, too
-            signal.signal(number, lambda *_: self.should_exit.set())
+            # By a thread: this one may hold the event's lock when the signal comes.
+            signal.signal(number, lambda *_: Thread(target=self.should_exit.set).start())
 
     def close(self) -> None:
         """Whatever it was that ended: nothing of this may outlive Ray."""

@@ -9,6 +9,7 @@ import ray
 
 from assets.asset import Asset
 from assets.errors import AssetError
+from serving.cluster.environment import ON_THE_HEAD
 from serving.composition import open_backends
 from serving.logs import configure
 from serving.settings import Settings
@@ -50,7 +51,12 @@ class IngestActor:
 
 def start_ingest(settings: Settings) -> Any:
     actor = ray.remote(IngestActor).options(
-        name=NAME, namespace=settings.ray_namespace, num_cpus=0, max_restarts=-1, max_task_retries=2
+        name=NAME,
+        namespace=settings.ray_namespace,
+        num_cpus=0,
+        resources=ON_THE_HEAD,
+        max_restarts=-1,
+        max_task_retries=2,
     )
     return actor.remote(settings)
 

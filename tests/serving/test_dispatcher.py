@@ -420,3 +420,38 @@ async def test_a_new_replica_is_sent_what_is_most_in_demand() -> None:
         keys = [blob.key for blob in new.warmed]
         assert keys[0] == BLOB.key  # the checkpoint before what comes on top of it
         assert keys[1:] == ["hot", "cool"]
+
+
+async def test_who_joins_a_request_is_not_ended_by_the_first_ones_going() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        first = asyncio.create_task(room.submit(submission("1")))
+        await until(lambda: replica.started == ["1"])
+        second = asyncio.create_task(room.submit(submission("1")))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        replica.go.set()
+        assert (await second).images == (b"x",)
+        assert replica.started == ["1"]
+        assert idle(room)
+
+
+async def test_a_capped_tenants_request_keeps_its_place_when_its_replica_dies() -> None:
+    replica, other = FakeReplica("a"), FakeReplica("b")
+    replica.go.clear()
+    other.go.clear()
+    async with dispatcher(replica, other) as room:
+        capped = [replace(submission(f"c{i}", "capped"), pictures_at_once=1) for i in range(3)]
+        tasks = [asyncio.create_task(room.submit(one)) for one in capped]
+        await until(lambda: len(replica.started) + len(other.started) == 1)
+        assert room.waiting == 0  # the rest could not be drawn, however many replicas there were
+        assert room.status()["held"] == 2
+        had, free = (replica, other) if replica.started else (other, replica)
+        had.fail_with = ReplicaLost(had.id)
+        had.go.set()
+        await until(lambda: free.started == ["c0"])
+        free.go.set()
+        await asyncio.gather(*tasks)
+        assert free.started == ["c0", "c1", "c2"]

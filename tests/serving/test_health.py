@@ -27,7 +27,7 @@ async def test_what_hangs_does_not_take_all_threads(
         go.wait(30)
 
     async def pools() -> list[dict[str, Any]]:
-        return [{"max": 1, "min": 0}]
+        return [{"max": 1, "min": 0, "replicas": []}]
 
     monkeypatch.setattr(health, "_PATIENCE_S", 0.05)
     monkeypatch.setattr(health, "load_manifest", lambda *_: None)

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 PROMPT = {"prompt": "a star", "steps": 1, "seed": 1}
 ROOM = {
     "waiting": 2,
+    "held": 1,
     "work_per_s": 5.0,
     "prefetch_precision": 0.5,
     "quarantined": 0,

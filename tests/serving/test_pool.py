@@ -11,6 +11,7 @@ import pytest
 
 from router.scaling import Pool
 from serving.dispatcher import Dispatcher
+from serving.errors import ReplicaLost
 from serving.pool import PoolKeeper
 from tests.serving.test_dispatcher import FakeReplica, submission, until
 
@@ -317,3 +318,28 @@ async def test_a_renewal_does_not_wait_for_ever_for_a_gpu_more_than_it_has() -> 
         await keeper.look()
         assert starter.stopped == ["a-2", "a-0", "a-1"]
         assert keeper.status()["outdated"] == []
+
+
+async def test_one_that_was_up_and_does_not_come_back_is_given_up() -> None:
+    async with kept(Pool("a", min=1, max=1)) as (room, starter, keeper, clock):
+        await keeper.look()
+        await keeper.look()
+        await up(room, starter, "a-0")
+        clock.now_s = 900.0
+        await keeper.look()
+        replica = starter.replicas["a-0"]
+        replica.up.clear()
+        replica.fail_with = ReplicaLost("it died")
+        asked = asyncio.create_task(room.submit(submission("r", timeout_s=1e6)))
+        await until(lambda: not room.members()[0].is_up)
+        for clock.now_s in (1000.0, 2799.0):  # since it is down, not since it was ordered
+            await keeper.look()
+            assert starter.stopped == []
+        clock.now_s = 2801.1
+        await keeper.look()
+        assert starter.stopped == ["a-0"]
+        assert events_of(keeper)[-1] == ("failed", "a-0")
+        clock.now_s += 10.0
+        await keeper.look()
+        assert starter.ordered == ["a-0", "a-1"]
+        asked.cancel()
