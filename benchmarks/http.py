@@ -184,6 +184,18 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table of a result, for documents."""
+    figures = ("p50", "p95", "p99", "max")
+    heads = ["asked by", "scenario", "requests", "failed", *(f"{name}, ms" for name in figures)]
+    lines = ["| " + " | ".join(heads) + " |"]
+    lines.append("|---|---|---:|---:|" + "---:|" * len(figures))
+    for row in result["rows"]:
+        cells = [row["tool"], row["scenario"], str(row["requests"]), str(row["failed"])]
+        lines.append("| " + " | ".join(cells + [f"{row[name]:.0f}" for name in figures]) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=10, help="for each scenario and tool")

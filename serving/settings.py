@@ -21,6 +21,8 @@ from assets.hub import HUB
 from orchestrator.errors import TierUnusable
 from router.scaling import Pool
 
+#: On CPUs, where nothing is said.
+_REPLICAS = 2
 _POOL_NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
 
 
@@ -71,7 +73,7 @@ class Settings(BaseSettings):
     port: int = 8000
     public_url: str = ""
     gateways: int = 2
-    replicas: int = 2
+    replicas: int = Field(default=0, ge=0)
     pools: dict[str, PoolSettings] = Field(default_factory=dict)
     ray_address: str = "local"
     ray_temp_dir: Path | None = None
@@ -124,20 +126,50 @@ class Settings(BaseSettings):
 
     @property
     def resolved_pools(self) -> tuple[Pool, ...]:
-        """The first is for whoever does not say. Without any, as many replicas as AO_REPLICAS,
-        always awake.
+        """The first is for whoever does not say. Without any, as many replicas as AO_REPLICAS (or
+        two, see :meth:`with_gpus`), always awake.
 
         Raises:
             ValueError: a name that is none, or a minimum above the maximum.
         """
         if not self.pools:
-            return (Pool("default", min=self.replicas, max=self.replicas),)
+            count = self.replicas or _REPLICAS
+            return (Pool("default", min=count, max=count),)
         for name, pool in self.pools.items():
             if not _POOL_NAME.fullmatch(name):
                 raise ValueError(f"AO_POOLS: {name!r} is no name: small letters and digits only")
             if pool.min > pool.max:
                 raise ValueError(f"AO_POOLS: the minimum of {name!r} is above its maximum")
         return tuple(Pool(name, **pool.model_dump()) for name, pool in self.pools.items())
+
+    def with_gpus(self, count: int) -> Settings:
+        """As on a cluster with so many GPUs: one replica each, where nothing else is said."""
+        if self.pools or self.replicas or not count or not self._may_use_gpus:
+            return self
+        return self.model_copy(update={"replicas": count})
+
+    def check_gpus(self, count: int) -> None:
+        """Whether a single machine with so many can hold the pools at their largest.
+
+        Raises:
+            ValueError: what it cannot hold, and what to set.
+        """
+        pools = self.resolved_pools
+        if kinds := sorted({pool.gpu for pool in pools if pool.gpu}):
+            raise ValueError(
+                f"AO_POOLS asks for GPUs of the kind {', '.join(kinds)}: nodes of a cluster have "
+                "kinds (AO_RAY_ADDRESS), one machine has not; leave gpu out"
+            )
+        most = sum(pool.max for pool in pools)
+        if most > count and (self.device.startswith("cuda") or (count and self._may_use_gpus)):
+            raise ValueError(
+                f"{most} replicas want a GPU each, and this machine has {count}: set AO_REPLICAS "
+                "(or max in AO_POOLS) lower, or AO_DEVICE=cpu"
+            )
+
+    @property
+    def _may_use_gpus(self) -> bool:
+        return self.device == "auto" or self.device.startswith("cuda")
 
     @property
     def pool_names(self) -> dict[str, str]:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
+
+import typer
+
+from serving.cli.main import app
+from serving.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,9 +53,29 @@ def test_the_readmes_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make ([a-z-]+)", text)) - {"and"}:
         assert f"\n{target}:" in makefile, target
-    settings = (ROOT / "serving" / "settings.py").read_text()
-    for variable in set(re.findall(r"`AO_([A-Z_]+)`", text)) - {"API_KEY", "URL"}:
-        assert re.search(rf"\n    {variable.lower()}:", settings), variable
+    table = text.split("## Configuration")[1]
+    named = {variable.lower() for variable in re.findall(r"`AO_([A-Z_]+)[=`]", table)}
+    assert named - {"api_key", "url"} == set(Settings.model_fields) - {"failpoint"}
+
+
+def test_the_documents_commands_are_understood() -> None:
+    """Every `asset-orchestrator …` in a block of shell: the command exists, with these options."""
+    for path in (ROOT / "README.md", ROOT / "docs" / "operations.md", ROOT / "docs" / "library.md"):
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if found := re.search(r"bin/asset-orchestrator ([^#)]*)", line):
+                    _parse(shlex.split(found[1]))
+
+
+def _parse(words: list[str]) -> None:
+    command: Any = typer.main.get_command(app)
+    name, *rest = words
+    while commands := getattr(command, "commands", None):
+        assert name in commands, words
+        command = commands[name]
+        if getattr(command, "commands", None):
+            name, *rest = rest
+    command.make_context(name, rest)
 
 
 def test_the_decisions_figures_are_those_of_the_results() -> None:
@@ -80,6 +107,14 @@ def test_the_librarys_figures_are_those_of_the_results() -> None:
     assert sent["size_bytes"] >= 2e9
     for run in sent["runs"].values():
         assert max(run["more_bytes"].values()) <= upload.FLAT_BYTES
+
+
+def test_whole_requests_figures_are_those_of_the_results() -> None:
+    from benchmarks import http
+
+    result = json.loads(http.RESULT.read_text())
+    assert http.markdown(result) in (ROOT / "docs" / "benchmarks.md").read_text()
+    assert not any(row["failed"] for row in result["rows"])
 
 
 def test_the_overheads_figures_are_those_of_the_results() -> None:
@@ -115,6 +150,16 @@ def test_the_faults_are_those_of_the_results_and_each_has_its_runbook() -> None:
     assert {name for heading in headings for name in heading.split(", ")} == {
         fault.name for fault in FAULTS
     }
+
+
+def test_the_soak_is_that_of_the_result() -> None:
+    from benchmarks.faults.command import HARMLESS
+    from benchmarks.soak.command import RESULT, table
+
+    result = json.loads(RESULT.read_text())
+    assert table(result) in (ROOT / "docs" / "faults.md").read_text()
+    assert not any(result[what] for what in (*HARMLESS, "grown"))
+    assert result["minutes"] >= 60
 
 
 def test_routings_figures_are_those_of_the_results() -> None:

@@ -153,7 +153,7 @@ def upload_asset(
 def import_asset(
     source: Annotated[str, typer.Argument(help="A URL, or OWNER/NAME[:FILE] on Hugging Face.")],
     kind: Annotated[str, typer.Option(help="lora, textual_inversion, checkpoint or vae.")],
-    name: str,
+    name: Annotated[str, typer.Option(help="What it is called here.")],
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,

@@ -24,6 +24,8 @@ _PACKAGES = ("torch", "diffusers", "transformers", "ray", "safetensors")
 _OPTIONAL = {"s3fs": "s3", "psycopg": "postgres"}
 _LEAST_FREE_BYTES = 2 << 30
 _MOST_SKEW_S = 30.0
+#: One checkpoint's UNet in float16.
+_SDXL_BYTES = 5 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ def _memory(settings: Settings) -> Iterator[Finding]:
     free = shutil.disk_usage(there).free
     text = f"{folder}, budget {settings.host_bytes >> 20} MiB, {free >> 20} MiB free"
     remedy = "lower AO_HOST_BYTES or free the memory" if free < settings.host_bytes else ""
+    if not remedy and settings.model is not None and settings.host_bytes < _SDXL_BYTES:
+        remedy = "SDXL's UNet does not fit and is read from disk each time: raise AO_HOST_BYTES"
     yield Finding("host tier", "warn" if remedy else "ok", text, remedy)
 
 
@@ -122,6 +126,16 @@ def _secret(settings: Settings) -> Iterator[Finding]:
 
 
 def _pools(settings: Settings) -> Iterator[Finding]:
+    if settings.ray_address == "local":
+        from serving.engine.devices import gpu_names
+
+        gpus = len(gpu_names())
+        settings = settings.with_gpus(gpus)
+        try:
+            settings.check_gpus(gpus)
+        except ValueError as error:
+            text, _, remedy = str(error).partition(": ")
+            yield Finding("pools", "fail", text, remedy)
     for pool in settings.resolved_pools:
         text = f"{pool.min} to {pool.max} of {pool.gpu or 'any machine'}"
         yield Finding(f"pool {pool.name}", "ok" if pool.max else "warn", text,
@@ -149,7 +163,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
     yield Finding("database", "ok", f"{shown}, schema {revision}, {spent_ms:.0f} ms")
     yield from _clock("database", clock_of(engine)())
     if url.startswith("sqlite") and settings.ray_address != "local":
-        remedy = "gateways on other machines need PostgreSQL: set AO_DATABASE_URL"
+        remedy = "gateways on other nodes need PostgreSQL: set AO_DATABASE_URL"
         yield Finding("database", "warn", "SQLite on a cluster", remedy)
 
 

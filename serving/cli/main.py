@@ -79,6 +79,25 @@ def serve(
             serve_forever(options, progress_printer())
 
 
+@app.command()
+def gateways(
+    ray_address: Annotated[str | None, typer.Option(help="Default: AO_RAY_ADDRESS.")] = None,
+    host: str | None = None,
+    port: int | None = None,
+    gateways: Annotated[int | None, typer.Option(help="Gateway processes.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run gateways on one more node of a cluster where `serve` runs, until Ctrl-C."""
+    options = settings_with(
+        ray_address=ray_address, host=host, port=port, gateways=gateways, data_dir=data_dir
+    )
+    configure(options.log_format, options.log_level)
+    with clear_errors():
+        from serving.cluster.launch import serve_gateways
+
+        serve_gateways(options, progress_printer())
+
+
 def _lora_option(item: str) -> tuple[str, Any]:
     name, _, weights = item.partition("=")
     unet, colon, text = weights.partition(":")
@@ -141,7 +160,8 @@ def pools(
     with clear_errors(), client_from_environment(url, key) as client:
         found = client.call("GET", "/v1/pools")["data"]
         if events:
-            rows = [{"pool": pool["name"], **event} for pool in found for event in pool["events"]]
+            each = ((pool["name"], event) for pool in found for event in pool.get("events", ()))
+            rows = [{"pool": name, **event} for name, event in each]
             show(rows, ("at_s", "pool", "what", "replica", "details"), as_json)
             return
         limits = ("gpu", "queue_size", "min", "max", "idle_s")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 import ray
@@ -20,17 +21,20 @@ from ray import serve
 from orchestrator.locks import acquire
 from serving.cluster.control_plane import ControlPlane
 from serving.cluster.dispatcher_actor import start_dispatcher
+from serving.cluster.dispatcher_watch import DispatcherWatch
 from serving.cluster.gateways import Gateways
 from serving.cluster.ingest_actor import start_ingest
 from serving.cluster.outcome import thrown
 from serving.cluster.renewal import renew
+from serving.cluster.slots import dispatcher_name
 from serving.errors import ServingError
 from serving.settings import Settings
 
 Progress = Callable[[str], None]
 
 _OBJECT_STORE_BYTES = 256 << 20
-_START_TIMEOUT_S = 600.0
+#: A new machine may have to be bought and set up first.
+_START_TIMEOUT_S = 1800.0
 
 
 class StartFailed(ServingError):
@@ -71,13 +75,17 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
     progress("starting Ray on this machine" if own else f"joining Ray at {settings.ray_address}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     dispatchers: dict[str, Any] = {}
+    watches: list[DispatcherWatch] = []
     control_plane = ControlPlane(settings.data_dir) if own else None
     is_started = False
     try:
         _connect(settings, control_plane)
         is_started = True
         address = ray.get_runtime_context().gcs_address
-        settings = settings.model_copy(update={"ray_address": address})
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        settings = settings.with_gpus(gpus).model_copy(update={"ray_address": address})
+        if own:
+            _check(settings, gpus)
         ingest = start_ingest(settings)
         progress("importing the base model")
         native = thrown(ray.get(ingest.install_base.remote(), timeout=_START_TIMEOUT_S))
@@ -86,11 +94,14 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         least = sum(pool.min for pool in pools)
         progress(f"warming {least} replicas (native size {native} px)")
         dispatchers = {pool.name: start_dispatcher(settings, pool) for pool in pools}
+        watches += [DispatcherWatch(name, actor) for name, actor in dispatchers.items()]
         _await_pools(dispatchers, progress)
         yield settings
         del ingest
     finally:
         progress("stopping")
+        for watch in watches:
+            watch.close()
         if not own:
             _withdraw(dispatchers)
         ray.shutdown()
@@ -99,6 +110,13 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         if own and is_started and settings.host_dir is None:
             # Memory goes back with the platform that took it; the disk tier stays warm.
             shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
+
+
+def _check(settings: Settings, gpus: int) -> None:
+    try:
+        settings.check_gpus(gpus)
+    except ValueError as error:
+        raise StartFailed(str(error)) from None
 
 
 def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
@@ -114,7 +132,7 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
         address="local",
         namespace=settings.ray_namespace,
         # Logical CPUs, one a replica and a few for Serve itself; threads are set by the engine.
-        num_cpus=max(os.cpu_count() or 1, sum(pool.max for pool in settings.resolved_pools) + 2),
+        num_cpus=max(os.cpu_count() or 1, sum(pool.max for pool in settings.resolved_pools)) + 2,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
@@ -127,7 +145,7 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
 def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
     """Until each pool has as many replicas as it has at least."""
     deadline = time.monotonic() + _START_TIMEOUT_S
-    warm: set[str] = set()
+    said: dict[str, str] = {}
     pending = dict(dispatchers)
     while pending:
         for name, dispatcher in list(pending.items()):
@@ -136,11 +154,12 @@ def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
                 if event["what"] == "failed":
                     reason = event["details"]["reason"]
                     raise StartFailed(f"{event['replica']} did not start: {reason}")
-            up = {replica["id"] for replica in pool["replicas"] if replica["state"] == "up"}
-            for replica in sorted(up - warm):
-                progress(f"{replica} is warm")
-            warm |= up
-            if len(up) >= pool["min"]:
+            phases = {replica["id"]: replica["phase"] or "warm" for replica in pool["replicas"]}
+            for replica, phase in sorted(phases.items()):
+                if said.get(replica) != phase:
+                    progress(f"{replica} {'is' if phase == 'warm' else 'starts:'} {phase}")
+            said |= phases
+            if list(phases.values()).count("warm") >= pool["min"]:
                 del pending[name]
         if time.monotonic() > deadline:
             raise StartFailed(f"{', '.join(pending)} not warm in {_START_TIMEOUT_S:.0f} s")
@@ -161,20 +180,49 @@ def _withdraw(dispatchers: Mapping[str, Any]) -> None:
 
 def serve_forever(settings: Settings, progress: Progress) -> None:
     """Run the platform until a signal ends it. SIGHUP renews it, part by part, while it serves."""
-    with running_pool(settings, progress) as running, TemporaryDirectory() as counters:
-        os.environ.update(running.to_environment(), PROMETHEUS_MULTIPROC_DIR=counters)
+    with running_pool(settings, progress) as running:
+        run_gateways(running, partial(renew, running, progress), progress)
+
+
+def serve_gateways(settings: Settings, progress: Progress) -> None:
+    """Gateways alone, until a signal ends them, on another node of a cluster where
+    :func:`serve_forever` runs with the same settings. SIGHUP replaces them one by one.
+
+    Raises:
+        StartFailed: there is no such platform.
+    """
+    if settings.ray_address == "local":
+        raise StartFailed("set AO_RAY_ADDRESS to the cluster where the platform runs")
+    _connect(settings, None)
+    try:
+        for pool in settings.resolved_pools:
+            ray.get_actor(dispatcher_name(pool.name), settings.ray_namespace)
+    except ValueError:
+        raise StartFailed(
+            f"no pool {pool.name} runs on the cluster: start it with `serve` first, and give "
+            "both the same settings"
+        ) from None
+    finally:
+        ray.shutdown()
+    run_gateways(settings, lambda _: None, progress)
+
+
+def run_gateways(settings: Settings, renew: Callable[[Event], None], progress: Progress) -> None:
+    """Until a signal ends them; ``renew`` as in :class:`Gateways`."""
+    with TemporaryDirectory() as counters:
+        os.environ.update(settings.to_environment(), PROMETHEUS_MULTIPROC_DIR=counters)
         config = uvicorn.Config(
             "serving.cluster.gateway:app",
             factory=True,
-            host=running.host,
-            port=running.port,
-            workers=running.gateways,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.gateways,
             log_config=None,  # ours, as everything's
             timeout_worker_healthcheck=60,
             timeout_graceful_shutdown=settings.drain_s,
         )
-        gateways = Gateways(config, [config.bind_socket()], partial(renew, running, progress))
-        progress(f"serving on {running.resolved_public_url} with {running.gateways} gateways")
+        gateways = Gateways(config, [config.bind_socket()], renew)
+        progress(f"serving on {settings.resolved_public_url} with {settings.gateways} gateways")
         try:
             gateways.run()
         finally:

@@ -38,7 +38,7 @@ def test_what_is_there_is_tried(tmp_path: Path) -> None:
     open_backends(here)
     (tmp_path / "store").mkdir(exist_ok=True)
     findings = found(here)
-    assert "schema 0010" in findings["database"].found
+    assert "schema 0011" in findings["database"].found
     assert "written, read and deleted" in findings["store"].found
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
@@ -70,6 +70,7 @@ def test_each_fault_has_its_remedy(tmp_path: Path) -> None:
     assert (findings["secret"].state, findings["secret"].remedy[:9]) == ("fail", "chmod 600")
     assert findings["database"].state == "fail"
     assert findings["pool a"].state == findings["disk tier"].state == "warn"
+    assert (findings["pools"].state, findings["pools"].remedy[-13:]) == ("fail", "leave gpu out")
     assert findings["port"].state == "warn"
     assert findings["device"].state in ("ok", "fail")  # by whether this machine has a GPU
 

@@ -294,66 +294,6 @@ def test_sigterm_lets_what_was_asked_be_answered(platform: Running) -> None:
     assert platform.process.wait(timeout=120) in (0, -signal.SIGTERM)
 
 
-TWO_NODES = """
-import asyncio, json, os, sys
-from pathlib import Path
-from serving.cluster.environment import require_tokens
-require_tokens()
-import ray
-from ray.cluster_utils import Cluster
-from serving.cluster.dispatcher_actor import ClusterDrawer
-from serving.cluster.launch import running_pool
-from serving.composition import open_backends
-from serving.submission import Submission
-from serving.drawing import DrawRequest
-from serving.settings import Settings
-from assets.principal import Principal
-from assets.resolve import Wanted
-
-folder, temporary = Path(sys.argv[1]), sys.argv[2]
-head = dict(num_cpus=1, object_store_memory=128 << 20, include_dashboard=False)
-head["temp_dir"] = temporary
-cluster = Cluster(initialize_head=True, head_node_args=head)
-cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
-settings = Settings(
-    data_dir=folder, ray_address=cluster.address, replicas=2,
-    host_dir=folder / "host-{node}", disk_dir=folder / "disk-{node}",
-    store_url=sys.argv[3], store_options=json.loads(sys.argv[4]),
-)
-say = lambda message: print(message, file=sys.stderr)
-
-async def draw(pool):
-    library = open_backends(settings).library
-    recipe = library.resolve(Principal("t", "t"), Wanted(loras={"night": 1.0})).recipe
-    (lora,) = recipe.extras()
-    drawer = ClusterDrawer(pool)
-    request = lambda name: DrawRequest(name, recipe, "a star", 128, 128, (3,), steps=2)
-    submit = lambda name: drawer.submit(Submission(request(name), "t", 1.0, 120.0))
-    tiers = await drawer.warm([lora])
-    drawings = await asyncio.gather(*(submit(str(i)) for i in range(6)))
-    for _ in range(200):
-        places = await drawer.residency([lora.key])
-        held = lora.key in places and len(places[lora.key].nodes) == 2
-        if held:
-            break
-        await asyncio.sleep(0.05)
-    return {
-        "lora": lora.key,
-        "warmed from": sorted(tiers.values()),
-        "nodes that hold it": sorted(map(sorted, places[lora.key].nodes.values())),
-        "pictures": len({d.images for d in drawings}),
-        "replicas": len({d.replica for d in drawings}),
-    }
-
-try:
-    with running_pool(settings, say) as pool:
-        answer = asyncio.run(draw(pool))
-finally:
-    cluster.shutdown()
-print(json.dumps(answer))
-"""
-
-
 def test_the_same_application_on_two_nodes(tmp_path: Path, s3_server: dict[str, Any]) -> None:
     """Each with tiers of its own. An asset that both want leaves the store once; the node that
     asks second has it from the first."""
@@ -368,7 +308,7 @@ def test_the_same_application_on_two_nodes(tmp_path: Path, s3_server: dict[str, 
     arguments = [str(tmp_path), str(temporary), f"{s3_server['url']}/two", json.dumps(options)]
     try:
         done = subprocess.run(
-            [sys.executable, "-c", TWO_NODES, *arguments],
+            [sys.executable, "-m", "tests.serving.cluster.two_nodes_script", *arguments],
             capture_output=True,
             text=True,
             timeout=400,
@@ -386,3 +326,4 @@ def test_the_same_application_on_two_nodes(tmp_path: Path, s3_server: dict[str, 
     assert "peer" in answer["warmed from"]  # the other one is its owner
     assert answer["nodes that hold it"] == [["disk", "host"]] * 2
     assert answer["pictures"] == 1
+    assert answer["another door"] == 200

@@ -1,0 +1,112 @@
+"""Two nodes with tiers of their own, in a process of its own: what it saw, as JSON.
+
+Arguments: the data folder, Ray's folder, the store's URL and its options as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from serving.cluster.environment import require_tokens
+
+require_tokens()
+
+import httpx  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from assets.principal import Principal  # noqa: E402
+from assets.resolve import Wanted  # noqa: E402
+from benchmarks.servers import free_port  # noqa: E402
+from serving.cluster.dispatcher_actor import ClusterDrawer  # noqa: E402
+from serving.cluster.launch import running_pool  # noqa: E402
+from serving.composition import open_backends  # noqa: E402
+from serving.drawing import DrawRequest  # noqa: E402
+from serving.settings import Settings  # noqa: E402
+from serving.submission import Submission  # noqa: E402
+
+
+async def draw(pool: Settings) -> dict[str, Any]:
+    """Six times with one LoRA, on whichever node."""
+    library = open_backends(pool).library
+    recipe = library.resolve(Principal("t", "t"), Wanted(loras={"night": 1.0})).recipe
+    (lora,) = recipe.extras()
+    drawer = ClusterDrawer(pool)
+
+    def submission(name: str) -> Submission:
+        request = DrawRequest(name, recipe, "a star", 128, 128, (3,), steps=2)
+        return Submission(request, "t", 1.0, 120.0)
+
+    tiers = await drawer.warm([lora])
+    drawings = await asyncio.gather(*(drawer.submit(submission(str(i))) for i in range(6)))
+    async with asyncio.timeout(10):
+        while True:
+            places = await drawer.residency([lora.key])
+            if lora.key in places and len(places[lora.key].nodes) == 2:
+                break
+            await asyncio.sleep(0.05)
+    return {
+        "lora": lora.key,
+        "warmed from": sorted(tiers.values()),
+        "nodes that hold it": sorted(map(sorted, places[lora.key].nodes.values())),
+        "pictures": len({drawing.images for drawing in drawings}),
+    }
+
+
+def another_door(pool: Settings) -> int:
+    """One more gateway, as on another node: the status of what it is asked for."""
+    more = pool.model_copy(update={"port": free_port(), "gateways": 1, "open_tenant": "open"})
+    open_backends(pool).directory.add_tenant("open")
+    command = [sys.executable, "-m", "serving.cli.main", "gateways"]
+    process = subprocess.Popen(command, env={**os.environ, **more.to_environment()})
+    url, deadline = more.resolved_public_url, time.monotonic() + 120
+    try:
+        while True:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/readyz", timeout=30).status_code == 200:
+                    break
+            time.sleep(0.1)
+        body = {"prompt": "a star", "steps": 2}
+        return httpx.post(f"{url}/generate", json=body, timeout=120).status_code
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def main() -> None:
+    folder, temporary, store, options = sys.argv[1:]
+    head: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 << 20}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={**head, "include_dashboard": False, "temp_dir": temporary},
+    )
+    try:
+        cluster.add_node(**head)
+        settings = Settings(
+            data_dir=Path(folder),
+            ray_address=cluster.address,
+            replicas=2,
+            host_dir=Path(folder) / "host-{node}",
+            disk_dir=Path(folder) / "disk-{node}",
+            store_url=store,
+            store_options=json.loads(options),
+        )
+        with running_pool(settings, lambda message: print(message, file=sys.stderr)) as pool:
+            answer = asyncio.run(draw(pool))
+            answer["another door"] = another_door(pool)
+    finally:
+        cluster.shutdown()
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

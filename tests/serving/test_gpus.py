@@ -1,0 +1,45 @@
+"""How many replicas a machine with so many GPUs gets, and is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serving.settings import PoolSettings, Settings
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "replicas"),
+    [
+        ({}, 0, 2),
+        ({}, 1, 1),
+        ({}, 8, 8),
+        ({"device": "cuda"}, 4, 4),
+        ({"device": "cpu"}, 8, 2),
+        ({"replicas": 3}, 8, 3),
+    ],
+)
+def test_a_replica_on_each_gpu_unless_something_else_is_said(
+    values: dict[str, Any], gpus: int, replicas: int
+) -> None:
+    sized = Settings(**values).with_gpus(gpus)
+    (pool,) = sized.resolved_pools
+    assert (pool.min, pool.max) == (replicas, replicas)
+    sized.check_gpus(gpus)
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "remedy"),
+    [
+        ({"replicas": 2}, 1, "AO_REPLICAS"),
+        ({"device": "cuda"}, 0, "AO_DEVICE=cpu"),
+        ({"pools": {"a": PoolSettings(max=4)}}, 1, "max in AO_POOLS"),
+        ({"pools": {"a": PoolSettings(gpu="a10g")}}, 1, "leave gpu out"),
+    ],
+)
+def test_more_than_there_are_is_refused_at_once(
+    values: dict[str, Any], gpus: int, remedy: str
+) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        Settings(**values).with_gpus(gpus).check_gpus(gpus)
