@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 
 import ray
 
@@ -26,4 +27,7 @@ async def digests(settings: Settings) -> dict[str, str]:
 if __name__ == "__main__":
     settings = Settings()
     ray.init(address=settings.ray_address, namespace=settings.ray_namespace, log_to_driver=False)
-    print(json.dumps(asyncio.run(digests(settings))))
+    print(json.dumps(asyncio.run(digests(settings))), flush=True)
+    # Without Ray's own shutdown: Serve's router, in its thread, may start Ray anew meanwhile, and
+    # both then wait for each other for ever.
+    os._exit(0)
