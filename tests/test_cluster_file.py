@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -28,6 +29,35 @@ def test_rays_own_preparation_accepts_it(document: dict) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(document))
+
+
+def test_amazon_launches_a_node_of_each_type(
+    document: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's launcher, against a simulation of Amazon's API."""
+    from moto import mock_aws
+    from ray.autoscaler._private.util import prepare_config
+
+    (tmp_path / ".ssh").mkdir()  # for the key pair that the launcher makes
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "simulated")
+    with mock_aws():
+        from ray.autoscaler._private.aws import config as aws
+        from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+        monkeypatch.setattr(aws.time, "sleep", lambda _: None)  # Amazon's own slowness
+        config = aws.bootstrap_aws(prepare_config(copy.deepcopy(document)))
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        for name, kind in config["available_node_types"].items():
+            tags = {"ray-user-node-type": name}
+            (instance,) = provider.create_node(kind["node_config"], tags, 1).values()
+            wanted = document["available_node_types"][name]["node_config"]
+            assert (instance.instance_type, instance.image_id) == (
+                wanted["InstanceType"],
+                wanted["ImageId"],
+            )
 
 
 def test_a_head_without_gpu_and_three_kinds_of_worker(document: dict) -> None:
