@@ -163,11 +163,10 @@ class Platform:
         """
         ready = await self._resolve(principal, order)
         charge = Charge(charge_id or ready.request.id, principal, ready.request.work)
+        if principal.plan.gpu_s_per_month is not None:
+            await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
+        reach("generate.reserved")
         try:
-            if principal.plan.gpu_s_per_month is not None:
-                lasts_s = self.timeout_s + _SETTLING_S
-                await asyncio.to_thread(self._accounts.reserve, charge, lasts_s)
-            reach("generate.reserved")
             generated = await self._draw(ready, charge)
             reach("generate.drawn")
         except BaseException:

@@ -53,9 +53,13 @@ def test_the_readmes_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make ([a-z-]+)", text)) - {"and"}:
         assert f"\n{target}:" in makefile, target
-    table = text.split("## Configuration")[1]
-    named = {variable.lower() for variable in re.findall(r"`AO_([A-Z_]+)[=`]", table)}
-    assert named - {"api_key", "url"} == set(Settings.model_fields) - {"failpoint"}
+    fields = {name.upper() for name in Settings.model_fields}
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for variable in re.findall(r"\bAO_([A-Z_]+[A-Z])\b", path.read_text()):
+            assert variable in {*fields, "API_KEY", "URL", "TEST_IDLE_S"}, (path, variable)
+    table = text.split("## Configuration")[1].split("## More")[0]
+    in_table = {*re.findall(r"`AO_([A-Z_]+)`", table)}
+    assert in_table - {"API_KEY", "URL"} == fields - {"FAILPOINT"}
 
 
 def test_the_documents_commands_are_understood() -> None:
