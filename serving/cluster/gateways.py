@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from socket import socket
+from tempfile import TemporaryDirectory
 from threading import Event, Thread
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
+
+from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -59,3 +63,27 @@ class Gateways(Multiprocess):
         if self._is_renewed:
             self._is_renewed = False
             self.restart_all()
+
+
+def run_gateways(
+    settings: Settings, renew: Callable[[Event], None], progress: Callable[[str], None]
+) -> None:
+    """Until a signal ends them; ``renew`` as :class:`Gateways` takes it."""
+    with TemporaryDirectory() as counters:
+        os.environ.update(settings.to_environment(), PROMETHEUS_MULTIPROC_DIR=counters)
+        config = uvicorn.Config(
+            "serving.cluster.gateway:app",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.gateways,
+            log_config=None,  # ours, as everything's
+            timeout_worker_healthcheck=60,
+            timeout_graceful_shutdown=settings.drain_s,
+        )
+        gateways = Gateways(config, [config.bind_socket()], renew)
+        progress(f"serving on {settings.resolved_public_url} with {settings.gateways} gateways")
+        try:
+            gateways.run()
+        finally:
+            gateways.close()

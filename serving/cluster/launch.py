@@ -10,19 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Event
 from typing import Any
 
 import ray
-import uvicorn
 from ray import serve
 
 from orchestrator.locks import acquire
 from serving.cluster.control_plane import ControlPlane
 from serving.cluster.dispatcher_actor import start_dispatcher
 from serving.cluster.dispatcher_watch import DispatcherWatch
-from serving.cluster.gateways import Gateways
+from serving.cluster.gateways import run_gateways
 from serving.cluster.ingest_actor import start_ingest
 from serving.cluster.outcome import thrown
 from serving.cluster.renewal import renew
@@ -205,25 +202,3 @@ def serve_gateways(settings: Settings, progress: Progress) -> None:
     finally:
         ray.shutdown()
     run_gateways(settings, lambda _: None, progress)
-
-
-def run_gateways(settings: Settings, renew: Callable[[Event], None], progress: Progress) -> None:
-    """Until a signal ends them; ``renew`` as in :class:`Gateways`."""
-    with TemporaryDirectory() as counters:
-        os.environ.update(settings.to_environment(), PROMETHEUS_MULTIPROC_DIR=counters)
-        config = uvicorn.Config(
-            "serving.cluster.gateway:app",
-            factory=True,
-            host=settings.host,
-            port=settings.port,
-            workers=settings.gateways,
-            log_config=None,  # ours, as everything's
-            timeout_worker_healthcheck=60,
-            timeout_graceful_shutdown=settings.drain_s,
-        )
-        gateways = Gateways(config, [config.bind_socket()], renew)
-        progress(f"serving on {settings.resolved_public_url} with {settings.gateways} gateways")
-        try:
-            gateways.run()
-        finally:
-            gateways.close()
