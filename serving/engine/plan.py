@@ -27,8 +27,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``copy``: components taken over whole from pristine. ``restore``: rows copied from
-    pristine. ``touch``: rows computed from pristine. ``kept``: moved rows that are right."""
+    """``copy``: components copied whole from pristine. ``restore``: rows copied from pristine.
+    ``touch``: rows computed from pristine. ``kept``: the number of moved rows left as they are."""
 
     copy: frozenset[Component]
     restore: frozenset[Row]
@@ -37,10 +37,15 @@ class Plan:
 
 
 def plan(current: Target | None, wanted: Target) -> Plan:
-    """The least writing that turns ``current`` into ``wanted``. Pure.
+    """What to write to turn ``current`` into ``wanted``. Pure.
 
-    ``None`` means that nothing is known of the working weights (at the start, or after
-    a swap that failed): everything is written.
+    Rows of one slab with the same movers form a group, which one batched product writes. A
+    group is kept only if ``current`` has the same group with the same rows, else it is written
+    whole: for another number of rows a product may use another kernel, with other last bits,
+    and the weights of a recipe must not depend on the recipe before it.
+
+    ``current`` is None when the working weights are unknown (at the start, or after a failed
+    swap): then everything is written.
     """
     if current is None:
         return Plan(frozenset(wanted.pristine), frozenset(), dict(wanted.moved), 0)
@@ -52,9 +57,19 @@ def plan(current: Target | None, wanted: Target) -> Plan:
     restore = frozenset(
         row for row in current.moved if row not in wanted.moved and row[0] not in copy
     )
+    held = _groups(current)
     touch = {
         row: movers
-        for row, movers in wanted.moved.items()
-        if row[0] in copy or current.moved.get(row) != movers
+        for (component, shape, movers), rows in _groups(wanted).items()
+        if component in copy or held.get((component, shape, movers)) != rows
+        for row in rows
     }
     return Plan(copy, restore, touch, len(wanted.moved) - len(touch))
+
+
+def _groups(target: Target) -> dict[tuple[Component, Shape, Movers], set[Row]]:
+    """The rows that are written together."""
+    groups: dict[tuple[Component, Shape, Movers], set[Row]] = {}
+    for row, movers in target.moved.items():
+        groups.setdefault((row[0], row[1], movers), set()).add(row)
+    return groups

@@ -39,6 +39,12 @@ class Prepared:
     found: list[Found] = field(default_factory=list)
     fetch_s: float = 0.0
 
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
         for lease in self.leases.values():
             lease.release()

@@ -124,14 +124,14 @@ def test_plan_is_the_least_writing() -> None:
     a, b = ("unet", (2, 2), 0), ("unet", (2, 2), 1)
     te = ("text_encoder", (2, 2), 0)
     keys = {"unet": "u", "text_encoder": "t"}
-    m1, m2 = (("l", 1.0, 0),), (("l", 0.5, 0),)
+    m1 = (("l", 1.0, 0),)
     now = Target(keys, {a: m1, b: m1, te: m1})  # type: ignore[arg-type,dict-item]
-    steps = plan(now, Target(keys, {a: m1, b: m2}))  # type: ignore[arg-type,dict-item]
+    steps = plan(now, Target(keys, {a: m1, b: m1}))  # type: ignore[arg-type,dict-item]
     assert (steps.copy, set(steps.restore), dict(steps.touch), steps.kept) == (
         frozenset(),
         {te},
-        {b: m2},
-        1,
+        {},
+        2,
     )
     steps = plan(now, Target({**keys, "unet": "v"}, {a: m1}))  # type: ignore[arg-type,dict-item]
     assert (set(steps.copy), set(steps.restore), dict(steps.touch)) == ({"unet"}, {te}, {a: m1})
@@ -143,6 +143,49 @@ def test_plan_is_the_least_writing() -> None:
         {},
         3,
     )
+
+
+def test_a_group_of_rows_is_written_whole() -> None:
+    """Whatever was written before: the rows of one product depend on the wanted recipe alone."""
+    rows = [("unet", (2, 2), index) for index in range(4)]
+    keys, movers, other = {"unet": "u"}, (("l", 1.0, 0),), (("k", 1.0, 0),)
+    wanted = Target(keys, dict.fromkeys(rows, movers))  # type: ignore[arg-type]
+    for known in range(4):  # so many rows are right already
+        held = {row: movers if index < known else other for index, row in enumerate(rows)}
+        steps = plan(Target(keys, held), wanted)  # type: ignore[arg-type]
+        assert dict(steps.touch) == dict.fromkeys(rows, movers)
+        assert steps.kept == 0
+    # And if the rows were written in a larger group, whose product was another one.
+    larger = {**wanted.moved, ("unet", (2, 2), 4): movers}
+    steps = plan(Target(keys, larger), wanted)  # type: ignore[arg-type]
+    assert dict(steps.touch) == dict.fromkeys(rows, movers)
+
+
+def test_bits_do_not_depend_on_history(
+    bench: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a batched product whose last bits depend on the number of matrices, as cuBLAS' do."""
+    real = torch.baddbmm
+
+    def by_count(base: Any, up: Any, down: Any, *, out: Any) -> Any:
+        return real(base, up, down, out=out).mul_(1 + len(up) * 2**-22)
+
+    monkeypatch.setattr(torch, "baddbmm", by_count)
+    both = (*recipes["lora"].loras, *recipes["cross"].loras)
+    # From the first to the second, part of a group keeps its movers.
+    histories = [replace(recipes["base"], loras=both), *(recipes[n] for n in ("lora", "three"))]
+    expected: dict[Recipe, str] = {}
+    for recipe in histories:
+        fresh = bench.engine()
+        with fresh.prepare(recipe) as prepared:
+            fresh.become(prepared)
+        expected[recipe] = fresh.digest()
+    engine = bench.engine()
+    dice = random.Random(4)
+    for recipe in [*histories, *dice.choices(histories, k=30)]:
+        with engine.prepare(recipe) as prepared:
+            engine.become(prepared)
+        assert engine.digest() == expected[recipe]
 
 
 def test_a_weight_change_moves_no_bytes(engine: Any, recipes: dict[str, Recipe]) -> None:
