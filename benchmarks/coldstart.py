@@ -65,10 +65,10 @@ def start(way: str) -> dict[str, float]:
     settings = Settings()
     provisioner = open_provisioner(settings)
     fetching = fetch_base(settings, provisioner) if way == "beside" else None
-    from serving.engine.compose import open_engine
+    from serving.engine.compose import open_replica
 
     laps.append(time.perf_counter())
-    open_engine(settings, "cold", provisioner, lambda: laps.append(time.perf_counter()))
+    open_replica(settings, "cold", provisioner, loaded=lambda: laps.append(time.perf_counter()))
     laps.append(time.perf_counter())
     if fetching is not None:
         fetching.join()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from assets.recipe import Recipe
@@ -50,10 +51,12 @@ class Timings:
     encode_prompt_ms: float = 0.0
     denoise_ms: float = 0.0
     decode_ms: float = 0.0
+    #: JPEG or PNG, on the CPU, while the engine may already work for the next request.
+    encode_image_ms: float = 0.0
 
     @property
     def engine_s(self) -> float:
-        """For how long the engine was this request's: not waiting, not fetching."""
+        """For how long the engine was this request's: not waiting, fetching or encoding images."""
         engine_ms = self.swap_ms + self.encode_prompt_ms + self.denoise_ms + self.decode_ms
         return engine_ms / 1000
 
@@ -79,6 +82,41 @@ class Drawing:
     timings: Timings
     matched: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    #: Steps that ran without a captured graph (or uncompiled), by the shape of the UNet call.
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A JPEG or PNG file, and the milliseconds that encoding took."""
+
+    data: bytes
+    encode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What an engine is done with: ``drawing`` lacks its images, which are still being encoded."""
+
+    drawing: Drawing
+    images: tuple[Future[EncodedImage], ...]
+
+    def completed(self, images: Sequence[EncodedImage]) -> Drawing:
+        """With the images, in order."""
+        encode_ms = sum(image.encode_ms for image in images)
+        return replace(
+            self.drawing,
+            images=tuple(image.data for image in images),
+            timings=replace(self.drawing.timings, encode_image_ms=encode_ms),
+        )
+
+    def result(self) -> Drawing:
+        """Wait for the images."""
+        return self.completed([image.result() for image in self.images])
+
+
+#: Has an image encoded, in another thread or at once.
+SubmitEncoding = Callable[[Callable[[], EncodedImage]], Future[EncodedImage]]
 
 
 @dataclass(frozen=True, slots=True)

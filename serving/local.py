@@ -20,7 +20,7 @@ from serving.api.context import Context
 from serving.composition import open_backends, open_fetcher
 from serving.dispatcher import Dispatcher
 from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
-from serving.engine.compose import open_engine
+from serving.engine.compose import open_replica
 from serving.engine.install import install_model, open_workshop
 from serving.platform import Platform
 from serving.replica import Replica
@@ -116,8 +116,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     pool = settings.resolved_pools[0]
     names = [f"{pool.name}-{index}" for index in range(max(1, pool.min))]
     provisioner = await asyncio.to_thread(open_provisioner, settings)
-    engines = [await asyncio.to_thread(open_engine, settings, n, provisioner) for n in names]
-    replicas = [Replica(engine) for engine in engines]
+    replicas = [await asyncio.to_thread(open_replica, settings, n, provisioner) for n in names]
     clients = [LocalClient(n, r) for n, r in zip(names, replicas, strict=True)]
     limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
     dispatcher = Dispatcher(clients, limits, pool=pool.name)

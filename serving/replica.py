@@ -1,4 +1,5 @@
-"""A replica: one engine, one thread that draws, and the preparing of the next request beside it."""
+"""A replica: one engine and the thread that generates with it; beside that thread the next request
+is prepared and the last one's images are encoded."""
 
 from __future__ import annotations
 
@@ -17,14 +18,23 @@ from typing import Any, Protocol
 from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
-from serving.drawing import Drawing, DrawRequest, Guidance, Holding, ReplicaReport
+from serving.drawing import (
+    Drawing,
+    DrawRequest,
+    Guidance,
+    Holding,
+    Rendered,
+    ReplicaReport,
+    SubmitEncoding,
+)
 from serving.errors import ReplicaLost
 
 log = logging.getLogger(__name__)
 
 
 class DrawingEngine(Protocol):
-    """What a replica needs of an engine. ``prepare`` runs in any thread, ``draw`` in one."""
+    """What a replica needs of an engine. ``prepare`` runs in any thread; ``warm_up``, ``render``
+    and ``digest`` in one."""
 
     name: str
     #: Why it must not draw any more, once it is so.
@@ -32,7 +42,11 @@ class DrawingEngine(Protocol):
 
     def prepare(self, recipe: Recipe, tenant_id: str) -> Any: ...
 
-    def draw(self, prepared: Any, request: DrawRequest, is_cancelled: Any) -> Drawing: ...
+    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None: ...
+
+    def render(
+        self, prepared: Any, request: DrawRequest, is_cancelled: Any, submit: SubmitEncoding
+    ) -> Rendered: ...
 
     def digest(self) -> str: ...
 
@@ -56,12 +70,18 @@ class Replica:
         self._node = node
         self._url = url
         self._drawer = ThreadPoolExecutor(1, thread_name_prefix="draw")
+        self._encoder = ThreadPoolExecutor(2, thread_name_prefix="encode")
         self._preparer = ThreadPoolExecutor(2, thread_name_prefix="prepare")
         self._warmer = ThreadPoolExecutor(1, thread_name_prefix="warm")  # in nobody's way
         self._active = 0  # requests that hold leases, or are about to
         self._change = asyncio.Event()
         self._alone = asyncio.Lock()
         self._guidance: Guidance | None = None
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None:
+        """Warm the engine up in the thread that will generate: what CUDA's libraries plan and
+        cache belongs to a thread."""
+        self._drawer.submit(self._engine.warm_up, sizes, batches).result()
 
     def check_health(self) -> None:
         """Raises ReplicaLost when the engine can no longer be trusted."""
@@ -98,9 +118,10 @@ class Replica:
         )
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
-        """Prepare and draw; cancelling this coroutine stops the drawing at its next step.
+        """Prepare and generate; cancelling this coroutine stops the generation within three steps.
 
-        The leases are released only when the drawing thread has let go of them.
+        The leases are released when the generating thread has let go of them; the next request is
+        then generated while this one's images are being encoded.
         """
         self.check_health()
         loop = asyncio.get_running_loop()
@@ -112,7 +133,7 @@ class Replica:
                 self._drawer, run, self._draw, prepared, request, stop, time.perf_counter()
             )
             try:
-                drawing = await asyncio.shield(work)
+                rendered = await asyncio.shield(work)
             except asyncio.CancelledError:
                 stop.set()
                 while not work.done():  # and if it is cancelled again: leases outlive the drawing
@@ -124,14 +145,17 @@ class Replica:
         finally:
             prepared.release()
             self._left()
-        # A good picture, whatever becomes of the engine.
-        return drawing, self._report(briefly=True)
+        images = await asyncio.gather(*map(asyncio.wrap_future, rendered.images))
+        # A good image, whatever becomes of the engine.
+        return rendered.completed(images), self._report(briefly=True)
 
-    def _draw(self, prepared: Any, request: DrawRequest, stop: Event, asked_s: float) -> Drawing:
-        """Behind the drawing before it; how long that was belongs to the queue."""
+    def _draw(self, prepared: Any, request: DrawRequest, stop: Event, asked_s: float) -> Rendered:
+        """Behind the request before it; how long that took belongs to the queue."""
         waited_ms = (time.perf_counter() - asked_s) * 1000
-        drawing = self._engine.draw(prepared, request, stop.is_set)
-        return replace(drawing, timings=replace(drawing.timings, queue_ms=waited_ms))
+        rendered = self._engine.render(prepared, request, stop.is_set, self._encoder.submit)
+        drawing = rendered.drawing
+        timings = replace(drawing.timings, queue_ms=waited_ms)
+        return replace(rendered, drawing=replace(drawing, timings=timings))
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         """Drop what nobody may ask for any more; what is left is in the report."""
@@ -194,5 +218,6 @@ class Replica:
 
     def close(self) -> None:
         self._drawer.shutdown(wait=True)
+        self._encoder.shutdown(wait=True)
         self._preparer.shutdown(wait=True)
         self._warmer.shutdown(wait=True)

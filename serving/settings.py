@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     pristine: Literal["auto", "device", "host"] = "auto"
     pristine_bytes: int = 0
     compile: Literal["auto", "off", "regional", "full"] = "auto"
+    compile_vae: bool = True
+    graphs: Literal["auto", "on", "off"] = "auto"
+    keep_cross_kv: bool = True
+    attention: tuple[Literal["cudnn", "flash", "efficient", "math"], ...] | None = None
+    cudnn_benchmark: bool = False
+    prompt_cache_bytes: int = Field(default=64 << 20, ge=0)
     warm_sizes: tuple[str, ...] = ()
     warm_batches: tuple[int, ...] = (1,)
 

@@ -54,6 +54,10 @@ class Tally:
             "ao_asset_moved_bytes", "Bytes moved for drawings, by the tier they came from.",
             ("pool", "tier"), registry=registry,
         )  # fmt: skip
+        self._fallbacks = Counter(
+            "ao_unet_fallbacks", "Steps that ran without a captured graph, by the call's shape.",
+            ("pool", "shape"), registry=registry,
+        )  # fmt: skip
         self._retries = Counter(
             "ao_retries", "Attempts that ended with their replica.", ("pool",), registry=registry
         )
@@ -74,12 +78,14 @@ class Tally:
         self._pictures.labels(self.pool, plan).inc(len(drawing.images))
         self._work.labels(self.pool).inc(request.work)
         self._queue_s.labels(self.pool, plan).observe(timings.queue_ms / 1000)
-        for phase in ("fetch", "swap", "encode_prompt", "denoise", "decode"):
+        for phase in ("fetch", "swap", "encode_prompt", "denoise", "decode", "encode_image"):
             spent_ms = getattr(timings, f"{phase}_ms")
             self._engine_s.labels(self.pool, phase).observe(spent_ms / 1000)
         for found in drawing.found:
             self._found.labels(self.pool, found.tier).inc()
             self._moved.labels(self.pool, found.tier).inc(found.bytes_moved)
+        for shape, steps in drawing.fallbacks.items():
+            self._fallbacks.labels(self.pool, shape).inc(steps)
 
     def retried(self) -> None:
         self._retries.labels(self.pool).inc()

@@ -142,6 +142,7 @@ def answer(generated: Generated) -> dict[str, Any]:
             "encode_prompt": timings.encode_prompt_ms,
             "denoise": timings.denoise_ms,
             "decode": timings.decode_ms,
+            "encode_image": timings.encode_image_ms,
         },
     }
 

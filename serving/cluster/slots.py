@@ -36,7 +36,6 @@ from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport
 from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
 from serving.logs import about, configure
 from serving.pool import Phase
-from serving.replica import Replica
 from serving.settings import Settings
 from serving.storage import open_provisioner, open_store
 
@@ -74,11 +73,12 @@ class Slot:
         provisioner.meet({**_neighbours(settings.ray_namespace, pool), node: url})
         # The model's bytes come while torch and diffusers are imported, which takes seconds.
         fetch_base(settings, provisioner)
-        from serving.engine.compose import open_engine
+        from serving.engine.compose import open_replica
 
         tell("model")
-        engine = open_engine(settings, name, provisioner, lambda: tell("warm-up"))
-        self._replica = Replica(engine, node, url)
+        self._replica = open_replica(
+            settings, name, provisioner, node, url, lambda: tell("warm-up")
+        )
         self._node_address = address
         self._wire = WireServer({"draw": self._draw}, wire_key(settings))
         self._address = ""

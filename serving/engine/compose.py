@@ -1,4 +1,4 @@
-"""An engine made from the settings. Imports torch."""
+"""A warm replica made from the settings. Imports torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ import torch
 from assets.model import ModelManifest, load_manifest
 from assets.resolve import BASE_NAME
 from orchestrator.provision import Provisioner
+from serving.engine.attention import default_order
 from serving.engine.compiled import keep_artifacts
 from serving.engine.devices import pick_device
 from serving.engine.engine import Engine
+from serving.engine.options import EngineOptions
+from serving.replica import Replica
 from serving.settings import Settings
 from serving.sizes import picture_size
 from serving.storage import open_store
 
-#: What drawing itself takes on the device, at SDXL's sizes and the engine's batch.
-_ACTIVATION_BYTES = 6 << 30
+#: What generating takes on the device at SDXL's sizes and the engine's batch: activations, and
+#: the VAE's decoder.
+_ACTIVATION_BYTES = 4 << 30
+#: Memory that captured graphs share; it holds one call's activations.
+_GRAPH_BYTES = 2 << 30
 #: Room on the device for factors and vectors, where pristine weights lie apart.
 _FACTOR_BYTES = 2 << 30
 
@@ -32,14 +38,15 @@ class Budgets:
 
 
 def budgets(settings: Settings, device: str, manifest: ModelManifest) -> Budgets:
-    """As set; else what the card has beside the working weights and the activations. A card
-    without room for two checkpoints keeps pristine weights in pinned host memory. The CPU has
-    no tier of its own: there it is room for a few checkpoints in float32."""
+    """As set; else what is free on the card beside the working weights, activations and graphs.
+    A card without room for two checkpoints keeps pristine weights in pinned host memory. A CPU
+    has no memory of its own: there it is room for a few checkpoints in float32."""
     model_bytes = sum(blob.size_bytes for blob in manifest.parts.values())
     room = max(8 << 30, 3 * model_bytes)
     if device.startswith("cuda"):
-        total = int(torch.cuda.get_device_properties(device).total_memory)
-        room = max(_FACTOR_BYTES, total - model_bytes - _ACTIVATION_BYTES)
+        # What is free, not what there is: a context, kernels and neighbours take gigabytes.
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        room = max(_FACTOR_BYTES, free_bytes - model_bytes - _ACTIVATION_BYTES - _GRAPH_BYTES)
     room = settings.device_bytes or room
     apart = settings.pristine == "host" or (
         settings.pristine == "auto" and device.startswith("cuda") and room < 2 * model_bytes
@@ -47,23 +54,42 @@ def budgets(settings: Settings, device: str, manifest: ModelManifest) -> Budgets
     return Budgets(room, (settings.pristine_bytes or 3 * model_bytes) if apart else None)
 
 
-def open_engine(
+def engine_options(settings: Settings, device: str) -> EngineOptions:
+    """As set, with what suits the device where nothing is said."""
+    how = settings.compile
+    if how == "auto":
+        how = "regional" if device.startswith("cuda") else "off"
+    order = default_order(device) if settings.attention is None else settings.attention
+    return EngineOptions(
+        compile=how,
+        compile_vae=settings.compile_vae,
+        graphs=settings.graphs,
+        keep_cross_kv=settings.keep_cross_kv,
+        attention=order,
+        cudnn_benchmark=settings.cudnn_benchmark,
+        prompt_cache_bytes=settings.prompt_cache_bytes,
+    )
+
+
+def open_replica(
     settings: Settings,
     name: str,
     provisioner: Provisioner,
+    node: str = "local",
+    url: str = "",
     loaded: Callable[[], None] = lambda: None,
-) -> Engine:
-    """A warm engine: it has drawn what a first request would have to wait for. ``loaded`` is
-    called once the model is there, before the first picture."""
+) -> Replica:
+    """A warm replica: a first request waits for nothing that could have been done before.
+    ``loaded`` is called once the model is there, before the warm-up. ``url`` is where other
+    nodes find what this one holds."""
     torch.set_num_threads(settings.threads_per_replica)
     store = open_store(settings)
     device = pick_device(settings.device)
     manifest = load_manifest(store, BASE_NAME)
     budget = budgets(settings, device, manifest)
-    how = settings.compile
-    if how == "auto":
-        how = "regional" if device.startswith("cuda") else "off"
-    if how != "off":
+    options = engine_options(settings, device)
+    sizes = warm_sizes(settings, manifest)
+    if options.compile != "off":
         keep_artifacts(settings.data_dir / "compiled")
     engine = Engine(
         manifest,
@@ -72,11 +98,12 @@ def open_engine(
         budget.device_bytes,
         name,
         pristine_budget_bytes=budget.pristine_bytes,
-        compiling=how,
+        options=options,
     )
     loaded()
-    engine.warm_up(warm_sizes(settings, manifest), settings.warm_batches)
-    return engine
+    replica = Replica(engine, node, url)
+    replica.warm_up(sizes, settings.warm_batches)
+    return replica
 
 
 def warm_sizes(settings: Settings, manifest: ModelManifest) -> list[tuple[int, int]]:

@@ -1,31 +1,51 @@
-"""From noise to latents: the loop of steps around the UNet."""
+"""From noise to latents: the loop of steps around the UNet.
+
+The loop never waits for the device's results: coefficients and timesteps are on the CPU, noise is
+drawn before the loop. So the host could queue all steps within milliseconds, and a
+cancellation would come too late; it runs at most :data:`STEPS_AHEAD` steps ahead.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 
 from assets.model import LATENT_SCALE
 from serving.drawing import DrawRequest
+from serving.engine.devices import Event, record_event, to_device
+from serving.engine.graphs import UnetKey
 from serving.engine.samplers import scheduler
 from serving.engine.text import Embeddings
+from serving.engine.unet import UnetRunner
+from serving.engine.vocabulary import MAX_TOKENS
 from serving.errors import Cancelled
 
-#: Asked between steps; True stops the drawing.
+#: Asked between steps; True stops the generation.
 IsCancelled = Callable[[], bool]
-#: The UNet, compiled or not.
-Predictor = Callable[..., tuple[torch.Tensor]]
+
+#: Steps queued on the device beyond the one that is being computed.
+STEPS_AHEAD = 2
 
 
 class Denoiser:
-    """Draws latents of [n, channels, height / 8, width / 8], one for each seed."""
+    """Generates latents of [n, channels, height / 8, width / 8], one for each seed."""
 
-    def __init__(self, predict: Predictor, channels: int, device: torch.device) -> None:
-        self._predict = predict
+    def __init__(
+        self,
+        unet: UnetRunner,
+        schema: str,
+        channels: int,
+        device: torch.device,
+        record: Callable[[torch.device], Event] = record_event,
+    ) -> None:
+        """``schema`` is the fingerprint of the UNet's configuration."""
+        self.unet = unet
+        self._schema = schema
         self._channels = channels
         self._device = device
+        self._record = record
 
     def steps(
         self,
@@ -35,19 +55,20 @@ class Denoiser:
         negative: Embeddings,
         is_cancelled: IsCancelled,
     ) -> Iterator[torch.Tensor]:
-        """The latents after each step.
+        """The latents after each step; on CUDA they may still be in the making.
 
         Raises:
-            Cancelled: before the step at which ``is_cancelled`` has turned true.
+            Cancelled: ``is_cancelled`` turned true; at most ``STEPS_AHEAD`` + 1 steps later.
         """
         count = len(seeds)
         guided = request.cfg_scale > 1.0
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        sampler: Any = scheduler(request.sampler)
-        sampler.set_timesteps(request.steps, device=self._device)
         height, width = request.height // LATENT_SCALE, request.width // LATENT_SCALE
         noise = [torch.randn(1, self._channels, height, width, generator=g) for g in generators]
-        latents: torch.Tensor = torch.cat(noise).to(self._device) * sampler.init_noise_sigma
+        sampler = scheduler(
+            request.sampler, request.steps, noise[0].shape, generators, self._device
+        )
+        latents = to_device(torch.cat(noise), self._device) * sampler.init_noise_sigma
 
         def rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             both = [a.expand(count, *a.shape[1:]), b.expand(count, *b.shape[1:])]
@@ -56,27 +77,31 @@ class Denoiser:
         context = rows(negative.context, positive.context)
         # Original size, crop and target size: what SDXL is conditioned on beside the prompt.
         ids = [request.height, request.width, 0, 0, request.height, request.width]
-        numbers = torch.tensor([ids], device=self._device, dtype=context.dtype)
+        numbers = to_device(torch.tensor([ids], dtype=context.dtype), self._device)
         added = {
             "text_embeds": rows(negative.pooled, positive.pooled),
             "time_ids": numbers.expand(len(context), 6).contiguous(),
         }
-        extra: dict[str, Any] = {}
-        if request.sampler == "K_EULER_ANCESTRAL":
-            extra["generator"] = generators
+        key = UnetKey(
+            schema=self._schema, width=request.width, height=request.height, batch=count,
+            guided=guided, context_chunks=context.shape[1] // MAX_TOKENS,
+        )  # fmt: skip
+        predict = self.unet.start(key, context, added)
         # Samplers keep their timesteps as integers or floats; a compiled UNet knows one type.
-        times = sampler.timesteps.to(torch.float32)
+        times = to_device(sampler.timesteps.to(torch.float32), self._device)
+        queued: deque[Event] = deque()
         for step, time in zip(sampler.timesteps, times, strict=True):
+            if len(queued) == STEPS_AHEAD:
+                queued.popleft().wait()
             if is_cancelled():
                 raise Cancelled("the drawing was stopped between two steps")
             sample = torch.cat([latents, latents]) if guided else latents
             sample = sampler.scale_model_input(sample, step).to(context.dtype)
-            predicted = self._predict(
-                sample, time, encoder_hidden_states=context, added_cond_kwargs=added,
-                return_dict=False,
-            )[0].float()  # fmt: skip
+            # A copy: a captured graph writes its next prediction over this one.
+            predicted = predict(sample, time).to(torch.float32, copy=True)
             if guided:
                 without, with_prompt = predicted.chunk(2)
                 predicted = without + request.cfg_scale * (with_prompt - without)
-            latents = sampler.step(predicted, step, latents, **extra, return_dict=False)[0]
+            latents = sampler.step(predicted, step, latents, return_dict=False)[0]
+            queued.append(self._record(self._device))
             yield latents

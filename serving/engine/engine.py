@@ -1,4 +1,4 @@
-"""The engine: becomes a recipe and draws. One thread draws; another may prepare.
+"""The engine: switches to a recipe and generates. One thread generates; others may prepare.
 
 CPU (float32) and CUDA (float16, the VAE in bfloat16) from the same code.
 """
@@ -6,11 +6,12 @@ CPU (float32) and CUDA (float16, the VAE in bfloat16) from the same code.
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -22,24 +23,41 @@ from assets.recipe import Recipe
 from orchestrator.device_tier import DeviceTier
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
-from serving.drawing import Drawing, DrawRequest, Guidance, Holding, Swap, Timings
-from serving.engine.compiled import Compile, CompiledUnet
-from serving.engine.denoise import Denoiser, IsCancelled, Predictor
+from serving.drawing import (
+    Drawing,
+    DrawRequest,
+    EncodedImage,
+    Guidance,
+    Holding,
+    Rendered,
+    SubmitEncoding,
+    Swap,
+    Timings,
+)
+from serving.engine.attention import attention_order
+from serving.engine.compiled import CompiledModule
+from serving.engine.denoise import Denoiser, IsCancelled
 from serving.engine.diagnosis import blame, blame_vae
+from serving.engine.graphs import Capture, CudaCapture, StandInCapture
+from serving.engine.laps import Laps
 from serving.engine.modules import bind_modules, build_modules
-from serving.engine.pictures import encode_picture
+from serving.engine.options import EngineOptions
+from serving.engine.pictures import copy_pixels, encode_image
+from serving.engine.prompt_cache import PromptCache, PromptKey
 from serving.engine.shelf import Prepared, Shelf
 from serving.engine.slabs import layouts_of
-from serving.engine.text import Embeddings, TextEncoders
-from serving.engine.values import DeviceValue
+from serving.engine.text import Embeddings, Encoded, TextEncoders
+from serving.engine.unet import UnetRunner
+from serving.engine.values import DeviceValue, Inversion
 from serving.engine.working import WorkingSet, target_of
 from serving.errors import EngineBroke, NotFinite, OutOfMemory, ServingError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Pictures denoised together; more are drawn in turns.
+#: Images denoised together; more are generated in turns.
 MAX_BATCH = 4
+_DEFAULTS = EngineOptions()
 
 
 class Engine:
@@ -51,19 +69,22 @@ class Engine:
     def __init__(
         self,
         manifest: ModelManifest,
-        provisioner: Provisioner,
+        provisioner: Provisioner | None,
         device: str = "cpu",
         device_budget_bytes: int = 8 << 30,
         name: str = "engine",
         *,
         pristine_budget_bytes: int | None = None,
-        compiling: Compile = "off",
+        options: EngineOptions = _DEFAULTS,
+        tier: DeviceTier[DeviceValue] | None = None,
     ) -> None:
         """``pristine_budget_bytes`` keeps pristine weights in (pinned) host memory, under a
-        budget of its own, instead of on the device."""
+        budget of its own, instead of on the device. ``tier`` is a device tier that is filled
+        already; without a provisioner it must hold everything that is asked for."""
         self.name = name
         self.manifest = manifest
         self.device = torch.device(device)
+        self.options = options
         self.unhealthy: str | None = None
         fast = self.device.type == "cuda"
         dtype = torch.float16 if fast else torch.float32
@@ -75,7 +96,7 @@ class Engine:
             "vae": torch.bfloat16 if fast else torch.float32,
         }
         layouts = layouts_of(manifest.skeleton, channels_last=fast)
-        self.tier: DeviceTier[DeviceValue] = DeviceTier(
+        self.tier: DeviceTier[DeviceValue] = tier or DeviceTier(
             device_budget_bytes, dropped=lambda value: self.shelf.keep_spare(value)
         )
         apart: DeviceTier[DeviceValue] | None = None
@@ -94,10 +115,24 @@ class Engine:
         bind_modules(modules, self._working.parameter, self.device)
         self._unet, self._vae = modules["unet"], modules["vae"]
         self._text = TextEncoders(modules["text_encoder"], modules["text_encoder_2"])
-        self._compiled = None if compiling == "off" else CompiledUnet(self._unet, compiling)
-        predict: Predictor = self._compiled or self._unet
+        if fast:
+            torch.backends.cudnn.benchmark = options.cudnn_benchmark
+        compiled = None
+        self._decoder: CompiledModule | None = None
+        if options.compile != "off":
+            how = (options.compile, options.compile_backend, options.compile_options)
+            compiled = CompiledModule(self._unet, *how)
+            if options.compile_vae:
+                self._decoder = CompiledModule(self._vae.decoder, *how)
+        self.unet = UnetRunner(
+            self._unet,
+            compiled=compiled,
+            capture=_capture(options, self.device),
+            keep_cross_kv=options.keep_cross_kv,
+        )
         channels = int(manifest.configs["unet"]["in_channels"])
-        self._denoiser = Denoiser(predict, channels, self.device)
+        self._denoiser = Denoiser(self.unet, skeleton.digest, channels, self.device)
+        self._prompts = PromptCache(options.prompt_cache_bytes)
         #: (width, height) → how many pictures at once have been compiled.
         self._warmed: dict[tuple[int, int], tuple[int, ...]] = {}
         # Held for good: after a swap that failed the engine must be able to go back to it.
@@ -153,6 +188,7 @@ class Engine:
 
     def forget(self, keys: Collection[str]) -> None:
         """Of content keys that nobody may ask for any more; any thread."""
+        self._prompts.forget(keys)
         self.shelf.forget(keys)
 
     def warm(self, blobs: Sequence[Blob]) -> str:
@@ -192,33 +228,54 @@ class Engine:
 
     @torch.inference_mode()
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = (1,)) -> None:
-        """Draw, at each (width, height), ``batches`` many pictures at once: everything that
-        a first request would have to wait for, compilation above all."""
-        request = DrawRequest(
-            "warm-up", self.base, "warm up", 0, 0, seeds=(0,), steps=2, cfg_scale=7.0
-        )
-        for width, height in sizes:
-            for batch in batches:
-                sized = replace(request, width=width, height=height, seeds=tuple(range(batch)))
-                self._warmed[width, height] = (batch,)
-                self.draw(self._base, sized)
-            self._warmed[width, height] = tuple(sorted({1, *batches}, reverse=True))
-        if self._compiled is not None:
-            self._compiled.freeze()
+        """Everything that a first request would have to wait for, for each (width, height) and
+        number of images at once, with and without guidance: compile, capture, build plans.
+
+        Call it from the thread that generates: cuDNN's and attention's plans are the thread's.
+        """
+        request = DrawRequest("warm-up", self.base, "warm up", 0, 0, seeds=(0,), steps=2)
+        with self.unet.warming():
+            for width, height in sizes:
+                for batch in sorted({1, *batches}):
+                    seeds = tuple(range(batch))
+                    self._warmed[width, height] = (batch,)
+                    for cfg_scale in (7.0, 1.0):
+                        sized = replace(
+                            request, width=width, height=height, seeds=seeds, cfg_scale=cfg_scale
+                        )
+                        self.draw(self._base, sized)
+                self._warmed[width, height] = tuple(sorted({1, *batches}, reverse=True))
+        if self.unet.graphs:
+            count, megabytes = len(self.unet.graphs), self.unet.pool_bytes >> 20
+            log.info("%s captured %d graphs in %d MiB", self.name, count, megabytes)
 
     def draw(
         self, prepared: Prepared, request: DrawRequest, is_cancelled: IsCancelled = lambda: False
     ) -> Drawing:
-        """Become the recipe and draw every picture of the request.
+        """As :meth:`render`, with the images encoded in this thread."""
+        return self.render(prepared, request, is_cancelled, _encode_now).result()
+
+    def render(
+        self,
+        prepared: Prepared,
+        request: DrawRequest,
+        is_cancelled: IsCancelled,
+        submit: SubmitEncoding,
+    ) -> Rendered:
+        """Switch to the recipe and generate every image of the request; ``submit`` has them
+        encoded, which goes on after this returns. Then the leases may be released.
 
         Raises:
-            Cancelled: within one step of ``is_cancelled`` turning true.
-            NotFinite: the picture is not finite; names the asset at fault.
+            Cancelled: within three steps of ``is_cancelled`` turning true.
+            NotFinite: an image is not finite; names the asset at fault.
             OutOfMemory: even after everything idle was evicted.
             EngineBroke: something that should never happen.
         """
         try:
-            return self._with_room(lambda: self._draw(prepared, request, is_cancelled))
+            with attention_order(self.options.attention):
+                return self._with_room(
+                    lambda: self._render(prepared, request, is_cancelled, submit)
+                )
         except ServingError:
             raise
         except Exception as error:
@@ -247,47 +304,74 @@ class Engine:
             raise OutOfMemory(f"the device has no memory for this drawing: {reason}") from None
 
     @torch.inference_mode()
-    def _draw(self, prepared: Prepared, request: DrawRequest, is_cancelled: IsCancelled) -> Drawing:
-        clock = _Stopwatch(self.device)
+    def _render(
+        self,
+        prepared: Prepared,
+        request: DrawRequest,
+        is_cancelled: IsCancelled,
+        submit: SubmitEncoding,
+    ) -> Rendered:
+        laps = Laps(self.device)
+        before = self.unet.fallbacks.copy()
         swap = self.become(prepared)
-        swap_ms = clock.lap_ms()
+        laps.lap("swap")
         positive, negative, warnings = self._encode(prepared, request)
-        encode_ms = clock.lap_ms()
-        denoise_ms = decode_ms = 0.0
-        images: list[bytes] = []
+        laps.lap("encode_prompt")
+        images: list[Future[EncodedImage]] = []
+        turns: list[_Turn] = []
         for seeds in self._in_turns(request):
             steps = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
             latents = deque(steps, maxlen=1).pop()
-            if not torch.isfinite(latents).all():
-                raise self._blame(prepared, request, seeds, is_cancelled)
-            denoise_ms += clock.lap_ms()
-            images += [encode_picture(p, request.encoding) for p in self._decode(prepared, latents)]
-            decode_ms += clock.lap_ms()
-        return Drawing(
-            images=tuple(images),
+            laps.lap("denoise")
+            turn = _Turn(seeds, latents, torch.isfinite(latents).all())
+            turns.append(turn)
+            for scaled, decoded in self._decode(latents, request):
+                turn.decoded.append((scaled, torch.isfinite(decoded).all()))
+                images.append(submit(partial(encode_image, copy_pixels(decoded), request.encoding)))
+            laps.lap("decode")
+            if self.device.type == "cpu":  # nothing is gained by looking later
+                self._check(prepared, request, turns, is_cancelled)
+        self._settle()
+        self._check(prepared, request, turns, is_cancelled)
+        spent = {f"{phase}_ms": ms for phase, ms in laps.read_ms().items()}
+        drawing = Drawing(
+            images=(),
             replica=self.name,
             found=tuple(prepared.found),
             swap=swap,
-            timings=Timings(
-                fetch_ms=prepared.fetch_s * 1000,
-                swap_ms=swap_ms,
-                encode_prompt_ms=encode_ms,
-                denoise_ms=denoise_ms,
-                decode_ms=decode_ms,
-            ),
+            timings=Timings(fetch_ms=prepared.fetch_s * 1000, **spent),
             matched={
                 use.blob.key: prepared.lora(use.blob).matched for use in prepared.recipe.loras
             },
             warnings=tuple(warnings),
+            fallbacks=dict(self.unet.fallbacks - before),
         )
+        return Rendered(drawing, tuple(images))
+
+    def _check(
+        self,
+        prepared: Prepared,
+        request: DrawRequest,
+        turns: Sequence[_Turn],
+        is_cancelled: IsCancelled,
+    ) -> None:
+        """Raises NotFinite for the first turn of which something is not finite."""
+        for turn in turns:
+            if not turn.latents_finite:
+                self._prompts.clear()  # of what may not be finite either
+                raise self._blame(prepared, request, turn.seeds, is_cancelled)
+            for scaled, is_finite in turn.decoded:
+                if not is_finite:
+                    key = prepared.recipe.vae.key
+                    raise blame_vae(self._vae, key, scaled, self._dtypes["vae"])
 
     def _in_turns(self, request: DrawRequest) -> Iterator[tuple[int, ...]]:
-        """The seeds that are drawn together: as many as were warmed at this size."""
+        """The seeds that are generated together: as many as were warmed at this size."""
         seeds = request.seeds
         warmed = self._warmed.get((request.width, request.height))
         while seeds:
             count = min(MAX_BATCH, len(seeds))
-            if self._compiled is not None and warmed:
+            if self.unet.is_warmed and warmed:
                 count = next((batch for batch in warmed if batch <= count), 1)
             yield seeds[:count]
             seeds = seeds[count:]
@@ -296,15 +380,15 @@ class Engine:
         self, prepared: Prepared, request: DrawRequest
     ) -> tuple[Embeddings, Embeddings, list[str]]:
         recipe = prepared.recipe
-        asked = {use.token: prepared.inversion(use.blob) for use in recipe.inversions}
-        inversions = dict(asked)  # what was asked for comes before what came along
+        # What was asked for comes before what came along with a LoRA.
+        inversions = {
+            use.token: (use.blob.key, prepared.inversion(use.blob)) for use in recipe.inversions
+        }
         for lora in recipe.loras:
             for word, inversion in prepared.lora(lora.blob).bundled.items():
-                inversions.setdefault(word, inversion)
-        positive, warnings, seen = self._text.encode(
-            {"text_encoder": request.prompt, "text_encoder_2": request.prompt_2 or request.prompt},
-            inversions,
-        )
+                inversions.setdefault(word, (lora.blob.key, inversion))
+        prompt = self._encoded(prepared, request, inversions, request.prompt, request.prompt_2)
+        positive, warnings, seen = prompt.embeddings, list(prompt.warnings), set(prompt.seen)
         if request.negative_prompt is None and request.negative_prompt_2 is None:
             # SDXL was trained with zeros for "no prompt" (force_zeros_for_empty_prompt).
             negative = Embeddings(
@@ -312,28 +396,68 @@ class Engine:
             )
         else:
             text = request.negative_prompt or ""
-            negative, more, also_seen = self._text.encode(
-                {"text_encoder": text, "text_encoder_2": request.negative_prompt_2 or text},
-                inversions,
-            )
-            warnings += [f"negative {warning}" for warning in more]
-            seen |= also_seen
-        for token in asked.keys() - seen:
+            encoded = self._encoded(prepared, request, inversions, text, request.negative_prompt_2)
+            negative = encoded.embeddings
+            warnings += [f"negative {warning}" for warning in encoded.warnings]
+            seen |= encoded.seen
+        for token in {use.token for use in recipe.inversions} - seen:
             warnings.append(
                 f"the trigger word {token!r} is in no prompt: its inversion did nothing"
             )
         return positive, negative, warnings
 
-    def _decode(self, prepared: Prepared, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Pictures of [3, height, width] in -1..1, one after another."""
+    def _encoded(
+        self,
+        prepared: Prepared,
+        request: DrawRequest,
+        inversions: Mapping[str, tuple[str, Inversion]],
+        text: str,
+        text_2: str | None,
+    ) -> Encoded:
+        """A prompt's embeddings, from the cache where this tenant has had it encoded."""
+        recipe = prepared.recipe
+        texts: dict[Component, str] = {"text_encoder": text, "text_encoder_2": text_2 or text}
+        weighted = (
+            (use.blob.key, use.weight_on("text_encoder"), use.weight_on("text_encoder_2"))
+            for use in recipe.loras
+            if prepared.lora(use.blob).moves_text
+        )
+        key = PromptKey(
+            request.tenant_id,
+            (recipe.text_encoder.key, recipe.text_encoder_2.key),
+            tuple(use for use in weighted if any(use[1:])),
+            tuple((word, blob_key) for word, (blob_key, _) in inversions.items()),
+            tuple(texts.items()),
+        )
+        encoded = self._prompts.get(key)
+        if encoded is None:
+            vectors = {word: inversion for word, (_, inversion) in inversions.items()}
+            encoded = self._text.encode(texts, vectors)
+            self._prompts.put(key, encoded)
+        return encoded
+
+    def _decode(
+        self, latents: torch.Tensor, request: DrawRequest
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Of one image after another: what the VAE is given, [1, channels, height / 8,
+        width / 8], and the image, [3, height, width] in -1..1."""
         dtype = self._dtypes["vae"]
         factor = float(self.manifest.configs["vae"]["scaling_factor"])
         for latent in latents:
             scaled = latent[None] / factor
-            decoded: torch.Tensor = self._vae.decode(scaled.to(dtype), return_dict=False)[0][0]
-            if not torch.isfinite(decoded).all():
-                raise blame_vae(self._vae, prepared.recipe.vae.key, scaled, dtype)
-            yield decoded
+            hidden = self._vae.post_quant_conv(scaled.to(dtype))
+            decoded: torch.Tensor = self._decode_hidden(hidden, (request.width, request.height))
+            yield scaled, decoded[0]
+
+    def _decode_hidden(self, hidden: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        decoded: torch.Tensor
+        if self._decoder is None:
+            decoded = self._vae.decoder(hidden)
+        elif self.unet.is_warming:
+            decoded = self._decoder.compile(size, hidden)
+        else:
+            decoded = self._decoder(size, hidden)
+        return decoded
 
     def _blame(
         self,
@@ -357,14 +481,24 @@ class Engine:
         return blame(prepared.recipe, breaks_at)
 
 
-class _Stopwatch:
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._last = time.perf_counter()
+@dataclass(slots=True)
+class _Turn:
+    """Images that were denoised together. The flags are read once the device has finished."""
 
-    def lap_ms(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        lap, self._last = (now - self._last) * 1000, now
-        return lap
+    seeds: tuple[int, ...]
+    latents: torch.Tensor
+    latents_finite: torch.Tensor
+    #: Of each image, what the VAE was given and whether its result is finite.
+    decoded: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+
+def _capture(options: EngineOptions, device: torch.device) -> Capture | None:
+    if options.graphs == "off" or (options.graphs == "auto" and device.type != "cuda"):
+        return None
+    return CudaCapture(device) if device.type == "cuda" else StandInCapture()
+
+
+def _encode_now(work: Callable[[], EncodedImage]) -> Future[EncodedImage]:
+    done: Future[EncodedImage] = Future()
+    done.set_result(work())
+    return done

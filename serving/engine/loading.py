@@ -1,18 +1,19 @@
-"""From a canonical file into slabs, about as fast as the medium gives the bytes.
+"""From a canonical file into stacked tensors, about as fast as the medium gives the bytes.
 
-Where the bytes are already what the slab holds, readers put them straight into it, side by
-side, into huge pages (a fresh page costs more than the bytes that go into it). Otherwise
-they go through a ring of staging buffers, pinned where there is CUDA: while one is copied
-to the device, the next are being read.
+Where the file's bytes are what the CPU tensor holds, readers put them straight into it, into
+huge pages (a fresh page costs more than the bytes that go into it). Otherwise they go through
+a ring of staging buffers, pinned where there is CUDA: while one is copied to the device, the
+next are being read.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
@@ -23,12 +24,21 @@ import torch
 from assets.formats.tensors import TORCH_DTYPES, TensorFile
 from assets.skeleton import Shape
 
-#: Readers side by side; more do not help a disk, and memory has room for two.
-_READERS = 2
+
+def _cpu_count() -> int:
+    with suppress(AttributeError):  # Linux alone says which CPUs this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+#: Readers side by side: more do not help a disk, and a large machine's memory has room for eight.
+_READERS = min(8, max(2, _cpu_count() // 2))
 _CHUNK_BYTES = 8 << 20
-#: Staging buffers: one that is copied, one that is full, one for each reader.
-_RING = 2 + _READERS
+#: Staging buffers: one that is copied, one that is full, two that are being read.
+_RING = 4
 _STAGING_BYTES = 16 << 20
+#: A staging buffer is read in pieces of at least this size.
+_PIECE_BYTES = 1 << 20
 #: Smaller ones have nothing to gain.
 _HUGE_BYTES = 4 << 20
 
@@ -49,8 +59,58 @@ def prefer_huge_pages(tensor: torch.Tensor) -> None:
         )
 
 
-def fill_slab(file: TensorFile, names: tuple[str, ...], slab: torch.Tensor) -> None:
-    """``slab`` ([n, *shape]) from the ``n`` tensors of that shape, in that order.
+class StagingRing:
+    """Staging buffers of one load; owned by one thread. Leave the context before anybody uses
+    what was loaded."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_pinned = device.type == "cuda"
+        self._free: list[torch.Tensor] = []
+        self._leaving: deque[tuple[torch.Tensor, Any]] = deque()
+        self._count = 0
+
+    def __enter__(self) -> StagingRing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _buffer, copied in self._leaving:
+            copied.synchronize()
+        self._leaving.clear()
+
+    def take(self, size_bytes: int) -> torch.Tensor | None:
+        """A buffer of at least so many bytes; None while all are being filled."""
+        if not self._free and self._count < _RING:
+            self._count += 1
+            return self._new(size_bytes)
+        if not self._free and self._leaving:
+            buffer, copied = self._leaving.popleft()
+            copied.synchronize()
+            self._free.append(buffer)
+        if not self._free:
+            return None
+        buffer = self._free.pop()
+        return buffer if len(buffer) >= size_bytes else self._new(size_bytes)
+
+    def _new(self, size_bytes: int) -> torch.Tensor:
+        size_bytes = max(size_bytes, _STAGING_BYTES)
+        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=self.is_pinned)
+
+    def give(self, buffer: torch.Tensor) -> None:
+        """It is free again."""
+        self._free.append(buffer)
+
+    def copying(self, buffer: torch.Tensor) -> None:
+        """It is free once what has been queued so far is done."""
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._leaving.append((buffer, event))
+
+
+def fill_stack(
+    file: TensorFile, names: Sequence[str], stack: torch.Tensor, ring: StagingRing
+) -> None:
+    """``stack`` ([n, *shape]) from the ``n`` tensors of that shape, in that order. On CUDA it is
+    complete for the current stream, and for all once ``ring`` was left.
 
     Raises:
         KeyError: the file lacks one of them. OSError: it is shorter than its header says.
@@ -59,18 +119,20 @@ def fill_slab(file: TensorFile, names: tuple[str, ...], slab: torch.Tensor) -> N
     same = all(info.dtype == infos[0].dtype for info in infos)
     if not same or any(a.end != b.begin for a, b in pairwise(infos)):
         for row, name in enumerate(names):
-            slab[row].copy_(file.read(name))
+            stack[row].copy_(file.read(name))
         return
     begin, end = infos[0].begin, infos[-1].end
     dtype = TORCH_DTYPES[infos[0].dtype]
-    if slab.device.type == "cpu" and slab.dtype == dtype and slab.is_contiguous():
-        _straight(file, begin, end, slab)
+    if begin == end:
+        return
+    if stack.device.type == "cpu" and stack.dtype == dtype and stack.is_contiguous():
+        _straight(file, begin, end, stack)
     else:
-        _staged(file, begin, end, dtype, infos[0].shape, slab)
+        _staged(file, begin, end, dtype, infos[0].shape, stack, ring)
 
 
-def _straight(file: TensorFile, begin: int, end: int, slab: torch.Tensor) -> None:
-    target = memoryview(slab.view(-1).view(torch.uint8).numpy().data)
+def _straight(file: TensorFile, begin: int, end: int, stack: torch.Tensor) -> None:
+    target = memoryview(stack.view(-1).view(torch.uint8).numpy().data)
     futures = [
         _readers.submit(file.fill, target[at - begin : stop - begin], at, stop)
         for at, stop in _chunks(begin, end, _CHUNK_BYTES)
@@ -85,54 +147,46 @@ def _staged(
     end: int,
     dtype: torch.dtype,
     shape: Shape,
-    slab: torch.Tensor,
+    stack: torch.Tensor,
+    ring: StagingRing,
 ) -> None:
-    row_bytes = max(1, (end - begin) // max(1, len(slab)))
-    rows = max(1, _STAGING_BYTES // row_bytes)
-    pinned = slab.device.type == "cuda"
-    free = deque(
-        torch.empty(rows * row_bytes, dtype=torch.uint8, pin_memory=pinned)
-        for _ in range(min(_RING, -(-len(slab) // rows)))
-    )
-    coming: deque[tuple[int, int, torch.Tensor, Future[None]]] = deque()
-    leaving: deque[tuple[torch.Tensor, Any]] = deque()
-    starts = iter(range(0, len(slab), rows))
-    more = True
-    while more or coming:
-        while more and (free or leaving):
-            first = next(starts, None)
-            if first is None:
-                more = False
-                break
-            if not free:
-                buffer, copied = leaving.popleft()
-                copied.synchronize()
-                free.append(buffer)
-            buffer = free.popleft()
-            count = min(rows, len(slab) - first)
-            at = begin + first * row_bytes
-            view = memoryview(buffer.numpy().data)[: count * row_bytes]
-            future = _readers.submit(file.fill, view, at, at + count * row_bytes)
-            coming.append((first, count, buffer, future))
-        if not coming:
-            break
-        first, count, buffer, future = coming.popleft()
-        future.result()
+    row_bytes = (end - begin) // len(stack)
+    rows = min(len(stack), max(1, _STAGING_BYTES // row_bytes))
+    coming: deque[tuple[int, int, torch.Tensor, list[Future[None]]]] = deque()
+    starts = deque(range(0, len(stack), rows))
+    while starts or coming:
+        while starts and (buffer := ring.take(rows * row_bytes)) is not None:
+            first = starts.popleft()
+            count = min(rows, len(stack) - first)
+            reading = _read_into(buffer, file, begin + first * row_bytes, count * row_bytes)
+            coming.append((first, count, buffer, reading))
+        first, count, buffer, reading = coming.popleft()
+        for future in reading:
+            future.result()
         source = buffer[: count * row_bytes].view(dtype).view(count, *shape)
-        target = slab[first : first + count]
-        if not pinned:
+        target = stack[first : first + count]
+        if not ring.is_pinned:
             target.copy_(source)
-            free.append(buffer)
+            ring.give(buffer)
             continue
-        if dtype == slab.dtype and target.is_contiguous():
+        if dtype == stack.dtype and target.is_contiguous():
             target.copy_(source, non_blocking=True)
         else:  # bytes over the bus as they are; what they become is the device's work
-            target.copy_(source.to(slab.device, non_blocking=True))
-        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        leaving.append((buffer, event))
-    for _, copied in leaving:
-        copied.synchronize()
+            target.copy_(source.to(stack.device, non_blocking=True))
+        ring.copying(buffer)
+
+
+def _read_into(
+    buffer: torch.Tensor, file: TensorFile, begin: int, size_bytes: int
+) -> list[Future[None]]:
+    """By all readers at once."""
+    view = memoryview(buffer.numpy().data)
+    piece = max(_PIECE_BYTES, -(-size_bytes // _READERS))
+    return [
+        _readers.submit(file.fill, view[at : at + size], begin + at, begin + at + size)
+        for at in range(0, size_bytes, piece)
+        for size in (min(piece, size_bytes - at),)
+    ]
 
 
 def _chunks(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:

@@ -1,23 +1,44 @@
-"""Decoded tensors to encoded pictures."""
+"""Decoded tensors to encoded images: the device's half and the host's half."""
 
 from __future__ import annotations
 
 import io
+import time
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from serving.drawing import ImageEncoding
+from serving.drawing import EncodedImage, ImageEncoding
+from serving.engine.devices import Event, record_event
 
 
-def encode_picture(decoded: torch.Tensor, encoding: ImageEncoding) -> bytes:
-    """``decoded`` is [3, height, width] in -1..1."""
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """``levels`` [height, width, 3] uint8 on the CPU, complete once ``ready`` is."""
+
+    levels: torch.Tensor
+    ready: Event
+
+
+def copy_pixels(decoded: torch.Tensor) -> Pixels:
+    """Start to copy ``decoded`` ([3, height, width] in -1..1) to the host; does not wait."""
     levels = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
-    pixels = levels.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    levels = levels.to(torch.uint8).permute(1, 2, 0).contiguous()
+    if levels.device.type == "cuda":
+        host = torch.empty(levels.shape, dtype=torch.uint8, pin_memory=True)
+        levels = host.copy_(levels, non_blocking=True)
+    return Pixels(levels, record_event(decoded.device))
+
+
+def encode_image(pixels: Pixels, encoding: ImageEncoding) -> EncodedImage:
+    """Runs in any thread: waits for the pixels, then works on the CPU alone."""
+    pixels.ready.wait()
+    started = time.perf_counter()
     buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels.levels.numpy())
     if encoding == "jpeg":
         image.save(buffer, "JPEG", quality=95)
     else:
         image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return EncodedImage(buffer.getvalue(), (time.perf_counter() - started) * 1000)

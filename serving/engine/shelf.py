@@ -15,6 +15,7 @@ from assets.formats.tensors import TensorFile
 from assets.recipe import Recipe
 from assets.skeleton import Skeleton
 from orchestrator.device_tier import DeviceLease, DeviceTier
+from orchestrator.errors import TierError
 from orchestrator.provision import Found, Provisioner, TierName
 from serving.drawing import Guidance, Holding
 from serving.engine.slabs import SlabLayout, Slabs, load_slabs
@@ -69,7 +70,7 @@ class Shelf:
 
     def __init__(
         self,
-        provisioner: Provisioner,
+        provisioner: Provisioner | None,
         skeleton: Skeleton,
         layouts: Mapping[Component, SlabLayout],
         device: torch.device,
@@ -77,7 +78,7 @@ class Shelf:
         tier: DeviceTier[DeviceValue],
         pristine_tier: DeviceTier[DeviceValue] | None = None,
     ) -> None:
-        self._provisioner = provisioner
+        self._brings = provisioner
         self._skeleton = skeleton
         self._layouts = layouts
         self._device = device
@@ -85,9 +86,20 @@ class Shelf:
         self.tier = tier
         self.pristine_tier = pristine_tier or tier
         self._spare: dict[Component, Slabs] = {}
+        # One for good: memory that was freed on one stream is of no use to another.
+        self._stream: Any = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._unets = set[str]()  # the keys of all that were ever here
         sizes = (layouts[part].size_bytes(dtypes[part], self._pins) for part in MODEL_COMPONENTS)
         self._model_slots = max(1, self.pristine_tier.budget_bytes // sum(sizes))
+
+    @property
+    def _provisioner(self) -> Provisioner:
+        """Raises TierError where there is none: the device tier was filled by hand."""
+        if self._brings is None:
+            raise TierError("this engine has no file tiers: its device tier must hold everything")
+        return self._brings
 
     @property
     def is_apart(self) -> bool:
@@ -181,6 +193,9 @@ class Shelf:
             torch.cuda.empty_cache()
 
     def _load(self, file: TensorFile, component: Component) -> DeviceValue:
+        # The memory of what has just left serves the next of its kind, and nothing else.
+        spare = self._spare.pop(component, None)
+        self._spare.clear()
         with self._arriving():
             if component == "lora":
                 return load_lora(
@@ -190,27 +205,25 @@ class Shelf:
                 return load_inversion(file, self._device, self._dtypes["unet"])
             layout, dtype = self._layouts[component], self._dtypes[component]
             device = torch.device("cpu") if self.is_apart else self._device
-            spare = self._spare.pop(component, None)
             slabs = load_slabs(file, layout, device, dtype, self._pins, spare)
             return Pristine(slabs, component)
 
     def keep_spare(self, value: DeviceValue) -> None:
-        """The memory of a component that has just left is for the next of its kind; on the CPU
-        only, where CUDA's own allocator does not do as much."""
-        if isinstance(value, Pristine) and (self.is_apart or self._device.type == "cpu"):
+        """Keep the memory of a component that has just left for the next arrival: fresh memory
+        takes longer to get than to fill."""
+        if isinstance(value, Pristine):
             self._spare[value.component] = value.slabs
 
     @contextmanager
     def _arriving(self) -> Iterator[None]:
-        """On a stream of its own: an arrival neither waits for the picture that is being
-        drawn nor holds it up. Complete at the end."""
-        if self._device.type != "cuda":
+        """On a stream of its own: an arrival neither waits for what is being generated nor holds
+        it up. Complete at the end."""
+        if self._stream is None:
             yield
             return
-        stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._stream):
             yield
-        stream.synchronize()
+        self._stream.synchronize()
 
     def warm(self, blobs: Sequence[Blob]) -> TierName:
         """Bring blobs up to host RAM, where nobody holds them; the lowest tier on which one of
@@ -243,7 +256,8 @@ class Shelf:
         for key in keys:
             for tier in {self.tier, self.pristine_tier}:
                 tier.forget(key)
-            self._provisioner.forget(key)
+            if self._brings is not None:
+                self._brings.forget(key)
 
     def holding(self) -> Holding:
         pristine = frozenset(self.pristine_tier.resident())
@@ -252,10 +266,13 @@ class Shelf:
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""
-        host, disk = self._provisioner.tiers
         near = frozenset(self.pristine_tier.resident()) if self.is_apart else frozenset()
+        gpu = frozenset(self.tier.resident())
+        if self._brings is None:
+            return {"gpu": gpu, "host": near, "disk": frozenset()}
+        host, disk = self._brings.tiers
         return {
-            "gpu": frozenset(self.tier.resident()),
+            "gpu": gpu,
             "host": frozenset(host.resident()) | near,
             "disk": frozenset(disk.resident()),
         }

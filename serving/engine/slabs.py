@@ -14,7 +14,7 @@ import torch
 from assets.content import Component
 from assets.formats.tensors import TensorFile
 from assets.skeleton import Shape, Skeleton, stacked
-from serving.engine.loading import fill_slab, prefer_huge_pages
+from serving.engine.loading import StagingRing, fill_stack, prefer_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ def load_slabs(
         KeyError: the file lacks a parameter (a canonical file never does).
     """
     slabs = layout.allocate(device, dtype, pinned) if spare is None else spare
-    for shape, names in layout.rows.items():
-        fill_slab(file, names, slabs[shape])
+    with StagingRing(device) as ring:
+        for shape, names in layout.rows.items():
+            fill_stack(file, names, slabs[shape], ring)
     return slabs

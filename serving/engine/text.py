@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from assets.content import Component
+from serving.engine.devices import to_device
 from serving.engine.values import Inversion
 from serving.engine.vocabulary import MAX_TOKENS, tokenizer
 
@@ -106,6 +107,19 @@ class Embeddings:
     pooled: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One prompt: its embeddings, warnings, and the trigger words that it holds."""
+
+    embeddings: Embeddings
+    warnings: tuple[str, ...]
+    seen: frozenset[str]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.embeddings.context.nbytes + self.embeddings.pooled.nbytes
+
+
 class TextEncoders:
     """Both encoders, bound to the working weights."""
 
@@ -120,8 +134,8 @@ class TextEncoders:
     @torch.inference_mode()
     def encode(
         self, texts: Mapping[Component, str], inversions: Mapping[str, Inversion]
-    ) -> tuple[Embeddings, list[str], set[str]]:
-        """One prompt's embeddings, warnings, and the trigger words that it holds.
+    ) -> Encoded:
+        """One prompt, encoded with the weights in place.
 
         SDXL reads the penultimate hidden state of both encoders and the second's
         pooled projection (Podell et al. 2023, section 2.1).
@@ -151,7 +165,7 @@ class TextEncoders:
             hook.set(rows)
             try:
                 device = next(module.parameters()).device
-                ids = torch.tensor([tokens.ids], device=device)
+                ids = to_device(torch.tensor([tokens.ids]), device)
                 output = module(ids, output_hidden_states=True)
             finally:
                 hook.set([])
@@ -159,7 +173,8 @@ class TextEncoders:
             if component == "text_encoder_2":
                 pooled = output.text_embeds
         assert pooled is not None
-        return Embeddings(torch.cat(contexts, dim=-1), pooled), list(dict.fromkeys(warnings)), seen
+        embeddings = Embeddings(torch.cat(contexts, dim=-1), pooled)
+        return Encoded(embeddings, tuple(dict.fromkeys(warnings)), frozenset(seen))
 
 
 def token_embedding(module: Any) -> torch.nn.Module:

@@ -10,8 +10,10 @@ import torch
 
 from assets.content import Component
 from assets.formats.lora import BUNDLE, SCALES, stacks
-from assets.formats.tensors import TensorFile
+from assets.formats.tensors import TORCH_DTYPES, TensorFile
 from assets.skeleton import Shape, Skeleton
+from serving.engine.devices import to_device
+from serving.engine.loading import StagingRing, fill_stack
 from serving.engine.slabs import SlabLayout, Slabs
 
 
@@ -79,6 +81,11 @@ class Lora:
     bundled: Mapping[str, Inversion] = field(default_factory=dict)
 
     @property
+    def moves_text(self) -> bool:
+        """Whether it changes a text encoder."""
+        return any(component != "unet" for component, _ in self.groups)
+
+    @property
     def matched(self) -> int:
         return sum(len(f.rows) for factors in self.groups.values() for f in factors)
 
@@ -108,18 +115,26 @@ def load_lora(
     names = sorted(member for _, _, members in found for member in members)
     scales = dict(zip(names, file.read(SCALES).tolist(), strict=True))
     groups: dict[tuple[Component, Shape], tuple[Factors, ...]] = {}
-    for (component, shape), pieces, members in found:
-        stacked = {}
-        scaled = next(piece for piece in _SCALED if piece in pieces)
-        for piece in pieces:
-            stack = file.read_stacked([f"{member}.{piece}" for member in members]).to(device)
-            if piece == scaled:
-                factor = torch.tensor([scales[member] for member in members], device=device)
-                stack = stack.float() * factor.view(-1, *[1] * (stack.ndim - 1))
-            stacked[piece] = stack.to(dtype)
-        places = layouts[component].places
-        rows = tuple(places[member.removeprefix(f"{component}/")].row for member in members)
-        groups[component, shape] = (*groups.get((component, shape), ()), Factors(rows, stacked))
+    with StagingRing(device) as ring:
+        for (component, shape), pieces, members in found:
+            stacked = {}
+            scaled = next(piece for piece in _SCALED if piece in pieces)
+            for piece in pieces:
+                parts = [f"{member}.{piece}" for member in members]
+                infos = [file.header.tensors[part] for part in parts]
+                kept = {TORCH_DTYPES[info.dtype] for info in infos}
+                kept_dtype = kept.pop() if len(kept) == 1 else torch.float32
+                shape_of_stack = (len(parts), *infos[0].shape)
+                stack = torch.empty(shape_of_stack, dtype=kept_dtype, device=device)
+                fill_stack(file, parts, stack, ring)
+                if piece == scaled:
+                    factor = to_device(torch.tensor([scales[m] for m in members]), device)
+                    stack = stack.float() * factor.view(-1, *[1] * (stack.ndim - 1))
+                stacked[piece] = stack.to(dtype)
+            places = layouts[component].places
+            rows = tuple(places[member.removeprefix(f"{component}/")].row for member in members)
+            factors = Factors(rows, stacked)
+            groups[component, shape] = (*groups.get((component, shape), ()), factors)
     return Lora(groups, {word: Inversion(vectors) for word, vectors in bundled.items()})
 
 

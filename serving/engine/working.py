@@ -111,10 +111,15 @@ class WorkingSet:
     def digest(self) -> str:
         """sha256 of two sums of each slab's words, one weighed by their places: computed on
         the device, and different for any one changed word."""
+        slabs = [
+            self._slabs[component][shape]
+            for component in sorted(self._slabs)
+            for shape in sorted(self._slabs[component])
+        ]
+        sums: list[list[int]] = torch.stack([_sums(slab) for slab in slabs]).tolist()  # one wait
         digest = hashlib.sha256()
-        for component in sorted(self._slabs):
-            for shape in sorted(self._slabs[component]):
-                digest.update(struct.pack("<qq", *_sums(self._slabs[component][shape])))
+        for pair in sums:
+            digest.update(struct.pack("<qq", *pair))
         return digest.hexdigest()
 
 
@@ -123,23 +128,20 @@ _WORDS_AT_ONCE = 1 << 22
 _CHANGED_AT_ONCE = 1 << 26
 
 
-def _sums(slab: torch.Tensor) -> tuple[int, int]:
+def _sums(slab: torch.Tensor) -> torch.Tensor:
+    """[2] int64 on the slab's device, both modulo 2^64."""
     if not slab.is_contiguous():  # kernels in channels-last order: as they lie in memory
         slab = slab.permute(0, 1, 3, 4, 2)
     words = slab.contiguous().view(-1).view(torch.int16 if slab.itemsize == 2 else torch.int32)
     place = torch.arange(min(len(words), _WORDS_AT_ONCE), device=slab.device)
-    plain, weighed = 0, 0
+    sums = torch.zeros(2, dtype=torch.int64, device=slab.device)
     for first in range(0, len(words), _WORDS_AT_ONCE):
         part = words[first : first + _WORDS_AT_ONCE].to(torch.int64)
-        plain += int(part.sum())
+        sums[0] += part.sum()
         # Knuth's multiplier spreads the places; odd, so that no word's weight is zero.
         weights = (place[: len(part)] + first).mul_(2654435761).bitwise_or_(1)
-        weighed += int((part * weights).sum())
-    return _signed(plain), _signed(weighed)
-
-
-def _signed(value: int) -> int:
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+        sums[1] += (part * weights).sum()
+    return sums
 
 
 #: A mover of a run of rows: its factors, which of their rows, its weight.

@@ -13,7 +13,17 @@ import pytest
 from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
-from serving.drawing import Drawing, DrawRequest, Guidance, Holding, Swap, Timings
+from serving.drawing import (
+    Drawing,
+    DrawRequest,
+    EncodedImage,
+    Guidance,
+    Holding,
+    Rendered,
+    SubmitEncoding,
+    Swap,
+    Timings,
+)
 from serving.errors import Cancelled
 from serving.replica import Replica
 
@@ -40,9 +50,11 @@ class FakeEngine:
         self.held = 0
         self.preparing = False
         self.drawn: list[str] = []
+        self.encoding = 0
         self.may_prepare, self.may_draw = threading.Event(), threading.Event()
-        self.may_prepare.set()
-        self.may_draw.set()
+        self.may_encode = threading.Event()
+        for event in (self.may_prepare, self.may_draw, self.may_encode):
+            event.set()
 
     def forget(self, keys: Collection[str]) -> None:
         raise AssertionError("not in these tests")
@@ -61,12 +73,24 @@ class FakeEngine:
         self.held += 1
         return Lease(self)
 
-    def draw(self, prepared: Any, request: DrawRequest, is_cancelled: Any) -> Drawing:
+    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None:
+        self.warmed_in = threading.current_thread()
+
+    def render(
+        self, prepared: Any, request: DrawRequest, is_cancelled: Any, submit: SubmitEncoding
+    ) -> Rendered:
+        self.rendered_in = threading.current_thread()
         while not self.may_draw.wait(0.01):
             if is_cancelled():
                 raise Cancelled
         self.drawn.append(request.id)
-        return Drawing((b"x",), self.name, (), Swap(0, 0, 0, 0), Timings())
+        drawing = Drawing((), self.name, (), Swap(0, 0, 0, 0), Timings())
+        return Rendered(drawing, (submit(self._encode),))
+
+    def _encode(self) -> EncodedImage:
+        self.encoding += 1
+        assert self.may_encode.wait(30)
+        return EncodedImage(b"x", 1.0)
 
     def digest(self) -> str:
         return "d"
@@ -116,6 +140,31 @@ async def test_one_that_never_fits_is_told_so() -> None:
             await replica.draw(request("0"))
         engine.room = 1
         await replica.draw(request("1"))
+
+
+async def test_the_next_request_is_generated_while_images_are_encoded() -> None:
+    engine = FakeEngine(room=1)
+    engine.may_encode.clear()
+    async with replica_with(engine) as replica:
+        first = asyncio.create_task(replica.draw(request("0")))
+        await until(lambda: engine.encoding == 1)
+        second = asyncio.create_task(replica.draw(request("1")))
+        await until(lambda: engine.drawn == ["0", "1"])
+        assert not first.done()
+        await until(lambda: engine.held == 0)  # both have let go of their assets
+        engine.may_encode.set()
+        drawing, _ = await first
+        assert drawing.images == (b"x",)
+        assert drawing.timings.encode_image_ms == 1.0
+        await second
+
+
+async def test_warmed_up_in_the_thread_that_generates() -> None:
+    engine = FakeEngine(room=1)
+    async with replica_with(engine) as replica:
+        await asyncio.to_thread(replica.warm_up, [(8, 8)], [1])
+        await replica.draw(request("0"))
+    assert engine.warmed_in is engine.rendered_in
 
 
 async def test_cancelled_while_preparing_leaves_no_lease() -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from assets.recipe import LoraUse, Recipe
 from serving.drawing import DrawRequest
+from serving.engine.compiled import compilations
+from serving.engine.options import EngineOptions
 
 #: Runs in a process of its own: what torch compiles and counts belongs to a process.
 _START = """
@@ -24,6 +26,7 @@ from pathlib import Path
 import torch
 from serving.engine.compiled import compilations, keep_artifacts
 from serving.engine.engine import Engine
+from serving.engine.options import EngineOptions
 from assets.model import load_manifest
 from assets.store import FsspecStore
 from orchestrator.file_tier import FileTier
@@ -36,28 +39,24 @@ torch.set_num_threads(2)
 store = FsspecStore(f"file://{sys.argv[2]}")
 tiers = [FileTier(name, folder / name, 1 << 30) for name in ("disk", "host")]
 manifest = load_manifest(store, "base")
-engine = Engine(manifest, Provisioner(StoreSource(store), *tiers), compiling="regional")
+options = EngineOptions(compile="regional")
+engine = Engine(manifest, Provisioner(StoreSource(store), *tiers), options=options)
 engine.warm_up([(64, 64)])
 print(json.dumps(dict(compilations())))
 """
 
 
-def test_a_hundred_mixed_recipes_compile_nothing(
-    bench: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hundred_mixed_recipes_compile_nothing(bench: Any, samples: dict[str, Any]) -> None:
     """Of other ranks, reaches and kinds, text encoders included, on other checkpoints; and what
     is drawn is what the plain engine draws. Dynamo's guards are the same for every backend;
     this one compiles quickly."""
     from serving.commons.catalogue import weights_file
-    from serving.engine import engine as module
-    from serving.engine.compiled import CompiledUnet, compilations
 
-    monkeypatch.setattr(
-        module, "CompiledUnet", lambda unet, how: CompiledUnet(unet, how, backend="aot_eager")
-    )
-    engine, plain = bench.engine(compiling="regional"), bench.engine()
+    options = EngineOptions(compile="regional", compile_backend="aot_eager")
+    engine, plain = bench.engine(options=options), bench.engine()
     engine.warm_up([(64, 64)])
-    engine._compiled._stance = "fail_on_recompile"
+    for compiled in (engine.unet.compiled, engine._decoder):
+        compiled.forbid_fallbacks()
     graphs = compilations()["graphs"]
     assert graphs > 0
     uses = [samples[name].parts["lora"] for name in ("lora_all", "lora_cross", "lora_alpha")]
@@ -70,7 +69,8 @@ def test_a_hundred_mixed_recipes_compile_nothing(
         loras = tuple(LoraUse(blob, dice.uniform(-1, 1)) for blob in chosen)
         recipe = Recipe(**{**parts, "unet": dice.choice((parts["unet"], other))}, loras=loras)
         request = DrawRequest(
-            "r", recipe, "a red star", 64, 64, (7,), steps=1, cfg_scale=5.0, encoding="png",
+            "r", recipe, "a red star", 64, 64, (7,), steps=1,
+            cfg_scale=dice.choice((1.0, 5.0)), encoding="png",
             sampler=dice.choice(("DDIM", "K_EULER")),
         )  # fmt: skip
         pictures = []

@@ -371,7 +371,7 @@ def test_inversion_is_stock_diffusers(
     value = prepared.inversion(use.blob)
     assert isinstance(value, Inversion)
     texts = {"text_encoder": "a qzebra star", "text_encoder_2": "a qzebra star"}
-    ours, _, seen = engine._text.encode(texts, {WORD: value})
+    ours = engine._text.encode(texts, {WORD: value})
     prepared.release()
-    assert seen == {WORD}
-    assert torch.allclose(ours.context, theirs_context, atol=1e-5)
+    assert ours.seen == {WORD}
+    assert torch.allclose(ours.embeddings.context, theirs_context, atol=1e-5)

@@ -59,12 +59,12 @@ def test_out_of_memory_evicts_and_tries_once_more(
     with_lora = draw(engine, recipes["lora"])
     idle = recipes["lora"].loras[0].blob.key
     assert idle in engine.tier.resident()
-    predict = engine._denoiser._predict
+    predict = engine.unet.call
     memory = torch.OutOfMemoryError("no memory left")
-    monkeypatch.setattr(engine._denoiser, "_predict", failing(1, memory, predict))
+    monkeypatch.setattr(engine.unet, "call", failing(1, memory, predict))
     assert draw(engine, recipes["base"]) == before
     assert idle not in engine.tier.resident()
-    monkeypatch.setattr(engine._denoiser, "_predict", failing(2, memory, predict))
+    monkeypatch.setattr(engine.unet, "call", failing(2, memory, predict))
     with pytest.raises(OutOfMemory, match="no memory left"):
         draw(engine, recipes["lora"])
     monkeypatch.undo()
@@ -198,8 +198,8 @@ def test_an_error_within_the_drawing_is_the_requests_alone(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = draw(engine, recipes["lora"])
-    broken = failing(1, ZeroDivisionError("odd"), engine._denoiser._predict)
-    monkeypatch.setattr(engine._denoiser, "_predict", broken)
+    broken = failing(1, ZeroDivisionError("odd"), engine.unet.call)
+    monkeypatch.setattr(engine.unet, "call", broken)
     with pytest.raises(EngineBroke, match="ZeroDivisionError"):
         draw(engine, recipes["lora"])
     assert draw(engine, recipes["lora"]) == before

@@ -96,7 +96,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
 
         @rule(index=which, tenant=tenants, step=st.integers(0, 1))
         def break_while_drawing(self, index: int, tenant: str, step: int) -> None:
-            predict, left = engine._denoiser._predict, [step]
+            predict, left = engine.unet.call, [step]
 
             def breaking(*inputs: Any, **named: Any) -> Any:
                 left[0] -= 1
@@ -104,13 +104,13 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
                     raise Broken
                 return predict(*inputs, **named)
 
-            engine._denoiser._predict = breaking
+            engine.unet.call = breaking
             prepared = engine.prepare(recipes[index])
             try:
                 with pytest.raises(EngineBroke):
                     engine.draw(prepared, request(recipes[index], tenant))
             finally:
-                engine._denoiser._predict = predict
+                engine.unet.call = predict
                 prepared.release()
 
         @rule(index=which, writes=st.integers(0, 6))

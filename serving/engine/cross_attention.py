@@ -1,0 +1,77 @@
+"""Keys and values of the prompt, computed once for all steps.
+
+Cross-attention multiplies the prompt's embeddings by ``to_k`` and ``to_v`` in every step, and
+they are the same in every step: 140 matrix products a step in SDXL. Here they are written once
+an image into static buffers, which also makes them inputs of a captured graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+
+
+class KeptCrossAttention:
+    """A processor for diffusers' ``Attention`` that reads ``kept_key`` and ``kept_value``."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **ignored: Any,
+    ) -> torch.Tensor:
+        """``hidden_states`` is [rows, pixels, width]; so is the result."""
+        rows, pixels, _ = hidden_states.shape
+        query = attn.to_q(hidden_states).view(rows, pixels, attn.heads, -1).transpose(1, 2)
+        mixed = functional.scaled_dot_product_attention(query, attn.kept_key, attn.kept_value)
+        output: torch.Tensor = attn.to_out[0](mixed.transpose(1, 2).reshape(rows, pixels, -1))
+        return output
+
+
+class CrossKeyValues:
+    """The buffers of all cross-attentions of a UNet, by the shape of the context."""
+
+    def __init__(self, unet: Any) -> None:
+        """Takes over every cross-attention that is as plain as SDXL's; others stay as they are."""
+        blocks = [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
+        self._attentions = [b.attn2 for b in blocks if _is_plain(b.attn2)]
+        for attention in self._attentions:
+            attention.set_processor(KeptCrossAttention())
+        self._buffers: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def write(self, context: torch.Tensor) -> None:
+        """Compute keys and values of ``context`` ([rows, tokens, width]) with the weights in
+        place, and point the attentions at them."""
+        rows, tokens, _ = context.shape
+        buffers = self._buffers.get(context.shape)
+        if buffers is None:
+            buffers = self._buffers[context.shape] = [
+                (_empty(a, context), _empty(a, context)) for a in self._attentions
+            ]
+        for attention, (key, value) in zip(self._attentions, buffers, strict=True):
+            split = (rows, tokens, attention.heads, -1)
+            key.copy_(attention.to_k(context).view(split))
+            value.copy_(attention.to_v(context).view(split))
+            attention.kept_key = key.transpose(1, 2)
+            attention.kept_value = value.transpose(1, 2)
+
+
+def _empty(attention: Any, context: torch.Tensor) -> torch.Tensor:
+    rows, tokens, _ = context.shape
+    head_width = attention.to_k.out_features // attention.heads
+    return context.new_empty((rows, tokens, attention.heads, head_width))
+
+
+def _is_plain(attention: Any) -> bool:
+    odd = (
+        "spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "residual_connection",
+    )  # fmt: skip
+    return (
+        attention is not None
+        and not any(getattr(attention, name, None) for name in odd)
+        and attention.rescale_output_factor == 1
+    )

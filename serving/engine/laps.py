@@ -1,0 +1,36 @@
+"""How long each phase of a generation took, without waiting for the device in between."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+class Laps:
+    """On CUDA, time between events of the stream; on a CPU, of the clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = [("", self._mark())]
+
+    def _mark(self) -> Any:
+        if not self._is_cuda:
+            return time.perf_counter()
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def lap(self, phase: str) -> None:
+        """What was done since the last lap belongs to ``phase``."""
+        self._marks.append((phase, self._mark()))
+
+    def read_ms(self) -> Mapping[str, float]:
+        """Milliseconds by phase. The device must have finished."""
+        spent: Counter[str] = Counter()
+        for (_, start), (phase, end) in zip(self._marks, self._marks[1:], strict=False):
+            spent[phase] += start.elapsed_time(end) if self._is_cuda else (end - start) * 1000
+        return spent

@@ -1,0 +1,173 @@
+"""The UNet as the denoiser calls it: from a captured graph, else compiled, else eagerly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from assets.model import LATENT_SCALE
+from serving.engine.compiled import CompiledModule
+from serving.engine.cross_attention import CrossKeyValues
+from serving.engine.graphs import Capture, Captured, UnetKey
+
+#: (sample [rows, channels, height, width], time []) → the prediction, of the sample's shape. It
+#: is valid until the next call.
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+#: More distinct keys than these are counted together.
+_MAX_COUNTED = 64
+
+
+class UnetRunner:
+    """Owned by the thread that generates. ``call`` is the module, for tests to replace."""
+
+    def __init__(
+        self,
+        unet: Any,
+        *,
+        compiled: CompiledModule | None = None,
+        capture: Capture | None = None,
+        keep_cross_kv: bool = False,
+    ) -> None:
+        self.call: Callable[..., Any] = unet
+        self._channels = int(unet.config.in_channels)
+        self.compiled = compiled
+        self._capture = capture
+        self._cross = CrossKeyValues(unet) if keep_cross_kv else None
+        self._graphs: dict[UnetKey, tuple[_Static, Captured]] = {}
+        self._warming = False
+        #: Calls without a graph (or uncompiled, where there are no graphs), by key.
+        self.fallbacks = Counter[str]()
+
+    @property
+    def is_warmed(self) -> bool:
+        """Whether shapes are worth choosing: some of them run faster than others."""
+        return self._capture is not None or self.compiled is not None
+
+    @property
+    def is_warming(self) -> bool:
+        return self._warming
+
+    @property
+    def graphs(self) -> frozenset[UnetKey]:
+        return frozenset(self._graphs)
+
+    @property
+    def pool_bytes(self) -> int:
+        """Device memory that the captured graphs share."""
+        return self._capture.pool_bytes if self._capture else 0
+
+    @contextmanager
+    def warming(self) -> Iterator[None]:
+        """While this lasts, keys that are new are compiled and captured."""
+        self._warming = True
+        try:
+            yield
+        finally:
+            self._warming = False
+
+    def start(
+        self, key: UnetKey, context: torch.Tensor, added: Mapping[str, torch.Tensor]
+    ) -> Predict:
+        """Ready for one image or one batch: ``context`` is [rows, tokens, width], ``added`` the
+        vectors that SDXL is conditioned on beside the prompt, [rows, …] each. The working
+        weights must be in place."""
+        if self._cross is not None:
+            self._cross.write(context)
+        if self._capture is not None and self._warming and key not in self._graphs:
+            self._graphs[key] = self._captured(key, context, added)
+        if key in self._graphs:
+            static, captured = self._graphs[key]
+            static.set_condition(context, added)
+            return _Replay(static, captured)
+
+        def predict(sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            compiled = self.compiled
+            failed = compiled.fallbacks if compiled else 0
+            predicted = self._invoke(key, sample, time, context, added)
+            if not self._warming:
+                uncompiled = compiled is not None and (
+                    key not in compiled or compiled.fallbacks > failed
+                )
+                if uncompiled or self._capture is not None:
+                    self._count(key)
+            return predicted
+
+        return predict
+
+    def _invoke(
+        self,
+        key: UnetKey,
+        sample: torch.Tensor,
+        time: torch.Tensor,
+        context: torch.Tensor,
+        added: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        call: Callable[..., Any] = self.call
+        if self.compiled is not None:
+            call = partial(self.compiled.compile if self._warming else self.compiled, key)
+        predicted: torch.Tensor = call(
+            sample, time, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return predicted
+
+    def _count(self, key: UnetKey) -> None:
+        name = str(key)
+        if name not in self.fallbacks and len(self.fallbacks) >= _MAX_COUNTED:
+            name = "other"
+        self.fallbacks[name] += 1
+
+    def _captured(
+        self, key: UnetKey, context: torch.Tensor, added: Mapping[str, torch.Tensor]
+    ) -> tuple[_Static, Captured]:
+        assert self._capture is not None
+        shape = (key.rows, self._channels, key.height // LATENT_SCALE, key.width // LATENT_SCALE)
+        static = _Static(
+            torch.zeros(shape, device=context.device, dtype=context.dtype),
+            torch.ones((), device=context.device, dtype=torch.float32),
+            context.clone(),
+            {name: tensor.clone() for name, tensor in added.items()},
+        )
+
+        def call() -> torch.Tensor:
+            return self._invoke(key, static.sample, static.time, static.context, static.added)
+
+        call()  # compiles, outside the capture
+        return static, self._capture(call)
+
+
+class _Static:
+    """Input buffers of a captured call."""
+
+    def __init__(
+        self,
+        sample: torch.Tensor,
+        time: torch.Tensor,
+        context: torch.Tensor,
+        added: dict[str, torch.Tensor],
+    ) -> None:
+        self.sample = sample
+        self.time = time
+        self.context = context
+        self.added = added
+
+    def set_condition(self, context: torch.Tensor, added: Mapping[str, torch.Tensor]) -> None:
+        self.context.copy_(context)
+        for name, tensor in self.added.items():
+            tensor.copy_(added[name])
+
+
+class _Replay:
+    def __init__(self, static: _Static, captured: Captured) -> None:
+        self._static = static
+        self._captured = captured
+
+    def __call__(self, sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        self._static.sample.copy_(sample)
+        self._static.time.copy_(time)
+        self._captured.replay()
+        return self._captured.output

@@ -1,0 +1,142 @@
+"""Captured calls: inputs are copied in, the output out, and every recipe is served. On a CPU by the
+stand-in, which re-runs the call on its static buffers; on CUDA by tests/gpu."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from assets.recipe import LoraUse, Recipe
+from serving.drawing import DrawRequest
+from serving.engine.graphs import StandInCapture, UnetKey
+from serving.engine.options import EngineOptions
+from tests.drawing import picture_of
+
+PLAIN = EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0)
+SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")
+
+
+def request(recipe: Recipe, **changes: Any) -> DrawRequest:
+    first = DrawRequest(
+        "r", recipe, "a red star", 64, 64, (7,), steps=3, cfg_scale=5.0, encoding="png",
+        tenant_id="ada",
+    )  # fmt: skip
+    return replace(first, **changes)
+
+
+@pytest.fixture(scope="module")
+def plain(bench: Any) -> Any:
+    return bench.engine(options=PLAIN)
+
+
+@pytest.fixture(scope="module")
+def graphed(bench: Any) -> Any:
+    engine = bench.engine(options=EngineOptions(graphs="on"))
+    engine.warm_up([(64, 64), (64, 96)], batches=(1, 2))
+    return engine
+
+
+@pytest.fixture(scope="module")
+def recipes(bench: Any, samples: dict[str, Any]) -> list[Recipe]:
+    parts = dict(bench.manifest.parts)
+    base = Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
+    loras = [LoraUse(samples[f"lora_{n}"].parts["lora"], 0.7) for n in ("all", "cross")]
+    other = samples["checkpoint"].parts["unet"]
+    return [base, *(replace(base, loras=(lora,)) for lora in loras), replace(base, unet=other)]
+
+
+def test_captured_calls_serve_every_recipe(plain: Any, graphed: Any, recipes: list[Recipe]) -> None:
+    """The same bits as the plain call, for samplers, guidance, sizes, batches and recipes in
+    any order; nothing runs without a graph."""
+    dice = random.Random(2)
+    before = graphed.unet.fallbacks.total()
+    for _ in range(24):
+        asked = request(
+            dice.choice(recipes),
+            sampler=dice.choice(SAMPLERS),
+            cfg_scale=dice.choice((1.0, 5.0)),
+            height=dice.choice((64, 96)),
+            seeds=tuple(range(dice.choice((1, 2)))),
+            prompt=dice.choice(("a red star", "a ring")),
+        )
+        images = []
+        for engine in (plain, graphed):
+            with engine.prepare(asked.recipe) as prepared:
+                images.append(engine.draw(prepared, asked).images)
+        assert images[0] == images[1], asked
+    assert graphed.unet.fallbacks.total() == before
+    assert len(graphed.unet.graphs) == 8
+
+
+def test_what_was_not_warmed_runs_all_the_same_and_is_counted(
+    plain: Any, graphed: Any, recipes: list[Recipe]
+) -> None:
+    asked = request(recipes[1], width=128, height=64, steps=5)
+    with graphed.prepare(asked.recipe) as prepared:
+        drawing = graphed.draw(prepared, asked)
+    assert drawing.images[0] == picture_of(plain, asked)
+    assert drawing.fallbacks == {"128x64, batch 1, guided": 5}
+
+
+def test_an_output_is_read_before_the_next_replay() -> None:
+    """Two predictions of one graph share their memory: the denoiser must copy."""
+    inputs = torch.zeros(3)
+    captured = StandInCapture()(lambda: inputs * 2)
+    inputs.fill_(1)
+    captured.replay()
+    first = captured.output
+    inputs.fill_(5)
+    captured.replay()
+    assert first.tolist() == [10, 10, 10]
+
+
+def test_the_key_tells_calls_of_other_shapes_apart() -> None:
+    key = UnetKey(schema="s", width=64, height=64, batch=2, guided=True)
+    assert key.rows == 4
+    others = {
+        replace(key, schema="t"), replace(key, width=72), replace(key, height=72),
+        replace(key, batch=1), replace(key, guided=False), replace(key, context_chunks=2),
+        replace(key, controls=("c",)),
+    }  # fmt: skip
+    assert len(others | {key}) == 8
+    assert str(replace(key, context_chunks=3)) == "64x64, batch 2, guided, 3 chunks"
+
+
+def test_fallbacks_are_counted_by_few_names(bench: Any) -> None:
+    runner = bench.engine(options=EngineOptions(graphs="on")).unet
+    for width in range(100):
+        runner._count(UnetKey(schema="s", width=width, height=8, batch=1, guided=True))
+    assert len(runner.fallbacks) == 65
+    assert runner.fallbacks["other"] == 36
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_kept_keys_and_values_are_the_same_bits(
+    bench: Any, plain: Any, recipes: list[Recipe], guided: bool
+) -> None:
+    kept = bench.engine(options=replace(PLAIN, keep_cross_kv=True))
+    for recipe in recipes:  # to_k and to_v belong to the recipe
+        for prompt in ("a red star", "rings"):
+            asked = request(recipe, prompt=prompt, cfg_scale=5.0 if guided else 1.0)
+            assert picture_of(kept, asked) == picture_of(plain, asked)
+
+
+def test_a_guard_that_fails_is_counted(bench: Any, recipes: list[Recipe]) -> None:
+    """A change of a global setting makes compiled code fall back without a word."""
+    options = EngineOptions(compile="regional", compile_backend="aot_eager")
+    engine = bench.engine(options=options)
+    engine.warm_up([(64, 64)])
+    asked = request(recipes[0], steps=2)
+    with engine.prepare(asked.recipe) as prepared:
+        assert engine.draw(prepared, asked).fallbacks == {}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            drawing = engine.draw(prepared, asked)
+        finally:
+            torch.set_num_threads(threads)
+    assert drawing.fallbacks == {"64x64, batch 1, guided": 2}

@@ -1,0 +1,106 @@
+"""Cached embeddings: the same bits, each tenant its own, within a budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from assets.recipe import InversionUse, LoraUse, Recipe
+from serving.drawing import DrawRequest
+from serving.engine.options import EngineOptions
+from serving.engine.prompt_cache import PromptCache, PromptKey
+from serving.engine.text import Embeddings, Encoded
+from tests.drawing import picture_of
+
+
+@pytest.fixture
+def engine(bench: Any) -> Any:
+    """One whose text encoders count how often they are asked."""
+    engine = bench.engine()
+    encode, engine.encoded = engine._text.encode, 0
+
+    def counted(*arguments: Any) -> Any:
+        engine.encoded += 1
+        return encode(*arguments)
+
+    engine._text.encode = counted
+    return engine
+
+
+def request(recipe: Recipe, **changes: Any) -> DrawRequest:
+    first = DrawRequest(
+        "r", recipe, "a qzebra star", 64, 64, (7,), steps=1, encoding="png", tenant_id="ada",
+        negative_prompt="blurred",
+    )  # fmt: skip
+    return replace(first, **changes)
+
+
+def test_a_prompt_that_comes_again_is_not_encoded_again(bench: Any, engine: Any) -> None:
+    uncached = bench.engine(options=EngineOptions(prompt_cache_bytes=0))
+    asked = request(engine.base)
+    assert picture_of(engine, asked) == picture_of(engine, asked) == picture_of(uncached, asked)
+    assert engine.encoded == 2  # the prompt and the negative prompt
+    picture_of(engine, replace(asked, prompt="a ring"))
+    assert engine.encoded == 3  # the negative prompt comes in nearly every request
+
+
+def test_no_tenant_learns_of_anothers_prompts(engine: Any) -> None:
+    """What takes time is the same whether or not somebody else has asked for it before."""
+    asked = request(engine.base)
+    images = {picture_of(engine, replace(asked, tenant_id=t)) for t in ("ada", "bob", "eve")}
+    assert len(images) == 1
+    assert engine.encoded == 6
+    picture_of(engine, replace(asked, tenant_id="bob"))
+    assert engine.encoded == 6
+    for _ in range(2):  # the platform itself has no entries: nobody could be told apart
+        picture_of(engine, replace(asked, tenant_id=""))
+    assert engine.encoded == 10
+
+
+def test_whatever_decides_the_embeddings_is_part_of_the_key(
+    bench: Any, engine: Any, samples: dict[str, Any]
+) -> None:
+    uncached = bench.engine(options=EngineOptions(prompt_cache_bytes=0))
+    lora = LoraUse(samples["lora_all"].parts["lora"], 0.8)
+    inversion = InversionUse(samples["inversion"].parts["textual_inversion"], "qzebra")
+    base = engine.base
+    recipes = [
+        base,
+        replace(base, loras=(lora,)),
+        replace(base, loras=(replace(lora, weight=0.3),)),
+        replace(base, loras=(replace(lora, text_weight=0.0),)),
+        replace(base, inversions=(inversion,)),
+        replace(base, inversions=(replace(inversion, token="star"),)),
+    ]
+    for recipe in (*recipes, *recipes):
+        asked = request(recipe)
+        assert picture_of(engine, asked) == picture_of(uncached, asked)
+    # A LoRA that leaves the text encoders alone needs no embeddings of its own.
+    assert engine.encoded == 2 * 5
+    engine.forget({lora.blob.key})
+    picture_of(engine, request(recipes[1]))
+    assert engine.encoded == 2 * 6
+    picture_of(engine, request(base))
+    assert engine.encoded == 2 * 6
+
+
+def test_the_cache_keeps_to_its_budget() -> None:
+    def encoded() -> Encoded:
+        return Encoded(Embeddings(torch.zeros(100), torch.zeros(0)), (), frozenset())
+
+    def key(number: int) -> PromptKey:
+        return PromptKey("ada", ("a", "b"), (), (), (("text_encoder", str(number)),))
+
+    cache = PromptCache(1000)
+    for number in range(3):
+        cache.put(key(number), encoded())
+    assert [cache.get(key(n)) is not None for n in range(3)] == [False, True, True]
+    PromptCache(0).put(key(0), encoded())
+    small = PromptCache(399)
+    small.put(key(0), encoded())
+    assert small.get(key(0)) is None
+    cache.clear()
+    assert cache.get(key(1)) is None
