@@ -7,6 +7,8 @@ from assets.content import Blob
 UPLOADS, BLOBS, PREVIEWS = "uploads/", "blobs/", "previews/"
 PARTS = "parts/"
 RESULTS, PICTURES = "results/", "pictures/"
+#: Compiled code: not of the library, so nothing there refers to it.
+COMPILED = "compiled/"
 
 
 def upload_key(asset_id: str) -> str:
@@ -29,6 +31,8 @@ def blob_key(blob: Blob) -> str:
 
 
 def stored_blob_key(content_key: str) -> str:
+    if content_key.startswith("c"):
+        return f"{COMPILED}{content_key}"
     return f"{BLOBS}{content_key[:3]}/{content_key}"
 
 

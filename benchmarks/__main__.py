@@ -12,7 +12,7 @@ BENCHMARKS = {
     "upload": "the memory of every process while a large file comes in",
     "swap": "becoming a recipe: ours against stock diffusers, interleaved",
     "load": "weights from a file onto the device: ours, safetensors, the bare reading",
-    "engine": "pictures on one GPU at full size; --dry-run runs the same code on a CPU",
+    "gpu": "the engine on one GPU at full size, program by program; --dry-run is small, on a CPU",
     "replay": "the router, the tiers and the fairness on a stream of requests, beside others' ways",
     "faults": "what a platform of this kind meets, injected under load; a table at the end",
     "soak": "an hour at 70 % load with random assets and random kills; plots of memory and files",

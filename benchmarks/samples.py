@@ -24,6 +24,11 @@ _PROJECTIONS = re.compile(r"\.(attn\d|self_attn)\..*\.weight$")
 _LINEARS = re.compile(r"(\.attentions\.|\.self_attn\.|\.mlp\.).*\.weight$")
 
 
+def reached_by_trainers(name: str) -> bool:
+    """Whether a LoRA of "all linear layers" usually changes this parameter."""
+    return _LINEARS.search(name) is not None
+
+
 def write_kohya_lora(
     path: Path,
     skeleton: Skeleton,

@@ -16,11 +16,8 @@ from typing import Any, Literal
 
 import torch
 
-from serving.engine.options import Compile
+from serving.engine.options import EngineOptions
 
-#: Classes of diffusers that are compiled one by one: 75 % of SDXL's UNet is in the first.
-#: GroupNorm and SiLU of the others fuse, which saves a change of memory layout each.
-BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "Downsample2D", "Upsample2D")
 #: Compiled calls that one piece of code may have: warmed shapes × widths of the blocks.
 _MAX_CALLS = 256
 _STANCE = Lock()
@@ -43,24 +40,19 @@ class CompiledModule:
     a guard failed, for example because somebody changed torch's number of threads.
     """
 
-    def __init__(
-        self,
-        module: Any,
-        how: Compile,
-        backend: str = "inductor",
-        options: tuple[tuple[str, bool | int | str], ...] = (),
-    ) -> None:
+    def __init__(self, module: Any, options: EngineOptions) -> None:
         import torch._dynamo as dynamo
 
         config: Any = dynamo.config
         config.recompile_limit = max(_MAX_CALLS, config.recompile_limit)
         config.accumulated_recompile_limit = max(_MAX_CALLS, config.accumulated_recompile_limit)
         how_to: dict[str, Any] = {
-            "fullgraph": True, "dynamic": False, "backend": _counting(backend, options),
+            "fullgraph": True, "dynamic": False,
+            "backend": _counting(options.compile_backend, options.compile_options),
         }  # fmt: skip
-        if how == "regional":
+        if options.compile == "regional":
             for block in module.modules():
-                if type(block).__name__ in BLOCKS:
+                if type(block).__name__ in options.compile_blocks:
                     block.compile(**how_to)
             self._call = module
         else:
@@ -110,7 +102,7 @@ _ran = [0]
 @cache
 def _counting(backend: str, options: tuple[tuple[str, bool | int | str], ...]) -> Any:
     """One object for each backend: Dynamo compiles again for another backend."""
-    compiler: Callable[[Any, Any], Any]
+    compiler: Any
     if backend == "inductor":
         from torch._inductor.compile_fx import compile_fx
 

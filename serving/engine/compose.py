@@ -10,8 +10,14 @@ import torch
 from assets.model import ModelManifest, load_manifest
 from assets.resolve import BASE_NAME
 from orchestrator.provision import Provisioner
+from serving.engine.artifacts import (
+    ArtifactStore,
+    artifact_key,
+    load_artifacts,
+    save_artifacts,
+)
 from serving.engine.attention import default_order
-from serving.engine.compiled import keep_artifacts
+from serving.engine.compiled import compilations, keep_artifacts
 from serving.engine.devices import pick_device
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
@@ -89,8 +95,12 @@ def open_replica(
     budget = budgets(settings, device, manifest)
     options = engine_options(settings, device)
     sizes = warm_sizes(settings, manifest)
+    artifacts, key = None, ""
     if options.compile != "off":
         keep_artifacts(settings.data_dir / "compiled")
+        artifacts = ArtifactStore(store, provisioner, settings.secret_bytes)
+        key = artifact_key(torch.device(device), manifest, options, sizes, settings.warm_batches)
+        load_artifacts(artifacts, key)
     engine = Engine(
         manifest,
         provisioner,
@@ -103,6 +113,8 @@ def open_replica(
     loaded()
     replica = Replica(engine, node, url)
     replica.warm_up(sizes, settings.warm_batches)
+    if artifacts is not None and compilations()["compiled"]:
+        save_artifacts(artifacts, key)
     return replica
 
 

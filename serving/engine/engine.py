@@ -120,10 +120,9 @@ class Engine:
         compiled = None
         self._decoder: CompiledModule | None = None
         if options.compile != "off":
-            how = (options.compile, options.compile_backend, options.compile_options)
-            compiled = CompiledModule(self._unet, *how)
+            compiled = CompiledModule(self._unet, options)
             if options.compile_vae:
-                self._decoder = CompiledModule(self._vae.decoder, *how)
+                self._decoder = CompiledModule(self._vae.decoder, options)
         self.unet = UnetRunner(
             self._unet,
             compiled=compiled,
@@ -227,8 +226,13 @@ class Engine:
             self.unhealthy = f"the base recipe cannot be restored: {error}"
 
     @torch.inference_mode()
-    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = (1,)) -> None:
-        """Everything that a first request would have to wait for, for each (width, height) and
+    def warm_up(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        batches: Sequence[int] = (1,),
+        guided: Sequence[bool] = (True, False),
+    ) -> None:
+        """Everything that a first request would have to wait for, for each (width, height),
         number of images at once, with and without guidance: compile, capture, build plans.
 
         Call it from the thread that generates: cuDNN's and attention's plans are the thread's.
@@ -239,10 +243,11 @@ class Engine:
                 for batch in sorted({1, *batches}):
                     seeds = tuple(range(batch))
                     self._warmed[width, height] = (batch,)
-                    for cfg_scale in (7.0, 1.0):
+                    for is_guided in guided:
                         sized = replace(
-                            request, width=width, height=height, seeds=seeds, cfg_scale=cfg_scale
-                        )
+                            request, width=width, height=height, seeds=seeds,
+                            cfg_scale=7.0 if is_guided else 1.0,
+                        )  # fmt: skip
                         self.draw(self._base, sized)
                 self._warmed[width, height] = tuple(sorted({1, *batches}, reverse=True))
         if self.unet.graphs:

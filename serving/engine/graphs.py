@@ -85,7 +85,7 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: Any = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._pool: Any = torch.cuda.graph_pool_handle()
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, call: Callable[[], torch.Tensor]) -> Captured:
@@ -106,6 +106,6 @@ class CudaCapture:
 
     @property
     def pool_bytes(self) -> int:
-        segments: Any = torch.cuda.memory_snapshot()
+        segments: Any = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
         pool = tuple(self._pool)
         return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == pool)

@@ -88,7 +88,7 @@ class UnetRunner:
         def predict(sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             compiled = self.compiled
             failed = compiled.fallbacks if compiled else 0
-            predicted = self._invoke(key, sample, time, context, added)
+            predicted = self.run(key, sample, time, context, added)
             if not self._warming:
                 uncompiled = compiled is not None and (
                     key not in compiled or compiled.fallbacks > failed
@@ -99,7 +99,7 @@ class UnetRunner:
 
         return predict
 
-    def _invoke(
+    def run(
         self,
         key: UnetKey,
         sample: torch.Tensor,
@@ -107,6 +107,7 @@ class UnetRunner:
         context: torch.Tensor,
         added: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
+        """One call without a graph, compiled where ``key`` was; :meth:`start` comes first."""
         call: Callable[..., Any] = self.call
         if self.compiled is not None:
             call = partial(self.compiled.compile if self._warming else self.compiled, key)
@@ -134,7 +135,7 @@ class UnetRunner:
         )
 
         def call() -> torch.Tensor:
-            return self._invoke(key, static.sample, static.time, static.context, static.added)
+            return self.run(key, static.sample, static.time, static.context, static.added)
 
         call()  # compiles, outside the capture
         return static, self._capture(call)

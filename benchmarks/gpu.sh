@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# What is run on a borrowed GPU, in three calls (docs/benchmarks.md): `bash benchmarks/gpu.sh 1`,
+# look at the table, then 2, then 3. Results go to $OUT. Each program is a process with a deadline
+# of its own, so that one that hangs costs no other.
+set -u
+OUT="${OUT:-benchmarks/results/gpu}"
+mkdir -p "$OUT"
+SITE="${SITE:-$HOME/site}"
+if ls .whl/*.whl >/dev/null 2>&1; then
+  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+    --target "$SITE" .whl/*.whl || exit 1
+fi
+export PYTHONPATH="$SITE:$PWD" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$HOME/inductor}"
+
+# run PROGRAM SECONDS
+run() {
+  timeout -s INT -k 5 "$2" python3 -X faulthandler -m benchmarks gpu "$1" \
+    --budget $(($2 - 8)) --out "$OUT/$1.json" 2>&1 | tee "$OUT/$1.log"
+}
+
+# check SECONDS: the self-check
+check() {
+  timeout -s INT -k 5 "$1" python3 -m pytest --noconftest -q tests/gpu --device cuda 2>&1 |
+    tee "$OUT/self-check.log"
+}
+
+case "${1:-}" in
+  1)
+    {
+      nvidia-smi
+      df -h / /dev/shm
+      nproc
+      free -g
+      lscpu | head -20
+      python3 -m pip list
+    } >"$OUT/machine.txt" 2>&1
+    run plain 165
+    run regional 130
+    ;;
+  2)
+    run full 290
+    ;;
+  3)
+    if [ -n "${2:-}" ]; then
+      run "$2" "${3:-180}" # whichever program is to be repeated
+    else
+      check 150
+      run soak 110
+    fi
+    ;;
+  *)
+    echo "usage: bash benchmarks/gpu.sh 1|2|3 [PROGRAM SECONDS]" >&2
+    exit 2
+    ;;
+esac
+python3 -m benchmarks gpu table "$OUT"/*.json

@@ -1,0 +1,92 @@
+"""The command line of ``python -m benchmarks gpu``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.programs import PROGRAMS
+from benchmarks.gpu.stages import Stages
+from benchmarks.gpu.table import tables
+from benchmarks.gpu.world import DRY, FULL, make_world
+from benchmarks.swap import quietly
+
+ROOT = Path(__file__).parents[2]
+#: What may travel to a borrowed machine.
+TRAVEL_BYTES = 64 << 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks gpu", description="The engine on one GPU.")
+    parser.add_argument(
+        "program", nargs="?", default="", help=f"{', '.join(PROGRAMS)}; or table, or size"
+    )
+    parser.add_argument("files", nargs="*", type=Path, help="results, for table")
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds of the whole program")
+    parser.add_argument("--out", type=Path, help="JSON, replaced after each stage")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dry-run", action="store_true", help="small, on a CPU; all programs")
+    arguments = parser.parse_args()
+    if arguments.program == "table":
+        print(tables(arguments.files))
+    elif arguments.program == "size":
+        check_size()
+    elif arguments.dry_run:
+        dry_run(arguments.program, arguments.budget, arguments.out)
+    elif arguments.program in PROGRAMS:
+        run(arguments.program, arguments.budget, arguments.out, arguments.device)
+    else:
+        parser.error(f"a program is one of {', '.join(PROGRAMS)}, table and size")
+
+
+def run(name: str, budget_s: float, out: Path | None, device: str, is_dry: bool = False) -> Stages:
+    """One program in this process."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/gpu-inductor")
+    is_cuda = device.startswith("cuda")
+    stages = Stages(name, out, budget_s, torch.cuda.synchronize if is_cuda else lambda: None)
+    stages.document["device"] = torch.cuda.get_device_name() if is_cuda else "CPU"
+    if not is_dry:
+        stages.arm()
+    with quietly():
+        world = make_world(torch.device(device), DRY if is_dry else FULL)
+        PROGRAMS[name](world, stages, is_dry)
+    stages.disarm()
+    return stages
+
+
+def dry_run(only: str, budget_s: float, out: Path | None) -> None:
+    """Every stage of every program at small widths on the CPU. Exits with 1 if one failed."""
+    failed: list[str] = []
+    for name in [only] if only else PROGRAMS:
+        into = None if out is None else out.with_name(f"{out.stem}-{name}.json")
+        torch._dynamo.reset()
+        stages = run(name, budget_s, into, "cpu", is_dry=True)
+        failed += [f"{name}: {stage}" for stage in stages.failed]
+        for stage in stages.failed:
+            print(stages.document["stages"][stage]["error"], file=sys.stderr)
+    check_size()
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def check_size() -> None:
+    """What would travel to a borrowed machine: tracked and new files, and the wheels in .whl."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    ).stdout.split("\0")  # fmt: skip
+    tree = sum(path.stat().st_size for n in listed if n and (path := ROOT / n).is_file())
+    wheels = sum(path.stat().st_size for path in (ROOT / ".whl").glob("*.whl"))
+    total = tree + wheels
+    print(
+        f"the tree {tree / 2**20:.1f} MiB, wheels {wheels / 2**20:.1f} MiB: "
+        f"{total / 2**20:.1f} of {TRAVEL_BYTES >> 20} MiB"
+    )
+    if total > TRAVEL_BYTES:
+        raise SystemExit("that is more than may travel to a borrowed machine")

@@ -1,0 +1,141 @@
+"""Which stages run in which order: the most valuable figures of a program first.
+
+A program is a process of its own: a compilation that hangs or a device that is lost costs one.
+Expected seconds are for an H100; a dry run takes none of them seriously.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.gpu import measures
+from benchmarks.gpu.stages import Row, Stages
+from benchmarks.gpu.world import World
+from serving.engine.attention import default_order
+from serving.engine.engine import Engine
+from serving.engine.options import AttentionBackend, EngineOptions
+
+#: Compiling takes as long again for the other batch: the self-check has both.
+_GUIDED = (True,)
+
+Program = Callable[[World, Stages, bool], None]
+
+
+class _Run:
+    """The stages of one program over one world."""
+
+    def __init__(self, world: World, stages: Stages, is_dry: bool) -> None:
+        self.world = world
+        self.stages = stages
+        self._is_dry = is_dry
+
+    def __call__(self, name: str, expected_s: float, work: Callable[[], Row]) -> None:
+        self.stages.run(name, 0.0 if self._is_dry else expected_s, work)
+
+    @property
+    def order(self) -> tuple[AttentionBackend, ...]:
+        return default_order(str(self.world.device))
+
+    def engine(self) -> Engine:
+        """The one that ``start`` has made. Raises KeyError if it could not."""
+        return self.world.engines["engine"]
+
+    def start(self, options: EngineOptions, expected_s: float) -> None:
+        world = self.world
+        self("facts", 1, partial(measures.facts, world))
+        self("ceilings", 4, partial(measures.ceilings, world))
+        self("start", expected_s, partial(measures.start_engine, world, options))
+
+    @property
+    def matrix_tflops(self) -> float:
+        row = self.stages.document["stages"].get("ceilings", {})
+        return float(row.get("matrix_tflops", "nan"))
+
+    def images(self, rivals: tuple[str, ...], rounds: int, expected_s: float) -> None:
+        rounds = min(rounds, self.world.scale.rounds)
+        self("images", expected_s, lambda: measures.images(
+            self.world, self.engine(), rivals, rounds, self.matrix_tflops
+        ))  # fmt: skip
+
+
+def _options(run: _Run, **changes: object) -> EngineOptions:
+    """Graphs everywhere; on a CPU their stand-in, and a backend that only traces."""
+    backend = "inductor" if run.world.is_cuda else "eager"
+    named: dict[str, object] = {
+        "graphs": "on", "attention": run.order, "compile_backend": backend, **changes,
+    }  # fmt: skip
+    return EngineOptions(**named)  # type: ignore[arg-type]
+
+
+def plain(world: World, stages: Stages, is_dry: bool) -> None:
+    """Without compilation: exactness, switches, a step, a graph, whole images beside stock's."""
+    run = _Run(world, stages, is_dry)
+    run.start(_options(run), 8)
+    run("switch is exact", 10, lambda: measures.switch_is_exact(world, run.engine()))
+    run("switch", 8, lambda: measures.switch_times(world, run.engine()))
+    run("step is right", 15, lambda: measures.step_is_right(world, run.engine()))
+    run("step", 8, lambda: measures.step_times(world, run.engine()))
+    run("graph", 8, lambda: measures.capture_is_exact(world, run.engine()))
+    run("warm-up", 8, lambda: measures.warm_up(world, run.engine()))
+    run.images(("as it comes", "VAE in bfloat16"), 5, 30)
+    run("around", 8, lambda: measures.around(world, run.engine()))
+    run("batches", 15, lambda: measures.batches(world, run.engine()))
+    run("kernels", 5, lambda: measures.profile_step(world, run.engine()))
+    run("stock LoRA", 10, lambda: measures.stock_lora(world))
+
+
+def regional(world: World, stages: Stages, is_dry: bool) -> None:
+    """Repeated blocks compiled, then captured."""
+    run = _Run(world, stages, is_dry)
+    run.start(_options(run, compile="regional"), 8)
+    run("warm-up", 60, lambda: measures.warm_up(world, run.engine(), _GUIDED))
+    run("no fall-back", 10, lambda: measures.no_fallback(world, run.engine(), world.scale.recipes))
+    run("graph", 5, lambda: measures.capture_is_exact(world, run.engine()))
+    run.images(("as it comes",), 5, 20)
+    run("around", 8, lambda: measures.around(world, run.engine()))
+
+
+def full(world: World, stages: Stages, is_dry: bool) -> None:
+    """The whole UNet and decoder compiled; the figures of the goals, with every opponent."""
+    run = _Run(world, stages, is_dry)
+    run.start(_options(run, compile="full"), 8)
+    run("warm-up", 130, lambda: measures.warm_up(world, run.engine(), _GUIDED))
+    run.images(("as it comes", "VAE in bfloat16", "its best"), 30, 75)
+    run("graph", 5, lambda: measures.capture_is_exact(world, run.engine()))
+    run("step is right", 12, lambda: measures.step_is_right(world, run.engine()))
+    run("no fall-back", 12, lambda: measures.no_fallback(
+        world, run.engine(), min(100, 8 * world.scale.recipes)
+    ))  # fmt: skip
+    run("attention", 5, lambda: measures.attention_backends(world))
+    run("projections", 2, lambda: measures.fused_projections(world))
+
+
+def tuned(world: World, stages: Stages, is_dry: bool) -> None:
+    """Regional, with tuned matrix products and timed convolutions; each exact saving on and off."""
+    run = _Run(world, stages, is_dry)
+    options = _options(
+        run, compile="regional", cudnn_benchmark=True,
+        compile_options=(("max_autotune_gemm", True),) if world.is_cuda else (),
+    )  # fmt: skip
+    run.start(options, 8)
+    run("warm-up", 90, lambda: measures.warm_up(world, run.engine(), _GUIDED))
+    run.images(("as it comes",), 10, 25)
+    run("graph", 5, lambda: measures.capture_is_exact(world, run.engine()))
+    run("convolutions", 8, lambda: measures.convolutions(world))
+    run("savings", 40, lambda: measures.savings(world))
+
+
+def soak(world: World, stages: Stages, is_dry: bool) -> None:
+    """A busy card and a small one."""
+    run = _Run(world, stages, is_dry)
+    run.start(_options(run), 8)
+    run("warm-up", 8, lambda: measures.warm_up(world, run.engine()))
+    run("soak", world.scale.soak_s + 10, lambda: measures.soak(world, run.engine()))
+    world.forget("engine")
+    run("24 GB", 25, lambda: measures.small_card(world, _options(run)))
+
+
+PROGRAMS: dict[str, Program] = {
+    "plain": plain, "regional": regional, "full": full, "tuned": tuned, "soak": soak,
+}  # fmt: skip

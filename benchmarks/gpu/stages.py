@@ -1,0 +1,78 @@
+"""A program of stages under one deadline, whose results are on disk after each."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+#: A stage's result: figures by name; lists are all samples of a figure.
+Row = Mapping[str, Any]
+_ERROR_CHARACTERS = 4000
+
+
+class Stages:
+    """Runs stages one after another; none takes the others along."""
+
+    def __init__(
+        self,
+        program: str,
+        out: Path | None,
+        budget_s: float,
+        synchronize: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``out`` is replaced after each stage; ``synchronize`` waits for the device."""
+        self._out = out
+        self._clock = clock
+        self._synchronize = synchronize
+        self._end_s = clock() + budget_s
+        self.document: dict[str, Any] = {"program": program, "stages": {}}
+
+    def arm(self) -> None:
+        """End the process, with every thread's stack, if a stage hangs past the deadline."""
+        faulthandler.dump_traceback_later(self._end_s - self._clock() + 5, exit=True)
+
+    def disarm(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    @property
+    def left_s(self) -> float:
+        return self._end_s - self._clock()
+
+    @property
+    def failed(self) -> list[str]:
+        """Stages that ended with an error."""
+        return [name for name, row in self.document["stages"].items() if "error" in row]
+
+    def run(self, name: str, expected_s: float, work: Callable[[], Row]) -> None:
+        """Run ``work`` if ``expected_s`` are left, and write down what came of it."""
+        started = self._clock()
+        if expected_s > self.left_s:
+            row: dict[str, Any] = {
+                "skipped": f"{self.left_s:.0f} s left, {expected_s:.0f} s expected"
+            }
+        else:
+            try:
+                row = dict(work())
+                self._synchronize()
+            except Exception as error:
+                text = "".join(traceback.format_exception(error))
+                row = {"error": text[-_ERROR_CHARACTERS:]}
+        row["expected_s"], row["s"] = expected_s, self._clock() - started
+        self.document["stages"][name] = row
+        self._write()
+        shown = {k: v for k, v in row.items() if not isinstance(v, (list, dict))}
+        print(f"{name}: {shown}"[:600], flush=True)
+
+    def _write(self) -> None:
+        if self._out is not None:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            part = self._out.with_suffix(".part")
+            part.write_text(json.dumps(self.document, indent=1) + "\n")
+            os.replace(part, self._out)

@@ -1,0 +1,67 @@
+"""What was measured beside what was predicted, as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PREDICTIONS = Path(__file__).with_name("predictions.json")
+
+
+def tables(files: Sequence[Path]) -> str:
+    """A table for each device among the results ``files``; without any, the predictions alone."""
+    predictions = json.loads(PREDICTIONS.read_text())
+    documents = [json.loads(path.read_text()) for path in files]
+    devices = list(dict.fromkeys(d["device"] for d in documents)) or [""]
+    return "\n\n".join(
+        _table(predictions, [d for d in documents if d["device"] == device], device)
+        for device in devices
+    )
+
+
+def _table(
+    predictions: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], device: str
+) -> str:
+    title = device or "not measured yet"
+    lines = [
+        f"| {title} | predicted for an {predictions['device']} | goal | measured | |",
+        "|---|---|---|---|---|",
+    ]
+    for figure in predictions["figures"]:
+        scale = figure.get("scale", 1.0)
+        unit = figure["unit"]
+        goal = figure.get("goal")
+        sign = "≥" if figure.get("more_is_better") else "≤"
+        low, high = _number(figure["low"]), _number(figure["high"])
+        expected = low if low == high else f"{low} to {high}"
+        cells = [figure["name"], f"{expected} {unit}", "" if goal is None else f"{sign} {goal}"]
+        found = _measured(figure, documents)
+        if found is None:
+            lines.append(f"| {' | '.join([*cells, '–', ''])} |")
+            continue
+        found *= scale
+        verdict = "" if figure["low"] <= found <= figure["high"] else (
+            "below" if found < figure["low"] else "above"
+        )  # fmt: skip
+        if goal is not None:
+            met = found >= goal if figure.get("more_is_better") else found <= goal
+            verdict = f"{'met' if met else 'missed'}{', ' + verdict if verdict else ''}"
+        lines.append(f"| {' | '.join([*cells, f'{_number(found)} {unit}', verdict])} |")
+    return "\n".join(line.replace(" |  |", " | |") for line in lines)
+
+
+def _measured(figure: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> float | None:
+    """The figure of the named program, or else of the last that has it."""
+    found = None
+    for document in documents:
+        if figure.get("program", document["program"]) == document["program"]:
+            value = document["stages"].get(figure["stage"], {}).get(figure["figure"])
+            if isinstance(value, (int, float)):
+                found = float(value)
+    return found
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"

@@ -1,0 +1,354 @@
+"""A model with random weights in the device's memory, engines over it, and stock diffusers with
+the same weights. Time does not depend on the weights."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from assets.content import MODEL_COMPONENTS, Blob, Component
+from assets.model import ModelManifest
+from assets.recipe import LoraUse, Recipe
+from assets.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, skeleton_of
+from assets.skeleton import Shape
+from benchmarks.samples import reached_by_trainers
+from orchestrator.device_tier import DeviceTier
+from serving.commons.miniature import MINIATURE_CONFIGS
+from serving.drawing import Drawing, DrawRequest
+from serving.engine.engine import Engine
+from serving.engine.graphs import UnetKey
+from serving.engine.modules import clip_config, published_names
+from serving.engine.options import EngineOptions
+from serving.engine.slabs import SlabLayout, layouts_of
+from serving.engine.values import DeviceValue, Factors, Lora, Pristine
+from serving.engine.vocabulary import tokenizer
+
+PROMPT = "a small red star on a blue background"
+_TIER_BYTES = 64 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How large everything is. ``side`` in pixels; ``rounds`` for each measured figure."""
+
+    configs: Mapping[Component, Mapping[str, Any]]
+    side: int
+    steps: int
+    rounds: int
+    loras: int
+    rank: int
+    recipes: int
+    matrix: int
+    copy_bytes: int
+    soak_s: float
+    #: (width, height) of sizes that are offered beside the native one.
+    other_sizes: tuple[tuple[int, int], ...]
+
+
+FULL = Scale(
+    configs=SDXL_CONFIGS, side=1024, steps=30, rounds=30, loras=6, rank=32, recipes=12,
+    matrix=8192, copy_bytes=2 << 30, soak_s=60.0,
+    other_sizes=((832, 1216), (1216, 832), (896, 1152), (1344, 768)),
+)  # fmt: skip
+DRY = Scale(
+    configs=MINIATURE_CONFIGS, side=64, steps=2, rounds=2, loras=2, rank=4, recipes=4,
+    matrix=64, copy_bytes=1 << 16, soak_s=1.0, other_sizes=((64, 96),),
+)  # fmt: skip
+
+
+@dataclass
+class World:
+    """``tier`` holds the base model, a second UNet and the LoRAs; engines share it."""
+
+    device: torch.device
+    scale: Scale
+    tier: DeviceTier[DeviceValue]
+    manifest: ModelManifest
+    other_unet: Blob
+    loras: list[Blob]
+    engines: dict[str, Engine] = field(default_factory=dict)
+    stocks: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def synchronize(self) -> None:
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+
+    def timed_ms(self, work: Callable[[], Any]) -> float:
+        """Wall time until the device has finished."""
+        self.synchronize()
+        started = time.perf_counter()
+        work()
+        self.synchronize()
+        return (time.perf_counter() - started) * 1000
+
+    def host_ms(self, work: Callable[[], Any]) -> float:
+        """Wall time until the call returns; the device may still be at work."""
+        self.synchronize()
+        started = time.perf_counter()
+        work()
+        spent_ms = (time.perf_counter() - started) * 1000
+        self.synchronize()
+        return spent_ms
+
+    # Engines and recipes
+
+    def engine(self, options: EngineOptions, name: str = "engine") -> Engine:
+        """One over the shared tier, made once a name."""
+        if name not in self.engines:
+            self.engines[name] = Engine(
+                self.manifest, None, str(self.device), _TIER_BYTES, name,
+                options=options, tier=self.tier,
+            )  # fmt: skip
+        return self.engines[name]
+
+    @property
+    def base(self) -> Recipe:
+        parts = self.manifest.parts
+        return Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
+
+    def with_lora(self, index: int, weight: float = 0.8) -> Recipe:
+        return replace(self.base, loras=(LoraUse(self.loras[index % len(self.loras)], weight),))
+
+    @property
+    def with_checkpoint(self) -> Recipe:
+        return replace(self.base, unet=self.other_unet)
+
+    def recipes(self, count: int) -> list[Recipe]:
+        """Mixed: bases, LoRAs alone and together, at weights of either sign."""
+        dice = random.Random(3)
+        found = []
+        for _ in range(count):
+            chosen = dice.sample(self.loras, dice.randint(0, min(3, len(self.loras))))
+            uses = tuple(LoraUse(blob, dice.uniform(-1, 1)) for blob in chosen)
+            unet = dice.choice((self.base.unet, self.other_unet))
+            found.append(replace(self.base, unet=unet, loras=uses))
+        return found
+
+    def request(self, recipe: Recipe | None = None, **changes: Any) -> DrawRequest:
+        first = DrawRequest(
+            "r", recipe or self.base, PROMPT, self.scale.side, self.scale.side, (7,),
+            steps=self.scale.steps, cfg_scale=7.5, tenant_id="bench",
+        )  # fmt: skip
+        return replace(first, **changes)
+
+    def generate(self, engine: Engine, request: DrawRequest) -> Drawing:
+        with engine.prepare(request.recipe) as prepared:
+            return engine.draw(prepared, request)
+
+    # One call of the UNet
+
+    def call_inputs(
+        self, batch: int = 1, *, guided: bool = True, side: int = 0, seed: int = 5
+    ) -> tuple[UnetKey, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """The key, sample, context and added vectors of a call, the same for the same seed."""
+        config = self.scale.configs["unet"]
+        side = side or self.scale.side
+        key = UnetKey(
+            schema=self.manifest.skeleton.digest, width=side, height=side, batch=batch,
+            guided=guided,
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+        dtype = torch.float16 if self.is_cuda else torch.float32
+
+        def noise(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).to(self.device, dtype)
+
+        pooled = config["projection_class_embeddings_input_dim"]
+        pooled -= 6 * config["addition_time_embed_dim"]
+        added = {
+            "text_embeds": noise(key.rows, pooled),
+            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * key.rows).to(
+                self.device, dtype
+            ),
+        }
+        sample = noise(key.rows, config["in_channels"], side // 8, side // 8)
+        return key, sample, noise(key.rows, 77, config["cross_attention_dim"]), added
+
+    # Stock diffusers
+
+    def stock(self, how: str = "as it comes") -> Any:
+        """A pipeline with the base's weights, in memory of its own and in its own order."""
+        if how not in self.stocks:
+            self.stocks[how] = _stock(self)
+            if how == "its best":
+                best = self.stocks[how]
+                best.unet.to(memory_format=torch.channels_last)
+                best.vae.to(memory_format=torch.channels_last)
+                best.unet.compile_repeated_blocks(
+                    fullgraph=True, dynamic=False,
+                    backend="inductor" if self.is_cuda else "eager",
+                )  # fmt: skip
+        return self.stocks[how]
+
+    def stock_image(self, pipeline: Any, vae_dtype: torch.dtype | None = None) -> Any:
+        """A PIL image; with ``vae_dtype`` the VAE decodes in that type instead of stock's."""
+        side = self.scale.side
+        named: dict[str, Any] = {
+            "num_inference_steps": self.scale.steps, "guidance_scale": 7.5,
+            "width": side, "height": side, "generator": torch.Generator().manual_seed(7),
+        }  # fmt: skip
+        if vae_dtype is None:
+            return pipeline(PROMPT, **named).images[0]
+        latents = pipeline(PROMPT, output_type="latent", **named).images
+        with torch.no_grad():
+            scaled = latents / pipeline.vae.config.scaling_factor
+            decoded = pipeline.vae.to(vae_dtype).decode(scaled.to(vae_dtype)).sample
+        pipeline.vae.to(pipeline.unet.dtype)
+        return pipeline.image_processor.postprocess(decoded.float())[0]
+
+    def forget(self, *names: str) -> None:
+        """Free engines and pipelines of these names."""
+        for name in names:
+            self.engines.pop(name, None)
+            self.stocks.pop(name, None)
+        gc.collect()
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+
+
+def make_world(device: torch.device, scale: Scale) -> World:
+    """Everything resident on the device; nothing touches a disk."""
+    is_cuda = device.type == "cuda"
+    skeleton = skeleton_of(scale.configs)
+    layouts = layouts_of(skeleton, channels_last=is_cuda)
+    tier: DeviceTier[DeviceValue] = DeviceTier(_TIER_BYTES)
+    generator = torch.Generator(device).manual_seed(1)
+    dtype = torch.float16 if is_cuda else torch.float32
+
+    def put(key: str, size_bytes: int, make: Callable[[], DeviceValue]) -> Blob:
+        lease, _ = tier.admit(key, size_bytes, make)
+        lease.release()
+        return Blob(key, "-", size_bytes)
+
+    def pristine(component: Component, key: str) -> Blob:
+        kept = torch.bfloat16 if is_cuda and component == "vae" else dtype
+        layout = layouts[component]
+        return put(
+            key, layout.size_bytes(kept),
+            lambda: Pristine(_random_slabs(layout, device, kept, generator), component),
+        )  # fmt: skip
+
+    parts = {component: pristine(component, f"base-{component}") for component in MODEL_COMPONENTS}
+    loras = []
+    for index in range(scale.loras):
+        groups = _random_lora(layouts, device, dtype, generator, scale.rank)
+        size_bytes = sum(p.nbytes for (f,) in groups.values() for p in f.pieces.values())
+        loras.append(put(f"lora-{index}", size_bytes, lambda g=groups: Lora(g)))  # type: ignore[misc]
+    other = pristine("unet", "other-unet")
+    manifest = ModelManifest("base", "random weights", scale.configs, parts, skeleton)
+    return World(device, scale, tier, manifest, other, loras)
+
+
+def _random_slabs(
+    layout: SlabLayout, device: torch.device, dtype: torch.dtype, generator: torch.Generator
+) -> dict[Shape, torch.Tensor]:
+    """Weights that predict finite values: small, biases 0, norms 1."""
+    slabs = layout.allocate(device, dtype)
+    for shape, names in layout.rows.items():
+        for row, name in enumerate(names):
+            if name.endswith(".bias"):
+                slabs[shape][row].zero_()
+            elif len(shape) == 1:
+                slabs[shape][row].fill_(1)
+            else:
+                scale = 0.5 / math.prod(shape[1:]) ** 0.5
+                slabs[shape][row].normal_(0, scale, generator=generator)
+    return slabs
+
+
+def _random_lora(
+    layouts: Mapping[Component, SlabLayout],
+    device: torch.device,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    rank: int,
+) -> dict[tuple[Component, Shape], tuple[Factors]]:
+    """On every linear layer that trainers reach: 722, 72 and 192 of them."""
+    groups: dict[tuple[Component, Shape], tuple[Factors]] = {}
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    for component in cast(tuple[Component, ...], parts):
+        for shape, names in layouts[component].rows.items():
+            rows = tuple(
+                row for row, name in enumerate(names)
+                if len(shape) == 2 and reached_by_trainers(name)
+            )  # fmt: skip
+            if not rows:
+                continue
+            make: Any = torch.empty
+            up = make((len(rows), shape[0], rank), device=device, dtype=dtype)
+            down = make((len(rows), rank, shape[1]), device=device, dtype=dtype)
+            up.normal_(0, 0.1 / (shape[1] * rank) ** 0.5, generator=generator)
+            down.normal_(0, 1, generator=generator)
+            groups[component, shape] = (Factors(rows, {"up": up, "down": down}),)
+    return groups
+
+
+def _stock(world: World) -> Any:
+    """Stock's modules with the base's weights: copies, NCHW."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+
+    configs = world.manifest.configs
+    with torch.device("meta"):
+        modules: dict[Component, Any] = {
+            "unet": UNet2DConditionModel.from_config(dict(configs["unet"])),
+            "text_encoder": CLIPTextModel(clip_config(configs["text_encoder"])),
+            "text_encoder_2": CLIPTextModelWithProjection(clip_config(configs["text_encoder_2"])),
+            "vae": AutoencoderKL.from_config({**configs["vae"], "force_upcast": True}),
+        }
+    dtype = torch.float16 if world.is_cuda else torch.float32
+    layouts = layouts_of(world.manifest.skeleton)
+    for component, module in modules.items():
+        lease = world.tier.lease(world.manifest.parts[component].key)
+        assert lease is not None
+        slabs = cast(Pristine, lease.value).slabs
+        for name, published in published_names(component, module).items():
+            place = layouts[component].places[published]
+            owner, _, leaf = name.rpartition(".")
+            weight = (
+                slabs[place.shape][place.row]
+                .to(dtype)
+                .contiguous()
+                .clone(memory_format=torch.contiguous_format)
+            )
+            parameter = torch.nn.Parameter(weight, requires_grad=False)
+            module.get_submodule(owner)._parameters[leaf] = parameter
+        for name, buffer in list(module.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            positions = torch.arange(buffer.shape[-1], device=world.device).expand(buffer.shape)
+            module.get_submodule(owner)._buffers[leaf] = positions
+        module.eval()
+        lease.release()
+    schedule = dict(SDXL_SCHEDULE)
+    scheduler = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False)
+    pipeline = StableDiffusionXLPipeline(
+        **modules, tokenizer=tokenizer(), tokenizer_2=tokenizer("!"), scheduler=scheduler
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def median(samples: list[float]) -> float:
+    return statistics.median(samples)
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """‖found − exact‖ ÷ ‖exact‖."""
+    return float((found.double() - exact.double()).norm() / exact.double().norm())

@@ -1,0 +1,168 @@
+"""Compiled code as a bundle in the object store, for replicas that start on an empty node.
+
+PyTorch's bundles hold native code and pickles, so whoever can change one runs code in a replica.
+A bundle is opened only if an HMAC with the platform's secret says that a replica of this
+platform wrote these bytes for this key. Anything else (another GPU, another version, a changed
+byte) is a miss: the replica compiles, as if there were no bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+import diffusers
+import torch
+
+from assets.content import Blob
+from assets.errors import AssetError
+from assets.keys import COMPILED, blob_key
+from assets.model import ModelManifest
+from assets.store import ObjectStore, put_bytes, read_bytes
+from orchestrator.errors import TierError
+from orchestrator.provision import Provisioner
+from serving.engine.options import EngineOptions
+
+log = logging.getLogger(__name__)
+
+#: A record is about 200 bytes; more is none.
+_RECORD_BYTES = 4096
+
+
+def artifact_key(
+    device: torch.device,
+    manifest: ModelManifest,
+    options: EngineOptions,
+    sizes: Sequence[tuple[int, int]],
+    batches: Sequence[int],
+) -> str:
+    """The digest of everything that decides what compiled code is: processor, versions, model
+    and options. ``sizes`` are (width, height) in pixels."""
+    if device.type == "cuda":
+        processor = (
+            f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
+        )
+    else:
+        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    facts = {
+        "processor": processor,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        "diffusers": diffusers.__version__,
+        "schema": manifest.skeleton.digest,
+        "configs": {part: dict(config) for part, config in manifest.configs.items()},
+        "options": asdict(options),
+        "shapes": [sorted(sizes), sorted(batches)],
+    }
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _version(package: str) -> str:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return ""
+
+
+class ArtifactStore:
+    """Bundles by key. A record beside each names its bytes and carries the HMAC over both."""
+
+    def __init__(self, store: ObjectStore, provisioner: Provisioner, secret: bytes) -> None:
+        self._store = store
+        self._provisioner = provisioner
+        self._secret = hmac.new(secret, b"compiled artifacts", hashlib.sha256).digest()
+
+    def fetch(self, key: str) -> bytes | None:
+        """The bundle of ``key`` through this node's tiers; None when there is none to trust."""
+        blob = self._recorded(key)
+        if blob is None:
+            return None
+        try:
+            lease, _ = self._provisioner.bring(blob)
+            with lease:
+                bundle = lease.path.read_bytes()
+        except (AssetError, TierError, OSError) as error:
+            log.info("the compiled bundle %s cannot be had: %s", key, error)
+            return None
+        if hashlib.sha256(bundle).hexdigest() != blob.sha256:
+            log.warning("the compiled bundle %s is not what was written: left alone", key)
+            self._provisioner.forget(blob.key)
+            return None
+        return bundle
+
+    def publish(self, key: str, bundle: bytes) -> None:
+        """Raises StoreError."""
+        digest = hashlib.sha256(bundle).hexdigest()
+        blob = Blob(
+            f"c{hashlib.sha256(f'{key}/{digest}'.encode()).hexdigest()[:40]}", digest, len(bundle)
+        )
+        before = self._recorded(key)
+        put_bytes(self._store, blob_key(blob), bundle)
+        record = {
+            "key": blob.key, "sha256": blob.sha256, "size_bytes": blob.size_bytes,
+            "hmac": self._signature(key, blob),
+        }  # fmt: skip
+        put_bytes(self._store, _record_key(key), json.dumps(record).encode())
+        if before is not None and before.key != blob.key:
+            self._store.delete(blob_key(before))
+
+    def _recorded(self, key: str) -> Blob | None:
+        """What the record of ``key`` names, if the platform wrote it."""
+        try:
+            size_bytes = self._store.size(_record_key(key))
+            if size_bytes is None or size_bytes > _RECORD_BYTES:
+                return None
+            record: Any = json.loads(read_bytes(self._store, _record_key(key)))
+            blob = Blob(str(record["key"]), str(record["sha256"]), int(record["size_bytes"]))
+            signature = str(record["hmac"])
+        except (AssetError, OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("the record of the compiled bundle %s cannot be read: %s", key, error)
+            return None
+        if not hmac.compare_digest(signature.encode(), self._signature(key, blob).encode()):
+            log.warning("the record of the compiled bundle %s is not this platform's", key)
+            return None
+        return blob
+
+    def _signature(self, key: str, blob: Blob) -> str:
+        message = f"{key}\n{blob.key}\n{blob.sha256}\n{blob.size_bytes}".encode()
+        return hmac.new(self._secret, message, hashlib.sha256).hexdigest()
+
+
+def _record_key(key: str) -> str:
+    return f"{COMPILED}{key}.json"
+
+
+def load_artifacts(artifacts: ArtifactStore, key: str) -> bool:
+    """Give the bundle of ``key`` to torch.compile; whether there was one. Never raises for what
+    is only a miss."""
+    bundle = artifacts.fetch(key)
+    if bundle is None:
+        return False
+    try:
+        torch.compiler.load_cache_artifacts(bundle)
+    except Exception:  # ours, and still not to be used: compiling anew is all it costs
+        log.exception("the compiled bundle %s cannot be loaded", key)
+        return False
+    log.info("took the compiled bundle %s, %d KiB", key, len(bundle) >> 10)
+    return True
+
+
+def save_artifacts(artifacts: ArtifactStore, key: str) -> None:
+    """Publish what this process has compiled or taken. A replica that cannot is as good."""
+    try:
+        saved = torch.compiler.save_cache_artifacts()
+        if saved is not None:
+            artifacts.publish(key, saved[0])
+            log.info("published the compiled bundle %s, %d KiB", key, len(saved[0]) >> 10)
+    except Exception:
+        log.exception("the compiled bundle %s cannot be published", key)

@@ -1,0 +1,156 @@
+"""The option and the fixtures of the self-check; loaded by tests/gpu/pytest.ini, not by a conftest.
+
+The miniature and its library go through the real import and ingest, without a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from assets.content import Blob
+from assets.import_model import import_model
+from assets.ingest import ingest_file
+from assets.keys import blob_key
+from assets.model import ModelManifest
+from assets.recipe import InversionUse, LoraUse, Recipe
+from assets.store import FsspecStore, put_file
+from benchmarks.samples import write_wild_lora
+from orchestrator.download import StoreSource
+from orchestrator.file_tier import FileTier
+from orchestrator.provision import Provisioner
+from serving.commons.catalogue import CATALOGUE, weights_file
+from serving.commons.miniature import write_miniature
+from serving.drawing import DrawRequest
+from serving.engine.attention import default_order
+from serving.engine.engine import Engine
+from serving.engine.options import EngineOptions
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="cuda or cpu")
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A store with the miniature and its library, and engines over it on one device."""
+
+    device: torch.device
+    manifest: ModelManifest
+    provisioner: Provisioner
+    assets: dict[str, dict[str, Blob]]
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def options(self) -> EngineOptions:
+        """Uncompiled, from graphs; on a CPU from their stand-in."""
+        return EngineOptions(graphs="on", attention=default_order(self.device.type))
+
+    def compiled(self, how: Any = "regional") -> EngineOptions:
+        backend = "inductor" if self.is_cuda else "eager"
+        return replace(self.options, compile=how, compile_backend=backend)
+
+    def engine(self, options: EngineOptions | None = None, **named: Any) -> Engine:
+        budget = named.pop("budget_bytes", 4 << 30)
+        return Engine(
+            self.manifest, self.provisioner, str(self.device), budget,
+            options=options or self.options, **named,
+        )  # fmt: skip
+
+    @property
+    def base(self) -> Recipe:
+        parts = self.manifest.parts
+        return Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
+
+    def lora(self, name: str, weight: float = 0.8) -> LoraUse:
+        return LoraUse(self.assets[name]["lora"], weight)
+
+    def recipes(self) -> list[Recipe]:
+        """Every kind of the library, alone and together."""
+        base = self.base
+        other = replace(base, unet=self.assets["pixel"]["unet"])
+        word = InversionUse(self.assets["mascot"]["textual_inversion"], "mascot")
+        loras = [self.lora(name) for name in ("night", "dots", "outline", "heart")]
+        return [
+            base,
+            *(replace(base, loras=(lora,)) for lora in loras),
+            replace(base, loras=tuple(loras)),
+            replace(base, loras=(self.lora("night", -0.4), self.lora("dots", 0.3))),
+            replace(base, loras=(self.lora("night", 0.8), self.lora("dots", 0.8))),
+            replace(base, inversions=(word,)),
+            replace(base, vae=self.assets["sepia"]["vae"]),
+            other,
+            replace(other, loras=(loras[1], loras[2]), inversions=(word,)),
+        ]
+
+
+def request(recipe: Recipe, **changes: Any) -> DrawRequest:
+    first = DrawRequest(
+        "r", recipe, "a small red star, mascot", 128, 128, (7,), steps=6, cfg_scale=4.0,
+        encoding="png", tenant_id="ada",
+    )  # fmt: skip
+    return replace(first, **changes)
+
+
+def image(engine: Engine, asked: DrawRequest) -> bytes:
+    """The first image, and nothing left leased."""
+    with engine.prepare(asked.recipe) as prepared:
+        return engine.draw(prepared, asked).images[0]
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def rig(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    if device.type == "cpu":
+        torch.set_num_threads(2)
+    folder = tmp_path_factory.mktemp("rig")
+    store = FsspecStore(f"file://{folder}/store")
+    manifest = import_model(store, write_miniature(folder / "miniature"), "base")
+
+    def ingest(path: Path, kind: Any) -> dict[str, Blob]:
+        scratch = folder / f"scratch-{path.stem}"
+        scratch.mkdir()
+        found = {}
+        done = ingest_file(path, kind, manifest.skeleton, None, scratch)
+        for component, (blob, file) in done.files.items():
+            put_file(store, blob_key(blob), file)
+            found[component] = blob
+        return found  # type: ignore[return-value]
+
+    assets = {entry.name: ingest(weights_file(entry.name), entry.kind) for entry in CATALOGUE}
+    wild = write_wild_lora(folder / "wild.safetensors", manifest.skeleton)
+    assets["wild"] = ingest(wild, "lora")
+    tiers = [FileTier(name, folder / name, 4 << 30) for name in ("disk", "host")]
+    return Rig(device, manifest, Provisioner(StoreSource(store), *tiers), assets)
+
+
+@pytest.fixture(scope="session")
+def engine(rig: Rig) -> Engine:
+    """Warm at two sizes, from graphs."""
+    made = rig.engine()
+    made.warm_up([(128, 128), (128, 96)], (1, 2))
+    return made
+
+
+@pytest.fixture
+def syncs_are_errors(rig: Rig) -> Iterator[Callable[[bool], None]]:
+    """Switches on, and at the end off, that waiting for the device is an error."""
+
+    def switch(on: bool) -> None:
+        if rig.is_cuda:
+            torch.cuda.set_sync_debug_mode("error" if on else "default")
+
+    yield switch
+    switch(False)

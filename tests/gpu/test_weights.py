@@ -1,0 +1,114 @@
+"""Weights on the device: how they lie, that they are exact, that no history shows in them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from assets.sdxl import SDXL_CONFIGS, skeleton_of
+from serving.engine.engine import Engine
+from serving.engine.slabs import layouts_of
+from tests.gpu.plugin import Rig
+
+
+def test_parameters_lie_as_kernels_want_them(rig: Rig, engine: Engine) -> None:
+    """(a) Every parameter is aligned to 16 bytes (else cuBLAS and TMA take slow paths), and
+    kernels are channels-last on CUDA (else each convolution turns its weight around)."""
+    for module in (engine._unet, engine._vae):
+        for name, parameter in module.named_parameters():
+            assert parameter.numel() < 8 or parameter.data_ptr() % 16 == 0, name
+            if rig.is_cuda and parameter.ndim == 4:
+                assert parameter.is_contiguous(memory_format=torch.channels_last), name
+
+
+def test_a_convolution_moves_no_weights(rig: Rig) -> None:
+    """(a) One on a row of a slab launches no kernel that changes a layout, for its weight."""
+    if not rig.is_cuda:
+        pytest.skip("kernels are looked at on CUDA")
+    slab = layouts_of(skeleton_of(SDXL_CONFIGS), channels_last=True)["unet"]
+    shape = (320, 320, 3, 3)
+    count = len(slab.rows[shape])
+    weights = torch.randn(count, 320, 3, 3, 320, device=rig.device, dtype=torch.float16)
+    kernel = weights.permute(0, 1, 4, 2, 3)[count // 2]
+    hidden = torch.randn(2, 320, 64, 64, device=rig.device, dtype=torch.float16)
+    hidden = hidden.contiguous(memory_format=torch.channels_last)
+    convolve = torch.nn.functional.conv2d
+    convolve(hidden, kernel, padding=1)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        convolve(hidden, kernel, padding=1)
+        torch.cuda.synchronize()
+    names = [event.key for event in profiler.key_averages()]
+    assert not [n for n in names if "nchwToNhwc" in n or "nhwcToNchw" in n], names
+
+
+def test_every_history_gives_the_same_weights(rig: Rig, engine: Engine) -> None:
+    """(b) 60 switches in random order: each recipe's weights are those of a fresh engine, and
+    the base is what it was. Would catch drift, rows that stick, and kernels that are chosen by
+    what was there before."""
+    recipes = rig.recipes()
+    fresh = {}
+    for recipe in recipes:
+        new = rig.engine(replace(rig.options, graphs="off"))
+        with new.prepare(recipe) as prepared:
+            new.become(prepared)
+        fresh[recipe] = new.digest()
+    dice = random.Random(1)
+    for _ in range(60):
+        recipe = dice.choice(recipes)
+        with engine.prepare(recipe) as prepared:
+            engine.become(prepared)
+        assert engine.digest() == fresh[recipe], recipe
+    with engine.prepare(rig.base) as prepared:
+        engine.become(prepared)
+    assert engine.digest() == fresh[rig.base] == engine._base_digest
+
+
+@pytest.mark.parametrize("rank", [4, 32])
+def test_rows_written_together_and_alone(rig: Rig, rank: int) -> None:
+    """(c) Whether a batched product of SDXL's shapes gives other bits than one row alone. Either
+    answer is fine, since groups of rows are written whole; this says which one it is."""
+    dtype = torch.float16 if rig.is_cuda else torch.float32
+    shapes = [(1280, 1280), (10240, 1280), (1280, 5120), (640, 640), (1280, 2048)]
+    if not rig.is_cuda:
+        shapes = [(n // 16, m // 16) for n, m in shapes]
+    differing = []
+    for rows, columns in shapes:
+        generator = torch.Generator(rig.device).manual_seed(1)
+        base, up, down = (
+            torch.randn(size, generator=generator, device=rig.device, dtype=dtype)
+            for size in ((6, rows, columns), (6, rows, rank), (6, rank, columns))
+        )
+        together = torch.baddbmm(base, up, down)
+        again = torch.baddbmm(base, up, down)
+        assert torch.equal(together, again)  # the same product is the same bits
+        alone = torch.cat([
+            torch.baddbmm(base[i : i + 1], up[i : i + 1], down[i : i + 1]) for i in range(6)
+        ])  # fmt: skip
+        if not torch.equal(together, alone):
+            differing.append((rows, columns))
+    print(f"rank {rank}: other bits alone than together for {differing or 'no shape'}")
+
+
+def test_a_changed_weight_is_rounded_once(rig: Rig) -> None:
+    """(d) pristine + weight · up @ down against float64: no worse than rounding the exact value
+    to the working type, by more than 5 %. Would catch a product in a lower precision (TF32,
+    reduced fp16 accumulation)."""
+    dtype = torch.float16 if rig.is_cuda else torch.float32
+    generator = torch.Generator(rig.device).manual_seed(2)
+
+    def random_of(*size: int) -> torch.Tensor:
+        drawn = torch.randn(size, generator=generator, device=rig.device)
+        return drawn.to(dtype)
+
+    base, up, down = random_of(4, 640, 640), random_of(4, 640, 16), random_of(4, 16, 640)
+    base, up = base / 32, up / 64
+    exact = base.double() + torch.bmm(up.double(), down.double())
+    found = torch.baddbmm(base, up, down)
+    error = (found.double() - exact).abs().mean()
+    rounding = (exact.to(dtype).double() - exact).abs().mean()
+    limit = 1.05 if rig.is_cuda else 3.0  # in float32 the sum of 16 products rounds, too
+    assert error <= limit * rounding
