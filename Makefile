@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+DEVICE ?= cpu
 
-.PHONY: demo serve test test-slow check format bench-http bench-swap bench-addressing clean
+.PHONY: demo serve test test-gpu test-slow check format bench-http bench-swap bench-addressing bench-gpu clean
 
 # The environment with what the platform needs to run.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -30,6 +31,11 @@ serve: $(VENV)/installed
 
 test: $(VENV)/developed
 	$(PYTEST) $(ARGS)
+	$(if $(ARGS),,$(MAKE) test-gpu)
+
+# The engine's self-check on a device: DEVICE=cuda on a machine with a GPU.
+test-gpu: $(VENV)/developed
+	$(PYTEST) --noconftest -q tests/gpu --device $(DEVICE)
 
 test-slow: $(VENV)/developed
 	$(PYTEST) -m slow $(ARGS)
@@ -50,6 +56,9 @@ bench-http: $(VENV)/developed
 
 bench-swap: $(VENV)/developed
 	$(BIN)/python -m benchmarks swap $(ARGS)
+
+bench-gpu: $(VENV)/developed
+	$(BIN)/python -m benchmarks gpu $(ARGS)
 
 bench-addressing: $(VENV)/developed
 	$(BIN)/python -m benchmarks addressing $(ARGS)

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.programs import PROGRAMS
+from benchmarks.gpu.stages import Stages
+from benchmarks.gpu.table import tables
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,10 +26,51 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_engine_benchmark_runs_dry() -> None:
-    """All of its code, at small widths; and no recipe compiles anything."""
-    printed = run("engine", "--dry-run", "--compile", "regional")
-    assert "| compiled again after warm-up | 0 |" in printed
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_gpu_programs_run_dry(tmp_path: Path, program: str) -> None:
+    """Every stage of every program, at small widths: none is skipped, none fails."""
+    printed = run("gpu", program, "--dry-run", "--out", str(tmp_path / "r.json"))
+    assert "of 64 MiB" in printed  # what would travel to a borrowed machine
+    result = json.loads((tmp_path / f"r-{program}.json").read_text())
+    assert not [n for n, row in result["stages"].items() if {"error", "skipped"} & row.keys()]
+    assert "| – |" in tables([tmp_path / f"r-{program}.json"])
+
+
+def test_what_was_measured_survives_a_kill(tmp_path: Path) -> None:
+    """The JSON is whole after each stage, whatever becomes of the process."""
+    out = tmp_path / "r.json"
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "gpu", "plain", "--dry-run"]
+    child = subprocess.Popen(
+        [*command, "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("switch is exact:"):
+            break
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    stages = json.loads((tmp_path / "r-plain.json").read_text())["stages"]
+    assert list(stages)[:4] == ["facts", "ceilings", "start", "switch is exact"]
+    assert stages["switch is exact"]["equal"] is True
+
+
+def test_a_stage_leaves_its_error_or_why_it_was_skipped(tmp_path: Path) -> None:
+    now = [0.0]
+    stages = Stages("p", tmp_path / "p.json", 10.0, clock=lambda: now[0])
+
+    def fails() -> dict[str, float]:
+        now[0] += 6
+        raise ValueError("odd")
+
+    stages.run("first", 5, fails)
+    stages.run("second", 5, lambda: {"never": 1.0})
+    stages.run("third", 3, lambda: {"figure": 1.0})
+    found = json.loads((tmp_path / "p.json").read_text())["stages"]
+    assert found["first"]["error"].endswith("ValueError: odd\n")
+    assert found["second"]["skipped"] == "4 s left, 5 s expected"
+    assert found["third"]["figure"] == 1.0
+    assert stages.failed == ["first"]
 
 
 @pytest.mark.slow
@@ -48,7 +93,7 @@ def test_faults_are_survived(tmp_path: Path) -> None:
 def test_on_a_gpu_it_needs_no_platform() -> None:
     """diffusers, cachetools and our own packages: what a rented machine has, or takes as wheels."""
     code = (
-        "import sys, benchmarks.engine, benchmarks.swap;"
+        "import sys, benchmarks.gpu, benchmarks.swap, tests.gpu.plugin;"
         "unwanted = {'ray', 'sqlalchemy', 'pydantic_settings', 'fastapi'};"
         "print(unwanted & set(sys.modules))"
     )

@@ -100,6 +100,19 @@ def test_the_benchmarks_figures_are_those_of_the_results() -> None:
     assert ratios["ours / bare copy: LoRA, gpu"] <= 5
 
 
+def test_the_gpus_figures_are_those_of_the_results() -> None:
+    """Of each card that was measured; before that, the predictions alone."""
+    from benchmarks.gpu.table import savings_table, tables
+
+    results = ROOT / "benchmarks" / "results"
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert tables(sorted((results / "gpu").glob("*.json"))) in text
+    savings = json.loads((results / "savings.json").read_text())
+    assert savings_table(savings) in text
+    assert savings["stages"]["savings"]["bit_equal"] is True
+    assert savings["stages"]["overlap"]["equal"] is True
+
+
 def test_the_librarys_figures_are_those_of_the_results() -> None:
     from benchmarks import library, upload
 

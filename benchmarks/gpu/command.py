@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.programs import PROGRAMS
 from benchmarks.gpu.stages import Stages
 from benchmarks.gpu.table import tables
-from benchmarks.gpu.world import DRY, FULL, make_world
+from benchmarks.gpu.world import DRY, FULL, SMALL, make_world
 from benchmarks.swap import quietly
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,8 @@ def run(name: str, budget_s: float, out: Path | None, device: str, is_dry: bool 
     if not is_dry:
         stages.arm()
     with quietly():
-        world = make_world(torch.device(device), DRY if is_dry else FULL)
+        scale = DRY if is_dry else FULL if is_cuda else SMALL
+        world = make_world(torch.device(device), scale)
         PROGRAMS[name](world, stages, is_dry)
     stages.disarm()
     return stages

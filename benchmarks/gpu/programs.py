@@ -112,7 +112,7 @@ def full(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def tuned(world: World, stages: Stages, is_dry: bool) -> None:
-    """Regional, with tuned matrix products and timed convolutions; each exact saving on and off."""
+    """Regional, with tuned matrix products and timed convolutions."""
     run = _Run(world, stages, is_dry)
     options = _options(
         run, compile="regional", cudnn_benchmark=True,
@@ -123,7 +123,15 @@ def tuned(world: World, stages: Stages, is_dry: bool) -> None:
     run.images(("as it comes",), 10, 25)
     run("graph", 5, lambda: measures.capture_is_exact(world, run.engine()))
     run("convolutions", 8, lambda: measures.convolutions(world))
-    run("savings", 40, lambda: measures.savings(world))
+
+
+def savings(world: World, stages: Stages, is_dry: bool) -> None:
+    """Each exact saving on and off, interleaved, uncompiled. Says something on a CPU, too."""
+    run = _Run(world, stages, is_dry)
+    run.start(_options(run), 8)
+    run("call", 5, lambda: measures.call_times(world, run.engine()))
+    run("savings", 60, lambda: measures.savings(world, _options(run)))
+    run("overlap", 15, lambda: measures.overlap(world, run.engine()))
 
 
 def soak(world: World, stages: Stages, is_dry: bool) -> None:
@@ -138,4 +146,5 @@ def soak(world: World, stages: Stages, is_dry: bool) -> None:
 
 PROGRAMS: dict[str, Program] = {
     "plain": plain, "regional": regional, "full": full, "tuned": tuned, "soak": soak,
+    "savings": savings,
 }  # fmt: skip

@@ -65,3 +65,32 @@ def _measured(figure: Mapping[str, Any], documents: Sequence[Mapping[str, Any]])
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
+
+
+def savings_table(document: Mapping[str, Any]) -> str:
+    """Of the program ``savings``: times without each saving ÷ with all."""
+    stages = document["stages"]
+    call, savings, overlap = stages["call"], stages["savings"], stages["overlap"]
+    lines = [
+        f"| {document['device']}; without ÷ with | same recipe | another LoRA each time |",
+        "|---|---|---|",
+    ]
+    names = [n.removeprefix("same: ") for n in savings if n.startswith("same: ")]
+    for name in names:
+        same, lora = savings[f"same: {name}"], savings[f"lora: {name}"]
+        lines.append(f"| {name} | {same:.2f} × | {lora:.2f} × |")
+    lines += [
+        "",
+        "| a call of the UNet, the host's time | ms |",
+        "|---|---|",
+        f"| eager | {call['eager_ms']:.1f} |",
+        f"| the stand-in of a replay | {call['replay_ms']:.1f} |",
+        f"| a replay's copies alone | {call['copies_ms']:.3f} |",
+        "",
+        "| four images of 512 × 512 in one step each, PNG | ms |",
+        "|---|---|",
+        f"| encoded by the generating thread | {overlap['in_turn_ms']:.0f} |",
+        f"| encoded beside it | {overlap['beside_ms']:.0f} |",
+        f"| ratio | {overlap['in_turn_over_beside']:.2f} × |",
+    ]
+    return "\n".join(lines)

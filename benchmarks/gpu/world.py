@@ -59,6 +59,11 @@ FULL = Scale(
     matrix=8192, copy_bytes=2 << 30, soak_s=60.0,
     other_sizes=((832, 1216), (1216, 832), (896, 1152), (1344, 768)),
 )  # fmt: skip
+#: On a CPU: the miniature at its own size.
+SMALL = replace(
+    FULL, configs=MINIATURE_CONFIGS, side=128, rank=32, matrix=512, copy_bytes=1 << 26,
+    other_sizes=((64, 96),),
+)  # fmt: skip
 DRY = Scale(
     configs=MINIATURE_CONFIGS, side=64, steps=2, rounds=2, loras=2, rank=4, recipes=4,
     matrix=64, copy_bytes=1 << 16, soak_s=1.0, other_sizes=((64, 96),),

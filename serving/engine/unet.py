@@ -83,7 +83,7 @@ class UnetRunner:
         if key in self._graphs:
             static, captured = self._graphs[key]
             static.set_condition(context, added)
-            return _Replay(static, captured)
+            return Replay(static, captured)
 
         def predict(sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             compiled = self.compiled
@@ -162,13 +162,19 @@ class _Static:
             tensor.copy_(added[name])
 
 
-class _Replay:
+class Replay:
+    """A captured call: copies its inputs in; its output is overwritten by the next call."""
+
     def __init__(self, static: _Static, captured: Captured) -> None:
-        self._static = static
+        self.static = static
         self._captured = captured
 
+    @property
+    def output(self) -> torch.Tensor:
+        return self._captured.output
+
     def __call__(self, sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        self._static.sample.copy_(sample)
-        self._static.time.copy_(time)
+        self.static.sample.copy_(sample)
+        self.static.time.copy_(time)
         self._captured.replay()
         return self._captured.output
