@@ -31,7 +31,6 @@ serve: $(VENV)/installed
 
 test: $(VENV)/developed
 	$(PYTEST) $(ARGS)
-	$(if $(ARGS),,$(MAKE) test-gpu)
 
 # The engine's self-check on a device: DEVICE=cuda on a machine with a GPU.
 test-gpu: $(VENV)/developed
@@ -39,6 +38,7 @@ test-gpu: $(VENV)/developed
 
 test-slow: $(VENV)/developed
 	$(PYTEST) -m slow $(ARGS)
+	$(if $(ARGS),,$(MAKE) test-gpu)
 
 check: $(VENV)/developed
 	$(BIN)/ruff format --check .

@@ -15,13 +15,16 @@ export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$HOME/inductor}"
 
 # run PROGRAM SECONDS
 run() {
+  GPU_STARTED="$(date +%s)"
+  export GPU_STARTED
   timeout -s INT -k 5 "$2" python3 -X faulthandler -m benchmarks gpu "$1" \
     --budget $(($2 - 8)) --out "$OUT/$1.json" 2>&1 | tee "$OUT/$1.log"
 }
 
 # check SECONDS: the self-check
 check() {
-  timeout -s INT -k 5 "$1" python3 -m pytest --noconftest -q tests/gpu --device cuda 2>&1 |
+  PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 timeout -s INT -k 5 "$1" \
+    python3 -m pytest --noconftest -q -rP --durations=10 tests/gpu --device cuda 2>&1 |
     tee "$OUT/self-check.log"
 }
 
@@ -36,17 +39,17 @@ case "${1:-}" in
       python3 -m pip list
     } >"$OUT/machine.txt" 2>&1
     run plain 165
-    run regional 130
+    run regional 120
     ;;
   2)
-    run full 290
+    run full 270
     ;;
   3)
     if [ -n "${2:-}" ]; then
       run "$2" "${3:-180}" # whichever program is to be repeated
     else
-      check 150
-      run soak 110
+      check 110
+      run soak 90
     fi
     ;;
   *)
@@ -54,4 +57,5 @@ case "${1:-}" in
     exit 2
     ;;
 esac
+shopt -s nullglob
 python3 -m benchmarks gpu table "$OUT"/*.json

@@ -7,14 +7,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 
 from benchmarks.gpu.programs import PROGRAMS
-from benchmarks.gpu.stages import Stages
+from benchmarks.gpu.stages import Row, Stages
 from benchmarks.gpu.table import tables
-from benchmarks.gpu.world import DRY, FULL, SMALL, make_world
+from benchmarks.gpu.world import DRY, FULL, SMALL, World, make_world
 from benchmarks.swap import quietly
 
 ROOT = Path(__file__).parents[2]
@@ -49,14 +50,27 @@ def run(name: str, budget_s: float, out: Path | None, device: str, is_dry: bool 
     """One program in this process."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/gpu-inductor")
     is_cuda = device.startswith("cuda")
+    started = os.environ.get("GPU_STARTED", "")  # imports count, too
+    if started:
+        budget_s -= time.time() - float(started)
     stages = Stages(name, out, budget_s, torch.cuda.synchronize if is_cuda else lambda: None)
     stages.document["device"] = torch.cuda.get_device_name() if is_cuda else "CPU"
     if not is_dry:
         stages.arm()
     with quietly():
+        if is_cuda:  # PyTorch settles its own order of attention kernels at the first call
+            nothing = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.float16)
+            torch.nn.functional.scaled_dot_product_attention(nothing, nothing, nothing)
         scale = DRY if is_dry else FULL if is_cuda else SMALL
-        world = make_world(torch.device(device), scale)
-        PROGRAMS[name](world, stages, is_dry)
+        made: list[World] = []
+
+        def make() -> Row:
+            made.append(make_world(torch.device(device), scale))
+            return {"tier_bytes": made[0].tier.used_bytes}
+
+        stages.run("world", 0 if is_dry else 8, make)
+        if made:
+            PROGRAMS[name](made[0], stages, is_dry)
     stages.disarm()
     return stages
 

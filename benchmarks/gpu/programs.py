@@ -55,7 +55,8 @@ class _Run:
     def images(self, rivals: tuple[str, ...], rounds: int, expected_s: float) -> None:
         rounds = min(rounds, self.world.scale.rounds)
         self("images", expected_s, lambda: measures.images(
-            self.world, self.engine(), rivals, rounds, self.matrix_tflops
+            self.world, self.engine(), rivals, rounds, self.matrix_tflops,
+            lambda: self.stages.left_s,
         ))  # fmt: skip
 
 
@@ -74,9 +75,9 @@ def plain(world: World, stages: Stages, is_dry: bool) -> None:
     run.start(_options(run), 8)
     run("switch is exact", 10, lambda: measures.switch_is_exact(world, run.engine()))
     run("switch", 8, lambda: measures.switch_times(world, run.engine()))
-    run("step is right", 15, lambda: measures.step_is_right(world, run.engine()))
+    run("graph", 12, lambda: measures.capture_is_exact(world, run.engine()))
+    run("step is right", 12, lambda: measures.step_is_right(world, run.engine()))
     run("step", 8, lambda: measures.step_times(world, run.engine()))
-    run("graph", 8, lambda: measures.capture_is_exact(world, run.engine()))
     run("warm-up", 8, lambda: measures.warm_up(world, run.engine()))
     run.images(("as it comes", "VAE in bfloat16"), 5, 30)
     run("around", 8, lambda: measures.around(world, run.engine()))
@@ -86,29 +87,30 @@ def plain(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def regional(world: World, stages: Stages, is_dry: bool) -> None:
-    """Repeated blocks compiled, then captured."""
+    """The UNet's repeated blocks compiled, then captured."""
     run = _Run(world, stages, is_dry)
-    run.start(_options(run, compile="regional"), 8)
-    run("warm-up", 60, lambda: measures.warm_up(world, run.engine(), _GUIDED))
-    run("no fall-back", 10, lambda: measures.no_fallback(world, run.engine(), world.scale.recipes))
+    run.start(_options(run, compile="regional", compile_vae=False), 8)
+    run("warm-up", 50, lambda: measures.warm_up(world, run.engine(), _GUIDED))
+    run.images(("as it comes",), 6, 20)
     run("graph", 5, lambda: measures.capture_is_exact(world, run.engine()))
-    run.images(("as it comes",), 5, 20)
-    run("around", 8, lambda: measures.around(world, run.engine()))
+    run("step is right", 12, lambda: measures.step_is_right(world, run.engine()))
+    run("no fall-back", 10, lambda: measures.no_fallback(world, run.engine(), world.scale.recipes))
 
 
 def full(world: World, stages: Stages, is_dry: bool) -> None:
     """The whole UNet and decoder compiled; the figures of the goals, with every opponent."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run, compile="full"), 8)
-    run("warm-up", 130, lambda: measures.warm_up(world, run.engine(), _GUIDED))
-    run.images(("as it comes", "VAE in bfloat16", "its best"), 30, 75)
+    run("warm-up", 110, lambda: measures.warm_up(world, run.engine(), _GUIDED))
+    run.images(("as it comes", "VAE in bfloat16", "its best"), 30, 50)
     run("graph", 5, lambda: measures.capture_is_exact(world, run.engine()))
-    run("step is right", 12, lambda: measures.step_is_right(world, run.engine()))
-    run("no fall-back", 12, lambda: measures.no_fallback(
-        world, run.engine(), min(100, 8 * world.scale.recipes)
+    run("no fall-back", 10, lambda: measures.no_fallback(
+        world, run.engine(), min(100, 9 * world.scale.recipes)
     ))  # fmt: skip
-    run("attention", 5, lambda: measures.attention_backends(world))
-    run("projections", 2, lambda: measures.fused_projections(world))
+    run("step is right", 10, lambda: measures.step_is_right(world, run.engine()))
+    run("around", 6, lambda: measures.around(world, run.engine()))
+    run("attention", 3, lambda: measures.attention_backends(world))
+    run("projections", 1, lambda: measures.fused_projections(world))
 
 
 def tuned(world: World, stages: Stages, is_dry: bool) -> None:
@@ -135,13 +137,14 @@ def savings(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def soak(world: World, stages: Stages, is_dry: bool) -> None:
-    """A busy card and a small one."""
+    """A small card and a busy one."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
-    run("warm-up", 8, lambda: measures.warm_up(world, run.engine()))
-    run("soak", world.scale.soak_s + 10, lambda: measures.soak(world, run.engine()))
     world.forget("engine")
-    run("24 GB", 25, lambda: measures.small_card(world, _options(run)))
+    run("24 GB", 12, lambda: measures.small_card(world, _options(run)))
+    run("again", 2, lambda: measures.start_engine(world, _options(run)))
+    run("warm-up", 8, lambda: measures.warm_up(world, run.engine()))
+    run("soak", world.scale.soak_s + 12, lambda: measures.soak(world, run.engine()))
 
 
 PROGRAMS: dict[str, Program] = {

@@ -61,16 +61,19 @@ class Stages:
             try:
                 row = dict(work())
                 self._synchronize()
-            except Exception as error:
+            except BaseException as error:
                 text = "".join(traceback.format_exception(error))
                 row = {"error": text[-_ERROR_CHARACTERS:]}
-        row["expected_s"], row["s"] = expected_s, self._clock() - started
-        self.document["stages"][name] = row
-        self._write()
+                if not isinstance(error, Exception):  # interrupted: what there is is kept
+                    self._keep(name, row, expected_s, started)
+                    raise
+        self._keep(name, row, expected_s, started)
         shown = {k: v for k, v in row.items() if not isinstance(v, (list, dict))}
         print(f"{name}: {shown}"[:600], flush=True)
 
-    def _write(self) -> None:
+    def _keep(self, name: str, row: dict[str, Any], expected_s: float, started: float) -> None:
+        row["expected_s"], row["s"] = expected_s, self._clock() - started
+        self.document["stages"][name] = row
         if self._out is not None:
             self._out.parent.mkdir(parents=True, exist_ok=True)
             part = self._out.with_suffix(".part")

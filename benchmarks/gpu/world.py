@@ -8,7 +8,8 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -56,7 +57,7 @@ class Scale:
 
 FULL = Scale(
     configs=SDXL_CONFIGS, side=1024, steps=30, rounds=30, loras=6, rank=32, recipes=12,
-    matrix=8192, copy_bytes=2 << 30, soak_s=60.0,
+    matrix=8192, copy_bytes=2 << 30, soak_s=25.0,
     other_sizes=((832, 1216), (1216, 832), (896, 1152), (1344, 768)),
 )  # fmt: skip
 #: On a CPU: the miniature at its own size.
@@ -187,7 +188,8 @@ class World:
     def stock(self, how: str = "as it comes") -> Any:
         """A pipeline with the base's weights, in memory of its own and in its own order."""
         if how not in self.stocks:
-            self.stocks[how] = _stock(self)
+            with torch.inference_mode(False):  # else it could not be cast for its float32 VAE
+                self.stocks[how] = _stock(self)
             if how == "its best":
                 best = self.stocks[how]
                 best.unet.to(memory_format=torch.channels_last)
@@ -198,16 +200,22 @@ class World:
                 )  # fmt: skip
         return self.stocks[how]
 
-    def stock_image(self, pipeline: Any, vae_dtype: torch.dtype | None = None) -> Any:
-        """A PIL image; with ``vae_dtype`` the VAE decodes in that type instead of stock's."""
+    def stock_image(
+        self, pipeline: Any, vae_dtype: torch.dtype | None = None, prompt: str = PROMPT
+    ) -> Any:
+        """A PIL image of the same noise as ours of seed 7; with ``vae_dtype`` the VAE decodes in
+        that type instead of stock's."""
         side = self.scale.side
+        generator = torch.Generator().manual_seed(7)
+        noise = torch.randn(1, 4, side // 8, side // 8, generator=generator)
         named: dict[str, Any] = {
             "num_inference_steps": self.scale.steps, "guidance_scale": 7.5,
-            "width": side, "height": side, "generator": torch.Generator().manual_seed(7),
+            "width": side, "height": side,
+            "latents": noise.to(self.device, pipeline.unet.dtype),
         }  # fmt: skip
         if vae_dtype is None:
-            return pipeline(PROMPT, **named).images[0]
-        latents = pipeline(PROMPT, output_type="latent", **named).images
+            return pipeline(prompt, **named).images[0]
+        latents = pipeline(prompt, output_type="latent", **named).images
         with torch.no_grad():
             scaled = latents / pipeline.vae.config.scaling_factor
             decoded = pipeline.vae.to(vae_dtype).decode(scaled.to(vae_dtype)).sample
@@ -348,6 +356,14 @@ def _stock(world: World) -> Any:
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """cuDNN's float32 convolutions in float32: by default they round to 10 bits (TF32)."""
+    flags = torch.backends.cudnn.flags
+    with flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
+        yield
 
 
 def median(samples: list[float]) -> float:

@@ -8,7 +8,8 @@ eagerly: a request never waits for a compilation.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
@@ -16,10 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-from serving.engine.options import EngineOptions
+from serving.engine.options import AttentionBackend, EngineOptions
 
-#: Compiled calls that one piece of code may have: warmed shapes × widths of the blocks.
-_MAX_CALLS = 256
 _STANCE = Lock()
 
 Stance = Literal["default", "eager_on_recompile", "force_eager", "fail_on_recompile"]
@@ -30,6 +29,7 @@ def keep_artifacts(folder: Path) -> None:
 
     Set whatever the variable was before: torch puts its own default there when it is imported.
     """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies in it is executed
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
@@ -41,14 +41,11 @@ class CompiledModule:
     """
 
     def __init__(self, module: Any, options: EngineOptions) -> None:
-        import torch._dynamo as dynamo
-
-        config: Any = dynamo.config
-        config.recompile_limit = max(_MAX_CALLS, config.recompile_limit)
-        config.accumulated_recompile_limit = max(_MAX_CALLS, config.accumulated_recompile_limit)
         how_to: dict[str, Any] = {
             "fullgraph": True, "dynamic": False,
-            "backend": _counting(options.compile_backend, options.compile_options),
+            "backend": _counting(
+                options.compile_backend, options.compile_options, options.attention
+            ),
         }  # fmt: skip
         if options.compile == "regional":
             for block in module.modules():
@@ -85,7 +82,8 @@ class CompiledModule:
     def _counted(self, stance: Stance, key: object, inputs: Any, named: Any) -> Any:
         """The stance and the counter are the process's: engines that share one take turns."""
         before = _ran[0]
-        with torch.compiler.set_stance(stance):
+        # Here and not once for all: from torch 2.13 on these limits are a thread's.
+        with _without_limits(), torch.compiler.set_stance(stance):
             result = self._call(*inputs, **named)
         self._pieces[key] = _ran[0] - before
         return result
@@ -95,13 +93,34 @@ class CompiledModule:
         self._frozen = "fail_on_recompile"
 
 
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Within it nothing is compiled, and nothing that is compiled is used."""
+    with _STANCE, torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _without_limits() -> Any:
+    """PyTorch stops at 8 compiled calls of one piece of code; a warmed size of SDXL has 34 of
+    its ResNet blocks alone."""
+    import torch._dynamo as dynamo
+
+    config: Any = dynamo.config
+    return config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16)
+
+
 #: How many compiled pieces this process has run.
 _ran = [0]
 
 
 @cache
-def _counting(backend: str, options: tuple[tuple[str, bool | int | str], ...]) -> Any:
-    """One object for each backend: Dynamo compiles again for another backend."""
+def _counting(
+    backend: str,
+    options: tuple[tuple[str, bool | int | str], ...],
+    attention: tuple[AttentionBackend, ...],
+) -> Any:
+    """One object for each backend and order of ``attention``: Dynamo compiles again for another
+    object, but not for another order, which compiled code keeps."""
     compiler: Any
     if backend == "inductor":
         from torch._inductor.compile_fx import compile_fx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from serving.engine.compiled import compilations, keep_artifacts
 from serving.engine.devices import pick_device
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
+from serving.engine.slabs import layouts_of
 from serving.replica import Replica
 from serving.settings import Settings
 from serving.sizes import picture_size
@@ -57,7 +59,16 @@ def budgets(settings: Settings, device: str, manifest: ModelManifest) -> Budgets
     apart = settings.pristine == "host" or (
         settings.pristine == "auto" and device.startswith("cuda") and room < 2 * model_bytes
     )
-    return Budgets(room, (settings.pristine_bytes or 3 * model_bytes) if apart else None)
+    return Budgets(room, (settings.pristine_bytes or _pristine_bytes(manifest)) if apart else None)
+
+
+def _pristine_bytes(manifest: ModelManifest) -> int:
+    """Room for three models in pinned memory, which comes in powers of two, within three quarters
+    of the machine's memory, but for one in any case."""
+    layouts = layouts_of(manifest.skeleton)
+    one = sum(layout.size_bytes(torch.float16, pinned=True) for layout in layouts.values())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(one, min(3 * one, memory * 3 // 4))
 
 
 def engine_options(settings: Settings, device: str) -> EngineOptions:
@@ -97,9 +108,10 @@ def open_replica(
     sizes = warm_sizes(settings, manifest)
     artifacts, key = None, ""
     if options.compile != "off":
-        keep_artifacts(settings.data_dir / "compiled")
         artifacts = ArtifactStore(store, provisioner, settings.secret_bytes)
         key = artifact_key(torch.device(device), manifest, options, sizes, settings.warm_batches)
+        # A folder for each key: PyTorch's own keys know nothing of the order of attention.
+        keep_artifacts(settings.data_dir / "compiled" / key)
         load_artifacts(artifacts, key)
     engine = Engine(
         manifest,

@@ -43,15 +43,16 @@ class CrossKeyValues:
             attention.set_processor(KeptCrossAttention())
         self._buffers: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
-    def write(self, context: torch.Tensor) -> None:
+    def write(self, context: torch.Tensor, *, keep: bool) -> None:
         """Compute keys and values of ``context`` ([rows, tokens, width]) with the weights in
-        place, and point the attentions at them."""
+        place, and point the attentions at them. ``keep`` the buffers of this shape for good, as
+        a captured graph needs them; others last until the next call."""
         rows, tokens, _ = context.shape
         buffers = self._buffers.get(context.shape)
         if buffers is None:
-            buffers = self._buffers[context.shape] = [
-                (_empty(a, context), _empty(a, context)) for a in self._attentions
-            ]
+            buffers = [(_empty(a, context), _empty(a, context)) for a in self._attentions]
+            if keep:
+                self._buffers[context.shape] = buffers
         for attention, (key, value) in zip(self._attentions, buffers, strict=True):
             split = (rows, tokens, attention.heads, -1)
             key.copy_(attention.to_k(context).view(split))

@@ -46,6 +46,8 @@ class Denoiser:
         self._channels = channels
         self._device = device
         self._record = record
+        # Over the batches of a request, too: the next begins while the last is being decoded.
+        self._queued: deque[Event] = deque()
 
     def steps(
         self,
@@ -89,7 +91,7 @@ class Denoiser:
         predict = self.unet.start(key, context, added)
         # Samplers keep their timesteps as integers or floats; a compiled UNet knows one type.
         times = to_device(sampler.timesteps.to(torch.float32), self._device)
-        queued: deque[Event] = deque()
+        queued = self._queued
         for step, time in zip(sampler.timesteps, times, strict=True):
             if len(queued) == STEPS_AHEAD:
                 queued.popleft().wait()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from assets.recipe import Recipe
+from serving.engine.compiled import eagerly
 from serving.errors import NotFinite
 
 #: Draws a recipe for at most so many steps (None: all); after which step it was not finite.
@@ -43,10 +44,15 @@ def blame_vae(vae: Any, key: str, latents: torch.Tensor, dtype: torch.dtype) -> 
     """The error about a VAE whose picture of these (finite) latents is not finite in
     ``dtype``: its weights, or the precision that it runs in?"""
     decoded = latents.float()
-    for module in (vae.post_quant_conv, vae.decoder):
-        exact = {name: parameter.float() for name, parameter in module.named_parameters()}
-        decoded = torch.func.functional_call(module, exact, (decoded,))
-    if torch.isfinite(decoded).all() and dtype != torch.float32:
+    try:
+        with eagerly():
+            for module in (vae.post_quant_conv, vae.decoder):
+                exact = {name: parameter.float() for name, parameter in module.named_parameters()}
+                decoded = torch.func.functional_call(module, exact, (decoded,))
+        is_finite = bool(torch.isfinite(decoded).all())
+    except torch.OutOfMemoryError:  # float32 takes twice the memory: it cannot be told
+        is_finite = False
+    if is_finite and dtype != torch.float32:
         name = str(dtype).removeprefix("torch.")
         return NotFinite(f"the VAE {{assets}} overflows in {name}, and not in float32", (key,))
     return NotFinite("the VAE {assets} makes no finite picture of these latents", (key,))

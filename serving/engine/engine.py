@@ -50,7 +50,7 @@ from serving.engine.text import Embeddings, Encoded, TextEncoders
 from serving.engine.unet import UnetRunner
 from serving.engine.values import DeviceValue, Inversion
 from serving.engine.working import WorkingSet, target_of
-from serving.errors import EngineBroke, NotFinite, OutOfMemory, ServingError
+from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ServingError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -86,6 +86,7 @@ class Engine:
         self.device = torch.device(device)
         self.options = options
         self.unhealthy: str | None = None
+        self._is_lost = False
         fast = self.device.type == "cuda"
         dtype = torch.float16 if fast else torch.float32
         self._dtypes: dict[Component, torch.dtype] = {
@@ -128,6 +129,7 @@ class Engine:
             compiled=compiled,
             capture=_capture(options, self.device),
             keep_cross_kv=options.keep_cross_kv,
+            attention=options.attention,
         )
         channels = int(manifest.configs["unet"]["in_channels"])
         self._denoiser = Denoiser(self.unet, skeleton.digest, channels, self.device)
@@ -171,6 +173,7 @@ class Engine:
                 torch.cuda.synchronize(self.device)
             except Exception as lost:
                 self.unhealthy = f"the device is lost: {lost}"
+                self._is_lost = True
         return EngineBroke(f"the engine failed: {type(error).__name__}")
 
     def resident(self) -> Mapping[str, frozenset[str]]:
@@ -277,10 +280,7 @@ class Engine:
             EngineBroke: something that should never happen.
         """
         try:
-            with attention_order(self.options.attention):
-                return self._with_room(
-                    lambda: self._render(prepared, request, is_cancelled, submit)
-                )
+            return self._with_room(lambda: self._render(prepared, request, is_cancelled, submit))
         except ServingError:
             raise
         except Exception as error:
@@ -291,7 +291,7 @@ class Engine:
     def _settle(self) -> None:
         """Until the device has done what it was told: leases end after this, and what they
         held may then be overwritten by an arrival on another stream."""
-        if self.device.type == "cuda" and self.unhealthy is None:
+        if self.device.type == "cuda" and not self._is_lost:
             with suppress(RuntimeError):  # of a device that is lost, as was said already
                 torch.cuda.current_stream(self.device).synchronize()
 
@@ -299,12 +299,16 @@ class Engine:
         """``work``, once more with everything idle evicted when the device's memory ran out."""
         try:
             return work()
-        except torch.OutOfMemoryError:
-            pass  # and let go of the frames that the error came through: they hold tensors
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            # Here, and no longer: the error's frames hold tensors.
         self.shelf.make_room()
         try:
             return work()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             reason = str(error).partition("\n")[0]
             raise OutOfMemory(f"the device has no memory for this drawing: {reason}") from None
 
@@ -316,6 +320,8 @@ class Engine:
         is_cancelled: IsCancelled,
         submit: SubmitEncoding,
     ) -> Rendered:
+        if is_cancelled():
+            raise Cancelled("the request was stopped before it began")
         laps = Laps(self.device)
         before = self.unet.fallbacks.copy()
         swap = self.become(prepared)
@@ -330,6 +336,8 @@ class Engine:
             laps.lap("denoise")
             turn = _Turn(seeds, latents, torch.isfinite(latents).all())
             turns.append(turn)
+            if is_cancelled():
+                raise Cancelled("the request was stopped before its images were decoded")
             for scaled, decoded in self._decode(latents, request):
                 turn.decoded.append((scaled, torch.isfinite(decoded).all()))
                 images.append(submit(partial(encode_image, copy_pixels(decoded), request.encoding)))
@@ -437,7 +445,8 @@ class Engine:
         encoded = self._prompts.get(key)
         if encoded is None:
             vectors = {word: inversion for word, (_, inversion) in inversions.items()}
-            encoded = self._text.encode(texts, vectors)
+            with attention_order(self.options.attention):
+                encoded = self._text.encode(texts, vectors)
             self._prompts.put(key, encoded)
         return encoded
 
@@ -455,14 +464,19 @@ class Engine:
             yield scaled, decoded[0]
 
     def _decode_hidden(self, hidden: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        decoded: torch.Tensor
-        if self._decoder is None:
-            decoded = self._vae.decoder(hidden)
-        elif self.unet.is_warming:
-            decoded = self._decoder.compile(size, hidden)
-        else:
-            decoded = self._decoder(size, hidden)
-        return decoded
+        with attention_order(self.options.attention):
+            compiled = self._decoder
+            decoded: torch.Tensor
+            if compiled is None:
+                decoded = self._vae.decoder(hidden)
+            elif self.unet.is_warming:
+                decoded = compiled.compile(size, hidden)
+            else:
+                failed = compiled.fallbacks
+                decoded = compiled(size, hidden)
+                if size not in compiled or compiled.fallbacks > failed:
+                    self.unet.count(f"VAE, {size[0]}x{size[1]}")
+            return decoded
 
     def _blame(
         self,
@@ -501,6 +515,14 @@ def _capture(options: EngineOptions, device: torch.device) -> Capture | None:
     if options.graphs == "off" or (options.graphs == "auto" and device.type != "cuda"):
         return None
     return CudaCapture(device) if device.type == "cuda" else StandInCapture()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Libraries that find no memory for a workspace say so in words of their own."""
+    said = (
+        "unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
+    )  # fmt: skip
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in said)
 
 
 def _encode_now(work: Callable[[], EncodedImage]) -> Future[EncodedImage]:

@@ -51,10 +51,15 @@ class Captured:
     output: torch.Tensor
 
 
+class CaptureFailed(RuntimeError):
+    """A call that cannot be captured; the process can go on without."""
+
+
 class Capture(Protocol):
     """Turns a call on static inputs into one that can be replayed."""
 
-    def __call__(self, call: Callable[[], torch.Tensor]) -> Captured: ...
+    def __call__(self, call: Callable[[], torch.Tensor]) -> Captured:
+        """Raises CaptureFailed, and whatever the call raises."""
 
     @property
     def pool_bytes(self) -> int:
@@ -97,11 +102,18 @@ class CudaCapture:
         current.wait_stream(self._stream)
         torch.cuda.synchronize(self._device)
         graph: Any = torch.cuda.CUDAGraph()
-        # thread_local: another thread may allocate memory for an arriving asset meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            output = call()
+        try:
+            # thread_local: another thread may allocate memory for an arriving asset meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                output = call()
+        except RuntimeError as error:
+            torch.cuda.set_stream(current)  # which a failed capture does not give back
+            # Raises where the failed capture has left the allocator unusable: such a process
+            # must not go on. AO_GRAPHS=off starts without graphs.
+            torch.cuda.empty_cache()
+            raise CaptureFailed(str(error)) from error
         return Captured(graph.replay, output)
 
     @property

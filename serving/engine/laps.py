@@ -14,6 +14,7 @@ class Laps:
     """On CUDA, time between events of the stream; on a CPU, of the clock."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._is_cuda = device.type == "cuda"
         self._marks: list[tuple[str, Any]] = [("", self._mark())]
 
@@ -21,7 +22,7 @@ class Laps:
         if not self._is_cuda:
             return time.perf_counter()
         event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def lap(self, phase: str) -> None:

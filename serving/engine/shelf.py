@@ -258,6 +258,7 @@ class Shelf:
                 tier.forget(key)
             if self._brings is not None:
                 self._brings.forget(key)
+        self._spare.clear()  # outside the tier's books: for what arrives at once, and no longer
 
     def holding(self) -> Holding:
         pristine = frozenset(self.pristine_tier.resident())

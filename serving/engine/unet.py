@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,9 +12,13 @@ from typing import Any
 import torch
 
 from assets.model import LATENT_SCALE
+from serving.engine.attention import attention_order
 from serving.engine.compiled import CompiledModule
 from serving.engine.cross_attention import CrossKeyValues
-from serving.engine.graphs import Capture, Captured, UnetKey
+from serving.engine.graphs import Capture, Captured, CaptureFailed, UnetKey
+from serving.engine.options import AttentionBackend
+
+log = logging.getLogger(__name__)
 
 #: (sample [rows, channels, height, width], time []) → the prediction, of the sample's shape. It
 #: is valid until the next call.
@@ -32,6 +37,7 @@ class UnetRunner:
         compiled: CompiledModule | None = None,
         capture: Capture | None = None,
         keep_cross_kv: bool = False,
+        attention: Sequence[AttentionBackend] = (),
     ) -> None:
         self.call: Callable[..., Any] = unet
         self._channels = int(unet.config.in_channels)
@@ -39,6 +45,7 @@ class UnetRunner:
         self._capture = capture
         self._cross = CrossKeyValues(unet) if keep_cross_kv else None
         self._graphs: dict[UnetKey, tuple[_Static, Captured]] = {}
+        self._attention = attention
         self._warming = False
         #: Calls without a graph (or uncompiled, where there are no graphs), by key.
         self.fallbacks = Counter[str]()
@@ -77,9 +84,12 @@ class UnetRunner:
         vectors that SDXL is conditioned on beside the prompt, [rows, …] each. The working
         weights must be in place."""
         if self._cross is not None:
-            self._cross.write(context)
+            self._cross.write(context, keep=self._warming)
         if self._capture is not None and self._warming and key not in self._graphs:
-            self._graphs[key] = self._captured(key, context, added)
+            try:
+                self._graphs[key] = self._captured(key, context, added)
+            except CaptureFailed:  # slower, and counted; no reason not to serve
+                log.exception("the UNet's call cannot be captured for %s", key)
         if key in self._graphs:
             static, captured = self._graphs[key]
             static.set_condition(context, added)
@@ -94,7 +104,7 @@ class UnetRunner:
                     key not in compiled or compiled.fallbacks > failed
                 )
                 if uncompiled or self._capture is not None:
-                    self._count(key)
+                    self.count(str(key))
             return predicted
 
         return predict
@@ -111,13 +121,20 @@ class UnetRunner:
         call: Callable[..., Any] = self.call
         if self.compiled is not None:
             call = partial(self.compiled.compile if self._warming else self.compiled, key)
-        predicted: torch.Tensor = call(
-            sample, time, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False
-        )[0]
+        named = {"encoder_hidden_states": context, "added_cond_kwargs": added}
+        order = self._attention
+        if self.is_warmed and not self._warming and not self._is_warm(key):
+            # cuDNN builds a plan for each new shape, which takes seconds.
+            order = [backend for backend in order if backend != "cudnn"]
+        with attention_order(order):
+            predicted: torch.Tensor = call(sample, time, **named, return_dict=False)[0]
         return predicted
 
-    def _count(self, key: UnetKey) -> None:
-        name = str(key)
+    def _is_warm(self, key: UnetKey) -> bool:
+        return key in self._graphs or (self.compiled is not None and key in self.compiled)
+
+    def count(self, name: str) -> None:
+        """One fall-back of the call ``name``."""
         if name not in self.fallbacks and len(self.fallbacks) >= _MAX_COUNTED:
             name = "other"
         self.fallbacks[name] += 1

@@ -86,7 +86,12 @@ def test_a_changed_byte_is_a_miss(
 ) -> None:
     """In the bundle or in its record, in the store or in a node's tier; it is never opened."""
     opened: list[bytes] = []
-    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", opened.append)
+
+    def load(bundle: bytes) -> bytes:
+        opened.append(bundle)
+        return bundle
+
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", load)
     node().publish(KEY, b"good")
     originals = {stored.key: read_bytes(store, stored.key) for stored in store.list(COMPILED)}
     assert len(originals) == 2
@@ -117,7 +122,21 @@ def test_a_bundle_of_another_key_or_platform_is_a_miss(
     assert node("c").fetch("1" * 40) is None
 
 
-@pytest.mark.parametrize("record", [b"", b"[]", b"{}", b"{" * 5000, b'{"key": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"{" * 5000,
+        b'{"key": 1}',
+        b"\xff",
+        b'{"key": "\\ud800", "sha256": "", "size_bytes": 1, "hmac": ""}',
+        b'{"key": "", "sha256": "", "size_bytes": 1, "hmac": "\\ud800"}',
+        b'{"key": "", "sha256": "", "size_bytes": Infinity, "hmac": ""}',
+        b"[" * 4000,
+    ],
+)
 def test_a_record_that_is_none_is_a_miss(
     node: Callable[..., ArtifactStore], store: FsspecStore, record: bytes
 ) -> None:
@@ -152,6 +171,7 @@ def test_the_key_names_everything_that_decides(bench: Any) -> None:
     assert key() == keys[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's CPU backend needs a C++ compiler")
 def test_a_node_with_an_empty_disk_compiles_nothing(bench: Any, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TORCHINDUCTOR")}
@@ -174,3 +194,11 @@ def test_a_node_with_an_empty_disk_compiles_nothing(bench: Any, tmp_path: Path) 
     assert counts[1]["compiled"] == 0
     assert counts[1]["graphs"] == counts[0]["graphs"]
     assert counts[1]["taken"] > 0
+
+
+def test_bytes_that_pytorch_does_not_understand_are_a_miss(
+    node: Callable[..., ArtifactStore],
+) -> None:
+    """Ours, and of another version: PyTorch does not raise for that."""
+    node().publish(KEY, b"odd")
+    assert not load_artifacts(node("b"), KEY)

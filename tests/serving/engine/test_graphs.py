@@ -12,7 +12,7 @@ import torch
 
 from assets.recipe import LoraUse, Recipe
 from serving.drawing import DrawRequest
-from serving.engine.graphs import StandInCapture, UnetKey
+from serving.engine.graphs import CaptureFailed, StandInCapture, UnetKey
 from serving.engine.options import EngineOptions
 from tests.drawing import picture_of
 
@@ -109,7 +109,7 @@ def test_the_key_tells_calls_of_other_shapes_apart() -> None:
 def test_fallbacks_are_counted_by_few_names(bench: Any) -> None:
     runner = bench.engine(options=EngineOptions(graphs="on")).unet
     for width in range(100):
-        runner._count(UnetKey(schema="s", width=width, height=8, batch=1, guided=True))
+        runner.count(f"{width}x8")
     assert len(runner.fallbacks) == 65
     assert runner.fallbacks["other"] == 36
 
@@ -139,4 +139,22 @@ def test_a_guard_that_fails_is_counted(bench: Any, recipes: list[Recipe]) -> Non
             drawing = engine.draw(prepared, asked)
         finally:
             torch.set_num_threads(threads)
+    assert drawing.fallbacks == {"64x64, batch 1, guided": 2, "VAE, 64x64": 1}
+
+
+def test_a_call_that_cannot_be_captured_runs_without(
+    bench: Any, plain: Any, recipes: list[Recipe], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refuses(StandInCapture):
+        def __call__(self, call: Any) -> Any:
+            raise CaptureFailed("operation not permitted when stream is capturing")
+
+    engine = bench.engine(options=EngineOptions(graphs="on"))
+    engine.unet._capture = Refuses()
+    engine.warm_up([(64, 64)])
+    assert "cannot be captured for 64x64, batch 1, guided" in caplog.text
+    asked = request(recipes[0], steps=2)
+    with engine.prepare(asked.recipe) as prepared:
+        drawing = engine.draw(prepared, asked)
+    assert drawing.images[0] == picture_of(plain, asked)
     assert drawing.fallbacks == {"64x64, batch 1, guided": 2}
