@@ -133,6 +133,9 @@ def fill_stack(
 
 def _straight(file: TensorFile, begin: int, end: int, stack: torch.Tensor) -> None:
     target = memoryview(stack.view(-1).view(torch.uint8).numpy().data)
+    if end - begin <= _CHUNK_BYTES:  # one reader: this thread is as good
+        file.fill(target, begin, end)
+        return
     futures = [
         _readers.submit(file.fill, target[at - begin : stop - begin], at, stop)
         for at, stop in _chunks(begin, end, _CHUNK_BYTES)

@@ -14,6 +14,8 @@ Mover = tuple[str, float, int]
 Movers = tuple[Mover, ...]
 #: A row of a slab: component, shape, row.
 Row = tuple[Component, Shape, int]
+#: Rows of one slab with the same movers.
+Group = tuple[Component, Shape, Movers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +25,32 @@ class Target:
 
     pristine: Mapping[Component, str]
     moved: Mapping[Row, Movers] = field(default_factory=dict)
+    #: The rows that one product writes, by (component, shape, movers).
+    groups: Mapping[Group, tuple[int, ...]] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        groups: dict[Group, list[int]] = {}
+        for (component, shape, row), movers in self.moved.items():
+            groups.setdefault((component, shape, movers), []).append(row)
+        ordered = {group: tuple(sorted(rows)) for group, rows in groups.items()}
+        object.__setattr__(self, "groups", ordered)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``copy``: components copied whole from pristine. ``restore``: rows copied from pristine.
-    ``touch``: rows computed from pristine. ``kept``: the number of moved rows left as they are."""
+    ``touch``: rows computed from pristine, by group. ``kept``: the number of moved rows left as
+    they are."""
 
     copy: frozenset[Component]
     restore: frozenset[Row]
-    touch: Mapping[Row, Movers]
+    touch: Mapping[Group, tuple[int, ...]]
     kept: int
+
+    @property
+    def touched(self) -> int:
+        """The number of rows to compute."""
+        return sum(map(len, self.touch.values()))
 
 
 def plan(current: Target | None, wanted: Target) -> Plan:
@@ -48,7 +65,7 @@ def plan(current: Target | None, wanted: Target) -> Plan:
     swap): then everything is written.
     """
     if current is None:
-        return Plan(frozenset(wanted.pristine), frozenset(), dict(wanted.moved), 0)
+        return Plan(frozenset(wanted.pristine), frozenset(), wanted.groups, 0)
     copy = frozenset(
         component
         for component, key in wanted.pristine.items()
@@ -57,19 +74,10 @@ def plan(current: Target | None, wanted: Target) -> Plan:
     restore = frozenset(
         row for row in current.moved if row not in wanted.moved and row[0] not in copy
     )
-    held = _groups(current)
     touch = {
-        row: movers
-        for (component, shape, movers), rows in _groups(wanted).items()
-        if component in copy or held.get((component, shape, movers)) != rows
-        for row in rows
+        group: rows
+        for group, rows in wanted.groups.items()
+        if group[0] in copy or current.groups.get(group) != rows
     }
-    return Plan(copy, restore, touch, len(wanted.moved) - len(touch))
-
-
-def _groups(target: Target) -> dict[tuple[Component, Shape, Movers], set[Row]]:
-    """The rows that are written together."""
-    groups: dict[tuple[Component, Shape, Movers], set[Row]] = {}
-    for row, movers in target.moved.items():
-        groups.setdefault((row[0], row[1], movers), set()).add(row)
-    return groups
+    kept = len(wanted.moved) - sum(map(len, touch.values()))
+    return Plan(copy, restore, touch, kept)

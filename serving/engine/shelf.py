@@ -193,9 +193,9 @@ class Shelf:
             torch.cuda.empty_cache()
 
     def _load(self, file: TensorFile, component: Component) -> DeviceValue:
-        # The memory of what has just left serves the next of its kind, and nothing else.
         spare = self._spare.pop(component, None)
-        self._spare.clear()
+        if self._device.type == "cuda":  # where what has just left had to make room for this
+            self._spare.clear()
         with self._arriving():
             if component == "lora":
                 return load_lora(

@@ -58,13 +58,13 @@ class WorkingSet:
         steps = plan(self._current, wanted)
         self._current = None
         copied = self._copy(steps.copy, pristine)
-        for component, shape, run in _runs(steps.restore):
+        for component, shape, run in _slab_runs(steps.restore):
             self._slabs[component][shape][run].copy_(
                 pristine[component].slabs[shape][run], non_blocking=True
             )
         self._touch(steps, pristine, loras)
         self._current = wanted
-        return Swap(copied, len(steps.touch), len(steps.restore), steps.kept)
+        return Swap(copied, steps.touched, len(steps.restore), steps.kept)
 
     def _copy(
         self, components: frozenset[Component], pristine: Mapping[Component, Pristine]
@@ -79,10 +79,7 @@ class WorkingSet:
     def _touch(
         self, steps: Plan, pristine: Mapping[Component, Pristine], loras: Mapping[str, Lora]
     ) -> None:
-        by_movers: dict[tuple[Component, Shape, Movers], list[Row]] = {}
-        for row, movers in steps.touch.items():
-            by_movers.setdefault((row[0], row[1], movers), []).append(row)
-        for (component, shape, movers), rows in by_movers.items():
+        for (component, shape, movers), rows in steps.touch.items():
             source = pristine[component].slabs[shape]
             target = self._slabs[component][shape]
             for run in self._pieces(component, shape, movers, rows, loras):
@@ -94,7 +91,7 @@ class WorkingSet:
         component: Component,
         shape: Shape,
         movers: Movers,
-        rows: Sequence[Row],
+        rows: Sequence[int],
         loras: Mapping[str, Lora],
     ) -> Iterator[slice]:
         """Runs of rows that are written in one go: whole for low-rank changes, which need no
@@ -103,7 +100,7 @@ class WorkingSet:
         most = len(rows)
         if not all(factors.is_low_rank for factors in moving):
             most = max(1, _CHANGED_AT_ONCE // math.prod(shape))
-        for _, _, run in _runs(rows):
+        for run in _runs(rows):
             for first in range(run.start, run.stop, most):
                 yield slice(first, min(run.stop, first + most))
 
@@ -190,18 +187,23 @@ def _write(
         target.add_(change.view(target.shape), alpha=weight)
 
 
-def _runs(rows: Sequence[Row] | frozenset[Row]) -> Iterator[tuple[Component, Shape, slice]]:
-    """Contiguous runs of rows of one slab."""
-    ordered = sorted(rows)
+def _runs(rows: Sequence[int]) -> Iterator[slice]:
+    """The contiguous runs of ``rows``, which ascend."""
     start = 0
-    for index in range(1, len(ordered) + 1):
-        if index < len(ordered):
-            component, shape, row = ordered[index]
-            if (component, shape, row - 1) == ordered[index - 1]:
-                continue
-        component, shape, first = ordered[start]
-        yield component, shape, slice(first, ordered[index - 1][2] + 1)
-        start = index
+    for index in range(1, len(rows) + 1):
+        if index == len(rows) or rows[index] != rows[index - 1] + 1:
+            yield slice(rows[start], rows[index - 1] + 1)
+            start = index
+
+
+def _slab_runs(rows: frozenset[Row]) -> Iterator[tuple[Component, Shape, slice]]:
+    """The contiguous runs of rows of each slab."""
+    slabs: dict[tuple[Component, Shape], list[int]] = {}
+    for component, shape, row in rows:
+        slabs.setdefault((component, shape), []).append(row)
+    for (component, shape), found in slabs.items():
+        for run in _runs(sorted(found)):
+            yield component, shape, run
 
 
 def target_of(pristine: Mapping[Component, str], uses: Sequence[tuple[LoraUse, Lora]]) -> Target:
