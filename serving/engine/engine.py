@@ -61,9 +61,10 @@ _DEFAULTS = EngineOptions()
 
 
 class Engine:
-    """One warm SDXL. ``prepare`` may run in any thread; ``draw`` in one only.
+    """One warm SDXL. ``prepare`` may run in any thread; ``warm_up``, ``render`` and ``draw`` in
+    one only.
 
-    ``unhealthy`` says why this engine must not draw any more, once it is so.
+    ``unhealthy`` says why this engine must not generate any more, once it is so.
     """
 
     def __init__(
