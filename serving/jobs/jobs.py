@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import JSON, Engine, delete, func, select, update
+from sqlalchemy import JSON, Engine, Index, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
@@ -34,12 +34,17 @@ FINISHED = ("completed", "failed")
 
 class JobRow(Base):
     __tablename__ = "jobs"
+    __table_args__ = (
+        Index("jobs_claimable", "status", "claimed_until_s"),
+        Index("jobs_tenant", "tenant_id", "status", "claimed_until_s"),
+        Index("jobs_finished", "finished_at_s"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    tenant_id: Mapped[str] = mapped_column(index=True)
+    tenant_id: Mapped[str]
     tenant_name: Mapped[str]
     weight: Mapped[float]
-    status: Mapped[str] = mapped_column(index=True)
+    status: Mapped[str]
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     claimed_by: Mapped[str | None]

@@ -1,0 +1,93 @@
+"""Claiming a job costs the same however many have finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from assets.principal import Principal
+from assets.sql.blobs import SqlBlobRecords
+from serving.jobs.jobs import JobRow, Jobs
+from serving.tenants.meter import Meter
+
+WAITING, TENANTS = 256, 8
+
+
+def finished(first: int, count: int) -> list[dict[str, Any]]:
+    now = time.time()
+    return [
+        {
+            "id": f"done-{first + index}", "tenant_id": f"t{index % TENANTS}", "tenant_name": "t",
+            "weight": 1.0, "status": "completed", "request": {}, "claimed_by": "w",
+            "claimed_until_s": now - index, "created_at_s": now - index,
+            "finished_at_s": now - index, "failures": 0,
+        }
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def steps_of(engine: sa.Engine, work: Callable[[], Any]) -> int:
+    """What SQLite's machine or PostgreSQL's buffers did for the statements of ``work``."""
+    if engine.dialect.name == "sqlite":
+        return _sqlite_steps(engine, work)
+    seen: list[tuple[str, Any]] = []
+
+    def keep(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        seen.append((statement, parameters))
+
+    sa.event.listen(engine, "before_cursor_execute", keep)
+    try:
+        work()
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", keep)
+    blocks = 0
+    with engine.begin() as connection:
+        for statement, parameters in seen:
+            if statement.lstrip().startswith("SELECT") and "FROM jobs" in statement:
+                explained = connection.exec_driver_sql(
+                    f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
+                ).scalar_one()
+                blocks += explained[0]["Plan"]["Shared Hit Blocks"]
+                blocks += explained[0]["Plan"]["Shared Read Blocks"]
+    return blocks
+
+
+def _sqlite_steps(engine: sa.Engine, work: Callable[[], Any]) -> int:
+    counted = [0]
+
+    def count() -> int:
+        counted[0] += 1
+        return 0
+
+    def watch(connection: Any, *_: Any) -> None:
+        connection.set_progress_handler(count, 100)
+
+    sa.event.listen(engine, "checkout", watch)
+    try:
+        work()
+    finally:
+        sa.event.remove(engine, "checkout", watch)
+    return counted[0]
+
+
+def test_claiming_costs_the_same_however_many_have_finished(database: sa.Engine) -> None:
+    jobs = Jobs(database, Meter(database, SqlBlobRecords(database)))
+    for index in range(WAITING):
+        jobs.add(Principal(f"t{index % TENANTS}", "t"), {"prompt": "a star"})
+    costs: dict[str, list[int]] = {"claim": [], "add": [], "expired": []}
+    there = 0
+    for count in (1_000, 60_000):
+        with database.begin() as connection:
+            connection.execute(sa.insert(JobRow), finished(there, count - there))
+        there = count
+        with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE")  # as both databases do by themselves, later
+        costs["claim"].append(steps_of(database, lambda: jobs.claim("w")))
+        who = Principal("t1", "t")
+        costs["add"].append(steps_of(database, lambda who=who: jobs.add(who, {})))  # type: ignore[misc]
+        costs["expired"].append(steps_of(database, jobs.expired))
+    for what, (few, many) in costs.items():
+        assert many <= 3 * few + 20, (what, few, many)  # a tree may be one level higher
