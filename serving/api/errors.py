@@ -75,7 +75,9 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (StoreError, 503, "store_unavailable"),
     (OperationalError, 503, "database_unavailable"),
 )
-_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_BY_STATUS = {
+    400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large",
+}  # fmt: skip
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -119,9 +121,8 @@ def install(app: FastAPI) -> None:
     async def plain(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         code = _BY_STATUS.get(error.status_code, "error")
-        return _response(
-            request, error.status_code, {"code": code, "message": str(error.detail)}, {}
-        )
+        body = {"code": code, "message": str(error.detail)}
+        return _response(request, error.status_code, body, dict(error.headers or {}))
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, plain)

@@ -54,7 +54,7 @@ class NewApiKey(BaseModel):
 class Rotate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    overlap_s: float = Field(24 * 3600.0, ge=0)
+    overlap_s: float = Field(24 * 3600.0, ge=0, le=366 * 24 * 3600.0, allow_inf_nan=False)
 
 
 @router.get("/organisation")

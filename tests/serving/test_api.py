@@ -519,3 +519,28 @@ def test_on_s3_the_client_talks_to_the_store(
         simple = client.call("POST", "/generate", json={**PROMPT, "loras": {"style": 1.0}})
         assert simple["public_url"].startswith(s3_server["options"]["endpoint_url"])
         assert httpx.get(simple["public_url"]).content == picture(cold)
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/healthz"), ("TRACE", "/v1/usage")])
+def test_a_method_that_is_not_allowed_says_which_are(
+    http: httpx.Client, method: str, path: str
+) -> None:
+    answer = http.request(method, path)
+    assert answer.status_code == 405
+    assert "GET" in answer.headers["allow"]
+    assert answer.json()["code"] == "method_not_allowed"
+
+
+def test_json_that_cannot_be_read_has_a_code_of_its_own(http: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = http.post("/generate/sdxl", content="[" * 100_000, headers=headers)
+    assert answer.status_code in (400, 422)
+    assert answer.json()["code"] in ("bad_request", "invalid")
+
+
+@pytest.mark.parametrize("overlap_s", ["Infinity", "NaN", "-1", "1e300"])
+def test_an_overlap_of_keys_has_an_end(http: httpx.Client, overlap_s: str) -> None:
+    made = http.post("/v1/keys", json={"label": "short"}).json()
+    headers = {"Content-Type": "application/json"}
+    url, body = f"/v1/keys/{made['id']}/rotate", f'{{"overlap_s": {overlap_s}}}'
+    assert http.post(url, content=body, headers=headers).status_code == 422
