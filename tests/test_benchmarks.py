@@ -51,7 +51,7 @@ def test_what_was_measured_survives_a_kill(tmp_path: Path) -> None:
     child.wait()
     child.stdout.close()
     stages = json.loads((tmp_path / "r-plain.json").read_text())["stages"]
-    assert list(stages)[:4] == ["facts", "ceilings", "start", "switch is exact"]
+    assert list(stages)[:5] == ["world", "facts", "ceilings", "start", "switch is exact"]
     assert stages["switch is exact"]["equal"] is True
 
 
