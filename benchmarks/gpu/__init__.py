@@ -5,10 +5,10 @@
     python -m benchmarks gpu --dry-run                    # all programs, small, on a CPU
     python -m benchmarks gpu table F...                   # measured beside predicted, as Markdown
 
-A full-size SDXL with random weights is made in the device's memory: nothing is written to a
-disk. Stages have an expected duration; one that no longer fits the budget is skipped, one that
-fails leaves its error, and the JSON is replaced after each. Needs neither Ray nor the platform:
-torch, transformers, diffusers and cachetools.
+A full-size SDXL with random weights is made in the device's memory; nothing is written to a disk.
+Each stage has an expected duration. A stage that does not fit the remaining budget is skipped, a
+stage that fails records its error, and the JSON is replaced after each stage. Needs torch,
+transformers, diffusers and cachetools, but neither Ray nor the platform.
 """
 
 from benchmarks.gpu.command import main

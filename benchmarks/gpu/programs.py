@@ -1,6 +1,6 @@
 """Which stages run in which order: the most valuable figures of a program first.
 
-A program is a process of its own: a compilation that hangs or a device that is lost costs one.
+Each program runs in its own process, so a compilation that hangs or a lost device ends one program.
 Expected seconds are for an H100; a dry run takes none of them seriously.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.gpu import measures
+from benchmarks.gpu import device, kernels, load, switching, unet_calls, whole_images
+from benchmarks.gpu import savings as savings_stage
 from benchmarks.gpu.stages import Row, Stages
 from benchmarks.gpu.world import World
 from serving.engine.attention import default_order
@@ -38,14 +39,14 @@ class _Run:
         return default_order(str(self.world.device))
 
     def engine(self) -> Engine:
-        """The one that ``start`` has made. Raises KeyError if it could not."""
+        """The engine that ``start`` made. Raises KeyError if ``start`` failed."""
         return self.world.engines["engine"]
 
     def start(self, options: EngineOptions, expected_s: float) -> None:
         world = self.world
-        self("facts", 1, partial(measures.facts, world))
-        self("ceilings", 4, partial(measures.ceilings, world))
-        self("start", expected_s, partial(measures.start_engine, world, options))
+        self("facts", 1, partial(device.facts, world))
+        self("ceilings", 4, partial(device.ceilings, world))
+        self("start", expected_s, partial(whole_images.start_engine, world, options))
 
     @property
     def matrix_tflops(self) -> float:
@@ -54,7 +55,7 @@ class _Run:
 
     def images(self, rivals: tuple[str, ...], rounds: int, expected_s: float) -> None:
         rounds = min(rounds, self.world.scale.rounds)
-        self("images", expected_s, lambda: measures.images(
+        self("images", expected_s, lambda: whole_images.images(
             self.world, self.engine(), rivals, rounds, self.matrix_tflops,
             lambda: self.stages.left_s,
         ))  # fmt: skip
@@ -73,44 +74,48 @@ def plain(world: World, stages: Stages, is_dry: bool) -> None:
     """Without compilation: exactness, switches, a step, a graph, whole images beside stock's."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
-    run("switch is exact", 10, lambda: measures.switch_is_exact(world, run.engine()))
-    run("switch", 8, lambda: measures.switch_times(world, run.engine()))
-    run("graph", 12, lambda: measures.capture_is_exact(world, run.engine()))
-    run("step is right", 12, lambda: measures.step_is_right(world, run.engine()))
-    run("step", 8, lambda: measures.step_times(world, run.engine()))
-    run("warm-up", 8, lambda: measures.warm_up(world, run.engine()))
+    run("switch is exact", 10, lambda: switching.switch_is_exact(world, run.engine()))
+    run("switch", 8, lambda: switching.switch_times(world, run.engine()))
+    run("graph", 12, lambda: unet_calls.capture_is_exact(world, run.engine()))
+    run("step is right", 12, lambda: unet_calls.step_is_right(world, run.engine()))
+    run("step", 8, lambda: unet_calls.step_times(world, run.engine()))
+    run("warm-up", 8, lambda: whole_images.warm_up(world, run.engine()))
     run.images(("as it comes", "VAE in bfloat16"), 5, 30)
-    run("around", 8, lambda: measures.around(world, run.engine()))
-    run("batches", 15, lambda: measures.batches(world, run.engine()))
-    run("kernels", 5, lambda: measures.profile_step(world, run.engine()))
-    run("stock LoRA", 10, lambda: measures.stock_lora(world))
+    run("around", 8, lambda: whole_images.around(world, run.engine()))
+    run("batches", 15, lambda: whole_images.batches(world, run.engine()))
+    run("kernels", 5, lambda: unet_calls.profile_step(world, run.engine()))
+    run("stock LoRA", 10, lambda: whole_images.stock_lora(world))
 
 
 def regional(world: World, stages: Stages, is_dry: bool) -> None:
     """The UNet's repeated blocks compiled, then captured."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run, compile="regional", compile_vae=False), 8)
-    run("warm-up", 50, lambda: measures.warm_up(world, run.engine(), _GUIDED))
+    run("warm-up", 50, lambda: whole_images.warm_up(world, run.engine(), _GUIDED))
     run.images(("as it comes",), 6, 20)
-    run("graph", 5, lambda: measures.capture_is_exact(world, run.engine()))
-    run("step is right", 12, lambda: measures.step_is_right(world, run.engine()))
-    run("no fall-back", 10, lambda: measures.no_fallback(world, run.engine(), world.scale.recipes))
+    run("graph", 5, lambda: unet_calls.capture_is_exact(world, run.engine()))
+    run("step is right", 12, lambda: unet_calls.step_is_right(world, run.engine()))
+    run(
+        "no fall-back",
+        10,
+        lambda: whole_images.no_fallback(world, run.engine(), world.scale.recipes),
+    )
 
 
 def full(world: World, stages: Stages, is_dry: bool) -> None:
     """The whole UNet and decoder compiled; the figures of the goals, with every opponent."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run, compile="full"), 8)
-    run("warm-up", 110, lambda: measures.warm_up(world, run.engine(), _GUIDED))
+    run("warm-up", 110, lambda: whole_images.warm_up(world, run.engine(), _GUIDED))
     run.images(("as it comes", "VAE in bfloat16", "its best"), 30, 50)
-    run("graph", 5, lambda: measures.capture_is_exact(world, run.engine()))
-    run("no fall-back", 10, lambda: measures.no_fallback(
+    run("graph", 5, lambda: unet_calls.capture_is_exact(world, run.engine()))
+    run("no fall-back", 10, lambda: whole_images.no_fallback(
         world, run.engine(), min(100, 9 * world.scale.recipes)
     ))  # fmt: skip
-    run("step is right", 10, lambda: measures.step_is_right(world, run.engine()))
-    run("around", 6, lambda: measures.around(world, run.engine()))
-    run("attention", 3, lambda: measures.attention_backends(world))
-    run("projections", 1, lambda: measures.fused_projections(world))
+    run("step is right", 10, lambda: unet_calls.step_is_right(world, run.engine()))
+    run("around", 6, lambda: whole_images.around(world, run.engine()))
+    run("attention", 3, lambda: kernels.attention_backends(world))
+    run("projections", 1, lambda: kernels.fused_projections(world))
 
 
 def tuned(world: World, stages: Stages, is_dry: bool) -> None:
@@ -121,19 +126,19 @@ def tuned(world: World, stages: Stages, is_dry: bool) -> None:
         compile_options=(("max_autotune_gemm", True),) if world.is_cuda else (),
     )  # fmt: skip
     run.start(options, 8)
-    run("warm-up", 90, lambda: measures.warm_up(world, run.engine(), _GUIDED))
+    run("warm-up", 90, lambda: whole_images.warm_up(world, run.engine(), _GUIDED))
     run.images(("as it comes",), 10, 25)
-    run("graph", 5, lambda: measures.capture_is_exact(world, run.engine()))
-    run("convolutions", 8, lambda: measures.convolutions(world))
+    run("graph", 5, lambda: unet_calls.capture_is_exact(world, run.engine()))
+    run("convolutions", 8, lambda: kernels.convolutions(world))
 
 
 def savings(world: World, stages: Stages, is_dry: bool) -> None:
     """Each exact saving on and off, interleaved, uncompiled. Says something on a CPU, too."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
-    run("call", 5, lambda: measures.call_times(world, run.engine()))
-    run("savings", 60, lambda: measures.savings(world, _options(run)))
-    run("overlap", 15, lambda: measures.overlap(world, run.engine()))
+    run("call", 5, lambda: unet_calls.call_times(world, run.engine()))
+    run("savings", 60, lambda: savings_stage.savings(world, _options(run)))
+    run("overlap", 15, lambda: savings_stage.overlap(world, run.engine()))
 
 
 def soak(world: World, stages: Stages, is_dry: bool) -> None:
@@ -141,10 +146,10 @@ def soak(world: World, stages: Stages, is_dry: bool) -> None:
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
     world.forget("engine")
-    run("24 GB", 12, lambda: measures.small_card(world, _options(run)))
-    run("again", 2, lambda: measures.start_engine(world, _options(run)))
-    run("warm-up", 8, lambda: measures.warm_up(world, run.engine()))
-    run("soak", world.scale.soak_s + 12, lambda: measures.soak(world, run.engine()))
+    run("24 GB", 12, lambda: load.small_card(world, _options(run)))
+    run("again", 2, lambda: whole_images.start_engine(world, _options(run)))
+    run("warm-up", 8, lambda: whole_images.warm_up(world, run.engine()))
+    run("soak", world.scale.soak_s + 12, lambda: load.soak(world, run.engine()))
 
 
 PROGRAMS: dict[str, Program] = {

@@ -1,4 +1,4 @@
-"""A program of stages under one deadline, whose results are on disk after each."""
+"""A program of stages with one deadline. Results are written to disk after each stage."""
 
 from __future__ import annotations
 

@@ -4,34 +4,30 @@ the same weights. Time does not depend on the weights."""
 from __future__ import annotations
 
 import gc
-import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.model import ModelManifest
 from assets.recipe import LoraUse, Recipe
-from assets.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, skeleton_of
-from assets.skeleton import Shape
-from benchmarks.samples import reached_by_trainers
+from assets.sdxl import SDXL_CONFIGS, skeleton_of
+from benchmarks.gpu.random_model import random_lora, random_slabs
+from benchmarks.gpu.stock import stock_pipeline
 from orchestrator.device_tier import DeviceTier
 from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.drawing import Drawing, DrawRequest
 from serving.engine.engine import Engine
 from serving.engine.graphs import UnetKey
-from serving.engine.modules import clip_config, published_names
 from serving.engine.options import EngineOptions
-from serving.engine.slabs import SlabLayout, layouts_of
-from serving.engine.values import DeviceValue, Factors, Lora, Pristine
-from serving.engine.vocabulary import tokenizer
+from serving.engine.slabs import layouts_of
+from serving.engine.values import DeviceValue, Lora, Pristine
 
 PROMPT = "a small red star on a blue background"
 _TIER_BYTES = 64 << 30
@@ -186,10 +182,10 @@ class World:
     # Stock diffusers
 
     def stock(self, how: str = "as it comes") -> Any:
-        """A pipeline with the base's weights, in memory of its own and in its own order."""
+        """Stock's pipeline with a copy of the base weights, made once for each ``how``."""
         if how not in self.stocks:
             with torch.inference_mode(False):  # else it could not be cast for its float32 VAE
-                self.stocks[how] = _stock(self)
+                self.stocks[how] = stock_pipeline(self.manifest, self.tier, self.device)
             if how == "its best":
                 best = self.stocks[how]
                 best.unet.to(memory_format=torch.channels_last)
@@ -251,111 +247,18 @@ def make_world(device: torch.device, scale: Scale) -> World:
         layout = layouts[component]
         return put(
             key, layout.size_bytes(kept),
-            lambda: Pristine(_random_slabs(layout, device, kept, generator), component),
+            lambda: Pristine(random_slabs(layout, device, kept, generator), component),
         )  # fmt: skip
 
     parts = {component: pristine(component, f"base-{component}") for component in MODEL_COMPONENTS}
     loras = []
     for index in range(scale.loras):
-        groups = _random_lora(layouts, device, dtype, generator, scale.rank)
+        groups = random_lora(layouts, device, dtype, generator, scale.rank)
         size_bytes = sum(p.nbytes for (f,) in groups.values() for p in f.pieces.values())
         loras.append(put(f"lora-{index}", size_bytes, lambda g=groups: Lora(g)))  # type: ignore[misc]
     other = pristine("unet", "other-unet")
     manifest = ModelManifest("base", "random weights", scale.configs, parts, skeleton)
     return World(device, scale, tier, manifest, other, loras)
-
-
-def _random_slabs(
-    layout: SlabLayout, device: torch.device, dtype: torch.dtype, generator: torch.Generator
-) -> dict[Shape, torch.Tensor]:
-    """Weights that predict finite values: small, biases 0, norms 1."""
-    slabs = layout.allocate(device, dtype)
-    for shape, names in layout.rows.items():
-        for row, name in enumerate(names):
-            if name.endswith(".bias"):
-                slabs[shape][row].zero_()
-            elif len(shape) == 1:
-                slabs[shape][row].fill_(1)
-            else:
-                scale = 0.5 / math.prod(shape[1:]) ** 0.5
-                slabs[shape][row].normal_(0, scale, generator=generator)
-    return slabs
-
-
-def _random_lora(
-    layouts: Mapping[Component, SlabLayout],
-    device: torch.device,
-    dtype: torch.dtype,
-    generator: torch.Generator,
-    rank: int,
-) -> dict[tuple[Component, Shape], tuple[Factors]]:
-    """On every linear layer that trainers reach: 722, 72 and 192 of them."""
-    groups: dict[tuple[Component, Shape], tuple[Factors]] = {}
-    parts = ("unet", "text_encoder", "text_encoder_2")
-    for component in cast(tuple[Component, ...], parts):
-        for shape, names in layouts[component].rows.items():
-            rows = tuple(
-                row for row, name in enumerate(names)
-                if len(shape) == 2 and reached_by_trainers(name)
-            )  # fmt: skip
-            if not rows:
-                continue
-            make: Any = torch.empty
-            up = make((len(rows), shape[0], rank), device=device, dtype=dtype)
-            down = make((len(rows), rank, shape[1]), device=device, dtype=dtype)
-            up.normal_(0, 0.1 / (shape[1] * rank) ** 0.5, generator=generator)
-            down.normal_(0, 1, generator=generator)
-            groups[component, shape] = (Factors(rows, {"up": up, "down": down}),)
-    return groups
-
-
-def _stock(world: World) -> Any:
-    """Stock's modules with the base's weights: copies, NCHW."""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
-
-    configs = world.manifest.configs
-    with torch.device("meta"):
-        modules: dict[Component, Any] = {
-            "unet": UNet2DConditionModel.from_config(dict(configs["unet"])),
-            "text_encoder": CLIPTextModel(clip_config(configs["text_encoder"])),
-            "text_encoder_2": CLIPTextModelWithProjection(clip_config(configs["text_encoder_2"])),
-            "vae": AutoencoderKL.from_config({**configs["vae"], "force_upcast": True}),
-        }
-    dtype = torch.float16 if world.is_cuda else torch.float32
-    layouts = layouts_of(world.manifest.skeleton)
-    for component, module in modules.items():
-        lease = world.tier.lease(world.manifest.parts[component].key)
-        assert lease is not None
-        slabs = cast(Pristine, lease.value).slabs
-        for name, published in published_names(component, module).items():
-            place = layouts[component].places[published]
-            owner, _, leaf = name.rpartition(".")
-            weight = (
-                slabs[place.shape][place.row]
-                .to(dtype)
-                .contiguous()
-                .clone(memory_format=torch.contiguous_format)
-            )
-            parameter = torch.nn.Parameter(weight, requires_grad=False)
-            module.get_submodule(owner)._parameters[leaf] = parameter
-        for name, buffer in list(module.named_buffers()):
-            owner, _, leaf = name.rpartition(".")
-            positions = torch.arange(buffer.shape[-1], device=world.device).expand(buffer.shape)
-            module.get_submodule(owner)._buffers[leaf] = positions
-        module.eval()
-        lease.release()
-    schedule = dict(SDXL_SCHEDULE)
-    scheduler = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False)
-    pipeline = StableDiffusionXLPipeline(
-        **modules, tokenizer=tokenizer(), tokenizer_2=tokenizer("!"), scheduler=scheduler
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @contextmanager

@@ -1,0 +1,142 @@
+"""A card with little memory, and one on which assets come and go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.stages import Row
+from benchmarks.gpu.world import World, median
+from serving.drawing import DrawRequest
+from serving.engine.engine import Engine
+from serving.engine.options import EngineOptions
+
+
+def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) -> Row:
+    """How many images at once fit on a card of 24 GB that keeps pristine weights in host memory.
+
+    The world's values stay on the device, leased, and do not count. One gibibyte of the limit is
+    reserved for CUDA's context and kernels.
+    """
+    leases = [world.tier.lease(key) for key in world.tier.resident()]
+    if world.is_cuda:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(world.device).total_memory
+        held = torch.cuda.memory_reserved(world.device)
+        limit = min(1.0, (held + (gibibytes - 1) * 2**30) / total)
+        torch.cuda.set_per_process_memory_fraction(limit, world.device)
+        torch.cuda.reset_peak_memory_stats(world.device)
+    try:
+        engine = world.engine(options, "small")
+        side = world.scale.side
+        row: dict[str, Any] = {}
+        for batch in (1, 2, 4):
+            seeds = tuple(range(batch))
+            try:
+                engine.warm_up([(side, side)], (batch,))
+                drawn = world.generate(engine, world.request(seeds=seeds, steps=2))
+                row[f"fits_{batch}"] = len(drawn.images) == batch
+            except Exception as error:
+                row[f"fits_{batch}"] = f"{type(error).__name__}: {error}"[:200]
+            if world.is_cuda:
+                used = torch.cuda.max_memory_allocated(world.device) - held
+                row[f"peak_bytes_{batch}"] = used
+        row["pool_bytes"] = engine.unet.pool_bytes
+    finally:
+        if world.is_cuda:
+            torch.cuda.set_per_process_memory_fraction(1.0, world.device)
+        world.forget("small")
+        for lease in leases:
+            if lease is not None:
+                lease.release()
+    return row
+
+
+def soak(world: World, engine: Engine) -> Row:
+    """Images one after another while assets arrive and leave in another thread: every image
+    equals the one generated alone, and memory stays level."""
+    alone = {
+        index: world.generate(engine, world.request(world.with_lora(index), encoding="png")).images
+        for index in range(len(world.loras))
+    }
+    stop = threading.Event()
+    arrived: list[float] = []
+    failures: list[BaseException] = []
+    reserved: list[int] = []
+    size_bytes = world.other_unet.size_bytes
+
+    host = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=world.is_cuda)
+
+    def arrive() -> None:
+        number = 0
+        try:
+            while not stop.is_set():
+                number += 1
+
+                def load() -> Any:
+                    with engine.shelf._arriving():
+                        target = torch.empty(size_bytes, dtype=torch.uint8, device=world.device)
+                        return target.copy_(host, non_blocking=True)
+
+                spent = _seconds(partial(_admit, world, f"arrival-{number}", size_bytes, load))
+                arrived.append(spent)
+                world.tier.forget(f"arrival-{number}")
+                stop.wait(0.05)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=arrive)
+    thread.start()
+    spent_ms: list[float] = []
+    wrong = 0
+    total_ms = 0.0
+    try:
+        while total_ms < world.scale.soak_s * 1000:
+            index = len(spent_ms) % len(world.loras)
+            request = replace(world.request(world.with_lora(index)), encoding="png")
+            kept: list[Any] = []
+            spent_ms.append(_seconds(partial(_generate_into, kept, world, engine, request)) * 1000)
+            total_ms += spent_ms[-1]
+            wrong += kept[0] != alone[index]
+            if world.is_cuda:
+                reserved.append(torch.cuda.memory_reserved(world.device))
+    finally:
+        stop.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+    if wrong:
+        raise AssertionError(f"{wrong} of {len(spent_ms)} images differ beside arrivals")
+    row = {
+        "images": len(spent_ms), "arrivals": len(arrived), "wrong": wrong,
+        "median_ms": median(spent_ms),
+        "p95_over_median": float(np.quantile(spent_ms, 0.95)) / median(spent_ms),
+        "maximum_over_median": max(spent_ms) / median(spent_ms),
+        "samples": {"image_ms": spent_ms, "arrival_s": arrived},
+    }  # fmt: skip
+    if reserved:
+        row["reserved_growth_bytes"] = reserved[-1] - reserved[len(reserved) // 3]
+    return row
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """Seconds of the host's clock."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _admit(world: World, key: str, size_bytes: int, load: Callable[[], Any]) -> None:
+    lease, _ = world.tier.admit(key, size_bytes, load)
+    lease.release()
+
+
+def _generate_into(kept: list[Any], world: World, engine: Engine, request: DrawRequest) -> None:
+    kept.append(world.generate(engine, request).images)

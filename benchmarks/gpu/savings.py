@@ -1,0 +1,106 @@
+"""Each exact saving on and off, interleaved."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from benchmarks.gpu.stages import Row
+from benchmarks.gpu.world import World, median
+from serving.drawing import DrawRequest
+from serving.engine.engine import Engine
+from serving.engine.options import EngineOptions
+from serving.replica import Replica
+
+#: What :func:`savings` compares with everything on.
+WITHOUT = {
+    "everything off": EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0),
+    "no graphs": EngineOptions(graphs="off"),
+    "keys and values in every step": EngineOptions(keep_cross_kv=False),
+    "no prompt cache": EngineOptions(prompt_cache_bytes=0),
+}
+
+
+def savings(world: World, compared: EngineOptions) -> Row:
+    """Each exact saving on and off, interleaved: one image of the same recipe and one with another
+    LoRA. Ratios are off ÷ on. ``compared`` gives what is the same for all."""
+
+    def on_top(options: EngineOptions) -> EngineOptions:
+        switches = ("graphs", "keep_cross_kv", "prompt_cache_bytes")
+        changed = {n: getattr(options, n) for n in switches}
+        if changed["graphs"] == "auto":
+            changed["graphs"] = compared.graphs
+        return replace(compared, **changed)
+
+    options = {"all": EngineOptions(), **WITHOUT}
+    engines = {n: world.engine(on_top(chosen), f"saving: {n}") for n, chosen in options.items()}
+    side = world.scale.side
+    images: dict[str, set[bytes]] = {}
+    rows: dict[str, list[float]] = {}
+    for engine in engines.values():
+        engine.warm_up([(side, side)], (1,), (True,))
+    negative: dict[str, Any] = {"negative_prompt": "blurred, dark"}
+    for index in range(max(3, world.scale.rounds // 3)):
+        requests = {
+            "same": world.request(**negative, encoding="png"),
+            "lora": world.request(world.with_lora(index), **negative, encoding="png"),
+        }
+        for name, engine in engines.items():
+            for kind, request in requests.items():
+                kept = images.setdefault(f"{kind} {index if kind == 'lora' else ''}", set())
+                spent = world.timed_ms(partial(_kept, kept, world, engine, request))
+                rows.setdefault(f"{kind}, {name}", []).append(spent)
+    row: dict[str, Any] = {"bit_equal": all(len(found) == 1 for found in images.values())}
+    for kind in ("same", "lora"):
+        with_all = rows[f"{kind}, all"][1:]
+        row[f"{kind}_ms"] = median(with_all)
+        for name in WITHOUT:  # round by round: a machine's speed drifts
+            pairs = zip(rows[f"{kind}, {name}"][1:], with_all, strict=True)
+            row[f"{kind}: {name}"] = median([without / with_it for without, with_it in pairs])
+    world.forget(*(f"saving: {name}" for name in options))
+    return {**row, "samples": rows}
+
+
+def _kept(kept: set[bytes], world: World, engine: Engine, request: DrawRequest) -> None:
+    kept.update(world.generate(engine, request).images)
+
+
+def overlap(world: World, engine: Engine) -> Row:
+    """Several requests one after another on one replica: images encoded by the thread that
+    generates, and beside it. Large images of one step, as PNG."""
+
+    class InTurn(Replica):
+        """Its generating thread waits for each image to be encoded."""
+
+        def _draw(self, *arguments: Any) -> Any:
+            rendered = super()._draw(*arguments)
+            for image in rendered.images:
+                image.result()
+            return rendered
+
+    side = 4 * world.scale.side if not world.is_cuda else world.scale.side
+    steps = 1 if not world.is_cuda else 4
+    asked = [
+        world.request(seeds=(seed,), width=side, height=side, steps=steps, encoding="png")
+        for seed in range(4)
+    ]
+
+    async def all_of(replica: Replica) -> list[tuple[bytes, ...]]:
+        answers = await asyncio.gather(*(replica.draw(request) for request in asked))
+        return [drawing.images for drawing, _ in answers]
+
+    rivals: dict[str, Replica] = {"beside_ms": Replica(engine), "in_turn_ms": InTurn(engine)}
+    rows: dict[str, list[float]] = {name: [] for name in rivals}
+    kept: list[Any] = []
+    for _ in range(max(3, world.scale.rounds // 5)):
+        for name, replica in rivals.items():
+            rows[name].append(world.timed_ms(lambda r=replica: kept.append(asyncio.run(all_of(r)))))  # type: ignore[misc]
+    for replica in rivals.values():
+        replica.close()
+    medians = {name: median(samples[1:]) for name, samples in rows.items()}
+    return {
+        **medians, "in_turn_over_beside": medians["in_turn_ms"] / medians["beside_ms"],
+        "equal": all(images == kept[0] for images in kept), "samples": rows,
+    }  # fmt: skip

@@ -1,0 +1,72 @@
+"""Switches between recipes: that they are exact, and what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.stages import Row
+from benchmarks.gpu.world import World, median
+from serving.engine.engine import Engine
+from serving.engine.shelf import Prepared
+
+
+def switch_is_exact(world: World, engine: Engine) -> Row:
+    """Every recipe's weights after three different histories, and the base again."""
+    base = engine.prepare(world.base)
+    engine.become(base)
+    before = engine.digest()
+    recipes = [engine.prepare(recipe) for recipe in world.recipes(world.scale.recipes)]
+    digests: list[list[str]] = []
+    for history in ([base], recipes[::-1], [recipes[0], base, recipes[-1]]):
+        digests.append([])
+        for recipe in recipes:
+            for other in history:
+                engine.become(other)
+            engine.become(recipe)
+            digests[-1].append(engine.digest())
+    engine.become(base)
+    after = engine.digest()
+    for prepared in (base, *recipes):
+        prepared.release()
+    if not all(row == digests[0] for row in digests) or before != after:
+        raise AssertionError("the weights of a recipe depend on the recipes before it")
+    return {"recipes": len(recipes), "histories": len(digests), "equal": True}
+
+
+def switch_times(world: World, engine: Engine) -> Row:
+    """From the base to a LoRA, to another weight, back, to a checkpoint; beside the bare copy."""
+    base, other = engine.prepare(world.base), engine.prepare(world.with_checkpoint)
+    loras = [engine.prepare(world.with_lora(i)) for i in range(len(world.loras))]
+    lighter = [engine.prepare(world.with_lora(i, 0.3)) for i in range(len(world.loras))]
+    slabs = base.pristine(world.base.unet).slabs.values()
+    copies = [(torch.empty_like(slab), slab) for slab in slabs]
+    rows: dict[str, list[float]] = {}
+
+    def measure(name: str, work: Callable[[], Any]) -> None:
+        rows.setdefault(name, []).append(world.timed_ms(work))
+
+    def bare() -> None:
+        for target, source in copies:
+            target.copy_(source)
+
+    engine.become(base)
+    for index in range(max(3, world.scale.rounds // 3)):
+        steps: list[tuple[str, Prepared]] = [
+            ("lora_ms", loras[index % len(loras)]),
+            ("another_weight_ms", lighter[index % len(loras)]),
+            ("base_ms", base),
+            ("checkpoint_ms", other),
+        ]
+        for name, prepared in steps:
+            measure(name, partial(engine.become, prepared))
+        engine.become(base)
+        measure("bare_copy_ms", bare)
+    for prepared in (base, other, *loras, *lighter):
+        prepared.release()
+    medians = {name: median(samples[1:]) for name, samples in rows.items()}
+    over_copy = medians["checkpoint_ms"] / medians["bare_copy_ms"]
+    return {**medians, "checkpoint_over_copy": over_copy, "samples": rows}

@@ -1,0 +1,219 @@
+"""Whole images, beside stock diffusers', and what they consist of."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.gpu.device import free_bytes, memory
+from benchmarks.gpu.stages import Row
+from benchmarks.gpu.unet_calls import become, step_flop
+from benchmarks.gpu.world import PROMPT, World, exact_convolutions, median
+from serving.drawing import Drawing, DrawRequest
+from serving.engine.compiled import compilations
+from serving.engine.engine import Engine
+from serving.engine.options import EngineOptions
+from serving.engine.pictures import copy_pixels, encode_image
+
+
+def start_engine(world: World, options: EngineOptions, name: str = "engine") -> Row:
+    made: list[Engine] = []
+    spent_ms = world.timed_ms(lambda: made.append(world.engine(options, name)))
+    return {"start_s": spent_ms / 1000, "tier_bytes": world.tier.used_bytes, **memory(world)}
+
+
+def warm_up(world: World, engine: Engine, guided: tuple[bool, ...] = (True, False)) -> Row:
+    """Compile, capture and plan everything for one image of the native size."""
+    before, free = compilations(), free_bytes(world)
+    side = world.scale.side
+    spent_ms = world.timed_ms(lambda: engine.warm_up([(side, side)], (1,), guided))
+    after = compilations()
+    return {
+        "warm_up_s": spent_ms / 1000,
+        **{name: after[name] - before[name] for name in after},
+        "captured": len(engine.unet.graphs),
+        "pool_bytes": engine.unet.pool_bytes,
+        "taken_bytes": free - free_bytes(world),  # graphs have memory beside their pool
+    }
+
+
+def no_fallback(world: World, engine: Engine, count: int) -> Row:
+    """Mixed recipes: every step is a replay and nothing falls back or is compiled."""
+    before, graphs = engine.unet.fallbacks.total(), compilations()["graphs"]
+    for recipe in world.recipes(count):
+        world.generate(engine, world.request(recipe, steps=2))
+    row = {
+        "recipes": count,
+        "fallbacks": engine.unet.fallbacks.total() - before,
+        "compiled_again": compilations()["graphs"] - graphs,
+    }
+    if row["fallbacks"] or row["compiled_again"]:
+        raise AssertionError(f"not everything was warm: {row}")
+    return row
+
+
+def images(
+    world: World,
+    engine: Engine,
+    rivals: tuple[str, ...],
+    rounds: int,
+    matrix_tflops: float,
+    left_s: Callable[[], float],
+) -> Row:
+    """Whole images, interleaved: ours with the same recipe (nothing restored), ours with another
+    LoRA each time, and stock diffusers. Every prompt is a new one, so that its encoding is in
+    all of them. Ends early when little time is left."""
+    side, rows, kept = world.scale.side, dict[str, list[float]](), dict[str, Any]()
+    key = world.call_inputs()[0]
+    if key not in engine.unet.graphs:
+        raise AssertionError("the image's call was not captured")
+
+    def measure(name: str, work: Callable[[], Any]) -> None:
+        rows.setdefault(name, []).append(world.timed_ms(lambda: kept.__setitem__(name, work())))
+
+    before = engine.unet.fallbacks.total()
+    for index in range(len(world.loras)):  # resident, as popular ones are
+        world.generate(engine, world.request(world.with_lora(index), steps=2))
+    pipelines = {
+        rival: world.stock("its best" if rival == "its best" else "as it comes") for rival in rivals
+    }
+    for index in range(rounds):
+        if index > 1 and left_s() < 25:
+            break
+        prompt = f"{PROMPT} {index}"
+        become(engine, world)  # the restore of the last LoRA is not this image's cost
+        same = world.request(prompt=prompt)
+        another = world.request(world.with_lora(index), prompt=prompt)
+        measure("same_recipe_ms", partial(world.generate, engine, same))
+        measure("another_lora_ms", partial(world.generate, engine, another))
+        if index < 6:
+            become(engine, world)
+            measure("same_prompt_ms", partial(world.generate, engine, same))
+        for name in ("same_recipe_ms", "another_lora_ms"):
+            drawing: Drawing = kept[name]
+            prefix = name.removesuffix("_ms")
+            for phase in ("swap", "encode_prompt", "denoise", "decode", "encode_image"):
+                spent_ms = getattr(drawing.timings, f"{phase}_ms")
+                rows.setdefault(f"{prefix}_{phase}_ms", []).append(spent_ms)
+        if index < 4:  # stock is slow; its first round warms it up
+            for rival, pipeline in pipelines.items():
+                vae = torch.bfloat16 if world.is_cuda else torch.float32
+                dtype = None if rival == "as it comes" else vae
+                measure(f"stock, {rival}", partial(world.stock_image, pipeline, dtype, prompt))
+    medians = {name: median(samples[1:] or samples) for name, samples in rows.items()}
+    spent = rows["same_recipe_ms"][1:] or rows["same_recipe_ms"]
+    denoise_s = medians["same_recipe_denoise_ms"] / 1000
+    achieved = step_flop(world) * world.scale.steps / denoise_s / 1e12
+    ratios = {
+        f"{name}_over_ours": medians[name] / medians["same_recipe_ms"]
+        for name in medians
+        if name.startswith("stock")
+    }
+    ours = world.generate(engine, world.request(encoding="png")).images[0]
+    agreement = {
+        f"psnr_to_stock, {rival}": _psnr(ours, world.stock_image(pipelines[rival]))
+        for rival in rivals
+    }
+    return {
+        **medians, **ratios, **agreement,
+        "side": side, "rounds": len(rows["same_recipe_ms"]),
+        "fallbacks": engine.unet.fallbacks.total() - before,
+        "lora_tax": medians["another_lora_ms"] / medians["same_recipe_ms"],
+        "maximum_over_median": max(spent) / median(spent),
+        "p95_over_median": float(np.quantile(spent, 0.95)) / median(spent),
+        "step_ms": medians["same_recipe_denoise_ms"] / world.scale.steps,
+        "achieved_tflops": achieved,
+        "achieved_share": achieved / matrix_tflops,
+        "sdp_priority": list(torch._C._get_sdp_priority_order()) if world.is_cuda else [],
+        "samples": rows,
+    }  # fmt: skip
+
+
+def _psnr(ours: bytes, theirs: Image.Image) -> float:
+    """dB, over all levels."""
+    pictures = [np.asarray(image.convert("RGB"), np.float64) for image in (
+        Image.open(io.BytesIO(ours)), theirs,
+    )]  # fmt: skip
+    error = float(np.mean((pictures[0] - pictures[1]) ** 2))
+    return 99.0 if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+@torch.inference_mode()
+def around(world: World, engine: Engine) -> Row:
+    """What an image needs beside its steps: text encoders, VAE, JPEG and PNG."""
+    become(engine, world)
+    texts: Any = {"text_encoder": "a red star", "text_encoder_2": "a red star"}
+    text_ms = [world.timed_ms(lambda: engine._text.encode(texts, {})) for _ in range(8)]
+    side = world.scale.side
+    latents = torch.randn(1, 4, side // 8, side // 8, device=world.device)
+    ((_, decoded),) = engine._decode(latents, world.request())
+    pixels = copy_pixels(decoded)
+    jpeg = [encode_image(pixels, "jpeg").encode_ms for _ in range(5)]
+    png = [encode_image(pixels, "png").encode_ms for _ in range(3)]
+    exact_vae = copy.deepcopy(world.stock().vae).float()
+    factor = float(exact_vae.config.scaling_factor)
+    exact_ms = [world.timed_ms(lambda: exact_vae.decode(latents / factor).sample) for _ in range(4)]
+    with exact_convolutions():
+        exact = exact_vae.decode(latents / factor).sample[0]
+    error = float((decoded.float().clamp(-1, 1) - exact.clamp(-1, 1)).square().mean())
+    return {
+        "text_encoders_ms": median(text_ms[2:]),
+        "vae_ms": _decode_ms(world, engine, world.request()),
+        "vae_float32_ms": median(exact_ms[1:]),
+        "vae_psnr_db": 99.0 if error == 0 else float(10 * np.log10(4 / error)),
+        "jpeg_ms": median(jpeg), "png_ms": median(png),
+    }  # fmt: skip
+
+
+def _decode_ms(world: World, engine: Engine, request: DrawRequest) -> float:
+    side = world.scale.side // 8
+    latents = torch.randn(1, 4, side, side, device=world.device)
+    spent = [
+        world.timed_ms(lambda: list(engine._decode(latents, request)))
+        for _ in range(max(5, world.scale.rounds // 3))
+    ]
+    return median(spent[2:])
+
+
+@torch.inference_mode()
+def batches(world: World, engine: Engine) -> Row:
+    """Images a second at 1, 2, 4 and 8 images at once, from the times of a step and a decoding."""
+    row: dict[str, Any] = {}
+    decode_ms = _decode_ms(world, engine, world.request())
+    for batch in (1, 2, 4, 8):
+        key, sample, context, added = world.call_inputs(batch)
+        time = torch.tensor(500.0, device=world.device)
+        with engine.unet.warming():
+            call = engine.unet.start(key, context, added)
+            call(sample, time)
+        call = engine.unet.start(key, context, added)
+        step_ms = median([world.timed_ms(partial(call, sample, time)) for _ in range(8)][2:])
+        total_s = (world.scale.steps * step_ms + batch * decode_ms) / 1000
+        row[f"step_ms_{batch}"] = step_ms
+        row[f"images_s_{batch}"] = batch / total_s
+    return {**row, "decode_ms": decode_ms, **memory(world)}
+
+
+def stock_lora(world: World) -> Row:
+    """Stock's way to a LoRA and back, which ours is compared with: load, fuse, unfuse, unload."""
+    from benchmarks.samples import write_kohya_lora
+    from benchmarks.swap import stock_lora as there_and_back
+
+    shm = Path("/dev/shm")
+    with TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
+        path = write_kohya_lora(
+            Path(folder) / "lora.safetensors", world.manifest.skeleton,
+            rank=world.scale.rank, strength=0.1, linears=True,
+        )  # fmt: skip
+        spent_ms = [world.timed_ms(lambda: there_and_back(world.stock(), path)) for _ in range(2)]
+    world.forget("as it comes")  # peft has wrapped its layers
+    return {"there_and_back_ms": spent_ms[-1], "first_ms": spent_ms[0]}
