@@ -31,6 +31,8 @@ def blob_key(blob: Blob) -> str:
 
 
 def stored_blob_key(content_key: str) -> str:
+    """Content keys begin with ``p`` (public) or ``t`` (a tenant's), those of compiled code with
+    ``c``."""
     if content_key.startswith("c"):
         return f"{COMPILED}{content_key}"
     return f"{BLOBS}{content_key[:3]}/{content_key}"

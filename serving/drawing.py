@@ -82,7 +82,7 @@ class Drawing:
     timings: Timings
     matched: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    #: Steps that ran without a captured graph (or uncompiled), by the shape of the UNet call.
+    #: Calls of the UNet without a captured graph and uncompiled calls of UNet or VAE, by shape.
     fallbacks: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -55,7 +55,7 @@ class Tally:
             ("pool", "tier"), registry=registry,
         )  # fmt: skip
         self._fallbacks = Counter(
-            "ao_unet_fallbacks", "Steps that ran without a captured graph, by the call's shape.",
+            "ao_unet_fallbacks", "Calls of UNet or VAE that were not warmed, by shape.",
             ("pool", "shape"), registry=registry,
         )  # fmt: skip
         self._retries = Counter(

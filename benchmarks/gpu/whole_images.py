@@ -18,7 +18,7 @@ from benchmarks.gpu.device import free_bytes, memory
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.unet_calls import become, step_flop
 from benchmarks.gpu.world import PROMPT, World, exact_convolutions, median
-from serving.drawing import Drawing, DrawRequest
+from serving.drawing import Drawing
 from serving.engine.compiled import compilations
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
@@ -152,10 +152,10 @@ def around(world: World, engine: Engine) -> Row:
     """What an image needs beside its steps: text encoders, VAE, JPEG and PNG."""
     become(engine, world)
     texts: Any = {"text_encoder": "a red star", "text_encoder_2": "a red star"}
-    text_ms = [world.timed_ms(lambda: engine._text.encode(texts, {})) for _ in range(8)]
+    text_ms = [world.timed_ms(lambda: engine.prompts.text.encode(texts, {})) for _ in range(8)]
     side = world.scale.side
     latents = torch.randn(1, 4, side // 8, side // 8, device=world.device)
-    ((_, decoded),) = engine._decode(latents, world.request())
+    ((_, decoded),) = engine.decoder.decode(latents)
     pixels = copy_pixels(decoded)
     jpeg = [encode_image(pixels, "jpeg").encode_ms for _ in range(5)]
     png = [encode_image(pixels, "png").encode_ms for _ in range(3)]
@@ -167,18 +167,18 @@ def around(world: World, engine: Engine) -> Row:
     error = float((decoded.float().clamp(-1, 1) - exact.clamp(-1, 1)).square().mean())
     return {
         "text_encoders_ms": median(text_ms[2:]),
-        "vae_ms": _decode_ms(world, engine, world.request()),
+        "vae_ms": _decode_ms(world, engine),
         "vae_float32_ms": median(exact_ms[1:]),
         "vae_psnr_db": 99.0 if error == 0 else float(10 * np.log10(4 / error)),
         "jpeg_ms": median(jpeg), "png_ms": median(png),
     }  # fmt: skip
 
 
-def _decode_ms(world: World, engine: Engine, request: DrawRequest) -> float:
+def _decode_ms(world: World, engine: Engine) -> float:
     side = world.scale.side // 8
     latents = torch.randn(1, 4, side, side, device=world.device)
     spent = [
-        world.timed_ms(lambda: list(engine._decode(latents, request)))
+        world.timed_ms(lambda: list(engine.decoder.decode(latents)))
         for _ in range(max(5, world.scale.rounds // 3))
     ]
     return median(spent[2:])
@@ -188,7 +188,7 @@ def _decode_ms(world: World, engine: Engine, request: DrawRequest) -> float:
 def batches(world: World, engine: Engine) -> Row:
     """Images a second at 1, 2, 4 and 8 images at once, from the times of a step and a decoding."""
     row: dict[str, Any] = {}
-    decode_ms = _decode_ms(world, engine, world.request())
+    decode_ms = _decode_ms(world, engine)
     for batch in (1, 2, 4, 8):
         key, sample, context, added = world.call_inputs(batch)
         time = torch.tensor(500.0, device=world.device)

@@ -1,6 +1,6 @@
 """Compiled code as a bundle in the object store, for replicas that start on an empty node.
 
-PyTorch's bundles hold native code and pickles, so whoever can change one runs code in a replica.
+A bundle holds native code and pickles: to change one is to run code in a replica.
 A bundle is opened only if an HMAC with the platform's secret says that a replica of this
 platform wrote these bytes for this key. Anything else (another GPU, another version, a changed
 byte) is a miss: the replica compiles, as if there were no bundle.
@@ -33,7 +33,7 @@ from serving.engine.options import EngineOptions
 
 log = logging.getLogger(__name__)
 
-#: A record is about 200 bytes; more is none.
+#: The largest record that is read; ours have about 200 bytes.
 _RECORD_BYTES = 4096
 
 
@@ -126,7 +126,7 @@ class ArtifactStore:
             blob = Blob(str(record["key"]), str(record["sha256"]), int(record["size_bytes"]))
             signature = str(record["hmac"]).encode()
             is_ours = hmac.compare_digest(signature, self._signature(key, blob).encode())
-        except Exception as error:  # a stranger may have written it: whatever it is, a miss
+        except Exception as error:  # anybody may have written the record: any error is a miss
             log.warning("the record of the compiled bundle %s cannot be read: %s", key, error)
             return None
         if not is_ours:
@@ -152,7 +152,7 @@ def load_artifacts(artifacts: ArtifactStore, key: str) -> bool:
     try:
         if torch.compiler.load_cache_artifacts(bundle) is None:
             raise ValueError("PyTorch does not understand it")
-    except Exception:  # ours, and still not to be used: compiling anew is all it costs
+    except Exception:  # PyTorch documents no errors; without the bundle the replica compiles
         log.exception("the compiled bundle %s cannot be loaded", key)
         return False
     log.info("took the compiled bundle %s, %d KiB", key, len(bundle) >> 10)
@@ -160,11 +160,12 @@ def load_artifacts(artifacts: ArtifactStore, key: str) -> bool:
 
 
 def save_artifacts(artifacts: ArtifactStore, key: str) -> None:
-    """Publish what this process has compiled or taken. A replica that cannot is as good."""
+    """Publish what this process has compiled or taken. A failure is logged: the replica itself
+    does not need the bundle."""
     try:
         saved = torch.compiler.save_cache_artifacts()
         if saved is not None:
             artifacts.publish(key, saved[0])
             log.info("published the compiled bundle %s, %d KiB", key, len(saved[0]) >> 10)
-    except Exception:
+    except Exception:  # the store or PyTorch; the next replica compiles, as this one did
         log.exception("the compiled bundle %s cannot be published", key)

@@ -59,14 +59,18 @@ def budgets(settings: Settings, device: str, manifest: ModelManifest) -> Budgets
     apart = settings.pristine == "host" or (
         settings.pristine == "auto" and device.startswith("cuda") and room < 2 * model_bytes
     )
-    return Budgets(room, (settings.pristine_bytes or _pristine_bytes(manifest)) if apart else None)
+    if not apart:
+        return Budgets(room, None)
+    pinned = device.startswith("cuda")
+    return Budgets(room, settings.pristine_bytes or _pristine_bytes(manifest, pinned))
 
 
-def _pristine_bytes(manifest: ModelManifest) -> int:
-    """Room for three models in pinned memory, which comes in powers of two, within three quarters
-    of the machine's memory, but for one in any case."""
+def _pristine_bytes(manifest: ModelManifest, pinned: bool) -> int:
+    """Room for three models, but at most three quarters of the machine's memory and at least one
+    model. Pinned memory comes in powers of two."""
+    dtype = torch.float16 if pinned else torch.float32
     layouts = layouts_of(manifest.skeleton)
-    one = sum(layout.size_bytes(torch.float16, pinned=True) for layout in layouts.values())
+    one = sum(layout.size_bytes(dtype, pinned) for layout in layouts.values())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(one, min(3 * one, memory * 3 // 4))
 

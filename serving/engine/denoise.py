@@ -25,7 +25,7 @@ from serving.errors import Cancelled
 #: Asked between steps; True stops the generation.
 IsCancelled = Callable[[], bool]
 
-#: Steps queued on the device beyond the one that is being computed.
+#: Steps that the device may have before it: the one that it computes and the ones behind it.
 STEPS_AHEAD = 2
 
 

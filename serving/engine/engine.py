@@ -34,8 +34,8 @@ from serving.drawing import (
     Swap,
     Timings,
 )
-from serving.engine.attention import attention_order
 from serving.engine.compiled import CompiledModule
+from serving.engine.decoder import ImageDecoder
 from serving.engine.denoise import Denoiser, IsCancelled
 from serving.engine.diagnosis import blame, blame_vae
 from serving.engine.graphs import Capture, CudaCapture, StandInCapture
@@ -43,12 +43,13 @@ from serving.engine.laps import Laps
 from serving.engine.modules import bind_modules, build_modules
 from serving.engine.options import EngineOptions
 from serving.engine.pictures import copy_pixels, encode_image
-from serving.engine.prompt_cache import PromptCache, PromptKey
+from serving.engine.prompt_cache import PromptCache
+from serving.engine.prompts import PromptEncoder
 from serving.engine.shelf import Prepared, Shelf
 from serving.engine.slabs import layouts_of
-from serving.engine.text import Embeddings, Encoded, TextEncoders
+from serving.engine.text import TextEncoders
 from serving.engine.unet import UnetRunner
-from serving.engine.values import DeviceValue, Inversion
+from serving.engine.values import DeviceValue
 from serving.engine.working import WorkingSet, target_of
 from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ServingError
 
@@ -116,15 +117,18 @@ class Engine:
         modules = build_modules(manifest.configs)
         bind_modules(modules, self._working.parameter, self.device)
         self._unet, self._vae = modules["unet"], modules["vae"]
-        self._text = TextEncoders(modules["text_encoder"], modules["text_encoder_2"])
+        self.prompts = PromptEncoder(
+            TextEncoders(modules["text_encoder"], modules["text_encoder_2"]),
+            PromptCache(options.prompt_cache_bytes),
+            options.attention,
+        )
         if fast:
             torch.backends.cudnn.benchmark = options.cudnn_benchmark
-        compiled = None
-        self._decoder: CompiledModule | None = None
+        compiled = compiled_decoder = None
         if options.compile != "off":
             compiled = CompiledModule(self._unet, options)
             if options.compile_vae:
-                self._decoder = CompiledModule(self._vae.decoder, options)
+                compiled_decoder = CompiledModule(self._vae.decoder, options)
         self.unet = UnetRunner(
             self._unet,
             compiled=compiled,
@@ -134,7 +138,10 @@ class Engine:
         )
         channels = int(manifest.configs["unet"]["in_channels"])
         self._denoiser = Denoiser(self.unet, skeleton.digest, channels, self.device)
-        self._prompts = PromptCache(options.prompt_cache_bytes)
+        factor = float(manifest.configs["vae"]["scaling_factor"])
+        self.decoder = ImageDecoder(
+            self._vae, factor, self._dtypes["vae"], self.unet, compiled_decoder, options.attention
+        )
         #: (width, height) → how many pictures at once have been compiled.
         self._warmed: dict[tuple[int, int], tuple[int, ...]] = {}
         # Held for good: after a swap that failed the engine must be able to go back to it.
@@ -191,7 +198,7 @@ class Engine:
 
     def forget(self, keys: Collection[str]) -> None:
         """Of content keys that nobody may ask for any more; any thread."""
-        self._prompts.forget(keys)
+        self.prompts.forget(keys)
         self.shelf.forget(keys)
 
     def warm(self, blobs: Sequence[Blob]) -> str:
@@ -327,7 +334,7 @@ class Engine:
         before = self.unet.fallbacks.copy()
         swap = self.become(prepared)
         laps.lap("swap")
-        positive, negative, warnings = self._encode(prepared, request)
+        positive, negative, warnings = self.prompts.encode(prepared, request)
         laps.lap("encode_prompt")
         images: list[Future[EncodedImage]] = []
         turns: list[_Turn] = []
@@ -339,7 +346,7 @@ class Engine:
             turns.append(turn)
             if is_cancelled():
                 raise Cancelled("the request was stopped before its images were decoded")
-            for scaled, decoded in self._decode(latents, request):
+            for scaled, decoded in self.decoder.decode(latents):
                 turn.decoded.append((scaled, torch.isfinite(decoded).all()))
                 images.append(submit(partial(encode_image, copy_pixels(decoded), request.encoding)))
             laps.lap("decode")
@@ -372,7 +379,7 @@ class Engine:
         """Raises NotFinite for the first turn of which something is not finite."""
         for turn in turns:
             if not turn.latents_finite:
-                self._prompts.clear()  # of what may not be finite either
+                self.prompts.clear()  # of what may not be finite either
                 raise self._blame(prepared, request, turn.seeds, is_cancelled)
             for scaled, is_finite in turn.decoded:
                 if not is_finite:
@@ -385,99 +392,10 @@ class Engine:
         warmed = self._warmed.get((request.width, request.height))
         while seeds:
             count = min(MAX_BATCH, len(seeds))
-            if self.unet.is_warmed and warmed:
+            if self.unet.is_faster_when_warm and warmed:
                 count = next((batch for batch in warmed if batch <= count), 1)
             yield seeds[:count]
             seeds = seeds[count:]
-
-    def _encode(
-        self, prepared: Prepared, request: DrawRequest
-    ) -> tuple[Embeddings, Embeddings, list[str]]:
-        recipe = prepared.recipe
-        # What was asked for comes before what came along with a LoRA.
-        inversions = {
-            use.token: (use.blob.key, prepared.inversion(use.blob)) for use in recipe.inversions
-        }
-        for lora in recipe.loras:
-            for word, inversion in prepared.lora(lora.blob).bundled.items():
-                inversions.setdefault(word, (lora.blob.key, inversion))
-        prompt = self._encoded(prepared, request, inversions, request.prompt, request.prompt_2)
-        positive, warnings, seen = prompt.embeddings, list(prompt.warnings), set(prompt.seen)
-        if request.negative_prompt is None and request.negative_prompt_2 is None:
-            # SDXL was trained with zeros for "no prompt" (force_zeros_for_empty_prompt).
-            negative = Embeddings(
-                torch.zeros_like(positive.context), torch.zeros_like(positive.pooled)
-            )
-        else:
-            text = request.negative_prompt or ""
-            encoded = self._encoded(prepared, request, inversions, text, request.negative_prompt_2)
-            negative = encoded.embeddings
-            warnings += [f"negative {warning}" for warning in encoded.warnings]
-            seen |= encoded.seen
-        for token in {use.token for use in recipe.inversions} - seen:
-            warnings.append(
-                f"the trigger word {token!r} is in no prompt: its inversion did nothing"
-            )
-        return positive, negative, warnings
-
-    def _encoded(
-        self,
-        prepared: Prepared,
-        request: DrawRequest,
-        inversions: Mapping[str, tuple[str, Inversion]],
-        text: str,
-        text_2: str | None,
-    ) -> Encoded:
-        """A prompt's embeddings, from the cache where this tenant has had it encoded."""
-        recipe = prepared.recipe
-        texts: dict[Component, str] = {"text_encoder": text, "text_encoder_2": text_2 or text}
-        weighted = (
-            (use.blob.key, use.weight_on("text_encoder"), use.weight_on("text_encoder_2"))
-            for use in recipe.loras
-            if prepared.lora(use.blob).moves_text
-        )
-        key = PromptKey(
-            request.tenant_id,
-            (recipe.text_encoder.key, recipe.text_encoder_2.key),
-            tuple(use for use in weighted if any(use[1:])),
-            tuple((word, blob_key) for word, (blob_key, _) in inversions.items()),
-            tuple(texts.items()),
-        )
-        encoded = self._prompts.get(key)
-        if encoded is None:
-            vectors = {word: inversion for word, (_, inversion) in inversions.items()}
-            with attention_order(self.options.attention):
-                encoded = self._text.encode(texts, vectors)
-            self._prompts.put(key, encoded)
-        return encoded
-
-    def _decode(
-        self, latents: torch.Tensor, request: DrawRequest
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Of one image after another: what the VAE is given, [1, channels, height / 8,
-        width / 8], and the image, [3, height, width] in -1..1."""
-        dtype = self._dtypes["vae"]
-        factor = float(self.manifest.configs["vae"]["scaling_factor"])
-        for latent in latents:
-            scaled = latent[None] / factor
-            hidden = self._vae.post_quant_conv(scaled.to(dtype))
-            decoded: torch.Tensor = self._decode_hidden(hidden, (request.width, request.height))
-            yield scaled, decoded[0]
-
-    def _decode_hidden(self, hidden: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        with attention_order(self.options.attention):
-            compiled = self._decoder
-            decoded: torch.Tensor
-            if compiled is None:
-                decoded = self._vae.decoder(hidden)
-            elif self.unet.is_warming:
-                decoded = compiled.compile(size, hidden)
-            else:
-                failed = compiled.fallbacks
-                decoded = compiled(size, hidden)
-                if size not in compiled or compiled.fallbacks > failed:
-                    self.unet.count(f"VAE, {size[0]}x{size[1]}")
-            return decoded
 
     def _blame(
         self,
@@ -489,7 +407,7 @@ class Engine:
         def breaks_at(recipe: Recipe, within: int | None) -> int | None:
             part = Prepared(recipe, prepared.leases)
             self.become(part)
-            positive, negative, _ = self._encode(part, request)
+            positive, negative, _ = self.prompts.encode(part, request)
             drawn = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
             for index, latents in enumerate(drawn, 1):
                 if not torch.isfinite(latents).all():

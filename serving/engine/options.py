@@ -19,8 +19,8 @@ PROMPT_CACHE_BYTES = 64 << 20
 class EngineOptions:
     """The defaults give the same bits as stock diffusers on a CPU."""
 
-    #: ``regional`` compiles the repeated blocks, which takes a minute on a GPU; ``full`` the whole
-    #: UNet and VAE decoder, which takes minutes.
+    #: ``regional`` compiles the repeated blocks one by one; ``full`` the whole UNet and the whole
+    #: VAE decoder, which takes longer.
     compile: Compile = "off"
     #: Classes of diffusers that are compiled one by one where ``compile`` is ``regional``.
     compile_blocks: tuple[str, ...] = BLOCKS

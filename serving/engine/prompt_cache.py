@@ -47,15 +47,10 @@ class PromptCache:
             budget_bytes, getsizeof=lambda encoded: encoded.size_bytes
         )
         self._lock = Lock()
-        self.hits = 0
-        self.misses = 0
 
     def get(self, key: PromptKey) -> Encoded | None:
         with self._lock:
-            found = self._entries.get(key)
-            self.hits += found is not None
-            self.misses += found is None
-            return found
+            return self._entries.get(key)
 
     def put(self, key: PromptKey, encoded: Encoded) -> None:
         """What is larger than the budget, or belongs to no tenant, is not kept."""

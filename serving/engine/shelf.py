@@ -194,7 +194,7 @@ class Shelf:
 
     def _load(self, file: TensorFile, component: Component) -> DeviceValue:
         spare = self._spare.pop(component, None)
-        if self._device.type == "cuda":  # where what has just left had to make room for this
+        if self._device.type == "cuda":  # other spare memory is not in the tier's budget
             self._spare.clear()
         with self._arriving():
             if component == "lora":

@@ -51,12 +51,13 @@ class UnetRunner:
         self.fallbacks = Counter[str]()
 
     @property
-    def is_warmed(self) -> bool:
-        """Whether shapes are worth choosing: some of them run faster than others."""
+    def is_faster_when_warm(self) -> bool:
+        """Whether a warmed shape runs faster than another one."""
         return self._capture is not None or self.compiled is not None
 
     @property
     def is_warming(self) -> bool:
+        """Whether new shapes are compiled and captured now."""
         return self._warming
 
     @property
@@ -123,7 +124,7 @@ class UnetRunner:
             call = partial(self.compiled.compile if self._warming else self.compiled, key)
         named = {"encoder_hidden_states": context, "added_cond_kwargs": added}
         order = self._attention
-        if self.is_warmed and not self._warming and not self._is_warm(key):
+        if self.is_faster_when_warm and not self._warming and not self._is_warm(key):
             # cuDNN builds a plan for each new shape, which takes seconds.
             order = [backend for backend in order if backend != "cudnn"]
         with attention_order(order):

@@ -103,7 +103,6 @@ def warm_and_mixed(rig: Rig, options: EngineOptions, guided: tuple[bool, ...]) -
             )  # fmt: skip
             thread.submit(image, made, asked).result()
     assert made.unet.fallbacks.total() == 0
-    assert made._decoder is None or made._decoder.fallbacks == 0
     assert compilations()["graphs"] == before
 
 
@@ -127,7 +126,7 @@ def test_the_loop_never_waits_for_the_device(
     asked = request(rig.base, sampler=sampler)
     with engine.prepare(rig.base) as prepared, torch.inference_mode():
         engine.become(prepared)
-        positive, negative, _ = engine._encode(prepared, asked)
+        positive, negative, _ = engine.prompts.encode(prepared, asked)
         engine._settle()
         syncs_are_errors(True)
         for latents in engine._denoiser.steps(asked, (7,), positive, negative, lambda: False):
@@ -256,7 +255,7 @@ def test_the_vae_in_its_working_type(rig: Rig, engine: Engine) -> None:
     latents = latents.to(rig.device)
     with engine.prepare(rig.base) as prepared:
         engine.become(prepared)
-    ((_, found),) = engine._decode(latents, request(rig.base))
+    ((_, found),) = engine.decoder.decode(latents)
     exact_vae = copy.deepcopy(engine._vae).float()
     with exact_convolutions():
         exact = exact_vae.decode(latents / engine._vae.config.scaling_factor).sample[0]

@@ -20,7 +20,7 @@ def test_a_hundred_mixed_recipes_compile_nothing(bench: Any, samples: dict[str, 
     options = EngineOptions(compile="regional", compile_backend="aot_eager")
     engine, plain = bench.engine(options=options), bench.engine()
     engine.warm_up([(64, 64)])
-    for compiled in (engine.unet.compiled, engine._decoder):
+    for compiled in (engine.unet.compiled, engine.decoder.compiled):
         compiled.forbid_fallbacks()
     graphs = compilations()["graphs"]
     assert graphs > 0

@@ -380,7 +380,7 @@ def test_inversion_is_stock_diffusers(
     value = prepared.inversion(use.blob)
     assert isinstance(value, Inversion)
     texts = {"text_encoder": "a qzebra star", "text_encoder_2": "a qzebra star"}
-    ours = engine._text.encode(texts, {WORD: value})
+    ours = engine.prompts.text.encode(texts, {WORD: value})
     prepared.release()
     assert ours.seen == {WORD}
     assert torch.allclose(ours.embeddings.context, theirs_context, atol=1e-5)

@@ -72,6 +72,27 @@ def test_out_of_memory_evicts_and_tries_once_more(
     engine.tier.check_integrity()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+    ],
+)
+def test_libraries_that_run_out_of_memory_say_so_in_their_own_words(
+    engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    before = draw(engine, recipes["base"])
+    call = engine.unet.call
+    monkeypatch.setattr(engine.unet, "call", failing(1, RuntimeError(words), call))
+    assert draw(engine, recipes["base"]) == before
+    monkeypatch.setattr(engine.unet, "call", failing(2, RuntimeError(words), call))
+    with pytest.raises(OutOfMemory, match=words[:20]):
+        draw(engine, recipes["base"])
+    assert engine.unhealthy is None
+
+
 def test_out_of_memory_in_the_middle_of_a_swap(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

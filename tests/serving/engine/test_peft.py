@@ -99,7 +99,7 @@ def test_an_inversion_that_comes_along_with_a_lora(
         prepared = engine.prepare(recipe)
         engine.become(prepared)
         request = DrawRequest("r", recipe, "a qzebra star", 128, 128, (7,))
-        positive, _, found = engine._encode(prepared, request)
+        positive, _, found = engine.prompts.encode(prepared, request)
         prepared.release()
         assert found == []
         return torch.as_tensor(positive.context)

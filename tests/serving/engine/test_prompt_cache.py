@@ -20,13 +20,13 @@ from tests.drawing import picture_of
 def engine(bench: Any) -> Any:
     """One whose text encoders count how often they are asked."""
     engine = bench.engine()
-    encode, engine.encoded = engine._text.encode, 0
+    encode, engine.encoded = engine.prompts.text.encode, 0
 
     def counted(*arguments: Any) -> Any:
         engine.encoded += 1
         return encode(*arguments)
 
-    engine._text.encode = counted
+    engine.prompts.text.encode = counted
     return engine
 
 

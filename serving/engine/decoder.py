@@ -1,0 +1,59 @@
+"""From latents to images: the VAE's decoder, compiled where its size was warmed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from serving.engine.attention import attention_order
+from serving.engine.compiled import CompiledModule
+from serving.engine.options import AttentionBackend
+from serving.engine.unet import UnetRunner
+
+
+class ImageDecoder:
+    """Owned by the thread that generates."""
+
+    def __init__(
+        self,
+        vae: Any,
+        factor: float,
+        dtype: torch.dtype,
+        unet: UnetRunner,
+        compiled: CompiledModule | None,
+        attention: Sequence[AttentionBackend],
+    ) -> None:
+        """``factor`` is the VAE's scaling factor. ``unet`` knows whether the engine is being
+        warmed, and counts fall-backs."""
+        self.compiled = compiled
+        self._vae = vae
+        self._factor = factor
+        self._dtype = dtype
+        self._unet = unet
+        self._attention = attention
+
+    def decode(self, latents: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """For each of ``latents`` ([n, channels, height / 8, width / 8]): what the VAE is given,
+        [1, channels, height / 8, width / 8], and the image, [3, height, width] in -1..1."""
+        for latent in latents:
+            scaled = latent[None] / self._factor
+            with attention_order(self._attention):
+                hidden = self._vae.post_quant_conv(scaled.to(self._dtype))
+                image = self._decoded(hidden)[0]
+            yield scaled, image
+
+    def _decoded(self, hidden: torch.Tensor) -> torch.Tensor:
+        decoded: torch.Tensor
+        compiled, shape = self.compiled, tuple(hidden.shape)
+        if compiled is None:
+            decoded = self._vae.decoder(hidden)
+        elif self._unet.is_warming:
+            decoded = compiled.compile(shape, hidden)
+        else:
+            failed = compiled.fallbacks
+            decoded = compiled(shape, hidden)
+            if shape not in compiled or compiled.fallbacks > failed:
+                self._unet.count(f"VAE, {8 * shape[3]}x{8 * shape[2]}")
+        return decoded

@@ -1,0 +1,106 @@
+"""The prompts of a request as embeddings, with the recipe's weights and inversions in place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+from assets.content import Component
+from serving.drawing import DrawRequest
+from serving.engine.attention import attention_order
+from serving.engine.options import AttentionBackend
+from serving.engine.prompt_cache import PromptCache, PromptKey
+from serving.engine.shelf import Prepared
+from serving.engine.text import Embeddings, Encoded, TextEncoders
+from serving.engine.values import Inversion
+
+#: Trigger word → content key of the asset that brings it, and its vectors.
+Inversions = Mapping[str, tuple[str, Inversion]]
+
+
+class PromptEncoder:
+    """Owned by the thread that generates; ``forget`` and ``clear`` in any."""
+
+    def __init__(
+        self, text: TextEncoders, cache: PromptCache, attention: Sequence[AttentionBackend]
+    ) -> None:
+        self.text = text
+        self._cache = cache
+        self._attention = attention
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Drop cached embeddings that depend on these content keys."""
+        self._cache.forget(keys)
+
+    def clear(self) -> None:
+        """Drop all cached embeddings."""
+        self._cache.clear()
+
+    def encode(
+        self, prepared: Prepared, request: DrawRequest
+    ) -> tuple[Embeddings, Embeddings, list[str]]:
+        """Embeddings of the prompt and of the negative prompt, and warnings."""
+        recipe = prepared.recipe
+        # What was asked for comes before what came along with a LoRA.
+        inversions = {
+            use.token: (use.blob.key, prepared.inversion(use.blob)) for use in recipe.inversions
+        }
+        for lora in recipe.loras:
+            for word, inversion in prepared.lora(lora.blob).bundled.items():
+                inversions.setdefault(word, (lora.blob.key, inversion))
+        prompt = self._encoded(prepared, request, inversions, request.prompt, request.prompt_2)
+        positive, warnings, seen = prompt.embeddings, list(prompt.warnings), set(prompt.seen)
+        if request.negative_prompt is None and request.negative_prompt_2 is None:
+            # SDXL was trained with zeros for "no prompt" (force_zeros_for_empty_prompt).
+            negative = Embeddings(
+                torch.zeros_like(positive.context), torch.zeros_like(positive.pooled)
+            )
+        else:
+            text = request.negative_prompt or ""
+            encoded = self._encoded(prepared, request, inversions, text, request.negative_prompt_2)
+            negative = encoded.embeddings
+            warnings += [f"negative {warning}" for warning in encoded.warnings]
+            seen |= encoded.seen
+        for token in {use.token for use in recipe.inversions} - seen:
+            warnings.append(
+                f"the trigger word {token!r} is in no prompt: its inversion did nothing"
+            )
+        return positive, negative, warnings
+
+    def _encoded(
+        self,
+        prepared: Prepared,
+        request: DrawRequest,
+        inversions: Inversions,
+        text: str,
+        text_2: str | None,
+    ) -> Encoded:
+        """One prompt, from the cache where this tenant has had it encoded before."""
+        texts: dict[Component, str] = {"text_encoder": text, "text_encoder_2": text_2 or text}
+        key = _cache_key(prepared, request.tenant_id, inversions, texts)
+        encoded = self._cache.get(key)
+        if encoded is None:
+            vectors = {word: inversion for word, (_, inversion) in inversions.items()}
+            with attention_order(self._attention):
+                encoded = self.text.encode(texts, vectors)
+            self._cache.put(key, encoded)
+        return encoded
+
+
+def _cache_key(
+    prepared: Prepared, tenant_id: str, inversions: Inversions, texts: Mapping[Component, str]
+) -> PromptKey:
+    recipe = prepared.recipe
+    weighted = (
+        (use.blob.key, use.weight_on("text_encoder"), use.weight_on("text_encoder_2"))
+        for use in recipe.loras
+        if prepared.lora(use.blob).moves_text
+    )
+    return PromptKey(
+        tenant_id,
+        (recipe.text_encoder.key, recipe.text_encoder_2.key),
+        tuple(use for use in weighted if any(use[1:])),
+        tuple((word, blob_key) for word, (blob_key, _) in inversions.items()),
+        tuple(texts.items()),
+    )
