@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from assets.principal import Principal
@@ -13,14 +14,28 @@ from assets.sql.blobs import SqlBlobRecords
 from serving.jobs.jobs import JobRow, Jobs
 from serving.tenants.meter import Meter
 
-WAITING, TENANTS = 256, 8
+WAITING = 256
+TENANTS = tuple(Principal(f"claims-{index}", "t") for index in range(8))
+
+
+def tenant(index: int) -> Principal:
+    return TENANTS[index % len(TENANTS)]
+
+
+@pytest.fixture
+def shared(database: sa.Engine) -> Iterator[sa.Engine]:
+    """The database of every test, left as it was found."""
+    yield database
+    with database.begin() as connection:
+        ids = [each.tenant_id for each in TENANTS]
+        connection.execute(sa.delete(JobRow).where(JobRow.tenant_id.in_(ids)))
 
 
 def finished(first: int, count: int) -> list[dict[str, Any]]:
     now = time.time()
     return [
         {
-            "id": f"done-{first + index}", "tenant_id": f"t{index % TENANTS}", "tenant_name": "t",
+            "id": f"done-{first + index}", "tenant_id": tenant(index).tenant_id, "tenant_name": "t",
             "weight": 1.0, "status": "completed", "request": {}, "claimed_by": "w",
             "claimed_until_s": now - index, "created_at_s": now - index,
             "finished_at_s": now - index, "failures": 0,
@@ -73,21 +88,20 @@ def _sqlite_steps(engine: sa.Engine, work: Callable[[], Any]) -> int:
     return counted[0]
 
 
-def test_claiming_costs_the_same_however_many_have_finished(database: sa.Engine) -> None:
-    jobs = Jobs(database, Meter(database, SqlBlobRecords(database)))
+def test_claiming_costs_the_same_however_many_have_finished(shared: sa.Engine) -> None:
+    jobs = Jobs(shared, Meter(shared, SqlBlobRecords(shared)))
     for index in range(WAITING):
-        jobs.add(Principal(f"t{index % TENANTS}", "t"), {"prompt": "a star"})
+        jobs.add(tenant(index), {"prompt": "a star"})
     costs: dict[str, list[int]] = {"claim": [], "add": [], "expired": []}
     there = 0
     for count in (1_000, 60_000):
-        with database.begin() as connection:
+        with shared.begin() as connection:
             connection.execute(sa.insert(JobRow), finished(there, count - there))
         there = count
-        with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with shared.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE")  # as both databases do by themselves, later
-        costs["claim"].append(steps_of(database, lambda: jobs.claim("w")))
-        who = Principal("t1", "t")
-        costs["add"].append(steps_of(database, lambda who=who: jobs.add(who, {})))  # type: ignore[misc]
-        costs["expired"].append(steps_of(database, jobs.expired))
+        costs["claim"].append(steps_of(shared, lambda: jobs.claim("w")))
+        costs["add"].append(steps_of(shared, lambda: jobs.add(TENANTS[1], {})))
+        costs["expired"].append(steps_of(shared, jobs.expired))
     for what, (few, many) in costs.items():
         assert many <= 3 * few + 20, (what, few, many)  # a tree may be one level higher

@@ -329,22 +329,24 @@ def test_a_machine_whose_clock_is_ahead_takes_nobody_elses_claim(
         meter = Meter(database, SqlBlobRecords(database), clock)
         return Jobs(database, meter, clock, kept_s=600.0)
 
+    def claimed_by(jobs: Jobs, worker: str) -> set[str]:
+        """Everything that can be claimed: other tests' jobs lie in the same database."""
+        claims = iter(lambda: jobs.claim(worker), None)
+        return {job.id for job in claims if job is not None}
+
     right = room()
     job = right.add(ACME, {}, f"job_{secrets.token_hex(8)}")
-    while (claimed := right.claim("right")) is not None and claimed.id != job.id:
-        pass  # of another test
-    assert claimed is not None
+    assert job.id in claimed_by(right, "right")
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 900.0)
     ahead = room()
-    stolen = ahead.claim("ahead")
+    stolen = claimed_by(ahead, "ahead")
     if database.dialect.name == "postgresql":
-        assert stolen is None
+        assert job.id not in stolen
         assert not ahead.is_old(job)
         assert right.finish(job.id, "right", spent(job))
     else:
-        assert stolen is not None
-        assert stolen.id == job.id
+        assert job.id in stolen
 
 
 def test_an_error_of_the_database_does_not_say_what_was_to_be_written(database: Any) -> None:
