@@ -20,6 +20,7 @@ _WORKS: frozenset[Verb] = _LOOKS | {"use", "create", "update"}
 
 #: What each role may do where its tenant may.
 _VERBS: Mapping[Role, frozenset[Verb]] = {
+    "anonymous": frozenset({"use"}),
     "reader": _LOOKS,
     "member": _WORKS,
     "owner": _WORKS | {"share", "delete", "restore"},
@@ -47,11 +48,12 @@ def may(principal: Principal, verb: Verb, asset: Asset) -> bool:
 
     An organisation does as its roles allow with its own live assets, except that a private
     one is its maker's and the owners' alone. Others reach what is ready and public, or shared
-    with them. To a deleted asset its organisation may do one thing: restore it.
+    with them. To a deleted asset its organisation may do one thing: restore it. Anonymous
+    requests reach public assets only, their own tenant's included.
     """
     if verb not in _VERBS[principal.role]:
         return False
-    if asset.tenant_id == principal.tenant_id:
+    if asset.tenant_id == principal.tenant_id and principal.role != "anonymous":
         if (
             asset.visibility == "private"
             and principal.role != "owner"
@@ -65,6 +67,7 @@ def may(principal: Principal, verb: Verb, asset: Asset) -> bool:
         return verb in _WITH_PUBLIC
     return (
         asset.visibility == "shared"
+        and principal.role != "anonymous"
         and principal.tenant_name in asset.shared_with
         and verb in _WITH_SHARED
     )

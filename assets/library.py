@@ -6,6 +6,7 @@ bytes is in workshop.py.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +26,12 @@ from assets.errors import (
     QuotaExceeded,
 )
 from assets.failpoint import reach
-from assets.keys import BLOBS, PREVIEWS, blob_key, blob_of, pictured_by
+from assets.keys import BLOBS, PREVIEWS, blob_key, blob_of, pictured_by, preview_key
 from assets.parts import PartStore, open_parts
 from assets.principal import Principal
 from assets.records import AssetRecords, Page, Query
 from assets.resolve import BASE_NAME, Resolved, Wanted, find, find_base, resolve
-from assets.store import ObjectStore
+from assets.store import ObjectStore, put_bytes, read_bytes
 from assets.terms import check_expiry, check_name, checked_visibility
 from assets.uploads import Uploads
 
@@ -156,10 +157,23 @@ class Library:
             asset = renamed
         if not changes:
             return asset
+        if asset.preview and "visibility" in changes:
+            changes["data"] = {**asset.data, **data, "preview": self._moved_preview(asset)}
         changed = self._records.update(asset.id, changes, expect=(asset.status,))
         if changed is None:  # deleted or finished in between
             return self.update(principal, asset.id, replace(change, name=None))
+        if asset.preview and changed.preview != asset.preview:
+            self._store.delete(asset.preview)
         return changed
+
+    def _moved_preview(self, asset: Asset) -> str | None:
+        """The key of a copy of the preview: URLs of the old one end with the sharing under which
+        they were given out, also a store's own URLs, which ask nobody."""
+        if asset.preview is None or self._store.size(asset.preview) is None:
+            return None
+        key = preview_key(asset.id, secrets.token_hex(32))
+        put_bytes(self._store, key, read_bytes(self._store, asset.preview))
+        return key
 
     def _check_series(self, principal: Principal, asset: Asset) -> None:
         """A rename takes every version along, so each must be one's own to change.

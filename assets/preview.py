@@ -8,7 +8,6 @@ nothing of the file itself, its metadata or what may hide behind it is ever serv
 from __future__ import annotations
 
 import io
-import warnings
 
 from PIL import Image
 
@@ -30,14 +29,12 @@ def preview_of(data: bytes) -> bytes:
     if len(data) > MAX_BYTES:
         raise _bad(f"at most {MAX_BYTES >> 20} MiB are accepted")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS or getattr(image, "n_frames", 1) > 1:
-                    raise _bad(f"one still picture of at most {MAX_PIXELS} pixels is accepted")
-                image.draft("RGB", (KEPT_SIDE, KEPT_SIDE))
-                kept = image.convert("RGB")
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS or getattr(image, "n_frames", 1) > 1:
+                raise _bad(f"one still picture of at most {MAX_PIXELS} pixels is accepted")
+            image.draft("RGB", (KEPT_SIDE, KEPT_SIDE))
+            kept = image.convert("RGB")
         kept.thumbnail((KEPT_SIDE, KEPT_SIDE))
         out = io.BytesIO()
         kept.save(out, "PNG")

@@ -9,8 +9,11 @@ from assets.plan import UNLIMITED, Plan
 
 #: What a key may do: ``reader`` looks, ``member`` draws, uploads and changes too, ``owner``
 #: also shares, deletes, restores and administers its organisation.
-Role = Literal["reader", "member", "owner"]
-ROLES: tuple[Role, ...] = get_args(Role)
+KeyRole = Literal["reader", "member", "owner"]
+KEY_ROLES: tuple[KeyRole, ...] = get_args(KeyRole)
+#: ``anonymous`` sends no key: it generates with public assets for a tenant that is open.
+Role = Literal["anonymous"] | KeyRole
+ROLES: tuple[Role, ...] = ("anonymous", *KEY_ROLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +33,8 @@ class Principal:
     plan: Plan = UNLIMITED
     #: The GPUs that it draws on when a request does not say; empty for the platform's first.
     gpu: str = ""
+
+    @property
+    def queue_id(self) -> str:
+        """Whose queue, rate and share a request takes: anonymous ones have their own."""
+        return f"{self.tenant_id}/anonymous" if self.role == "anonymous" else self.tenant_id

@@ -20,6 +20,9 @@ from assets.records import AssetRecords
 #: The name, among the commons, of the checkpoint that a request without one is drawn with.
 BASE_NAME = "base"
 MAX_LORAS = 32
+MAX_INVERSIONS = 32
+#: Of a word that stands for an inversion in a prompt.
+MAX_WORD_CHARS = 128
 MAX_LORA_WEIGHT = 10.0
 
 
@@ -73,6 +76,9 @@ def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asse
         if not (number.isascii() and number.isdigit() and len(number) < 9):
             return None
         version = int(number)
+    if principal.role == "anonymous":
+        of = owner if colon and owner != "octoai" else COMMONS
+        return records.find_foreign(of, name, version)
     member = None if principal.role == "owner" else principal.member_id
     if not colon:
         # One's own name wins; older applications name the public assets without their owner.
@@ -127,6 +133,9 @@ def resolve(
 
     if len(wanted.loras) > MAX_LORAS:
         raise InvalidAsset("loras", f"{len(wanted.loras)} LoRAs; at most {MAX_LORAS} are accepted")
+    if len(wanted.inversions) > MAX_INVERSIONS:
+        number = f"{len(wanted.inversions)} inversions"
+        raise InvalidAsset("textual_inversions", f"{number}; at most {MAX_INVERSIONS} are accepted")
     parts = dict(base.parts)
     for blob in base.parts.values():
         names[blob.key] = BASE_NAME
@@ -153,6 +162,9 @@ def resolve(
         word = token.strip() or (asset.trigger_words[0] if asset.trigger_words else "")
         if not word:
             raise InvalidAsset("textual_inversions", f"{reference!r} needs a trigger word")
+        if len(word) > MAX_WORD_CHARS:
+            at_most = f"at most {MAX_WORD_CHARS} characters"
+            raise InvalidAsset("textual_inversions", f"the word for {reference!r} has {at_most}")
         inversions.append(InversionUse(asset.parts["textual_inversion"], word))
     if len({use.token for use in inversions}) != len(inversions):
         raise InvalidAsset("textual_inversions", "two inversions have the same trigger word")

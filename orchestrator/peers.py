@@ -8,17 +8,18 @@ harm: the next in line is asked, at last the store. After groupcache.
 
 from __future__ import annotations
 
+import asyncio
 import http.client
-import http.server
 import logging
-import socket
 import threading
 import time
+from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from http import HTTPStatus
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from assets.content import Blob
@@ -37,6 +38,11 @@ _SILENCE_S = 30.0
 _LEAST_BYTES_S = 1 << 20
 _GRACE_S = 10.0
 _TOKEN_S = 60
+#: Of a request, from its connection to its last header; connections that have sent none by
+#: then, or are more than so many, are closed.
+_HEAD_S, _MAX_HEAD_BYTES, _MOST_STRANGERS = 5.0, 8 << 10, 64
+#: Blobs that are brought for peers at a time.
+_MOST_FETCHES = 16
 
 
 def owners(key: str, nodes: Mapping[str, str]) -> list[str]:
@@ -75,7 +81,7 @@ class PeerSource:
         """Raises _NothingYet as long as another source may be tried, SourceDown once bytes were
         written that cannot be taken back."""
         deadline_s = time.monotonic() + _GRACE_S + blob.size_bytes / _LEAST_BYTES_S
-        token = self._signer.sign("PEER", blob.key, int(time.time()) + _TOKEN_S)
+        token = self._signer.sign("PEER", _signed(blob), int(time.time()) + _TOKEN_S)
         parts = urlsplit(url)
         connection = http.client.HTTPConnection(
             parts.hostname or "", parts.port, timeout=_CONNECT_S
@@ -118,64 +124,103 @@ Bring = Callable[[Blob], FileLease]
 class PeerServer:
     """The node's small endpoint: ``GET /blobs/KEY`` for the other nodes, and for nobody else.
 
-    Runs in a thread of its own; a file goes from the tier to the socket within the kernel.
+    An event loop in a thread of its own: a connection takes a thread of the pool only once it
+    has shown a token, and a file goes from the tier to the socket within the kernel.
     """
 
     def __init__(self, bring: Bring, signer: Signer, host: str = "127.0.0.1") -> None:
-        handler = type("Handler", (_Handler,), {"bring": staticmethod(bring), "signer": signer})
-        self._server = _Server((host, 0), handler)
-        self.url = f"http://{host}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="peers", daemon=True
+        self._bring = bring
+        self._signer = signer
+        self._strangers = 0
+        self._threads = ThreadPoolExecutor(_MOST_FETCHES, "peer")
+        self._loop = asyncio.new_event_loop()
+        self._server = self._loop.run_until_complete(
+            asyncio.start_server(self._serve, host, 0, limit=_MAX_HEAD_BYTES, backlog=64)
         )
+        self.url = f"http://{host}:{self._server.sockets[0].getsockname()[1]}"
+        self._thread = threading.Thread(target=self._loop.run_forever, name="peers", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
+    async def _end(self) -> None:
+        self._server.close()
+        ending = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
 
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a peer went away", exc_info=True)
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = 30.0
-    bring: Bring
-    signer: Signer
-
-    def do_GET(self) -> None:
-        split = urlsplit(self.path)
-        key = PurePosixPath(split.path).name
-        given = parse_qs(split.query)
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:
-            self.signer.verify("PEER", key, token, time.time())
-            if split.path != f"/blobs/{key}":
-                raise ValueError("not a blob")
-            blob = Blob(key, given["sha256"][0], int(given["size"][0]))
+            while True:
+                await self._answer(reader, writer)
+        except (OSError, EOFError, asyncio.LimitOverrunError):  # a TimeoutError is an OSError
+            log.debug("a peer went away", exc_info=True)
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: StreamReader, writer: StreamWriter) -> None:
+        """One request."""
+        try:
+            blob = await self._asked(reader)
         except BadSignature:
-            return self.send_error(403)
+            return await _refuse(writer, 403)
         except (ValueError, KeyError):
-            return self.send_error(400)
+            return await _refuse(writer, 400)
         try:
-            lease = self.bring(blob)
+            lease = await self._loop.run_in_executor(self._threads, self._bring, blob)
         except (TierError, AssetError) as error:
-            log.info("cannot give %s to a peer: %s", key, error)
-            return self.send_error(503)
+            log.info("cannot give %s to a peer: %s", blob.key, error)
+            return await _refuse(writer, 503)
         with lease, open(lease.path, "rb") as file:
-            self.send_response(200)
-            self.send_header("Content-Length", str(blob.size_bytes))
-            self.end_headers()
-            with suppress(ConnectionError, socket.timeout):
-                self.connection.sendfile(file)
+            async with asyncio.timeout(_GRACE_S + blob.size_bytes / _LEAST_BYTES_S):
+                writer.write(_head(200, blob.size_bytes))
+                await self._loop.sendfile(writer.transport, file)
         return None
 
-    def log_message(self, *_: Any) -> None:
-        """Not to standard error."""
+    async def _asked(self, reader: StreamReader) -> Blob:
+        """Raises BadSignature, ValueError, KeyError; OSError or EOFError of the connection."""
+        if self._strangers >= _MOST_STRANGERS:
+            raise ConnectionRefusedError("too many callers that have shown nothing")
+        self._strangers += 1
+        try:
+            async with asyncio.timeout(_HEAD_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+        finally:
+            self._strangers -= 1
+        request, *lines = head.decode("latin-1").rstrip().split("\r\n")
+        verb, target, _ = request.split(" ")
+        fields = (line.partition(":") for line in lines)
+        headers = {name.lower(): value.strip() for name, _, value in fields}
+        split = urlsplit(target)
+        given = parse_qs(split.query)
+        key = PurePosixPath(split.path).name
+        if verb != "GET" or split.path != f"/blobs/{key}":
+            raise ValueError("not a blob")
+        blob = Blob(key, given["sha256"][0], int(given["size"][0]))
+        token = headers["authorization"].removeprefix("Bearer ")
+        self._signer.verify("PEER", _signed(blob), token, time.time())
+        return blob
+
+
+def _signed(blob: Blob) -> str:
+    """What a token is for: all that a node is told to fetch, and under which name to keep it."""
+    return f"{blob.key}/{blob.size_bytes}/{blob.sha256}"
+
+
+async def _refuse(writer: StreamWriter, status: int) -> None:
+    writer.write(_head(status, 0))
+    await writer.drain()
+
+
+def _head(status: int, size_bytes: int) -> bytes:
+    return (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {size_bytes}\r\n\r\n"
+    ).encode("ascii")

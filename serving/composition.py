@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
+from sqlalchemy import Engine
+
 from assets.failpoint import arm
 from assets.fetch import Fetcher, Rules
 from assets.keys import PICTURES, RESULTS
@@ -45,6 +47,11 @@ class Backends:
     chores: Chores
     reconciler: Reconciler
     pins: Pins
+    database: Engine
+
+    def close(self) -> None:
+        """End the database's connections."""
+        self.database.dispose()
 
 
 def open_fetcher(settings: Settings) -> Fetcher:
@@ -77,5 +84,5 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     reconciler = Reconciler(records, blobs, store, parts, others, now)
     return Backends(
         records, blobs, store, library, Directory(engine), RateLimiter(engine), meter,
-        Audit(engine), jobs, Chores(engine, clock), reconciler, Pins(engine),
+        Audit(engine), jobs, Chores(engine, clock), reconciler, Pins(engine), engine,
     )  # fmt: skip

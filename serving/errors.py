@@ -6,6 +6,7 @@
     ├── Unauthenticated      no key, or one that is not valid
     ├── NotServed            something that this platform does not do
     ├── InvalidRequest       a field that does not fit; ``field`` names it
+    ├── NotFound             no key or member of that name
     ├── Refused              not admitted: 429 or 503, with ``retry_after_s``
     ├── BudgetExceeded       the month's engine seconds are used up, or held by other requests
     ├── DeadlineExceeded     not done in time
@@ -46,6 +47,18 @@ class InvalidRequest(ServingError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class NotFound(ServingError):
+    """``kind`` is what there is none of: a key, a member."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(kind, name)
+        self.kind = kind
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"there is no {self.kind} {self.name!r}"
 
 
 class Refused(ServingError):

@@ -144,6 +144,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
             public_url=settings.resolved_public_url,
             url_expires_s=settings.url_expires_s,
             open_tenant=settings.open_tenant,
+            open_requests_per_min=settings.open_requests_per_min,
             status=status,
         )
     finally:

@@ -287,7 +287,7 @@ class Platform:
         note(request=request.id, tenant=principal.tenant_id)
         submission = Submission(
             request,
-            principal.tenant_id,
+            principal.queue_id,
             principal.weight,
             self.timeout_s,
             named=frozenset(key for key, name in names.items() if name != BASE_NAME),

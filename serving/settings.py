@@ -79,6 +79,8 @@ class Settings(BaseSettings):
     port: int = 8000
     public_url: str = ""
     gateways: int = 2
+    max_connections: int = Field(default=1024, ge=8)
+    keep_alive_s: int = Field(default=75, ge=1)
     replicas: int = Field(default=0, ge=0)
     pools: dict[str, PoolSettings] = Field(default_factory=dict)
     ray_address: str = "local"
@@ -91,6 +93,7 @@ class Settings(BaseSettings):
     queue_per_tenant: int = 64
     queue_total: int = 512
     open_tenant: str = ""
+    open_requests_per_min: int = Field(default=60, ge=1)
 
     effect_probe: bool = True
 

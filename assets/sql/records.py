@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +18,7 @@ from assets.records import Page, Query
 from assets.sql.base import alone
 from assets.sql.blobs import BlobRefRow, refer
 from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values
-from assets.sql.words import found_by, keep_words, tagged
+from assets.sql.words import keep_words, search_terms, with_all
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
 _REFERS = AssetRow.id.in_(select(BlobRefRow.asset_id))
@@ -143,29 +141,24 @@ class SqlAssetRecords:
             session.execute(update(AssetRow).where(AssetRow.id.in_(asset_ids)).values(**values))
 
     def list(self, query: Query) -> Page:
-        words = re.findall(r"\w+", query.text)
-        if query.text.strip() and not any(word.strip("_") for word in words):
+        """Raises InvalidAsset: more words and tags than a search may have."""
+        terms = search_terms(query.text, query.tags)
+        if query.text.strip() and not any(word for word in terms if not word.startswith("#")):
             return Page([], 0, has_more=False)  # nothing in it is a word
         conditions = _conditions(query)
+        if terms:
+            conditions.append(AssetRow.id.in_(with_all(terms, query.tenant_id)))
+        # One statement: what is found is looked for once, counted, and cut to a page.
+        found = select(AssetRow.id).where(*conditions).cte("found")
+        page = select(found.c.id).where(found.c.id > query.after).order_by(found.c.id)
+        page = page.limit(query.limit + 1).offset(query.offset)
+        total = select(func.count()).select_from(found).scalar_subquery()
         with Session(self._engine) as session:
-            if words or query.tags:
-                # Few are found, and finding them is the work: it is done once.
-                conditions += [found_by(word, query.tenant_id) for word in words]
-                conditions += [tagged(tag, query.tenant_id) for tag in query.tags]
-                ids = sorted(session.scalars(select(AssetRow.id).where(*conditions)))
-                total = len(ids)
-                rest = ids[bisect_right(ids, query.after) + query.offset :]
-                has_more = len(rest) > query.limit
-                wanted = _ROWS.where(AssetRow.id.in_(rest[: query.limit])).order_by(AssetRow.id)
-                found = _assets(session, session.execute(wanted).all())
-            else:
-                count = select(func.count(AssetRow.id)).where(*conditions)
-                total = session.scalar(count) or 0
-                page = _ROWS.where(*conditions, AssetRow.id > query.after).order_by(AssetRow.id)
-                page = page.limit(query.limit + 1).offset(query.offset)
-                found = _assets(session, session.execute(page).all())
-                has_more = len(found) > query.limit
-        return Page(found[: query.limit], total, has_more)
+            wanted = _ROWS.where(AssetRow.id.in_(page)).order_by(AssetRow.id)
+            rows = session.execute(wanted.add_columns(total.label("total"))).all()
+            count = rows[0].total if rows else session.scalar(select(total)) or 0
+            assets = _assets(session, rows)
+        return Page(assets[: query.limit], count, has_more=len(assets) > query.limit)
 
     def previews(self) -> set[str]:
         kept = or_(_IS_LIVE, _REFERS)

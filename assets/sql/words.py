@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Index, String, delete, select
+from sqlalchemy import Index, Select, SelectBase, String, delete, intersect, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from assets.asset import Asset
+from assets.errors import InvalidAsset
 from assets.sql.base import Base
-from assets.sql.rows import AssetRow
 
 _LONGEST = 64
+#: Each is one more set to intersect.
+MAX_TERMS = 8
 #: After every word that begins with what is before it.
 _LAST = "\U0010ffff"
 
@@ -40,7 +43,7 @@ def words_in(text: str) -> set[str]:
 def keep_words(session: Session, asset: Asset) -> None:
     """Make the asset be found by what it says now, within the session's transaction."""
     text = " ".join((asset.name, asset.description, *asset.trigger_words))
-    words = words_in(text) | {f"#{tag.casefold()}"[: _LONGEST + 1] for tag in asset.tags}
+    words = words_in(text) | set(map(_tag, asset.tags))
     known = set(session.scalars(select(WordRow.word).where(WordRow.asset_id == asset.id)))
     if gone := known - words:
         mine = (WordRow.asset_id == asset.id, WordRow.word.in_(gone))
@@ -50,18 +53,34 @@ def keep_words(session: Session, asset: Asset) -> None:
     )
 
 
-def found_by(word: str, tenant_id: str | None) -> ColumnElement[bool]:
-    """Assets that have a word which begins so."""
-    word = word.casefold()[:_LONGEST]
-    return _among(tenant_id, WordRow.word >= word, WordRow.word < word + _LAST)
+def search_terms(text: str, tags: Sequence[str]) -> list[str]:
+    """The distinct words of ``text``, and each tag with a # before it.
+
+    Raises:
+        InvalidAsset: more than MAX_TERMS.
+    """
+    words = [word for word in re.findall(r"\w+", text.casefold()) if word.strip("_")]
+    terms = [word[:_LONGEST] for word in words] + [_tag(tag) for tag in tags]
+    distinct = list(dict.fromkeys(terms))
+    if len(distinct) > MAX_TERMS:
+        raise InvalidAsset("q", f"a search has at most {MAX_TERMS} different words and tags")
+    return distinct
 
 
-def tagged(tag: str, tenant_id: str | None) -> ColumnElement[bool]:
-    return _among(tenant_id, WordRow.word == f"#{tag.casefold()}"[: _LONGEST + 1])
+def with_all(terms: Sequence[str], tenant_id: str | None) -> SelectBase:
+    """The ids of assets that have every tag, and for every word one that begins so."""
+    found = [_with(term, tenant_id) for term in terms]
+    return found[0] if len(found) == 1 else intersect(*found)
 
 
-def _among(tenant_id: str | None, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    found = select(WordRow.asset_id).where(*conditions)
+def _with(term: str, tenant_id: str | None) -> Select[str]:
+    found = select(WordRow.asset_id)
     if tenant_id is not None:
         found = found.where(WordRow.tenant_id == tenant_id)
-    return AssetRow.id.in_(found)
+    if term.startswith("#"):
+        return found.where(WordRow.word == term)
+    return found.where(WordRow.word >= term, WordRow.word < term + _LAST)
+
+
+def _tag(tag: str) -> str:
+    return f"#{tag.casefold()}"[: _LONGEST + 1]

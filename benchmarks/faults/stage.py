@@ -124,7 +124,8 @@ class Stage:
         return Door([self.url], directory.keyring.add_key(tenant).text)
 
     def tenant_id_of(self, tenant: str) -> str:
-        return self.backends().directory.keyring.principal_of_tenant(tenant).tenant_id
+        tenants = self.backends().directory.tenants()
+        return next(each.id for each in tenants if each.name == tenant)
 
     def backends(self) -> Backends:
         return open_backends(self.settings)

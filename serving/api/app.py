@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from assets.ids import ulid
@@ -17,7 +16,9 @@ from serving.api import (
     assets,
     errors,
     generate,
+    generate_simply,
     health,
+    jobs,
     objects,
     organisation,
     pools,
@@ -27,11 +28,9 @@ from serving.api import (
 from serving.api.context import Context
 from serving.api.housekeeping import keep_house
 from serving.api.job_runner import JobRunner
+from serving.api.limits import Limits
 from serving.api.metrics import Counted
 from serving.logs import about
-
-#: Of a request that is parsed in memory; files take another way.
-MAX_BODY_BYTES = 16 << 20
 
 
 def create_app(context: Context) -> FastAPI:
@@ -47,10 +46,18 @@ def create_app(context: Context) -> FastAPI:
         await asyncio.gather(*background, return_exceptions=True)
 
     app = FastAPI(
-        title="Asset Orchestrator", version=version("asset-orchestrator"), lifespan=lifespan
+        title="Asset Orchestrator",
+        version=version("asset-orchestrator"),
+        lifespan=lifespan,
+        docs_url=None,  # both pages load their scripts from elsewhere
+        redoc_url=None,
+        strict_content_type=False,  # the route reads a body without a type as JSON
+        redirect_slashes=False,  # the target would be of the Host header's choice
     )
     app.state.context = context
     app.include_router(generate.router)
+    app.include_router(generate_simply.router)
+    app.include_router(jobs.router)
     app.include_router(previews.router)
     app.include_router(assets.router)
     app.include_router(objects.router)
@@ -59,34 +66,11 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(unserved.router)
     errors.install(app)
     app.include_router(health.router)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(Limits)
     app.add_middleware(errors.Caught)
     app.add_middleware(Counted)
     app.add_middleware(RequestId)
     return app
-
-
-class BodyLimit:
-    """Refuses bodies over MAX_BODY_BYTES, declared or not, except where files stream in."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith("/objects/"):
-            await self._app(scope, receive, send)
-            return
-        received = 0
-
-        async def receive_limited() -> MutableMapping[str, Any]:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > MAX_BODY_BYTES:
-                raise HTTPException(413, f"more than {MAX_BODY_BYTES} bytes in a request")
-            return message
-
-        await self._app(scope, receive_limited, send)
 
 
 class RequestId:

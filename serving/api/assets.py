@@ -15,18 +15,26 @@ from assets.keys import blob_key, part_key, upload_key
 from assets.principal import Principal
 from assets.records import Query as AssetQuery
 from assets.uploads import NewAsset
-from serving.api.context import Context, Ctx, Spender, Who
+from serving.api.context import Context, Ctx
+from serving.api.keyed_route import KeyedRoute, Who
 from serving.api.wire_assets import (
     ChangeAsset,
     CompleteUpload,
     CreateAsset,
+    Short,
     asset_body,
     stored_data,
     timestamp,
 )
 from serving.errors import InvalidRequest
 
-router = APIRouter(prefix="/v1/assets", tags=["assets"])
+router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
+
+
+#: Of a listing; ``after`` goes further.
+MAX_OFFSET = 1_000_000
+OneText = Annotated[str | None, Query(max_length=128)]
+SomeTexts = Annotated[list[Short] | None, Query(max_length=16)]
 
 
 def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
@@ -142,22 +150,22 @@ async def abort_upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
 async def listing(
     context: Ctx,
     who: Who,
-    name: str | None = None,
+    name: OneText = None,
     is_public: bool = False,
-    owner: str | None = None,
-    asset_type: Annotated[list[str] | None, Query()] = None,
-    engine: Annotated[list[str] | None, Query()] = None,
-    data_type: str | None = None,
-    file_format: Annotated[list[str] | None, Query()] = None,
-    engine_type: str | None = None,
-    asset_ids: str | None = None,
+    owner: OneText = None,
+    asset_type: SomeTexts = None,
+    engine: SomeTexts = None,
+    data_type: OneText = None,
+    file_format: SomeTexts = None,
+    engine_type: OneText = None,
+    asset_ids: Annotated[str | None, Query(max_length=4096)] = None,
     q: Annotated[str, Query(max_length=256)] = "",
-    tag: Annotated[list[str] | None, Query(max_length=16)] = None,
+    tag: SomeTexts = None,
     get_preview_urls: bool = False,
     shared: bool = False,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
-    offset: Annotated[int, Query(ge=0)] = 0,
-    after: str = "",
+    offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
+    after: Annotated[str, Query(max_length=64)] = "",
 ) -> dict[str, Any]:
     """One's own assets, or with ``is_public`` everybody's public ones, or with ``shared`` those
     that others share. ``q``: words, with each of which one of its name, description
@@ -233,7 +241,7 @@ async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
 
 
 @router.post("/{ref:path}/warm")
-async def warm(ref: str, context: Ctx, who: Spender) -> dict[str, Any]:
+async def warm(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     """Bring an asset's bytes up on every node, before anybody waits for them."""
     tiers = await context.platform.warm(who, ref)
     return {"asset_id": ref, "found_on": tiers}

@@ -1,4 +1,4 @@
-"""What every route needs: the platform, who asks, and where URLs point."""
+"""What every route needs: the platform, and where URLs point."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from fastapi import Depends, Request
 
 from assets.fetch import Fetcher
 from assets.ingest_runner import IngestRunner
-from assets.principal import Principal
 from assets.signing import Signer
 from serving.api.job_watch import JobWatch
+from serving.api.recent import Recent
 from serving.composition import Backends
-from serving.logs import note
 from serving.platform import Platform
-from serving.tenants.rate import RateLimited
 
 #: URLs to download are asked for anew with each answer, and need not last.
 _DOWNLOAD_EXPIRES_S = 3600
@@ -26,8 +24,8 @@ _DOWNLOAD_EXPIRES_S = 3600
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Made once a process by a composition root. ``open_tenant`` may use the simple door
-    without a key; empty means nobody. ``status`` describes the pool for people."""
+    """Made once a process by a composition root. ``open_tenant`` pays for ``POST
+    /generate`` without a key; empty means nobody. ``status`` describes the pool for people."""
 
     platform: Platform
     backends: Backends
@@ -38,10 +36,13 @@ class Context:
     public_url: str
     url_expires_s: int
     open_tenant: str
+    open_requests_per_min: int
     status: Callable[[], Any]
     #: Set when a job was accepted: whoever works on jobs need not wait for its next look.
     new_job: asyncio.Event = field(default_factory=asyncio.Event)
     job_watch: JobWatch = field(init=False)
+    #: What anybody may ask for without a key.
+    recent: Recent = field(default_factory=Recent)
     #: What is being asked for /readyz, by part: since when (seconds of the loop's clock), and what.
     probes: dict[str, list[tuple[float, asyncio.Future[Any]]]] = field(default_factory=dict)
 
@@ -67,44 +68,6 @@ def context_of(request: Request) -> Context:
     return cast(Context, request.app.state.context)
 
 
-def bearer(request: Request) -> str | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
-
-
-async def principal_of(request: Request) -> Principal:
-    keyring = context_of(request).backends.directory.keyring
-    token = bearer(request)
-    known = keyring.known(token)
-    if known is None:
-        known = await asyncio.to_thread(keyring.authenticate, token)
-    note(tenant=known.tenant_id)
-    return known
-
-
-async def spend(context: Context, request: Request, who: Principal) -> Principal:
-    """One of the requests that the tenant's plan allows in a minute; the answer will say how
-    many are left.
-
-    Raises:
-        RateLimited: none is.
-    """
-    if who.plan.requests_per_min is None:
-        return who
-    try:
-        quota = await asyncio.to_thread(context.backends.limiter.take, who)
-    except RateLimited as limited:
-        answer_headers(request).update(limited.quota.headers())
-        raise
-    if quota is not None:
-        answer_headers(request).update(quota.headers())
-    return who
-
-
-async def spender_of(request: Request) -> Principal:
-    return await spend(context_of(request), request, await principal_of(request))
-
-
 def answer_headers(request: Request) -> dict[str, str]:
     """Headers that the answer will have, an error's too."""
     headers: dict[str, str] = request.scope.setdefault("answer_headers", {})
@@ -112,6 +75,3 @@ def answer_headers(request: Request) -> dict[str, str]:
 
 
 Ctx = Annotated[Context, Depends(context_of)]
-Who = Annotated[Principal, Depends(principal_of)]
-#: Who asks for something that spends.
-Spender = Annotated[Principal, Depends(spender_of)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -38,6 +39,7 @@ from serving.errors import (
     DrawingFailed,
     InvalidRequest,
     NotFinite,
+    NotFound,
     NotServed,
     OutOfMemory,
     Quarantined,
@@ -57,6 +59,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (BudgetExceeded, 402, "budget_exceeded"),
     (QuotaExceeded, 403, "quota_exceeded"),
     (AssetNotFound, 404, "not_found"),
+    (NotFound, 404, "not_found"),
     (AssetNotReady, 422, "asset_not_ready"),
     (InvalidAsset, 422, "invalid"),
     (InvalidRequest, 422, "invalid"),
@@ -76,23 +79,43 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (OperationalError, 503, "database_unavailable"),
 )
 _BY_STATUS = {
-    400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large",
+    400: "bad_request", 404: "not_found", 405: "method_not_allowed", 408: "too_slow",
+    413: "too_large", 415: "unsupported_media_type", 431: "too_large",
 }  # fmt: skip
+#: Of an answer: texts and lists of the request are repeated in it, and may be long.
+_MAX_MESSAGE, _MAX_DETAILS, _MAX_DETAIL, _MAX_LOC = 1_000, 20, 200, 64
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body (without the request's id) and headers of an error."""
+    status, body, headers = _describe(error)
+    return status, {**body, "message": _cut(body["message"], _MAX_MESSAGE)}, headers
+
+
+def _describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    body: dict[str, Any]
     if isinstance(error, Refused):
         code = "rate_limited" if error.status == 429 else "overloaded"
         headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
         return error.status, {"code": code, "message": str(error)}, headers
+    if isinstance(error, RequestValidationError):
+        detail = [
+            _detail(fault["loc"], fault["msg"], fault["type"])
+            for fault in error.errors()[:_MAX_DETAILS]
+        ]
+        message = f"{'.'.join(map(str, detail[0]['loc']))}: {detail[0]['msg']}"
+        return 422, {"code": "invalid", "message": message, "detail": detail}, {}
+    if isinstance(error, HTTPException):
+        code = _BY_STATUS.get(error.status_code, "error")
+        body = {"code": code, "message": str(error.detail)}
+        return error.status_code, body, dict(error.headers or {})
     for kind, status, code in TABLE:
         if isinstance(error, kind):
             message = str(error) if kind is not OperationalError else "the database is busy"
-            body: dict[str, Any] = {"code": code, "message": message}
+            body = {"code": code, "message": message}
             if status == 422:
                 field = getattr(error, "field", None) or getattr(error, "reference", "body")
-                body["detail"] = [{"loc": ["body", field], "msg": message, "type": code}]
+                body["detail"] = [_detail(["body", field], message, code)]
             headers = {"Retry-After": "1"} if status == 503 else {}
             if status == 401:
                 headers["WWW-Authenticate"] = "Bearer"
@@ -107,28 +130,18 @@ def install(app: FastAPI) -> None:
         status, body, headers = describe(error)
         return _response(request, status, body, headers)
 
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        detail = [
-            {"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()
-        ]
-        first = detail[0]
-        message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        return _response(
-            request, 422, {"code": "invalid", "message": message, "detail": detail}, {}
-        )
-
-    async def plain(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        code = _BY_STATUS.get(error.status_code, "error")
-        body = {"code": code, "message": str(error.detail)}
-        return _response(request, error.status_code, body, dict(error.headers or {}))
-
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, plain)
-    app.add_exception_handler(Refused, answer)
-    for kind, _, _ in TABLE:
+    for kind in (RequestValidationError, HTTPException, Refused, *(kind for kind, _, _ in TABLE)):
         app.add_exception_handler(kind, answer)
+
+
+def _detail(loc: Sequence[Any], message: str, code: str) -> dict[str, Any]:
+    """One fault, as pydantic describes it, without the value that is at fault."""
+    places = [_cut(place, _MAX_LOC) if isinstance(place, str) else place for place in loc]
+    return {"loc": places, "msg": _cut(message, _MAX_DETAIL), "type": code}
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 class Caught:

@@ -15,8 +15,9 @@ from assets.model import load_manifest
 from assets.resolve import BASE_NAME
 from serving.api import metrics
 from serving.api.context import Context, Ctx
+from serving.api.keyed_route import OpenRoute
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=OpenRoute)
 log = logging.getLogger(__name__)
 
 #: For each of the things that are asked.
@@ -37,6 +38,11 @@ async def alive() -> dict[str, str]:
 async def ready(context: Ctx) -> JSONResponse:
     """200 when a request could be drawn: the database answers, the store has the model, and a
     replica is up or a pool can be woken. 503 otherwise. Either way, each part's state."""
+    body = await context.recent.get("ready", lambda: _parts(context))
+    return JSONResponse(body, 200 if body["status"] == "ready" else 503)
+
+
+async def _parts(context: Context) -> dict[str, str]:
     backends = context.backends
     parts: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
         "database": lambda: asyncio.to_thread(backends.directory.ping),
@@ -46,8 +52,7 @@ async def ready(context: Ctx) -> JSONResponse:
     states = await asyncio.gather(*(_state(context, part, ask) for part, ask in parts.items()))
     found = dict(zip(parts, states, strict=True))
     is_ready = set(found.values()) == {"ok"}
-    body = {"status": "ready" if is_ready else "not ready", **found}
-    return JSONResponse(body, 200 if is_ready else 503)
+    return {"status": "ready" if is_ready else "not ready", **found}
 
 
 async def _state(context: Context, part: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> str:
@@ -85,12 +90,16 @@ async def _drawable(context: Context) -> None:
 @router.get("/v1/status")
 async def status(context: Ctx) -> Any:
     """What waits, and what each replica is doing."""
-    return await context.status()
+    return await context.recent.get("status", context.status)
 
 
 @router.get("/metrics")
 async def prometheus(context: Ctx) -> Response:
     """Every pool's figures and this node's gateways' (docs/metrics.md)."""
-    families = await context.platform.families()
-    text = await asyncio.to_thread(metrics.exposition, families)
+
+    async def exposition() -> bytes:
+        families = await context.platform.families()
+        return await asyncio.to_thread(metrics.exposition, families)
+
+    text = await context.recent.get("metrics", exposition)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

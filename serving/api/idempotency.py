@@ -15,6 +15,7 @@ import hashlib
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from assets.access import require
 from assets.errors import AssetNotFound
 from assets.failpoint import reach
 from assets.keys import result_key
@@ -46,15 +47,19 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
     """The job of this request: a new one, or the one that the key has already.
 
     Raises:
+        Forbidden: the key's role does not generate.
         AssetError, InvalidRequest: the request cannot be drawn; the key is not used up.
         InvalidRequest: the key was used for another request.
         Refused: too many jobs of this tenant are unfinished.
         BudgetExceeded: the month's budget has no room for it.
     """
+    require(who, "use")
     job = job_id = digest = None
     if key is not None:
-        job_id = "job_" + context.signer.derived("job", who.tenant_id, key)
         digest = hashlib.sha256(body.model_dump_json(exclude=_NO_CONTENT).encode()).hexdigest()
+        # Strangers share a tenant: another's key must tell them nothing.
+        owner = (who.queue_id, digest) if who.role == "anonymous" else (who.tenant_id,)
+        job_id = "job_" + context.signer.derived("job", *owner, key)
         job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
         order = body.order()

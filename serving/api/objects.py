@@ -11,9 +11,9 @@ import re
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from assets.errors import AssetNotFound, TooLarge
@@ -21,16 +21,18 @@ from assets.failpoint import reach
 from assets.keys import picture_key
 from assets.store import CHUNK_BYTES, ObjectStore
 from serving.api.context import Ctx
+from serving.api.keyed_route import OpenRoute
 
-router = APIRouter(tags=["objects"])
+router = APIRouter(tags=["objects"], route_class=OpenRoute)
 
+Token = Annotated[str, Query(max_length=256)]
 _BYTES = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d{1,18})-\Z")
 _PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 
 
 @router.put("/objects/{key:path}")
-async def put(key: str, token: str, request: Request, context: Ctx) -> Response:
+async def put(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """Receive an upload. Until it is complete nothing is visible under its key."""
     context.signer.verify("PUT", key, token, time.time())
     most = await asyncio.to_thread(context.platform.library.uploads.receivable_bytes, key)
@@ -74,7 +76,7 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
 
 
 @router.get("/objects/{key:path}")
-async def get(key: str, token: str, request: Request, context: Ctx) -> Response:
+async def get(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """With ``Range: bytes=N-`` what comes from there on, for a download that goes on."""
     context.signer.verify("GET", key, token, time.time())
     if not await asyncio.to_thread(context.platform.library.may_fetch, key):

@@ -15,13 +15,15 @@ from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from assets.access import require_owner
-from assets.principal import Principal, Role
+from assets.principal import KeyRole, Principal
 from assets.records import Query as AssetQuery
-from serving.api.context import Ctx, Who, principal_of
+from serving.api.body import MAX_INTEGER
+from serving.api.context import Ctx
+from serving.api.keyed_route import KeyedRoute, Who, principal_of
 from serving.api.wire_assets import Short, timestamp
 from serving.tenants.meter import UNITS, Usage
 
-router = APIRouter(prefix="/v1", tags=["organisation"])
+router = APIRouter(prefix="/v1", tags=["organisation"], route_class=KeyedRoute)
 _ROWS_AT_ONCE = 200
 
 
@@ -39,15 +41,15 @@ class NewMember(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Short
-    role: Role = "member"
+    role: KeyRole = "member"
 
 
 class NewApiKey(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     label: Short = ""
-    role: Role = "owner"
-    member: str | None = None
+    role: KeyRole = "owner"
+    member: Short | None = None
     expires_at: AwareDatetime | None = None
 
 
@@ -91,7 +93,7 @@ async def usage(
     who: Who,
     since: Since = None,
     until: Until = None,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """Rows of the ledger, one a picture and one a tenant and hour of storage, and their sums.
@@ -165,7 +167,7 @@ def _span(since: AwareDatetime | None, until: AwareDatetime | None) -> tuple[flo
 async def audit(
     context: Ctx,
     who: Owner,
-    before: Annotated[int | None, Query(ge=1)] = None,
+    before: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """Administrative acts, newest first; ``before`` is the last id of the page before."""

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter
 
 from assets.errors import AssetNotFound
-from serving.api.context import Ctx
+from serving.api.context import Context, Ctx
+from serving.api.keyed_route import OpenRoute
 
-router = APIRouter(prefix="/v1/pools", tags=["pools"])
+router = APIRouter(prefix="/v1/pools", tags=["pools"], route_class=OpenRoute)
 
 
 @router.get("")
 async def list_pools(context: Ctx) -> dict[str, Any]:
     """Every pool, the first of which is for whoever does not say."""
-    return {"data": await context.platform.pools()}
+    return {"data": await _pools(context)}
 
 
 @router.get("/{name}")
 async def get_pool(name: str, context: Ctx) -> Any:
-    for pool in await context.platform.pools():
+    for pool in await _pools(context):
         if pool["name"] == name:
             return pool
     raise AssetNotFound(name)
+
+
+async def _pools(context: Context) -> Sequence[Mapping[str, Any]]:
+    return await context.recent.get("pools", context.platform.pools)

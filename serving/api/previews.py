@@ -18,10 +18,11 @@ from assets.resolve import Wanted
 from assets.store import put_bytes
 from serving.api import idempotency
 from serving.api.assets import asset_answer
-from serving.api.context import Context, Ctx, Spender, Who
+from serving.api.context import Context, Ctx
+from serving.api.keyed_route import KeyedRoute, Who
 from serving.platform import Order
 
-router = APIRouter(prefix="/v1/assets", tags=["assets"])
+router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
 
 
 class DrawPreview(BaseModel):
@@ -49,7 +50,7 @@ async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str
 
 @router.post("/{ref:path}/preview")
 async def draw(
-    ref: str, body: DrawPreview, request: Request, context: Ctx, who: Spender
+    ref: str, body: DrawPreview, request: Request, context: Ctx, who: Who
 ) -> dict[str, Any]:
     """Have the platform draw it, with the asset; charged like any picture, and with an
     ``Idempotency-Key`` once (the same order draws the same picture)."""

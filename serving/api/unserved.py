@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from serving.api.keyed_route import OpenRoute
 from serving.errors import NotServed
 
-router = APIRouter(tags=["not served"])
+router = APIRouter(tags=["not served"], route_class=OpenRoute)
 
 _WHAT = {
     "/generate/{engine}": "this engine; only sdxl is served",

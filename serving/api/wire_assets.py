@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, Visibility
@@ -13,15 +13,9 @@ from assets.library import Change
 from assets.parts import PART_BYTES
 from assets.terms import MAX_SHARED_WITH
 
-
-def _without_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("a text may not hold NUL, which databases do not keep")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_without_nul)]
-Short = Annotated[Text, Field(max_length=128)]
+Short = Annotated[str, Field(max_length=128)]
+Link = Annotated[str, Field(max_length=2048)]
+Description = Annotated[str, Field(max_length=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Tag = Annotated[str, Field(pattern=r"^[\w.\-]{1,64}$")]
 
@@ -45,10 +39,10 @@ class CreateAsset(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    asset_type: str
-    name: str = Field(max_length=128)
+    asset_type: Short
+    name: Short
     data: AssetData = AssetData()
-    description: Text | None = Field(None, max_length=4096)
+    description: Description | None = None
     is_public: bool | None = False
     visibility: Visibility | None = None
     shared_with: list[Short] = Field(default_factory=list, max_length=MAX_SHARED_WITH)
@@ -56,12 +50,12 @@ class CreateAsset(BaseModel):
     licence: Short | None = None
     expires_at: AwareDatetime | None = None
     sha256: Sha256 | None = None
-    transfer_api_type: str | None = None
-    size_bytes: int | None = Field(None, gt=0)
-    part_bytes: int = PART_BYTES
-    url: Text | None = None
-    hf_repo: Text | None = None
-    hf_token_secret: str | None = None
+    transfer_api_type: Short | None = None
+    size_bytes: int | None = Field(None, gt=0, le=2**48)
+    part_bytes: int = Field(PART_BYTES, gt=0, le=2**48)
+    url: Link | None = None
+    hf_repo: Link | None = None
+    hf_token_secret: Short | None = None
 
     def wanted_visibility(self) -> Visibility:
         """What is shared with somebody is ``shared``, whatever else is left out."""
@@ -77,8 +71,8 @@ class ChangeAsset(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(max_length=128)] | None = None
-    description: Annotated[Text, Field(max_length=4096)] | None = None
+    name: Short | None = None
+    description: Description | None = None
     trigger_words: Annotated[list[Short], Field(max_length=32)] | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
     licence: Short | None = None
@@ -105,7 +99,7 @@ class ChangeAsset(BaseModel):
 class CompleteUpload(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    token: str | None = None
+    token: Annotated[str, Field(max_length=4096)] | None = None
 
 
 def stored_data(body: CreateAsset) -> dict[str, Any]:

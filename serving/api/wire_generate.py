@@ -7,12 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from assets.resolve import Wanted
+from assets.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS, Wanted
 from serving.drawing import ImageEncoding, Sampler
 from serving.errors import InvalidRequest
 from serving.platform import MAX_SEED, Generated, Order, fixed_seeds
 
 Prompt = Annotated[str, Field(max_length=10_000)]
+#: An asset's id, or ``owner:name@version``.
+Reference = Annotated[str, Field(max_length=256)]
+Word = Annotated[str, Field(max_length=128)]
+Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
+Pixels = Annotated[int, Field(ge=1, le=16_384)]
+MAX_IMAGES = 16
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 #: Fields of the wire that this server does not serve yet, with the values that ask for nothing.
@@ -43,8 +49,8 @@ class LoraWeights(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    unet: float
-    text_encoders: float
+    unet: Weight
+    text_encoders: Weight
 
 
 class GenerateRequest(BaseModel):
@@ -56,17 +62,19 @@ class GenerateRequest(BaseModel):
     prompt_2: Prompt | None = None
     negative_prompt: Prompt | None = None
     negative_prompt_2: Prompt | None = None
-    checkpoint: str | None = None
-    vae: str | None = None
-    loras: dict[str, float | LoraWeights] = Field(default_factory=dict)
-    textual_inversions: dict[str, str] = Field(default_factory=dict)
+    checkpoint: Reference | None = None
+    vae: Reference | None = None
+    loras: dict[Reference, Weight | LoraWeights] = Field(default_factory=dict, max_length=MAX_LORAS)
+    textual_inversions: dict[Reference, Word] = Field(
+        default_factory=dict, max_length=MAX_INVERSIONS
+    )
     sampler: Sampler = "DDIM"
-    height: int | None = None
-    width: int | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
     cfg_scale: float = Field(12.0, gt=0, le=50)
     steps: int = Field(30, gt=0, le=200)
-    num_images: int = Field(1, ge=1, le=16)
-    seed: Seed | list[Seed | None] | None = None
+    num_images: int = Field(1, ge=1, le=MAX_IMAGES)
+    seed: Seed | Annotated[list[Seed | None], Field(max_length=MAX_IMAGES)] | None = None
     image_encoding: ImageEncoding = "jpeg"
     #: Ours: among the requests of one's own organisation that wait, the higher goes first.
     priority: int = Field(0, ge=-10, le=10)

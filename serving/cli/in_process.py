@@ -8,6 +8,7 @@ from collections.abc import Callable
 import uvicorn
 
 from serving.api.app import create_app
+from serving.api.server import allow_open_files, server_config
 from serving.local import local_context
 from serving.settings import Settings
 
@@ -17,13 +18,7 @@ def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> Non
         progress("importing the base model and warming up, without Ray")
         async with local_context(settings) as context:
             progress(f"serving on {settings.resolved_public_url}")
-            config = uvicorn.Config(
-                create_app(context),
-                settings.host,
-                settings.port,
-                log_config=None,  # ours, as everything's
-                timeout_graceful_shutdown=settings.drain_s,
-            )
-            await uvicorn.Server(config).serve()
+            allow_open_files()
+            await uvicorn.Server(server_config(settings, create_app(context))).serve()
 
     asyncio.run(run())

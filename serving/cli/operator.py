@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from assets.plan import Plan
-from assets.principal import Role
+from assets.principal import KeyRole
 from serving.cli.options import AsJson, DataDir, settings_with
 from serving.cli.output import clear_errors, show, show_one
 from serving.errors import InvalidRequest
@@ -171,7 +171,7 @@ def add_member(
 ) -> None:
     """A person of the organisation; its keys can do no more than its role."""
     with clear_errors():
-        member = _backends(data_dir).directory.add_member(tenant, name, cast(Role, role))
+        member = _backends(data_dir).directory.add_member(tenant, name, cast(KeyRole, role))
         show_one(asdict(member), f"{name} is a {role} of {tenant}", as_json)
 
 
@@ -206,7 +206,7 @@ def create_key(
     with clear_errors():
         until = None if expires_days is None else time.time() + expires_days * 86400
         key = _backends(data_dir).directory.keyring.add_key(
-            tenant, label, cast(Role, role), until, member
+            tenant, label, cast(KeyRole, role), until, member
         )
         show_one({"id": key.id, "tenant": tenant, "key": key.text}, key.text, as_json)
 

@@ -55,6 +55,7 @@ def app() -> FastAPI:
             public_url=settings.resolved_public_url,
             url_expires_s=settings.url_expires_s,
             open_tenant=settings.open_tenant,
+            open_requests_per_min=settings.open_requests_per_min,
             status=drawer.status,
         )
     )

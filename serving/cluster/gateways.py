@@ -13,6 +13,7 @@ from threading import Event, Thread
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
+from serving.api.server import allow_open_files, server_config
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -71,15 +72,13 @@ def run_gateways(
     """Until a signal ends them; ``renew`` as :class:`Gateways` takes it."""
     with TemporaryDirectory() as counters:
         os.environ.update(settings.to_environment(), PROMETHEUS_MULTIPROC_DIR=counters)
-        config = uvicorn.Config(
+        allow_open_files()
+        config = server_config(
+            settings,
             "serving.cluster.gateway:app",
             factory=True,
-            host=settings.host,
-            port=settings.port,
             workers=settings.gateways,
-            log_config=None,  # ours, as everything's
             timeout_worker_healthcheck=60,
-            timeout_graceful_shutdown=settings.drain_s,
         )
         gateways = Gateways(config, [config.bind_socket()], renew)
         progress(f"serving on {settings.resolved_public_url} with {settings.gateways} gateways")

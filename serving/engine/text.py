@@ -7,7 +7,6 @@ the tokenizer nor the table is ever altered.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 from assets.content import Component
 from serving.engine.devices import to_device
+from serving.engine.trigger_words import split
 from serving.engine.values import Inversion
 from serving.engine.vocabulary import MAX_TOKENS, tokenizer
 
@@ -46,7 +46,7 @@ class Prompts:
         """``sizes`` maps each trigger word to its number of vectors."""
         body: list[int] = []
         places: list[tuple[int, str, int]] = []
-        for piece, is_trigger in _split(text, sizes):
+        for piece, is_trigger in split(text, sizes):
             if is_trigger:
                 places += [(len(body) + 1 + i, piece, i) for i in range(sizes[piece])]
                 body += [_PLACEHOLDER] * sizes[piece]
@@ -58,26 +58,6 @@ class Prompts:
         ids = (self._start, *body, self._end, *padding)
         kept = tuple(place for place in places if place[0] <= len(body))
         return Tokens(ids, kept, dropped)
-
-
-def _split(text: str, words: Mapping[str, int]) -> list[tuple[str, bool]]:
-    """The text cut at trigger words (whole words, any case)."""
-    if not words:
-        return [(text, False)]
-    longest_first = sorted(words, key=len, reverse=True)
-    alternatives = "|".join(f"({re.escape(word)})" for word in longest_first)
-    pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE)
-    pieces: list[tuple[str, bool]] = []
-    position = 0
-    for match in pattern.finditer(text):
-        if before := text[position : match.start()].strip():
-            pieces.append((before, False))
-        assert match.lastindex is not None
-        pieces.append((longest_first[match.lastindex - 1], True))
-        position = match.end()
-    if rest := text[position:].strip():
-        pieces.append((rest, False))
-    return pieces
 
 
 class TokenEmbeddingHook:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from assets.asset import COMMONS
 from assets.ids import ulid
 from assets.plan import UNLIMITED, Plan
-from assets.principal import Role
+from assets.principal import KeyRole
 from serving.errors import InvalidRequest
 from serving.tenants.audit import OPERATOR, note
 from serving.tenants.finding import LIMITS, check_role, member_named, plan_of, tenant_named
@@ -44,7 +44,7 @@ class Member:
 
     id: str
     name: str
-    role: Role
+    role: KeyRole
     created_at_s: float
 
 
@@ -145,7 +145,7 @@ class Directory:
         self.keyring.forget()
 
     def add_member(
-        self, tenant: str, name: str, role: Role = "member", actor: str = OPERATOR
+        self, tenant: str, name: str, role: KeyRole = "member", actor: str = OPERATOR
     ) -> Member:
         """Raises InvalidRequest when the name is malformed or taken."""
         check_role(role)
@@ -172,13 +172,13 @@ class Directory:
                 .where(MemberRow.tenant_id == of.id, MemberRow.removed_at_s.is_(None))
                 .order_by(MemberRow.name)
             )
-            return [Member(r.id, r.name, cast(Role, r.role), r.created_at_s) for r in rows]
+            return [Member(r.id, r.name, cast(KeyRole, r.role), r.created_at_s) for r in rows]
 
     def remove_member(self, tenant: str, name: str, actor: str = OPERATOR) -> None:
         """Its keys stop working; what is private to it stays the owners'.
 
         Raises:
-            InvalidRequest: no such member.
+            NotFound: no such member.
         """
         with Session(self._engine) as session, session.begin():
             of = tenant_named(session, tenant)

@@ -6,8 +6,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from assets.plan import Plan
-from assets.principal import ROLES
-from serving.errors import InvalidRequest
+from assets.principal import KEY_ROLES
+from serving.errors import InvalidRequest, NotFound
 from serving.tenants.rows import MemberRow, PlanRow, TenantRow
 
 LIMITS = (
@@ -24,11 +24,11 @@ def tenant_named(session: Session, name: str) -> TenantRow:
 
 
 def member_named(session: Session, tenant_id: str, name: str) -> MemberRow:
-    """Raises InvalidRequest when there is none."""
+    """Raises NotFound when there is none."""
     named = (MemberRow.tenant_id == tenant_id, MemberRow.name == name)
     row = session.scalars(select(MemberRow).where(*named, MemberRow.removed_at_s.is_(None))).first()
     if row is None:
-        raise InvalidRequest("member", f"there is no member {name!r}")
+        raise NotFound("member", name)
     return row
 
 
@@ -38,5 +38,5 @@ def plan_of(row: PlanRow) -> Plan:
 
 def check_role(role: str) -> None:
     """Raises InvalidRequest."""
-    if role not in ROLES:
-        raise InvalidRequest("role", f"{role!r} is no role; {', '.join(ROLES)} are")
+    if role not in KEY_ROLES:
+        raise InvalidRequest("role", f"{role!r} is no role; {', '.join(KEY_ROLES)} are")

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from assets.plan import UNLIMITED
-from assets.principal import ROLES, Principal, Role
-from serving.errors import InvalidRequest, Unauthenticated
+from assets.principal import KEY_ROLES, KeyRole, Principal
+from serving.errors import InvalidRequest, NotFound, Unauthenticated
 from serving.tenants.audit import OPERATOR, note
 from serving.tenants.finding import check_role, member_named, plan_of, tenant_named
 from serving.tenants.keys import NewKey, key_id, matches, new_key
@@ -23,6 +23,8 @@ from serving.tenants.rows import ApiKeyRow, MemberRow, PlanRow, TenantRow
 #: A revoked key stops working everywhere within this time.
 KEY_CACHE_S = 3.0
 _LONGEST_S = 100 * 365 * 24 * 3600.0
+#: Images that anonymous requests, all together, have generated at a time.
+_ANONYMOUS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class ApiKey:
     label: str
     created_at_s: float
     revoked_at_s: float | None
-    role: Role = "owner"
+    role: KeyRole = "owner"
     expires_at_s: float | None = None
     member: str | None = None
 
@@ -57,7 +59,7 @@ class Keyring:
         self,
         tenant: str,
         label: str = "",
-        role: Role = "owner",
+        role: KeyRole = "owner",
         expires_at_s: float | None = None,
         member: str | None = None,
         actor: str = OPERATOR,
@@ -75,6 +77,10 @@ class Keyring:
         key = new_key()
         with Session(self._engine) as session, session.begin():
             row = tenant_named(session, tenant)
+            try:
+                of = None if member is None else member_named(session, row.id, member)
+            except NotFound as none:  # a field of the new key, not what is asked for
+                raise InvalidRequest("member", str(none)) from None
             session.add(
                 ApiKeyRow(
                     id=key.id,
@@ -85,7 +91,7 @@ class Keyring:
                     revoked_at_s=None,
                     role=role,
                     expires_at_s=expires_at_s,
-                    member_id=None if member is None else member_named(session, row.id, member).id,
+                    member_id=of and of.id,
                 )
             )
             note(
@@ -100,7 +106,8 @@ class Keyring:
         in its place everywhere.
 
         Raises:
-            InvalidRequest: no such key of the tenant, or one that is revoked or expired.
+            NotFound: no such key of the tenant.
+            InvalidRequest: it is revoked or expired.
         """
         fresh = new_key()
         with Session(self._engine) as session, session.begin():
@@ -133,11 +140,11 @@ class Keyring:
         if row is not None and tenant is not None:
             row = row if row.tenant_id == tenant_named(session, tenant).id else None
         if row is None:
-            raise InvalidRequest("key", f"there is no live key {key!r}")
+            raise NotFound("key", key)
         return row
 
     def revoke_key(self, key: str, tenant: str | None = None, actor: str = OPERATOR) -> None:
-        """Raises InvalidRequest when there is no such key of the tenant."""
+        """Raises NotFound when there is no such key of the tenant."""
         with Session(self._engine) as session, session.begin():
             row = self._key(session, key, tenant)
             row.revoked_at_s = row.revoked_at_s or self._now()
@@ -155,7 +162,7 @@ class Keyring:
             )
             return [
                 ApiKey(
-                    k.id, tenant, k.label, k.created_at_s, k.revoked_at_s, cast(Role, k.role),
+                    k.id, tenant, k.label, k.created_at_s, k.revoked_at_s, cast(KeyRole, k.role),
                     k.expires_at_s, member,
                 )
                 for k, member in keys
@@ -191,23 +198,43 @@ class Keyring:
                     return _principal(session, session.get_one(TenantRow, row.tenant_id), row)
         raise Unauthenticated("this API key is not valid (unknown, malformed, expired or revoked)")
 
-    def principal_of_tenant(self, name: str) -> Principal:
-        """For doors that an operator has opened to a named tenant without a key."""
+    def anonymous(self, tenant: str, requests_per_min: int) -> Principal:
+        """Who asks without a key, where the operator has opened a tenant to everybody. All of
+        them share one rate.
+
+        Raises:
+            InvalidRequest: there is no such tenant.
+        """
         with Session(self._engine) as session:
-            return _principal(session, tenant_named(session, name))
+            who = _anonymous(_principal(session, tenant_named(session, tenant)))
+        most = min(who.plan.requests_per_min or requests_per_min, requests_per_min)
+        return replace(who, plan=replace(who.plan, requests_per_min=most))
 
     def principal_of_job(self, tenant_id: str, asked_by: Mapping[str, str]) -> Principal:
-        """Who asked for a job that was accepted earlier, with today's plan.
+        """Who asked for a job that was accepted earlier, with today's plan and role.
 
         Raises:
             InvalidRequest: the tenant is gone.
+            Unauthenticated: the key was revoked since.
         """
         with Session(self._engine) as session:
             tenant = session.get(TenantRow, tenant_id)
             if tenant is None:
                 raise InvalidRequest("tenant", "the tenant of this job is gone")
-            who = _principal(session, tenant)
-            return replace(who, **asked_by)  # type: ignore[arg-type]
+            if asked_by.get("role") == "anonymous":
+                return _anonymous(_principal(session, tenant))
+            key = session.get(ApiKeyRow, asked_by.get("key_id", ""))
+            if key is None:  # asked for in this process, with no key
+                return replace(_principal(session, tenant), **asked_by)  # type: ignore[arg-type]
+            if key.revoked_at_s is not None:
+                raise Unauthenticated("the key that asked for this was revoked")
+            return _principal(session, tenant, key)
+
+
+def _anonymous(of: Principal) -> Principal:
+    """With the open tenant's budget."""
+    most = min(of.plan.concurrent_pictures or _ANONYMOUS_AT_ONCE, _ANONYMOUS_AT_ONCE)
+    return replace(of, role="anonymous", plan=replace(of.plan, concurrent_pictures=most))
 
 
 def _principal(session: Session, tenant: TenantRow, key: ApiKeyRow | None = None) -> Principal:
@@ -218,8 +245,8 @@ def _principal(session: Session, tenant: TenantRow, key: ApiKeyRow | None = None
     who = Principal(tenant.id, tenant.name, weight, plan=plan, gpu=tenant.gpu or "")
     if key is None:
         return who
-    role = cast(Role, key.role)
+    role = cast(KeyRole, key.role)
     if key.member_id is not None:
         member = session.get_one(MemberRow, key.member_id)
-        role = min(role, cast(Role, member.role), key=ROLES.index)
+        role = min(role, cast(KeyRole, member.role), key=KEY_ROLES.index)
     return replace(who, key_id=key.id, role=role, member_id=key.member_id or "")

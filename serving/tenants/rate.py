@@ -53,8 +53,8 @@ class RateLimiter:
         self._engine = engine
         self._now = now
 
-    def take(self, principal: Principal) -> Quota | None:
-        """One request. None where the plan sets no limit.
+    def take(self, principal: Principal, share: float = 1.0) -> Quota | None:
+        """So many requests, or part of one. None where the plan sets no limit.
 
         Raises:
             RateLimited: with the seconds until there is one again.
@@ -62,13 +62,13 @@ class RateLimiter:
         limit = principal.plan.requests_per_min
         if limit is None:
             return None
-        share_s = WINDOW_S / limit
+        share_s = share * WINDOW_S / limit
         with Session(self._engine) as session, session.begin():
-            alone(session, f"rate/{principal.tenant_id}")
+            alone(session, f"rate/{principal.queue_id}")
             now = self._now()
-            row = session.get(RateRow, principal.tenant_id)
+            row = session.get(RateRow, principal.queue_id)
             if row is None:
-                row = RateRow(tenant_id=principal.tenant_id, whole_at_s=now)
+                row = RateRow(tenant_id=principal.queue_id, whole_at_s=now)
                 session.add(row)
             # A clock that was set back must not shut a tenant out for longer than a window.
             ahead_s = min(max(row.whole_at_s - now, 0.0), WINDOW_S)
@@ -77,4 +77,4 @@ class RateLimiter:
                 raise RateLimited(Quota(limit, 0, ahead_s), retry_after_s)
             ahead_s += share_s
             row.whole_at_s = now + ahead_s
-        return Quota(limit, int((WINDOW_S - ahead_s) / share_s + 1e-6), ahead_s)
+        return Quota(limit, int((WINDOW_S - ahead_s) * limit / WINDOW_S + 1e-6), ahead_s)

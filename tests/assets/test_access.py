@@ -21,6 +21,7 @@ _OWN = Asset("asset_1", "t1", "me", "a", "lora", 0.0, status="ready", created_by
 _THEIRS = replace(_OWN, tenant_id="t2", owner="them")
 WHAT = {
     "own, private": _OWN,
+    "own, public": replace(_OWN, visibility="public"),
     "own, uploading": replace(_OWN, status="ready_to_upload"),
     "organisation's": replace(_OWN, visibility="organisation", created_by="bob"),
     "a colleague's, private": replace(_OWN, created_by="bob"),
@@ -36,22 +37,24 @@ WHAT = {
 LOOKS = {"read", "inspect", "download"}
 WORKS = {*LOOKS, "use", "create", "update"}
 ALL = {*WORKS, "share", "delete"}
-#: What each role may do to each: reader, member, owner. Written by hand, on purpose.
-ALLOWED: dict[str, tuple[set[str], set[str], set[str]]] = {
-    "own, private": (LOOKS, WORKS, ALL),
-    "own, uploading": (LOOKS, WORKS, ALL),
-    "organisation's": (LOOKS, WORKS, ALL),
-    "a colleague's, private": (set(), set(), ALL),
-    "own, deleted": (set(), set(), {"restore"}),
-    "others', shared with us": ({"read"}, {"read", "use"}, {"read", "use"}),
-    "others', shared with others": (set(), set(), set()),
+NO: set[str] = set()
+#: What each role may do to each: anonymous, reader, member, owner. Written by hand, on purpose.
+ALLOWED: dict[str, tuple[set[str], ...]] = {
+    "own, private": (NO, LOOKS, WORKS, ALL),
+    "own, public": ({"use"}, LOOKS, WORKS, ALL),
+    "own, uploading": (NO, LOOKS, WORKS, ALL),
+    "organisation's": (NO, LOOKS, WORKS, ALL),
+    "a colleague's, private": (NO, NO, NO, ALL),
+    "own, deleted": (NO, NO, NO, {"restore"}),
+    "others', shared with us": (NO, {"read"}, {"read", "use"}, {"read", "use"}),
+    "others', shared with others": (NO, NO, NO, NO),
     "others', public": (
-        {"read", "download"}, {"read", "download", "use"}, {"read", "download", "use"},
+        {"use"}, {"read", "download"}, {"read", "download", "use"}, {"read", "download", "use"},
     ),
-    "others', public, not ready": (set(), set(), set()),
-    "others', public, deleted": (set(), set(), set()),
-    "others', organisation's": (set(), set(), set()),
-    "others', private": (set(), set(), set()),
+    "others', public, not ready": (NO, NO, NO, NO),
+    "others', public, deleted": (NO, NO, NO, NO),
+    "others', organisation's": (NO, NO, NO, NO),
+    "others', private": (NO, NO, NO, NO),
 }  # fmt: skip
 
 
@@ -73,7 +76,7 @@ def test_a_role_is_asked_before_anything_is_looked_up() -> None:
 
 
 def test_the_document_says_the_same() -> None:
-    lines = [f"| asset | {' | '.join(ROLES)} |", "|---|---|---|---|"]
+    lines = [f"| asset | {' | '.join(ROLES)} |", "|---|---|---|---|---|"]
     for what, asset in WHAT.items():
         cells = [
             " ".join(verb for verb in get_args(Verb) if may(WHO[role], verb, asset)) or "–"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -268,13 +270,15 @@ def test_the_endpoint_is_for_neighbours_only(cluster: Cluster) -> None:
     url = f"{cluster.urls[owner]}/blobs/{BLOB.key}"
     query = {"size": str(BLOB.size_bytes), "sha256": BLOB.sha256}
     soon = int(time.time()) + 60
-    right = Signer(b"s" * 32).sign("PEER", BLOB.key, soon)
+    what = f"{BLOB.key}/{BLOB.size_bytes}/{BLOB.sha256}"
+    right = Signer(b"s" * 32).sign("PEER", what, soon)
     tokens = {
         "x": 403,
-        Signer(b"x" * 32).sign("PEER", BLOB.key, soon): 403,
-        Signer(b"s" * 32).sign("GET", BLOB.key, soon): 403,
-        Signer(b"s" * 32).sign("PEER", "another", soon): 403,
-        Signer(b"s" * 32).sign("PEER", BLOB.key, soon - 120): 403,
+        Signer(b"x" * 32).sign("PEER", what, soon): 403,
+        Signer(b"s" * 32).sign("GET", what, soon): 403,
+        Signer(b"s" * 32).sign("PEER", f"another{what}", soon): 403,
+        Signer(b"s" * 32).sign("PEER", BLOB.key, soon): 403,
+        Signer(b"s" * 32).sign("PEER", what, soon - 120): 403,
         right: 200,
     }
     with httpx.Client() as client:
@@ -285,8 +289,27 @@ def test_the_endpoint_is_for_neighbours_only(cluster: Cluster) -> None:
         assert answer.content == DATA
         headers = {"Authorization": f"Bearer {right}"}
         assert client.get(url, headers=headers).status_code == 400
+        for field, other in (("size", str(1 << 40)), ("sha256", "0" * 64)):
+            answer = client.get(url, params={**query, field: other}, headers=headers)
+            assert answer.status_code == 403
         bad = url.replace("/blobs/", "/../etc/")
         assert client.get(bad, params=query, headers=headers).status_code == 400
+
+
+def test_callers_that_show_nothing_take_no_thread_and_few_connections(cluster: Cluster) -> None:
+    owner = cluster.order[0]
+    host, _, port = cluster.urls[owner].removeprefix("http://").rpartition(":")
+    before = threading.active_count()
+    with ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(100)
+        ]
+        for one in silent[:64]:
+            one.sendall(b"GET /blobs/x HTTP/1.1\r\n")
+        assert silent[-1].recv(1) == b""  # refused at once
+        assert threading.active_count() <= before
+    lease, _ = cluster.nodes[cluster.order[1]].bring(BLOB)
+    lease.release()
 
 
 def test_owners_are_the_same_everywhere_and_spread(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from assets.principal import ROLES
+from assets.principal import KEY_ROLES, ROLES
 from tests.assets.test_access import ALLOWED
 from tests.platforms import running
 
@@ -38,7 +38,7 @@ def house(
     file = sample_files["inversion"]
     place = tmp_path_factory.mktemp("matrix")
     with ExitStack() as stack:
-        server = stack.enter_context(running(place, "--in-process", replicas=1))
+        server = stack.enter_context(running(place, "--in-process", replicas=1, open_tenant="us"))
         directory = server.directory
         for tenant in ("us", "them"):
             directory.add_tenant(tenant)
@@ -51,7 +51,9 @@ def house(
             client = httpx.Client(base_url=server.url, headers=headers, timeout=60)
             return stack.enter_context(client)
 
-        doors = {role: door("us", role, "ann") for role in ROLES}
+        doors = {role: door("us", role, "ann") for role in KEY_ROLES}
+        anonymous = httpx.Client(base_url=server.url, timeout=60)
+        doors["anonymous"] = stack.enter_context(anonymous)
         bob, them = door("us", member="bob"), door("them")
 
         def make(http: httpx.Client, *, upload: bool = True, **fields: Any) -> str:
@@ -68,6 +70,7 @@ def house(
         them_waiting = make(them, upload=False, visibility="public")
         assets = {
             "own, private": make(doors["owner"]),
+            "own, public": make(doors["owner"], visibility="public"),
             "own, uploading": make(doors["owner"], upload=False),
             "organisation's": make(bob, visibility="organisation"),
             "a colleague's, private": make(bob),
@@ -99,7 +102,8 @@ def ask(http: httpx.Client, verb: str, ref: str) -> httpx.Response:
         return http.get(path)
     if verb == "use":
         order = {**PROMPT, "textual_inversions": {ref: ""}, "prompt": "a small red word"}
-        return http.post("/generate/sdxl", json=order)
+        path = "/generate/sdxl" if "authorization" in http.headers else "/generate"
+        return http.post(path, json=order)
     if verb == "update":
         return http.patch(path, json={"description": "changed"})
     if verb == "share":
@@ -144,7 +148,8 @@ def test_matrix(house: House, what: str, role: str) -> None:
         elif verb == "restore":
             assert http.delete(f"/v1/assets/{asset_id}").is_success
         elif verb == "share":
-            back = {"visibility": "organisation" if "organisation" in what else "private"}
+            seen_by = {"organisation's": "organisation", "own, public": "public"}
+            back = {"visibility": seen_by.get(what, "private")}
             assert http.patch(f"/v1/assets/{asset_id}", json=back).is_success
 
 
@@ -162,13 +167,13 @@ def test_listings_show_what_may_be_read(house: House) -> None:
         found = house.doors[role].get("/v1/assets", params=query).json()["data"]
         return {what for what, i in house.assets.items() if i in {a["id"] for a in found} & ids}
 
-    own = {"own, private", "organisation's"}
+    own = {"own, private", "own, public", "organisation's"}
     for role in ("reader", "member"):
         assert listed(role) == own
     assert listed("owner") == {*own, "a colleague's, private"}
-    for role in ROLES:
+    for role in KEY_ROLES:
         assert listed(role, shared=True) == {"others', shared with us"}
-        assert listed(role, is_public=True) == {"others', public"}
+        assert listed(role, is_public=True) == {"own, public", "others', public"}
         assert listed(role, asset_ids=",".join(ids)) == listed(role)
 
 

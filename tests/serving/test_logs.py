@@ -76,7 +76,7 @@ def test_text_lines_end_with_the_fields() -> None:
 def test_a_request_can_be_followed_and_its_prompt_cannot(tmp_path: Path) -> None:
     with running(tmp_path, "--in-process", replicas=1, log_format="json") as platform:
         headers = {"Authorization": f"Bearer {platform.key('acme')}"}
-        tenant = platform.directory.keyring.principal_of_tenant("acme").tenant_id
+        (tenant,) = (t.id for t in platform.directory.tenants() if t.name == "acme")
         body = {"prompt": "a very secret heron", "steps": 1, "seed": 1}
         url = f"{platform.url}/generate/sdxl"
         answer = httpx.post(url, json=body, headers=headers, timeout=60)

@@ -1,0 +1,85 @@
+"""Generation in its simplest form: the images by URL, and no key where a tenant is open."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import secrets
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.background import BackgroundTask
+
+from assets.keys import picture_key, result_key
+from assets.principal import Principal
+from assets.store import put_bytes, read_bytes
+from serving.api import idempotency
+from serving.api.context import Context, Ctx
+from serving.api.generate import once, while_connected
+from serving.api.keyed_route import KeyedRoute, Who, bearer
+from serving.api.wire_generate import GenerateRequest, answer
+from serving.jobs.jobs import Job
+
+
+class OpenTenantRoute(KeyedRoute):
+    """Takes a request without a key as anonymous, where the operator has named a tenant for it."""
+
+    async def authenticate(self, context: Context, request: Request) -> Principal:
+        if bearer(request) is None and context.open_tenant:
+            keyring = context.backends.directory.keyring
+            return await asyncio.to_thread(
+                keyring.anonymous, context.open_tenant, context.open_requests_per_min
+            )
+        return await super().authenticate(context, request)
+
+
+router = APIRouter(tags=["generate"], route_class=OpenTenantRoute)
+
+
+@router.post("/generate", response_model=None)
+async def generate_simply(
+    body: GenerateRequest, request: Request, context: Ctx, who: Who
+) -> dict[str, Any] | Response:
+    """The picture goes to the object store; the answer says where it can be fetched.
+
+    Without a key only where the operator has named a tenant for it (AO_OPEN_TENANT).
+    """
+    key = idempotency.key_of(request)
+    if key is not None:
+        job = await once(body, request, context, who, key)
+        if job.error is not None:
+            return await idempotency.answer_of(context, job)
+        stored = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))
+        return await _put_pictures(context, json.loads(stored), body.image_encoding, job)
+    generated = await while_connected(request, context.platform.generate(who, body.order()))
+    try:
+        simple = await _put_pictures(context, answer(generated), body.image_encoding)
+    except BaseException:
+        await context.platform.release(generated)
+        raise
+    return JSONResponse(simple, background=BackgroundTask(context.platform.settle, generated))
+
+
+async def _put_pictures(
+    context: Context, result: dict[str, Any], encoding: str, job: Job | None = None
+) -> dict[str, Any]:
+    """The simple door's answer, once its pictures are in the store."""
+    files = []
+    for index, image in enumerate(result["images"]):
+        # Of an idempotent request the same each time; nobody can guess either.
+        secret = context.signer.derived("picture", job.id, str(index)) if job else None
+        name = f"{secret or secrets.token_urlsafe(24)}.{encoding}"
+        stored_key = picture_key(name)
+        data = base64.b64decode(image["image_b64"])
+        await asyncio.to_thread(put_bytes, context.backends.store, stored_key, data)
+        direct = context.backends.store.signed_get(stored_key, context.url_expires_s)
+        files.append({"file_key": stored_key, "public_url": direct or context.url(f"files/{name}")})
+    return {
+        **files[0],
+        "files": files,
+        "seeds": [image["seed"] for image in result["images"]],
+        "request_id": result["request_id"],
+        "receipt": result["receipt"],
+    }

@@ -1,0 +1,48 @@
+"""Jobs: how far an asynchronous request is, and its result."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from assets.errors import AssetNotFound, StoreError
+from serving.api import idempotency
+from serving.api.context import Ctx
+from serving.api.keyed_route import OpenRoute
+from serving.jobs.jobs import FINISHED
+
+router = APIRouter(tags=["generate"], route_class=OpenRoute)
+
+
+@router.get("/v1/jobs/{job_id}")
+async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
+    """No key needed: the id is the capability, and one client polls without a key.
+
+    While the GPUs that it needs are asleep, ``starting`` says how far they are.
+    A job that failed is ``completed`` on the wire (there is no other last state);
+    its ``response_url`` then answers with the error.
+    """
+    job = await asyncio.to_thread(context.backends.jobs.get, job_id)
+    if job is None:
+        raise AssetNotFound(job_id)
+    done = job.status in FINISHED
+    body: dict[str, Any] = {"status": "completed" if done else job.status}
+    if done:
+        body["response_url"] = context.url(f"v1/jobs/{job_id}/result")
+    elif starting := await context.platform.starting(job.request.get("gpu") or ""):
+        body["starting"] = starting
+    return body
+
+
+@router.get("/v1/jobs/{job_id}/result")
+async def result(job_id: str, context: Ctx) -> Response:
+    job = await asyncio.to_thread(context.backends.jobs.get, job_id)
+    if job is None or job.status not in FINISHED:
+        raise AssetNotFound(job_id)
+    try:
+        return await idempotency.answer_of(context, job)
+    except StoreError:
+        raise AssetNotFound(job_id) from None

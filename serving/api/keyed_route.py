@@ -1,0 +1,102 @@
+"""Routes that ask for the key first, and what a request spends of its tenant's rate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
+
+from assets.principal import Principal
+from serving.api.body import JsonRequest
+from serving.api.context import Context, answer_headers, context_of
+from serving.logs import note
+from serving.tenants.rate import RateLimited
+
+#: What a request takes of a tenant's rate: one that only reads is cheap.
+_READ, _WRITE = 0.1, 1.0
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class OpenRoute(APIRoute):
+    """A route without a key: what is read with no key is public, or its URL is the secret."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(await _parsed(request))
+
+        return handle_json
+
+
+class KeyedRoute(OpenRoute):
+    """Authenticates, and spends of the tenant's rate, before the body is read."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def admit(request: Request) -> Response:
+            context = context_of(request)
+            who = await self.authenticate(context, request)
+            note(tenant=who.tenant_id)
+            request.state.principal = who
+            await spend(context, request, who)
+            return await handle(request)
+
+        return admit
+
+    async def authenticate(self, context: Context, request: Request) -> Principal:
+        """Raises Unauthenticated."""
+        return await principal_with(context, bearer(request))
+
+
+async def _parsed(request: Request) -> JsonRequest:
+    parsed = JsonRequest(request.scope, request.receive)
+    await parsed.parse()
+    return parsed
+
+
+def bearer(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+async def principal_with(context: Context, key: str | None) -> Principal:
+    """Raises Unauthenticated."""
+    keyring = context.backends.directory.keyring
+    known = keyring.known(key)
+    return known if known is not None else await asyncio.to_thread(keyring.authenticate, key)
+
+
+async def spend(context: Context, request: Request, who: Principal) -> None:
+    """Part of the requests that the tenant's plan allows in a minute; the answer says how many
+    are left.
+
+    Raises:
+        RateLimited: none is.
+    """
+    if who.plan.requests_per_min is None:
+        return
+    share = _READ if request.method in ("GET", "HEAD") else _WRITE
+    try:
+        quota = await asyncio.to_thread(context.backends.limiter.take, who, share)
+    except RateLimited as limited:
+        answer_headers(request).update(limited.quota.headers())
+        raise
+    if quota is not None:
+        answer_headers(request).update(quota.headers())
+
+
+def principal_of(request: Request) -> Principal:
+    """Whom the route has authenticated."""
+    return cast(Principal, request.state.principal)
+
+
+#: Who asks.
+Who = Annotated[Principal, Depends(principal_of)]

@@ -1,0 +1,145 @@
+"""The application in this process, over real backends, with a backend that generates at once:
+for what the API itself does, in milliseconds a request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from prometheus_client.metrics_core import Metric
+
+from assets.asset import COMMONS, Asset
+from assets.content import MODEL_COMPONENTS, Blob
+from assets.ids import new_asset_id
+from assets.resolve import BASE_NAME
+from assets.signing import Signer
+from serving.api.app import create_app
+from serving.api.context import Context
+from serving.composition import Backends, open_backends, open_fetcher
+from serving.drawing import Drawing, Residency, Swap, Timings
+from serving.platform import Platform
+from serving.settings import Settings
+from serving.submission import Submission
+
+#: The bytes of every image that is generated here.
+IMAGE = b"not a picture"
+_POOL = {"name": "default", "gpu": "", "min": 1, "max": 1, "replicas": [{"state": "up"}]}
+
+
+class InstantDrawer:
+    """A :class:`~serving.platform.Drawer`; ``submissions`` holds what it was asked for."""
+
+    def __init__(self) -> None:
+        self.submissions: list[Submission] = []
+
+    async def submit(self, submission: Submission) -> Drawing:
+        self.submissions.append(submission)
+        images = (IMAGE,) * len(submission.request.seeds)
+        timings = Timings(denoise_ms=float(submission.request.steps))
+        return Drawing(images, "instant", (), Swap(0, 0, 0, 0), timings)
+
+    async def resident(self) -> frozenset[str]:
+        return frozenset()
+
+    async def forget(self, keys: Collection[str]) -> None: ...
+
+    async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
+        return {"instant": "disk"}
+
+    async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
+        return {}
+
+    async def hold(self, keys: Collection[str]) -> None: ...
+
+    async def pools(self) -> Sequence[Mapping[str, Any]]:
+        return [_POOL]
+
+    async def starting(self, pool: str) -> Mapping[str, Any] | None:
+        return None
+
+    async def families(self) -> Sequence[Metric]:
+        return []
+
+
+class NoIngest:
+    """An :class:`~assets.ingest_runner.IngestRunner` that leaves everything as it was uploaded."""
+
+    async def start(self, asset: Asset) -> None: ...
+
+
+@dataclass(frozen=True)
+class Api:
+    app: FastAPI
+    context: Context
+    backends: Backends
+    drawer: InstantDrawer
+    http: httpx.AsyncClient
+
+    def key(self, tenant: str, role: str = "owner") -> dict[str, str]:
+        """The header of a new key; the tenant is made when it is new."""
+        directory = self.backends.directory
+        if tenant not in {each.name for each in directory.tenants()}:
+            directory.add_tenant(tenant)
+        key = directory.keyring.add_key(tenant, role=role)  # type: ignore[arg-type]
+        return {"Authorization": f"Bearer {key.text}"}
+
+
+@asynccontextmanager
+async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> AsyncIterator[Api]:
+    """On the running event loop, without the work in the background."""
+    configured = Settings(data_dir=folder, database_url=database_url, **settings)
+    backends = open_backends(configured)
+    ensure_base(backends)
+    drawer = InstantDrawer()
+
+    async def status() -> dict[str, Any]:
+        return {"waiting": 0, "replicas": []}
+
+    context = Context(
+        platform=Platform(
+            backends.library, drawer, backends.meter, 1024, 60.0, configured.pool_names
+        ),
+        backends=backends,
+        reconcile_s=configured.reconcile_s,
+        ingest=NoIngest(),
+        fetcher=open_fetcher(configured),
+        signer=Signer(configured.secret_bytes),
+        public_url="http://api",
+        url_expires_s=configured.url_expires_s,
+        open_tenant=configured.open_tenant,
+        open_requests_per_min=configured.open_requests_per_min,
+        status=status,
+    )
+    app = create_app(context)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+            yield Api(app, context, backends, drawer, http)
+    finally:
+        backends.close()
+
+
+def ensure_base(backends: Backends) -> None:
+    """The checkpoint that requests without one are generated with."""
+    if backends.records.find_foreign(COMMONS, BASE_NAME) is None:
+        backends.records.add(ready_asset(COMMONS, BASE_NAME, "checkpoint", visibility="public"))
+
+
+def ready_asset(tenant: str, name: str, kind: str, tenant_id: str = "", **fields: Any) -> Asset:
+    """As an ingest leaves it, without bytes."""
+    asset_id = new_asset_id()
+    components = MODEL_COMPONENTS if kind == "checkpoint" else (kind,)
+    prefix = "p" if fields.get("visibility") == "public" else "t"
+    parts = {
+        component: Blob(f"{prefix}{asset_id[6:]}{component}", "0" * 64, 1)
+        for component in components
+    }
+    return Asset(
+        id=asset_id, tenant_id=tenant_id or tenant, owner=tenant, name=name, kind=kind,  # type: ignore[arg-type]
+        created_at_s=0.0, status="ready", parts=parts, report={"fits": "x"}, **fields,  # type: ignore[arg-type]
+    )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Every operation of the API and its fields, by its own OpenAPI document: a new route or field is
+tried by the tests that walk through them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Operation:
+    method: str
+    path: str
+    path_fields: dict[str, Schema]
+    query_fields: dict[str, Schema]
+    body: Schema | None
+
+    def url(self, **given: str) -> str:
+        """The path with its fields filled in."""
+        url = self.path
+        for name in self.path_fields:
+            url = url.replace("{" + name + "}", given.get(name, "x"))
+        return url
+
+    def example_body(self) -> Any:
+        return None if self.body is None else example(self.body)
+
+    def every_schema(self) -> Iterator[tuple[str, Schema]]:
+        """Each value that a query or body holds, at any depth, with its place. A path is as long
+        as a request's head may be."""
+        for name, schema in self.query_fields.items():
+            yield from _inside(schema, name)
+        if self.body is not None:
+            yield from _inside(self.body, "body")
+
+    def body_fields(self) -> dict[str, Schema]:
+        for schema in _alternatives(self.body or {}):
+            if "properties" in schema:
+                return dict(schema["properties"])
+        return {}
+
+
+def operations(app: FastAPI) -> list[Operation]:
+    document = app.openapi()
+    found = []
+    for path, methods in document["paths"].items():
+        for method, described in methods.items():
+            fields: dict[str, dict[str, Schema]] = {"path": {}, "query": {}}
+            for parameter in described.get("parameters", ()):
+                if parameter["in"] in fields:
+                    schema = _whole(parameter["schema"], document)
+                    fields[parameter["in"]][parameter["name"]] = schema
+            content = described.get("requestBody", {}).get("content", {})
+            body = content.get("application/json", {}).get("schema")
+            found.append(
+                Operation(
+                    method.upper(),
+                    path,
+                    fields["path"],
+                    fields["query"],
+                    None if body is None else _whole(body, document),
+                )
+            )
+    return found
+
+
+def example(schema: Schema) -> Any:
+    """The smallest value that is likely to be accepted."""
+    for alternative in _alternatives(schema):
+        if alternative.get("type") == "null":
+            continue
+        if "enum" in alternative:
+            return alternative["enum"][0]
+        match alternative.get("type"):
+            case "object":
+                required = alternative.get("required", ())
+                return {name: example(alternative["properties"][name]) for name in required}
+            case "array":
+                return []
+            case "integer" | "number":
+                return max(1, alternative.get("minimum", 1))
+            case "boolean":
+                return False
+        return alternative.get("default", "lora")
+    return None
+
+
+def _alternatives(schema: Schema) -> list[Schema]:
+    return list(schema.get("anyOf", [schema]))
+
+
+def _inside(schema: Schema, place: str) -> Iterator[tuple[str, Schema]]:
+    for alternative in _alternatives(schema):
+        yield place, alternative
+        for name, inner in alternative.get("properties", {}).items():
+            yield from _inside(inner, f"{place}.{name}")
+        if "items" in alternative:
+            yield from _inside(alternative["items"], f"{place}[]")
+        if isinstance(alternative.get("additionalProperties"), dict):
+            yield from _inside(alternative["additionalProperties"], f"{place}{{}}")
+
+
+def _whole(value: Any, document: Schema) -> Any:
+    """With what its references stand for."""
+    if isinstance(value, list):
+        return [_whole(each, document) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return _whole(document["components"]["schemas"][value["$ref"].rpartition("/")[2]], document)
+    return {name: _whole(each, document) for name, each in value.items()}

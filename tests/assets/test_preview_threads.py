@@ -1,0 +1,34 @@
+"""Previews are made in threads, beside everything else: nothing of the process may change."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from assets.errors import InvalidAsset
+from assets.preview import preview_of
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+def test_previews_side_by_side_leave_the_warning_filters() -> None:
+    noise = encoded(Image.frombytes("RGB", (600, 600), os.urandom(600 * 600 * 3)))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(preview_of, [noise] * 32))) == 32
+    assert warnings.filters == before
+
+
+def test_what_pillow_warns_of_is_refused() -> None:
+    bomb = encoded(Image.new("1", (13_000, 13_000)))
+    with pytest.raises(InvalidAsset):
+        preview_of(bomb)

@@ -1,0 +1,70 @@
+"""Where trigger words stand in a prompt, against the regular expression that says the same."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.engine.trigger_words import split
+
+LETTERS = "ab_ -<>é1İßſ"
+WORDS = st.text(LETTERS, min_size=1, max_size=4).filter(lambda word: word == word.strip())
+
+
+def by_pattern(text: str, words: list[str]) -> list[tuple[str, bool]]:
+    longest_first = sorted(words, key=len, reverse=True)
+    alternatives = "|".join(f"({re.escape(word)})" for word in longest_first)
+    pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
+    pieces, position = [], 0
+    for match in pattern.finditer(text):
+        if before := text[position : match.start()].strip():
+            pieces.append((before, False))
+        assert match.lastindex is not None
+        pieces.append((longest_first[match.lastindex - 1], True))
+        position = match.end()
+    if rest := text[position:].strip():
+        pieces.append((rest, False))
+    return pieces
+
+
+@given(st.text("ab_ -<>1", max_size=30), st.lists(WORDS, min_size=1, max_size=4, unique=True))
+def test_they_are_found_where_a_pattern_finds_them(text: str, words: list[str]) -> None:
+    plain = [word for word in words if set(word) <= set("ab_ -<>1")]
+    if plain:
+        assert split(text, plain) == by_pattern(text, plain)
+
+
+@given(st.text(LETTERS, max_size=30), st.lists(WORDS, max_size=4, unique=True))
+def test_nothing_is_lost(text: str, words: list[str]) -> None:
+    pieces = split(text, words)
+    assert all(piece in words for piece, is_trigger in pieces if is_trigger)
+    folded = re.sub(r"\s", "", "".join(piece for piece, _ in pieces)).casefold()
+    assert folded == re.sub(r"\s", "", text).casefold()
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("a ZEBRA star", ["zebra"], [("a", False), ("zebra", True), ("star", False)]),
+        ("zebras", ["zebra"], [("zebras", False)]),
+        ("red panda", ["red", "red panda"], [("red panda", True)]),
+        ("İ zebra", ["zebra"], [("İ", False), ("zebra", True)]),
+        ("<zebra>", ["<zebra>"], [("<zebra>", True)]),
+        ("x", [], [("x", False)]),
+        ("", ["x"], []),
+    ],
+)
+def test_examples(text: str, words: list[str], expected: list[tuple[str, bool]]) -> None:
+    assert split(text, words) == expected
+
+
+def test_no_pattern_of_a_strangers_words_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(*_: object) -> None:
+        raise AssertionError("compiled")
+
+    for name in ("compile", "search", "match", "split", "finditer", "sub", "escape"):
+        monkeypatch.setattr(re, name, compiled)
+    assert split("a word", ["word"]) == [("a", False), ("word", True)]

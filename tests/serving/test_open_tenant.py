@@ -1,0 +1,136 @@
+"""Requests without a key, where the operator has opened a tenant; and answers that a key may no
+longer have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from serving.api.job_runner import JobRunner
+from tests.api_app import Api, ready_asset, serving_api
+
+PROMPT = {"prompt": "a star", "steps": 1}
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    settings: dict[str, Any] = {"open_tenant": "open", "open_requests_per_min": 10}
+    async with serving_api(tmp_path, **settings) as served:
+        yield served
+
+
+@asynccontextmanager
+async def working(api: Api) -> AsyncIterator[None]:
+    """Jobs are worked on."""
+    runner = asyncio.create_task(JobRunner(api.context).run())
+    try:
+        yield
+    finally:
+        runner.cancel()
+        await asyncio.wait([runner])
+
+
+def add(api: Api, name: str, visibility: str) -> None:
+    tenant = next(t for t in api.backends.directory.tenants() if t.name == "open")
+    asset = ready_asset("open", name, "lora", tenant.id, visibility=visibility)
+    api.backends.records.add(asset)
+
+
+async def simply(api: Api, headers: dict[str, str] | None = None, **fields: Any) -> Any:
+    answer = await api.http.post("/generate", json={**PROMPT, **fields}, headers=headers)
+    return answer.status_code, answer.json()
+
+
+async def test_strangers_use_what_is_public_only(api: Api) -> None:
+    api.key("open")
+    for visibility in ("private", "organisation", "public"):
+        add(api, visibility, visibility)
+    assert (await simply(api))[0] == 200
+    assert (await simply(api, loras={"open:public": 1.0}))[0] == 200
+    for name in ("private", "organisation", "open:private"):
+        status, body = await simply(api, loras={name: 1.0})
+        _, unknown = await simply(api, loras={"nothing": 1.0})
+        assert status == 404
+        assert body["message"].replace(name, "?") == unknown["message"].replace("nothing", "?")
+    assert (await api.http.post("/generate/sdxl", json=PROMPT)).status_code == 401
+
+
+async def test_strangers_have_a_queue_and_a_rate_of_their_own(api: Api) -> None:
+    owner = api.key("open")
+    statuses = [(await simply(api))[0] for _ in range(12)]
+    assert statuses == [200] * 10 + [429] * 2
+    assert (await simply(api, owner))[0] == 200
+    assert len({submission.tenant_id for submission in api.drawer.submissions}) == 2
+    assert {s.request.tenant_id for s in api.drawer.submissions} == {
+        api.backends.directory.tenants()[0].id
+    }
+
+
+async def test_an_idempotency_key_tells_a_stranger_nothing(api: Api) -> None:
+    named = {"Idempotency-Key": "k"}
+    owner = {**api.key("open"), **named}
+    async with working(api):
+        _, mine = await simply(api, owner)
+        _, first = await simply(api, named)
+        _, again = await simply(api, named)
+        assert first["seeds"] == again["seeds"] != mine["seeds"]
+        status, other = await simply(api, named, prompt="another")
+        assert status == 200  # nor that another stranger has used it
+        assert other["seeds"] != first["seeds"]
+
+
+async def test_a_reader_is_given_no_answer_by_a_key_that_it_knows(api: Api) -> None:
+    owner, reader = (api.key("open", role) for role in ("owner", "reader"))
+    named = {"Idempotency-Key": "k"}
+    async with working(api):
+        assert (await simply(api, {**owner, **named}))[0] == 200
+        assert (await simply(api, {**reader, **named}))[0] == 403
+
+
+async def test_what_a_revoked_key_has_queued_is_not_generated(api: Api) -> None:
+    headers = {**api.key("acme"), "X-OctoAI-Async": "1"}
+    accepted = (await api.http.post("/generate/sdxl", json=PROMPT, headers=headers)).json()
+    keyring = api.backends.directory.keyring
+    (key,) = keyring.keys("acme")
+    keyring.revoke_key(key.id, "acme")
+    async with working(api), asyncio.timeout(10):
+        job = await api.context.job_watch.finished(accepted["response_id"])
+    assert job.error is not None
+    assert job.error["status"] == 401
+    assert api.drawer.submissions == []
+
+
+async def test_an_expired_keys_job_is_generated_with_todays_role(api: Api) -> None:
+    headers = {**api.key("acme"), "X-OctoAI-Async": "1"}
+    accepted = (await api.http.post("/generate/sdxl", json=PROMPT, headers=headers)).json()
+    keyring = api.backends.directory.keyring
+    (key,) = keyring.keys("acme")
+    keyring.rotate_key(key.id, 0.0, "acme")
+    async with working(api), asyncio.timeout(10):
+        job = await api.context.job_watch.finished(accepted["response_id"])
+    assert job.error is None
+    assert len(api.drawer.submissions) == 1
+
+
+async def test_a_previews_address_ends_with_its_sharing(api: Api) -> None:
+    owner = api.key("open")
+    add(api, "style", "public")
+    file = BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    put = await api.http.put("/v1/assets/style/preview", content=file.getvalue(), headers=owner)
+    shared = put.json()["asset"]["preview_url"]
+    assert (await api.http.get(shared)).status_code == 200
+    change = {"visibility": "private"}
+    changed = await api.http.patch("/v1/assets/style", json=change, headers=owner)
+    assert (await api.http.get(shared)).status_code == 404
+    own = changed.json()["asset"]["preview_url"]
+    assert (await api.http.get(own)).status_code == 200
+    described = await api.http.patch("/v1/assets/style", json={"tags": ["x"]}, headers=owner)
+    assert described.json()["asset"]["preview_url"].partition("?")[0] == own.partition("?")[0]
