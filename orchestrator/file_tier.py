@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from assets.content import Blob
+from assets.private_folder import UnsafeFolder, private_folder
 from assets.store import Digesting
-from orchestrator.errors import Corrupt, TierError, TierFull, TooLarge
+from orchestrator.errors import Corrupt, TierError, TierFull, TierUnusable, TooLarge
 from orchestrator.eviction import SESSION_S, SHARE, Entry, victims
 from orchestrator.locks import acquire, exclusive
 from orchestrator.use_log import UseLog
@@ -82,7 +83,11 @@ class FileTier:
         session_s: float = SESSION_S,
         share: float = SHARE,
     ) -> None:
-        """``clock`` is the clock of the files' times."""
+        """``clock`` is the clock of the files' times.
+
+        Raises:
+            TierUnusable: others may write to the folder.
+        """
         self.name = name
         self.budget_bytes = budget_bytes
         self._share_bytes = share * budget_bytes
@@ -94,6 +99,10 @@ class FileTier:
         self._incoming = root / "incoming"
         self._pins = root / "pins"
         self._quarantine = root / "quarantine"
+        try:
+            private_folder(root)
+        except UnsafeFolder as error:
+            raise TierUnusable(f"the {name} tier: {error}") from None
         for folder in (self._objects, self._locks, self._incoming, self._pins, self._quarantine):
             folder.mkdir(parents=True, exist_ok=True)
         self._uses = UseLog(root, session_s)

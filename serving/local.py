@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import Metric
 from assets.asset import Asset
 from assets.content import Blob
 from assets.ingest_queue import IngestQueue
+from assets.private_folder import private_folder
 from assets.signing import Signer
 from router.admission import QueueLimits
 from router.scaling import Pool, queued
@@ -25,7 +26,7 @@ from serving.engine.install import install_model, open_workshop
 from serving.platform import Platform
 from serving.replica import Replica
 from serving.settings import Settings
-from serving.storage import open_provisioner
+from serving.storage import give_back_memory, open_provisioner
 from serving.submission import Submission
 
 
@@ -110,6 +111,7 @@ class LocalIngest:
 @asynccontextmanager
 async def local_context(settings: Settings) -> AsyncIterator[Context]:
     """Everything, on the running event loop. Everything is closed again at the end."""
+    private_folder(settings.data_dir)
     backends = await asyncio.to_thread(open_backends, settings)
     workshop = open_workshop(settings, backends)
     manifest = await asyncio.to_thread(install_model, settings, workshop)
@@ -153,3 +155,4 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
         workshop.close()
         for replica in replicas:
             replica.close()
+        give_back_memory(settings)

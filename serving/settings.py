@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from assets.failpoint import Failpoint
 from assets.hub import HUB
+from assets.private_folder import private_folder
 from orchestrator.errors import TierUnusable
 from router.scaling import Pool
 
@@ -197,6 +198,17 @@ class Settings(BaseSettings):
         return self.disk_dir or self.data_dir / "tiers" / "disk"
 
     @property
+    def resolved_ray_temp_dir(self) -> Path:
+        """Of the Ray that is started here: a short path, because sockets are named in it, and one
+        of this user's own."""
+        return self.ray_temp_dir or Path(f"/tmp/asset-orchestrator-{os.getuid()}-{self._place}")
+
+    @property
+    def _place(self) -> str:
+        """Of this data folder, where folders lie outside of it."""
+        return hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:12]
+
+    @property
     def scratch_dir(self) -> Path:
         return self.data_dir / "scratch"
 
@@ -219,8 +231,7 @@ class Settings(BaseSettings):
                 f"{self.host_bytes >> 20} MiB: start the container with a larger --shm-size, "
                 "or set AO_HOST_BYTES lower, or AO_HOST_DIR to another folder"
             )
-        place = hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:12]
-        return shared / f"asset-orchestrator-{os.getuid()}-{place}"
+        return shared / f"asset-orchestrator-{os.getuid()}-{self._place}"
 
     def on_node(self, node: str) -> Settings:
         """With the folders of one node, where ``{node}`` in AO_DISK_DIR or AO_HOST_DIR stands for
@@ -240,7 +251,7 @@ class Settings(BaseSettings):
             return self._checked(self.secret.encode(), "AO_SECRET")
         path = self.data_dir / "secret"
         if not path.exists():
-            self.data_dir.mkdir(parents=True, exist_ok=True)
+            private_folder(self.data_dir)
             temporary = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:

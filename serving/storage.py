@@ -5,6 +5,8 @@ Light to import: a replica begins to fetch its model with this while it imports 
 
 from __future__ import annotations
 
+import shutil
+
 from assets.store import FsspecStore, ObjectStore
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
@@ -14,6 +16,13 @@ from serving.settings import Settings
 
 def open_store(settings: Settings) -> ObjectStore:
     return FsspecStore(settings.resolved_store_url, **settings.resolved_store_options)
+
+
+def give_back_memory(settings: Settings) -> None:
+    """Of a platform that ends: the host tier goes, unless a folder was configured for it; the disk
+    tier stays warm."""
+    if settings.host_dir is None:
+        shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
 
 
 def open_provisioner(settings: Settings) -> Provisioner:

@@ -9,15 +9,13 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 from assets.ids import ulid
+from serving.cli.exposure import exposure
+from serving.cli.finding import Finding
 from serving.settings import Settings
-
-State = Literal["ok", "warn", "fail"]
 
 _PACKAGES = ("torch", "diffusers", "transformers", "ray", "safetensors")
 #: Without these it starts, and something else is missing.
@@ -28,20 +26,11 @@ _MOST_SKEW_S = 30.0
 _SDXL_BYTES = 5 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """``remedy`` is empty when there is nothing to do."""
-
-    what: str
-    state: State
-    found: str
-    remedy: str = ""
-
-
 def examine(settings: Settings) -> Iterator[Finding]:
     """Every check in turn; what a check itself breaks on is its finding."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _packages, _device, _folders, _memory, _secret, _pools, _database, _store, _port, _ray,
+        exposure,
     )  # fmt: skip
     for check in checks:
         name = check.__name__.strip("_")

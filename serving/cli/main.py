@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from assets.private_folder import keep_private
 from serving.cli.assets import assets
 from serving.cli.client import client_from_environment
 from serving.cli.operator import GROUPS, reconcile
@@ -54,6 +55,7 @@ def serve(
     ] = False,
 ) -> None:
     """Run the platform until Ctrl-C."""
+    keep_private()
     options = settings_with(
         model=model,
         host=host,
@@ -88,6 +90,7 @@ def gateways(
     data_dir: DataDir = None,
 ) -> None:
     """Run gateways on one more node of a cluster where `serve` runs, until Ctrl-C."""
+    keep_private()
     options = settings_with(
         ray_address=ray_address, host=host, port=port, gateways=gateways, data_dir=data_dir
     )
@@ -194,6 +197,7 @@ def demo(
     port: int = 8000,
 ) -> None:
     """Start the platform, then be its client: upload, draw every public asset, check, show."""
+    keep_private()
     from serving.cli.demo import run_demo
 
     with clear_errors():

@@ -11,6 +11,7 @@ import typer
 
 from assets.plan import Plan
 from assets.principal import KeyRole
+from assets.private_folder import keep_private
 from serving.cli.options import AsJson, DataDir, settings_with
 from serving.cli.output import clear_errors, show, show_one
 from serving.errors import InvalidRequest
@@ -26,6 +27,7 @@ GROUPS = {"tenants": tenants, "plans": plans, "members": members, "keys": keys, 
 def _backends(data_dir: Path | None) -> Any:
     from serving.composition import open_backends
 
+    keep_private()
     return open_backends(settings_with(data_dir=data_dir))
 
 

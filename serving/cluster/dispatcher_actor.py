@@ -18,10 +18,12 @@ from prometheus_client.metrics_core import Metric
 from ray.exceptions import RayActorError
 
 from assets.content import Blob
+from assets.private_folder import keep_private
 from router.admission import QueueLimits
 from router.scaling import Pool
 from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.outcome import caught, thrown
+from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.cluster.slots import SlotStarter, dispatcher_name, wire_key
 from serving.cluster.wire import RemoteFailed, Wire, WireError, WireServer
 from serving.dispatcher import Dispatcher
@@ -47,7 +49,9 @@ class DispatcherActor:
     """Of one pool, with the keeper of its size. Runs on one event loop; every method is
     asynchronous and short but ``submit``."""
 
-    def __init__(self, settings: Settings, pool: Pool) -> None:
+    def __init__(self, sealed: SealedSettings, pool: Pool) -> None:
+        keep_private()
+        settings = sealed.open()
         configure(settings.log_format, settings.log_level)
         key = wire_key(settings)
         limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
@@ -131,7 +135,7 @@ def start_dispatcher(settings: Settings, pool: Pool) -> Any:
         max_restarts=-1,
         max_concurrency=10_000,
     )
-    return actor.remote(settings, pool)
+    return actor.remote(seal(settings), pool)
 
 
 class _NoDispatcher(Exception):

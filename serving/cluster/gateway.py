@@ -8,6 +8,7 @@ import ray
 from fastapi import FastAPI
 
 from assets.model import load_manifest
+from assets.private_folder import keep_private
 from assets.resolve import BASE_NAME
 from assets.signing import Signer
 from serving.api.app import create_app
@@ -22,6 +23,7 @@ from serving.settings import Settings
 
 def app() -> FastAPI:
     """Called once in each gateway; the settings come through the environment."""
+    keep_private()
     settings = Settings()
     configure(settings.log_format, settings.log_level)
     if not ray.is_initialized():

@@ -9,7 +9,9 @@ import ray
 
 from assets.asset import Asset
 from assets.errors import AssetError
+from assets.private_folder import keep_private
 from serving.cluster.environment import ON_THE_HEAD
+from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.composition import open_backends
 from serving.logs import configure
 from serving.settings import Settings
@@ -21,10 +23,12 @@ class IngestActor:
     """Keeps torch imported between ingests. When it dies Ray starts it anew, and it goes on with
     what it finds waiting."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, sealed: SealedSettings) -> None:
         from assets.ingest_queue import IngestQueue
         from serving.engine.install import open_workshop
 
+        keep_private()
+        settings = sealed.open()
         configure(settings.log_format, settings.log_level)
         self._settings = settings
         backends = open_backends(settings)
@@ -58,7 +62,7 @@ def start_ingest(settings: Settings) -> Any:
         max_restarts=-1,
         max_task_retries=2,
     )
-    return actor.remote(settings)
+    return actor.remote(seal(settings))
 
 
 class ClusterIngest:

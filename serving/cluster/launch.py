@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from assets.private_folder import private_folder
 from orchestrator.locks import acquire
 from serving.cluster.control_plane import ControlPlane
 from serving.cluster.dispatcher_actor import start_dispatcher
@@ -26,10 +26,12 @@ from serving.cluster.renewal import renew
 from serving.cluster.slots import dispatcher_name
 from serving.errors import ServingError
 from serving.settings import Settings
+from serving.storage import give_back_memory
 
 Progress = Callable[[str], None]
 
 _OBJECT_STORE_BYTES = 256 << 20
+_LOOPBACK = "127.0.0.1"
 #: A new machine may have to be bought and set up first.
 _START_TIMEOUT_S = 1800.0
 
@@ -41,7 +43,7 @@ class StartFailed(ServingError):
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """With this data folder, which another would take the tiers and Ray's tables of."""
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     lock = acquire(folder / "serve.lock", shared=False, wait=False)
     if lock is None:
         raise StartFailed(
@@ -104,9 +106,8 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         ray.shutdown()
         if control_plane is not None:
             control_plane.close()
-        if own and is_started and settings.host_dir is None:
-            # Memory goes back with the platform that took it; the disk tier stays warm.
-            shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
+        if own and is_started:
+            give_back_memory(settings)
 
 
 def _check(settings: Settings, gpus: int) -> None:
@@ -124,7 +125,7 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
             log_to_driver=False,
         )
         return
-    options = {} if settings.ray_temp_dir is None else {"_temp_dir": str(settings.ray_temp_dir)}
+    folder = private_folder(settings.resolved_ray_temp_dir)
     ray.init(
         address="local",
         namespace=settings.ray_namespace,
@@ -134,9 +135,18 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
         include_dashboard=False,
         log_to_driver=False,
         _system_config=control_plane.settings,
-        **options,
+        _temp_dir=str(folder),
+        _node_ip_address=_LOOPBACK,
     )
+    _close_to_others(folder)
     control_plane.watch()
+
+
+def _close_to_others(folder: Path) -> None:
+    """Ray makes folders that everybody may write to, whatever the umask."""
+    for each, _, _ in os.walk(folder):
+        if not os.path.islink(each):
+            os.chmod(each, 0o700)
 
 
 def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:

@@ -25,12 +25,14 @@ from ray.serve.schema import ApplicationStatus
 from assets.content import Blob
 from assets.errors import AssetError
 from assets.model import load_manifest
+from assets.private_folder import keep_private
 from assets.resolve import BASE_NAME
 from assets.signing import Signer
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
 from router.scaling import Pool
 from serving.cluster.outcome import caught, thrown
+from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.cluster.wire import RemoteFailed, Wire, WireBroken, WireDown, WireServer
 from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport
 from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
@@ -61,7 +63,9 @@ def dispatcher_name(pool: str) -> str:
 class Slot:
     """A replica under Serve: built warm, then only forwards."""
 
-    def __init__(self, settings: Settings, pool: str, name: str) -> None:
+    def __init__(self, sealed: SealedSettings, pool: str, name: str) -> None:
+        keep_private()
+        settings = sealed.open()
         configure(settings.log_format, settings.log_level)
         tell = partial(_tell, settings.ray_namespace, pool, name)
         tell("process", _process_started_s())
@@ -188,11 +192,10 @@ class SlotStarter:
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self._needs_gpu())}
         if self._pool.gpu:
             options["resources"] = {f"gpu_{self._pool.gpu}": 1}
+        sealed = seal(self._settings)
         targets = [
             serve.RunTarget(
-                deployment.options(ray_actor_options=options).bind(
-                    self._settings, self._pool.name, name
-                ),
+                deployment.options(ray_actor_options=options).bind(sealed, self._pool.name, name),
                 name=name,
                 route_prefix=None,
             )

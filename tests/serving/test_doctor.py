@@ -88,3 +88,36 @@ def test_the_command_fails_when_something_does(
     assert done.exit_code == 2
     assert "'A B' is no name" in done.output.replace("\n", " ")
     assert "Traceback" not in done.output
+
+
+def test_what_is_open_to_others_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o777)
+    tier = tmp_path / "tier"
+    tier.mkdir()
+    tier.chmod(0o755)
+    open_to_all = settings(
+        data,
+        disk_dir=tier,
+        host="0.0.0.0",
+        open_tenant="demo",
+        import_schemes=("https", "http"),
+        import_networks=("10.0.0.0/8",),
+        store_options={"client_kwargs": {"endpoint_url": "http://minio:9000"}},
+        database_url="postgresql+psycopg://u:p@10.0.0.1/x?connect_timeout=1",
+    )
+    findings = found(open_to_all)
+    for what, state in {
+        "data folder's owner": "fail",
+        "disk tier's owner": "warn",
+        "address": "warn",
+        "open tenant": "warn",
+        "imports": "warn",
+        "database's TLS": "warn",
+        "store's TLS": "warn",
+        "Ray's token": "fail",
+    }.items():
+        assert findings[what].state == state, what
+        assert findings[what].remedy

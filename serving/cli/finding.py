@@ -1,0 +1,18 @@
+"""What ``doctor`` says of one thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``remedy`` is empty when there is nothing to do."""
+
+    what: str
+    state: State
+    found: str
+    remedy: str = ""
