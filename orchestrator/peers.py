@@ -134,12 +134,11 @@ class PeerServer:
         self._strangers = 0
         self._threads = ThreadPoolExecutor(_MOST_FETCHES, "peer")
         self._loop = asyncio.new_event_loop()
-        self._server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, host, 0, limit=_MAX_HEAD_BYTES, backlog=64)
-        )
-        self.url = f"http://{host}:{self._server.sockets[0].getsockname()[1]}"
         self._thread = threading.Thread(target=self._loop.run_forever, name="peers", daemon=True)
         self._thread.start()
+        starting = asyncio.start_server(self._serve, host, 0, limit=_MAX_HEAD_BYTES, backlog=64)
+        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
+        self.url = f"http://{host}:{self._server.sockets[0].getsockname()[1]}"
 
     def close(self) -> None:
         if self._loop.is_closed():

@@ -201,7 +201,7 @@ class Settings(BaseSettings):
     def resolved_ray_temp_dir(self) -> Path:
         """Of the Ray that is started here: a short path, because sockets are named in it, and one
         of this user's own."""
-        return self.ray_temp_dir or Path(f"/tmp/asset-orchestrator-{os.getuid()}-{self._place}")
+        return self.ray_temp_dir or Path(f"/tmp/ao-ray-{os.getuid()}-{self._place}")
 
     @property
     def _place(self) -> str:

@@ -31,7 +31,6 @@ from serving.storage import give_back_memory
 Progress = Callable[[str], None]
 
 _OBJECT_STORE_BYTES = 256 << 20
-_LOOPBACK = "127.0.0.1"
 #: A new machine may have to be bought and set up first.
 _START_TIMEOUT_S = 1800.0
 
@@ -95,6 +94,8 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         dispatchers = {pool.name: start_dispatcher(settings, pool) for pool in pools}
         watches += [DispatcherWatch(name, actor) for name, actor in dispatchers.items()]
         _await_pools(dispatchers, progress)
+        if own:
+            _close_to_others(settings)
         yield settings
         del ingest
     finally:
@@ -125,7 +126,8 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
             log_to_driver=False,
         )
         return
-    folder = private_folder(settings.resolved_ray_temp_dir)
+    # Ray lets everybody into its own folder; nobody else gets to it through this one.
+    folder = private_folder(settings.resolved_ray_temp_dir) / "r"
     ray.init(
         address="local",
         namespace=settings.ray_namespace,
@@ -136,15 +138,14 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
         log_to_driver=False,
         _system_config=control_plane.settings,
         _temp_dir=str(folder),
-        _node_ip_address=_LOOPBACK,
     )
-    _close_to_others(folder)
     control_plane.watch()
 
 
-def _close_to_others(folder: Path) -> None:
-    """Ray makes folders that everybody may write to, whatever the umask."""
-    for each, _, _ in os.walk(folder):
+def _close_to_others(settings: Settings) -> None:
+    """Each of Ray's processes opens its folders to everybody when it starts, whatever the umask.
+    They lie in a private one; this is the second lock."""
+    for each, _, _ in os.walk(settings.resolved_ray_temp_dir):
         if not os.path.islink(each):
             os.chmod(each, 0o700)
 

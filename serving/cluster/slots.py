@@ -73,6 +73,7 @@ class Slot:
         settings = settings.on_node(node)
         provisioner = open_provisioner(settings)
         address = ray.util.get_node_ip_address()
+        _bind_serve_to(address)
         url = provisioner.join(node, address, Signer(settings.secret_bytes))
         provisioner.meet({**_neighbours(settings.ray_namespace, pool), node: url})
         # The model's bytes come while torch and diffusers are imported, which takes seconds.
@@ -114,6 +115,15 @@ class Slot:
         """Serve awaits this before it ends a replica that is no longer wanted, and knows nothing
         of the drawings."""
         await self._wire.drain()
+
+
+def _bind_serve_to(host: str) -> None:
+    """Serve opens a port of its own in every replica, on all interfaces, and has no setting for it;
+    nothing here uses it. It asks for Ray's token."""
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, _address: add_port(server, f"{host}:0")
 
 
 def wire_key(settings: Settings) -> bytes:

@@ -312,6 +312,14 @@ def test_callers_that_show_nothing_take_no_thread_and_few_connections(cluster: C
     lease.release()
 
 
+async def test_an_endpoint_starts_where_another_loop_runs(tmp_path: Path) -> None:
+    """As in an actor of Ray, whose constructor runs on its loop."""
+    tiers = [FileTier(name, tmp_path / name, 1 << 20) for name in ("disk", "host")]
+    node = Provisioner(StoreSource(FsspecStore(f"file://{tmp_path}/store")), *tiers)
+    assert node.join("n", "127.0.0.1", Signer(b"s" * 32)).startswith("http://127.0.0.1:")
+    node.close()
+
+
 def test_owners_are_the_same_everywhere_and_spread(cluster: Cluster) -> None:
     backwards = dict(reversed(cluster.urls.items()))
     firsts = Counter()

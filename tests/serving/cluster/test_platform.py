@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -79,6 +80,34 @@ def test_kill_a_replica_then_a_gateway_under_load(platform: Running) -> None:
     assert busy["pid"] not in pids
     while any(replica["running"] for replica in platform.status()["replicas"]):
         assert time.monotonic() < deadline
+
+
+def test_nothing_of_it_is_open_to_the_network_or_to_other_users(platform: Running) -> None:
+    golden_of(platform)  # everything is up, and has worked
+    family = [psutil.Process(platform.process.pid), *platform.descendants()]
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in family
+        for connection in process.net_connections(kind="tcp")
+        if connection.status == "LISTEN"
+    }
+    assert len(listening) > 5
+    assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}
+    ray_folder, data = platform.settings.resolved_ray_temp_dir, platform.settings.data_dir
+    for folder in (data, ray_folder, platform.settings.resolved_host_dir):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    written = [path for folder in (data, ray_folder) for path in folder.rglob("*")]
+    files = [path for path in written if path.is_file() and not path.is_symlink()]
+    assert not [path for path in files if path.is_relative_to(data) and others_may(path)]
+    secret = platform.settings.secret_bytes
+    assert [path for path in files if secret in path.read_bytes()] == [data / "secret"]
+    for process in family:  # what `ps` shows to everybody
+        assert secret.decode() not in " ".join(process.cmdline())
+
+
+def others_may(path: Path) -> bool:
+    """Read it or write to it."""
+    return bool(path.stat().st_mode & 0o077)
 
 
 def test_every_gateway_shows_what_all_have_answered(platform: Running) -> None:
