@@ -12,11 +12,17 @@ from router.request import Waiting
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """``status`` is what HTTP would call it: 429 (this tenant) or 503 (everybody)."""
+    """``status`` is what HTTP would call it: 422 (this request, however empty the queue is), 429
+    (this tenant) or 503 (everybody)."""
 
     status: int
     reason: str
     retry_after_s: float
+
+
+#: A request must be expected to take so many times what is allowed to be refused for it: what is
+#: measured varies, and a refusal corrects no measurement.
+_CERTAIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +35,16 @@ def refusal(
     request: Waiting, queue: Queue, fleet: Fleet, speeds: Speeds, limits: QueueLimits, now_s: float
 ) -> Refusal | None:
     """None to admit."""
+    own_s = request.work / speeds.work_per_s
+    allowed_s = request.deadline_s - now_s
+    if speeds.is_measured and own_s > _CERTAIN * allowed_s:
+        reason = f"it would take about {own_s:.0f} s alone, and {allowed_s:.0f} s are allowed"
+        return Refusal(422, f"{reason}: ask for fewer steps, images or pixels", 0.0)
     mine = queue.count_of(request.tenant_id)
     if mine >= limits.per_tenant:
         reason = f"{mine} of your requests wait already; at most {limits.per_tenant} may"
-        own_s = queue.work_by_tenant()[request.tenant_id] / speeds.work_per_s
-        return Refusal(429, reason, max(1.0, own_s / max(1, len(fleet)) / mine))
+        all_s = queue.work_by_tenant()[request.tenant_id] / speeds.work_per_s
+        return Refusal(429, reason, max(1.0, all_s / max(1, len(fleet)) / mine))
     expected_s = expected_wait_s(request, queue, fleet, speeds, now_s)
     if len(queue) >= limits.total:
         return Refusal(503, f"{len(queue)} requests wait already", max(1.0, expected_s))

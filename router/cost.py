@@ -20,6 +20,8 @@ class Speeds:
     )
     work_per_s: float = 10e6
     swap_s: float = 0.02
+    #: Whether ``work_per_s`` is more than a guess.
+    is_measured: bool = False
 
     def fetch_s(self, blobs: tuple[Blob, ...], replica: Replica) -> float:
         """Seconds to bring up what the replica lacks of these."""

@@ -193,6 +193,12 @@ class WaitingRoom:
         """One that was taken and lost waits again, at its old place."""
         self.queue.add(request)
 
+    def took(self, request: Waiting, engine_s: float) -> None:
+        """What an attempt took beyond its work comes out of its tenant's share."""
+        beyond = engine_s * self.speeds.work_per_s - request.work
+        if self.speeds.is_measured and beyond > 0:
+            self._fair.charge(request.tenant_id, beyond, request.weight)
+
     def ended(self, assignment: Assignment, now_s: float) -> None:
         """An assignment is over, however it ended; its replica may be gone."""
         request = assignment.request

@@ -30,6 +30,8 @@ from serving.drawing import Drawing, ReplicaReport
 from serving.errors import (
     DeadlineExceeded,
     EngineBroke,
+    InvalidRequest,
+    NotFinite,
     Quarantined,
     Refused,
     ReplicaDied,
@@ -167,6 +169,7 @@ class Dispatcher:
 
         Raises:
             Refused: the queue is full, or the wait would outlast the deadline.
+            InvalidRequest: its own work would.
             Quarantined: replicas died of one of its assets.
             DeadlineExceeded, and whatever the engine raises.
         """
@@ -199,10 +202,13 @@ class Dispatcher:
             async with asyncio.timeout(deadline):
                 return await asyncio.shield(ticket.answer)
         except TimeoutError:
+            late = DeadlineExceeded(
+                f"not done within {submission.timeout_s:.0f} s ({ticket.attempts} attempts)",
+                ticket.attempts,
+            )
+            late.engine_s = ticket.engine_s(self._clock())
             self._leave(ticket)
-            raise DeadlineExceeded(
-                f"not done within {submission.timeout_s:.0f} s ({ticket.attempts} attempts)"
-            ) from None
+            raise late from None
         except asyncio.CancelledError:
             self._leave(ticket)
             raise
@@ -227,6 +233,8 @@ class Dispatcher:
             pictures_at_once=submission.pictures_at_once,
         )
         refusal = self._room.arrive(waiting, now)
+        if refusal is not None and refusal.status == 422:
+            raise InvalidRequest("steps", refusal.reason)
         if refusal is not None:
             raise Refused(refusal.status, refusal.reason, refusal.retry_after_s)
         ticket = Ticket(submission, waiting, asyncio.get_running_loop().create_future())
@@ -267,6 +275,7 @@ class Dispatcher:
             ticket.waiting = waiting
             slot = self._slots[assignment.replica_id]
             slot.running[waiting.id] = ticket
+            slot.first_begins(self._clock())
             ticket.attempts += 1
             ticket.task = asyncio.create_task(self._run(ticket, slot))
             ticket.task.add_done_callback(partial(self._ended, ticket, slot, assignment))
@@ -317,6 +326,9 @@ class Dispatcher:
                 self._down(slot)
             self._try_again(ticket, lost, died=isinstance(lost, ReplicaDied | EngineBroke))
         except Exception as error:
+            if isinstance(error, NotFinite):  # of all that an engine raises, the request's fault
+                error.engine_s = ticket.engine_s(self._clock())
+                self._room.took(ticket.waiting, error.engine_s)
             _answer(ticket.answer, error)
 
     def _stop_waiting(self) -> None:
@@ -351,6 +363,8 @@ class Dispatcher:
         """Whatever became of an attempt, and even if it was cancelled before its first step,
         the slot is given back here."""
         del slot.running[ticket.waiting.id]
+        ticket.began_s = None
+        slot.first_begins(self._clock())
         slot.idle_since_s = self._clock()
         ticket.task = None
         if task.cancelled() and not ticket.lost:

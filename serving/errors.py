@@ -30,6 +30,10 @@ from typing import Self
 class ServingError(Exception):
     """Base of everything this package raises on purpose."""
 
+    #: Engine seconds that went into what failed, where the request and not the platform is at
+    #: fault: they count against its tenant's budget.
+    engine_s: float = 0.0
+
 
 class Unauthenticated(ServingError):
     pass
@@ -87,7 +91,14 @@ class BudgetExceeded(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    pass
+    """``attempts``: how often it was begun; none, when it only waited."""
+
+    def __init__(self, message: str, attempts: int = 0) -> None:
+        super().__init__(message, attempts)
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Cancelled(ServingError):

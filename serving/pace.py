@@ -24,7 +24,7 @@ class Pace:
         spent_s = (drawing.timings.denoise_ms + drawing.timings.decode_ms) / 1000
         if spent_s > 0:
             work_per_s = self._smoothed("work", speeds.work_per_s, request.work / spent_s)
-            speeds = replace(speeds, work_per_s=work_per_s)
+            speeds = replace(speeds, work_per_s=work_per_s, is_measured=True)
         sizes = {blob.key: blob.size_bytes for blob in request.recipe.blobs()}
         for found in drawing.found:
             size_bytes = sizes.get(found.key, 0)

@@ -23,7 +23,7 @@ from assets.library import Library
 from assets.principal import Principal
 from assets.resolve import BASE_NAME, Resolved, Wanted
 from serving.drawing import Drawing, DrawRequest, ImageEncoding, Residency, Sampler
-from serving.errors import Blaming, InvalidRequest
+from serving.errors import Blaming, InvalidRequest, ServingError
 from serving.logs import note
 from serving.sizes import Size, picture_size
 from serving.submission import Submission
@@ -47,6 +47,11 @@ class Accounts(Protocol):
     def settle(self, spent: Spent) -> None: ...
 
     def release(self, charge_id: str) -> None: ...
+
+    def attempted(
+        self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, Any]
+    ) -> None:
+        """Charge engine time of which no image came."""
 
 
 class Drawer(Protocol):
@@ -162,7 +167,7 @@ class Platform:
             DeadlineExceeded, DrawingFailed, OutOfMemory, Quarantined, TierError.
         """
         ready = await self._resolve(principal, order)
-        charge = Charge(charge_id or ready.request.id, principal, ready.request.work)
+        charge = _charge(charge_id or ready.request.id, principal, ready)
         if principal.plan.gpu_s_per_month is not None:
             await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
         reach("generate.reserved")
@@ -195,7 +200,7 @@ class Platform:
     async def draw(self, principal: Principal, order: Order, charge_id: str) -> Generated:
         """``generate`` for whoever reserves and settles by itself."""
         ready = await self._resolve(principal, order)
-        return await self._draw(ready, Charge(charge_id, principal, ready.request.work))
+        return await self._draw(ready, _charge(charge_id, principal, ready))
 
     async def warm(self, principal: Principal, reference: str) -> Mapping[str, str]:
         """Bring an asset up to host RAM on every node; where each replica found it.
@@ -281,6 +286,15 @@ class Platform:
         )
         return _Resolved(request, size, resolved, order.priority, pool)
 
+    async def _count(self, charge: Charge, request: DrawRequest, error: ServingError) -> None:
+        details = {"steps": request.steps, "why": type(error).__name__}
+        try:
+            await asyncio.to_thread(
+                self._accounts.attempted, charge, request.id, error.engine_s, details
+            )
+        except Exception:  # its own error says more
+            log.exception("%.1f engine seconds of %s were not counted", error.engine_s, request.id)
+
     async def _draw(self, ready: _Resolved, charge: Charge) -> Generated:
         request, names = ready.request, ready.resolved.names
         principal = charge.principal
@@ -298,8 +312,10 @@ class Platform:
         )
         try:
             drawing = await self._drawer.submit(submission)
-        except Blaming as error:
-            raise error.named(names) from None
+        except ServingError as error:
+            if error.engine_s:
+                await self._count(charge, request, error)
+            raise error.named(names) if isinstance(error, Blaming) else error from None
         timings = {name: round(ms, 1) for name, ms in asdict(drawing.timings).items()}
         log.info("drawn by %s", drawing.replica, extra=timings)
         if ready.resolved.asset_ids:
@@ -315,6 +331,10 @@ class Platform:
         }
         spent = Spent(charge, drawing.timings.engine_s, len(request.seeds), details)
         return Generated(request.id, drawing, request.seeds, ready.size, names, spent)
+
+
+def _charge(charge_id: str, principal: Principal, ready: _Resolved) -> Charge:
+    return Charge(charge_id, principal, ready.request.work, ready.pool)
 
 
 def fixed_seeds(given: int | list[int | None] | None, count: int) -> tuple[int, ...]:

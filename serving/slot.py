@@ -49,6 +49,12 @@ class Slot:
     #: It finishes what it has, and is not asked again.
     leaving: bool = False
 
+    def first_begins(self, now_s: float) -> None:
+        """The engine is the first one's; what comes behind it is prepared and waits."""
+        first = next(iter(self.running.values()), None)
+        if first is not None and first.began_s is None:
+            first.began_s = now_s
+
 
 @dataclass(slots=True)
 class Ticket:
@@ -62,3 +68,10 @@ class Ticket:
     attempts: int = 0
     lost: bool = False  # the last attempt ended with its replica
     task: asyncio.Task[None] | None = None
+    #: Since when an engine has been its own.
+    began_s: float | None = None
+
+    def engine_s(self, now_s: float) -> float:
+        """Of the attempt that is under way; earlier ones ended with their replica, which is not
+        the request's fault."""
+        return 0.0 if self.began_s is None else now_s - self.began_s

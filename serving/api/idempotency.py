@@ -67,7 +67,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         # The seeds are fixed now, so that a second attempt draws the same pictures.
         fixed = body.model_copy(update={"seed": list(order.seeds), "gpu": pool or None})
         job = await asyncio.to_thread(
-            context.backends.jobs.add, who, fixed.model_dump(), job_id, digest, work
+            context.backends.jobs.add, who, fixed.model_dump(), job_id, digest, work, pool
         )
         reach("job.accepted")
     elif job.asked_by.get("member_id", "") != who.member_id:
@@ -75,8 +75,8 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
     if job.body_digest != digest:
         raise InvalidRequest(HEADER, "this key was used for another request; take a new one")
     if job.error is not None and (job.error["status"] >= 500 or job.error["status"] == 429):
-        work, _ = await context.platform.check(who, body.order())
-        job = await asyncio.to_thread(context.backends.jobs.again, job.id, who, work)
+        work, pool = await context.platform.check(who, body.order())
+        job = await asyncio.to_thread(context.backends.jobs.again, job.id, who, work, pool)
         if job is None:
             raise AssetNotFound("the job of this key")
     context.new_job.set()

@@ -157,6 +157,8 @@ def later(failure: Exception, failures: int) -> Later | None:
     """When to try again what has failed so often before; None when this is the job's end."""
     if isinstance(failure, Refused):
         return Later(min(max(PUT_BACK_S, failure.retry_after_s), LONGEST_REFUSED_S), failures)
+    if isinstance(failure, DeadlineExceeded) and failure.attempts and failures:
+        return None  # it was begun twice
     if isinstance(failure, PASSING) and failures < MOST_FAILURES:
         return Later(min(PUT_BACK_S * 2**failures, LONGEST_PUT_BACK_S), failures + 1)
     return None

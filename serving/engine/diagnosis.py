@@ -2,42 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from assets.recipe import Recipe
+from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.engine.compiled import eagerly
 from serving.errors import NotFinite
 
-#: Draws a recipe for at most so many steps (None: all); after which step it was not finite.
-BreaksAt = Callable[[Recipe, int | None], int | None]
+#: Generates with a recipe for at most so many steps; at which step it was not finite, or None.
+BreaksAt = Callable[[Recipe, int], int | None]
+#: Steps that may be spent to name the asset: in multiples of those that failed, or of few steps so
+#: many.
+_MOST_EFFORT, _LEAST_STEPS = 1.75, 10
 
 
-def blame(recipe: Recipe, breaks_at: BreaksAt) -> NotFinite:
-    """The error about ``recipe``: it is drawn again up to the step where it broke, the
-    checkpoint alone and then with each other asset alone; the first that breaks it is it."""
-    step = breaks_at(recipe, None)
+def blame(recipe: Recipe, steps: int, breaks_at: BreaksAt) -> NotFinite:
+    """The error about ``recipe``, which failed in ``steps`` steps: up to the step where it breaks,
+    the checkpoint alone is tried, then halves of what came on top, until one asset is left or
+    the effort is spent. What has no weight is not suspected."""
     bare = replace(recipe, loras=(), inversions=())
-    if breaks_at(bare, step):
-        parts = (recipe.unet, recipe.text_encoder, recipe.text_encoder_2)
-        keys = tuple(blob.key for blob in parts)
-        return NotFinite("the checkpoint {assets} draws nothing finite at these settings", keys)
-    for lora in recipe.loras:
-        if breaks_at(replace(bare, loras=(lora,)), step):
-            message = f"the LoRA {{assets}} at weight {lora.weight:g} drives the model out of range"
-            return NotFinite(message, (lora.blob.key,))
-    for inversion in recipe.inversions:
-        if breaks_at(replace(bare, inversions=(inversion,)), step):
-            message = "the inversion {assets} drives the model out of range"
-            return NotFinite(message, (inversion.blob.key,))
-    together = (
-        *(lora.blob.key for lora in recipe.loras),
-        *(inversion.blob.key for inversion in recipe.inversions),
-    )
-    return NotFinite("{assets} together drive the model out of range", together)
+    loras = [lora for lora in recipe.loras if lora.weight or lora.text_weight]
+    suspects: list[LoraUse | InversionUse] = [*loras, *recipe.inversions]
+    trials = _Trials(bare, steps, breaks_at)
+    try:
+        if len(suspects) > 1:
+            trials.find_step(suspects)
+        if not suspects or trials.breaks([]):
+            parts = (recipe.unet, recipe.text_encoder, recipe.text_encoder_2)
+            keys = tuple(blob.key for blob in parts)
+            return NotFinite("the checkpoint {assets} draws nothing finite at these settings", keys)
+        while len(suspects) > 1:
+            middle = len(suspects) // 2
+            for half in (suspects[:middle], suspects[middle:]):
+                if trials.breaks(half):
+                    suspects = half
+                    break
+            else:
+                return NotFinite("{assets} together drive the model out of range", _keys(suspects))
+    except _EffortSpent:
+        message = "the checkpoint, or one of {assets}, drives the model out of range"
+        return NotFinite(message, _keys(suspects))
+    (found,) = suspects
+    if isinstance(found, InversionUse):
+        message = "the inversion {assets} drives the model out of range"
+    else:
+        message = f"the LoRA {{assets}} at weight {found.weight:g} drives the model out of range"
+    return NotFinite(message, _keys(suspects))
+
+
+def _keys(suspects: Sequence[LoraUse | InversionUse]) -> tuple[str, ...]:
+    return tuple(suspect.blob.key for suspect in suspects)
+
+
+class _EffortSpent(Exception):
+    pass
+
+
+class _Trials:
+    """Generations with part of what failed, as long as the effort lasts."""
+
+    def __init__(self, bare: Recipe, steps: int, breaks_at: BreaksAt) -> None:
+        self._bare = bare
+        self._steps = steps
+        self._breaks_at = breaks_at
+        self._left = max(int(steps * _MOST_EFFORT), _LEAST_STEPS)
+
+    def find_step(self, suspects: Sequence[LoraUse | InversionUse]) -> None:
+        """Later trials need go no further than this one, which breaks."""
+        self._steps = self._try(suspects, self._steps) or self._steps
+
+    def breaks(self, suspects: Sequence[LoraUse | InversionUse]) -> bool:
+        """Raises _EffortSpent: it cannot be told with the steps that are left."""
+        within = min(self._steps, self._left)
+        if not within:
+            raise _EffortSpent
+        step = self._try(suspects, within)
+        if step is None and within < self._steps:
+            raise _EffortSpent
+        return step is not None
+
+    def _try(self, suspects: Sequence[LoraUse | InversionUse], within: int) -> int | None:
+        loras = tuple(one for one in suspects if isinstance(one, LoraUse))
+        inversions = tuple(one for one in suspects if isinstance(one, InversionUse))
+        recipe = replace(self._bare, loras=loras, inversions=inversions)
+        step = self._breaks_at(recipe, within)
+        self._left -= step or within
+        return step
 
 
 def blame_vae(vae: Any, key: str, latents: torch.Tensor, dtype: torch.dtype) -> NotFinite:

@@ -404,7 +404,7 @@ class Engine:
         seeds: Sequence[int],
         is_cancelled: IsCancelled,
     ) -> NotFinite:
-        def breaks_at(recipe: Recipe, within: int | None) -> int | None:
+        def breaks_at(recipe: Recipe, within: int) -> int | None:
             part = Prepared(recipe, prepared.leases)
             self.become(part)
             positive, negative, _ = self.prompts.encode(part, request)
@@ -416,7 +416,7 @@ class Engine:
                     break
             return None
 
-        return blame(prepared.recipe, breaks_at)
+        return blame(prepared.recipe, request.steps, breaks_at)
 
 
 @dataclass(slots=True)

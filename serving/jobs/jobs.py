@@ -122,8 +122,9 @@ class Jobs:
         job_id: str | None = None,
         body_digest: str | None = None,
         work: float = 0.0,
+        pool: str = "",
     ) -> Job:
-        """A new job of so much work, or the one that has this id already, as it is.
+        """A new job of so much work for a pool, or the one that has this id already, as it is.
 
         An id must be unguessable, as the one made here is: whoever holds it may poll, as
         OctoAI's clients do.
@@ -159,7 +160,7 @@ class Jobs:
                     raise Refused(429, f"{waiting} of your jobs are not finished yet", 10.0)
                 session.add(row)
                 session.flush()
-                self._meter.reserve_in(session, Charge(_job(row).charge_id, who, work), None)
+                self._meter.reserve_in(session, Charge(_job(row).charge_id, who, work, pool), None)
             return _job(row)
         except IntegrityError:  # another arrival with the same key was first
             first = None if job_id is None else self.get(job_id)
@@ -249,7 +250,7 @@ class Jobs:
         with Session(self._engine) as session, session.begin():
             return _change(session, job_id, worker, values)
 
-    def again(self, job_id: str, who: Principal, work: float) -> Job | None:
+    def again(self, job_id: str, who: Principal, work: float, pool: str = "") -> Job | None:
         """A job that failed for no fault of the request's, to be done once more.
 
         Raises:

@@ -9,9 +9,10 @@ releases what it held.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any, Literal, cast
 
 from sqlalchemy import CursorResult, Engine, Table, case, delete, func, insert, select, update
@@ -23,11 +24,14 @@ from assets.sql.base import alone
 from serving.errors import BudgetExceeded
 from serving.tenants.rows import BudgetRow, LedgerRow, ReservationRow, TenantRow
 
-UsageKind = Literal["picture", "storage"]
-UNITS: Mapping[str, str] = {"picture": "gpu_s", "storage": "gb_hours"}
+UsageKind = Literal["picture", "attempt", "storage"]
+UNITS: Mapping[str, str] = {"picture": "gpu_s", "attempt": "gpu_s", "storage": "gb_hours"}
 _HOUR_S = 3600.0
-#: Drawings from which the cost of the next is estimated.
-_RECENT = 50
+#: Of the tenant's own images, or of other tenants' newest ones: how many the cost of the next is
+#: estimated from. One that bought more has no more weight.
+_RECENT, _MOST_TENANTS = 50, 200
+#: Rows of the ledger in which other tenants' newest images are looked for.
+_RECENT_ROWS = 20_000
 _PAGE = 500
 
 #: Settling follows every picture: tables here, and not objects.
@@ -38,11 +42,12 @@ _RESERVATIONS = cast(Table, ReservationRow.__table__)
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A request as the ledger sees it. ``work`` is steps × pixels × images."""
+    """A request as the ledger sees it. ``work`` is steps × pixels × images; ``pool`` its GPUs'."""
 
     id: str
     principal: Principal
     work: float
+    pool: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ class Meter:
         if limit is None or session.get(ReservationRow, charge.id) is not None:
             return
         budget = _budget(session, principal.tenant_id, month_of(self._now()))
-        estimate = charge.work * self._s_per_work(session)
+        estimate = charge.work * self._s_per_work(session, principal.tenant_id, charge.pool)
         room = limit - budget.used_gpu_s - budget.reserved_gpu_s
         if room <= 0 or estimate > room:
             raise BudgetExceeded(estimate, max(0.0, room), limit)
@@ -124,17 +129,23 @@ class Meter:
         )
         session.add(row)
 
-    def _s_per_work(self, session: Session) -> float:
-        """By what was drawn last; nothing is known before the first drawing."""
-        recent = (
+    def _s_per_work(self, session: Session, tenant_id: str, pool: str) -> float:
+        """The median of the tenant's own images in this pool; of a tenant without any the median
+        over the others' newest. Zero before the first image."""
+        newest = (
             select(LedgerRow.quantity, LedgerRow.details)
             .where(LedgerRow.kind == "picture")
             .order_by(LedgerRow.id.desc())
-            .limit(_RECENT)
         )
-        rows = session.execute(recent).all()
-        work = sum(float(details.get("work", 0.0)) for _, details in rows)
-        return sum(quantity for quantity, _ in rows) / work if work else 0.0
+        own = newest.where(LedgerRow.tenant_id == tenant_id).limit(_RECENT)
+        if rates := _rates(session.execute(own), pool):
+            return median(rates)
+        last = session.scalar(select(func.max(LedgerRow.id))) or 0
+        recent = (LedgerRow.kind == "picture", LedgerRow.id > last - _RECENT_ROWS)
+        of_each = select(func.max(LedgerRow.id)).where(*recent).group_by(LedgerRow.tenant_id)
+        others = newest.where(LedgerRow.id.in_(of_each)).limit(_MOST_TENANTS)
+        rates = _rates(session.execute(others), pool)
+        return median(rates) if rates else 0.0
 
     def settle(self, spent: Spent) -> None:
         """The pictures are there. Repeating it changes nothing."""
@@ -154,6 +165,9 @@ class Meter:
             return
         principal = charge.principal
         now = self._now()
+        details = {**spent.details, "work": charge.work / spent.pictures}
+        if charge.pool:
+            details["pool"] = charge.pool
         pictures = [
             {
                 "at_s": now,
@@ -163,12 +177,36 @@ class Meter:
                 "kind": "picture",
                 "reference": f"{charge.id}/{index}",
                 "quantity": spent.gpu_s / spent.pictures,
-                "details": {**spent.details, "work": charge.work / spent.pictures},
+                "details": details,
             }
             for index in range(spent.pictures)
         ]
         session.execute(insert(_LEDGER), pictures)
         _add(session, principal.tenant_id, held or month_of(now), used_gpu_s=spent.gpu_s)
+
+    def attempted(
+        self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, Any]
+    ) -> None:
+        """No image came of it, and the engine worked for it all the same. Repeating it changes
+        nothing; what is reserved stays so."""
+        with Session(self._engine) as session, session.begin():
+            alone(session, charge.principal.tenant_id)
+            known = (LedgerRow.kind == "attempt", LedgerRow.reference == request_id)
+            if session.scalar(select(LedgerRow.id).where(*known)) is not None:
+                return
+            principal, now = charge.principal, self._now()
+            row = {
+                "at_s": now,
+                "tenant_id": principal.tenant_id,
+                "member_id": principal.member_id,
+                "key_id": principal.key_id,
+                "kind": "attempt",
+                "reference": request_id,
+                "quantity": engine_s,
+                "details": dict(details),
+            }
+            session.execute(insert(_LEDGER), [row])
+            _add(session, principal.tenant_id, month_of(now), used_gpu_s=engine_s)
 
     def release(self, charge_id: str) -> None:
         """No picture came of it. Repeating it changes nothing."""
@@ -294,7 +332,7 @@ class Meter:
         pictures, gpu_s = found.get("picture", (0, 0.0))
         return {
             "pictures": pictures,
-            "gpu_s": gpu_s,
+            "gpu_s": gpu_s + found.get("attempt", (0, 0.0))[1],
             "gb_hours": found.get("storage", (0, 0.0))[1],
         }
 
@@ -313,6 +351,16 @@ class Meter:
             )
             for tenant_id, total in session.execute(used):
                 assert abs(self.totals(tenant_id)["gpu_s"] - total) < 1e-6 * max(1.0, total)
+
+
+def _rates(rows: Iterable[Any], pool: str) -> list[float]:
+    """Engine seconds by work, of a pool's rows."""
+    found = ((row.quantity, row.details) for row in rows)
+    return [
+        quantity / details["work"]
+        for quantity, details in found
+        if details.get("work") and details.get("pool", "") == pool
+    ]
 
 
 def _add(session: Session, tenant_id: str, month: str, **amounts: float) -> None:

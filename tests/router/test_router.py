@@ -279,6 +279,29 @@ def test_admission_answers_early() -> None:
     assert len(made.queue) == 3
 
 
+def test_what_its_own_work_cannot_meet_is_refused_once_that_is_known() -> None:
+    made = room("a")
+    long = request("x", work=300.0, deadline_s=10.0)  # 30 s at the speed that is assumed
+    assert made.arrive(long, 0.0) is None
+    made.speeds = replace(made.speeds, is_measured=True)
+    refused = made.arrive(replace(long, id="y"), 0.0)
+    assert refused is not None
+    assert refused.status == 422
+    assert "30 s alone, and 10 s" in refused.reason
+    made = room("a")  # what is measured varies: less than twice what is allowed is tried
+    made.speeds = replace(made.speeds, is_measured=True)
+    assert made.arrive(replace(long, work=190.0), 0.0) is None
+
+
+def test_what_an_attempt_took_beyond_its_work_comes_out_of_the_tenants_share() -> None:
+    made = room("a")
+    made.speeds = replace(made.speeds, is_measured=True)
+    made.took(request("x", tenant_id="t", work=10.0), 5.0)  # at 10 of work a second
+    arrive(made, *(request(tenant, tenant_id=tenant, work=1.0) for tenant in ("t", "u")))
+    places = {waiting.tenant_id: waiting.place[1] for waiting in made.queue}
+    assert places == {"t": 41.0, "u": 1.0}
+
+
 def test_a_loud_tenants_queue_does_not_refuse_the_others() -> None:
     """The wait that is expected of a request is its own, not the whole queue's."""
     made = room("a", limits=QueueLimits(1000, 1000))

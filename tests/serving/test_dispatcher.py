@@ -18,6 +18,7 @@ from serving.errors import (
     DeadlineExceeded,
     DrawingFailed,
     EngineBroke,
+    NotFinite,
     Quarantined,
     Refused,
     ReplicaDied,
@@ -213,6 +214,29 @@ async def test_deadline() -> None:
             await room.submit(submission("r", timeout_s=0.05))
         await until(lambda: idle(room))
         assert replica.cancelled == ["r"]
+
+
+async def test_engine_time_is_counted_where_the_request_is_at_fault() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica) as room:
+        first = asyncio.create_task(room.submit(submission("first", timeout_s=0.1)))
+        await until(lambda: replica.started)
+        behind = asyncio.create_task(room.submit(submission("behind", timeout_s=0.05)))
+        waiting = asyncio.create_task(room.submit(submission("waiting", timeout_s=0.05)))
+        late = await asyncio.gather(first, behind, waiting, return_exceptions=True)
+        assert all(isinstance(error, DeadlineExceeded) for error in late)
+        assert [error.attempts for error in late] == [1, 1, 0]  # type: ignore[union-attr]
+        times = [error.engine_s for error in late]  # type: ignore[union-attr]
+        assert times[0] >= 0.09
+        assert times[1:] == [0.0, 0.0]  # behind the first, no engine was theirs
+        await until(lambda: idle(room))
+        replica.go.set()
+        for error, is_counted in ((NotFinite("n"), True), (DrawingFailed("d"), False)):
+            replica.fail_with = error
+            with pytest.raises(type(error)) as caught:
+                await room.submit(submission(type(error).__name__))
+            assert (caught.value.engine_s > 0) == is_counted
 
 
 async def test_the_same_id_joins_the_first() -> None:

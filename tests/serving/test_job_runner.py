@@ -24,7 +24,7 @@ from serving.api.job_runner import (
 )
 from serving.api.job_watch import JobWatch
 from serving.database import open_database
-from serving.errors import Refused, ReplicaLost
+from serving.errors import DeadlineExceeded, Refused, ReplicaLost
 from serving.jobs.jobs import Job, Jobs
 from serving.tenants.meter import Meter
 
@@ -89,6 +89,15 @@ async def test_however_many_wait_the_database_is_asked_once_a_look(tmp_path: Pat
     assert max(asked) == 51
     assert len(asked) < 10
     assert watch._awaited == {}
+
+
+def test_a_job_that_is_late_is_given_up_after_it_was_begun_twice() -> None:
+    begun, waited = DeadlineExceeded("late", 1), DeadlineExceeded("late", 0)
+    first = later(begun, 0)
+    assert first is not None
+    assert first.failures == 1
+    assert later(begun, 1) is None
+    assert later(waited, 1) is not None
 
 
 @pytest.mark.parametrize("error", [ReplicaLost("r"), StoreError("s")])

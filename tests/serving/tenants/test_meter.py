@@ -95,6 +95,49 @@ def test_a_budget_is_held_while_requests_run(meter: Meter) -> None:
     meter.check_integrity()
 
 
+def test_engine_time_without_an_image_is_charged_once(meter: Meter) -> None:
+    who = somebody(gpu_s_per_month=10.0)
+    charge = Charge(new_asset_id(), who, 4.0)
+    meter.reserve(charge, 60.0)
+    reference = new_asset_id()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: meter.attempted(charge, reference, 3.0, {"why": "late"}), range(8)))
+    assert meter.budget(who.tenant_id).used_gpu_s == 3.0
+    meter.release(charge.id)
+    (row,) = meter.usage(who.tenant_id)
+    assert (row.kind, row.quantity, row.details) == ("attempt", 3.0, {"why": "late"})
+    assert meter.totals(who.tenant_id) == {"pictures": 0, "gpu_s": 3.0, "gb_hours": 0.0}
+    meter.check_integrity()
+
+
+def test_a_price_is_the_tenants_own_in_that_pool_and_nobody_elses(meter: Meter) -> None:
+    who, other, new = (somebody(gpu_s_per_month=1e6) for _ in range(3))
+
+    def generate(tenant: Principal, s_per_work: float, pool: str = "", times: int = 1) -> None:
+        for _ in range(times):
+            charge = Charge(new_asset_id(), tenant, 10.0, pool)
+            meter.settle(spent(charge, gpu_s=10.0 * s_per_work, pictures=1))
+
+    def price(tenant: Principal, pool: str = "") -> float:
+        charge = Charge(new_asset_id(), tenant, 1.0, pool)
+        meter.reserve(charge, 60.0)
+        held = meter.budget(tenant.tenant_id).reserved_gpu_s
+        meter.release(charge.id)
+        return held
+
+    generate(who, 1.0, times=5)
+    generate(who, 100.0)  # one that took long for other reasons
+    generate(who, 7.0, "a100")
+    generate(other, 50.0, times=60)
+    assert price(who) == 1.0
+    assert price(who, "a100") == 7.0
+    assert price(who, "h100") == price(new, "h100")
+    for tenant in (somebody() for _ in range(20)):
+        generate(tenant, 2.0)
+    assert price(new) == pytest.approx(2.0)  # however much one tenant has bought
+    meter.check_integrity()
+
+
 def test_a_month_begins_anew(meter: Meter, clock: Clock) -> None:
     who = somebody(gpu_s_per_month=3.0)
     charge = Charge(new_asset_id(), who, 1.0)
