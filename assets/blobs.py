@@ -26,7 +26,17 @@ class BlobRecords(Protocol):
         """Those that have a record, whether anything refers to them or not."""
 
     def stored_bytes(self, tenant_id: str) -> int:
-        """What a tenant's live assets hold: each blob once, and uploads in inspection."""
+        """All that is kept for a tenant: what its assets refer to, deleted ones that can be
+        restored included, each blob once; uploads until their ingest has ended; and what
+        what :meth:`keep` was told of."""
+
+    def keep(self, key: str, tenant_id: str, size_bytes: int) -> None:
+        """An object that is no asset's file lies in the store for a tenant: a result, an image, a
+        preview. Call it when the object is there."""
+
+    def unkeep(self, keys: Collection[str]) -> None:
+        """These objects go. Call it before they are removed: what a crash leaves behind is looked
+        at again."""
 
     def garbage(self, before_s: float) -> Sequence[str]:
         """What no asset refers to, a restorable one either, and nobody claimed since."""

@@ -33,7 +33,7 @@ from assets.records import AssetRecords, Page, Query
 from assets.resolve import BASE_NAME, Resolved, Wanted, find, find_base, resolve
 from assets.store import ObjectStore, put_bytes, read_bytes
 from assets.terms import check_expiry, check_name, checked_visibility
-from assets.uploads import Uploads
+from assets.uploads import Quota, Uploads
 
 #: What an asset says whose bytes the store has lost.
 LOST = "its bytes were lost; upload it again"
@@ -69,14 +69,16 @@ class Library:
         store: ObjectStore,
         parts: PartStore | None = None,
         now: Callable[[], float] = time.time,
+        quota: Quota = lambda _: None,
     ) -> None:
+        """``quota``: a tenant's storage limit in bytes, None for no limit."""
         self._records = records
         self._blobs = blobs
         self._store = store
         self._now = now
         self._base: TTLCache[str, Asset] = TTLCache(1, _BASE_S)
         self._base_lock = Lock()
-        self.uploads = Uploads(records, blobs, store, parts or open_parts(store), now)
+        self.uploads = Uploads(records, blobs, store, parts or open_parts(store), now, quota)
 
     def _find(self, principal: Principal, reference: str, verb: Verb) -> Asset:
         return find(self._records, principal, reference, verb, self._now())
@@ -94,16 +96,24 @@ class Library:
         member = None if principal.role == "owner" else principal.member_id
         return self._records.list(replace(query, tenant_id=principal.tenant_id, member_id=member))
 
-    def delete(self, principal: Principal, reference: str) -> Asset:
+    def delete(self, principal: Principal, reference: str, *, for_good: bool = False) -> Asset:
         """Unusable at once by anybody; the name means the version before it, or is free again.
+        ``for_good``: it cannot be restored, and takes no more of the tenant's storage.
 
         Raises:
             AssetNotFound.
         """
         asset = self._find(principal, reference, "delete")
         changed = self._delete(asset)
-        # In between it was deleted, or its ingest ended: then this is asked again.
-        return changed or self.delete(principal, asset.id)
+        if changed is None:  # in between it was deleted, or its ingest ended
+            return self.delete(principal, asset.id, for_good=for_good)
+        if for_good:
+            self._purge(changed)
+        return changed
+
+    def _purge(self, asset: Asset) -> None:
+        if self._records.purge(asset.id) and asset.preview:
+            self._drop_preview(asset.preview)
 
     def _delete(self, asset: Asset) -> Asset | None:
         changed = self._records.update(
@@ -112,6 +122,8 @@ class Library:
         if changed is not None:
             reach("delete.recorded")
             self.uploads.drop(asset)
+            if not asset.parts and not asset.report:  # nobody has ever used it
+                self._purge(changed)
         return changed
 
     def delete_expired(self) -> Sequence[Asset]:
@@ -163,8 +175,12 @@ class Library:
         if changed is None:  # deleted or finished in between
             return self.update(principal, asset.id, replace(change, name=None))
         if asset.preview and changed.preview != asset.preview:
-            self._store.delete(asset.preview)
+            self._drop_preview(asset.preview)
         return changed
+
+    def _drop_preview(self, key: str) -> None:
+        self._blobs.unkeep([key])
+        self._store.delete(key)
 
     def _moved_preview(self, asset: Asset) -> str | None:
         """The key of a copy of the preview: URLs of the old one end with the sharing under which
@@ -172,7 +188,9 @@ class Library:
         if asset.preview is None or self._store.size(asset.preview) is None:
             return None
         key = preview_key(asset.id, secrets.token_hex(32))
-        put_bytes(self._store, key, read_bytes(self._store, asset.preview))
+        data = read_bytes(self._store, asset.preview)
+        put_bytes(self._store, key, data)
+        self._blobs.keep(key, asset.tenant_id, len(data))
         return key
 
     def _check_series(self, principal: Principal, asset: Asset) -> None:
@@ -205,7 +223,7 @@ class Library:
         if changed is None:
             return self.set_preview(principal, reference, key)
         if asset.preview and asset.preview != key:
-            self._store.delete(asset.preview)
+            self._drop_preview(asset.preview)
         return changed
 
     def restore(self, principal: Principal, asset_id: str) -> Asset:
@@ -230,8 +248,7 @@ class Library:
         if most is not None and self._records.list(mine).total >= most:
             raise QuotaExceeded("assets", most)
         limit = principal.plan.storage_bytes
-        size = sum(blob.size_bytes for blob in asset.parts.values())
-        if limit is not None and self.stored_bytes(principal) + size > limit:
+        if limit is not None and self.stored_bytes(principal) > limit:
             raise QuotaExceeded("bytes of storage", limit)
         changes: dict[str, Any] = {"status": "ready", "deleted_at_s": None}
         if any(self._store.size(blob_key(blob)) is None for blob in asset.parts.values()):
@@ -262,7 +279,7 @@ class Library:
             self._records.used(resolved.asset_ids)
 
     def stored_bytes(self, principal: Principal) -> int:
-        """What the tenant's live assets hold."""
+        """All that is kept for the tenant."""
         return self._blobs.stored_bytes(principal.tenant_id)
 
     def may_fetch(self, key: str) -> bool:

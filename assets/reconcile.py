@@ -94,7 +94,22 @@ class Reconciler:
         gone: dict[str, Any] = {"status": "deleted", "deleted_at_s": self._now()}
         gone["status_details"] = "nothing was uploaded in time"
         ended = [self._records.update(a.id, gone, expect=("ready_to_upload",)) for a in stale]
+        for asset in ended:
+            if asset is not None:
+                self._records.purge(asset.id)
+        self._weigh([asset for asset in waiting if asset not in stale])
         return sum(asset is not None for asset in ended)
+
+    def _weigh(self, waiting: Sequence[Asset]) -> None:
+        """Uploads that went straight to the store, where nobody saw how many bytes came."""
+        if not waiting:
+            return
+        present = {stored.key: stored.size_bytes for stored in self._store.list(UPLOADS)}
+        for asset in waiting:
+            size = present.get(upload_key(asset.id), 0)
+            if "upload" not in asset.data and asset.size_bytes < size:
+                changes = {"size_bytes": size}
+                self._records.update(asset.id, changes, expect=("ready_to_upload",))
 
     def _abort_uploads(self) -> int:
         """Uploads in parts that no asset waits for any more."""
@@ -108,12 +123,9 @@ class Reconciler:
         return aborted
 
     def _purge(self) -> int:
-        """Deleted assets that can no longer be restored let go of their bytes."""
+        """Deleted assets that can no longer be restored let go of their bytes and their words."""
         dead = self._records.forgotten(self._now() - KEPT_DELETED_S)
-        for asset in dead:
-            data = {name: value for name, value in asset.data.items() if name != "preview"}
-            self._records.update(asset.id, {"parts": {}, "data": data}, expect=("deleted",))
-        return len(dead)
+        return sum(self._records.purge(asset.id) for asset in dead)
 
     def _collect(self) -> int:
         """Blobs that nothing refers to: first the bytes, then the record."""
@@ -132,6 +144,7 @@ class Reconciler:
         present = self._store.list(prefix)
         old = [stored for stored in present if stored.changed_at_s < self._now() - GRACE_S]
         orphans = unwanted(old)
+        self._blobs.unkeep(orphans)
         for key in orphans:
             self._store.delete(key)
         return len(orphans)

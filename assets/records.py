@@ -74,6 +74,10 @@ class AssetRecords(Protocol):
     ) -> Asset | None:
         """Change fields; None when the row is gone or its status is not one of ``expect``."""
 
+    def purge(self, asset_id: str) -> bool:
+        """Let a deleted asset go for good: its row, or, where its version was in use and is the
+        last of its name, all but its number. Whether it was deleted."""
+
     def rename(self, asset_id: str, name: str) -> Asset | None:
         """Another name, for every live version of that asset's name; None when it is gone.
 

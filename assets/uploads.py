@@ -12,7 +12,14 @@ from typing import Any
 from assets.access import Verb, may, require
 from assets.asset import ASSET_KINDS, Asset
 from assets.blobs import BlobRecords
-from assets.errors import AssetNotFound, FetchFailed, InvalidAsset, NameTaken, QuotaExceeded
+from assets.errors import (
+    AssetNotFound,
+    FetchFailed,
+    InvalidAsset,
+    NameTaken,
+    QuotaExceeded,
+    TooLarge,
+)
 from assets.failpoint import reach
 from assets.hub import check_repository
 from assets.ids import new_asset_id
@@ -25,6 +32,8 @@ from assets.store import ObjectStore
 from assets.terms import check_expiry, check_name, checked_visibility
 
 MAX_UPLOAD_BYTES = 16 << 30
+#: Of a tenant, by its id.
+Quota = Callable[[str], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +93,15 @@ class Uploads:
         store: ObjectStore,
         parts: PartStore,
         now: Callable[[], float],
+        quota: Quota,
     ) -> None:
+        """``quota``: a tenant's storage limit in bytes, None for no limit."""
         self._records = records
         self._blobs = blobs
         self._store = store
         self._parts = parts
         self._now = now
+        self._quota = quota
 
     def _find(self, principal: Principal, reference: str, verb: Verb) -> Asset:
         return find(self._records, principal, reference, verb, self._now())
@@ -126,6 +138,7 @@ class Uploads:
             shared_with=tuple(sorted(set(new.shared_with))),
             created_by=principal.member_id,
             expires_at_s=new.expires_at_s,
+            size_bytes=new.size_bytes or 0,
             status="uploaded" if source else "ready_to_upload",
             status_details="waiting to be fetched" if source else "",
             data={**(new.data or {}), **source, "max_bytes": room},
@@ -147,10 +160,13 @@ class Uploads:
         Raises:
             QuotaExceeded: none.
         """
-        limit = principal.plan.storage_bytes
+        return self._room(principal.tenant_id, principal.plan.storage_bytes)
+
+    def _room(self, tenant_id: str, limit: int | None, held_bytes: int = 0) -> int:
+        """``held_bytes`` of what is stored are the upload's own."""
         if limit is None:
             return MAX_UPLOAD_BYTES
-        room = limit - self._blobs.stored_bytes(principal.tenant_id)
+        room = limit - self._blobs.stored_bytes(tenant_id) + held_bytes
         if room <= 0:
             raise QuotaExceeded("bytes of storage", limit)
         return min(room, MAX_UPLOAD_BYTES)
@@ -187,6 +203,7 @@ class Uploads:
         if changed is None:
             raise AssetNotFound(reference)
         self.drop(asset)
+        self._records.purge(asset.id)
         return changed
 
     def _put_together(self, asset: Asset) -> None:
@@ -231,7 +248,8 @@ class Uploads:
             raise InvalidAsset(
                 "asset_id", "nothing was uploaded yet; PUT the file to put_url first"
             )
-        if size > self.room(principal):
+        limit = principal.plan.storage_bytes
+        if size > self._room(principal.tenant_id, limit, asset.size_bytes):
             self._store.delete(upload_key(asset.id))
             if principal.plan.storage_bytes is not None:
                 raise QuotaExceeded("bytes of storage", principal.plan.storage_bytes)
@@ -242,20 +260,52 @@ class Uploads:
         reach("upload.completed")
         return changed or self._find(principal, asset.id, "read")
 
-    def receivable_bytes(self, key: str) -> int:
-        """How many bytes may be put under this key of an upload, or of a part of one; none once
-        it is complete."""
-        asset_id = key.removeprefix(PARTS).removeprefix(UPLOADS).partition("/")[0]
-        asset = self._records.get(asset_id)
-        if asset is None or asset.status != "ready_to_upload":
-            return 0
+    def begin(self, key: str, declared_bytes: int | None) -> int:
+        """An upload, or a part of one, begins to arrive under this key: how many bytes it may
+        have. So many as are declared, or else may come, count as the tenant's from now on.
+
+        Raises:
+            AssetNotFound: nothing is awaited there, or not any more.
+            TooLarge, QuotaExceeded.
+        """
+        asset = self._awaiting(key)
         begun = asset.data.get("upload")
-        if begun is None:
-            return int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
+        if begun is not None:  # as many as were announced count already
+            return _checked_size(declared_bytes, self._part_bytes(asset, key))
+        limit = self._quota(asset.tenant_id)
+        most = self._room(asset.tenant_id, limit, asset.size_bytes)
+        most = min(most, int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES)))
+        _checked_size(declared_bytes, most)
+        size = most if declared_bytes is None else declared_bytes
+        self._hold(asset, size)
+        if limit is not None and self._blobs.stored_bytes(asset.tenant_id) > limit:
+            self._hold(asset, 0)  # others have begun beside it
+            raise QuotaExceeded("bytes of storage", limit)
+        return size
+
+    def ended(self, key: str, received_bytes: int) -> None:
+        """What began to arrive has ended, with so many bytes or none."""
+        asset = self._records.get(_asset_id(key))
+        if asset is not None and "upload" not in asset.data:
+            self._hold(asset, received_bytes)
+
+    def _hold(self, asset: Asset, size_bytes: int) -> None:
+        self._records.update(asset.id, {"size_bytes": size_bytes}, expect=("ready_to_upload",))
+
+    def _awaiting(self, key: str) -> Asset:
+        asset = self._records.get(_asset_id(key))
+        if asset is None or asset.status != "ready_to_upload":
+            raise AssetNotFound(key)
+        return asset
+
+    @staticmethod
+    def _part_bytes(asset: Asset, key: str) -> int:
+        """Raises AssetNotFound."""
+        begun = asset.data["upload"]
         upload = Upload(asset, begun["id"], begun["size_bytes"], begun["part_bytes"], ())
         number = key.rpartition("/")[2]
         if not (number.isdigit() and 1 <= int(number) <= upload.part_count):
-            return 0
+            raise AssetNotFound(key)
         return upload.part_size(int(number))
 
     def drop(self, asset: Asset) -> None:
@@ -263,6 +313,17 @@ class Uploads:
         self._store.delete(upload_key(asset.id))
         if asset.status == "ready_to_upload" and "upload" in asset.data:
             self._parts.abort(upload_key(asset.id), asset.data["upload"]["id"])
+
+
+def _asset_id(key: str) -> str:
+    return key.removeprefix(PARTS).removeprefix(UPLOADS).partition("/")[0]
+
+
+def _checked_size(declared_bytes: int | None, most: int) -> int:
+    """Raises TooLarge. Whatever is declared, more than that many bytes are not taken."""
+    if declared_bytes is not None and declared_bytes > most:
+        raise TooLarge(f"{declared_bytes} bytes; at most {most} are accepted")
+    return most
 
 
 def _check_parts(new: NewAsset, room: int) -> None:

@@ -66,7 +66,8 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     store = open_store(settings)
     records, blobs = SqlAssetRecords(engine), SqlBlobRecords(engine)
     parts = open_parts(store)
-    library = Library(records, blobs, store, parts)
+    directory = Directory(engine)
+    library = Library(records, blobs, store, parts, quota=directory.storage_limit)
     clock = clock_of(engine)
     meter = Meter(engine, blobs, clock)
     jobs = Jobs(engine, meter, clock, settings.results_kept_s)
@@ -83,6 +84,6 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     others = {RESULTS: old_results, PICTURES: old_pictures}
     reconciler = Reconciler(records, blobs, store, parts, others, now)
     return Backends(
-        records, blobs, store, library, Directory(engine), RateLimiter(engine), meter,
+        records, blobs, store, library, directory, RateLimiter(engine), meter,
         Audit(engine), jobs, Chores(engine, clock), reconciler, Pins(engine), engine,
     )  # fmt: skip

@@ -7,6 +7,7 @@
     ├── NotServed            something that this platform does not do
     ├── InvalidRequest       a field that does not fit; ``field`` names it
     ├── NotFound             no key or member of that name
+    ├── Busy                 somebody else does it just now; a little later it can be done
     ├── Refused              not admitted: 429 or 503, with ``retry_after_s``
     ├── BudgetExceeded       the month's engine seconds are used up, or held by other requests
     ├── DeadlineExceeded     not done in time
@@ -63,6 +64,10 @@ class NotFound(ServingError):
 
     def __str__(self) -> str:
         return f"there is no {self.kind} {self.name!r}"
+
+
+class Busy(ServingError):
+    pass
 
 
 class Refused(ServingError):

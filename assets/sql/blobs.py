@@ -5,7 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from sqlalchemy import BigInteger, ColumnElement, Engine, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Engine,
+    Index,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -30,6 +41,15 @@ class BlobRefRow(Base):
     asset_id: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
+class KeptRow(Base):
+    __tablename__ = "kept_bytes"
+    __table_args__ = (Index("kept_bytes_tenant", "tenant_id"),)
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
 def refer(session: Session, asset_id: str, parts: Mapping[Component, Blob], now_s: float) -> None:
     """Make ``asset_id`` refer to exactly these blobs, within the session's transaction."""
     session.execute(delete(BlobRefRow).where(BlobRefRow.asset_id == asset_id))
@@ -40,6 +60,8 @@ def refer(session: Session, asset_id: str, parts: Mapping[Component, Blob], now_
 
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
+#: What an asset was sent lies in the store: it is on its way, waits, or broke on our side.
+_UPLOADED = ("ready_to_upload", "uploading", "uploaded", "error")
 _PIECE = 500
 
 
@@ -91,16 +113,28 @@ class SqlBlobRecords:
         return found
 
     def stored_bytes(self, tenant_id: str) -> int:
-        mine = (AssetRow.tenant_id == tenant_id, _IS_LIVE)
+        mine = AssetRow.tenant_id == tenant_id
         held = (
             select(BlobRefRow.blob_key)
             .join(AssetRow, AssetRow.id == BlobRefRow.asset_id)
-            .where(*mine)
+            .where(mine)
         )
         blobs = select(func.sum(BlobRow.size_bytes)).where(BlobRow.key.in_(held))
-        uploads = select(func.sum(AssetRow.size_bytes)).where(*mine, AssetRow.status == "uploaded")
+        refers = exists().where(BlobRefRow.asset_id == AssetRow.id)
+        waits = (AssetRow.status.in_(_UPLOADED), ~refers)
+        uploads = select(func.sum(AssetRow.size_bytes)).where(mine, _IS_LIVE, *waits)
+        others = select(func.sum(KeptRow.size_bytes)).where(KeptRow.tenant_id == tenant_id)
         with Session(self._engine) as session:
-            return int(session.scalar(blobs) or 0) + int(session.scalar(uploads) or 0)
+            return sum(int(session.scalar(part) or 0) for part in (blobs, uploads, others))
+
+    def keep(self, key: str, tenant_id: str, size_bytes: int) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.merge(KeptRow(key=key, tenant_id=tenant_id, size_bytes=size_bytes))
+
+    def unkeep(self, keys: Collection[str]) -> None:
+        for some in _pieces(keys):
+            with Session(self._engine) as session, session.begin():
+                session.execute(delete(KeptRow).where(KeptRow.key.in_(some)))
 
     def garbage(self, before_s: float) -> Sequence[str]:
         with Session(self._engine) as session:

@@ -21,6 +21,8 @@ from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values
 from assets.sql.words import keep_words, search_terms, with_all
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
+#: Deleted rows keep a number, and no more, once they are purged.
+_SAYS_SOMETHING = or_(AssetRow.description != "", AssetRow.size_bytes > 0)
 _REFERS = AssetRow.id.in_(select(BlobRefRow.asset_id))
 #: To read from, without what it takes to write.
 _ROWS = select(*(getattr(AssetRow, name) for name in FIELDS))
@@ -98,9 +100,32 @@ class SqlAssetRecords:
                 refer(session, asset_id, changes["parts"], self._now())
             row = session.get_one(AssetRow, asset_id)
             (asset,) = _assets(session, [row])
-            if "data" in changes or "description" in changes:
+            if {"data", "description", "deleted_at_s"} & changes.keys():
                 keep_words(session, asset)
         return asset
+
+    def purge(self, asset_id: str) -> bool:
+        with Session(self._engine) as session, session.begin():
+            row = session.get(AssetRow, asset_id)
+            if row is None or row.deleted_at_s is None:
+                return False
+            alone(session, row.tenant_id)
+            named = (AssetRow.tenant_id == row.tenant_id, AssetRow.name == row.name)
+            later = select(AssetRow.id).where(*named, AssetRow.version > row.version).limit(1)
+            was_inspected = bool(row.parts or row.report)
+            _share(session, asset_id, ())
+            refer(session, asset_id, {}, self._now())
+            if was_inspected and session.scalar(later) is None:
+                # Its number must not be given again: the row stays, and nothing of what it said.
+                row.parts, row.report, row.data = {}, {"purged": True}, {}
+                row.description, row.status_details, row.size_bytes = "", "", 0
+                row.changed_at_s = self._now()
+                session.flush()
+                lower = (*named, AssetRow.version < row.version, ~_IS_LIVE)
+                session.execute(delete(AssetRow).where(*lower, ~_REFERS, ~_SAYS_SOMETHING))
+            else:
+                session.delete(row)
+        return True
 
     def rename(self, asset_id: str, name: str) -> Asset | None:
         with Session(self._engine) as session, session.begin():
@@ -186,7 +211,7 @@ class SqlAssetRecords:
         return self._all(_IS_LIVE, AssetRow.status == "ready", wrong)
 
     def forgotten(self, before_s: float) -> Sequence[Asset]:
-        return self._all(AssetRow.deleted_at_s < before_s, _REFERS)
+        return self._all(AssetRow.deleted_at_s < before_s, or_(_REFERS, _SAYS_SOMETHING))
 
     def stale(self, status: str, before_s: float) -> Sequence[Asset]:
         return self._all(AssetRow.status == status, AssetRow.changed_at_s < before_s)

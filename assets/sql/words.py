@@ -41,9 +41,11 @@ def words_in(text: str) -> set[str]:
 
 
 def keep_words(session: Session, asset: Asset) -> None:
-    """Make the asset be found by what it says now, within the session's transaction."""
+    """Make the asset be found by what it says now, and not when it is deleted, within the
+    session's transaction."""
     text = " ".join((asset.name, asset.description, *asset.trigger_words))
-    words = words_in(text) | set(map(_tag, asset.tags))
+    said = words_in(text) | set(map(_tag, asset.tags))
+    words = set() if asset.is_deleted else said
     known = set(session.scalars(select(WordRow.word).where(WordRow.asset_id == asset.id)))
     if gone := known - words:
         mine = (WordRow.asset_id == asset.id, WordRow.word.in_(gone))

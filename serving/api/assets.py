@@ -267,8 +267,12 @@ async def restore(asset_id: str, context: Ctx, who: Who) -> dict[str, Any]:
 
 
 @router.delete("/{ref:path}")
-async def delete(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
-    asset = await asyncio.to_thread(context.platform.library.delete, who, ref)
+async def delete(ref: str, context: Ctx, who: Who, for_good: bool = False) -> dict[str, Any]:
+    """It can be restored for a week, and counts against the storage until then; with ``for_good``
+    neither."""
+    asset = await asyncio.to_thread(
+        partial(context.platform.library.delete, who, ref, for_good=for_good)
+    )
     await _note(context, who, "asset.delete", asset)
     await context.platform.forget_dead({blob.key for blob in asset.parts.values()})
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}

@@ -34,6 +34,7 @@ from assets.errors import (
 from orchestrator.errors import TierError
 from serving.errors import (
     BudgetExceeded,
+    Busy,
     Cancelled,
     DeadlineExceeded,
     DrawingFailed,
@@ -60,6 +61,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (QuotaExceeded, 403, "quota_exceeded"),
     (AssetNotFound, 404, "not_found"),
     (NotFound, 404, "not_found"),
+    (Busy, 409, "busy"),
     (AssetNotReady, 422, "asset_not_ready"),
     (InvalidAsset, 422, "invalid"),
     (InvalidRequest, 422, "invalid"),
@@ -116,7 +118,7 @@ def _describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
             if status == 422:
                 field = getattr(error, "field", None) or getattr(error, "reference", "body")
                 body["detail"] = [_detail(["body", field], message, code)]
-            headers = {"Retry-After": "1"} if status == 503 else {}
+            headers = {"Retry-After": "1"} if status in (409, 503) else {}
             if status == 401:
                 headers["WWW-Authenticate"] = "Bearer"
             return status, body, headers

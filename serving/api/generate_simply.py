@@ -18,6 +18,7 @@ from assets.store import put_bytes, read_bytes
 from serving.api import idempotency
 from serving.api.context import Context, Ctx
 from serving.api.generate import once, while_connected
+from serving.api.idempotency import check_room
 from serving.api.keyed_route import KeyedRoute, Who, bearer
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.jobs.jobs import Job
@@ -52,10 +53,11 @@ async def generate_simply(
         if job.error is not None:
             return await idempotency.answer_of(context, job)
         stored = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))
-        return await _put_pictures(context, json.loads(stored), body.image_encoding, job)
+        return await _put_pictures(context, who, json.loads(stored), body.image_encoding, job)
+    await check_room(context, who)
     generated = await while_connected(request, context.platform.generate(who, body.order()))
     try:
-        simple = await _put_pictures(context, answer(generated), body.image_encoding)
+        simple = await _put_pictures(context, who, answer(generated), body.image_encoding)
     except BaseException:
         await context.platform.release(generated)
         raise
@@ -63,7 +65,11 @@ async def generate_simply(
 
 
 async def _put_pictures(
-    context: Context, result: dict[str, Any], encoding: str, job: Job | None = None
+    context: Context,
+    who: Principal,
+    result: dict[str, Any],
+    encoding: str,
+    job: Job | None = None,
 ) -> dict[str, Any]:
     """The simple door's answer, once its pictures are in the store."""
     files = []
@@ -74,6 +80,7 @@ async def _put_pictures(
         stored_key = picture_key(name)
         data = base64.b64decode(image["image_b64"])
         await asyncio.to_thread(put_bytes, context.backends.store, stored_key, data)
+        await asyncio.to_thread(context.backends.blobs.keep, stored_key, who.tenant_id, len(data))
         direct = context.backends.store.signed_get(stored_key, context.url_expires_s)
         files.append({"file_key": stored_key, "public_url": direct or context.url(f"files/{name}")})
     return {

@@ -31,6 +31,7 @@ async def keep_house(context: Context) -> None:
 
 async def _expire(context: Context) -> None:
     for job_id in await asyncio.to_thread(context.backends.jobs.expired):
+        await asyncio.to_thread(context.backends.blobs.unkeep, [result_key(job_id)])
         await asyncio.to_thread(context.backends.store.delete, result_key(job_id))
         await asyncio.to_thread(context.backends.jobs.forget, job_id)
     await asyncio.to_thread(context.platform.library.delete_expired)

@@ -51,7 +51,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         AssetError, InvalidRequest: the request cannot be drawn; the key is not used up.
         InvalidRequest: the key was used for another request.
         Refused: too many jobs of this tenant are unfinished.
-        BudgetExceeded: the month's budget has no room for it.
+        BudgetExceeded, QuotaExceeded: the month's budget, or the storage, has no room for it.
     """
     require(who, "use")
     job = job_id = digest = None
@@ -62,6 +62,7 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
         job_id = "job_" + context.signer.derived("job", *owner, key)
         job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
+        await check_room(context, who)
         order = body.order()
         work, pool = await context.platform.check(who, order)
         # The seeds are fixed now, so that a second attempt draws the same pictures.
@@ -82,6 +83,12 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
     context.new_job.set()
     note(job=shortened(job.id))
     return job
+
+
+async def check_room(context: Context, who: Principal) -> None:
+    """Raises QuotaExceeded: what is generated is stored, and the tenant's plan has no room."""
+    if who.plan.storage_bytes is not None:
+        await asyncio.to_thread(context.platform.library.uploads.room, who)
 
 
 async def finished(context: Context, job: Job, timeout_s: float) -> Job:

@@ -125,6 +125,9 @@ class JobRunner:
             await asyncio.to_thread(
                 put_bytes, self._context.backends.store, result_key(job.id), data
             )
+            await asyncio.to_thread(
+                self._context.backends.blobs.keep, result_key(job.id), job.tenant_id, len(data)
+            )
             reach("job.stored")
         except Exception as failure:
             is_old = await asyncio.to_thread(self._context.backends.jobs.is_old, job)

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query, Request
@@ -20,12 +21,15 @@ from assets.errors import AssetNotFound, TooLarge
 from assets.failpoint import reach
 from assets.keys import picture_key
 from assets.store import CHUNK_BYTES, ObjectStore
-from serving.api.context import Ctx
+from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
+from serving.errors import Busy
 
 router = APIRouter(tags=["objects"], route_class=OpenRoute)
 
 Token = Annotated[str, Query(max_length=256)]
+#: Of an upload whose gateway died: so long until another may begin.
+_LEASE_S = 60.0
 _BYTES = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d{1,18})-\Z")
 _PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
@@ -35,15 +39,42 @@ _PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 async def put(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """Receive an upload. Until it is complete nothing is visible under its key."""
     context.signer.verify("PUT", key, token, time.time())
-    most = await asyncio.to_thread(context.platform.library.uploads.receivable_bytes, key)
-    if most == 0:
-        raise AssetNotFound(key)
-    declared = int(request.headers.get("content-length") or 0)
-    if declared > most:
-        raise TooLarge(f"{declared} bytes; at most {most} are accepted")
-    received = await _receive(context.backends.store, key, request.stream(), most)
-    reach("upload.received")
+    uploads = context.platform.library.uploads
+    declared = request.headers.get("content-length")
+    async with _alone_at(context, key):
+        most = await asyncio.to_thread(uploads.begin, key, int(declared) if declared else None)
+        received = 0
+        try:
+            received = await _receive(context.backends.store, key, request.stream(), most)
+            reach("upload.received")
+        finally:
+            await asyncio.to_thread(uploads.ended, key, received)
     return JSONResponse({"size_bytes": received})
+
+
+@asynccontextmanager
+async def _alone_at(context: Context, key: str) -> AsyncIterator[None]:
+    """One upload at a time to a key, on whichever gateway.
+
+    Raises:
+        Busy: another is under way.
+    """
+    chores, name = context.backends.chores, f"put/{key}"
+    if not await asyncio.to_thread(chores.take, name, _LEASE_S):
+        raise Busy("another upload to this URL is under way; wait until it has ended")
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(_LEASE_S / 3)
+            await asyncio.to_thread(chores.renew, name)
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+        await asyncio.to_thread(chores.end, name)
 
 
 async def _receive(store: ObjectStore, key: str, chunks: AsyncIterator[bytes], most: int) -> int:

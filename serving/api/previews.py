@@ -92,5 +92,6 @@ def _order(asset: Asset, body: DrawPreview) -> Order:
 async def _keep(context: Context, who: Principal, asset: Asset, picture: bytes) -> dict[str, Any]:
     key = preview_key(asset.id, hashlib.sha256(picture).hexdigest())
     await asyncio.to_thread(put_bytes, context.backends.store, key, picture)
+    await asyncio.to_thread(context.backends.blobs.keep, key, asset.tenant_id, len(picture))
     changed = await asyncio.to_thread(context.platform.library.set_preview, who, asset.id, key)
     return {"asset": asset_answer(context, changed, who)}

@@ -1,11 +1,12 @@
-"""Work that one gateway does for all of them, once in a while."""
+"""Work that one gateway does for all of them, once in a while; and leases of what one may do at a
+time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from assets.sql.base import Base, alone
@@ -33,3 +34,13 @@ class Chores:
                 return False
             session.merge(ChoreRow(name=name, done_at_s=self._now()))
         return True
+
+    def renew(self, name: str) -> None:
+        """As if it were taken now, by who has it."""
+        with Session(self._engine) as session, session.begin():
+            session.merge(ChoreRow(name=name, done_at_s=self._now()))
+
+    def end(self, name: str) -> None:
+        """It may be taken again at once, and is not remembered."""
+        with Session(self._engine) as session, session.begin():
+            session.execute(delete(ChoreRow).where(ChoreRow.name == name))

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
 
 from assets.asset import Asset
 from assets.content import Blob
@@ -17,6 +18,7 @@ from assets.ids import is_asset_id, new_asset_id
 from assets.records import Query
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
+from assets.sql.words import WordRow
 
 
 @pytest.fixture
@@ -205,10 +207,11 @@ def test_a_blob_is_live_as_long_as_any_asset_refers_to_it(
     assert blobs.stored_bytes(tenant) == 200  # each once
     records.update(one.id, {"status": "deleted", "deleted_at_s": 1.0})
     assert blobs.live(keys) == {shared.key}
-    assert blobs.stored_bytes(tenant) == 100
+    assert blobs.stored_bytes(tenant) == 200  # it can still be restored
     later = 1e12
     assert lone.key not in blobs.garbage(later)  # it can still be restored
     records.update(one.id, {"parts": {}})
+    assert blobs.stored_bytes(tenant) == 100
     assert lone.key in blobs.garbage(later)
     assert shared.key not in blobs.garbage(later)
     assert not blobs.doom(shared.key, later)
@@ -261,3 +264,47 @@ def test_what_was_claimed_just_now_is_no_garbage(blobs: SqlBlobRecords) -> None:
 def test_an_upload_in_inspection_counts(records: SqlAssetRecords, blobs: SqlBlobRecords) -> None:
     one = records.add(asset(status="uploaded", size_bytes=7, parts={}))
     assert blobs.stored_bytes(one.tenant_id) == 7
+
+
+def test_a_deleted_asset_is_found_by_no_word_until_it_is_restored(records: SqlAssetRecords) -> None:
+    one = records.add(asset(status="ready", description="a heron", data={"tags": ["bird"]}))
+
+    def found() -> int:
+        query = Query(tenant_id=one.tenant_id, text="heron", tags=["bird"])
+        return records.list(query).total
+
+    def words() -> int:
+        with Session(records._engine) as session:
+            mine = select(func.count()).select_from(WordRow).where(WordRow.asset_id == one.id)
+            return session.scalar(mine) or 0
+
+    assert found() == 1
+    records.update(one.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert (found(), words()) == (0, 0)
+    records.update(one.id, {"status": "ready", "deleted_at_s": None})
+    assert found() == 1
+
+
+def test_what_is_purged_leaves_its_number_and_no_more(
+    records: SqlAssetRecords, blobs: SqlBlobRecords
+) -> None:
+    one = records.add(asset(status="ready", description="a heron", parts={"lora": blob()}))
+    assert not records.purge(one.id)  # it is live
+    records.update(one.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert one.id in {each.id for each in records.forgotten(2.0)}
+    assert records.purge(one.id)
+    assert one.id not in {each.id for each in records.forgotten(2.0)}
+    kept = records.get(one.id)
+    assert kept is not None
+    assert (kept.description, kept.parts, kept.size_bytes) == ("", {}, 0)
+    assert blobs.stored_bytes(one.tenant_id) == 0
+    two = records.add(replace(one, id=new_asset_id()))
+    assert two.version == 2
+    records.update(two.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert records.purge(two.id)
+    assert records.get(one.id) is None  # the higher number is enough
+    assert records.add(replace(one, id=new_asset_id())).version == 3
+    never = records.add(replace(one, id=new_asset_id(), name="never", parts={}, report={}))
+    records.update(never.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert records.purge(never.id)
+    assert records.get(never.id) is None

@@ -1,0 +1,158 @@
+"""Every byte that is kept for a tenant counts, and what it deletes goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from assets.plan import Plan
+from assets.sql.rows import AssetRow
+from assets.sql.words import WordRow
+from tests.api_app import IMAGE, Api, ready_asset, serving_api
+from tests.serving.test_open_tenant import working
+
+LIMIT = 1_000
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with serving_api(tmp_path) as served:
+        served.backends.directory.put_plan(Plan("small", storage_bytes=LIMIT))
+        yield served
+
+
+@pytest.fixture
+def mine(api: Api) -> dict[str, str]:
+    headers = api.key("acme")
+    api.backends.directory.set_plan("acme", "small")
+    return headers
+
+
+async def stored(api: Api, mine: dict[str, str]) -> int:
+    return int(
+        (await api.http.get("/v1/organisation", headers=mine)).json()["used"]["storage_bytes"]
+    )
+
+
+async def create(api: Api, mine: dict[str, str], name: str, **fields: Any) -> dict[str, Any]:
+    new = {"asset_type": "lora", "name": name, **fields}
+    answer = await api.http.post("/v1/assets", json=new, headers=mine)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def path_of(made: dict[str, Any]) -> str:
+    url = urlsplit(made["transfer_api"]["put_url"])
+    return f"{url.path}?{url.query}"
+
+
+async def test_what_arrives_counts_before_it_is_complete(api: Api, mine: dict[str, str]) -> None:
+    made = [await create(api, mine, f"a{index}") for index in range(3)]
+    for index in range(2):
+        put = await api.http.put(path_of(made[index]), content=bytes(400))
+        assert put.status_code == 200
+    assert await stored(api, mine) == 800
+    refused = await api.http.put(path_of(made[2]), content=bytes(400))
+    assert refused.status_code == 413
+    assert (await api.http.put(path_of(made[0]), content=bytes(600))).status_code == 200  # anew
+    assert await stored(api, mine) == 1_000
+    refused = await api.http.put(path_of(made[2]), content=bytes(1))
+    assert (refused.status_code, refused.json()["code"]) == (403, "quota_exceeded")
+    gone = await api.http.delete(f"/v1/assets/{made[0]['asset']['id']}/upload", headers=mine)
+    assert gone.status_code == 200
+    assert await stored(api, mine) == 400
+
+
+async def test_an_upload_that_breaks_off_counts_no_more(api: Api, mine: dict[str, str]) -> None:
+    made = await create(api, mine, "a")
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield bytes(300)
+        assert await stored(api, mine) == LIMIT  # nobody has said how many will come
+        raise ConnectionError
+
+    assert (await api.http.put(path_of(made), content=broken())).is_error
+    assert await stored(api, mine) == 0
+
+
+async def test_one_upload_at_a_time_to_a_key(api: Api, mine: dict[str, str]) -> None:
+    made = await create(api, mine, "a")
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield bytes(100)
+        begun.set()
+        await go.wait()
+        yield bytes(100)
+
+    first = asyncio.create_task(api.http.put(path_of(made), content=slow()))
+    async with asyncio.timeout(10):
+        await begun.wait()
+    second = await api.http.put(path_of(made), content=bytes(10))
+    assert (second.status_code, second.json()["code"]) == (409, "busy")
+    go.set()
+    assert (await first).json() == {"size_bytes": 200}
+    assert (await api.http.put(path_of(made), content=bytes(10))).status_code == 200
+
+
+async def test_parts_are_announced_and_count_at_once(api: Api, mine: dict[str, str]) -> None:
+    new = {"asset_type": "lora", "name": "a", "transfer_api_type": "multipart", "size_bytes": 700}
+    assert (await api.http.post("/v1/assets", json=new, headers=mine)).status_code == 200
+    assert await stored(api, mine) == 700
+    other = {**new, "name": "b", "size_bytes": 301}
+    refused = await api.http.post("/v1/assets", json=other, headers=mine)
+    assert refused.status_code == 422
+
+
+async def test_what_can_be_restored_counts_and_what_is_gone_for_good_does_not(
+    api: Api, mine: dict[str, str]
+) -> None:
+    (tenant,) = api.backends.directory.tenants()
+    made = [ready_asset("acme", f"a{index}", "lora", tenant.id) for index in range(2)]
+    for asset in made:
+        api.backends.records.add(asset)
+    assert await stored(api, mine) == 2  # of a byte each
+    await api.http.delete(f"/v1/assets/{made[0].id}", headers=mine)
+    assert await stored(api, mine) == 2
+    await api.http.delete(f"/v1/assets/{made[1].id}?for_good=true", headers=mine)
+    assert await stored(api, mine) == 1
+    restored = await api.http.post(f"/v1/assets/{made[0].id}/restore", headers=mine)
+    assert restored.status_code == 200
+    lost = await api.http.post(f"/v1/assets/{made[1].id}/restore", headers=mine)
+    assert lost.status_code == 404
+
+
+async def test_results_and_images_count_as_long_as_they_are_kept(
+    api: Api, mine: dict[str, str]
+) -> None:
+    body = {"prompt": "a star", "steps": 1}
+    assert (await api.http.post("/generate", json=body, headers=mine)).status_code == 200
+    assert await stored(api, mine) == len(IMAGE)
+    async with working(api):
+        headers = {**mine, "X-OctoAI-Async": "1"}
+        accepted = (await api.http.post("/generate/sdxl", json=body, headers=headers)).json()
+        job = await api.context.job_watch.finished(accepted["response_id"])
+    assert await stored(api, mine) > 2 * len(IMAGE)
+    api.backends.blobs.keep("results/other", job.tenant_id, LIMIT)
+    for path, more in (("/generate", {}), ("/generate/sdxl", {"X-OctoAI-Async": "1"})):
+        refused = await api.http.post(path, json=body, headers={**mine, **more})
+        assert refused.json()["code"] == "quota_exceeded"
+    assert (await api.http.post("/generate/sdxl", json=body, headers=mine)).status_code == 200
+    api.backends.blobs.unkeep(["results/other"])
+    assert await stored(api, mine) < LIMIT
+
+
+async def test_what_is_made_and_deleted_leaves_nothing(api: Api, mine: dict[str, str]) -> None:
+    for index in range(5):
+        made = await create(api, mine, f"a{index}", description="words of an asset")
+        await api.http.delete(f"/v1/assets/{made['asset']['id']}", headers=mine)
+    with Session(api.backends.database) as session:
+        assert session.scalar(select(func.count()).select_from(WordRow)) <= 1  # the base's
+        assert session.scalar(select(func.count()).select_from(AssetRow)) == 1
