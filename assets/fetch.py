@@ -241,7 +241,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         try:
             addresses = list(dict.fromkeys(self._resolve(host, port)))
         except (OSError, UnicodeError):
-            raise FetchFailed(f"the name {host!r} cannot be resolved") from None
+            raise FetchFailed(_not_public(host)) from None
         # All of them: a name with one good and one bad address is no good name.
         for address in addresses:
             self._check_address(host, address, port)
@@ -262,9 +262,15 @@ class _GuardedBackend(httpcore.NetworkBackend):
         if any(ip in network for network in self._rules.networks):
             return
         if not all(is_public(each) for each in (ip, *embedded(ip))):
-            raise FetchRefused(f"{host!r} is not on the public internet")
+            raise FetchRefused(_not_public(host))
         if port not in _PORTS.values():
             raise FetchRefused(f"port {port} is not fetched from")
+
+
+def _not_public(host: str) -> str:
+    """The same for a name that nobody knows as for one of the inside: a tenant learns nothing of
+    what there is."""
+    return f"{host!r} cannot be resolved, or is not on the public internet"
 
 
 class _WatchedStream(httpcore.NetworkStream):

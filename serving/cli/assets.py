@@ -286,11 +286,18 @@ def update_asset(
 @assets.command("rm")
 @assets.command("delete", hidden=True)
 def delete_asset(
-    references: list[str], url: Url = None, key: Key = None, as_json: AsJson = False
+    references: list[str],
+    for_good: Annotated[
+        bool, typer.Option("--for-good", help="Not to be restored; frees the storage at once.")
+    ] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Delete assets; for a week they can be restored."""
+    """Delete assets; for a week they can be restored, and count against the storage."""
     with clear_errors(), client_from_environment(url, key) as client:
-        rows = [client.call("DELETE", f"/v1/assets/{ref}") for ref in references]
+        options = {"params": {"for_good": True}} if for_good else {}
+        rows = [client.call("DELETE", f"/v1/assets/{ref}", **options) for ref in references]
         show(rows, ("id", "deleted_at"), as_json)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from assets.errors import AssetError
 from orchestrator.errors import TierError
@@ -21,6 +22,17 @@ class ApiFailure(ServingError):
     """The platform answered with an error, or not at all; or a file did not get through."""
 
 
+def printable(text: str) -> str:
+    """Text of strangers as a terminal may show it: what steers one is spelled out, and so is what
+    its encoding lacks."""
+    shown = "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
+        for character in text
+    )
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Rows as a table, or whole as JSON."""
     if as_json:
@@ -28,12 +40,12 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: boo
         return
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(str(row.get(column, "")) for column in columns))
+        table.add_row(*(Text(printable(str(row.get(column, "")))) for column in columns))
     Console(emoji=False).print(table)
 
 
 def show_one(row: Mapping[str, Any], text: str, as_json: bool) -> None:
-    print(json.dumps(dict(row), indent=2, default=str) if as_json else text)
+    print(json.dumps(dict(row), indent=2, default=str) if as_json else printable(text))
 
 
 @contextmanager
@@ -42,5 +54,5 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except (AssetError, ServingError, TierError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise typer.Exit(1) from None

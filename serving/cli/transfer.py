@@ -44,7 +44,8 @@ class Api(Protocol):
 def progress_bars(quiet: bool = False) -> Iterator[Progress]:
     """On standard error, so that what is printed stays for scripts."""
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(),
+        TransferSpeedColumn(),
         console=Console(stderr=True), transient=True, disable=quiet,
     ) as bars:  # fmt: skip
         yield bars
