@@ -19,6 +19,8 @@ class Operation:
     path_fields: dict[str, Schema]
     query_fields: dict[str, Schema]
     body: Schema | None
+    #: Of a 200; None where it is no JSON.
+    answer: Schema | None = None
 
     def url(self, **given: str) -> str:
         """The path with its fields filled in."""
@@ -64,9 +66,16 @@ def operations(app: FastAPI) -> list[Operation]:
                     fields["path"],
                     fields["query"],
                     None if body is None else _whole(body, document),
+                    _answer(described, document),
                 )
             )
     return found
+
+
+def _answer(described: Schema, document: Schema) -> Schema | None:
+    content = described["responses"].get("200", {}).get("content", {})
+    schema = content.get("application/json", {}).get("schema")
+    return None if schema is None else _whole(schema, document)
 
 
 def example(schema: Schema) -> Any:

@@ -20,6 +20,7 @@ from serving.api import (
     health,
     jobs,
     objects,
+    openapi,
     organisation,
     pools,
     previews,
@@ -65,6 +66,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(pools.router)
     app.include_router(unserved.router)
     errors.install(app)
+    openapi.install(app)
     app.include_router(health.router)
     app.add_middleware(Limits)
     app.add_middleware(errors.Caught)

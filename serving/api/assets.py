@@ -15,8 +15,10 @@ from assets.keys import blob_key, part_key, upload_key
 from assets.principal import Principal
 from assets.records import Query as AssetQuery
 from assets.uploads import NewAsset
+from serving.api import answers
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import KeyedRoute, Who
+from serving.api.openapi import answers_with
 from serving.api.wire_assets import (
     ChangeAsset,
     CompleteUpload,
@@ -69,7 +71,7 @@ async def _note(context: Context, who: Principal, act: str, asset: Asset, **deta
     )
 
 
-@router.post("")
+@router.post("", **answers_with(answers.CreatedAsset))
 async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
     if body.hf_token_secret:
         raise InvalidRequest(
@@ -108,7 +110,7 @@ def _part_upload_size(body: CreateAsset) -> int | None:
     return body.size_bytes
 
 
-@router.get("/{ref:path}/upload")
+@router.get("/{ref:path}/upload", **answers_with(answers.UploadState))
 async def upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     """How far an upload in parts is, and where to PUT what is missing. May be asked as often as
     one likes; each time the URLs are fresh."""
@@ -139,14 +141,14 @@ async def upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     return await asyncio.to_thread(look)
 
 
-@router.delete("/{ref:path}/upload")
+@router.delete("/{ref:path}/upload", **answers_with(answers.DeletedAsset))
 async def abort_upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     """End an upload that is not complete, of either kind."""
     asset = await asyncio.to_thread(context.platform.library.uploads.abort, who, ref)
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}
 
 
-@router.get("")
+@router.get("", **answers_with(answers.AssetPage))
 async def listing(
     context: Ctx,
     who: Who,
@@ -203,7 +205,7 @@ async def listing(
     }
 
 
-@router.post("/{ref:path}/complete-upload")
+@router.post("/{ref:path}/complete-upload", **answers_with(answers.Completed))
 async def complete_upload(
     ref: str, context: Ctx, who: Who, body: CompleteUpload | None = None
 ) -> dict[str, Any]:
@@ -213,7 +215,7 @@ async def complete_upload(
     return {"error": None}
 
 
-@router.get("/{ref:path}/residency")
+@router.get("/{ref:path}/residency", **answers_with(answers.AssetResidency))
 async def residency(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     """Where each part of an asset lies now: replicas that have it on their device, and the tiers
     of each node. The store always has it."""
@@ -233,21 +235,21 @@ async def residency(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     return {"asset_id": found.asset.id, "parts": parts}
 
 
-@router.get("/{ref:path}")
+@router.get("/{ref:path}", **answers_with(answers.AssetWithTransfer))
 async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     asset = await asyncio.to_thread(context.platform.library.get, who, ref)
     transfer = _transfer(context, asset, who)
     return {"asset": asset_answer(context, asset, who), "transfer_api": transfer}
 
 
-@router.post("/{ref:path}/warm")
+@router.post("/{ref:path}/warm", **answers_with(answers.Warmed))
 async def warm(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     """Bring an asset's bytes up on every node, before anybody waits for them."""
     tiers = await context.platform.warm(who, ref)
     return {"asset_id": ref, "found_on": tiers}
 
 
-@router.patch("/{ref:path}")
+@router.patch("/{ref:path}", **answers_with(answers.OneAsset))
 async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[str, Any]:
     """What people read of it, and who may see it; what an asset is never changes."""
     asset = await asyncio.to_thread(context.platform.library.update, who, ref, body.change())
@@ -258,7 +260,7 @@ async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[st
     return {"asset": asset_answer(context, asset, who)}
 
 
-@router.post("/{asset_id}/restore")
+@router.post("/{asset_id}/restore", **answers_with(answers.OneAsset))
 async def restore(asset_id: str, context: Ctx, who: Who) -> dict[str, Any]:
     """A deleted asset, for a week after it was deleted."""
     asset = await asyncio.to_thread(context.platform.library.restore, who, asset_id)
@@ -266,7 +268,7 @@ async def restore(asset_id: str, context: Ctx, who: Who) -> dict[str, Any]:
     return {"asset": asset_answer(context, asset, who)}
 
 
-@router.delete("/{ref:path}")
+@router.delete("/{ref:path}", **answers_with(answers.DeletedAsset))
 async def delete(ref: str, context: Ctx, who: Who, for_good: bool = False) -> dict[str, Any]:
     """It can be restored for a week, and counts against the storage until then; with ``for_good``
     neither."""

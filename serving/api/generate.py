@@ -12,9 +12,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
 
 from assets.principal import Principal
-from serving.api import idempotency
+from serving.api import answers, idempotency
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import KeyedRoute, Who
+from serving.api.openapi import answers_with, reads_headers
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import Cancelled
 from serving.jobs.jobs import Job
@@ -23,7 +24,17 @@ router = APIRouter(tags=["generate"], route_class=KeyedRoute)
 T = TypeVar("T")
 
 
-@router.post("/generate/sdxl", response_model=None)
+_HEADERS = reads_headers(
+    Idempotency_Key="However often it is asked with this key, it is generated once.",
+    X_OctoAI_Async="1: answer at once with where to poll.",
+)
+
+
+@router.post(
+    "/generate/sdxl",
+    **answers_with(answers.Generated, answers.Accepted),
+    openapi_extra=_HEADERS,
+)
 async def generate_sdxl(
     body: GenerateRequest, request: Request, context: Ctx, who: Who
 ) -> dict[str, Any] | Response:

@@ -15,17 +15,20 @@ from starlette.background import BackgroundTask
 from assets.keys import picture_key, result_key
 from assets.principal import Principal
 from assets.store import put_bytes, read_bytes
-from serving.api import idempotency
+from serving.api import answers, idempotency
 from serving.api.context import Context, Ctx
 from serving.api.generate import once, while_connected
 from serving.api.idempotency import check_room
 from serving.api.keyed_route import KeyedRoute, Who, bearer
+from serving.api.openapi import answers_with, reads_headers
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.jobs.jobs import Job
 
 
 class OpenTenantRoute(KeyedRoute):
     """Takes a request without a key as anonymous, where the operator has named a tenant for it."""
+
+    needs_key = False
 
     async def authenticate(self, context: Context, request: Request) -> Principal:
         if bearer(request) is None and context.open_tenant:
@@ -39,7 +42,12 @@ class OpenTenantRoute(KeyedRoute):
 router = APIRouter(tags=["generate"], route_class=OpenTenantRoute)
 
 
-@router.post("/generate", response_model=None)
+_HEADERS = reads_headers(
+    Idempotency_Key="However often it is asked with this key, it is generated once.",
+)
+
+
+@router.post("/generate", **answers_with(answers.SimplyGenerated), openapi_extra=_HEADERS)
 async def generate_simply(
     body: GenerateRequest, request: Request, context: Ctx, who: Who
 ) -> dict[str, Any] | Response:

@@ -13,9 +13,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from assets.model import load_manifest
 from assets.resolve import BASE_NAME
-from serving.api import metrics
+from serving.api import answers, metrics
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
+from serving.api.openapi import answers_bytes, answers_with
 
 router = APIRouter(tags=["health"], route_class=OpenRoute)
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _PATIENCE_S = 5.0
 _GIVEN_UP_S = 60.0
 
 
-@router.get("/healthz")
+@router.get("/healthz", **answers_with(answers.Alive))
 @router.get("/healthcheck", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
 async def alive() -> dict[str, str]:
@@ -34,7 +35,7 @@ async def alive() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", **answers_with(answers.Ready))
 async def ready(context: Ctx) -> JSONResponse:
     """200 when a request could be drawn: the database answers, the store has the model, and a
     replica is up or a pool can be woken. 503 otherwise. Either way, each part's state."""
@@ -87,13 +88,13 @@ async def _drawable(context: Context) -> None:
     raise NothingDraws
 
 
-@router.get("/v1/status")
+@router.get("/v1/status", **answers_with(answers.Status))
 async def status(context: Ctx) -> Any:
     """What waits, and what each replica is doing."""
     return await context.recent.get("status", context.status)
 
 
-@router.get("/metrics")
+@router.get("/metrics", **answers_bytes("text/plain"))
 async def prometheus(context: Ctx) -> Response:
     """Every pool's figures and this node's gateways' (docs/metrics.md)."""
 

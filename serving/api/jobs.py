@@ -9,15 +9,16 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from assets.errors import AssetNotFound, StoreError
-from serving.api import idempotency
+from serving.api import answers, idempotency
 from serving.api.context import Ctx
 from serving.api.keyed_route import OpenRoute
+from serving.api.openapi import answers_with
 from serving.jobs.jobs import FINISHED
 
 router = APIRouter(tags=["generate"], route_class=OpenRoute)
 
 
-@router.get("/v1/jobs/{job_id}")
+@router.get("/v1/jobs/{job_id}", **answers_with(answers.JobState))
 async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     """No key needed: the id is the capability, and one client polls without a key.
 
@@ -37,7 +38,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     return body
 
 
-@router.get("/v1/jobs/{job_id}/result")
+@router.get("/v1/jobs/{job_id}/result", **answers_with(answers.Generated))
 async def result(job_id: str, context: Ctx) -> Response:
     job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None or job.status not in FINISHED:

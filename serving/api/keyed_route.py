@@ -38,6 +38,9 @@ class OpenRoute(APIRoute):
 class KeyedRoute(OpenRoute):
     """Authenticates, and spends of the tenant's rate, before the body is read."""
 
+    #: Whether a request without a key is never answered.
+    needs_key = True
+
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 

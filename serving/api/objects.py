@@ -21,8 +21,10 @@ from assets.errors import AssetNotFound, TooLarge
 from assets.failpoint import reach
 from assets.keys import picture_key
 from assets.store import CHUNK_BYTES, ObjectStore
+from serving.api import answers
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
+from serving.api.openapi import answers_bytes, answers_with, reads_bytes
 from serving.errors import Busy
 
 router = APIRouter(tags=["objects"], route_class=OpenRoute)
@@ -35,7 +37,11 @@ _RANGE = re.compile(r"bytes=(\d{1,18})-\Z")
 _PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 
 
-@router.put("/objects/{key:path}")
+@router.put(
+    "/objects/{key:path}",
+    **answers_with(answers.Received),
+    openapi_extra=reads_bytes(_BYTES),
+)
 async def put(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """Receive an upload. Until it is complete nothing is visible under its key."""
     context.signer.verify("PUT", key, token, time.time())
@@ -106,7 +112,7 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
         file.write(chunk)
 
 
-@router.get("/objects/{key:path}")
+@router.get("/objects/{key:path}", **answers_bytes(_BYTES, "image/png"))
 async def get(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """With ``Range: bytes=N-`` what comes from there on, for a download that goes on."""
     context.signer.verify("GET", key, token, time.time())
@@ -118,7 +124,7 @@ async def get(key: str, token: Token, request: Request, context: Ctx) -> Respons
     return await _send(context.backends.store, key, kind, int(begin[1]) if begin else None)
 
 
-@router.get("/files/{name}")
+@router.get("/files/{name}", **answers_bytes("image/jpeg", "image/png"))
 async def picture(name: str, context: Ctx) -> Response:
     match = _PICTURE.match(name)
     if match is None:

@@ -17,9 +17,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from assets.access import require_owner
 from assets.principal import KeyRole, Principal
 from assets.records import Query as AssetQuery
+from serving.api import answers
 from serving.api.body import MAX_INTEGER
 from serving.api.context import Ctx
 from serving.api.keyed_route import KeyedRoute, Who, principal_of
+from serving.api.openapi import answers_bytes, answers_with
 from serving.api.wire_assets import Short, timestamp
 from serving.tenants.meter import UNITS, Usage
 
@@ -59,7 +61,7 @@ class Rotate(BaseModel):
     overlap_s: float = Field(24 * 3600.0, ge=0, le=366 * 24 * 3600.0, allow_inf_nan=False)
 
 
-@router.get("/organisation")
+@router.get("/organisation", **answers_with(answers.Organisation))
 async def organisation(context: Ctx, who: Who) -> dict[str, Any]:
     """Who asks, the plan, and how much of it is used."""
 
@@ -87,7 +89,7 @@ async def organisation(context: Ctx, who: Who) -> dict[str, Any]:
     }
 
 
-@router.get("/usage")
+@router.get("/usage", **answers_with(answers.UsagePage))
 async def usage(
     context: Ctx,
     who: Who,
@@ -114,7 +116,7 @@ async def usage(
     }
 
 
-@router.get("/usage.csv")
+@router.get("/usage.csv", **answers_bytes("text/csv"))
 async def usage_csv(
     context: Ctx, who: Who, since: Since = None, until: Until = None
 ) -> StreamingResponse:
@@ -163,7 +165,7 @@ def _span(since: AwareDatetime | None, until: AwareDatetime | None) -> tuple[flo
     return (since.timestamp() if since else 0.0, until.timestamp() if until else None)
 
 
-@router.get("/audit")
+@router.get("/audit", **answers_with(answers.Acts))
 async def audit(
     context: Ctx,
     who: Owner,
@@ -175,13 +177,13 @@ async def audit(
     return {"data": [{**asdict(act), "at": timestamp(act.at_s)} for act in acts]}
 
 
-@router.get("/members")
+@router.get("/members", **answers_with(answers.Members))
 async def members(context: Ctx, who: Owner) -> dict[str, Any]:
     found = await asyncio.to_thread(context.backends.directory.members, who.tenant_name)
     return {"data": [asdict(member) for member in found]}
 
 
-@router.post("/members")
+@router.post("/members", **answers_with(answers.Member))
 async def add_member(body: NewMember, context: Ctx, who: Owner) -> dict[str, Any]:
     member = await asyncio.to_thread(
         context.backends.directory.add_member, who.tenant_name, body.name, body.role, who.key_id
@@ -189,7 +191,7 @@ async def add_member(body: NewMember, context: Ctx, who: Owner) -> dict[str, Any
     return asdict(member)
 
 
-@router.delete("/members/{name}")
+@router.delete("/members/{name}", **answers_with(answers.RemovedMember))
 async def remove_member(name: str, context: Ctx, who: Owner) -> dict[str, Any]:
     """Its keys are revoked; what is private to it stays the owners'."""
     await asyncio.to_thread(
@@ -198,13 +200,13 @@ async def remove_member(name: str, context: Ctx, who: Owner) -> dict[str, Any]:
     return {"name": name, "removed": True}
 
 
-@router.get("/keys")
+@router.get("/keys", **answers_with(answers.Keys))
 async def keys(context: Ctx, who: Owner) -> dict[str, Any]:
     found = await asyncio.to_thread(context.backends.directory.keyring.keys, who.tenant_name)
     return {"data": [asdict(key) for key in found]}
 
 
-@router.post("/keys")
+@router.post("/keys", **answers_with(answers.NewKey))
 async def add_key(body: NewApiKey, context: Ctx, who: Owner) -> dict[str, Any]:
     """The answer is the only time the key is shown."""
     until_s = body.expires_at.timestamp() if body.expires_at else None
@@ -215,7 +217,7 @@ async def add_key(body: NewApiKey, context: Ctx, who: Owner) -> dict[str, Any]:
     return {"id": key.id, "key": key.text}
 
 
-@router.post("/keys/{key_id}/rotate")
+@router.post("/keys/{key_id}/rotate", **answers_with(answers.RotatedKey))
 async def rotate_key(key_id: str, context: Ctx, who: Owner, body: Rotate | None = None) -> Any:
     """A new key like that one, which expires after the overlap."""
     overlap_s = (body or Rotate()).overlap_s  # type: ignore[call-arg]
@@ -229,7 +231,7 @@ async def rotate_key(key_id: str, context: Ctx, who: Owner, body: Rotate | None 
     return {"id": key.id, "key": key.text, "replaces": key_id}
 
 
-@router.delete("/keys/{key_id}")
+@router.delete("/keys/{key_id}", **answers_with(answers.RevokedKey))
 async def revoke_key(key_id: str, context: Ctx, who: Owner) -> dict[str, Any]:
     """Every gateway refuses it within seconds."""
     await asyncio.to_thread(

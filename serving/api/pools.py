@@ -8,19 +8,21 @@ from typing import Any
 from fastapi import APIRouter
 
 from assets.errors import AssetNotFound
+from serving.api import answers
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
+from serving.api.openapi import answers_with
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"], route_class=OpenRoute)
 
 
-@router.get("")
+@router.get("", **answers_with(answers.Pools))
 async def list_pools(context: Ctx) -> dict[str, Any]:
     """Every pool, the first of which is for whoever does not say."""
     return {"data": await _pools(context)}
 
 
-@router.get("/{name}")
+@router.get("/{name}", **answers_with(answers.Pool))
 async def get_pool(name: str, context: Ctx) -> Any:
     for pool in await _pools(context):
         if pool["name"] == name:

@@ -16,10 +16,11 @@ from assets.preview import MAX_BYTES, preview_of
 from assets.principal import Principal
 from assets.resolve import Wanted
 from assets.store import put_bytes
-from serving.api import idempotency
+from serving.api import answers, idempotency
 from serving.api.assets import asset_answer
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import KeyedRoute, Who
+from serving.api.openapi import answers_with, reads_bytes, reads_headers
 from serving.platform import Order
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
@@ -35,7 +36,11 @@ class DrawPreview(BaseModel):
     weight: float = Field(1.0, ge=-10, le=10)
 
 
-@router.put("/{ref:path}/preview")
+@router.put(
+    "/{ref:path}/preview",
+    **answers_with(answers.OneAsset),
+    openapi_extra=reads_bytes("image/png", "image/jpeg", "image/webp"),
+)
 async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str, Any]:
     """The body is the picture: PNG, JPEG or WebP. A smaller PNG of it is kept."""
     data = bytearray()
@@ -48,7 +53,11 @@ async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str
     return await _keep(context, who, asset, await asyncio.to_thread(preview_of, bytes(data)))
 
 
-@router.post("/{ref:path}/preview")
+@router.post(
+    "/{ref:path}/preview",
+    **answers_with(answers.OneAsset),
+    openapi_extra=reads_headers(Idempotency_Key="With the same key it is charged once."),
+)
 async def draw(
     ref: str, body: DrawPreview, request: Request, context: Ctx, who: Who
 ) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import jsonschema
 import pytest
 import pytest_asyncio
 from fastapi.routing import APIRoute
@@ -277,6 +278,22 @@ async def test_probes_ask_what_is_behind_them_once_a_second(
     assert len(asked) <= 3  # however slow this machine is
     for path in ("/readyz", "/metrics", "/v1/status"):
         assert (await api.http.get(path)).status_code in (200, 503)
+
+
+async def test_the_document_says_how_to_ask_and_what_comes_back(api: Api) -> None:
+    document = (await api.http.get("/openapi.json")).json()
+    jsonschema.Draft202012Validator.check_schema(document["components"]["schemas"])
+    assert document["components"]["securitySchemes"]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            name = f"{method.upper()} {path}"
+            assert bool(operation["security"]) == (name not in OPEN), name
+            assert ("401" in operation["responses"]) == (name not in OPEN), name
+            assert "HTTPValidationError" not in json.dumps(operation["responses"])
+            content = operation["responses"]["200"]["content"]
+            assert all("schema" in kind for kind in content.values()), name
+            if method == "put":
+                assert "requestBody" in operation, name
 
 
 async def test_operations_cover_bodies_queries_and_paths() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import jsonschema
 import pytest
 import pytest_asyncio
 
@@ -102,6 +103,8 @@ async def attack(api: Api, share: float) -> Counter[int]:
             what = (operation.method, url[:200], (body or b"")[:200], answer.text[:300])
             assert answer.status_code < 500 or is_expected(operation, answer), what
             assert len(answer.content) < 200_000, what
+            if answer.status_code == 200 and operation.answer is not None:
+                jsonschema.validate(answer.json(), operation.answer)
             if answer.is_error and operation.path != "/readyz":
                 assert answer.json()["code"] != "error", what
     return seen

@@ -1,0 +1,302 @@
+"""What the routes answer, for the OpenAPI document. Tests hold real answers against it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Json = dict[str, Any]
+
+
+class ErrorDetail(BaseModel):
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Error(BaseModel):
+    """Of every status from 400 on; ``detail`` with a 422 alone."""
+
+    code: str
+    message: str
+    request_id: str
+    detail: list[ErrorDetail] | None = None
+
+
+class Alive(BaseModel):
+    status: Literal["ok"]
+
+
+class Ready(BaseModel):
+    """``ok``, or the kind of error, for each part."""
+
+    status: Literal["ready", "not ready"]
+    database: str
+    store: str
+    pools: str
+
+
+class Status(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    waiting: int
+    replicas: list[Json]
+
+
+class Pool(BaseModel):
+    """Its configuration; of one whose dispatcher answers also what waits, each replica, and how
+    far a start is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    gpu: str
+    min: int
+    max: int
+
+
+class Pools(BaseModel):
+    data: list[Pool]
+
+
+class Asset(BaseModel):
+    """Who may not inspect an asset is answered without its last fields."""
+
+    id: str
+    asset_type: str
+    name: str
+    version: int
+    owner: str
+    description: str
+    size_bytes: int
+    status: str
+    status_details: str
+    created_at: str
+    tenant_uuid: str
+    is_public: bool
+    file_structure: str
+    data: Json
+    tags: list[str]
+    licence: str | None
+    preview_url: str | None
+    expires_at: str | None
+    visibility: str | None = None
+    shared_with: list[str] | None = None
+    created_by: str | None = None
+    sha256: str | None = None
+    uses: int | None = None
+    last_used_at: str | None = None
+    url: str | None = None
+    hf_repo: str | None = None
+    report: Json | None = None
+
+
+class Transfer(BaseModel):
+    type: Literal["presigned-url", "multipart"]
+    put_url: str | None = None
+    get_url: str | None = None
+    sha256: str | None = None
+    upload_url: str | None = None
+
+
+class OneAsset(BaseModel):
+    asset: Asset
+
+
+class AssetWithTransfer(OneAsset):
+    transfer_api: Transfer
+
+
+class CreatedAsset(AssetWithTransfer):
+    token: str
+
+
+class AssetPage(BaseModel):
+    data: list[Asset]
+    has_more: bool
+    total: int
+    next: str | None
+
+
+class ArrivedPart(BaseModel):
+    number: int
+    size_bytes: int
+
+
+class MissingPart(ArrivedPart):
+    offset: int
+    put_url: str
+
+
+class UploadState(BaseModel):
+    asset_id: str
+    size_bytes: int
+    part_bytes: int
+    part_count: int
+    parts: list[ArrivedPart]
+    missing: list[MissingPart]
+
+
+class DeletedAsset(BaseModel):
+    id: str
+    deleted_at: str
+
+
+class Completed(BaseModel):
+    error: None
+
+
+class PartResidency(BaseModel):
+    component: str
+    content_key: str
+    size_bytes: int
+    replicas: list[str]
+    nodes: dict[str, list[str]]
+
+
+class AssetResidency(BaseModel):
+    asset_id: str
+    parts: list[PartResidency]
+
+
+class Warmed(BaseModel):
+    """``found_on``: by replica, the tier on which the bytes were found."""
+
+    asset_id: str
+    found_on: dict[str, str]
+
+
+class Received(BaseModel):
+    size_bytes: int
+
+
+class Image(BaseModel):
+    image_b64: str
+    removed_for_safety: bool
+    safety_score: float | None
+    seed: int
+
+
+class Generated(BaseModel):
+    images: list[Image]
+    prediction_time_ms: float
+    request_id: str
+    receipt: Json
+    timings_ms: dict[str, float]
+
+
+class Accepted(BaseModel):
+    """With the header ``X-OctoAI-Async: 1``."""
+
+    response_id: str
+    poll_url: str
+
+
+class StoredImage(BaseModel):
+    file_key: str
+    public_url: str
+
+
+class SimplyGenerated(StoredImage):
+    files: list[StoredImage]
+    seeds: list[int]
+    request_id: str
+    receipt: Json
+
+
+class JobState(BaseModel):
+    status: Literal["pending", "running", "completed"]
+    response_url: str | None = None
+    starting: Json | None = None
+
+
+class Organisation(BaseModel):
+    name: str
+    id: str
+    role: str
+    key: str
+    member: str | None
+    plan: Json
+    used: Json
+
+
+class UsageRow(BaseModel):
+    id: int
+    at: str
+    kind: Literal["picture", "attempt", "storage"]
+    reference: str
+    quantity: float
+    unit: str
+    member: str | None
+    key: str | None
+    details: Json
+
+
+class UsagePage(BaseModel):
+    data: list[UsageRow]
+    has_more: bool
+    next: int | None
+    totals: dict[str, float]
+
+
+class Act(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    id: int
+    at: str
+    actor: str
+    act: str
+    subject: str
+    details: Json
+
+
+class Acts(BaseModel):
+    data: list[Act]
+
+
+class Member(BaseModel):
+    id: str
+    name: str
+    role: str
+    created_at_s: float
+
+
+class Members(BaseModel):
+    data: list[Member]
+
+
+class RemovedMember(BaseModel):
+    name: str
+    removed: bool
+
+
+class Key(BaseModel):
+    id: str
+    tenant: str
+    label: str
+    created_at_s: float
+    revoked_at_s: float | None
+    role: str
+    expires_at_s: float | None
+    member: str | None
+
+
+class Keys(BaseModel):
+    data: list[Key]
+
+
+class NewKey(BaseModel):
+    """``key`` is shown this once."""
+
+    id: str
+    key: str
+
+
+class RotatedKey(NewKey):
+    replaces: str
+
+
+class RevokedKey(BaseModel):
+    id: str
+    revoked: bool
