@@ -130,6 +130,8 @@ def _describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
 def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         status, body, headers = describe(error)
+        if status == 405:
+            headers["Allow"] = ", ".join(_allowed(request))
         return _response(request, status, body, headers)
 
     for kind in (RequestValidationError, HTTPException, Refused, *(kind for kind, _, _ in TABLE)):
@@ -144,6 +146,17 @@ def _detail(loc: Sequence[Any], message: str, code: str) -> dict[str, Any]:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of all routes of this path: whichever is looked at first knows its own alone."""
+    found: set[str] = set()
+    for included in request.app.routes:
+        router = getattr(included, "original_router", None)
+        for route in router.routes if router else ():
+            if route.path_regex.match(request.scope["path"]):
+                found |= route.methods or set()
+    return sorted(found)
 
 
 class Caught:

@@ -35,7 +35,7 @@ async def alive() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", **answers_with(answers.Ready))
+@router.get("/readyz", **answers_with(answers.Ready, statuses=(200, 503)))
 async def ready(context: Ctx) -> JSONResponse:
     """200 when a request could be drawn: the database answers, the store has the model, and a
     replica is up or a pool can be woken. 503 otherwise. Either way, each part's state."""

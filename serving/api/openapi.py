@@ -3,7 +3,7 @@ routes have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -17,13 +17,15 @@ from serving.api.keyed_route import KeyedRoute
 _BINARY = {"type": "string", "format": "binary"}
 _JSON = "application/json"
 #: Of any route; of those that ask for a key; of those that read JSON.
-_ANY, _KEYED, _WITH_BODY = (400, 404, 431, 503), (401, 403, 429), (402, 408, 413, 415, 422)
+_ANY, _KEYED = (400, 403, 404, 422, 431, 503), (401, 429)
+_WITH_BODY = (402, 408, 409, 413, 415)
 
 
-def answers_with(*models: type[BaseModel]) -> dict[str, Any]:
-    """For a route's decorator: its answer is one of these models."""
+def answers_with(*models: type[BaseModel], statuses: Sequence[int] = (200,)) -> dict[str, Any]:
+    """For a route's decorator: its answer is one of these models, with each of these statuses."""
     content = {_JSON: {"schema": _either(models)}}
-    return {"response_model": None, "responses": {200: {"content": content}}}
+    responses = {status: {"content": content} for status in statuses}
+    return {"response_model": None, "responses": responses}
 
 
 def answers_bytes(*media_types: str) -> dict[str, Any]:
@@ -87,11 +89,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
 def _complete(operation: dict[str, Any], security: list[Mapping[str, Any]] | None) -> None:
     operation["security"] = security or []
     statuses = (*_ANY, *(_KEYED if security else ()))
-    statuses += _WITH_BODY if "requestBody" in operation else (422,)
+    statuses += _WITH_BODY if "requestBody" in operation else ()
     responses = operation["responses"]
+    responses.pop("422", None)  # FastAPI's own, which is not the one that is answered
     for status in statuses:
         content = {_JSON: {"schema": _either((Error,))}}
-        responses[str(status)] = {"description": _MEANING[status], "content": content}
+        error = {"description": _MEANING[status], "content": content}
+        responses.setdefault(str(status), error)
     for status, response in responses.items():
         response.setdefault("description", _MEANING.get(int(status), "It was done."))
     operation["responses"] = dict(sorted(responses.items()))
@@ -138,6 +142,7 @@ _MEANING = {
     402: "The month's budget has no room for it.",
     403: "The key's role, or the plan, does not allow it.",
     404: "There is no such thing, or not for this key.",
+    409: "Somebody else does it just now.",
     408: "The body came too slowly.",
     413: "The body is too long.",
     415: "The body's type or encoding is not read.",

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from assets.access import require_owner
 from assets.principal import KeyRole, Principal
@@ -22,6 +22,7 @@ from serving.api.body import MAX_INTEGER
 from serving.api.context import Ctx
 from serving.api.keyed_route import KeyedRoute, Who, principal_of
 from serving.api.openapi import answers_bytes, answers_with
+from serving.api.request_model import RequestModel
 from serving.api.wire_assets import Short, timestamp
 from serving.tenants.meter import UNITS, Usage
 
@@ -39,14 +40,14 @@ Since = Annotated[AwareDatetime | None, Query(description="From this moment on."
 Until = Annotated[AwareDatetime | None, Query(description="Before this moment.")]
 
 
-class NewMember(BaseModel):
+class NewMember(RequestModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Short
     role: KeyRole = "member"
 
 
-class NewApiKey(BaseModel):
+class NewApiKey(RequestModel):
     model_config = ConfigDict(extra="forbid")
 
     label: Short = ""
@@ -55,7 +56,7 @@ class NewApiKey(BaseModel):
     expires_at: AwareDatetime | None = None
 
 
-class Rotate(BaseModel):
+class Rotate(RequestModel):
     model_config = ConfigDict(extra="forbid")
 
     overlap_s: float = Field(24 * 3600.0, ge=0, le=366 * 24 * 3600.0, allow_inf_nan=False)

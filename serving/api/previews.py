@@ -7,7 +7,7 @@ import hashlib
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from assets.asset import Asset
 from assets.errors import InvalidAsset, TooLarge
@@ -21,12 +21,13 @@ from serving.api.assets import asset_answer
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import KeyedRoute, Who
 from serving.api.openapi import answers_with, reads_bytes, reads_headers
+from serving.api.request_model import RequestModel
 from serving.platform import Order
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
 
 
-class DrawPreview(BaseModel):
+class DrawPreview(RequestModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field("a portrait, detailed", max_length=10_000)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, Visibility
 from assets.library import Change
 from assets.parts import PART_BYTES
 from assets.terms import MAX_SHARED_WITH
+from serving.api.request_model import RequestModel
 
 Short = Annotated[str, Field(max_length=128)]
 Link = Annotated[str, Field(max_length=2048)]
@@ -20,7 +21,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Tag = Annotated[str, Field(pattern=r"^[\w.\-]{1,64}$")]
 
 
-class AssetData(BaseModel):
+class AssetData(RequestModel):
     """What means something of the union that ``asset_type`` selects; the rest is dropped."""
 
     model_config = ConfigDict(extra="ignore")
@@ -32,7 +33,7 @@ class AssetData(BaseModel):
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
 
 
-class CreateAsset(BaseModel):
+class CreateAsset(RequestModel):
     """OctoAI's, and of ours: ``visibility``, ``shared_with``, ``new_version``, ``licence``,
     ``expires_at``, ``sha256``; and with ``transfer_api_type`` "multipart" ``size_bytes`` and
     ``part_bytes``."""
@@ -66,7 +67,7 @@ class CreateAsset(BaseModel):
         return "shared" if self.shared_with else "private"
 
 
-class ChangeAsset(BaseModel):
+class ChangeAsset(RequestModel):
     """What may be changed of an asset; what is left out stays."""
 
     model_config = ConfigDict(extra="forbid")
@@ -96,7 +97,7 @@ class ChangeAsset(BaseModel):
         )
 
 
-class CompleteUpload(BaseModel):
+class CompleteUpload(RequestModel):
     model_config = ConfigDict(extra="ignore")
 
     token: Annotated[str, Field(max_length=4096)] | None = None

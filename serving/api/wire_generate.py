@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from assets.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS, Wanted
+from serving.api.request_model import RequestModel
 from serving.drawing import ImageEncoding, Sampler
 from serving.errors import InvalidRequest
 from serving.platform import MAX_SEED, Generated, Order, fixed_seeds
@@ -44,7 +45,7 @@ _UNSERVED: dict[str, tuple[Any, ...]] = {
 _IGNORED = ("enable_safety", "force_asset_download", "force_asset_gpu_copy", "log_prompt")
 
 
-class LoraWeights(BaseModel):
+class LoraWeights(RequestModel):
     """A LoRA's weights where the UNet and the text encoders are to have different ones."""
 
     model_config = ConfigDict(extra="forbid")
@@ -53,7 +54,7 @@ class LoraWeights(BaseModel):
     text_encoders: Weight
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(RequestModel):
     """An explicit null means the default, as older clients send it."""
 
     model_config = ConfigDict(extra="forbid")

@@ -1,0 +1,20 @@
+"""What every request's body has in common."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationInfo, field_validator
+
+
+class RequestModel(BaseModel):
+    """A truth value is no number, as which Python would take it."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name is not None:
+            annotation = cls.model_fields[info.field_name].annotation
+            if annotation is not bool and bool not in get_args(annotation):
+                raise ValueError("true and false mean nothing here")
+        return value
