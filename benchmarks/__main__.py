@@ -17,6 +17,7 @@ BENCHMARKS = {
     "faults": "what a platform of this kind meets, injected under load; a table at the end",
     "soak": "an hour at 70 % load with random assets and random kills; plots of memory and files",
     "coldstart": "a replica's start by its parts, and what was shortened",
+    "attacks": "another tenant's image while the gateway is attacked, beside its time alone",
     "wire": "one call to a known process: a Serve handle, an actor, our own wire",
     "addressing": "slots against a targeted router, at 2, 32 and 128 stub replicas",
 }

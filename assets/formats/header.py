@@ -15,6 +15,7 @@ from typing import Any
 
 from assets.errors import HeaderError
 from assets.skeleton import Shape
+from assets.text import is_storable
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
@@ -88,6 +89,8 @@ def parse_header(raw: bytes, data_bytes: int) -> Header:
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise HeaderError("__metadata__ must map strings to strings")
+    if not all(is_storable(text) for pair in metadata.items() for text in pair):
+        raise HeaderError("__metadata__ holds NUL or half of a character")
     if not document:
         raise HeaderError("the file holds no tensor")
     if len(document) > MAX_TENSORS:
@@ -104,21 +107,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _is_text(name: str) -> bool:
-    """JSON can spell halves of characters (lone surrogates); no other text can hold them."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
 
 
 def _tensor(name: str, value: object) -> TensorInfo:
-    if len(name) > MAX_NAME_CHARS or "\0" in name or not _is_text(name):
+    if len(name) > MAX_NAME_CHARS or not is_storable(name):
         raise HeaderError(f"tensor name too long, with a NUL or no Unicode: {name[:60]!a}")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise HeaderError(f"tensor {name!r} must have dtype, shape and data_offsets, no more")

@@ -27,6 +27,8 @@ def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: tuple[int, .
         (f'{{"a": {tensor()}, "a": {tensor()}}}', 4, "twice"),
         (f'{{"__metadata__": {{"x": "1", "x": "2"}}, "a": {tensor()}}}', 4, "twice"),
         (f'{{"__metadata__": {{"x": 1}}, "a": {tensor()}}}', 4, "strings"),
+        (f'{{"__metadata__": {{"x": "\\ud800"}}, "a": {tensor()}}}', 4, "half of a character"),
+        (f'{{"__metadata__": {{"x\\u0000": "1"}}, "a": {tensor()}}}', 4, "NUL"),
         (f'{{"a": {tensor()}, "b": {tensor()}}}', 4, "overlaps"),
         (f'{{"a": {tensor(4, 8)}}}', 8, "hole"),
         (f'{{"a": {tensor()}}}', 8, "padded"),
