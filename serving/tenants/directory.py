@@ -18,6 +18,7 @@ from assets.asset import COMMONS
 from assets.ids import ulid
 from assets.plan import UNLIMITED, Plan
 from assets.principal import KeyRole
+from assets.text import is_storable
 from serving.errors import InvalidRequest
 from serving.tenants.audit import OPERATOR, note
 from serving.tenants.finding import LIMITS, check_role, member_named, plan_of, tenant_named
@@ -149,7 +150,7 @@ class Directory:
     ) -> Member:
         """Raises InvalidRequest when the name is malformed or taken."""
         check_role(role)
-        if not _MEMBER.match(name):
+        if not _MEMBER.match(name) or not is_storable(name):
             raise InvalidRequest("name", "a member's name is 1 to 128 characters without spaces")
         with Session(self._engine) as session, session.begin():
             of = tenant_named(session, tenant)

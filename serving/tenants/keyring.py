@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from assets.plan import UNLIMITED
 from assets.principal import KEY_ROLES, KeyRole, Principal
+from assets.text import is_storable
 from serving.errors import InvalidRequest, NotFound, Unauthenticated
 from serving.tenants.audit import OPERATOR, note
 from serving.tenants.finding import check_role, member_named, plan_of, tenant_named
@@ -70,6 +71,8 @@ class Keyring:
             InvalidRequest: no such tenant, member or role, or an expiry that has passed.
         """
         check_role(role)
+        if not is_storable(label):
+            raise InvalidRequest("label", "a label may not hold NUL or half of a character")
         if expires_at_s is not None and expires_at_s <= self._now():
             raise InvalidRequest("expires_at", "the key would have expired already")
         if expires_at_s is not None and expires_at_s > self._now() + _LONGEST_S:
