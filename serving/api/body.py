@@ -63,7 +63,7 @@ def _media_type(content_type: str | None) -> str:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise InvalidRequest("body", f"{name} is no number")
 
 
 def _check(document: Any) -> None:

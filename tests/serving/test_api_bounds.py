@@ -167,7 +167,7 @@ def _is_unbounded(schema: dict[str, Any]) -> bool:
         (b'{"prompt":"x"}', {}, 200),
         (b'{"prompt":"x"}', {"Content-Type": "application/json; charset=utf-8"}, 200),
         (b'{"prompt":"x"}', {"Content-Type": "application/vnd.x+json"}, 200),
-        (b'{"prompt":"x","cfg_scale":NaN}', {}, 400),
+        (b'{"prompt":"x","cfg_scale":NaN}', {}, 422),
         (b'{"prompt":"x","cfg_scale":1e999}', {}, 422),
         (b'{"prompt":"\xff"}', {}, 400),
         (b'{"prompt":"\\ud800"}', {}, 422),

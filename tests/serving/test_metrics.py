@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -121,9 +122,11 @@ def test_a_running_platform_counts_and_is_ready(platform: Running) -> None:
         before = values(http.get("/metrics").text)
         http.post("/generate/sdxl", json={**PROMPT, "loras": {"night": 1.0}}).raise_for_status()
         assert http.get("/no/such/path").status_code == 404
-        text = http.get("/metrics").text
-    after = values(text)
-    drawn = ("ao_pictures_total", (("plan", "unlimited"), ("pool", "default")))
+        drawn = ("ao_pictures_total", (("plan", "unlimited"), ("pool", "default")))
+        deadline = time.monotonic() + 10
+        while (after := values(http.get("/metrics").text)).get(drawn) == before.get(drawn):
+            assert time.monotonic() < deadline  # it is at most a second old
+            time.sleep(0.1)
     assert after[drawn] == before.get(drawn, 0.0) + 1
     asked = (("method", "POST"), ("route", "/generate/sdxl"), ("status", "200"))
     assert after["ao_http_requests_total", asked] == 1
@@ -137,7 +140,10 @@ def test_without_its_store_it_is_not_ready_and_says_which(platform: Running) -> 
     store = platform.settings.data_dir / "store"
     store.rename(store.with_name("elsewhere"))
     try:
-        answer = httpx.get(f"{platform.url}/readyz", timeout=30)
+        deadline = time.monotonic() + 10
+        while (answer := httpx.get(f"{platform.url}/readyz", timeout=30)).status_code == 200:
+            assert time.monotonic() < deadline  # it is at most a second old
+            time.sleep(0.1)
     finally:
         store.with_name("elsewhere").rename(store)
     assert answer.status_code == 503

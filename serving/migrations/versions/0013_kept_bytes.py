@@ -1,4 +1,4 @@
-"""Bytes that are kept for a tenant beside its assets' files."""
+"""Bytes that are kept for a tenant beside its assets' files; no words of deleted assets."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def upgrade() -> None:
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
     )
     op.create_index("kept_bytes_tenant", "kept_bytes", ["tenant_id"])
+    op.execute(
+        "DELETE FROM asset_words WHERE asset_id IN "
+        "(SELECT id FROM assets WHERE deleted_at_s IS NOT NULL)"
+    )
 
 
 def downgrade() -> None:
