@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel
 
 Json = dict[str, Any]
 
@@ -191,6 +191,10 @@ class Accepted(BaseModel):
 
     response_id: str
     poll_url: str
+
+
+class GeneratedOrAccepted(RootModel[Generated | Accepted]):
+    pass
 
 
 class StoredImage(BaseModel):

@@ -32,7 +32,7 @@ _HEADERS = reads_headers(
 
 @router.post(
     "/generate/sdxl",
-    **answers_with(answers.Generated, answers.Accepted),
+    **answers_with(answers.GeneratedOrAccepted),
     openapi_extra=_HEADERS,
 )
 async def generate_sdxl(

@@ -14,8 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from assets.preview import MAX_BYTES as MAX_PREVIEW_BYTES
 from assets.text import is_storable
 from serving.api.protocol import MAX_HEAD_BYTES
+from serving.errors import InvalidRequest
 
 MAX_JSON_BYTES = 1 << 20
+#: Nothing that is no upload is as long.
+MAX_BODY_BYTES = 16 << 20
 #: From its first byte to its last, of a body that is read into memory.
 BODY_S = 30.0
 #: An upload that is slower than this, over any span of PACE_S, is ended.
@@ -27,7 +30,8 @@ _PREVIEW = re.compile(r"/v1/assets/.+/preview\Z")
 
 class Limits:
     """Raises HTTPException: 400, text that cannot be stored; 408, a body that comes too slowly;
-    413, one that is too long; 415, one that is compressed; 431, a head that is too long."""
+    413, one that is far too long; 415, one that is compressed; 431, a head that is too long.
+    InvalidRequest: a body that is too long for what it can be."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,9 +46,8 @@ class Limits:
         else:
             is_preview = scope["method"] == "PUT" and _PREVIEW.match(scope["path"])
             most = MAX_PREVIEW_BYTES if is_preview else MAX_JSON_BYTES
-            if int(Headers(scope=scope).get("content-length", 0)) > most:
-                raise _too_long(most)
-            receive = _bounded(receive, most)
+            declared = int(Headers(scope=scope).get("content-length", 0))
+            receive = _bounded(receive, most, declared)
         await self._app(scope, receive, send)
 
 
@@ -61,8 +64,9 @@ def _check_head(scope: Scope) -> None:
         raise HTTPException(415, f"the body is sent as {encoding[:40]}; send it as it is")
 
 
-def _bounded(receive: Receive, most: int) -> Receive:
-    """``receive`` for a body of at most so many bytes, all of them within BODY_S."""
+def _bounded(receive: Receive, most: int, declared: int) -> Receive:
+    """``receive`` for a body of at most so many bytes, all of them within BODY_S. It is looked at
+    when the body is asked for, which is after the key."""
     received = 0
     deadline: float | None = None
     is_whole = False
@@ -71,6 +75,8 @@ def _bounded(receive: Receive, most: int) -> Receive:
         nonlocal received, deadline, is_whole
         if is_whole:
             return await receive()  # until the client goes away
+        if declared > most:
+            raise _too_long(declared, most)
         deadline = deadline or asyncio.get_running_loop().time() + BODY_S
         try:
             async with asyncio.timeout_at(deadline):
@@ -79,7 +85,7 @@ def _bounded(receive: Receive, most: int) -> Receive:
             raise HTTPException(408, f"the body took more than {BODY_S:.0f} s") from None
         received += len(message.get("body", b""))
         if received > most:
-            raise _too_long(most)
+            raise _too_long(None, most)
         is_whole = not message.get("more_body", False)
         return message
 
@@ -111,5 +117,10 @@ def _paced(receive: Receive) -> Receive:
     return receive_paced
 
 
-def _too_long(most: int) -> HTTPException:
-    return HTTPException(413, f"a body of more than {most} bytes")
+def _too_long(declared: int | None, most: int) -> Exception:
+    """Within the limits of its fields no request has MAX_JSON_BYTES: one that is announced and a
+    little longer has a field that does not fit, and is answered as such."""
+    reason = f"a body of more than {most} bytes"
+    if declared is None or declared > MAX_BODY_BYTES:
+        return HTTPException(413, reason)
+    return InvalidRequest("body", reason)

@@ -21,9 +21,9 @@ _ANY, _KEYED = (400, 403, 404, 422, 431, 503), (401, 429)
 _WITH_BODY = (402, 408, 409, 413, 415)
 
 
-def answers_with(*models: type[BaseModel], statuses: Sequence[int] = (200,)) -> dict[str, Any]:
-    """For a route's decorator: its answer is one of these models, with each of these statuses."""
-    content = {_JSON: {"schema": _either(models)}}
+def answers_with(model: type[BaseModel], *, statuses: Sequence[int] = (200,)) -> dict[str, Any]:
+    """For a route's decorator: its answer is this model, with each of these statuses."""
+    content = {_JSON: {"schema": _reference(model)}}
     responses = {status: {"content": content} for status in statuses}
     return {"response_model": None, "responses": responses}
 
@@ -66,9 +66,8 @@ def install(app: FastAPI) -> None:
     app.openapi = document  # type: ignore[method-assign]  # as FastAPI documents it
 
 
-def _either(models: tuple[type[BaseModel], ...]) -> dict[str, Any]:
-    references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
-    return references[0] if len(references) == 1 else {"anyOf": references}
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def _complete(operation: dict[str, Any], security: list[Mapping[str, Any]] | Non
     responses = operation["responses"]
     responses.pop("422", None)  # FastAPI's own, which is not the one that is answered
     for status in statuses:
-        content = {_JSON: {"schema": _either((Error,))}}
+        content = {_JSON: {"schema": _reference(Error)}}
         error = {"description": _MEANING[status], "content": content}
         responses.setdefault(str(status), error)
     for status, response in responses.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -19,6 +21,9 @@ def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> Non
         async with local_context(settings) as context:
             progress(f"serving on {settings.resolved_public_url}")
             allow_open_files()
+            # uvicorn sends itself the signal that has ended it once more; what is open here must
+            # be closed before this process ends of it.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             await uvicorn.Server(server_config(settings, create_app(context))).serve()
 
     asyncio.run(run())

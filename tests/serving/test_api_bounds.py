@@ -15,7 +15,7 @@ from assets.plan import Plan
 from assets.resolve import MAX_LORAS
 from serving.api.body import MAX_DEPTH, MAX_ELEMENTS
 from serving.api.keyed_route import KeyedRoute
-from serving.api.limits import MAX_JSON_BYTES
+from serving.api.limits import MAX_BODY_BYTES, MAX_JSON_BYTES
 from tests.api_app import Api, serving_api
 from tests.api_routes import Operation, operations
 
@@ -112,8 +112,20 @@ async def test_an_error_is_small_whatever_was_sent(api: Api, body: str) -> None:
 
 async def test_a_body_is_bounded_before_it_is_read(api: Api) -> None:
     headers = {**api.key("acme"), "Content-Type": "application/json"}
-    headers["Content-Length"] = str(MAX_JSON_BYTES + 1)
-    answer = await api.http.post("/generate/sdxl", content=b"{}", headers=headers)
+    for size, status in ((MAX_JSON_BYTES + 1, 422), (MAX_BODY_BYTES + 1, 413)):
+        headers["Content-Length"] = str(size)
+        answer = await api.http.post("/generate/sdxl", content=b"{}", headers=headers)
+        assert answer.status_code == status
+        keyless = {"Content-Length": str(size), "Content-Type": "application/json"}
+        answer = await api.http.post("/generate/sdxl", content=b"{}", headers=keyless)
+        assert answer.status_code == 401
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 65_536
+
+    headers = {**api.key("acme"), "Content-Type": "application/json"}
+    answer = await api.http.post("/generate/sdxl", content=endless(), headers=headers)
     assert answer.status_code == 413
 
 
