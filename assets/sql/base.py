@@ -29,6 +29,9 @@ def connect(url: str) -> Engine:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
+        # The log is written into the database, and cut, at a megabyte rather than at four.
+        cursor.execute("PRAGMA wal_autocheckpoint=250")
+        cursor.execute("PRAGMA journal_size_limit=1048576")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

@@ -15,9 +15,6 @@ from serving.api.context import Context, answer_headers, context_of
 from serving.logs import note
 from serving.tenants.rate import RateLimited
 
-#: What a request takes of a tenant's rate: one that only reads is cheap.
-_READ, _WRITE = 0.1, 1.0
-
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -78,17 +75,18 @@ async def principal_with(context: Context, key: str | None) -> Principal:
 
 
 async def spend(context: Context, request: Request, who: Principal) -> None:
-    """Part of the requests that the tenant's plan allows in a minute; the answer says how many
-    are left.
+    """One of the requests that the tenant's plan allows in a minute; the answer says how many are
+    left.
 
     Raises:
         RateLimited: none is.
     """
     if who.plan.requests_per_min is None:
         return
-    share = _READ if request.method in ("GET", "HEAD") else _WRITE
+    limiter = context.backends.limiter
+    take = limiter.take_read if request.method in ("GET", "HEAD") else limiter.take
     try:
-        quota = await asyncio.to_thread(context.backends.limiter.take, who, share)
+        quota = await asyncio.to_thread(take, who)
     except RateLimited as limited:
         answer_headers(request).update(limited.quota.headers())
         raise

@@ -19,10 +19,11 @@ BreaksAt = Callable[[Recipe, int], int | None]
 _MOST_EFFORT, _LEAST_STEPS = 1.75, 10
 
 
-def blame(recipe: Recipe, steps: int, breaks_at: BreaksAt) -> NotFinite:
+def blame(recipe: Recipe, steps: int, breaks_at: BreaksAt, *, is_proven: bool = False) -> NotFinite:
     """The error about ``recipe``, which failed in ``steps`` steps: up to the step where it breaks,
     the checkpoint alone is tried, then halves of what came on top, until one asset is left or
-    the effort is spent. What has no weight is not suspected."""
+    the effort is spent. What has no weight is not suspected; nor is a checkpoint that
+    ``is_proven``, because finite images were generated with it."""
     bare = replace(recipe, loras=(), inversions=())
     loras = [lora for lora in recipe.loras if lora.weight or lora.text_weight]
     suspects: list[LoraUse | InversionUse] = [*loras, *recipe.inversions]
@@ -30,7 +31,7 @@ def blame(recipe: Recipe, steps: int, breaks_at: BreaksAt) -> NotFinite:
     try:
         if len(suspects) > 1:
             trials.find_step(suspects)
-        if not suspects or trials.breaks([]):
+        if not suspects or (not is_proven and trials.breaks([])):
             parts = (recipe.unet, recipe.text_encoder, recipe.text_encoder_2)
             keys = tuple(blob.key for blob in parts)
             return NotFinite("the checkpoint {assets} draws nothing finite at these settings", keys)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeVar, cast
 
 import torch
+from cachetools import LRUCache
 
 from assets.content import Blob, Component
 from assets.errors import AssetError
@@ -144,6 +145,8 @@ class Engine:
         )
         #: (width, height) → how many pictures at once have been compiled.
         self._warmed: dict[tuple[int, int], tuple[int, ...]] = {}
+        #: UNets, by content key, with which finite images were generated.
+        self._proven: LRUCache[str, bool] = LRUCache(1_000)
         # Held for good: after a swap that failed the engine must be able to go back to it.
         self._base = self.shelf.prepare(self.base)
         self.become(self._base)
@@ -354,6 +357,7 @@ class Engine:
                 self._check(prepared, request, turns, is_cancelled)
         self._settle()
         self._check(prepared, request, turns, is_cancelled)
+        self._proven[prepared.recipe.unet.key] = True
         spent = {f"{phase}_ms": ms for phase, ms in laps.read_ms().items()}
         drawing = Drawing(
             images=(),
@@ -416,7 +420,8 @@ class Engine:
                     break
             return None
 
-        return blame(prepared.recipe, request.steps, breaks_at)
+        is_proven = prepared.recipe.unet.key in self._proven
+        return blame(prepared.recipe, request.steps, breaks_at, is_proven=is_proven)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,8 @@ from serving.errors import Refused
 from serving.tenants.rows import RateRow
 
 WINDOW_S = 60.0
+#: What a request that only reads takes, of one.
+_READ = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +55,43 @@ class RateLimiter:
         self._engine = engine
         self._now = now
 
-    def take(self, principal: Principal, share: float = 1.0) -> Quota | None:
-        """So many requests, or part of one. None where the plan sets no limit.
+    def take(self, principal: Principal) -> Quota | None:
+        """One request. None where the plan sets no limit.
 
         Raises:
             RateLimited: with the seconds until there is one again.
         """
+        return self._take(principal, principal.queue_id, 1.0, WINDOW_S)
+
+    def take_read(self, principal: Principal) -> Quota | None:
+        """One that only reads, of ten times as many a minute, and as many at once as there are
+        requests a minute. Apart from the others: who has none left may still look.
+
+        Raises:
+            RateLimited: with the seconds until there is one again.
+        """
+        return self._take(principal, f"{principal.queue_id}/reads", _READ, _READ * WINDOW_S)
+
+    def _take(
+        self, principal: Principal, bucket: str, share: float, burst_s: float
+    ) -> Quota | None:
+        """``share`` of a request; those that come at once may take ``burst_s`` of the window."""
         limit = principal.plan.requests_per_min
         if limit is None:
             return None
         share_s = share * WINDOW_S / limit
         with Session(self._engine) as session, session.begin():
-            alone(session, f"rate/{principal.queue_id}")
+            alone(session, f"rate/{bucket}")
             now = self._now()
-            row = session.get(RateRow, principal.queue_id)
+            row = session.get(RateRow, bucket)
             if row is None:
-                row = RateRow(tenant_id=principal.queue_id, whole_at_s=now)
+                row = RateRow(tenant_id=bucket, whole_at_s=now)
                 session.add(row)
             # A clock that was set back must not shut a tenant out for longer than a window.
-            ahead_s = min(max(row.whole_at_s - now, 0.0), WINDOW_S)
-            if ahead_s + share_s > WINDOW_S + 1e-6:
-                retry_after_s = ahead_s + share_s - WINDOW_S
+            ahead_s = min(max(row.whole_at_s - now, 0.0), burst_s)
+            if ahead_s + share_s > burst_s + 1e-6:
+                retry_after_s = ahead_s + share_s - burst_s
                 raise RateLimited(Quota(limit, 0, ahead_s), retry_after_s)
             ahead_s += share_s
             row.whole_at_s = now + ahead_s
-        return Quota(limit, int((WINDOW_S - ahead_s) * limit / WINDOW_S + 1e-6), ahead_s)
+        return Quota(limit, int((burst_s - ahead_s) / share_s + 1e-6), ahead_s)

@@ -113,9 +113,10 @@ def test_requests_a_minute(platform: Running) -> None:
             if answer.status_code == 429:
                 assert answer.json()["code"] == "rate_limited"
                 assert 0 < int(answer.headers["retry-after"]) <= 20
-        look = http.get("/v1/assets")  # which spends little, and nothing is left
-        assert look.status_code == 429
-        assert 0 < int(look.headers["retry-after"]) <= 2
+        looks = [http.get("/v1/assets") for _ in range(8)]  # which has a rate of its own
+        assert looks[0].status_code == 200
+        assert looks[-1].status_code == 429
+        assert 0 < int(looks[-1].headers["retry-after"]) <= 2
         platform.directory.set_plan("hasty", "unlimited")
         deadline = time.monotonic() + 30
         while "ratelimit" in http.get("/v1/assets").headers:  # keys are known for seconds

@@ -57,6 +57,13 @@ def test_what_has_no_weight_is_not_suspected() -> None:
     assert nobody.steps == 0
 
 
+def test_a_checkpoint_that_has_worked_is_not_tried() -> None:
+    model = Model({"a0"}, step=39)
+    found = blame(recipe({"a0": 2.0}), 40, model.breaks_at, is_proven=True)
+    assert found.blamed == ("ta0",)
+    assert model.steps == 0
+
+
 def test_the_checkpoint_an_inversion_and_two_together() -> None:
     words = recipe({"a0": 1.0}, ("a1",))
     assert "the checkpoint" in str(blame(words, 4, Model(set(), step=2).breaks_at))
