@@ -25,10 +25,10 @@ class BlobRecords(Protocol):
     def known(self, keys: Collection[str]) -> set[str]:
         """Those that have a record, whether anything refers to them or not."""
 
-    def stored_bytes(self, tenant_id: str) -> int:
+    def stored_bytes(self, tenant_id: str, *, restorable: bool = True) -> int:
         """All that is kept for a tenant: what its assets refer to, deleted ones that can be
         restored included, each blob once; uploads until their ingest has ended; and what
-        what :meth:`keep` was told of."""
+        what :meth:`keep` was told of. Without ``restorable`` deleted assets are left out."""
 
     def keep(self, key: str, tenant_id: str, size_bytes: int) -> None:
         """An object that is no asset's file lies in the store for a tenant: a result, an image, a

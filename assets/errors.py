@@ -63,13 +63,7 @@ class QuotaExceeded(AssetError):
 
     def __str__(self) -> str:
         what, limit = self.args
-        kept = ""
-        if what == "bytes of storage":
-            kept = " (what is deleted counts for a week, unless it is deleted with for_good=true)"
-        return (
-            f"your plan allows {limit} {what}; delete some{kept}, or ask the operator for "
-            "another plan"
-        )
+        return f"your plan allows {limit} {what}; delete some, or ask the operator for another plan"
 
 
 class InvalidAsset(AssetError):

@@ -29,6 +29,7 @@ from assets.failpoint import reach
 from assets.keys import BLOBS, PREVIEWS, blob_key, blob_of, pictured_by, preview_key
 from assets.parts import PartStore, open_parts
 from assets.principal import Principal
+from assets.purge import Purge
 from assets.records import AssetRecords, Page, Query
 from assets.resolve import BASE_NAME, Resolved, Wanted, find, find_base, resolve
 from assets.store import ObjectStore, put_bytes, read_bytes
@@ -78,6 +79,7 @@ class Library:
         self._now = now
         self._base: TTLCache[str, Asset] = TTLCache(1, _BASE_S)
         self._base_lock = Lock()
+        self._purge = Purge(records, blobs, store)
         self.uploads = Uploads(records, blobs, store, parts or open_parts(store), now, quota)
 
     def _find(self, principal: Principal, reference: str, verb: Verb) -> Asset:
@@ -108,12 +110,8 @@ class Library:
         if changed is None:  # in between it was deleted, or its ingest ended
             return self.delete(principal, asset.id, for_good=for_good)
         if for_good:
-            self._purge(changed)
+            self._purge(changed, self._now())
         return changed
-
-    def _purge(self, asset: Asset) -> None:
-        if self._records.purge(asset.id) and asset.preview:
-            self._drop_preview(asset.preview)
 
     def _delete(self, asset: Asset) -> Asset | None:
         changed = self._records.update(
@@ -123,7 +121,7 @@ class Library:
             reach("delete.recorded")
             self.uploads.drop(asset)
             if not asset.parts and not asset.report:  # nobody has ever used it
-                self._purge(changed)
+                self._purge(changed, self._now())
         return changed
 
     def delete_expired(self) -> Sequence[Asset]:

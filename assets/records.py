@@ -103,6 +103,10 @@ class AssetRecords(Protocol):
     def forgotten(self, before_s: float) -> Sequence[Asset]:
         """Assets that were deleted before then and still refer to blobs."""
 
+    def restorable(self, tenant_id: str) -> Sequence[Asset]:
+        """A tenant's deleted assets that still refer to blobs, the one first that was deleted
+        first."""
+
     def stale(self, status: str, before_s: float) -> Sequence[Asset]:
         """Assets of that status whose last change is older than ``before_s``."""
 

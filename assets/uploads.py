@@ -26,6 +26,7 @@ from assets.ids import new_asset_id
 from assets.keys import PARTS, UPLOADS, upload_key
 from assets.parts import LEAST_PART_BYTES, MOST_PART_BYTES, PART_BYTES, Part, PartStore
 from assets.principal import Principal
+from assets.purge import Purge
 from assets.records import AssetRecords
 from assets.resolve import find
 from assets.store import ObjectStore
@@ -102,6 +103,7 @@ class Uploads:
         self._parts = parts
         self._now = now
         self._quota = quota
+        self._purge = Purge(records, blobs, store)
 
     def _find(self, principal: Principal, reference: str, verb: Verb) -> Asset:
         return find(self._records, principal, reference, verb, self._now())
@@ -147,6 +149,7 @@ class Uploads:
         reach("upload.created")
         if new.size_bytes is None:
             return added
+        self.make_room(principal.tenant_id, principal.plan.storage_bytes)
         upload = {
             "id": self._parts.begin(upload_key(added.id)),
             "size_bytes": new.size_bytes,
@@ -166,10 +169,25 @@ class Uploads:
         """``held_bytes`` of what is stored are the upload's own."""
         if limit is None:
             return MAX_UPLOAD_BYTES
-        room = limit - self._blobs.stored_bytes(tenant_id) + held_bytes
+        room = limit - self._blobs.stored_bytes(tenant_id, restorable=False) + held_bytes
         if room <= 0:
             raise QuotaExceeded("bytes of storage", limit)
         return min(room, MAX_UPLOAD_BYTES)
+
+    def make_room(self, tenant_id: str, limit: int | None) -> None:
+        """Deleted assets give way to what is stored by now, the oldest first.
+
+        Raises:
+            QuotaExceeded: without any of them it is still too much.
+        """
+        if limit is None:
+            return
+        deleted = iter(self._records.restorable(tenant_id))
+        while self._blobs.stored_bytes(tenant_id) > limit:
+            asset = next(deleted, None)
+            if asset is None:
+                raise QuotaExceeded("bytes of storage", limit)
+            self._purge(asset, self._now())
 
     def state(self, principal: Principal, reference: str) -> Upload:
         """How far an upload in parts is.
@@ -278,9 +296,11 @@ class Uploads:
         _checked_size(declared_bytes, most)
         size = most if declared_bytes is None else declared_bytes
         self._hold(asset, size)
-        if limit is not None and self._blobs.stored_bytes(asset.tenant_id) > limit:
-            self._hold(asset, 0)  # others have begun beside it
-            raise QuotaExceeded("bytes of storage", limit)
+        try:
+            self.make_room(asset.tenant_id, limit)
+        except QuotaExceeded:  # others have begun beside it
+            self._hold(asset, 0)
+            raise
         return size
 
     def ended(self, key: str, received_bytes: int) -> None:

@@ -245,7 +245,10 @@ class Workshop:
             IngestRejected: the tenant's plan has no room for it.
         """
         limit = None if self._quota is None else self._quota(asset.tenant_id)
-        if limit is not None and self._blobs.stored_bytes(asset.tenant_id) > limit:
+        if (
+            limit is not None
+            and self._blobs.stored_bytes(asset.tenant_id, restorable=False) > limit
+        ):
             raise IngestRejected(str(QuotaExceeded("bytes of storage", limit)))
 
     def _look(self, kind: AssetKind, converted: dict[str, Any]) -> str:

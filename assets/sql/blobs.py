@@ -112,12 +112,13 @@ class SqlBlobRecords:
                 found.update(session.scalars(select(BlobRow.key).where(BlobRow.key.in_(some))))
         return found
 
-    def stored_bytes(self, tenant_id: str) -> int:
+    def stored_bytes(self, tenant_id: str, *, restorable: bool = True) -> int:
         mine = AssetRow.tenant_id == tenant_id
+        refer = (mine,) if restorable else (mine, _IS_LIVE)
         held = (
             select(BlobRefRow.blob_key)
             .join(AssetRow, AssetRow.id == BlobRefRow.asset_id)
-            .where(mine)
+            .where(*refer)
         )
         blobs = select(func.sum(BlobRow.size_bytes)).where(BlobRow.key.in_(held))
         refers = exists().where(BlobRefRow.asset_id == AssetRow.id)

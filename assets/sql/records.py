@@ -213,6 +213,10 @@ class SqlAssetRecords:
     def forgotten(self, before_s: float) -> Sequence[Asset]:
         return self._all(AssetRow.deleted_at_s < before_s, or_(_REFERS, _SAYS_SOMETHING))
 
+    def restorable(self, tenant_id: str) -> Sequence[Asset]:
+        found = self._all(AssetRow.tenant_id == tenant_id, ~_IS_LIVE, _REFERS)
+        return sorted(found, key=lambda asset: asset.deleted_at_s or 0.0)
+
     def stale(self, status: str, before_s: float) -> Sequence[Asset]:
         return self._all(AssetRow.status == status, AssetRow.changed_at_s < before_s)
 

@@ -60,6 +60,8 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(generate_simply.router)
     app.include_router(jobs.router)
     app.include_router(previews.router)
+    app.include_router(previews.costly_router)
+    app.include_router(assets.costly_router)
     app.include_router(assets.router)
     app.include_router(objects.router)
     app.include_router(organisation.router)

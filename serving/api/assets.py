@@ -17,7 +17,7 @@ from assets.records import Query as AssetQuery
 from assets.uploads import NewAsset
 from serving.api import answers
 from serving.api.context import Context, Ctx
-from serving.api.keyed_route import KeyedRoute, Who
+from serving.api.keyed_route import CostlyRoute, KeyedRoute, Who
 from serving.api.openapi import answers_with
 from serving.api.wire_assets import (
     ChangeAsset,
@@ -31,6 +31,7 @@ from serving.api.wire_assets import (
 from serving.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
+costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=CostlyRoute)
 
 
 #: Of a listing; ``after`` goes further.
@@ -242,7 +243,7 @@ async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     return {"asset": asset_answer(context, asset, who), "transfer_api": transfer}
 
 
-@router.post("/{ref:path}/warm", **answers_with(answers.Warmed))
+@costly_router.post("/{ref:path}/warm", **answers_with(answers.Warmed))
 async def warm(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     """Bring an asset's bytes up on every node, before anybody waits for them."""
     tiers = await context.platform.warm(who, ref)

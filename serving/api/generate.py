@@ -14,13 +14,13 @@ from starlette.background import BackgroundTask
 from assets.principal import Principal
 from serving.api import answers, idempotency
 from serving.api.context import Context, Ctx
-from serving.api.keyed_route import KeyedRoute, Who
+from serving.api.keyed_route import CostlyRoute, Who
 from serving.api.openapi import answers_with, reads_headers
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import Cancelled
 from serving.jobs.jobs import Job
 
-router = APIRouter(tags=["generate"], route_class=KeyedRoute)
+router = APIRouter(tags=["generate"], route_class=CostlyRoute)
 T = TypeVar("T")
 
 

@@ -19,13 +19,13 @@ from serving.api import answers, idempotency
 from serving.api.context import Context, Ctx
 from serving.api.generate import once, while_connected
 from serving.api.idempotency import check_room
-from serving.api.keyed_route import KeyedRoute, Who, bearer
+from serving.api.keyed_route import CostlyRoute, Who, bearer
 from serving.api.openapi import answers_with, reads_headers
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.jobs.jobs import Job
 
 
-class OpenTenantRoute(KeyedRoute):
+class OpenTenantRoute(CostlyRoute):
     """Takes a request without a key as anonymous, where the operator has named a tenant for it."""
 
     needs_key = False

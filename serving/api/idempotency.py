@@ -88,7 +88,9 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
 async def check_room(context: Context, who: Principal) -> None:
     """Raises QuotaExceeded: what is generated is stored, and the tenant's plan has no room."""
     if who.plan.storage_bytes is not None:
-        await asyncio.to_thread(context.platform.library.uploads.room, who)
+        uploads = context.platform.library.uploads
+        await asyncio.to_thread(uploads.room, who)
+        await asyncio.to_thread(uploads.make_room, who.tenant_id, who.plan.storage_bytes)
 
 
 async def finished(context: Context, job: Job, timeout_s: float) -> Job:

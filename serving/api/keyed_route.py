@@ -37,6 +37,8 @@ class KeyedRoute(OpenRoute):
 
     #: Whether a request without a key is never answered.
     needs_key = True
+    #: Whether it takes engines' or nodes' time, and a whole request of the rate.
+    is_costly = False
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -46,7 +48,7 @@ class KeyedRoute(OpenRoute):
             who = await self.authenticate(context, request)
             note(tenant=who.tenant_id)
             request.state.principal = who
-            await spend(context, request, who)
+            await spend(context, request, who, is_costly=self.is_costly)
             return await handle(request)
 
         return admit
@@ -54,6 +56,12 @@ class KeyedRoute(OpenRoute):
     async def authenticate(self, context: Context, request: Request) -> Principal:
         """Raises Unauthenticated."""
         return await principal_with(context, bearer(request))
+
+
+class CostlyRoute(KeyedRoute):
+    """Generates, or moves bytes between tiers."""
+
+    is_costly = True
 
 
 async def _parsed(request: Request) -> JsonRequest:
@@ -74,7 +82,7 @@ async def principal_with(context: Context, key: str | None) -> Principal:
     return known if known is not None else await asyncio.to_thread(keyring.authenticate, key)
 
 
-async def spend(context: Context, request: Request, who: Principal) -> None:
+async def spend(context: Context, request: Request, who: Principal, *, is_costly: bool) -> None:
     """One of the requests that the tenant's plan allows in a minute; the answer says how many are
     left.
 
@@ -84,7 +92,7 @@ async def spend(context: Context, request: Request, who: Principal) -> None:
     if who.plan.requests_per_min is None:
         return
     limiter = context.backends.limiter
-    take = limiter.take_read if request.method in ("GET", "HEAD") else limiter.take
+    take = limiter.take if is_costly else limiter.take_cheap
     try:
         quota = await asyncio.to_thread(take, who)
     except RateLimited as limited:

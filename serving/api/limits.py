@@ -121,6 +121,6 @@ def _too_long(declared: int | None, most: int) -> Exception:
     """Within the limits of its fields no request has MAX_JSON_BYTES: one that is announced and a
     little longer has a field that does not fit, and is answered as such."""
     reason = f"a body of more than {most} bytes"
-    if declared is None or declared > MAX_BODY_BYTES:
+    if most != MAX_JSON_BYTES or declared is None or declared > MAX_BODY_BYTES:
         return HTTPException(413, reason)
     return InvalidRequest("body", reason)

@@ -19,12 +19,13 @@ from assets.store import put_bytes
 from serving.api import answers, idempotency
 from serving.api.assets import asset_answer
 from serving.api.context import Context, Ctx
-from serving.api.keyed_route import KeyedRoute, Who
+from serving.api.keyed_route import CostlyRoute, KeyedRoute, Who
 from serving.api.openapi import answers_with, reads_bytes, reads_headers
 from serving.api.request_model import RequestModel
 from serving.platform import Order
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
+costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=CostlyRoute)
 
 
 class DrawPreview(RequestModel):
@@ -54,7 +55,7 @@ async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str
     return await _keep(context, who, asset, await asyncio.to_thread(preview_of, bytes(data)))
 
 
-@router.post(
+@costly_router.post(
     "/{ref:path}/preview",
     **answers_with(answers.OneAsset),
     openapi_extra=reads_headers(Idempotency_Key="With the same key it is charged once."),

@@ -21,8 +21,8 @@ from serving.errors import Refused
 from serving.tenants.rows import RateRow
 
 WINDOW_S = 60.0
-#: What a request that only reads takes, of one.
-_READ = 0.1
+#: What a request that generates nothing takes, of one.
+_CHEAP = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +56,21 @@ class RateLimiter:
         self._now = now
 
     def take(self, principal: Principal) -> Quota | None:
-        """One request. None where the plan sets no limit.
+        """One that generates. None where the plan sets no limit.
 
         Raises:
             RateLimited: with the seconds until there is one again.
         """
         return self._take(principal, principal.queue_id, 1.0, WINDOW_S)
 
-    def take_read(self, principal: Principal) -> Quota | None:
-        """One that only reads, of ten times as many a minute, and as many at once as there are
-        requests a minute. Apart from the others: who has none left may still look.
+    def take_cheap(self, principal: Principal) -> Quota | None:
+        """One that generates nothing, of ten times as many a minute, and as many at once as there
+        are requests a minute. Apart from the others: who has none left may still look.
 
         Raises:
             RateLimited: with the seconds until there is one again.
         """
-        return self._take(principal, f"{principal.queue_id}/reads", _READ, _READ * WINDOW_S)
+        return self._take(principal, f"{principal.queue_id}/cheap", _CHEAP, _CHEAP * WINDOW_S)
 
     def _take(
         self, principal: Principal, bucket: str, share: float, burst_s: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -127,6 +128,25 @@ async def test_what_can_be_restored_counts_and_what_is_gone_for_good_does_not(
     assert restored.status_code == 200
     lost = await api.http.post(f"/v1/assets/{made[1].id}/restore", headers=mine)
     assert lost.status_code == 404
+
+
+async def test_what_was_deleted_gives_way(api: Api, mine: dict[str, str]) -> None:
+    (tenant,) = api.backends.directory.tenants()
+    made = [ready_asset("acme", f"a{index}", "lora", tenant.id) for index in range(3)]
+    for asset in made:
+        parts = {"lora": replace(asset.parts["lora"], size_bytes=400)}
+        api.backends.records.add(replace(asset, parts=parts))  # type: ignore[arg-type]
+    for asset in made[:2]:
+        await api.http.delete(f"/v1/assets/{asset.id}", headers=mine)
+    assert await stored(api, mine) == 1_200  # a plan that was larger before
+    new = await create(api, mine, "new")
+    assert (await api.http.put(path_of(new), content=bytes(100))).status_code == 200
+    assert await stored(api, mine) == 900  # the one that was deleted first is gone
+    restored = await api.http.post(f"/v1/assets/{made[1].id}/restore", headers=mine)
+    assert restored.status_code == 200
+    lost = await api.http.post(f"/v1/assets/{made[0].id}/restore", headers=mine)
+    assert lost.status_code == 404
+    assert (await api.http.put(path_of(new), content=bytes(201))).status_code == 413
 
 
 async def test_results_and_images_count_as_long_as_they_are_kept(

@@ -1,0 +1,33 @@
+"""A deleted asset goes for good: its row, its words, its preview, and where nobody else can want
+them its bytes."""
+
+from __future__ import annotations
+
+from assets.asset import Asset
+from assets.blobs import BlobRecords
+from assets.keys import stored_blob_key
+from assets.records import AssetRecords, Query
+from assets.store import ObjectStore
+
+
+class Purge:
+    def __init__(self, records: AssetRecords, blobs: BlobRecords, store: ObjectStore) -> None:
+        self._records = records
+        self._blobs = blobs
+        self._store = store
+
+    def __call__(self, asset: Asset, now_s: float) -> None:
+        """``asset`` as it was before: what it refers to is read from it."""
+        if not self._records.purge(asset.id):
+            return
+        if asset.preview:
+            self._blobs.unkeep([asset.preview])
+            self._store.delete(asset.preview)
+        # A private blob can only be claimed by an ingest of its own tenant; anything else is left
+        # to the collector, which waits until every ingest that might want it has ended.
+        if self._records.list(Query(tenant_id=asset.tenant_id, status="uploaded", limit=1)).total:
+            return
+        for key in {blob.key for blob in asset.parts.values() if blob.key.startswith("t")}:
+            if self._blobs.doom(key, now_s):
+                self._store.delete(stored_blob_key(key))
+                self._blobs.forget(key)
