@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse
 
 from assets.access import may
 from assets.asset import ASSET_KINDS, Asset
@@ -17,7 +18,7 @@ from assets.records import Query as AssetQuery
 from assets.uploads import NewAsset
 from serving.api import answers
 from serving.api.context import Context, Ctx
-from serving.api.keyed_route import CostlyRoute, KeyedRoute, Who
+from serving.api.keyed_route import CostlyRoute, KeyedRoute, SearchRoute, Who
 from serving.api.openapi import answers_with
 from serving.api.wire_assets import (
     ChangeAsset,
@@ -31,6 +32,7 @@ from serving.api.wire_assets import (
 from serving.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
+search_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=SearchRoute)
 costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=CostlyRoute)
 
 
@@ -149,7 +151,7 @@ async def abort_upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}
 
 
-@router.get("", **answers_with(answers.AssetPage))
+@search_router.get("", **answers_with(answers.AssetPage))
 async def listing(
     context: Ctx,
     who: Who,
@@ -169,7 +171,7 @@ async def listing(
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
     after: Annotated[str, Query(max_length=64)] = "",
-) -> dict[str, Any]:
+) -> JSONResponse:
     """One's own assets, or with ``is_public`` everybody's public ones, or with ``shared`` those
     that others share. ``q``: words, with each of which one of its name, description
     or trigger words begins; ``tag``, repeated: tags that all must be there. ``after``, the last
@@ -183,7 +185,7 @@ async def listing(
         and engine_type in (None, "image")
     )
     if not served:
-        return {"data": [], "has_more": False, "total": 0, "next": None}
+        return JSONResponse({"data": [], "has_more": False, "total": 0, "next": None})
     query = AssetQuery(
         visibility="public" if is_public else None,
         shared_with=who.tenant_name if shared else None,
@@ -198,12 +200,15 @@ async def listing(
         after=after,
     )
     page = await asyncio.to_thread(context.platform.library.list, who, query)
-    return {
-        "data": [asset_answer(context, asset, who) for asset in page.assets],
-        "has_more": page.has_more,
-        "total": page.total,
-        "next": page.assets[-1].id if page.has_more else None,
-    }
+    # It is JSON already; FastAPI would walk through all of it to see.
+    return JSONResponse(
+        {
+            "data": [asset_answer(context, asset, who) for asset in page.assets],
+            "has_more": page.has_more,
+            "total": page.total,
+            "next": page.assets[-1].id if page.has_more else None,
+        }
+    )
 
 
 @router.post("/{ref:path}/complete-upload", **answers_with(answers.Completed))

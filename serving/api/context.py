@@ -15,6 +15,7 @@ from assets.ingest_runner import IngestRunner
 from assets.signing import Signer
 from serving.api.job_watch import JobWatch
 from serving.api.recent import Recent
+from serving.api.turns import Turns
 from serving.composition import Backends
 from serving.platform import Platform
 
@@ -41,6 +42,8 @@ class Context:
     #: Set when a job was accepted: whoever works on jobs need not wait for its next look.
     new_job: asyncio.Event = field(default_factory=asyncio.Event)
     job_watch: JobWatch = field(init=False)
+    #: Questions that look at many rows.
+    searches: Turns = field(default_factory=Turns)
     #: What anybody may ask for without a key.
     recent: Recent = field(default_factory=Recent)
     #: What is being asked for /readyz, by part: since when (seconds of the loop's clock), and what.

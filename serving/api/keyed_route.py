@@ -39,6 +39,8 @@ class KeyedRoute(OpenRoute):
     needs_key = True
     #: Whether it takes engines' or nodes' time, and a whole request of the rate.
     is_costly = False
+    #: Whether it looks at many rows: of a tenant's such requests one is worked on at a time.
+    takes_turns = False
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -49,7 +51,10 @@ class KeyedRoute(OpenRoute):
             note(tenant=who.tenant_id)
             request.state.principal = who
             await spend(context, request, who, is_costly=self.is_costly)
-            return await handle(request)
+            if not self.takes_turns:
+                return await handle(request)
+            async with context.searches.of(who.queue_id):
+                return await handle(request)
 
         return admit
 
@@ -62,6 +67,10 @@ class CostlyRoute(KeyedRoute):
     """Generates, or moves bytes between tiers."""
 
     is_costly = True
+
+
+class SearchRoute(KeyedRoute):
+    takes_turns = True
 
 
 async def _parsed(request: Request) -> JsonRequest:

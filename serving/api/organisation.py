@@ -20,13 +20,14 @@ from assets.records import Query as AssetQuery
 from serving.api import answers
 from serving.api.body import MAX_INTEGER
 from serving.api.context import Ctx
-from serving.api.keyed_route import KeyedRoute, Who, principal_of
+from serving.api.keyed_route import KeyedRoute, SearchRoute, Who, principal_of
 from serving.api.openapi import answers_bytes, answers_with
 from serving.api.request_model import RequestModel
 from serving.api.wire_assets import Short, timestamp
 from serving.tenants.meter import UNITS, Usage
 
 router = APIRouter(prefix="/v1", tags=["organisation"], route_class=KeyedRoute)
+search_router = APIRouter(prefix="/v1", tags=["organisation"], route_class=SearchRoute)
 _ROWS_AT_ONCE = 200
 
 
@@ -90,7 +91,7 @@ async def organisation(context: Ctx, who: Who) -> dict[str, Any]:
     }
 
 
-@router.get("/usage", **answers_with(answers.UsagePage))
+@search_router.get("/usage", **answers_with(answers.UsagePage))
 async def usage(
     context: Ctx,
     who: Who,

@@ -14,8 +14,6 @@ from serving.api.server import allow_open_files, server_config
 from serving.local import local_context
 from serving.settings import Settings
 
-_SWITCH_S = 0.0005
-
 
 def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> None:
     async def run() -> None:
@@ -23,9 +21,6 @@ def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> Non
         async with local_context(settings) as context:
             progress(f"serving on {settings.resolved_public_url}")
             allow_open_files()
-            # The engine shares the interpreter with every request: it gives the interpreter away in
-            # each operation of torch, and must not wait five milliseconds to have it back.
-            sys.setswitchinterval(_SWITCH_S)
             # uvicorn sends itself the signal that has ended it once more; what is open here must
             # be closed before this process ends of it.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
