@@ -31,12 +31,12 @@ class BlobRecords(Protocol):
         what :meth:`keep` was told of. Without ``restorable`` deleted assets are left out."""
 
     def keep(self, key: str, tenant_id: str, size_bytes: int) -> None:
-        """An object that is no asset's file lies in the store for a tenant: a result, an image, a
-        preview. Call it when the object is there."""
+        """Count an object of the store that is not an asset's file: a result, an image or a preview
+        of a tenant. Call it after the object was stored."""
 
     def unkeep(self, keys: Collection[str]) -> None:
-        """These objects go. Call it before they are removed: what a crash leaves behind is looked
-        at again."""
+        """Count these objects no more. Call it before they are removed: an object that a crash
+        leaves behind is found and removed later."""
 
     def garbage(self, before_s: float) -> Sequence[str]:
         """What no asset refers to, a restorable one either, and nobody claimed since."""

@@ -268,8 +268,8 @@ class _GuardedBackend(httpcore.NetworkBackend):
 
 
 def _not_public(host: str) -> str:
-    """The same for a name that nobody knows as for one of the inside: a tenant learns nothing of
-    what there is."""
+    """The same text for an unknown name as for an internal one: a tenant learns nothing about
+    internal hosts."""
     return f"{host!r} cannot be resolved, or is not on the public internet"
 
 

@@ -120,7 +120,7 @@ class Library:
         if changed is not None:
             reach("delete.recorded")
             self.uploads.drop(asset)
-            if not asset.parts and not asset.report:  # nobody has ever used it
+            if not asset.parts and not asset.report:  # it was never usable
                 self._purge(changed, self._now())
         return changed
 
@@ -181,8 +181,8 @@ class Library:
         self._store.delete(key)
 
     def _moved_preview(self, asset: Asset) -> str | None:
-        """The key of a copy of the preview: URLs of the old one end with the sharing under which
-        they were given out, also a store's own URLs, which ask nobody."""
+        """Copy the preview to a new key, and return it. URLs of the old key then end with the
+        sharing under which they were made, including those that the store itself signed."""
         if asset.preview is None or self._store.size(asset.preview) is None:
             return None
         key = preview_key(asset.id, secrets.token_hex(32))

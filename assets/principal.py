@@ -36,5 +36,5 @@ class Principal:
 
     @property
     def queue_id(self) -> str:
-        """Whose queue, rate and share a request takes: anonymous ones have their own."""
+        """Identifies the queue, rate and share of a request; anonymous requests have their own."""
         return f"{self.tenant_id}/anonymous" if self.role == "anonymous" else self.tenant_id

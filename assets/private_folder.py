@@ -1,4 +1,4 @@
-"""Folders that hold weights, prompts and secrets: this user's, whoever else uses the machine."""
+"""Folders for weights, prompts and secrets: private to this user on a shared machine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ log = logging.getLogger(__name__)
 
 
 class UnsafeFolder(AssetError):
-    """Others may have put there what is in it; says what to do."""
+    """Another user may have written to the folder; the message says what to do."""
 
 
 def keep_private() -> None:
-    """What this process and its children create is for this user alone."""
+    """Make files that this process and its children create private to this user."""
     os.umask(0o077)
 
 
 def private_folder(folder: Path) -> Path:
-    """``folder``, made if need be, which others neither write to nor read.
+    """Return ``folder``, which is created if missing, after checking that no other user can write
+    to it. Read permission for others is removed.
 
     Raises:
         UnsafeFolder: it is another user's, a link, or others may write to it.
@@ -32,11 +33,11 @@ def private_folder(folder: Path) -> Path:
         if os.path.lexists(each):
             break
         missing.append(each)
-    for each in reversed(missing):  # whatever the umask of who calls
+    for each in reversed(missing):  # independent of the umask
         each.mkdir(mode=0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode):
-        raise UnsafeFolder(f"{folder} is no folder but a link or a file: remove it")
+        raise UnsafeFolder(f"{folder} is a link or a file and not a folder: remove it")
     if found.st_uid != os.getuid():
         raise UnsafeFolder(
             f"{folder} belongs to user {found.st_uid}: remove it, or configure another folder"

@@ -1,5 +1,5 @@
-"""A deleted asset goes for good: its row, its words, its preview, and where nobody else can want
-them its bytes."""
+"""Deletes an asset for good: its row, words and preview, and its bytes unless another asset may
+refer to them."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Reconciler:
         return sum(asset is not None for asset in ended)
 
     def _weigh(self, waiting: Sequence[Asset]) -> None:
-        """Uploads that went straight to the store, where nobody saw how many bytes came."""
+        """Record the size of uploads that clients sent directly to the store."""
         if not waiting:
             return
         present = {stored.key: stored.size_bytes for stored in self._store.list(UPLOADS)}

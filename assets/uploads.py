@@ -340,7 +340,7 @@ def _asset_id(key: str) -> str:
 
 
 def _checked_size(declared_bytes: int | None, most: int) -> int:
-    """Raises TooLarge. Whatever is declared, more than that many bytes are not taken."""
+    """Return ``most``, the number of bytes to accept. Raises TooLarge: more are declared."""
     if declared_bytes is not None and declared_bytes > most:
         raise TooLarge(f"{declared_bytes} bytes; at most {most} are accepted")
     return most

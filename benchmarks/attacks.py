@@ -3,8 +3,8 @@
     python -m benchmarks attacks                        # about two minutes
     python -m benchmarks attacks --before CHECKOUT      # and the same against an older checkout
 
-One platform in one process, so that whatever the gateway does takes from the engine. For each
-attack in turn images are generated alone and beside it. The attacker is a process of lower
+The platform runs in one process, so that work of the gateway takes time from the engine. For each
+attack in turn, images are generated without it and during it. The attacker is a process of lower
 priority: in the field it is another machine, which takes no processor from the platform.
 """
 

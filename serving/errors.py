@@ -7,7 +7,7 @@
     ├── NotServed            something that this platform does not do
     ├── InvalidRequest       a field that does not fit; ``field`` names it
     ├── NotFound             no key or member of that name
-    ├── Busy                 somebody else does it just now; a little later it can be done
+    ├── Busy                 another request is doing it; try again later
     ├── Refused              not admitted: 429 or 503, with ``retry_after_s``
     ├── BudgetExceeded       the month's engine seconds are used up, or held by other requests
     ├── DeadlineExceeded     not done in time

@@ -13,7 +13,7 @@ class Submission:
     ``named`` holds the content keys of what it asks for beside the base model."""
 
     request: DrawRequest
-    #: Whose queue it waits in (``Principal.queue_id``).
+    #: The queue that it waits in (``Principal.queue_id``).
     tenant_id: str
     weight: float
     timeout_s: float

@@ -70,7 +70,7 @@ def search_terms(text: str, tags: Sequence[str]) -> list[str]:
 
 
 def with_all(terms: Sequence[str], tenant_id: str | None) -> SelectBase:
-    """The ids of assets that have every tag, and for every word one that begins so."""
+    """The ids of assets that have every tag, and a word that begins with each of the words."""
     found = [_with(term, tenant_id) for term in terms]
     return found[0] if len(found) == 1 else intersect(*found)
 

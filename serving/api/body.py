@@ -25,7 +25,7 @@ MAX_INTEGER = 2**63 - 1
 
 
 class JsonRequest(Request):
-    """A request whose JSON is bounded."""
+    """A request whose JSON is parsed within bounds."""
 
     _document: Any = None
 
@@ -63,7 +63,7 @@ def _media_type(content_type: str | None) -> str:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise InvalidRequest("body", f"{name} is no number")
+    raise InvalidRequest("body", f"{name} is not a number")
 
 
 def _check(document: Any) -> None:

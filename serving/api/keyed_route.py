@@ -19,7 +19,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class OpenRoute(APIRoute):
-    """A route without a key: what is read with no key is public, or its URL is the secret."""
+    """A route without a key: what it returns is public, or its URL is the secret."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -70,6 +70,8 @@ class CostlyRoute(KeyedRoute):
 
 
 class SearchRoute(KeyedRoute):
+    """Looks at many rows."""
+
     takes_turns = True
 
 
@@ -116,5 +118,5 @@ def principal_of(request: Request) -> Principal:
     return cast(Principal, request.state.principal)
 
 
-#: Who asks.
+#: The authenticated principal of a request.
 Who = Annotated[Principal, Depends(principal_of)]

@@ -17,7 +17,7 @@ from serving.api.protocol import MAX_HEAD_BYTES
 from serving.errors import InvalidRequest
 
 MAX_JSON_BYTES = 1 << 20
-#: Nothing that is no upload is as long.
+#: The limit of any body that is not an upload.
 MAX_BODY_BYTES = 16 << 20
 #: From its first byte to its last, of a body that is read into memory.
 BODY_S = 30.0
@@ -118,8 +118,8 @@ def _paced(receive: Receive) -> Receive:
 
 
 def _too_long(declared: int | None, most: int) -> Exception:
-    """Within the limits of its fields no request has MAX_JSON_BYTES: one that is announced and a
-    little longer has a field that does not fit, and is answered as such."""
+    """The limits of the fields keep every valid JSON body below MAX_JSON_BYTES. A declared body
+    that is somewhat longer must have an invalid field, and is answered as a 422."""
     reason = f"a body of more than {most} bytes"
     if most != MAX_JSON_BYTES or declared is None or declared > MAX_BODY_BYTES:
         return HTTPException(413, reason)

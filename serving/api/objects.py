@@ -30,7 +30,7 @@ from serving.errors import Busy
 router = APIRouter(tags=["objects"], route_class=OpenRoute)
 
 Token = Annotated[str, Query(max_length=256)]
-#: Of an upload whose gateway died: so long until another may begin.
+#: After a gateway died during an upload, another upload to the key may begin after this time.
 _LEASE_S = 60.0
 _BYTES = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d{1,18})-\Z")

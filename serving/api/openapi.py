@@ -90,7 +90,7 @@ def _complete(operation: dict[str, Any], security: list[Mapping[str, Any]] | Non
     statuses = (*_ANY, *(_KEYED if security else ()))
     statuses += _WITH_BODY if "requestBody" in operation else ()
     responses = operation["responses"]
-    responses.pop("422", None)  # FastAPI's own, which is not the one that is answered
+    responses.pop("422", None)  # FastAPI's own error model, which this API does not use
     for status in statuses:
         content = {_JSON: {"schema": _reference(Error)}}
         error = {"description": _MEANING[status], "content": content}
@@ -136,12 +136,12 @@ def _add(schemas: dict[str, Any], name: str) -> None:
 
 _MEANING = {
     200: "It was done.",
-    400: "The request is none, or its body is no JSON.",
-    401: "No key, or one that is not valid.",
+    400: "The request is malformed, or its body is not JSON.",
+    401: "The key is missing or not valid.",
     402: "The month's budget has no room for it.",
     403: "The key's role, or the plan, does not allow it.",
-    404: "There is no such thing, or not for this key.",
-    409: "Somebody else does it just now.",
+    404: "It does not exist, or this key may not see it.",
+    409: "Another request is doing it now; try again later.",
     408: "The body came too slowly.",
     413: "The body is too long.",
     415: "The body's type or encoding is not read.",

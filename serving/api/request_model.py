@@ -1,4 +1,4 @@
-"""What every request's body has in common."""
+"""The base model of request bodies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationInfo, field_validator
 
 
 class RequestModel(BaseModel):
-    """A truth value is no number, as which Python would take it."""
+    """The base of all request bodies. Refuses booleans for numbers, which pydantic would accept."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -16,5 +16,5 @@ class RequestModel(BaseModel):
         if isinstance(value, bool) and info.field_name is not None:
             annotation = cls.model_fields[info.field_name].annotation
             if annotation is not bool and bool not in get_args(annotation):
-                raise ValueError("true and false mean nothing here")
+                raise ValueError("a boolean is not accepted here")
         return value

@@ -25,7 +25,7 @@ def exposure(settings: Settings) -> Iterator[Finding]:
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
-    """Whoever may write into one decides what is generated."""
+    """A user who can write to one of these folders can change what is generated."""
     for what, folder in (
         ("data folder's owner", settings.data_dir),
         ("disk tier's owner", settings.resolved_disk_dir),
@@ -88,7 +88,7 @@ def _in_clear(settings: Settings) -> Iterator[Finding]:
         remedy = "use https in AO_STORE_OPTIONS"
         yield Finding("store's TLS", "warn", f"{endpoint.netloc} without TLS", remedy)
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
-        remedy = "set RAY_AUTH_MODE=token: whoever reaches Ray's ports runs code here"
+        remedy = "set RAY_AUTH_MODE=token: anyone who reaches Ray's ports can run code here"
         yield Finding("Ray's token", "fail", "switched off", remedy)
 
 

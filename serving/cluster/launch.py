@@ -126,7 +126,7 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
             log_to_driver=False,
         )
         return
-    # Ray lets everybody into its own folder; nobody else gets to it through this one.
+    # Ray makes its folder accessible to all users; this parent keeps them out.
     folder = private_folder(settings.resolved_ray_temp_dir) / "r"
     ray.init(
         address="local",
@@ -143,8 +143,8 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
 
 
 def _close_to_others(settings: Settings) -> None:
-    """Each of Ray's processes opens its folders to everybody when it starts, whatever the umask.
-    They lie in a private one; this is the second lock."""
+    """Remove other users' permissions from Ray's folders, which every starting Ray process makes
+    world-writable. Their parent is private already."""
     for each, _, _ in os.walk(settings.resolved_ray_temp_dir):
         if not os.path.islink(each):
             os.chmod(each, 0o700)

@@ -1,8 +1,8 @@
 """Settings on their way to the processes of a Ray cluster.
 
-Ray keeps an actor's arguments in its tables, on disk and in memory, and shows them to whoever
-reads those. So the secrets among the settings are encrypted with a key derived from the cluster's
-token, which is not in the tables and which every process of the cluster has.
+Ray keeps an actor's arguments in its tables, on disk and in memory. So the secrets among the
+settings are encrypted with a key derived from the cluster's token, which every process of the
+cluster has and which is not in the tables.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PURPOSE = b"asset-orchestrator settings"
 
 
 class NotSealed(ServingError):
-    """There is no token to encrypt with, or it is another one; says what to do."""
+    """The token is missing, or differs from the one that sealed; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

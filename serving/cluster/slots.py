@@ -118,8 +118,8 @@ class Slot:
 
 
 def _bind_serve_to(host: str) -> None:
-    """Serve opens a port of its own in every replica, on all interfaces, and has no setting for it;
-    nothing here uses it. It asks for Ray's token."""
+    """Make Serve's gRPC port of each replica listen on ``host``. Serve opens it on all interfaces
+    and has no setting for it; it requires Ray's token, and this platform does not use it."""
     from ray.serve._private import replica
 
     add_port = replica.add_port_to_grpc_server

@@ -76,7 +76,7 @@ class _Trials:
         self._steps = self._try(suspects, self._steps) or self._steps
 
     def breaks(self, suspects: Sequence[LoraUse | InversionUse]) -> bool:
-        """Raises _EffortSpent: it cannot be told with the steps that are left."""
+        """Raises _EffortSpent: too few steps are left to find out."""
         within = min(self._steps, self._left)
         if not within:
             raise _EffortSpent

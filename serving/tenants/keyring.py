@@ -202,8 +202,8 @@ class Keyring:
         raise Unauthenticated("this API key is not valid (unknown, malformed, expired or revoked)")
 
     def anonymous(self, tenant: str, requests_per_min: int) -> Principal:
-        """Who asks without a key, where the operator has opened a tenant to everybody. All of
-        them share one rate.
+        """The principal of requests without a key, which an open tenant pays for. All of them share
+        one rate.
 
         Raises:
             InvalidRequest: there is no such tenant.

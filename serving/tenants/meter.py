@@ -27,8 +27,8 @@ from serving.tenants.rows import BudgetRow, LedgerRow, ReservationRow, TenantRow
 UsageKind = Literal["picture", "attempt", "storage"]
 UNITS: Mapping[str, str] = {"picture": "gpu_s", "attempt": "gpu_s", "storage": "gb_hours"}
 _HOUR_S = 3600.0
-#: Of the tenant's own images, or of other tenants' newest ones: how many the cost of the next is
-#: estimated from. One that bought more has no more weight.
+#: How many of the tenant's own images, or of other tenants' newest ones, one each, the cost of the
+#: next image is estimated from.
 _RECENT, _MOST_TENANTS = 50, 200
 #: Rows of the ledger in which other tenants' newest images are looked for.
 _RECENT_ROWS = 20_000

@@ -56,7 +56,7 @@ class RateLimiter:
         self._now = now
 
     def take(self, principal: Principal) -> Quota | None:
-        """One that generates. None where the plan sets no limit.
+        """Take a request that generates. None where the plan sets no limit.
 
         Raises:
             RateLimited: with the seconds until there is one again.
@@ -64,8 +64,9 @@ class RateLimiter:
         return self._take(principal, principal.queue_id, 1.0, WINDOW_S)
 
     def take_cheap(self, principal: Principal) -> Quota | None:
-        """One that generates nothing, of ten times as many a minute, and as many at once as there
-        are requests a minute. Apart from the others: who has none left may still look.
+        """Take a request that generates nothing. Ten times as many are allowed a minute, and as
+        many at once as the plan has requests a minute. The two rates are independent: a tenant
+        that has used up the first can still read.
 
         Raises:
             RateLimited: with the seconds until there is one again.

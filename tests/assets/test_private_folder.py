@@ -51,7 +51,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
     (tmp_path / "file").touch()
     for name in ("link", "nowhere", "file"):
-        with pytest.raises(UnsafeFolder, match="no folder"):
+        with pytest.raises(UnsafeFolder, match="not a folder"):
             private_folder(tmp_path / name)
 
 
