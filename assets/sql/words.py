@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import Index, Select, SelectBase, String, delete, intersect, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -66,7 +66,13 @@ def search_terms(text: str, tags: Sequence[str]) -> list[str]:
     distinct = list(dict.fromkeys(terms))
     if len(distinct) > MAX_TERMS:
         raise InvalidAsset("q", f"a search has at most {MAX_TERMS} different words and tags")
-    return distinct
+    # What begins with a word begins with the beginnings of that word, too.
+    return [term for term in distinct if not any(map(_extends(term), distinct))]
+
+
+def _extends(term: str) -> Callable[[str], bool]:
+    """Whether a word is a longer one that begins with ``term``; a tag is whole."""
+    return lambda other: other != term and not term.startswith("#") and other.startswith(term)
 
 
 def with_all(terms: Sequence[str], tenant_id: str | None) -> SelectBase:

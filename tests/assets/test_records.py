@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 
 from assets.asset import Asset
 from assets.content import Blob
-from assets.errors import NameTaken, QuotaExceeded
+from assets.errors import InvalidAsset, NameTaken, QuotaExceeded
 from assets.ids import is_asset_id, new_asset_id
 from assets.records import Query
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
-from assets.sql.words import WordRow
+from assets.sql.words import WordRow, search_terms
 
 
 @pytest.fixture
@@ -283,6 +283,12 @@ def test_a_deleted_asset_is_found_by_no_word_until_it_is_restored(records: SqlAs
     assert (found(), words()) == (0, 0)
     records.update(one.id, {"status": "ready", "deleted_at_s": None})
     assert found() == 1
+
+
+def test_a_search_asks_for_no_beginning_of_a_word_that_it_asks_for() -> None:
+    assert search_terms("S st style STYLES other", ["s", "st"]) == ["styles", "other", "#s", "#st"]
+    with pytest.raises(InvalidAsset, match="8 different"):
+        search_terms("a b c d e f g h", ["i"])
 
 
 def test_what_is_purged_leaves_its_number_and_no_more(
