@@ -133,7 +133,8 @@ class PeerServer:
         self._signer = signer
         self._strangers = 0
         self._threads = ThreadPoolExecutor(_MOST_FETCHES, "peer")
-        self._loop = asyncio.new_event_loop()
+        # Not the process's own kind: Ray Serve's is uvloop, which has no sendfile.
+        self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="peers", daemon=True)
         self._thread.start()
         starting = asyncio.start_server(self._serve, host, 0, limit=_MAX_HEAD_BYTES, backlog=64)

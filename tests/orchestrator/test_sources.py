@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import socket
@@ -318,6 +319,22 @@ async def test_an_endpoint_starts_where_another_loop_runs(tmp_path: Path) -> Non
     node = Provisioner(StoreSource(FsspecStore(f"file://{tmp_path}/store")), *tiers)
     assert node.join("n", "127.0.0.1", Signer(b"s" * 32)).startswith("http://127.0.0.1:")
     node.close()
+
+
+def test_an_endpoint_serves_where_uvloop_makes_the_loops(
+    store: MisbehavingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a replica of Ray Serve."""
+    uvloop = pytest.importorskip("uvloop")
+    monkeypatch.setattr(asyncio, "new_event_loop", uvloop.new_event_loop)
+    made = Cluster(store, tmp_path, 2)
+    try:
+        made.nodes[made.order[0]].bring(BLOB)[0].release()
+        lease, line = made.nodes[made.order[1]].bring(BLOB)
+        lease.release()
+        assert line.tier == "peer"
+    finally:
+        made.close()
 
 
 def test_owners_are_the_same_everywhere_and_spread(cluster: Cluster) -> None:
