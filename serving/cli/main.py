@@ -72,10 +72,11 @@ def serve(
 
             serve_in_process(options, progress_printer())
         else:
-            from serving.cluster.environment import require_tokens
+            from serving.cluster.environment import listen_on_loopback, require_tokens
 
             if options.ray_address == "local":
                 require_tokens()
+                listen_on_loopback()
             from serving.cluster.launch import serve_forever
 
             serve_forever(options, progress_printer())

@@ -12,8 +12,7 @@ ON_THE_HEAD = {"node:__internal_head__": 0.001}
 
 
 def require_tokens() -> None:
-    """Make a Ray that is started here require a token and listen on loopback only, including its
-    metrics exporters. Call before Ray is imported.
+    """Make a Ray that is started here require a token; call before Ray is imported.
 
     A token or a mode that the operator has set already is left as it is.
     """
@@ -23,5 +22,10 @@ def require_tokens() -> None:
     if os.environ["RAY_AUTH_MODE"] == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def listen_on_loopback() -> None:
+    """Make a Ray of one node, which is started here, listen on loopback only, including its metrics
+    exporters; call before Ray is imported."""
     # On Linux its only effect is that a node's address is 127.0.0.1.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
