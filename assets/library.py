@@ -110,7 +110,7 @@ class Library:
         if changed is None:  # in between it was deleted, or its ingest ended
             return self.delete(principal, asset.id, for_good=for_good)
         if for_good:
-            self._purge(changed, self._now())
+            self._purge(changed)
         return changed
 
     def _delete(self, asset: Asset) -> Asset | None:
@@ -121,7 +121,7 @@ class Library:
             reach("delete.recorded")
             self.uploads.drop(asset)
             if not asset.parts and not asset.report:  # it was never usable
-                self._purge(changed, self._now())
+                self._purge(changed)
         return changed
 
     def delete_expired(self) -> Sequence[Asset]:

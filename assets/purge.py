@@ -16,9 +16,9 @@ class Purge:
         self._blobs = blobs
         self._store = store
 
-    def __call__(self, asset: Asset, now_s: float) -> None:
-        """``asset`` as it was before: what it refers to is read from it."""
-        if not self._records.purge(asset.id):
+    def __call__(self, asset: Asset) -> None:
+        """``asset`` is deleted; what it refers to is read from it."""
+        if asset.deleted_at_s is None or not self._records.purge(asset.id):
             return
         if asset.preview:
             self._blobs.unkeep([asset.preview])
@@ -28,6 +28,7 @@ class Purge:
         if self._records.list(Query(tenant_id=asset.tenant_id, status="uploaded", limit=1)).total:
             return
         for key in {blob.key for blob in asset.parts.values() if blob.key.startswith("t")}:
-            if self._blobs.doom(key, now_s):
+            # A claim since the deletion is another asset's, which is about to refer to the blob.
+            if self._blobs.doom(key, asset.deleted_at_s):
                 self._store.delete(stored_blob_key(key))
                 self._blobs.forget(key)

@@ -149,7 +149,12 @@ class Uploads:
         reach("upload.created")
         if new.size_bytes is None:
             return added
-        self.make_room(principal.tenant_id, principal.plan.storage_bytes)
+        try:
+            self.make_room(principal.tenant_id, principal.plan.storage_bytes)
+        except QuotaExceeded:  # another upload began beside it
+            self._records.update(added.id, {"status": "deleted", "deleted_at_s": self._now()})
+            self._records.purge(added.id)
+            raise
         upload = {
             "id": self._parts.begin(upload_key(added.id)),
             "size_bytes": new.size_bytes,
@@ -187,7 +192,7 @@ class Uploads:
             asset = next(deleted, None)
             if asset is None:
                 raise QuotaExceeded("bytes of storage", limit)
-            self._purge(asset, self._now())
+            self._purge(asset)
 
     def state(self, principal: Principal, reference: str) -> Upload:
         """How far an upload in parts is.
