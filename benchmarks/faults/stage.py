@@ -246,8 +246,9 @@ def _digest(path: Path) -> str:
 
 def _mount(folder: Path) -> bool:
     """A small disk of its own at ``folder``; whoever is not root has none."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    folder.mkdir(mode=0o700)
+    options = f"size={DISK_BYTES},mode=700"  # a tmpfs is open to everybody by default
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
         return subprocess.run(command, capture_output=True).returncode == 0
     except FileNotFoundError:
