@@ -21,6 +21,9 @@ from serving.errors import InvalidRequest
 #: In the body of any model; each model's own limits are lower.
 MAX_ELEMENTS = 2_000
 MAX_DEPTH = 16
+#: Of commas and brackets, before anything is parsed: parsing a megabyte of them keeps every other
+#: thread waiting. Prompts hold some, too.
+MAX_MARKS = 20_000
 MAX_INTEGER = 2**63 - 1
 
 
@@ -48,6 +51,8 @@ class JsonRequest(Request):
             raise HTTPException(
                 415, f"the body is {kind[:80]}; send Content-Type: application/json"
             )
+        if sum(map(text.count, (b",", b"[", b"{"))) > MAX_MARKS:
+            raise InvalidRequest("body", f"more than {MAX_ELEMENTS} elements")
         try:
             document = json.loads(text, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:

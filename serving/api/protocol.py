@@ -12,6 +12,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.api.throttle import PACE, at_address
+
 #: Request line and headers together, and what a chunked body holds beside its data.
 MAX_HEAD_BYTES = 64 << 10
 #: From the first byte of a request, or of a connection, until its headers are complete.
@@ -93,7 +95,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _refuse_head(self) -> None:
-        if self._is_answered:
+        """Now, or later: a client that comes back at once waits in between."""
+        self._stop_request_timer()
+        host = self.client[0] if self.client else ""
+        if delay_s := PACE.delay_s(at_address(host)):
+            self.transport.pause_reading()
+            self.loop.call_later(delay_s, self._refuse_head_now)
+        else:
+            self._refuse_head_now()
+
+    def _refuse_head_now(self) -> None:
+        if self._is_answered and not self.transport.is_closing():
             self.transport.write(_answer(431, "Request Header Fields Too Large"))
         self._close()
 

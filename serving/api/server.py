@@ -8,6 +8,7 @@ from typing import Any
 import uvicorn
 
 from serving.api.protocol import BoundedHttpProtocol
+from serving.api.throttle import Throttle
 from serving.settings import Settings
 
 _OPEN_FILES = 65_536
@@ -16,7 +17,7 @@ _OPEN_FILES = 65_536
 def server_config(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
     """``options`` are uvicorn's; logs are the platform's own."""
     return uvicorn.Config(
-        app,
+        Throttle(app),
         host=settings.host,
         port=settings.port,
         http=BoundedHttpProtocol,

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 
 from assets.plan import Plan
 from assets.resolve import MAX_LORAS
-from serving.api.body import MAX_DEPTH, MAX_ELEMENTS
+from serving.api.body import MAX_DEPTH, MAX_ELEMENTS, MAX_MARKS
 from serving.api.keyed_route import KeyedRoute
 from serving.api.limits import MAX_BODY_BYTES, MAX_JSON_BYTES
 from tests.api_app import Api, serving_api
@@ -144,6 +144,19 @@ async def test_elements_and_depth_have_limits_of_their_own(api: Api) -> None:
     loras = {f"lora{i}": 1.0 for i in range(MAX_LORAS + 1)}
     body = {"prompt": "x", "loras": loras}
     assert (await api.http.post("/generate/sdxl", json=body, headers=headers)).status_code == 422
+
+
+async def test_a_body_of_separators_is_refused_before_it_is_parsed(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(*_: Any, **__: Any) -> None:
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr("serving.api.body.json.loads", parse)
+    headers = {**api.key("acme"), "Content-Type": "application/json"}
+    body = b'{"prompt":"x","seed":[' + b'"",' * (MAX_MARKS + 1) + b'""]}'
+    answer = await api.http.post("/generate/sdxl", content=body, headers=headers)
+    assert answer.status_code == 422
 
 
 async def test_every_field_of_every_request_has_a_limit(api: Api) -> None:
