@@ -13,11 +13,15 @@ import time
 from collections.abc import Callable
 
 from cachetools import LRUCache
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: Such answers a second, for each client of this process, and how many may come at once.
 ANSWERS_PER_S = 50.0
 BURST = 50
+#: So many bytes of a body count as one answer more, up to _MOST_COST.
+_BODY_BYTES = 64 << 10
+_MOST_COST = 10.0
 #: No answer waits for longer: a connection that waits takes one of the places that there are.
 MAX_DELAY_S = 5.0
 _MAX_CLIENTS = 10_000
@@ -32,11 +36,12 @@ class Pace:
         self._now = now
         self._due_s: LRUCache[str, float] = LRUCache(_MAX_CLIENTS)
 
-    def delay_s(self, client: str) -> float:
-        """Count one more answer to ``client``, and return how long it has to wait."""
+    def delay_s(self, client: str, cost: float = 1.0) -> float:
+        """Count one more answer to ``client``, which costs as much as ``cost`` short ones; return
+        how long it has to wait."""
         now = self._now()
         earliest = now - BURST / ANSWERS_PER_S
-        due = max(self._due_s.get(client, 0.0), earliest) + 1 / ANSWERS_PER_S
+        due = max(self._due_s.get(client, 0.0), earliest) + cost / ANSWERS_PER_S
         self._due_s[client] = min(due, now + MAX_DELAY_S)
         return min(max(0.0, due - now), MAX_DELAY_S)
 
@@ -60,11 +65,16 @@ class Throttle:
         async def send_in_time(message: Message) -> None:
             if message["type"] == "http.response.start":
                 client = _unpaid(scope, message["status"])
-                if client is not None and (delay_s := self._pace.delay_s(client)):
-                    await asyncio.sleep(delay_s)
+                if client is not None:
+                    await asyncio.sleep(self._pace.delay_s(client, _cost(scope)))
             await send(message)
 
         await self._app(scope, receive, send_in_time)
+
+
+def _cost(scope: Scope) -> float:
+    declared = int(Headers(scope=scope).get("content-length", 0))
+    return min(_MOST_COST, 1 + declared / _BODY_BYTES)
 
 
 def at_address(host: str) -> str:

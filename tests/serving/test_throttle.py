@@ -45,11 +45,11 @@ def test_no_delay_grows_beyond_its_bound_and_none_is_owed_for_longer() -> None:
     ],
 )
 def test_who_waits(path: str, status: int, principal: Principal | None, client: str | None) -> None:
-    asked: list[str] = []
+    asked: list[tuple[str, float]] = []
 
     class Asked(Pace):
-        def delay_s(self, client: str) -> float:
-            asked.append(client)
+        def delay_s(self, client: str, cost: float = 1.0) -> float:
+            asked.append((client, cost))
             return 0.0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -68,6 +68,7 @@ def test_who_waits(path: str, status: int, principal: Principal | None, client: 
 
     throttle = Throttle(app, Asked())
     scope = {"type": "http", "path": path, "state": {}, "client": ("10.0.0.1", 5)}
+    scope["headers"] = [(b"content-length", b"131072")]
     asyncio.run(throttle(scope, receive, send))
-    assert asked == ([client] if client else [])
+    assert asked == ([(client, 3.0)] if client else [])
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
