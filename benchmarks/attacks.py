@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
@@ -202,8 +202,10 @@ def recover(url: str) -> None:
     time.sleep(2)
 
 
-def measure(checkouts: Mapping[str, Path], images: int) -> dict[str, Any]:
-    found: dict[str, Any] = {name: {} for name in checkouts}
+def measure(
+    checkouts: Mapping[str, Path], images: int, attacks: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {name: {} for name in checkouts}
     with ExitStack() as stack:
         running = {}
         for name, checkout in checkouts.items():
@@ -211,7 +213,7 @@ def measure(checkouts: Mapping[str, Path], images: int) -> dict[str, Any]:
             url, keys = running[name] = stack.enter_context(platform(checkout, folder))
             for _ in range(5):
                 image_s(url, keys[0])
-        for attack_name in ATTACKS:
+        for attack_name in attacks:
             for name, (url, keys) in running.items():
                 alone = [image_s(url, keys[0]) for _ in range(images)]
                 attacked, probe_s = beside(attack_name, url, keys, images)
@@ -247,6 +249,7 @@ def table(result: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks attacks")
     parser.add_argument("--before", type=Path, help="an older checkout")
+    parser.add_argument("--only", nargs="+", choices=ATTACKS, help="replaces these rows of --out")
     parser.add_argument("--images", type=int, default=10, help="of each median")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--json", action="store_true")
@@ -257,7 +260,11 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     checkouts = {"before": arguments.before.resolve()} if arguments.before else {}
-    result = measure({**checkouts, "now": ROOT}, arguments.images)
+    attacks = arguments.only or list(ATTACKS)
+    result = measure({**checkouts, "now": ROOT}, arguments.images, attacks)
+    if arguments.only and arguments.out.exists():
+        known = json.loads(arguments.out.read_text())
+        result = {name: {**known.get(name, {}), **rows} for name, rows in result.items()}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result) if arguments.json else table(result))
 

@@ -134,6 +134,16 @@ def test_whole_requests_figures_are_those_of_the_results() -> None:
     assert not any(row["failed"] for row in result["rows"])
 
 
+def test_the_attacks_figures_are_those_of_the_results() -> None:
+    from benchmarks import attacks
+
+    result = json.loads(attacks.RESULT.read_text())
+    assert attacks.table(result) in (ROOT / "docs" / "security.md").read_text()
+    assert set(result["now"]) == set(attacks.ATTACKS)
+    for row in result["now"].values():
+        assert row["ratio"] <= 1.5
+
+
 def test_the_overheads_figures_are_those_of_the_results() -> None:
     from benchmarks import overhead, wire
 
