@@ -8,16 +8,16 @@ from typing import Any
 import uvicorn
 
 from serving.api.protocol import BoundedHttpProtocol
-from serving.api.throttle import Throttle
 from serving.settings import Settings
 
 _OPEN_FILES = 65_536
 
 
 def server_config(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
-    """``options`` are uvicorn's; logs are the platform's own."""
+    """``app`` is one, or where its factory is; ``options`` are uvicorn's; logs are the platform's
+    own."""
     return uvicorn.Config(
-        Throttle(app),
+        app,
         host=settings.host,
         port=settings.port,
         http=BoundedHttpProtocol,

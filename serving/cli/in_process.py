@@ -11,6 +11,7 @@ import uvicorn
 
 from serving.api.app import create_app
 from serving.api.server import allow_open_files, server_config
+from serving.api.throttle import Throttle
 from serving.local import local_context
 from serving.settings import Settings
 
@@ -24,6 +25,7 @@ def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> Non
             # uvicorn sends itself the signal that has ended it once more; what is open here must
             # be closed before this process ends of it.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-            await uvicorn.Server(server_config(settings, create_app(context))).serve()
+            app = Throttle(create_app(context))
+            await uvicorn.Server(server_config(settings, app)).serve()
 
     asyncio.run(run())

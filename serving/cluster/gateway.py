@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import ray
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from assets.model import load_manifest
 from assets.private_folder import keep_private
@@ -13,6 +13,7 @@ from assets.resolve import BASE_NAME
 from assets.signing import Signer
 from serving.api.app import create_app
 from serving.api.context import Context
+from serving.api.throttle import Throttle
 from serving.cluster.dispatcher_actor import ClusterDrawer
 from serving.cluster.ingest_actor import ClusterIngest
 from serving.composition import open_backends, open_fetcher
@@ -21,7 +22,7 @@ from serving.platform import Platform
 from serving.settings import Settings
 
 
-def app() -> FastAPI:
+def app() -> ASGIApp:
     """Called once in each gateway; the settings come through the environment."""
     keep_private()
     settings = Settings()
@@ -39,7 +40,7 @@ def app() -> FastAPI:
     backends = open_backends(settings)
     drawer = ClusterDrawer(settings)
     native = load_manifest(backends.store, BASE_NAME).native_size
-    return create_app(
+    application = create_app(
         Context(
             platform=Platform(
                 backends.library,
@@ -61,3 +62,4 @@ def app() -> FastAPI:
             status=drawer.status,
         )
     )
+    return Throttle(application)
