@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,15 @@ from benchmarks.replay.generator import generate
 from benchmarks.replay.neighbour import flood_of_loras, loud_neighbour
 from benchmarks.replay.replica import Hardware
 from benchmarks.replay.simulation import OURS, POLICIES, replay
-from benchmarks.replay.trace import BadTrace, TraceRequest, at_load, read_trace, write_trace
+from benchmarks.replay.trace import (
+    BASE_MODEL,
+    BadTrace,
+    TraceRequest,
+    at_load,
+    is_checkpoint,
+    read_trace,
+    write_trace,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,11 +119,38 @@ def test_file_tiers_spare_the_store(trace: list[TraceRequest]) -> None:
     stream = at_load(trace[:2_000], 0.5, 4, 2.86)
     bare = replay(stream, OURS, Hardware(replicas=4))
     tiered = replay(stream, OURS, Hardware(replicas=4, host_bytes=40 * 10**9, disk_bytes=10**12))
-    distinct = {name for r in stream for name in r.assets}
+    distinct = {key for r in stream for key in r.assets}
     assert tiered.store_bytes < bare.store_bytes
-    assert tiered.store_bytes == sum(
-        (5 if name.startswith("c:") else 1) * 10**9 for name in distinct
-    )
+    assert tiered.store_bytes == sum((5 if is_checkpoint(key) else 1) * 10**9 for key in distinct)
+
+
+def test_names_are_names(trace: list[TraceRequest]) -> None:
+    """Whatever checkpoints and LoRAs are called, and be it the same, nothing else becomes of it."""
+    stream = at_load(trace[:2_000], 0.6, 4, 2.86)
+    names = sorted({r.checkpoint for r in stream} | {n for r in stream for n, _ in r.loras})
+    plain = {name: f"{index:05d}" for index, name in enumerate(names)}  # ties break as before
+    renamed = [
+        replace(r, checkpoint=plain[r.checkpoint], loras=tuple((plain[n], w) for n, w in r.loras))
+        for r in stream
+    ]
+    alike = [replace(r, loras=tuple((r.checkpoint, w) for _, w in r.loras)) for r in stream]
+    hardware = Hardware(replicas=4)
+    before, after = (replay(each, OURS, hardware) for each in (stream, renamed))
+    assert after.checkpoint_loads == before.checkpoint_loads > 0
+    assert after.lora_loads == before.lora_loads
+    same = replay(alike, OURS, hardware)
+    loads = same.checkpoint_loads * hardware.checkpoint_bytes
+    assert same.store_bytes == loads + same.lora_loads.total() * hardware.lora_bytes
+
+
+def test_a_line_without_a_checkpoint_is_for_the_base_model(
+    trace: list[TraceRequest], tmp_path: Path
+) -> None:
+    path = tmp_path / "trace.csv"
+    write_trace(path, [replace(r, checkpoint="") for r in trace[:3]])
+    read = read_trace(path)
+    assert {r.checkpoint for r in read} == {BASE_MODEL}
+    assert describe(read)["different checkpoints"] == 1
 
 
 def test_affinity_is_worth_it(trace: list[TraceRequest]) -> None:

@@ -21,7 +21,14 @@ from benchmarks.replay.neighbour import flood_of_loras, loud_neighbour
 from benchmarks.replay.replica import Hardware
 from benchmarks.replay.report import report
 from benchmarks.replay.simulation import OURS, POLICIES, replay
-from benchmarks.replay.trace import BadTrace, TraceRequest, at_load, read_trace, write_trace
+from benchmarks.replay.trace import (
+    BASE_MODEL,
+    BadTrace,
+    TraceRequest,
+    at_load,
+    read_trace,
+    write_trace,
+)
 
 KEPT = Path(__file__).parents[1] / "results" / "replay.json"
 
@@ -106,7 +113,13 @@ def _parse() -> argparse.Namespace:
 
 def _trace(arguments: argparse.Namespace) -> list[TraceRequest]:
     if arguments.trace is not None:
-        return read_trace(arguments.trace)
+        trace = read_trace(arguments.trace)
+        nameless = sum(request.checkpoint == BASE_MODEL for request in trace)
+        if nameless:
+            _say(
+                f"{nameless} of {len(trace)} lines name no checkpoint: they are for the base model"
+            )
+        return trace
     return generate(arguments.requests, arguments.seed)
 
 

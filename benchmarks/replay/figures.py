@@ -29,28 +29,50 @@ def jain(values: Iterable[float]) -> float:
     return sum(all_values) ** 2 / (len(all_values) * squares) if squares else math.nan
 
 
+def slowdowns(outcome: Outcome, trace: Sequence[TraceRequest]) -> list[float]:
+    """Latency over the time that the request takes alone on a replica that has all it needs, of
+    each; infinite for one that was not served."""
+    hardware = outcome.hardware
+    return [
+        math.inf
+        if math.isnan(latency)
+        else latency / (hardware.swap_s + r.cost * hardware.picture_s)
+        for latency, r in zip(outcome.latency_s, trace, strict=True)
+    ]
+
+
 def figures(outcome: Outcome, trace: Sequence[TraceRequest]) -> dict[str, Any]:
-    """Shares of requests or of LoRA uses, seconds, bytes."""
+    """Shares of requests or of LoRA uses, seconds, bytes. What was refused, or not begun in time,
+    counts in every quantile as what took longest."""
     done = [
         (latency, r) for latency, r in zip(outcome.latency_s, trace, strict=True)
         if not math.isnan(latency)
     ]  # fmt: skip
-    latencies = sorted(latency for latency, _ in done)
+    latencies = sorted(math.inf if math.isnan(each) else each for each in outcome.latency_s)
     by_tenant: dict[str, list[float]] = {}
+    slowed: dict[str, list[float]] = {}
     picture_s = outcome.hardware.picture_s
     for latency, request in done:
         by_tenant.setdefault(request.tenant, []).append(request.cost * picture_s / latency)
+    for slowdown, request in zip(slowdowns(outcome, trace), trace, strict=True):
+        slowed.setdefault(request.tenant, []).append(slowdown)
+    tenants = sorted(quantile(sorted(mine), 0.5) for mine in slowed.values() if len(mine) >= 20)
     mean_busy = fmean(outcome.busy_s)
     return {
         "policy": outcome.policy,
         "requests": len(trace),
         "refused": outcome.refused,
+        "failed": len(trace) - len(done),
         "checkpoint_misses": outcome.checkpoint_loads / max(1, len(done)),
         "lora_misses": outcome.lora_loads.total() / max(1, outcome.lora_uses.total()),
         "store_bytes": outcome.store_bytes,
         "p50_s": quantile(latencies, 0.5),
         "p95_s": quantile(latencies, 0.95),
         "p99_s": quantile(latencies, 0.99),
+        # Of the tenants' medians, over the tenants with enough requests.
+        "slowdown_p50": quantile(tenants, 0.5),
+        "slowdown_p95": quantile(tenants, 0.95),
+        "slowdown_p99": quantile(tenants, 0.99),
         "drawing_share": mean_busy / outcome.span_s,
         "imbalance": max(outcome.busy_s) / mean_busy,
         # Of how fast the tenants were served: drawing time over latency, on average.

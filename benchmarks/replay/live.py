@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from benchmarks.replay.figures import quantile
-from benchmarks.replay.trace import TraceRequest
+from benchmarks.replay.trace import BASE_MODEL, TraceRequest, checkpoint_key, lora_key
 
 
 def play(trace: Sequence[TraceRequest], url: str, key: str, speed: float, as_json: bool) -> None:
@@ -76,9 +76,11 @@ async def _ask(
         "steps": request.steps,
         "num_images": request.images,
     }
-    if names.get(request.checkpoint):
-        body["checkpoint"] = names[request.checkpoint]
-    loras = {names[name]: scale for name, scale in request.loras if names.get(name)}
+    if checkpoint := names.get(checkpoint_key(request.checkpoint)):
+        body["checkpoint"] = checkpoint
+    loras = {
+        names[lora_key(name)]: scale for name, scale in request.loras if names.get(lora_key(name))
+    }
     if loras:
         body["loras"] = loras
     started = time.monotonic()
@@ -94,20 +96,20 @@ async def _ask(
 
 
 async def _names(client: httpx.AsyncClient, trace: Sequence[TraceRequest]) -> dict[str, str]:
-    """Which asset stands for which name of the trace; an empty one for the base model."""
-    names: dict[str, str] = {}
-    for kind, used in (
-        ("checkpoint", Counter(r.checkpoint for r in trace)),
-        ("lora", Counter(name for r in trace for name, _ in r.loras)),
+    """Which asset stands for which key of the trace; an empty one for the base model."""
+    names: dict[str, str] = {checkpoint_key(BASE_MODEL): ""}
+    for kind, key, used in (
+        ("checkpoint", checkpoint_key, Counter(r.checkpoint for r in trace)),
+        ("lora", lora_key, Counter(name for r in trace for name, _ in r.loras)),
     ):
         there = await _assets(client, kind)
         # The base model is there without a name.
         stand_ins = ["", *there] if kind == "checkpoint" else [*there]
         for rank, (name, _) in enumerate(used.most_common()):
             if name in there or name in there.values():
-                names[name] = name
+                names[key(name)] = name
             elif stand_ins:
-                names[name] = stand_ins[rank % len(stand_ins)]
+                names.setdefault(key(name), stand_ins[rank % len(stand_ins)])
     return names
 
 

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf, isnan
 from typing import Any
 
 from benchmarks.replay.figures import quantile
@@ -47,9 +48,10 @@ def loud_neighbour(
                 latency for latency, r in zip(outcome.latency_s, stream, strict=True)
                 if r.tenant != loud
             ]  # fmt: skip
-            served = sorted(latency for latency in victims if latency == latency)
-            p95[name] = quantile(served, 0.95)
-            refused[name] = len(victims) - len(served)
+            # What is refused, or not begun in time, counts as what takes longest.
+            waited = sorted(inf if isnan(latency) else latency for latency in victims)
+            p95[name] = quantile(waited, 0.95)
+            refused[name] = sum(map(isnan, victims))
         rows.append(
             {
                 "policy": policy, "tenant": loud, "times": times,
@@ -71,7 +73,7 @@ def flooded(trace: Sequence[TraceRequest], share: float) -> list[TraceRequest]:
     span_s = trace[-1].arrival_s
     checkpoint = trace[0].checkpoint
     flood = [
-        TraceRequest(rng.random() * span_s, "flood", checkpoint, ((f"l:flood-{index}", 1.0),))
+        TraceRequest(rng.random() * span_s, "flood", checkpoint, ((f"flood-{index}", 1.0),))
         for index in range(count)
     ]
     return sorted([*trace, *flood], key=lambda r: r.arrival_s)

@@ -61,7 +61,7 @@ def multiplexed(rng: random.Random, max_ongoing: int = 5) -> Choose:
         def accepting(some: Sequence[SimulatedReplica]) -> list[SimulatedReplica]:
             return [r for r in some if r.outstanding < max_ongoing]
 
-        holders = accepting([r for r in replicas if r.holds(request.checkpoint)])
+        holders = accepting([r for r in replicas if r.holds(request.assets[0])])
         if holders:
             return _lesser_of_two(rng, holders)
         fewest = min(len(r.models.resident()) for r in replicas)

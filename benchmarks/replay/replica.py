@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks.replay.trace import TraceRequest
+from benchmarks.replay.trace import TraceRequest, is_checkpoint
 from orchestrator.device_tier import DeviceLease, DeviceTier
 from orchestrator.errors import TierFull
 
@@ -40,10 +40,6 @@ class Hardware:
 
     def speeds(self) -> dict[str, float]:
         return {"store": self.store_bytes_s, "disk": self.disk_bytes_s, "host": self.host_bytes_s}
-
-
-def is_checkpoint(asset: str) -> bool:
-    return asset.startswith("c:")
 
 
 class SimulatedNode:

@@ -91,7 +91,7 @@ def replay(
     limits: QueueLimits | None = None,
     timeout_s: float = float("inf"),
 ) -> Outcome:
-    """Play ``trace`` (whose checkpoints are called ``c:…``). Only our own policy may refuse."""
+    """Play ``trace``. Only our own policy may refuse."""
     world = _World(hardware)
     latency_s = [float("nan")] * len(trace)
     refused = 0
@@ -173,10 +173,11 @@ class _Ours:
 
     def arrive(self, index: int, request: TraceRequest, timeout_s: float) -> bool:
         now_s = self._world.now_s
+        checkpoint, *loras = request.assets
         waiting = Waiting(
-            str(index), request.tenant, request.work, request.checkpoint,
-            (self._blob(request.checkpoint),),
-            tuple(self._blob(name) for name, _ in request.loras), now_s, now_s + timeout_s,
+            str(index), request.tenant, request.work, checkpoint,
+            (self._blob(checkpoint),),
+            tuple(self._blob(lora) for lora in loras), now_s, now_s + timeout_s,
         )  # fmt: skip
         if self.room.arrive(waiting, now_s) is not None:
             return False

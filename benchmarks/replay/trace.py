@@ -6,7 +6,8 @@ One line a request, in order of arrival::
     0.41,t17,c3,"[{""id"":""l9"",""scale"":0.7}]",30,1,1024,1024
 
 ``arrival_s`` are seconds from the beginning, ``loras`` is JSON (``[]`` for none), sizes are
-pixels. What a trace calls a checkpoint or a LoRA is a name and nothing else.
+pixels. What a trace calls a checkpoint or a LoRA is a name and nothing else: the same name in
+both columns is two assets. An empty checkpoint stands for the served base model.
 """
 
 from __future__ import annotations
@@ -22,6 +23,25 @@ COLUMNS = ("arrival_s", "tenant", "checkpoint", "loras", "steps", "images", "wid
 
 #: What a picture of the usual size and number of steps is: the unit of ``cost``.
 USUAL_STEPS, USUAL_PIXELS = 30, 1024 * 1024
+
+
+#: The checkpoint of a line that names none.
+BASE_MODEL = "(base model)"
+_CHECKPOINT, _LORA = "checkpoint/", "lora/"
+
+
+def checkpoint_key(name: str) -> str:
+    """What a replica holds for the checkpoint ``name``."""
+    return _CHECKPOINT + name
+
+
+def lora_key(name: str) -> str:
+    """What a replica holds for the LoRA ``name``."""
+    return _LORA + name
+
+
+def is_checkpoint(key: str) -> bool:
+    return key.startswith(_CHECKPOINT)
 
 
 class BadTrace(Exception):
@@ -41,8 +61,8 @@ class TraceRequest:
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """What must be on the device, the checkpoint first."""
-        return (self.checkpoint, *(name for name, _ in self.loras))
+        """The keys of what must be on the device, the checkpoint first."""
+        return (checkpoint_key(self.checkpoint), *(lora_key(name) for name, _ in self.loras))
 
     @property
     def work(self) -> float:
@@ -90,15 +110,15 @@ def read_trace(path: Path) -> list[TraceRequest]:
 def _parse(row: dict[str, str]) -> TraceRequest:
     loras = tuple((str(use["id"]), float(use["scale"])) for use in json.loads(row["loras"]))
     request = TraceRequest(
-        float(row["arrival_s"]), row["tenant"], row["checkpoint"], loras,
+        float(row["arrival_s"]), row["tenant"], row["checkpoint"].strip() or BASE_MODEL, loras,
         int(row["steps"]), int(row["images"]), int(row["width"]), int(row["height"]),
     )  # fmt: skip
     if not (math.isfinite(request.arrival_s) and request.arrival_s >= 0):
         raise ValueError(f"arrival_s is {row['arrival_s']}")
     if not (request.work > 0 and request.steps > 0 and request.images > 0 and request.width > 0):
         raise ValueError("steps, images, width and height must be positive")
-    if not request.tenant or not request.checkpoint:
-        raise ValueError("tenant and checkpoint must be named")
+    if not request.tenant:
+        raise ValueError("the tenant must be named")
     return request
 
 
