@@ -1,0 +1,47 @@
+"""Pieces of prompts that other programs obey are named as read as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.prompt_syntax import unserved_syntax
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"),
+    [
+        ("a small (red:1.5) star", ["(red:1.5)"]),
+        ("a (((red))) star", ["((red))"]),
+        ("a red star <lora:outline:0.8>", ["<lora:outline:0.8>"]),
+        ("<hypernet:x:1> a", ["<hypernet:x:1>"]),
+        ("a small [red|green] star", ["[red|green]"]),
+        ("a [red:green:0.5] star", ["[red:green:0.5]"]),
+        ("a [dull] star", ["[dull]"]),
+        ("a red star, embedding:lagoon", ["embedding:lagoon"]),
+        ("a star BREAK a moon", ["BREAK"]),
+        ("a {red|green} star", ["{red|green}"]),
+        ("a (red)1.3 star, (big)++", ["(red)1.3", "(big)++"]),
+        ("a __color__ star", ["__color__"]),
+        ("(a:1.1), (b:0.9)", ["(a:1.1)", "(b:0.9)"]),
+    ],
+)
+def test_it_is_named(prompt: str, pieces: list[str]) -> None:
+    warnings = unserved_syntax(prompt)
+    assert [warning.split(" is read as text: ")[0] for warning in warnings] == pieces
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", "a house (old)", "a house (old), by night (1999)", "C++ code", "a ratio of 16:9",
+     "take a break", "snake_case__name", "an array a, b", "half-open [", "see: (this)"],
+)  # fmt: skip
+def test_plain_text_is_no_reason(prompt: str) -> None:
+    assert unserved_syntax(prompt, None) == ()
+
+
+def test_warnings_are_few_and_short_and_every_prompt_is_read() -> None:
+    many = " ".join(f"(w{index}:1.5)" for index in range(100))
+    assert len(unserved_syntax(many)) == 8
+    (warning,) = unserved_syntax(f"({'x' * 400}:1.5)")
+    assert len(warning) < 120
+    assert len(unserved_syntax("(a:1.5)", "(b:1.5)", None, "(b:1.5)")) == 2
