@@ -28,7 +28,7 @@ from typing import IO, Any, get_args
 from assets.asset import AssetKind
 from assets.content import Blob, Component, content_key
 from assets.errors import IngestRejected
-from assets.ingest import Ingested
+from assets.ingest import Ingested, OwnersWord, prediction_in
 from assets.skeleton import Skeleton
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,13 @@ class Cage:
         self._lock = threading.Lock()
 
     def ingest(
-        self, path: Path, kind: AssetKind, skeleton: Skeleton, salt: bytes | None, scratch: Path
+        self,
+        path: Path,
+        kind: AssetKind,
+        skeleton: Skeleton,
+        salt: bytes | None,
+        scratch: Path,
+        word: OwnersWord = OwnersWord(),  # noqa: B008 (frozen)
     ) -> Ingested:
         """What ``assets.ingest.ingest_file`` does, out there.
 
@@ -88,7 +94,7 @@ class Cage:
         seconds = self._limits.seconds(size_bytes)
         job = {
             "id": secrets.token_hex(8), "path": str(path), "kind": kind,
-            "skeleton": skeleton.to_json(), "scratch": str(scratch),
+            "skeleton": skeleton.to_json(), "scratch": str(scratch), "word": word.to_json(),
             "memory_bytes": self._limits.memory_bytes, "wall_s": seconds,
             "cpu_s": max(1, int(seconds)),
             "file_bytes": max(1 << 30, self._limits.most_growth * size_bytes),
@@ -105,7 +111,8 @@ class Cage:
             if component in answer["components"]:
                 place = scratch / component
                 sha256, written_bytes = _digest(place)
-                key = content_key(sha256, component, skeleton.digest, salt)
+                prediction = prediction_in(answer["report"])
+                key = content_key(sha256, component, skeleton.digest, salt, prediction)
                 files[component] = (Blob(key, sha256, written_bytes), place)
         return Ingested(files, answer["report"])
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.errors import IngestRejected
-from assets.ingest import ingest_file
+from assets.ingest import OwnersWord, ingest_file
 from assets.skeleton import Skeleton
 
 #: What no conversion ever does. A file that brings it about is refused.
@@ -111,7 +111,9 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
         _limit(job)
         sys.addaudithook(_refuse)
         skeleton = Skeleton.from_json(job["skeleton"])
-        done = ingest_file(Path(job["path"]), job["kind"], skeleton, None, Path(job["scratch"]))
+        word = OwnersWord.of(job["word"])
+        scratch = Path(job["scratch"])
+        done = ingest_file(Path(job["path"]), job["kind"], skeleton, None, scratch, word)
     except IngestRejected as rejection:
         return {"rejected": list(rejection.reasons)}
     except MemoryError:

@@ -1,10 +1,10 @@
 """Content keys: the names that bytes have behind the resolver.
 
 A key is a digest of *what a file means to the engine*: the sha256 of its canonical
-bytes, the component that they are, the model that they were fitted to and the
-converter's version. For a private asset it is keyed with the tenant's salt, so that
-two tenants who hold the same file have different keys and neither can learn of the
-other from a cache hit, a receipt or a timing.
+bytes, the component that they are, the model that they were fitted to, what a UNet
+predicts and the converter's version. For a private asset it is keyed with the tenant's
+salt, so that two tenants who hold the same file have different keys and neither can learn
+of the other from a cache hit, a receipt or a timing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from typing import Literal
+
+from assets.prediction import Prediction, key_suffix
 
 #: Raise when the canonical form changes: old canonical files are then never read again.
 CONVERTER_VERSION = 1
@@ -31,13 +33,25 @@ class Blob:
     size_bytes: int
 
 
-def content_key(sha256: str, component: Component, fits: str, salt: bytes | None) -> str:
+def content_key(
+    sha256: str,
+    component: Component,
+    fits: str,
+    salt: bytes | None,
+    prediction: Prediction = "epsilon",
+) -> str:
     """The key of canonical bytes of this digest, for the skeleton whose digest is ``fits``;
-    ``salt`` is None for a public asset."""
+    ``salt`` is None for a public asset. ``prediction`` counts for a UNet alone."""
     message = f"{CONVERTER_VERSION}/{component}/{fits}/{sha256}".encode()
+    suffix = key_suffix(prediction) if component == "unet" else ""
     if salt is None:
-        return "p" + hashlib.sha256(message).hexdigest()[:40]
-    return "t" + hmac.new(salt, message, hashlib.sha256).hexdigest()[:40]
+        return "p" + hashlib.sha256(message).hexdigest()[:40] + suffix
+    return "t" + hmac.new(salt, message, hashlib.sha256).hexdigest()[:40] + suffix
+
+
+def original_key(sha256: str, salt: bytes) -> str:
+    """The key of a file as it was uploaded: the tenant's own, whoever may use the asset."""
+    return "o" + hmac.new(salt, f"original/{sha256}".encode(), hashlib.sha256).hexdigest()[:40]
 
 
 def tenant_salt(secret: bytes, tenant_id: str) -> bytes:

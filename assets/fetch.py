@@ -141,7 +141,7 @@ class Fetcher:
         self.fetch(url, body, most_bytes)
         try:
             return json.loads(body.getvalue())
-        except ValueError:
+        except (ValueError, RecursionError):
             raise FetchFailed(f"{urlsplit(url).hostname} did not answer with JSON") from None
 
     @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,12 +13,14 @@ from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
 from assets.formats.checkpoint import convert_checkpoint
 from assets.formats.findings import Findings
+from assets.formats.folder_weights import folder_config, folder_weights
 from assets.formats.names import long_name
-from assets.formats.pack import weights_of
+from assets.formats.prediction_source import find_prediction, prediction_of_scheduler
 from assets.formats.tensors import Planned, TensorFile, write_tensors
 from assets.keys import blob_key
 from assets.model import ModelManifest, find_manifest, save_manifest
-from assets.sdxl import SDXL_CONFIGS, skeleton_of
+from assets.prediction import Prediction, Predicts
+from assets.sdxl import SDXL_CONFIGS, other_arithmetic, skeleton_of
 from assets.skeleton import Skeleton, stacking_order
 from assets.store import ObjectStore, put_file
 
@@ -34,11 +35,12 @@ def import_model(
     name: str,
     progress: Progress = lambda _: None,
     single_file_configs: Configs = SDXL_CONFIGS,
+    prediction: Prediction | None = None,
 ) -> ModelManifest:
     """Bring the model at ``path`` into the store; at once when it is there already.
 
     A folder carries its configurations; a single file does not, and is taken to be of
-    ``single_file_configs``.
+    ``single_file_configs``. ``prediction`` overrules what the files say of what it predicts.
 
     Raises:
         IngestRejected: ``path`` is no SDXL model; says what is missing.
@@ -46,8 +48,9 @@ def import_model(
     if not path.exists():
         raise IngestRejected(f"there is no model at {path}")
     source = _fingerprint(path)
+    predicts = _predicts(path) if prediction is None else Predicts(prediction, "operator")
     known = find_manifest(store, name)
-    if known is not None and known.source == source:
+    if known is not None and (known.source, known.predicts.value) == (source, predicts.value):
         return known
     with ExitStack() as stack:
         if path.is_dir():
@@ -66,13 +69,13 @@ def import_model(
             order = stacking_order(skeleton.components[component])
             written = write_tensors(file, planned[component], {"component": component}, order)
             # The canonical bytes themselves are the source: a model folder has no single digest.
-            key = content_key(written.sha256, component, skeleton.digest, salt=None)
+            key = content_key(written.sha256, component, skeleton.digest, None, predicts.value)
             blob = Blob(key, written.sha256, written.size_bytes)
             if store.size(blob_key(blob)) != blob.size_bytes:
                 put_file(store, blob_key(blob), file)
             file.unlink()
             parts[component] = blob
-    manifest = ModelManifest(name, source, configs, parts, skeleton)
+    manifest = ModelManifest(name, source, configs, parts, skeleton, predicts)
     save_manifest(store, manifest)
     return manifest
 
@@ -94,6 +97,14 @@ def _check_topology(path: Path, configs: Configs, found: Skeleton) -> None:
                 )
 
 
+def _predicts(path: Path) -> Predicts:
+    """By the files; raises IngestRejected."""
+    if path.is_dir():
+        return prediction_of_scheduler(folder_config(path, "scheduler", "scheduler_config.json"))
+    with TensorFile(path) as file:
+        return find_prediction(file)
+
+
 def _fingerprint(path: Path) -> str:
     """Changes when a file of the model does, without reading gigabytes."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -105,39 +116,32 @@ def _fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _from_folder(
-    path: Path, stack: ExitStack
-) -> tuple[dict[Component, dict[str, Any]], dict[Component, dict[str, Planned]]]:
+_Read = tuple[dict[Component, dict[str, Any]], dict[Component, dict[str, Planned]]]
+
+
+def _from_folder(path: Path, stack: ExitStack) -> _Read:
     configs: dict[Component, dict[str, Any]] = {}
     planned: dict[Component, dict[str, Planned]] = {}
     for component in MODEL_COMPONENTS:
-        config = path / component / "config.json"
-        if not config.is_file():
-            raise IngestRejected(f"{path} is not a diffusers SDXL folder: {config} is missing")
-        configs[component] = json.loads(config.read_text())
-        file = stack.enter_context(TensorFile(_weights(path, component)))
+        config = folder_config(path, component)
+        if not config:
+            missing = path / component / "config.json"
+            raise IngestRejected(f"{path} is not a diffusers SDXL folder: {missing} is missing")
+        if others := other_arithmetic(component, config):
+            raise IngestRejected(*(f"{path}: {component}: {other}" for other in others))
+        configs[component] = dict(config)
+        tensors = folder_weights(path, component, stack, canonical=True)
+        if tensors is None:
+            raise IngestRejected(f"no .safetensors weights of the {component} in {path}")
         planned[component] = {
-            long_name(component, name): Planned(info.dtype, info.shape, _reader(file, name))
-            for name, info in file.header.tensors.items()
+            long_name(component, name): tensor
+            for name, tensor in tensors.items()
             if not name.endswith("position_ids")
         }
     return configs, planned
 
 
-def _weights(model: Path, component: Component) -> Path:
-    file = weights_of(model, component)
-    if file is None:
-        raise IngestRejected(f"no .safetensors weights of the {component} in {model}")
-    return file
-
-
-def _reader(file: TensorFile, name: str) -> Callable[[], Any]:
-    return lambda: file.read(name)
-
-
-def _from_single_file(
-    path: Path, configs: Configs, stack: ExitStack
-) -> tuple[dict[Component, dict[str, Any]], dict[Component, dict[str, Planned]]]:
+def _from_single_file(path: Path, configs: Configs, stack: ExitStack) -> _Read:
     skeleton = skeleton_of(configs)
     file = stack.enter_context(TensorFile(path))
     findings = Findings()

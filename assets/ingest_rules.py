@@ -16,6 +16,8 @@ ACCEPTED = (
 
 def check_family(identity: Identity) -> None:
     """Raises IngestRejected unless it is a kind of asset, and for the served family."""
+    if identity.model is not None:
+        raise IngestRejected(f"this is {identity.model} ({identity.evidence}); {ACCEPTED}")
     if identity.family not in (None, SERVED_FAMILY):
         what = identity.kind or "file"
         raise IngestRejected(

@@ -14,6 +14,7 @@ from typing import Any
 from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.errors import StoreError
 from assets.keys import model_key
+from assets.prediction import Predicts
 from assets.skeleton import Skeleton
 from assets.store import ObjectStore, put_bytes, read_bytes
 
@@ -31,6 +32,7 @@ class ModelManifest:
     configs: Mapping[Component, Mapping[str, Any]]
     parts: Mapping[Component, Blob]
     skeleton: Skeleton
+    predicts: Predicts = Predicts("epsilon", "nothing says otherwise")  # noqa: RUF009 (frozen)
 
     @property
     def native_size(self) -> int:
@@ -44,6 +46,7 @@ class ModelManifest:
             "configs": {c: dict(v) for c, v in self.configs.items()},
             "parts": {c: [b.key, b.sha256, b.size_bytes] for c, b in self.parts.items()},
             "skeleton": self.skeleton.to_json(),
+            "prediction_type": self.predicts.report(),
         }
 
     @classmethod
@@ -54,6 +57,7 @@ class ModelManifest:
             configs={c: value["configs"][c] for c in MODEL_COMPONENTS},
             parts={c: Blob(*value["parts"][c]) for c in MODEL_COMPONENTS},
             skeleton=Skeleton.from_json(value["skeleton"]),
+            predicts=Predicts.from_report(value.get("prediction_type")),
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from assets.content import Blob, Component
+from assets.prediction import Prediction, prediction_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,11 @@ class Recipe:
             self, "loras", tuple(sorted(self.loras, key=lambda use: (use.blob, use.weight)))
         )
         object.__setattr__(self, "inversions", tuple(sorted(self.inversions)))
+
+    @property
+    def prediction(self) -> Prediction:
+        """What its UNet predicts."""
+        return prediction_of(self.unet.key)
 
     def components(self) -> Iterator[tuple[str, Blob]]:
         """The model's four components by name."""

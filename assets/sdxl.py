@@ -98,6 +98,32 @@ SDXL_SCHEDULE: Mapping[str, Any] = {
     "timestep_spacing": "leading",
 }
 
+#: What a configuration says of a component's arithmetic that no shape shows, where SDXL's is the
+#: only one that is served.
+_ARITHMETIC: Mapping[Component, Mapping[str, Any]] = {
+    "unet": {
+        "act_fn": "silu", "addition_embed_type": "text_time", "center_input_sample": False,
+        "class_embed_type": None, "encoder_hid_dim_type": None, "flip_sin_to_cos": True,
+        "freq_shift": 0, "norm_eps": 1e-05, "resnet_time_scale_shift": "default",
+        "time_cond_proj_dim": None, "use_linear_projection": True,
+    },
+    "text_encoder": {"hidden_act": "quick_gelu"},
+    "text_encoder_2": {"hidden_act": "gelu"},
+    "vae": {
+        "latents_mean": None, "latents_std": None, "scaling_factor": 0.13025, "shift_factor": None,
+    },
+}  # fmt: skip
+
+
+def other_arithmetic(component: Component, config: Mapping[str, Any]) -> list[str]:
+    """What a component's configuration asks for that is not served, a sentence each. Pure."""
+    return [
+        f"its config.json says {name} {config[name]!r:.60}; {served!r} is served"
+        for name, served in _ARITHMETIC.get(component, {}).items()
+        if name in config and config[name] != served
+    ]
+
+
 Named = Iterator[tuple[str, Shape]]
 
 

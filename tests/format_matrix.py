@@ -26,6 +26,7 @@ TITLES = {
     "lora": "LoRA, LoCon",
     "patterns": "the same with `rank_pattern`, `alpha_pattern`",
     "dora-peft": "DoRA",
+    "rslora": "LoRA with `use_rslora`",
 }
 COMPONENTS = {"unet": "UNet", "text_encoder": "CLIP-L", "text_encoder_2": "CLIP-G"}
 

@@ -48,12 +48,19 @@ def _comfy(component: str, path: str) -> str:
     return f"text_encoders.{_COMFY[component]}.transformer.{path}"
 
 
+def _open_model_initiative(component: str, path: str) -> str:
+    return f"unet.{_ldm(path)}" if component == "unet" else f"{_COMFY[component]}.{path}"
+
+
 NAMINGS: dict[str, Naming] = {
-    # kohya's scripts with diffusers' block names, which is also how OneTrainer writes.
+    # kohya's scripts with diffusers' block names, which is also how OneTrainer wrote until 2025.
     "kohya": Naming(lambda component, path: _KOHYA[component] + path.replace(".", "_")),
     "kohya (LDM)": Naming(_kohya_ldm),
     "LyCORIS": Naming(lambda _, path: "lycoris_" + path.replace(".", "_"), ("unet",)),
     "diffusers": Naming(lambda component, path: f"{component}.{path}"),
-    "PEFT": Naming(lambda _, path: f"base_model.model.{path}", ("unet",)),
+    "PEFT": Naming(lambda _, path: f"base_model.model.{path}"),
     "ComfyUI": Naming(_comfy),
+    "OneTrainer": Naming(_open_model_initiative),
+    # Of a component alone: diffusers' and PEFT's own names, without anything in front.
+    "bare": Naming(lambda _, path: path),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +12,16 @@ from assets.content import MODEL_COMPONENTS, Component
 from assets.errors import IngestRejected
 from assets.formats.findings import Findings
 from assets.formats.names import SingleFileName, short_name, single_file_name
-from assets.formats.tensors import Planned, TensorFile
+from assets.formats.tensors import CANONICAL_FLOATS, TORCH_DTYPES, Planned, TensorFile
 from assets.skeleton import Shape, Skeleton
 
-_FLOATS = ("F16", "BF16", "F32")
 #: In many single files, and no part of the model that is drawn with.
-_SKIPPED = ("model_ema.", "position_ids", "logit_scale", "alphas_cumprod", "denoiser.", "betas")
+_SKIPPED = (
+    "model_ema.", "position_ids", "logit_scale", "alphas_cumprod", "denoiser.", "betas",
+    "scaled_fp8", ".scale_input", "v_pred", "ztsnr",
+)  # fmt: skip
+#: Behind a module's name: the number by which its weight in eight bits is to be multiplied.
+_SCALE = "scale_weight"
 
 Tensors = dict[str, Planned]
 
@@ -43,7 +48,7 @@ def convert_checkpoint(
             from_base.append(component)
             continue
         parts[component] = _component(file, component, wanted, names, findings)
-        used.update(source.name for source in names.values())
+        used.update(_read_for(file, names))
     if "unet" not in parts:
         raise IngestRejected("no UNet in the file; a checkpoint must bring at least that")
     return parts, _report(file, used, from_base)
@@ -79,19 +84,37 @@ def convert_vae(
         prefixed = any(name.startswith("first_stage_model.") for name in file.header.tensors)
         names = {name: single_file_name("vae", name, prefixed=prefixed) for name in wanted}
     tensors = _component(file, "vae", wanted, names, findings)
-    return tensors, _report(file, {source.name for source in names.values()}, [])
+    return tensors, _report(file, _read_for(file, names), [])
+
+
+def _read_for(file: TensorFile, names: Mapping[str, SingleFileName]) -> set[str]:
+    """The tensors that a component is made from."""
+    used = {source.name for source in names.values()}
+    scales = {name for source in used if (name := _scale_of(source)) in file}
+    return used | scales
+
+
+def _scale_of(name: str) -> str:
+    return name.removesuffix("weight") + _SCALE if name.endswith(".weight") else ""
 
 
 def _report(file: TensorFile, used: set[str], from_base: list[Component]) -> dict[str, Any]:
     rest = set(file.header.tensors) - used
-    skipped = sorted(name for name in rest if any(piece in name for piece in _SKIPPED))
-    unmatched = sorted(rest - set(skipped))
+    skipped = {name for name in rest if any(piece in name for piece in _SKIPPED)}
+    unmatched = sorted(rest - skipped)
     return {
         "matched": len(used),
-        "skipped": skipped[:50],
+        "tensors_for_the_model": len(used) + len(unmatched),
+        "skipped": sorted(skipped)[:50],
         "unmatched": unmatched[:50],
         "from_base": list(from_base),
     }
+
+
+def _is_one_number(file: TensorFile, name: str) -> bool:
+    """Also where there is no such tensor."""
+    info = file.header.tensors.get(name)
+    return info is None or (info.dtype in CANONICAL_FLOATS and math.prod(info.shape) == 1)
 
 
 def _component(
@@ -108,14 +131,15 @@ def _component(
         info = file.header.tensors.get(source.name)
         if info is None:
             problems.append(f"{component}: {source.name!r} is missing")
-        elif info.dtype not in _FLOATS:
-            problems.append(f"{source.name!r} is {info.dtype}; accepted: {', '.join(_FLOATS)}")
         elif not _fits(info.shape, shape, source):
             problems.append(
                 f"{source.name!r} is {list(info.shape)}; the served model has {list(shape)}"
             )
+        elif not _is_one_number(file, _scale_of(source.name)):
+            problems.append(f"{_scale_of(source.name)!r} is no single number")
         else:
-            planned[name] = Planned(info.dtype, shape, _reader(file, source, shape, findings))
+            dtype = findings.stored_dtype(source.name, info.dtype)
+            planned[name] = Planned(dtype, shape, _reader(file, source, shape, dtype, findings))
     if problems:
         more = len(problems) - 5
         tail = (f"and {more} more like these in {component}",) if more > 0 else ()
@@ -131,9 +155,15 @@ def _fits(found: Shape, wanted: Shape, source: SingleFileName) -> bool:
     return found == wanted or (len(wanted) == 2 and found == (*wanted, 1, 1))
 
 
-def _reader(file: TensorFile, source: SingleFileName, shape: Shape, findings: Findings) -> Any:
+def _reader(
+    file: TensorFile, source: SingleFileName, shape: Shape, dtype: str, findings: Findings
+) -> Callable[[], torch.Tensor]:
+    scale = _scale_of(source.name)
+
     def values() -> torch.Tensor:
-        tensor = file.read(source.name)
+        tensor = file.read_weights(source.name)
+        if scale in file:
+            tensor = (tensor.float() * file.read(scale).float().reshape(())).to(TORCH_DTYPES[dtype])
         if source.third is not None:
             tensor = tensor.chunk(3)[source.third]
         if source.transposed:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from assets.errors import IngestRejected
+from assets.formats.tensors import CANONICAL_FLOATS
 
 MAX_REASONS = 20
 
@@ -25,6 +26,14 @@ class Findings:
 
     def refuse(self, *reasons: str) -> None:
         self._reasons |= dict.fromkeys(reasons)
+
+    def stored_dtype(self, name: str, dtype: str) -> str:
+        """The type in which a canonical file holds the weights ``name``; a type that holds no
+        weights is among the reasons."""
+        stored = CANONICAL_FLOATS.get(dtype)
+        if stored is None:
+            self.refuse(f"{name!r} is {dtype}; accepted: {', '.join(CANONICAL_FLOATS)}")
+        return stored or "F32"
 
     def check_finite(self, name: str, tensor: torch.Tensor) -> None:
         if not torch.isfinite(tensor).all():

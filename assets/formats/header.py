@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.errors import HeaderError
+from assets.formats.signature import SIGNATURE_BYTES, describe
 from assets.skeleton import Shape
 from assets.text import is_storable
 
@@ -24,8 +25,8 @@ MAX_RANK = 8
 
 #: Bytes per element of the types that we accept.
 DTYPE_BYTES: Mapping[str, int] = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 
 
@@ -41,11 +42,13 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file says of itself. ``metadata`` is advisory and untrusted."""
+    """What a safetensors file says of itself. ``metadata`` is advisory and untrusted.
+    ``markers`` are its tensors without elements: their names alone say something."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     data_offset: int
+    markers: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -64,12 +67,10 @@ def read_header(path: Path) -> Header:
         if len(prefix) < 8:
             raise HeaderError(f"not a safetensors file: {size} bytes, no header")
         length = int.from_bytes(prefix, "little")
-        if prefix[:2] in (b"PK", b"\x80\x02") and length > MAX_HEADER_BYTES:
-            raise HeaderError(
-                "this is a pickle (.ckpt, .pt or .bin), which can run code when opened; "
-                "convert it to .safetensors and upload that"
-            )
         if length > min(MAX_HEADER_BYTES, size - 8):
+            what = describe(prefix + file.read(SIGNATURE_BYTES - 8))
+            if what is not None:
+                raise HeaderError(f"not a safetensors file: {what}")
             raise HeaderError(
                 f"not a safetensors file, or cut short: its header claims {length} bytes "
                 f"of {size} (at most {MAX_HEADER_BYTES} are accepted)"
@@ -95,9 +96,13 @@ def parse_header(raw: bytes, data_bytes: int) -> Header:
         raise HeaderError("the file holds no tensor")
     if len(document) > MAX_TENSORS:
         raise HeaderError(f"{len(document)} tensors; at most {MAX_TENSORS} are accepted")
-    tensors = {name: _tensor(name, value) for name, value in document.items()}
-    _check_contiguous(tensors, data_bytes)
-    return Header(tensors, metadata, data_offset=8 + len(raw))
+    every = {name: _tensor(name, value) for name, value in document.items()}
+    _check_contiguous(every, data_bytes)
+    tensors = {name: info for name, info in every.items() if info.end > info.begin}
+    if not tensors:
+        raise HeaderError("the file holds no tensor with elements")
+    markers = tuple(name for name in every if name not in tensors)
+    return Header(tensors, metadata, 8 + len(raw), markers)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -128,8 +133,6 @@ def _tensor(name: str, value: object) -> TensorInfo:
     for extent in shape:
         size *= extent
     begin, end = offsets
-    if size == 0:
-        raise HeaderError(f"tensor {name!r} is empty")
     if end - begin != size:
         raise HeaderError(f"tensor {name!r} spans {end - begin} bytes; its shape needs {size}")
     return TensorInfo(dtype, tuple(shape), begin, end)
@@ -137,7 +140,7 @@ def _tensor(name: str, value: object) -> TensorInfo:
 
 def _check_contiguous(tensors: Mapping[str, TensorInfo], data_bytes: int) -> None:
     position = 0
-    for name, info in sorted(tensors.items(), key=lambda item: item[1].begin):
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
             raise HeaderError(f"tensor {name!r} overlaps another or leaves a hole before it")
         position = info.end

@@ -6,10 +6,12 @@ A real FLUX LoRA in the wild declares itself ``sd_1.5``; so nothing here reads
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from assets.asset import AssetKind
+from assets.formats.relatives import relative_of
 from assets.skeleton import Shape
 
 #: The names of both encoders' tensors in a textual inversion.
@@ -21,20 +23,26 @@ Listing = Mapping[str, Shape]
 @dataclass(frozen=True, slots=True)
 class Identity:
     """``kind`` is None when nothing is recognised; ``family`` is ``SDXL``, another
-    model's name, or None when the keys alone do not tell; ``evidence`` says why."""
+    model's name, or None when the keys alone do not tell; ``evidence`` says why. ``model`` is
+    what the file is that is no asset here, with its article."""
 
     kind: AssetKind | None
     family: str | None
     evidence: str
+    model: str | None = None
 
 
-_LORA_MARKS = (
-    "lora_down", "lora_up", "lora_A.", "lora_B.", "lora.down", "lora.up", "lora_a.", "lora_b.",
-    "hada_w", "lokr_w", "_lora.down", "_lora.up", "dora_scale", "oft_", "boft", ".on_input",
-    "bundle_emb.",
-)  # fmt: skip
-
-_LORA_ENDINGS = (".diff", ".diff_b", ".w_norm", ".b_norm")
+#: Before the words of inversions that a LoRA brings along, as OneTrainer bundles them.
+BUNDLE_PREFIX = "bundle_emb."
+#: How keys of adapters end, of kinds that are served and of others; how a file begins counts for
+#: nothing, because people name what they train.
+_ADAPTER_ENDING = re.compile(
+    r"[._](?:lora[._](?:down|up|mid|[ABab])|lora_linear_layer\.(?:down|up)|lora_magnitude_vector"
+    r"|hada_[wt]\w+|lokr_[wt]\w+|dora_scale|oft_\w+|boft_\w+|on_input)(?:\.[\w-]+){0,2}$"
+    r"|\.(?:diff|diff_b|w_norm|b_norm)$"
+)
+#: No such ending with an adapter's name in it is longer.
+_LONGEST_ENDING = 160
 
 #: (family, a piece of a key that only this family's files have)
 _FOREIGN_PIECES = (
@@ -53,16 +61,22 @@ _FOREIGN_PIECES = (
 
 def identify(listing: Listing) -> Identity:
     """Kind and family of a file with these keys and shapes. Pure."""
-    is_lora = any(
-        key.endswith(_LORA_ENDINGS) or any(mark in key for mark in _LORA_MARKS) for key in listing
-    )
-    if is_lora:
-        family, evidence = _lora_family(listing)
+    if (word := _single_vectors(listing)) is not None:
+        return word
+    own = {key: shape for key, shape in listing.items() if not key.startswith(BUNDLE_PREFIX)}
+    if len(own) < len(listing) or any(map(_is_adapters, own)):
+        family, evidence = _lora_family(own)
         return Identity("lora", family, evidence)
     inversion = _inversion(listing)
     if inversion is not None:
         return inversion
+    if (relative := relative_of(listing)) is not None:
+        return Identity(None, None, relative.evidence, relative.name)
     return _weights(listing)
+
+
+def _is_adapters(key: str) -> bool:
+    return _ADAPTER_ENDING.search(key, max(0, len(key) - _LONGEST_ENDING)) is not None
 
 
 def _foreign(listing: Listing) -> tuple[str, str] | None:
@@ -79,26 +93,51 @@ def _foreign(listing: Listing) -> tuple[str, str] | None:
 def _lora_family(listing: Listing) -> tuple[str | None, str]:
     if found := _foreign(listing):
         return found
-    for key in listing:
-        if key.startswith(("lora_te2_", "text_encoder_2.")):
-            return "SDXL", f"key {key!r} belongs to a second text encoder"
     for key, shape in listing.items():
         if "attn2" in key and ("to_k" in key or "to_v" in key) and _is_down(key):
             width = shape[1] if len(shape) > 1 else 0
-            if width == 768:
-                return "SD 1.5", f"{key!r} reads a context of width 768"
-            if width == 1024:
-                return "SD 2", f"{key!r} reads a context of width 1024"
-            if width == 2048:
-                return "SDXL", f"{key!r} reads a context of width 2048"
+            if width in _CONTEXTS:
+                return _CONTEXTS[width], f"{key!r} reads a context of width {width}"
+    for key in listing:
+        if key.startswith(("lora_te2_", "text_encoder_2.", "clip_g.", "text_encoders.clip_g.")):
+            return "SDXL", f"key {key!r} belongs to a second text encoder"
     for key in listing:
         if key.startswith("lora_te_"):
             return "SD 1.5 or SD 2", f"key {key!r} belongs to a model with one text encoder"
     return None, "the keys do not tell the family; the coverage of the served model decides"
 
 
+#: Widths of the text that attention reads.
+_CONTEXTS = {768: "SD 1.5", 1024: "SD 2", 1280: "the SDXL refiner", 2048: "SDXL"}
+
+
 def _is_down(key: str) -> bool:
     return any(mark in key for mark in ("lora_down", "lora_A", "lora.down", "_lora.down"))
+
+
+def _single_vectors(listing: Listing) -> Identity | None:
+    """A file of one tensor of vectors, whose name is the word that somebody chose for it."""
+    if len(listing) != 1:
+        return None
+    (key, shape), *_ = listing.items()
+    if len(shape) not in (1, 2) or any(key in pair for pair in PAIRS):
+        return None
+    if _is_adapters(key) and key.startswith(_MODULE_PREFIXES):
+        return None
+    families = {768: "SD 1.5", 1024: "SD 2"}
+    return Identity(
+        "textual_inversion",
+        families.get(shape[-1]),
+        f"{key!r} holds vectors of width {shape[-1]}",
+    )
+
+
+#: How trainers' names of modules begin.
+_MODULE_PREFIXES = (
+    "lora_", "lycoris_", "unet.", "text_encoder", "diffusion_model.", "model.diffusion_model.",
+    "base_model.model.", "down_blocks.", "mid_block.", "up_blocks.", "clip_l.", "clip_g.",
+    "transformer.",
+)  # fmt: skip
 
 
 def _inversion(listing: Listing) -> Identity | None:
@@ -110,15 +149,6 @@ def _inversion(listing: Listing) -> Identity | None:
             missing = (pair - set(listing)).pop()
             return Identity(
                 "textual_inversion", None, f"holds only one encoder's vectors; no {missing}"
-            )
-    if len(listing) == 1:
-        (key, shape), *_ = listing.items()
-        if len(shape) in (1, 2):
-            families = {768: "SD 1.5", 1024: "SD 2"}
-            return Identity(
-                "textual_inversion",
-                families.get(shape[-1]),
-                f"{key!r} holds vectors of width {shape[-1]}",
             )
     return None
 

@@ -75,8 +75,9 @@ def _pair(
             continue
         problems += _too_many(name, shape)
         counts.add(shape[0])
+        dtype = findings.stored_dtype(name, info.dtype)
         planned[component] = Planned(
-            info.dtype, shape, partial(_values, file, name, shape, slice(None), findings)
+            dtype, shape, partial(_values, file, name, shape, slice(None), findings)
         )
     if len(counts) > 1:
         problems.append(
@@ -106,9 +107,10 @@ def _single(
         )
     if problems := _too_many(name, shape):
         raise IngestRejected(*problems)
+    dtype = findings.stored_dtype(name, info.dtype)
     planned: dict[str, Planned] = {
         component: Planned(
-            info.dtype,
+            dtype,
             (count, len(range(width)[part])),
             partial(_values, file, name, shape, part, findings),
         )
@@ -130,6 +132,6 @@ def _too_many(name: str, shape: Shape) -> list[str]:
 def _values(
     file: TensorFile, name: str, shape: Shape, columns: slice, findings: Findings
 ) -> torch.Tensor:
-    tensor = file.read(name)
+    tensor = file.read_weights(name)
     findings.check_finite(name, tensor)
     return tensor.reshape(shape)[:, columns]

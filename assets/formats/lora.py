@@ -9,9 +9,9 @@ Inversions that the file brings along are ``bundle/WORD/C``.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +22,18 @@ from assets.errors import IngestRejected
 from assets.formats import inversion
 from assets.formats.findings import Findings
 from assets.formats.header import Header
-from assets.formats.lora_kinds import ROLES, Adapter, Piece, Unfit, adapter_of
+from assets.formats.identify import BUNDLE_PREFIX
+from assets.formats.lora_kinds import Adapter, Piece, Unfit, adapter_of, split_key
 from assets.formats.lora_names import BIAS, MOVED_COMPONENTS, Target, module_spellings
+from assets.formats.lora_strength import Strengths, read_strengths
 from assets.formats.magnitude import LARGEST, change_bound, piece_bound
 from assets.formats.tensors import Planned, TensorFile
 from assets.skeleton import Shape, Skeleton
 from assets.skeleton import stacking_order as row_order
 
 SUPPORTED = "LoRA, LoCon, LoHa, LoKr, DoRA on any of them, and differences of weights and biases"
-_BUNDLE = "bundle_emb."
-_UNSUPPORTED = (
-    ("oft_", "OFT"),
-    ("boft", "BOFT"),
-    ("on_input", "IA3"),
-)
+_UNSUPPORTED = re.compile(r"\.(?:(oft_\w+|boft_\w+)(?:\.[\w-]+)*|(on_input))$")
+_KINDS = {"oft": "OFT", "bof": "BOFT", "on_": "IA3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,31 +72,34 @@ def cover(listing: Mapping[str, Shape], skeleton: Skeleton) -> Coverage:
     Raises:
         IngestRejected: an adapter kind that is not supported, by name.
     """
-    for piece, kind in _UNSUPPORTED:
-        if key := next((key for key in listing if piece in key), None):
-            raise IngestRejected(f"{kind} ({key!r}) is not supported; {SUPPORTED} are")
     spellings = module_spellings(skeleton)
     found: dict[str, dict[str, str]] = {}
     strange: list[str] = []
-    for key in sorted(key for key in listing if not key.startswith(_BUNDLE)):
-        for suffix, role in ROLES:
-            if key.endswith(suffix):
-                module = key.removesuffix(suffix)
-                if role == "diff_b":  # moves another parameter than the module's weight
-                    module, role = module + BIAS, "diff"
-                found.setdefault(module, {})[role] = key
-                break
-        else:
+    errors: list[str] = []
+    for key in sorted(key for key in listing if not key.startswith(BUNDLE_PREFIX)):
+        if unsupported := _UNSUPPORTED.search(key):
+            kind = _KINDS[(unsupported[1] or unsupported[2])[:3]]
+            raise IngestRejected(f"{kind} ({key!r}) is not supported; {SUPPORTED} are")
+        split = split_key(key)
+        if split is None:
             strange.append(key)
+            continue
+        module, role = split
+        if role == "diff_b":  # moves another parameter than the module's weight
+            module, role = module + BIAS, "diff"
+        keys = found.setdefault(module, {})
+        if role in keys:
+            errors.append(f"{keys[role]!r} and {key!r} are two adapters of one module")
+        keys[role] = key
     matched: dict[Target, Matched] = {}
-    unmatched, errors = list(strange), []
+    unmatched = list(strange)
     for module, keys in found.items():
-        target = spellings.get(module)
-        if target is None:
+        targets = spellings.get(module)
+        if targets is None:
             unmatched.append(module)
             continue
         try:
-            adapter = _fitting({role: listing[key] for role, key in keys.items()}, target)
+            target, adapter = _fitting({role: listing[key] for role, key in keys.items()}, targets)
         except Unfit as problem:
             errors.append(f"{module!r} {problem}")
             continue
@@ -109,21 +110,25 @@ def cover(listing: Mapping[str, Shape], skeleton: Skeleton) -> Coverage:
     return Coverage(matched, tuple(unmatched), tuple(errors), len(found) + len(strange))
 
 
-def _fitting(shapes: Mapping[str, Shape], target: Target) -> Adapter:
+def _fitting(shapes: Mapping[str, Shape], targets: Sequence[Target]) -> tuple[Target, Adapter]:
+    """The adapter, and the one of these parameters that it is for."""
     adapter = adapter_of(shapes)
-    have, need = (
-        (adapter.out_features, adapter.in_features),
-        (target.out_features, target.in_features),
-    )
-    if have != need:
-        raise Unfit(f"is for a parameter of {have} (out, in); the served model needs {need}")
-    return adapter
+    have = (adapter.out_features, adapter.in_features)
+    for target in targets:
+        if have == (target.out_features, target.in_features):
+            return target, adapter
+    need = (targets[0].out_features, targets[0].in_features)
+    raise Unfit(f"is for a parameter of {have} (out, in); the served model needs {need}")
 
 
 def convert(
-    file: TensorFile, skeleton: Skeleton, findings: Findings
+    file: TensorFile,
+    skeleton: Skeleton,
+    findings: Findings,
+    adapter_config: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
     """The canonical tensors of a LoRA file, still to be read, and the coverage report.
+    ``adapter_config`` is the content of PEFT's ``adapter_config.json``, if one came with it.
 
     Raises:
         IngestRejected: nothing fits, or something fits wrongly. Values that are not finite, and
@@ -139,20 +144,25 @@ def convert(
             f"none of its {coverage.modules} modules is in the served model (for example {names}); "
             "a LoRA for SDXL in kohya, diffusers or PEFT names is accepted"
         )
-    alphas = _metadata_alphas(header)
+    strengths = read_strengths(header.metadata, adapter_config)
     planned: dict[str, Planned] = {}
     scales: list[float] = []
     bounds: dict[str, dict[str, float]] = {}
     for target, match in sorted(coverage.matched.items(), key=lambda item: item[0].name):
-        scales.append(_scale(file, match, alphas))
+        is_dora = {"magnitude", "dora_scale"} & set(match.keys)
+        if strengths.says_dora(target.component) and not is_dora:
+            raise IngestRejected("its configuration says DoRA, and the file has no magnitudes")
+        scales.append(_scale(file, target, match, strengths))
         for name, piece in match.adapter.pieces.items():
             seen = bounds.setdefault(target.name, {})
             planned[f"{target.name}.{name}"] = _planned(
                 file, name, piece, match.keys, seen, findings
             )
-    report = coverage.report()
+    report = {**coverage.report(), "alpha": _source_of_alpha(coverage, strengths)}
+    if strengths.warnings:
+        report["warnings"] = list(strengths.warnings)
     for word in _bundled_words(header):
-        vectors, facts = inversion.convert(file, skeleton, findings, f"{_BUNDLE}{word}.")
+        vectors, facts = inversion.convert(file, skeleton, findings, f"{BUNDLE_PREFIX}{word}.")
         planned |= {f"{BUNDLE}{word}/{name}": vector for name, vector in vectors.items()}
         report.setdefault("bundled", {})[word] = facts["vectors"]
     values = torch.tensor(scales, dtype=torch.float32)
@@ -223,8 +233,8 @@ def _bundled_words(header: Header) -> list[str]:
     """The trigger words of inversions that the file brings along (``bundle_emb.WORD.clip_l``)."""
     words: dict[str, None] = {}
     for key in header.tensors:
-        if key.startswith(_BUNDLE):
-            word, _, vectors = key.removeprefix(_BUNDLE).rpartition(".")
+        if key.startswith(BUNDLE_PREFIX):
+            word, _, vectors = key.removeprefix(BUNDLE_PREFIX).rpartition(".")
             if not word or vectors not in ("clip_l", "clip_g"):
                 raise IngestRejected(
                     f"{key!r}: a bundled inversion for SDXL has clip_l and clip_g vectors"
@@ -233,13 +243,23 @@ def _bundled_words(header: Header) -> list[str]:
     return list(words)
 
 
-def _scale(file: TensorFile, match: Matched, alphas: Mapping[str, float]) -> float:
+def _scale(file: TensorFile, target: Target, match: Matched, strengths: Strengths) -> float:
     rank = match.adapter.rank
     if rank is None:
         return 1.0
     if "alpha" in match.keys:
         return float(file.read(match.keys["alpha"]).float().reshape(())) / rank
-    return alphas.get(match.keys.get("down", ""), float(rank)) / rank
+    return strengths.scale(target.component, target.parameter.rpartition(".")[0], rank)
+
+
+def _source_of_alpha(coverage: Coverage, strengths: Strengths) -> str:
+    """For people: where the strength of the file's modules comes from."""
+    sources = {
+        "tensors" if "alpha" in match.keys
+        else "configuration" if strengths.covers(target.component) else "rank"
+        for target, match in coverage.matched.items() if match.adapter.rank is not None
+    }  # fmt: skip
+    return ", ".join(sorted(sources))
 
 
 def _planned(
@@ -251,51 +271,15 @@ def _planned(
     findings: Findings,
 ) -> Planned:
     def values() -> torch.Tensor:
-        tensors = {role: file.read(keys[role]) for role in piece.roles}
+        tensors = {role: file.read_weights(keys[role]) for role in piece.roles}
         for role, tensor in tensors.items():
             findings.check_finite(keys[role], tensor)
         made = piece.make(tensors)
         bounds[name] = piece_bound(name, made)
         return made
 
-    alone = len(piece.roles) == 1
-    dtype = file.header.tensors[keys[piece.roles[0]]].dtype if alone else "F32"
-    return Planned(dtype, piece.shape, values)
-
-
-def _metadata_alphas(header: Header) -> dict[str, float]:
-    """Alphas that diffusers keeps beside the tensors (``lora_adapter_metadata``), by down key."""
-    raw = header.metadata.get("lora_adapter_metadata")
-    if raw is None:
-        return {}
-    try:
-        config = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise IngestRejected("its lora_adapter_metadata is not JSON") from None
-    if not isinstance(config, dict):
-        raise IngestRejected("its lora_adapter_metadata is not an object")
-    alphas: dict[str, float] = {}
-    for component in MOVED_COMPONENTS:
-        prefix = f"{component}."
-        default = _number(config.get(f"{prefix}lora_alpha"))
-        pattern = config.get(f"{prefix}alpha_pattern") or {}
-        if not isinstance(pattern, dict):
-            raise IngestRejected("alpha_pattern in its lora_adapter_metadata is not an object")
-        for key in header.tensors:
-            if not key.startswith(prefix) or ".lora_A." not in key:
-                continue
-            module = key.removeprefix(prefix).split(".lora_A.")[0]
-            # PEFT reads these endings as regular expressions; a stranger's are not run here.
-            own = (_number(a) for end, a in pattern.items() if f".{module}".endswith(f".{end}"))
-            alpha = next(own, default)
-            if alpha is not None:
-                alphas[key] = alpha
-    return alphas
-
-
-def _number(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise IngestRejected(f"an alpha in its lora_adapter_metadata is no number: {value!r}")
-    return float(value)
+    dtypes = [
+        findings.stored_dtype(keys[role], file.header.tensors[keys[role]].dtype)
+        for role in piece.roles
+    ]
+    return Planned(dtypes[0] if len(dtypes) == 1 else "F32", piece.shape, values)

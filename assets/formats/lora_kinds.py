@@ -17,6 +17,7 @@ brought to length m, so Δ' = m · (W + Δ) / ‖W + Δ‖ − W; with ``magnitu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -29,38 +30,42 @@ MAX_RANK = 1024
 Shapes = Mapping[str, Shape]
 Tensors = Mapping[str, torch.Tensor]
 
-#: How a key ends → the role of its tensor.
-ROLES: tuple[tuple[str, str], ...] = (
-    (".lora_down.weight", "down"),
-    (".lora_up.weight", "up"),
-    (".lora_mid.weight", "mid"),
-    (".lora_A.weight", "down"),
-    (".lora_B.weight", "up"),
-    (".lora_A.default.weight", "down"),
-    (".lora_B.default.weight", "up"),
-    (".lora.down.weight", "down"),
-    (".lora.up.weight", "up"),
-    ("_lora.down.weight", "down"),
-    ("_lora.up.weight", "up"),
-    (".lora_linear_layer.down.weight", "down"),
-    (".lora_linear_layer.up.weight", "up"),
+#: How a key ends → the role of its tensor. PEFT puts the adapter's name in between, which is the
+#: trainer's to choose.
+_ROLES: tuple[tuple[str, str], ...] = (
+    (r"[._]lora[._]down\.weight", "down"),
+    (r"[._]lora[._]up\.weight", "up"),
+    (r"\.lora_mid\.weight", "mid"),
+    (r"\.lora_A(\.[\w-]+)?\.weight", "down"),
+    (r"\.lora_B(\.[\w-]+)?\.weight", "up"),
+    (r"\.lora_linear_layer\.down\.weight", "down"),
+    (r"\.lora_linear_layer\.up\.weight", "up"),
     *(
-        (f".{role}", role)
+        (rf"\.{role}(\.[\w-]+)?" if role != "alpha" else r"\.alpha", role)
         for role in (
             "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
             "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
             "alpha",
         )
     ),
-    (".dora_scale", "dora_scale"),
-    (".lora_magnitude_vector", "magnitude"),
-    (".lora_magnitude_vector.weight", "magnitude"),
-    (".lora_magnitude_vector.default.weight", "magnitude"),
-    (".diff", "diff"),
-    (".w_norm", "diff"),
-    (".diff_b", "diff_b"),
-    (".b_norm", "diff_b"),
+    (r"\.dora_scale", "dora_scale"),
+    (r"\.lora_magnitude_vector(\.[\w-]+)?(\.weight)?", "magnitude"),
+    (r"\.(diff|w_norm)", "diff"),
+    (r"\.(diff_b|b_norm)", "diff_b"),
 )  # fmt: skip
+_ROLE = re.compile("(?:" + "|".join(f"({end.replace('(', '(?:')})" for end, _ in _ROLES) + r")\Z")
+#: No role with an adapter's name in it is longer.
+_LONGEST_ROLE = 160
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """``unet.….to_q.lora_A.weight`` → (``unet.….to_q``, ``down``); None when it is no adapter's.
+    Only how the key ends counts: its beginning may be made of anybody's words."""
+    match = _ROLE.search(key, max(1, len(key) - _LONGEST_ROLE))
+    if match is None:
+        return None
+    assert match.lastindex is not None
+    return key[: match.start()], _ROLES[match.lastindex - 1][1]
 
 
 @dataclass(frozen=True, slots=True)

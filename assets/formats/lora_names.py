@@ -45,42 +45,57 @@ class Target:
         return size
 
 
-def module_spellings(skeleton: Skeleton) -> dict[str, Target]:
+def module_spellings(skeleton: Skeleton) -> dict[str, tuple[Target, ...]]:
     """Every name under which some trainer knows a module of the served model, for its weight;
-    with ``BIAS`` behind it, for its bias."""
-    spellings: dict[str, Target] = {}
+    with ``BIAS`` behind it, for its bias. Names without a component's prefix may mean either text
+    encoder; the shapes tell which."""
+    spellings: dict[str, tuple[Target, ...]] = {}
     for component in MOVED_COMPONENTS:
         for parameter, shape in skeleton.components[component].items():
             module, _, leaf = parameter.rpartition(".")
             if leaf not in ("weight", "bias"):
                 continue
             target = Target(component, parameter, shape)
-            for spelling in _spellings(component, module):
-                spellings[spelling + (BIAS if leaf == "bias" else "")] = target
+            for spelling in dict.fromkeys(_spellings(component, module)):
+                key = spelling + (BIAS if leaf == "bias" else "")
+                spellings[key] = (*spellings.get(key, ()), target)
     return spellings
 
 
 def _spellings(component: Component, module: str) -> Iterator[str]:
     if component == "unet":
-        ldm = unet_ldm_name(module + ".weight").removesuffix(".weight")
-        yield "lora_unet_" + module.replace(".", "_")
-        yield "lycoris_" + module.replace(".", "_")
-        yield "lora_unet_" + ldm.replace(".", "_")
-        yield f"unet.{module}"
-        yield f"diffusion_model.{ldm}"
-        yield f"model.diffusion_model.{ldm}"
-        yield f"base_model.model.{module}"
-        yield f"base_model.model.unet.{module}"
-        processor = re.sub(r"\.(to_[qkv]|to_out)(\.0)?$", r".processor.\1", module)
-        if processor != module:
-            yield f"unet.{processor}"
+        yield from _unet_spellings(module)
         return
     kohya, comfy = _TEXT_ENCODERS[component]
     yield kohya + module.replace(".", "_")
+    yield f"{comfy}.{module}"  # OneTrainer since 2025 (the Open Model Initiative's names)
     yield f"{comfy}.transformer.{module}"
     yield f"text_encoders.{comfy}.transformer.{module}"
-    yield f"{component}.{module}"
     # As transformers has named them in memory since 5.6, and so diffusers saves them.
-    yield f"{component}.{module.removeprefix('text_model.')}"
-    if ".self_attn." in module:
-        yield f"{component}.{module}".replace("_proj", "_proj.lora_linear_layer")
+    for name in (module, module.removeprefix("text_model.")):
+        yield f"{component}.{name}"
+        yield f"{component}.base_model.model.{name}"
+        yield f"base_model.model.{component}.{name}"
+        yield f"base_model.model.{name}"
+    yield module
+
+
+def _unet_spellings(module: str) -> Iterator[str]:
+    ldm = unet_ldm_name(module + ".weight").removesuffix(".weight")
+    yield "lora_unet_" + module.replace(".", "_")
+    yield "lycoris_" + module.replace(".", "_")
+    yield "lora_unet_" + ldm.replace(".", "_")
+    yield f"unet.{ldm}"  # OneTrainer since 2025 (the Open Model Initiative's names)
+    yield f"diffusion_model.{ldm}"
+    yield f"model.diffusion_model.{ldm}"
+    named = [module]
+    # Attention processors of diffusers before 0.20, and of Replicate's trainer.
+    processor = re.sub(r"\.(to_[qkv]|to_out)(\.0)?$", r".processor.\1", module)
+    if processor != module:
+        named.append(processor)
+    for name in named:
+        yield name
+        yield f"unet.{name}"
+        yield f"unet.base_model.model.{name}"
+        yield f"base_model.model.{name}"
+        yield f"base_model.model.unet.{name}"

@@ -22,8 +22,15 @@ from assets.skeleton import Shape
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+#: The types of weights, and the type in which canonical files hold them. Every value in eight
+#: bits is a float16; float64 is more than any engine computes with.
+CANONICAL_FLOATS: Mapping[str, str] = {
+    "F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16", "F8_E4M3": "F16", "F8_E5M2": "F16",
 }  # fmt: skip
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -51,6 +58,11 @@ class TensorFile:
     def read(self, name: str) -> torch.Tensor:
         """The tensor ``name``, on the CPU, in the file's own type."""
         return self.read_stacked([name])[0]
+
+    def read_weights(self, name: str) -> torch.Tensor:
+        """The tensor ``name``, on the CPU, in the type that a canonical file holds it in."""
+        canonical = CANONICAL_FLOATS[self.header.tensors[name].dtype]
+        return self.read(name).to(TORCH_DTYPES[canonical])
 
     def read_stacked(self, names: Sequence[str]) -> torch.Tensor:
         """[n, *shape] of n tensors of one shape; one read when they lie side by side in the

@@ -16,7 +16,7 @@ from assets.model import LATENT_SCALE
 from serving.drawing import DrawRequest
 from serving.engine.devices import Event, record_event, to_device
 from serving.engine.graphs import UnetKey
-from serving.engine.samplers import scheduler
+from serving.engine.samplers import GUIDANCE_RESCALE, guided_prediction, scheduler
 from serving.engine.text import Embeddings
 from serving.engine.unet import UnetRunner
 from serving.engine.vocabulary import MAX_TOKENS
@@ -67,8 +67,9 @@ class Denoiser:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         height, width = request.height // LATENT_SCALE, request.width // LATENT_SCALE
         noise = [torch.randn(1, self._channels, height, width, generator=g) for g in generators]
+        prediction = request.recipe.prediction
         sampler = scheduler(
-            request.sampler, request.steps, noise[0].shape, generators, self._device
+            request.sampler, request.steps, noise[0].shape, generators, self._device, prediction
         )
         latents = to_device(torch.cat(noise), self._device) * sampler.init_noise_sigma
 
@@ -103,7 +104,8 @@ class Denoiser:
             predicted = predict(sample, time).to(torch.float32, copy=True)
             if guided:
                 without, with_prompt = predicted.chunk(2)
-                predicted = without + request.cfg_scale * (with_prompt - without)
+                rescale = GUIDANCE_RESCALE.get(prediction, 0.0)
+                predicted = guided_prediction(without, with_prompt, request.cfg_scale, rescale)
             latents = sampler.step(predicted, step, latents, return_dict=False)[0]
             queued.append(self._record(self._device))
             yield latents

@@ -77,6 +77,7 @@ def table() -> Iterator[Hostile]:
     eight = tensor(0, 8, shape=(2,))
     one, four = tensor(), b"\0" * 4
     none, empty = tensor(0, 0, shape=(0,)), '"__metadata__":{}'
+    hidden = tensor(2, 2, shape=(0,))
     twice = '"__metadata__":{"x":"1","x":"2"}'
     extra = one.replace("}", ', "x": 1}')
     rows: list[tuple[str, str, bytes, str]] = [
@@ -93,7 +94,8 @@ def table() -> Iterator[Hostile]:
         ("shape overflow", f'{{"a":{tensor(shape=(1 << 40, 1 << 40))}}}', four, "shape|spans"),
         ("negative offset", f'{{"a":{tensor(-4, 0)}}}', four, "data_offsets"),
         ("unknown dtype", f'{{"a":{tensor(dtype="F3")}}}', four, "dtype"),
-        ("zero-size tensor sharing an offset", f'{{"a":{one},"b":{none}}}', four, "empty"),
+        ("nothing but markers", f'{{"a":{none},"b":{none}}}', b"", "no tensor with elements"),
+        ("zero-size tensor in a hole", f'{{"a":{one},"b":{hidden}}}', four, "overlaps"),
         ("extra field", f'{{"a":{extra}}}', four, "no more"),
         ("leading space", f' {{"a":{one}}}', four, "begin"),
         ("name with a path", f'{{"../../etc/passwd":{one}}}', four, "the served model"),

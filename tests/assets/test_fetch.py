@@ -16,7 +16,7 @@ import pytest
 
 from assets.errors import FetchFailed, FetchRefused, TooLarge
 from assets.fetch import Fetcher, FetchLimits, Rules, embedded, is_public, system_resolve
-from assets.hub import find_file
+from assets.hub import download_url, find_file
 
 OUTSIDE, INSIDE = "127.0.0.2", "127.0.0.1"
 QUICK = FetchLimits(connect_s=2.0, answer_s=1.0, overall_s=5.0, least_bytes_per_s=1e4, window_s=0.4)
@@ -361,3 +361,61 @@ def test_a_repository_is_the_one_file_that_is_meant() -> None:
     for nonsense in ([], {"siblings": "x"}, {"siblings": [{"rfilename": 5}]}):
         with pytest.raises(FetchFailed):
             find_file("artist/style", lambda _, n=nonsense: n)  # type: ignore[misc]
+
+
+def _repository(*files: str) -> Any:
+    siblings = [{"rfilename": path, "lfs": {"sha256": "d" * 64}} for path in files]
+    return lambda _: {"sha": "abc123", "siblings": siblings}
+
+
+def test_a_diffusers_repository_says_what_to_do_with_it() -> None:
+    pipeline = ("model_index.json", "unet/diffusion_pytorch_model.safetensors")
+    for reference in ("artist/model", "artist/model:unet/diffusion_pytorch_model.safetensors"):
+        with pytest.raises(FetchFailed, match=r"diffusers folder.*assets push FOLDER"):
+            find_file(reference, _repository(*pipeline))
+    single = find_file("artist/model", _repository(*pipeline, "model.safetensors"), "https://hub")
+    assert single.url == "https://hub/artist/model/resolve/abc123/model.safetensors"
+    with pytest.raises(FetchFailed, match=r"artist/model:FILE \(a.safetensors, b.safetensors\)"):
+        find_file("artist/model", _repository(*pipeline, "a.safetensors", "b.safetensors"))
+
+
+@pytest.mark.parametrize("folder", ["", "styles/one/"])
+def test_an_adapters_configuration_is_found_beside_it(folder: str) -> None:
+    wanted, config = f"{folder}adapter_model.safetensors", f"{folder}adapter_config.json"
+    found = find_file(f"artist/style:{wanted}", _repository(wanted, config), "https://hub")
+    assert found.adapter_config_url == f"https://hub/artist/style/resolve/abc123/{config}"
+    alone = find_file(f"artist/style:{wanted}", _repository(wanted, "other/adapter_config.json"))
+    assert alone.adapter_config_url is None
+    other = f"{folder}style.safetensors"
+    assert find_file(f"a/b:{other}", _repository(other, config)).adapter_config_url is None
+
+
+@pytest.mark.parametrize(
+    ("address", "fetched"),
+    [
+        ("https://huggingface.co/o/n/blob/main/a/b.safetensors",
+         "https://huggingface.co/o/n/resolve/main/a/b.safetensors"),
+        ("https://huggingface.co/o/n/resolve/main/blob/b.safetensors",
+         "https://huggingface.co/o/n/resolve/main/blob/b.safetensors"),
+        ("https://hf.co/o/n/blob/main/b.safetensors?download=true",
+         "https://hf.co/o/n/resolve/main/b.safetensors?download=true"),
+        ("https://civitai.com/api/download/models/1", "https://civitai.com/api/download/models/1"),
+        ("https://example.com/o/n/blob/main/x", "https://example.com/o/n/blob/main/x"),
+    ],
+)  # fmt: skip
+def test_the_address_of_a_page_is_that_of_its_file(address: str, fetched: str) -> None:
+    assert download_url(address) == fetched
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("https://huggingface.co/o/n", "hf_repo"),
+        ("https://huggingface.co/o/n/tree/main", "hf_repo"),
+        ("https://civitai.com/models/1234/a-style?modelVersionId=5", "Download button"),
+        ("https://github.com/o/n/blob/main/x.safetensors", "Raw button"),
+    ],
+)
+def test_a_page_that_names_no_file_is_refused_at_once(address: str, advice: str) -> None:
+    with pytest.raises(FetchFailed, match=advice):
+        download_url(address)

@@ -34,8 +34,11 @@ def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: tuple[int, .
         (f'{{"a": {tensor()}}}', 8, "padded"),
         (f'{{"a": {tensor()}}}', 2, "cut"),
         (f'{{"a": {tensor(0, 8)}}}', 8, "spans"),
-        (f'{{"a": {tensor(0, 0, shape=(0,))}}}', 0, "empty"),
-        (f'{{"a": {tensor(dtype="F8_E4M3", end=1)}}}', 1, "F8_E4M3"),
+        (f'{{"a": {tensor(0, 0, shape=(0,))}}}', 0, "no tensor with elements"),
+        (f'{{"a": {tensor()}, "b": {tensor(2, 2, shape=(0,))}}}', 4, "overlaps"),
+        (f'{{"a": {tensor()}, "b": {tensor(8, 8, shape=(0,))}}}', 4, "hole"),
+        (f'{{"a": {tensor()}, "b": {tensor(0, 4, shape=(0,))}}}', 4, "spans"),
+        (f'{{"a": {tensor(dtype="F4", end=1)}}}', 1, "F4"),
         (f'{{"a": {tensor(shape=(-1,))}}}', 4, "shape"),
         (f'{{"a": {tensor(shape=(1 << 60, 1 << 60))}}}', 4, "shape"),
         ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": 1}}', 4, "no more"),
@@ -54,6 +57,14 @@ def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: tuple[int, .
 def test_refused_with_the_reason(header: str, data_bytes: int, reason: str) -> None:
     with pytest.raises(HeaderError, match=reason):
         parse_header(header.encode(), data_bytes)
+
+
+def test_tensors_without_elements_are_markers() -> None:
+    """The format allows them, and trainers mark files with them; no reader disagrees about them."""
+    begin, end, none = tensor(), tensor(4, 8), tensor(4, 4, shape=(3, 0))
+    header = parse_header(f'{{"a": {begin}, "v_pred": {none}, "b": {end}}}'.encode(), 8)
+    assert set(header.tensors) == {"a", "b"}
+    assert header.markers == ("v_pred",)
 
 
 def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def steps(slow: SlowDevice, count: int, is_cancelled: Any) -> Any:
     unet: Any = Unet()
     denoiser = Denoiser(unet, "schema", 4, torch.device("cpu"), record=slow.record)
     nothing = Embeddings(torch.zeros(1, 77, 8), torch.zeros(1, 8))
-    recipe: Any = None
+    recipe: Any = SimpleNamespace(prediction="epsilon")
     request = DrawRequest("r", recipe, "", 64, 64, (1,), steps=count)
     return denoiser.steps(request, (1,), nothing, nothing, is_cancelled)
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from assets.keys import blob_key
+from assets.prediction import Prediction, key_suffix
 from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.drawing import DrawRequest
 from serving.engine.plan import Plan, Target, plan
@@ -253,6 +255,15 @@ def pipeline(miniature: Path) -> Any:
 
 
 def stock(pipeline: Any, prompt: str = "a small red star", **options: Any) -> np.ndarray:
+    return np.asarray(run_stock(pipeline, prompt, **options)[0]).astype(np.int16)
+
+
+def stock_latents(pipeline: Any, **options: Any) -> torch.Tensor:
+    latents: torch.Tensor = run_stock(pipeline, output_type="latent", **options)
+    return latents
+
+
+def run_stock(pipeline: Any, prompt: str = "a small red star", **options: Any) -> Any:
     import warnings
 
     with warnings.catch_warnings():
@@ -266,18 +277,18 @@ def stock(pipeline: Any, prompt: str = "a small red star", **options: Any) -> np
             generator=torch.Generator().manual_seed(7),
             **options,
         )
-    return np.asarray(result.images[0]).astype(np.int16)
+    return result.images
 
 
-@pytest.mark.parametrize(
-    ("sampler", "scheduler"),
-    [
-        ("DDIM", "DDIMScheduler"),
-        ("K_EULER", "EulerDiscreteScheduler"),
-        ("K_EULER_ANCESTRAL", "EulerAncestralDiscreteScheduler"),
-        ("DPM_PLUS_PLUS_2M_KARRAS", "DPMSolverMultistepScheduler"),
-    ],
-)
+SCHEDULERS = [
+    ("DDIM", "DDIMScheduler"),
+    ("K_EULER", "EulerDiscreteScheduler"),
+    ("K_EULER_ANCESTRAL", "EulerAncestralDiscreteScheduler"),
+    ("DPM_PLUS_PLUS_2M_KARRAS", "DPMSolverMultistepScheduler"),
+]
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), SCHEDULERS)
 def test_base_picture_is_stock_diffusers(
     engine: Any, recipes: dict[str, Recipe], pipeline: Any, sampler: str, scheduler: str
 ) -> None:
@@ -293,6 +304,49 @@ def test_base_picture_is_stock_diffusers(
         pipeline.scheduler = before
     ours = pixels(draw(engine, recipes["base"], sampler=sampler))
     assert np.abs(ours - theirs).max() == 0
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "v_prediction_zero_snr"])
+@pytest.mark.parametrize(("sampler", "scheduler"), SCHEDULERS)
+def test_velocity_is_read_as_stock_diffusers_reads_it(
+    engine: Any,
+    bench: Any,
+    recipes: dict[str, Recipe],
+    pipeline: Any,
+    sampler: str,
+    scheduler: str,
+    prediction: Prediction,
+) -> None:
+    """The same weights under the other prediction's key: latents equal the pipeline's, whose
+    scheduler is configured so and, where the schedule ends in noise alone, rescales guidance."""
+    import diffusers
+
+    unet = recipes["base"].unet
+    same = replace(unet, key=unet.key + key_suffix(prediction))
+    bench.store.copy(blob_key(unet), blob_key(same))
+    recipe = replace(recipes["base"], unet=same)
+    options: dict[str, Any] = {"prediction_type": "v_prediction"}
+    options |= {"use_karras_sigmas": True} if "KARRAS" in sampler else {}
+    rescale = 0.0
+    if prediction == "v_prediction_zero_snr":
+        options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        rescale = 0.7
+    before = pipeline.scheduler
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(before.config, **options)
+    try:
+        theirs = stock_latents(pipeline, guidance_rescale=rescale)
+    finally:
+        pipeline.scheduler = before
+    prepared = engine.prepare(recipe)
+    engine.become(prepared)
+    asked = request(recipe, sampler=sampler)
+    positive, negative, _ = engine.prompts.encode(prepared, asked)
+    with torch.inference_mode():
+        *_, ours = engine._denoiser.steps(asked, asked.seeds, positive, negative, lambda: False)
+    prepared.release()
+    plain = pixels(draw(engine, recipes["base"], sampler=sampler))
+    assert not np.array_equal(pixels(draw(engine, recipe, sampler=sampler)), plain)
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) <= 1e-5
 
 
 def test_negative_prompt_and_second_prompts_are_stock_diffusers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "lora_alpha": 8},
     "patterns": {"r": 4, "lora_alpha": 2, **PATTERNS},
     "dora-peft": {"r": 4, "lora_alpha": 2, "use_dora": True},
+    "rslora": {"r": 16, "lora_alpha": 16, "use_rslora": True},
 }
 
 
@@ -72,6 +74,41 @@ def test_the_change_is_pefts_own(
         torch.testing.assert_close(working, wanted, atol=3e-6, rtol=3e-5)
     prepared.release()
     formats.measured(name, "unet", "peft", error)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_pefts_own_folder_means_the_same(
+    bench: Any, miniature: Path, tmp_path: Path, name: str
+) -> None:
+    """``adapter_config.json`` beside the file counts as much as diffusers' metadata within it."""
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    unet = UNet2DConditionModel.from_pretrained(miniature / "unet", torch_dtype=torch.float32)
+    config = LoraConfig(target_modules=TARGETS, init_lora_weights=False, **CONFIGS[name])
+    torch.manual_seed(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(unet, config)
+        model.save_pretrained(tmp_path)
+        layers = {
+            key.removeprefix("base_model.model."): value
+            for key, value in get_peft_model_state_dict(model).items()
+        }
+        StableDiffusionXLPipeline.save_lora_weights(
+            tmp_path,
+            unet_lora_layers=layers,
+            weight_name="diffusers.safetensors",
+            unet_lora_adapter_metadata=config.to_dict() | {"target_modules": []},
+        )
+    said = json.loads((tmp_path / "adapter_config.json").read_text())
+    own = bench.ingest(tmp_path / "adapter_model.safetensors", "lora", adapter_config=said)
+    other = bench.ingest(tmp_path / "diffusers.safetensors", "lora")
+    assert own.parts["lora"] == other.parts["lora"], own.status_details
+    assert own.report["alpha"] == other.report["alpha"] == "configuration"
+    silent = bench.ingest(tmp_path / "adapter_model.safetensors", "lora")
+    assert silent.report["alpha"] == "rank"
+    assert silent.parts["lora"] != own.parts["lora"]
 
 
 def test_an_inversion_that_comes_along_with_a_lora(

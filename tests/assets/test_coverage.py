@@ -1,0 +1,45 @@
+"""How much of a file is used is a number, wherever somebody looks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from assets.asset import Asset, AssetKind
+from assets.coverage import coverage_warning, shortfalls
+
+
+@pytest.mark.parametrize(
+    ("kind", "report", "said"),
+    [
+        ("lora", {"modules": 737, "matched": 737}, ()),
+        ("lora", {"modules": 737, "matched": 1, "unmatched": ["a", "b", "c", "d"]},
+         ("1 of its 737 modules are used (1 %); not used, for example: 'a', 'b', 'c'",)),
+        ("lora", {"modules": 1000, "matched": 999, "unmatched": ["a"]},
+         ("999 of its 1000 modules are used (99 %); not used, for example: 'a'",)),
+        ("checkpoint", {"matched": 5, "tensors_for_the_model": 5}, ()),
+        ("checkpoint", {"matched": 4, "tensors_for_the_model": 8, "unmatched": ["te.x"],
+                        "from_base": ["text_encoder", "vae"]},
+         ("4 of its 8 tensors are used (50 %); not used, for example: 'te.x'",
+          "it brings no text_encoder, vae: the base model's is used")),
+        ("checkpoint", {"matched": 5}, ()),  # of before the number was kept
+        ("textual_inversion", {"vectors": 2}, ()),
+        ("lora", {"modules": 1, "matched": 1, "warnings": ["careful"]}, ("careful",)),
+        ("checkpoint",
+         {"prediction_type": {"value": "v_prediction", "source": "tensor 'v_pred'",
+                              "contradicted_by": ["metadata prediction_type"]}},
+         ("it is read as v_prediction (tensor 'v_pred'); metadata prediction_type disagrees",)),
+    ],
+)  # fmt: skip
+def test_what_an_owner_is_told(kind: AssetKind, report: dict[str, Any], said: tuple[str]) -> None:
+    assert shortfalls(kind, report) == said
+
+
+def test_an_answer_says_the_number_and_nothing_of_the_owners() -> None:
+    report = {"modules": 100, "matched": 1, "unmatched": ["secret_project"]}
+    asset = Asset("a", "t", "o", "n", "lora", 0.0, report=report)
+    warning = coverage_warning(asset, "commons:n")
+    assert warning == "'commons:n': 1 of its 100 modules are used (1 %)"
+    whole = Asset("a", "t", "o", "n", "lora", 0.0, report={"modules": 1, "matched": 1})
+    assert coverage_warning(whole, "n") is None

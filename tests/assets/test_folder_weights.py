@@ -1,0 +1,150 @@
+"""diffusers folders whose components are cut into several files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from assets.errors import IngestRejected
+from assets.formats.pack import pack_folder
+from assets.formats.tensors import TensorFile
+from assets.import_model import import_model
+from assets.store import FsspecStore
+
+STEM = "diffusion_pytorch_model"
+
+
+@pytest.fixture
+def folder(miniature: Path, tmp_path: Path) -> Path:
+    copied = tmp_path / "model"
+    shutil.copytree(miniature, copied)
+    return copied
+
+
+def cut(folder: Path, variant: str = "", count: int = 3) -> Path:
+    """The UNet in several files, as ``save_pretrained`` names them; returns the index."""
+    whole = folder / "unet" / f"{STEM}.safetensors"
+    tensors = load_file(whole)
+    places = {}
+    for number in range(count):
+        some = sorted(tensors)[number::count]
+        file = f"{STEM}{variant}-{number + 1:05d}-of-{count:05d}.safetensors"
+        save_file({name: tensors[name] for name in some}, whole.with_name(file))
+        places |= dict.fromkeys(some, file)
+    whole.unlink()
+    index = whole.with_name(f"{STEM}.safetensors.index{variant}.json")
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_they_are_read_through_their_index(
+    folder: Path, miniature: Path, tmp_path: Path, variant: str
+) -> None:
+    whole = import_model(FsspecStore(f"file://{tmp_path}/store"), miniature, "whole")
+    pack_folder(miniature, tmp_path / "whole.safetensors")
+    cut(folder, variant)
+    pieces = import_model(FsspecStore(f"file://{tmp_path}/store"), folder, "pieces")
+    assert pieces.parts == whole.parts
+    pack_folder(folder, tmp_path / "pieces.safetensors")
+    assert (tmp_path / "pieces.safetensors").read_bytes() == (
+        tmp_path / "whole.safetensors"
+    ).read_bytes()
+
+
+Damage = Callable[[Path, dict[str, Any]], None]
+
+
+def _leave_out(index: Path, places: dict[str, Any]) -> None:
+    del places["weight_map"]["conv_in.weight"]
+
+
+def _misplace(index: Path, places: dict[str, Any]) -> None:
+    others = set(places["weight_map"].values()) - {places["weight_map"]["conv_in.weight"]}
+    places["weight_map"]["conv_in.weight"] = sorted(others)[0]
+
+
+def _lose(index: Path, places: dict[str, Any]) -> None:
+    (index.parent / places["weight_map"]["conv_in.weight"]).unlink()
+
+
+def _climb(index: Path, places: dict[str, Any]) -> None:
+    places["weight_map"]["conv_in.weight"] = "../vae/diffusion_pytorch_model.safetensors"
+
+
+def _no_map(index: Path, places: dict[str, Any]) -> None:
+    places["weight_map"] = ["conv_in.weight"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_leave_out, "does not say that 'conv_in.weight'"),
+        (_misplace, "does not say that 'conv_in.weight'"),
+        (_lose, "not beside it"),
+        (_climb, "not beside it"),
+        (_no_map, "no weight_map"),
+    ],
+)
+def test_an_index_that_disagrees_with_its_files(folder: Path, damage: Damage, reason: str) -> None:
+    index = cut(folder)
+    places = json.loads(index.read_text())
+    damage(index, places)
+    index.write_text(json.dumps(places))
+    with pytest.raises(IngestRejected, match=reason):
+        pack_folder(folder, folder / "packed.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "reason"),
+    [
+        ("vae/config.json", {"scaling_factor": 0.5}, "scaling_factor 0.5"),
+        ("text_encoder/config.json", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim 256"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "EDM"),
+        ("scheduler/scheduler_config.json", {"beta_start": 0.1}, "beta_start 0.1"),
+    ],
+)
+def test_what_is_neither_weight_nor_shape_is_read(
+    folder: Path, tmp_path: Path, file: str, changes: dict[str, Any], reason: str
+) -> None:
+    """Of a folder that is served, and of one that is uploaded."""
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(IngestRejected, match=reason):
+        pack_folder(folder, tmp_path / "packed.safetensors")
+    with pytest.raises(IngestRejected, match=reason):
+        import_model(FsspecStore(f"file://{tmp_path}/store"), folder, "base")
+
+
+def test_a_scheduler_of_velocity_goes_with_the_folder(folder: Path, tmp_path: Path) -> None:
+    config = folder / "scheduler" / "scheduler_config.json"
+    said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    store = FsspecStore(f"file://{tmp_path}/store")
+    plain = import_model(store, folder, "base")
+    config.write_text(json.dumps(json.loads(config.read_text()) | said))
+    served = import_model(store, folder, "base")
+    assert served.predicts.value == "v_prediction_zero_snr"
+    assert served.predicts.source == "scheduler_config.json"
+    assert served.parts["unet"].key == plain.parts["unet"].key + "-vz"
+    assert served.parts["vae"] == plain.parts["vae"]
+    overruled = import_model(store, folder, "base", prediction="epsilon")
+    assert overruled.parts == plain.parts
+    packed = pack_folder(folder, tmp_path / "packed.safetensors")
+    with TensorFile(packed) as file:
+        assert json.loads(file.header.metadata["scheduler_config"])["rescale_betas_zero_snr"]
+
+
+def test_weights_in_another_form_are_named(folder: Path) -> None:
+    file = folder / "unet" / f"{STEM}.safetensors"
+    torch.save({}, file.with_name(f"{STEM}.bin"))
+    file.unlink()
+    with pytest.raises(IngestRejected, match="safe_serialization=True"):
+        pack_folder(folder, folder / "packed.safetensors")
