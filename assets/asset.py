@@ -30,8 +30,9 @@ class Asset:
     seconds since the epoch.
 
     ``parts`` maps each component that the canonical form holds to its blob: four
-    for a full checkpoint, one for a LoRA. ``report`` is what inspection found, for its owner.
-    ``data`` is what people say of it. ``shared_with`` are names of tenants.
+    for a full checkpoint, one for a LoRA; ``original`` is the file as it was uploaded.
+    ``report`` is what inspection found, for its owner. ``data`` is what people say of it.
+    ``shared_with`` are names of tenants.
     """
 
     id: str
@@ -50,11 +51,17 @@ class Asset:
     size_bytes: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[Component, Blob] = field(default_factory=dict)
+    original: Blob | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
     deleted_at_s: float | None = None
     expires_at_s: float | None = None
     uses: int = 0
     last_used_at_s: float | None = None
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """All that the store keeps for it."""
+        return (*self.parts.values(), *((self.original,) if self.original else ()))
 
     @property
     def is_deleted(self) -> bool:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 from cachetools import TTLCache
 
@@ -28,12 +28,13 @@ from assets.errors import (
 from assets.failpoint import reach
 from assets.keys import BLOBS, PREVIEWS, blob_key, blob_of, pictured_by, preview_key
 from assets.parts import PartStore, open_parts
+from assets.prediction import Prediction
 from assets.principal import Principal
 from assets.purge import Purge
 from assets.records import AssetRecords, Page, Query
 from assets.resolve import BASE_NAME, Resolved, Wanted, find, find_base, resolve
 from assets.store import ObjectStore, put_bytes, read_bytes
-from assets.terms import check_expiry, check_name, checked_visibility
+from assets.terms import check_expiry, check_name, checked_visibility, normal_name
 from assets.uploads import Quota, Uploads
 
 #: What an asset says whose bytes the store has lost.
@@ -58,6 +59,8 @@ class Change:
     visibility: str | None = None
     shared_with: Sequence[str] | None = None
     expires_at_s: float | None = None
+    #: Of a checkpoint; ``auto`` for what its file says.
+    prediction_type: Prediction | Literal["auto"] | None = None
 
 
 class Library:
@@ -93,6 +96,7 @@ class Library:
         """Of a query for public assets or for those shared with the tenant: those that are
         ready. Otherwise the tenant's own."""
         owner = COMMONS if query.owner == "octoai" else query.owner
+        query = replace(query, name=query.name and normal_name(query.name))
         if query.visibility == "public" or query.shared_with is not None:
             return self._records.list(replace(query, owner=owner, status="ready"))
         member = None if principal.role == "owner" else principal.member_id
@@ -138,17 +142,27 @@ class Library:
         asset = self._find(principal, reference, "update")
         changes: dict[str, Any] = {}
         if change.name is not None:
-            check_name(change.name)
+            name = normal_name(change.name)
+            change = replace(change, name=name)
+            check_name(name)
         if change.description is not None:
             changes["description"] = change.description
         given = {
             "trigger_words": change.trigger_words, "tags": change.tags, "licence": change.licence,
         }  # fmt: skip
-        data = {
+        data: dict[str, Any] = {
             name: value if isinstance(value, str) else list(value)
             for name, value in given.items()
             if value is not None
         }
+        if change.prediction_type is not None:
+            if asset.kind != "checkpoint":
+                raise InvalidAsset("prediction_type", f"a {asset.kind} has none")
+            own = None if change.prediction_type == "auto" else change.prediction_type
+            known = asset.report.get("prediction_type", {})
+            if own is None and known.get("source") == "owner" and "found" not in known:
+                raise InvalidAsset("prediction_type", "its file says nothing that is served")
+            data["prediction_type"] = own
         if data:
             changes["data"] = {**asset.data, **data}
         if change.visibility is not None or change.shared_with is not None:

@@ -23,11 +23,11 @@ class Purge:
         if asset.preview:
             self._blobs.unkeep([asset.preview])
             self._store.delete(asset.preview)
-        # A private blob can only be claimed by an ingest of its own tenant; anything else is left
+        # A tenant's own blob can only be claimed by an ingest of that tenant; any other is left
         # to the collector, which waits until every ingest that might want it has ended.
         if self._records.list(Query(tenant_id=asset.tenant_id, status="uploaded", limit=1)).total:
             return
-        for key in {blob.key for blob in asset.parts.values() if blob.key.startswith("t")}:
+        for key in {blob.key for blob in asset.blobs if blob.key.startswith(("t", "o"))}:
             # A claim since the deletion is another asset's, which is about to refer to the blob.
             if self._blobs.doom(key, asset.deleted_at_s):
                 self._store.delete(stored_blob_key(key))

@@ -158,7 +158,9 @@ class Reconciler:
         """Assets whose bytes are gone, as a store that was restored from a backup leaves them.
         Where most seem to be gone it is the store that is, and nothing is marked."""
         present = {stored.key for stored in self._store.list(BLOBS)}
-        referred = self._records.referred()
+        # Without its original an asset is still usable.
+        every = self._records.referred()
+        referred = {key: ids for key, ids in every.items() if not key.startswith("o")}
         gone = [
             key
             for key in referred

@@ -26,6 +26,8 @@ class Query:
     name: str | None = None
     kinds: Sequence[AssetKind] = ()
     ids: Sequence[str] = ()
+    #: Of the file that was uploaded.
+    sha256: str | None = None
     #: Words; something in the name, description or trigger words must begin with each.
     text: str = ""
     tags: Sequence[str] = ()

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset, AssetKind
+from assets.coverage import coverage_warning
 from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
 from assets.ids import is_asset_id
 from assets.principal import Principal
 from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.records import AssetRecords
+from assets.terms import normal_name
 
 #: The name, among the commons, of the checkpoint that a request without one is drawn with.
 BASE_NAME = "base"
@@ -46,6 +48,8 @@ class Resolved:
     recipe: Recipe
     names: Mapping[str, str]
     asset_ids: tuple[str, ...] = ()
+    #: What the requester ought to know of the assets.
+    warnings: tuple[str, ...] = ()
 
 
 def find(
@@ -69,7 +73,7 @@ def find(
 def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asset | None:
     if is_asset_id(reference):
         return records.get(reference)
-    owner, colon, named = reference.rpartition(":")
+    owner, colon, named = normal_name(reference).rpartition(":")
     name, at, number = named.partition("@")
     version = None
     if at:
@@ -115,6 +119,7 @@ def resolve(
     require(principal, "use")
     names: dict[str, str] = {}
     asset_ids: dict[str, None] = {}
+    warnings: list[str] = []
 
     def usable(reference: str, kind: AssetKind, field_name: str) -> Asset:
         asset = find(records, principal, reference, "use", now_s)
@@ -129,6 +134,8 @@ def resolve(
         for blob in asset.parts.values():
             names.setdefault(blob.key, reference)
         asset_ids[asset.id] = None
+        if warning := coverage_warning(asset, reference):
+            warnings.append(warning)
         return asset
 
     if len(wanted.loras) > MAX_LORAS:
@@ -177,4 +184,4 @@ def resolve(
         loras=tuple(weights.values()),
         inversions=tuple(inversions),
     )
-    return Resolved(recipe, names, tuple(asset_ids))
+    return Resolved(recipe, names, tuple(asset_ids), tuple(warnings))

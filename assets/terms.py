@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from assets.access import require
@@ -10,18 +11,32 @@ from assets.asset import VISIBILITIES, Visibility
 from assets.errors import InvalidAsset
 from assets.principal import Principal
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
+#: Of a name: characters, and bytes of UTF-8, so that a file system can hold it.
+MAX_NAME_CHARS, MAX_NAME_BYTES = 128, 224
+_MARKS = ("Mn", "Mc")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 MAX_SHARED_WITH = 64
 _LONGEST_S = 100 * 365 * 24 * 3600.0
 
 
+def normal_name(name: str) -> str:
+    """One spelling of names that look the same (Unicode's normal form C)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_name_character(character: str) -> bool:
+    """Letters and digits of any script, the marks that belong to them, and ``- _ .``"""
+    return character in "-_." or character.isalnum() or unicodedata.category(character) in _MARKS
+
+
 def check_name(name: str) -> None:
-    """Raises InvalidAsset."""
-    if not _NAME.match(name):
+    """Raises InvalidAsset unless it is a name in its normal form."""
+    fits = 0 < len(name) <= MAX_NAME_CHARS and len(name.encode()) <= MAX_NAME_BYTES
+    if not (fits and name[0].isalnum() and all(map(is_name_character, name))):
         raise InvalidAsset(
-            "name", "a name is 1 to 128 letters, digits, '-', '_' or '.', and begins with one"
-        )
+            "name", f"a name is 1 to {MAX_NAME_CHARS} letters, digits, '-', '_' or '.' (at most "
+            f"{MAX_NAME_BYTES} bytes of UTF-8), and begins with a letter or digit",
+        )  # fmt: skip
 
 
 def check_expiry(expires_at_s: float | None, now_s: float) -> None:

@@ -6,7 +6,7 @@ Nothing here loads a tensor: a gateway imports it without torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from assets.access import Verb, may, require
@@ -21,7 +21,7 @@ from assets.errors import (
     TooLarge,
 )
 from assets.failpoint import reach
-from assets.hub import check_repository
+from assets.hub import check_repository, download_url
 from assets.ids import new_asset_id
 from assets.keys import PARTS, UPLOADS, upload_key
 from assets.parts import LEAST_PART_BYTES, MOST_PART_BYTES, PART_BYTES, Part, PartStore
@@ -30,7 +30,7 @@ from assets.purge import Purge
 from assets.records import AssetRecords
 from assets.resolve import find
 from assets.store import ObjectStore
-from assets.terms import check_expiry, check_name, checked_visibility
+from assets.terms import check_expiry, check_name, checked_visibility, normal_name
 
 MAX_UPLOAD_BYTES = 16 << 30
 #: Of a tenant, by its id.
@@ -111,11 +111,13 @@ class Uploads:
     def create(self, principal: Principal, new: NewAsset) -> Asset:
         """Raises Forbidden, InvalidAsset, NameTaken, QuotaExceeded."""
         require(principal, "create")
+        new = replace(new, name=normal_name(new.name))
         check_name(new.name)
         if new.kind not in ASSET_KINDS:
             raise InvalidAsset(
                 "asset_type", f"{new.kind!r} is not supported; accepted: {', '.join(ASSET_KINDS)}"
             )
+        _check_word(new)
         visibility = checked_visibility(principal, new.visibility, new.shared_with)
         check_expiry(new.expires_at_s, self._now())
         source = _checked_source(new)
@@ -360,6 +362,14 @@ def _check_parts(new: NewAsset, room: int) -> None:
         raise InvalidAsset("part_bytes", f"a part has {limits} bytes")
 
 
+def _check_word(new: NewAsset) -> None:
+    """Raises InvalidAsset: something is said that the kind has not."""
+    data = new.data or {}
+    for field, kind in (("prediction_type", "checkpoint"), ("adapter_config", "lora")):
+        if data.get(field) is not None and new.kind != kind:
+            raise InvalidAsset(field, f"a {kind} has it; this is a {new.kind}")
+
+
 def _checked_source(new: NewAsset) -> dict[str, str]:
     """Raises InvalidAsset. The guard's own rules are asked when it is fetched."""
     if new.url and new.hf_repo:
@@ -370,4 +380,9 @@ def _checked_source(new: NewAsset) -> dict[str, str]:
         except FetchFailed as error:
             raise InvalidAsset("hf_repo", str(error)) from None
         return {"hf_repo": new.hf_repo}
-    return {"url": new.url} if new.url else {}
+    if not new.url:
+        return {}
+    try:
+        return {"url": download_url(new.url)}
+    except FetchFailed as error:
+        raise InvalidAsset("url", str(error)) from None

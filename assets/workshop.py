@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import threading
@@ -16,7 +17,8 @@ from typing import Any
 from assets.asset import COMMONS, SERVED_ENGINE, Asset, AssetKind
 from assets.blobs import BlobRecords
 from assets.cage import Cage
-from assets.content import Blob, Component, content_key, tenant_salt
+from assets.content import Blob, Component, content_key, original_key, tenant_salt
+from assets.coverage import shortfalls
 from assets.effect import EffectProbe
 from assets.errors import (
     FetchFailed,
@@ -31,17 +33,26 @@ from assets.fetch import Fetcher
 from assets.hub import HUB, find_file
 from assets.ids import new_asset_id
 from assets.import_model import import_model
-from assets.ingest import Ingested, ingest_file
+from assets.ingest import (
+    Ingested,
+    OwnersWord,
+    ingest_file,
+    prediction_in,
+    with_owners_prediction,
+)
 from assets.keys import blob_key, preview_key, upload_key
 from assets.model import ModelManifest, load_manifest
+from assets.prediction import Prediction
 from assets.records import AssetRecords
 from assets.resolve import BASE_NAME
 from assets.store import CHUNK_BYTES, Digesting, ObjectStore, put_file
+from assets.text import is_storable
 from assets.uploads import MAX_UPLOAD_BYTES
 
 log = logging.getLogger(__name__)
 
 _CLAIM_PATIENCE_S = 30.0
+_MAX_CONFIG_CHARS = 1 << 16
 #: How often the progress of an import is told.
 _TELL_S = 1.0
 
@@ -60,6 +71,7 @@ class Workshop:
         fetcher: what imports come through; hub: where repositories are.
         probe: draws with what was uploaded; quota: how many bytes a tenant may have.
         cage: where uploads are converted; the operator's own files are converted right here.
+        keep_originals: whether files are kept as they were uploaded, for downloads.
     """
 
     def __init__(
@@ -75,7 +87,9 @@ class Workshop:
         hub: str = HUB,
         probe: EffectProbe | None = None,
         quota: Callable[[str], int | None] | None = None,
+        keep_originals: bool = True,
     ) -> None:
+        self._keep_originals = keep_originals
         self._probe = probe
         self._quota = quota
         self._fetcher = fetcher or Fetcher()
@@ -135,6 +149,14 @@ class Workshop:
         if not url:
             found = find_file(asset.data["hf_repo"], self._fetcher.fetch_json, self._hub)
             url, sha256 = found.url, found.sha256 or sha256
+            if found.adapter_config_url and not asset.data.get("adapter_config"):
+                config = self._fetcher.fetch_json(found.adapter_config_url)
+                text = json.dumps(config, ensure_ascii=False)
+                fits = len(text) <= _MAX_CONFIG_CHARS and is_storable(text)
+                if not isinstance(config, dict) or not fits:
+                    raise FetchFailed("its adapter_config.json is no object, or too large")
+                data = {**asset.data, "adapter_config": config}
+                self._records.update(asset.id, {"data": data}, expect=("uploaded",))
         most = int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
         told_s = 0.0
 
@@ -184,10 +206,11 @@ class Workshop:
                         f"{expected} was announced; upload it again"
                     )
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
-                done = self._cage.ingest(source, asset.kind, skeleton, salt, scratch)
+                word = OwnersWord.of(asset.data)
+                done = self._cage.ingest(source, asset.kind, skeleton, salt, scratch, word)
                 reach("ingest.converted")
-                converted = self._keep(done, digest)
-            details = self._look(asset.kind, converted)
+                converted = self._keep(done, source, digest, asset.tenant_id)
+            details = self._details(asset.kind, converted)
             changes: dict[str, Any] = {"status": "ready", "status_details": details, **converted}
         except IngestRejected as rejection:
             changes = {
@@ -212,31 +235,43 @@ class Workshop:
         return changed
 
     def _rekey(self, asset: Asset) -> Asset | None:
-        """Salted as long as the asset is private, plain as long as it is public."""
+        """Salted as long as the asset is private, plain as long as it is public; its UNet under
+        what its owner says that it predicts, or else what was found."""
         salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
+        report = with_owners_prediction(asset.report, OwnersWord.of(asset.data).prediction)
+        prediction = prediction_in(report)
         parts: dict[Component, Blob] = {}
         for component, blob in asset.parts.items():
-            key = content_key(blob.sha256, component, str(asset.report["fits"]), salt)
+            fits = str(asset.report["fits"])
+            key = content_key(blob.sha256, component, fits, salt, prediction)
             parts[component] = renamed = replace(blob, key=key)
             if renamed == blob:
                 continue
             self._claim(renamed)
             if self._store.size(blob_key(renamed)) != blob.size_bytes:
                 self._store.copy(blob_key(blob), blob_key(renamed))
-        if parts == dict(asset.parts):
+        if parts == dict(asset.parts) and report == asset.report:
             return asset
-        return self._records.update(asset.id, {"parts": parts}, expect=("ready",))
+        return self._records.update(asset.id, {"parts": parts, "report": report}, expect=("ready",))
 
-    def _keep(self, done: Ingested, digest: str) -> dict[str, Any]:
-        """``parts`` and ``report`` of a file, once its canonical forms are in the store."""
-        for blob, path in done.files.values():
+    def _keep(self, done: Ingested, source: Path, digest: str, tenant_id: str) -> dict[str, Any]:
+        """``parts``, ``original`` and ``report`` of the file ``source``, once they are in the
+        store."""
+        original = None
+        if self._keep_originals:
+            key = original_key(digest, tenant_salt(self._secret, tenant_id))
+            original = Blob(key, digest, source.stat().st_size)
+        files = list(done.files.values())
+        # What was inspected, and not what lies under the upload's key by now.
+        for blob, path in [*files, *([(original, source)] if original is not None else [])]:
             self._claim(blob)
             reach("ingest.claimed")
             if self._store.size(blob_key(blob)) != blob.size_bytes:
                 put_file(self._store, blob_key(blob), path)
             reach("ingest.stored")
         parts = {component: blob for component, (blob, _) in done.files.items()}
-        return {"parts": parts, "report": {**done.report, "source_sha256": digest}}
+        report = {**done.report, "source_sha256": digest}
+        return {"parts": parts, "original": original, "report": report}
 
     def _check_quota(self, asset: Asset) -> None:
         """Once more, now that the bytes are counted: several uploads may have come at once.
@@ -251,8 +286,19 @@ class Workshop:
         ):
             raise IngestRejected(str(QuotaExceeded("bytes of storage", limit)))
 
+    def _details(self, kind: AssetKind, converted: dict[str, Any]) -> str:
+        """What an owner ought to know of a file that is usable.
+
+        Raises:
+            IngestRejected: no image comes of it.
+        """
+        details = [self._look(kind, converted), *shortfalls(kind, converted["report"])]
+        if converted["original"] is None:
+            details.append("the uploaded file was not kept: it cannot be downloaded")
+        return "; ".join(detail for detail in details if detail)
+
     def _look(self, kind: AssetKind, converted: dict[str, Any]) -> str:
-        """Draw with it, where that is quick; what an owner ought to know.
+        """Draw with it, where that is quick; says whether nothing comes of it.
 
         Raises:
             IngestRejected: no picture comes of it.
@@ -292,10 +338,14 @@ class Workshop:
         return digest.hexdigest()
 
     def install_base(
-        self, path: Path, progress: Callable[[str], None] = lambda _: None
+        self,
+        path: Path,
+        progress: Callable[[str], None] = lambda _: None,
+        prediction: Prediction | None = None,
     ) -> ModelManifest:
-        """Import the model at ``path`` and make it the commons' public base checkpoint."""
-        manifest = import_model(self._store, path, BASE_NAME, progress)
+        """Import the model at ``path`` and make it the commons' public base checkpoint.
+        ``prediction``: what it predicts, where its files do not say so or are wrong."""
+        manifest = import_model(self._store, path, BASE_NAME, progress, prediction=prediction)
         parts = manifest.parts
         self._put_common(
             Asset(
@@ -311,7 +361,10 @@ class Workshop:
                 size_bytes=sum(blob.size_bytes for blob in parts.values()),
                 data={"engine": SERVED_ENGINE},
                 parts=parts,
-                report={"fits": manifest.skeleton.digest},
+                report={
+                    "fits": manifest.skeleton.digest,
+                    "prediction_type": manifest.predicts.report(),
+                },
             )
         )
         return manifest
@@ -354,8 +407,10 @@ class Workshop:
         known = self._records.find_foreign(COMMONS, name)
         if known is not None and (
             known.report.get("source_sha256"), known.report.get("fits"), known.description,
-            dict(known.data),
-        ) == (digest, skeleton.digest, description, dict(asset.data)):  # fmt: skip
+            dict(known.data), known.original is not None,
+        ) == (
+            digest, skeleton.digest, description, dict(asset.data), self._keep_originals,
+        ):  # fmt: skip
             return False
         if preview and picture:
             with self._store.write(picture) as target:
@@ -363,7 +418,7 @@ class Workshop:
         self._scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self._scratch, prefix="ingest-") as folder:
             done = ingest_file(path, kind, skeleton, None, Path(folder))
-            converted = self._keep(done, digest)
+            converted = self._keep(done, path, digest, COMMONS)
         self._put_common(replace(asset, **converted))
         return True
 
@@ -378,7 +433,9 @@ class Workshop:
         if known is None:
             self._records.add(asset)
             return
-        fields = ("kind", "status", "description", "size_bytes", "data", "parts", "report")
+        fields = (
+            "kind", "status", "description", "size_bytes", "data", "parts", "original", "report",
+        )  # fmt: skip
         changes = {field: getattr(asset, field) for field in fields}
         if any(getattr(known, field) != value for field, value in changes.items()):
             self._records.update(known.id, changes)

@@ -27,7 +27,7 @@ from assets.sdxl import skeleton_of
 from benchmarks.http import platform_for
 from benchmarks.samples import write_padded
 from serving.cli.client import Client
-from serving.cli.transfer import send
+from serving.cli.transfer import send, sha256_of
 from serving.commons.miniature import MINIATURE_CONFIGS, weights
 from serving.commons.single_file import write_single_file
 
@@ -111,7 +111,8 @@ def single_put(client: Client, path: Path, name: str) -> dict[str, Any]:
 
 
 def in_parts(client: Client, path: Path, name: str) -> dict[str, Any]:
-    return send(client, path, {"asset_type": "checkpoint", "name": name})[0]
+    new = {"asset_type": "checkpoint", "name": name}
+    return send(client, path, new, digest=sha256_of(path))
 
 
 WAYS: Mapping[str, Callable[[Client, Path, str], dict[str, Any]]] = {

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from prometheus_client.metrics_core import Metric
@@ -25,6 +25,7 @@ from assets.resolve import BASE_NAME, Resolved, Wanted
 from serving.drawing import Drawing, DrawRequest, ImageEncoding, Residency, Sampler
 from serving.errors import Blaming, InvalidRequest, ServingError
 from serving.logs import note
+from serving.prompt_syntax import unserved_syntax
 from serving.sizes import Size, picture_size
 from serving.submission import Submission
 from serving.tenants.meter import Charge, Spent
@@ -135,6 +136,7 @@ class _Resolved:
     resolved: Resolved
     priority: int
     pool: str
+    warnings: tuple[str, ...]
 
 
 class Platform:
@@ -284,7 +286,9 @@ class Platform:
             encoding=order.encoding,
             tenant_id=principal.tenant_id,
         )
-        return _Resolved(request, size, resolved, order.priority, pool)
+        prompts = (order.prompt, order.prompt_2, order.negative_prompt, order.negative_prompt_2)
+        warnings = (*resolved.warnings, *unserved_syntax(*prompts))
+        return _Resolved(request, size, resolved, order.priority, pool, warnings)
 
     async def _count(self, charge: Charge, request: DrawRequest, error: ServingError) -> None:
         details = {"steps": request.steps, "why": type(error).__name__}
@@ -316,6 +320,7 @@ class Platform:
             if error.engine_s:
                 await self._count(charge, request, error)
             raise error.named(names) if isinstance(error, Blaming) else error from None
+        drawing = replace(drawing, warnings=(*ready.warnings, *drawing.warnings))
         timings = {name: round(ms, 1) for name, ms in asdict(drawing.timings).items()}
         log.info("drawn by %s", drawing.replica, extra=timings)
         if ready.resolved.asset_ids:

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from assets.failpoint import Failpoint
 from assets.hub import HUB
+from assets.prediction import Prediction
 from assets.private_folder import private_folder
 from orchestrator.errors import TierUnusable
 from router.scaling import Pool
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     secret: str = ""
 
     model: Path | None = None
+    prediction_type: Prediction | Literal["auto"] = "auto"
     device: str = "auto"
     threads_per_replica: int = 1
 
@@ -97,6 +99,7 @@ class Settings(BaseSettings):
     open_requests_per_min: int = Field(default=60, ge=1)
 
     effect_probe: bool = True
+    keep_originals: bool = True
 
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from sqlalchemy import (
     BigInteger,
@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from assets.content import Blob, Component
+from assets.content import Blob
 from assets.sql.base import Base
 from assets.sql.rows import AssetRow
 
@@ -50,10 +50,10 @@ class KeptRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
 
 
-def refer(session: Session, asset_id: str, parts: Mapping[Component, Blob], now_s: float) -> None:
+def refer(session: Session, asset_id: str, blobs: Iterable[Blob], now_s: float) -> None:
     """Make ``asset_id`` refer to exactly these blobs, within the session's transaction."""
     session.execute(delete(BlobRefRow).where(BlobRefRow.asset_id == asset_id))
-    for blob in {blob.key: blob for blob in parts.values()}.values():
+    for blob in {blob.key: blob for blob in blobs}.values():
         if session.get(BlobRow, blob.key) is None:
             session.add(BlobRow(key=blob.key, size_bytes=blob.size_bytes, claimed_at_s=now_s))
         session.add(BlobRefRow(blob_key=blob.key, asset_id=asset_id))

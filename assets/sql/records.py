@@ -50,7 +50,7 @@ class SqlAssetRecords:
             values = row_values({name: getattr(asset, name) for name in FIELDS})
             session.add(AssetRow(**values, changed_at_s=self._now()))
             keep_words(session, asset)
-            refer(session, asset.id, asset.parts, self._now())
+            refer(session, asset.id, asset.blobs, self._now())
             _share(session, asset.id, asset.shared_with)
         return asset
 
@@ -96,10 +96,10 @@ class SqlAssetRecords:
                 return None
             if "shared_with" in changes:
                 _share(session, asset_id, changes["shared_with"])
-            if "parts" in changes:
-                refer(session, asset_id, changes["parts"], self._now())
             row = session.get_one(AssetRow, asset_id)
             (asset,) = _assets(session, [row])
+            if {"parts", "original"} & changes.keys():
+                refer(session, asset_id, asset.blobs, self._now())
             if {"data", "description", "deleted_at_s"} & changes.keys():
                 keep_words(session, asset)
         return asset
@@ -114,10 +114,10 @@ class SqlAssetRecords:
             later = select(AssetRow.id).where(*named, AssetRow.version > row.version).limit(1)
             was_inspected = bool(row.parts or row.report)
             _share(session, asset_id, ())
-            refer(session, asset_id, {}, self._now())
+            refer(session, asset_id, (), self._now())
             if was_inspected and session.scalar(later) is None:
                 # Its number must not be given again: the row stays, and nothing of what it said.
-                row.parts, row.report, row.data = {}, {"purged": True}, {}
+                row.parts, row.report, row.data, row.original = {}, {"purged": True}, {}, None
                 row.description, row.status_details, row.size_bytes = "", "", 0
                 row.changed_at_s = self._now()
                 session.flush()
@@ -146,7 +146,8 @@ class SqlAssetRecords:
                 last = max(versions, key=lambda version: version.version)
                 gone = replace(
                     asset_of(last), id=new_asset_id(self._now()), status="deleted", parts={},
-                    status_details=f"renamed to {name}", deleted_at_s=self._now(), data={},
+                    original=None, status_details=f"renamed to {name}",
+                    deleted_at_s=self._now(), data={},
                 )  # fmt: skip
                 session.flush()
                 for version in versions:
@@ -208,7 +209,13 @@ class SqlAssetRecords:
         plain = select(BlobRefRow.asset_id).where(BlobRefRow.blob_key.startswith("p"))
         is_public = AssetRow.visibility == "public"
         wrong = or_(is_public & AssetRow.id.in_(salted), ~is_public & AssetRow.id.in_(plain))
-        return self._all(_IS_LIVE, AssetRow.status == "ready", wrong)
+        miskeyed = self._all(_IS_LIVE, AssetRow.status == "ready", wrong)
+        said = self._all(
+            _IS_LIVE, AssetRow.status == "ready", AssetRow.kind == "checkpoint",
+            AssetRow.report["prediction_type"]["value"].as_string()
+            != AssetRow.data["prediction_type"].as_string(),
+        )  # fmt: skip
+        return [*miskeyed, *said]
 
     def forgotten(self, before_s: float) -> Sequence[Asset]:
         return self._all(AssetRow.deleted_at_s < before_s, or_(_REFERS, _SAYS_SOMETHING))
@@ -244,6 +251,7 @@ def _conditions(query: Query) -> list[Any]:
         (AssetRow.status, query.status),
         (AssetRow.owner, query.owner),
         (AssetRow.name, query.name),
+        (AssetRow.source_sha256, query.sha256),
     ):
         if value is not None:
             conditions.append(column == value)

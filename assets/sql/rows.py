@@ -23,6 +23,7 @@ class AssetRow(Base):
         Index("assets_live", "tenant_id", "id", sqlite_where=_LIVE, postgresql_where=_LIVE),
         Index("assets_owner_name", "owner", "name"),
         Index("assets_status", "status", "changed_at_s"),
+        Index("assets_source", "tenant_id", "source_sha256"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -41,7 +42,10 @@ class AssetRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     data: Mapped[dict[str, Any]] = mapped_column(JSON)
     parts: Mapped[dict[str, Any]] = mapped_column(JSON)
+    original: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     report: Mapped[dict[str, Any]] = mapped_column(JSON)
+    #: Repeated from the report, to be looked up.
+    source_sha256: Mapped[str | None]
     deleted_at_s: Mapped[float | None]
     expires_at_s: Mapped[float | None]
     uses: Mapped[int]
@@ -64,17 +68,23 @@ FIELDS = tuple(name for name in Asset.__dataclass_fields__ if name != "shared_wi
 def row_values(fields: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in fields.items() if name != "shared_with"}
     if "parts" in values:
-        values["parts"] = {
-            component: [blob.key, blob.sha256, blob.size_bytes]
-            for component, blob in values["parts"].items()
-        }
+        values["parts"] = {component: _kept(blob) for component, blob in values["parts"].items()}
+    if values.get("original") is not None:
+        values["original"] = _kept(values["original"])
     for name in ("data", "report"):
         if name in values:
             values[name] = dict(values[name])
+    if "report" in values:
+        values["source_sha256"] = values["report"].get("source_sha256")
     return values
+
+
+def _kept(blob: Blob) -> list[Any]:
+    return [blob.key, blob.sha256, blob.size_bytes]
 
 
 def asset_of(row: AssetRow | Row[Any], shared_with: tuple[str, ...] = ()) -> Asset:
     values = {name: getattr(row, name) for name in FIELDS}
     values["parts"] = {component: Blob(*blob) for component, blob in row.parts.items()}
+    values["original"] = None if row.original is None else Blob(*row.original)
     return Asset(**values, shared_with=shared_with)

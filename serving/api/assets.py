@@ -51,13 +51,12 @@ def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
     may_put = asset.status == "ready_to_upload" and may(who, "update", asset)
     if may_put and "upload" in asset.data:
         return {"type": "multipart", "upload_url": context.url(f"v1/assets/{asset.id}/upload")}
-    may_get = len(asset.parts) == 1 and may(who, "download", asset)
-    part = next(iter(asset.parts.values()), None)
+    original = asset.original if may(who, "download", asset) else None
     return {
         "type": "presigned-url",
         "put_url": context.signed_url("PUT", key) if may_put else "",
-        "get_url": context.signed_url("GET", blob_key(part)) if part and may_get else "",
-        "sha256": part.sha256 if part and may_get else "",
+        "get_url": context.signed_url("GET", blob_key(original)) if original else "",
+        "sha256": original.sha256 if original else "",
     }
 
 
@@ -166,6 +165,7 @@ async def listing(
     asset_ids: Annotated[str | None, Query(max_length=4096)] = None,
     q: Annotated[str, Query(max_length=256)] = "",
     tag: SomeTexts = None,
+    sha256: Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$")] = None,
     get_preview_urls: bool = False,
     shared: bool = False,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
@@ -195,6 +195,7 @@ async def listing(
         ids=[part.strip() for part in (asset_ids or "").split(",") if part.strip()],
         text=q,
         tags=tag or (),
+        sha256=sha256,
         limit=limit,
         offset=offset,
         after=after,
@@ -257,11 +258,14 @@ async def warm(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
 
 @router.patch("/{ref:path}", **answers_with(answers.OneAsset))
 async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[str, Any]:
-    """What people read of it, and who may see it; what an asset is never changes."""
+    """What people read of it, who may see it, and what a checkpoint's UNet predicts; an asset's
+    bytes never change."""
     asset = await asyncio.to_thread(context.platform.library.update, who, ref, body.change())
-    if body.visibility is not None or body.shared_with is not None:
+    is_shared = body.visibility is not None or body.shared_with is not None
+    if is_shared:
         seen_by = {"visibility": asset.visibility, "shared_with": list(asset.shared_with)}
         await _note(context, who, "asset.share", asset, **seen_by)
+    if is_shared or body.prediction_type is not None:
         await context.ingest.start(asset)  # its content keys may have to be others now
     return {"asset": asset_answer(context, asset, who)}
 

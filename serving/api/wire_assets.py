@@ -11,6 +11,7 @@ from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, Visibility
 from assets.library import Change
 from assets.parts import PART_BYTES
+from assets.prediction import Prediction
 from assets.terms import MAX_SHARED_WITH
 from serving.api.request_model import RequestModel
 
@@ -18,6 +19,8 @@ Short = Annotated[str, Field(max_length=128)]
 Link = Annotated[str, Field(max_length=2048)]
 Description = Annotated[str, Field(max_length=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: PEFT's ``adapter_config.json``; its size is bounded as that of every body.
+AdapterConfig = Annotated[dict[Annotated[str, Field(max_length=128)], Any], Field(max_length=128)]
 Tag = Annotated[str, Field(pattern=r"^[\w.\-]{1,64}$")]
 
 
@@ -35,8 +38,8 @@ class AssetData(RequestModel):
 
 class CreateAsset(RequestModel):
     """OctoAI's, and of ours: ``visibility``, ``shared_with``, ``new_version``, ``licence``,
-    ``expires_at``, ``sha256``; and with ``transfer_api_type`` "multipart" ``size_bytes`` and
-    ``part_bytes``."""
+    ``expires_at``, ``sha256``, ``prediction_type`` (of a checkpoint), ``adapter_config`` (of a
+    LoRA); and with ``transfer_api_type`` "multipart" ``size_bytes`` and ``part_bytes``."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -51,6 +54,8 @@ class CreateAsset(RequestModel):
     licence: Short | None = None
     expires_at: AwareDatetime | None = None
     sha256: Sha256 | None = None
+    prediction_type: Prediction | None = None
+    adapter_config: AdapterConfig | None = None
     transfer_api_type: Short | None = None
     size_bytes: int | None = Field(None, gt=0, le=2**48)
     part_bytes: int = Field(PART_BYTES, gt=0, le=2**48)
@@ -80,6 +85,7 @@ class ChangeAsset(RequestModel):
     visibility: Visibility | None = None
     shared_with: Annotated[list[Short], Field(max_length=MAX_SHARED_WITH)] | None = None
     expires_at: AwareDatetime | Literal["never"] | None = None
+    prediction_type: Prediction | Literal["auto"] | None = None
 
     def change(self) -> Change:
         expires_at_s = None
@@ -94,6 +100,7 @@ class ChangeAsset(RequestModel):
             self.visibility,
             self.shared_with,
             expires_at_s,
+            self.prediction_type,
         )
 
 
@@ -114,6 +121,8 @@ def stored_data(body: CreateAsset) -> dict[str, Any]:
         "tags": data.tags or [],
         "licence": body.licence,
         "sha256": body.sha256,
+        "prediction_type": body.prediction_type,
+        "adapter_config": body.adapter_config,
     }
 
 

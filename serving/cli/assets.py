@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
+from assets.errors import IngestRejected
+from assets.prediction import PREDICTIONS
 from serving.cli.client import Client, client_from_environment
-from serving.cli.folder import Found, scan
+from serving.cli.folder import Found, look, scan
+from serving.cli.naming import Place, Places, named, plain_name
 from serving.cli.options import AsJson, Key, Url
 from serving.cli.output import ApiFailure, clear_errors, show, show_one
-from serving.cli.transfer import progress_bars, receive, send
+from serving.cli.transfer import progress_bars, receive, send, sha256_of
 
 assets = typer.Typer(help="Your assets (over HTTP).", no_args_is_help=True)
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=32, help="Files at a time.")]
 DryRun = Annotated[bool, typer.Option(help="Only say what would be sent.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="For all of them; repeatable.")]
+NewVersions = Annotated[
+    bool, typer.Option("--new-version", help="A file whose name is taken is its next version.")
+]
+PredictionType = Annotated[
+    str | None,
+    typer.Option(help=f"Of a checkpoint, where its file is silent: {', '.join(PREDICTIONS)}."),
+]
 
 
 @assets.command("push")
@@ -29,6 +42,7 @@ def push(
     paths: list[Path],
     jobs: Jobs = 4,
     tag: Tags = None,
+    new_version: NewVersions = False,
     dry_run: DryRun = False,
     url: Url = None,
     key: Key = None,
@@ -37,10 +51,11 @@ def push(
     """Send files and folders, and wait until each is ready or rejected.
 
     What a file is, is told by its keys. A run that was cut off is gone on with by the same
-    command; what the library has already is not sent again.
+    command; what the library has already is not sent again. A name that another file has is left
+    to it: the new file gets one of its own.
     """
-    found = [one for path in paths for one in ([_single(path)] if path.is_file() else scan(path))]
-    _push(found, jobs, tag or [], dry_run, url, key, as_json)
+    found = [one for path in paths for one in _found(path)]
+    _push(found, jobs, tag or [], new_version, dry_run, url, key, as_json)
 
 
 @assets.command("import-folder")
@@ -48,6 +63,7 @@ def import_folder(
     folder: Path,
     jobs: Jobs = 4,
     tag: Tags = None,
+    new_version: NewVersions = False,
     dry_run: DryRun = False,
     url: Url = None,
     key: Key = None,
@@ -57,17 +73,18 @@ def import_folder(
     descriptions and pictures that lie beside the files, and folders as tags."""
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder} is no folder")
-    _push(list(scan(folder)), jobs, tag or [], dry_run, url, key, as_json)
+    _push(list(scan(folder)), jobs, tag or [], new_version, dry_run, url, key, as_json)
 
 
-def _single(path: Path) -> Found:
-    return next((f for f in scan(path.parent) if f.path == path), Found(path, reason="no weights"))
+def _found(path: Path) -> Iterable[Found]:
+    return scan(path) if path.is_dir() else [look(path, path.parent)]
 
 
 def _push(
     found: Sequence[Found],
     jobs: int,
     tags: Sequence[str],
+    new_versions: bool,
     dry_run: bool,
     url: str | None,
     key: str | None,
@@ -75,45 +92,105 @@ def _push(
 ) -> None:
     with clear_errors(), client_from_environment(url, key) as client:
         if dry_run:
-            rows = [_row(one, "would be sent") for one in found]
+            rows = [_row(one, plain_name(one.stem), "would be sent") for one in found]
         else:
-            with progress_bars(as_json or not sys.stderr.isatty()) as bars:
+            with (
+                progress_bars(as_json or not sys.stderr.isatty()) as bars,
+                ThreadPoolExecutor(jobs) as pool,
+                TemporaryDirectory(prefix="push-") as scratch,
+            ):
+                files = list(pool.map(partial(_prepared, Path(scratch)), enumerate(found)))
+                places = Places(client, new_versions=new_versions)
+                placed = [_placed(places, *pair) for pair in zip(found, files, strict=True)]
                 total = bars.add_task("files", total=sum(not one.reason for one in found))
 
-                def one_of(one: Found) -> dict[str, Any]:
-                    row = _push_one(client, one, tags, bars)
-                    if not one.reason:
+                def one_of(each: tuple[Found, _File | str, Place | str]) -> dict[str, Any]:
+                    row = _push_one(client, *each, tags, bars)
+                    if not each[0].reason:
                         bars.advance(total)
                     return row
 
-                with ThreadPoolExecutor(jobs) as pool:
-                    rows = list(pool.map(one_of, found))
+                rows = list(pool.map(one_of, zip(found, files, placed, strict=True)))
         show(rows, ("file", "name", "kind", "status", "details"), as_json)
         if any(row["status"] in ("rejected", "failed", "error") for row in rows):
             raise typer.Exit(1)
 
 
-def _push_one(client: Client, one: Found, tags: Sequence[str], bars: Any) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What is sent: the file itself, or a diffusers folder packed into one."""
+
+    path: Path
+    digest: str
+
+
+def _prepared(scratch: Path, numbered: tuple[int, Found]) -> _File | str:
+    """Or why there is none."""
+    number, one = numbered
     if one.reason:
-        return _row(one, "")
-    new = one.new_asset()
+        return one.reason
+    try:
+        path = one.path
+        if path.is_dir():
+            path = _packed(path, scratch / f"{number}.safetensors")
+        return _File(path, sha256_of(path))
+    except (OSError, IngestRejected) as error:
+        return str(error)
+
+
+def _packed(folder: Path, target: Path) -> Path:
+    from assets.formats.pack import pack_folder  # imports torch
+
+    return pack_folder(folder, target)
+
+
+def _placed(places: Places, one: Found, file: _File | str) -> Place | str:
+    """Where it goes, or why it cannot go anywhere."""
+    if isinstance(file, str):
+        return file
+    try:
+        return places.find(one, file.digest)
+    except ApiFailure as failure:
+        return str(failure)
+
+
+def _push_one(
+    client: Client,
+    one: Found,
+    file: _File | str,
+    place: Place | str,
+    tags: Sequence[str],
+    bars: Any,
+) -> dict[str, Any]:
+    if one.reason:
+        return _row(one, "", "skipped", one.reason)
+    if isinstance(file, str) or isinstance(place, str):
+        return _row(one, "", "failed", str(file if isinstance(file, str) else place))
+    if place.is_repeated:
+        return _row(one, place.name, "repeated", "another of these files has the same bytes")
+    known = place.known
+    if known is not None and known["status"] == "ready":
+        return {**_row(one, place.name, "there already"), "id": known["id"]}
+    new = {**one.new_asset(place.name), "new_version": place.new_version}
     new["data"]["tags"] = [*new["data"]["tags"], *tags]
     try:
-        asset, was_sent = send(client, one.path, new, bars)
+        asset = send(client, file.path, new, bars, digest=file.digest, begun=known)
         asset = client.await_ready(asset["id"])
-        if was_sent and one.preview is not None:
+        if one.preview is not None:
             path = f"/v1/assets/{asset['id']}/preview"
             client.call("PUT", path, content=one.preview.read_bytes())
     except ApiFailure as failure:
-        return _row(one, "failed", str(failure))
-    return {**_row(one, "ready" if was_sent else "there already"), "id": asset["id"]}
+        return _row(one, place.name, "failed", str(failure))
+    details = [f"{place.other} is another file's name"] if place.other else []
+    details += [asset["status_details"]] if asset["status_details"] else []
+    return {**_row(one, place.name, "ready", "; ".join(details)), "id": asset["id"]}
 
 
-def _row(one: Found, status: str, details: str = "") -> dict[str, Any]:
+def _row(one: Found, name: str, status: str, details: str = "") -> dict[str, Any]:
     if one.reason:
         status, details = "skipped", one.reason
     return {
-        "file": str(one.path), "name": one.name, "kind": one.kind, "status": status,
+        "file": str(one.path), "name": name, "kind": one.kind, "status": status,
         "details": details,
     }  # fmt: skip
 
@@ -125,28 +202,49 @@ def upload_asset(
     name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
     description: str = "",
     trigger_word: Annotated[list[str] | None, typer.Option()] = None,
+    prediction_type: PredictionType = None,
+    adapter_config: Annotated[
+        Path | None, typer.Option(help="PEFT's adapter_config.json of a LoRA.")
+    ] = None,
+    new_version: Annotated[
+        bool, typer.Option("--new-version", help="The next version of that name, if it is taken.")
+    ] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a .safetensors file, or a checkpoint's diffusers folder, and wait until it is
-    ready or rejected. A name that is taken gets a new version."""
+    ready or rejected."""
     with (
         clear_errors(),
         client_from_environment(url, key) as client,
         TemporaryDirectory(prefix="upload-") as scratch,
         progress_bars(as_json) as bars,
     ):
-        name = name or (path.name if path.is_dir() else path.stem)
+        name = name or plain_name(path.name if path.is_dir() else path.stem)
         if path.is_dir():
-            from assets.formats.pack import pack_folder
-
-            path = pack_folder(path, Path(scratch) / f"{name}.safetensors")
+            path = _packed(path, Path(scratch) / "packed.safetensors")
         data = {"asset_type": kind, "trigger_words": trigger_word or []}
-        new = {"asset_type": kind, "name": name, "description": description, "data": data}
-        asset, _ = send(client, path, new, bars)
-        asset = client.await_ready(asset["id"])
-    show_one(asset, f"{asset['name']} is ready: {asset['id']}", as_json)
+        new: dict[str, Any] = {
+            "asset_type": kind, "name": name, "description": description, "data": data,
+        }  # fmt: skip
+        if prediction_type is not None:
+            new["prediction_type"] = prediction_type
+        if adapter_config is not None:
+            new["adapter_config"] = json.loads(adapter_config.read_text(encoding="utf-8"))
+        digest = sha256_of(path)
+        place = named(client, name, digest, new_version=new_version)
+        asset = place.known
+        if asset is None or asset["status"] != "ready":
+            new["new_version"] = place.new_version
+            asset = send(client, path, new, bars, digest=digest, begun=asset)
+            asset = client.await_ready(asset["id"])
+    show_one(asset, _is_ready(asset), as_json)
+
+
+def _is_ready(asset: Mapping[str, Any]) -> str:
+    text = f"{asset['name']} is ready: {asset['id']}"
+    return f"{text} ({asset['status_details']})" if asset["status_details"] else text
 
 
 @assets.command("import")
@@ -154,6 +252,7 @@ def import_asset(
     source: Annotated[str, typer.Argument(help="A URL, or OWNER/NAME[:FILE] on Hugging Face.")],
     kind: Annotated[str, typer.Option(help="lora, textual_inversion, checkpoint or vae.")],
     name: Annotated[str, typer.Option(help="What it is called here.")],
+    prediction_type: PredictionType = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -162,9 +261,11 @@ def import_asset(
     field = "url" if "://" in source else "hf_repo"
     with clear_errors(), client_from_environment(url, key) as client:
         new = {"asset_type": kind, "name": name, field: source}
+        if prediction_type is not None:
+            new["prediction_type"] = prediction_type
         asset = client.call("POST", "/v1/assets", json=new)["asset"]
         asset = client.await_ready(asset["id"], timeout_s=24 * 3600.0)
-        show_one(asset, f"{asset['name']} is ready: {asset['id']}", as_json)
+        show_one(asset, _is_ready(asset), as_json)
 
 
 @assets.command("pull")
@@ -175,7 +276,7 @@ def pull(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download assets, each checked by its sha256."""
+    """Download assets as they were uploaded, each checked by its sha256."""
     with clear_errors(), client_from_environment(url, key) as client:
         rows = [{"asset": ref, "file": str(receive(client, ref, into))} for ref in references]
         show(rows, ("asset", "file"), as_json)
@@ -266,6 +367,9 @@ def update_asset(
     trigger_word: Annotated[list[str] | None, typer.Option()] = None,
     tag: Annotated[list[str] | None, typer.Option()] = None,
     licence: str | None = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(help=f"Of a checkpoint: {', '.join(PREDICTIONS)} or auto.")
+    ] = None,
     visibility: Annotated[
         str | None, typer.Option(help="private, organisation, shared or public.")
     ] = None,
@@ -276,7 +380,8 @@ def update_asset(
 ) -> None:
     """Change what people read of an asset and who sees it; what is not given stays."""
     given = {"name": name, "description": description, "trigger_words": trigger_word, "tags": tag}
-    given |= {"licence": licence, "visibility": visibility, "shared_with": share_with}
+    given |= {"licence": licence, "visibility": visibility}
+    given |= {"shared_with": share_with, "prediction_type": prediction_type}
     body = {field: value for field, value in given.items() if value is not None}
     with clear_errors(), client_from_environment(url, key) as client:
         asset = client.call("PATCH", f"/v1/assets/{reference}", json=body)["asset"]

@@ -10,8 +10,9 @@ from typing import Any, Self
 
 import httpx
 
+from serving.cli.naming import named
 from serving.cli.output import ApiFailure
-from serving.cli.transfer import send
+from serving.cli.transfer import send, sha256_of
 
 
 class Client:
@@ -51,10 +52,21 @@ class Client:
     def upload(
         self, path: Path, kind: str, name: str, description: str = "", trigger_words: Any = ()
     ) -> dict[str, Any]:
-        """Create, transfer and complete; the asset is still being inspected afterwards."""
+        """Create, transfer and complete, as the name's next version if it is taken; the asset is
+        still being inspected afterwards. What the name has already is not sent again."""
         data = {"asset_type": kind, "trigger_words": list(trigger_words)}
-        new = {"asset_type": kind, "name": name, "description": description, "data": data}
-        return send(self, path, new)[0]
+        new: dict[str, Any] = {
+            "asset_type": kind,
+            "name": name,
+            "description": description,
+            "data": data,
+        }
+        digest = sha256_of(path)
+        place = named(self, name, digest, new_version=True)
+        if place.known is not None and place.known["status"] == "ready":
+            return place.known
+        new["new_version"] = place.new_version
+        return send(self, path, new, digest=digest, begun=place.known)
 
     def asset(self, reference: str) -> dict[str, Any]:
         return dict(self.call("GET", f"/v1/assets/{reference}")["asset"])

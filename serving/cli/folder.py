@@ -1,16 +1,18 @@
 """A folder of models as it lies, in AUTOMATIC1111's, Forge's or ComfyUI's order or in none.
 
 What a file is, is told by its keys and shapes and not by where it lies. Beside it may lie what
-those programs and their helpers keep: ``NAME.json`` (AUTOMATIC1111's card), ``NAME.civitai.info``
-and a picture ``NAME.preview.png`` or ``NAME.png``. Folders between become tags.
+those programs and their helpers keep: ``NAME.json`` (AUTOMATIC1111's card), ``NAME.civitai.info``,
+``NAME.yaml`` (of a checkpoint: what it predicts), PEFT's ``adapter_config.json`` and a picture
+``NAME.preview.png`` or ``NAME.png``. Folders between become tags. A folder with a
+``model_index.json`` is a diffusers pipeline: one checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,11 @@ _PICTURES = (
     ".jpg",
     ".webp",
 )
+#: Libraries give these names to every file; the folder's tells more.
+_NAMELESS = frozenset(
+    ["adapter_model", "pytorch_lora_weights", "diffusion_pytorch_model", "model", "lora"]
+)
+_MOST_CHARS = 1 << 16
 #: What such programs call the folders of a kind; no tags.
 _USUAL = frozenset(
     [
@@ -39,79 +46,124 @@ _USUAL = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """``reason`` says why it is not for the library."""
+    """A file, or a diffusers folder. ``reason`` says why it is not for the library. ``stem`` and
+    ``folder`` are what its name is made from."""
 
     path: Path
     kind: str = ""
-    name: str = ""
+    stem: str = ""
+    folder: str = ""
     reason: str = ""
     tags: tuple[str, ...] = ()
     trigger_words: tuple[str, ...] = ()
     description: str = ""
     preview: Path | None = None
+    prediction_type: str | None = None
+    adapter_config: Mapping[str, Any] | None = None
 
-    def new_asset(self) -> dict[str, Any]:
+    def new_asset(self, name: str) -> dict[str, Any]:
         """As the library's create takes it."""
         data = {"asset_type": self.kind, "trigger_words": list(self.trigger_words)}
-        return {
+        new = {
             "asset_type": self.kind,
-            "name": self.name,
+            "name": name,
             "description": self.description,
             "data": {**data, "tags": list(self.tags)},
         }
-
-
-@dataclass(slots=True)
-class _Names:
-    """No two files of a folder get one name."""
-
-    taken: set[str] = field(default_factory=set)
-
-    def of(self, path: Path) -> str:
-        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).strip("-._") or "asset"
-        name, number = plain[:120], 2
-        while name in self.taken:
-            name, number = f"{plain[:115]}-{number}", number + 1
-        self.taken.add(name)
-        return name
+        if self.prediction_type is not None:
+            new["prediction_type"] = self.prediction_type
+        if self.adapter_config is not None:
+            new["adapter_config"] = dict(self.adapter_config)
+        return new
 
 
 def scan(folder: Path) -> Iterator[Found]:
     """Every file of weights below ``folder``, in order of its path."""
-    names = _Names()
+    if _is_pipeline(folder):
+        yield look(folder, folder.parent)
+        return
+    pipelines: set[Path] = set()
     for path in sorted(folder.rglob("*")):
-        if not path.is_file():
+        if pipelines.intersection(path.parents):
             continue
-        if path.suffix.lower() in _PICKLES:
-            yield Found(path, reason="a pickle, which can run code; convert it to .safetensors")
-        elif path.suffix.lower() == ".safetensors":
-            yield _look(path, folder, names)
+        if path.is_dir():
+            if _is_pipeline(path):
+                pipelines.add(path)
+                yield look(path, folder)
+        elif path.suffix.lower() in (".safetensors", *_PICKLES):
+            yield look(path, folder)
 
 
-def _look(path: Path, folder: Path, names: _Names) -> Found:
+def _is_pipeline(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()
+
+
+def look(path: Path, root: Path) -> Found:
+    """What the file or diffusers folder at ``path`` is; folders below ``root`` become tags."""
+    if not path.exists():
+        return Found(path=path, reason="there is no such file")
+    if path.is_dir():
+        if not _is_pipeline(path):
+            return Found(path=path, reason="a folder without a model_index.json")
+        return Found(path=path, kind="checkpoint", stem=path.name, tags=_tags(path, root))
+    if path.suffix.lower() in _PICKLES:
+        return Found(path=path, reason="a pickle, which can run code; convert it to .safetensors")
     try:
         identity = identify(read_header(path).shapes)
         check_family(identity)
     except IngestRejected as rejected:
-        return Found(path, reason=str(rejected).split("; accepted are")[0])
+        return Found(path=path, reason=str(rejected).split("; accepted are")[0])
+    except OSError as error:
+        return Found(path=path, reason=f"it cannot be read: {error.strerror}")
     kind = identity.kind or ""
     words, description = _card(path)
+    stem, folder = path.stem, path.parent.name
+    if stem.lower() in _NAMELESS:
+        stem, folder = path.parent.name, path.parent.parent.name
     if kind == "textual_inversion" and not words:
-        words = (path.stem,)
-    between = path.relative_to(folder).parts[:-1]
-    tags = tuple(
-        dict.fromkeys(
-            re.sub(r"[^\w.-]+", "-", part)[:64] for part in between if part.lower() not in _USUAL
-        )
-    )
+        words = (stem,)
     pictures = (path.with_name(path.stem + suffix) for suffix in _PICTURES)
-    preview = next((picture for picture in pictures if picture.is_file()), None)
     return Found(
-        path, kind, names.of(path), "", tags, tuple(w[:128] for w in words[:32]),
-        description[:4096], preview,
-    )  # fmt: skip
+        path=path,
+        kind=kind,
+        stem=stem,
+        folder=folder,
+        tags=_tags(path, root),
+        trigger_words=tuple(word[:128] for word in words[:32]),
+        description=description[:4096],
+        preview=next((picture for picture in pictures if picture.is_file()), None),
+        prediction_type=_prediction(path) if kind == "checkpoint" else None,
+        adapter_config=_adapter_config(path) if kind == "lora" else None,
+    )
+
+
+def _tags(path: Path, root: Path) -> tuple[str, ...]:
+    between = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    tags = (re.sub(r"[^\w.-]+", "-", part)[:64] for part in between if part.lower() not in _USUAL)
+    return tuple(dict.fromkeys(tags))
+
+
+def _prediction(path: Path) -> str | None:
+    """By the configuration ``NAME.yaml`` that Forge and AUTOMATIC1111 read beside a checkpoint."""
+    config = path.with_suffix(".yaml")
+    if not config.is_file():
+        return None
+    text = config.read_text(encoding="utf-8", errors="replace")[:_MOST_CHARS]
+    if not re.search(r"^\s*parameterization:\s*[\"']?v[\"']?\s*$", text, re.MULTILINE):
+        return None
+    is_zero_snr = re.search(r"^\s*(ztsnr|zero_(terminal_)?snr\w*):\s*true", text, re.I | re.M)
+    return "v_prediction_zero_snr" if is_zero_snr else "v_prediction"
+
+
+def _adapter_config(path: Path) -> Mapping[str, Any] | None:
+    """PEFT's, where it can only mean this file."""
+    config = path.with_name("adapter_config.json")
+    if not config.is_file():
+        return None
+    is_alone = sum(each.suffix.lower() == ".safetensors" for each in path.parent.iterdir()) == 1
+    return _read(config) if is_alone or path.stem.startswith("adapter_model") else None
 
 
 def _card(path: Path) -> tuple[tuple[str, ...], str]:

@@ -57,29 +57,28 @@ def sha256_of(path: Path) -> str:
 
 
 def send(
-    client: Api, path: Path, new: Mapping[str, Any], bars: Progress | None = None
-) -> tuple[dict[str, Any], bool]:
-    """The asset of the file at ``path``, and whether anything was sent: not, when the library
-    has these bytes under this name already. What an earlier run began is gone on with.
+    client: Api,
+    path: Path,
+    new: Mapping[str, Any],
+    bars: Progress | None = None,
+    *,
+    digest: str,
+    begun: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The asset that ``new`` describes, with the bytes at ``path``, whose sha256 is ``digest``.
+    ``begun`` is the asset of an earlier run that was cut off: it is gone on with.
 
     Raises:
         ApiFailure: with the platform's reason; what has arrived stays for the next run.
     """
-    size, digest = path.stat().st_size, sha256_of(path)
-    known = client.call("GET", "/v1/assets", params={"name": new["name"]})["data"]
-    for asset in known:
-        if asset["report"].get("source_sha256") == digest and asset["status"] == "ready":
-            return asset, False
+    size = path.stat().st_size
     body = {**new, "sha256": digest}
     if size > PARTS_FROM_BYTES:
         body |= {"transfer_api_type": "multipart", "size_bytes": size}
-    unfinished = [
-        a for a in known if a["status"] == "ready_to_upload" and a.get("sha256") == digest
-    ]
-    if unfinished:
-        created = client.call("GET", f"/v1/assets/{unfinished[0]['id']}")
+    if begun is not None:
+        created = client.call("GET", f"/v1/assets/{begun['id']}")
     else:
-        created = client.call("POST", "/v1/assets", json={**body, "new_version": bool(known)})
+        created = client.call("POST", "/v1/assets", json=body)
     asset_id = str(created["asset"]["id"])
     task = bars.add_task(path.name[:32], total=size) if bars is not None else None
 
@@ -92,7 +91,7 @@ def send(
     else:
         _put(created["transfer_api"]["put_url"], path, 0, size, sent)
     client.call("POST", f"/v1/assets/{asset_id}/complete-upload", json={})
-    return client.asset(asset_id), True
+    return client.asset(asset_id)
 
 
 def _send_parts(client: Api, path: Path, asset_id: str, sent: Sent) -> None:
@@ -149,7 +148,7 @@ def _piece(path: Path, offset: int, size: int, sent: Sent) -> Iterator[bytes]:
 
 
 def receive(client: Api, reference: str, folder: Path) -> Path:
-    """The canonical file of an asset, whole and checked. What a cut left is gone on with.
+    """An asset's file as it was uploaded, whole and checked. What a cut left is gone on with.
 
     Raises:
         ApiFailure: it may not be downloaded, or did not arrive as it is.
@@ -157,7 +156,10 @@ def receive(client: Api, reference: str, folder: Path) -> Path:
     described = client.call("GET", f"/v1/assets/{reference}")
     asset, url = described["asset"], described["transfer_api"].get("get_url")
     if not url:
-        raise ApiFailure(f"{reference} has no single file that you may download")
+        raise ApiFailure(
+            f"{reference} has no file that you may download: it is another's, its file was not "
+            "kept (AO_KEEP_ORIGINALS), or it was uploaded before files were kept"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{asset['name']}.safetensors"
     part = target.with_name(f".{target.name}.part")

@@ -28,6 +28,7 @@ def open_workshop(settings: Settings, backends: Backends) -> Workshop:
         hub=settings.hub_url,
         probe=_open_probe(settings, backends) if settings.effect_probe else None,
         quota=backends.directory.storage_limit,
+        keep_originals=settings.keep_originals,
     )
 
 
@@ -54,7 +55,8 @@ def install_model(
         IngestRejected: the operator's model is no SDXL model.
     """
     if settings.model is not None:
-        manifest = workshop.install_base(settings.model, progress)
+        said = None if settings.prediction_type == "auto" else settings.prediction_type
+        manifest = workshop.install_base(settings.model, progress, said)
         withdraw_library(workshop)
         return manifest
     folder = settings.data_dir / "models" / f"miniature-{identity()}"

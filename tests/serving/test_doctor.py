@@ -38,7 +38,7 @@ def test_what_is_there_is_tried(tmp_path: Path) -> None:
     open_backends(here)
     (tmp_path / "store").mkdir(exist_ok=True)
     findings = found(here)
-    assert "schema 0013" in findings["database"].found
+    assert "schema 0014" in findings["database"].found
     assert "written, read and deleted" in findings["store"].found
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 

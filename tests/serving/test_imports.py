@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.platforms import Running, running
 
@@ -137,6 +139,38 @@ def test_a_repository_is_imported_and_its_digest_checked(
     origin.files["/api/models/artist/word?blobs=true"] = json.dumps({"siblings": []}).encode()
     asset = ended(http, create(http, "hub-3", hf_repo="artist/word")["id"])
     assert "say which file" in asset["status_details"]
+
+
+def test_an_adapters_configuration_comes_with_it(
+    http: httpx.Client, origin: Any, skeleton: Any, tmp_path: Path
+) -> None:
+    """PEFT keeps its strength beside the file, and not in it."""
+    module = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    out, inputs = skeleton.components["unet"][f"{module}.weight"]
+    tensors = {
+        f"base_model.model.{module}.lora_A.weight": torch.randn(16, inputs),
+        f"base_model.model.{module}.lora_B.weight": torch.randn(out, 16),
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    names = ("adapter_model.safetensors", "adapter_config.json")
+    listing = {"sha": "abc", "siblings": [{"rfilename": name} for name in names]}
+    config = {"r": 16, "lora_alpha": 16, "use_rslora": True}
+    base = "/artist/peft/resolve/abc"
+    origin.files["/api/models/artist/peft?blobs=true"] = json.dumps(listing).encode()
+    origin.files[f"{base}/{names[0]}"] = (tmp_path / "x.safetensors").read_bytes()
+    origin.files[f"{base}/{names[1]}"] = json.dumps(config).encode()
+    created = http.post(
+        "/v1/assets", json={"asset_type": "lora", "name": "peft", "hf_repo": "artist/peft"}
+    ).json()
+    asset = ended(http, created["asset"]["id"])
+    assert (asset["status"], asset["report"]["alpha"]) == ("ready", "configuration")
+    origin.files[f"{base}/{names[1]}"] = json.dumps({**config, "lora_bias": True}).encode()
+    created = http.post(
+        "/v1/assets", json={"asset_type": "lora", "name": "peft-2", "hf_repo": "artist/peft"}
+    ).json()
+    asset = ended(http, created["asset"]["id"])
+    assert asset["status"] == "rejected"
+    assert "lora_bias" in asset["status_details"]
 
 
 def test_what_cannot_be_fetched_is_rejected_with_the_reason(

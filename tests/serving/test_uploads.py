@@ -15,8 +15,10 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from serving.cli import transfer
+from serving.cli.naming import named
 from serving.composition import open_backends
 from tests.platforms import Running, running
 
@@ -208,14 +210,23 @@ def test_a_models_folder_is_taken_as_it_lies(
     assert shiny["description"] == "So shiny"
     preview = Image.open(io.BytesIO(httpx.get(style["preview_url"]).content))
     assert (preview.format, preview.size) == ("PNG", (512, 341))
-    # The same again sends nothing; what has changed becomes a new version.
+    # The same again sends nothing; another file of the same name gets one of its own.
     _, rows = run(platform, "push", str(models))
     assert {r["status"] for r in rows if r["name"]} == {"there already"}
-    other = tmp_path / "My Style (v2).safetensors"
-    other.write_bytes((models / "embeddings" / "shiny.safetensors").read_bytes())
-    status, rows = run(platform, "push", str(other))
+    other = tmp_path / "other" / "My Style (v2).safetensors"
+    other.parent.mkdir()
+    tensors = load_file(models / "embeddings" / "shiny.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, other)
+    status, (row,) = run(platform, "push", str(other))
+    assert (status, row["name"], row["kind"]) == (0, "other-My-Style-v2", "textual_inversion")
+    assert row["details"] == "My-Style-v2 is another file's name"
+    status, (row,) = run(platform, "push", str(other), "--new-version")
+    assert row["status"] == "there already"
+    again = tmp_path / "My-Style-v2.safetensors"
+    save_file({name: 3 * tensor for name, tensor in tensors.items()}, again)
+    status, (row,) = run(platform, "push", str(again), "--new-version")
     assert status == 1
-    assert "a version of a lora is a lora" in rows[0]["details"]
+    assert "a version of a lora is a lora" in row["details"]
 
 
 def test_the_rest_of_the_command_line(platform: Running, models: Path, tmp_path: Path) -> None:
@@ -247,6 +258,7 @@ def test_a_push_that_was_cut_off_is_gone_on_with(
     monkeypatch.setattr(transfer, "_PARTS_AT_ONCE", 1)
     client = platform.client("artist")
     new = {"asset_type": "checkpoint", "name": "cut", "part_bytes": PART_BYTES}
+    digest = transfer.sha256_of(large)
     really, puts = transfer._put, []
 
     def cut(url: str, path: Path, offset: int, *rest: Any) -> None:
@@ -257,7 +269,7 @@ def test_a_push_that_was_cut_off_is_gone_on_with(
 
     monkeypatch.setattr(transfer, "_put", cut)
     with pytest.raises(transfer.ApiFailure):
-        transfer.send(client, large, new)
+        transfer.send(client, large, new, digest=digest)
     again: list[int] = []
 
     def counted(url: str, path: Path, offset: int, *rest: Any) -> None:
@@ -265,11 +277,12 @@ def test_a_push_that_was_cut_off_is_gone_on_with(
         really(url, path, offset, *rest)
 
     monkeypatch.setattr(transfer, "_put", counted)
-    asset, was_sent = transfer.send(client, large, new)
-    assert was_sent
+    begun = named(client, "cut", digest, new_version=False).known
+    assert begun is not None
+    asset = transfer.send(client, large, new, digest=digest, begun=begun)
     assert sorted(puts + again) == [0, PART_BYTES, 2 * PART_BYTES]
     assert client.await_ready(asset["id"])["version"] == 1
-    assert transfer.send(client, large, new)[1] is False
+    assert named(client, "cut", digest, new_version=False).known == client.asset(asset["id"])
 
 
 def test_previews(http: httpx.Client, platform: Running, sample_files: dict[str, Path]) -> None:

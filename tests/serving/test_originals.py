@@ -1,0 +1,207 @@
+"""What was uploaded comes back as it was; what a checkpoint predicts may be said later; what is
+used in part is said in every answer. Over a real server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from assets.content import MODEL_COMPONENTS
+from assets.formats.names import single_file_name
+from serving.cli.transfer import receive
+from serving.commons.miniature import weights
+from serving.composition import open_backends
+from tests.platforms import Running, running
+
+PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("originals"), "--in-process", replicas=1) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def http(platform: Running) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as client:
+        yield client
+
+
+def put(http: httpx.Client, file: Path, kind: str, name: str, **fields: Any) -> dict[str, Any]:
+    new = {"asset_type": kind, "name": name, **fields}
+    created = http.post("/v1/assets", json=new).raise_for_status().json()
+    httpx.put(created["transfer_api"]["put_url"], content=file.read_bytes()).raise_for_status()
+    asset_id = created["asset"]["id"]
+    http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).raise_for_status()
+    deadline = time.monotonic() + 60
+    while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert asset["status"] == "ready", asset
+    return dict(asset)
+
+
+@pytest.fixture(scope="module")
+def files(
+    sample_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """One of each kind, with a trainer's metadata."""
+    folder = tmp_path_factory.mktemp("files")
+    vae = {single_file_name("vae", name).name: value for name, value in weights("vae").items()}
+    tensors = {
+        "lora": load_file(sample_files["lora_all"]),
+        "textual_inversion": load_file(sample_files["inversion"]),
+        "checkpoint": load_file(sample_files["checkpoint"]),
+        "vae": vae,
+    }
+    paths = {}
+    for kind, values in tensors.items():
+        paths[kind] = folder / f"{kind}.safetensors"
+        said = {"ss_training_comment": "mine", "odd": "ネコ"}
+        save_file({name: value.contiguous() for name, value in values.items()}, paths[kind], said)
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["lora", "textual_inversion", "checkpoint", "vae"])
+def test_what_is_downloaded_is_what_was_uploaded(
+    http: httpx.Client, platform: Running, files: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    name = f"ネコ-{kind}"
+    put(http, files[kind], kind, name)
+    described = http.get(f"/v1/assets/{name}").json()
+    digest = hashlib.sha256(files[kind].read_bytes()).hexdigest()
+    assert described["transfer_api"]["sha256"] == digest
+    assert described["asset"]["report"]["source_sha256"] == digest
+    pulled = receive(platform.client("acme"), name, tmp_path)
+    assert pulled.read_bytes() == files[kind].read_bytes()
+    found = http.get("/v1/assets", params={"sha256": digest}).json()["data"]
+    assert [asset["name"] for asset in found] == [name]
+    # Pushed again, it is the same asset's content.
+    again = put(http, pulled, kind, f"again-{kind}")
+    records = open_backends(platform.settings).records
+    first, second = (records.get(i) for i in (found[0]["id"], again["id"]))
+    assert first is not None
+    assert second is not None
+    assert (first.parts, first.original) == (second.parts, second.original)
+
+
+def test_storage_counts_an_original_once(
+    http: httpx.Client, platform: Running, files: dict[str, Path]
+) -> None:
+    def stored() -> int:
+        return int(http.get("/v1/organisation").json()["used"]["storage_bytes"])
+
+    named = put(http, files["lora"], "lora", "counted")
+    before = stored()
+    twin = put(http, files["lora"], "lora", "counted-twice")
+    assert stored() == before
+    asset = open_backends(platform.settings).records.get(named["id"])
+    assert asset is not None
+    assert asset.original is not None
+    assert before >= sum(blob.size_bytes for blob in asset.blobs)
+    http.delete(f"/v1/assets/{twin['id']}")
+
+
+def test_the_owner_says_what_a_checkpoint_predicts(
+    http: httpx.Client, platform: Running, files: dict[str, Path]
+) -> None:
+    """A changed type is another key and another image; taking it back brings both back."""
+    asset = put(http, files["checkpoint"], "checkpoint", "model")
+    assert asset["report"]["prediction_type"]["value"] == "epsilon"
+    records = open_backends(platform.settings).records
+
+    def unet() -> str:
+        found = records.get(asset["id"])
+        assert found is not None
+        return found.parts["unet"].key
+
+    def image() -> bytes:
+        answer = http.post("/generate/sdxl", json={**PROMPT, "checkpoint": "model"})
+        return base64.b64decode(answer.raise_for_status().json()["images"][0]["image_b64"])
+
+    def says(value: str, suffix: str) -> dict[str, Any]:
+        change = http.patch("/v1/assets/model", json={"prediction_type": value})
+        change.raise_for_status()
+        deadline = time.monotonic() + 30
+        while unet() != plain + suffix:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        report: dict[str, Any] = http.get("/v1/assets/model").json()["asset"]["report"]
+        return dict(report["prediction_type"])
+
+    plain, first = unet(), image()
+    own = says("v_prediction", "-v")
+    assert (own["value"], own["source"], own["found"]["value"]) == (
+        "v_prediction", "owner", "epsilon",
+    )  # fmt: skip
+    second = image()
+    assert says("v_prediction_zero_snr", "-vz")["value"] == "v_prediction_zero_snr"
+    assert len({first, second, image()}) == 3
+    assert says("auto", "") == {"value": "epsilon", "source": "nothing says otherwise"}
+    assert image() == first
+    wrong = http.patch("/v1/assets/model", json={"prediction_type": "banana"})
+    assert wrong.status_code == 422
+    lora = put(http, files["lora"], "lora", "no-unet")
+    wrong = http.patch(f"/v1/assets/{lora['id']}", json={"prediction_type": "epsilon"})
+    assert wrong.status_code == 422
+
+
+def test_a_marked_checkpoint_is_drawn_as_it_says(
+    http: httpx.Client, files: dict[str, Path], tmp_path: Path
+) -> None:
+    marked = tmp_path / "marked.safetensors"
+    tensors = load_file(files["checkpoint"])
+    save_file({**tensors, "v_pred": torch.tensor([])}, marked)
+    plain = put(http, files["checkpoint"], "checkpoint", "as-noise")
+    asset = put(http, marked, "checkpoint", "as-velocity")
+    assert asset["report"]["prediction_type"] == {
+        "value": "v_prediction", "source": "tensor 'v_pred'",
+    }  # fmt: skip
+    images = [
+        http.post("/generate/sdxl", json={**PROMPT, "checkpoint": each["id"]}).json()["images"]
+        for each in (plain, asset)
+    ]
+    assert images[0] != images[1]
+
+
+def test_what_is_used_in_part_is_said(
+    http: httpx.Client, files: dict[str, Path], tmp_path: Path
+) -> None:
+    tensors = load_file(files["lora"])
+    more = {n.replace("lora_unet_", "lora_elsewhere_"): t.clone() for n, t in tensors.items()}
+    mixed = tmp_path / "mixed.safetensors"
+    save_file({**tensors, **more}, mixed)
+    asset = put(http, mixed, "lora", "half")
+    used, of = asset["report"]["matched"], asset["report"]["modules"]
+    assert used < of
+    assert f"{used} of its {of} modules are used" in asset["status_details"]
+    answer = http.post("/generate/sdxl", json={**PROMPT, "loras": {"half": 1.0}}).json()
+    (warning,) = answer["receipt"]["warnings"]
+    assert warning.startswith(f"'half': {used} of its {of} modules are used")
+
+    unet = {n: t for n, t in load_file(files["checkpoint"]).items() if n.startswith("model.")}
+    own = {f"text_encoders.clip_l.{index}": torch.ones(4) for index in range(8)}
+    save_file({**unet, **own}, mixed)
+    asset = put(http, mixed, "checkpoint", "strange-encoders")
+    assert "'text_encoders.clip_l.0'" in asset["status_details"]
+    missing = ", ".join(c for c in MODEL_COMPONENTS if c != "unet")
+    assert f"it brings no {missing}" in asset["status_details"]
+
+
+def test_prompts_in_another_programs_language_are_warned_of(http: httpx.Client) -> None:
+    body = {**PROMPT, "prompt": "a (red:1.5) star <lora:outline:0.8>", "negative_prompt": "[dull]"}
+    answer = http.post("/generate/sdxl", json=body).raise_for_status().json()
+    said = " ".join(answer["receipt"]["warnings"])
+    for piece in ("(red:1.5)", "<lora:outline:0.8>", "[dull]"):
+        assert piece in said
