@@ -20,6 +20,8 @@ PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 _SUFFIXES: Mapping[Prediction, str] = {
     "epsilon": "", "v_prediction": "-v", "v_prediction_zero_snr": "-vz",
 }  # fmt: skip
+#: Of a content key without a suffix.
+KEY_CHARS = 41
 _BY_SUFFIX = {suffix: prediction for prediction, suffix in _SUFFIXES.items()}
 
 
@@ -55,8 +57,8 @@ def prediction_of(content_key: str) -> Prediction:
     Raises:
         ValueError: the key is of a later version, which knows another prediction.
     """
-    _, dash, rest = content_key.partition("-")
-    prediction = _BY_SUFFIX.get(dash + rest)
+    suffix = content_key[KEY_CHARS:]
+    prediction = _BY_SUFFIX.get(suffix)
     if prediction is None:
         raise ValueError(f"content key {content_key!r} has a prediction that is not known here")
     return prediction
