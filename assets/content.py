@@ -49,9 +49,13 @@ def content_key(
     return "t" + hmac.new(salt, message, hashlib.sha256).hexdigest()[:40] + suffix
 
 
+#: How the keys of files as they were uploaded begin: no engine asks for them.
+ORIGINAL = "o"
+
+
 def original_key(sha256: str, salt: bytes) -> str:
     """The key of a file as it was uploaded: the tenant's own, whoever may use the asset."""
-    return "o" + hmac.new(salt, f"original/{sha256}".encode(), hashlib.sha256).hexdigest()[:40]
+    return ORIGINAL + hmac.new(salt, f"original/{sha256}".encode(), hashlib.sha256).hexdigest()[:40]
 
 
 def tenant_salt(secret: bytes, tenant_id: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from assets.asset import Asset
 from assets.blobs import BlobRecords
+from assets.content import ORIGINAL
 from assets.keys import stored_blob_key
 from assets.records import AssetRecords, Query
 from assets.store import ObjectStore
@@ -27,7 +28,7 @@ class Purge:
         # to the collector, which waits until every ingest that might want it has ended.
         if self._records.list(Query(tenant_id=asset.tenant_id, status="uploaded", limit=1)).total:
             return
-        for key in {blob.key for blob in asset.blobs if blob.key.startswith(("t", "o"))}:
+        for key in {blob.key for blob in asset.blobs if blob.key.startswith(("t", ORIGINAL))}:
             # A claim since the deletion is another asset's, which is about to refer to the blob.
             if self._blobs.doom(key, asset.deleted_at_s):
                 self._store.delete(stored_blob_key(key))

@@ -15,6 +15,7 @@ from typing import Any
 
 from assets.asset import Asset
 from assets.blobs import BlobRecords
+from assets.content import ORIGINAL
 from assets.failpoint import reach
 from assets.keys import BLOBS, PREVIEWS, UPLOADS, blob_key, blob_of, stored_blob_key, upload_key
 from assets.library import KEPT_DELETED_S, LOST
@@ -160,7 +161,7 @@ class Reconciler:
         present = {stored.key for stored in self._store.list(BLOBS)}
         # Without its original an asset is still usable.
         every = self._records.referred()
-        referred = {key: ids for key, ids in every.items() if not key.startswith("o")}
+        referred = {key: ids for key, ids in every.items() if not key.startswith(ORIGINAL)}
         gone = [
             key
             for key in referred

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from assets.asset import Asset
+from assets.content import ORIGINAL
 from assets.errors import AssetNotFound
 from assets.sql.base import Base
 from assets.sql.blobs import BlobRefRow
@@ -54,12 +55,12 @@ class Pins:
             return [asset_of(row) for row in session.scalars(pinned.order_by(AssetRow.id))]
 
     def keys(self) -> frozenset[str]:
-        """The content keys of everything that is pinned and not deleted."""
+        """The content keys of everything that is pinned and not deleted, as engines know it."""
         wanted = (
             select(BlobRefRow.blob_key)
             .join(PinRow, PinRow.asset_id == BlobRefRow.asset_id)
             .join(AssetRow, AssetRow.id == PinRow.asset_id)
-            .where(_IS_LIVE)
+            .where(_IS_LIVE, ~BlobRefRow.blob_key.startswith(ORIGINAL))
         )
         with Session(self._engine) as session:
             return frozenset(session.scalars(wanted))
