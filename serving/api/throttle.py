@@ -25,6 +25,7 @@ _MOST_COST = 10.0
 #: No answer waits for longer: a connection that waits takes one of the places that there are.
 MAX_DELAY_S = 5.0
 _MAX_CLIENTS = 10_000
+_RATE_LIMITED = 429
 #: Paths whose URL is a key itself: a signature, or an id that nobody guesses.
 _SECRET_URLS = ("/objects/", "/v1/jobs/", "/files/")
 
@@ -86,7 +87,8 @@ def _unpaid(scope: Scope, status: int) -> str | None:
     """The client of an answer that spent nothing of a plan."""
     principal = scope.get("state", {}).get("principal")
     if principal is not None:
-        return f"tenant {principal.queue_id}" if status >= 400 else None
+        is_refused = status >= 400 and status != _RATE_LIMITED  # which says itself when to come
+        return f"tenant {principal.queue_id}" if is_refused else None
     client = at_address(scope["client"][0] if scope.get("client") else "")
     if status >= 400:
         return client

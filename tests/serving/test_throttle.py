@@ -42,6 +42,7 @@ def test_no_delay_grows_beyond_its_bound_and_none_is_owed_for_longer() -> None:
         ("/objects/blobs/x", 403, None, "address 10.0.0.1"),
         ("/v1/assets", 200, Principal("t1", "me"), None),
         ("/generate", 422, Principal("t1", "me"), "tenant t1"),
+        ("/generate", 429, Principal("t1", "me"), None),
     ],
 )
 def test_who_waits(path: str, status: int, principal: Principal | None, client: str | None) -> None:
