@@ -54,7 +54,7 @@ ORIGINAL = "o"
 
 
 def original_key(sha256: str, salt: bytes) -> str:
-    """The key of a file as it was uploaded: the tenant's own, whoever may use the asset."""
+    """The key of a file as it was uploaded. It is salted by the tenant, also for public assets."""
     return ORIGINAL + hmac.new(salt, f"original/{sha256}".encode(), hashlib.sha256).hexdigest()[:40]
 
 

@@ -169,12 +169,14 @@ def _convert(
     if kind == "vae":
         tensors, report = checkpoint.convert_vae(file, skeleton, findings)
         return {"vae": tensors}, report
-    report = {}
+    said = word.prediction
     try:
-        report["prediction_type"] = find_prediction(file).report()
+        report = {"prediction_type": find_prediction(file).report()}
     except IngestRejected:
-        if word.prediction is None:
+        if said is None:
             raise
-    report = with_owners_prediction(report, word.prediction)
+        # Without ``found``: there is nothing to go back to when the owner takes the word back.
+        report = {"prediction_type": {"value": said, "source": _OWNER}}
+    report = with_owners_prediction(report, said)
     components, facts = checkpoint.convert_checkpoint(file, skeleton, findings)
     return components, {**facts, **report}

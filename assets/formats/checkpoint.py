@@ -112,7 +112,7 @@ def _report(file: TensorFile, used: set[str], from_base: list[Component]) -> dic
 
 
 def _is_one_number(file: TensorFile, name: str) -> bool:
-    """Also where there is no such tensor."""
+    """Whether the tensor ``name`` is a scalar; True if the file has no such tensor."""
     info = file.header.tensors.get(name)
     return info is None or (info.dtype in CANONICAL_FLOATS and math.prod(info.shape) == 1)
 

@@ -23,8 +23,8 @@ Listing = Mapping[str, Shape]
 @dataclass(frozen=True, slots=True)
 class Identity:
     """``kind`` is None when nothing is recognised; ``family`` is ``SDXL``, another
-    model's name, or None when the keys alone do not tell; ``evidence`` says why. ``model`` is
-    what the file is that is no asset here, with its article."""
+    model's name, or None when the keys alone do not tell; ``evidence`` says why. ``model`` names
+    a kind of model that is not accepted, with its article ("a ControlNet")."""
 
     kind: AssetKind | None
     family: str | None
@@ -116,7 +116,8 @@ def _is_down(key: str) -> bool:
 
 
 def _single_vectors(listing: Listing) -> Identity | None:
-    """A file of one tensor of vectors, whose name is the word that somebody chose for it."""
+    """A file with one tensor of token vectors. The tensor's name is the trigger word, so it is not
+    searched for the names of trainers."""
     if len(listing) != 1:
         return None
     (key, shape), *_ = listing.items()

@@ -59,7 +59,7 @@ _SUFFIX = re.compile(r"[\w.\\-]+")
 
 @dataclass(frozen=True, slots=True)
 class Strengths:
-    """The configurations of a file by component; under None that of the whole file."""
+    """A file's configurations by component. The one under None covers every other component."""
 
     configs: Mapping[Component | None, Config] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

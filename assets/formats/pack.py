@@ -19,15 +19,17 @@ from assets.formats.tensors import Planned, write_tensors
 from assets.sdxl import other_arithmetic
 
 
-def pack_folder(model: Path, target: Path) -> Path:
-    """Write ``target``.
+def pack_folder(model: Path, target: Path, *, prediction_is_said: bool = False) -> Path:
+    """Write ``target``. ``prediction_is_said``: the owner says what the UNet predicts, so the
+    scheduler's configuration does not decide.
 
     Raises:
         IngestRejected: the folder has no UNet that can be read, or a configuration asks for
         arithmetic that is not served.
     """
     scheduler = folder_config(model, "scheduler", "scheduler_config.json")
-    prediction_of_scheduler(scheduler)  # refused now rather than after gigabytes were sent
+    if not prediction_is_said:
+        prediction_of_scheduler(scheduler)  # refused now rather than after gigabytes were sent
     with ExitStack() as stack:
         planned: dict[str, Planned] = {}
         for component in MODEL_COMPONENTS:

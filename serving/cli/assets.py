@@ -138,10 +138,10 @@ def _prepared(scratch: Path, numbered: tuple[int, Found]) -> _File | str:
         return str(error)
 
 
-def _packed(folder: Path, target: Path) -> Path:
+def _packed(folder: Path, target: Path, *, is_said: bool = False) -> Path:
     from assets.formats.pack import pack_folder  # imports torch
 
-    return pack_folder(folder, target)
+    return pack_folder(folder, target, prediction_is_said=is_said)
 
 
 def _placed(places: Places, one: Found, file: _File | str) -> Place | str:
@@ -223,7 +223,8 @@ def upload_asset(
     ):
         name = name or plain_name(path.name if path.is_dir() else path.stem)
         if path.is_dir():
-            path = _packed(path, Path(scratch) / "packed.safetensors")
+            is_said = prediction_type is not None
+            path = _packed(path, Path(scratch) / "packed.safetensors", is_said=is_said)
         data = {"asset_type": kind, "trigger_words": trigger_word or []}
         new: dict[str, Any] = {
             "asset_type": kind, "name": name, "description": description, "data": data,

@@ -16,7 +16,10 @@ from assets.errors import IngestRejected
 from assets.formats.pack import pack_folder
 from assets.formats.tensors import TensorFile
 from assets.import_model import import_model
+from assets.ingest import OwnersWord, ingest_file
+from assets.sdxl import skeleton_of
 from assets.store import FsspecStore
+from serving.commons.miniature import MINIATURE_CONFIGS
 
 STEM = "diffusion_pytorch_model"
 
@@ -140,6 +143,22 @@ def test_a_scheduler_of_velocity_goes_with_the_folder(folder: Path, tmp_path: Pa
     packed = pack_folder(folder, tmp_path / "packed.safetensors")
     with TensorFile(packed) as file:
         assert json.loads(file.header.metadata["scheduler_config"])["rescale_betas_zero_snr"]
+
+
+def test_the_owners_word_lets_a_folder_through(folder: Path, tmp_path: Path) -> None:
+    """What the refusal advises works."""
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
+    target = tmp_path / "packed.safetensors"
+    with pytest.raises(IngestRejected, match="say prediction_type with the asset"):
+        pack_folder(folder, target)
+    assert not target.exists()
+    pack_folder(folder, target, prediction_is_said=True)
+    word = OwnersWord(prediction="epsilon")
+    (tmp_path / "scratch").mkdir()
+    skeleton = skeleton_of(MINIATURE_CONFIGS)
+    done = ingest_file(target, "checkpoint", skeleton, None, tmp_path / "scratch", word)
+    assert done.report["prediction_type"] == {"value": "epsilon", "source": "owner"}
 
 
 def test_weights_in_another_form_are_named(folder: Path) -> None:
