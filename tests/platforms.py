@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -84,3 +85,22 @@ def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
             end_serving(process)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_asset(
+    http: httpx.Client, file: Path, kind: str, name: str, **fields: Any
+) -> dict[str, Any]:
+    """Upload ``file`` as a client of the API does, and return the asset once it is ready."""
+    new = {"asset_type": kind, "name": name, **fields}
+    answer = http.post("/v1/assets", json=new)
+    assert answer.status_code == 200, answer.text
+    created = answer.json()
+    httpx.put(created["transfer_api"]["put_url"], content=file.read_bytes()).raise_for_status()
+    asset_id = created["asset"]["id"]
+    http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).raise_for_status()
+    deadline = time.monotonic() + 60
+    while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert asset["status"] == "ready", asset
+    return dict(asset)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from benchmarks.samples import write_kohya_lora
 from serving.cli import main
 from serving.composition import open_backends
-from tests.platforms import Running, running
+from tests.platforms import Running, put_asset, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
 
@@ -40,19 +40,7 @@ def http(platform: Running) -> Iterator[httpx.Client]:
 
 def put(http: httpx.Client, file: Path, name: str, **fields: Any) -> dict[str, Any]:
     """A ready LoRA."""
-    new = {"asset_type": "lora", "name": name, **fields}
-    answer = http.post("/v1/assets", json=new)
-    assert answer.status_code == 200, answer.text
-    created = answer.json()
-    httpx.put(created["transfer_api"]["put_url"], content=file.read_bytes()).raise_for_status()
-    asset_id = created["asset"]["id"]
-    http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).raise_for_status()
-    deadline = time.monotonic() + 60
-    while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert asset["status"] == "ready", asset
-    return dict(asset)
+    return put_asset(http, file, "lora", name, **fields)
 
 
 def draw(http: httpx.Client, reference: str) -> httpx.Response:

@@ -20,7 +20,7 @@ from assets.formats.names import single_file_name
 from serving.cli.transfer import receive
 from serving.commons.miniature import weights
 from serving.composition import open_backends
-from tests.platforms import Running, running
+from tests.platforms import Running, put_asset, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
 
@@ -36,20 +36,6 @@ def http(platform: Running) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {platform.key('acme')}"}
     with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as client:
         yield client
-
-
-def put(http: httpx.Client, file: Path, kind: str, name: str, **fields: Any) -> dict[str, Any]:
-    new = {"asset_type": kind, "name": name, **fields}
-    created = http.post("/v1/assets", json=new).raise_for_status().json()
-    httpx.put(created["transfer_api"]["put_url"], content=file.read_bytes()).raise_for_status()
-    asset_id = created["asset"]["id"]
-    http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).raise_for_status()
-    deadline = time.monotonic() + 60
-    while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert asset["status"] == "ready", asset
-    return dict(asset)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +64,7 @@ def test_what_is_downloaded_is_what_was_uploaded(
     http: httpx.Client, platform: Running, files: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     name = f"ネコ-{kind}"
-    put(http, files[kind], kind, name)
+    put_asset(http, files[kind], kind, name)
     described = http.get(f"/v1/assets/{name}").json()
     digest = hashlib.sha256(files[kind].read_bytes()).hexdigest()
     assert described["transfer_api"]["sha256"] == digest
@@ -88,7 +74,7 @@ def test_what_is_downloaded_is_what_was_uploaded(
     found = http.get("/v1/assets", params={"sha256": digest}).json()["data"]
     assert [asset["name"] for asset in found] == [name]
     # Pushed again, it is the same asset's content.
-    again = put(http, pulled, kind, f"again-{kind}")
+    again = put_asset(http, pulled, kind, f"again-{kind}")
     records = open_backends(platform.settings).records
     first, second = (records.get(i) for i in (found[0]["id"], again["id"]))
     assert first is not None
@@ -102,9 +88,9 @@ def test_storage_counts_an_original_once(
     def stored() -> int:
         return int(http.get("/v1/organisation").json()["used"]["storage_bytes"])
 
-    named = put(http, files["lora"], "lora", "counted")
+    named = put_asset(http, files["lora"], "lora", "counted")
     before = stored()
-    twin = put(http, files["lora"], "lora", "counted-twice")
+    twin = put_asset(http, files["lora"], "lora", "counted-twice")
     assert stored() == before
     asset = open_backends(platform.settings).records.get(named["id"])
     assert asset is not None
@@ -117,7 +103,7 @@ def test_the_owner_says_what_a_checkpoint_predicts(
     http: httpx.Client, platform: Running, files: dict[str, Path]
 ) -> None:
     """A changed type is another key and another image; taking it back brings both back."""
-    asset = put(http, files["checkpoint"], "checkpoint", "model")
+    asset = put_asset(http, files["checkpoint"], "checkpoint", "model")
     assert asset["report"]["prediction_type"]["value"] == "epsilon"
     records = open_backends(platform.settings).records
 
@@ -152,7 +138,7 @@ def test_the_owner_says_what_a_checkpoint_predicts(
     assert image() == first
     wrong = http.patch("/v1/assets/model", json={"prediction_type": "banana"})
     assert wrong.status_code == 422
-    lora = put(http, files["lora"], "lora", "no-unet")
+    lora = put_asset(http, files["lora"], "lora", "no-unet")
     wrong = http.patch(f"/v1/assets/{lora['id']}", json={"prediction_type": "epsilon"})
     assert wrong.status_code == 422
 
@@ -163,8 +149,8 @@ def test_a_marked_checkpoint_is_drawn_as_it_says(
     marked = tmp_path / "marked.safetensors"
     tensors = load_file(files["checkpoint"])
     save_file({**tensors, "v_pred": torch.tensor([])}, marked)
-    plain = put(http, files["checkpoint"], "checkpoint", "as-noise")
-    asset = put(http, marked, "checkpoint", "as-velocity")
+    plain = put_asset(http, files["checkpoint"], "checkpoint", "as-noise")
+    asset = put_asset(http, marked, "checkpoint", "as-velocity")
     assert asset["report"]["prediction_type"] == {
         "value": "v_prediction", "source": "tensor 'v_pred'",
     }  # fmt: skip
@@ -182,7 +168,7 @@ def test_what_is_used_in_part_is_said(
     more = {n.replace("lora_unet_", "lora_elsewhere_"): t.clone() for n, t in tensors.items()}
     mixed = tmp_path / "mixed.safetensors"
     save_file({**tensors, **more}, mixed)
-    asset = put(http, mixed, "lora", "half")
+    asset = put_asset(http, mixed, "lora", "half")
     used, of = asset["report"]["matched"], asset["report"]["modules"]
     assert used < of
     assert f"{used} of its {of} modules are used" in asset["status_details"]
@@ -193,7 +179,7 @@ def test_what_is_used_in_part_is_said(
     unet = {n: t for n, t in load_file(files["checkpoint"]).items() if n.startswith("model.")}
     own = {f"text_encoders.clip_l.{index}": torch.ones(4) for index in range(8)}
     save_file({**unet, **own}, mixed)
-    asset = put(http, mixed, "checkpoint", "strange-encoders")
+    asset = put_asset(http, mixed, "checkpoint", "strange-encoders")
     assert "'text_encoders.clip_l.0'" in asset["status_details"]
     missing = ", ".join(c for c in MODEL_COMPONENTS if c != "unet")
     assert f"it brings no {missing}" in asset["status_details"]
