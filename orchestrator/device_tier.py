@@ -13,7 +13,8 @@ from threading import Condition
 from typing import Generic, TypeVar
 
 from orchestrator.errors import TierFull, TooLarge
-from orchestrator.eviction import SESSION_S, SHARE, Visits, victims
+from orchestrator.eviction import SHARE, victims
+from orchestrator.ghosts import Ruler
 
 V = TypeVar("V")
 
@@ -61,7 +62,6 @@ class DeviceTier(Generic[V]):
         name: str = "gpu",
         *,
         clock: Callable[[], float] = time.monotonic,
-        session_s: float = SESSION_S,
         share: float = SHARE,
         dropped: Callable[[V], None] | None = None,
     ) -> None:
@@ -69,9 +69,9 @@ class DeviceTier(Generic[V]):
         self.name = name
         self._dropped = dropped
         self.budget_bytes = budget_bytes
-        self._share_bytes = share * budget_bytes
+        self._share = share
         self._clock = clock
-        self._visits = Visits(session_s)
+        self.ruler = Ruler(budget_bytes)
         self._entries: dict[str, _Entry[V]] = {}
         self._resident_bytes = 0
         self._loading: dict[str, int] = {}
@@ -123,7 +123,7 @@ class DeviceTier(Generic[V]):
         with self._changed:
             del self._loading[key]
             self._entries[key] = _Entry(value, size_bytes, leases=1)
-            self._visits.used(key, owner, self._clock())
+            self.ruler.used(key, size_bytes, owner, self._clock())
             self._resident_bytes += size_bytes
             self._changed.notify_all()
         return DeviceLease(self, key, value), True
@@ -133,7 +133,7 @@ class DeviceTier(Generic[V]):
         if entry is None:
             return None
         entry.leases += 1
-        self._visits.used(key, owner, self._clock())
+        self.ruler.used(key, entry.size_bytes, owner, self._clock())
         return DeviceLease(self, key, entry.value)
 
     def _make_room(self, size_bytes: int) -> None:
@@ -142,15 +142,17 @@ class DeviceTier(Generic[V]):
             return
         idle, owned = [], Counter[str]()
         for key, entry in self._entries.items():
-            seen = self._visits.entry(key, entry.size_bytes)
+            seen = self.ruler.entry(key, entry.size_bytes)
             owned[seen.owner] += entry.size_bytes
             if entry.leases == 0 and not entry.pinned:
                 idle.append(seen)
         if sum(seen.size_bytes for seen in idle) < needed:
             raise TierFull(self.name, size_bytes, self.budget_bytes)
         del owned[""]
-        session_s = self._visits.session_s
-        for key in victims(idle, needed, self._share_bytes, owned, self._clock(), session_s):
+        for key in victims(
+            idle, needed, self.budget_bytes, self._share, owned,
+            self._clock(), self.ruler.session_bytes,
+        ):  # fmt: skip
             self._drop(key)
 
     def release(self, key: str) -> None:
@@ -163,6 +165,7 @@ class DeviceTier(Generic[V]):
     def forget(self, key: str) -> None:
         """Drop a value, pinned or not, as soon as nobody leases it."""
         with self._changed:
+            self.ruler.drop(key)
             entry = self._entries.get(key)
             if entry is not None:
                 entry.forgotten = True

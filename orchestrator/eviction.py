@@ -17,12 +17,11 @@ from math import inf
 
 from cachetools import LRUCache
 
-#: Uses of one entry closer together than this are one visit.
-SESSION_S = 1800.0
 #: How much of a tier one tenant's own entries may fill while others want to use it.
 SHARE = 0.25
-#: What has not been used for so long is not protected from anybody.
-FORGOTTEN_S = 24 * 3600.0
+#: What has not been used for so long, while so many budgets of others were, is not protected from
+#: anybody.
+FORGOTTEN_S, FORGOTTEN_BUDGETS = 1800.0, 2.0
 #: How much each visit of its owner, for whatever, adds to what an entry is worth.
 _OWNER_VISIT = 0.1
 
@@ -35,31 +34,33 @@ class Entry:
     size_bytes: int
     owner: str
     last_used_s: float
-    visits: int
-    owner_visits: int
+    #: How much the tier has been used since, in bytes.
+    since_bytes: float
+    worth: float
 
 
 def victims(
     entries: Iterable[Entry],
     needed_bytes: int,
-    share_bytes: float,
+    budget_bytes: int,
+    share: float,
     owned_bytes: Mapping[str, int],
     now_s: float,
-    session_s: float = SESSION_S,
+    session_bytes: float,
 ) -> list[str]:
     """The keys that must go so that ``needed_bytes`` become free, in the order in which they
     should; all of them, if that is not enough.
 
     ``entries`` are those that may go; ``owned_bytes`` counts, by tenant, everything that it
-    alone uses, held or not; beyond ``share_bytes`` its own goes first.
+    alone uses, held or not; beyond ``share`` of the tier's ``budget_bytes`` its own goes first.
     """
 
-    def worth(entry: Entry) -> tuple[bool, float, float]:
-        if now_s - entry.last_used_s <= session_s:
-            return True, 0.0, entry.last_used_s
-        return False, entry.visits + _OWNER_VISIT * entry.owner_visits, entry.last_used_s
+    def rank(entry: Entry) -> tuple[bool, float, float]:
+        if entry.since_bytes <= session_bytes:
+            return True, 0.0, -entry.since_bytes
+        return False, entry.worth, -entry.since_bytes
 
-    order = sorted(entries, key=worth)
+    order = sorted(entries, key=rank)
     owned = dict(owned_bytes)
     chosen: dict[str, None] = {}
 
@@ -70,9 +71,13 @@ def victims(
         if entry.owner:
             owned[entry.owner] -= entry.size_bytes
 
+    share_bytes = share * budget_bytes
     if max(owned.values(), default=0) > share_bytes:
         for entry in order:
-            forgotten = now_s - entry.last_used_s > FORGOTTEN_S
+            forgotten = (
+                entry.since_bytes > FORGOTTEN_BUDGETS * budget_bytes
+                and now_s - entry.last_used_s > FORGOTTEN_S
+            )
             if needed_bytes > 0 and (forgotten or owned.get(entry.owner, 0) > share_bytes):
                 choose(entry)
     for entry in order:
@@ -104,23 +109,47 @@ _REMEMBERED = 100_000
 class Visits:
     """How often, and by whom, assets are come back for. Mutable; remembers what has left."""
 
-    def __init__(self, session_s: float = SESSION_S) -> None:
-        self.session_s = session_s
-        self._assets: LRUCache[str, tuple[int, float, str]] = LRUCache(_REMEMBERED)
-        self._owners: LRUCache[str, tuple[int, float]] = LRUCache(_REMEMBERED)
+    def __init__(self, session_bytes: float) -> None:
+        self._session_bytes = session_bytes
+        self._now_bytes = 0
+        self._assets: LRUCache[str, _Seen] = LRUCache(_REMEMBERED)
+        self._owners: LRUCache[str, tuple[int, int]] = LRUCache(_REMEMBERED)
 
-    def used(self, key: str, owner: str, now_s: float) -> None:
-        """``owner`` is the tenant that uses it; empty for the platform itself."""
-        visits, last_s, of = self._assets.get(key, (0, -inf, owner))
-        if now_s - last_s > self.session_s:
+    def used(self, key: str, size_bytes: int, owner: str, now_s: float) -> int:
+        """``owner`` is the tenant that uses it; empty for the platform itself. How much has been
+        used by now."""
+        now_bytes = self._now_bytes = self._now_bytes + size_bytes
+        last = self._assets.get(key)
+        visits, of = (last.visits, last.owner) if last else (0, owner)
+        if last is None or now_bytes - last.at_bytes > self._session_bytes:
             visits += 1
-        self._assets[key] = visits, now_s, owned_by(of, owner)
+        self._assets[key] = _Seen(visits, now_bytes, now_s, owned_by(of, owner))
         if owner:
-            visits, last_s = self._owners.get(owner, (0, -inf))
-            self._owners[owner] = visits + (now_s - last_s > self.session_s), now_s
+            visits, at_bytes = self._owners.get(owner, (0, -inf))
+            is_new = now_bytes - at_bytes > self._session_bytes
+            self._owners[owner] = visits + is_new, now_bytes
+        return now_bytes
 
-    def entry(self, key: str, size_bytes: int) -> Entry:
-        visits, last_s, owner = self._assets.get(key, (0, -inf, ""))
-        owner = alone(owner)
-        owner_visits = self._owners.get(owner, (0, 0.0))[0] if owner else 0
-        return Entry(key, size_bytes, owner, last_s, visits, owner_visits)
+    def worth(self, key: str) -> float:
+        seen = self._assets.get(key, _NEVER)
+        owner = alone(seen.owner)
+        return seen.visits + (_OWNER_VISIT * self._owners.get(owner, (0, 0))[0] if owner else 0.0)
+
+    def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> Entry:
+        """``last_used_s`` stands in where no use of the key is remembered."""
+        seen = self._assets.get(key, _NEVER)
+        since_bytes = self._now_bytes - seen.at_bytes
+        owner = alone(seen.owner)
+        last_used_s = max(last_used_s, seen.at_s)
+        return Entry(key, size_bytes, owner, last_used_s, since_bytes, self.worth(key))
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    visits: int
+    at_bytes: float
+    at_s: float
+    owner: str
+
+
+_NEVER = _Seen(0, -inf, -inf, "")

@@ -8,8 +8,7 @@ Shared by every process of a node. On disk::
     incoming/KEY.lock   held by the one process of the node that fetches KEY
     pins/KEY        present while the entry is held here: "operator", or "popular", which
                     yields when there is no other way
-    uses/KEY        how often somebody came back for it, and the one tenant that did
-    owners/TENANT   how often that tenant came back for anything
+    uses.log        a line for each use of an entry
     quarantine/KEY  bytes that rotted here; the last few, for whoever wants to know why, as
                     long as there is room
     budget.lock     held while room is made
@@ -22,6 +21,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,8 @@ from assets.content import Blob
 from assets.private_folder import UnsafeFolder, private_folder
 from assets.store import Digesting
 from orchestrator.errors import Corrupt, TierError, TierFull, TierUnusable, TooLarge
-from orchestrator.eviction import SESSION_S, SHARE, Entry, victims
+from orchestrator.eviction import SHARE, Entry, victims
+from orchestrator.ghosts import Law
 from orchestrator.locks import acquire, exclusive
 from orchestrator.use_log import UseLog
 
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 #: Why an entry is held here. What is popular yields when there is no other way.
 OPERATOR, POPULAR = "operator", "popular"
+#: Uses between two looks at the size of their log.
+_SHORTEN_EVERY = 1_000
 #: How many files that rotted are kept.
 _QUARANTINED = 2
 
@@ -80,7 +83,6 @@ class FileTier:
         budget_bytes: int,
         *,
         clock: Callable[[], float] = time.time,
-        session_s: float = SESSION_S,
         share: float = SHARE,
     ) -> None:
         """``clock`` is the clock of the files' times.
@@ -90,9 +92,8 @@ class FileTier:
         """
         self.name = name
         self.budget_bytes = budget_bytes
-        self._share_bytes = share * budget_bytes
+        self._share = share
         self._clock = clock
-        self._session_s = session_s
         self._root = root
         self._objects = root / "objects"
         self._locks = root / "locks"
@@ -105,7 +106,10 @@ class FileTier:
             raise TierUnusable(f"the {name} tier: {error}") from None
         for folder in (self._objects, self._locks, self._incoming, self._pins, self._quarantine):
             folder.mkdir(parents=True, exist_ok=True)
-        self._uses = UseLog(root, session_s)
+        for old in ("uses", "owners"):  # of versions that kept a file for each
+            shutil.rmtree(root / old, ignore_errors=True)
+        self._uses = UseLog(root / "uses.log", budget_bytes)
+        self._noted = 0
 
     def __repr__(self) -> str:
         resident = self.resident()
@@ -124,14 +128,18 @@ class FileTier:
         if not present:
             os.close(descriptor)
             return None
-        self._used(blob.key, descriptor, owner)
+        self._used(blob, descriptor, owner)
         return FileLease(path, descriptor)
 
-    def _used(self, key: str, descriptor: int, owner: str) -> None:
+    def _used(self, blob: Blob, descriptor: int, owner: str) -> None:
         now_s = self._clock()
         with suppress(OSError):  # a note that a full disk does not take is no reason to fail
-            self._uses.note(key, owner, now_s)
+            self._uses.note(blob.key, blob.size_bytes, owner, now_s)
             os.utime(descriptor, (now_s, now_s))
+        self._noted += 1
+        if self._noted % _SHORTEN_EVERY == 0:  # a tier that is never full makes no room
+            with suppress(OSError), exclusive(self._root / "budget.lock"):
+                self._uses.shorten()
 
     def admit(self, blob: Blob, fill: Fill, owner: str = "") -> tuple[FileLease, bool]:
         """The entry, written by ``fill`` if nobody else brings it first.
@@ -168,7 +176,7 @@ class FileTier:
             descriptor = acquire(self._locks / blob.key, shared=True)
             assert descriptor is not None
             os.rename(part, self._objects / blob.key)
-            self._used(blob.key, descriptor, owner)
+            self._used(blob, descriptor, owner)
             return FileLease(self._objects / blob.key, descriptor)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -214,7 +222,11 @@ class FileTier:
                 needed_bytes -= self._drop_orphan(orphan)
         if needed_bytes <= 0:
             return
+        with suppress(OSError):
+            self._uses.shorten()
+        self._uses.follow()
         entries, owned, now_s = self._entries(), Counter[str](), self._clock()
+        session_bytes = self._uses.ruler.session_bytes
         for entry in entries:
             if entry.owner:
                 owned[entry.owner] += entry.size_bytes
@@ -231,7 +243,7 @@ class FileTier:
                     idle = [e for e in some if e.key not in locked and e.key not in leased]
                     missing = needed_bytes - freed_bytes
                     chosen = victims(
-                        idle, missing, self._share_bytes, owned, now_s, self._session_s
+                        idle, missing, self.budget_bytes, self._share, owned, now_s, session_bytes
                     )
                     if not chosen:
                         break
@@ -296,6 +308,7 @@ class FileTier:
             (self._locks / key).unlink()
         finally:
             os.close(lock)
+        self._uses.drop(key)
         return True
 
     def quarantine(self, key: str) -> None:
@@ -340,6 +353,11 @@ class FileTier:
         """Everything that counts against the budget, bytes on their way included."""
         folders = (self._objects, self._incoming, self._quarantine)
         return sum(sum(_sizes(folder).values()) for folder in folders)
+
+    @property
+    def law(self) -> Law:
+        """Which law of eviction rules, as far as this process has followed."""
+        return self._uses.ruler.law
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless the folder obeys its laws (call it when idle)."""

@@ -1,7 +1,11 @@
-"""How often, and by whom, the entries of a folder are come back for, in small files.
+"""The uses of a folder's entries, in one file that every process of the node appends to.
 
-Shared by the processes of a node without a lock: each file is replaced whole, and when two write
-at once one visit is lost. Outlives what it counts: an entry that returns is not new.
+A line a use: ``KEY SIZE SECONDS TENANT``. A line is one write to a file that is open for
+appending, so lines of several processes do not mix on a local file system. Who makes room reads
+what is new into a :class:`~orchestrator.ghosts.Ruler` of its own. What that says is a function of
+the file alone: all processes of a node agree on it without a lock, and one that is killed leaves
+nothing half-done. When the file is large, its older half is dropped by a rename, and every process
+reads the new file from its beginning.
 """
 
 from __future__ import annotations
@@ -11,77 +15,98 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.eviction import Entry, alone, owned_by
+from orchestrator.eviction import Entry
+from orchestrator.ghosts import Ruler
 
-#: Files in each folder; beyond that the half that was longest untouched is forgotten.
-_REMEMBERED = 20_000
+#: Some 90,000 uses, which take less than a second to read.
+MAX_BYTES = 8 << 20
+#: Stands for the platform itself, which no tenant's name can be.
+_NOBODY = "-"
 
 
 class UseLog:
-    def __init__(self, root: Path, session_s: float) -> None:
-        self._session_s = session_s
-        self._assets = root / "uses"
-        self._owners = root / "owners"
-        for folder in (self._assets, self._owners):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._noted = 0
+    """One instance a process and tier. ``note`` and ``drop`` may be called at any time; the rest
+    by one process at a time, which holds the tier's lock."""
 
-    def note(self, key: str, owner: str, now_s: float) -> None:
-        """Somebody uses the entry; uses that are close together are one visit."""
-        visits, of, last_s = _read(self._assets / key)
-        is_new = now_s - last_s > self._session_s
-        shared = owned_by(of, owner)
-        if is_new or shared != of:
-            _write(self._assets / key, visits + is_new, shared, now_s)
+    def __init__(self, path: Path, budget_bytes: int, max_bytes: int = MAX_BYTES) -> None:
+        self._path = path
+        self._budget_bytes = budget_bytes
+        self._max_bytes = max_bytes
+        self.ruler = Ruler(budget_bytes)
+        #: Of the file as far as it was read.
+        self._inode = 0
+        self._offset = 0
+
+    def note(self, key: str, size_bytes: int, owner: str, now_s: float) -> int:
+        """Somebody uses the entry; ``owner`` is empty for the platform itself. Returns the size of
+        the log in bytes.
+
+        Raises:
+            OSError: the disk takes no line.
+        """
+        return self._append(f"{key} {size_bytes} {now_s:.3f} {owner or _NOBODY}\n")
+
+    def drop(self, key: str) -> None:
+        """There is no such entry any more anywhere."""
+        with suppress(OSError):
+            self._append(f"{key} 0 0 {_NOBODY}\n")
+
+    def _append(self, line: str) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+
+    def follow(self) -> None:
+        """Read what is new, by whomever it was written."""
+        try:
+            file = open(self._path, "rb")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            return
+        with file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self._inode, self._offset = status.st_ino, 0
+                self.ruler = Ruler(self._budget_bytes)
+            file.seek(self._offset)
+            new = file.read()
+        whole = new.rfind(b"\n") + 1  # the rest is being written
+        self._offset += whole
+        for line in new[:whole].splitlines():
+            self._read(line)
+
+    def _read(self, line: bytes) -> None:
+        try:
+            key, size, seconds, owner = line.decode("ascii").split(" ")
+            size_bytes, at_s = int(size), float(seconds)
+        except ValueError:  # torn, as by a disk that was full
+            return
+        if size_bytes <= 0:
+            self.ruler.drop(key)
         else:
-            _touch(self._assets / key, now_s)
-        if owner:
-            path = self._owners / owner
-            visits, _, last_s = _read(path)
-            if now_s - last_s > self._session_s:
-                _write(path, visits + 1, "", now_s)
-            else:
-                _touch(path, now_s)
-        self._noted += 1
-        if self._noted % 1000 == 0:
-            for folder in (self._assets, self._owners):
-                _forget_some(folder)
+            self.ruler.used(key, size_bytes, "" if owner == _NOBODY else owner, at_s)
+
+    def shorten(self) -> bool:
+        """Drop the older half of a log that is too large. Whether it was."""
+        try:
+            if self._path.stat().st_size <= self._max_bytes:
+                return False
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return False
+        begin = data.find(b"\n", len(data) // 2) + 1
+        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
+        try:
+            temporary.write_bytes(data[begin:])
+            temporary.rename(self._path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return True
 
     def entry(self, key: str, size_bytes: int, last_used_s: float) -> Entry:
-        visits, owner, _ = _read(self._assets / key)
-        owner_visits = _read(self._owners / owner)[0] if alone(owner) else 0
-        return Entry(key, size_bytes, alone(owner), last_used_s, visits, owner_visits)
-
-
-def _read(path: Path) -> tuple[int, str, float]:
-    """Visits, owner, when it was used last."""
-    try:
-        with open(path) as file:
-            visits, _, owner = file.read().partition(" ")
-            return int(visits), owner, os.fstat(file.fileno()).st_mtime
-    except (FileNotFoundError, ValueError):
-        return 0, "", 0.0
-
-
-def _write(path: Path, visits: int, owner: str, now_s: float) -> None:
-    temporary = path.with_name(f".{secrets.token_hex(8)}")
-    temporary.write_text(f"{visits} {owner}")
-    os.utime(temporary, (now_s, now_s))
-    os.rename(temporary, path)
-
-
-def _touch(path: Path, now_s: float) -> None:
-    with suppress(FileNotFoundError):
-        os.utime(path, (now_s, now_s))
-
-
-def _forget_some(folder: Path) -> None:
-    with os.scandir(folder) as found:
-        entries = list(found)
-    if len(entries) > _REMEMBERED:
-        aged = []
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                aged.append((entry.stat().st_mtime, entry.path))
-        for _, path in sorted(aged)[: len(aged) // 2]:
-            Path(path).unlink(missing_ok=True)
+        """``last_used_s`` is what the folder knows of an entry whose uses have been dropped."""
+        return self.ruler.entry(key, size_bytes, last_used_s)

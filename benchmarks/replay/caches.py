@@ -6,10 +6,13 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from assets.content import Blob
 from benchmarks.replay.trace import TraceRequest
 from orchestrator.device_tier import DeviceTier
+from orchestrator.eviction import Visits
+from orchestrator.ghosts import SESSION, Ghost, Law
 from router.prefetch import Prefetcher
 
 #: When, by whom, what.
@@ -67,6 +70,21 @@ def guesses(trace: Sequence[TraceRequest], lora_bytes: int) -> Prefetcher:
 
 def tier_misses(uses: Sequence[Use], slots: int) -> int:
     """The tier that serves, with the stream's own time for its clock."""
+    return played(uses, slots).misses
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """``changes``: how often another law began to rule; ``recency_share``: of the uses, those for
+    which LRU ruled."""
+
+    misses: int
+    changes: int
+    recency_share: float
+
+
+def played(uses: Sequence[Use], slots: int) -> Played:
+    """The tier that serves, with the stream's own time for its clock."""
     now_s = 0.0
     tier: DeviceTier[None] = DeviceTier(slots, clock=lambda: now_s)
     misses = 0
@@ -75,4 +93,14 @@ def tier_misses(uses: Sequence[Use], slots: int) -> int:
         lease.release()
         misses += loaded
     tier.check_integrity()
-    return misses
+    ruled = tier.ruler.ruled
+    return Played(misses, tier.ruler.changes, ruled[Law.RECENCY] / max(1, sum(ruled.values())))
+
+
+def visits_misses(uses: Sequence[Use], slots: int) -> int:
+    """The law by visits alone."""
+    visits = Visits(SESSION * slots)
+    ghost = Ghost(slots, SESSION * slots, visits.worth)
+    return sum(
+        ghost.used(name, 1, visits.used(name, 1, tenant, at_s)) for at_s, tenant, name in uses
+    )

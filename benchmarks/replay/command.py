@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay.bound import bound
-from benchmarks.replay.caches import belady_misses, guesses, lora_uses, lru_misses, tier_misses
+from benchmarks.replay.caches import (
+    belady_misses,
+    guesses,
+    lora_uses,
+    lru_misses,
+    played,
+    tier_misses,
+    visits_misses,
+)
 from benchmarks.replay.figures import PUBLISHED, describe, figures, plot, table
 from benchmarks.replay.generator import Population, generate
 from benchmarks.replay.live import play
@@ -21,6 +29,7 @@ from benchmarks.replay.neighbour import flood_of_loras, loud_neighbour
 from benchmarks.replay.replica import Hardware
 from benchmarks.replay.report import report
 from benchmarks.replay.simulation import OURS, POLICIES, replay
+from benchmarks.replay.streams import HELD_OUT, TUNED_ON
 from benchmarks.replay.trace import (
     BASE_MODEL,
     BadTrace,
@@ -169,10 +178,37 @@ def _caches(
                 f"({lru / best:.3f} x), ours {ours} ({ours / best:.3f} x Belady, "
                 f"{ours / lru:.3f} x LRU)"
             )
+    rows += _streams(arguments)
     prefetcher = guesses(trace, hardware.lora_bytes)
     if not arguments.json:
         share = prefetcher.came_true / max(1, prefetcher.guessed)
         print(f"{prefetcher.guessed} prefetches at a tenant's return, {share:.2f} of them wanted")
+    return rows
+
+
+def _streams(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The named streams, at two sizes."""
+    rows = []
+    for held_out, streams in ((False, TUNED_ON), (True, HELD_OUT)):
+        for name, make in streams.items():
+            for slots in (32, 128):
+                uses = make(slots)
+                tier = played(uses, slots)
+                lru = lru_misses(uses, slots)
+                row: dict[str, Any] = {
+                    "stream": name, "held_out": held_out, "slots": slots, "uses": len(uses),
+                    "belady": belady_misses(uses, slots), "lru": lru,
+                    "visits": visits_misses(uses, slots), "ours": tier.misses,
+                    "changes": tier.changes, "recency_share": tier.recency_share,
+                }  # fmt: skip
+                rows.append(row)
+                if not arguments.json:
+                    print(
+                        f"{name:30} {slots:4} slots: misses of Belady {row['belady']}, LRU "
+                        f"{row['lru']}, visits {row['visits']}, ours {tier.misses} "
+                        f"({tier.misses / lru:.3f} x LRU); {tier.changes} changes",
+                        flush=True,
+                    )
     return rows
 
 

@@ -32,8 +32,6 @@ class Hardware:
     host_bytes: int = 0
     picture_s: float = 2.86
     swap_s: float = 0.02
-    #: What counts as one visit, in the stream's own seconds.
-    session_s: float = 1800.0
 
     def size_bytes(self, asset: str) -> int:
         return self.checkpoint_bytes if is_checkpoint(asset) else self.lora_bytes
@@ -48,7 +46,7 @@ class SimulatedNode:
     def __init__(self, hardware: Hardware, clock: Callable[[], float]) -> None:
         self._hardware = hardware
         self.tiers: dict[str, DeviceTier[None]] = {
-            name: DeviceTier(budget, name, clock=clock, session_s=hardware.session_s)
+            name: DeviceTier(budget, name, clock=clock)
             for name, budget in (("host", hardware.host_bytes), ("disk", hardware.disk_bytes))
             if budget
         }
@@ -110,7 +108,7 @@ class SimulatedReplica:
             h.checkpoint_slots * h.checkpoint_bytes, "models", clock=clock, share=1.0
         )
         self.extras: DeviceTier[None] = DeviceTier(
-            h.lora_slots * h.lora_bytes, "extras", clock=clock, session_s=h.session_s
+            h.lora_slots * h.lora_bytes, "extras", clock=clock
         )
         self._jobs: deque[_Job] = deque()  # the first is being drawn, or is the next to be
         self._drawing = False

@@ -15,7 +15,14 @@ def report(result: Mapping[str, Any]) -> list[str]:
         f"Offered load {load}:\n\n{table([row for row in rows if row['load'] == load])}"
         for load in dict.fromkeys(row["load"] for row in rows)
     ]
-    return [*tables, _caches(result), _loud(result), _flood(result), _scale(result)]
+    return [
+        *tables,
+        _caches(result),
+        _streams(result),
+        _loud(result),
+        _flood(result),
+        _scale(result),
+    ]
 
 
 def _caches(result: Mapping[str, Any]) -> str:
@@ -24,7 +31,27 @@ def _caches(result: Mapping[str, Any]) -> str:
         f"| {row['slots']} | {row['belady']} | {row['lru']} | {row['ours']} "
         f"| {row['ours'] / row['belady']:.3f} | {row['ours'] / row['lru']:.3f} |"
         for row in result["caches"]
+        if "stream" not in row
     ]
+    return "\n".join(lines)
+
+
+def _streams(result: Mapping[str, Any]) -> str:
+    lines = [
+        "| stream | slots | Belady | LRU | visits | ours | ours / LRU | ours / better "
+        "| ours / Belady | LRU ruled | changes |",
+        "|" + "---|" * 11,
+    ]
+    for row in result["caches"]:
+        if "stream" in row:
+            better = min(row["lru"], row["visits"])
+            name = row["stream"] + (" (held out)" if row["held_out"] else "")
+            lines.append(
+                f"| {name} | {row['slots']} | {row['belady']} | {row['lru']} | {row['visits']} "
+                f"| {row['ours']} | {row['ours'] / row['lru']:.3f} | {row['ours'] / better:.3f} "
+                f"| {row['ours'] / row['belady']:.3f} | {row['recency_share']:.2f} "
+                f"| {row['changes']} |"
+            )
     return "\n".join(lines)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
 from orchestrator.device_tier import DeviceTier
-from orchestrator.eviction import FORGOTTEN_S, SESSION_S, Entry, victims
+from orchestrator.eviction import FORGOTTEN_BUDGETS, FORGOTTEN_S, Entry, Visits, victims
 
 NOW_S = 10 * FORGOTTEN_S
+#: In a session are entries since whose last use less has been used.
+SESSION_BYTES = 100.0
+BUDGET_BYTES = 500
 
 
-def entry(key: str, ago_s: float, visits: int = 1, owner: str = "", size: int = 1) -> Entry:
-    return Entry(key, size, owner, NOW_S - ago_s, visits, 0)
+def entry(
+    key: str, since: float, visits: float = 1, owner: str = "", size: int = 1, ago_s: float = 1.0
+) -> Entry:
+    return Entry(key, size, owner, NOW_S - ago_s, since, visits)
 
 
 def leave(entries: list[Entry], needed: int = 1, share_bytes: float = 100.0) -> list[str]:
@@ -19,38 +24,65 @@ def leave(entries: list[Entry], needed: int = 1, share_bytes: float = 100.0) -> 
     for one in entries:
         if one.owner:
             owned[one.owner] = owned.get(one.owner, 0) + one.size_bytes
-    return victims(entries, needed, share_bytes, owned, NOW_S)
+    share = share_bytes / BUDGET_BYTES
+    return victims(entries, needed, BUDGET_BYTES, share, owned, NOW_S, SESSION_BYTES)
 
 
 def test_what_is_in_use_stays_and_the_rest_goes_by_worth() -> None:
-    lately = entry("lately", 1.0)
-    before = entry("before", SESSION_S - 1)
-    often = entry("often", 5 * SESSION_S, visits=9)
-    once = entry("once", 2 * SESSION_S, visits=1)
+    lately, before = entry("lately", 1.0), entry("before", SESSION_BYTES)
+    often, once = entry("often", 500.0, visits=9), entry("once", 200.0, visits=1)
     assert leave([lately, before, often, once], 4) == ["once", "often", "before", "lately"]
 
 
+def test_with_an_endless_session_it_is_the_least_recently_used() -> None:
+    entries = [entry(str(since), since, visits=since) for since in (5.0, 900.0, 70.0)]
+    assert victims(entries, 3, BUDGET_BYTES, 1.0, {}, NOW_S, math.inf) == ["900.0", "70.0", "5.0"]
+
+
 def test_no_more_leave_than_must() -> None:
-    entries = [entry(str(index), 3600.0 + index, size=10) for index in range(5)]
+    entries = [entry(str(index), 200.0 + index, size=10) for index in range(5)]
     assert len(leave(entries, 11)) == 2
     assert len(leave(entries, 1_000)) == 5
 
 
+def test_visits_are_counted_and_uses_close_together_are_one() -> None:
+    visits = Visits(session_bytes=10)
+    for _ in range(5):
+        visits.used("a", 2, "", 1.0)
+    assert visits.worth("a") == 1
+    visits.used("b", 20, "", 2.0)
+    visits.used("a", 2, "", 3.0)
+    assert visits.worth("a") == 2
+    seen = visits.entry("a", 2)
+    assert (seen.since_bytes, seen.last_used_s) == (0, 3.0)
+    assert visits.entry("b", 20).since_bytes == 2
+    never = visits.entry("c", 1, last_used_s=7.0)
+    assert (never.worth, never.since_bytes, never.last_used_s) == (0, math.inf, 7.0)
+
+
 def test_an_owner_who_comes_often_makes_its_assets_worth_more() -> None:
-    seldom, often = entry("a", 3 * SESSION_S, owner="s"), entry("b", 9 * SESSION_S, owner="o")
-    assert leave([seldom, replace(often, owner_visits=20)]) == ["a"]
+    visits = Visits(session_bytes=1)
+    for key, owner in (("a", "seldom"), ("b", "often"), *((f"c{i}", "often") for i in range(9))):
+        visits.used(key, 5, owner, 1.0)
+    assert visits.worth("b") > visits.worth("a")
 
 
 def test_beyond_its_share_a_tenants_own_goes_first() -> None:
     mine = [entry(f"mine-{index}", float(index), owner="m") for index in range(6)]
-    others = [entry(f"other-{index}", 4000.0 + index, owner="o") for index in range(3)]
+    others = [entry(f"other-{index}", 400.0 + index, owner="o") for index in range(3)]
     assert leave([*mine, *others], 3, share_bytes=4) == ["mine-5", "mine-4", "other-2"]
 
 
-def test_what_nobody_has_used_for_a_day_protects_nobody() -> None:
+def test_what_is_not_used_any_more_is_protected_from_nobody() -> None:
     mine = [entry(f"mine-{index}", float(index), owner="m") for index in range(6)]
-    old = entry("old", FORGOTTEN_S + 1, visits=50, owner="o")
+    since, ago_s = FORGOTTEN_BUDGETS * BUDGET_BYTES + 1, FORGOTTEN_S + 1
+    old = entry("old", since, visits=50, owner="o", ago_s=ago_s)
     assert leave([*mine, old], 1, share_bytes=4) == ["old"]
+    for lately in (
+        entry("old", since, visits=50, owner="o"),
+        entry("old", since - 2, visits=50, owner="o", ago_s=ago_s),
+    ):
+        assert leave([*mine, lately], 1, share_bytes=4) == ["mine-5"]
 
 
 def test_a_flood_leaves_the_others_their_share() -> None:

@@ -1,0 +1,120 @@
+"""Which law rules a tier, by what each would have missed."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.replay.caches import belady_misses, lru_misses, tier_misses, visits_misses
+from benchmarks.replay.streams import HELD_OUT, TUNED_ON
+from orchestrator.device_tier import DeviceTier
+from orchestrator.eviction import Visits, victims
+from orchestrator.ghosts import SESSION, Ghost, Law, Ruler
+
+
+def keys(seed: int, count: int = 600) -> Iterator[tuple[str, int]]:
+    """Keys and sizes of uses, popular ones more often."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        key = int(rng.paretovariate(0.7))
+        yield f"k{key % 40}", 1 + key % 3
+
+
+def test_a_ghost_with_an_endless_session_misses_as_lru_does() -> None:
+    visits = Visits(inf)
+    ghost = Ghost(12, inf, visits.worth)
+    kept: OrderedDict[str, int] = OrderedDict()
+    for key, size in keys(1):
+        at = visits.used(key, size, "", 0.0)
+        missing = key not in kept
+        assert ghost.used(key, size, at) is missing
+        kept.pop(key, None)
+        while sum(kept.values()) + size > 12:
+            kept.popitem(last=False)
+        kept[key] = size
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ghost_holds_what_the_tiers_own_law_would(seed: int) -> None:
+    """The lazy order of a ghost is that of ``victims``, which sorts."""
+    budget, session = 12, 9.0
+    visits = Visits(session)
+    ghost = Ghost(budget, session, visits.worth)
+    held: dict[str, int] = {}
+    for key, size in keys(seed):
+        before = {k: visits.entry(k, s) for k, s in held.items() if k != key}
+        now = visits.used(key, size, "", 0.0)
+        assert ghost.used(key, size, now) is (key not in held)
+        held.pop(key, None)
+        needed = sum(held.values()) + size - budget
+        if needed > 0:
+            for gone in victims(before.values(), needed, budget, 1.0, {}, 0.0, session):
+                del held[gone]
+        held[key] = size
+        assert all(k in ghost for k in held)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9), st.booleans()), max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_ghosts_stay_within_their_budget(uses: list[tuple[int, int, bool]]) -> None:
+    ruler = Ruler(16)
+    for number, size, is_dropped in uses:
+        key = f"k{number}"
+        if is_dropped:
+            ruler.drop(key)
+        else:
+            ruler.used(key, size, "t", 0.0)
+        for ghost in (ruler._by_visits, ruler._by_recency):
+            held = [*ghost._lately.items(), *ghost._resting.items()]
+            assert sum(size for _, (_, size) in held) == ghost._held_bytes <= 16
+            assert len(ghost._heap) <= 2 * len(ghost._resting) + 66
+            assert (key in ghost) is False or not is_dropped
+
+
+def test_the_law_follows_the_stream_and_says_so() -> None:
+    rng = random.Random(4)
+    ruler = Ruler(32)
+    assert ruler.law is Law.VISITS
+    for index in range(6_000):  # each is used for a while and never again
+        ruler.used(f"b{index // 40 + rng.randrange(20)}", 1, "", 0.0)
+    assert ruler.law is Law.RECENCY
+    for index in range(12_000):  # some are come back for among ones that pass
+        key = f"p{index}" if index % 3 == 0 else f"z{int(rng.paretovariate(0.9))}"
+        ruler.used(key, 1, "", 0.0)
+    assert ruler.law is Law.VISITS
+    assert ruler.changes >= 2
+    assert sum(ruler.ruled.values()) == 18_000
+
+
+def test_what_is_forgotten_is_in_no_ghost() -> None:
+    tier: DeviceTier[None] = DeviceTier(4, clock=lambda: 0.0)
+    tier.admit("a", 1, lambda: None)[0].release()
+    tier.forget("a")
+    assert "a" not in tier.ruler._by_visits
+    assert "a" not in tier.ruler._by_recency
+
+
+#: Short enough for every run; the benchmark plays all of them at more sizes.
+SOME = ("Zipf 1.0 with sessions", "drift", "bursts", "one-timers in Zipf", "day and night")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_no_named_stream_is_worse_off_than_with_lru(name: str) -> None:
+    uses = {**TUNED_ON, **HELD_OUT}[name](32)[:8_000]
+    ours, lru, visits = (each(uses, 32) for each in (tier_misses, lru_misses, visits_misses))
+    assert ours <= 1.02 * lru
+    assert ours <= 1.05 * min(lru, visits)
+    assert ours >= belady_misses(uses, 32)
+
+
+def test_a_stream_played_faster_is_the_same_stream() -> None:
+    uses = TUNED_ON["Zipf 1.0 with sessions"](32)[:4_000]
+    fast = [(at_s / 100, tenant, key) for at_s, tenant, key in uses]
+    assert tier_misses(fast, 32) == tier_misses(uses, 32)
+    assert SESSION < 1

@@ -1,0 +1,105 @@
+"""One file of uses, appended to and read by many processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from orchestrator.ghosts import Law
+from orchestrator.use_log import UseLog
+
+
+def state(log: UseLog) -> tuple[object, ...]:
+    """All that decides what leaves."""
+    log.follow()
+    ruler = log.ruler
+    entries = tuple(ruler.entry(f"k{index}", 1) for index in range(40))
+    return ruler.law, ruler.changes, dict(ruler.ruled), ruler._behind_bytes, entries
+
+
+def test_all_who_follow_agree_whenever_they_read(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    path = tmp_path / "uses.log"
+    writers = [UseLog(path, 16) for _ in range(3)]
+    often, late = UseLog(path, 16), UseLog(path, 16)
+    for index in range(3_000):
+        key = int(rng.paretovariate(0.8)) % 40
+        rng.choice(writers).note(f"k{key}", 1 + key % 3, f"t{key % 5}", float(index))
+        if index % 7 == 0:
+            often.follow()
+    assert state(often) == state(late) == state(writers[0])
+    late.drop("k1")
+    often.follow()
+    assert "k1" not in often.ruler._by_visits
+
+
+def test_a_torn_line_costs_one_use_and_an_unfinished_one_none(tmp_path: Path) -> None:
+    path = tmp_path / "uses.log"
+    log = UseLog(path, 16)
+    log.note("a", 1, "t", 1.0)
+    with open(path, "ab") as file:
+        file.write(b"b 1 2.\nc x 3.0 t\n\xff 1 1.0 -\nd 1 4.0")
+    log.follow()
+    assert log.ruler.ruled[Law.VISITS] == 1
+    with open(path, "ab") as file:
+        file.write(b"0 t\n")
+    log.follow()
+    assert log.ruler.ruled[Law.VISITS] == 2
+    assert log.entry("d", 1, 0.0).last_used_s == 4.0
+
+
+def test_a_long_log_loses_its_older_half_and_all_read_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "uses.log"
+    log, other = UseLog(path, 16, max_bytes=10_000), UseLog(path, 16, max_bytes=10_000)
+    for index in range(1_000):
+        log.note(f"k{index % 40}", 1, "", float(index))
+        if index % 100 == 0:
+            other.follow()
+            log.shorten()
+    assert path.stat().st_size <= 12_000
+    assert state(log) == state(other)
+    assert not log.shorten() or path.stat().st_size <= 6_000
+    assert [each.name for each in tmp_path.iterdir()] == ["uses.log"]
+    assert log.entry("gone", 1, 5.0).last_used_s == 5.0
+
+
+def test_writers_that_are_killed_tear_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "uses.log"
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from orchestrator.use_log import UseLog
+        log = UseLog(Path(sys.argv[1]), 16)
+        number = 0
+        while True:
+            log.note(f"k{number % 40}", 1 + number % 3, f"t{sys.argv[2]}", float(number))
+            number += 1
+        """
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(path), str(number)], cwd=os.getcwd())
+        for number in range(4)
+    ]
+    reader, rng = UseLog(path, 16), random.Random(2)
+    deadline = time.monotonic() + 60
+    try:
+        while reader._offset < 200_000:
+            assert time.monotonic() < deadline
+            reader.follow()
+    finally:
+        rng.shuffle(processes)
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    lines = path.read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    assert all(len(line.split(b" ")) == 4 for line in lines)
+    assert state(reader) == state(UseLog(path, 16))
+    assert sum(reader.ruler.ruled.values()) == len(lines)
