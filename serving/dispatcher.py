@@ -155,6 +155,7 @@ class Dispatcher:
                         tier: len(keys)
                         for tier, keys in (slot.report.resident if slot.report else {}).items()
                     },
+                    "eviction": dict(slot.report.laws) if slot.report else {},
                 }
                 for slot in self._slots.values()
             ],

@@ -140,11 +140,12 @@ class Residency:
 @dataclass(frozen=True, slots=True)
 class Holding:
     """What an engine need not fetch to draw with; the UNets among that, by which requests are
-    grouped; and how many models it has room for."""
+    grouped; how many models it has room for; and which law of eviction rules each tier."""
 
     ready: frozenset[str]
     models: frozenset[str]
     model_slots: int
+    laws: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +166,5 @@ class ReplicaReport:
     model_slots: int = 1
     #: Where other nodes find what this one holds; empty for nowhere.
     url: str = ""
+    #: Which law of eviction rules each tier.
+    laws: Mapping[str, str] = field(default_factory=dict)

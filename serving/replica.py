@@ -115,6 +115,7 @@ class Replica:
             holding.models,
             holding.model_slots,
             self._url,
+            holding.laws,
         )
 
     async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:

@@ -108,6 +108,11 @@ class Tally:
             for replica in room["replicas"]
             for tier, count in replica["resident"].items()
         ]
+        laws = [
+            ((name, replica["id"], tier, law), 1)
+            for replica in room["replicas"]
+            for tier, law in replica["eviction"].items()
+        ]
         running = sum(replica["running"] for replica in room["replicas"])
         limits = [((name, limit), pool[limit]) for limit in ("queue_size", "min", "max", "idle_s")]
         return [
@@ -118,6 +123,7 @@ class Tally:
             _gauges("ao_replicas", "By state.", ("state",), replicas),
             _gauges("ao_pool_limit", "As configured.", ("limit",), limits),
             _gauges("ao_resident_assets", "On each tier.", ("replica", "tier"), resident),
+            _gauges("ao_eviction_law", "That rules now.", ("replica", "tier", "law"), laws),
             _gauge("ao_quarantined", "Assets refused for now.", (), name, room["quarantined"]),
             _gauge(
                 "ao_prefetch_precision", "Of the last guesses, those that came true.", (), name,

@@ -263,7 +263,12 @@ class Shelf:
     def holding(self) -> Holding:
         pristine = frozenset(self.pristine_tier.resident())
         ready = pristine | frozenset(self.tier.resident())
-        return Holding(ready, pristine.intersection(self._unets), self._model_slots)
+        laws = {"gpu": self.tier.ruler.law.value}
+        if self._brings is not None:
+            host, disk = self._brings.tiers
+            laws |= {"host": host.law.value, "disk": disk.law.value}
+        models = pristine.intersection(self._unets)
+        return Holding(ready, models, self._model_slots, laws)
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""

@@ -28,7 +28,9 @@ ROOM = {
     "work_per_s": 5.0,
     "prefetch_precision": 0.5,
     "quarantined": 0,
-    "replicas": [{"id": "a-0", "running": 1, "resident": {"gpu": 3}}],
+    "replicas": [
+        {"id": "a-0", "running": 1, "resident": {"gpu": 3}, "eviction": {"gpu": "visits"}}
+    ],
 }
 
 
