@@ -1,4 +1,9 @@
-"""Whether a request may wait at all: better an early answer than a late one."""
+"""Whether a request may wait at all: better an early answer than a late one.
+
+When no place is free, the tenant with the most places gives up its last (the longest queue drops:
+Suter, Lakshman, Stiliadis and Choudhury, Design considerations for supporting TCP with per-flow
+queueing, INFOCOM 1998): a tenant over its share costs the others no refusals.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +36,64 @@ class QueueLimits:
     total: int = 512
 
 
-def refusal(
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What becomes of a request that arrives: it waits, unless there is a ``refusal``. Where no
+    place was free, ``displaced`` has given up its own and is to be refused with what is beside
+    it."""
+
+    refusal: Refusal | None = None
+    displaced: tuple[Waiting, Refusal] | None = None
+
+
+def admission(
+    request: Waiting, queue: Queue, fleet: Fleet, speeds: Speeds, limits: QueueLimits, now_s: float
+) -> Admission:
+    """Changes nothing. Of the request's ``place`` only counts whether it steps back."""
+    refused = _refusal(request, queue, fleet, speeds, limits, now_s)
+    if refused is not None or len(queue) < limits.total:
+        return Admission(refused)
+    displaced = _displaced(request, queue)
+    if displaced is None:
+        expected_s = expected_wait_s(request, queue, fleet, speeds, now_s)
+        reason = f"{len(queue)} requests wait already"
+        return Admission(Refusal(503, reason, max(1.0, expected_s)))
+    reason = (
+        "others, who have fewer requests waiting or had less lately, need its place in the queue"
+    )
+    turn_s = _turn_s(displaced.tenant_id, queue, fleet, speeds)
+    return Admission(None, (displaced, Refusal(429, reason, turn_s)))
+
+
+def _displaced(request: Waiting, queue: Queue) -> Waiting | None:
+    """The last request of the tenant with the most, by weight; of those that step back, if the
+    one that arrives does not. Nobody's whose place is no worse than the one it would get."""
+
+    def rank(waiting: Waiting, count: int) -> tuple[bool, float]:
+        return waiting.steps_back and not request.steps_back, count / waiting.weight
+
+    own = rank(request, queue.count_of(request.tenant_id) + 1)
+    most, chosen = own, None
+    for tenant_id in queue.work_by_tenant():
+        # What has been taken and lost already keeps its place.
+        may_go = [waiting for waiting in queue.of(tenant_id) if not waiting.avoid]
+        if may_go and tenant_id != request.tenant_id:
+            last = max(may_go, key=lambda waiting: waiting.place)
+            theirs = rank(last, queue.count_of(tenant_id))
+            if theirs > most:
+                most, chosen = theirs, last
+    return chosen
+
+
+def _turn_s(tenant_id: str, queue: Queue, fleet: Fleet, speeds: Speeds) -> float:
+    """How long one of a tenant's waiting requests takes all replicas, on average."""
+    all_s = queue.work_by_tenant()[tenant_id] / speeds.work_per_s
+    return max(1.0, all_s / max(1, len(fleet)) / queue.count_of(tenant_id))
+
+
+def _refusal(
     request: Waiting, queue: Queue, fleet: Fleet, speeds: Speeds, limits: QueueLimits, now_s: float
 ) -> Refusal | None:
-    """None to admit."""
     own_s = request.work / speeds.work_per_s
     allowed_s = request.deadline_s - now_s
     if speeds.is_measured and own_s > _CERTAIN * allowed_s:
@@ -43,11 +102,8 @@ def refusal(
     mine = queue.count_of(request.tenant_id)
     if mine >= limits.per_tenant:
         reason = f"{mine} of your requests wait already; at most {limits.per_tenant} may"
-        all_s = queue.work_by_tenant()[request.tenant_id] / speeds.work_per_s
-        return Refusal(429, reason, max(1.0, all_s / max(1, len(fleet)) / mine))
+        return Refusal(429, reason, _turn_s(request.tenant_id, queue, fleet, speeds))
     expected_s = expected_wait_s(request, queue, fleet, speeds, now_s)
-    if len(queue) >= limits.total:
-        return Refusal(503, f"{len(queue)} requests wait already", max(1.0, expected_s))
     if len(fleet) and now_s + expected_s > request.deadline_s:
         reason = f"the wait is about {expected_s:.0f} s, beyond the request's deadline"
         return Refusal(503, reason, max(1.0, now_s + expected_s - request.deadline_s))
@@ -59,13 +115,13 @@ def expected_wait_s(
 ) -> float:
     """Seconds until a request that joins the queue now would start, roughly: it shares the
     replicas with every tenant that waits, as if all weighed the same, until its own turn has
-    come."""
+    come; those that step back behind it are not in its way."""
     if not len(fleet):
         return 0.0
     waiting = queue.work_by_tenant()
     own = waiting.get(request.tenant_id, 0.0) + request.work
     ahead = own - request.work
     for tenant, work in waiting.items():
-        if tenant != request.tenant_id:
+        if tenant != request.tenant_id and (request.steps_back or not queue.steps_back(tenant)):
             ahead += min(work, own)
     return (ahead / speeds.work_per_s + fleet.total_busy_s(now_s)) / len(fleet)

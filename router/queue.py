@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 
 from router.request import Place, Waiting
 
@@ -49,6 +50,10 @@ class Queue:
         """A tenant's requests, in the order in which they came."""
         return [self._requests[request_id] for request_id in self._of.get(tenant_id, ())]
 
+    def steps_back(self, tenant_id: str) -> bool:
+        """Whether a tenant that has requests here goes behind the others, by its first one."""
+        return self._requests[next(iter(self._of[tenant_id]))].steps_back
+
     def work_by_tenant(self) -> dict[str, float]:
         return self._work
 
@@ -64,8 +69,12 @@ class Queue:
         """The first ones, in order."""
         return [self._requests[request_id] for _, request_id in self._groups[group][:count]]
 
-    def last(self, group: str) -> Waiting:
-        return self._requests[self._groups[group][-1][1]]
+    def crowd(self, group: str) -> tuple[int, Waiting]:
+        """How many of a group are in each other's way, and the last of them: those that step back
+        are in nobody's but their own."""
+        standing = self._groups[group]
+        count = bisect_left(standing, ((True, -inf), "")) or len(standing)
+        return count, self._requests[standing[count - 1][1]]
 
     def add(self, request: Waiting) -> None:
         tenant = request.tenant_id

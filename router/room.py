@@ -13,7 +13,7 @@ from math import inf
 from cachetools import LRUCache
 
 from assets.content import Blob
-from router.admission import QueueLimits, Refusal, refusal
+from router.admission import Admission, QueueLimits, admission
 from router.cost import Speeds, cost_s
 from router.demand import Demand
 from router.fairness import FairClock
@@ -35,7 +35,7 @@ class Patience:
 
     least_s: float = 2.0
     loads: float = 4.0
-    lead_s: float = 10.0
+    lead_s: float = 30.0
     #: How long a replica draws with what it has loaded while others wait for their turn.
     turn_loads: float = 4.0
     #: How much more a checkpoint is worth when a request that steps back would displace it.
@@ -54,8 +54,6 @@ class Assignment:
     cost_s: float
 
 
-#: How often it is looked at who has stepped back for long enough.
-_STEPPED_S = 1.0
 #: Checkpoints, far more than ever wait at a time.
 _REMEMBERED = 10_000
 #: What was asked for within the hour or so counts as popular.
@@ -103,7 +101,6 @@ class WaitingRoom:
         self._lasting = Demand(_POPULAR_S)  # for checkpoints again, beyond the moment
         #: What the keys of both stand for.
         self._blobs: LRUCache[str, tuple[Blob, ...]] = LRUCache(_REMEMBERED)
-        self._stepped_s = 0.0
         self._plans: dict[str, _Plan] = {}  # by checkpoint
         #: Crowds that were better left where they are: how large, and when to look again.
         self._crowds: LRUCache[str, tuple[int, float]] = LRUCache(_REMEMBERED)
@@ -119,11 +116,18 @@ class WaitingRoom:
 
     # Requests come and go
 
-    def arrive(self, request: Waiting, now_s: float) -> Refusal | None:
-        """None if it may wait; then it does."""
-        refused = refusal(request, self.queue, self.fleet, self.speeds, self.limits, now_s)
-        if refused is not None:
-            return refused
+    def arrive(self, request: Waiting, now_s: float) -> Admission:
+        """What is not refused waits; what is displaced does so no more."""
+        waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
+        steps_back = self._fair.is_greedy(
+            request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s
+        )
+        request = replace(request, place=(steps_back, inf))
+        admitted = admission(request, self.queue, self.fleet, self.speeds, self.limits, now_s)
+        if admitted.refusal is not None:
+            return admitted
+        if admitted.displaced is not None:
+            self.queue.withdraw(admitted.displaced[0].id)
         stamp = self._fair.stamp(request.tenant_id, request.work, request.weight)
         self._load_s[request.group] = load_s = self.speeds.at_most_s(request.model)
         self._demand.fade_s = max(1.0, self.patience.fade_loads * load_s)
@@ -133,13 +137,9 @@ class WaitingRoom:
         for blob in request.extras:
             self._popular.asked(blob.key, now_s)
             self._blobs[blob.key] = (blob,)
-        waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
-        steps_back = self._fair.is_greedy(
-            request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s
-        )
         place = self._before_lesser(request, (steps_back, stamp))
         self.queue.add(replace(request, place=place))
-        return None
+        return admitted
 
     def _before_lesser(self, request: Waiting, stamp: Place) -> Place:
         """The place of a request among its tenant's own: those of lower priority move back by
@@ -217,9 +217,6 @@ class WaitingRoom:
         self._worths.clear()
         if not self.queue.groups:
             self.fleet.freed.clear()
-        elif now_s >= self._stepped_s + _STEPPED_S:
-            self._stepped_s = now_s
-            self._step_forward(now_s)
         while self.fleet.open_count and self.queue.groups:
             following = self._next(now_s)
             if following is None:
@@ -262,12 +259,6 @@ class WaitingRoom:
             if choice is not None:
                 return choice
         return None
-
-    def _step_forward(self, now_s: float) -> None:
-        """Nobody steps back for more than half of the time that it has."""
-        for request in list(self.queue):
-            if request.steps_back and now_s - request.arrived_s >= request.time_s / 2:
-                self.queue.move(request.id, (False, request.place[1]))
 
     def _limit(self, first: Waiting) -> Place:
         """The last place that may overtake."""
@@ -354,8 +345,7 @@ class WaitingRoom:
 
     def _spilled(self, group: str, now_s: float) -> _Choice | None:
         homes = len(self.fleet.homes(group))
-        crowd = len(self.queue.groups[group])
-        last = self.queue.last(group)
+        crowd, last = self.queue.crowd(group)
         drawing_s = last.work / self.speeds.work_per_s
         drained_s = crowd * drawing_s / max(1, homes)
         load_s = self._load_s[group]

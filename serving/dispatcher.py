@@ -19,7 +19,7 @@ from typing import Any
 
 from assets.errors import AssetError
 from orchestrator.errors import TierError
-from router.admission import QueueLimits
+from router.admission import QueueLimits, Refusal
 from router.cost import Speeds
 from router.replica import SLOTS
 from router.request import Waiting
@@ -169,7 +169,8 @@ class Dispatcher:
         """Wait for a replica and draw. Submitting an id again joins the first.
 
         Raises:
-            Refused: the queue is full, or the wait would outlast the deadline.
+            Refused: the queue is full, or the wait would outlast the deadline, or a tenant that
+                has less waiting needed the place.
             InvalidRequest: its own work would.
             Quarantined: replicas died of one of its assets.
             DeadlineExceeded, and whatever the engine raises.
@@ -233,11 +234,15 @@ class Dispatcher:
             pictures=len(request.seeds),
             pictures_at_once=submission.pictures_at_once,
         )
-        refusal = self._room.arrive(waiting, now)
+        admitted = self._room.arrive(waiting, now)
+        refusal = admitted.refusal
         if refusal is not None and refusal.status == 422:
             raise InvalidRequest("steps", refusal.reason)
         if refusal is not None:
-            raise Refused(refusal.status, refusal.reason, refusal.retry_after_s)
+            raise _refused(refusal)
+        if admitted.displaced is not None:
+            displaced, reason = admitted.displaced
+            _answer(self._tickets.pop(displaced.id).answer, _refused(reason))
         ticket = Ticket(submission, waiting, asyncio.get_running_loop().create_future())
         ticket.answer.add_done_callback(_heard)
         self._tickets[request.id] = ticket
@@ -451,6 +456,10 @@ class Dispatcher:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_S):
                     await slot.news.wait()
+
+
+def _refused(refusal: Refusal) -> Refused:
+    return Refused(refusal.status, refusal.reason, refusal.retry_after_s)
 
 
 def _answer(future: asyncio.Future[Drawing], outcome: Drawing | Exception) -> None:

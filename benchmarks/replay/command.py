@@ -25,10 +25,10 @@ from benchmarks.replay.caches import (
 from benchmarks.replay.figures import PUBLISHED, describe, figures, plot, table
 from benchmarks.replay.generator import Population, generate
 from benchmarks.replay.live import play
-from benchmarks.replay.neighbour import flood_of_loras, loud_neighbour
+from benchmarks.replay.neighbour import STREAMS, flood_of_loras, loud_neighbour
 from benchmarks.replay.replica import Hardware
 from benchmarks.replay.report import report
-from benchmarks.replay.simulation import OURS, POLICIES, replay
+from benchmarks.replay.simulation import AT_ONCE, OURS, POLICIES, replay
 from benchmarks.replay.streams import HELD_OUT, TUNED_ON
 from benchmarks.replay.trace import (
     BASE_MODEL,
@@ -146,7 +146,7 @@ def _describe(trace: Sequence[TraceRequest]) -> None:
 def _policies(
     trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    only = [name for name in arguments.only.split(",") if name] or [OURS, *POLICIES]
+    only = [name for name in arguments.only.split(",") if name] or [OURS, AT_ONCE, *POLICIES]
     rows: list[dict[str, Any]] = []
     for load in [float(text) for text in arguments.loads.split(",")]:
         stream = at_load(trace, load, hardware.replicas, hardware.picture_s)
@@ -215,17 +215,24 @@ def _streams(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def _neighbour(
     trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
 ) -> dict[str, Any]:
+    loud = []
+    for name, (make, held_out) in STREAMS.items():
+        _say(f"one tenant x 50 in {name} …")
+        policies = (OURS, "least loaded") if make is None else (OURS,)
+        among = trace[:20_000] if make is None else make()
+        stream = at_load(among, arguments.noisy_load, hardware.replicas, hardware.picture_s)
+        rows = loud_neighbour(stream, hardware, 50, policies)
+        loud += [{"stream": name, "held_out": held_out, **row} for row in rows]
     stream = at_load(trace[:20_000], arguments.noisy_load, hardware.replicas, hardware.picture_s)
-    loud = loud_neighbour(stream, hardware, 50, (OURS, "least loaded"))
     node = replace(hardware, host_bytes=64 * hardware.lora_bytes)
     flood = flood_of_loras(stream, node)
     if not arguments.json:
         for row in loud:
             print(
-                f"{row['policy']}: {row['tenant']} x {row['times']}, the others' p95 "
-                f"{row['victims_p95_alone_s']:.1f} s alone, {row['victims_p95_beside_s']:.1f} s "
-                f"beside it ({row['ratio']:.2f} x); refused of the others' "
-                f"{row['victims_refused_alone']} and {row['victims_refused_beside']}"
+                f"{row['stream']}, {row['policy']}: {row['tenant']} x {row['times']}, the "
+                f"others' p95 {row['victims_p95_alone_s']:.1f} s alone, {row['victims_p95_beside_s']:.1f} s "
+                f"beside it ({row['ratio']:.2f} x); of their {row['victims']} failed "
+                f"{row['victims_failed_alone']} and {row['victims_failed_beside']}"
             )
         for tier in ("device", "node"):
             print(

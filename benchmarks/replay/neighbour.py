@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf, isnan
 from typing import Any
 
-from benchmarks.replay.figures import quantile
+from benchmarks.replay.figures import quantile, slowdowns
+from benchmarks.replay.generator import Population, generate
 from benchmarks.replay.replica import Hardware
 from benchmarks.replay.simulation import OURS, replay
 from benchmarks.replay.trace import TraceRequest
 from router.admission import QueueLimits
+
+_PEOPLE = Population()
+#: Sessions that go on for long, of few tenants, one at a time.
+_LONG = replace(_PEOPLE, session_requests=60.0, stays=0.97, sessions=2, tenants=60)
+_RUSHES = replace(_PEOPLE, most_a_minute=400.0, rush_minutes=10.0)
+_LONG_RUSHES = replace(_LONG, most_a_minute=400.0, rush_minutes=10.0)
+
+
+def _stream(seed: int, people: Population) -> Callable[[], list[TraceRequest]]:
+    return lambda: generate(20_000, seed, people)
+
+
+#: By name, and whether it was not looked at while the law was made; None is the stream of the whole
+#: replay.
+STREAMS: Mapping[str, tuple[Callable[[], list[TraceRequest]] | None, bool]] = {
+    "generator": (None, False),
+    "long sessions": (_stream(1, _LONG), False),
+    "rushes": (_stream(2, _RUSHES), False),
+    "rushes of long sessions": (_stream(3, _LONG_RUSHES), False),
+    "generator, seed 4": (_stream(4, _PEOPLE), True),
+    "rushes, seed 5": (_stream(5, replace(_RUSHES, tenants=100)), True),
+    "rushes of long sessions, seed 6": (_stream(6, replace(_LONG_RUSHES, tenants=120)), True),
+}
 
 
 def noisy(trace: Sequence[TraceRequest], tenant: str, times: int) -> list[TraceRequest]:
@@ -35,12 +59,14 @@ def busiest(trace: Sequence[TraceRequest]) -> str:
 def loud_neighbour(
     trace: Sequence[TraceRequest], hardware: Hardware, times: int, policies: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The victims' p95 with and without it, in seconds. The platform's own limits hold."""
+    """What becomes of the victims with and without it: p95 in seconds and as slowdown, and how many
+    fail (are refused, or not done in time). The platform's own limits hold."""
     loud = busiest(trace)
     rows = []
     for policy in policies:
         p95: dict[str, float] = {}
-        refused: dict[str, int] = {}
+        failed: dict[str, int] = {}
+        slowdown: dict[str, float] = {}
         quiet = [r for r in trace if r.tenant != loud]
         for name, stream in {"alone": quiet, "beside": noisy(trace, loud, times)}.items():
             outcome = replay(stream, policy, hardware, limits=QueueLimits(), timeout_s=300.0)
@@ -48,17 +74,22 @@ def loud_neighbour(
                 latency for latency, r in zip(outcome.latency_s, stream, strict=True)
                 if r.tenant != loud
             ]  # fmt: skip
-            # What is refused, or not begun in time, counts as what takes longest.
+            # What is refused, or not done in time, counts as what takes longest.
             waited = sorted(inf if isnan(latency) else latency for latency in victims)
             p95[name] = quantile(waited, 0.95)
-            refused[name] = sum(map(isnan, victims))
+            failed[name] = sum(map(isnan, victims))
+            slowed = zip(slowdowns(outcome, stream), stream, strict=True)
+            slowdown[name] = quantile(sorted(s for s, r in slowed if r.tenant != loud), 0.95)
         rows.append(
             {
                 "policy": policy, "tenant": loud, "times": times,
                 "victims_p95_alone_s": p95["alone"], "victims_p95_beside_s": p95["beside"],
                 "ratio": p95["beside"] / p95["alone"],
-                "victims_refused_alone": refused["alone"],
-                "victims_refused_beside": refused["beside"],
+                "victims_slowdown_p95_alone": slowdown["alone"],
+                "victims_slowdown_p95_beside": slowdown["beside"],
+                "victims": len(quiet),
+                "victims_failed_alone": failed["alone"],
+                "victims_failed_beside": failed["beside"],
             }
         )  # fmt: skip
     return rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.replay.trace import TraceRequest, is_checkpoint
 from orchestrator.device_tier import DeviceLease, DeviceTier
@@ -35,6 +35,10 @@ class Hardware:
 
     def size_bytes(self, asset: str) -> int:
         return self.checkpoint_bytes if is_checkpoint(asset) else self.lora_bytes
+
+    def that_loads_at_once(self) -> Hardware:
+        at_once = 1e15
+        return replace(self, store_bytes_s=at_once, disk_bytes_s=at_once, host_bytes_s=at_once)
 
     def speeds(self) -> dict[str, float]:
         return {"store": self.store_bytes_s, "disk": self.disk_bytes_s, "host": self.host_bytes_s}

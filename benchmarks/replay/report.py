@@ -56,12 +56,19 @@ def _streams(result: Mapping[str, Any]) -> str:
 
 
 def _loud(result: Mapping[str, Any]) -> str:
-    lines = ["| policy | p95 alone, s | p95 beside it, s | ratio |", "|" + "---|" * 4]
-    lines += [
-        f"| {row['policy']} | {row['victims_p95_alone_s']:.1f} "
-        f"| {row['victims_p95_beside_s']:.1f} | {row['ratio']:.2f} |"
-        for row in result["neighbour"]["loud"]
+    lines = [
+        "| stream | policy | p95 alone, s | p95 beside it, s | ratio | slowdown p95 alone "
+        "| beside it | requests | failed alone | failed beside it |",
+        "|" + "---|" * 10,
     ]
+    for row in result["neighbour"]["loud"]:
+        name = row["stream"] + (" (held out)" if row["held_out"] else "")
+        lines.append(
+            f"| {name} | {row['policy']} | {row['victims_p95_alone_s']:.1f} "
+            f"| {row['victims_p95_beside_s']:.1f} | {row['ratio']:.2f} "
+            f"| {row['victims_slowdown_p95_alone']:.1f} | {row['victims_slowdown_p95_beside']:.1f} "
+            f"| {row['victims']} | {row['victims_failed_alone']} | {row['victims_failed_beside']} |"
+        )
     return "\n".join(lines)
 
 

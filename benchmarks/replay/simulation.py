@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ from router.request import Waiting
 from router.room import Assignment, Patience, WaitingRoom
 
 OURS = "ours"
+#: The same where loading takes no time: what is left beside the bound is the order.
+AT_ONCE = "ours, loads at once"
 POLICIES: dict[str, Callable[[random.Random], policies.Choose]] = {
     "random": policies.random_choice,
     "round robin": lambda rng: policies.round_robin(),
@@ -51,6 +53,7 @@ class _World:
     """The clock, what is to happen, and the replicas."""
 
     def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
         self.now_s = 0.0
         self._events: list[tuple[float, int, SimulatedReplica]] = []
         self._number = 0
@@ -91,13 +94,16 @@ def replay(
     limits: QueueLimits | None = None,
     timeout_s: float = float("inf"),
 ) -> Outcome:
-    """Play ``trace``. Only our own policy may refuse."""
+    """Play ``trace``. Only our own policy may refuse. What is not done within ``timeout_s`` has
+    failed; our own policy does not begin it any more."""
     world = _World(hardware)
     latency_s = [float("nan")] * len(trace)
     refused = 0
 
-    if policy == OURS:
-        shell = _Ours(world, hardware, patience, limits)
+    if policy in (OURS, AT_ONCE):
+        if policy == AT_ONCE:
+            world = _World(hardware.that_loads_at_once())
+        shell = _Ours(world, world.hardware, patience, limits)
         send = shell.arrive
     else:
         choose = POLICIES[policy](random.Random(seed))
@@ -109,7 +115,9 @@ def replay(
     def done(replica: SimulatedReplica, request: TraceRequest, tag: object) -> None:
         index = tag.index if isinstance(tag, _Sent) else tag
         assert isinstance(index, int)
-        latency_s[index] = world.now_s - request.arrival_s
+        latency = world.now_s - request.arrival_s
+        if latency <= timeout_s:
+            latency_s[index] = latency
         if isinstance(tag, _Sent):
             shell.done(replica, tag)
 
@@ -118,6 +126,8 @@ def replay(
         world.run_until(request.arrival_s)
         refused += not send(index, request, timeout_s)
     world.run_out()
+    if policy in (OURS, AT_ONCE):
+        refused += shell.displaced
     return Outcome(
         policy,
         hardware,
@@ -157,6 +167,9 @@ class _Ours:
         self.room = WaitingRoom(speeds, limits, patience)
         self._blobs: dict[str, Blob] = {}
         self._requests: dict[int, TraceRequest] = {}
+        #: How many have waited, and given up their place.
+        self.displaced = 0
+        self._deadlines: deque[tuple[float, int]] = deque()
         self._node_of: dict[str, str] = {}
         for at, replica in enumerate(world.replicas):
             node = f"n{at // hardware.replicas_per_node}"
@@ -179,11 +192,22 @@ class _Ours:
             (self._blob(checkpoint),),
             tuple(self._blob(lora) for lora in loras), now_s, now_s + timeout_s,
         )  # fmt: skip
-        if self.room.arrive(waiting, now_s) is not None:
+        admitted = self.room.arrive(waiting, now_s)
+        if admitted.refusal is not None:
             return False
+        if admitted.displaced is not None:
+            del self._requests[int(admitted.displaced[0].id)]
+            self.displaced += 1
         self._requests[index] = request
+        self._deadlines.append((waiting.deadline_s, index))
         self._assign()
         return True
+
+    def _expire(self) -> None:
+        while self._deadlines and self._deadlines[0][0] <= self._world.now_s:
+            index = self._deadlines.popleft()[1]
+            if self._requests.pop(index, None) is not None:
+                self.room.queue.withdraw(str(index))
 
     def done(self, replica: SimulatedReplica, sent: _Sent) -> None:
         self.room.ended(sent.assignment, self._world.now_s)
@@ -195,6 +219,7 @@ class _Ours:
         self._assign()
 
     def _assign(self) -> None:
+        self._expire()
         for assignment in self.room.assign(self._world.now_s):
             index = int(assignment.request.id)
             request = self._requests.pop(index)

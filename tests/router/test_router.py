@@ -52,7 +52,7 @@ def busy(made: WaitingRoom, name: str, until_s: float, count: int = 1) -> None:
 
 def arrive(made: WaitingRoom, *waiting: Waiting, now_s: float = 0.0) -> None:
     for one in waiting:
-        assert made.arrive(one, now_s) is None
+        assert made.arrive(one, now_s).refusal is None
 
 
 def pairs(assignments: list[Assignment]) -> list[tuple[str, str]]:
@@ -233,17 +233,18 @@ def test_who_had_the_most_lately_steps_back_until_it_has_faded() -> None:
     assert not steps_back("loud", 5_000.0)
 
 
-def test_nobody_steps_back_for_ever() -> None:
-    made = room("a")
-    hold(made, "a", "base", "lora")
-    arrive(made, request("other", tenant_id="u"), request("mine", deadline_s=100.0))
-    made.queue.move("mine", (True, 20.0))
-    mine = made.queue.get("mine")
-    busy(made, "a", 1e9, SLOTS)
-    made.assign(49.0)
-    assert made.queue.get("mine") == mine
-    made.assign(51.0)
-    assert not made.queue.get("mine").steps_back  # type: ignore[union-attr]
+def test_a_crowd_is_spread_whoever_steps_back_behind_it() -> None:
+    """One that is over its share and waits for the same checkpoint keeps nobody from another
+    replica."""
+    made = room("warm", "cold", model_slots=1)
+    hold(made, "warm", "base", "lora")
+    hold(made, "cold", "other")
+    busy(made, "warm", 60.0, SLOTS)
+    arrive(made, *(request(f"q{i}", tenant_id=f"t{i}", work=100.0) for i in range(20)))
+    arrive(made, request("loud", tenant_id="loud"))
+    made.queue.move("loud", (True, 0.0))
+    busy(made, "cold", 1.0)  # draws, so that who steps back does not take it
+    assert pairs(made.assign(0.0)) == [("q9", "cold")]
 
 
 def test_priority_is_among_ones_own() -> None:
@@ -265,32 +266,59 @@ def test_admission_answers_early() -> None:
     made = room("a", limits=QueueLimits(per_tenant=2, total=3))
     busy(made, "a", 10.0, SLOTS)
     arrive(made, request("0"), request("1"))
-    refused = made.arrive(request("x"), 0.0)
+    refused = made.arrive(request("x"), 0.0).refusal
     assert refused is not None
     assert refused.status == 429
-    hurried = made.arrive(request("x", tenant_id="u", deadline_s=1.0), 0.0)
+    hurried = made.arrive(request("x", tenant_id="u", deadline_s=1.0), 0.0).refusal
     assert hurried is not None
     assert hurried.status == 503
     assert hurried.retry_after_s >= 1.0
-    arrive(made, request("2", tenant_id="v"))
-    refused = made.arrive(request("x", tenant_id="u"), 0.0)
+    made = room("a", limits=QueueLimits(per_tenant=2, total=5))
+    arrive(made, *(request(tenant, tenant_id=tenant) for tenant in "stuvw"))
+    for tenant in "stuvw":
+        made.queue.move(tenant, (False, 10.0))
+    refused = made.arrive(request("x", tenant_id="y"), 0.0).refusal
     assert refused is not None
     assert refused.status == 503
-    assert len(made.queue) == 3
+    assert len(made.queue) == 5
+
+
+def test_when_no_place_is_free_the_tenant_with_the_most_gives_up_its_last() -> None:
+    made = room("a", limits=QueueLimits(per_tenant=10, total=4))
+    busy(made, "a", 10.0, SLOTS)
+    arrive(made, *(request(str(index)) for index in range(3)), request("u0", tenant_id="u"))
+    made.queue.withdraw("2")
+    made.again(request("2", avoid=frozenset({"a"}), place=(False, 1e9)))  # has been taken already
+    admitted = made.arrive(request("v0", tenant_id="v"), 0.0)
+    assert admitted.refusal is None
+    assert admitted.displaced is not None
+    displaced, reason = admitted.displaced
+    assert (displaced.id, reason.status) == ("1", 429)
+    assert reason.retry_after_s >= 1.0
+    assert {waiting.id for waiting in made.queue} == {"0", "2", "u0", "v0"}
+    # Of two each, neither takes the other's.
+    refused = made.arrive(request("u1", tenant_id="u"), 0.0).refusal
+    assert refused is not None
+    assert refused.status == 503
+    # Who steps back gives its last place to who does not.
+    made.queue.move("u0", (True, 5.0))
+    admitted = made.arrive(request("w0", tenant_id="w"), 0.0)
+    assert admitted.displaced is not None
+    assert admitted.displaced[0].id == "u0"
 
 
 def test_what_its_own_work_cannot_meet_is_refused_once_that_is_known() -> None:
     made = room("a")
     long = request("x", work=300.0, deadline_s=10.0)  # 30 s at the speed that is assumed
-    assert made.arrive(long, 0.0) is None
+    assert made.arrive(long, 0.0).refusal is None
     made.speeds = replace(made.speeds, is_measured=True)
-    refused = made.arrive(replace(long, id="y"), 0.0)
+    refused = made.arrive(replace(long, id="y"), 0.0).refusal
     assert refused is not None
     assert refused.status == 422
     assert "30 s alone, and 10 s" in refused.reason
     made = room("a")  # what is measured varies: less than twice what is allowed is tried
     made.speeds = replace(made.speeds, is_measured=True)
-    assert made.arrive(replace(long, work=190.0), 0.0) is None
+    assert made.arrive(replace(long, work=190.0), 0.0).refusal is None
 
 
 def test_what_an_attempt_took_beyond_its_work_comes_out_of_the_tenants_share() -> None:
@@ -307,8 +335,8 @@ def test_a_loud_tenants_queue_does_not_refuse_the_others() -> None:
     made = room("a", limits=QueueLimits(1000, 1000))
     busy(made, "a", 1.0, SLOTS)
     arrive(made, *(request(f"q{index}", tenant_id="loud") for index in range(500)))
-    assert made.arrive(request("x", tenant_id="quiet", deadline_s=20.0), 0.0) is None
-    assert made.arrive(request("y", tenant_id="loud", deadline_s=20.0), 0.0) is not None
+    assert made.arrive(request("x", tenant_id="quiet", deadline_s=20.0), 0.0).refusal is None
+    assert made.arrive(request("y", tenant_id="loud", deadline_s=20.0), 0.0).refusal is not None
 
 
 KEYS = st.sampled_from(["base", "other", "third"])

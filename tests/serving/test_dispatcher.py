@@ -265,6 +265,21 @@ async def test_refused_early_for_one_tenant_only() -> None:
         await asyncio.gather(*tasks, other)
 
 
+async def test_a_full_queue_gives_the_place_of_whoever_has_most_to_the_others() -> None:
+    replica = FakeReplica("a")
+    replica.go.clear()
+    async with dispatcher(replica, limits=QueueLimits(per_tenant=10, total=3)) as room:
+        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(5)]
+        await until(lambda: room.status()["waiting"] == 3)
+        other = asyncio.create_task(room.submit(submission("other", tenant="u")))
+        with pytest.raises(Refused) as caught:
+            await tasks[-1]
+        assert caught.value.status == 429
+        replica.go.set()
+        await asyncio.gather(*tasks[:-1], other)
+        assert "4" not in replica.started
+
+
 async def test_a_warm_replica_is_preferred_once_it_is_known() -> None:
     first, second = FakeReplica("a"), FakeReplica("b")
     async with dispatcher(first, second) as room:
