@@ -76,11 +76,13 @@ def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
     try:
         process = start_serving(configured, log, *options)
         try:
-            directory = open_backends(configured).directory
+            backends = open_backends(configured)
+            directory = backends.directory
             server = Running(f"http://127.0.0.1:{port}", configured, process, log, directory)
             yield server
             for client in server.clients.values():
                 client.close()
+            backends.close()
         finally:
             end_serving(process)
     finally:

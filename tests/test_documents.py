@@ -208,10 +208,17 @@ def test_routings_figures_are_those_of_the_results() -> None:
     assert ours["p99_s"] <= 0.5 * found["bounded hash"]["p99_s"]
     assert ours["imbalance"] <= 1.3
     for row in result["caches"]:
-        assert row["ours"] <= 1.35 * row["belady"]
-        assert row["ours"] <= 1.02 * row["lru"]
-    (loud,) = (row for row in result["neighbour"]["loud"] if row["policy"] == "ours")
-    assert loud["ratio"] <= 1.5
+        assert row["ours"] <= 1.02 * row["lru"], row
+        assert row["ours"] <= 1.35 * row["belady"] or "stream" in row
+    named = [row for row in result["caches"] if "stream" in row]
+    beside = [row["ours"] / min(row["lru"], row["visits"]) for row in named]
+    assert sum(beside) / len(beside) <= 1.01
+    for row in result["neighbour"]["loud"]:
+        if row["policy"] == "ours":
+            # Where more than a twentieth fails without it, no p95 is finite.
+            assert row["victims_p95_alone_s"] is None or row["ratio"] <= 1.3
+            allowed = 1.05 * row["victims_failed_alone"] + 0.001 * row["victims"]
+            assert row["victims_failed_beside"] <= allowed
     flood = result["neighbour"]["flood"]
     for tier in ("device", "node"):
         assert flood[f"{tier}_beside"] >= flood[f"{tier}_alone"] - 0.05

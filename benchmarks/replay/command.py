@@ -22,7 +22,7 @@ from benchmarks.replay.caches import (
     tier_misses,
     visits_misses,
 )
-from benchmarks.replay.figures import PUBLISHED, describe, figures, plot, table
+from benchmarks.replay.figures import PUBLISHED, describe, figures, plot, table, written
 from benchmarks.replay.generator import Population, generate
 from benchmarks.replay.live import play
 from benchmarks.replay.neighbour import STREAMS, flood_of_loras, loud_neighbour
@@ -230,8 +230,9 @@ def _neighbour(
         for row in loud:
             print(
                 f"{row['stream']}, {row['policy']}: {row['tenant']} x {row['times']}, the "
-                f"others' p95 {row['victims_p95_alone_s']:.1f} s alone, {row['victims_p95_beside_s']:.1f} s "
-                f"beside it ({row['ratio']:.2f} x); of their {row['victims']} failed "
+                f"others' p95 {written(row['victims_p95_alone_s'])} s alone, "
+                f"{written(row['victims_p95_beside_s'])} s beside it "
+                f"({written(row['ratio'], '{:.2f}')} x); of their {row['victims']} failed "
                 f"{row['victims_failed_alone']} and {row['victims_failed_beside']}"
             )
         for tier in ("device", "node"):

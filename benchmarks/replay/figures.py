@@ -80,6 +80,11 @@ def figures(outcome: Outcome, trace: Sequence[TraceRequest]) -> dict[str, Any]:
     }
 
 
+def written(value: float | None, form: str = "{:.1f}") -> str:
+    """None, of a quantile, is beyond all bounds."""
+    return "∞" if value is None else form.format(value)
+
+
 COLUMNS = {
     "policy": ("policy", "{}"),
     "checkpoint_misses": ("checkpoint misses", "{:.3f}"),

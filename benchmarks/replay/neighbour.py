@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import inf, isnan
+from math import inf, isfinite, isnan
 from typing import Any
 
 from benchmarks.replay.figures import quantile, slowdowns
@@ -83,16 +83,22 @@ def loud_neighbour(
         rows.append(
             {
                 "policy": policy, "tenant": loud, "times": times,
-                "victims_p95_alone_s": p95["alone"], "victims_p95_beside_s": p95["beside"],
-                "ratio": p95["beside"] / p95["alone"],
-                "victims_slowdown_p95_alone": slowdown["alone"],
-                "victims_slowdown_p95_beside": slowdown["beside"],
+                "victims_p95_alone_s": _finite(p95["alone"]),
+                "victims_p95_beside_s": _finite(p95["beside"]),
+                "ratio": _finite(p95["beside"] / p95["alone"]),
+                "victims_slowdown_p95_alone": _finite(slowdown["alone"]),
+                "victims_slowdown_p95_beside": _finite(slowdown["beside"]),
                 "victims": len(quiet),
                 "victims_failed_alone": failed["alone"],
                 "victims_failed_beside": failed["beside"],
             }
         )  # fmt: skip
     return rows
+
+
+def _finite(value: float) -> float | None:
+    """None where more than a twentieth has failed."""
+    return value if isfinite(value) else None
 
 
 def flooded(trace: Sequence[TraceRequest], share: float) -> list[TraceRequest]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.replay.figures import table
+from benchmarks.replay.figures import table, written
 
 
 def report(result: Mapping[str, Any]) -> list[str]:
@@ -64,9 +64,11 @@ def _loud(result: Mapping[str, Any]) -> str:
     for row in result["neighbour"]["loud"]:
         name = row["stream"] + (" (held out)" if row["held_out"] else "")
         lines.append(
-            f"| {name} | {row['policy']} | {row['victims_p95_alone_s']:.1f} "
-            f"| {row['victims_p95_beside_s']:.1f} | {row['ratio']:.2f} "
-            f"| {row['victims_slowdown_p95_alone']:.1f} | {row['victims_slowdown_p95_beside']:.1f} "
+            f"| {name} | {row['policy']} | {written(row['victims_p95_alone_s'])} "
+            f"| {written(row['victims_p95_beside_s'])} "
+            f"| {'–' if row['ratio'] is None else written(row['ratio'], '{:.2f}')} "
+            f"| {written(row['victims_slowdown_p95_alone'])} "
+            f"| {written(row['victims_slowdown_p95_beside'])} "
             f"| {row['victims']} | {row['victims_failed_alone']} | {row['victims_failed_beside']} |"
         )
     return "\n".join(lines)
