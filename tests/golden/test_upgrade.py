@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import httpx
 import numpy as np
 import pytest
@@ -21,8 +20,11 @@ from PIL import Image
 from sqlalchemy import MetaData, create_engine, insert
 from sqlalchemy.engine import Engine
 
+from assets.store import put_file
 from serving.composition import open_backends
 from serving.database import upgrade
+from serving.settings import Settings
+from serving.storage import open_store
 from tests.golden.make_data_folder import ARCHIVE, REQUEST, image_of
 from tests.platforms import Running, put_asset, running
 
@@ -102,15 +104,17 @@ def old(
         url = request.getfixturevalue("postgres_url")
         server = request.getfixturevalue("s3_server")
         copied(data / "platform.db", url)
-        store = fsspec.filesystem("s3", **server["options"])
-        store.put(str(data / "store") + "/", "bucket/upgrade/", recursive=True)
-        shutil.rmtree(data / "store")
-        (data / "platform.db").unlink()
         settings |= {
             "database_url": url,
             "store_url": f"{server['url']}/upgrade",
             "store_options": server["options"],
         }
+        store = open_store(Settings(data_dir=data, **settings))
+        for path in (data / "store").rglob("*"):
+            if path.is_file():
+                put_file(store, str(path.relative_to(data / "store")), path)
+        shutil.rmtree(data / "store")
+        (data / "platform.db").unlink()
     with running(tmp_path, "--in-process", replicas=1, effect_probe=False, **settings) as made:
         yield made, expected
 
