@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import subprocess
@@ -24,10 +25,12 @@ from benchmarks.replay.trace import (
     BadTrace,
     TraceRequest,
     at_load,
+    checkpoint_key,
     is_checkpoint,
     read_trace,
     write_trace,
 )
+from router.fleet import rendezvous
 
 ROOT = Path(__file__).parent.parent
 
@@ -128,7 +131,20 @@ def test_names_are_names(trace: list[TraceRequest]) -> None:
     """Whatever checkpoints and LoRAs are called, and be it the same, nothing else becomes of it."""
     stream = at_load(trace[:2_000], 0.6, 4, 2.86)
     names = sorted({r.checkpoint for r in stream} | {n for r in stream for n, _ in r.loras})
-    plain = {name: f"{index:05d}" for index, name in enumerate(names)}  # ties break as before
+    homes = [f"r{index}" for index in range(4)]
+
+    def home(name: str) -> str:
+        return min(homes, key=lambda replica: rendezvous(checkpoint_key(name), replica))
+
+    # In the same order and with the same homes, so that ties break as before.
+    plain = {
+        name: next(
+            other
+            for salt in itertools.count()
+            if home(other := f"{index:05d}-{salt}") == home(name)
+        )
+        for index, name in enumerate(names)
+    }
     renamed = [
         replace(r, checkpoint=plain[r.checkpoint], loras=tuple((plain[n], w) for n, w in r.loras))
         for r in stream
@@ -136,11 +152,8 @@ def test_names_are_names(trace: list[TraceRequest]) -> None:
     alike = [replace(r, loras=tuple((r.checkpoint, w) for _, w in r.loras)) for r in stream]
     hardware = Hardware(replicas=4)
     before, after = (replay(each, OURS, hardware) for each in (stream, renamed))
-    # A checkpoint's home goes by a hash of its name.
-    assert before.checkpoint_loads > 0
-    assert after.checkpoint_loads == pytest.approx(before.checkpoint_loads, rel=0.02)
-    loads = before.lora_loads.total()
-    assert after.lora_loads.total() == pytest.approx(loads, rel=0.2)
+    assert after.checkpoint_loads == before.checkpoint_loads > 0
+    assert after.lora_loads == before.lora_loads
     same = replay(alike, OURS, hardware)
     loads = same.checkpoint_loads * hardware.checkpoint_bytes
     assert same.store_bytes == loads + same.lora_loads.total() * hardware.lora_bytes
@@ -176,7 +189,7 @@ def test_affinity_is_worth_it(trace: list[TraceRequest]) -> None:
 
 def test_evictions_lie_between_the_best_and_lru(trace: list[TraceRequest]) -> None:
     uses = lora_uses(trace)
-    for slots in (16, 32):
+    for slots in (8, 16, 32):
         best, ours = belady_misses(uses, slots), tier_misses(uses, slots)
         assert best <= ours <= 1.02 * lru_misses(uses, slots)
 
