@@ -1,13 +1,12 @@
-"""Which of two laws rules a tier: each is tried, without contents, on the tier's own uses. Pure.
+"""The choice between two eviction laws, by simulating both on the tier's own uses. Pure.
 
-No law is the better one on every stream. By visits, what is come back for outlasts what is
-passing; by recency (LRU), a popular set that changes is followed at once. A ghost is a tier of
-keys and sizes alone that obeys one law; the law whose ghost has missed fewer bytes of late rules
-(Subramanian, Smaragdakis and Loh, Adaptive caches, MICRO 2006). The difference is counted within
-bounds (as by Qureshi et al., Adaptive insertion policies, ISCA 2007), so what was long ago is
-forgotten and there is no half-life to choose.
+Neither law is better on every stream. The visits law keeps entries that users return to; the
+recency law (LRU) follows a changing popular set at once. A ghost simulates a tier under one law
+with keys and sizes only; the law whose ghost recently missed fewer bytes is applied (Subramanian,
+Smaragdakis and Loh, Adaptive caches, MICRO 2006). The difference is counted within bounds (as by
+Qureshi et al., Adaptive insertion policies, ISCA 2007), so old misses lose their effect.
 
-Time is how much has been used, in bytes: a stream that is played faster is the same stream.
+Time is counted in bytes used, so the speed of a stream does not matter.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ class Ruler:
 
     @property
     def session_bytes(self) -> float:
-        """What ``victims`` is to be told."""
+        """The session length of the law in force, for ``victims``."""
         return self._sessions_bytes[self.law]
 
     def used(self, key: str, size_bytes: int, owner: str, now_s: float) -> None:
@@ -132,7 +131,7 @@ class Ruler:
             self.changes += 1
 
     def drop(self, key: str) -> None:
-        """There is no such asset any more."""
+        """Remove a deleted asset from both ghosts."""
         self._by_visits.drop(key)
         self._by_recency.drop(key)
 

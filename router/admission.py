@@ -38,9 +38,8 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What becomes of a request that arrives: it waits, unless there is a ``refusal``. Where no
-    place was free, ``displaced`` has given up its own and is to be refused with what is beside
-    it."""
+    """The decision on a new request: it waits, unless there is a ``refusal``. If the queue was full,
+    ``displaced`` is the request that gives up its place, with the refusal to answer it with."""
 
     refusal: Refusal | None = None
     displaced: tuple[Waiting, Refusal] | None = None
@@ -58,16 +57,15 @@ def admission(
         expected_s = expected_wait_s(request, queue, fleet, speeds, now_s)
         reason = f"{len(queue)} requests wait already"
         return Admission(Refusal(503, reason, max(1.0, expected_s)))
-    reason = (
-        "others, who have fewer requests waiting or had less lately, need its place in the queue"
-    )
+    reason = "the queue is full, and your tenant has the most requests in it or is over its share"
     turn_s = _turn_s(displaced.tenant_id, queue, fleet, speeds)
     return Admission(None, (displaced, Refusal(429, reason, turn_s)))
 
 
 def _displaced(request: Waiting, queue: Queue) -> Waiting | None:
-    """The last request of the tenant with the most, by weight; of those that step back, if the
-    one that arrives does not. Nobody's whose place is no worse than the one it would get."""
+    """The request that gives up its place: the last one of the tenant with the most requests, by
+    weight. Tenants that step back come first, if the new request does not. None if the new
+    request's tenant would have as many."""
 
     def rank(waiting: Waiting, count: int) -> tuple[bool, float]:
         return waiting.steps_back and not request.steps_back, count / waiting.weight

@@ -70,8 +70,8 @@ class Queue:
         return [self._requests[request_id] for _, request_id in self._groups[group][:count]]
 
     def crowd(self, group: str) -> tuple[int, Waiting]:
-        """How many of a group are in each other's way, and the last of them: those that step back
-        are in nobody's but their own."""
+        """How many requests of a group wait in earnest, and the last of them. Those that step back
+        count only if all of them do."""
         standing = self._groups[group]
         count = bisect_left(standing, ((True, -inf), "")) or len(standing)
         return count, self._requests[standing[count - 1][1]]

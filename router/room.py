@@ -117,7 +117,7 @@ class WaitingRoom:
     # Requests come and go
 
     def arrive(self, request: Waiting, now_s: float) -> Admission:
-        """What is not refused waits; what is displaced does so no more."""
+        """Queue the request unless it is refused; withdraw the one that it displaces."""
         waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
         steps_back = self._fair.is_greedy(
             request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s

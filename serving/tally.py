@@ -123,7 +123,7 @@ class Tally:
             _gauges("ao_replicas", "By state.", ("state",), replicas),
             _gauges("ao_pool_limit", "As configured.", ("limit",), limits),
             _gauges("ao_resident_assets", "On each tier.", ("replica", "tier"), resident),
-            _gauges("ao_eviction_law", "That rules now.", ("replica", "tier", "law"), laws),
+            _gauges("ao_eviction_law", "The law in force.", ("replica", "tier", "law"), laws),
             _gauge("ao_quarantined", "Assets refused for now.", (), name, room["quarantined"]),
             _gauge(
                 "ao_prefetch_precision", "Of the last guesses, those that came true.", (), name,

@@ -1,6 +1,5 @@
 """Named streams of uses on which eviction is judged: the generator with other seeds and habits, and
-streams that no generator of requests makes. Half of them were not looked at while the law was
-made (``HELD_OUT``).
+synthetic streams. The law was tuned without looking at those in ``HELD_OUT``.
 
 A use is when, by whom and what. Half of the assets of the synthetic streams have one tenant of
 sixty, the others any.
@@ -122,7 +121,7 @@ def drift(seed: int) -> list[Use]:
 
 
 def jumps(seed: int) -> list[Use]:
-    """The order of popularity is drawn anew every 3,000 uses."""
+    """The order of popularity is shuffled every 3,000 uses."""
     rng, popular = random.Random(seed), _Zipf(1.0)
 
     def keys() -> Iterator[str]:
