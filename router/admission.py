@@ -38,7 +38,7 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The decision on a new request: it waits, unless there is a ``refusal``. If the queue was full,
+    """The decision on a new request: it waits unless there is a ``refusal``. If the queue was full,
     ``displaced`` is the request that gives up its place, with the refusal to answer it with."""
 
     refusal: Refusal | None = None

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +89,14 @@ def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Poll ``condition`` until it holds; fails after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s"
+        time.sleep(0.02)
+
+
 def put_asset(
     http: httpx.Client, file: Path, kind: str, name: str, **fields: Any
 ) -> dict[str, Any]:
@@ -100,9 +108,11 @@ def put_asset(
     httpx.put(created["transfer_api"]["put_url"], content=file.read_bytes()).raise_for_status()
     asset_id = created["asset"]["id"]
     http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).raise_for_status()
-    deadline = time.monotonic() + 60
-    while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+
+    def asset_now() -> dict[str, Any]:
+        return dict(http.get(f"/v1/assets/{asset_id}").json()["asset"])
+
+    wait_until(lambda: asset_now()["status"] != "uploaded")
+    asset = asset_now()
     assert asset["status"] == "ready", asset
-    return dict(asset)
+    return asset

@@ -1,5 +1,5 @@
-"""Named streams of uses on which eviction is judged: the generator with other seeds and habits, and
-synthetic streams. The law was tuned without looking at those in ``HELD_OUT``.
+"""Named streams of uses on which eviction is judged: the generator with other seeds and habits,
+and synthetic streams. The law was tuned without looking at those in ``HELD_OUT``.
 
 A use is when, by whom and what. Half of the assets of the synthetic streams have one tenant of
 sixty, the others any.

@@ -16,7 +16,6 @@ import signal
 import sqlite3
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from assets.sdxl import skeleton_of
 from benchmarks.samples import write_inversion, write_kohya_lora
 from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.composition import open_backends
-from tests.platforms import Running, put_asset, running
+from tests.platforms import Running, put_asset, running, wait_until
 
 ARCHIVE = Path(__file__).parent / "data_folder.tar.xz"
 #: What is asked of it, before and after.
@@ -43,6 +42,10 @@ LONG = {"prompt": "a long one", "steps": 50, "num_images": 4}
 
 def image_of(answer: dict[str, Any]) -> bytes:
     return base64.b64decode(answer["images"][0]["image_b64"])
+
+
+def job_status(http: httpx.Client, job_id: str) -> str:
+    return str(http.get(f"/v1/jobs/{job_id}").json()["status"])
 
 
 def usage(http: httpx.Client) -> dict[str, Any]:
@@ -64,8 +67,7 @@ def _fill(server: Running, http: httpx.Client, folder: Path) -> dict[str, Any]:
     generated = http.post("/generate/sdxl", json=REQUEST, headers={"Idempotency-Key": "finished"})
     assert generated.status_code == 200, generated.text
     queued = http.post("/generate/sdxl", json=REQUEST, headers={"X-OctoAI-Async": "1"}).json()
-    while http.get(f"/v1/jobs/{queued['response_id']}").json()["status"] != "completed":
-        time.sleep(0.1)
+    wait_until(lambda: job_status(http, queued["response_id"]) == "completed")
     backends = open_backends(server.settings)
     backends.pins.add(assets["lora"]["id"])
     backends.close()
@@ -74,8 +76,7 @@ def _fill(server: Running, http: httpx.Client, folder: Path) -> dict[str, Any]:
         for seed in range(3)
     ]
     jobs = [answer.json()["response_id"] for answer in waiting]
-    while http.get(f"/v1/jobs/{jobs[0]}").json()["status"] == "pending":
-        time.sleep(0.05)
+    wait_until(lambda: job_status(http, jobs[0]) != "pending")
     return {
         "key": server.key("acme"),
         "assets": {

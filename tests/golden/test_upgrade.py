@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 import tarfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from serving.composition import open_backends
 from serving.database import upgrade
 from serving.settings import Settings
 from serving.storage import open_store
-from tests.golden.make_data_folder import ARCHIVE, REQUEST, image_of
-from tests.platforms import Running, put_asset, running
+from tests.golden.make_data_folder import ARCHIVE, REQUEST, image_of, job_status
+from tests.platforms import Running, put_asset, running, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -141,10 +140,7 @@ def test_what_was_kept_is_as_it_was(old: tuple[Running, Mapping[str, Any]]) -> N
     organisation = http.get("/v1/organisation").json()
     assert organisation["plan"] == expected["organisation"]["plan"]
     jobs = expected["unfinished"]
-    deadline = time.monotonic() + 240
-    while any(http.get(f"/v1/jobs/{job}").json()["status"] != "completed" for job in jobs):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: all(job_status(http, job) == "completed" for job in jobs), 240)
     for job in jobs:
         assert len(http.get(f"/v1/jobs/{job}/result").json()["images"]) == 4
     usage = http.get("/v1/usage", params={"limit": 100}).json()
@@ -174,10 +170,8 @@ def test_what_was_kept_is_as_it_was(old: tuple[Running, Mapping[str, Any]]) -> N
     # The upload that was half done, and a new one.
     half = expected["half"]
     http.post(f"/v1/assets/{half}/complete-upload", json={}).raise_for_status()
-    while (state := http.get(f"/v1/assets/{half}").json()["asset"]["status"]) == "uploaded":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert state == "ready"
+    wait_until(lambda: asset_status(http, half) != "uploaded")
+    assert asset_status(http, half) == "ready"
     file = server.log.parent / "new.safetensors"
     lora, *_ = [a for a in expected["assets"] if expected["assets"][a]["name"] == "стиль"]
     told = http.get(f"/v1/assets/{lora}", params={"transfer_api_type": "presigned-url"}).json()
@@ -185,6 +179,10 @@ def test_what_was_kept_is_as_it_was(old: tuple[Running, Mapping[str, Any]]) -> N
     put_asset(http, file, "lora", "new")
     http.close()
     backends.close()
+
+
+def asset_status(http: httpx.Client, asset_id: str) -> str:
+    return str(http.get(f"/v1/assets/{asset_id}").json()["asset"]["status"])
 
 
 def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.int16]]:
