@@ -33,11 +33,11 @@ from typing import BinaryIO
 from assets.content import Blob
 from assets.private_folder import UnsafeFolder, private_folder
 from assets.store import Digesting
+from orchestrator.access_log import UseLog
 from orchestrator.errors import Corrupt, TierError, TierFull, TierUnusable, TooLarge
 from orchestrator.eviction import SHARE, Entry, victims
 from orchestrator.ghosts import Law
 from orchestrator.locks import acquire, exclusive
-from orchestrator.use_log import UseLog
 
 log = logging.getLogger(__name__)
 

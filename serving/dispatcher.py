@@ -20,12 +20,12 @@ from typing import Any
 from assets.errors import AssetError
 from orchestrator.errors import TierError
 from router.admission import QueueLimits, Refusal
+from router.autoscaling import Member
 from router.cost import Speeds
+from router.crash_quarantine import Suspicion
 from router.replica import SLOTS
 from router.request import Waiting
-from router.room import Assignment, Promotion, WaitingRoom
-from router.scaling import Member
-from router.suspicion import Suspicion
+from router.scheduler import Assignment, Promotion, WaitingRoom
 from serving.drawing import Drawing, ReplicaReport
 from serving.errors import (
     DeadlineExceeded,

@@ -16,7 +16,7 @@ from assets.ingest_queue import IngestQueue
 from assets.private_folder import private_folder
 from assets.signing import Signer
 from router.admission import QueueLimits
-from router.scaling import Pool, queued
+from router.autoscaling import Pool, queued
 from serving.api.context import Context
 from serving.composition import open_backends, open_fetcher
 from serving.dispatcher import Dispatcher

@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol, get_args
 
 from prometheus_client.metrics_core import Metric
 
-from router.renewal import Renewal
-from router.scaling import Member, Pool, queued, scale
+from router.autoscaling import Member, Pool, queued, scale
+from router.rollout import Renewal
 from serving.dispatcher import Dispatcher
 from serving.slot import ReplicaClient
 

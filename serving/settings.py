@@ -21,7 +21,7 @@ from assets.hub import HUB
 from assets.prediction import Prediction
 from assets.private_folder import private_folder
 from orchestrator.errors import TierUnusable
-from router.scaling import Pool
+from router.autoscaling import Pool
 
 #: On CPUs, where nothing is said.
 _REPLICAS = 2
@@ -34,7 +34,7 @@ def _default_data_dir() -> Path:
 
 
 class PoolSettings(BaseModel):
-    """GPUs of one kind: as router/scaling.py's Pool."""
+    """GPUs of one kind: as router/autoscaling.py's Pool."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

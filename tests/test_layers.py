@@ -17,7 +17,8 @@ def test_import_contracts() -> None:
 
 def test_a_gateway_has_no_torch_in_memory() -> None:
     code = (
-        "import sys, router.room, serving.api.app, serving.dispatcher, serving.cluster.gateway;"
+        "import sys, router.scheduler, serving.api.app, serving.dispatcher;"
+        "import serving.cluster.gateway;"
         "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -26,7 +27,7 @@ def test_a_gateway_has_no_torch_in_memory() -> None:
 
 def test_the_library_has_no_ray_and_no_web_framework() -> None:
     code = (
-        "import sys, assets.library, orchestrator.provision, router.room, serving.platform;"
+        "import sys, assets.library, orchestrator.provision, router.scheduler, serving.platform;"
         "print([m for m in ('ray', 'fastapi', 'starlette', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

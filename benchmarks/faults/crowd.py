@@ -11,7 +11,7 @@ import httpx
 
 from benchmarks.faults.client import answered, ask, body
 from benchmarks.faults.fault import Harm
-from router.suspicion import CRASHES
+from router.crash_quarantine import CRASHES
 
 _STAMPEDE = 16
 _OVERLOAD = 10

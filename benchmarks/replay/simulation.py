@@ -15,7 +15,7 @@ from benchmarks.replay.trace import TraceRequest
 from router.admission import QueueLimits
 from router.cost import Speeds
 from router.request import Waiting
-from router.room import Assignment, Patience, WaitingRoom
+from router.scheduler import Assignment, Patience, WaitingRoom
 
 OURS = "ours"
 #: The same where loading takes no time: what is left beside the bound is the order.

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 from assets.content import Blob
 from assets.private_folder import keep_private
 from router.admission import QueueLimits
-from router.scaling import Pool
+from router.autoscaling import Pool
 from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.sealed_settings import SealedSettings, seal

@@ -30,7 +30,7 @@ from assets.resolve import BASE_NAME
 from assets.signing import Signer
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
-from router.scaling import Pool
+from router.autoscaling import Pool
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.cluster.wire import RemoteFailed, Wire, WireBroken, WireDown, WireServer

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.renewal import PATIENCE_S, Renewal
-from router.scaling import Member, Pool, Scaling
+from router.autoscaling import Member, Pool, Scaling
+from router.rollout import PATIENCE_S, Renewal
 
 
 @given(

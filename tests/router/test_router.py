@@ -13,7 +13,7 @@ from router.cost import Speeds, cost_s
 from router.fairness import FairClock
 from router.replica import SLOTS, Node, Replica
 from router.request import Waiting
-from router.room import Assignment, Patience, WaitingRoom
+from router.scheduler import Assignment, Patience, WaitingRoom
 
 SPEEDS = Speeds(bytes_per_s={"host": 10.0, "disk": 5.0, "store": 1.0}, work_per_s=10.0, swap_s=0.0)
 BASE, OTHER, LORA = Blob("base", "", 50), Blob("other", "", 50), Blob("lora", "", 20)

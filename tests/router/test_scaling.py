@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.scaling import Member, Pool, Scaling, queued, scale
+from router.autoscaling import Member, Pool, Scaling, queued, scale
 
 
 def test_ten_at_once_start_all_that_there_may_be() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.suspicion import HELD_S, Suspicion
+from router.crash_quarantine import HELD_S, Suspicion
 
 
 def test_twice_is_enough_and_not_for_ever() -> None:

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.provision import Found
-from router.scaling import Pool
+from router.autoscaling import Pool
 from serving.api.metrics import REQUESTS, SECONDS
 from serving.drawing import Drawing, Swap, Timings
 from serving.tally import Tally, together

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from router.scaling import Pool
+from router.autoscaling import Pool
 from serving.dispatcher import Dispatcher
 from serving.errors import ReplicaLost
 from serving.pool import PoolKeeper

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from router.scaling import Member, Pool, Scaling
+from router.autoscaling import Member, Pool, Scaling
 
 #: For as long it waits for one that is not up. A spare is given up then: no machine has room.
 PATIENCE_S = 600.0

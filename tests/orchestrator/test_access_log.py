@@ -11,8 +11,8 @@ import textwrap
 import time
 from pathlib import Path
 
+from orchestrator.access_log import UseLog
 from orchestrator.ghosts import Law
-from orchestrator.use_log import UseLog
 
 
 def state(log: UseLog) -> tuple[object, ...]:
@@ -75,7 +75,7 @@ def test_writers_that_are_killed_tear_nothing(tmp_path: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from orchestrator.use_log import UseLog
+        from orchestrator.access_log import UseLog
         log = UseLog(Path(sys.argv[1]), 16)
         number = 0
         while True:

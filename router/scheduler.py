@@ -15,9 +15,9 @@ from cachetools import LRUCache
 from assets.content import Blob
 from router.admission import Admission, QueueLimits, admission
 from router.cost import Speeds, cost_s
-from router.demand import Demand
 from router.fairness import FairClock
 from router.fleet import Fleet
+from router.popularity import Demand
 from router.prefetch import Prefetcher
 from router.queue import Queue
 from router.replica import Replica
