@@ -29,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from assets.sdxl import skeleton_of
+from assets.families.sdxl import skeleton_of
 from benchmarks.samples import write_kohya_lora
 from benchmarks.servers import end_serving, free_port, start_serving
 from serving.cli.client import Client

@@ -25,13 +25,13 @@ from rich.progress import track
 from assets.asset import COMMONS, Asset
 from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.ids import new_asset_id
-from assets.library import Library
+from assets.library.library import Library
+from assets.library.records import Query
+from assets.library.resolve import BASE_NAME, Wanted
 from assets.principal import Principal
-from assets.records import Query
-from assets.resolve import BASE_NAME, Wanted
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
-from assets.store import FsspecStore
+from assets.storage.object_store import FsspecStore
 from serving.database import open_database
 
 RESULT = Path(__file__).parent / "results" / "library.json"

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from assets.content import Component
+from assets.families.schema import Skeleton
 from assets.formats.header import read_header
-from assets.skeleton import Skeleton
 
 _PROJECTIONS = re.compile(r"\.(attn\d|self_attn)\..*\.weight$")
 _LINEARS = re.compile(r"(\.attentions\.|\.self_attn\.|\.mlp\.).*\.weight$")

@@ -27,12 +27,12 @@ import torch
 from rich.progress import track
 
 from assets.asset import AssetKind
+from assets.base_model.import_model import import_model
 from assets.content import Blob, Component
-from assets.import_model import import_model
-from assets.ingest import ingest_file
-from assets.keys import blob_key
+from assets.ingest.convert import ingest_file
 from assets.recipe import InversionUse, LoraUse, Recipe
-from assets.store import FsspecStore, put_file
+from assets.storage.object_paths import blob_key
+from assets.storage.object_store import FsspecStore, put_file
 from benchmarks.samples import write_inversion, write_kohya_lora
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier

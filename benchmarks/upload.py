@@ -23,7 +23,7 @@ import httpx
 import psutil
 
 from assets.content import MODEL_COMPONENTS
-from assets.sdxl import skeleton_of
+from assets.families.sdxl import skeleton_of
 from benchmarks.http import platform_for
 from benchmarks.samples import write_padded
 from serving.cli.client import Client
@@ -86,7 +86,7 @@ def _role(process: psutil.Process) -> str:
     """What the process is for, by how it was started."""
     line = " ".join(process.cmdline())
     for mark, role in (
-        ("assets.caged", "inspection"),
+        ("assets.ingest.sandbox_worker", "inspection"),
         ("spawn_main", "gateway"),
         ("IngestActor", "ingest"),
         ("DispatcherActor", "dispatcher"),

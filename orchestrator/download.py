@@ -15,8 +15,8 @@ from typing import BinaryIO, Protocol
 
 from assets.content import Blob
 from assets.errors import StoreBroke, StoreError
-from assets.keys import blob_key
-from assets.store import ObjectStore
+from assets.storage.object_paths import blob_key
+from assets.storage.object_store import ObjectStore
 from orchestrator.breaker import Breaker
 from orchestrator.errors import SourceDown
 

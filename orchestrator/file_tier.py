@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from assets.content import Blob
-from assets.private_folder import UnsafeFolder, private_folder
-from assets.store import Digesting
+from assets.storage.object_store import Digesting
+from assets.storage.private_folder import UnsafeFolder, private_folder
 from orchestrator.access_log import UseLog
 from orchestrator.errors import Corrupt, TierError, TierFull, TierUnusable, TooLarge
 from orchestrator.eviction import SHARE, Entry, victims

@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from assets.content import Blob
 from assets.errors import AssetError, BadSignature
-from assets.signing import Signer
+from assets.storage.signing import Signer
 from orchestrator.download import BlobSource
 from orchestrator.errors import SourceDown, TierError
 from orchestrator.file_tier import FileLease

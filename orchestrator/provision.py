@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from assets.content import Blob
-from assets.signing import Signer
+from assets.storage.signing import Signer
 from orchestrator.download import BlobSource
 from orchestrator.errors import Corrupt, SourceDown, TierError
 from orchestrator.file_tier import FileLease, FileTier

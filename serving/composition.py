@@ -10,16 +10,16 @@ from ipaddress import ip_network
 from sqlalchemy import Engine
 
 from assets.failpoint import arm
-from assets.fetch import Fetcher, Rules
-from assets.keys import PICTURES, RESULTS
-from assets.library import Library
-from assets.parts import open_parts
-from assets.reconcile import Reconciler
+from assets.library.library import Library
+from assets.library.reconcile import Reconciler
+from assets.remote.guarded_http import Fetcher, Rules
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.clock import clock_of
 from assets.sql.pins import Pins
 from assets.sql.records import SqlAssetRecords
-from assets.store import ObjectStore, Stored
+from assets.storage.multipart import open_parts
+from assets.storage.object_paths import PICTURES, RESULTS
+from assets.storage.object_store import ObjectStore, Stored
 from serving.database import open_database
 from serving.jobs.chores import Chores
 from serving.jobs.jobs import Jobs

@@ -9,7 +9,7 @@ from alembic.config import Config
 from sqlalchemy import Engine
 
 import assets.sql.blobs
-import assets.sql.words  # noqa: F401  (both register their tables)
+import assets.sql.search_index  # noqa: F401  (both register their tables)
 import serving.jobs.chores
 import serving.jobs.jobs
 import serving.tenants.rows  # noqa: F401

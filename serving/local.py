@@ -12,9 +12,9 @@ from prometheus_client.metrics_core import Metric
 
 from assets.asset import Asset
 from assets.content import Blob
-from assets.ingest_queue import IngestQueue
-from assets.private_folder import private_folder
-from assets.signing import Signer
+from assets.ingest.queue import IngestQueue
+from assets.storage.private_folder import private_folder
+from assets.storage.signing import Signer
 from router.admission import QueueLimits
 from router.autoscaling import Pool, queued
 from serving.api.context import Context
@@ -99,7 +99,7 @@ class LocalDrawer:
 
 
 class LocalIngest:
-    """An :class:`~assets.ingest_runner.IngestRunner` in this process."""
+    """An :class:`~assets.ingest.runner.IngestRunner` in this process."""
 
     def __init__(self, queue: IngestQueue) -> None:
         self._queue = queue

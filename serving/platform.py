@@ -19,9 +19,9 @@ from assets.asset import Asset
 from assets.content import Blob
 from assets.failpoint import reach
 from assets.ids import ulid
-from assets.library import Library
+from assets.library.library import Library
+from assets.library.resolve import BASE_NAME, Resolved, Wanted
 from assets.principal import Principal
-from assets.resolve import BASE_NAME, Resolved, Wanted
 from serving.drawing import Drawing, DrawRequest, ImageEncoding, Residency, Sampler
 from serving.errors import Blaming, InvalidRequest, ServingError
 from serving.logs import note

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from assets.failpoint import Failpoint
-from assets.hub import HUB
 from assets.prediction import Prediction
-from assets.private_folder import private_folder
+from assets.remote.huggingface import HUB
+from assets.storage.private_folder import private_folder
 from orchestrator.errors import TierUnusable
 from router.autoscaling import Pool
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from assets.model import LATENT_SCALE
+from assets.base_model.manifest import LATENT_SCALE
 from serving.errors import InvalidRequest
 
 #: width, height: the nine sizes for a model whose native side is 1024.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 
-from assets.store import FsspecStore, ObjectStore
+from assets.storage.object_store import FsspecStore, ObjectStore
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner

@@ -16,8 +16,8 @@ from prometheus_client.metrics_core import Metric
 from assets.asset import COMMONS, Asset
 from assets.content import MODEL_COMPONENTS, Blob
 from assets.ids import new_asset_id
-from assets.resolve import BASE_NAME
-from assets.signing import Signer
+from assets.library.resolve import BASE_NAME
+from assets.storage.signing import Signer
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.composition import Backends, open_backends, open_fetcher
@@ -67,7 +67,7 @@ class InstantDrawer:
 
 
 class NoIngest:
-    """An :class:`~assets.ingest_runner.IngestRunner` that leaves everything as it was uploaded."""
+    """An :class:`~assets.ingest.runner.IngestRunner` that leaves everything as it was uploaded."""
 
     async def start(self, asset: Asset) -> None: ...
 

@@ -56,7 +56,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def skeleton() -> Any:
-    from assets.sdxl import skeleton_of
+    from assets.families.sdxl import skeleton_of
     from serving.commons.miniature import MINIATURE_CONFIGS
 
     return skeleton_of(MINIATURE_CONFIGS)
@@ -83,12 +83,12 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     from assets.asset import Asset
     from assets.ids import new_asset_id
-    from assets.keys import upload_key
-    from assets.library import Library
+    from assets.ingest.service import Workshop
+    from assets.library.library import Library
     from assets.sql.blobs import SqlBlobRecords
     from assets.sql.records import SqlAssetRecords
-    from assets.store import FsspecStore, put_file
-    from assets.workshop import Workshop
+    from assets.storage.object_paths import upload_key
+    from assets.storage.object_store import FsspecStore, put_file
     from orchestrator.download import StoreSource
     from orchestrator.file_tier import FileTier
     from orchestrator.provision import Provisioner

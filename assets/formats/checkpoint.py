@@ -10,10 +10,10 @@ import torch
 
 from assets.content import MODEL_COMPONENTS, Component
 from assets.errors import IngestRejected
+from assets.families.schema import Shape, Skeleton
 from assets.formats.findings import Findings
 from assets.formats.names import SingleFileName, short_name, single_file_name
 from assets.formats.tensors import CANONICAL_FLOATS, TORCH_DTYPES, Planned, TensorFile
-from assets.skeleton import Shape, Skeleton
 
 #: In many single files, and no part of the model that is drawn with.
 _SKIPPED = (

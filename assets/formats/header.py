@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from assets.errors import HeaderError
+from assets.families.schema import Shape
 from assets.formats.signature import SIGNATURE_BYTES, describe
-from assets.skeleton import Shape
 from assets.text import is_storable
 
 MAX_HEADER_BYTES = 8 << 20

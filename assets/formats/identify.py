@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from assets.asset import AssetKind
+from assets.families.schema import Shape
 from assets.formats.relatives import relative_of
-from assets.skeleton import Shape
 
 #: The names of both encoders' tensors in a textual inversion.
 PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))

@@ -18,11 +18,11 @@ import torch
 
 from assets.content import Component
 from assets.errors import IngestRejected
+from assets.families.schema import Shape, Skeleton
 from assets.formats.findings import Findings
 from assets.formats.header import TensorInfo
 from assets.formats.identify import PAIRS
 from assets.formats.tensors import Planned, TensorFile
-from assets.skeleton import Shape, Skeleton
 
 MAX_VECTORS = 75
 _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")

@@ -19,6 +19,8 @@ import torch
 
 from assets.content import Component
 from assets.errors import IngestRejected
+from assets.families.schema import Shape, Skeleton
+from assets.families.schema import stacking_order as row_order
 from assets.formats import inversion
 from assets.formats.findings import Findings
 from assets.formats.header import Header
@@ -28,8 +30,6 @@ from assets.formats.lora_names import BIAS, MOVED_COMPONENTS, Target, module_spe
 from assets.formats.lora_strength import Strengths, read_strengths
 from assets.formats.magnitude import LARGEST, change_bound, piece_bound
 from assets.formats.tensors import Planned, TensorFile
-from assets.skeleton import Shape, Skeleton
-from assets.skeleton import stacking_order as row_order
 
 SUPPORTED = "LoRA, LoCon, LoHa, LoKr, DoRA on any of them, and differences of weights and biases"
 _UNSUPPORTED = re.compile(r"\.(?:(oft_\w+|boft_\w+)(?:\.[\w-]+)*|(on_input))$")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from assets.skeleton import Shape
+from assets.families.schema import Shape
 
 MAX_RANK = 1024
 

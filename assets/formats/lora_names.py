@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from assets.content import Component
+from assets.families.schema import Shape, Skeleton
 from assets.formats.names import unet_ldm_name
-from assets.skeleton import Shape, Skeleton
 
 #: kohya's prefix and ComfyUI's name of each text encoder.
 _TEXT_ENCODERS: Mapping[Component, tuple[str, str]] = {

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from assets.content import MODEL_COMPONENTS
 from assets.errors import IngestRejected
+from assets.families.sdxl import other_arithmetic
 from assets.formats.folder_weights import folder_config, folder_weights
 from assets.formats.prediction_source import SCHEDULER_METADATA, prediction_of_scheduler
 from assets.formats.tensors import Planned, write_tensors
-from assets.sdxl import other_arithmetic
 
 
 def pack_folder(model: Path, target: Path, *, prediction_is_said: bool = False) -> Path:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from assets.errors import IngestRejected
+from assets.families.sdxl import SDXL_SCHEDULE
 from assets.formats.tensors import CANONICAL_FLOATS, TensorFile
 from assets.prediction import PREDICTIONS, Prediction, Predicts
-from assets.sdxl import SDXL_SCHEDULE
 
 #: Where a packed diffusers folder keeps its scheduler's configuration.
 SCHEDULER_METADATA = "scheduler_config"

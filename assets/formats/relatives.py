@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from assets.families.schema import Shape, Skeleton
 from assets.formats.names import unet_ldm_name
-from assets.skeleton import Shape, Skeleton
 
 Listing = Mapping[str, Shape]
 

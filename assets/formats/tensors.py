@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from assets.families.schema import Shape
 from assets.formats.header import DTYPE_BYTES, Header, read_header
-from assets.skeleton import Shape
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -1,4 +1,5 @@
-"""The tables of blobs and of who refers to them, and their :class:`~assets.blobs.BlobRecords`."""
+"""The tables of blobs and of what refers to them; an SQL implementation of
+:class:`~assets.library.references.BlobRecords`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The :class:`~assets.records.AssetRecords` of an SQL database."""
+"""The :class:`~assets.library.records.AssetRecords` of an SQL database."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 from assets.asset import Asset
 from assets.errors import NameTaken, QuotaExceeded
 from assets.ids import new_asset_id
-from assets.records import Page, Query
+from assets.library.records import Page, Query
 from assets.sql.base import alone
 from assets.sql.blobs import BlobRefRow, refer
 from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values
-from assets.sql.words import keep_words, search_terms, with_all
+from assets.sql.search_index import keep_words, search_terms, with_all
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
 #: Deleted rows keep a number, and no more, once they are purged.

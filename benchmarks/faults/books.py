@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from assets.signing import Signer
+from assets.storage.signing import Signer
 from benchmarks.faults.client import SEEDS, Answer, ask
 from benchmarks.faults.stage import Stage
 

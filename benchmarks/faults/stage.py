@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import psutil
 
-from assets.keys import stored_blob_key
-from assets.sdxl import skeleton_of
+from assets.families.sdxl import skeleton_of
+from assets.storage.object_paths import stored_blob_key
 from benchmarks.faults.client import Door
 from benchmarks.faults.nodes import GPU, RayNodes
 from benchmarks.samples import write_kohya_lora

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from assets.content import Component
-from assets.skeleton import Shape
+from assets.families.schema import Shape
 from benchmarks.samples import reached_by_trainers
 from serving.engine.slabs import SlabLayout
 from serving.engine.values import Factors

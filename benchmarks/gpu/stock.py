@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from assets.base_model.manifest import ModelManifest
 from assets.content import Component
-from assets.model import ModelManifest
-from assets.sdxl import SDXL_SCHEDULE
+from assets.families.sdxl import SDXL_SCHEDULE
 from orchestrator.device_tier import DeviceTier
 from serving.engine.modules import clip_config, published_names
 from serving.engine.slabs import layouts_of

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from assets.base_model.manifest import ModelManifest
 from assets.content import MODEL_COMPONENTS, Blob, Component
-from assets.model import ModelManifest
+from assets.families.sdxl import SDXL_CONFIGS, skeleton_of
 from assets.recipe import LoraUse, Recipe
-from assets.sdxl import SDXL_CONFIGS, skeleton_of
 from benchmarks.gpu.random_model import random_lora, random_slabs
 from benchmarks.gpu.stock import stock_pipeline
 from orchestrator.device_tier import DeviceTier

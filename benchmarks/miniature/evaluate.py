@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from rich.progress import track
 
+from assets.library.resolve import Wanted
 from assets.principal import Principal
-from assets.resolve import Wanted
 from benchmarks.miniature.judge import Judge, departures, frame, renders
 from benchmarks.miniature.library import lagoon, mascot
 from benchmarks.miniature.library.sepia import INK, PAPER

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from assets.sdxl import SDXL_SCHEDULE
+from assets.families.sdxl import SDXL_SCHEDULE
 from benchmarks.miniature.text import ENCODERS, distracted, tokens_of
 from benchmarks.miniature.training import Plan, batches, train
 from benchmarks.miniature.vae import to_signal

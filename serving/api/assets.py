@@ -12,10 +12,10 @@ from fastapi.responses import JSONResponse
 from assets.access import may
 from assets.asset import ASSET_KINDS, Asset
 from assets.asset import SERVED_ENGINE as ENGINE
-from assets.keys import blob_key, part_key, upload_key
+from assets.library.records import Query as AssetQuery
+from assets.library.uploads import NewAsset
 from assets.principal import Principal
-from assets.records import Query as AssetQuery
-from assets.uploads import NewAsset
+from assets.storage.object_paths import blob_key, part_key, upload_key
 from serving.api import answers
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import CostlyRoute, KeyedRoute, SearchRoute, Who

@@ -10,9 +10,9 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
-from assets.fetch import Fetcher
-from assets.ingest_runner import IngestRunner
-from assets.signing import Signer
+from assets.ingest.runner import IngestRunner
+from assets.remote.guarded_http import Fetcher
+from assets.storage.signing import Signer
 from serving.api.job_watch import JobWatch
 from serving.api.recent import Recent
 from serving.api.turns import Turns

@@ -12,9 +12,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
 
-from assets.keys import picture_key, result_key
 from assets.principal import Principal
-from assets.store import put_bytes, read_bytes
+from assets.storage.object_paths import picture_key, result_key
+from assets.storage.object_store import put_bytes, read_bytes
 from serving.api import answers, idempotency
 from serving.api.context import Context, Ctx
 from serving.api.generate import once, while_connected

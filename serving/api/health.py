@@ -11,8 +11,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from assets.model import load_manifest
-from assets.resolve import BASE_NAME
+from assets.base_model.manifest import load_manifest
+from assets.library.resolve import BASE_NAME
 from serving.api import answers, metrics
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute

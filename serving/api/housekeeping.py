@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from assets.keys import result_key
+from assets.storage.object_paths import result_key
 from serving.api.context import Context
 
 log = logging.getLogger(__name__)

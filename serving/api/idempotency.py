@@ -18,9 +18,9 @@ from fastapi.responses import JSONResponse, Response
 from assets.access import require
 from assets.errors import AssetNotFound
 from assets.failpoint import reach
-from assets.keys import result_key
 from assets.principal import Principal
-from assets.store import read_bytes
+from assets.storage.object_paths import result_key
+from assets.storage.object_store import read_bytes
 from serving.api.context import Context
 from serving.api.wire_generate import GenerateRequest
 from serving.errors import DeadlineExceeded, InvalidRequest

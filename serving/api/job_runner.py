@@ -15,8 +15,8 @@ from sqlalchemy.exc import OperationalError
 
 from assets.errors import StoreError
 from assets.failpoint import reach
-from assets.keys import result_key
-from assets.store import put_bytes
+from assets.storage.object_paths import result_key
+from assets.storage.object_store import put_bytes
 from orchestrator.errors import TierError
 from serving.api.context import Context
 from serving.api.errors import describe

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from assets.preview import MAX_BYTES as MAX_PREVIEW_BYTES
+from assets.library.preview import MAX_BYTES as MAX_PREVIEW_BYTES
 from assets.text import is_storable
 from serving.api.protocol import MAX_HEAD_BYTES
 from serving.errors import InvalidRequest

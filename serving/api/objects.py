@@ -19,8 +19,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from assets.errors import AssetNotFound, TooLarge
 from assets.failpoint import reach
-from assets.keys import picture_key
-from assets.store import CHUNK_BYTES, ObjectStore
+from assets.storage.object_paths import picture_key
+from assets.storage.object_store import CHUNK_BYTES, ObjectStore
 from serving.api import answers
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute

@@ -15,8 +15,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, ConfigDict, Field
 
 from assets.access import require_owner
+from assets.library.records import Query as AssetQuery
 from assets.principal import KeyRole, Principal
-from assets.records import Query as AssetQuery
 from serving.api import answers
 from serving.api.body import MAX_INTEGER
 from serving.api.context import Ctx

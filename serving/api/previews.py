@@ -11,11 +11,11 @@ from pydantic import ConfigDict, Field
 
 from assets.asset import Asset
 from assets.errors import InvalidAsset, TooLarge
-from assets.keys import preview_key
-from assets.preview import MAX_BYTES, preview_of
+from assets.library.preview import MAX_BYTES, preview_of
+from assets.library.resolve import Wanted
 from assets.principal import Principal
-from assets.resolve import Wanted
-from assets.store import put_bytes
+from assets.storage.object_paths import preview_key
+from assets.storage.object_store import put_bytes
 from serving.api import answers, idempotency
 from serving.api.assets import asset_answer
 from serving.api.context import Context, Ctx

@@ -9,10 +9,10 @@ from pydantic import AwareDatetime, ConfigDict, Field
 
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, Visibility
-from assets.library import Change
-from assets.parts import PART_BYTES
+from assets.library.library import Change
+from assets.library.validation import MAX_SHARED_WITH
 from assets.prediction import Prediction
-from assets.terms import MAX_SHARED_WITH
+from assets.storage.multipart import PART_BYTES
 from serving.api.request_model import RequestModel
 
 Short = Annotated[str, Field(max_length=128)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from assets.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS, Wanted
+from assets.library.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS, Wanted
 from serving.api.request_model import RequestModel
 from serving.drawing import ImageEncoding, Sampler
 from serving.errors import InvalidRequest

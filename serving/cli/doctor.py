@@ -158,7 +158,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Iterator[Finding]:
     """Written, read and deleted: an object under a name of its own."""
-    from assets.store import put_bytes, read_bytes
+    from assets.storage.object_store import put_bytes, read_bytes
     from serving.storage import open_store
 
     url = settings.resolved_store_url

@@ -20,7 +20,7 @@ from typing import Any
 from assets.errors import IngestRejected
 from assets.formats.header import read_header
 from assets.formats.identify import identify
-from assets.ingest_rules import check_family
+from assets.ingest.rules import check_family
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _PICTURES = (

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from assets.private_folder import keep_private
+from assets.storage.private_folder import keep_private
 from serving.cli.assets import assets
 from serving.cli.client import client_from_environment
 from serving.cli.operator import GROUPS, reconcile

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from assets.terms import MAX_NAME_BYTES, MAX_NAME_CHARS, is_name_character, normal_name
+from assets.library.validation import MAX_NAME_BYTES, MAX_NAME_CHARS, is_name_character, normal_name
 from serving.cli.folder import Found
 from serving.cli.output import ApiFailure
 from serving.cli.transfer import Api

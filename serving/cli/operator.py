@@ -11,7 +11,7 @@ import typer
 
 from assets.plan import Plan
 from assets.principal import KeyRole
-from assets.private_folder import keep_private
+from assets.storage.private_folder import keep_private
 from serving.cli.options import AsJson, DataDir, settings_with
 from serving.cli.output import clear_errors, show, show_one
 from serving.errors import InvalidRequest

@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import Metric
 from ray.exceptions import RayActorError
 
 from assets.content import Blob
-from assets.private_folder import keep_private
+from assets.storage.private_folder import keep_private
 from router.admission import QueueLimits
 from router.autoscaling import Pool
 from serving.cluster.environment import ON_THE_HEAD

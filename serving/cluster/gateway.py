@@ -7,10 +7,10 @@ import signal
 import ray
 from starlette.types import ASGIApp
 
-from assets.model import load_manifest
-from assets.private_folder import keep_private
-from assets.resolve import BASE_NAME
-from assets.signing import Signer
+from assets.base_model.manifest import load_manifest
+from assets.library.resolve import BASE_NAME
+from assets.storage.private_folder import keep_private
+from assets.storage.signing import Signer
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.api.throttle import Throttle

@@ -9,7 +9,7 @@ import ray
 
 from assets.asset import Asset
 from assets.errors import AssetError
-from assets.private_folder import keep_private
+from assets.storage.private_folder import keep_private
 from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.composition import open_backends
@@ -24,7 +24,7 @@ class IngestActor:
     what it finds waiting."""
 
     def __init__(self, sealed: SealedSettings) -> None:
-        from assets.ingest_queue import IngestQueue
+        from assets.ingest.queue import IngestQueue
         from serving.engine.install import open_workshop
 
         keep_private()
@@ -66,7 +66,7 @@ def start_ingest(settings: Settings) -> Any:
 
 
 class ClusterIngest:
-    """An :class:`~assets.ingest_runner.IngestRunner` over the actor."""
+    """An :class:`~assets.ingest.runner.IngestRunner` over the actor."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray import serve
 
-from assets.private_folder import private_folder
+from assets.storage.private_folder import private_folder
 from orchestrator.locks import acquire
 from serving.cluster.control_plane import ControlPlane
 from serving.cluster.dispatcher_actor import start_dispatcher

@@ -22,12 +22,12 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
+from assets.base_model.manifest import load_manifest
 from assets.content import Blob
 from assets.errors import AssetError
-from assets.model import load_manifest
-from assets.private_folder import keep_private
-from assets.resolve import BASE_NAME
-from assets.signing import Signer
+from assets.library.resolve import BASE_NAME
+from assets.storage.private_folder import keep_private
+from assets.storage.signing import Signer
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
 from router.autoscaling import Pool

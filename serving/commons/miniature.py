@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from assets.content import MODEL_COMPONENTS, Component
+from assets.families.schema import Shape
+from assets.families.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, skeleton_of
 from assets.formats.tensors import Planned, TensorFile, write_tensors
-from assets.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, skeleton_of
-from assets.skeleton import Shape
 from serving.commons.catalogue import weights_file
 from serving.engine.vocabulary import END, write_tokenizer
 from serving.errors import CommonsDamaged

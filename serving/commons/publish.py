@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from assets.content import Component
+from assets.families.sdxl import skeleton_of
 from assets.formats.tensors import TensorFile
-from assets.sdxl import skeleton_of
-from assets.workshop import Workshop
+from assets.ingest.service import Workshop
 from serving.commons.catalogue import CATALOGUE, Entry, preview_file, weights_file
 from serving.commons.miniature import MINIATURE_CONFIGS, weights
 from serving.commons.single_file import write_single_file

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from assets.content import MODEL_COMPONENTS, Component
+from assets.families.schema import Shape, Skeleton
 from assets.formats.names import single_file_name
 from assets.formats.tensors import DTYPE_NAMES, Planned, write_tensors
-from assets.skeleton import Shape, Skeleton
 
 Value = Callable[[Component, str, Shape], torch.Tensor]
 

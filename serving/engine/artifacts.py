@@ -22,11 +22,11 @@ from typing import Any
 import diffusers
 import torch
 
+from assets.base_model.manifest import ModelManifest
 from assets.content import Blob
 from assets.errors import AssetError
-from assets.keys import COMPILED, blob_key
-from assets.model import ModelManifest
-from assets.store import ObjectStore, put_bytes, read_bytes
+from assets.storage.object_paths import COMPILED, blob_key
+from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
 from serving.engine.options import EngineOptions

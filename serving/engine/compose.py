@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from assets.model import ModelManifest, load_manifest
-from assets.resolve import BASE_NAME
+from assets.base_model.manifest import ModelManifest, load_manifest
+from assets.library.resolve import BASE_NAME
 from orchestrator.provision import Provisioner
 from serving.engine.artifacts import (
     ArtifactStore,

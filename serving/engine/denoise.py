@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from assets.model import LATENT_SCALE
+from assets.base_model.manifest import LATENT_SCALE
 from serving.drawing import DrawRequest
 from serving.engine.devices import Event, record_event, to_device
 from serving.engine.graphs import UnetKey

@@ -17,9 +17,9 @@ from typing import TypeVar, cast
 import torch
 from cachetools import LRUCache
 
+from assets.base_model.manifest import ModelManifest
 from assets.content import Blob, Component
 from assets.errors import AssetError
-from assets.model import ModelManifest
 from assets.recipe import Recipe
 from orchestrator.device_tier import DeviceTier
 from orchestrator.errors import TierError

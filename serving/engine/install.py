@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from assets.model import ModelManifest, load_manifest
-from assets.resolve import BASE_NAME
-from assets.workshop import Workshop
+from assets.base_model.manifest import ModelManifest, load_manifest
+from assets.ingest.service import Workshop
+from assets.library.resolve import BASE_NAME
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
+from assets.families.schema import Shape
 from assets.formats.tensors import TORCH_DTYPES, TensorFile
-from assets.skeleton import Shape
 
 
 def _cpu_count() -> int:

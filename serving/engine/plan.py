@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from assets.content import Component
-from assets.skeleton import Shape
+from assets.families.schema import Shape
 
 #: A LoRA that moves a row: content key, weight, factor group.
 Mover = tuple[str, float, int]

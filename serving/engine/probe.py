@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from assets.asset import AssetKind
+from assets.base_model.manifest import ModelManifest
 from assets.content import MODEL_COMPONENTS, Blob, Component
-from assets.effect import Effect
-from assets.model import ModelManifest
+from assets.ingest.effect import Effect
 from assets.recipe import InversionUse, LoraUse, Recipe
 from orchestrator.provision import Provisioner
 from serving.drawing import DrawRequest
@@ -31,8 +31,8 @@ _PROMPT = f"a {_WORD}"
 
 
 class EngineProbe:
-    """An :class:`~assets.effect.EffectProbe`. The engine is made when it is first needed; where
-    the served model is replaced, anew."""
+    """An :class:`~assets.ingest.effect.EffectProbe`. The engine is made at the first use, and again
+    when the served model is replaced."""
 
     def __init__(
         self, manifest: Callable[[], ModelManifest], provisioner: Callable[[], Provisioner]

@@ -13,8 +13,8 @@ from diffusers import (
     EulerDiscreteScheduler,
 )
 
+from assets.families.sdxl import SDXL_SCHEDULE
 from assets.prediction import Prediction
-from assets.sdxl import SDXL_SCHEDULE
 from serving.drawing import Sampler
 from serving.engine.devices import to_device
 

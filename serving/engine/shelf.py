@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 
 from assets.content import MODEL_COMPONENTS, Blob, Component
+from assets.families.schema import Skeleton
 from assets.formats.tensors import TensorFile
 from assets.recipe import Recipe
-from assets.skeleton import Skeleton
 from orchestrator.device_tier import DeviceLease, DeviceTier
 from orchestrator.errors import TierError
 from orchestrator.provision import Found, Provisioner, TierName

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from assets.content import Component
+from assets.families.schema import Shape, Skeleton, stacked
 from assets.formats.tensors import TensorFile
-from assets.skeleton import Shape, Skeleton, stacked
 from serving.engine.loading import StagingRing, fill_stack, prefer_huge_pages
 
 
@@ -26,7 +26,7 @@ class Place:
 
 
 class SlabLayout:
-    """The places of one component's parameters: rows as ``assets.skeleton.stacked`` orders
+    """The places of one component's parameters: rows as ``assets.families.schema.stacked`` orders
     them, so that what adapters touch together is written in few products."""
 
     def __init__(self, parameters: Mapping[str, Shape], channels_last: bool = False) -> None:

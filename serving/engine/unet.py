@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from assets.model import LATENT_SCALE
+from assets.base_model.manifest import LATENT_SCALE
 from serving.engine.attention import attention_order
 from serving.engine.compiled import CompiledModule
 from serving.engine.cross_attention import CrossKeyValues

@@ -9,9 +9,9 @@ from typing import cast
 import torch
 
 from assets.content import Component
+from assets.families.schema import Shape, Skeleton
 from assets.formats.lora import BUNDLE, SCALES, stacks
 from assets.formats.tensors import TORCH_DTYPES, TensorFile
-from assets.skeleton import Shape, Skeleton
 from serving.engine.devices import to_device
 from serving.engine.loading import StagingRing, fill_stack
 from serving.engine.slabs import SlabLayout, Slabs

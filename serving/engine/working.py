@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from assets.content import Component
+from assets.families.schema import Shape
 from assets.recipe import LoraUse
-from assets.skeleton import Shape
 from serving.drawing import Swap
 from serving.engine.plan import Mover, Movers, Plan, Row, Target, plan
 from serving.engine.slabs import SlabLayout, Slabs

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import CursorResult, Engine, Table, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from assets.blobs import BlobRecords
+from assets.library.references import BlobRecords
 from assets.principal import Principal
 from assets.sql.base import alone
 from serving.errors import BudgetExceeded

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from assets.skeleton import Skeleton
+from assets.families.schema import Skeleton
 from benchmarks.samples import write_kohya_lora
 
 Write = Callable[[Path], None]

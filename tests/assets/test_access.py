@@ -12,7 +12,7 @@ from assets.access import Verb, may, require
 from assets.asset import Asset
 from assets.errors import BadSignature, Forbidden
 from assets.principal import ROLES, Principal, Role
-from assets.signing import Signer
+from assets.storage.signing import Signer
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "authorisation.md"
 #: Everybody who may ask, and every asset there may be, seen from them.

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from assets.cage import Cage, CageBroke, Limits, _digest
 from assets.errors import IngestRejected
-from assets.ingest import ingest_file
-from assets.skeleton import Skeleton
+from assets.families.schema import Skeleton
+from assets.ingest.convert import ingest_file
+from assets.ingest.sandbox import Cage, CageBroke, Limits, _digest
 from benchmarks.samples import write_kohya_lora
 
 
@@ -107,7 +107,7 @@ def test_a_pickle_is_refused_unread_under_any_name(
 
 _TRIES = """
 import os, pickle, socket, sys
-from assets import caged
+from assets.ingest import sandbox_worker as caged
 
 class Evil:
     def __reduce__(self):

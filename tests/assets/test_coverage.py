@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from assets.asset import Asset, AssetKind
-from assets.coverage import coverage_warning, shortfalls
+from assets.formats.coverage import coverage_warning, shortfalls
 
 
 @pytest.mark.parametrize(

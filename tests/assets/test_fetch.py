@@ -15,8 +15,15 @@ from typing import Any
 import pytest
 
 from assets.errors import FetchFailed, FetchRefused, TooLarge
-from assets.fetch import Fetcher, FetchLimits, Rules, embedded, is_public, system_resolve
-from assets.hub import download_url, find_file
+from assets.remote.guarded_http import (
+    Fetcher,
+    FetchLimits,
+    Rules,
+    embedded,
+    is_public,
+    system_resolve,
+)
+from assets.remote.huggingface import download_url, find_file
 
 OUTSIDE, INSIDE = "127.0.0.2", "127.0.0.1"
 QUICK = FetchLimits(connect_s=2.0, answer_s=1.0, overall_s=5.0, least_bytes_per_s=1e4, window_s=0.4)

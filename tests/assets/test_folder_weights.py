@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from assets.base_model.import_model import import_model
 from assets.errors import IngestRejected
+from assets.families.sdxl import skeleton_of
 from assets.formats.pack import pack_folder
 from assets.formats.tensors import TensorFile
-from assets.import_model import import_model
-from assets.ingest import OwnersWord, ingest_file
-from assets.sdxl import skeleton_of
-from assets.store import FsspecStore
+from assets.ingest.convert import OwnersWord, ingest_file
+from assets.storage.object_store import FsspecStore
 from serving.commons.miniature import MINIATURE_CONFIGS
 
 STEM = "diffusion_pytorch_model"

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from assets.skeleton import Skeleton
+from assets.families.schema import Skeleton
 from tests.assets.hostile import Hostile, foreign, lies, pickles, table
 
 MOST_S, MOST_BYTES = 20.0, 600 << 20
@@ -46,7 +46,7 @@ def corpus(
 
 def names() -> list[str]:
     """Of the corpus, before it can be made."""
-    from assets.sdxl import skeleton_of
+    from assets.families.sdxl import skeleton_of
     from serving.commons.miniature import MINIATURE_CONFIGS
 
     every = [*table(), *pickles(Path("/nowhere")), *lies(skeleton_of(MINIATURE_CONFIGS))]

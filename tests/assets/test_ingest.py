@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from assets.base_model.import_model import import_model
 from assets.content import MODEL_COMPONENTS, Component, content_key, tenant_salt
 from assets.errors import IngestRejected
+from assets.families.schema import Skeleton
 from assets.formats.lora import cover
 from assets.formats.pack import pack_folder
 from assets.formats.tensors import TensorFile
-from assets.import_model import import_model
-from assets.ingest import ingest_file
-from assets.keys import blob_key
-from assets.skeleton import Skeleton
-from assets.store import FsspecStore, read_bytes
+from assets.ingest.convert import ingest_file
+from assets.storage.object_paths import blob_key
+from assets.storage.object_store import FsspecStore, read_bytes
 from benchmarks.samples import write_kohya_lora
 from serving.commons.miniature import MINIATURE_CONFIGS, weights
 from serving.commons.single_file import write_single_file

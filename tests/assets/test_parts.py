@@ -12,9 +12,9 @@ import pytest
 
 from assets.errors import StoreError
 from assets.ids import new_asset_id
-from assets.keys import part_key, upload_key
-from assets.parts import LEAST_PART_BYTES, ObjectParts, PartStore, S3Parts, open_parts
-from assets.store import FsspecStore, put_bytes, read_bytes
+from assets.storage.multipart import LEAST_PART_BYTES, ObjectParts, PartStore, S3Parts, open_parts
+from assets.storage.object_paths import part_key, upload_key
+from assets.storage.object_store import FsspecStore, put_bytes, read_bytes
 from serving.settings import Settings
 
 SIZES = (LEAST_PART_BYTES, LEAST_PART_BYTES, 1000)

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from assets.content import content_key
 from assets.errors import IngestRejected
+from assets.families.sdxl import SDXL_SCHEDULE
 from assets.formats.prediction_source import find_prediction, prediction_of_scheduler
 from assets.formats.tensors import TensorFile
-from assets.ingest import with_owners_prediction
+from assets.ingest.convert import with_owners_prediction
 from assets.prediction import PREDICTIONS, key_suffix, prediction_of
-from assets.sdxl import SDXL_SCHEDULE
 
 EMPTY, ONE = torch.tensor([]), torch.tensor(1.0)
 #: ᾱ of SDXL's schedule, and of one that ends in noise alone.

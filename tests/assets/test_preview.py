@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from assets.errors import InvalidAsset
-from assets.preview import KEPT_SIDE, MAX_BYTES, preview_of
+from assets.library.preview import KEPT_SIDE, MAX_BYTES, preview_of
 
 
 def encoded(size: tuple[int, int], kind: str = "PNG", **options: object) -> bytes:

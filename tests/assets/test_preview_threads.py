@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from assets.errors import InvalidAsset
-from assets.preview import preview_of
+from assets.library.preview import preview_of
 
 
 def encoded(image: Image.Image, form: str = "PNG") -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.private_folder import UnsafeFolder, private_folder
+from assets.storage.private_folder import UnsafeFolder, private_folder
 from orchestrator.errors import TierUnusable
 from orchestrator.file_tier import FileTier
 

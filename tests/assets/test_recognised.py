@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from assets.errors import IngestRejected
+from assets.families.schema import Shape, Skeleton
 from assets.formats.identify import identify
 from assets.formats.lora_kinds import split_key
 from assets.formats.names import single_file_name, unet_ldm_name
 from assets.formats.tensors import TensorFile
-from assets.ingest import Ingested, ingest_file
-from assets.ingest_rules import check_family
-from assets.skeleton import Shape, Skeleton
+from assets.ingest.convert import Ingested, ingest_file
+from assets.ingest.rules import check_family
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 MLP = "text_model.encoder.layers.0.mlp.fc1"

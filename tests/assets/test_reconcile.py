@@ -15,14 +15,14 @@ from assets.asset import Asset
 from assets.content import Blob
 from assets.errors import StoreError
 from assets.ids import new_asset_id
-from assets.keys import blob_key, part_key, preview_key, stored_blob_key, upload_key
-from assets.library import KEPT_DELETED_S, LOST, Library
-from assets.parts import open_parts
+from assets.library.library import KEPT_DELETED_S, LOST, Library
+from assets.library.reconcile import GRACE_S, Reconciler
 from assets.principal import Principal
-from assets.reconcile import GRACE_S, Reconciler
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
-from assets.store import FsspecStore, put_bytes, read_bytes
+from assets.storage.multipart import open_parts
+from assets.storage.object_paths import blob_key, part_key, preview_key, stored_blob_key, upload_key
+from assets.storage.object_store import FsspecStore, put_bytes, read_bytes
 from serving.database import open_database
 from serving.settings import Settings
 

@@ -15,10 +15,10 @@ from assets.asset import Asset
 from assets.content import Blob
 from assets.errors import InvalidAsset, NameTaken, QuotaExceeded
 from assets.ids import is_asset_id, new_asset_id
-from assets.records import Query
+from assets.library.records import Query
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
-from assets.sql.words import WordRow, search_terms
+from assets.sql.search_index import WordRow, search_terms
 
 
 @pytest.fixture

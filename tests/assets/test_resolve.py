@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
+from assets.library.resolve import Resolved, Wanted, find_base
+from assets.library.resolve import resolve as resolve_at
 from assets.principal import Principal
-from assets.resolve import Resolved, Wanted, find_base
-from assets.resolve import resolve as resolve_at
 
 T1, T2 = Principal("t1", "t1"), Principal("t2", "t2")
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from assets.errors import StoreError
-from assets.store import FsspecStore, ObjectStore, put_bytes, put_file, read_bytes
+from assets.storage.object_store import FsspecStore, ObjectStore, put_bytes, put_file, read_bytes
 from serving.settings import Settings
 
 

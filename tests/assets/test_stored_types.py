@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from assets.content import MODEL_COMPONENTS
 from assets.errors import IngestRejected
+from assets.families.schema import Skeleton
 from assets.formats.names import single_file_name
 from assets.formats.tensors import TORCH_DTYPES, TensorFile
-from assets.ingest import ingest_file
-from assets.skeleton import Skeleton
+from assets.ingest.convert import ingest_file
 from serving.commons.miniature import weights
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"

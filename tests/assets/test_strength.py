@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from assets.errors import IngestRejected
+from assets.families.schema import Skeleton
 from assets.formats.lora_strength import read_strengths
 from assets.formats.tensors import TensorFile
-from assets.ingest import Ingested, OwnersWord, ingest_file
-from assets.skeleton import Skeleton
+from assets.ingest.convert import Ingested, OwnersWord, ingest_file
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 K = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from assets.tenant_pool import TenantPool
+from assets.ingest.tenant_pool import TenantPool
 
 
 class Work:

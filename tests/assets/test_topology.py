@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from assets.errors import IngestRejected
+from assets.families.schema import Skeleton
+from assets.families.sdxl import SDXL_CONFIGS, skeleton_of
 from assets.formats.identify import identify
 from assets.formats.lora import cover
 from assets.formats.names import single_file_name
-from assets.ingest_rules import check_family
-from assets.sdxl import SDXL_CONFIGS, skeleton_of
-from assets.skeleton import Skeleton
+from assets.ingest.rules import check_family
 from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.engine.modules import build_modules, published_names
 

@@ -18,7 +18,10 @@ from fastapi import FastAPI
 from sqlalchemy import inspect
 
 from assets.content import Blob, Component, content_key, original_key, tenant_salt
-from assets.keys import (
+from assets.families.sdxl import skeleton_of
+from assets.prediction import Prediction
+from assets.sql.base import connect
+from assets.storage.object_paths import (
     blob_key,
     model_key,
     part_key,
@@ -28,10 +31,7 @@ from assets.keys import (
     stored_blob_key,
     upload_key,
 )
-from assets.prediction import Prediction
-from assets.sdxl import skeleton_of
-from assets.signing import Signer
-from assets.sql.base import connect
+from assets.storage.signing import Signer
 from orchestrator.file_tier import FileTier
 from serving.api.errors import TABLE
 from serving.cli.main import app as command_line

@@ -21,8 +21,8 @@ from typing import Any
 
 import httpx
 
+from assets.families.sdxl import skeleton_of
 from assets.plan import Plan
-from assets.sdxl import skeleton_of
 from benchmarks.samples import write_inversion, write_kohya_lora
 from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.composition import open_backends

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from assets.base_model.import_model import import_model
+from assets.base_model.manifest import ModelManifest
 from assets.content import Blob
-from assets.import_model import import_model
-from assets.ingest import ingest_file
-from assets.keys import blob_key
-from assets.model import ModelManifest
+from assets.ingest.convert import ingest_file
 from assets.recipe import InversionUse, LoraUse, Recipe
-from assets.store import FsspecStore, put_file
+from assets.storage.object_paths import blob_key
+from assets.storage.object_store import FsspecStore, put_file
 from benchmarks.samples import write_wild_lora
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier

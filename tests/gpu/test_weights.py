@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from assets.sdxl import SDXL_CONFIGS, skeleton_of
+from assets.families.sdxl import SDXL_CONFIGS, skeleton_of
 from serving.engine.engine import Engine
 from serving.engine.slabs import SlabLayout, layouts_of
 from serving.engine.values import Factors

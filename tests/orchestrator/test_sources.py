@@ -18,9 +18,9 @@ import pytest
 
 from assets.content import Blob
 from assets.errors import StoreBroke, StoreError
-from assets.keys import blob_key
-from assets.signing import Signer
-from assets.store import FsspecStore, put_bytes
+from assets.storage.object_paths import blob_key
+from assets.storage.object_store import FsspecStore, put_bytes
+from assets.storage.signing import Signer
 from orchestrator.breaker import Breaker
 from orchestrator.download import Pace, StoreSource
 from orchestrator.errors import SourceDown, TierError

@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from fastapi.routing import APIRoute
 
+from assets.library.resolve import MAX_LORAS
 from assets.plan import Plan
-from assets.resolve import MAX_LORAS
 from serving.api.body import MAX_DEPTH, MAX_ELEMENTS, MAX_MARKS
 from serving.api.keyed_route import KeyedRoute
 from serving.api.limits import MAX_BODY_BYTES, MAX_JSON_BYTES

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from assets.library.records import Query
+from assets.library.resolve import BASE_NAME, Wanted
 from assets.principal import Principal
-from assets.records import Query
-from assets.resolve import BASE_NAME, Wanted
 from benchmarks.miniature.evaluate import EFFECTS, held_out, wanting
 from benchmarks.miniature.judge import Judge
 from benchmarks.miniature.world import Scene, caption, random_scene

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from assets.failpoint import FAILPOINTS
-from assets.keys import BLOBS
-from assets.library import KEPT_DELETED_S
+from assets.library.library import KEPT_DELETED_S
+from assets.storage.object_paths import BLOBS
 from serving.composition import open_backends
 from serving.settings import Settings
 from serving.tenants.meter import Meter

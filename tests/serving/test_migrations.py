@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from assets.records import Query
+from assets.library.records import Query
 from assets.sql.base import connect
 from assets.sql.records import SqlAssetRecords
 from serving.database import open_database, upgrade

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets.errors import InvalidAsset
-from assets.terms import MAX_NAME_BYTES, MAX_NAME_CHARS, check_name, normal_name
+from assets.library.validation import MAX_NAME_BYTES, MAX_NAME_CHARS, check_name, normal_name
 from serving.cli.folder import Found
 from serving.cli.naming import Place, Places, named, plain_name
 from serving.cli.output import ApiFailure

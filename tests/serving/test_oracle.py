@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from assets.skeleton import Skeleton
+from assets.families.schema import Skeleton
 from benchmarks.samples import write_inversion
 from tests.platforms import Running, running
 

@@ -15,9 +15,9 @@ import pytest
 import sqlalchemy as sa
 
 from assets.errors import Forbidden
+from assets.library.records import Query
 from assets.plan import Plan
 from assets.principal import Principal
-from assets.records import Query
 from assets.sql.base import connect
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.clock import clock_of

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from assets.plan import Plan
 from assets.sql.rows import AssetRow
-from assets.sql.words import WordRow
+from assets.sql.search_index import WordRow
 from tests.api_app import IMAGE, Api, ready_asset, serving_api
 from tests.serving.test_open_tenant import working
 

@@ -19,8 +19,8 @@ require_tokens()
 
 import ray  # noqa: E402
 
+from assets.library.resolve import Wanted  # noqa: E402
 from assets.principal import Principal  # noqa: E402
-from assets.resolve import Wanted  # noqa: E402
 from serving.cluster.dispatcher_actor import ClusterDrawer  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
 from serving.composition import open_backends  # noqa: E402

@@ -22,8 +22,8 @@ require_tokens()
 import httpx  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from assets.library.resolve import Wanted  # noqa: E402
 from assets.principal import Principal  # noqa: E402
-from assets.resolve import Wanted  # noqa: E402
 from benchmarks.servers import free_port  # noqa: E402
 from serving.cluster.dispatcher_actor import ClusterDrawer  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402

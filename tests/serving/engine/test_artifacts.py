@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from assets.keys import COMPILED
-from assets.store import FsspecStore, put_bytes, read_bytes
+from assets.storage.object_paths import COMPILED
+from assets.storage.object_store import FsspecStore, put_bytes, read_bytes
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner

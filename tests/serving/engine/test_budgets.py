@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from assets.base_model.manifest import ModelManifest
 from assets.content import MODEL_COMPONENTS, Blob
-from assets.model import ModelManifest
-from assets.sdxl import SDXL_CONFIGS, skeleton_of
+from assets.families.sdxl import SDXL_CONFIGS, skeleton_of
 from serving.engine.compose import budgets
 from serving.settings import Settings
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from assets.keys import blob_key
 from assets.prediction import Prediction, key_suffix
 from assets.recipe import InversionUse, LoraUse, Recipe
+from assets.storage.object_paths import blob_key
 from serving.drawing import DrawRequest
 from serving.engine.plan import Plan, Target, plan
 from serving.errors import Cancelled

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from assets.errors import InvalidAsset
+from assets.library.resolve import Wanted
 from assets.principal import Principal
 from assets.recipe import LoraUse
-from assets.resolve import Wanted
 from serving.api.wire_generate import GenerateRequest
 
 

@@ -28,8 +28,8 @@ from typing import IO, Any, get_args
 from assets.asset import AssetKind
 from assets.content import Blob, Component, content_key
 from assets.errors import IngestRejected
-from assets.ingest import Ingested, OwnersWord, prediction_in
-from assets.skeleton import Skeleton
+from assets.families.schema import Skeleton
+from assets.ingest.convert import Ingested, OwnersWord, prediction_in
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Cage:
         scratch: Path,
         word: OwnersWord = OwnersWord(),  # noqa: B008 (frozen)
     ) -> Ingested:
-        """What ``assets.ingest.ingest_file`` does, out there.
+        """What ``assets.ingest.convert.ingest_file`` does, out there.
 
         Raises:
             IngestRejected: with every reason that was found, a limit among them.
@@ -144,7 +144,7 @@ class Cage:
             environment = {name: os.environ[name] for name in kept if name in os.environ}
             environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}
             self._keeper = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "assets.caged"],
+                [sys.executable, "-W", "ignore", "-m", "assets.ingest.sandbox_worker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
             )  # fmt: skip
             assert self._keeper.stdout is not None

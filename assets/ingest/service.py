@@ -15,11 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from assets.asset import COMMONS, SERVED_ENGINE, Asset, AssetKind
-from assets.blobs import BlobRecords
-from assets.cage import Cage
+from assets.base_model.import_model import import_model
+from assets.base_model.manifest import ModelManifest, load_manifest
 from assets.content import Blob, Component, content_key, original_key, tenant_salt
-from assets.coverage import shortfalls
-from assets.effect import EffectProbe
 from assets.errors import (
     FetchFailed,
     FetchRefused,
@@ -29,25 +27,27 @@ from assets.errors import (
     TooLarge,
 )
 from assets.failpoint import reach
-from assets.fetch import Fetcher
-from assets.hub import HUB, find_file
+from assets.formats.coverage import shortfalls
 from assets.ids import new_asset_id
-from assets.import_model import import_model
-from assets.ingest import (
+from assets.ingest.convert import (
     Ingested,
     OwnersWord,
     ingest_file,
     prediction_in,
     with_owners_prediction,
 )
-from assets.keys import blob_key, preview_key, upload_key
-from assets.model import ModelManifest, load_manifest
+from assets.ingest.effect import EffectProbe
+from assets.ingest.sandbox import Cage
+from assets.library.records import AssetRecords
+from assets.library.references import BlobRecords
+from assets.library.resolve import BASE_NAME
+from assets.library.uploads import MAX_UPLOAD_BYTES
 from assets.prediction import Prediction
-from assets.records import AssetRecords
-from assets.resolve import BASE_NAME
-from assets.store import CHUNK_BYTES, Digesting, ObjectStore, put_file
+from assets.remote.guarded_http import Fetcher
+from assets.remote.huggingface import HUB, find_file
+from assets.storage.object_paths import blob_key, preview_key, upload_key
+from assets.storage.object_store import CHUNK_BYTES, Digesting, ObjectStore, put_file
 from assets.text import is_storable
-from assets.uploads import MAX_UPLOAD_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Any
 from assets.asset import AssetKind
 from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
+from assets.families.schema import Skeleton, stacking_order
 from assets.formats import checkpoint, inversion, lora
 from assets.formats.findings import Findings
 from assets.formats.header import Header, read_header
@@ -17,9 +18,8 @@ from assets.formats.identify import identify
 from assets.formats.prediction_source import find_prediction
 from assets.formats.relatives import distilled
 from assets.formats.tensors import CANONICAL_FLOATS, Planned, TensorFile, write_tensors
-from assets.ingest_rules import ACCEPTED, SERVED_FAMILY, check_family, mismatch
+from assets.ingest.rules import ACCEPTED, SERVED_FAMILY, check_family, mismatch
 from assets.prediction import PREDICTIONS, Prediction, Predicts
-from assets.skeleton import Skeleton, stacking_order
 
 _OWNER = "owner"
 _MAX_TRAINING_CHARS, _MAX_VALUE_CHARS = 32_768, 1024

@@ -9,20 +9,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from assets.base_model.manifest import ModelManifest, find_manifest, save_manifest
 from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
+from assets.families.schema import Skeleton, stacking_order
+from assets.families.sdxl import SDXL_CONFIGS, other_arithmetic, skeleton_of
 from assets.formats.checkpoint import convert_checkpoint
 from assets.formats.findings import Findings
 from assets.formats.folder_weights import folder_config, folder_weights
 from assets.formats.names import long_name
 from assets.formats.prediction_source import find_prediction, prediction_of_scheduler
 from assets.formats.tensors import Planned, TensorFile, write_tensors
-from assets.keys import blob_key
-from assets.model import ModelManifest, find_manifest, save_manifest
 from assets.prediction import Prediction, Predicts
-from assets.sdxl import SDXL_CONFIGS, other_arithmetic, skeleton_of
-from assets.skeleton import Skeleton, stacking_order
-from assets.store import ObjectStore, put_file
+from assets.storage.object_paths import blob_key
+from assets.storage.object_store import ObjectStore, put_file
 
 Progress = Callable[[str], None]
 

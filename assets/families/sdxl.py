@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from assets.content import Component
-from assets.skeleton import Shape, Skeleton
+from assets.families.schema import Shape, Skeleton
 
 SDXL_CONFIGS: Mapping[Component, Mapping[str, Any]] = {
     "unet": {

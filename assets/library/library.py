@@ -17,7 +17,6 @@ from cachetools import TTLCache
 
 from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset
-from assets.blobs import BlobRecords
 from assets.errors import (
     AssetNotFound,
     AssetNotReady,
@@ -26,16 +25,17 @@ from assets.errors import (
     QuotaExceeded,
 )
 from assets.failpoint import reach
-from assets.keys import BLOBS, PREVIEWS, blob_key, blob_of, pictured_by, preview_key
-from assets.parts import PartStore, open_parts
+from assets.library.purge import Purge
+from assets.library.records import AssetRecords, Page, Query
+from assets.library.references import BlobRecords
+from assets.library.resolve import BASE_NAME, Resolved, Wanted, find, find_base, resolve
+from assets.library.uploads import Quota, Uploads
+from assets.library.validation import check_expiry, check_name, checked_visibility, normal_name
 from assets.prediction import Prediction
 from assets.principal import Principal
-from assets.purge import Purge
-from assets.records import AssetRecords, Page, Query
-from assets.resolve import BASE_NAME, Resolved, Wanted, find, find_base, resolve
-from assets.store import ObjectStore, put_bytes, read_bytes
-from assets.terms import check_expiry, check_name, checked_visibility, normal_name
-from assets.uploads import Quota, Uploads
+from assets.storage.multipart import PartStore, open_parts
+from assets.storage.object_paths import BLOBS, PREVIEWS, blob_key, blob_of, pictured_by, preview_key
+from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
 
 #: What an asset says whose bytes the store has lost.
 LOST = "its bytes were lost; upload it again"
@@ -278,7 +278,7 @@ class Library:
         return changed
 
     def resolve(self, principal: Principal, wanted: Wanted) -> Resolved:
-        """Raises what ``assets.resolve.resolve`` does."""
+        """Raises what ``assets.library.resolve.resolve`` does."""
         with self._base_lock:
             base = self._base.get(BASE_NAME)
             if base is None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset, AssetKind
-from assets.coverage import coverage_warning
 from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
+from assets.formats.coverage import coverage_warning
 from assets.ids import is_asset_id
+from assets.library.records import AssetRecords
+from assets.library.validation import normal_name
 from assets.principal import Principal
 from assets.recipe import InversionUse, LoraUse, Recipe
-from assets.records import AssetRecords
-from assets.terms import normal_name
 
 #: The name, among the commons, of the checkpoint that a request without one is drawn with.
 BASE_NAME = "base"

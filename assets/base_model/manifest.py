@@ -13,10 +13,10 @@ from typing import Any
 
 from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.errors import StoreError
-from assets.keys import model_key
+from assets.families.schema import Skeleton
 from assets.prediction import Predicts
-from assets.skeleton import Skeleton
-from assets.store import ObjectStore, put_bytes, read_bytes
+from assets.storage.object_paths import model_key
+from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
 
 #: Latent pixels are eight picture pixels wide in every SDXL autoencoder.
 LATENT_SCALE = 8

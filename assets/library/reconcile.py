@@ -14,14 +14,22 @@ from functools import partial
 from typing import Any
 
 from assets.asset import Asset
-from assets.blobs import BlobRecords
 from assets.content import ORIGINAL
 from assets.failpoint import reach
-from assets.keys import BLOBS, PREVIEWS, UPLOADS, blob_key, blob_of, stored_blob_key, upload_key
-from assets.library import KEPT_DELETED_S, LOST
-from assets.parts import PartStore, open_parts
-from assets.records import AssetRecords
-from assets.store import ObjectStore, Stored
+from assets.library.library import KEPT_DELETED_S, LOST
+from assets.library.records import AssetRecords
+from assets.library.references import BlobRecords
+from assets.storage.multipart import PartStore, open_parts
+from assets.storage.object_paths import (
+    BLOBS,
+    PREVIEWS,
+    UPLOADS,
+    blob_key,
+    blob_of,
+    stored_blob_key,
+    upload_key,
+)
+from assets.storage.object_store import ObjectStore, Stored
 
 log = logging.getLogger(__name__)
 

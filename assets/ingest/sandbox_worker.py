@@ -1,4 +1,4 @@
-"""``python -m assets.caged``: the inside of the cage (see cage.py).
+"""``python -m assets.ingest.sandbox_worker``: the inside of the cage (see cage.py).
 
 A process that has imported everything and holds nothing forks a child for each file; the child
 takes its limits upon itself, converts, answers, and is gone. It reads a job a line on standard
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from assets.errors import IngestRejected
-from assets.ingest import OwnersWord, ingest_file
-from assets.skeleton import Skeleton
+from assets.families.schema import Skeleton
+from assets.ingest.convert import OwnersWord, ingest_file
 
 #: What no conversion ever does. A file that brings it about is refused.
 _FORBIDDEN = frozenset(

@@ -4,11 +4,11 @@ refer to them."""
 from __future__ import annotations
 
 from assets.asset import Asset
-from assets.blobs import BlobRecords
 from assets.content import ORIGINAL
-from assets.keys import stored_blob_key
-from assets.records import AssetRecords, Query
-from assets.store import ObjectStore
+from assets.library.records import AssetRecords, Query
+from assets.library.references import BlobRecords
+from assets.storage.object_paths import stored_blob_key
+from assets.storage.object_store import ObjectStore
 
 
 class Purge:

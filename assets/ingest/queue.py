@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from assets.asset import Asset
-from assets.library import Library
-from assets.tenant_pool import TenantPool
-from assets.workshop import Workshop
+from assets.ingest.service import Workshop
+from assets.ingest.tenant_pool import TenantPool
+from assets.library.library import Library
 
 _FETCHES = 8
 _FETCHES_PER_TENANT = 2

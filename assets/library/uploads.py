@@ -11,7 +11,6 @@ from typing import Any
 
 from assets.access import Verb, may, require
 from assets.asset import ASSET_KINDS, Asset
-from assets.blobs import BlobRecords
 from assets.errors import (
     AssetNotFound,
     FetchFailed,
@@ -21,16 +20,17 @@ from assets.errors import (
     TooLarge,
 )
 from assets.failpoint import reach
-from assets.hub import check_repository, download_url
 from assets.ids import new_asset_id
-from assets.keys import PARTS, UPLOADS, upload_key
-from assets.parts import LEAST_PART_BYTES, MOST_PART_BYTES, PART_BYTES, Part, PartStore
+from assets.library.purge import Purge
+from assets.library.records import AssetRecords
+from assets.library.references import BlobRecords
+from assets.library.resolve import find
+from assets.library.validation import check_expiry, check_name, checked_visibility, normal_name
 from assets.principal import Principal
-from assets.purge import Purge
-from assets.records import AssetRecords
-from assets.resolve import find
-from assets.store import ObjectStore
-from assets.terms import check_expiry, check_name, checked_visibility, normal_name
+from assets.remote.huggingface import check_repository, download_url
+from assets.storage.multipart import LEAST_PART_BYTES, MOST_PART_BYTES, PART_BYTES, Part, PartStore
+from assets.storage.object_paths import PARTS, UPLOADS, upload_key
+from assets.storage.object_store import ObjectStore
 
 MAX_UPLOAD_BYTES = 16 << 30
 #: Of a tenant, by its id.

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from fsspec.asyn import sync
 
 from assets.errors import StoreError
-from assets.keys import PARTS, UPLOADS, part_key, parts_prefix
-from assets.store import CHUNK_BYTES, FsspecStore, ObjectStore
+from assets.storage.object_paths import PARTS, UPLOADS, part_key, parts_prefix
+from assets.storage.object_store import CHUNK_BYTES, FsspecStore, ObjectStore
 
 #: S3 takes 5 MiB at least, but for the last, and 10,000 parts at most.
 LEAST_PART_BYTES = 5 << 20

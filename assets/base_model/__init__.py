@@ -1,0 +1,1 @@
+"""The served base model: its manifest and its import."""

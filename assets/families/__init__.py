@@ -1,0 +1,1 @@
+"""Model families: configuration, parameter schema and names."""
