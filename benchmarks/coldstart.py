@@ -54,18 +54,18 @@ def main() -> None:
 
 
 def start(way: str) -> dict[str, float]:
-    """In a process of its own: what serving/cluster/slots.py does. Seconds by part."""
+    """In a process of its own: what serving/cluster/replicas.py does. Seconds by part."""
     laps = [time.perf_counter()]
     import ray.serve  # noqa: F401  (a replica's process has it)
 
-    from serving.cluster.slots import fetch_base
+    from serving.bootstrap.storage import open_provisioner
+    from serving.cluster.replicas import fetch_base
     from serving.settings import Settings
-    from serving.storage import open_provisioner
 
     settings = Settings()
     provisioner = open_provisioner(settings)
     fetching = fetch_base(settings, provisioner) if way == "beside" else None
-    from serving.engine.compose import open_replica
+    from serving.bootstrap.engine import open_replica
 
     laps.append(time.perf_counter())
     open_replica(settings, "cold", provisioner, loaded=lambda: laps.append(time.perf_counter()))
@@ -127,8 +127,8 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
 
 def _install(environment: Mapping[str, str]) -> None:
     code = (
-        "from serving.composition import open_backends;"
-        "from serving.engine.install import install_model, open_workshop;"
+        "from serving.bootstrap.backends import open_backends;"
+        "from serving.bootstrap.base_model import install_model, open_workshop;"
         "from serving.settings import Settings;"
         "s = Settings(); install_model(s, open_workshop(s, open_backends(s)))"
     )

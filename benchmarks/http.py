@@ -32,9 +32,9 @@ from rich.table import Table
 from assets.families.sdxl import skeleton_of
 from benchmarks.samples import write_kohya_lora
 from benchmarks.servers import end_serving, free_port, start_serving
+from serving.bootstrap.backends import open_backends
 from serving.cli.client import Client
-from serving.commons.miniature import MINIATURE_CONFIGS
-from serving.composition import open_backends
+from serving.miniature.model import MINIATURE_CONFIGS
 from serving.settings import Settings
 
 HERE = Path(__file__).parent

@@ -32,7 +32,7 @@ from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
 from assets.storage.object_store import FsspecStore
-from serving.database import open_database
+from serving.bootstrap.database import open_database
 
 RESULT = Path(__file__).parent / "results" / "library.json"
 SIZES = (100, 10_000)

@@ -37,9 +37,9 @@ from benchmarks.samples import write_inversion, write_kohya_lora
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
-from serving.commons.miniature import write_miniature
 from serving.engine.engine import Engine
 from serving.engine.shelf import Prepared
+from serving.miniature.model import write_miniature
 
 RESULT = Path(__file__).parent / "results" / "swap.json"
 WORD = "qzebra"

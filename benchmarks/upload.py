@@ -28,8 +28,8 @@ from benchmarks.http import platform_for
 from benchmarks.samples import write_padded
 from serving.cli.client import Client
 from serving.cli.transfer import send, sha256_of
-from serving.commons.miniature import MINIATURE_CONFIGS, weights
-from serving.commons.single_file import write_single_file
+from serving.miniature.model import MINIATURE_CONFIGS, weights
+from serving.miniature.single_file import write_single_file
 
 RESULT = Path(__file__).parent / "results" / "upload.json"
 _EVERY_S = 0.05

@@ -3,7 +3,7 @@
     python -m benchmarks wire        # about half a minute
 
 A caller asks another process on one Ray for as many bytes as a small picture's answer, in turns:
-through a Serve handle, as a call of an actor, over the wire (serving/cluster/wire.py). One
+through a Serve handle, as a call of an actor, over the wire (serving/cluster/rpc.py). One
 call at a time, one after a pause in which everything falls asleep, and 32 at a time.
 """
 
@@ -32,7 +32,7 @@ class Answering:
         return ANSWER
 
     async def listen(self) -> str:
-        from serving.cluster.wire import WireServer
+        from serving.cluster.rpc import WireServer
 
         self._server = WireServer({"answer": self.answer}, KEY)
         return await self._server.start("127.0.0.1")
@@ -82,7 +82,7 @@ async def _ways() -> dict[str, Call]:
     import ray
     from ray import serve
 
-    from serving.cluster.wire import Wire
+    from serving.cluster.rpc import Wire
 
     deployment = serve.deployment(Answering).options(
         max_ongoing_requests=100, ray_actor_options={"num_cpus": 0}

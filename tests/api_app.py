@@ -20,11 +20,11 @@ from assets.library.resolve import BASE_NAME
 from assets.storage.signing import Signer
 from serving.api.app import create_app
 from serving.api.context import Context
-from serving.composition import Backends, open_backends, open_fetcher
-from serving.drawing import Drawing, Residency, Swap, Timings
-from serving.platform import Platform
+from serving.bootstrap.backends import Backends, open_backends, open_fetcher
+from serving.generation.contract import Drawing, Residency, Swap, Timings
+from serving.generation.service import Platform
+from serving.generation.submission import Submission
 from serving.settings import Settings
-from serving.submission import Submission
 
 #: The bytes of every image that is generated here.
 IMAGE = b"not a picture"
@@ -32,7 +32,7 @@ _POOL = {"name": "default", "gpu": "", "min": 1, "max": 1, "replicas": [{"state"
 
 
 class InstantDrawer:
-    """A :class:`~serving.platform.Drawer`; ``submissions`` holds what it was asked for."""
+    """A :class:`~serving.generation.service.Drawer`; ``submissions`` holds what it is asked for."""
 
     def __init__(self) -> None:
         self.submissions: list[Submission] = []

@@ -49,7 +49,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from serving.commons.miniature import write_miniature
+    from serving.miniature.model import write_miniature
 
     return write_miniature(tmp_path_factory.mktemp("model") / "miniature")
 
@@ -57,7 +57,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def skeleton() -> Any:
     from assets.families.sdxl import skeleton_of
-    from serving.commons.miniature import MINIATURE_CONFIGS
+    from serving.miniature.model import MINIATURE_CONFIGS
 
     return skeleton_of(MINIATURE_CONFIGS)
 
@@ -92,7 +92,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     from orchestrator.download import StoreSource
     from orchestrator.file_tier import FileTier
     from orchestrator.provision import Provisioner
-    from serving.database import open_database
+    from serving.bootstrap.database import open_database
     from serving.engine.engine import Engine
 
     torch.set_num_threads(2)
@@ -138,8 +138,8 @@ def sample_files(skeleton: Any, tmp_path_factory: pytest.TempPathFactory) -> dic
 
     from assets.content import MODEL_COMPONENTS
     from benchmarks.samples import write_inversion, write_kohya_lora
-    from serving.commons.miniature import weights
-    from serving.commons.single_file import write_single_file
+    from serving.miniature.model import weights
+    from serving.miniature.single_file import write_single_file
 
     folder = tmp_path_factory.mktemp("samples")
 
@@ -215,7 +215,7 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """An engine of each database, with every table; PostgreSQL's is the session's."""
-    from serving.database import open_database, upgrade
+    from serving.bootstrap.database import open_database, upgrade
 
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/r.db"

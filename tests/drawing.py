@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.drawing import DrawRequest
+from serving.generation.contract import DrawRequest
 
 
 def picture_of(engine: Any, request: DrawRequest) -> bytes:

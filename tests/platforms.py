@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 
 from benchmarks.servers import end_serving, free_port, start_serving
+from serving.bootstrap.backends import open_backends
 from serving.cli.client import Client
-from serving.composition import open_backends
 from serving.settings import Settings
 
 

@@ -17,7 +17,7 @@ def test_import_contracts() -> None:
 
 def test_a_gateway_has_no_torch_in_memory() -> None:
     code = (
-        "import sys, router.scheduler, serving.api.app, serving.dispatcher;"
+        "import sys, router.scheduler, serving.api.app, serving.pool.dispatcher;"
         "import serving.cluster.gateway;"
         "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     )
@@ -28,7 +28,7 @@ def test_a_gateway_has_no_torch_in_memory() -> None:
 def test_the_library_has_no_ray_and_no_web_framework() -> None:
     code = (
         "import sys, assets.library.library, orchestrator.provision, router.scheduler;"
-        "import serving.platform;"
+        "import serving.generation.service;"
         "print([m for m in ('ray', 'fastapi', 'starlette', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -201,6 +201,6 @@ def _digest(path: Path) -> tuple[str, int]:
 
 def _import_path() -> str:
     """So that the keeper finds this very package, wherever it was imported from."""
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parents[2])
     given = os.environ.get("PYTHONPATH")
     return f"{here}{os.pathsep}{given}" if given else here

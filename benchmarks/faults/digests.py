@@ -9,7 +9,7 @@ import os
 
 import ray
 
-from serving.cluster.slots import SlotClient, SlotStarter, wire_key
+from serving.cluster.replicas import SlotClient, SlotStarter, wire_key
 from serving.settings import Settings
 
 

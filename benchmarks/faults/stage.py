@@ -36,9 +36,9 @@ from benchmarks.servers import (
 )
 from benchmarks.store_proxy import StoreProxy
 from orchestrator.file_tier import FileTier
+from serving.bootstrap.backends import Backends, open_backends
 from serving.cli.client import Client
-from serving.commons.miniature import MINIATURE_CONFIGS
-from serving.composition import Backends, open_backends
+from serving.miniature.model import MINIATURE_CONFIGS
 from serving.settings import PoolSettings, Settings
 
 TENANT = "faults"

@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.world import World, median
-from serving.drawing import DrawRequest
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
+from serving.generation.contract import DrawRequest
 
 
 def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) -> Row:

@@ -9,10 +9,10 @@ from typing import Any
 
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.world import World, median
-from serving.drawing import DrawRequest
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
-from serving.replica import Replica
+from serving.generation.contract import DrawRequest
+from serving.worker import Replica
 
 #: What :func:`savings` compares with everything on.
 WITHOUT = {

@@ -18,11 +18,11 @@ from benchmarks.gpu.device import free_bytes, memory
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.unet_calls import become, step_flop
 from benchmarks.gpu.world import PROMPT, World, exact_convolutions, median
-from serving.drawing import Drawing
 from serving.engine.compiled import compilations
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
 from serving.engine.pictures import copy_pixels, encode_image
+from serving.generation.contract import Drawing
 
 
 def start_engine(world: World, options: EngineOptions, name: str = "engine") -> Row:

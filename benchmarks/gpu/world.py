@@ -21,13 +21,13 @@ from assets.recipe import LoraUse, Recipe
 from benchmarks.gpu.random_model import random_lora, random_slabs
 from benchmarks.gpu.stock import stock_pipeline
 from orchestrator.device_tier import DeviceTier
-from serving.commons.miniature import MINIATURE_CONFIGS
-from serving.drawing import Drawing, DrawRequest
 from serving.engine.engine import Engine
 from serving.engine.graphs import UnetKey
 from serving.engine.options import EngineOptions
 from serving.engine.slabs import layouts_of
 from serving.engine.values import DeviceValue, Lora, Pristine
+from serving.generation.contract import Drawing, DrawRequest
+from serving.miniature.model import MINIATURE_CONFIGS
 
 PROMPT = "a small red star on a blue background"
 _TIER_BYTES = 64 << 30

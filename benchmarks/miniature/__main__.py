@@ -24,7 +24,7 @@ from benchmarks.miniature.previews import draw_previews
 from benchmarks.miniature.text import ENCODERS, train_text
 from benchmarks.miniature.unet import train_unet
 from benchmarks.miniature.vae import train_vae
-from serving.commons.catalogue import weights_file
+from serving.miniature.catalogue import weights_file
 
 CURVES = Path(__file__).parents[1] / "results" / "miniature_training.json"
 

@@ -12,8 +12,8 @@ import torch
 from assets.content import Component
 from assets.formats.tensors import Planned, write_tensors
 from benchmarks.miniature import text, unet, vae
-from serving.commons.miniature import TOKEN_EMBEDDING, weights
 from serving.engine.modules import published_names
+from serving.miniature.model import TOKEN_EMBEDDING, weights
 
 #: Where training leaves its states, curves and pictures.
 DEFAULT_FOLDER = Path("build/miniature")

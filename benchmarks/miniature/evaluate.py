@@ -32,13 +32,13 @@ from benchmarks.miniature.world import Scene, caption, is_held_out, random_scene
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
-from serving.commons.catalogue import CATALOGUE, Entry
-from serving.commons.miniature import write_miniature
-from serving.commons.publish import publish_library
-from serving.composition import open_backends
-from serving.drawing import DrawRequest, Sampler
+from serving.bootstrap.backends import open_backends
+from serving.bootstrap.base_model import open_workshop
 from serving.engine.engine import Engine
-from serving.engine.install import open_workshop
+from serving.generation.contract import DrawRequest, Sampler
+from serving.miniature.catalogue import CATALOGUE, Entry
+from serving.miniature.model import write_miniature
+from serving.miniature.publish import publish_library
 from serving.settings import Settings
 
 RESULT = Path(__file__).parents[1] / "results" / "miniature.json"

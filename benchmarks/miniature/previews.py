@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.miniature.evaluate import Studio, wanting
 from benchmarks.miniature.unet import save_row
-from serving.commons.catalogue import CATALOGUE, preview_file
+from serving.miniature.catalogue import CATALOGUE, preview_file
 
 _PROMPTS: Mapping[str, str] = {
     "night": "a large red star on a yellow background",

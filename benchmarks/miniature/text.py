@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from assets.content import Component
 from benchmarks.miniature.training import Plan, train
 from benchmarks.miniature.world import COLOURS, PLACES, SHAPES, SIZES, caption, training_scene
-from serving.commons.miniature import MINIATURE_CONFIGS, token_rows
 from serving.engine.text import Prompts
 from serving.engine.vocabulary import vocabulary
+from serving.miniature.model import MINIATURE_CONFIGS, token_rows
 
 PLAN = Plan(steps=1500, rate=2e-3)
 ENCODERS: tuple[Component, ...] = ("text_encoder", "text_encoder_2")

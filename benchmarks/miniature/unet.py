@@ -23,8 +23,8 @@ from benchmarks.miniature.text import ENCODERS, distracted, tokens_of
 from benchmarks.miniature.training import Plan, batches, train
 from benchmarks.miniature.vae import to_signal
 from benchmarks.miniature.world import SIDE, caption, render, training_scene
-from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.engine.text import Prompts
+from serving.miniature.model import MINIATURE_CONFIGS
 
 PLAN = Plan(steps=3800, rate=1e-3, weight_decay=1e-2, save_every=400)
 BATCH = 48

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.miniature.training import Plan, batches, train
 from benchmarks.miniature.world import LOOKS, SIDE, random_scene, render
-from serving.commons.miniature import MINIATURE_CONFIGS
+from serving.miniature.model import MINIATURE_CONFIGS
 
 PLAN = Plan(steps=6500, rate=2e-3, weight_decay=0.0)
 _POOL = 4000

@@ -28,9 +28,9 @@ from serving.api import (
 )
 from serving.api.context import Context
 from serving.api.housekeeping import keep_house
-from serving.api.job_runner import JobRunner
 from serving.api.limits import Limits
 from serving.api.metrics import Counted
+from serving.jobs.runner import JobRunner
 from serving.logs import about
 
 

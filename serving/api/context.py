@@ -13,11 +13,11 @@ from fastapi import Depends, Request
 from assets.ingest.runner import IngestRunner
 from assets.remote.guarded_http import Fetcher
 from assets.storage.signing import Signer
-from serving.api.job_watch import JobWatch
 from serving.api.recent import Recent
 from serving.api.turns import Turns
-from serving.composition import Backends
-from serving.platform import Platform
+from serving.bootstrap.backends import Backends
+from serving.generation.service import Platform
+from serving.jobs.watch import JobWatch
 
 #: URLs to download are asked for anew with each answer, and need not last.
 _DOWNLOAD_EXPIRES_S = 3600

@@ -18,7 +18,7 @@ from serving.api.keyed_route import CostlyRoute, Who
 from serving.api.openapi import answers_with, reads_headers
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import Cancelled
-from serving.jobs.jobs import Job
+from serving.jobs.store import Job
 
 router = APIRouter(tags=["generate"], route_class=CostlyRoute)
 T = TypeVar("T")

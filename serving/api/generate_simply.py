@@ -22,7 +22,7 @@ from serving.api.idempotency import check_room
 from serving.api.keyed_route import CostlyRoute, Who, bearer
 from serving.api.openapi import answers_with, reads_headers
 from serving.api.wire_generate import GenerateRequest, answer
-from serving.jobs.jobs import Job
+from serving.jobs.store import Job
 
 
 class OpenTenantRoute(CostlyRoute):

@@ -24,7 +24,7 @@ from assets.storage.object_store import read_bytes
 from serving.api.context import Context
 from serving.api.wire_generate import GenerateRequest
 from serving.errors import DeadlineExceeded, InvalidRequest
-from serving.jobs.jobs import Job
+from serving.jobs.store import Job
 from serving.logs import note, shortened
 
 HEADER = "Idempotency-Key"

@@ -13,7 +13,7 @@ from serving.api import answers, idempotency
 from serving.api.context import Ctx
 from serving.api.keyed_route import OpenRoute
 from serving.api.openapi import answers_with
-from serving.jobs.jobs import FINISHED
+from serving.jobs.store import FINISHED
 
 router = APIRouter(tags=["generate"], route_class=OpenRoute)
 

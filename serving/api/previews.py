@@ -22,7 +22,7 @@ from serving.api.context import Context, Ctx
 from serving.api.keyed_route import CostlyRoute, KeyedRoute, Who
 from serving.api.openapi import answers_with, reads_bytes, reads_headers
 from serving.api.request_model import RequestModel
-from serving.platform import Order
+from serving.generation.service import Order
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
 costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=CostlyRoute)

@@ -9,9 +9,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from assets.library.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS, Wanted
 from serving.api.request_model import RequestModel
-from serving.drawing import ImageEncoding, Sampler
 from serving.errors import InvalidRequest
-from serving.platform import MAX_SEED, Generated, Order, fixed_seeds
+from serving.generation.contract import ImageEncoding, Sampler
+from serving.generation.service import MAX_SEED, Generated, Order, fixed_seeds
 
 Prompt = Annotated[str, Field(max_length=10_000)]
 #: An asset's id, or ``owner:name@version``.

@@ -110,7 +110,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def _key(settings: Settings) -> str:
-    from serving.composition import open_backends
+    from serving.bootstrap.backends import open_backends
 
     directory = open_backends(settings).directory
     if not any(tenant.name == _TENANT for tenant in directory.tenants()):
@@ -135,7 +135,7 @@ def _await_serving(server: subprocess.Popen[bytes], settings: Settings) -> None:
 def _upload_own(client: Client) -> str:
     """A private copy of a public LoRA, uploaded as any file is; its id. One that an earlier
     demonstration uploaded is used again."""
-    from serving.commons.catalogue import weights_file
+    from serving.miniature.catalogue import weights_file
 
     name = "my-outline"
     asset = next((a for a in client.call("GET", "/v1/assets")["data"] if a["name"] == name), None)

@@ -159,7 +159,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
 def _store(settings: Settings) -> Iterator[Finding]:
     """Written, read and deleted: an object under a name of its own."""
     from assets.storage.object_store import put_bytes, read_bytes
-    from serving.storage import open_store
+    from serving.bootstrap.storage import open_store
 
     url = settings.resolved_store_url
     if url.startswith("file://") and not Path(url.removeprefix("file://")).exists():

@@ -12,7 +12,7 @@ import uvicorn
 from serving.api.app import create_app
 from serving.api.server import allow_open_files, server_config
 from serving.api.throttle import Throttle
-from serving.local import local_context
+from serving.in_process import local_context
 from serving.settings import Settings
 
 

@@ -25,7 +25,7 @@ GROUPS = {"tenants": tenants, "plans": plans, "members": members, "keys": keys, 
 
 
 def _backends(data_dir: Path | None) -> Any:
-    from serving.composition import open_backends
+    from serving.bootstrap.backends import open_backends
 
     keep_private()
     return open_backends(settings_with(data_dir=data_dir))

@@ -23,18 +23,18 @@ from router.admission import QueueLimits
 from router.autoscaling import Pool
 from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.outcome import caught, thrown
+from serving.cluster.replicas import SlotStarter, dispatcher_name, wire_key
+from serving.cluster.rpc import RemoteFailed, Wire, WireError, WireServer
 from serving.cluster.sealed_settings import SealedSettings, seal
-from serving.cluster.slots import SlotStarter, dispatcher_name, wire_key
-from serving.cluster.wire import RemoteFailed, Wire, WireError, WireServer
-from serving.dispatcher import Dispatcher
-from serving.drawing import Drawing, Guidance, Residency
 from serving.errors import DeadlineExceeded, DrawingFailed
-from serving.holdings import PATIENCE_S, WARM_S
+from serving.generation.contract import Drawing, Guidance, Residency
+from serving.generation.submission import Submission
 from serving.logs import configure
-from serving.pool import Phase, PoolKeeper
+from serving.pool.autoscaler import Phase, PoolKeeper
+from serving.pool.dispatcher import Dispatcher
+from serving.pool.metrics import together
+from serving.pool.residency import PATIENCE_S, WARM_S
 from serving.settings import Settings
-from serving.submission import Submission
-from serving.tally import together
 
 _RETRY_S = 0.2
 #: For an answer that is on its way when the time is over.
@@ -200,8 +200,8 @@ class _Line:
 
 
 class ClusterDrawer:
-    """A :class:`~serving.platform.Drawer` over the dispatchers of all pools, which outlives
-    them. What is asked of one that is not there at the moment is asked again in time."""
+    """A :class:`~serving.generation.service.Drawer` over the dispatchers of all pools, which
+    outlives them. What is asked of one that is not there at the moment is asked again in time."""
 
     def __init__(self, settings: Settings) -> None:
         self._pools = {pool.name: pool for pool in settings.resolved_pools}

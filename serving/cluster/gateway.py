@@ -14,11 +14,11 @@ from assets.storage.signing import Signer
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.api.throttle import Throttle
+from serving.bootstrap.backends import open_backends, open_fetcher
 from serving.cluster.dispatcher_actor import ClusterDrawer
 from serving.cluster.ingest_actor import ClusterIngest
-from serving.composition import open_backends, open_fetcher
+from serving.generation.service import Platform
 from serving.logs import configure
-from serving.platform import Platform
 from serving.settings import Settings
 
 

@@ -10,9 +10,9 @@ import ray
 from assets.asset import Asset
 from assets.errors import AssetError
 from assets.storage.private_folder import keep_private
+from serving.bootstrap.backends import open_backends
 from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.sealed_settings import SealedSettings, seal
-from serving.composition import open_backends
 from serving.logs import configure
 from serving.settings import Settings
 
@@ -25,7 +25,7 @@ class IngestActor:
 
     def __init__(self, sealed: SealedSettings) -> None:
         from assets.ingest.queue import IngestQueue
-        from serving.engine.install import open_workshop
+        from serving.bootstrap.base_model import open_workshop
 
         keep_private()
         settings = sealed.open()
@@ -38,7 +38,7 @@ class IngestActor:
     def install_base(self) -> int | Exception:
         """The base model's native size, once it is in the store with the public library that
         fits it; or why it cannot be."""
-        from serving.engine.install import install_model
+        from serving.bootstrap.base_model import install_model
 
         try:
             return install_model(self._settings, self._workshop).native_size

@@ -16,17 +16,17 @@ from ray import serve
 
 from assets.storage.private_folder import private_folder
 from orchestrator.locks import acquire
+from serving.bootstrap.storage import give_back_memory
 from serving.cluster.control_plane import ControlPlane
 from serving.cluster.dispatcher_actor import start_dispatcher
 from serving.cluster.dispatcher_watch import DispatcherWatch
 from serving.cluster.gateways import run_gateways
 from serving.cluster.ingest_actor import start_ingest
 from serving.cluster.outcome import thrown
-from serving.cluster.renewal import renew
-from serving.cluster.slots import dispatcher_name
+from serving.cluster.replicas import dispatcher_name
+from serving.cluster.rollout import renew
 from serving.errors import ServingError
 from serving.settings import Settings
-from serving.storage import give_back_memory
 
 Progress = Callable[[str], None]
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from assets.base_model.manifest import LATENT_SCALE
-from serving.drawing import DrawRequest
 from serving.engine.devices import Event, record_event, to_device
 from serving.engine.graphs import UnetKey
 from serving.engine.samplers import GUIDANCE_RESCALE, guided_prediction, scheduler
@@ -21,6 +20,7 @@ from serving.engine.text import Embeddings
 from serving.engine.unet import UnetRunner
 from serving.engine.vocabulary import MAX_TOKENS
 from serving.errors import Cancelled
+from serving.generation.contract import DrawRequest
 
 #: Asked between steps; True stops the generation.
 IsCancelled = Callable[[], bool]

@@ -24,17 +24,6 @@ from assets.recipe import Recipe
 from orchestrator.device_tier import DeviceTier
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
-from serving.drawing import (
-    Drawing,
-    DrawRequest,
-    EncodedImage,
-    Guidance,
-    Holding,
-    Rendered,
-    SubmitEncoding,
-    Swap,
-    Timings,
-)
 from serving.engine.compiled import CompiledModule
 from serving.engine.decoder import ImageDecoder
 from serving.engine.denoise import Denoiser, IsCancelled
@@ -53,6 +42,17 @@ from serving.engine.unet import UnetRunner
 from serving.engine.values import DeviceValue
 from serving.engine.working import WorkingSet, target_of
 from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ServingError
+from serving.generation.contract import (
+    Drawing,
+    DrawRequest,
+    EncodedImage,
+    Guidance,
+    Holding,
+    Rendered,
+    SubmitEncoding,
+    Swap,
+    Timings,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

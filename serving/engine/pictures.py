@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from serving.drawing import EncodedImage, ImageEncoding
 from serving.engine.devices import Event, record_event
+from serving.generation.contract import EncodedImage, ImageEncoding
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.ingest.effect import Effect
 from assets.recipe import InversionUse, LoraUse, Recipe
 from orchestrator.provision import Provisioner
-from serving.drawing import DrawRequest
 from serving.engine.engine import Engine
 from serving.errors import NotFinite
+from serving.generation.contract import DrawRequest
 
 log = logging.getLogger(__name__)
 

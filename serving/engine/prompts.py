@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 
 from assets.content import Component
-from serving.drawing import DrawRequest
 from serving.engine.attention import attention_order
 from serving.engine.options import AttentionBackend
 from serving.engine.prompt_cache import PromptCache, PromptKey
 from serving.engine.shelf import Prepared
 from serving.engine.text import Embeddings, Encoded, TextEncoders
 from serving.engine.values import Inversion
+from serving.generation.contract import DrawRequest
 
 #: Trigger word → content key of the asset that brings it, and its vectors.
 Inversions = Mapping[str, tuple[str, Inversion]]

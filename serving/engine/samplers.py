@@ -15,8 +15,8 @@ from diffusers import (
 
 from assets.families.sdxl import SDXL_SCHEDULE
 from assets.prediction import Prediction
-from serving.drawing import Sampler
 from serving.engine.devices import to_device
+from serving.generation.contract import Sampler
 
 #: What a prediction changes of SDXL's schedule. A schedule that ends in noise alone begins there:
 #: "trailing" timesteps (Lin et al. 2023, arXiv:2305.08891).

@@ -17,7 +17,6 @@ from assets.recipe import Recipe
 from orchestrator.device_tier import DeviceLease, DeviceTier
 from orchestrator.errors import TierError
 from orchestrator.provision import Found, Provisioner, TierName
-from serving.drawing import Guidance, Holding
 from serving.engine.slabs import SlabLayout, Slabs, load_slabs
 from serving.engine.values import (
     DeviceValue,
@@ -29,6 +28,7 @@ from serving.engine.values import (
     load_lora,
 )
 from serving.errors import OutOfMemory
+from serving.generation.contract import Guidance, Holding
 
 
 @dataclass(slots=True)

@@ -16,10 +16,10 @@ import torch
 from assets.content import Component
 from assets.families.schema import Shape
 from assets.recipe import LoraUse
-from serving.drawing import Swap
 from serving.engine.plan import Mover, Movers, Plan, Row, Target, plan
 from serving.engine.slabs import SlabLayout, Slabs
 from serving.engine.values import Factors, Lora, Pristine
+from serving.generation.contract import Swap
 
 
 class WorkingSet:

@@ -19,7 +19,7 @@ from assets.formats.pack import pack_folder
 from assets.formats.tensors import TensorFile
 from assets.ingest.convert import OwnersWord, ingest_file
 from assets.storage.object_store import FsspecStore
-from serving.commons.miniature import MINIATURE_CONFIGS
+from serving.miniature.model import MINIATURE_CONFIGS
 
 STEM = "diffusion_pytorch_model"
 

@@ -47,7 +47,7 @@ def corpus(
 def names() -> list[str]:
     """Of the corpus, before it can be made."""
     from assets.families.sdxl import skeleton_of
-    from serving.commons.miniature import MINIATURE_CONFIGS
+    from serving.miniature.model import MINIATURE_CONFIGS
 
     every = [*table(), *pickles(Path("/nowhere")), *lies(skeleton_of(MINIATURE_CONFIGS))]
     return [hostile.name for hostile in every]

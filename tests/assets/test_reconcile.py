@@ -23,7 +23,7 @@ from assets.sql.records import SqlAssetRecords
 from assets.storage.multipart import open_parts
 from assets.storage.object_paths import blob_key, part_key, preview_key, stored_blob_key, upload_key
 from assets.storage.object_store import FsspecStore, put_bytes, read_bytes
-from serving.database import open_database
+from serving.bootstrap.database import open_database
 from serving.settings import Settings
 
 ME = Principal("t", "me")

@@ -14,7 +14,7 @@ from assets.families.schema import Skeleton
 from assets.formats.names import single_file_name
 from assets.formats.tensors import TORCH_DTYPES, TensorFile
 from assets.ingest.convert import ingest_file
-from serving.commons.miniature import weights
+from serving.miniature.model import weights
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2")

@@ -14,8 +14,8 @@ from assets.formats.identify import identify
 from assets.formats.lora import cover
 from assets.formats.names import single_file_name
 from assets.ingest.rules import check_family
-from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.engine.modules import build_modules, published_names
+from serving.miniature.model import MINIATURE_CONFIGS
 
 FILES = {
     "unet": "unet/diffusion_pytorch_model",

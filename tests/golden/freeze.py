@@ -34,10 +34,10 @@ from assets.storage.object_paths import (
 from assets.storage.signing import Signer
 from orchestrator.file_tier import FileTier
 from serving.api.errors import TABLE
+from serving.bootstrap.database import upgrade
 from serving.cli.main import app as command_line
-from serving.commons.miniature import MINIATURE_CONFIGS, identity
-from serving.database import upgrade
 from serving.logs import FIELDS
+from serving.miniature.model import MINIATURE_CONFIGS, identity
 from serving.settings import Settings
 from serving.tenants.keys import digest
 

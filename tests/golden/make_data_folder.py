@@ -24,8 +24,8 @@ import httpx
 from assets.families.sdxl import skeleton_of
 from assets.plan import Plan
 from benchmarks.samples import write_inversion, write_kohya_lora
-from serving.commons.miniature import MINIATURE_CONFIGS
-from serving.composition import open_backends
+from serving.bootstrap.backends import open_backends
+from serving.miniature.model import MINIATURE_CONFIGS
 from tests.platforms import Running, put_asset, running, wait_until
 
 ARCHIVE = Path(__file__).parent / "data_folder.tar.xz"

@@ -19,11 +19,11 @@ from PIL import Image
 from sqlalchemy import MetaData, create_engine, insert
 from sqlalchemy.engine import Engine
 
-from assets.store import put_file
-from serving.composition import open_backends
-from serving.database import upgrade
+from assets.storage.object_store import put_file
+from serving.bootstrap.backends import open_backends
+from serving.bootstrap.database import upgrade
+from serving.bootstrap.storage import open_store
 from serving.settings import Settings
-from serving.storage import open_store
 from tests.golden.make_data_folder import ARCHIVE, REQUEST, image_of, job_status
 from tests.platforms import Running, put_asset, running, wait_until
 

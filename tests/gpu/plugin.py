@@ -24,12 +24,12 @@ from benchmarks.samples import write_wild_lora
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
-from serving.commons.catalogue import CATALOGUE, weights_file
-from serving.commons.miniature import write_miniature
-from serving.drawing import DrawRequest
 from serving.engine.attention import default_order
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
+from serving.generation.contract import DrawRequest
+from serving.miniature.catalogue import CATALOGUE, weights_file
+from serving.miniature.model import write_miniature
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from benchmarks.gpu.world import exact_convolutions
-from serving.drawing import DrawRequest
 from serving.engine.compiled import compilations
 from serving.engine.denoise import STEPS_AHEAD
 from serving.engine.engine import Engine
 from serving.engine.graphs import UnetKey
 from serving.engine.options import EngineOptions
 from serving.errors import Cancelled, NotFinite, OutOfMemory
+from serving.generation.contract import DrawRequest
 from tests.gpu.plugin import Rig, image, request
 
 SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")

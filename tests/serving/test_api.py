@@ -17,10 +17,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from benchmarks.samples import write_wild_lora
+from serving.bootstrap.backends import open_backends
 from serving.cli.output import ApiFailure
-from serving.commons.catalogue import CATALOGUE
-from serving.composition import open_backends
-from serving.jobs.jobs import JobRow
+from serving.jobs.store import JobRow
+from serving.miniature.catalogue import CATALOGUE
 from tests.platforms import Running, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}

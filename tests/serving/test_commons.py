@@ -20,10 +20,10 @@ from assets.principal import Principal
 from benchmarks.miniature.evaluate import EFFECTS, held_out, wanting
 from benchmarks.miniature.judge import Judge
 from benchmarks.miniature.world import Scene, caption, random_scene
-from serving.commons.catalogue import CATALOGUE, Entry, weights_file
-from serving.commons.miniature import TOKEN_DIGESTS, token_rows
-from serving.commons.publish import publish_library, withdraw_library
-from serving.drawing import DrawRequest
+from serving.generation.contract import DrawRequest
+from serving.miniature.catalogue import CATALOGUE, Entry, weights_file
+from serving.miniature.model import TOKEN_DIGESTS, token_rows
+from serving.miniature.publish import publish_library, withdraw_library
 
 WHO = Principal("t1", "t1")
 BY_NAME = {entry.name: entry for entry in CATALOGUE}

@@ -17,7 +17,7 @@ import pytest
 from assets.failpoint import FAILPOINTS
 from assets.library.library import KEPT_DELETED_S
 from assets.storage.object_paths import BLOBS
-from serving.composition import open_backends
+from serving.bootstrap.backends import open_backends
 from serving.settings import Settings
 from serving.tenants.meter import Meter
 from tests.platforms import Running, running
@@ -74,7 +74,7 @@ def delete(http: httpx.Client, _: Path) -> None:
 def collect(settings: Settings, label: str | None) -> int:
     """The reconciler, long after, in a process of its own."""
     script = (
-        "import time; from serving.composition import open_backends; "
+        "import time; from serving.bootstrap.backends import open_backends; "
         "from serving.settings import Settings; "
         f"open_backends(Settings(), lambda: time.time() + {2 * KEPT_DELETED_S}).reconciler.run()"
     )

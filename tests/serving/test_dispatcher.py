@@ -12,8 +12,6 @@ import pytest
 from assets.content import Blob
 from assets.recipe import LoraUse, Recipe
 from router.admission import QueueLimits
-from serving.dispatcher import Dispatcher
-from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Swap, Timings
 from serving.errors import (
     DeadlineExceeded,
     DrawingFailed,
@@ -24,7 +22,9 @@ from serving.errors import (
     ReplicaDied,
     ReplicaLost,
 )
-from serving.submission import Submission
+from serving.generation.contract import Drawing, DrawRequest, Guidance, ReplicaReport, Swap, Timings
+from serving.generation.submission import Submission
+from serving.pool.dispatcher import Dispatcher
 
 BLOB = Blob("base", "", 1)
 
@@ -369,8 +369,8 @@ async def test_what_nobody_may_ask_for_is_forgotten_everywhere() -> None:
 async def test_a_replica_that_hangs_loses_its_request_to_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.dispatcher._WATCH_S", 0.01)
-    monkeypatch.setattr("serving.dispatcher.PATIENCE_S", 0.05)
+    monkeypatch.setattr("serving.pool.dispatcher._WATCH_S", 0.01)
+    monkeypatch.setattr("serving.pool.dispatcher.PATIENCE_S", 0.05)
     stuck, good = FakeReplica("a"), FakeReplica("b")
     stuck.go.clear()
     good.go.clear()

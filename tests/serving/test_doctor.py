@@ -32,7 +32,7 @@ def test_a_fresh_folder_is_fine_and_stays_untouched(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_tried(tmp_path: Path) -> None:
-    from serving.composition import open_backends
+    from serving.bootstrap.backends import open_backends
 
     here = settings(tmp_path)
     open_backends(here)

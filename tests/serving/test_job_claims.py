@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
-from serving.jobs.jobs import JobRow, Jobs
+from serving.jobs.store import JobRow, Jobs
 from serving.tenants.meter import Meter
 
 WAITING = 256

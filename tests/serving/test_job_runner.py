@@ -14,7 +14,9 @@ from assets.errors import AssetNotFound, StoreError
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from serving.api.context import Context
-from serving.api.job_runner import (
+from serving.bootstrap.database import open_database
+from serving.errors import DeadlineExceeded, Refused, ReplicaLost
+from serving.jobs.runner import (
     LONGEST_PUT_BACK_S,
     LONGEST_REFUSED_S,
     MOST_FAILURES,
@@ -22,10 +24,8 @@ from serving.api.job_runner import (
     JobRunner,
     later,
 )
-from serving.api.job_watch import JobWatch
-from serving.database import open_database
-from serving.errors import DeadlineExceeded, Refused, ReplicaLost
-from serving.jobs.jobs import Job, Jobs
+from serving.jobs.store import Job, Jobs
+from serving.jobs.watch import JobWatch
 from serving.tenants.meter import Meter
 
 

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.samples import write_kohya_lora
+from serving.bootstrap.backends import open_backends
 from serving.cli import main
-from serving.composition import open_backends
 from tests.platforms import Running, put_asset, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}

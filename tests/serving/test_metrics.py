@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.provision import Found
 from router.autoscaling import Pool
 from serving.api.metrics import REQUESTS, SECONDS
-from serving.drawing import Drawing, Swap, Timings
-from serving.tally import Tally, together
+from serving.generation.contract import Drawing, Swap, Timings
+from serving.pool.metrics import Tally, together
 from tests.platforms import Running, running
 from tests.serving.test_dispatcher import FakeReplica, dispatcher, submission
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from assets.library.records import Query
 from assets.sql.base import connect
 from assets.sql.records import SqlAssetRecords
-from serving.database import open_database, upgrade
+from serving.bootstrap.database import open_database, upgrade
 
 _ASSET = {
     "id": "asset_1", "tenant_id": "t1", "owner": "me", "name": "style", "version": 1,

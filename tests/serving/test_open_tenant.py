@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serving.api.job_runner import JobRunner
+from serving.jobs.runner import JobRunner
 from tests.api_app import Api, ready_asset, serving_api
 
 PROMPT = {"prompt": "a star", "steps": 1}

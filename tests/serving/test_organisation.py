@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from assets.plan import Plan
-from serving.composition import open_backends
+from serving.bootstrap.backends import open_backends
 from tests.platforms import Running, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2}

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from assets.content import MODEL_COMPONENTS
 from assets.formats.names import single_file_name
+from serving.bootstrap.backends import open_backends
 from serving.cli.transfer import receive
-from serving.commons.miniature import weights
-from serving.composition import open_backends
+from serving.miniature.model import weights
 from tests.platforms import Running, put_asset, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from router.autoscaling import Pool
-from serving.dispatcher import Dispatcher
 from serving.errors import ReplicaLost
-from serving.pool import PoolKeeper
+from serving.pool.autoscaler import PoolKeeper
+from serving.pool.dispatcher import Dispatcher
 from tests.serving.test_dispatcher import FakeReplica, submission, until
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.prompt_syntax import unserved_syntax
+from serving.generation.prompt_syntax import unserved_syntax
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
-from serving.drawing import (
+from serving.errors import Cancelled
+from serving.generation.contract import (
     Drawing,
     DrawRequest,
     EncodedImage,
@@ -24,8 +25,7 @@ from serving.drawing import (
     Swap,
     Timings,
 )
-from serving.errors import Cancelled
-from serving.replica import Replica
+from serving.worker import Replica
 
 BLOB = Blob("base", "", 1)
 RECIPE = Recipe(BLOB, BLOB, BLOB, BLOB)

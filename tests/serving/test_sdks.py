@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks.samples import write_padded
-from serving.commons.catalogue import CATALOGUE, weights_file
+from serving.miniature.catalogue import CATALOGUE, weights_file
 from tests.platforms import Running, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

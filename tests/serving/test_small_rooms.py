@@ -23,7 +23,7 @@ from assets.sql.blobs import SqlBlobRecords
 from assets.sql.clock import clock_of
 from assets.sql.records import SqlAssetRecords
 from serving.api.errors import describe
-from serving.database import open_database, upgrade
+from serving.bootstrap.database import open_database, upgrade
 from serving.errors import (
     Blaming,
     EngineBroke,
@@ -34,10 +34,10 @@ from serving.errors import (
     Refused,
     Unauthenticated,
 )
-from serving.jobs.jobs import CLAIM_S, KEPT_S, Job, Jobs
-from serving.platform import fixed_seeds
+from serving.generation.service import fixed_seeds
+from serving.generation.sizes import WIRE_SIZES, picture_size
+from serving.jobs.store import CLAIM_S, KEPT_S, Job, Jobs
 from serving.settings import Settings
-from serving.sizes import WIRE_SIZES, picture_size
 from serving.tenants.directory import Directory
 from serving.tenants.keys import new_key
 from serving.tenants.meter import Charge, Meter, Spent
@@ -280,7 +280,7 @@ def test_one_tenants_pile_of_jobs_is_in_nobodys_way(
     again = jobs.get(one)
     assert again is not None
     assert (again.status, again.failures) == ("pending", 1)
-    monkeypatch.setattr("serving.jobs.jobs.MAX_UNFINISHED", 5)
+    monkeypatch.setattr("serving.jobs.store.MAX_UNFINISHED", 5)
     with pytest.raises(Refused):
         jobs.add(many, {})
     jobs.add(other, {})

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from serving.bootstrap.backends import open_backends
 from serving.cli import transfer
 from serving.cli.naming import named
-from serving.composition import open_backends
 from tests.platforms import Running, running
 
 PART_BYTES = 12 << 20

@@ -15,8 +15,8 @@ from benchmarks.miniature.text import ENCODERS
 from benchmarks.miniature.training import Plan, train
 from benchmarks.miniature.unet import Words, draw, encode_pictures, noise_loss, save_row
 from benchmarks.miniature.world import SIDE, Scene, render
-from serving.commons.miniature import MINIATURE_CONFIGS
 from serving.engine.text import Prompts, TokenEmbeddingHook, token_embedding
+from serving.miniature.model import MINIATURE_CONFIGS
 
 BATCH = 24
 _LESSONS = 800

@@ -21,13 +21,13 @@ import ray  # noqa: E402
 
 from assets.library.resolve import Wanted  # noqa: E402
 from assets.principal import Principal  # noqa: E402
+from serving.bootstrap.backends import open_backends  # noqa: E402
 from serving.cluster.dispatcher_actor import ClusterDrawer  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
-from serving.composition import open_backends  # noqa: E402
-from serving.drawing import Drawing, DrawRequest  # noqa: E402
-from serving.platform import Order, Platform  # noqa: E402
+from serving.generation.contract import Drawing, DrawRequest  # noqa: E402
+from serving.generation.service import Order, Platform  # noqa: E402
+from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import PoolSettings, Settings  # noqa: E402
-from serving.submission import Submission  # noqa: E402
 
 Submit = Callable[..., "asyncio.Task[Drawing]"]
 

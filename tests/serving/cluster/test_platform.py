@@ -23,7 +23,7 @@ from benchmarks.faults.client import SEEDS, Door, Load, ask, body, known
 from benchmarks.samples import write_kohya_lora
 from benchmarks.servers import clean_environment, free_port
 from benchmarks.store_proxy import StoreProxy
-from serving.composition import open_backends
+from serving.bootstrap.backends import open_backends
 from tests.platforms import Running, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

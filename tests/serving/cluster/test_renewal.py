@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 
-from serving.cluster import renewal
+from serving.cluster import rollout as renewal
 from serving.settings import Settings
 
 

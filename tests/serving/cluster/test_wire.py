@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from serving.cluster.wire import RemoteFailed, Wire, WireBroken, WireDown, WireServer
+from serving.cluster.rpc import RemoteFailed, Wire, WireBroken, WireDown, WireServer
 
 KEY = b"k" * 32
 HOST = "127.0.0.1"

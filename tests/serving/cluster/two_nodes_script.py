@@ -25,12 +25,12 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from assets.library.resolve import Wanted  # noqa: E402
 from assets.principal import Principal  # noqa: E402
 from benchmarks.servers import free_port  # noqa: E402
+from serving.bootstrap.backends import open_backends  # noqa: E402
 from serving.cluster.dispatcher_actor import ClusterDrawer  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
-from serving.composition import open_backends  # noqa: E402
-from serving.drawing import DrawRequest  # noqa: E402
+from serving.generation.contract import DrawRequest  # noqa: E402
+from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import Settings  # noqa: E402
-from serving.submission import Submission  # noqa: E402
 
 
 async def draw(pool: Settings) -> dict[str, Any]:

@@ -31,11 +31,11 @@ KEY = "0" * 40
 _START = """
 import json, sys
 from pathlib import Path
-from serving.engine import compose
+from serving.bootstrap import engine as compose
 from serving.engine.compiled import compilations
 from serving.engine.options import EngineOptions
 from serving.settings import Settings
-from serving.storage import open_provisioner
+from serving.bootstrap.storage import open_provisioner
 settings = Settings()
 few = EngineOptions(compile="regional", compile_blocks=("Downsample2D", "Upsample2D"))
 compose.engine_options = lambda *_: few

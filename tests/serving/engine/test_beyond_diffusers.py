@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
-from serving.drawing import DrawRequest
+from serving.generation.contract import DrawRequest
 from tests.drawing import picture_of
 from tests.namings import NAMINGS
 

@@ -12,7 +12,7 @@ import torch
 from assets.base_model.manifest import ModelManifest
 from assets.content import MODEL_COMPONENTS, Blob
 from assets.families.sdxl import SDXL_CONFIGS, skeleton_of
-from serving.engine.compose import budgets
+from serving.bootstrap.engine import budgets
 from serving.settings import Settings
 
 GIB = 1 << 30

@@ -6,16 +6,16 @@ import random
 from typing import Any
 
 from assets.recipe import LoraUse, Recipe
-from serving.drawing import DrawRequest
 from serving.engine.compiled import compilations
 from serving.engine.options import EngineOptions
+from serving.generation.contract import DrawRequest
 
 
 def test_a_hundred_mixed_recipes_compile_nothing(bench: Any, samples: dict[str, Any]) -> None:
     """Of other ranks, reaches and kinds, text encoders included, on other checkpoints; and what
     is drawn is what the plain engine draws. Dynamo's guards are the same for every backend;
     this one compiles quickly."""
-    from serving.commons.catalogue import weights_file
+    from serving.miniature.catalogue import weights_file
 
     options = EngineOptions(compile="regional", compile_backend="aot_eager")
     engine, plain = bench.engine(options=options), bench.engine()

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from serving.drawing import DrawRequest
 from serving.engine.denoise import STEPS_AHEAD, Denoiser
 from serving.engine.text import Embeddings
 from serving.errors import Cancelled
+from serving.generation.contract import DrawRequest
 
 
 class SlowDevice:

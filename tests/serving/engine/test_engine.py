@@ -16,9 +16,9 @@ from PIL import Image
 from assets.prediction import Prediction, key_suffix
 from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.storage.object_paths import blob_key
-from serving.drawing import DrawRequest
 from serving.engine.plan import Plan, Target, plan
 from serving.errors import Cancelled
+from serving.generation.contract import DrawRequest
 from tests.drawing import picture_of
 
 #: Not one token of the vocabulary, so that diffusers takes it as a new one.

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
 from benchmarks.samples import write_wild_lora
-from serving.commons.catalogue import weights_file
-from serving.drawing import DrawRequest
 from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ReplicaLost
-from serving.replica import Replica
+from serving.generation.contract import DrawRequest
+from serving.miniature.catalogue import weights_file
+from serving.worker import Replica
 from tests.drawing import picture_of
 
 

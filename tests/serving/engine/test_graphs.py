@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from assets.recipe import LoraUse, Recipe
-from serving.drawing import DrawRequest
 from serving.engine.graphs import CaptureFailed, StandInCapture, UnetKey
 from serving.engine.options import EngineOptions
+from serving.generation.contract import DrawRequest
 from tests.drawing import picture_of
 
 PLAIN = EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0)

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from assets.recipe import InversionUse, LoraUse, Recipe
 from orchestrator.errors import TierError
-from serving.drawing import DrawRequest
 from serving.errors import Cancelled, EngineBroke
+from serving.generation.contract import DrawRequest
 
 WORD = "qzebra"
 TENANTS = ("ada", "bob", "eve")

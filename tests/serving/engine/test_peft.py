@@ -130,7 +130,7 @@ def test_an_inversion_that_comes_along_with_a_lora(
     other = InversionUse(samples["inversion_long"].parts["textual_inversion"], "qzebra")
 
     def context(**changes: Any) -> torch.Tensor:
-        from serving.drawing import DrawRequest
+        from serving.generation.contract import DrawRequest
 
         recipe = replace(engine.base, **changes)
         prepared = engine.prepare(recipe)

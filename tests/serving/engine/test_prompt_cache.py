@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from assets.recipe import InversionUse, LoraUse, Recipe
-from serving.drawing import DrawRequest
 from serving.engine.options import EngineOptions
 from serving.engine.prompt_cache import PromptCache, PromptKey
 from serving.engine.text import Embeddings, Encoded
+from serving.generation.contract import DrawRequest
 from tests.drawing import picture_of
 
 

@@ -10,10 +10,10 @@ import torch
 
 from assets.recipe import LoraUse, Recipe
 from orchestrator.device_tier import DeviceTier
-from serving.drawing import DrawRequest
 from serving.engine.shelf import Shelf
 from serving.engine.slabs import layouts_of
 from serving.engine.working import WorkingSet, target_of
+from serving.generation.contract import DrawRequest
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def recipes(bench: Any, samples: dict[str, Any], conv_lora: Any) -> list[Recipe]
 @pytest.fixture(scope="module")
 def conv_lora(bench: Any) -> Any:
     """The library's LoKr: kernels among its targets."""
-    from serving.commons.catalogue import weights_file
+    from serving.miniature.catalogue import weights_file
 
     return bench.ingest(weights_file("outline"), "lora").parts["lora"]
 

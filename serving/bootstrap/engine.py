@@ -11,6 +11,7 @@ import torch
 from assets.base_model.manifest import ModelManifest, load_manifest
 from assets.library.resolve import BASE_NAME
 from orchestrator.provision import Provisioner
+from serving.bootstrap.storage import open_store
 from serving.engine.artifacts import (
     ArtifactStore,
     artifact_key,
@@ -23,10 +24,9 @@ from serving.engine.devices import pick_device
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
 from serving.engine.slabs import layouts_of
-from serving.replica import Replica
+from serving.generation.sizes import picture_size
 from serving.settings import Settings
-from serving.sizes import picture_size
-from serving.storage import open_store
+from serving.worker import Replica
 
 #: What generating takes on the device at SDXL's sizes and the engine's batch: activations, and
 #: the VAE's decoder.

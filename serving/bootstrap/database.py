@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 
 import assets.sql.blobs
 import assets.sql.search_index  # noqa: F401  (both register their tables)
-import serving.jobs.chores
-import serving.jobs.jobs
+import serving.jobs.periodic
+import serving.jobs.store
 import serving.tenants.rows  # noqa: F401
 from assets.sql.base import connect
 
@@ -27,7 +27,7 @@ def open_database(url: str) -> Engine:
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
     config.set_main_option("path_separator", "os")
     with engine.begin() as connection:
         config.attributes["connection"] = connection

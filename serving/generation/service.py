@@ -22,12 +22,12 @@ from assets.ids import ulid
 from assets.library.library import Library
 from assets.library.resolve import BASE_NAME, Resolved, Wanted
 from assets.principal import Principal
-from serving.drawing import Drawing, DrawRequest, ImageEncoding, Residency, Sampler
 from serving.errors import Blaming, InvalidRequest, ServingError
+from serving.generation.contract import Drawing, DrawRequest, ImageEncoding, Residency, Sampler
+from serving.generation.prompt_syntax import unserved_syntax
+from serving.generation.sizes import Size, picture_size
+from serving.generation.submission import Submission
 from serving.logs import note
-from serving.prompt_syntax import unserved_syntax
-from serving.sizes import Size, picture_size
-from serving.submission import Submission
 from serving.tenants.meter import Charge, Spent
 
 log = logging.getLogger(__name__)

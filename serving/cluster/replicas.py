@@ -31,15 +31,15 @@ from assets.storage.signing import Signer
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
 from router.autoscaling import Pool
+from serving.bootstrap.storage import open_provisioner, open_store
 from serving.cluster.outcome import caught, thrown
+from serving.cluster.rpc import RemoteFailed, Wire, WireBroken, WireDown, WireServer
 from serving.cluster.sealed_settings import SealedSettings, seal
-from serving.cluster.wire import RemoteFailed, Wire, WireBroken, WireDown, WireServer
-from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport
 from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
+from serving.generation.contract import Drawing, DrawRequest, Guidance, ReplicaReport
 from serving.logs import about, configure
-from serving.pool import Phase
+from serving.pool.autoscaler import Phase
 from serving.settings import Settings
-from serving.storage import open_provisioner, open_store
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Slot:
         provisioner.meet({**_neighbours(settings.ray_namespace, pool), node: url})
         # The model's bytes come while torch and diffusers are imported, which takes seconds.
         fetch_base(settings, provisioner)
-        from serving.engine.compose import open_replica
+        from serving.bootstrap.engine import open_replica
 
         tell("model")
         self._replica = open_replica(
@@ -174,8 +174,8 @@ def _neighbours(namespace: str, pool: str) -> Mapping[str, str]:
 
 
 class SlotStarter:
-    """A :class:`~serving.pool.Starter`: each replica is an application of Serve. A pool of a
-    kind of GPU wants nodes that have ``gpu_KIND``, which Ray's autoscaler brings and takes
+    """A :class:`~serving.pool.autoscaler.Starter`: each replica is an application of Serve. A pool
+    of a kind of GPU wants nodes that have ``gpu_KIND``, which Ray's autoscaler brings and takes
     back (ray_cluster.yaml)."""
 
     def __init__(self, settings: Settings, pool: Pool) -> None:
@@ -236,8 +236,8 @@ class SlotStarter:
 
 
 class SlotClient:
-    """A :class:`~serving.slot.ReplicaClient`: questions through Serve, which knows when the
-    replica is up; drawings by the wire."""
+    """A :class:`~serving.pool.replica_state.ReplicaClient`: questions through Serve, which knows
+    when the replica is up; drawings by the wire."""
 
     def __init__(self, name: str, key: bytes) -> None:
         self.id = name

@@ -22,11 +22,11 @@ class Entry:
 
 def weights_file(name: str) -> Path:
     """A file of weights that came with the package."""
-    return Path(str(files("serving.commons"))) / "weights" / f"{name}.safetensors"
+    return Path(str(files("serving.miniature"))) / "weights" / f"{name}.safetensors"
 
 
 def preview_file(name: str) -> Path:
-    return Path(str(files("serving.commons"))) / "previews" / f"{name}.png"
+    return Path(str(files("serving.miniature"))) / "previews" / f"{name}.png"
 
 
 CATALOGUE: tuple[Entry, ...] = (

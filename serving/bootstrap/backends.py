@@ -20,11 +20,11 @@ from assets.sql.records import SqlAssetRecords
 from assets.storage.multipart import open_parts
 from assets.storage.object_paths import PICTURES, RESULTS
 from assets.storage.object_store import ObjectStore, Stored
-from serving.database import open_database
-from serving.jobs.chores import Chores
-from serving.jobs.jobs import Jobs
+from serving.bootstrap.database import open_database
+from serving.bootstrap.storage import open_store
+from serving.jobs.periodic import Chores
+from serving.jobs.store import Jobs
 from serving.settings import Settings
-from serving.storage import open_store
 from serving.tenants.audit import Audit
 from serving.tenants.directory import Directory
 from serving.tenants.meter import Meter

@@ -22,9 +22,9 @@ from assets.content import MODEL_COMPONENTS, Component
 from assets.families.schema import Shape
 from assets.families.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, skeleton_of
 from assets.formats.tensors import Planned, TensorFile, write_tensors
-from serving.commons.catalogue import weights_file
 from serving.engine.vocabulary import END, write_tokenizer
 from serving.errors import CommonsDamaged
+from serving.miniature.catalogue import weights_file
 
 _SEED = 20_240_801
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"

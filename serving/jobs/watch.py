@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from assets.errors import AssetNotFound
-from serving.jobs.jobs import Job, Jobs
+from serving.jobs.store import Job, Jobs
 
 _LOOK_S = 0.1
 

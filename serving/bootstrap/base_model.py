@@ -10,10 +10,10 @@ from assets.library.resolve import BASE_NAME
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
-from serving.commons.miniature import identity, write_miniature
-from serving.commons.publish import publish_library, withdraw_library
-from serving.composition import Backends, open_fetcher
+from serving.bootstrap.backends import Backends, open_fetcher
 from serving.engine.probe import EngineProbe
+from serving.miniature.model import identity, write_miniature
+from serving.miniature.publish import publish_library, withdraw_library
 from serving.settings import Settings
 
 

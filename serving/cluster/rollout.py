@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from serving.cluster.ingest_actor import NAME as INGEST
-from serving.cluster.slots import dispatcher_name
+from serving.cluster.replicas import dispatcher_name
 from serving.errors import ServingError
 from serving.settings import Settings
 
@@ -24,8 +24,8 @@ IMPORTED = (
     "serving.cluster.dispatcher_actor",
     "serving.cluster.gateway",
     "serving.cluster.ingest_actor",
-    "serving.engine.compose",
-    "serving.engine.install",
+    "serving.bootstrap.engine",
+    "serving.bootstrap.base_model",
 )
 
 

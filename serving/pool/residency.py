@@ -11,9 +11,9 @@ from assets.content import Blob
 from assets.errors import AssetError
 from orchestrator.errors import TierError
 from orchestrator.file_tier import OPERATOR, POPULAR
-from serving.drawing import Guidance, ReplicaReport, Residency
 from serving.errors import ServingError
-from serving.slot import Slot
+from serving.generation.contract import Guidance, ReplicaReport, Residency
+from serving.pool.replica_state import Slot
 
 #: A replica must answer within this.
 PATIENCE_S = 10.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.drawing import DrawRequest
+from serving.generation.contract import DrawRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from prometheus_client.metrics_core import Metric
 
 from router.autoscaling import Member, Pool, queued, scale
 from router.rollout import Renewal
-from serving.dispatcher import Dispatcher
-from serving.slot import ReplicaClient
+from serving.pool.dispatcher import Dispatcher
+from serving.pool.replica_state import ReplicaClient
 
 log = logging.getLogger(__name__)
 

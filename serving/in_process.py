@@ -18,20 +18,20 @@ from assets.storage.signing import Signer
 from router.admission import QueueLimits
 from router.autoscaling import Pool, queued
 from serving.api.context import Context
-from serving.composition import open_backends, open_fetcher
-from serving.dispatcher import Dispatcher
-from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
-from serving.engine.compose import open_replica
-from serving.engine.install import install_model, open_workshop
-from serving.platform import Platform
-from serving.replica import Replica
+from serving.bootstrap.backends import open_backends, open_fetcher
+from serving.bootstrap.base_model import install_model, open_workshop
+from serving.bootstrap.engine import open_replica
+from serving.bootstrap.storage import give_back_memory, open_provisioner
+from serving.generation.contract import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
+from serving.generation.service import Platform
+from serving.generation.submission import Submission
+from serving.pool.dispatcher import Dispatcher
 from serving.settings import Settings
-from serving.storage import give_back_memory, open_provisioner
-from serving.submission import Submission
+from serving.worker import Replica
 
 
 class LocalClient:
-    """A :class:`~serving.slot.ReplicaClient` for a replica in this process."""
+    """A :class:`~serving.pool.replica_state.ReplicaClient` for a replica in this process."""
 
     def __init__(self, name: str, replica: Replica) -> None:
         self.id = name
@@ -51,7 +51,7 @@ class LocalClient:
 
 
 class LocalDrawer:
-    """A :class:`~serving.platform.Drawer` over a dispatcher on this event loop."""
+    """A :class:`~serving.generation.service.Drawer` over a dispatcher on this event loop."""
 
     def __init__(self, dispatcher: Dispatcher, pool: Pool) -> None:
         self._dispatcher = dispatcher

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from router.cost import Speeds
-from serving.drawing import Drawing, DrawRequest
+from serving.generation.contract import Drawing, DrawRequest
 
 #: How much a new measurement counts against what was known.
 _SMOOTHING = 0.3

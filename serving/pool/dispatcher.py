@@ -26,7 +26,6 @@ from router.crash_quarantine import Suspicion
 from router.replica import SLOTS
 from router.request import Waiting
 from router.scheduler import Assignment, Promotion, WaitingRoom
-from serving.drawing import Drawing, ReplicaReport
 from serving.errors import (
     DeadlineExceeded,
     EngineBroke,
@@ -38,12 +37,13 @@ from serving.errors import (
     ReplicaLost,
     ServingError,
 )
-from serving.holdings import MOST_POPULAR, PATIENCE_S, WARM_S, Holdings
+from serving.generation.contract import Drawing, ReplicaReport
+from serving.generation.submission import Submission
 from serving.logs import about
-from serving.pace import Pace
-from serving.slot import ReplicaClient, Slot, Ticket
-from serving.submission import Submission
-from serving.tally import Outcome, Tally
+from serving.pool.metrics import Outcome, Tally
+from serving.pool.replica_state import ReplicaClient, Slot, Ticket
+from serving.pool.residency import MOST_POPULAR, PATIENCE_S, WARM_S, Holdings
+from serving.pool.throughput import Pace
 
 log = logging.getLogger(__name__)
 

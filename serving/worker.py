@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
-from serving.drawing import (
+from serving.errors import ReplicaLost
+from serving.generation.contract import (
     Drawing,
     DrawRequest,
     Guidance,
@@ -27,7 +28,6 @@ from serving.drawing import (
     ReplicaReport,
     SubmitEncoding,
 )
-from serving.errors import ReplicaLost
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from assets.content import Blob
 from router.request import Waiting
-from serving.drawing import Drawing, DrawRequest, Guidance, ReplicaReport
-from serving.submission import Submission
+from serving.generation.contract import Drawing, DrawRequest, Guidance, ReplicaReport
+from serving.generation.submission import Submission
 
 
 class ReplicaClient(Protocol):

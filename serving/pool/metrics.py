@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from serving.drawing import Drawing, DrawRequest
+from serving.generation.contract import Drawing, DrawRequest
 
 Outcome = Literal["drawn", "refused", "late", "failed", "cancelled"]
 

@@ -10,9 +10,9 @@ from assets.content import Component
 from assets.families.sdxl import skeleton_of
 from assets.formats.tensors import TensorFile
 from assets.ingest.service import Workshop
-from serving.commons.catalogue import CATALOGUE, Entry, preview_file, weights_file
-from serving.commons.miniature import MINIATURE_CONFIGS, weights
-from serving.commons.single_file import write_single_file
+from serving.miniature.catalogue import CATALOGUE, Entry, preview_file, weights_file
+from serving.miniature.model import MINIATURE_CONFIGS, weights
+from serving.miniature.single_file import write_single_file
 
 Progress = Callable[[str], None]
 

@@ -22,7 +22,7 @@ from serving.api.context import Context
 from serving.api.errors import describe
 from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
-from serving.jobs.jobs import CLAIM_S, Job
+from serving.jobs.store import CLAIM_S, Job
 from serving.logs import about, shortened
 from serving.tenants.meter import Spent
 

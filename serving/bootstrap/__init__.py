@@ -1,0 +1,1 @@
+"""Settings become objects: what both ways to run the platform share."""
