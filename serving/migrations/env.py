@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 
 from assets.sql.base import Base
-from serving import database  # noqa: F401  (registers every table)
+from serving.bootstrap import database  # noqa: F401  (registers every table)
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
