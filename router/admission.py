@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from router.cost import Speeds
 from router.fleet import Fleet
 from router.queue import Queue
-from router.request import Waiting
+from router.request import QueuedRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,18 @@ class Admission:
     ``displaced`` is the request that gives up its place, with the refusal to answer it with."""
 
     refusal: Refusal | None = None
-    displaced: tuple[Waiting, Refusal] | None = None
+    displaced: tuple[QueuedRequest, Refusal] | None = None
 
 
 def admission(
-    request: Waiting, queue: Queue, fleet: Fleet, speeds: Speeds, limits: QueueLimits, now_s: float
+    request: QueuedRequest,
+    queue: Queue,
+    fleet: Fleet,
+    speeds: Speeds,
+    limits: QueueLimits,
+    now_s: float,
 ) -> Admission:
-    """Changes nothing. Of the request's ``place`` only counts whether it steps back."""
+    """Changes nothing. Of the request's ``position`` only counts whether it steps back."""
     refused = _refusal(request, queue, fleet, speeds, limits, now_s)
     if refused is not None or len(queue) < limits.total:
         return Admission(refused)
@@ -62,13 +67,13 @@ def admission(
     return Admission(None, (displaced, Refusal(429, reason, turn_s)))
 
 
-def _displaced(request: Waiting, queue: Queue) -> Waiting | None:
+def _displaced(request: QueuedRequest, queue: Queue) -> QueuedRequest | None:
     """The request that gives up its place: the last one of the tenant with the most requests, by
     weight. Tenants that step back come first, if the new request does not. None if the new
     request's tenant would have as many."""
 
-    def rank(waiting: Waiting, count: int) -> tuple[bool, float]:
-        return waiting.steps_back and not request.steps_back, count / waiting.weight
+    def rank(waiting: QueuedRequest, count: int) -> tuple[bool, float]:
+        return waiting.is_deprioritized and not request.is_deprioritized, count / waiting.weight
 
     own = rank(request, queue.count_of(request.tenant_id) + 1)
     most, chosen = own, None
@@ -76,7 +81,7 @@ def _displaced(request: Waiting, queue: Queue) -> Waiting | None:
         # What has been taken and lost already keeps its place.
         may_go = [waiting for waiting in queue.of(tenant_id) if not waiting.avoid]
         if may_go and tenant_id != request.tenant_id:
-            last = max(may_go, key=lambda waiting: waiting.place)
+            last = max(may_go, key=lambda waiting: waiting.position)
             theirs = rank(last, queue.count_of(tenant_id))
             if theirs > most:
                 most, chosen = theirs, last
@@ -90,7 +95,12 @@ def _turn_s(tenant_id: str, queue: Queue, fleet: Fleet, speeds: Speeds) -> float
 
 
 def _refusal(
-    request: Waiting, queue: Queue, fleet: Fleet, speeds: Speeds, limits: QueueLimits, now_s: float
+    request: QueuedRequest,
+    queue: Queue,
+    fleet: Fleet,
+    speeds: Speeds,
+    limits: QueueLimits,
+    now_s: float,
 ) -> Refusal | None:
     own_s = request.work / speeds.work_per_s
     allowed_s = request.deadline_s - now_s
@@ -109,7 +119,7 @@ def _refusal(
 
 
 def expected_wait_s(
-    request: Waiting, queue: Queue, fleet: Fleet, speeds: Speeds, now_s: float
+    request: QueuedRequest, queue: Queue, fleet: Fleet, speeds: Speeds, now_s: float
 ) -> float:
     """Seconds until a request that joins the queue now would start, roughly: it shares the
     replicas with every tenant that waits, as if all weighed the same, until its own turn has
@@ -120,6 +130,8 @@ def expected_wait_s(
     own = waiting.get(request.tenant_id, 0.0) + request.work
     ahead = own - request.work
     for tenant, work in waiting.items():
-        if tenant != request.tenant_id and (request.steps_back or not queue.steps_back(tenant)):
+        if tenant != request.tenant_id and (
+            request.is_deprioritized or not queue.is_deprioritized(tenant)
+        ):
             ahead += min(work, own)
     return (ahead / speeds.work_per_s + fleet.total_busy_s(now_s)) / len(fleet)

@@ -25,7 +25,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ScalingCandidate:
     """A replica of the pool. One that is not up is starting, or comes back after it died.
 
     ``running`` counts what it draws and what it has been given to draw next; ``value_s`` is how
@@ -47,13 +47,13 @@ class Scaling:
     stop: tuple[str, ...] = ()
 
 
-def queued(waiting: int, members: Sequence[Member]) -> int:
+def queued(waiting: int, members: Sequence[ScalingCandidate]) -> int:
     """Requests that nobody draws yet: those in the waiting room, and those behind a drawing."""
     return waiting + sum(max(0, member.running - 1) for member in members)
 
 
 def scale(
-    pool: Pool, waiting: int, members: Sequence[Member], now_s: float, leaving: int = 0
+    pool: Pool, waiting: int, members: Sequence[ScalingCandidate], now_s: float, leaving: int = 0
 ) -> Scaling:
     """What should change now, for ``waiting`` requests in the waiting room that could be drawn
     now. ``leaving`` more have their GPUs yet, and get nothing new."""
@@ -69,7 +69,9 @@ def scale(
     return Scaling(min(start, room), _idle(pool, behind, members, now_s))
 
 
-def _idle(pool: Pool, behind: int, members: Sequence[Member], now_s: float) -> tuple[str, ...]:
+def _idle(
+    pool: Pool, behind: int, members: Sequence[ScalingCandidate], now_s: float
+) -> tuple[str, ...]:
     """Of those that do nothing, the ones with the least to lose; never one that draws."""
     if behind:
         return ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from assets.content import Blob
 from router.replica import Replica
-from router.request import Waiting
+from router.request import QueuedRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Speeds:
         return sum(blob.size_bytes for blob in blobs) / self.bytes_per_s["store"]
 
 
-def cost_s(request: Waiting, replica: Replica, speeds: Speeds, now_s: float) -> float:
+def cost_s(request: QueuedRequest, replica: Replica, speeds: Speeds, now_s: float) -> float:
     """Seconds from now until the picture would be done there.
 
     What comes on top of a checkpoint is brought up while the replica still draws; so is
@@ -44,7 +44,7 @@ def cost_s(request: Waiting, replica: Replica, speeds: Speeds, now_s: float) -> 
     """
     extras_s = speeds.fetch_s(request.extras, replica)
     model_s = speeds.fetch_s(request.model, replica)
-    if model_s and replica.model_slots < 2:
+    if model_s and replica.checkpoint_capacity < 2:
         ready_s = max(replica.busy_s(now_s), extras_s) + model_s
     else:
         ready_s = max(replica.busy_s(now_s), extras_s + model_s)

@@ -22,7 +22,7 @@ _REMEMBERED = 100_000
 _Case = tuple[str, str]
 
 
-class Suspicion:
+class CrashQuarantine:
     """Mutable: what has been drawn well; crashes and when the last was; ends of quarantines."""
 
     def __init__(self, crashes: int = CRASHES, held_s: float = HELD_S) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 #: A tenant that has had more than this part of the work lately, per weight, steps back.
-GREEDY = 0.25
+OVER_SHARE = 0.25
 #: Who has had all but this part is alone.
 _ALONE = 0.02
 #: What was done so long ago counts a third (1/e).
@@ -26,14 +26,14 @@ class FairClock:
     """The queue's virtual time, and who has had how much. One instance a queue; forgets tenants
     that fall idle."""
 
-    def __init__(self, greedy: float = GREEDY, fade_s: float = FADE_S) -> None:
-        self._greedy = greedy
+    def __init__(self, over_share: float = OVER_SHARE, fade_s: float = FADE_S) -> None:
+        self._over_share = over_share
         self._fade_s = fade_s
         self.now = 0.0
         self._last_finish: dict[str, float] = {}
         self._forget_at = 64
         #: Work by tenant, all of it scaled as if it were done at ``_since_s``.
-        self._had: dict[str, float] = {}
+        self._usage: dict[str, float] = {}
         self._total = 0.0
         self._since_s = 0.0
 
@@ -44,16 +44,16 @@ class FairClock:
         self._last_finish[tenant_id] = finish
         return finish
 
-    def is_greedy(
+    def is_over_share(
         self, tenant_id: str, weight: float, waiting: float, all_waiting: float, now_s: float
     ) -> bool:
         """Whether the tenant, with what it has waiting, has more than its part."""
         grown = self._grown(now_s)
-        mine = self._had.get(tenant_id, 0.0) / grown + waiting
+        mine = self._usage.get(tenant_id, 0.0) / grown + waiting
         total = self._total / grown + all_waiting
         if total - mine < _ALONE * total:
             return False  # there is nobody to step back behind
-        return mine / weight > self._greedy * total
+        return mine / weight > self._over_share * total
 
     def charge(self, tenant_id: str, work: float, weight: float) -> None:
         """What a request took beyond its work: its tenant's next ones come so much later."""
@@ -75,16 +75,18 @@ class FairClock:
         if len(self._last_finish) > self._forget_at:
             self._last_finish = {t: f for t, f in self._last_finish.items() if f > self.now}
             self._forget_at = max(64, 2 * len(self._last_finish))
-        had = work * self._grown(now_s)
-        self._had[tenant_id] = self._had.get(tenant_id, 0.0) + had
-        self._total += had
+        usage = work * self._grown(now_s)
+        self._usage[tenant_id] = self._usage.get(tenant_id, 0.0) + usage
+        self._total += usage
 
     def _grown(self, now_s: float) -> float:
         """How much more work done now counts than what was done at ``_since_s``."""
         if now_s - self._since_s > 20 * self._fade_s:
             faded = math.exp((self._since_s - now_s) / self._fade_s)
             least = 1e-6 * self._total
-            self._had = {t: had * faded for t, had in self._had.items() if had * faded > least}
-            self._total = sum(self._had.values())
+            self._usage = {
+                t: usage * faded for t, usage in self._usage.items() if usage * faded > least
+            }
+            self._total = sum(self._usage.values())
             self._since_s = now_s
         return math.exp((now_s - self._since_s) / self._fade_s)

@@ -17,7 +17,7 @@ from cachetools import LRUCache
 
 from router.cost import Speeds, cost_s
 from router.replica import Node, Replica
-from router.request import Waiting
+from router.request import QueuedRequest
 
 #: A key that no more replicas hold than this is looked up by its holders.
 _FEW = 24
@@ -26,7 +26,7 @@ _AVOIDED_S = 1e9
 _NOBODY: dict[str, None] = {}
 
 
-class Regret(Protocol):
+class DisplacementCost(Protocol):
     """What it costs others that a replica gives up a checkpoint, in seconds."""
 
     def __call__(self, replica: Replica, now_s: float) -> float: ...
@@ -52,13 +52,13 @@ class Fleet:
         #: How many have a free slot.
         self.open_count = 0
         #: Every change of a replica that may make it the better choice: its id, in order.
-        self.freed: list[str] = []
+        self.changed: list[str] = []
         self._alike: dict[tuple[str, ...], _Alike] = {}
         self._with: dict[str, dict[tuple[str, ...], _Alike]] = {}  # by each checkpoint they hold
         self._holders: dict[str, dict[str, None]] = {}
         self._of_node: dict[str, dict[str, None]] = {}
         self._near: dict[str, dict[str, None]] = {}  # key → nodes that hold it in a file tier
-        self._homes: LRUCache[str, str] = LRUCache(10_000)  # by rendezvous
+        self._home_replicas: LRUCache[str, str] = LRUCache(10_000)  # by rendezvous
         self._busy_until_s = 0.0  # the sum over all that draw
 
     def __len__(self) -> int:
@@ -72,12 +72,16 @@ class Fleet:
 
     # What is there
 
-    def add(self, replica_id: str, node_id: str, *, model_slots: int, slots: int) -> Replica:
+    def add(
+        self, replica_id: str, node_id: str, *, checkpoint_capacity: int, max_in_flight: int
+    ) -> Replica:
         """A replica that draws nothing and holds nothing yet."""
         node = self.nodes.setdefault(node_id, Node(node_id))
-        replica = Replica(replica_id, node, model_slots=model_slots, slots=slots)
+        replica = Replica(
+            replica_id, node, checkpoint_capacity=checkpoint_capacity, max_in_flight=max_in_flight
+        )
         self.replicas[replica_id] = replica
-        self._homes.clear()
+        self._home_replicas.clear()
         self._of_node.setdefault(node_id, {})[replica_id] = None
         self._enter(replica)
         return replica
@@ -85,7 +89,7 @@ class Fleet:
     def remove(self, replica_id: str) -> None:
         """It is down; what it was sent is somebody else's to send again."""
         replica = self.replicas.pop(replica_id)
-        self._homes.clear()
+        self._home_replicas.clear()
         self._leave(replica)
         for key in replica.gpu:
             self._drop(key, replica_id)
@@ -134,15 +138,17 @@ class Fleet:
             self._near.setdefault(key, {})[node_id] = None
         node.resident = resident
 
-    def sent(self, replica_id: str, request: Waiting, free_at_s: float, drawing_s: float) -> None:
+    def sent(
+        self, replica_id: str, request: QueuedRequest, free_at_s: float, drawing_s: float
+    ) -> None:
         """The replica has one request more, and will therefore hold what that wants."""
         replica = self.replicas[replica_id]
         self._leave(replica)
         replica.running[request.id] = request
         replica.free_at_s = free_at_s
         if request.group not in replica.models:
-            replica.turn_s = 0.0
-        replica.turn_s += drawing_s
+            replica.batch_s = 0.0
+        replica.batch_s += drawing_s
         self._expect(replica, request)
         self._enter(replica)
 
@@ -155,11 +161,11 @@ class Fleet:
             replica.free_at_s = free_at_s
             self._enter(replica)
 
-    def _expect(self, replica: Replica, request: Waiting) -> None:
+    def _expect(self, replica: Replica, request: QueuedRequest) -> None:
         """It will hold what the request wants, in place of the checkpoint that was longest
         there if there is no room for another."""
         if request.group not in replica.models:
-            while len(replica.models) >= replica.model_slots:
+            while len(replica.models) >= replica.checkpoint_capacity:
                 gone = next(iter(replica.models))
                 del replica.models[gone]
                 replica.gpu.discard(gone)
@@ -182,22 +188,22 @@ class Fleet:
         if not replica.running:
             alike.idle[replica.id] = None
         else:
-            among = alike.busy if replica.has_slot else alike.full
+            among = alike.busy if replica.has_capacity else alike.full
             insort(among, (replica.free_at_s, replica.id))
             self._busy_until_s += replica.free_at_s
-        if replica.has_slot:
+        if replica.has_capacity:
             self.open_count += 1
-        self.freed.append(replica.id)
+        self.changed.append(replica.id)
 
     def _leave(self, replica: Replica) -> None:
         alike = self._alike[replica.kind]
         if not replica.running:
             del alike.idle[replica.id]
         else:
-            among = alike.busy if replica.has_slot else alike.full
+            among = alike.busy if replica.has_capacity else alike.full
             del among[bisect_left(among, (replica.free_at_s, replica.id))]
             self._busy_until_s -= replica.free_at_s
-        if replica.has_slot:
+        if replica.has_capacity:
             self.open_count -= 1
         if not alike:
             del self._alike[replica.kind]
@@ -212,7 +218,7 @@ class Fleet:
 
     # What is asked
 
-    def homes(self, key: str) -> Collection[str]:
+    def holders(self, key: str) -> Collection[str]:
         """The replicas that hold a key on their device, or will."""
         return self._holders.get(key, _NOBODY)
 
@@ -227,10 +233,10 @@ class Fleet:
 
     def cheapest(
         self,
-        request: Waiting,
+        request: QueuedRequest,
         speeds: Speeds,
         now_s: float,
-        regret: Regret,
+        displacement_s: DisplacementCost,
         *,
         open_only: bool = False,
         warm_only: bool = False,
@@ -249,14 +255,14 @@ class Fleet:
         def consider(replica_id: str) -> None:
             nonlocal best_s, best
             replica = self.replicas[replica_id]
-            if (open_only and not replica.has_slot) or (idle_only and replica.running):
+            if (open_only and not replica.has_capacity) or (idle_only and replica.running):
                 return
             cost = cost_s(request, replica, speeds, now_s)
             if cost < best_s:
                 if group not in replica.models:
                     if warm_only:
                         return
-                    cost += regret(replica, now_s)
+                    cost += displacement_s(replica, now_s)
                 if replica_id in request.avoid:
                     cost += _AVOIDED_S
                 if cost < best_s:
@@ -276,20 +282,20 @@ class Fleet:
                     consider(replica_id)
 
         if self.replicas:
-            consider(self._home(group))
+            consider(self._home_replica(group))
         # Those that hold a rare key are looked at by name. All others lack it: so much they
         # cost at least.
         least_s = speeds.swap_s + request.work / speeds.work_per_s
         lacking_s = loading_s = 0.0
-        few_homes = len(self.homes(group)) <= _FEW
+        few_homes = len(self.holders(group)) <= _FEW
         for blob in request.blobs:
-            few = len(self.homes(blob.key)) <= _FEW
+            few = len(self.holders(blob.key)) <= _FEW
             if not few and blob.key != group:
                 continue
             near = self._near.get(blob.key, _NOBODY)
             nearby = sum(len(self._of_node[node]) for node in near) <= _FEW
             if few:
-                for replica_id in self.homes(blob.key):
+                for replica_id in self.holders(blob.key):
                     consider(replica_id)
             if nearby:
                 for node in near:
@@ -309,7 +315,7 @@ class Fleet:
                 if open_only and not alike.idle and not alike.busy:
                     continue
                 if group not in alike.models:
-                    search(alike, bound_s + regret(self._one_of(alike), now_s))
+                    search(alike, bound_s + displacement_s(self._one_of(alike), now_s))
         return None if best is None else (best_s, best)
 
     def _one_of(self, alike: _Alike) -> Replica:
@@ -317,11 +323,11 @@ class Fleet:
             return self.replicas[replica_id]
         return self.replicas[(alike.busy or alike.full)[0][1]]
 
-    def _home(self, key: str) -> str:
-        home = self._homes.get(key)
+    def _home_replica(self, key: str) -> str:
+        home = self._home_replicas.get(key)
         if home is None:
             home = min(self.replicas, key=lambda name: rendezvous(key, name))
-            self._homes[key] = home
+            self._home_replicas[key] = home
         return home
 
 

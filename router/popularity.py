@@ -7,7 +7,7 @@ import math
 from cachetools import LRUCache
 
 
-class Demand:
+class Popularity:
     """Requests a second by key; what happened ``fade_s`` ago counts a third (1/e)."""
 
     def __init__(self, fade_s: float) -> None:

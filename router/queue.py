@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
 
-from router.request import Place, Waiting
+from router.request import QueuedRequest, QueuePosition
 
-_Standing = tuple[Place, str]
+_Standing = tuple[QueuePosition, str]
 
 
 class Queue:
@@ -18,7 +18,7 @@ class Queue:
     never overtaken by what needs less."""
 
     def __init__(self) -> None:
-        self._requests: dict[str, Waiting] = {}
+        self._requests: dict[str, QueuedRequest] = {}
         self._groups: dict[str, list[_Standing]] = {}
         self._held: dict[str, list[_Standing]] = {}
         self._taken: dict[str, int] = {}  # pictures of a limited tenant in the groups, or drawn
@@ -32,7 +32,7 @@ class Queue:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         return iter(self._requests.values())
 
     @property
@@ -40,19 +40,19 @@ class Queue:
         """How many are held back: none of them could be drawn now, however many could draw."""
         return sum(map(len, self._held.values()))
 
-    def get(self, request_id: str) -> Waiting | None:
+    def get(self, request_id: str) -> QueuedRequest | None:
         return self._requests.get(request_id)
 
     def count_of(self, tenant_id: str) -> int:
         return len(self._of.get(tenant_id, ()))
 
-    def of(self, tenant_id: str) -> list[Waiting]:
+    def of(self, tenant_id: str) -> list[QueuedRequest]:
         """A tenant's requests, in the order in which they came."""
         return [self._requests[request_id] for request_id in self._of.get(tenant_id, ())]
 
-    def steps_back(self, tenant_id: str) -> bool:
+    def is_deprioritized(self, tenant_id: str) -> bool:
         """Whether a tenant that has requests here goes behind the others, by its first one."""
-        return self._requests[next(iter(self._of[tenant_id]))].steps_back
+        return self._requests[next(iter(self._of[tenant_id]))].is_deprioritized
 
     def work_by_tenant(self) -> dict[str, float]:
         return self._work
@@ -62,21 +62,21 @@ class Queue:
         """For each checkpoint that somebody waits for: (place, id), in order."""
         return self._groups
 
-    def first(self, group: str) -> Waiting:
+    def first(self, group: str) -> QueuedRequest:
         return self._requests[self._groups[group][0][1]]
 
-    def few(self, group: str, count: int) -> list[Waiting]:
+    def few(self, group: str, count: int) -> list[QueuedRequest]:
         """The first ones, in order."""
         return [self._requests[request_id] for _, request_id in self._groups[group][:count]]
 
-    def crowd(self, group: str) -> tuple[int, Waiting]:
+    def backlog(self, group: str) -> tuple[int, QueuedRequest]:
         """How many requests of a group wait in earnest, and the last of them. Those that step back
         count only if all of them do."""
         standing = self._groups[group]
         count = bisect_left(standing, ((True, -inf), "")) or len(standing)
         return count, self._requests[standing[count - 1][1]]
 
-    def add(self, request: Waiting) -> None:
+    def add(self, request: QueuedRequest) -> None:
         tenant = request.tenant_id
         self._requests[request.id] = request
         self.work += request.work
@@ -85,16 +85,16 @@ class Queue:
         if request.pictures_at_once is None:
             self._enter(request)
         else:
-            insort(self._held.setdefault(tenant, []), (request.place, request.id))
+            insort(self._held.setdefault(tenant, []), (request.position, request.id))
             self._let_in(tenant)
 
-    def take(self, request_id: str) -> Waiting:
+    def take(self, request_id: str) -> QueuedRequest:
         """Out of the queue, to be drawn: its pictures count until ``drawn``."""
         request = self._remove(request_id)
         self._leave(request)
         return request
 
-    def drawn(self, request: Waiting) -> None:
+    def drawn(self, request: QueuedRequest) -> None:
         """What ``take`` gave is not being drawn any more."""
         if request.pictures_at_once is not None:
             self._give_back(request)
@@ -108,22 +108,22 @@ class Queue:
             self._leave(request)
             self.drawn(request)
             return
-        self._held[request.tenant_id].remove((request.place, request_id))
+        self._held[request.tenant_id].remove((request.position, request_id))
         self._let_in(request.tenant_id)
 
-    def move(self, request_id: str, place: Place) -> None:
+    def move(self, request_id: str, position: QueuePosition) -> None:
         """Another place in the order."""
         request = self._requests[request_id]
-        moved = self._requests[request_id] = replace(request, place=place)
+        moved = self._requests[request_id] = replace(request, position=position)
         if self._is_held(request):
             held = self._held[request.tenant_id]
-            held.remove((request.place, request_id))
-            insort(held, (place, request_id))
+            held.remove((request.position, request_id))
+            insort(held, (position, request_id))
         else:
             self._leave(request)
             self._enter(moved)
 
-    def _remove(self, request_id: str) -> Waiting:
+    def _remove(self, request_id: str) -> QueuedRequest:
         request = self._requests.pop(request_id)
         tenant = request.tenant_id
         del self._of[tenant][request_id]
@@ -133,19 +133,19 @@ class Queue:
             del self._of[tenant], self._work[tenant]
         return request
 
-    def _enter(self, request: Waiting) -> None:
-        insort(self._groups.setdefault(request.group, []), (request.place, request.id))
+    def _enter(self, request: QueuedRequest) -> None:
+        insort(self._groups.setdefault(request.group, []), (request.position, request.id))
 
-    def _leave(self, request: Waiting) -> None:
+    def _leave(self, request: QueuedRequest) -> None:
         group = self._groups[request.group]
-        del group[bisect_left(group, (request.place, request.id))]
+        del group[bisect_left(group, (request.position, request.id))]
         if not group:
             del self._groups[request.group]
 
-    def _is_held(self, request: Waiting) -> bool:
-        return (request.place, request.id) in self._held.get(request.tenant_id, ())
+    def _is_held(self, request: QueuedRequest) -> bool:
+        return (request.position, request.id) in self._held.get(request.tenant_id, ())
 
-    def _give_back(self, request: Waiting) -> None:
+    def _give_back(self, request: QueuedRequest) -> None:
         self._taken[request.tenant_id] -= request.pictures
         self._let_in(request.tenant_id)
 

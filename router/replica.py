@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from router.request import Waiting
+from router.request import QueuedRequest
 
 #: One request is drawn while another's assets are prepared.
-SLOTS = 2
+MAX_IN_FLIGHT = 2
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Replica:
 
     ``gpu`` are the content keys on its device, as they will be when it has drawn all that it
     was sent; ``models`` those of them by which requests are grouped, the one it was sent last
-    at the end, and ``model_slots`` how many such fit at a time.
+    at the end, and ``checkpoint_capacity`` how many such fit at a time.
     ``running`` is what it was sent, by id; ``free_at_s`` when it will have drawn all of that.
     """
 
@@ -40,20 +40,20 @@ class Replica:
     node: Node
     gpu: set[str] = field(default_factory=set)
     models: dict[str, None] = field(default_factory=dict)
-    model_slots: int = 1
-    running: dict[str, Waiting] = field(default_factory=dict)
+    checkpoint_capacity: int = 1
+    running: dict[str, QueuedRequest] = field(default_factory=dict)
     free_at_s: float = 0.0
-    slots: int = SLOTS
+    max_in_flight: int = MAX_IN_FLIGHT
     #: Seconds of drawing that it was sent since it last had to load a checkpoint.
-    turn_s: float = 0.0
+    batch_s: float = 0.0
     #: Raised at every change.
     version: int = 0
     #: Its checkpoints, sorted.
     kind: tuple[str, ...] = ()
 
     @property
-    def has_slot(self) -> bool:
-        return len(self.running) < self.slots
+    def has_capacity(self) -> bool:
+        return len(self.running) < self.max_in_flight
 
     def busy_s(self, now_s: float) -> float:
         """Seconds until it has drawn what it has. One that should have ended by now is taken

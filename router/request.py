@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from assets.content import Blob
 
-Place = tuple[bool, float]
+QueuePosition = tuple[bool, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class QueuedRequest:
     """``work`` is steps × pixels × images. ``model`` holds what is swapped as a whole (the
     checkpoint's components, the VAE), ``extras`` what comes on top (LoRAs, inversions).
     ``group`` is the key by which requests are routed first: that of the checkpoint's UNet.
 
-    ``place`` orders tenants fairly: whether this one steps back, and the virtual finish (see
+    ``position`` orders tenants fairly: whether this one steps back, and the virtual finish (see
     fairness.py). ``avoid`` holds the replicas on which this request has failed already.
     """
 
@@ -27,7 +27,7 @@ class Waiting:
     extras: tuple[Blob, ...]
     arrived_s: float
     deadline_s: float
-    place: Place = (False, 0.0)
+    position: QueuePosition = (False, 0.0)
     weight: float = 1.0
     #: Among the requests of one tenant, the higher goes first.
     priority: int = 0
@@ -42,9 +42,9 @@ class Waiting:
         return self.deadline_s - self.arrived_s
 
     @property
-    def steps_back(self) -> bool:
+    def is_deprioritized(self) -> bool:
         """Whether its tenant has had so much lately that others go first."""
-        return self.place[0]
+        return self.position[0]
 
     @property
     def blobs(self) -> tuple[Blob, ...]:

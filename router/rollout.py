@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from router.autoscaling import Member, Pool, Scaling
+from router.autoscaling import Pool, Scaling, ScalingCandidate
 
 #: For as long it waits for one that is not up. A spare is given up then: no machine has room.
 PATIENCE_S = 600.0
 
 
-class Renewal:
+class Rollout:
     """Mutable: who is to be replaced; whether one more than usual was ordered for the next of
     them, or cannot be had; since when who is not up."""
 
@@ -25,7 +25,7 @@ class Renewal:
         self._has_spare = self._is_full = False
         self._late_since_s: dict[str, float] = {}
 
-    def begin(self, members: Sequence[Member]) -> None:
+    def begin(self, members: Sequence[ScalingCandidate]) -> None:
         """All that are there now are to be replaced."""
         self.outdated = frozenset(member.id for member in members)
         self.is_given_up = self._has_spare = self._is_full = False
@@ -36,7 +36,7 @@ class Renewal:
         self.outdated = frozenset()
         self.is_given_up = True
 
-    def step(self, pool: Pool, members: Sequence[Member], now_s: float) -> Scaling:
+    def step(self, pool: Pool, members: Sequence[ScalingCandidate], now_s: float) -> Scaling:
         """What to start or stop now; to be asked when nothing else changes."""
         old = [member for member in members if member.id in self.outdated]
         self.outdated = frozenset(member.id for member in old)

@@ -17,15 +17,15 @@ from router.admission import Admission, QueueLimits, admission
 from router.cost import Speeds, cost_s
 from router.fairness import FairClock
 from router.fleet import Fleet
-from router.popularity import Demand
+from router.popularity import Popularity
 from router.prefetch import Prefetcher
 from router.queue import Queue
 from router.replica import Replica
-from router.request import Place, Waiting
+from router.request import QueuedRequest, QueuePosition
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class SchedulingPolicy:
     """How far the cheap may go before the fair.
 
     A request that a replica can draw at once may overtake one for which something must be
@@ -37,9 +37,9 @@ class Patience:
     loads: float = 4.0
     lead_s: float = 30.0
     #: How long a replica draws with what it has loaded while others wait for their turn.
-    turn_loads: float = 4.0
+    min_batch_loads: float = 4.0
     #: How much more a checkpoint is worth when a request that steps back would displace it.
-    sore: float = 4.0
+    displacement_penalty: float = 4.0
     #: Of so many at the head of a crowd the one goes first whose LoRAs are there.
     overtaking: int = 8
     #: Over which time demand is remembered, and how far ahead it is believed, in loads.
@@ -49,7 +49,7 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    request: Waiting
+    request: QueuedRequest
     replica_id: str
     cost_s: float
 
@@ -60,11 +60,11 @@ _REMEMBERED = 10_000
 _POPULAR_S = 3600.0
 
 #: A request, where it goes, and what that costs.
-_Choice = tuple[Waiting, Replica, float]
+_Choice = tuple[QueuedRequest, Replica, float]
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _PlannedPlacement:
     """The first of a crowd waits for a replica that has no slot now: it is the cheapest, and
     stays so until it, or one that gets free, has changed."""
 
@@ -82,29 +82,29 @@ class Promotion:
     blobs: tuple[Blob, ...]
 
 
-class WaitingRoom:
+class Scheduler:
     def __init__(
         self,
         speeds: Speeds | None = None,
         limits: QueueLimits | None = None,
-        patience: Patience | None = None,
+        policy: SchedulingPolicy | None = None,
     ) -> None:
         self.speeds = speeds or Speeds()
         self.limits = limits or QueueLimits()
-        self.patience = patience or Patience()
+        self.policy = policy or SchedulingPolicy()
         self.fleet = Fleet()
         self.queue = Queue()
         self.prefetcher = Prefetcher()
         self._fair = FairClock()
-        self._demand = Demand(60.0)  # for checkpoints, by what replicas can do
-        self._popular = Demand(_POPULAR_S)  # for what comes on top, by what users do
-        self._lasting = Demand(_POPULAR_S)  # for checkpoints again, beyond the moment
+        self._demand = Popularity(60.0)  # for checkpoints, by what replicas can do
+        self._popular = Popularity(_POPULAR_S)  # for what comes on top, by what users do
+        self._lasting = Popularity(_POPULAR_S)  # for checkpoints again, beyond the moment
         #: What the keys of both stand for.
         self._blobs: LRUCache[str, tuple[Blob, ...]] = LRUCache(_REMEMBERED)
-        self._plans: dict[str, _Plan] = {}  # by checkpoint
+        self._plans: dict[str, _PlannedPlacement] = {}  # by checkpoint
         #: Crowds that were better left where they are: how large, and when to look again.
-        self._crowds: LRUCache[str, tuple[int, float]] = LRUCache(_REMEMBERED)
-        self._worths: dict[str, float] = {}  # for as long as nothing changes
+        self._backlogs: LRUCache[str, tuple[int, float]] = LRUCache(_REMEMBERED)
+        self._values: dict[str, float] = {}  # for as long as nothing changes
         #: What each checkpoint takes to load from the store.
         self._load_s: LRUCache[str, float] = LRUCache(_REMEMBERED)
 
@@ -116,13 +116,13 @@ class WaitingRoom:
 
     # Requests come and go
 
-    def arrive(self, request: Waiting, now_s: float) -> Admission:
+    def arrive(self, request: QueuedRequest, now_s: float) -> Admission:
         """Queue the request unless it is refused; withdraw the one that it displaces."""
         waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
-        steps_back = self._fair.is_greedy(
+        is_deprioritized = self._fair.is_over_share(
             request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s
         )
-        request = replace(request, place=(steps_back, inf))
+        request = replace(request, position=(is_deprioritized, inf))
         admitted = admission(request, self.queue, self.fleet, self.speeds, self.limits, now_s)
         if admitted.refusal is not None:
             return admitted
@@ -130,36 +130,38 @@ class WaitingRoom:
             self.queue.withdraw(admitted.displaced[0].id)
         stamp = self._fair.stamp(request.tenant_id, request.work, request.weight)
         self._load_s[request.group] = load_s = self.speeds.at_most_s(request.model)
-        self._demand.fade_s = max(1.0, self.patience.fade_loads * load_s)
+        self._demand.fade_s = max(1.0, self.policy.fade_loads * load_s)
         self._demand.asked(request.group, now_s)
         self._lasting.asked(request.group, now_s)
         self._blobs[request.group] = tuple(request.model)
         for blob in request.extras:
             self._popular.asked(blob.key, now_s)
             self._blobs[blob.key] = (blob,)
-        place = self._before_lesser(request, (steps_back, stamp))
-        self.queue.add(replace(request, place=place))
+        position = self._before_lesser(request, (is_deprioritized, stamp))
+        self.queue.add(replace(request, position=position))
         return admitted
 
-    def _before_lesser(self, request: Waiting, stamp: Place) -> Place:
+    def _before_lesser(self, request: QueuedRequest, stamp: QueuePosition) -> QueuePosition:
         """The place of a request among its tenant's own: those of lower priority move back by
         one, and other tenants notice nothing."""
         lesser = [r for r in self.queue.of(request.tenant_id) if r.priority < request.priority]
         if not lesser:
             return stamp
-        places = sorted([r.place for r in lesser] + [stamp])
-        for other, place in zip(sorted(lesser, key=lambda r: r.place), places[1:], strict=True):
-            self.queue.move(other.id, place)
-        return places[0]
+        positions = sorted([r.position for r in lesser] + [stamp])
+        for other, position in zip(
+            sorted(lesser, key=lambda r: r.position), positions[1:], strict=True
+        ):
+            self.queue.move(other.id, position)
+        return positions[0]
 
-    def promote(self, request: Waiting, now_s: float) -> Promotion | None:
+    def promote(self, request: QueuedRequest, now_s: float) -> Promotion | None:
         """To be asked as a request arrives: what should be brought near already, and where. It
         is the request's own assets if it must wait, and what its tenant had the last time."""
         guesses = self.prefetcher.asked(request.tenant_id, request.extras, now_s)
         wanted = [*request.blobs, *guesses] if request.id in self.queue else guesses
         if not wanted:
             return None
-        found = self.fleet.cheapest(request, self.speeds, now_s, self._regret)
+        found = self.fleet.cheapest(request, self.speeds, now_s, self._displacement_s)
         if found is None:
             return None
         replica = found[1]
@@ -185,15 +187,15 @@ class WaitingRoom:
         return sum(
             self._load_s.get(key, 0.0)
             * self._lasting.within(key, _POPULAR_S / 6, now_s)
-            / max(1, len(self.fleet.homes(key)))
+            / max(1, len(self.fleet.holders(key)))
             for key in replica.models
         )
 
-    def again(self, request: Waiting) -> None:
+    def requeue(self, request: QueuedRequest) -> None:
         """One that was taken and lost waits again, at its old place."""
         self.queue.add(request)
 
-    def took(self, request: Waiting, engine_s: float) -> None:
+    def charge_overrun(self, request: QueuedRequest, engine_s: float) -> None:
         """What an attempt took beyond its work comes out of its tenant's share."""
         beyond = engine_s * self.speeds.work_per_s - request.work
         if self.speeds.is_measured and beyond > 0:
@@ -214,15 +216,15 @@ class WaitingRoom:
     def assign(self, now_s: float) -> list[Assignment]:
         """Everything that should start now; it is taken from the queue."""
         made: list[Assignment] = []
-        self._worths.clear()
+        self._values.clear()
         if not self.queue.groups:
-            self.fleet.freed.clear()
+            self.fleet.changed.clear()
         while self.fleet.open_count and self.queue.groups:
             following = self._next(now_s)
             if following is None:
                 break
-            made.append(self._take(*following, now_s))
-            self._worths.clear()
+            made.append(self._assign_to(*following, now_s))
+            self._values.clear()
         return made
 
     def _next(self, now_s: float) -> _Choice | None:
@@ -236,67 +238,67 @@ class WaitingRoom:
         4. The last of a crowd that its warm replicas will not have drawn by then.
         """
         heads = sorted((group[0][0], name) for name, group in self.queue.groups.items())
-        self._look_at_freed(now_s)
+        self._drop_outdated_plans(now_s)
         first = self.queue.first(heads[0][1])
         if self._is_overdue(first, now_s):
-            choice = self._placed(first, now_s)
-            if choice is not None and self._turn_is_over(choice[1], first):
+            choice = self._pick_cheapest(first, now_s)
+            if choice is not None and self._batch_is_done(choice[1], first):
                 return choice
         limit = self._limit(first)
         warm = {name for _, name in heads if self.fleet.has_open(name)}
-        for place, name in heads:
-            if name in warm and place <= limit:
-                choice = self._warmly(name, now_s)
+        for position, name in heads:
+            if name in warm and position <= limit:
+                choice = self._pick_warm(name, now_s)
                 if choice is not None:
                     return choice
         for _, name in heads:
-            choice = self._warmly(name, now_s) if name in warm else None
-            choice = choice or self._placed(self.queue.first(name), now_s)
+            choice = self._pick_warm(name, now_s) if name in warm else None
+            choice = choice or self._pick_cheapest(self.queue.first(name), now_s)
             if choice is not None:
                 return choice
         for _, name in heads:
-            choice = self._spilled(name, now_s)
+            choice = self._pick_overflow(name, now_s)
             if choice is not None:
                 return choice
         return None
 
-    def _limit(self, first: Waiting) -> Place:
+    def _limit(self, first: QueuedRequest) -> QueuePosition:
         """The last place that may overtake."""
-        steps_back, finish = first.place
-        return steps_back, finish + self.patience.lead_s * self.speeds.work_per_s
+        is_deprioritized, finish = first.position
+        return is_deprioritized, finish + self.policy.lead_s * self.speeds.work_per_s
 
-    def _is_overdue(self, request: Waiting, now_s: float) -> bool:
+    def _is_overdue(self, request: QueuedRequest, now_s: float) -> bool:
         waited_s = now_s - request.arrived_s
         load_s = self._load_s[request.group]
-        patience_s = max(self.patience.least_s, self.patience.loads * load_s)
+        patience_s = max(self.policy.least_s, self.policy.loads * load_s)
         # Whoever is in a hurry has no more patience than half of the time that there is.
         return waited_s >= min(patience_s, request.time_s / 2)
 
-    def _turn_is_over(self, replica: Replica, request: Waiting) -> bool:
+    def _batch_is_done(self, replica: Replica, request: QueuedRequest) -> bool:
         """Whether the replica has drawn enough with what it has to load something else."""
         if request.group in replica.models:
             return True
         if not any(key in self.queue.groups for key in replica.models):
             return True
-        return replica.turn_s >= self.patience.turn_loads * self._load_s[request.group]
+        return replica.batch_s >= self.policy.min_batch_loads * self._load_s[request.group]
 
-    def _warmly(self, group: str, now_s: float) -> _Choice | None:
+    def _pick_warm(self, group: str, now_s: float) -> _Choice | None:
         """On an open replica that has its checkpoint: of the first few the one whose LoRAs are
         there too, unless the very first has waited for long enough. Who steps back takes one
         that is idle, and does not stand in line where others will want to be in a moment."""
         first = self.queue.first(group)
         candidates = [first]
         extras_s = self.speeds.at_most_s(first.extras)
-        patient_s = max(self.patience.least_s, self.patience.loads * extras_s)
+        patient_s = max(self.policy.least_s, self.policy.loads * extras_s)
         if extras_s and now_s - first.arrived_s < patient_s:
             limit = self._limit(first)
-            few = self.queue.few(group, self.patience.overtaking)
-            candidates += [r for r in few[1:] if r.place <= limit]
+            few = self.queue.few(group, self.policy.overtaking)
+            candidates += [r for r in few[1:] if r.position <= limit]
         best: tuple[float, _Choice] | None = None
         for request in candidates:
             found = self.fleet.cheapest(
-                request, self.speeds, now_s, self._regret,
-                open_only=True, warm_only=True, idle_only=request.steps_back,
+                request, self.speeds, now_s, self._displacement_s,
+                open_only=True, warm_only=True, idle_only=request.is_deprioritized,
             )  # fmt: skip
             if found is None or found[1].id in request.avoid:
                 continue
@@ -307,26 +309,30 @@ class WaitingRoom:
                 break
         return None if best is None else best[1]
 
-    def _placed(self, request: Waiting, now_s: float) -> _Choice | None:
+    def _pick_cheapest(self, request: QueuedRequest, now_s: float) -> _Choice | None:
         """Where it costs least, if there is a slot now; else that is where it waits to go."""
         plan = self._plans.get(request.group)
         if plan is not None and plan.request_id == request.id:
             home = self.fleet.replicas.get(plan.replica_id)
             if home is not None and home.version == plan.version:
                 return None
-        regret = self._sore_regret if request.steps_back else self._regret
-        found = self.fleet.cheapest(request, self.speeds, now_s, regret)
+        displacement_s = (
+            self._penalized_displacement_s if request.is_deprioritized else self._displacement_s
+        )
+        found = self.fleet.cheapest(request, self.speeds, now_s, displacement_s)
         if found is None:
             return None
         cost, replica = found
-        if replica.has_slot and not (request.steps_back and replica.running):
+        if replica.has_capacity and not (request.is_deprioritized and replica.running):
             return request, replica, cost
-        self._plans[request.group] = _Plan(request.id, replica.id, replica.version, now_s + cost)
+        self._plans[request.group] = _PlannedPlacement(
+            request.id, replica.id, replica.version, now_s + cost
+        )
         return None
 
-    def _look_at_freed(self, now_s: float) -> None:
+    def _drop_outdated_plans(self, now_s: float) -> None:
         """A replica that has changed may be better than the one that is waited for."""
-        freed, self.fleet.freed = dict.fromkeys(self.fleet.freed), []
+        changed, self.fleet.changed = dict.fromkeys(self.fleet.changed), []
         for group, plan in list(self._plans.items()):
             request = self.queue.get(plan.request_id)
             if request is None:
@@ -335,66 +341,73 @@ class WaitingRoom:
             left_s = plan.done_s - now_s
             if left_s <= request.work / self.speeds.work_per_s:
                 continue  # it will not be better than that anywhere
-            for replica_id in freed:
+            for replica_id in changed:
                 replica = self.fleet.replicas.get(replica_id)
-                if replica is not None and replica.has_slot:
+                if replica is not None and replica.has_capacity:
                     cost = cost_s(request, replica, self.speeds, now_s)
-                    if cost < left_s and cost + self._regret_of(request, replica, now_s) < left_s:
+                    if (
+                        cost < left_s
+                        and cost + self._displacement_of(request, replica, now_s) < left_s
+                    ):
                         del self._plans[group]
                         break
 
-    def _spilled(self, group: str, now_s: float) -> _Choice | None:
-        homes = len(self.fleet.homes(group))
-        crowd, last = self.queue.crowd(group)
+    def _pick_overflow(self, group: str, now_s: float) -> _Choice | None:
+        holders = len(self.fleet.holders(group))
+        backlog, last = self.queue.backlog(group)
         drawing_s = last.work / self.speeds.work_per_s
-        drained_s = crowd * drawing_s / max(1, homes)
+        drained_s = backlog * drawing_s / max(1, holders)
         load_s = self._load_s[group]
-        if not homes or drained_s <= load_s + drawing_s:
+        if not holders or drained_s <= load_s + drawing_s:
             return None
-        seen, again_s = self._crowds.get(group, (0, 0.0))
-        if crowd <= seen and now_s < again_s:
+        seen, again_s = self._backlogs.get(group, (0, 0.0))
+        if backlog <= seen and now_s < again_s:
             return None
         cold = self.fleet.cheapest(
             last, self.speeds, now_s,
-            self._sore_regret if last.steps_back else self._regret,
-            open_only=True, idle_only=last.steps_back,
+            self._penalized_displacement_s if last.is_deprioritized else self._displacement_s,
+            open_only=True, idle_only=last.is_deprioritized,
         )  # fmt: skip
         if cold is None or cold[0] >= drained_s:
-            self._crowds[group] = crowd, now_s + load_s / 4
+            self._backlogs[group] = backlog, now_s + load_s / 4
             return None
         return last, cold[1], cold[0]
 
-    def _regret(self, replica: Replica, now_s: float) -> float:
+    def _displacement_s(self, replica: Replica, now_s: float) -> float:
         """What the checkpoint that the replica would give up for another is worth: how long it
         takes to load, if it is asked for soon and nobody else has it."""
-        if len(replica.models) < replica.model_slots:
+        if len(replica.models) < replica.checkpoint_capacity:
             return 0.0
-        return min(self._worth(key, now_s) for key in replica.models)
+        return min(self._value_of(key, now_s) for key in replica.models)
 
-    def _sore_regret(self, replica: Replica, now_s: float) -> float:
+    def _penalized_displacement_s(self, replica: Replica, now_s: float) -> float:
         """The same for a request that steps back: what others have loaded is not for it to take."""
-        return self.patience.sore * self._regret(replica, now_s)
+        return self.policy.displacement_penalty * self._displacement_s(replica, now_s)
 
-    def _regret_of(self, request: Waiting, replica: Replica, now_s: float) -> float:
-        return 0.0 if request.group in replica.models else self._regret(replica, now_s)
+    def _displacement_of(self, request: QueuedRequest, replica: Replica, now_s: float) -> float:
+        return 0.0 if request.group in replica.models else self._displacement_s(replica, now_s)
 
-    def _worth(self, key: str, now_s: float) -> float:
-        known = self._worths.get(key)
+    def _value_of(self, key: str, now_s: float) -> float:
+        known = self._values.get(key)
         if known is None:
             load_s = self._load_s.get(key, 0.0)
-            known = load_s / max(1, len(self.fleet.homes(key)))
+            known = load_s / max(1, len(self.fleet.holders(key)))
             if key not in self.queue.groups:
-                known *= self._demand.within(key, self.patience.ahead_loads * load_s, now_s)
-            self._worths[key] = known
+                known *= self._demand.within(key, self.policy.ahead_loads * load_s, now_s)
+            self._values[key] = known
         return known
 
-    def _take(self, request: Waiting, replica: Replica, _: float, now_s: float) -> Assignment:
+    def _assign_to(
+        self, request: QueuedRequest, replica: Replica, _: float, now_s: float
+    ) -> Assignment:
         self.queue.take(request.id)
         loading = self.speeds.fetch_s(request.blobs, replica) * self.speeds.work_per_s
-        crowd = self.queue.groups.get(request.group)
-        was_last = crowd is not None and request.place >= crowd[-1][0]
-        least = crowd[0][0][1] if crowd is not None and was_last else inf
-        self._fair.served(request.tenant_id, request.place[1], request.work + loading, now_s, least)
+        backlog = self.queue.groups.get(request.group)
+        was_last = backlog is not None and request.position >= backlog[-1][0]
+        least = backlog[0][0][1] if backlog is not None and was_last else inf
+        self._fair.served(
+            request.tenant_id, request.position[1], request.work + loading, now_s, least
+        )
         if loading:
             self._fair.charge(request.tenant_id, loading, request.weight)
         busy_s = cost_s(request, replica, self.speeds, now_s)

@@ -113,7 +113,7 @@ class Replica:
             {} if briefly else engine.resident(),
             holding.ready,
             holding.models,
-            holding.model_slots,
+            holding.checkpoint_capacity,
             self._url,
             holding.laws,
         )

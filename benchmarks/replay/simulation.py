@@ -14,8 +14,8 @@ from benchmarks.replay.replica import Hardware, SimulatedNode, SimulatedReplica
 from benchmarks.replay.trace import TraceRequest
 from router.admission import QueueLimits
 from router.cost import Speeds
-from router.request import Waiting
-from router.scheduler import Assignment, Patience, WaitingRoom
+from router.request import QueuedRequest
+from router.scheduler import Assignment, Scheduler, SchedulingPolicy
 
 OURS = "ours"
 #: The same where loading takes no time: what is left beside the bound is the order.
@@ -90,7 +90,7 @@ def replay(
     policy: str,
     hardware: Hardware,
     seed: int = 0,
-    patience: Patience | None = None,
+    scheduling: SchedulingPolicy | None = None,
     limits: QueueLimits | None = None,
     timeout_s: float = float("inf"),
 ) -> Outcome:
@@ -103,7 +103,7 @@ def replay(
     if policy in (OURS, AT_ONCE):
         if policy == AT_ONCE:
             world = _World(hardware.that_loads_at_once())
-        shell = _Ours(world, world.hardware, patience, limits)
+        shell = _Ours(world, world.hardware, scheduling, limits)
         send = shell.arrive
     else:
         choose = POLICIES[policy](random.Random(seed))
@@ -156,7 +156,7 @@ class _Ours:
         self,
         world: _World,
         hardware: Hardware,
-        patience: Patience | None,
+        scheduling: SchedulingPolicy | None,
         limits: QueueLimits | None,
     ) -> None:
         self._world = world
@@ -164,7 +164,7 @@ class _Ours:
         work_per_s = 30 * 1024 * 1024 / hardware.picture_s
         speeds = Speeds(hardware.speeds(), work_per_s, hardware.swap_s)
         limits = limits or QueueLimits(10**9, 10**9)
-        self.room = WaitingRoom(speeds, limits, patience)
+        self.scheduler = Scheduler(speeds, limits, scheduling)
         self._blobs: dict[str, Blob] = {}
         self._requests: dict[int, TraceRequest] = {}
         #: How many have waited, and given up their place.
@@ -174,7 +174,7 @@ class _Ours:
         for at, replica in enumerate(world.replicas):
             node = f"n{at // hardware.replicas_per_node}"
             slots = hardware.checkpoint_slots
-            self.room.fleet.add(replica.name, node, model_slots=slots, slots=2)
+            self.scheduler.fleet.add(replica.name, node, checkpoint_capacity=slots, max_in_flight=2)
             self._node_of[replica.name] = node
         self._by_name = {replica.name: replica for replica in world.replicas}
 
@@ -187,12 +187,12 @@ class _Ours:
     def arrive(self, index: int, request: TraceRequest, timeout_s: float) -> bool:
         now_s = self._world.now_s
         checkpoint, *loras = request.assets
-        waiting = Waiting(
+        waiting = QueuedRequest(
             str(index), request.tenant, request.work, checkpoint,
             (self._blob(checkpoint),),
             tuple(self._blob(lora) for lora in loras), now_s, now_s + timeout_s,
         )  # fmt: skip
-        admitted = self.room.arrive(waiting, now_s)
+        admitted = self.scheduler.arrive(waiting, now_s)
         if admitted.refusal is not None:
             return False
         if admitted.displaced is not None:
@@ -207,20 +207,20 @@ class _Ours:
         while self._deadlines and self._deadlines[0][0] <= self._world.now_s:
             index = self._deadlines.popleft()[1]
             if self._requests.pop(index, None) is not None:
-                self.room.queue.withdraw(str(index))
+                self.scheduler.queue.withdraw(str(index))
 
     def done(self, replica: SimulatedReplica, sent: _Sent) -> None:
-        self.room.ended(sent.assignment, self._world.now_s)
+        self.scheduler.ended(sent.assignment, self._world.now_s)
         models = replica.models.resident()
         keys = models.keys() | replica.extras.resident().keys()
-        self.room.fleet.on_device(replica.name, keys, models)
+        self.scheduler.fleet.on_device(replica.name, keys, models)
         if replica.node.tiers:
-            self.room.fleet.on_node(self._node_of[replica.name], replica.node.resident())
+            self.scheduler.fleet.on_node(self._node_of[replica.name], replica.node.resident())
         self._assign()
 
     def _assign(self) -> None:
         self._expire()
-        for assignment in self.room.assign(self._world.now_s):
+        for assignment in self.scheduler.assign(self._world.now_s):
             index = int(assignment.request.id)
             request = self._requests.pop(index)
             self._by_name[assignment.replica_id].give(request, _Sent(index, assignment))

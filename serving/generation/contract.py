@@ -144,7 +144,7 @@ class Holding:
 
     ready: frozenset[str]
     models: frozenset[str]
-    model_slots: int
+    checkpoint_capacity: int
     laws: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -154,7 +154,7 @@ class ReplicaReport:
     what it can draw with has changed for sure), its node and its process.
 
     ``ready`` is what it need not fetch to draw with, wherever it keeps it; ``models`` are the
-    UNets among that, and ``model_slots`` is for how many there is room.
+    UNets among that, and ``checkpoint_capacity`` is for how many there is room.
     """
 
     id: str
@@ -163,7 +163,7 @@ class ReplicaReport:
     resident: Mapping[str, frozenset[str]]
     ready: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
-    model_slots: int = 1
+    checkpoint_capacity: int = 1
     #: Where other nodes find what this one holds; empty for nowhere.
     url: str = ""
     #: Which law of eviction rules each tier.

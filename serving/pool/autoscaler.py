@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol, get_args
 
 from prometheus_client.metrics_core import Metric
 
-from router.autoscaling import Member, Pool, queued, scale
-from router.rollout import Renewal
+from router.autoscaling import Pool, ScalingCandidate, queued, scale
+from router.rollout import Rollout
 from serving.pool.dispatcher import Dispatcher
 from serving.pool.replica_state import ReplicaClient
 
@@ -113,7 +113,7 @@ class PoolKeeper:
         self._births: dict[str, Birth] = {}
         self._down_since_s: dict[str, float] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
-        self._renewal = Renewal()
+        self._renewal = Rollout()
         self._is_renewal_due = False
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS)
         self._failures = 0
@@ -262,7 +262,7 @@ class PoolKeeper:
         self._dispatcher.tally.event(what)
         log.info("pool %s: %s %s %s", self.pool.name, name, what, details or "")
 
-    def _starting(self, members: Sequence[Member]) -> dict[str, Any] | None:
+    def _starting(self, members: Sequence[ScalingCandidate]) -> dict[str, Any] | None:
         """When nothing is up but something starts: the phase of the one that is furthest, and
         how long each of its phases took."""
         births = [b for m in members if not m.is_up and (b := self._births.get(m.id)) is not None]

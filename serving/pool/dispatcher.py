@@ -20,12 +20,12 @@ from typing import Any
 from assets.errors import AssetError
 from orchestrator.errors import TierError
 from router.admission import QueueLimits, Refusal
-from router.autoscaling import Member
+from router.autoscaling import ScalingCandidate
 from router.cost import Speeds
-from router.crash_quarantine import Suspicion
-from router.replica import SLOTS
-from router.request import Waiting
-from router.scheduler import Assignment, Promotion, WaitingRoom
+from router.crash_quarantine import CrashQuarantine
+from router.replica import MAX_IN_FLIGHT
+from router.request import QueuedRequest
+from router.scheduler import Assignment, Promotion, Scheduler
 from serving.errors import (
     DeadlineExceeded,
     EngineBroke,
@@ -65,12 +65,12 @@ class Dispatcher:
         pool: str = "default",
     ) -> None:
         self._slots = {client.id: Slot(client) for client in clients}
-        self._room = WaitingRoom(speeds, limits)
+        self._scheduler = Scheduler(speeds, limits)
         self._clock = clock
         self.tally = Tally(pool)
-        self.holdings = Holdings(self._slots, self._room.popular, self._heard_from, clock)
+        self.holdings = Holdings(self._slots, self._scheduler.popular, self._heard_from, clock)
         self._pace = Pace()
-        self._suspicion = Suspicion()
+        self._suspicion = CrashQuarantine()
         self._tickets: dict[str, Ticket] = {}
         self._started = False
         self._promotions: set[asyncio.Task[None]] = set()
@@ -80,7 +80,7 @@ class Dispatcher:
             f"{s.client.id}: {'down' if s.report is None else len(s.running)}"
             for s in self._slots.values()
         )
-        return f"<Dispatcher {len(self._room.queue)} waiting; {slots}>"
+        return f"<Dispatcher {len(self._scheduler.queue)} waiting; {slots}>"
 
     def start(self) -> None:
         """Begin to watch the replicas; call on the event loop."""
@@ -105,16 +105,16 @@ class Dispatcher:
             await asyncio.wait(tasks)
         self._slots.pop(replica_id, None)
 
-    def members(self) -> list[Member]:
+    def members(self) -> list[ScalingCandidate]:
         """Every replica, as the scaler sees it."""
         now = self._clock()
         return [
-            Member(
+            ScalingCandidate(
                 slot.client.id,
                 slot.report is not None,
                 len(slot.running),
                 slot.idle_since_s,
-                0.0 if slot.running else self._room.value_s(slot.client.id, now),
+                0.0 if slot.running else self._scheduler.value_s(slot.client.id, now),
             )
             for slot in self._slots.values()
             if not slot.leaving
@@ -123,7 +123,7 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """How many requests a replica could be given, if one had room."""
-        return len(self._room.queue) - self._room.queue.held
+        return len(self._scheduler.queue) - self._scheduler.queue.held
 
     async def close(self) -> None:
         tasks = [s.watcher for s in self._slots.values() if s.watcher is not None]
@@ -137,12 +137,12 @@ class Dispatcher:
         """What waits and what each replica is doing, for people."""
         now = self._clock()
         return {
-            "waiting": len(self._room.queue),
-            "held": self._room.queue.held,
-            "work_per_s": self._room.speeds.work_per_s,
-            "bytes_per_s": dict(self._room.speeds.bytes_per_s),
-            "prefetched": self._room.prefetcher.guessed,
-            "prefetch_precision": self._room.prefetcher.precision,
+            "waiting": len(self._scheduler.queue),
+            "held": self._scheduler.queue.held,
+            "work_per_s": self._scheduler.speeds.work_per_s,
+            "bytes_per_s": dict(self._scheduler.speeds.bytes_per_s),
+            "prefetched": self._scheduler.prefetcher.guessed,
+            "prefetch_precision": self._scheduler.prefetcher.precision,
             "quarantined": self._suspicion.count(now),
             "replicas": [
                 {
@@ -162,7 +162,7 @@ class Dispatcher:
         }
 
     def _free_in_s(self, slot: Slot, now_s: float) -> float:
-        replica = self._room.fleet.replicas.get(slot.client.id)
+        replica = self._scheduler.fleet.replicas.get(slot.client.id)
         return 0.0 if replica is None else replica.busy_s(now_s)
 
     async def submit(self, submission: Submission) -> Drawing:
@@ -220,7 +220,7 @@ class Dispatcher:
         request = submission.request
         self._check_quarantine(submission)
         recipe = request.recipe
-        waiting = Waiting(
+        waiting = QueuedRequest(
             id=request.id,
             tenant_id=submission.tenant_id,
             work=request.work,
@@ -234,7 +234,7 @@ class Dispatcher:
             pictures=len(request.seeds),
             pictures_at_once=submission.pictures_at_once,
         )
-        admitted = self._room.arrive(waiting, now)
+        admitted = self._scheduler.arrive(waiting, now)
         refusal = admitted.refusal
         if refusal is not None and refusal.status == 422:
             raise InvalidRequest("steps", refusal.reason)
@@ -247,7 +247,7 @@ class Dispatcher:
         ticket.answer.add_done_callback(_heard)
         self._tickets[request.id] = ticket
         self._assign()
-        self._promote(self._room.promote(waiting, now))
+        self._promote(self._scheduler.promote(waiting, now))
         return ticket
 
     def _check_quarantine(self, submission: Submission) -> None:
@@ -266,7 +266,7 @@ class Dispatcher:
         if ticket.waiters:
             return
         request_id = ticket.waiting.id
-        self._room.queue.withdraw(request_id)
+        self._scheduler.queue.withdraw(request_id)
         if ticket.task is None:
             self._tickets.pop(request_id, None)
         else:
@@ -275,7 +275,7 @@ class Dispatcher:
 
     def _assign(self) -> None:
         """Called at every change; starts what the room says, and nothing else."""
-        for assignment in self._room.assign(self._clock()):
+        for assignment in self._scheduler.assign(self._clock()):
             waiting = assignment.request
             ticket = self._tickets[waiting.id]
             ticket.waiting = waiting
@@ -320,8 +320,8 @@ class Dispatcher:
         try:
             drawing, report = await slot.client.draw(ticket.submission.request)
             self._suspicion.drew(ticket.submission.named)
-            speeds = self._pace.after(drawing, ticket.submission.request, self._room.speeds)
-            self._room.speeds = speeds
+            speeds = self._pace.after(drawing, ticket.submission.request, self._scheduler.speeds)
+            self._scheduler.speeds = speeds
             self._heard_from(slot, report)
             timings = replace(drawing.timings, queue_ms=queue_ms + drawing.timings.queue_ms)
             _answer(ticket.answer, replace(drawing, timings=timings))
@@ -334,17 +334,17 @@ class Dispatcher:
         except Exception as error:
             if isinstance(error, NotFinite):  # of all that an engine raises, the request's fault
                 error.engine_s = ticket.engine_s(self._clock())
-                self._room.took(ticket.waiting, error.engine_s)
+                self._scheduler.charge_overrun(ticket.waiting, error.engine_s)
             _answer(ticket.answer, error)
 
     def _stop_waiting(self) -> None:
         """Of those that wait, the ones whose asset has just been quarantined."""
-        for waiting in list(self._room.queue):
+        for waiting in list(self._scheduler.queue):
             ticket = self._tickets[waiting.id]
             try:
                 self._check_quarantine(ticket.submission)
             except Quarantined as quarantined:
-                self._room.queue.withdraw(waiting.id)
+                self._scheduler.queue.withdraw(waiting.id)
                 del self._tickets[waiting.id]
                 _answer(ticket.answer, quarantined)
 
@@ -378,17 +378,17 @@ class Dispatcher:
         if ticket.lost and not ticket.answer.done():
             avoid = ticket.waiting.avoid | {slot.client.id}
             ticket.waiting = replace(ticket.waiting, avoid=avoid)
-            self._room.again(ticket.waiting)
+            self._scheduler.requeue(ticket.waiting)
         else:
             self._tickets.pop(ticket.waiting.id, None)
-        self._room.ended(assignment, self._clock())
+        self._scheduler.ended(assignment, self._clock())
         self._assign()
 
     def _down(self, slot: Slot) -> None:
         """It gets nothing new until it has answered again."""
         if slot.report is not None:
             slot.report = None
-            self._room.fleet.remove(slot.client.id)
+            self._scheduler.fleet.remove(slot.client.id)
 
     def _hangs(self, slot: Slot) -> None:
         """It does not answer: what it has is drawn elsewhere."""
@@ -402,12 +402,17 @@ class Dispatcher:
     def _heard_from(self, slot: Slot, report: ReplicaReport) -> None:
         if slot.leaving:
             return
-        fleet = self._room.fleet
+        fleet = self._scheduler.fleet
         if slot.report is not None and slot.report.node != report.node:
             self._down(slot)  # another one, of the same name
         if slot.client.id not in fleet:
             slot.idle_since_s = self._clock()
-            fleet.add(slot.client.id, report.node, model_slots=report.model_slots, slots=SLOTS)
+            fleet.add(
+                slot.client.id,
+                report.node,
+                checkpoint_capacity=report.checkpoint_capacity,
+                max_in_flight=MAX_IN_FLIGHT,
+            )
         fleet.on_device(slot.client.id, report.ready, report.models)
         if not report.resident and slot.report is not None:
             slot.report = replace(report, resident=slot.report.resident)
@@ -446,7 +451,7 @@ class Dispatcher:
                 self._heard_from(slot, report)
                 self._assign()
                 if is_new:
-                    wanted = self._room.most_wanted(MOST_POPULAR, self._clock())
+                    wanted = self._scheduler.most_wanted(MOST_POPULAR, self._clock())
                     self._promote(Promotion(slot.client.id, tuple(wanted)) if wanted else None)
             except Exception:  # whatever it is, the replica must go on being watched
                 log.exception("what %s reports cannot be taken", slot.client.id)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from assets.content import Blob
-from router.request import Waiting
+from router.request import QueuedRequest
 from serving.generation.contract import Drawing, DrawRequest, Guidance, ReplicaReport
 from serving.generation.submission import Submission
 
@@ -61,7 +61,7 @@ class Ticket:
     """Only the dispatcher changes it; whoever submitted waits for ``answer``."""
 
     submission: Submission
-    waiting: Waiting
+    waiting: QueuedRequest
     answer: asyncio.Future[Drawing]
     #: How many wait for it: who submits an id again may be there before the first has gone.
     waiters: int = 0

@@ -10,7 +10,7 @@ from assets.content import Blob
 from router.cost import Speeds, cost_s
 from router.fleet import Fleet, rendezvous
 from router.replica import Replica
-from router.request import Waiting
+from router.request import QueuedRequest
 
 SPEEDS = Speeds({"host": 20.0, "disk": 5.0, "store": 1.0}, work_per_s=10.0, swap_s=0.5)
 MODELS = [Blob(f"m{index}", "", 40) for index in range(5)]
@@ -19,7 +19,7 @@ NAMES = [f"r{index}" for index in range(40)]
 NODES = ["n0", "n1", "n2"]
 
 requests = st.builds(
-    lambda number, model, extras, work: Waiting(
+    lambda number, model, extras, work: QueuedRequest(
         f"q{number}", "t", work, model.key, (model,), tuple(extras), 0.0, 1e9
     ),
     st.integers(0, 10_000),
@@ -29,16 +29,16 @@ requests = st.builds(
 )
 
 
-def regret(replica: Replica, now_s: float) -> float:
+def displacement_s(replica: Replica, now_s: float) -> float:
     """Some are sorely missed."""
-    if len(replica.models) < replica.model_slots:
+    if len(replica.models) < replica.checkpoint_capacity:
         return 0.0
     return min(float(key[1:]) for key in replica.models)
 
 
 def scan(
     fleet: Fleet,
-    request: Waiting,
+    request: QueuedRequest,
     now_s: float,
     *,
     open_only: bool,
@@ -48,12 +48,12 @@ def scan(
     costs = []
     for replica in fleet:
         warm = request.group in replica.models
-        if (open_only and not replica.has_slot) or (warm_only and not warm):
+        if (open_only and not replica.has_capacity) or (warm_only and not warm):
             continue
         if idle_only and replica.running:
             continue
         cost = cost_s(request, replica, SPEEDS, now_s)
-        cost += 0.0 if warm else regret(replica, now_s)
+        cost += 0.0 if warm else displacement_s(replica, now_s)
         costs.append(cost + (1e9 if replica.id in request.avoid else 0.0))
     return min(costs, default=None)
 
@@ -62,14 +62,14 @@ class Histories(RuleBasedStateMachine):
     @initialize(count=st.integers(0, 40), slots=st.integers(1, 3))
     def begin(self, count: int, slots: int) -> None:
         self.now_s = 0.0
-        self.model_slots = slots
+        self.checkpoint_capacity = slots
         self.fleet = Fleet()
         for name in NAMES[:count]:
-            self.fleet.add(name, NODES[int(name[1:]) % 3], model_slots=slots, slots=2)
+            self.fleet.add(name, NODES[int(name[1:]) % 3], checkpoint_capacity=slots, max_in_flight=2)
 
     @rule(request=requests, name=st.sampled_from(NAMES), busy_s=st.floats(0, 40))
-    def sent(self, request: Waiting, name: str, busy_s: float) -> None:
-        if name in self.fleet and self.fleet.replicas[name].has_slot:
+    def sent(self, request: QueuedRequest, name: str, busy_s: float) -> None:
+        if name in self.fleet and self.fleet.replicas[name].has_capacity:
             self.fleet.sent(name, request, self.now_s + busy_s, 1.0)
 
     @rule(name=st.sampled_from(NAMES), left_s=st.floats(0, 20))
@@ -86,7 +86,7 @@ class Histories(RuleBasedStateMachine):
     )
     def reported(self, name: str, models: list[Blob], extras: list[Blob]) -> None:
         if name in self.fleet:
-            held = [blob.key for blob in models[: self.model_slots]]
+            held = [blob.key for blob in models[: self.checkpoint_capacity]]
             self.fleet.on_device(name, {*held, *(blob.key for blob in extras)}, held)
 
     @rule(
@@ -104,7 +104,7 @@ class Histories(RuleBasedStateMachine):
             self.fleet.remove(name)
         else:
             node = NODES[int(name[1:]) % 3]
-            self.fleet.add(name, node, model_slots=self.model_slots, slots=2)
+            self.fleet.add(name, node, checkpoint_capacity=self.checkpoint_capacity, max_in_flight=2)
 
     @rule(seconds=st.floats(0, 30))
     def time_passes(self, seconds: float) -> None:
@@ -119,24 +119,24 @@ class Histories(RuleBasedStateMachine):
     )
     def asked(
         self,
-        request: Waiting,
+        request: QueuedRequest,
         avoid: frozenset[str],
         open_only: bool,
         warm_only: bool,
         idle_only: bool,
     ) -> None:
-        asking = Waiting(
+        asking = QueuedRequest(
             request.id, "t", request.work, request.group, request.model, request.extras,
             0.0, 1e9, avoid=avoid,
         )  # fmt: skip
         which = {"open_only": open_only, "warm_only": warm_only, "idle_only": idle_only}
-        found = self.fleet.cheapest(asking, SPEEDS, self.now_s, regret, **which)
+        found = self.fleet.cheapest(asking, SPEEDS, self.now_s, displacement_s, **which)
         best = scan(self.fleet, asking, self.now_s, **which)
         assert (None if found is None else round(found[0], 6)) == (
             None if best is None else round(best, 6)
         )
         if found is not None:
-            assert not open_only or found[1].has_slot
+            assert not open_only or found[1].has_capacity
             assert not warm_only or asking.group in found[1].models
             assert not idle_only or not found[1].running
 
@@ -144,16 +144,16 @@ class Histories(RuleBasedStateMachine):
     def books_agree(self) -> None:
         if not hasattr(self, "fleet"):
             return
-        assert self.fleet.open_count == sum(r.has_slot for r in self.fleet)
+        assert self.fleet.open_count == sum(r.has_capacity for r in self.fleet)
         for blob in MODELS:
-            assert set(self.fleet.homes(blob.key)) == {
+            assert set(self.fleet.holders(blob.key)) == {
                 r.id for r in self.fleet if blob.key in r.gpu
             }
             assert self.fleet.has_open(blob.key) == any(
-                r.has_slot and blob.key in r.models for r in self.fleet
+                r.has_capacity and blob.key in r.models for r in self.fleet
             )
         for replica in self.fleet:
-            assert len(replica.models) <= replica.model_slots
+            assert len(replica.models) <= replica.checkpoint_capacity
             assert replica.gpu >= replica.models.keys()
 
 

@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.queue import Queue
-from router.request import Waiting
+from router.request import QueuedRequest
 
 MOST = 4
 
 
-def waiting(name: str, at: float, pictures: int = 1) -> Waiting:
-    return Waiting(
+def waiting(name: str, at: float, pictures: int = 1) -> QueuedRequest:
+    return QueuedRequest(
         id=name, tenant_id="t", work=1.0, group="g", model=(), extras=(), arrived_s=0.0,
-        deadline_s=100.0, place=(False, at), pictures=pictures, pictures_at_once=MOST,
+        deadline_s=100.0, position=(False, at), pictures=pictures, pictures_at_once=MOST,
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_never_more_than_the_plan_allows_and_nothing_is_forgotten(
     steps: list[tuple[str, int, int]],
 ) -> None:
     queue = Queue()
-    drawing: dict[str, Waiting] = {}
+    drawing: dict[str, QueuedRequest] = {}
     for step, which, amount in steps:
         name = str(which)
         if step == "A" and name not in queue and name not in drawing:

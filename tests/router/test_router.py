@@ -11,35 +11,42 @@ from assets.content import Blob
 from router.admission import QueueLimits
 from router.cost import Speeds, cost_s
 from router.fairness import FairClock
-from router.replica import SLOTS, Node, Replica
-from router.request import Waiting
-from router.scheduler import Assignment, Patience, WaitingRoom
+from router.replica import MAX_IN_FLIGHT, Node, Replica
+from router.request import QueuedRequest
+from router.scheduler import Assignment, Scheduler, SchedulingPolicy
 
 SPEEDS = Speeds(bytes_per_s={"host": 10.0, "disk": 5.0, "store": 1.0}, work_per_s=10.0, swap_s=0.0)
 BASE, OTHER, LORA = Blob("base", "", 50), Blob("other", "", 50), Blob("lora", "", 20)
 
 
-def request(name: str = "r", **changes: object) -> Waiting:
-    first = Waiting(name, "t", 10.0, "base", (BASE,), (LORA,), 0.0, 1e9)
+def request(name: str = "r", **changes: object) -> QueuedRequest:
+    first = QueuedRequest(name, "t", 10.0, "base", (BASE,), (LORA,), 0.0, 1e9)
     return replace(first, **changes)  # type: ignore[arg-type]
 
 
-def other(name: str = "o", **changes: object) -> Waiting:
+def other(name: str = "o", **changes: object) -> QueuedRequest:
     return request(name, group="other", model=(OTHER,), extras=(), **changes)
 
 
-def room(*replicas: str, limits: QueueLimits | None = None, model_slots: int = 2) -> WaitingRoom:
-    made = WaitingRoom(SPEEDS, limits)
+def scheduler(
+    *replicas: str, limits: QueueLimits | None = None, checkpoint_capacity: int = 2
+) -> Scheduler:
+    made = Scheduler(SPEEDS, limits)
     for name in replicas:
-        made.fleet.add(name, f"node-{name}", model_slots=model_slots, slots=SLOTS)
+        made.fleet.add(
+            name,
+            f"node-{name}",
+            checkpoint_capacity=checkpoint_capacity,
+            max_in_flight=MAX_IN_FLIGHT,
+        )
     return made
 
 
-def hold(made: WaitingRoom, name: str, *keys: str) -> None:
+def hold(made: Scheduler, name: str, *keys: str) -> None:
     made.fleet.on_device(name, keys, [key for key in keys if key in ("base", "other")])
 
 
-def busy(made: WaitingRoom, name: str, until_s: float, count: int = 1) -> None:
+def busy(made: Scheduler, name: str, until_s: float, count: int = 1) -> None:
     """With what it holds anyway."""
     replica = made.fleet.replicas[name]
     for _ in range(count):
@@ -50,7 +57,7 @@ def busy(made: WaitingRoom, name: str, until_s: float, count: int = 1) -> None:
         made.fleet.sent(name, sent, until_s, 1.0)
 
 
-def arrive(made: WaitingRoom, *waiting: Waiting, now_s: float = 0.0) -> None:
+def arrive(made: Scheduler, *waiting: QueuedRequest, now_s: float = 0.0) -> None:
     for one in waiting:
         assert made.arrive(one, now_s).refusal is None
 
@@ -62,7 +69,7 @@ def pairs(assignments: list[Assignment]) -> list[tuple[str, str]]:
 def test_cost_is_seconds_by_tier() -> None:
     def on(gpu: set[str], **tiers: set[str]) -> Replica:
         resident = {tier: frozenset(keys) for tier, keys in tiers.items()}
-        return Replica("a", Node("n", resident), gpu={"base", *gpu}, model_slots=2)
+        return Replica("a", Node("n", resident), gpu={"base", *gpu}, checkpoint_capacity=2)
 
     costs = [
         cost_s(request(), replica, SPEEDS, 0.0)
@@ -72,8 +79,10 @@ def test_cost_is_seconds_by_tier() -> None:
 
 
 def test_fetching_overlaps_drawing_where_there_is_room() -> None:
-    def cost(model_slots: int, gpu: set[str]) -> float:
-        drawing = Replica("a", Node("n"), gpu, model_slots=model_slots, free_at_s=30.0)
+    def cost(checkpoint_capacity: int, gpu: set[str]) -> float:
+        drawing = Replica(
+            "a", Node("n"), gpu, checkpoint_capacity=checkpoint_capacity, free_at_s=30.0
+        )
         drawing.running["q"] = other()
         return cost_s(request(), drawing, SPEEDS, 0.0)
 
@@ -84,42 +93,42 @@ def test_fetching_overlaps_drawing_where_there_is_room() -> None:
 
 def test_warm_and_busy_may_beat_idle_and_cold_and_the_reverse() -> None:
     for until_s, chosen in ((5.0, "warm"), (200.0, "cold")):
-        made = room("cold", "warm")
+        made = scheduler("cold", "warm")
         hold(made, "warm", "base", "lora")
         busy(made, "warm", until_s)
         arrive(made, request())
         # A replica with a slot that has the checkpoint is taken at once, if it is not for long.
-        made.patience = Patience()
+        made.policy = SchedulingPolicy()
         assert pairs(made.assign(0.0)) == [("r", chosen if until_s < 100 else "warm")]
 
 
 def test_it_waits_for_a_full_warm_replica_when_that_is_quicker() -> None:
-    made = room("cold", "warm")
+    made = scheduler("cold", "warm")
     hold(made, "warm", "base", "lora")
-    busy(made, "warm", 5.0, SLOTS)
+    busy(made, "warm", 5.0, MAX_IN_FLIGHT)
     arrive(made, request())
     assert made.assign(0.0) == []
-    made = room("cold", "warm")
+    made = scheduler("cold", "warm")
     hold(made, "warm", "base", "lora")
-    busy(made, "warm", 200.0, SLOTS)
+    busy(made, "warm", 200.0, MAX_IN_FLIGHT)
     arrive(made, request())
     assert pairs(made.assign(0.0)) == [("r", "cold")]
 
 
 def test_what_is_long_overdue_attracts_nothing() -> None:
-    made = room("cold", "warm")
+    made = scheduler("cold", "warm")
     hold(made, "warm", "base", "lora")
-    busy(made, "warm", 10.0, SLOTS)
+    busy(made, "warm", 10.0, MAX_IN_FLIGHT)
     arrive(made, request(arrived_s=200.0), now_s=200.0)
     assert pairs(made.assign(200.0)) == [("r", "cold")]
 
 
 def test_a_plan_is_made_anew_when_something_better_gets_free() -> None:
-    made = room("near", "far")
+    made = scheduler("near", "far")
     hold(made, "near", "base")
     hold(made, "far", "base", "lora")
-    busy(made, "near", 30.0, SLOTS)
-    busy(made, "far", 20.0, SLOTS)
+    busy(made, "near", 30.0, MAX_IN_FLIGHT)
+    busy(made, "far", 20.0, MAX_IN_FLIGHT)
     arrive(made, request())
     assert made.assign(0.0) == []
     made.fleet.ended("near", "busy-near-0", 0.0)
@@ -128,28 +137,28 @@ def test_a_plan_is_made_anew_when_something_better_gets_free() -> None:
 
 
 def test_where_it_failed_is_avoided_unless_nothing_else_is_left() -> None:
-    made = room("a", "b")
+    made = scheduler("a", "b")
     hold(made, "a", "base", "lora")
     arrive(made, request(avoid=frozenset({"a"})))
     assert pairs(made.assign(0.0)) == [("r", "b")]
-    made = room("a")
+    made = scheduler("a")
     arrive(made, request(avoid=frozenset({"a"})))
     assert pairs(made.assign(0.0)) == [("r", "a")]
 
 
 def test_warm_overtakes_until_patience_ends() -> None:
     for now_s, first in ((0.0, "warm"), (201.0, "cold")):
-        made = room("a", model_slots=1)
+        made = scheduler("a", checkpoint_capacity=1)
         hold(made, "a", "base", "lora")
         busy(made, "a", now_s + 1.0)
         arrive(made, other("cold"), request("warm"))
-        made.fleet.replicas["a"].turn_s = 1e9  # it has drawn enough with what it has
+        made.fleet.replicas["a"].batch_s = 1e9  # it has drawn enough with what it has
         assert pairs(made.assign(now_s))[0][0] == first
 
 
 def test_a_replica_keeps_what_it_loaded_for_its_turn() -> None:
     """Otherwise every request of a crowd would load, once all have waited for long."""
-    made = room("a", model_slots=1)
+    made = scheduler("a", checkpoint_capacity=1)
     hold(made, "a", "base", "lora")
     busy(made, "a", 300.0)
     arrive(made, other("cold"), request("warm"))
@@ -157,7 +166,7 @@ def test_a_replica_keeps_what_it_loaded_for_its_turn() -> None:
 
 
 def test_warm_does_not_overtake_far_beyond_its_share() -> None:
-    made = room("a", model_slots=1)
+    made = scheduler("a", checkpoint_capacity=1)
     hold(made, "a", "base", "lora")
     arrive(made, *(request(f"mine-{index}") for index in range(60)))
     made.assign(0.0)
@@ -171,27 +180,27 @@ def test_warm_does_not_overtake_far_beyond_its_share() -> None:
 
 
 def test_a_crowd_gets_more_homes_and_a_single_request_does_not() -> None:
-    for count, homes in ((3, {"warm"}), (400, {"warm", "cold"})):
-        made = room("cold", "warm", limits=QueueLimits(1000, 1000))
+    for count, holders in ((3, {"warm"}), (400, {"warm", "cold"})):
+        made = scheduler("cold", "warm", limits=QueueLimits(1000, 1000))
         hold(made, "warm", "base", "lora")
         arrive(made, *(request(f"q{index}", tenant_id=f"t{index}") for index in range(count)))
-        assert {replica_id for _, replica_id in pairs(made.assign(0.0))} == homes
+        assert {replica_id for _, replica_id in pairs(made.assign(0.0))} == holders
 
 
 def test_no_herd_on_a_new_asset() -> None:
     """The second request for what the first one loads waits for it, and loads nothing."""
-    made = room("a", "b", "c")
+    made = scheduler("a", "b", "c")
     arrive(made, request("first"))
     assert len(made.assign(0.0)) == 1
     arrive(made, request("second"))
     assert {replica_id for _, replica_id in pairs(made.assign(0.0))} == set(
-        made.fleet.homes("base")
+        made.fleet.holders("base")
     )
-    assert len(made.fleet.homes("base")) == 1
+    assert len(made.fleet.holders("base")) == 1
 
 
 def test_the_least_missed_checkpoint_gives_way() -> None:
-    made = room("hot", "quiet", model_slots=1)
+    made = scheduler("hot", "quiet", checkpoint_capacity=1)
     hold(made, "hot", "base")
     hold(made, "quiet", "third")
     made.fleet.on_device("quiet", ["third"], ["third"])
@@ -225,21 +234,21 @@ def test_who_had_the_most_lately_steps_back_until_it_has_faded() -> None:
         for _ in range(times):
             clock.served(tenant, clock.stamp(tenant, 1.0, 1.0), 1.0, 0.0)
 
-    def steps_back(tenant: str, now_s: float) -> bool:
-        return clock.is_greedy(tenant, 1.0, 1.0, 10.0, now_s)
+    def is_deprioritized(tenant: str, now_s: float) -> bool:
+        return clock.is_over_share(tenant, 1.0, 1.0, 10.0, now_s)
 
-    assert steps_back("loud", 0.0)
-    assert not any(steps_back(tenant, 0.0) for tenant in "abcd")
-    assert not steps_back("loud", 5_000.0)
+    assert is_deprioritized("loud", 0.0)
+    assert not any(is_deprioritized(tenant, 0.0) for tenant in "abcd")
+    assert not is_deprioritized("loud", 5_000.0)
 
 
 def test_a_crowd_is_spread_whoever_steps_back_behind_it() -> None:
     """One that is over its share and waits for the same checkpoint keeps nobody from another
     replica."""
-    made = room("warm", "cold", model_slots=1)
+    made = scheduler("warm", "cold", checkpoint_capacity=1)
     hold(made, "warm", "base", "lora")
     hold(made, "cold", "other")
-    busy(made, "warm", 60.0, SLOTS)
+    busy(made, "warm", 60.0, MAX_IN_FLIGHT)
     arrive(made, *(request(f"q{i}", tenant_id=f"t{i}", work=100.0) for i in range(20)))
     arrive(made, request("loud", tenant_id="loud"))
     made.queue.move("loud", (True, 0.0))
@@ -248,7 +257,7 @@ def test_a_crowd_is_spread_whoever_steps_back_behind_it() -> None:
 
 
 def test_priority_is_among_ones_own() -> None:
-    made = room("a")
+    made = scheduler("a")
     hold(made, "a", "base", "lora")
     arrive(made, request("other", tenant_id="u"), request("low"), request("lower"))
     arrive(made, request("high", priority=1))
@@ -263,8 +272,8 @@ def test_priority_is_among_ones_own() -> None:
 
 
 def test_admission_answers_early() -> None:
-    made = room("a", limits=QueueLimits(per_tenant=2, total=3))
-    busy(made, "a", 10.0, SLOTS)
+    made = scheduler("a", limits=QueueLimits(per_tenant=2, total=3))
+    busy(made, "a", 10.0, MAX_IN_FLIGHT)
     arrive(made, request("0"), request("1"))
     refused = made.arrive(request("x"), 0.0).refusal
     assert refused is not None
@@ -273,7 +282,7 @@ def test_admission_answers_early() -> None:
     assert hurried is not None
     assert hurried.status == 503
     assert hurried.retry_after_s >= 1.0
-    made = room("a", limits=QueueLimits(per_tenant=2, total=5))
+    made = scheduler("a", limits=QueueLimits(per_tenant=2, total=5))
     arrive(made, *(request(tenant, tenant_id=tenant) for tenant in "stuvw"))
     for tenant in "stuvw":
         made.queue.move(tenant, (False, 10.0))
@@ -284,11 +293,13 @@ def test_admission_answers_early() -> None:
 
 
 def test_when_no_place_is_free_the_tenant_with_the_most_gives_up_its_last() -> None:
-    made = room("a", limits=QueueLimits(per_tenant=10, total=4))
-    busy(made, "a", 10.0, SLOTS)
+    made = scheduler("a", limits=QueueLimits(per_tenant=10, total=4))
+    busy(made, "a", 10.0, MAX_IN_FLIGHT)
     arrive(made, *(request(str(index)) for index in range(3)), request("u0", tenant_id="u"))
     made.queue.withdraw("2")
-    made.again(request("2", avoid=frozenset({"a"}), place=(False, 1e9)))  # has been taken already
+    made.requeue(
+        request("2", avoid=frozenset({"a"}), position=(False, 1e9))
+    )  # has been taken already
     admitted = made.arrive(request("v0", tenant_id="v"), 0.0)
     assert admitted.refusal is None
     assert admitted.displaced is not None
@@ -308,7 +319,7 @@ def test_when_no_place_is_free_the_tenant_with_the_most_gives_up_its_last() -> N
 
 
 def test_what_its_own_work_cannot_meet_is_refused_once_that_is_known() -> None:
-    made = room("a")
+    made = scheduler("a")
     long = request("x", work=300.0, deadline_s=10.0)  # 30 s at the speed that is assumed
     assert made.arrive(long, 0.0).refusal is None
     made.speeds = replace(made.speeds, is_measured=True)
@@ -316,24 +327,24 @@ def test_what_its_own_work_cannot_meet_is_refused_once_that_is_known() -> None:
     assert refused is not None
     assert refused.status == 422
     assert "30 s alone, and 10 s" in refused.reason
-    made = room("a")  # what is measured varies: less than twice what is allowed is tried
+    made = scheduler("a")  # what is measured varies: less than twice what is allowed is tried
     made.speeds = replace(made.speeds, is_measured=True)
     assert made.arrive(replace(long, work=190.0), 0.0).refusal is None
 
 
 def test_what_an_attempt_took_beyond_its_work_comes_out_of_the_tenants_share() -> None:
-    made = room("a")
+    made = scheduler("a")
     made.speeds = replace(made.speeds, is_measured=True)
-    made.took(request("x", tenant_id="t", work=10.0), 5.0)  # at 10 of work a second
+    made.charge_overrun(request("x", tenant_id="t", work=10.0), 5.0)  # at 10 of work a second
     arrive(made, *(request(tenant, tenant_id=tenant, work=1.0) for tenant in ("t", "u")))
-    places = {waiting.tenant_id: waiting.place[1] for waiting in made.queue}
-    assert places == {"t": 41.0, "u": 1.0}
+    positions = {waiting.tenant_id: waiting.position[1] for waiting in made.queue}
+    assert positions == {"t": 41.0, "u": 1.0}
 
 
 def test_a_loud_tenants_queue_does_not_refuse_the_others() -> None:
     """The wait that is expected of a request is its own, not the whole queue's."""
-    made = room("a", limits=QueueLimits(1000, 1000))
-    busy(made, "a", 1.0, SLOTS)
+    made = scheduler("a", limits=QueueLimits(1000, 1000))
+    busy(made, "a", 1.0, MAX_IN_FLIGHT)
     arrive(made, *(request(f"q{index}", tenant_id="loud") for index in range(500)))
     assert made.arrive(request("x", tenant_id="quiet", deadline_s=20.0), 0.0).refusal is None
     assert made.arrive(request("y", tenant_id="loud", deadline_s=20.0), 0.0).refusal is not None
@@ -341,7 +352,7 @@ def test_a_loud_tenants_queue_does_not_refuse_the_others() -> None:
 
 KEYS = st.sampled_from(["base", "other", "third"])
 STATES = st.lists(
-    st.tuples(st.floats(0, 10), st.integers(0, SLOTS), st.sets(KEYS, max_size=2)),
+    st.tuples(st.floats(0, 10), st.integers(0, MAX_IN_FLIGHT), st.sets(KEYS, max_size=2)),
     min_size=1,
     max_size=5,
 )
@@ -352,7 +363,7 @@ def test_laws(
     states: list[tuple[float, int, set[str]]], wants: list[tuple[str, bool]], now_s: float
 ) -> None:
     """Each request once, no replica over its slots, what is idle does not stay so."""
-    made = room(*(f"r{index}" for index in range(len(states))))
+    made = scheduler(*(f"r{index}" for index in range(len(states))))
     for index, (until_s, count, keys) in enumerate(states):
         made.fleet.on_device(f"r{index}", keys, keys)
         busy(made, f"r{index}", until_s, count)
@@ -365,7 +376,7 @@ def test_laws(
     assert len(made.queue) == len(wants) - len(assignments)
     for replica in made.fleet:
         sent = sum(a.replica_id == replica.id for a in assignments)
-        assert len(replica.running) == before[replica.id] + sent <= SLOTS
+        assert len(replica.running) == before[replica.id] + sent <= MAX_IN_FLIGHT
     if wants and all(count == 0 for _, count, _ in states):
         assert assignments
     assert made.assign(now_s) == []
@@ -373,7 +384,7 @@ def test_laws(
 
 def test_a_tenant_draws_no_more_at_a_time_than_its_plan_allows() -> None:
     """And keeps nobody from what is free."""
-    made = room(*"abcd")
+    made = scheduler(*"abcd")
     for name in "abcd":
         hold(made, name, "base", "lora")
     mine = [
@@ -393,10 +404,10 @@ def test_a_tenant_draws_no_more_at_a_time_than_its_plan_allows() -> None:
 
 
 def test_what_waits_is_promoted_to_where_it_will_be_drawn() -> None:
-    made = room("a", "b")
+    made = scheduler("a", "b")
     for name in "ab":
         hold(made, name, "base")
-        busy(made, name, 5.0, SLOTS)
+        busy(made, name, 5.0, MAX_IN_FLIGHT)
     arrive(made, request())
     assert made.assign(0.0) == []
     promotion = made.promote(request(), 0.0)
@@ -408,7 +419,7 @@ def test_what_waits_is_promoted_to_where_it_will_be_drawn() -> None:
 
 def test_what_a_replica_is_worth_follows_demand_and_who_else_has_it() -> None:
     """Of a pool that shrinks the ones with the least to lose go first."""
-    made = room("popular", "rare", "bare")
+    made = scheduler("popular", "rare", "bare")
     hold(made, "popular", "base")
     hold(made, "rare", "other")
     for index in range(8):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.autoscaling import Member, Pool, Scaling, queued, scale
+from router.autoscaling import Pool, Scaling, ScalingCandidate, queued, scale
 
 
 def test_ten_at_once_start_all_that_there_may_be() -> None:
     pool = Pool("a", queue_size=1, min=0, max=4, idle_s=30)
-    members: list[Member] = []
+    members: list[ScalingCandidate] = []
     for waiting in range(1, 11):
         members += [
-            Member(str(len(members) + i), False)
+            ScalingCandidate(str(len(members) + i), False)
             for i in range(scale(pool, waiting, members, 0).start)
         ]
     assert len(members) == 4
@@ -23,49 +23,59 @@ def test_ten_at_once_start_all_that_there_may_be() -> None:
 def test_two_wait_for_one_and_a_queue_of_three_starts_a_second() -> None:
     pool = Pool("a", queue_size=2, min=0, max=4)
     assert scale(pool, 1, [], 0) == Scaling(1)
-    starting = [Member("0", False)]
+    starting = [ScalingCandidate("0", False)]
     assert scale(pool, 2, starting, 0) == Scaling()
     # The first is drawn; the second was handed on already, to be prepared.
-    drawing = [Member("0", True, running=2)]
+    drawing = [ScalingCandidate("0", True, running=2)]
     assert queued(0, drawing) == 1
     assert scale(pool, 0, drawing, 0) == Scaling()
     assert queued(2, drawing) == 3
     assert scale(pool, 2, drawing, 0) == Scaling(1)
-    assert scale(pool, 2, [*drawing, Member("1", False)], 0) == Scaling()
+    assert scale(pool, 2, [*drawing, ScalingCandidate("1", False)], 0) == Scaling()
 
 
 def test_idle_ones_go_after_their_time_down_to_the_minimum() -> None:
     pool = Pool("a", min=0, max=4, idle_s=30)
-    members = [Member("0", True, idle_since_s=0), Member("1", True, idle_since_s=20)]
+    members = [
+        ScalingCandidate("0", True, idle_since_s=0),
+        ScalingCandidate("1", True, idle_since_s=20),
+    ]
     assert scale(pool, 0, members, 29.9) == Scaling()
     assert scale(pool, 0, members, 30) == Scaling(stop=("0",))
     assert scale(pool, 0, members, 50) == Scaling(stop=("0", "1"))
     assert scale(Pool("a", min=1, max=4, idle_s=30), 0, members, 50) == Scaling(stop=("0",))
-    assert scale(pool, 0, [Member("0", True, 1), Member("1", False)], 1e6) == Scaling()
+    assert (
+        scale(pool, 0, [ScalingCandidate("0", True, 1), ScalingCandidate("1", False)], 1e6)
+        == Scaling()
+    )
 
 
 def test_who_leaves_has_a_gpu_yet() -> None:
     pool = Pool("a", min=1, max=2)
     assert scale(pool, 9, [], 0, leaving=1) == Scaling(1)
-    assert scale(pool, 9, [Member("0", True, 2)], 0, leaving=1) == Scaling()
+    assert scale(pool, 9, [ScalingCandidate("0", True, 2)], 0, leaving=1) == Scaling()
 
 
 def test_the_one_with_the_most_to_lose_stays() -> None:
     pool = Pool("a", min=1, max=4, idle_s=30)
-    members = [Member("0", True, value_s=1.0), Member("1", True, value_s=9.0), Member("2", True)]
+    members = [
+        ScalingCandidate("0", True, value_s=1.0),
+        ScalingCandidate("1", True, value_s=9.0),
+        ScalingCandidate("2", True),
+    ]
     assert scale(pool, 0, members, 60) == Scaling(stop=("2", "0"))
 
 
 def test_the_minimum_is_kept_warm_and_a_lower_maximum_is_obeyed() -> None:
     assert scale(Pool("a", min=2, max=4), 0, [], 0) == Scaling(2)
-    members = [Member(str(i), True, idle_since_s=100) for i in range(3)]
+    members = [ScalingCandidate(str(i), True, idle_since_s=100) for i in range(3)]
     assert scale(Pool("a", min=0, max=2, idle_s=180), 0, members, 100) == Scaling(stop=("0",))
     assert scale(Pool("a", min=0, max=0), 5, [], 0) == Scaling()
 
 
 members = st.lists(
     st.builds(
-        Member,
+        ScalingCandidate,
         id=st.uuids().map(str),
         is_up=st.booleans(),
         running=st.integers(0, 2),
@@ -85,7 +95,7 @@ pools = st.builds(
 
 @given(pools, st.integers(0, 20), members)
 def test_never_beyond_the_bounds_and_never_one_that_draws(
-    pool: Pool, waiting: int, members: list[Member]
+    pool: Pool, waiting: int, members: list[ScalingCandidate]
 ) -> None:
     plan = scale(pool, waiting, members, 100.0)
     by_id = {member.id: member for member in members}
