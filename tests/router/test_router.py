@@ -176,7 +176,7 @@ def test_warm_does_not_overtake_far_beyond_its_share() -> None:
         (first, *_) = made.fleet.replicas["a"].running
         made.fleet.ended("a", first, 1.0)
         drawn += [name for name, _ in pairs(made.assign(1.0))]
-    assert 1 < len(drawn) < made.patience.lead_s + 5
+    assert 1 < len(drawn) < made.policy.lead_s + 5
 
 
 def test_a_crowd_gets_more_homes_and_a_single_request_does_not() -> None:
