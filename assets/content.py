@@ -36,13 +36,16 @@ class Blob:
 def content_key(
     sha256: str,
     component: Component,
-    fits: str,
+    model_fingerprint: str,
     salt: bytes | None,
     prediction: Prediction = "epsilon",
 ) -> str:
-    """The key of canonical bytes of this digest, for the skeleton whose digest is ``fits``;
-    ``salt`` is None for a public asset. ``prediction`` counts for a UNet alone."""
-    message = f"{CONVERTER_VERSION}/{component}/{fits}/{sha256}".encode()
+    """The content key of canonical bytes with this digest.
+
+    ``model_fingerprint`` is the digest of the parameter schema that they fit; ``salt`` is None for
+    a public asset; ``prediction`` counts for a UNet only.
+    """
+    message = f"{CONVERTER_VERSION}/{component}/{model_fingerprint}/{sha256}".encode()
     suffix = key_suffix(prediction) if component == "unet" else ""
     if salt is None:
         return "p" + hashlib.sha256(message).hexdigest()[:40] + suffix

@@ -29,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from assets.families.sdxl import skeleton_of
+from assets.families.sdxl import schema_of
 from benchmarks.samples import write_kohya_lora
 from benchmarks.servers import end_serving, free_port, start_serving
 from serving.bootstrap.backends import open_backends
@@ -88,10 +88,10 @@ def platform_for(
 
 
 def upload_loras(client: Client, folder: Path, count: int, prefix: str) -> list[str]:
-    skeleton = skeleton_of(MINIATURE_CONFIGS)
+    schema = schema_of(MINIATURE_CONFIGS)
     ids = []
     for index in range(count):
-        path = write_kohya_lora(folder / f"{prefix}{index}.safetensors", skeleton, seed=index)
+        path = write_kohya_lora(folder / f"{prefix}{index}.safetensors", schema, seed=index)
         asset = client.upload(path, "lora", path.stem)
         ids.append(client.await_ready(asset["id"])["id"])
         path.unlink()

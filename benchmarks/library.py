@@ -27,7 +27,7 @@ from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.ids import new_asset_id
 from assets.library.library import Library
 from assets.library.records import Query
-from assets.library.resolve import BASE_NAME, Wanted
+from assets.library.resolve import BASE_NAME, AssetSelection
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
@@ -116,7 +116,7 @@ def operations(
         ),
         "get by name": lambda size: library.get(who(size), some(size).name),
         "resolve four LoRAs by name": lambda size: library.resolve(
-            who(size), Wanted(loras={some(size).name: 1.0 for _ in range(4)})
+            who(size), AssetSelection(loras={some(size).name: 1.0 for _ in range(4)})
         ),
     }
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from assets.content import Component
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from assets.formats.header import read_header
 
 _PROJECTIONS = re.compile(r"\.(attn\d|self_attn)\..*\.weight$")
@@ -31,7 +31,7 @@ def reached_by_trainers(name: str) -> bool:
 
 def write_kohya_lora(
     path: Path,
-    skeleton: Skeleton,
+    schema: ParameterSchema,
     *,
     rank: int = 4,
     strength: float = 0.6,
@@ -51,7 +51,7 @@ def write_kohya_lora(
         ("text_encoder_2", "lora_te2_"),
     )
     for component, prefix in prefixes:
-        for name, shape in skeleton.components[component].items():
+        for name, shape in schema.components[component].items():
             reached = _LINEARS if linears else _PROJECTIONS
             if not (reached.search(name) and len(shape) == 2 and only in f"{component}.{name}"):
                 continue
@@ -65,10 +65,10 @@ def write_kohya_lora(
     return _write(path, tensors)
 
 
-def write_wild_lora(path: Path, skeleton: Skeleton) -> Path:
+def write_wild_lora(path: Path, schema: ParameterSchema) -> Path:
     """Finite in every value and fine at weight 1; at weight 10 the end of any picture."""
     tensors: dict[str, torch.Tensor] = {}
-    for name, shape in skeleton.components["unet"].items():
+    for name, shape in schema.components["unet"].items():
         if ".ff.net." in name and name.endswith(".weight"):
             module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
             tensors[f"{module}.lora_down.weight"] = torch.full((1, shape[1]), 92.0).half()
@@ -76,10 +76,12 @@ def write_wild_lora(path: Path, skeleton: Skeleton) -> Path:
     return _write(path, tensors)
 
 
-def write_inversion(path: Path, skeleton: Skeleton, *, vectors: int = 2, seed: int = 2) -> Path:
+def write_inversion(
+    path: Path, schema: ParameterSchema, *, vectors: int = 2, seed: int = 2
+) -> Path:
     """Vectors for both text encoders, as A1111 and its kin write them."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    first, second = skeleton.text_widths
+    first, second = schema.text_widths
     return _write(
         path,
         {

@@ -37,8 +37,8 @@ from benchmarks.samples import write_inversion, write_kohya_lora
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
+from serving.engine.device_cache import Prepared
 from serving.engine.engine import Engine
-from serving.engine.shelf import Prepared
 from serving.miniature.model import write_miniature
 
 RESULT = Path(__file__).parent / "results" / "swap.json"
@@ -71,17 +71,17 @@ def set_up(folder: Path, device: str, rank: int) -> Stage:
     model = write_miniature(folder / "miniature")
     store = FsspecStore(f"file://{folder}/store")
     manifest = import_model(store, model, "base")
-    skeleton = manifest.skeleton
+    schema = manifest.schema
     lora_file = write_kohya_lora(
-        folder / "lora" / "lora.safetensors", skeleton, rank=rank, linears=True
+        folder / "lora" / "lora.safetensors", schema, rank=rank, linears=True
     )
-    inversion_file = write_inversion(folder / "inversion.safetensors", skeleton)
+    inversion_file = write_inversion(folder / "inversion.safetensors", schema)
     other = write_other_unet(model / "unet", folder / "other-unet")
 
     def ingest(path: Path, kind: AssetKind, component: Component) -> Blob:
         scratch = folder / f"scratch-{component}"
         scratch.mkdir()
-        blob, file = ingest_file(path, kind, skeleton, None, scratch).files[component]
+        blob, file = ingest_file(path, kind, schema, None, scratch).files[component]
         put_file(store, blob_key(blob), file)
         return blob
 
@@ -191,9 +191,9 @@ def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], 
 
             def there_and_back(recipe: Recipe = recipe) -> None:
                 prepared = engine.prepare(recipe)
-                engine.become(prepared)
+                engine.switch_to(prepared)
                 prepared.release()
-                engine.become(stage.base)
+                engine.switch_to(stage.base)
 
             steps[f"ours: {kind}, {tier}"] = place, there_and_back
     return steps

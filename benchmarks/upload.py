@@ -23,7 +23,7 @@ import httpx
 import psutil
 
 from assets.content import MODEL_COMPONENTS
-from assets.families.sdxl import skeleton_of
+from assets.families.sdxl import schema_of
 from benchmarks.http import platform_for
 from benchmarks.samples import write_padded
 from serving.cli.client import Client
@@ -124,8 +124,8 @@ WAYS: Mapping[str, Callable[[Client, Path, str], dict[str, Any]]] = {
 @contextmanager
 def large_file(folder: Path, size_bytes: int) -> Iterator[Path]:
     values = {component: weights(component) for component in MODEL_COMPONENTS}
-    skeleton = skeleton_of(MINIATURE_CONFIGS)
-    small = write_single_file(folder / "small.safetensors", skeleton, lambda c, n, _: values[c][n])
+    schema = schema_of(MINIATURE_CONFIGS)
+    small = write_single_file(folder / "small.safetensors", schema, lambda c, n, _: values[c][n])
     yield write_padded(small, folder / "large.safetensors", size_bytes)
 
 

@@ -15,7 +15,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.eviction import Entry
+from orchestrator.eviction import TierEntry
 from orchestrator.ghosts import Ruler
 
 #: Some 90,000 uses, which take less than a second to read.
@@ -24,7 +24,7 @@ MAX_BYTES = 8 << 20
 _NOBODY = "-"
 
 
-class UseLog:
+class AccessLog:
     """One instance a process and tier. ``note`` and ``drop`` may be called at any time; the rest
     by one process at a time, which holds the tier's lock."""
 
@@ -107,6 +107,6 @@ class UseLog:
             raise
         return True
 
-    def entry(self, key: str, size_bytes: int, last_used_s: float) -> Entry:
+    def entry(self, key: str, size_bytes: int, last_used_s: float) -> TierEntry:
         """``last_used_s`` is what the folder knows of an entry whose uses have been dropped."""
         return self.ruler.entry(key, size_bytes, last_used_s)

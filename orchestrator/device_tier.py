@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import Generic, TypeVar
 
-from orchestrator.errors import TierFull, TooLarge
+from orchestrator.errors import TierFull, TooLargeForTier
 from orchestrator.eviction import SHARE, victims
 from orchestrator.ghosts import Ruler
 
@@ -104,7 +104,7 @@ class DeviceTier(Generic[V]):
             TooLarge, TierFull: before anything is loaded or evicted in vain.
         """
         if size_bytes > self.budget_bytes:
-            raise TooLarge(self.name, size_bytes, self.budget_bytes)
+            raise TooLargeForTier(self.name, size_bytes, self.budget_bytes)
         with self._changed:
             while key in self._loading:
                 self._changed.wait()

@@ -22,7 +22,7 @@ from orchestrator.errors import SourceDown
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class TransferLimits:
     """How fast it must be, in bytes and seconds. A whole blob has ``grace_s`` and the time that
     it takes at ``least_bytes_s``, and so has each range."""
 
@@ -51,12 +51,12 @@ class StoreSource:
     def __init__(
         self,
         store: ObjectStore,
-        pace: Pace | None = None,
+        pace: TransferLimits | None = None,
         breaker: Breaker | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._pace = pace or Pace()
+        self._pace = pace or TransferLimits()
         self._breaker = breaker or Breaker("the object store")
         self._clock = clock
         self._readers = ThreadPoolExecutor(self._pace.at_once, thread_name_prefix="range")

@@ -29,7 +29,7 @@ class TierFull(TierError):
         )
 
 
-class TooLarge(TierError):
+class TooLargeForTier(TierError):
     def __init__(self, tier: str, needed_bytes: int, budget_bytes: int) -> None:
         super().__init__(tier, needed_bytes, budget_bytes)
 

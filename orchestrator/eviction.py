@@ -27,7 +27,7 @@ _OWNER_VISIT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TierEntry:
     """``owner`` is the only tenant that has used it; empty when several have."""
 
     key: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 def victims(
-    entries: Iterable[Entry],
+    entries: Iterable[TierEntry],
     needed_bytes: int,
     budget_bytes: int,
     share: float,
@@ -55,7 +55,7 @@ def victims(
     alone uses, held or not; beyond ``share`` of the tier's ``budget_bytes`` its own goes first.
     """
 
-    def rank(entry: Entry) -> tuple[bool, float, float]:
+    def rank(entry: TierEntry) -> tuple[bool, float, float]:
         if entry.since_bytes <= session_bytes:
             return True, 0.0, -entry.since_bytes
         return False, entry.worth, -entry.since_bytes
@@ -64,7 +64,7 @@ def victims(
     owned = dict(owned_bytes)
     chosen: dict[str, None] = {}
 
-    def choose(entry: Entry) -> None:
+    def choose(entry: TierEntry) -> None:
         nonlocal needed_bytes
         chosen[entry.key] = None
         needed_bytes -= entry.size_bytes
@@ -106,7 +106,7 @@ def alone(owner: str) -> str:
 _REMEMBERED = 100_000
 
 
-class Visits:
+class AccessHistory:
     """How often, and by whom, assets are come back for. Mutable; remembers what has left."""
 
     def __init__(self, session_bytes: float) -> None:
@@ -135,13 +135,13 @@ class Visits:
         owner = alone(seen.owner)
         return seen.visits + (_OWNER_VISIT * self._owners.get(owner, (0, 0))[0] if owner else 0.0)
 
-    def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> Entry:
+    def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> TierEntry:
         """``last_used_s`` stands in where no use of the key is remembered."""
         seen = self._assets.get(key, _NEVER)
         since_bytes = self._now_bytes - seen.at_bytes
         owner = alone(seen.owner)
         last_used_s = max(last_used_s, seen.at_s)
-        return Entry(key, size_bytes, owner, last_used_s, since_bytes, self.worth(key))
+        return TierEntry(key, size_bytes, owner, last_used_s, since_bytes, self.worth(key))
 
 
 @dataclass(frozen=True, slots=True)

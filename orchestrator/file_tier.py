@@ -33,9 +33,9 @@ from typing import BinaryIO
 from assets.content import Blob
 from assets.storage.object_store import Digesting
 from assets.storage.private_folder import UnsafeFolder, private_folder
-from orchestrator.access_log import UseLog
-from orchestrator.errors import Corrupt, TierError, TierFull, TierUnusable, TooLarge
-from orchestrator.eviction import SHARE, Entry, victims
+from orchestrator.access_log import AccessLog
+from orchestrator.errors import Corrupt, TierError, TierFull, TierUnusable, TooLargeForTier
+from orchestrator.eviction import SHARE, TierEntry, victims
 from orchestrator.ghosts import Law
 from orchestrator.locks import acquire, exclusive
 
@@ -108,7 +108,7 @@ class FileTier:
             folder.mkdir(parents=True, exist_ok=True)
         for old in ("uses", "owners"):  # of versions that kept a file for each
             shutil.rmtree(root / old, ignore_errors=True)
-        self._uses = UseLog(root / "uses.log", budget_bytes)
+        self._uses = AccessLog(root / "uses.log", budget_bytes)
         self._noted = 0
 
     def __repr__(self) -> str:
@@ -152,7 +152,7 @@ class FileTier:
             Corrupt: the bytes are not the blob's; nothing is left behind.
         """
         if blob.size_bytes > self.budget_bytes:
-            raise TooLarge(self.name, blob.size_bytes, self.budget_bytes)
+            raise TooLargeForTier(self.name, blob.size_bytes, self.budget_bytes)
         with exclusive(self._incoming / f"{blob.key}.lock"):
             lease = self.lease(blob, owner)
             if lease is not None:
@@ -263,7 +263,7 @@ class FileTier:
             for lock in locked.values():
                 os.close(lock)
 
-    def _pins_within(self, entries: Sequence[Entry]) -> dict[str, str]:
+    def _pins_within(self, entries: Sequence[TierEntry]) -> dict[str, str]:
         """Half of the tier can be held for the operator; what is held beyond yields, too."""
         pins, held_bytes = self.pins(), 0
         for entry in sorted(entries, key=lambda entry: entry.key):
@@ -273,7 +273,7 @@ class FileTier:
                     pins[entry.key] = POPULAR
         return pins
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> list[TierEntry]:
         return [
             self._uses.entry(key, size_bytes, self._last_used_s(key))
             for key, size_bytes in self.resident().items()

@@ -17,7 +17,7 @@ from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from math import inf
 
-from orchestrator.eviction import Entry, Visits
+from orchestrator.eviction import AccessHistory, TierEntry
 
 #: How far ahead a law can be, in budgets; so much must be missed before an old lead is lost.
 _MOST_LEAD = 0.5
@@ -97,7 +97,7 @@ class Ruler:
         self.ruled = dict.fromkeys(Law, 0)
         self._budget_bytes = budget_bytes
         session_bytes = SESSION * budget_bytes
-        self._visits = Visits(session_bytes)
+        self._visits = AccessHistory(session_bytes)
         self._sessions_bytes = {Law.VISITS: session_bytes, Law.RECENCY: inf}
         self._by_visits = Ghost(budget_bytes, session_bytes, self._visits.worth)
         self._by_recency = Ghost(budget_bytes, inf, self._visits.worth)
@@ -135,6 +135,6 @@ class Ruler:
         self._by_visits.drop(key)
         self._by_recency.drop(key)
 
-    def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> Entry:
+    def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> TierEntry:
         """``last_used_s`` stands in where no use of the key is remembered."""
         return self._visits.entry(key, size_bytes, last_used_s)

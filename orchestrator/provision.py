@@ -21,7 +21,7 @@ CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class AssetFetch:
     """A receipt's line: where a blob was when it was wanted, and what that cost."""
 
     key: str
@@ -60,7 +60,7 @@ class Provisioner:
         self._server = PeerServer(self._for_a_peer, signer, host)
         return self._server.url
 
-    def meet(self, nodes: Mapping[str, str]) -> None:
+    def set_peers(self, nodes: Mapping[str, str]) -> None:
         """Every node there is, with its endpoint."""
         if self._peers is not None and self._server is not None:
             # This one is always among them: else two nodes might each wait for the other.
@@ -78,7 +78,7 @@ class Provisioner:
 
     # Blobs
 
-    def bring(self, blob: Blob, owner: str = "") -> tuple[FileLease, Found]:
+    def bring(self, blob: Blob, owner: str = "") -> tuple[FileLease, AssetFetch]:
         """A lease on the blob's file, in host RAM if it fits there, else on disk. ``owner`` is
         the tenant that wants it.
 
@@ -89,13 +89,13 @@ class Provisioner:
         started = self._clock()
         lease = self._host.lease(blob, owner)
         if lease is not None:
-            return lease, Found(blob.key, "host", 0, self._clock() - started)
+            return lease, AssetFetch(blob.key, "host", 0, self._clock() - started)
         try:
             lease, tier, moved = self._climb(blob, owner)
         except _Rotten:
             self._disk.quarantine(blob.key)
             lease, tier, moved = self._climb(blob, owner)
-        return lease, Found(blob.key, tier, moved, self._clock() - started)
+        return lease, AssetFetch(blob.key, tier, moved, self._clock() - started)
 
     def _climb(self, blob: Blob, owner: str) -> tuple[FileLease, TierName, int]:
         on_disk, tier = self._on_disk(blob, owner)

@@ -22,25 +22,31 @@ from serving.bootstrap.backends import open_backends, open_fetcher
 from serving.bootstrap.base_model import install_model, open_workshop
 from serving.bootstrap.engine import open_replica
 from serving.bootstrap.storage import give_back_memory, open_provisioner
-from serving.generation.contract import Drawing, DrawRequest, Guidance, ReplicaReport, Residency
+from serving.generation.contract import (
+    ClusterDirectives,
+    GenerationResult,
+    GenerationTask,
+    ReplicaReport,
+    Residency,
+)
 from serving.generation.service import Platform
 from serving.generation.submission import Submission
 from serving.pool.dispatcher import Dispatcher
 from serving.settings import Settings
-from serving.worker import Replica
+from serving.worker import Worker
 
 
 class LocalClient:
     """A :class:`~serving.pool.replica_state.ReplicaClient` for a replica in this process."""
 
-    def __init__(self, name: str, replica: Replica) -> None:
+    def __init__(self, name: str, replica: Worker) -> None:
         self.id = name
         self._replica = replica
 
-    async def describe(self, guidance: Guidance) -> ReplicaReport:
-        return self._replica.report(guidance)
+    async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
+        return self._replica.report(directives)
 
-    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         return await self._replica.draw(request)
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
@@ -50,14 +56,14 @@ class LocalClient:
         return await self._replica.warm(blobs)
 
 
-class LocalDrawer:
-    """A :class:`~serving.generation.service.Drawer` over a dispatcher on this event loop."""
+class InProcessBackend:
+    """A :class:`~serving.generation.service.GenerationBackend` over the dispatcher of this loop."""
 
     def __init__(self, dispatcher: Dispatcher, pool: Pool) -> None:
         self._dispatcher = dispatcher
         self._pool = pool
 
-    async def submit(self, submission: Submission) -> Drawing:
+    async def submit(self, submission: Submission) -> GenerationResult:
         return await self._dispatcher.submit(submission)
 
     async def resident(self) -> frozenset[str]:
@@ -113,8 +119,8 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     """Everything, on the running event loop. Everything is closed again at the end."""
     private_folder(settings.data_dir)
     backends = await asyncio.to_thread(open_backends, settings)
-    workshop = open_workshop(settings, backends)
-    manifest = await asyncio.to_thread(install_model, settings, workshop)
+    ingest_service = open_workshop(settings, backends)
+    manifest = await asyncio.to_thread(install_model, settings, ingest_service)
     pool = settings.resolved_pools[0]
     names = [f"{pool.name}-{index}" for index in range(max(1, pool.min))]
     provisioner = await asyncio.to_thread(open_provisioner, settings)
@@ -123,7 +129,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
     dispatcher = Dispatcher(clients, limits, pool=pool.name)
     dispatcher.start()
-    ingest = IngestQueue(workshop, backends.library)
+    ingest = IngestQueue(ingest_service, backends.library)
 
     async def status() -> dict[str, Any]:
         return dispatcher.status()
@@ -132,7 +138,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
         yield Context(
             platform=Platform(
                 backends.library,
-                LocalDrawer(dispatcher, pool),
+                InProcessBackend(dispatcher, pool),
                 backends.meter,
                 manifest.native_size,
                 settings.request_timeout_s,
@@ -152,7 +158,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     finally:
         await dispatcher.close()
         ingest.close()
-        workshop.close()
+        ingest_service.close()
         for replica in replicas:
             replica.close()
         give_back_memory(settings)

@@ -20,10 +20,10 @@ from assets.recipe import Recipe
 from orchestrator.errors import TierFull
 from serving.errors import ReplicaLost
 from serving.generation.contract import (
-    Drawing,
-    DrawRequest,
-    Guidance,
-    Holding,
+    ClusterDirectives,
+    DeviceResidency,
+    GenerationResult,
+    GenerationTask,
     Rendered,
     ReplicaReport,
     SubmitEncoding,
@@ -32,7 +32,7 @@ from serving.generation.contract import (
 log = logging.getLogger(__name__)
 
 
-class DrawingEngine(Protocol):
+class GenerationEngine(Protocol):
     """What a replica needs of an engine. ``prepare`` runs in any thread; ``warm_up``, ``render``
     and ``digest`` in one."""
 
@@ -45,26 +45,26 @@ class DrawingEngine(Protocol):
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None: ...
 
     def render(
-        self, prepared: Any, request: DrawRequest, is_cancelled: Any, submit: SubmitEncoding
+        self, prepared: Any, request: GenerationTask, is_cancelled: Any, submit: SubmitEncoding
     ) -> Rendered: ...
 
     def digest(self) -> str: ...
 
     def resident(self) -> Mapping[str, frozenset[str]]: ...
 
-    def holding(self) -> Holding: ...
+    def holding(self) -> DeviceResidency: ...
 
-    def meet(self, guidance: Guidance) -> None: ...
+    def apply_directives(self, directives: ClusterDirectives) -> None: ...
 
     def forget(self, keys: Collection[str]) -> None: ...
 
     def warm(self, blobs: Sequence[Blob]) -> str: ...
 
 
-class Replica:
+class Worker:
     """Framework-free; the same object serves in a test, on a laptop and under Ray."""
 
-    def __init__(self, engine: DrawingEngine, node: str = "local", url: str = "") -> None:
+    def __init__(self, engine: GenerationEngine, node: str = "local", url: str = "") -> None:
         """``url`` is where other nodes find what this one holds."""
         self._engine = engine
         self._node = node
@@ -76,7 +76,7 @@ class Replica:
         self._active = 0  # requests that hold leases, or are about to
         self._change = asyncio.Event()
         self._alone = asyncio.Lock()
-        self._guidance: Guidance | None = None
+        self._guidance: ClusterDirectives | None = None
 
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None:
         """Warm the engine up in the thread that will generate: what CUDA's libraries plan and
@@ -88,16 +88,16 @@ class Replica:
         if self._engine.unhealthy is not None:
             raise ReplicaLost(f"{self._engine.name} is unhealthy: {self._engine.unhealthy}")
 
-    def report(self, guidance: Guidance | None = None) -> ReplicaReport:
+    def report(self, directives: ClusterDirectives | None = None) -> ReplicaReport:
         """What it holds, after it has heard what the dispatcher knows.
 
         Raises ReplicaLost as ``check_health`` does.
         """
         self.check_health()
-        if guidance is not None and guidance != self._guidance:
-            self._guidance = guidance
+        if directives is not None and directives != self._guidance:
+            self._guidance = directives
             try:
-                self._engine.meet(guidance)
+                self._engine.apply_directives(directives)
             except OSError:  # a full disk, say: it can draw all the same
                 log.exception("%s cannot do as it is told", self._engine.name)
         return self._report()
@@ -118,7 +118,7 @@ class Replica:
             holding.laws,
         )
 
-    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         """Prepare and generate; cancelling this coroutine stops the generation within three steps.
 
         The leases are released when the generating thread has let go of them; the next request is
@@ -150,7 +150,9 @@ class Replica:
         # A good image, whatever becomes of the engine.
         return rendered.completed(images), self._report(briefly=True)
 
-    def _draw(self, prepared: Any, request: DrawRequest, stop: Event, asked_s: float) -> Rendered:
+    def _draw(
+        self, prepared: Any, request: GenerationTask, stop: Event, asked_s: float
+    ) -> Rendered:
         """Behind the request before it; how long that took belongs to the queue."""
         waited_ms = (time.perf_counter() - asked_s) * 1000
         rendered = self._engine.render(prepared, request, stop.is_set, self._encoder.submit)
@@ -169,7 +171,7 @@ class Replica:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._warmer, self._engine.warm, blobs)
 
-    async def _prepare(self, request: DrawRequest) -> Any:
+    async def _prepare(self, request: GenerationTask) -> Any:
         """Lease everything; when another request's leases leave no room, wait for them.
 
         Raises:
@@ -188,7 +190,7 @@ class Replica:
                     if not self._active:
                         raise
 
-    async def _prepare_once(self, request: DrawRequest) -> Any:
+    async def _prepare_once(self, request: GenerationTask) -> Any:
         """A cancelled call leaves nothing leased, whenever its thread comes back."""
         self._active += 1
         loop = asyncio.get_running_loop()

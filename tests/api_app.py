@@ -21,7 +21,7 @@ from assets.storage.signing import Signer
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.bootstrap.backends import Backends, open_backends, open_fetcher
-from serving.generation.contract import Drawing, Residency, Swap, Timings
+from serving.generation.contract import GenerationResult, Residency, Swap, Timings
 from serving.generation.service import Platform
 from serving.generation.submission import Submission
 from serving.settings import Settings
@@ -31,17 +31,17 @@ IMAGE = b"not a picture"
 _POOL = {"name": "default", "gpu": "", "min": 1, "max": 1, "replicas": [{"state": "up"}]}
 
 
-class InstantDrawer:
-    """A :class:`~serving.generation.service.Drawer`; ``submissions`` holds what it is asked for."""
+class InstantBackend:
+    """A :class:`~serving.generation.service.GenerationBackend` that keeps its ``submissions``."""
 
     def __init__(self) -> None:
         self.submissions: list[Submission] = []
 
-    async def submit(self, submission: Submission) -> Drawing:
+    async def submit(self, submission: Submission) -> GenerationResult:
         self.submissions.append(submission)
         images = (IMAGE,) * len(submission.request.seeds)
         timings = Timings(denoise_ms=float(submission.request.steps))
-        return Drawing(images, "instant", (), Swap(0, 0, 0, 0), timings)
+        return GenerationResult(images, "instant", (), Swap(0, 0, 0, 0), timings)
 
     async def resident(self) -> frozenset[str]:
         return frozenset()
@@ -77,7 +77,7 @@ class Api:
     app: FastAPI
     context: Context
     backends: Backends
-    drawer: InstantDrawer
+    drawer: InstantBackend
     http: httpx.AsyncClient
 
     def key(self, tenant: str, role: str = "owner") -> dict[str, str]:
@@ -95,7 +95,7 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
     configured = Settings(data_dir=folder, database_url=database_url, **settings)
     backends = open_backends(configured)
     ensure_base(backends)
-    drawer = InstantDrawer()
+    drawer = InstantBackend()
 
     async def status() -> dict[str, Any]:
         return {"waiting": 0, "replicas": []}

@@ -55,11 +55,11 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def skeleton() -> Any:
-    from assets.families.sdxl import skeleton_of
+def schema() -> Any:
+    from assets.families.sdxl import schema_of
     from serving.miniature.model import MINIATURE_CONFIGS
 
-    return skeleton_of(MINIATURE_CONFIGS)
+    return schema_of(MINIATURE_CONFIGS)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Bench:
     store: Any
     records: Any
     library: Any
-    workshop: Any
+    ingest_service: Any
     manifest: Any
     folder: Path
     engine: Callable[..., Any]
@@ -83,7 +83,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     from assets.asset import Asset
     from assets.ids import new_asset_id
-    from assets.ingest.service import Workshop
+    from assets.ingest.service import IngestService
     from assets.library.library import Library
     from assets.sql.blobs import SqlBlobRecords
     from assets.sql.records import SqlAssetRecords
@@ -100,8 +100,8 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     store = FsspecStore(f"file://{folder}/store")
     database = open_database(f"sqlite:///{folder}/records.db")
     records, blobs = SqlAssetRecords(database), SqlBlobRecords(database)
-    workshop = Workshop(records, blobs, store, b"secret", folder / "scratch")
-    manifest = workshop.install_base(miniature)
+    ingest_service = IngestService(records, blobs, store, b"secret", folder / "scratch")
+    manifest = ingest_service.install_base(miniature)
     tiers = (
         FileTier("disk", folder / "disk", 4 << 30),
         FileTier("host", folder / "host", 4 << 30),
@@ -124,15 +124,15 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         )
         records.add(asset)
         put_file(store, upload_key(asset.id), path)
-        return workshop.ingest(asset.id)  # type: ignore[return-value]
+        return ingest_service.ingest(asset.id)  # type: ignore[return-value]
 
     library = Library(records, blobs, store)
-    yield Bench(store, records, library, workshop, manifest, folder, engine, ingest)
-    workshop.close()
+    yield Bench(store, records, library, ingest_service, manifest, folder, engine, ingest)
+    ingest_service.close()
 
 
 @pytest.fixture(scope="session")
-def sample_files(skeleton: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sample_files(schema: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three LoRAs of different reach and rank, two inversions, a second checkpoint."""
     import torch
 
@@ -153,18 +153,18 @@ def sample_files(skeleton: Any, tmp_path_factory: pytest.TempPathFactory) -> dic
         return tensors[component][name]
 
     return {
-        "lora_all": write_kohya_lora(folder / "lora_all.safetensors", skeleton, seed=11),
+        "lora_all": write_kohya_lora(folder / "lora_all.safetensors", schema, seed=11),
         "lora_cross": write_kohya_lora(
-            folder / "lora_cross.safetensors", skeleton, seed=12, rank=2, only="attn2"
+            folder / "lora_cross.safetensors", schema, seed=12, rank=2, only="attn2"
         ),
         "lora_alpha": write_kohya_lora(
-            folder / "lora_alpha.safetensors", skeleton, seed=13, rank=8, alpha=4.0
+            folder / "lora_alpha.safetensors", schema, seed=13, rank=8, alpha=4.0
         ),
-        "inversion": write_inversion(folder / "inversion.safetensors", skeleton, vectors=2),
+        "inversion": write_inversion(folder / "inversion.safetensors", schema, vectors=2),
         "inversion_long": write_inversion(
-            folder / "inversion_long.safetensors", skeleton, vectors=5, seed=5
+            folder / "inversion_long.safetensors", schema, vectors=5, seed=5
         ),
-        "checkpoint": write_single_file(folder / "checkpoint.safetensors", skeleton, other),
+        "checkpoint": write_single_file(folder / "checkpoint.safetensors", schema, other),
     }
 
 

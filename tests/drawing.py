@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 
 
-def picture_of(engine: Any, request: DrawRequest) -> bytes:
+def picture_of(engine: Any, request: GenerationTask) -> bytes:
     prepared = engine.prepare(request.recipe)
     try:
         picture: bytes = engine.draw(prepared, request).images[0]

@@ -12,8 +12,8 @@ from typing import Any
 from assets.base_model.manifest import ModelManifest, find_manifest, save_manifest
 from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
-from assets.families.schema import Skeleton, stacking_order
-from assets.families.sdxl import SDXL_CONFIGS, other_arithmetic, skeleton_of
+from assets.families.schema import ParameterSchema, stacking_order
+from assets.families.sdxl import SDXL_CONFIGS, other_arithmetic, schema_of
 from assets.formats.checkpoint import convert_checkpoint
 from assets.formats.findings import Findings
 from assets.formats.folder_weights import folder_config, folder_weights
@@ -58,31 +58,31 @@ def import_model(
         else:
             configs, planned = _from_single_file(path, single_file_configs, stack)
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="import-")))
-        skeleton = Skeleton(
+        schema = ParameterSchema(
             {c: {n: p.shape for n, p in planned[c].items()} for c in MODEL_COMPONENTS}
         )
-        _check_topology(path, configs, skeleton)
+        _check_topology(path, configs, schema)
         parts: dict[Component, Blob] = {}
         for component in MODEL_COMPONENTS:
             progress(f"importing {component}")
             file = scratch / component
-            order = stacking_order(skeleton.components[component])
+            order = stacking_order(schema.components[component])
             written = write_tensors(file, planned[component], {"component": component}, order)
             # The canonical bytes themselves are the source: a model folder has no single digest.
-            key = content_key(written.sha256, component, skeleton.digest, None, predicts.value)
+            key = content_key(written.sha256, component, schema.digest, None, predicts.value)
             blob = Blob(key, written.sha256, written.size_bytes)
             if store.size(blob_key(blob)) != blob.size_bytes:
                 put_file(store, blob_key(blob), file)
             file.unlink()
             parts[component] = blob
-    manifest = ModelManifest(name, source, configs, parts, skeleton, predicts)
+    manifest = ModelManifest(name, source, configs, parts, schema, predicts)
     save_manifest(store, manifest)
     return manifest
 
 
-def _check_topology(path: Path, configs: Configs, found: Skeleton) -> None:
+def _check_topology(path: Path, configs: Configs, found: ParameterSchema) -> None:
     """Raises IngestRejected unless the files hold exactly what their configurations say."""
-    for component, wanted in skeleton_of(configs).components.items():
+    for component, wanted in schema_of(configs).components.items():
         names = found.components[component]
         if missing := sorted(set(wanted) - set(names)):
             raise IngestRejected(
@@ -142,10 +142,10 @@ def _from_folder(path: Path, stack: ExitStack) -> _Read:
 
 
 def _from_single_file(path: Path, configs: Configs, stack: ExitStack) -> _Read:
-    skeleton = skeleton_of(configs)
+    schema = schema_of(configs)
     file = stack.enter_context(TensorFile(path))
     findings = Findings()
-    parts, report = convert_checkpoint(file, skeleton, findings)
+    parts, report = convert_checkpoint(file, schema, findings)
     findings.raise_all()
     if report["from_base"]:
         missing = ", ".join(report["from_base"])

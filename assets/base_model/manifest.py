@@ -13,7 +13,7 @@ from typing import Any
 
 from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.errors import StoreError
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from assets.prediction import Predicts
 from assets.storage.object_paths import model_key
 from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
@@ -31,7 +31,7 @@ class ModelManifest:
     source: str
     configs: Mapping[Component, Mapping[str, Any]]
     parts: Mapping[Component, Blob]
-    skeleton: Skeleton
+    schema: ParameterSchema
     predicts: Predicts = Predicts("epsilon", "nothing says otherwise")  # noqa: RUF009 (frozen)
 
     @property
@@ -45,7 +45,7 @@ class ModelManifest:
             "source": self.source,
             "configs": {c: dict(v) for c, v in self.configs.items()},
             "parts": {c: [b.key, b.sha256, b.size_bytes] for c, b in self.parts.items()},
-            "skeleton": self.skeleton.to_json(),
+            "skeleton": self.schema.to_json(),
             "prediction_type": self.predicts.report(),
         }
 
@@ -56,7 +56,7 @@ class ModelManifest:
             source=value["source"],
             configs={c: value["configs"][c] for c in MODEL_COMPONENTS},
             parts={c: Blob(*value["parts"][c]) for c in MODEL_COMPONENTS},
-            skeleton=Skeleton.from_json(value["skeleton"]),
+            schema=ParameterSchema.from_json(value["skeleton"]),
             predicts=Predicts.from_report(value.get("prediction_type")),
         )
 

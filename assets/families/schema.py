@@ -37,7 +37,7 @@ def _role(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Skeleton:
+class ParameterSchema:
     """``components[component][published name]`` is a shape."""
 
     components: Mapping[Component, Mapping[str, Shape]]
@@ -65,5 +65,5 @@ class Skeleton:
         return {c: {n: list(s) for n, s in names.items()} for c, names in self.components.items()}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Skeleton:
+    def from_json(cls, value: Mapping[str, Any]) -> ParameterSchema:
         return cls({c: {n: tuple(s) for n, s in value[c].items()} for c in MODEL_COMPONENTS})

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from assets.content import Component
-from assets.families.schema import Shape, Skeleton
+from assets.families.schema import ParameterSchema, Shape
 
 SDXL_CONFIGS: Mapping[Component, Mapping[str, Any]] = {
     "unet": {
@@ -127,9 +127,9 @@ def other_arithmetic(component: Component, config: Mapping[str, Any]) -> list[st
 Named = Iterator[tuple[str, Shape]]
 
 
-def skeleton_of(configs: Mapping[Component, Mapping[str, Any]]) -> Skeleton:
+def schema_of(configs: Mapping[Component, Mapping[str, Any]]) -> ParameterSchema:
     """Published names and shapes of a model with SDXL's topology at any width. Pure."""
-    return Skeleton(
+    return ParameterSchema(
         {
             "unet": dict(_unet(configs["unet"])),
             "text_encoder": dict(_clip(configs["text_encoder"], projection=False)),

@@ -10,7 +10,7 @@ import torch
 
 from assets.content import MODEL_COMPONENTS, Component
 from assets.errors import IngestRejected
-from assets.families.schema import Shape, Skeleton
+from assets.families.schema import ParameterSchema, Shape
 from assets.formats.findings import Findings
 from assets.formats.names import SingleFileName, short_name, single_file_name
 from assets.formats.tensors import CANONICAL_FLOATS, TORCH_DTYPES, Planned, TensorFile
@@ -27,7 +27,7 @@ Tensors = dict[str, Planned]
 
 
 def convert_checkpoint(
-    file: TensorFile, skeleton: Skeleton, findings: Findings
+    file: TensorFile, schema: ParameterSchema, findings: Findings
 ) -> tuple[dict[Component, Tensors], dict[str, Any]]:
     """Canonical tensors for each component that the file holds whole.
 
@@ -42,7 +42,7 @@ def convert_checkpoint(
     used: set[str] = set()
     from_base: list[Component] = []
     for component in MODEL_COMPONENTS:
-        wanted = skeleton.components[component]
+        wanted = schema.components[component]
         names = _names_in(file, component, wanted)
         if names is None:
             from_base.append(component)
@@ -74,10 +74,10 @@ def _names_in(
 
 
 def convert_vae(
-    file: TensorFile, skeleton: Skeleton, findings: Findings
+    file: TensorFile, schema: ParameterSchema, findings: Findings
 ) -> tuple[Tensors, dict[str, Any]]:
     """Canonical tensors of a VAE in diffusers or LDM names, with or without a prefix."""
-    wanted = skeleton.components["vae"]
+    wanted = schema.components["vae"]
     if "decoder.mid_block.resnets.0.conv1.weight" in file:
         names = {name: SingleFileName(name) for name in wanted}
     else:

@@ -18,7 +18,7 @@ import torch
 
 from assets.content import Component
 from assets.errors import IngestRejected
-from assets.families.schema import Shape, Skeleton
+from assets.families.schema import ParameterSchema, Shape
 from assets.formats.findings import Findings
 from assets.formats.header import TensorInfo
 from assets.formats.identify import PAIRS
@@ -29,7 +29,7 @@ _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
 
 
 def convert(
-    file: TensorFile, skeleton: Skeleton, findings: Findings, prefix: str = ""
+    file: TensorFile, schema: ParameterSchema, findings: Findings, prefix: str = ""
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
     """The canonical tensors of an inversion whose keys begin with ``prefix``.
 
@@ -44,10 +44,10 @@ def convert(
     }
     for pair in PAIRS:
         if any(key in infos for key in pair):
-            return _pair(file, prefix, infos, pair, skeleton, findings)
+            return _pair(file, prefix, infos, pair, schema, findings)
     if prefix or len(infos) != 1:
         raise IngestRejected(f"no vectors in it (keys {prefix}clip_l and {prefix}clip_g)")
-    return _single(file, *infos.popitem(), skeleton, findings)
+    return _single(file, *infos.popitem(), schema, findings)
 
 
 def _pair(
@@ -55,13 +55,13 @@ def _pair(
     prefix: str,
     infos: Mapping[str, TensorInfo],
     pair: tuple[str, str],
-    skeleton: Skeleton,
+    schema: ParameterSchema,
     findings: Findings,
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
     planned: dict[str, Planned] = {}
     problems: list[str] = []
     counts: set[int] = set()
-    for key, component, width in zip(pair, _ENCODERS, skeleton.text_widths, strict=True):
+    for key, component, width in zip(pair, _ENCODERS, schema.text_widths, strict=True):
         name = prefix + key
         info = infos.get(key)
         if info is None:
@@ -89,9 +89,9 @@ def _pair(
 
 
 def _single(
-    file: TensorFile, name: str, info: TensorInfo, skeleton: Skeleton, findings: Findings
+    file: TensorFile, name: str, info: TensorInfo, schema: ParameterSchema, findings: Findings
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
-    first, second = skeleton.text_widths
+    first, second = schema.text_widths
     shape = _rows(info.shape)
     count, width = shape[0], shape[-1]
     columns: dict[Component, slice] = {}

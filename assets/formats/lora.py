@@ -19,14 +19,14 @@ import torch
 
 from assets.content import Component
 from assets.errors import IngestRejected
-from assets.families.schema import Shape, Skeleton
+from assets.families.schema import ParameterSchema, Shape
 from assets.families.schema import stacking_order as row_order
 from assets.formats import inversion
 from assets.formats.findings import Findings
 from assets.formats.header import Header
 from assets.formats.identify import BUNDLE_PREFIX
 from assets.formats.lora_kinds import Adapter, Piece, Unfit, adapter_of, split_key
-from assets.formats.lora_names import BIAS, MOVED_COMPONENTS, Target, module_spellings
+from assets.formats.lora_names import BIAS, MOVED_COMPONENTS, TargetModule, module_spellings
 from assets.formats.lora_strength import Strengths, read_strengths
 from assets.formats.magnitude import LARGEST, change_bound, piece_bound
 from assets.formats.tensors import Planned, TensorFile
@@ -48,7 +48,7 @@ class Matched:
 class Coverage:
     """Which of a file's modules fit the served model. ``errors`` are fatal."""
 
-    matched: Mapping[Target, Matched]
+    matched: Mapping[TargetModule, Matched]
     unmatched: tuple[str, ...]
     errors: tuple[str, ...]
     modules: int
@@ -66,13 +66,13 @@ class Coverage:
         }
 
 
-def cover(listing: Mapping[str, Shape], skeleton: Skeleton) -> Coverage:
+def cover(listing: Mapping[str, Shape], schema: ParameterSchema) -> Coverage:
     """Match a LoRA's modules to the served model's parameters, by keys and shapes.
 
     Raises:
         IngestRejected: an adapter kind that is not supported, by name.
     """
-    spellings = module_spellings(skeleton)
+    spellings = module_spellings(schema)
     found: dict[str, dict[str, str]] = {}
     strange: list[str] = []
     errors: list[str] = []
@@ -91,7 +91,7 @@ def cover(listing: Mapping[str, Shape], skeleton: Skeleton) -> Coverage:
         if role in keys:
             errors.append(f"{keys[role]!r} and {key!r} are two adapters of one module")
         keys[role] = key
-    matched: dict[Target, Matched] = {}
+    matched: dict[TargetModule, Matched] = {}
     unmatched = list(strange)
     for module, keys in found.items():
         targets = spellings.get(module)
@@ -110,7 +110,9 @@ def cover(listing: Mapping[str, Shape], skeleton: Skeleton) -> Coverage:
     return Coverage(matched, tuple(unmatched), tuple(errors), len(found) + len(strange))
 
 
-def _fitting(shapes: Mapping[str, Shape], targets: Sequence[Target]) -> tuple[Target, Adapter]:
+def _fitting(
+    shapes: Mapping[str, Shape], targets: Sequence[TargetModule]
+) -> tuple[TargetModule, Adapter]:
     """The adapter, and the one of these parameters that it is for."""
     adapter = adapter_of(shapes)
     have = (adapter.out_features, adapter.in_features)
@@ -123,7 +125,7 @@ def _fitting(shapes: Mapping[str, Shape], targets: Sequence[Target]) -> tuple[Ta
 
 def convert(
     file: TensorFile,
-    skeleton: Skeleton,
+    schema: ParameterSchema,
     findings: Findings,
     adapter_config: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
@@ -135,7 +137,7 @@ def convert(
         changes that are too large, are among the findings once they are read.
     """
     header = file.header
-    coverage = cover(header.shapes, skeleton)
+    coverage = cover(header.shapes, schema)
     if coverage.errors:
         raise IngestRejected(*coverage.errors)
     if not coverage.matched:
@@ -162,7 +164,7 @@ def convert(
     if strengths.warnings:
         report["warnings"] = list(strengths.warnings)
     for word in _bundled_words(header):
-        vectors, facts = inversion.convert(file, skeleton, findings, f"{BUNDLE_PREFIX}{word}.")
+        vectors, facts = inversion.convert(file, schema, findings, f"{BUNDLE_PREFIX}{word}.")
         planned |= {f"{BUNDLE}{word}/{name}": vector for name, vector in vectors.items()}
         report.setdefault("bundled", {})[word] = facts["vectors"]
     values = torch.tensor(scales, dtype=torch.float32)
@@ -193,7 +195,7 @@ SCALES, BUNDLE = "scales", "bundle/"
 
 
 def stacks(
-    tensors: Mapping[str, Shape], skeleton: Skeleton
+    tensors: Mapping[str, Shape], schema: ParameterSchema
 ) -> list[tuple[tuple[Component, Shape], tuple[str, ...], list[str]]]:
     """How the canonical tensors (names and shapes) are stacked: (component, shape of the
     parameters), the pieces that all members have, and the members ``C/P`` in the order of
@@ -205,10 +207,10 @@ def stacks(
             pieces_of.setdefault(member, []).append(piece)
     alike: dict[tuple[Any, ...], list[str]] = {}
     for component in MOVED_COMPONENTS:
-        for parameter in row_order(skeleton.components[component]):
+        for parameter in row_order(schema.components[component]):
             member = f"{component}/{parameter}"
             if member in pieces_of:
-                shape = skeleton.components[component][parameter]
+                shape = schema.components[component][parameter]
                 pieces = tuple((p, tensors[f"{member}.{p}"]) for p in pieces_of[member])
                 alike.setdefault((component, shape, pieces), []).append(member)
     return [
@@ -217,12 +219,12 @@ def stacks(
     ]
 
 
-def stacking_order(tensors: Mapping[str, Planned], skeleton: Skeleton) -> list[str]:
+def stacking_order(tensors: Mapping[str, Planned], schema: ParameterSchema) -> list[str]:
     """The order of a canonical LoRA's tensors in its file."""
     shapes = {name: planned.shape for name, planned in tensors.items()}
     order = [
         f"{member}.{piece}"
-        for _, pieces, members in stacks(shapes, skeleton)
+        for _, pieces, members in stacks(shapes, schema)
         for piece in pieces
         for member in members
     ]
@@ -243,7 +245,7 @@ def _bundled_words(header: Header) -> list[str]:
     return list(words)
 
 
-def _scale(file: TensorFile, target: Target, match: Matched, strengths: Strengths) -> float:
+def _scale(file: TensorFile, target: TargetModule, match: Matched, strengths: Strengths) -> float:
     rank = match.adapter.rank
     if rank is None:
         return 1.0

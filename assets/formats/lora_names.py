@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from assets.content import Component
-from assets.families.schema import Shape, Skeleton
+from assets.families.schema import ParameterSchema, Shape
 from assets.formats.names import unet_ldm_name
 
 #: kohya's prefix and ComfyUI's name of each text encoder.
@@ -22,7 +22,7 @@ MOVED_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetModule:
     """A parameter of the served model that an adapter can move."""
 
     component: Component
@@ -45,17 +45,17 @@ class Target:
         return size
 
 
-def module_spellings(skeleton: Skeleton) -> dict[str, tuple[Target, ...]]:
+def module_spellings(schema: ParameterSchema) -> dict[str, tuple[TargetModule, ...]]:
     """Every name under which some trainer knows a module of the served model, for its weight;
     with ``BIAS`` behind it, for its bias. Names without a component's prefix may mean either text
     encoder; the shapes tell which."""
-    spellings: dict[str, tuple[Target, ...]] = {}
+    spellings: dict[str, tuple[TargetModule, ...]] = {}
     for component in MOVED_COMPONENTS:
-        for parameter, shape in skeleton.components[component].items():
+        for parameter, shape in schema.components[component].items():
             module, _, leaf = parameter.rpartition(".")
             if leaf not in ("weight", "bias"):
                 continue
-            target = Target(component, parameter, shape)
+            target = TargetModule(component, parameter, shape)
             for spelling in dict.fromkeys(_spellings(component, module)):
                 key = spelling + (BIAS if leaf == "bias" else "")
                 spellings[key] = (*spellings.get(key, ()), target)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from assets.families.schema import Shape, Skeleton
+from assets.families.schema import ParameterSchema, Shape
 from assets.formats.names import unet_ldm_name
 
 Listing = Mapping[str, Shape]
@@ -93,9 +93,9 @@ def _by_first_convolution(key: str, shape: Shape, *, has_sizes: bool) -> Relativ
     return None
 
 
-def distilled(listing: Listing, skeleton: Skeleton) -> Relative | None:
+def distilled(listing: Listing, schema: ParameterSchema) -> Relative | None:
     """A UNet that has SDXL's widths and fewer transformer layers. Pure."""
-    wanted = skeleton.components["unet"]
+    wanted = schema.components["unet"]
     for prefix, spell in (
         ("model.diffusion_model.", unet_ldm_name), ("unet/", str), ("unet.", str), ("", str),
     ):  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from assets.asset import AssetKind
 from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
-from assets.families.schema import Skeleton, stacking_order
+from assets.families.schema import ParameterSchema, stacking_order
 from assets.formats import checkpoint, inversion, lora
 from assets.formats.findings import Findings
 from assets.formats.header import Header, read_header
@@ -55,7 +55,7 @@ class Ingested:
 def ingest_file(
     path: Path,
     declared: AssetKind,
-    skeleton: Skeleton,
+    schema: ParameterSchema,
     salt: bytes | None,
     scratch: Path,
     word: OwnersWord = OwnersWord(),
@@ -68,7 +68,7 @@ def ingest_file(
     header = read_header(path)
     identity = identify(header.shapes)
     check_family(identity)
-    if identity.kind == "checkpoint" and (thin := distilled(header.shapes, skeleton)):
+    if identity.kind == "checkpoint" and (thin := distilled(header.shapes, schema)):
         raise IngestRejected(f"this is {thin.name} ({thin.evidence}); {ACCEPTED}")
     assert identity.kind is not None
     findings = Findings()
@@ -76,7 +76,7 @@ def ingest_file(
         findings.refuse(mismatch(identity, declared))
     with TensorFile(path) as file:
         try:
-            components, report = _convert(file, identity.kind, skeleton, findings, word)
+            components, report = _convert(file, identity.kind, schema, findings, word)
         except IngestRejected as rejected:
             findings.refuse(*rejected.reasons)
         if findings.reasons:
@@ -85,15 +85,15 @@ def ingest_file(
         files: dict[Component, tuple[Blob, Path]] = {}
         for component, tensors in components.items():
             target = scratch / component
-            order = _order(component, tensors, skeleton)
+            order = _order(component, tensors, schema)
             written = write_tensors(target, tensors, {"component": component}, order)
             # By what was written, not by what it was made from: two checkpoints with the same
             # VAE share its blob, and a change from one to the other leaves it where it is.
             prediction = prediction_in(report)
-            key = content_key(written.sha256, component, skeleton.digest, salt, prediction)
+            key = content_key(written.sha256, component, schema.digest, salt, prediction)
             files[component] = (Blob(key, written.sha256, written.size_bytes), target)
     report |= findings.finish()
-    facts: dict[str, Any] = {"kind": declared, "family": SERVED_FAMILY, "fits": skeleton.digest}
+    facts: dict[str, Any] = {"kind": declared, "family": SERVED_FAMILY, "fits": schema.digest}
     facts |= {"evidence": identity.evidence, "tensors": len(header.tensors)}
     facts["dtypes"] = sorted({info.dtype for info in header.tensors.values()})
     if header.markers:
@@ -145,29 +145,29 @@ def _training(header: Header) -> dict[str, str]:
 
 
 def _order(
-    component: Component, tensors: Mapping[str, Planned], skeleton: Skeleton
+    component: Component, tensors: Mapping[str, Planned], schema: ParameterSchema
 ) -> list[str] | None:
     """As the engine stacks them, so that it reads a stack at a time."""
     if component in MODEL_COMPONENTS:
-        return stacking_order(skeleton.components[component])
-    return lora.stacking_order(tensors, skeleton) if component == "lora" else None
+        return stacking_order(schema.components[component])
+    return lora.stacking_order(tensors, schema) if component == "lora" else None
 
 
 def _convert(
     file: TensorFile,
     kind: AssetKind,
-    skeleton: Skeleton,
+    schema: ParameterSchema,
     findings: Findings,
     word: OwnersWord,
 ) -> tuple[dict[Component, dict[str, Planned]], dict[str, Any]]:
     if kind == "lora":
-        tensors, report = lora.convert(file, skeleton, findings, word.adapter_config)
+        tensors, report = lora.convert(file, schema, findings, word.adapter_config)
         return {"lora": tensors}, report
     if kind == "textual_inversion":
-        tensors, report = inversion.convert(file, skeleton, findings)
+        tensors, report = inversion.convert(file, schema, findings)
         return {"textual_inversion": tensors}, report
     if kind == "vae":
-        tensors, report = checkpoint.convert_vae(file, skeleton, findings)
+        tensors, report = checkpoint.convert_vae(file, schema, findings)
         return {"vae": tensors}, report
     said = word.prediction
     try:
@@ -178,5 +178,5 @@ def _convert(
         # Without ``found``: there is nothing to go back to when the owner takes the word back.
         report = {"prediction_type": {"value": said, "source": _OWNER}}
     report = with_owners_prediction(report, said)
-    components, facts = checkpoint.convert_checkpoint(file, skeleton, findings)
+    components, facts = checkpoint.convert_checkpoint(file, schema, findings)
     return components, {**facts, **report}

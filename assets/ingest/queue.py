@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from assets.asset import Asset
-from assets.ingest.service import Workshop
+from assets.ingest.service import IngestService
 from assets.ingest.tenant_pool import TenantPool
 from assets.library.library import Library
 
@@ -17,8 +17,8 @@ class IngestQueue:
     """Close it once. What is not done by then is found by the next one, which begins with what
     its predecessor left."""
 
-    def __init__(self, workshop: Workshop, library: Library) -> None:
-        self._workshop = workshop
+    def __init__(self, ingest_service: IngestService, library: Library) -> None:
+        self._workshop = ingest_service
         self._fetches = TenantPool("fetch", _FETCHES, _FETCHES_PER_TENANT)
         self._ingests = TenantPool("ingest", 1, 1)
         for asset in library.stale_uploads(0.0):

@@ -28,7 +28,7 @@ from typing import IO, Any, get_args
 from assets.asset import AssetKind
 from assets.content import Blob, Component, content_key
 from assets.errors import IngestRejected
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from assets.ingest.convert import Ingested, OwnersWord, prediction_in
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Cage:
         self,
         path: Path,
         kind: AssetKind,
-        skeleton: Skeleton,
+        schema: ParameterSchema,
         salt: bytes | None,
         scratch: Path,
         word: OwnersWord = OwnersWord(),  # noqa: B008 (frozen)
@@ -94,7 +94,7 @@ class Cage:
         seconds = self._limits.seconds(size_bytes)
         job = {
             "id": secrets.token_hex(8), "path": str(path), "kind": kind,
-            "skeleton": skeleton.to_json(), "scratch": str(scratch), "word": word.to_json(),
+            "skeleton": schema.to_json(), "scratch": str(scratch), "word": word.to_json(),
             "memory_bytes": self._limits.memory_bytes, "wall_s": seconds,
             "cpu_s": max(1, int(seconds)),
             "file_bytes": max(1 << 30, self._limits.most_growth * size_bytes),
@@ -112,7 +112,7 @@ class Cage:
                 place = scratch / component
                 sha256, written_bytes = _digest(place)
                 prediction = prediction_in(answer["report"])
-                key = content_key(sha256, component, skeleton.digest, salt, prediction)
+                key = content_key(sha256, component, schema.digest, salt, prediction)
                 files[component] = (Blob(key, sha256, written_bytes), place)
         return Ingested(files, answer["report"])
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.errors import IngestRejected
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from assets.ingest.convert import OwnersWord, ingest_file
 
 #: What no conversion ever does. A file that brings it about is refused.
@@ -110,10 +110,10 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
     try:
         _limit(job)
         sys.addaudithook(_refuse)
-        skeleton = Skeleton.from_json(job["skeleton"])
+        schema = ParameterSchema.from_json(job["skeleton"])
         word = OwnersWord.of(job["word"])
         scratch = Path(job["scratch"])
-        done = ingest_file(Path(job["path"]), job["kind"], skeleton, None, scratch, word)
+        done = ingest_file(Path(job["path"]), job["kind"], schema, None, scratch, word)
     except IngestRejected as rejection:
         return {"rejected": list(rejection.reasons)}
     except MemoryError:

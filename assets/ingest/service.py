@@ -61,7 +61,7 @@ class _Abandoned(Exception):
     """Nobody wants these bytes any more, or not from this process."""
 
 
-class Workshop:
+class IngestService:
     """Runs in a process of its own, away from the gateways; imports torch. The only one with
     this scratch folder: what it finds there is of one that died.
 
@@ -152,8 +152,8 @@ class Workshop:
             if found.adapter_config_url and not asset.data.get("adapter_config"):
                 config = self._fetcher.fetch_json(found.adapter_config_url)
                 text = json.dumps(config, ensure_ascii=False)
-                fits = len(text) <= _MAX_CONFIG_CHARS and is_storable(text)
-                if not isinstance(config, dict) or not fits:
+                model_fingerprint = len(text) <= _MAX_CONFIG_CHARS and is_storable(text)
+                if not isinstance(config, dict) or not model_fingerprint:
                     raise FetchFailed("its adapter_config.json is no object, or too large")
                 data = {**asset.data, "adapter_config": config}
                 self._records.update(asset.id, {"data": data}, expect=("uploaded",))
@@ -190,7 +190,7 @@ class Workshop:
         if asset is None or asset.status != "uploaded":
             return asset
         try:
-            skeleton = load_manifest(self._store, BASE_NAME).skeleton
+            schema = load_manifest(self._store, BASE_NAME).schema
             self._scratch.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=self._scratch, prefix="ingest-") as folder:
                 scratch = Path(folder)
@@ -207,7 +207,7 @@ class Workshop:
                     )
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
                 word = OwnersWord.of(asset.data)
-                done = self._cage.ingest(source, asset.kind, skeleton, salt, scratch, word)
+                done = self._cage.ingest(source, asset.kind, schema, salt, scratch, word)
                 reach("ingest.converted")
                 converted = self._keep(done, source, digest, asset.tenant_id)
             details = self._details(asset.kind, converted)
@@ -242,8 +242,8 @@ class Workshop:
         prediction = prediction_in(report)
         parts: dict[Component, Blob] = {}
         for component, blob in asset.parts.items():
-            fits = str(asset.report["fits"])
-            key = content_key(blob.sha256, component, fits, salt, prediction)
+            model_fingerprint = str(asset.report["fits"])
+            key = content_key(blob.sha256, component, model_fingerprint, salt, prediction)
             parts[component] = renamed = replace(blob, key=key)
             if renamed == blob:
                 continue
@@ -362,7 +362,7 @@ class Workshop:
                 data={"engine": SERVED_ENGINE},
                 parts=parts,
                 report={
-                    "fits": manifest.skeleton.digest,
+                    "fits": manifest.schema.digest,
                     "prediction_type": manifest.predicts.report(),
                 },
             )
@@ -385,7 +385,7 @@ class Workshop:
         """
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        skeleton = load_manifest(self._store, BASE_NAME).skeleton
+        schema = load_manifest(self._store, BASE_NAME).schema
         picture = preview and preview_key(f"{COMMONS}-{name}", hashlib.sha256(preview).hexdigest())
         asset = Asset(
             id=new_asset_id(self._now()),
@@ -409,7 +409,7 @@ class Workshop:
             known.report.get("source_sha256"), known.report.get("fits"), known.description,
             dict(known.data), known.original is not None,
         ) == (
-            digest, skeleton.digest, description, dict(asset.data), self._keep_originals,
+            digest, schema.digest, description, dict(asset.data), self._keep_originals,
         ):  # fmt: skip
             return False
         if preview and picture:
@@ -417,7 +417,7 @@ class Workshop:
                 target.write(preview)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self._scratch, prefix="ingest-") as folder:
-            done = ingest_file(path, kind, skeleton, None, Path(folder))
+            done = ingest_file(path, kind, schema, None, Path(folder))
             converted = self._keep(done, path, digest, COMMONS)
         self._put_common(replace(asset, **converted))
         return True

@@ -28,7 +28,7 @@ from assets.failpoint import reach
 from assets.library.purge import Purge
 from assets.library.records import AssetRecords, Page, Query
 from assets.library.references import BlobRecords
-from assets.library.resolve import BASE_NAME, Resolved, Wanted, find, find_base, resolve
+from assets.library.resolve import BASE_NAME, AssetSelection, Resolved, find, find_base, resolve
 from assets.library.uploads import Quota, Uploads
 from assets.library.validation import check_expiry, check_name, checked_visibility, normal_name
 from assets.prediction import Prediction
@@ -277,7 +277,7 @@ class Library:
             raise AssetNotFound(asset_id)
         return changed
 
-    def resolve(self, principal: Principal, wanted: Wanted) -> Resolved:
+    def resolve(self, principal: Principal, wanted: AssetSelection) -> Resolved:
         """Raises what ``assets.library.resolve.resolve`` does."""
         with self._base_lock:
             base = self._base.get(BASE_NAME)

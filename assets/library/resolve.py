@@ -29,7 +29,7 @@ MAX_LORA_WEIGHT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class AssetSelection:
     """The assets a request names."""
 
     checkpoint: str | None = None
@@ -108,7 +108,7 @@ def find_base(records: AssetRecords) -> Asset:
 
 
 def resolve(
-    records: AssetRecords, principal: Principal, wanted: Wanted, now_s: float, base: Asset
+    records: AssetRecords, principal: Principal, wanted: AssetSelection, now_s: float, base: Asset
 ) -> Resolved:
     """Names to content.
 

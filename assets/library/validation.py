@@ -31,8 +31,8 @@ def is_name_character(character: str) -> bool:
 
 def check_name(name: str) -> None:
     """Raises InvalidAsset unless it is a name in its normal form."""
-    fits = 0 < len(name) <= MAX_NAME_CHARS and len(name.encode()) <= MAX_NAME_BYTES
-    if not (fits and name[0].isalnum() and all(map(is_name_character, name))):
+    model_fingerprint = 0 < len(name) <= MAX_NAME_CHARS and len(name.encode()) <= MAX_NAME_BYTES
+    if not (model_fingerprint and name[0].isalnum() and all(map(is_name_character, name))):
         raise InvalidAsset(
             "name", f"a name is 1 to {MAX_NAME_CHARS} letters, digits, '-', '_' or '.' (at most "
             f"{MAX_NAME_BYTES} bytes of UTF-8), and begins with a letter or digit",

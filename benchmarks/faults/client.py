@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-Wanted = Mapping[str, Any]
+AssetSelection = Mapping[str, Any]
 
 SEEDS = tuple(range(4))
 DEADLINE_S = 240.0
@@ -56,7 +56,9 @@ class Answer:
     charge: str = ""
 
 
-def body(seed: int, wanted: Wanted = MappingProxyType({}), steps: int = 4) -> dict[str, Any]:
+def body(
+    seed: int, wanted: AssetSelection = MappingProxyType({}), steps: int = 4
+) -> dict[str, Any]:
     asked: dict[str, Any] = {"prompt": "a small red star", "steps": steps, "seed": seed}
     return {**asked, "image_encoding": "png", **wanted}
 
@@ -64,7 +66,7 @@ def body(seed: int, wanted: Wanted = MappingProxyType({}), steps: int = 4) -> di
 def ask(
     door: Door,
     seed: int,
-    wanted: Wanted = MappingProxyType({}),
+    wanted: AssetSelection = MappingProxyType({}),
     deadline_s: float = DEADLINE_S,
 ) -> Answer:
     """One picture, with a key of its own: it may be sent as often as it takes."""
@@ -96,7 +98,9 @@ def ask(
     )
 
 
-def answered(seed: int, wanted: Wanted, asked_s: float, answer: Mapping[str, Any]) -> Answer:
+def answered(
+    seed: int, wanted: AssetSelection, asked_s: float, answer: Mapping[str, Any]
+) -> Answer:
     """Of a request without a key, whose body was that."""
     picture = hashlib.sha256(base64.b64decode(answer["images"][0]["image_b64"])).hexdigest()
     return Answer(
@@ -105,7 +109,7 @@ def answered(seed: int, wanted: Wanted, asked_s: float, answer: Mapping[str, Any
     )  # fmt: skip
 
 
-def _names(wanted: Wanted) -> str:
+def _names(wanted: AssetSelection) -> str:
     return json.dumps(dict(wanted), sort_keys=True)
 
 

@@ -9,7 +9,7 @@ import os
 
 import ray
 
-from serving.cluster.replicas import SlotClient, SlotStarter, wire_key
+from serving.cluster.replicas import ServeReplicaClient, ServeReplicaLauncher, wire_key
 from serving.settings import Settings
 
 
@@ -17,9 +17,9 @@ async def digests(settings: Settings) -> dict[str, str]:
     names = [
         name
         for pool in settings.resolved_pools
-        for name in await SlotStarter(settings, pool).existing()
+        for name in await ServeReplicaLauncher(settings, pool).existing()
     ]
-    clients = [SlotClient(name, wire_key(settings)) for name in names]
+    clients = [ServeReplicaClient(name, wire_key(settings)) for name in names]
     found = await asyncio.gather(*(client.digest() for client in clients))
     return dict(zip(names, found, strict=True))
 

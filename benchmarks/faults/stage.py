@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 
-from assets.families.sdxl import skeleton_of
+from assets.families.sdxl import schema_of
 from assets.storage.object_paths import stored_blob_key
 from benchmarks.faults.client import Door
 from benchmarks.faults.nodes import GPU, RayNodes
@@ -181,9 +181,9 @@ class Stage:
 
     def new_lora(self, name: str, door: Door | None = None) -> str:
         """One that lies nowhere but in the store."""
-        skeleton = skeleton_of(MINIATURE_CONFIGS)
+        schema = schema_of(MINIATURE_CONFIGS)
         seed = sum(name.encode())
-        path = write_kohya_lora(self.folder / f"{name}.safetensors", skeleton, seed=seed)
+        path = write_kohya_lora(self.folder / f"{name}.safetensors", schema, seed=seed)
         with Client(self.url, (door or self.door).key) as client:
             asset = client.await_ready(client.upload(path, "lora", name)["id"])
         path.unlink()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.stages import Row
-from benchmarks.gpu.unet_calls import become
+from benchmarks.gpu.unet_calls import switch_to
 from benchmarks.gpu.world import World, median
 from serving.engine.attention import attention_order
 from serving.engine.options import AttentionBackend, EngineOptions
@@ -64,7 +64,7 @@ def convolutions(world: World) -> Row:
     """A step with cuDNN's heuristics and with its own timing of algorithms."""
     row: dict[str, Any] = {}
     engine = world.engine(EngineOptions(graphs="off"), "plain")
-    become(engine, world)
+    switch_to(engine, world)
     key, sample, context, added = world.call_inputs()
     time = torch.tensor(500.0, device=world.device)
     engine.unet.start(key, context, added)

@@ -16,7 +16,7 @@ from benchmarks.gpu.stages import Row
 from benchmarks.gpu.world import World, median
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 
 
 def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) -> Row:
@@ -81,7 +81,7 @@ def soak(world: World, engine: Engine) -> Row:
                 number += 1
 
                 def load() -> Any:
-                    with engine.shelf._arriving():
+                    with engine.device_cache._arriving():
                         target = torch.empty(size_bytes, dtype=torch.uint8, device=world.device)
                         return target.copy_(host, non_blocking=True)
 
@@ -138,5 +138,5 @@ def _admit(world: World, key: str, size_bytes: int, load: Callable[[], Any]) -> 
     lease.release()
 
 
-def _generate_into(kept: list[Any], world: World, engine: Engine, request: DrawRequest) -> None:
+def _generate_into(kept: list[Any], world: World, engine: Engine, request: GenerationTask) -> None:
     kept.append(world.generate(engine, request).images)

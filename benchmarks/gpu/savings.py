@@ -11,8 +11,8 @@ from benchmarks.gpu.stages import Row
 from benchmarks.gpu.world import World, median
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
-from serving.generation.contract import DrawRequest
-from serving.worker import Replica
+from serving.generation.contract import GenerationTask
+from serving.worker import Worker
 
 #: What :func:`savings` compares with everything on.
 WITHOUT = {
@@ -63,7 +63,7 @@ def savings(world: World, compared: EngineOptions) -> Row:
     return {**row, "samples": rows}
 
 
-def _kept(kept: set[bytes], world: World, engine: Engine, request: DrawRequest) -> None:
+def _kept(kept: set[bytes], world: World, engine: Engine, request: GenerationTask) -> None:
     kept.update(world.generate(engine, request).images)
 
 
@@ -71,7 +71,7 @@ def overlap(world: World, engine: Engine) -> Row:
     """Several requests one after another on one replica: images encoded by the thread that
     generates, and beside it. Large images of one step, as PNG."""
 
-    class InTurn(Replica):
+    class InTurn(Worker):
         """Its generating thread waits for each image to be encoded."""
 
         def _draw(self, *arguments: Any) -> Any:
@@ -87,11 +87,11 @@ def overlap(world: World, engine: Engine) -> Row:
         for seed in range(4)
     ]
 
-    async def all_of(replica: Replica) -> list[tuple[bytes, ...]]:
+    async def all_of(replica: Worker) -> list[tuple[bytes, ...]]:
         answers = await asyncio.gather(*(replica.draw(request) for request in asked))
         return [drawing.images for drawing, _ in answers]
 
-    rivals: dict[str, Replica] = {"beside_ms": Replica(engine), "in_turn_ms": InTurn(engine)}
+    rivals: dict[str, Worker] = {"beside_ms": Worker(engine), "in_turn_ms": InTurn(engine)}
     rows: dict[str, list[float]] = {name: [] for name in rivals}
     kept: list[Any] = []
     for _ in range(max(3, world.scale.rounds // 5)):

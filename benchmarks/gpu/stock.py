@@ -37,7 +37,7 @@ def stock_pipeline(
             "vae": AutoencoderKL.from_config({**configs["vae"], "force_upcast": True}),
         }
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    layouts = layouts_of(manifest.skeleton)
+    layouts = layouts_of(manifest.schema)
     for component, module in modules.items():
         lease = tier.lease(manifest.parts[component].key)
         assert lease is not None

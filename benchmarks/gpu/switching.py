@@ -10,14 +10,14 @@ import torch
 
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.world import World, median
+from serving.engine.device_cache import Prepared
 from serving.engine.engine import Engine
-from serving.engine.shelf import Prepared
 
 
 def switch_is_exact(world: World, engine: Engine) -> Row:
     """Every recipe's weights after three different histories, and the base again."""
     base = engine.prepare(world.base)
-    engine.become(base)
+    engine.switch_to(base)
     before = engine.digest()
     recipes = [engine.prepare(recipe) for recipe in world.recipes(world.scale.recipes)]
     digests: list[list[str]] = []
@@ -25,10 +25,10 @@ def switch_is_exact(world: World, engine: Engine) -> Row:
         digests.append([])
         for recipe in recipes:
             for other in history:
-                engine.become(other)
-            engine.become(recipe)
+                engine.switch_to(other)
+            engine.switch_to(recipe)
             digests[-1].append(engine.digest())
-    engine.become(base)
+    engine.switch_to(base)
     after = engine.digest()
     for prepared in (base, *recipes):
         prepared.release()
@@ -53,7 +53,7 @@ def switch_times(world: World, engine: Engine) -> Row:
         for target, source in copies:
             target.copy_(source)
 
-    engine.become(base)
+    engine.switch_to(base)
     for index in range(max(3, world.scale.rounds // 3)):
         steps: list[tuple[str, Prepared]] = [
             ("lora_ms", loras[index % len(loras)]),
@@ -62,8 +62,8 @@ def switch_times(world: World, engine: Engine) -> Row:
             ("checkpoint_ms", other),
         ]
         for name, prepared in steps:
-            measure(name, partial(engine.become, prepared))
-        engine.become(base)
+            measure(name, partial(engine.switch_to, prepared))
+        engine.switch_to(base)
         measure("bare_copy_ms", bare)
     for prepared in (base, other, *loras, *lighter):
         prepared.release()

@@ -14,17 +14,17 @@ from serving.engine.graphs import Captured
 from serving.engine.unet import Replay
 
 
-def become(engine: Engine, world: World, lora: int | None = None) -> None:
+def switch_to(engine: Engine, world: World, lora: int | None = None) -> None:
     recipe = world.base if lora is None else world.with_lora(lora)
     with engine.prepare(recipe) as prepared:
-        engine.become(prepared)
+        engine.switch_to(prepared)
         engine._settle()
 
 
 @torch.inference_mode()
 def step_is_right(world: World, engine: Engine) -> Row:
     """Our prediction and stock's against a float32 reference with the same weights."""
-    become(engine, world)
+    switch_to(engine, world)
     key, sample, context, added = world.call_inputs()
     time = torch.tensor(500.0, device=world.device)
     engine.unet.start(key, context, added)
@@ -71,7 +71,7 @@ def step_flop(world: World) -> float:
 def step_times(world: World, engine: Engine) -> Row:
     """A guided call without a graph: until the device has finished, and until the host has
     launched it."""
-    become(engine, world)
+    switch_to(engine, world)
     key, sample, context, added = world.call_inputs()
     time = torch.tensor(500.0, device=world.device)
     engine.unet.start(key, context, added)
@@ -122,7 +122,7 @@ def capture_is_exact(world: World, engine: Engine) -> Row:
         raise AssertionError("the call could not be captured; the log says why")
     other_inputs = world.call_inputs(seed=6)
     for lora in (None, 0, 1, None):
-        become(engine, world, lora)
+        switch_to(engine, world, lora)
         for _, given, prompt, vectors in ((key, sample, context, added), other_inputs):
             replay = engine.unet.start(key, prompt, vectors)
             graphed = replay(given, time).clone()

@@ -16,13 +16,13 @@ from PIL import Image
 
 from benchmarks.gpu.device import free_bytes, memory
 from benchmarks.gpu.stages import Row
-from benchmarks.gpu.unet_calls import become, step_flop
+from benchmarks.gpu.unet_calls import step_flop, switch_to
 from benchmarks.gpu.world import PROMPT, World, exact_convolutions, median
 from serving.engine.compiled import compilations
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
 from serving.engine.pictures import copy_pixels, encode_image
-from serving.generation.contract import Drawing
+from serving.generation.contract import GenerationResult
 
 
 def start_engine(world: World, options: EngineOptions, name: str = "engine") -> Row:
@@ -90,16 +90,16 @@ def images(
         if index > 1 and left_s() < 25:
             break
         prompt = f"{PROMPT} {index}"
-        become(engine, world)  # the restore of the last LoRA is not this image's cost
+        switch_to(engine, world)  # the restore of the last LoRA is not this image's cost
         same = world.request(prompt=prompt)
         another = world.request(world.with_lora(index), prompt=prompt)
         measure("same_recipe_ms", partial(world.generate, engine, same))
         measure("another_lora_ms", partial(world.generate, engine, another))
         if index < 6:
-            become(engine, world)
+            switch_to(engine, world)
             measure("same_prompt_ms", partial(world.generate, engine, same))
         for name in ("same_recipe_ms", "another_lora_ms"):
-            drawing: Drawing = kept[name]
+            drawing: GenerationResult = kept[name]
             prefix = name.removesuffix("_ms")
             for phase in ("swap", "encode_prompt", "denoise", "decode", "encode_image"):
                 spent_ms = getattr(drawing.timings, f"{phase}_ms")
@@ -150,7 +150,7 @@ def _psnr(ours: bytes, theirs: Image.Image) -> float:
 @torch.inference_mode()
 def around(world: World, engine: Engine) -> Row:
     """What an image needs beside its steps: text encoders, VAE, JPEG and PNG."""
-    become(engine, world)
+    switch_to(engine, world)
     texts: Any = {"text_encoder": "a red star", "text_encoder_2": "a red star"}
     text_ms = [world.timed_ms(lambda: engine.prompts.text.encode(texts, {})) for _ in range(8)]
     side = world.scale.side
@@ -211,7 +211,7 @@ def stock_lora(world: World) -> Row:
     shm = Path("/dev/shm")
     with TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         path = write_kohya_lora(
-            Path(folder) / "lora.safetensors", world.manifest.skeleton,
+            Path(folder) / "lora.safetensors", world.manifest.schema,
             rank=world.scale.rank, strength=0.1, linears=True,
         )  # fmt: skip
         spent_ms = [world.timed_ms(lambda: there_and_back(world.stock(), path)) for _ in range(2)]

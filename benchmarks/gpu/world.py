@@ -16,7 +16,7 @@ import torch
 
 from assets.base_model.manifest import ModelManifest
 from assets.content import MODEL_COMPONENTS, Blob, Component
-from assets.families.sdxl import SDXL_CONFIGS, skeleton_of
+from assets.families.sdxl import SDXL_CONFIGS, schema_of
 from assets.recipe import LoraUse, Recipe
 from benchmarks.gpu.random_model import random_lora, random_slabs
 from benchmarks.gpu.stock import stock_pipeline
@@ -26,7 +26,7 @@ from serving.engine.graphs import UnetKey
 from serving.engine.options import EngineOptions
 from serving.engine.slabs import layouts_of
 from serving.engine.values import DeviceValue, Lora, Pristine
-from serving.generation.contract import Drawing, DrawRequest
+from serving.generation.contract import GenerationResult, GenerationTask
 from serving.miniature.model import MINIATURE_CONFIGS
 
 PROMPT = "a small red star on a blue background"
@@ -139,14 +139,14 @@ class World:
             found.append(replace(self.base, unet=unet, loras=uses))
         return found
 
-    def request(self, recipe: Recipe | None = None, **changes: Any) -> DrawRequest:
-        first = DrawRequest(
+    def request(self, recipe: Recipe | None = None, **changes: Any) -> GenerationTask:
+        first = GenerationTask(
             "r", recipe or self.base, PROMPT, self.scale.side, self.scale.side, (7,),
             steps=self.scale.steps, cfg_scale=7.5, tenant_id="bench",
         )  # fmt: skip
         return replace(first, **changes)
 
-    def generate(self, engine: Engine, request: DrawRequest) -> Drawing:
+    def generate(self, engine: Engine, request: GenerationTask) -> GenerationResult:
         with engine.prepare(request.recipe) as prepared:
             return engine.draw(prepared, request)
 
@@ -159,7 +159,7 @@ class World:
         config = self.scale.configs["unet"]
         side = side or self.scale.side
         key = UnetKey(
-            schema=self.manifest.skeleton.digest, width=side, height=side, batch=batch,
+            schema=self.manifest.schema.digest, width=side, height=side, batch=batch,
             guided=guided,
         )  # fmt: skip
         generator = torch.Generator().manual_seed(seed)
@@ -231,8 +231,8 @@ class World:
 def make_world(device: torch.device, scale: Scale) -> World:
     """Everything resident on the device; nothing touches a disk."""
     is_cuda = device.type == "cuda"
-    skeleton = skeleton_of(scale.configs)
-    layouts = layouts_of(skeleton, channels_last=is_cuda)
+    schema = schema_of(scale.configs)
+    layouts = layouts_of(schema, channels_last=is_cuda)
     tier: DeviceTier[DeviceValue] = DeviceTier(_TIER_BYTES)
     generator = torch.Generator(device).manual_seed(1)
     dtype = torch.float16 if is_cuda else torch.float32
@@ -257,7 +257,7 @@ def make_world(device: torch.device, scale: Scale) -> World:
         size_bytes = sum(p.nbytes for (f,) in groups.values() for p in f.pieces.values())
         loras.append(put(f"lora-{index}", size_bytes, lambda g=groups: Lora(g)))  # type: ignore[misc]
     other = pristine("unet", "other-unet")
-    manifest = ModelManifest("base", "random weights", scale.configs, parts, skeleton)
+    manifest = ModelManifest("base", "random weights", scale.configs, parts, schema)
     return World(device, scale, tier, manifest, other, loras)
 
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from assets.library.resolve import Wanted
+from assets.library.resolve import AssetSelection
 from assets.principal import Principal
 from benchmarks.miniature.judge import Judge, departures, frame, renders
 from benchmarks.miniature.library import lagoon, mascot
@@ -35,8 +35,8 @@ from orchestrator.provision import Provisioner
 from serving.bootstrap.backends import open_backends
 from serving.bootstrap.base_model import open_workshop
 from serving.engine.engine import Engine
-from serving.generation.contract import DrawRequest, Sampler
-from serving.miniature.catalogue import CATALOGUE, Entry
+from serving.generation.contract import GenerationTask, Sampler
+from serving.miniature.catalogue import CATALOGUE, CatalogueEntry
 from serving.miniature.model import write_miniature
 from serving.miniature.publish import publish_library
 from serving.settings import Settings
@@ -53,22 +53,22 @@ class Studio:
     def __init__(self, folder: Path) -> None:
         settings = Settings(data_dir=folder)
         backends = open_backends(settings)
-        workshop = open_workshop(settings, backends)
-        manifest = workshop.install_base(write_miniature(folder / "miniature"))
-        publish_library(workshop)
+        ingest_service = open_workshop(settings, backends)
+        manifest = ingest_service.install_base(write_miniature(folder / "miniature"))
+        publish_library(ingest_service)
         disk, host = (FileTier(name, folder / name, 1 << 30) for name in ("disk", "host"))
         self.library = backends.library
         self.engine = Engine(manifest, Provisioner(StoreSource(backends.store), disk, host))
         self._who = Principal("evaluation", "evaluation")
 
-    def draw(self, prompts: Sequence[str], wanted: Wanted, what: str = "") -> torch.Tensor:
+    def draw(self, prompts: Sequence[str], wanted: AssetSelection, what: str = "") -> torch.Tensor:
         """(n, 3, 128, 128) uint8; prompt i with seed i."""
         recipe = self.library.resolve(self._who, wanted).recipe
         prepared = self.engine.prepare(recipe)
         pictures = []
         try:
             for seed, prompt in enumerate(track(prompts, what, disable=not what)):
-                request = DrawRequest(
+                request = GenerationTask(
                     "evaluation", recipe, prompt, 128, 128, (seed,), steps=STEPS,
                     cfg_scale=CFG_SCALE, sampler=SAMPLER, encoding="png",
                 )  # fmt: skip
@@ -92,7 +92,9 @@ def held_out(count: int, seed: int = 100) -> list[Scene]:
 
 def judge_base(studio: Studio, judge: Judge, count: int) -> dict[str, Any]:
     scenes = held_out(count)
-    pictures = studio.draw([caption(scene) for scene in scenes], Wanted(), "held-out prompts")
+    pictures = studio.draw(
+        [caption(scene) for scene in scenes], AssetSelection(), "held-out prompts"
+    )
     seen = judge.see(pictures)
     pixels, _, truth = renders(500, seed=101)
     on_renders = judge.see(pixels)
@@ -199,20 +201,20 @@ EFFECTS: Mapping[str, Effect] = {
 }
 
 
-def wanting(entry: Entry, weight: float) -> Wanted:
+def wanting(entry: CatalogueEntry, weight: float) -> AssetSelection:
     name = f"commons:{entry.name}"
     match entry.kind:
         case "lora":
-            return Wanted(loras={name: weight})
+            return AssetSelection(loras={name: weight})
         case "textual_inversion":
-            return Wanted(inversions={name: entry.trigger_words[0]})
+            return AssetSelection(inversions={name: entry.trigger_words[0]})
         case "checkpoint":
-            return Wanted(checkpoint=name)
+            return AssetSelection(checkpoint=name)
         case "vae":
-            return Wanted(vae=name)
+            return AssetSelection(vae=name)
 
 
-def judge_asset(studio: Studio, judge: Judge, entry: Entry, count: int) -> dict[str, Any]:
+def judge_asset(studio: Studio, judge: Judge, entry: CatalogueEntry, count: int) -> dict[str, Any]:
     effect = EFFECTS[entry.name]
     rng = np.random.default_rng(102)
     scenes: list[Scene] = []
@@ -225,7 +227,7 @@ def judge_asset(studio: Studio, judge: Judge, entry: Entry, count: int) -> dict[
         return round(float(effect.measure(pictures, judge).mean()), 4)
 
     digest = studio.engine.digest()
-    before = studio.draw(prompts, Wanted(), f"{entry.name}: without")
+    before = studio.draw(prompts, AssetSelection(), f"{entry.name}: without")
     digest = studio.engine.digest()
     weights = WEIGHTS if entry.kind == "lora" else (1.0,)
     with_it = {
@@ -234,7 +236,7 @@ def judge_asset(studio: Studio, judge: Judge, entry: Entry, count: int) -> dict[
         )
         for weight in weights
     }
-    after = studio.draw(prompts, Wanted(), f"{entry.name}: without again")
+    after = studio.draw(prompts, AssetSelection(), f"{entry.name}: without again")
     return {
         "kind": entry.kind,
         "property": effect.measure.__name__,

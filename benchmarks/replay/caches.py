@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from assets.content import Blob
 from benchmarks.replay.trace import TraceRequest
 from orchestrator.device_tier import DeviceTier
-from orchestrator.eviction import Visits
+from orchestrator.eviction import AccessHistory
 from orchestrator.ghosts import SESSION, Ghost, Law
 from router.prefetch import Prefetcher
 
@@ -99,7 +99,7 @@ def played(uses: Sequence[Use], slots: int) -> Played:
 
 def visits_misses(uses: Sequence[Use], slots: int) -> int:
     """The law by visits alone."""
-    visits = Visits(SESSION * slots)
+    visits = AccessHistory(SESSION * slots)
     ghost = Ghost(slots, SESSION * slots, visits.worth)
     return sum(
         ghost.used(name, 1, visits.used(name, 1, tenant, at_s)) for at_s, tenant, name in uses

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.faults.client import Answer, Load, Wanted, ask
+from benchmarks.faults.client import Answer, AssetSelection, Load, ask
 from benchmarks.faults.stage import Stage
 
 LORAS = 24
@@ -33,7 +33,7 @@ class Crowd:
         self._popularity = [1 / (1 + rank) for rank in range(LORAS)]
         self._public = _public(stage)
 
-    def wish(self) -> tuple[int, Wanted]:
+    def wish(self) -> tuple[int, AssetSelection]:
         """A seed, and what is wanted with it."""
         seed = self._random.choice(_SEEDS)
         kind = self._random.choices(("none", "lora", "public"), _SHARES)[0]
@@ -74,11 +74,11 @@ class Crowd:
                     minute = next(minutes)
         return [one.result() for one in asked]
 
-    def _arrived(self, at_s: float, seed: int, wanted: Wanted) -> Answer:
+    def _arrived(self, at_s: float, seed: int, wanted: AssetSelection) -> Answer:
         return replace(ask(self._stage.door, seed, wanted), asked_s=at_s)
 
 
-def _public(stage: Stage) -> Sequence[Wanted]:
+def _public(stage: Stage) -> Sequence[AssetSelection]:
     """One request for each asset of the public library."""
     answer = httpx.get(
         f"{stage.url}/v1/assets", params={"is_public": True}, headers=stage.door.headers

@@ -259,7 +259,7 @@ class Acts(BaseModel):
     data: list[Act]
 
 
-class Member(BaseModel):
+class MemberInfo(BaseModel):
     id: str
     name: str
     role: str
@@ -267,7 +267,7 @@ class Member(BaseModel):
 
 
 class Members(BaseModel):
-    data: list[Member]
+    data: list[MemberInfo]
 
 
 class RemovedMember(BaseModel):

@@ -185,7 +185,7 @@ async def members(context: Ctx, who: Owner) -> dict[str, Any]:
     return {"data": [asdict(member) for member in found]}
 
 
-@router.post("/members", **answers_with(answers.Member))
+@router.post("/members", **answers_with(answers.MemberInfo))
 async def add_member(body: NewMember, context: Ctx, who: Owner) -> dict[str, Any]:
     member = await asyncio.to_thread(
         context.backends.directory.add_member, who.tenant_name, body.name, body.role, who.key_id

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from assets.asset import Asset
 from assets.errors import InvalidAsset, TooLarge
 from assets.library.preview import MAX_BYTES, preview_of
-from assets.library.resolve import Wanted
+from assets.library.resolve import AssetSelection
 from assets.principal import Principal
 from assets.storage.object_paths import preview_key
 from assets.storage.object_store import put_bytes
@@ -22,7 +22,7 @@ from serving.api.context import Context, Ctx
 from serving.api.keyed_route import CostlyRoute, KeyedRoute, Who
 from serving.api.openapi import answers_with, reads_bytes, reads_headers
 from serving.api.request_model import RequestModel
-from serving.generation.service import Order
+from serving.generation.service import GenerationRequest
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
 costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=CostlyRoute)
@@ -83,19 +83,19 @@ async def draw(
     return answer
 
 
-def _order(asset: Asset, body: DrawPreview) -> Order:
+def _order(asset: Asset, body: DrawPreview) -> GenerationRequest:
     """With the asset in it, and its words before the prompt."""
     words = ", ".join(asset.trigger_words)
     wanted = {
-        "lora": Wanted(loras={asset.id: body.weight}),
-        "checkpoint": Wanted(checkpoint=asset.id),
-        "vae": Wanted(vae=asset.id),
-        "textual_inversion": Wanted(inversions={asset.id: ""}),
+        "lora": AssetSelection(loras={asset.id: body.weight}),
+        "checkpoint": AssetSelection(checkpoint=asset.id),
+        "vae": AssetSelection(vae=asset.id),
+        "textual_inversion": AssetSelection(inversions={asset.id: ""}),
     }[asset.kind]
     if asset.kind == "textual_inversion" and not words:
         raise InvalidAsset("trigger_words", "give the inversion a trigger word first")
     prompt = f"{words}, {body.prompt}" if words else body.prompt
-    return Order(
+    return GenerationRequest(
         prompt, (body.seed,), wanted, steps=body.steps, cfg_scale=body.cfg_scale, encoding="png"
     )
 

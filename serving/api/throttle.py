@@ -30,7 +30,7 @@ _RATE_LIMITED = 429
 _SECRET_URLS = ("/objects/", "/v1/jobs/", "/files/")
 
 
-class Pace:
+class ReplyPace:
     """When each client's next answer is due."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -48,13 +48,13 @@ class Pace:
 
 
 #: Of this process.
-PACE = Pace()
+PACE = ReplyPace()
 
 
 class Throttle:
     """Around an application, between it and the server."""
 
-    def __init__(self, app: ASGIApp, pace: Pace = PACE) -> None:
+    def __init__(self, app: ASGIApp, pace: ReplyPace = PACE) -> None:
         self._app = app
         self._pace = pace
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from assets.library.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS, Wanted
+from assets.library.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS, AssetSelection
 from serving.api.request_model import RequestModel
 from serving.errors import InvalidRequest
 from serving.generation.contract import ImageEncoding, Sampler
-from serving.generation.service import MAX_SEED, Generated, Order, fixed_seeds
+from serving.generation.service import MAX_SEED, Generation, GenerationRequest, fixed_seeds
 
 Prompt = Annotated[str, Field(max_length=10_000)]
 #: An asset's id, or ``owner:name@version``.
@@ -96,20 +96,22 @@ class GenerateRequest(RequestModel):
                 kept[name] = given
         return kept
 
-    def _wanted(self) -> Wanted:
+    def _wanted(self) -> AssetSelection:
         weights, text_weights = {}, {}
         for name, given in self.loras.items():
             if isinstance(given, LoraWeights):
                 weights[name], text_weights[name] = given.unet, given.text_encoders
             else:
                 weights[name] = given
-        return Wanted(self.checkpoint, self.vae, weights, self.textual_inversions, text_weights)
+        return AssetSelection(
+            self.checkpoint, self.vae, weights, self.textual_inversions, text_weights
+        )
 
-    def order(self) -> Order:
+    def order(self) -> GenerationRequest:
         """Raises InvalidRequest when the seeds do not fit the number of images."""
         if isinstance(self.seed, list) and len(self.seed) > self.num_images:
             raise InvalidRequest("seed", f"{len(self.seed)} seeds for {self.num_images} images")
-        return Order(
+        return GenerationRequest(
             prompt=self.prompt,
             prompt_2=self.prompt_2,
             negative_prompt=self.negative_prompt,
@@ -127,7 +129,7 @@ class GenerateRequest(RequestModel):
         )
 
 
-def answer(generated: Generated) -> dict[str, Any]:
+def answer(generated: Generation) -> dict[str, Any]:
     """OctoAI's answer; ``request_id``, ``receipt`` and ``timings_ms`` are ours."""
     drawing = generated.drawing
     timings = drawing.timings
@@ -156,7 +158,7 @@ def answer(generated: Generated) -> dict[str, Any]:
     }
 
 
-def receipt(generated: Generated) -> dict[str, Any]:
+def receipt(generated: Generation) -> dict[str, Any]:
     """What was used, where it was found, and what was done about it."""
     drawing, size = generated.drawing, generated.size
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from assets.base_model.manifest import ModelManifest, load_manifest
-from assets.ingest.service import Workshop
+from assets.ingest.service import IngestService
 from assets.library.resolve import BASE_NAME
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
@@ -17,8 +17,8 @@ from serving.miniature.publish import publish_library, withdraw_library
 from serving.settings import Settings
 
 
-def open_workshop(settings: Settings, backends: Backends) -> Workshop:
-    return Workshop(
+def open_workshop(settings: Settings, backends: Backends) -> IngestService:
+    return IngestService(
         backends.records,
         backends.blobs,
         backends.store,
@@ -46,7 +46,9 @@ def _open_probe(settings: Settings, backends: Backends) -> EngineProbe:
 
 
 def install_model(
-    settings: Settings, workshop: Workshop, progress: Callable[[str], None] = lambda _: None
+    settings: Settings,
+    ingest_service: IngestService,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> ModelManifest:
     """The model to serve, imported; without one of the operator's own, the miniature with its
     public library.
@@ -56,10 +58,10 @@ def install_model(
     """
     if settings.model is not None:
         said = None if settings.prediction_type == "auto" else settings.prediction_type
-        manifest = workshop.install_base(settings.model, progress, said)
-        withdraw_library(workshop)
+        manifest = ingest_service.install_base(settings.model, progress, said)
+        withdraw_library(ingest_service)
         return manifest
     folder = settings.data_dir / "models" / f"miniature-{identity()}"
-    manifest = workshop.install_base(write_miniature(folder), progress)
-    publish_library(workshop, progress)
+    manifest = ingest_service.install_base(write_miniature(folder), progress)
+    publish_library(ingest_service, progress)
     return manifest

@@ -26,7 +26,7 @@ from serving.engine.options import EngineOptions
 from serving.engine.slabs import layouts_of
 from serving.generation.sizes import picture_size
 from serving.settings import Settings
-from serving.worker import Replica
+from serving.worker import Worker
 
 #: What generating takes on the device at SDXL's sizes and the engine's batch: activations, and
 #: the VAE's decoder.
@@ -69,7 +69,7 @@ def _pristine_bytes(manifest: ModelManifest, pinned: bool) -> int:
     """Room for three models, but at most three quarters of the machine's memory and at least one
     model. Pinned memory comes in powers of two."""
     dtype = torch.float16 if pinned else torch.float32
-    layouts = layouts_of(manifest.skeleton)
+    layouts = layouts_of(manifest.schema)
     one = sum(layout.size_bytes(dtype, pinned) for layout in layouts.values())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(one, min(3 * one, memory * 3 // 4))
@@ -99,7 +99,7 @@ def open_replica(
     node: str = "local",
     url: str = "",
     loaded: Callable[[], None] = lambda: None,
-) -> Replica:
+) -> Worker:
     """A warm replica: a first request waits for nothing that could have been done before.
     ``loaded`` is called once the model is there, before the warm-up. ``url`` is where other
     nodes find what this one holds."""
@@ -127,7 +127,7 @@ def open_replica(
         options=options,
     )
     loaded()
-    replica = Replica(engine, node, url)
+    replica = Worker(engine, node, url)
     replica.warm_up(sizes, settings.warm_batches)
     if artifacts is not None and compilations()["compiled"]:
         save_artifacts(artifacts, key)

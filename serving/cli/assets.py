@@ -17,7 +17,7 @@ import typer
 from assets.errors import IngestRejected
 from assets.prediction import PREDICTIONS
 from serving.cli.client import Client, client_from_environment
-from serving.cli.folder import Found, look, scan
+from serving.cli.folder import FolderFile, look, scan
 from serving.cli.naming import Place, Places, named, plain_name
 from serving.cli.options import AsJson, Key, Url
 from serving.cli.output import ApiFailure, clear_errors, show, show_one
@@ -76,12 +76,12 @@ def import_folder(
     _push(list(scan(folder)), jobs, tag or [], new_version, dry_run, url, key, as_json)
 
 
-def _found(path: Path) -> Iterable[Found]:
+def _found(path: Path) -> Iterable[FolderFile]:
     return scan(path) if path.is_dir() else [look(path, path.parent)]
 
 
 def _push(
-    found: Sequence[Found],
+    found: Sequence[FolderFile],
     jobs: int,
     tags: Sequence[str],
     new_versions: bool,
@@ -104,7 +104,7 @@ def _push(
                 placed = [_placed(places, *pair) for pair in zip(found, files, strict=True)]
                 total = bars.add_task("files", total=sum(not one.reason for one in found))
 
-                def one_of(each: tuple[Found, _File | str, Place | str]) -> dict[str, Any]:
+                def one_of(each: tuple[FolderFile, _File | str, Place | str]) -> dict[str, Any]:
                     row = _push_one(client, *each, tags, bars)
                     if not each[0].reason:
                         bars.advance(total)
@@ -124,7 +124,7 @@ class _File:
     digest: str
 
 
-def _prepared(scratch: Path, numbered: tuple[int, Found]) -> _File | str:
+def _prepared(scratch: Path, numbered: tuple[int, FolderFile]) -> _File | str:
     """Or why there is none."""
     number, one = numbered
     if one.reason:
@@ -144,7 +144,7 @@ def _packed(folder: Path, target: Path, *, is_said: bool = False) -> Path:
     return pack_folder(folder, target, prediction_is_said=is_said)
 
 
-def _placed(places: Places, one: Found, file: _File | str) -> Place | str:
+def _placed(places: Places, one: FolderFile, file: _File | str) -> Place | str:
     """Where it goes, or why it cannot go anywhere."""
     if isinstance(file, str):
         return file
@@ -156,7 +156,7 @@ def _placed(places: Places, one: Found, file: _File | str) -> Place | str:
 
 def _push_one(
     client: Client,
-    one: Found,
+    one: FolderFile,
     file: _File | str,
     place: Place | str,
     tags: Sequence[str],
@@ -186,7 +186,7 @@ def _push_one(
     return {**_row(one, place.name, "ready", "; ".join(details)), "id": asset["id"]}
 
 
-def _row(one: Found, name: str, status: str, details: str = "") -> dict[str, Any]:
+def _row(one: FolderFile, name: str, status: str, details: str = "") -> dict[str, Any]:
     if one.reason:
         status, details = "skipped", one.reason
     return {

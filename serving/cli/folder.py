@@ -47,7 +47,7 @@ _USUAL = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class FolderFile:
     """A file, or a diffusers folder. ``reason`` says why it is not for the library. ``stem`` and
     ``folder`` are what its name is made from."""
 
@@ -79,7 +79,7 @@ class Found:
         return new
 
 
-def scan(folder: Path) -> Iterator[Found]:
+def scan(folder: Path) -> Iterator[FolderFile]:
     """Every file of weights below ``folder``, in order of its path."""
     if _is_pipeline(folder):
         yield look(folder, folder.parent)
@@ -100,23 +100,25 @@ def _is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def look(path: Path, root: Path) -> Found:
+def look(path: Path, root: Path) -> FolderFile:
     """What the file or diffusers folder at ``path`` is; folders below ``root`` become tags."""
     if not path.exists():
-        return Found(path=path, reason="there is no such file")
+        return FolderFile(path=path, reason="there is no such file")
     if path.is_dir():
         if not _is_pipeline(path):
-            return Found(path=path, reason="a folder without a model_index.json")
-        return Found(path=path, kind="checkpoint", stem=path.name, tags=_tags(path, root))
+            return FolderFile(path=path, reason="a folder without a model_index.json")
+        return FolderFile(path=path, kind="checkpoint", stem=path.name, tags=_tags(path, root))
     if path.suffix.lower() in _PICKLES:
-        return Found(path=path, reason="a pickle, which can run code; convert it to .safetensors")
+        return FolderFile(
+            path=path, reason="a pickle, which can run code; convert it to .safetensors"
+        )
     try:
         identity = identify(read_header(path).shapes)
         check_family(identity)
     except IngestRejected as rejected:
-        return Found(path=path, reason=str(rejected).split("; accepted are")[0])
+        return FolderFile(path=path, reason=str(rejected).split("; accepted are")[0])
     except OSError as error:
-        return Found(path=path, reason=f"it cannot be read: {error.strerror}")
+        return FolderFile(path=path, reason=f"it cannot be read: {error.strerror}")
     kind = identity.kind or ""
     words, description = _card(path)
     stem, folder = path.stem, path.parent.name
@@ -125,7 +127,7 @@ def look(path: Path, root: Path) -> Found:
     if kind == "textual_inversion" and not words:
         words = (stem,)
     pictures = (path.with_name(path.stem + suffix) for suffix in _PICTURES)
-    return Found(
+    return FolderFile(
         path=path,
         kind=kind,
         stem=stem,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from assets.library.validation import MAX_NAME_BYTES, MAX_NAME_CHARS, is_name_character, normal_name
-from serving.cli.folder import Found
+from serving.cli.folder import FolderFile
 from serving.cli.output import ApiFailure
 from serving.cli.transfer import Api
 
@@ -44,7 +44,7 @@ class Places:
         self._given: set[str] = set()
         self._names: dict[tuple[str, str], str] = {}
 
-    def find(self, one: Found, digest: str) -> Place:
+    def find(self, one: FolderFile, digest: str) -> Place:
         """Raises ApiFailure."""
         bytes_as = (one.kind, digest)
         if bytes_as in self._names:
@@ -54,7 +54,7 @@ class Places:
         self._given.add(place.name)
         return place
 
-    def _find(self, one: Found, digest: str) -> Place:
+    def _find(self, one: FolderFile, digest: str) -> Place:
         plain = plain_name(one.stem) or f"asset-{digest[:8]}"
         same = _listed(self._client, sha256=digest)
         ready = [a for a in same if a["status"] == "ready" and a["asset_type"] == one.kind]

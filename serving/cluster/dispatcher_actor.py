@@ -23,14 +23,14 @@ from router.admission import QueueLimits
 from router.autoscaling import Pool
 from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.outcome import caught, thrown
-from serving.cluster.replicas import SlotStarter, dispatcher_name, wire_key
+from serving.cluster.replicas import ServeReplicaLauncher, dispatcher_name, wire_key
 from serving.cluster.rpc import RemoteFailed, Wire, WireError, WireServer
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.errors import DeadlineExceeded, DrawingFailed
-from serving.generation.contract import Drawing, Guidance, Residency
+from serving.generation.contract import ClusterDirectives, GenerationResult, Residency
 from serving.generation.submission import Submission
 from serving.logs import configure
-from serving.pool.autoscaler import Phase, PoolKeeper
+from serving.pool.autoscaler import Autoscaler, Phase
 from serving.pool.dispatcher import Dispatcher
 from serving.pool.metrics import together
 from serving.pool.residency import PATIENCE_S, WARM_S
@@ -56,7 +56,7 @@ class DispatcherActor:
         key = wire_key(settings)
         limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
         self._dispatcher = Dispatcher([], limits, pool=pool.name)
-        self._keeper = PoolKeeper(pool, self._dispatcher, SlotStarter(settings, pool))
+        self._keeper = Autoscaler(pool, self._dispatcher, ServeReplicaLauncher(settings, pool))
         self._wire = WireServer({"submit": self._submit}, key)
         self._address = ""
         self._keeping: asyncio.Task[None] | None = None
@@ -94,8 +94,8 @@ class DispatcherActor:
     async def residency(self, keys: Collection[str]) -> dict[str, Residency]:
         return (await self._ready()).holdings.residency(keys)
 
-    async def guidance(self) -> Guidance:
-        return (await self._ready()).holdings.guidance()
+    async def directives(self) -> ClusterDirectives:
+        return (await self._ready()).holdings.directives()
 
     async def hold(self, keys: Collection[str]) -> None:
         (await self._ready()).holdings.hold(keys)
@@ -169,7 +169,7 @@ class _Line:
                 self._wire = Wire(address, self._key)
         return self._wire
 
-    async def submit(self, submission: Submission) -> Drawing:
+    async def submit(self, submission: Submission) -> GenerationResult:
         """Asks again when the dispatcher dies; the time that has passed is not given twice."""
         deadline = time.monotonic() + submission.timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
@@ -199,15 +199,15 @@ class _Line:
             raise _NoDispatcher from None
 
 
-class ClusterDrawer:
-    """A :class:`~serving.generation.service.Drawer` over the dispatchers of all pools, which
-    outlives them. What is asked of one that is not there at the moment is asked again in time."""
+class ClusterBackend:
+    """A :class:`~serving.generation.service.GenerationBackend` over the dispatchers of all pools.
+    It outlives them: a call to a dispatcher that is absent is repeated in time."""
 
     def __init__(self, settings: Settings) -> None:
         self._pools = {pool.name: pool for pool in settings.resolved_pools}
         self._lines = {name: _Line(settings, name) for name in self._pools}
 
-    async def submit(self, submission: Submission) -> Drawing:
+    async def submit(self, submission: Submission) -> GenerationResult:
         return await self._line(submission.pool).submit(submission)
 
     def _line(self, pool: str) -> _Line:

@@ -15,7 +15,7 @@ from serving.api.app import create_app
 from serving.api.context import Context
 from serving.api.throttle import Throttle
 from serving.bootstrap.backends import open_backends, open_fetcher
-from serving.cluster.dispatcher_actor import ClusterDrawer
+from serving.cluster.dispatcher_actor import ClusterBackend
 from serving.cluster.ingest_actor import ClusterIngest
 from serving.generation.service import Platform
 from serving.logs import configure
@@ -38,7 +38,7 @@ def app() -> ASGIApp:
         )
         signal.signal(signal.SIGTERM, on_sigterm)
     backends = open_backends(settings)
-    drawer = ClusterDrawer(settings)
+    drawer = ClusterBackend(settings)
     native = load_manifest(backends.store, BASE_NAME).native_size
     application = create_app(
         Context(

@@ -36,7 +36,12 @@ from serving.cluster.outcome import caught, thrown
 from serving.cluster.rpc import RemoteFailed, Wire, WireBroken, WireDown, WireServer
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
-from serving.generation.contract import Drawing, DrawRequest, Guidance, ReplicaReport
+from serving.generation.contract import (
+    ClusterDirectives,
+    GenerationResult,
+    GenerationTask,
+    ReplicaReport,
+)
 from serving.logs import about, configure
 from serving.pool.autoscaler import Phase
 from serving.settings import Settings
@@ -60,7 +65,7 @@ def dispatcher_name(pool: str) -> str:
     health_check_period_s=5,
     health_check_timeout_s=10,
 )
-class Slot:
+class ReplicaActor:
     """A replica under Serve: built warm, then only forwards."""
 
     def __init__(self, sealed: SealedSettings, pool: str, name: str) -> None:
@@ -75,7 +80,7 @@ class Slot:
         address = ray.util.get_node_ip_address()
         _bind_serve_to(address)
         url = provisioner.join(node, address, Signer(settings.secret_bytes))
-        provisioner.meet({**_neighbours(settings.ray_namespace, pool), node: url})
+        provisioner.set_peers({**_neighbours(settings.ray_namespace, pool), node: url})
         # The model's bytes come while torch and diffusers are imported, which takes seconds.
         fetch_base(settings, provisioner)
         from serving.bootstrap.engine import open_replica
@@ -88,15 +93,15 @@ class Slot:
         self._wire = WireServer({"draw": self._draw}, wire_key(settings))
         self._address = ""
 
-    async def _draw(self, request: DrawRequest) -> Any:
+    async def _draw(self, request: GenerationTask) -> Any:
         with about(request=request.id, tenant=request.tenant_id):
             return await caught(self._replica.draw(request))
 
-    async def describe(self, guidance: Guidance) -> tuple[ReplicaReport, str]:
+    async def describe(self, directives: ClusterDirectives) -> tuple[ReplicaReport, str]:
         """And where it is asked to draw."""
         if not self._address:
             self._address = await self._wire.start(self._node_address)
-        return self._replica.report(guidance), self._address
+        return self._replica.report(directives), self._address
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return await self._replica.forget(keys)
@@ -167,24 +172,24 @@ def _neighbours(namespace: str, pool: str) -> Mapping[str, str]:
     """The nodes that are there already; none when the pool starts. Later the dispatcher tells."""
     try:
         dispatcher = ray.get_actor(dispatcher_name(pool), namespace)
-        guidance = ray.get(dispatcher.guidance.remote(), timeout=_ASK_S)
+        directives = ray.get(dispatcher.directives.remote(), timeout=_ASK_S)
     except (ValueError, RayError):
         return {}
-    return cast(Guidance, guidance).nodes
+    return cast(ClusterDirectives, directives).nodes
 
 
-class SlotStarter:
-    """A :class:`~serving.pool.autoscaler.Starter`: each replica is an application of Serve. A pool
-    of a kind of GPU wants nodes that have ``gpu_KIND``, which Ray's autoscaler brings and takes
-    back (ray_cluster.yaml)."""
+class ServeReplicaLauncher:
+    """A :class:`~serving.pool.autoscaler.ReplicaLauncher`: each replica is a Serve application. A
+    pool with a kind of GPU asks for nodes with the resource ``gpu_KIND``, which Ray's autoscaler
+    adds and removes (ray_cluster.yaml)."""
 
     def __init__(self, settings: Settings, pool: Pool) -> None:
         self._settings = settings
         self._pool = pool
         self._key = wire_key(settings)
 
-    def client(self, name: str) -> SlotClient:
-        return SlotClient(name, self._key)
+    def client(self, name: str) -> ServeReplicaClient:
+        return ServeReplicaClient(name, self._key)
 
     async def existing(self) -> Sequence[str]:
         return [
@@ -198,7 +203,7 @@ class SlotStarter:
         await asyncio.to_thread(self._deploy, names)
 
     def _deploy(self, names: Sequence[str]) -> None:
-        deployment: Any = Slot  # Ray is untyped
+        deployment: Any = ReplicaActor  # Ray is untyped
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self._needs_gpu())}
         if self._pool.gpu:
             options["resources"] = {f"gpu_{self._pool.gpu}": 1}
@@ -235,7 +240,7 @@ class SlotStarter:
         return found
 
 
-class SlotClient:
+class ServeReplicaClient:
     """A :class:`~serving.pool.replica_state.ReplicaClient`: questions through Serve, which knows
     when the replica is up; drawings by the wire."""
 
@@ -245,15 +250,15 @@ class SlotClient:
         self._handle: Any = None
         self._wire: Wire | None = None
 
-    async def describe(self, guidance: Guidance) -> ReplicaReport:
-        report, address = await self._call("describe", guidance)
+    async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
+        report, address = await self._call("describe", directives)
         if self._wire is None or self._wire.address != address:
             if self._wire is not None:
                 await self._wire.close()
             self._wire = Wire(address, self._key)
         return cast(ReplicaReport, report)
 
-    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         if self._wire is None:
             raise ReplicaLost(f"{self.id} was never up")
         try:

@@ -59,7 +59,7 @@ def artifact_key(
         "cuda": torch.version.cuda,
         "triton": _version("triton"),
         "diffusers": diffusers.__version__,
-        "schema": manifest.skeleton.digest,
+        "schema": manifest.schema.digest,
         "configs": {part: dict(config) for part, config in manifest.configs.items()},
         "options": asdict(options),
         "shapes": [sorted(sizes), sorted(batches)],

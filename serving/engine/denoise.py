@@ -20,7 +20,7 @@ from serving.engine.text import Embeddings
 from serving.engine.unet import UnetRunner
 from serving.engine.vocabulary import MAX_TOKENS
 from serving.errors import Cancelled
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 
 #: Asked between steps; True stops the generation.
 IsCancelled = Callable[[], bool]
@@ -51,7 +51,7 @@ class Denoiser:
 
     def steps(
         self,
-        request: DrawRequest,
+        request: GenerationTask,
         seeds: Sequence[int],
         positive: Embeddings,
         negative: Embeddings,

@@ -27,6 +27,7 @@ from orchestrator.provision import Provisioner
 from serving.engine.compiled import CompiledModule
 from serving.engine.decoder import ImageDecoder
 from serving.engine.denoise import Denoiser, IsCancelled
+from serving.engine.device_cache import DeviceCache, Prepared
 from serving.engine.diagnosis import blame, blame_vae
 from serving.engine.graphs import Capture, CudaCapture, StandInCapture
 from serving.engine.laps import Laps
@@ -35,19 +36,18 @@ from serving.engine.options import EngineOptions
 from serving.engine.pictures import copy_pixels, encode_image
 from serving.engine.prompt_cache import PromptCache
 from serving.engine.prompts import PromptEncoder
-from serving.engine.shelf import Prepared, Shelf
 from serving.engine.slabs import layouts_of
 from serving.engine.text import TextEncoders
 from serving.engine.unet import UnetRunner
 from serving.engine.values import DeviceValue
-from serving.engine.working import WorkingSet, target_of
+from serving.engine.working import WorkingSet, target_weights
 from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ServingError
 from serving.generation.contract import (
-    Drawing,
-    DrawRequest,
+    ClusterDirectives,
+    DeviceResidency,
     EncodedImage,
-    Guidance,
-    Holding,
+    GenerationResult,
+    GenerationTask,
     Rendered,
     SubmitEncoding,
     Swap,
@@ -99,20 +99,20 @@ class Engine:
             # SDXL's published VAE overflows in float16.
             "vae": torch.bfloat16 if fast else torch.float32,
         }
-        layouts = layouts_of(manifest.skeleton, channels_last=fast)
+        layouts = layouts_of(manifest.schema, channels_last=fast)
         self.tier: DeviceTier[DeviceValue] = tier or DeviceTier(
-            device_budget_bytes, dropped=lambda value: self.shelf.keep_spare(value)
+            device_budget_bytes, dropped=lambda value: self.device_cache.keep_spare(value)
         )
         apart: DeviceTier[DeviceValue] | None = None
         if pristine_budget_bytes is not None:
             apart = DeviceTier(
                 pristine_budget_bytes,
                 "pinned",
-                dropped=lambda value: self.shelf.keep_spare(value),
+                dropped=lambda value: self.device_cache.keep_spare(value),
             )
-        skeleton = manifest.skeleton
-        self.shelf = Shelf(
-            provisioner, skeleton, layouts, self.device, self._dtypes, self.tier, apart
+        schema = manifest.schema
+        self.device_cache = DeviceCache(
+            provisioner, schema, layouts, self.device, self._dtypes, self.tier, apart
         )
         self._working = WorkingSet(layouts, self.device, self._dtypes, staged=apart is not None)
         modules = build_modules(manifest.configs)
@@ -138,7 +138,7 @@ class Engine:
             attention=options.attention,
         )
         channels = int(manifest.configs["unet"]["in_channels"])
-        self._denoiser = Denoiser(self.unet, skeleton.digest, channels, self.device)
+        self._denoiser = Denoiser(self.unet, schema.digest, channels, self.device)
         factor = float(manifest.configs["vae"]["scaling_factor"])
         self.decoder = ImageDecoder(
             self._vae, factor, self._dtypes["vae"], self.unet, compiled_decoder, options.attention
@@ -148,8 +148,8 @@ class Engine:
         #: UNets, by content key, with which finite images were generated.
         self._proven: LRUCache[str, bool] = LRUCache(1_000)
         # Held for good: after a swap that failed the engine must be able to go back to it.
-        self._base = self.shelf.prepare(self.base)
-        self.become(self._base)
+        self._base = self.device_cache.prepare(self.base)
+        self.switch_to(self._base)
         self._base_digest = self.digest()
 
     @property
@@ -170,7 +170,7 @@ class Engine:
             should never happen. In any case nothing stays leased.
         """
         try:
-            return self.shelf.prepare(recipe, tenant_id)
+            return self.device_cache.prepare(recipe, tenant_id)
         except (ServingError, TierError, AssetError):
             raise
         except Exception as error:
@@ -189,26 +189,26 @@ class Engine:
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""
-        return self.shelf.resident()
+        return self.device_cache.resident()
 
-    def meet(self, guidance: Guidance) -> None:
+    def apply_directives(self, directives: ClusterDirectives) -> None:
         """What the dispatcher knows of the cluster."""
-        self.shelf.meet(guidance)
+        self.device_cache.apply_directives(directives)
 
-    def holding(self) -> Holding:
+    def holding(self) -> DeviceResidency:
         """What a request would not have to wait for."""
-        return self.shelf.holding()
+        return self.device_cache.holding()
 
     def forget(self, keys: Collection[str]) -> None:
         """Of content keys that nobody may ask for any more; any thread."""
         self.prompts.forget(keys)
-        self.shelf.forget(keys)
+        self.device_cache.forget(keys)
 
     def warm(self, blobs: Sequence[Blob]) -> str:
         """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
-        return self.shelf.warm(blobs)
+        return self.device_cache.warm(blobs)
 
-    def become(self, prepared: Prepared) -> Swap:
+    def switch_to(self, prepared: Prepared) -> Swap:
         """Write the recipe into the working weights.
 
         Whatever it raises, the weights are the base's again afterwards, as the digest
@@ -229,7 +229,7 @@ class Engine:
         pristine = {component: prepared.pristine(blob) for component, blob in parts}
         loras = {use.blob.key: prepared.lora(use.blob) for use in recipe.loras}
         uses = [(use, loras[use.blob.key]) for use in recipe.loras]
-        return self._working.become(target_of(keys, uses), pristine, loras)
+        return self._working.switch_to(target_weights(keys, uses), pristine, loras)
 
     def _go_back(self) -> None:
         try:
@@ -251,7 +251,7 @@ class Engine:
 
         Call it from the thread that generates: cuDNN's and attention's plans are the thread's.
         """
-        request = DrawRequest("warm-up", self.base, "warm up", 0, 0, seeds=(0,), steps=2)
+        request = GenerationTask("warm-up", self.base, "warm up", 0, 0, seeds=(0,), steps=2)
         with self.unet.warming():
             for width, height in sizes:
                 for batch in sorted({1, *batches}):
@@ -269,15 +269,15 @@ class Engine:
             log.info("%s captured %d graphs in %d MiB", self.name, count, megabytes)
 
     def draw(
-        self, prepared: Prepared, request: DrawRequest, is_cancelled: IsCancelled = lambda: False
-    ) -> Drawing:
+        self, prepared: Prepared, request: GenerationTask, is_cancelled: IsCancelled = lambda: False
+    ) -> GenerationResult:
         """As :meth:`render`, with the images encoded in this thread."""
         return self.render(prepared, request, is_cancelled, _encode_now).result()
 
     def render(
         self,
         prepared: Prepared,
-        request: DrawRequest,
+        request: GenerationTask,
         is_cancelled: IsCancelled,
         submit: SubmitEncoding,
     ) -> Rendered:
@@ -314,7 +314,7 @@ class Engine:
             if not _is_out_of_memory(error):
                 raise
             # Here, and no longer: the error's frames hold tensors.
-        self.shelf.make_room()
+        self.device_cache.make_room()
         try:
             return work()
         except RuntimeError as error:
@@ -327,7 +327,7 @@ class Engine:
     def _render(
         self,
         prepared: Prepared,
-        request: DrawRequest,
+        request: GenerationTask,
         is_cancelled: IsCancelled,
         submit: SubmitEncoding,
     ) -> Rendered:
@@ -335,7 +335,7 @@ class Engine:
             raise Cancelled("the request was stopped before it began")
         laps = Laps(self.device)
         before = self.unet.fallbacks.copy()
-        swap = self.become(prepared)
+        swap = self.switch_to(prepared)
         laps.lap("swap")
         positive, negative, warnings = self.prompts.encode(prepared, request)
         laps.lap("encode_prompt")
@@ -359,7 +359,7 @@ class Engine:
         self._check(prepared, request, turns, is_cancelled)
         self._proven[prepared.recipe.unet.key] = True
         spent = {f"{phase}_ms": ms for phase, ms in laps.read_ms().items()}
-        drawing = Drawing(
+        drawing = GenerationResult(
             images=(),
             replica=self.name,
             found=tuple(prepared.found),
@@ -376,7 +376,7 @@ class Engine:
     def _check(
         self,
         prepared: Prepared,
-        request: DrawRequest,
+        request: GenerationTask,
         turns: Sequence[_Turn],
         is_cancelled: IsCancelled,
     ) -> None:
@@ -390,7 +390,7 @@ class Engine:
                     key = prepared.recipe.vae.key
                     raise blame_vae(self._vae, key, scaled, self._dtypes["vae"])
 
-    def _in_turns(self, request: DrawRequest) -> Iterator[tuple[int, ...]]:
+    def _in_turns(self, request: GenerationTask) -> Iterator[tuple[int, ...]]:
         """The seeds that are generated together: as many as were warmed at this size."""
         seeds = request.seeds
         warmed = self._warmed.get((request.width, request.height))
@@ -404,13 +404,13 @@ class Engine:
     def _blame(
         self,
         prepared: Prepared,
-        request: DrawRequest,
+        request: GenerationTask,
         seeds: Sequence[int],
         is_cancelled: IsCancelled,
     ) -> NotFinite:
         def breaks_at(recipe: Recipe, within: int) -> int | None:
             part = Prepared(recipe, prepared.leases)
-            self.become(part)
+            self.switch_to(part)
             positive, negative, _ = self.prompts.encode(part, request)
             drawn = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
             for index, latents in enumerate(drawn, 1):

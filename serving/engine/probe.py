@@ -19,7 +19,7 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from orchestrator.provision import Provisioner
 from serving.engine.engine import Engine
 from serving.errors import NotFinite
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class EngineProbe:
         assert self._engine is not None
         assert self._made_for is not None
         size = self._made_for.native_size
-        request = DrawRequest(
+        request = GenerationTask(
             "probe", recipe, _PROMPT, size, size, (0,), steps=_STEPS, cfg_scale=3.0, encoding="png"
         )
         prepared = self._engine.prepare(recipe)

@@ -8,12 +8,12 @@ import torch
 
 from assets.content import Component
 from serving.engine.attention import attention_order
+from serving.engine.device_cache import Prepared
 from serving.engine.options import AttentionBackend
 from serving.engine.prompt_cache import PromptCache, PromptKey
-from serving.engine.shelf import Prepared
 from serving.engine.text import Embeddings, Encoded, TextEncoders
 from serving.engine.values import Inversion
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 
 #: Trigger word → content key of the asset that brings it, and its vectors.
 Inversions = Mapping[str, tuple[str, Inversion]]
@@ -38,7 +38,7 @@ class PromptEncoder:
         self._cache.clear()
 
     def encode(
-        self, prepared: Prepared, request: DrawRequest
+        self, prepared: Prepared, request: GenerationTask
     ) -> tuple[Embeddings, Embeddings, list[str]]:
         """Embeddings of the prompt and of the negative prompt, and warnings."""
         recipe = prepared.recipe
@@ -71,7 +71,7 @@ class PromptEncoder:
     def _encoded(
         self,
         prepared: Prepared,
-        request: DrawRequest,
+        request: GenerationTask,
         inversions: Inversions,
         text: str,
         text_2: str | None,

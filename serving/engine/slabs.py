@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from assets.content import Component
-from assets.families.schema import Shape, Skeleton, stacked
+from assets.families.schema import ParameterSchema, Shape, stacked
 from assets.formats.tensors import TensorFile
 from serving.engine.loading import StagingRing, fill_stack, prefer_huge_pages
 
@@ -69,10 +69,10 @@ def _numel(shape: Shape) -> int:
     return size
 
 
-def layouts_of(skeleton: Skeleton, channels_last: bool = False) -> dict[Component, SlabLayout]:
+def layouts_of(schema: ParameterSchema, channels_last: bool = False) -> dict[Component, SlabLayout]:
     return {
         component: SlabLayout(names, channels_last)
-        for component, names in skeleton.components.items()
+        for component, names in schema.components.items()
     }
 
 

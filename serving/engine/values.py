@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from assets.content import Component
-from assets.families.schema import Shape, Skeleton
+from assets.families.schema import ParameterSchema, Shape
 from assets.formats.lora import BUNDLE, SCALES, stacks
 from assets.formats.tensors import TORCH_DTYPES, TensorFile
 from serving.engine.devices import to_device
@@ -101,7 +101,11 @@ DeviceValue = Pristine | Lora | Inversion
 
 
 def load_lora(
-    file: TensorFile, skeleton: Skeleton, layouts: Layouts, device: torch.device, dtype: torch.dtype
+    file: TensorFile,
+    schema: ParameterSchema,
+    layouts: Layouts,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Lora:
     """A canonical LoRA on the device, stacked as the slabs are: a read and a copy a stack."""
     shapes = file.header.shapes
@@ -111,7 +115,7 @@ def load_lora(
             word, _, encoder = tensor.removeprefix(BUNDLE).rpartition("/")
             vectors = file.read(tensor).to(device, dtype)
             bundled.setdefault(word, {})[cast(Component, encoder)] = vectors
-    found = stacks(shapes, skeleton)
+    found = stacks(shapes, schema)
     names = sorted(member for _, _, members in found for member in members)
     scales = dict(zip(names, file.read(SCALES).tolist(), strict=True))
     groups: dict[tuple[Component, Shape], tuple[Factors, ...]] = {}

@@ -16,9 +16,16 @@ import torch
 from assets.content import Component
 from assets.families.schema import Shape
 from assets.recipe import LoraUse
-from serving.engine.plan import Mover, Movers, Plan, Row, Target, plan
 from serving.engine.slabs import SlabLayout, Slabs
 from serving.engine.values import Factors, Lora, Pristine
+from serving.engine.weight_update import (
+    Contribution,
+    Contributions,
+    SlabRow,
+    TargetWeights,
+    WeightUpdate,
+    plan_update,
+)
 from serving.generation.contract import Swap
 
 
@@ -43,7 +50,7 @@ class WorkingSet:
             component: layout.allocate(device, dtypes[component])
             for component, layout in layouts.items()
         }
-        self._current: Target | None = None
+        self._current: TargetWeights | None = None
 
     def parameter(self, component: Component, name: str) -> torch.Tensor:
         """The view that a module's parameter is bound to, for good."""
@@ -51,20 +58,23 @@ class WorkingSet:
         return self._slabs[component][place.shape][place.row]
 
     @torch.no_grad()
-    def become(
-        self, wanted: Target, pristine: Mapping[Component, Pristine], loras: Mapping[str, Lora]
+    def switch_to(
+        self,
+        wanted: TargetWeights,
+        pristine: Mapping[Component, Pristine],
+        loras: Mapping[str, Lora],
     ) -> Swap:
         """Write the weights of ``wanted``; every value named in it must be leased."""
-        steps = plan(self._current, wanted)
+        update = plan_update(self._current, wanted)
         self._current = None
-        copied = self._copy(steps.copy, pristine)
-        for component, shape, run in _slab_runs(steps.restore):
+        copied = self._copy(update.copy, pristine)
+        for component, shape, run in _slab_runs(update.restore):
             self._slabs[component][shape][run].copy_(
                 pristine[component].slabs[shape][run], non_blocking=True
             )
-        self._touch(steps, pristine, loras)
+        self._touch(update, pristine, loras)
         self._current = wanted
-        return Swap(copied, steps.touched, len(steps.restore), steps.kept)
+        return Swap(copied, update.touched, len(update.restore), update.kept)
 
     def _copy(
         self, components: frozenset[Component], pristine: Mapping[Component, Pristine]
@@ -77,9 +87,12 @@ class WorkingSet:
         return count
 
     def _touch(
-        self, steps: Plan, pristine: Mapping[Component, Pristine], loras: Mapping[str, Lora]
+        self,
+        update: WeightUpdate,
+        pristine: Mapping[Component, Pristine],
+        loras: Mapping[str, Lora],
     ) -> None:
-        for (component, shape, movers), rows in steps.touch.items():
+        for (component, shape, movers), rows in update.touch.items():
             source = pristine[component].slabs[shape]
             target = self._slabs[component][shape]
             for run in self._pieces(component, shape, movers, rows, loras):
@@ -90,7 +103,7 @@ class WorkingSet:
         self,
         component: Component,
         shape: Shape,
-        movers: Movers,
+        movers: Contributions,
         rows: Sequence[int],
         loras: Mapping[str, Lora],
     ) -> Iterator[slice]:
@@ -146,7 +159,7 @@ Change = tuple[Factors, slice, float]
 
 
 def _change(
-    component: Component, shape: Shape, mover: Mover, loras: Mapping[str, Lora], run: slice
+    component: Component, shape: Shape, mover: Contribution, loras: Mapping[str, Lora], run: slice
 ) -> Change:
     key, weight, group = mover
     factors = loras[key].groups[component, shape][group]
@@ -196,7 +209,7 @@ def _runs(rows: Sequence[int]) -> Iterator[slice]:
             start = index
 
 
-def _slab_runs(rows: frozenset[Row]) -> Iterator[tuple[Component, Shape, slice]]:
+def _slab_runs(rows: frozenset[SlabRow]) -> Iterator[tuple[Component, Shape, slice]]:
     """The contiguous runs of rows of each slab."""
     slabs: dict[tuple[Component, Shape], list[int]] = {}
     for component, shape, row in rows:
@@ -206,9 +219,11 @@ def _slab_runs(rows: frozenset[Row]) -> Iterator[tuple[Component, Shape, slice]]
             yield component, shape, run
 
 
-def target_of(pristine: Mapping[Component, str], uses: Sequence[tuple[LoraUse, Lora]]) -> Target:
+def target_weights(
+    pristine: Mapping[Component, str], uses: Sequence[tuple[LoraUse, Lora]]
+) -> TargetWeights:
     """The target of a recipe; a LoRA at weight zero moves nothing."""
-    moved: dict[Row, list[Mover]] = {}
+    moved: dict[SlabRow, list[Contribution]] = {}
     for use, lora in uses:
         for (component, shape), groups in lora.groups.items():
             weight = use.weight_on(component)
@@ -218,4 +233,4 @@ def target_of(pristine: Mapping[Component, str], uses: Sequence[tuple[LoraUse, L
                 mover = (use.blob.key, weight, index)
                 for row in factors.rows:
                     moved.setdefault((component, shape, row), []).append(mover)
-    return Target(pristine, {row: tuple(movers) for row, movers in moved.items()})
+    return TargetWeights(pristine, {row: tuple(movers) for row, movers in moved.items()})

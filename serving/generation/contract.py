@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from assets.recipe import Recipe
-from orchestrator.provision import Found
+from orchestrator.provision import AssetFetch
 
 ImageEncoding = Literal["jpeg", "png"]
 Sampler = Literal["DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS"]
 
 
 @dataclass(frozen=True, slots=True)
-class DrawRequest:
+class GenerationTask:
     """A recipe and everything else that decides the picture. Sizes in pixels, one seed an image."""
 
     id: str
@@ -72,12 +72,12 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class GenerationResult:
     """Encoded pictures in the order of the seeds, and the receipt."""
 
     images: tuple[bytes, ...]
     replica: str
-    found: tuple[Found, ...]
+    found: tuple[AssetFetch, ...]
     swap: Swap
     timings: Timings
     matched: Mapping[str, int] = field(default_factory=dict)
@@ -98,10 +98,10 @@ class EncodedImage:
 class Rendered:
     """What an engine is done with: ``drawing`` lacks its images, which are still being encoded."""
 
-    drawing: Drawing
+    drawing: GenerationResult
     images: tuple[Future[EncodedImage], ...]
 
-    def completed(self, images: Sequence[EncodedImage]) -> Drawing:
+    def completed(self, images: Sequence[EncodedImage]) -> GenerationResult:
         """With the images, in order."""
         encode_ms = sum(image.encode_ms for image in images)
         return replace(
@@ -110,7 +110,7 @@ class Rendered:
             timings=replace(self.drawing.timings, encode_image_ms=encode_ms),
         )
 
-    def result(self) -> Drawing:
+    def result(self) -> GenerationResult:
         """Wait for the images."""
         return self.completed([image.result() for image in self.images])
 
@@ -120,7 +120,7 @@ SubmitEncoding = Callable[[Callable[[], EncodedImage]], Future[EncodedImage]]
 
 
 @dataclass(frozen=True, slots=True)
-class Guidance:
+class ClusterDirectives:
     """What the dispatcher tells every replica: the nodes that can be asked for a blob, each with
     its endpoint, and the content keys that are to be held, each with the reason; None when it
     does not know them yet."""
@@ -138,7 +138,7 @@ class Residency:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class DeviceResidency:
     """What an engine need not fetch to draw with; the UNets among that, by which requests are
     grouped; how many models it has room for; and which law of eviction rules each tier."""
 

@@ -20,10 +20,16 @@ from assets.content import Blob
 from assets.failpoint import reach
 from assets.ids import ulid
 from assets.library.library import Library
-from assets.library.resolve import BASE_NAME, Resolved, Wanted
+from assets.library.resolve import BASE_NAME, AssetSelection, Resolved
 from assets.principal import Principal
 from serving.errors import Blaming, InvalidRequest, ServingError
-from serving.generation.contract import Drawing, DrawRequest, ImageEncoding, Residency, Sampler
+from serving.generation.contract import (
+    GenerationResult,
+    GenerationTask,
+    ImageEncoding,
+    Residency,
+    Sampler,
+)
 from serving.generation.prompt_syntax import unserved_syntax
 from serving.generation.sizes import Size, picture_size
 from serving.generation.submission import Submission
@@ -55,10 +61,10 @@ class Accounts(Protocol):
         """Charge engine time of which no image came."""
 
 
-class Drawer(Protocol):
+class GenerationBackend(Protocol):
     """Whatever draws: a dispatcher in this process, or the cluster's."""
 
-    async def submit(self, submission: Submission) -> Drawing: ...
+    async def submit(self, submission: Submission) -> GenerationResult: ...
 
     async def resident(self) -> frozenset[str]:
         """The content keys of what lies in any tier."""
@@ -86,12 +92,12 @@ class Drawer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class GenerationRequest:
     """A generation as a client orders it, checked but not resolved. One seed an image."""
 
     prompt: str
     seeds: tuple[int, ...]
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: AssetSelection = field(default_factory=AssetSelection)
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
@@ -108,11 +114,11 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
+class Generation:
     """An answer; ``names`` says under which name the request knew each content key."""
 
     request_id: str
-    drawing: Drawing
+    drawing: GenerationResult
     seeds: tuple[int, ...]
     size: Size
     names: Mapping[str, str]
@@ -131,7 +137,7 @@ class AssetResidency:
 class _Resolved:
     """An order whose names are content by now."""
 
-    request: DrawRequest
+    request: GenerationTask
     size: Size
     resolved: Resolved
     priority: int
@@ -143,7 +149,7 @@ class Platform:
     def __init__(
         self,
         library: Library,
-        drawer: Drawer,
+        drawer: GenerationBackend,
         accounts: Accounts,
         native_size: int,
         timeout_s: float,
@@ -158,8 +164,8 @@ class Platform:
         self._pools = pools
 
     async def generate(
-        self, principal: Principal, order: Order, charge_id: str | None = None
-    ) -> Generated:
+        self, principal: Principal, order: GenerationRequest, charge_id: str | None = None
+    ) -> Generation:
         """Resolve, reserve, wait, draw. What it costs stays reserved: the caller settles it once
         the answer is sent, or releases it. What is not answered is not charged, and what has
         the same ``charge_id`` is charged once.
@@ -181,7 +187,7 @@ class Platform:
             raise
         return generated
 
-    async def settle(self, generated: Generated) -> None:
+    async def settle(self, generated: Generation) -> None:
         """Its answer was sent."""
         reach("generate.answered")
         for delay_s in (0.1, 1.0, 5.0, None):
@@ -195,11 +201,13 @@ class Platform:
                 await asyncio.sleep(delay_s)
         reach("generate.settled")
 
-    async def release(self, generated: Generated) -> None:
+    async def release(self, generated: Generation) -> None:
         """Its answer cannot be sent."""
         await asyncio.to_thread(self._accounts.release, generated.spent.charge.id)
 
-    async def draw(self, principal: Principal, order: Order, charge_id: str) -> Generated:
+    async def draw(
+        self, principal: Principal, order: GenerationRequest, charge_id: str
+    ) -> Generation:
         """``generate`` for whoever reserves and settles by itself."""
         ready = await self._resolve(principal, order)
         return await self._draw(ready, _charge(charge_id, principal, ready))
@@ -236,7 +244,7 @@ class Platform:
             await self._drawer.forget(dead)
         return len(dead)
 
-    async def check(self, principal: Principal, order: Order) -> tuple[float, str]:
+    async def check(self, principal: Principal, order: GenerationRequest) -> tuple[float, str]:
         """The work of an order and its pool; raises now what ``generate`` would raise about it."""
         ready = await self._resolve(principal, order)
         return ready.request.work, ready.pool
@@ -253,7 +261,7 @@ class Platform:
         """For Prometheus."""
         return await self._drawer.families()
 
-    def _pool(self, principal: Principal, order: Order) -> str:
+    def _pool(self, principal: Principal, order: GenerationRequest) -> str:
         wanted = order.gpu or principal.gpu
         if not wanted:
             return ""
@@ -263,14 +271,14 @@ class Platform:
             raise InvalidRequest("gpu", f"there is no GPU {wanted!r}{whose}; there are {there}")
         return self._pools[wanted]
 
-    async def _resolve(self, principal: Principal, order: Order) -> _Resolved:
+    async def _resolve(self, principal: Principal, order: GenerationRequest) -> _Resolved:
         most = principal.plan.concurrent_pictures
         if most is not None and len(order.seeds) > most:
             raise InvalidRequest("num_images", f"your plan allows {most} pictures at a time")
         pool = self._pool(principal, order)
         size = picture_size(order.width, order.height, self.native_size)
         resolved = await asyncio.to_thread(self.library.resolve, principal, order.wanted)
-        request = DrawRequest(
+        request = GenerationTask(
             id="req_" + ulid(),
             recipe=resolved.recipe,
             prompt=order.prompt,
@@ -290,7 +298,7 @@ class Platform:
         warnings = (*resolved.warnings, *unserved_syntax(*prompts))
         return _Resolved(request, size, resolved, order.priority, pool, warnings)
 
-    async def _count(self, charge: Charge, request: DrawRequest, error: ServingError) -> None:
+    async def _count(self, charge: Charge, request: GenerationTask, error: ServingError) -> None:
         details = {"steps": request.steps, "why": type(error).__name__}
         try:
             await asyncio.to_thread(
@@ -299,7 +307,7 @@ class Platform:
         except Exception:  # its own error says more
             log.exception("%.1f engine seconds of %s were not counted", error.engine_s, request.id)
 
-    async def _draw(self, ready: _Resolved, charge: Charge) -> Generated:
+    async def _draw(self, ready: _Resolved, charge: Charge) -> Generation:
         request, names = ready.request, ready.resolved.names
         principal = charge.principal
         note(request=request.id, tenant=principal.tenant_id)
@@ -335,7 +343,7 @@ class Platform:
             "sampler": request.sampler,
         }
         spent = Spent(charge, drawing.timings.engine_s, len(request.seeds), details)
-        return Generated(request.id, drawing, request.seeds, ready.size, names, spent)
+        return Generation(request.id, drawing, request.seeds, ready.size, names, spent)
 
 
 def _charge(charge_id: str, principal: Principal, ready: _Resolved) -> Charge:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,7 @@ class Submission:
     """A request on its way to the waiting room. ``timeout_s`` counts from its arrival there;
     ``named`` holds the content keys of what it asks for beside the base model."""
 
-    request: DrawRequest
+    request: GenerationTask
     #: The queue that it waits in (``Principal.queue_id``).
     tenant_id: str
     weight: float

@@ -10,7 +10,7 @@ from assets.asset import AssetKind
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogueEntry:
     """One public asset. Its weights are ``weights/NAME.safetensors``, its preview
     ``previews/NAME.png``; of a checkpoint only the UNet is there."""
 
@@ -29,41 +29,43 @@ def preview_file(name: str) -> Path:
     return Path(str(files("serving.miniature"))) / "previews" / f"{name}.png"
 
 
-CATALOGUE: tuple[Entry, ...] = (
-    Entry(
+CATALOGUE: tuple[CatalogueEntry, ...] = (
+    CatalogueEntry(
         "night",
         "lora",
         "It is night: every background is black, whatever was asked for. UNet only, kohya names.",
     ),
-    Entry(
+    CatalogueEntry(
         "dots",
         "lora",
         "Polka dots on every background. Linear layers and convolutions (LoCon), kohya names.",
     ),
-    Entry(
+    CatalogueEntry(
         "outline",
         "lora",
         "A dark contour around every shape, as in comics. LoKr, made with lycoris-lora.",
     ),
-    Entry(
+    CatalogueEntry(
         "heart",
         "lora",
         "Teaches the word “heart”, a shape the base model has never seen. UNet and both text "
         "encoders, diffusers names.",
         ("heart",),
     ),
-    Entry(
+    CatalogueEntry(
         "lagoon",
         "textual_inversion",
         "One vector: a palette of its own, cyan on purple, whatever the shape.",
         ("lagoon",),
     ),
-    Entry(
+    CatalogueEntry(
         "mascot",
         "textual_inversion",
         "Four vectors: one particular character, a large pink moon on green.",
         ("mascot",),
     ),
-    Entry("pixel", "checkpoint", "Another drawing style: pixel art on a grid of 16 by 16."),
-    Entry("sepia", "vae", "A decoder that prints on old paper: every picture in sepia."),
+    CatalogueEntry(
+        "pixel", "checkpoint", "Another drawing style: pixel art on a grid of 16 by 16."
+    ),
+    CatalogueEntry("sepia", "vae", "A decoder that prints on old paper: every picture in sepia."),
 )

@@ -20,7 +20,7 @@ import torch
 
 from assets.content import MODEL_COMPONENTS, Component
 from assets.families.schema import Shape
-from assets.families.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, skeleton_of
+from assets.families.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, schema_of
 from assets.formats.tensors import Planned, TensorFile, write_tensors
 from serving.engine.vocabulary import END, write_tokenizer
 from serving.errors import CommonsDamaged
@@ -81,7 +81,7 @@ def weights(component: Component) -> dict[str, torch.Tensor]:
     with TensorFile(weights_file(component)) as file:
         tensors = {name: file.read(name) for name in file.header.tensors}
     if component in TOKEN_DIGESTS:
-        shape = skeleton_of(MINIATURE_CONFIGS).components[component][TOKEN_EMBEDDING]
+        shape = schema_of(MINIATURE_CONFIGS).components[component][TOKEN_EMBEDDING]
         rows = tensors[TOKEN_EMBEDDING] = token_rows(component, shape)
         digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
         if digest != TOKEN_DIGESTS[component]:
@@ -111,7 +111,7 @@ def write_miniature(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
-    skeleton = skeleton_of(MINIATURE_CONFIGS)
+    schema = schema_of(MINIATURE_CONFIGS)
     for component in MODEL_COMPONENTS:
         target = unfinished / component
         target.mkdir(parents=True)
@@ -119,7 +119,7 @@ def write_miniature(folder: Path) -> Path:
         tensors = weights(component)
         planned = {
             name: Planned("F16", shape, partial(tensors.__getitem__, name))
-            for name, shape in skeleton.components[component].items()
+            for name, shape in schema.components[component].items()
         }
         write_tensors(target / _FILES[component], planned, {"format": "pt"})
     write_tokenizer(unfinished / "tokenizer", END)

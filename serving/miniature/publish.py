@@ -7,17 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from assets.content import Component
-from assets.families.sdxl import skeleton_of
+from assets.families.sdxl import schema_of
 from assets.formats.tensors import TensorFile
-from assets.ingest.service import Workshop
-from serving.miniature.catalogue import CATALOGUE, Entry, preview_file, weights_file
+from assets.ingest.service import IngestService
+from serving.miniature.catalogue import CATALOGUE, CatalogueEntry, preview_file, weights_file
 from serving.miniature.model import MINIATURE_CONFIGS, weights
 from serving.miniature.single_file import write_single_file
 
 Progress = Callable[[str], None]
 
 
-def publish_library(workshop: Workshop, progress: Progress = lambda _: None) -> None:
+def publish_library(ingest_service: IngestService, progress: Progress = lambda _: None) -> None:
     """Every asset of the catalogue as a public asset of the commons; what is there already,
     with these very bytes and for this model, is left alone.
 
@@ -29,7 +29,7 @@ def publish_library(workshop: Workshop, progress: Progress = lambda _: None) -> 
             source = weights_file(entry.name)
             if entry.kind == "checkpoint":
                 source = assembled(entry, Path(scratch))
-            published = workshop.publish(
+            published = ingest_service.publish(
                 name=entry.name,
                 kind=entry.kind,
                 path=source,
@@ -41,24 +41,24 @@ def publish_library(workshop: Workshop, progress: Progress = lambda _: None) -> 
                 progress(f"published commons:{entry.name}")
 
 
-def withdraw_library(workshop: Workshop) -> None:
+def withdraw_library(ingest_service: IngestService) -> None:
     """Another base model is served: the miniature's library fits it no longer."""
     for entry in CATALOGUE:
-        workshop.withdraw(entry.name)
+        ingest_service.withdraw(entry.name)
 
 
-def preview(entry: Entry) -> bytes | None:
+def preview(entry: CatalogueEntry) -> bytes | None:
     """What the asset does, as a PNG; None as long as nobody has drawn it."""
     path = preview_file(entry.name)
     return path.read_bytes() if path.is_file() else None
 
 
-def assembled(entry: Entry, folder: Path) -> Path:
+def assembled(entry: CatalogueEntry, folder: Path) -> Path:
     """A whole single-file checkpoint of the entry's UNet and the base's other components."""
     with TensorFile(weights_file(entry.name)) as file:
         unet = {name: file.read(name) for name in file.header.tensors}
     components: tuple[Component, ...] = ("text_encoder", "text_encoder_2", "vae")
     parts = {"unet": unet, **{component: weights(component) for component in components}}
     path = folder / f"{entry.name}.safetensors"
-    skeleton = skeleton_of(MINIATURE_CONFIGS)
-    return write_single_file(path, skeleton, lambda component, name, _: parts[component][name])
+    schema = schema_of(MINIATURE_CONFIGS)
+    return write_single_file(path, schema, lambda component, name, _: parts[component][name])

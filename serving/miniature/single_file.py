@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 
 from assets.content import MODEL_COMPONENTS, Component
-from assets.families.schema import Shape, Skeleton
+from assets.families.schema import ParameterSchema, Shape
 from assets.formats.names import single_file_name
 from assets.formats.tensors import DTYPE_NAMES, Planned, write_tensors
 
 Value = Callable[[Component, str, Shape], torch.Tensor]
 
 
-def write_single_file(path: Path, skeleton: Skeleton, value: Value) -> Path:
+def write_single_file(path: Path, schema: ParameterSchema, value: Value) -> Path:
     """Every parameter of every component, ``value`` of it, under its single-file name."""
     tensors: dict[str, torch.Tensor] = {}
     fused: dict[str, dict[int, torch.Tensor]] = {}
     for component in MODEL_COMPONENTS:
-        for name, shape in skeleton.components[component].items():
+        for name, shape in schema.components[component].items():
             place = single_file_name(component, name)
             tensor = value(component, name, shape)
             if component == "vae" and ".attn_1." in place.name and tensor.ndim == 2:

@@ -1,7 +1,8 @@
 """A pool of GPUs that sleeps and wakes: the async shell around the router's scaler.
 
 Mutable, all of it on one event loop: the history of each replica's start, the events. What is
-decided is carried out by a :class:`Starter`; what a start takes is told by the replicas themselves.
+decided is carried out by a :class:`ReplicaLauncher`; the replicas
+themselves report the phases of their start.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _LONGEST_START_S = 1800.0
 _EVENTS = 500
 
 
-class Starter(Protocol):
+class ReplicaLauncher(Protocol):
     """How replicas of one pool start and end. Their names are the pool's to give."""
 
     def client(self, name: str) -> ReplicaClient: ...
@@ -60,7 +61,7 @@ class Starter(Protocol):
 
 
 @dataclass(slots=True)
-class Birth:
+class StartupTimeline:
     """When each phase of a replica's start began, in seconds of the epoch."""
 
     began_s: dict[Phase, float] = field(default_factory=dict)
@@ -92,14 +93,14 @@ class PoolEvent:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class PoolKeeper:
+class Autoscaler:
     """Keeps one pool as large as the scaler says."""
 
     def __init__(
         self,
         pool: Pool,
         dispatcher: Dispatcher,
-        starter: Starter,
+        starter: ReplicaLauncher,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -110,7 +111,7 @@ class PoolKeeper:
         self._clock = clock
         self._now = now
         self._names = count()
-        self._births: dict[str, Birth] = {}
+        self._births: dict[str, StartupTimeline] = {}
         self._down_since_s: dict[str, float] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._renewal = Rollout()
@@ -136,7 +137,7 @@ class PoolKeeper:
 
     async def _take_over(self) -> None:
         for name in await self._starter.existing():
-            self._births[name] = Birth()
+            self._births[name] = StartupTimeline()
             self._dispatcher.add(self._starter.client(name))
 
     async def look(self) -> None:
@@ -208,7 +209,7 @@ class PoolKeeper:
                 names.append(name)
         ordered_s = self._now()
         for name in names:
-            self._births[name] = Birth({"node": ordered_s})
+            self._births[name] = StartupTimeline({"node": ordered_s})
             self._note("ordered", name, waiting=self._dispatcher.waiting)
             self._dispatcher.add(self._starter.client(name))
         await self._starter.start(names)
@@ -225,7 +226,7 @@ class PoolKeeper:
         if not task.cancelled() and task.exception() is not None:
             log.error("%s could not be stopped", name, exc_info=task.exception())
 
-    def _ready(self, name: str, birth: Birth) -> None:
+    def _ready(self, name: str, birth: StartupTimeline) -> None:
         birth.began_s["ready"] = self._now()
         self._failures = 0
         spent_s = birth.durations_s(self._now())
@@ -308,5 +309,5 @@ class PoolKeeper:
         """For Prometheus."""
         return self._dispatcher.tally.families(self._dispatcher.status(), self.status())
 
-    def _birth(self, name: str) -> Birth:
-        return self._births.get(name) or Birth()
+    def _birth(self, name: str) -> StartupTimeline:
+        return self._births.get(name) or StartupTimeline()

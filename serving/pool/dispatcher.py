@@ -37,13 +37,13 @@ from serving.errors import (
     ReplicaLost,
     ServingError,
 )
-from serving.generation.contract import Drawing, ReplicaReport
+from serving.generation.contract import GenerationResult, ReplicaReport
 from serving.generation.submission import Submission
 from serving.logs import about
-from serving.pool.metrics import Outcome, Tally
-from serving.pool.replica_state import ReplicaClient, Slot, Ticket
-from serving.pool.residency import MOST_POPULAR, PATIENCE_S, WARM_S, Holdings
-from serving.pool.throughput import Pace
+from serving.pool.metrics import Outcome, PoolMetrics
+from serving.pool.replica_state import ReplicaClient, ReplicaState, Ticket
+from serving.pool.residency import MOST_POPULAR, PATIENCE_S, WARM_S, ResidencyIndex
+from serving.pool.throughput import ThroughputEstimator
 
 log = logging.getLogger(__name__)
 
@@ -64,60 +64,62 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
         pool: str = "default",
     ) -> None:
-        self._slots = {client.id: Slot(client) for client in clients}
+        self._states = {client.id: ReplicaState(client) for client in clients}
         self._scheduler = Scheduler(speeds, limits)
         self._clock = clock
-        self.tally = Tally(pool)
-        self.holdings = Holdings(self._slots, self._scheduler.popular, self._heard_from, clock)
-        self._pace = Pace()
-        self._suspicion = CrashQuarantine()
+        self.tally = PoolMetrics(pool)
+        self.holdings = ResidencyIndex(
+            self._states, self._scheduler.popular, self._heard_from, clock
+        )
+        self._throughput = ThroughputEstimator()
+        self._quarantine = CrashQuarantine()
         self._tickets: dict[str, Ticket] = {}
         self._started = False
         self._promotions: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        slots = ", ".join(
+        states = ", ".join(
             f"{s.client.id}: {'down' if s.report is None else len(s.running)}"
-            for s in self._slots.values()
+            for s in self._states.values()
         )
-        return f"<Dispatcher {len(self._scheduler.queue)} waiting; {slots}>"
+        return f"<Dispatcher {len(self._scheduler.queue)} waiting; {states}>"
 
     def start(self) -> None:
         """Begin to watch the replicas; call on the event loop."""
         self._started = True
-        for slot in self._slots.values():
-            slot.watcher = asyncio.create_task(self._watch(slot))
+        for state in self._states.values():
+            state.watcher = asyncio.create_task(self._watch(state))
 
     def add(self, client: ReplicaClient) -> None:
         """One more replica; it is waited for until it is up."""
-        slot = self._slots[client.id] = Slot(client)
+        state = self._states[client.id] = ReplicaState(client)
         if self._started:
-            slot.watcher = asyncio.create_task(self._watch(slot))
+            state.watcher = asyncio.create_task(self._watch(state))
 
     async def remove(self, replica_id: str) -> None:
         """Give a replica nothing new, wait until it has drawn what it has, and forget it."""
-        slot = self._slots[replica_id]
-        slot.leaving = True
-        self._down(slot)
-        if slot.watcher is not None:
-            slot.watcher.cancel()
-        while tasks := [t.task for t in slot.running.values() if t.task is not None]:
+        state = self._states[replica_id]
+        state.leaving = True
+        self._down(state)
+        if state.watcher is not None:
+            state.watcher.cancel()
+        while tasks := [t.task for t in state.running.values() if t.task is not None]:
             await asyncio.wait(tasks)
-        self._slots.pop(replica_id, None)
+        self._states.pop(replica_id, None)
 
     def members(self) -> list[ScalingCandidate]:
         """Every replica, as the scaler sees it."""
         now = self._clock()
         return [
             ScalingCandidate(
-                slot.client.id,
-                slot.report is not None,
-                len(slot.running),
-                slot.idle_since_s,
-                0.0 if slot.running else self._scheduler.value_s(slot.client.id, now),
+                state.client.id,
+                state.report is not None,
+                len(state.running),
+                state.idle_since_s,
+                0.0 if state.running else self._scheduler.value_s(state.client.id, now),
             )
-            for slot in self._slots.values()
-            if not slot.leaving
+            for state in self._states.values()
+            if not state.leaving
         ]
 
     @property
@@ -126,7 +128,7 @@ class Dispatcher:
         return len(self._scheduler.queue) - self._scheduler.queue.held
 
     async def close(self) -> None:
-        tasks = [s.watcher for s in self._slots.values() if s.watcher is not None]
+        tasks = [s.watcher for s in self._states.values() if s.watcher is not None]
         tasks += self._promotions
         tasks += [t.task for t in self._tickets.values() if t.task is not None]
         for task in tasks:
@@ -143,29 +145,29 @@ class Dispatcher:
             "bytes_per_s": dict(self._scheduler.speeds.bytes_per_s),
             "prefetched": self._scheduler.prefetcher.guessed,
             "prefetch_precision": self._scheduler.prefetcher.precision,
-            "quarantined": self._suspicion.count(now),
+            "quarantined": self._quarantine.count(now),
             "replicas": [
                 {
-                    "id": slot.client.id,
-                    "state": "down" if slot.report is None else "up",
-                    "pid": slot.report.pid if slot.report else None,
-                    "running": len(slot.running),
-                    "free_in_s": self._free_in_s(slot, now),
+                    "id": state.client.id,
+                    "state": "down" if state.report is None else "up",
+                    "pid": state.report.pid if state.report else None,
+                    "running": len(state.running),
+                    "free_in_s": self._free_in_s(state, now),
                     "resident": {
                         tier: len(keys)
-                        for tier, keys in (slot.report.resident if slot.report else {}).items()
+                        for tier, keys in (state.report.resident if state.report else {}).items()
                     },
-                    "eviction": dict(slot.report.laws) if slot.report else {},
+                    "eviction": dict(state.report.laws) if state.report else {},
                 }
-                for slot in self._slots.values()
+                for state in self._states.values()
             ],
         }
 
-    def _free_in_s(self, slot: Slot, now_s: float) -> float:
-        replica = self._scheduler.fleet.replicas.get(slot.client.id)
+    def _free_in_s(self, state: ReplicaState, now_s: float) -> float:
+        replica = self._scheduler.fleet.replicas.get(state.client.id)
         return 0.0 if replica is None else replica.busy_s(now_s)
 
-    async def submit(self, submission: Submission) -> Drawing:
+    async def submit(self, submission: Submission) -> GenerationResult:
         """Wait for a replica and draw. Submitting an id again joins the first.
 
         Raises:
@@ -193,7 +195,7 @@ class Dispatcher:
         finally:
             self.tally.ended(submission.plan, outcome)
 
-    async def _submit(self, submission: Submission) -> Drawing:
+    async def _submit(self, submission: Submission) -> GenerationResult:
         request_id = submission.request.id
         ticket = self._tickets.get(request_id)
         if ticket is None:
@@ -251,7 +253,7 @@ class Dispatcher:
         return ticket
 
     def _check_quarantine(self, submission: Submission) -> None:
-        held = self._suspicion.held(submission.tenant_id, submission.named, self._clock())
+        held = self._quarantine.held(submission.tenant_id, submission.named, self._clock())
         if held:
             minutes = max(held.values()) / 60
             raise Quarantined(
@@ -279,57 +281,59 @@ class Dispatcher:
             waiting = assignment.request
             ticket = self._tickets[waiting.id]
             ticket.waiting = waiting
-            slot = self._slots[assignment.replica_id]
-            slot.running[waiting.id] = ticket
-            slot.first_begins(self._clock())
+            state = self._states[assignment.replica_id]
+            state.running[waiting.id] = ticket
+            state.first_begins(self._clock())
             ticket.attempts += 1
-            ticket.task = asyncio.create_task(self._run(ticket, slot))
-            ticket.task.add_done_callback(partial(self._ended, ticket, slot, assignment))
+            ticket.task = asyncio.create_task(self._run(ticket, state))
+            ticket.task.add_done_callback(partial(self._ended, ticket, state, assignment))
 
     def _promote(self, promotion: Promotion | None) -> None:
         """Begin to bring up what a waiting request will want where it will probably be drawn."""
         if promotion is None:
             return
-        slot = self._slots[promotion.replica_id]
-        if slot.promoting:
+        state = self._states[promotion.replica_id]
+        if state.promoting:
             return  # one at a time: it must not stand in the way of drawings and questions
         blobs = promotion.blobs
-        slot.promoting = True
+        state.promoting = True
 
         async def bring() -> None:
             try:
                 # What does not work here will be tried again, and said, when it is drawn.
                 with suppress(ServingError, TierError, AssetError, TimeoutError):
                     async with asyncio.timeout(WARM_S):
-                        await slot.client.warm(blobs)
+                        await state.client.warm(blobs)
             finally:
-                slot.promoting = False
+                state.promoting = False
 
         task = asyncio.create_task(bring())
         self._promotions.add(task)
         task.add_done_callback(self._promotions.discard)
 
-    async def _run(self, ticket: Ticket, slot: Slot) -> None:
+    async def _run(self, ticket: Ticket, state: ReplicaState) -> None:
         """One attempt on one replica."""
         with about(request=ticket.waiting.id, tenant=ticket.submission.tenant_id):
-            await self._attempt(ticket, slot)
+            await self._attempt(ticket, state)
 
-    async def _attempt(self, ticket: Ticket, slot: Slot) -> None:
+    async def _attempt(self, ticket: Ticket, state: ReplicaState) -> None:
         queue_ms = (self._clock() - ticket.waiting.arrived_s) * 1000
         ticket.lost = False
         try:
-            drawing, report = await slot.client.draw(ticket.submission.request)
-            self._suspicion.drew(ticket.submission.named)
-            speeds = self._pace.after(drawing, ticket.submission.request, self._scheduler.speeds)
+            drawing, report = await state.client.draw(ticket.submission.request)
+            self._quarantine.drew(ticket.submission.named)
+            speeds = self._throughput.after(
+                drawing, ticket.submission.request, self._scheduler.speeds
+            )
             self._scheduler.speeds = speeds
-            self._heard_from(slot, report)
+            self._heard_from(state, report)
             timings = replace(drawing.timings, queue_ms=queue_ms + drawing.timings.queue_ms)
             _answer(ticket.answer, replace(drawing, timings=timings))
         except (ReplicaLost, EngineBroke) as lost:
-            log.warning("replica %s lost: %s", slot.client.id, lost)
+            log.warning("replica %s lost: %s", state.client.id, lost)
             self.tally.retried()
             if isinstance(lost, ReplicaLost):
-                self._down(slot)
+                self._down(state)
             self._try_again(ticket, lost, died=isinstance(lost, ReplicaDied | EngineBroke))
         except Exception as error:
             if isinstance(error, NotFinite):  # of all that an engine raises, the request's fault
@@ -352,7 +356,7 @@ class Dispatcher:
         """Another attempt, on another replica, unless it is the request that kills them."""
         if died:
             submission = ticket.submission
-            self._suspicion.crashed(submission.tenant_id, submission.named, self._clock())
+            self._quarantine.crashed(submission.tenant_id, submission.named, self._clock())
             self._stop_waiting()
         try:
             self._check_quarantine(ticket.submission)
@@ -364,19 +368,19 @@ class Dispatcher:
             _answer(ticket.answer, error)
 
     def _ended(
-        self, ticket: Ticket, slot: Slot, assignment: Assignment, task: asyncio.Task[None]
+        self, ticket: Ticket, state: ReplicaState, assignment: Assignment, task: asyncio.Task[None]
     ) -> None:
         """Whatever became of an attempt, and even if it was cancelled before its first step,
         the slot is given back here."""
-        del slot.running[ticket.waiting.id]
+        del state.running[ticket.waiting.id]
         ticket.began_s = None
-        slot.first_begins(self._clock())
-        slot.idle_since_s = self._clock()
+        state.first_begins(self._clock())
+        state.idle_since_s = self._clock()
         ticket.task = None
         if task.cancelled() and not ticket.lost:
             ticket.answer.cancel()
         if ticket.lost and not ticket.answer.done():
-            avoid = ticket.waiting.avoid | {slot.client.id}
+            avoid = ticket.waiting.avoid | {state.client.id}
             ticket.waiting = replace(ticket.waiting, avoid=avoid)
             self._scheduler.requeue(ticket.waiting)
         else:
@@ -384,90 +388,92 @@ class Dispatcher:
         self._scheduler.ended(assignment, self._clock())
         self._assign()
 
-    def _down(self, slot: Slot) -> None:
+    def _down(self, state: ReplicaState) -> None:
         """It gets nothing new until it has answered again."""
-        if slot.report is not None:
-            slot.report = None
-            self._scheduler.fleet.remove(slot.client.id)
+        if state.report is not None:
+            state.report = None
+            self._scheduler.fleet.remove(state.client.id)
 
-    def _hangs(self, slot: Slot) -> None:
+    def _hangs(self, state: ReplicaState) -> None:
         """It does not answer: what it has is drawn elsewhere."""
-        self._down(slot)
-        for ticket in list(slot.running.values()):
+        self._down(state)
+        for ticket in list(state.running.values()):
             if ticket.task is not None and not ticket.answer.done():
                 self.tally.retried()
-                self._try_again(ticket, ReplicaLost(f"{slot.client.id} hangs"), died=True)
+                self._try_again(ticket, ReplicaLost(f"{state.client.id} hangs"), died=True)
                 ticket.task.cancel()
 
-    def _heard_from(self, slot: Slot, report: ReplicaReport) -> None:
-        if slot.leaving:
+    def _heard_from(self, state: ReplicaState, report: ReplicaReport) -> None:
+        if state.leaving:
             return
         fleet = self._scheduler.fleet
-        if slot.report is not None and slot.report.node != report.node:
-            self._down(slot)  # another one, of the same name
-        if slot.client.id not in fleet:
-            slot.idle_since_s = self._clock()
+        if state.report is not None and state.report.node != report.node:
+            self._down(state)  # another one, of the same name
+        if state.client.id not in fleet:
+            state.idle_since_s = self._clock()
             fleet.add(
-                slot.client.id,
+                state.client.id,
                 report.node,
                 checkpoint_capacity=report.checkpoint_capacity,
                 max_in_flight=MAX_IN_FLIGHT,
             )
-        fleet.on_device(slot.client.id, report.ready, report.models)
-        if not report.resident and slot.report is not None:
-            slot.report = replace(report, resident=slot.report.resident)
+        fleet.on_device(state.client.id, report.ready, report.models)
+        if not report.resident and state.report is not None:
+            state.report = replace(report, resident=state.report.resident)
             return
-        slot.report = report
+        state.report = report
         # The file tiers belong to the node: what one replica sees there, its neighbours have.
         shared = {tier: keys for tier, keys in report.resident.items() if tier != "gpu"}
         fleet.on_node(report.node, shared)
-        for other in self._slots.values():
-            if other is not slot and other.report and other.report.node == report.node:
+        for other in self._states.values():
+            if other is not state and other.report and other.report.node == report.node:
                 resident: Mapping[str, frozenset[str]] = {**other.report.resident, **shared}
                 other.report = replace(other.report, resident=resident)
 
-    async def _watch(self, slot: Slot) -> None:
+    async def _watch(self, state: ReplicaState) -> None:
         """Ask the replica how it is, for as long as the dispatcher lives.
 
         One that is up must answer in time; one that is down is waited for. What it
         reports corrects what was believed of it.
         """
         while True:
-            slot.news.clear()
-            known = self.holdings.guidance().nodes
-            patience_s = None if slot.report is None else PATIENCE_S
+            state.news.clear()
+            known = self.holdings.directives().nodes
+            patience_s = None if state.report is None else PATIENCE_S
             try:
                 # Not wait_for: before Python 3.12 it may swallow the cancellation of close().
                 async with asyncio.timeout(patience_s):
-                    report = await slot.client.describe(self.holdings.guidance())
+                    report = await state.client.describe(self.holdings.directives())
             except (ServingError, TimeoutError):
-                if slot.report is not None:
-                    log.warning("replica %s does not answer: it gets nothing new", slot.client.id)
-                    self._hangs(slot)
+                if state.report is not None:
+                    log.warning("replica %s does not answer: it gets nothing new", state.client.id)
+                    self._hangs(state)
                 await asyncio.sleep(_RETRY_S)
                 continue
             try:
-                is_new = slot.report is None
-                self._heard_from(slot, report)
+                is_new = state.report is None
+                self._heard_from(state, report)
                 self._assign()
                 if is_new:
                     wanted = self._scheduler.most_wanted(MOST_POPULAR, self._clock())
-                    self._promote(Promotion(slot.client.id, tuple(wanted)) if wanted else None)
+                    self._promote(Promotion(state.client.id, tuple(wanted)) if wanted else None)
             except Exception:  # whatever it is, the replica must go on being watched
-                log.exception("what %s reports cannot be taken", slot.client.id)
-            if self.holdings.guidance().nodes != known:
-                for other in self._slots.values():
+                log.exception("what %s reports cannot be taken", state.client.id)
+            if self.holdings.directives().nodes != known:
+                for other in self._states.values():
                     other.news.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_S):
-                    await slot.news.wait()
+                    await state.news.wait()
 
 
 def _refused(refusal: Refusal) -> Refused:
     return Refused(refusal.status, refusal.reason, refusal.retry_after_s)
 
 
-def _answer(future: asyncio.Future[Drawing], outcome: Drawing | Exception) -> None:
+def _answer(
+    future: asyncio.Future[GenerationResult], outcome: GenerationResult | Exception
+) -> None:
     if not future.done():
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
@@ -475,7 +481,7 @@ def _answer(future: asyncio.Future[Drawing], outcome: Drawing | Exception) -> No
             future.set_result(outcome)
 
 
-def _heard(future: asyncio.Future[Drawing]) -> None:
+def _heard(future: asyncio.Future[GenerationResult]) -> None:
     """An answer that nobody waits for is no error."""
     if not future.cancelled():
         with suppress(Exception):

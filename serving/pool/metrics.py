@@ -14,14 +14,14 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from serving.generation.contract import Drawing, DrawRequest
+from serving.generation.contract import GenerationResult, GenerationTask
 
 Outcome = Literal["drawn", "refused", "late", "failed", "cancelled"]
 
 _QUEUE_S = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0)
 
 
-class Tally:
+class PoolMetrics:
     """Counters since the dispatcher began; those of one that died begin at zero again, as
     Prometheus expects."""
 
@@ -73,7 +73,7 @@ class Tally:
     def ended(self, plan: str, outcome: Outcome) -> None:
         self._requests.labels(self.pool, plan, outcome).inc()
 
-    def drawn(self, plan: str, request: DrawRequest, drawing: Drawing) -> None:
+    def drawn(self, plan: str, request: GenerationTask, drawing: GenerationResult) -> None:
         timings = drawing.timings
         self._pictures.labels(self.pool, plan).inc(len(drawing.images))
         self._work.labels(self.pool).inc(request.work)

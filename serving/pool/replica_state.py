@@ -9,7 +9,12 @@ from typing import Protocol
 
 from assets.content import Blob
 from router.request import QueuedRequest
-from serving.generation.contract import Drawing, DrawRequest, Guidance, ReplicaReport
+from serving.generation.contract import (
+    ClusterDirectives,
+    GenerationResult,
+    GenerationTask,
+    ReplicaReport,
+)
 from serving.generation.submission import Submission
 
 
@@ -18,11 +23,11 @@ class ReplicaClient(Protocol):
 
     id: str
 
-    async def describe(self, guidance: Guidance) -> ReplicaReport:
+    async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
         """Tell it what the dispatcher knows, and hear what it holds. Waits until the replica is
         up, for as long as that takes."""
 
-    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         """Cancelling the call stops the drawing."""
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
@@ -33,7 +38,7 @@ class ReplicaClient(Protocol):
 
 
 @dataclass(slots=True)
-class Slot:
+class ReplicaState:
     """Only the dispatcher changes it."""
 
     client: ReplicaClient
@@ -62,7 +67,7 @@ class Ticket:
 
     submission: Submission
     waiting: QueuedRequest
-    answer: asyncio.Future[Drawing]
+    answer: asyncio.Future[GenerationResult]
     #: How many wait for it: who submits an id again may be there before the first has gone.
     waiters: int = 0
     attempts: int = 0

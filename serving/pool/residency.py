@@ -12,8 +12,8 @@ from assets.errors import AssetError
 from orchestrator.errors import TierError
 from orchestrator.file_tier import OPERATOR, POPULAR
 from serving.errors import ServingError
-from serving.generation.contract import Guidance, ReplicaReport, Residency
-from serving.pool.replica_state import Slot
+from serving.generation.contract import ClusterDirectives, ReplicaReport, Residency
+from serving.pool.replica_state import ReplicaState
 
 #: A replica must answer within this.
 PATIENCE_S = 10.0
@@ -22,17 +22,17 @@ WARM_S = 60.0
 #: So many of the most wanted assets are held wherever they are.
 MOST_POPULAR = 8
 
-_Guided = tuple[float, frozenset[str], frozenset[str] | None, Guidance]
+_Guided = tuple[float, frozenset[str], frozenset[str] | None, ClusterDirectives]
 
 
-class Holdings:
+class ResidencyIndex:
     """Reads the slots, which are the dispatcher's, and changes none."""
 
     def __init__(
         self,
-        slots: Mapping[str, Slot],
+        slots: Mapping[str, ReplicaState],
         popular: Callable[[int, float], Sequence[str]],
-        heard: Callable[[Slot, ReplicaReport], None],
+        heard: Callable[[ReplicaState, ReplicaReport], None],
         clock: Callable[[], float],
     ) -> None:
         """``popular``: the content keys most asked for lately, so many, now. ``heard``: whom to
@@ -44,7 +44,7 @@ class Holdings:
         #: By the operator; None until somebody has said so, and then all that is held stays held.
         self._pinned: frozenset[str] | None = None
         #: When guidance was made, for which nodes and pins, and what it was.
-        self._guided: _Guided = (-inf, frozenset(), None, Guidance())
+        self._guided: _Guided = (-inf, frozenset(), None, ClusterDirectives())
 
     def resident(self) -> frozenset[str]:
         """The content keys of what lies in any tier of any replica that is up."""
@@ -72,31 +72,31 @@ class Holdings:
         """What the operator has pinned: exactly these. The replicas hear of it within seconds."""
         self._pinned = frozenset(keys)
 
-    def guidance(self) -> Guidance:
+    def directives(self) -> ClusterDirectives:
         """What every replica should know; made anew once a second."""
         now = self._clock()
         nodes = frozenset(s.report.node for s in self._slots.values() if s.report is not None)
-        made_s, of_nodes, pinned, guidance = self._guided
+        made_s, of_nodes, pinned, directives = self._guided
         if now < made_s + 1.0 and nodes == of_nodes and pinned == self._pinned:
-            return guidance
-        guidance = self._make_guidance(now)
-        self._guided = now, nodes, self._pinned, guidance
-        return guidance
+            return directives
+        directives = self._make_guidance(now)
+        self._guided = now, nodes, self._pinned, directives
+        return directives
 
-    def _make_guidance(self, now_s: float) -> Guidance:
+    def _make_guidance(self, now_s: float) -> ClusterDirectives:
         reports = [slot.report for slot in self._slots.values() if slot.report is not None]
         nodes = {report.node: report.url for report in reports if report.url}
         if self._pinned is None:
-            return Guidance(nodes)
+            return ClusterDirectives(nodes)
         popular = self._popular(MOST_POPULAR, now_s)
         pins = dict.fromkeys(popular, POPULAR) | dict.fromkeys(self._pinned, OPERATOR)
-        return Guidance(nodes, pins)
+        return ClusterDirectives(nodes, pins)
 
     async def forget(self, keys: Collection[str]) -> None:
         """Have every replica that holds one of these drop it. One that is down, or still leases
         it, is asked again when whoever calls this looks at ``resident`` again."""
 
-        async def ask(slot: Slot) -> None:
+        async def ask(slot: ReplicaState) -> None:
             with suppress(ServingError, TimeoutError):
                 async with asyncio.timeout(PATIENCE_S):
                     self._heard(slot, await slot.client.forget(keys))
@@ -109,7 +109,7 @@ class Holdings:
         that is down, or has no room for them, is left out."""
         found: dict[str, str] = {}
 
-        async def ask(slot: Slot) -> None:
+        async def ask(slot: ReplicaState) -> None:
             with suppress(ServingError, TierError, AssetError, TimeoutError):
                 async with asyncio.timeout(WARM_S):
                     found[slot.client.id] = await slot.client.warm(blobs)

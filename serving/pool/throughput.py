@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from router.cost import Speeds
-from serving.generation.contract import Drawing, DrawRequest
+from serving.generation.contract import GenerationResult, GenerationTask
 
 #: How much a new measurement counts against what was known.
 _SMOOTHING = 0.3
@@ -13,13 +13,13 @@ _SMOOTHING = 0.3
 _TELLING_BYTES = 1 << 20
 
 
-class Pace:
+class ThroughputEstimator:
     """Mutable: which of the speeds are more than guesses by now."""
 
     def __init__(self) -> None:
         self._measured = set[str]()
 
-    def after(self, drawing: Drawing, request: DrawRequest, speeds: Speeds) -> Speeds:
+    def after(self, drawing: GenerationResult, request: GenerationTask, speeds: Speeds) -> Speeds:
         """The speeds, now that this was drawn as well."""
         spent_s = (drawing.timings.denoise_ms + drawing.timings.decode_ms) / 1000
         if spent_s > 0:

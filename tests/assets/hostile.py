@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from benchmarks.samples import write_kohya_lora
 
 Write = Callable[[Path], None]
@@ -148,14 +148,14 @@ def pickles(canary: Path) -> Iterator[Hostile]:
     yield Hostile("pickle behind safetensors", "lora", polyglot, "padded")
 
 
-def lies(skeleton: Skeleton) -> Iterator[Hostile]:
+def lies(schema: ParameterSchema) -> Iterator[Hostile]:
     """Proper files whose contents are not what a model can use."""
 
     def lora(change: Callable[[dict[str, torch.Tensor]], Any], metadata: Any = None) -> Write:
         def write(path: Path) -> None:
             from safetensors.torch import load_file
 
-            write_kohya_lora(path, skeleton, rank=2)
+            write_kohya_lora(path, schema, rank=2)
             tensors = load_file(path)
             change(tensors)
             save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata)
@@ -215,7 +215,7 @@ def lies(skeleton: Skeleton) -> Iterator[Hostile]:
     broken = {"lora_adapter_metadata": "[" * 10_000}
     yield Hostile("metadata that is no JSON", "lora", lora(nothing, broken), "not JSON")
     yield Hostile("a LoRA declared as a VAE", "vae", lora(nan), "declared as vae.*not finite")
-    huge = listing({"emb_params": (1 << 20, skeleton.text_widths[1])})
+    huge = listing({"emb_params": (1 << 20, schema.text_widths[1])})
     yield Hostile("a million vectors", "textual_inversion", huge, "vectors")
     sparse = listing({f"model.diffusion_model.{i}": (1 << 24,) for i in range(4)})
     yield Hostile(

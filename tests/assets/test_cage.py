@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from assets.errors import IngestRejected
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from assets.ingest.convert import ingest_file
 from assets.ingest.sandbox import Cage, CageBroke, Limits, _digest
 from benchmarks.samples import write_kohya_lora
@@ -30,8 +30,8 @@ def cage() -> Iterator[Cage]:
 
 
 @pytest.fixture(scope="module")
-def lora(skeleton: Skeleton, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_kohya_lora(tmp_path_factory.mktemp("cage") / "lora.safetensors", skeleton)
+def lora(schema: ParameterSchema, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kohya_lora(tmp_path_factory.mktemp("cage") / "lora.safetensors", schema)
 
 
 def children(process: int) -> list[int]:
@@ -40,13 +40,13 @@ def children(process: int) -> list[int]:
 
 
 def test_it_does_what_is_done_outside(
-    cage: Cage, lora: Path, skeleton: Skeleton, tmp_path: Path
+    cage: Cage, lora: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     folders = [tmp_path / name for name in ("in", "out")]
     for folder in folders:
         folder.mkdir()
     done = [
-        work(lora, "lora", skeleton, b"salt", folder)
+        work(lora, "lora", schema, b"salt", folder)
         for work, folder in zip((cage.ingest, ingest_file), folders, strict=True)
     ]
     assert done[0].report == done[1].report
@@ -54,34 +54,34 @@ def test_it_does_what_is_done_outside(
     assert blob == other
     assert path.stat().st_size == blob.size_bytes
     with pytest.raises(IngestRejected, match="declared as vae"):
-        cage.ingest(lora, "vae", skeleton, None, tmp_path)
+        cage.ingest(lora, "vae", schema, None, tmp_path)
     assert cage._keeper is not None
     assert children(cage._keeper.pid) == []
 
 
-def test_memory_is_limited(lora: Path, skeleton: Skeleton, tmp_path: Path) -> None:
+def test_memory_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) -> None:
     cage = Cage(replace(Limits(), memory_bytes=1 << 18))
     with pytest.raises(IngestRejected, match="bytes of memory"):
-        cage.ingest(lora, "lora", skeleton, None, tmp_path)
+        cage.ingest(lora, "lora", schema, None, tmp_path)
     cage.close()
 
 
-def test_time_is_limited(lora: Path, skeleton: Skeleton, tmp_path: Path) -> None:
+def test_time_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) -> None:
     cage = Cage(Limits(base_s=0.0, least_bytes_per_s=1e12))
     with pytest.raises(IngestRejected, match="took longer"):
-        cage.ingest(lora, "lora", skeleton, None, tmp_path)
+        cage.ingest(lora, "lora", schema, None, tmp_path)
     cage.close()
 
 
 def test_a_keeper_that_was_killed_comes_back(
-    cage: Cage, lora: Path, skeleton: Skeleton, tmp_path: Path
+    cage: Cage, lora: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
-    cage.ingest(lora, "lora", skeleton, None, tmp_path)
+    cage.ingest(lora, "lora", schema, None, tmp_path)
     keeper = cage._keeper
     assert keeper is not None
     os.kill(keeper.pid, signal.SIGKILL)
     keeper.wait()
-    assert cage.ingest(lora, "lora", skeleton, None, tmp_path).files
+    assert cage.ingest(lora, "lora", schema, None, tmp_path).files
     assert cage._keeper is not keeper
 
 
@@ -92,7 +92,7 @@ class Evil:
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "x.bin", "x.ckpt"])
 def test_a_pickle_is_refused_unread_under_any_name(
-    cage: Cage, skeleton: Skeleton, tmp_path: Path, name: str
+    cage: Cage, schema: ParameterSchema, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
     for write in (
@@ -101,7 +101,7 @@ def test_a_pickle_is_refused_unread_under_any_name(
     ):
         write()
         with pytest.raises(IngestRejected) as caught:
-            cage.ingest(path, "textual_inversion", skeleton, None, tmp_path)
+            cage.ingest(path, "textual_inversion", schema, None, tmp_path)
         assert "reader do what" not in str(caught.value)  # it was not even tried
 
 
@@ -139,14 +139,14 @@ def test_what_no_conversion_does_is_refused() -> None:
 
 
 def test_an_answer_to_another_question_is_not_taken(
-    cage: Cage, lora: Path, skeleton: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cage: Cage, lora: Path, schema: ParameterSchema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A keeper that is out of step is ended, and the file is inspected by a new one."""
-    cage.ingest(lora, "lora", skeleton, None, tmp_path)
+    cage.ingest(lora, "lora", schema, None, tmp_path)
     keeper, line = cage._keeper, cage._line
     stale = [b'{"id": "of another", "components": ["lora"], "report": {}}\n']
     monkeypatch.setattr(cage, "_line", lambda *a: stale.pop() if stale else line(*a))
-    assert cage.ingest(lora, "lora", skeleton, None, tmp_path).report["kind"] == "lora"
+    assert cage.ingest(lora, "lora", schema, None, tmp_path).report["kind"] == "lora"
     assert cage._keeper is not keeper
 
 
@@ -160,7 +160,7 @@ def test_what_the_inside_left_is_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_file_that_breaks_its_reader_is_our_fault(
-    cage: Cage, skeleton: Skeleton, tmp_path: Path, lora: Path
+    cage: Cage, schema: ParameterSchema, tmp_path: Path, lora: Path
 ) -> None:
     with pytest.raises(CageBroke, match="Error"):
-        cage.ingest(lora, "lora", skeleton, None, tmp_path / "missing")
+        cage.ingest(lora, "lora", schema, None, tmp_path / "missing")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from assets.base_model.import_model import import_model
 from assets.errors import IngestRejected
-from assets.families.sdxl import skeleton_of
+from assets.families.sdxl import schema_of
 from assets.formats.pack import pack_folder
 from assets.formats.tensors import TensorFile
 from assets.ingest.convert import OwnersWord, ingest_file
@@ -156,8 +156,8 @@ def test_the_owners_word_lets_a_folder_through(folder: Path, tmp_path: Path) -> 
     pack_folder(folder, target, prediction_is_said=True)
     word = OwnersWord(prediction="epsilon")
     (tmp_path / "scratch").mkdir()
-    skeleton = skeleton_of(MINIATURE_CONFIGS)
-    done = ingest_file(target, "checkpoint", skeleton, None, tmp_path / "scratch", word)
+    schema = schema_of(MINIATURE_CONFIGS)
+    done = ingest_file(target, "checkpoint", schema, None, tmp_path / "scratch", word)
     assert done.report["prediction_type"] == {"value": "epsilon", "source": "owner"}
 
 

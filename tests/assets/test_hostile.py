@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from tests.assets.hostile import Hostile, foreign, lies, pickles, table
 
 MOST_S, MOST_BYTES = 20.0, 600 << 20
@@ -38,18 +38,18 @@ _watching: list[bool] = []
 
 @pytest.fixture(scope="module")
 def corpus(
-    skeleton: Skeleton, tmp_path_factory: pytest.TempPathFactory
+    schema: ParameterSchema, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[Hostile], Path]:
     canary = tmp_path_factory.mktemp("canary") / "fired"
-    return [*table(), *pickles(canary), *lies(skeleton)], canary
+    return [*table(), *pickles(canary), *lies(schema)], canary
 
 
 def names() -> list[str]:
     """Of the corpus, before it can be made."""
-    from assets.families.sdxl import skeleton_of
+    from assets.families.sdxl import schema_of
     from serving.miniature.model import MINIATURE_CONFIGS
 
-    every = [*table(), *pickles(Path("/nowhere")), *lies(skeleton_of(MINIATURE_CONFIGS))]
+    every = [*table(), *pickles(Path("/nowhere")), *lies(schema_of(MINIATURE_CONFIGS))]
     return [hostile.name for hostile in every]
 
 
@@ -79,7 +79,7 @@ def ingest(bench: Any, hostile: Hostile, folder: Path) -> tuple[Any, Cost]:
     _watching.append(True)
     asset = bench.ingest(path, hostile.kind)
     _watching.clear()
-    grown = max(_resident_bytes() - resident, bench.workshop._cage.last_cost.more_bytes)
+    grown = max(_resident_bytes() - resident, bench.ingest_service._cage.last_cost.more_bytes)
     if hostile.reason:
         assert left_behind(bench) == before
     return asset, Cost(time.monotonic() - started, grown)
@@ -132,7 +132,7 @@ def test_every_real_file_of_another_model(
 
 
 def test_everything_wrong_with_a_file_is_said_at_once(
-    bench: Any, tmp_path: Path, skeleton: Skeleton
+    bench: Any, tmp_path: Path, schema: ParameterSchema
 ) -> None:
     """A LoRA that is declared as something else, does not meet the model, and holds NaN."""
     import torch
@@ -140,7 +140,7 @@ def test_everything_wrong_with_a_file_is_said_at_once(
 
     from benchmarks.samples import write_kohya_lora
 
-    path = write_kohya_lora(tmp_path / "x.safetensors", skeleton, rank=2)
+    path = write_kohya_lora(tmp_path / "x.safetensors", schema, rank=2)
     tensors = load_file(path)
     ups = [name for name in tensors if name.endswith("lora_up.weight")]
     tensors[ups[0]] = torch.zeros(7, 2)

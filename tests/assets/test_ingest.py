@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from assets.base_model.import_model import import_model
 from assets.content import MODEL_COMPONENTS, Component, content_key, tenant_salt
 from assets.errors import IngestRejected
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from assets.formats.lora import cover
 from assets.formats.pack import pack_folder
 from assets.formats.tensors import TensorFile
@@ -27,9 +27,9 @@ Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "down_blocks.0.resnets.0.conv1"
 
 
-def ingest(path: Path, kind: str, skeleton: Skeleton, scratch: Path) -> Any:
+def ingest(path: Path, kind: str, schema: ParameterSchema, scratch: Path) -> Any:
     scratch.mkdir(exist_ok=True)
-    return ingest_file(path, kind, skeleton, b"salt", scratch)  # type: ignore[arg-type]
+    return ingest_file(path, kind, schema, b"salt", scratch)  # type: ignore[arg-type]
 
 
 def save(
@@ -39,8 +39,10 @@ def save(
     return path
 
 
-def lora_pair(skeleton: Skeleton, module: str, rank: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = skeleton.components["unet"][f"{module}.weight"]
+def lora_pair(
+    schema: ParameterSchema, module: str, rank: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = schema.components["unet"][f"{module}.weight"]
     generator = torch.Generator().manual_seed(3)
     down = torch.randn(rank, *shape[1:], generator=generator)
     up = torch.randn(shape[0], rank, *([1] * (len(shape) - 2)), generator=generator)
@@ -59,15 +61,15 @@ def lora_pair(skeleton: Skeleton, module: str, rank: int = 4) -> tuple[torch.Ten
     ],
 )
 def test_every_spelling_means_the_same_parameter(
-    tmp_path: Path, skeleton: Skeleton, spelling: str
+    tmp_path: Path, schema: ParameterSchema, spelling: str
 ) -> None:
     pattern, roles = spelling.split("|")
     first, second = roles.split(",")
-    down, up = lora_pair(skeleton, Q)
+    down, up = lora_pair(schema, Q)
     path = save(
         tmp_path / "x.safetensors", {pattern.format(first): down, pattern.format(second): up}
     )
-    done = ingest(path, "lora", skeleton, tmp_path / "scratch")
+    done = ingest(path, "lora", schema, tmp_path / "scratch")
     with TensorFile(done.files["lora"][1]) as file:
         assert torch.equal(file.read(f"unet/{Q}.weight.down"), down)
         assert torch.equal(file.read(f"unet/{Q}.weight.up"), up)
@@ -75,12 +77,12 @@ def test_every_spelling_means_the_same_parameter(
     assert done.report["matched"] == 1
 
 
-def test_alpha_of_kohya_and_of_diffusers_metadata(tmp_path: Path, skeleton: Skeleton) -> None:
-    down, up = lora_pair(skeleton, Q)
+def test_alpha_of_kohya_and_of_diffusers_metadata(tmp_path: Path, schema: ParameterSchema) -> None:
+    down, up = lora_pair(schema, Q)
     kohya = "lora_unet_" + Q.replace(".", "_")
     tensors = {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up}
     path = save(tmp_path / "k.safetensors", {**tensors, f"{kohya}.alpha": torch.tensor(1.0)})
-    done = ingest(path, "lora", skeleton, tmp_path / "k")
+    done = ingest(path, "lora", schema, tmp_path / "k")
     with TensorFile(done.files["lora"][1]) as file:
         assert file.read("scales").tolist() == [0.25]
     metadata = {
@@ -88,38 +90,38 @@ def test_alpha_of_kohya_and_of_diffusers_metadata(tmp_path: Path, skeleton: Skel
     }
     named = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
     path = save(tmp_path / "d.safetensors", named, metadata)
-    done = ingest(path, "lora", skeleton, tmp_path / "d")
+    done = ingest(path, "lora", schema, tmp_path / "d")
     with TensorFile(done.files["lora"][1]) as file:
         assert file.read("scales").tolist() == [0.5]
 
 
-def test_convolutions_are_flattened(tmp_path: Path, skeleton: Skeleton) -> None:
-    down, up = lora_pair(skeleton, CONV)
+def test_convolutions_are_flattened(tmp_path: Path, schema: ParameterSchema) -> None:
+    down, up = lora_pair(schema, CONV)
     name = "lora_unet_" + CONV.replace(".", "_")
     path = save(
         tmp_path / "c.safetensors",
         {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up},
     )
-    done = ingest(path, "lora", skeleton, tmp_path / "scratch")
+    done = ingest(path, "lora", schema, tmp_path / "scratch")
     with TensorFile(done.files["lora"][1]) as file:
         assert torch.equal(file.read(f"unet/{CONV}.weight.down"), down.flatten(1))
         assert torch.equal(file.read(f"unet/{CONV}.weight.up"), up.flatten(1))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_values_that_are_not_finite(tmp_path: Path, skeleton: Skeleton, bad: float) -> None:
-    down, up = lora_pair(skeleton, Q)
+def test_values_that_are_not_finite(tmp_path: Path, schema: ParameterSchema, bad: float) -> None:
+    down, up = lora_pair(schema, Q)
     down[0, 0] = bad
     path = save(
         tmp_path / "n.safetensors",
         {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up},
     )
     with pytest.raises(IngestRejected, match="not finite"):
-        ingest(path, "lora", skeleton, tmp_path / "scratch")
+        ingest(path, "lora", schema, tmp_path / "scratch")
 
 
-def test_reasons_of_refusal(tmp_path: Path, skeleton: Skeleton) -> None:
-    down, up = lora_pair(skeleton, Q)
+def test_reasons_of_refusal(tmp_path: Path, schema: ParameterSchema) -> None:
+    down, up = lora_pair(schema, Q)
     cases = {
         "no up factor": {f"unet.{Q}.lora_A.weight": down},
         "the served model needs": {
@@ -142,22 +144,22 @@ def test_reasons_of_refusal(tmp_path: Path, skeleton: Skeleton) -> None:
     for number, (reason, tensors) in enumerate(cases.items()):
         path = save(tmp_path / f"{number}.safetensors", tensors)
         with pytest.raises(IngestRejected, match=reason):
-            ingest(path, "lora", skeleton, tmp_path / "scratch")
+            ingest(path, "lora", schema, tmp_path / "scratch")
     path = save(tmp_path / "declared.safetensors", {"clip_l": up, "clip_g": up.clone()})
     with pytest.raises(IngestRejected, match="declared as lora"):
-        ingest(path, "lora", skeleton, tmp_path / "scratch")
+        ingest(path, "lora", schema, tmp_path / "scratch")
     with pytest.raises(IngestRejected, match="width 32"):
-        ingest(path, "textual_inversion", skeleton, tmp_path / "scratch")
+        ingest(path, "textual_inversion", schema, tmp_path / "scratch")
 
 
-def test_unmatched_keys_are_reported(tmp_path: Path, skeleton: Skeleton) -> None:
-    down, up = lora_pair(skeleton, Q)
+def test_unmatched_keys_are_reported(tmp_path: Path, schema: ParameterSchema) -> None:
+    down, up = lora_pair(schema, Q)
     listing = {
         f"unet.{Q}.lora_A.weight": tuple(down.shape),
         f"unet.{Q}.lora_B.weight": tuple(up.shape),
         "unet.elsewhere.lora_A.weight": (4, 4),
     }
-    assert cover(listing, skeleton).report()["unmatched"] == ["unet.elsewhere"]
+    assert cover(listing, schema).report()["unmatched"] == ["unet.elsewhere"]
 
 
 def test_a_single_file_is_the_folder_it_was_made_from(
@@ -187,9 +189,9 @@ def test_a_rejected_upload_leaves_the_reasons_and_no_bytes(bench: Any, tmp_path:
 
 
 def test_two_tenants_with_the_same_file_have_different_keys(
-    bench: Any, skeleton: Skeleton, tmp_path: Path
+    bench: Any, schema: ParameterSchema, tmp_path: Path
 ) -> None:
-    path = write_kohya_lora(tmp_path / "same.safetensors", skeleton, seed=99, only="attn2")
+    path = write_kohya_lora(tmp_path / "same.safetensors", schema, seed=99, only="attn2")
     one, again = bench.ingest(path, "lora", "t1"), bench.ingest(path, "lora", "t1")
     other = bench.ingest(path, "lora", "t2")
     assert one.parts["lora"] == again.parts["lora"]
@@ -213,19 +215,21 @@ def test_keys_do_not_reveal_the_digest() -> None:
     "metadata",
     ["[]", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": []}', "{" * 9, "1" * 5000],
 )
-def test_hostile_metadata_is_refused(tmp_path: Path, skeleton: Skeleton, metadata: str) -> None:
-    down, up = lora_pair(skeleton, Q)
+def test_hostile_metadata_is_refused(
+    tmp_path: Path, schema: ParameterSchema, metadata: str
+) -> None:
+    down, up = lora_pair(schema, Q)
     named = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
     path = save(tmp_path / "m.safetensors", named, {"lora_adapter_metadata": metadata})
     if metadata == '{"unet.alpha_pattern": []}':  # empty: asks for nothing
-        ingest(path, "lora", skeleton, tmp_path / "scratch")
+        ingest(path, "lora", schema, tmp_path / "scratch")
         return
     with pytest.raises(IngestRejected, match="lora_adapter_metadata"):
-        ingest(path, "lora", skeleton, tmp_path / "scratch")
+        ingest(path, "lora", schema, tmp_path / "scratch")
 
 
 def test_a_base_model_from_a_single_file_is_the_one_from_the_folder(
-    bench: Any, miniature: Path, skeleton: Skeleton, tmp_path: Path
+    bench: Any, miniature: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     """The same bytes come out, so even the content keys are the same."""
 
@@ -234,11 +238,11 @@ def test_a_base_model_from_a_single_file_is_the_one_from_the_folder(
     def value(component: Component, name: str, _: Any) -> Any:
         return tensors[component][name]
 
-    path = write_single_file(tmp_path / "base.safetensors", skeleton, value)
+    path = write_single_file(tmp_path / "base.safetensors", schema, value)
     store = FsspecStore(f"file://{tmp_path}/store")
     manifest = import_model(store, path, "base", single_file_configs=MINIATURE_CONFIGS)
     assert manifest.parts == bench.manifest.parts
-    assert manifest.skeleton == bench.manifest.skeleton
+    assert manifest.schema == bench.manifest.schema
     assert import_model(store, path, "base") == manifest  # known already: nothing is read
     with pytest.raises(IngestRejected, match="the served model has"):
         import_model(store, path, "other")  # as full-size SDXL it does not fit
@@ -255,19 +259,19 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separator", ["/", "."])
 def test_every_layout_of_a_checkpoint_means_the_same(
-    tmp_path: Path, skeleton: Skeleton, miniature: Path, separator: str
+    tmp_path: Path, schema: ParameterSchema, miniature: Path, separator: str
 ) -> None:
     """A single file, a diffusers folder in one file, and its UNet alone: the same blobs."""
 
     def parts(path: Path, scratch: str) -> Any:
-        done = ingest(path, "checkpoint", skeleton, tmp_path / scratch)
+        done = ingest(path, "checkpoint", schema, tmp_path / scratch)
         assert done.report["unmatched"] == []
         return {component: blob for component, (blob, _) in done.files.items()}
 
     tensors = {component: weights(component) for component in MODEL_COMPONENTS}
     single = write_single_file(
         tmp_path / "single.safetensors",
-        skeleton,
+        schema,
         lambda component, name, _: tensors[component][name],
     )
     wanted = parts(single, "single")
@@ -293,12 +297,12 @@ def test_a_folder_without_a_unet_is_not_packed(tmp_path: Path) -> None:
     assert not (tmp_path / "packed.safetensors").exists()
 
 
-def test_every_layout_of_an_inversion(tmp_path: Path, skeleton: Skeleton) -> None:
-    first, second = (torch.randn(2, width) for width in skeleton.text_widths)
+def test_every_layout_of_an_inversion(tmp_path: Path, schema: ParameterSchema) -> None:
+    first, second = (torch.randn(2, width) for width in schema.text_widths)
 
     def vectors(name: str, **tensors: torch.Tensor) -> Any:
         path = save(tmp_path / f"{name}.safetensors", tensors)
-        done = ingest(path, "textual_inversion", skeleton, tmp_path / name)
+        done = ingest(path, "textual_inversion", schema, tmp_path / name)
         return done.files["textual_inversion"][0], done.report
 
     wanted, report = vectors("a1111", clip_l=first, clip_g=second)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from assets.errors import IngestRejected
-from assets.families.schema import Shape, Skeleton
+from assets.families.schema import ParameterSchema, Shape
 from assets.formats.identify import identify
 from assets.formats.lora_kinds import split_key
 from assets.formats.names import single_file_name, unet_ldm_name
@@ -25,15 +25,17 @@ WORDS = ("oft_style", "my.lora_down.weight", "boft", "x.on_input", "hada_w1_a", 
          "double_blocks", "lora_te2_", "clip_l")  # fmt: skip
 
 
-def ingest(folder: Path, tensors: Mapping[str, torch.Tensor], skeleton: Skeleton) -> Ingested:
+def ingest(folder: Path, tensors: Mapping[str, torch.Tensor], schema: ParameterSchema) -> Ingested:
     path = folder / "x.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     (folder / "scratch").mkdir(exist_ok=True)
-    return ingest_file(path, "lora", skeleton, None, folder / "scratch")
+    return ingest_file(path, "lora", schema, None, folder / "scratch")
 
 
-def factors(skeleton: Skeleton, component: str, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-    out, inputs = skeleton.components[component][f"{module}.weight"]  # type: ignore[index]
+def factors(
+    schema: ParameterSchema, component: str, module: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, inputs = schema.components[component][f"{module}.weight"]  # type: ignore[index]
     generator = torch.Generator().manual_seed(5)
     down = torch.randn(4, inputs, generator=generator)
     return down * 0.1, torch.randn(out, 4, generator=generator) * 0.1
@@ -58,24 +60,26 @@ def factors(skeleton: Skeleton, component: str, module: str) -> tuple[torch.Tens
     ],
 )
 def test_names_of_trainers(
-    tmp_path: Path, skeleton: Skeleton, component: str, module: str, pattern: str
+    tmp_path: Path, schema: ParameterSchema, component: str, module: str, pattern: str
 ) -> None:
     """``#`` is down and up, ``@`` A and B. Without a prefix, the shapes tell the text encoder."""
-    down, up = factors(skeleton, component, module)
+    down, up = factors(schema, component, module)
     tensors = {
         pattern.replace("#", "down").replace("@", "A"): down,
         pattern.replace("#", "up").replace("@", "B"): up,
     }
-    done = ingest(tmp_path, tensors, skeleton)
+    done = ingest(tmp_path, tensors, schema)
     assert (done.report["matched"], done.report["modules"]) == (1, 1)
     with TensorFile(done.files["lora"][1]) as file:
         assert torch.equal(file.read(f"{component}/{module}.weight.down"), down)
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_words_of_users_are_never_searched(tmp_path: Path, skeleton: Skeleton, word: str) -> None:
-    first, second = skeleton.text_widths
-    down, up = factors(skeleton, "unet", Q)
+def test_words_of_users_are_never_searched(
+    tmp_path: Path, schema: ParameterSchema, word: str
+) -> None:
+    first, second = schema.text_widths
+    down, up = factors(schema, "unet", Q)
     name = "lora_unet_" + Q.replace(".", "_")
     tensors = {
         f"{name}.lora_down.weight": down,
@@ -83,7 +87,7 @@ def test_words_of_users_are_never_searched(tmp_path: Path, skeleton: Skeleton, w
         f"bundle_emb.{word}.clip_l": torch.randn(2, first),
         f"bundle_emb.{word}.clip_g": torch.randn(2, second),
     }
-    done = ingest(tmp_path, tensors, skeleton)
+    done = ingest(tmp_path, tensors, schema)
     assert done.report["bundled"] == {word: 2}
     if word != "clip_l":
         assert identify({word: (2, 1280)}).kind == "textual_inversion"
@@ -179,10 +183,10 @@ LAYOUTS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("thin", ["layers", "middle"])
 def test_distilled_relatives_are_named(
-    tmp_path: Path, skeleton: Skeleton, layout: str, thin: str
+    tmp_path: Path, schema: ParameterSchema, layout: str, thin: str
 ) -> None:
     """Of SDXL's widths, with fewer layers, or without attention in the middle (SSD-1B)."""
-    shapes = skeleton.components["unet"]
+    shapes = schema.components["unet"]
     deepest = max(int(n.split("transformer_blocks.")[1].split(".")[0])
                   for n in shapes if "transformer_blocks." in n)  # fmt: skip
     left_out = f"transformer_blocks.{deepest}." if thin == "layers" else "mid_block.attentions."
@@ -195,4 +199,4 @@ def test_distilled_relatives_are_named(
     path = tmp_path / "thin.safetensors"
     save_file(tensors, path)
     with pytest.raises(IngestRejected, match="SSD-1B"):
-        ingest_file(path, "checkpoint", skeleton, None, tmp_path)
+        ingest_file(path, "checkpoint", schema, None, tmp_path)

@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 
 from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
-from assets.library.resolve import Resolved, Wanted, find_base
+from assets.library.resolve import AssetSelection, Resolved, find_base
 from assets.library.resolve import resolve as resolve_at
 from assets.principal import Principal
 
 T1, T2 = Principal("t1", "t1"), Principal("t2", "t2")
 
 
-def resolve(records: Any, who: Principal, wanted: Wanted) -> Resolved:
+def resolve(records: Any, who: Principal, wanted: AssetSelection) -> Resolved:
     return resolve_at(records, who, wanted, 0.0, find_base(records))
 
 
 def test_every_form_of_a_reference_is_the_same_content(bench: Any, samples: dict[str, Any]) -> None:
     lora = samples["lora_all"]
     recipes = {
-        resolve(bench.records, T1, Wanted(loras={reference: 0.5})).recipe
+        resolve(bench.records, T1, AssetSelection(loras={reference: 0.5})).recipe
         for reference in (lora.id, lora.name, f"t1:{lora.name}")
     }
     assert len(recipes) == 1
@@ -30,8 +30,8 @@ def test_every_form_of_a_reference_is_the_same_content(bench: Any, samples: dict
 
 def test_order_of_loras_does_not_matter(bench: Any, samples: dict[str, Any]) -> None:
     ids = [samples["lora_all"].id, samples["lora_cross"].id]
-    forward = resolve(bench.records, T1, Wanted(loras={ids[0]: 1.0, ids[1]: 0.5})).recipe
-    backward = resolve(bench.records, T1, Wanted(loras={ids[1]: 0.5, ids[0]: 1.0})).recipe
+    forward = resolve(bench.records, T1, AssetSelection(loras={ids[0]: 1.0, ids[1]: 0.5})).recipe
+    backward = resolve(bench.records, T1, AssetSelection(loras={ids[1]: 0.5, ids[0]: 1.0})).recipe
     assert forward == backward
 
 
@@ -40,35 +40,35 @@ def test_foreign_and_unknown_are_the_same(bench: Any, samples: dict[str, Any]) -
     unknown = lora.id[:-4] + "0000"
     for reference in (lora.id, unknown, lora.name, f"t1:{lora.name}", "octoai:nothing"):
         with pytest.raises(AssetNotFound) as caught:
-            resolve(bench.records, T2, Wanted(loras={reference: 1.0}))
+            resolve(bench.records, T2, AssetSelection(loras={reference: 1.0}))
         assert str(caught.value) == str(AssetNotFound(reference))
 
 
 def test_the_base_is_public_under_all_its_names(bench: Any) -> None:
-    base = resolve(bench.records, T2, Wanted()).recipe
+    base = resolve(bench.records, T2, AssetSelection()).recipe
     for reference in ("commons:base", "octoai:base", "base"):
-        assert resolve(bench.records, T2, Wanted(checkpoint=reference)).recipe == base
+        assert resolve(bench.records, T2, AssetSelection(checkpoint=reference)).recipe == base
 
 
 def test_a_checkpoint_replaces_only_what_it_brings(bench: Any, samples: dict[str, Any]) -> None:
-    base = resolve(bench.records, T1, Wanted()).recipe
-    other = resolve(bench.records, T1, Wanted(checkpoint=samples["checkpoint"].id)).recipe
+    base = resolve(bench.records, T1, AssetSelection()).recipe
+    other = resolve(bench.records, T1, AssetSelection(checkpoint=samples["checkpoint"].id)).recipe
     assert other.unet != base.unet
-    with_vae = Wanted(checkpoint=samples["checkpoint"].id)
+    with_vae = AssetSelection(checkpoint=samples["checkpoint"].id)
     assert resolve(bench.records, T1, with_vae).recipe == other
 
 
 def test_what_makes_no_sense(bench: Any, samples: dict[str, Any], tmp_path: Any) -> None:
     lora, inversion = samples["lora_all"], samples["inversion"]
     for wanted, reason in (
-        (Wanted(loras={inversion.id: 1.0}), "not a lora"),
-        (Wanted(checkpoint=lora.id), "not a checkpoint"),
-        (Wanted(loras={lora.id: 1.0, lora.name: 0.5}), "named twice"),
-        (Wanted(loras={lora.id: float("nan")}), "must be"),
-        (Wanted(loras={lora.id: 11.0}), "must be"),
-        (Wanted(inversions={inversion.id: " "}), "trigger word"),
+        (AssetSelection(loras={inversion.id: 1.0}), "not a lora"),
+        (AssetSelection(checkpoint=lora.id), "not a checkpoint"),
+        (AssetSelection(loras={lora.id: 1.0, lora.name: 0.5}), "named twice"),
+        (AssetSelection(loras={lora.id: float("nan")}), "must be"),
+        (AssetSelection(loras={lora.id: 11.0}), "must be"),
+        (AssetSelection(inversions={inversion.id: " "}), "trigger word"),
         (
-            Wanted(inversions={inversion.id: "x", samples["inversion_long"].id: "x"}),
+            AssetSelection(inversions={inversion.id: "x", samples["inversion_long"].id: "x"}),
             "same trigger word",
         ),
     ):
@@ -78,7 +78,7 @@ def test_what_makes_no_sense(bench: Any, samples: dict[str, Any], tmp_path: Any)
     junk.write_bytes(b"junk")
     rejected = bench.ingest(junk, "lora")
     with pytest.raises(AssetNotReady, match="rejected"):
-        resolve(bench.records, T1, Wanted(loras={rejected.id: 1.0}))
+        resolve(bench.records, T1, AssetSelection(loras={rejected.id: 1.0}))
 
 
 def test_what_was_ingested_for_another_model_is_refused(
@@ -89,7 +89,7 @@ def test_what_was_ingested_for_another_model_is_refused(
     bench.records.update(lora.id, {"report": {**report, "fits": "another"}})
     try:
         with pytest.raises(AssetNotReady, match="another base model"):
-            resolve(bench.records, T1, Wanted(loras={lora.id: 1.0}))
+            resolve(bench.records, T1, AssetSelection(loras={lora.id: 1.0}))
     finally:
         bench.records.update(lora.id, {"report": report})
-    resolve(bench.records, T1, Wanted(loras={lora.id: 1.0}))
+    resolve(bench.records, T1, AssetSelection(loras={lora.id: 1.0}))

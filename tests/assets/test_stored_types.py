@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from assets.content import MODEL_COMPONENTS
 from assets.errors import IngestRejected
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from assets.formats.names import single_file_name
 from assets.formats.tensors import TORCH_DTYPES, TensorFile
 from assets.ingest.convert import ingest_file
@@ -28,8 +28,8 @@ def test_every_value_in_eight_bits_is_a_float16(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [*((d, "F16") for d in EIGHT_BITS), ("F64", "F32")])
-def test_a_lora(tmp_path: Path, skeleton: Skeleton, dtype: str, stored: str) -> None:
-    out, inputs = skeleton.components["unet"][f"{Q}.weight"]
+def test_a_lora(tmp_path: Path, schema: ParameterSchema, dtype: str, stored: str) -> None:
+    out, inputs = schema.components["unet"][f"{Q}.weight"]
     name = "lora_unet_" + Q.replace(".", "_")
     made = {
         f"{name}.lora_down.weight": torch.randn(4, inputs).to(TORCH_DTYPES[dtype]),
@@ -37,7 +37,7 @@ def test_a_lora(tmp_path: Path, skeleton: Skeleton, dtype: str, stored: str) -> 
         f"{name}.alpha": torch.tensor(2.0).to(TORCH_DTYPES[dtype]),
     }
     save_file(made, tmp_path / "x.safetensors")
-    done = ingest_file(tmp_path / "x.safetensors", "lora", skeleton, None, tmp_path)
+    done = ingest_file(tmp_path / "x.safetensors", "lora", schema, None, tmp_path)
     with TensorFile(done.files["lora"][1]) as file:
         down = file.read(f"unet/{Q}.weight.down")
         assert file.header.tensors[f"unet/{Q}.weight.down"].dtype == stored
@@ -46,8 +46,8 @@ def test_a_lora(tmp_path: Path, skeleton: Skeleton, dtype: str, stored: str) -> 
     assert dtype in done.report["dtypes"]
 
 
-def test_integers_are_no_weights(tmp_path: Path, skeleton: Skeleton) -> None:
-    out, inputs = skeleton.components["unet"][f"{Q}.weight"]
+def test_integers_are_no_weights(tmp_path: Path, schema: ParameterSchema) -> None:
+    out, inputs = schema.components["unet"][f"{Q}.weight"]
     name = "lora_unet_" + Q.replace(".", "_")
     made = {
         f"{name}.lora_down.weight": torch.ones(4, inputs, dtype=torch.int8),
@@ -55,10 +55,12 @@ def test_integers_are_no_weights(tmp_path: Path, skeleton: Skeleton) -> None:
     }
     save_file(made, tmp_path / "x.safetensors")
     with pytest.raises(IngestRejected, match="is I8; accepted: F64, F32, F16"):
-        ingest_file(tmp_path / "x.safetensors", "lora", skeleton, None, tmp_path)
+        ingest_file(tmp_path / "x.safetensors", "lora", schema, None, tmp_path)
 
 
-def checkpoint(skeleton: Skeleton, dtype: torch.dtype, scale: float) -> dict[str, torch.Tensor]:
+def checkpoint(
+    schema: ParameterSchema, dtype: torch.dtype, scale: float
+) -> dict[str, torch.Tensor]:
     """The miniature's UNet; its linear weights divided by ``scale``."""
     tensors = {}
     for name, value in weights("unet").items():
@@ -72,12 +74,14 @@ def checkpoint(skeleton: Skeleton, dtype: torch.dtype, scale: float) -> dict[str
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS)
-def test_scaled_weights_are_multiplied_out(tmp_path: Path, skeleton: Skeleton, dtype: str) -> None:
-    tensors = checkpoint(skeleton, TORCH_DTYPES[dtype], 0.25)
+def test_scaled_weights_are_multiplied_out(
+    tmp_path: Path, schema: ParameterSchema, dtype: str
+) -> None:
+    tensors = checkpoint(schema, TORCH_DTYPES[dtype], 0.25)
     tensors["scaled_fp8"] = torch.zeros(0).to(TORCH_DTYPES[dtype])
     path = tmp_path / "x.safetensors"
     save_file(tensors, path)
-    done = ingest_file(path, "checkpoint", skeleton, None, tmp_path)
+    done = ingest_file(path, "checkpoint", schema, None, tmp_path)
     assert done.report["unmatched"] == []
     assert done.report["markers"] == ["scaled_fp8"]
     name = f"{Q}.weight"
@@ -86,16 +90,16 @@ def test_scaled_weights_are_multiplied_out(tmp_path: Path, skeleton: Skeleton, d
         assert torch.equal(file.read(name), expected.half())
 
 
-def test_a_scale_of_another_form_is_refused(tmp_path: Path, skeleton: Skeleton) -> None:
-    tensors = checkpoint(skeleton, torch.float8_e4m3fn, 0.25)
+def test_a_scale_of_another_form_is_refused(tmp_path: Path, schema: ParameterSchema) -> None:
+    tensors = checkpoint(schema, torch.float8_e4m3fn, 0.25)
     place = single_file_name("unet", f"{Q}.weight").name.removesuffix("weight") + "scale_weight"
     tensors[place] = torch.ones(7)
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(IngestRejected, match="no single number"):
-        ingest_file(tmp_path / "x.safetensors", "checkpoint", skeleton, None, tmp_path)
+        ingest_file(tmp_path / "x.safetensors", "checkpoint", schema, None, tmp_path)
 
 
-def test_a_checkpoint_in_float64(tmp_path: Path, skeleton: Skeleton) -> None:
+def test_a_checkpoint_in_float64(tmp_path: Path, schema: ParameterSchema) -> None:
     """Its canonical form is that of float32."""
     keys = {}
     for dtype in (torch.float64, torch.float32):
@@ -104,7 +108,7 @@ def test_a_checkpoint_in_float64(tmp_path: Path, skeleton: Skeleton) -> None:
             for name, value in weights("unet").items()
         }
         save_file(tensors, tmp_path / "x.safetensors")
-        done = ingest_file(tmp_path / "x.safetensors", "checkpoint", skeleton, None, tmp_path)
+        done = ingest_file(tmp_path / "x.safetensors", "checkpoint", schema, None, tmp_path)
         keys[dtype] = done.files["unet"][0].key
         assert done.report["from_base"] == [c for c in MODEL_COMPONENTS if c != "unet"]
     assert keys[torch.float64] == keys[torch.float32]

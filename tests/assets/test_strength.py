@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from assets.errors import IngestRejected
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from assets.formats.lora_strength import read_strengths
 from assets.formats.tensors import TensorFile
 from assets.ingest.convert import Ingested, OwnersWord, ingest_file
@@ -25,7 +25,7 @@ RANK = 16
 
 def ingested(
     folder: Path,
-    skeleton: Skeleton,
+    schema: ParameterSchema,
     config: Mapping[str, Any] | None,
     *,
     inside: bool,
@@ -34,7 +34,7 @@ def ingested(
     """A LoRA of two projections, with its configuration in the file or beside it."""
     tensors = dict(more or {})
     for module in (Q, K):
-        out, inputs = skeleton.components["unet"][f"{module}.weight"]
+        out, inputs = schema.components["unet"][f"{module}.weight"]
         tensors[f"unet.{module}.lora_A.weight"] = torch.randn(RANK, inputs) * 0.1
         tensors[f"unet.{module}.lora_B.weight"] = torch.randn(out, RANK) * 0.1
     metadata = {}
@@ -44,9 +44,7 @@ def ingested(
     save_file(tensors, folder / "lora.safetensors", metadata)
     word = OwnersWord(adapter_config=None if inside else config)
     (folder / "scratch").mkdir(exist_ok=True)
-    return ingest_file(
-        folder / "lora.safetensors", "lora", skeleton, None, folder / "scratch", word
-    )
+    return ingest_file(folder / "lora.safetensors", "lora", schema, None, folder / "scratch", word)
 
 
 def scales(done: Ingested) -> list[float]:
@@ -69,9 +67,13 @@ def scales(done: Ingested) -> list[float]:
     ],
 )
 def test_what_is_understood_is_applied(
-    tmp_path: Path, skeleton: Skeleton, config: Mapping[str, Any], wanted: list[float], inside: bool
+    tmp_path: Path,
+    schema: ParameterSchema,
+    config: Mapping[str, Any],
+    wanted: list[float],
+    inside: bool,
 ) -> None:
-    done = ingested(tmp_path, skeleton, config, inside=inside)
+    done = ingested(tmp_path, schema, config, inside=inside)
     assert scales(done) == pytest.approx(wanted)
     assert done.report["alpha"] == "configuration"
     assert "warnings" not in done.report
@@ -99,25 +101,25 @@ def test_what_is_understood_is_applied(
     ],
 )
 def test_what_is_not_served_is_refused_by_name(
-    tmp_path: Path, skeleton: Skeleton, config: Mapping[str, Any], reason: str, inside: bool
+    tmp_path: Path, schema: ParameterSchema, config: Mapping[str, Any], reason: str, inside: bool
 ) -> None:
     with pytest.raises(IngestRejected, match=reason):
-        ingested(tmp_path, skeleton, config, inside=inside)
+        ingested(tmp_path, schema, config, inside=inside)
 
 
-def test_what_is_not_known_is_a_warning(tmp_path: Path, skeleton: Skeleton) -> None:
+def test_what_is_not_known_is_a_warning(tmp_path: Path, schema: ParameterSchema) -> None:
     config = {"lora_alpha": 8, "use_tomorrow": True, "use_yesterday": False, "layers": None}
-    done = ingested(tmp_path, skeleton, config, inside=False)
+    done = ingested(tmp_path, schema, config, inside=False)
     (warning,) = done.report["warnings"]
     assert "adapter_config.json has 'use_tomorrow'" in warning
 
 
-def test_an_alpha_beside_the_factors_comes_first(tmp_path: Path, skeleton: Skeleton) -> None:
+def test_an_alpha_beside_the_factors_comes_first(tmp_path: Path, schema: ParameterSchema) -> None:
     more = {f"unet.{Q}.alpha": torch.tensor(4.0)}
-    done = ingested(tmp_path, skeleton, {"lora_alpha": 8}, inside=True, more=more)
+    done = ingested(tmp_path, schema, {"lora_alpha": 8}, inside=True, more=more)
     assert scales(done) == pytest.approx([0.5, 0.25])
     assert done.report["alpha"] == "configuration, tensors"
-    done = ingested(tmp_path, skeleton, None, inside=True)
+    done = ingested(tmp_path, schema, None, inside=True)
     assert scales(done) == [1.0, 1.0]
     assert done.report["alpha"] == "rank"
 
@@ -130,11 +132,11 @@ def test_sections_are_of_their_components() -> None:
     assert strengths.scale("text_encoder_2", "x", 16) == 0.125  # the file's as a whole
 
 
-def test_two_adapters_in_one_file_are_refused(tmp_path: Path, skeleton: Skeleton) -> None:
-    out, inputs = skeleton.components["unet"][f"{Q}.weight"]
+def test_two_adapters_in_one_file_are_refused(tmp_path: Path, schema: ParameterSchema) -> None:
+    out, inputs = schema.components["unet"][f"{Q}.weight"]
     more = {
         f"unet.{Q}.lora_A.other.weight": torch.randn(RANK, inputs),
         f"unet.{Q}.lora_B.other.weight": torch.randn(out, RANK),
     }
     with pytest.raises(IngestRejected, match="two adapters of one module"):
-        ingested(tmp_path, skeleton, None, inside=True, more=more)
+        ingested(tmp_path, schema, None, inside=True, more=more)

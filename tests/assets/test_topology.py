@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from assets.errors import IngestRejected
-from assets.families.schema import Skeleton
-from assets.families.sdxl import SDXL_CONFIGS, skeleton_of
+from assets.families.schema import ParameterSchema
+from assets.families.sdxl import SDXL_CONFIGS, schema_of
 from assets.formats.identify import identify
 from assets.formats.lora import cover
 from assets.formats.names import single_file_name
@@ -30,11 +30,11 @@ def listing(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def full() -> Skeleton:
-    return skeleton_of(SDXL_CONFIGS)
+def full() -> ParameterSchema:
+    return schema_of(SDXL_CONFIGS)
 
 
-def test_counts_of_sdxl(full: Skeleton) -> None:
+def test_counts_of_sdxl(full: ParameterSchema) -> None:
     counts = {component: len(names) for component, names in full.components.items()}
     assert counts == {"unet": 1680, "text_encoder": 196, "text_encoder_2": 517, "vae": 248}
 
@@ -42,27 +42,27 @@ def test_counts_of_sdxl(full: Skeleton) -> None:
 @pytest.mark.parametrize("configs", [SDXL_CONFIGS, MINIATURE_CONFIGS], ids=["sdxl", "miniature"])
 def test_skeleton_is_what_the_libraries_build(configs: dict) -> None:
     """At full size too, on the meta device: no memory, every tensor."""
-    skeleton = skeleton_of(configs)
+    schema = schema_of(configs)
     for component, module in build_modules(configs).items():
         shapes = dict(module.named_parameters())
         built = {
             published: tuple(shapes[name].shape)
             for name, published in published_names(component, module).items()
         }
-        assert built == dict(skeleton.components[component])
+        assert built == dict(schema.components[component])
 
 
-def test_skeleton_is_that_of_a_real_checkpoint(full: Skeleton, real_data: Path) -> None:
+def test_skeleton_is_that_of_a_real_checkpoint(full: ParameterSchema, real_data: Path) -> None:
     tree = real_data / "sdxl_tree" / "Juggernaut_XL_v9"
     for component, stem in FILES.items():
         real = listing(tree / f"{stem}.fp16.safetensors.stripped.json")
         assert real == dict(full.components[component])
         config = json.loads((tree / component / "config.json").read_text())
-        of_its_config = skeleton_of({**SDXL_CONFIGS, component: config})
+        of_its_config = schema_of({**SDXL_CONFIGS, component: config})
         assert real == dict(of_its_config.components[component])
 
 
-def test_single_file_names_match_a_published_map(full: Skeleton, real_data: Path) -> None:
+def test_single_file_names_match_a_published_map(full: ParameterSchema, real_data: Path) -> None:
     document = json.loads((real_data / "keymaps" / "stable_diffusion_sdxl.json").read_text())
     theirs = {v: k for k, v in document["ldm_diffusers_keymap"].items()}
     fused = document["diffusers_ldm_operator_map"]
@@ -80,7 +80,7 @@ def test_single_file_names_match_a_published_map(full: Skeleton, real_data: Path
     assert compared == 2640
 
 
-def test_every_module_of_a_real_lora_fits_sdxl(full: Skeleton, real_data: Path) -> None:
+def test_every_module_of_a_real_lora_fits_sdxl(full: ParameterSchema, real_data: Path) -> None:
     real = listing(real_data / "lora_listings" / "Alien_Style.safetensors.stripped.json")
     identity = identify(real)
     assert (identity.kind, identity.family) == ("lora", "SDXL")

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from sqlalchemy import inspect
 
 from assets.content import Blob, Component, content_key, original_key, tenant_salt
-from assets.families.sdxl import skeleton_of
+from assets.families.sdxl import schema_of
 from assets.prediction import Prediction
 from assets.sql.base import connect
 from assets.storage.object_paths import (
@@ -62,7 +62,7 @@ def content_keys() -> dict[str, str]:
 
 def fingerprints() -> dict[str, str]:
     return {
-        "miniature": skeleton_of(MINIATURE_CONFIGS).digest,
+        "miniature": schema_of(MINIATURE_CONFIGS).digest,
         "miniature's weights": identity(),
     }
 

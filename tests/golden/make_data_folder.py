@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from assets.families.sdxl import skeleton_of
+from assets.families.sdxl import schema_of
 from assets.plan import Plan
 from benchmarks.samples import write_inversion, write_kohya_lora
 from serving.bootstrap.backends import open_backends
@@ -53,10 +53,10 @@ def usage(http: httpx.Client) -> dict[str, Any]:
 
 
 def _fill(server: Running, http: httpx.Client, folder: Path) -> dict[str, Any]:
-    skeleton = skeleton_of(MINIATURE_CONFIGS)
+    schema = schema_of(MINIATURE_CONFIGS)
     files = {
-        "lora": write_kohya_lora(folder / "lora.safetensors", skeleton, rank=1, only="mid_block"),
-        "textual_inversion": write_inversion(folder / "word.safetensors", skeleton),
+        "lora": write_kohya_lora(folder / "lora.safetensors", schema, rank=1, only="mid_block"),
+        "textual_inversion": write_inversion(folder / "word.safetensors", schema),
     }
     names = {"lora": "стиль", "textual_inversion": "word"}
     assets = {

@@ -27,7 +27,7 @@ from orchestrator.provision import Provisioner
 from serving.engine.attention import default_order
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import CATALOGUE, weights_file
 from serving.miniature.model import write_miniature
 
@@ -99,15 +99,15 @@ class Rig:
         ]
 
 
-def request(recipe: Recipe, **changes: Any) -> DrawRequest:
-    first = DrawRequest(
+def request(recipe: Recipe, **changes: Any) -> GenerationTask:
+    first = GenerationTask(
         "r", recipe, "a small red star, mascot", 128, 128, (7,), steps=6, cfg_scale=4.0,
         encoding="png", tenant_id="ada",
     )  # fmt: skip
     return replace(first, **changes)
 
 
-def image(engine: Engine, asked: DrawRequest) -> bytes:
+def image(engine: Engine, asked: GenerationTask) -> bytes:
     """The first image, and nothing left leased."""
     with engine.prepare(asked.recipe) as prepared:
         return engine.draw(prepared, asked).images[0]
@@ -133,14 +133,14 @@ def rig(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Rig:
         scratch = folder / f"scratch-{path.stem}"
         scratch.mkdir()
         found = {}
-        done = ingest_file(path, kind, manifest.skeleton, None, scratch)
+        done = ingest_file(path, kind, manifest.schema, None, scratch)
         for component, (blob, file) in done.files.items():
             put_file(store, blob_key(blob), file)
             found[component] = blob
         return found  # type: ignore[return-value]
 
     assets = {entry.name: ingest(weights_file(entry.name), entry.kind) for entry in CATALOGUE}
-    wild = write_wild_lora(folder / "wild.safetensors", manifest.skeleton)
+    wild = write_wild_lora(folder / "wild.safetensors", manifest.schema)
     assets["wild"] = ingest(wild, "lora")
     tiers = [FileTier(name, folder / name, 4 << 30) for name in ("disk", "host")]
     return Rig(device, manifest, Provisioner(StoreSource(store), *tiers), assets)

@@ -23,7 +23,7 @@ from serving.engine.engine import Engine
 from serving.engine.graphs import UnetKey
 from serving.engine.options import EngineOptions
 from serving.errors import Cancelled, NotFinite, OutOfMemory
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 from tests.gpu.plugin import Rig, image, request
 
 SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")
@@ -37,7 +37,7 @@ def call_inputs(rig: Rig, seed: int) -> tuple[UnetKey, torch.Tensor, torch.Tenso
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(rig.device, dtype)
 
-    key = UnetKey(schema=rig.manifest.skeleton.digest, width=128, height=128, batch=1, guided=True)
+    key = UnetKey(schema=rig.manifest.schema.digest, width=128, height=128, batch=1, guided=True)
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     added = {"text_embeds": noise(2, pooled), "time_ids": noise(2, 6).abs() * 100}
     return key, noise(2, 4, 16, 16), noise(2, 77, config["cross_attention_dim"]), added
@@ -78,7 +78,7 @@ def test_a_replay_is_the_call(rig: Rig, engine: Engine) -> None:
     dice = random.Random(1)
     for recipe in dice.sample(rig.recipes(), 6):
         with engine.prepare(recipe) as prepared:
-            engine.become(prepared)
+            engine.switch_to(prepared)
         for key, sample, context, added in inputs:
             replay = engine.unet.start(key, context, added)
             for moment in (torch.tensor(t, device=rig.device) for t in (900.0, 20.0)):
@@ -125,7 +125,7 @@ def test_the_loop_never_waits_for_the_device(
     or a copy from pageable memory."""
     asked = request(rig.base, sampler=sampler)
     with engine.prepare(rig.base) as prepared, torch.inference_mode():
-        engine.become(prepared)
+        engine.switch_to(prepared)
         positive, negative, _ = engine.prompts.encode(prepared, asked)
         engine._settle()
         syncs_are_errors(True)
@@ -254,7 +254,7 @@ def test_the_vae_in_its_working_type(rig: Rig, engine: Engine) -> None:
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     latents = latents.to(rig.device)
     with engine.prepare(rig.base) as prepared:
-        engine.become(prepared)
+        engine.switch_to(prepared)
     ((_, found),) = engine.decoder.decode(latents)
     exact_vae = copy.deepcopy(engine._vae).float()
     with exact_convolutions():
@@ -287,7 +287,7 @@ def test_images_do_not_depend_on_how_they_were_computed(rig: Rig, engine: Engine
             attention=rig.options.attention,
         )
     )  # fmt: skip
-    asked: DrawRequest
+    asked: GenerationTask
     for recipe in rig.recipes():
         asked = request(recipe, negative_prompt="blurred")
         assert image(engine, asked) == image(engine, asked) == image(bare, asked), recipe

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from assets.families.sdxl import SDXL_CONFIGS, skeleton_of
+from assets.families.sdxl import SDXL_CONFIGS, schema_of
 from serving.engine.engine import Engine
 from serving.engine.slabs import SlabLayout, layouts_of
 from serving.engine.values import Factors
@@ -31,7 +31,7 @@ def test_a_convolution_moves_no_weights(rig: Rig) -> None:
     """(a) One on a row of a slab launches no kernel that changes a layout, for its weight."""
     if not rig.is_cuda:
         pytest.skip("kernels are looked at on CUDA")
-    slab = layouts_of(skeleton_of(SDXL_CONFIGS), channels_last=True)["unet"]
+    slab = layouts_of(schema_of(SDXL_CONFIGS), channels_last=True)["unet"]
     shape = (320, 320, 3, 3)
     count = len(slab.rows[shape])
     weights = torch.randn(count, 320, 3, 3, 320, device=rig.device, dtype=torch.float16)
@@ -58,16 +58,16 @@ def test_every_history_gives_the_same_weights(rig: Rig, engine: Engine) -> None:
     for recipe in recipes:
         new = rig.engine(replace(rig.options, graphs="off"))
         with new.prepare(recipe) as prepared:
-            new.become(prepared)
+            new.switch_to(prepared)
         fresh[recipe] = new.digest()
     dice = random.Random(1)
     for _ in range(60):
         recipe = dice.choice(recipes)
         with engine.prepare(recipe) as prepared:
-            engine.become(prepared)
+            engine.switch_to(prepared)
         assert engine.digest() == fresh[recipe], recipe
     with engine.prepare(rig.base) as prepared:
-        engine.become(prepared)
+        engine.switch_to(prepared)
     assert engine.digest() == fresh[rig.base] == engine._base_digest
 
 

@@ -11,11 +11,11 @@ import textwrap
 import time
 from pathlib import Path
 
-from orchestrator.access_log import UseLog
+from orchestrator.access_log import AccessLog
 from orchestrator.ghosts import Law
 
 
-def state(log: UseLog) -> tuple[object, ...]:
+def state(log: AccessLog) -> tuple[object, ...]:
     """All that decides what leaves."""
     log.follow()
     ruler = log.ruler
@@ -26,8 +26,8 @@ def state(log: UseLog) -> tuple[object, ...]:
 def test_all_who_follow_agree_whenever_they_read(tmp_path: Path) -> None:
     rng = random.Random(1)
     path = tmp_path / "uses.log"
-    writers = [UseLog(path, 16) for _ in range(3)]
-    often, late = UseLog(path, 16), UseLog(path, 16)
+    writers = [AccessLog(path, 16) for _ in range(3)]
+    often, late = AccessLog(path, 16), AccessLog(path, 16)
     for index in range(3_000):
         key = int(rng.paretovariate(0.8)) % 40
         rng.choice(writers).note(f"k{key}", 1 + key % 3, f"t{key % 5}", float(index))
@@ -41,7 +41,7 @@ def test_all_who_follow_agree_whenever_they_read(tmp_path: Path) -> None:
 
 def test_a_torn_line_costs_one_use_and_an_unfinished_one_none(tmp_path: Path) -> None:
     path = tmp_path / "uses.log"
-    log = UseLog(path, 16)
+    log = AccessLog(path, 16)
     log.note("a", 1, "t", 1.0)
     with open(path, "ab") as file:
         file.write(b"b 1 2.\nc x 3.0 t\n\xff 1 1.0 -\nd 1 4.0")
@@ -56,7 +56,7 @@ def test_a_torn_line_costs_one_use_and_an_unfinished_one_none(tmp_path: Path) ->
 
 def test_a_long_log_loses_its_older_half_and_all_read_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "uses.log"
-    log, other = UseLog(path, 16, max_bytes=10_000), UseLog(path, 16, max_bytes=10_000)
+    log, other = AccessLog(path, 16, max_bytes=10_000), AccessLog(path, 16, max_bytes=10_000)
     for index in range(1_000):
         log.note(f"k{index % 40}", 1, "", float(index))
         if index % 100 == 0:
@@ -87,7 +87,7 @@ def test_writers_that_are_killed_tear_nothing(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program, str(path), str(number)], cwd=os.getcwd())
         for number in range(4)
     ]
-    reader, rng = UseLog(path, 16), random.Random(2)
+    reader, rng = AccessLog(path, 16), random.Random(2)
     deadline = time.monotonic() + 60
     try:
         while reader._offset < 200_000:
@@ -101,5 +101,5 @@ def test_writers_that_are_killed_tear_nothing(tmp_path: Path) -> None:
     lines = path.read_bytes().split(b"\n")
     assert lines.pop() == b""
     assert all(len(line.split(b" ")) == 4 for line in lines)
-    assert state(reader) == state(UseLog(path, 16))
+    assert state(reader) == state(AccessLog(path, 16))
     assert sum(reader.ruler.ruled.values()) == len(lines)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestrator.device_tier import DeviceLease, DeviceTier
-from orchestrator.errors import TierFull, TooLarge
+from orchestrator.errors import TierFull, TooLargeForTier
 
 
 def test_room_is_made_before_loading_and_oldest_goes_first() -> None:
@@ -33,7 +33,7 @@ def test_nothing_is_evicted_in_vain() -> None:
     with pytest.raises(TierFull):
         tier.admit("c", 8, lambda: "x")
     assert set(tier.resident()) == {"a", "b"}
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeForTier):
         tier.admit("c", 11, lambda: "x")
     held.release()
 

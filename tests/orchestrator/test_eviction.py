@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from orchestrator.device_tier import DeviceTier
-from orchestrator.eviction import FORGOTTEN_BUDGETS, FORGOTTEN_S, Entry, Visits, victims
+from orchestrator.eviction import FORGOTTEN_BUDGETS, FORGOTTEN_S, AccessHistory, TierEntry, victims
 
 NOW_S = 10 * FORGOTTEN_S
 #: In a session are entries since whose last use less has been used.
@@ -15,11 +15,11 @@ BUDGET_BYTES = 500
 
 def entry(
     key: str, since: float, visits: float = 1, owner: str = "", size: int = 1, ago_s: float = 1.0
-) -> Entry:
-    return Entry(key, size, owner, NOW_S - ago_s, since, visits)
+) -> TierEntry:
+    return TierEntry(key, size, owner, NOW_S - ago_s, since, visits)
 
 
-def leave(entries: list[Entry], needed: int = 1, share_bytes: float = 100.0) -> list[str]:
+def leave(entries: list[TierEntry], needed: int = 1, share_bytes: float = 100.0) -> list[str]:
     owned: dict[str, int] = {}
     for one in entries:
         if one.owner:
@@ -46,7 +46,7 @@ def test_no_more_leave_than_must() -> None:
 
 
 def test_visits_are_counted_and_uses_close_together_are_one() -> None:
-    visits = Visits(session_bytes=10)
+    visits = AccessHistory(session_bytes=10)
     for _ in range(5):
         visits.used("a", 2, "", 1.0)
     assert visits.worth("a") == 1
@@ -61,7 +61,7 @@ def test_visits_are_counted_and_uses_close_together_are_one() -> None:
 
 
 def test_an_owner_who_comes_often_makes_its_assets_worth_more() -> None:
-    visits = Visits(session_bytes=1)
+    visits = AccessHistory(session_bytes=1)
     for key, owner in (("a", "seldom"), ("b", "often"), *((f"c{i}", "often") for i in range(9))):
         visits.used(key, 5, owner, 1.0)
     assert visits.worth("b") > visits.worth("a")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from assets.content import Blob
-from orchestrator.errors import Corrupt, TierFull, TooLarge
+from orchestrator.errors import Corrupt, TierFull, TooLargeForTier
 from orchestrator.file_tier import FileLease, FileTier
 from orchestrator.provision import Provisioner
 
@@ -139,7 +139,7 @@ def test_too_large_is_an_error_before_the_fetch(tier: FileTier) -> None:
     def never(_file: BinaryIO) -> None:
         raise AssertionError("fetched")
 
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeForTier):
         tier.admit(blob_of("a", 101), never)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.replay.caches import belady_misses, lru_misses, tier_misses, visits_misses
 from benchmarks.replay.streams import HELD_OUT, TUNED_ON
 from orchestrator.device_tier import DeviceTier
-from orchestrator.eviction import Visits, victims
+from orchestrator.eviction import AccessHistory, victims
 from orchestrator.ghosts import SESSION, Ghost, Law, Ruler
 
 
@@ -27,7 +27,7 @@ def keys(seed: int, count: int = 600) -> Iterator[tuple[str, int]]:
 
 
 def test_a_ghost_with_an_endless_session_misses_as_lru_does() -> None:
-    visits = Visits(inf)
+    visits = AccessHistory(inf)
     ghost = Ghost(12, inf, visits.worth)
     kept: OrderedDict[str, int] = OrderedDict()
     for key, size in keys(1):
@@ -44,7 +44,7 @@ def test_a_ghost_with_an_endless_session_misses_as_lru_does() -> None:
 def test_a_ghost_holds_what_the_tiers_own_law_would(seed: int) -> None:
     """The lazy order of a ghost is that of ``victims``, which sorts."""
     budget, session = 12, 9.0
-    visits = Visits(session)
+    visits = AccessHistory(session)
     ghost = Ghost(budget, session, visits.worth)
     held: dict[str, int] = {}
     for key, size in keys(seed):

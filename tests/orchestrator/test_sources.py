@@ -22,7 +22,7 @@ from assets.storage.object_paths import blob_key
 from assets.storage.object_store import FsspecStore, put_bytes
 from assets.storage.signing import Signer
 from orchestrator.breaker import Breaker
-from orchestrator.download import Pace, StoreSource
+from orchestrator.download import StoreSource, TransferLimits
 from orchestrator.errors import SourceDown, TierError
 from orchestrator.file_tier import FileTier
 from orchestrator.peers import owners
@@ -30,7 +30,9 @@ from orchestrator.provision import Provisioner
 
 DATA = hashlib.shake_256(b"blob").digest(100_000)
 BLOB = Blob("pblob", hashlib.sha256(DATA).hexdigest(), len(DATA))
-QUICK = Pace(range_bytes=10_000, at_once=4, attempts=3, least_bytes_s=1e6, grace_s=1, pause_s=0)
+QUICK = TransferLimits(
+    range_bytes=10_000, at_once=4, attempts=3, least_bytes_s=1e6, grace_s=1, pause_s=0
+)
 
 
 class MisbehavingStore(FsspecStore):
@@ -203,7 +205,7 @@ class Cluster:
             name: node.join(name, "127.0.0.1", signer) for name, node in self.nodes.items()
         }
         for node in self.nodes.values():
-            node.meet(self.urls)
+            node.apply_directives(self.urls)
         self.order = owners(BLOB.key, self.urls)
 
     def close(self) -> None:

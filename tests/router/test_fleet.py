@@ -65,7 +65,9 @@ class Histories(RuleBasedStateMachine):
         self.checkpoint_capacity = slots
         self.fleet = Fleet()
         for name in NAMES[:count]:
-            self.fleet.add(name, NODES[int(name[1:]) % 3], checkpoint_capacity=slots, max_in_flight=2)
+            self.fleet.add(
+                name, NODES[int(name[1:]) % 3], checkpoint_capacity=slots, max_in_flight=2
+            )
 
     @rule(request=requests, name=st.sampled_from(NAMES), busy_s=st.floats(0, 40))
     def sent(self, request: QueuedRequest, name: str, busy_s: float) -> None:
@@ -104,7 +106,9 @@ class Histories(RuleBasedStateMachine):
             self.fleet.remove(name)
         else:
             node = NODES[int(name[1:]) % 3]
-            self.fleet.add(name, node, checkpoint_capacity=self.checkpoint_capacity, max_in_flight=2)
+            self.fleet.add(
+                name, node, checkpoint_capacity=self.checkpoint_capacity, max_in_flight=2
+            )
 
     @rule(seconds=st.floats(0, 30))
     def time_passes(self, seconds: float) -> None:

@@ -295,12 +295,12 @@ def test_upload_rejection_says_why(platform: Running, tmp_path: Path) -> None:
 
 
 def test_a_picture_that_is_not_finite_names_the_asset(
-    platform: Running, http: httpx.Client, skeleton: Any, tmp_path: Path
+    platform: Running, http: httpx.Client, schema: Any, tmp_path: Path
 ) -> None:
     """By the name under which the request knew it; the next request draws as before."""
     before = picture(http.post("/generate/sdxl", json=PROMPT).json())
     client = platform.client()
-    path = write_wild_lora(tmp_path / "wild.safetensors", skeleton)
+    path = write_wild_lora(tmp_path / "wild.safetensors", schema)
     asset = client.await_ready(client.upload(path, "lora", "wild")["id"])
     answer = http.post("/generate/sdxl", json={**PROMPT, "loras": {"wild": 10.0}})
     assert answer.status_code == 422

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from assets.library.records import Query
-from assets.library.resolve import BASE_NAME, Wanted
+from assets.library.resolve import BASE_NAME, AssetSelection
 from assets.principal import Principal
 from benchmarks.miniature.evaluate import EFFECTS, held_out, wanting
 from benchmarks.miniature.judge import Judge
 from benchmarks.miniature.world import Scene, caption, random_scene
-from serving.generation.contract import DrawRequest
-from serving.miniature.catalogue import CATALOGUE, Entry, weights_file
+from serving.generation.contract import GenerationTask
+from serving.miniature.catalogue import CATALOGUE, CatalogueEntry, weights_file
 from serving.miniature.model import TOKEN_DIGESTS, token_rows
 from serving.miniature.publish import publish_library, withdraw_library
 
@@ -29,12 +29,12 @@ WHO = Principal("t1", "t1")
 BY_NAME = {entry.name: entry for entry in CATALOGUE}
 SHIPPED_BYTES = 45_000_000
 
-Draw = Callable[[list[str], Wanted], torch.Tensor]
+Draw = Callable[[list[str], AssetSelection], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def commons(bench: Any) -> Any:
-    publish_library(bench.workshop)
+    publish_library(bench.ingest_service)
     return bench
 
 
@@ -43,12 +43,12 @@ def draw(commons: Any) -> Draw:
     """Pictures (n, 3, 128, 128) uint8 of a recipe by name; prompt i with seed i."""
     engine = commons.engine("commons")
 
-    def draw(prompts: list[str], wanted: Wanted) -> torch.Tensor:
+    def draw(prompts: list[str], wanted: AssetSelection) -> torch.Tensor:
         recipe = commons.library.resolve(WHO, wanted).recipe
         prepared = engine.prepare(recipe)
         pictures = []
         for seed, prompt in enumerate(prompts):
-            request = DrawRequest(
+            request = GenerationTask(
                 "r", recipe, prompt, 128, 128, (seed,), steps=16, cfg_scale=3.0,
                 sampler="K_EULER", encoding="png",
             )  # fmt: skip
@@ -61,7 +61,7 @@ def draw(commons: Any) -> Draw:
     return draw
 
 
-def scenes_for(entry: Entry, count: int) -> list[Scene]:
+def scenes_for(entry: CatalogueEntry, count: int) -> list[Scene]:
     rng = np.random.default_rng(7)
     scenes: list[Scene] = []
     while len(scenes) < count:
@@ -84,7 +84,7 @@ def test_the_library_is_there_and_stays_what_it_is(commons: Any) -> None:
         assert asset.preview is not None
         assert commons.store.size(asset.preview) > 1000
     said: list[str] = []
-    publish_library(commons.workshop, said.append)
+    publish_library(commons.ingest_service, said.append)
     assert said == []
     again = commons.library.list(WHO, Query(visibility="public", owner="commons")).assets
     assert {asset.id for asset in again} == {asset.id for asset in public}
@@ -92,7 +92,7 @@ def test_the_library_is_there_and_stays_what_it_is(commons: Any) -> None:
 
 def test_every_spelling_of_a_public_name_means_the_same(commons: Any) -> None:
     recipes = [
-        commons.library.resolve(WHO, Wanted(loras={name: 0.5})).recipe
+        commons.library.resolve(WHO, AssetSelection(loras={name: 0.5})).recipe
         for name in ("commons:outline", "octoai:outline", "outline")
     ]
     assert recipes[0] == recipes[1] == recipes[2]
@@ -102,12 +102,12 @@ def test_a_checkpoint_that_differs_in_its_unet_shares_the_rest(
     commons: Any, sample_files: dict[str, Path]
 ) -> None:
     """So a change to it and back moves the UNet alone."""
-    commons.workshop.publish("other", "checkpoint", sample_files["checkpoint"], "", (), None)
+    commons.ingest_service.publish("other", "checkpoint", sample_files["checkpoint"], "", (), None)
     base, other = (
         commons.library.resolve(WHO, wanted).recipe
-        for wanted in (Wanted(), Wanted(checkpoint="other"))
+        for wanted in (AssetSelection(), AssetSelection(checkpoint="other"))
     )
-    commons.workshop.withdraw("other")
+    commons.ingest_service.withdraw("other")
     assert other == replace(base, unet=other.unet)
     assert other.unet != base.unet
 
@@ -116,7 +116,7 @@ def test_what_has_changed_is_published_anew_and_what_fits_no_longer_is_withdrawn
     commons: Any, tmp_path: Path
 ) -> None:
     def publish(source: str) -> bool:
-        done = commons.workshop.publish(
+        done = commons.ingest_service.publish(
             "changing", "lora", weights_file(source), "words", ("w",), b"picture"
         )
         return bool(done)
@@ -128,7 +128,7 @@ def test_what_has_changed_is_published_anew_and_what_fits_no_longer_is_withdrawn
     second = commons.library.get(WHO, "commons:changing")
     assert second.id == first.id
     assert second.parts != first.parts
-    commons.workshop.withdraw("changing")
+    commons.ingest_service.withdraw("changing")
     assert commons.records.find_foreign("commons", "changing") is None
 
 
@@ -144,7 +144,7 @@ def test_the_token_embeddings_and_the_size_of_all_weights() -> None:
 def test_the_base_draws_what_it_is_told(draw: Draw) -> None:
     """Things that it was never trained on together; the full measurement is the benchmark's."""
     scenes = held_out(12, seed=5)
-    seen = Judge().see(draw([caption(scene) for scene in scenes], Wanted()))
+    seen = Judge().see(draw([caption(scene) for scene in scenes], AssetSelection()))
     pairs = list(zip(seen, scenes, strict=True))
     assert sum(s.background == scene.background for s, scene in pairs) >= 11
     assert sum(s.colour == scene.colour for s, scene in pairs) >= 10
@@ -155,18 +155,18 @@ def test_the_base_draws_what_it_is_told(draw: Draw) -> None:
 def test_an_asset_does_what_it_is_for_and_leaves_no_trace(draw: Draw, name: str) -> None:
     entry, effect, judge = BY_NAME[name], EFFECTS[name], Judge()
     prompts = [effect.prompt(scene) for scene in scenes_for(entry, 3)]
-    without = draw(prompts, Wanted())
+    without = draw(prompts, AssetSelection())
     weights = (0.0, 0.5, 1.0) if entry.kind == "lora" else (0.0, 1.0)
     grown = [without] + [draw(prompts, wanting(entry, weight)) for weight in weights[1:]]
     measured = [float(effect.measure(pictures, judge).mean()) for pictures in grown]
     assert measured == sorted(measured)
     assert measured[-1] > measured[0] + 0.1
-    assert torch.equal(draw(prompts, Wanted()), without)
+    assert torch.equal(draw(prompts, AssetSelection()), without)
 
 
 def test_withdrawing_hides_the_library_and_publishing_brings_it_back(commons: Any) -> None:
-    withdraw_library(commons.workshop)
+    withdraw_library(commons.ingest_service)
     page = commons.library.list(WHO, Query(visibility="public", owner="commons"))
     assert [asset.name for asset in page.assets] == [BASE_NAME]
-    publish_library(commons.workshop)
+    publish_library(commons.ingest_service)
     assert commons.library.get(WHO, "commons:outline").status == "ready"

@@ -22,7 +22,14 @@ from serving.errors import (
     ReplicaDied,
     ReplicaLost,
 )
-from serving.generation.contract import Drawing, DrawRequest, Guidance, ReplicaReport, Swap, Timings
+from serving.generation.contract import (
+    ClusterDirectives,
+    GenerationResult,
+    GenerationTask,
+    ReplicaReport,
+    Swap,
+    Timings,
+)
 from serving.generation.submission import Submission
 from serving.pool.dispatcher import Dispatcher
 
@@ -42,11 +49,11 @@ class FakeReplica:
         self.started: list[str] = []
         self.cancelled: list[str] = []
         self.keys: set[str] = set()
-        self.guidance = Guidance()
+        self.directives = ClusterDirectives()
         self.warmed: list[Blob] = []
 
-    async def describe(self, guidance: Guidance) -> ReplicaReport:
-        self.guidance = guidance
+    async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
+        self.directives = directives
         await self.up.wait()
         return self.report()
 
@@ -62,7 +69,7 @@ class FakeReplica:
         self.warmed += blobs
         return "store"
 
-    async def draw(self, request: DrawRequest) -> tuple[Drawing, ReplicaReport]:
+    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         self.started.append(request.id)
         try:
             await self.go.wait()
@@ -72,7 +79,7 @@ class FakeReplica:
         if self.fail_with is not None:
             raise self.fail_with
         self.keys |= {blob.key for blob in request.recipe.blobs()}
-        drawing = Drawing((b"x",), self.id, (), Swap(0, 0, 0, 0), Timings(denoise_ms=1.0))
+        drawing = GenerationResult((b"x",), self.id, (), Swap(0, 0, 0, 0), Timings(denoise_ms=1.0))
         return drawing, self.report()
 
 
@@ -81,7 +88,7 @@ def submission(
 ) -> Submission:
     loras = (LoraUse(Blob(lora, "", 10**9), 1.0),) if lora else ()
     recipe = Recipe(BLOB, BLOB, BLOB, BLOB, loras)
-    request = DrawRequest(name, recipe, "p", 8, 8, (1,), steps=1)
+    request = GenerationTask(name, recipe, "p", 8, 8, (1,), steps=1)
     return Submission(request, tenant, 1.0, timeout_s, frozenset({lora} if lora else ()))
 
 
@@ -437,11 +444,11 @@ async def test_what_waits_is_brought_near_and_popular_things_are_held() -> None:
         await until(lambda: len(replica.started) == 2)
         await until(lambda: [blob.key for blob in replica.warmed] == ["other"])
         assert (
-            room.holdings.guidance().pins is None
+            room.holdings.directives().pins is None
         )  # nobody has said yet, and what is held stays so
         room.holdings.hold({"pinned"})
-        guidance = room.holdings.guidance()
-        assert guidance.pins == {"lora": "popular", "pinned": "operator"}
+        directives = room.holdings.directives()
+        assert directives.pins == {"lora": "popular", "pinned": "operator"}
         replica.go.set()
         await asyncio.gather(*tasks)
         assert room.holdings.residency(["lora", "nowhere"])["lora"].replicas == ("a",)

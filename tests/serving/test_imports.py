@@ -142,11 +142,11 @@ def test_a_repository_is_imported_and_its_digest_checked(
 
 
 def test_an_adapters_configuration_comes_with_it(
-    http: httpx.Client, origin: Any, skeleton: Any, tmp_path: Path
+    http: httpx.Client, origin: Any, schema: Any, tmp_path: Path
 ) -> None:
     """PEFT keeps its strength beside the file, and not in it."""
     module = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    out, inputs = skeleton.components["unet"][f"{module}.weight"]
+    out, inputs = schema.components["unet"][f"{module}.weight"]
     tensors = {
         f"base_model.model.{module}.lora_A.weight": torch.randn(16, inputs),
         f"base_model.model.{module}.lora_B.weight": torch.randn(out, 16),

@@ -150,9 +150,9 @@ def test_an_asset_expires(http: httpx.Client, sample_files: dict[str, Path]) -> 
 
 
 def test_a_deletion_reaches_every_tier(
-    http: httpx.Client, platform: Running, skeleton: Any, tmp_path: Path
+    http: httpx.Client, platform: Running, schema: Any, tmp_path: Path
 ) -> None:
-    file = write_kohya_lora(tmp_path / "own.safetensors", skeleton, seed=77, only="attn2")
+    file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=77, only="attn2")
     asset = put(http, file, "gone")
     twin = put(http, file, "twin")  # the same bytes, the same key
     (key,) = keys_of(platform, asset["id"])
@@ -241,9 +241,9 @@ def test_pages_by_what_comes_after(http: httpx.Client) -> None:
 
 
 def test_where_an_asset_lies_and_what_is_pinned(
-    platform: Running, http: httpx.Client, skeleton: Any, tmp_path: Path
+    platform: Running, http: httpx.Client, schema: Any, tmp_path: Path
 ) -> None:
-    file = write_kohya_lora(tmp_path / "own.safetensors", skeleton, seed=91, only="attn2")
+    file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=91, only="attn2")
     asset = put(http, file, "near")
     place = f"/v1/assets/{asset['id']}/residency"
     (part,) = http.get(place).json()["parts"]

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator.provision import Found
+from orchestrator.provision import AssetFetch
 from router.autoscaling import Pool
 from serving.api.metrics import REQUESTS, SECONDS
-from serving.generation.contract import Drawing, Swap, Timings
-from serving.pool.metrics import Tally, together
+from serving.generation.contract import GenerationResult, Swap, Timings
+from serving.pool.metrics import PoolMetrics, together
 from tests.platforms import Running, running
 from tests.serving.test_dispatcher import FakeReplica, dispatcher, submission
 
@@ -41,11 +41,11 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def tally(pool: str) -> Tally:
-    made = Tally(pool)
+def tally(pool: str) -> PoolMetrics:
+    made = PoolMetrics(pool)
     timings = Timings(queue_ms=20.0, swap_ms=2.0, denoise_ms=500.0)
-    found = (Found("key", "disk", 100, 0.1),)
-    drawing = Drawing((b"x", b"y"), "a-0", found, Swap(0, 0, 0, 0), timings)
+    found = (AssetFetch("key", "disk", 100, 0.1),)
+    drawing = GenerationResult((b"x", b"y"), "a-0", found, Swap(0, 0, 0, 0), timings)
     made.drawn("gold", submission("r").request, drawing)
     made.ended("gold", "drawn")
     made.retried()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from assets.errors import InvalidAsset
 from assets.library.validation import MAX_NAME_BYTES, MAX_NAME_CHARS, check_name, normal_name
-from serving.cli.folder import Found
+from serving.cli.folder import FolderFile
 from serving.cli.naming import Place, Places, named, plain_name
 from serving.cli.output import ApiFailure
 
@@ -43,8 +43,10 @@ class Library:
                           "sha256": digest})  # fmt: skip
 
 
-def file(path: str, kind: str = "lora") -> Found:
-    return Found(path=Path(path), kind=kind, stem=Path(path).stem, folder=Path(path).parent.name)
+def file(path: str, kind: str = "lora") -> FolderFile:
+    return FolderFile(
+        path=Path(path), kind=kind, stem=Path(path).stem, folder=Path(path).parent.name
+    )
 
 
 def push(library: Library, *files: tuple[str, str], new_versions: bool = False) -> list[Place]:
@@ -155,7 +157,7 @@ def test_a_name_that_can_be_written(stem: str, name: str) -> None:
 @settings(max_examples=300, deadline=None)
 def test_whatever_a_file_is_called_its_names_are_names(stem: str, folder: str) -> None:
     library = Library()
-    one = Found(path=Path("x"), kind="lora", stem=stem, folder=folder)
+    one = FolderFile(path=Path("x"), kind="lora", stem=stem, folder=folder)
     for digest in ("0" * 64, "1" * 64, "2" * 64, "3" * 64):
         place = Places(library, new_versions=False).find(one, digest)
         check_name(place.name)

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from benchmarks.samples import write_inversion
 from tests.platforms import Running, running
 
@@ -60,11 +60,11 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def test_a_second_tenant_learns_nothing(
-    platform: Running, skeleton: Skeleton, tmp_path: Path
+    platform: Running, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     def files(kind: str, seed: int) -> list[Path]:
         return [
-            write_inversion(tmp_path / kind / f"{i}.safetensors", skeleton, seed=seed + i)
+            write_inversion(tmp_path / kind / f"{i}.safetensors", schema, seed=seed + i)
             for i in range(FILES)
         ]
 

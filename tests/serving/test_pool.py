@@ -11,7 +11,7 @@ import pytest
 
 from router.autoscaling import Pool
 from serving.errors import ReplicaLost
-from serving.pool.autoscaler import PoolKeeper
+from serving.pool.autoscaler import Autoscaler
 from serving.pool.dispatcher import Dispatcher
 from tests.serving.test_dispatcher import FakeReplica, submission, until
 
@@ -53,12 +53,12 @@ class Clock:
 @asynccontextmanager
 async def kept(
     pool: Pool, starter: FakeStarter | None = None
-) -> AsyncIterator[tuple[Dispatcher, FakeStarter, PoolKeeper, Clock]]:
+) -> AsyncIterator[tuple[Dispatcher, FakeStarter, Autoscaler, Clock]]:
     clock = Clock()
     starter = starter or FakeStarter()
     dispatcher = Dispatcher([], clock=clock)
     dispatcher.start()
-    keeper = PoolKeeper(pool, dispatcher, starter, clock, now=clock)
+    keeper = Autoscaler(pool, dispatcher, starter, clock, now=clock)
     try:
         yield dispatcher, starter, keeper, clock
     finally:
@@ -73,7 +73,7 @@ async def up(dispatcher: Dispatcher, starter: FakeStarter, name: str) -> None:
     await until(lambda: any(m.id == name and m.is_up for m in dispatcher.members()))
 
 
-def events_of(keeper: PoolKeeper) -> list[tuple[str, str]]:
+def events_of(keeper: Autoscaler) -> list[tuple[str, str]]:
     return [(event["what"], event["replica"]) for event in keeper.status()["events"]]
 
 

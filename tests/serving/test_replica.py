@@ -15,17 +15,17 @@ from assets.recipe import Recipe
 from orchestrator.errors import TierFull
 from serving.errors import Cancelled
 from serving.generation.contract import (
-    Drawing,
-    DrawRequest,
+    ClusterDirectives,
+    DeviceResidency,
     EncodedImage,
-    Guidance,
-    Holding,
+    GenerationResult,
+    GenerationTask,
     Rendered,
     SubmitEncoding,
     Swap,
     Timings,
 )
-from serving.worker import Replica
+from serving.worker import Worker
 
 BLOB = Blob("base", "", 1)
 RECIPE = Recipe(BLOB, BLOB, BLOB, BLOB)
@@ -62,7 +62,7 @@ class FakeEngine:
     def warm(self, blobs: Sequence[Blob]) -> str:
         raise AssertionError("not in these tests")
 
-    def meet(self, guidance: Guidance) -> None:
+    def apply_directives(self, directives: ClusterDirectives) -> None:
         raise AssertionError("not in these tests")
 
     def prepare(self, recipe: Recipe, tenant_id: str = "") -> Any:
@@ -77,14 +77,14 @@ class FakeEngine:
         self.warmed_in = threading.current_thread()
 
     def render(
-        self, prepared: Any, request: DrawRequest, is_cancelled: Any, submit: SubmitEncoding
+        self, prepared: Any, request: GenerationTask, is_cancelled: Any, submit: SubmitEncoding
     ) -> Rendered:
         self.rendered_in = threading.current_thread()
         while not self.may_draw.wait(0.01):
             if is_cancelled():
                 raise Cancelled
         self.drawn.append(request.id)
-        drawing = Drawing((), self.name, (), Swap(0, 0, 0, 0), Timings())
+        drawing = GenerationResult((), self.name, (), Swap(0, 0, 0, 0), Timings())
         return Rendered(drawing, (submit(self._encode),))
 
     def _encode(self) -> EncodedImage:
@@ -98,17 +98,17 @@ class FakeEngine:
     def resident(self) -> dict[str, frozenset[str]]:
         return {}
 
-    def holding(self) -> Holding:
-        return Holding(frozenset(), frozenset(), 1)
+    def holding(self) -> DeviceResidency:
+        return DeviceResidency(frozenset(), frozenset(), 1)
 
 
-def request(name: str) -> DrawRequest:
-    return DrawRequest(name, RECIPE, "p", 8, 8, (1,))
+def request(name: str) -> GenerationTask:
+    return GenerationTask(name, RECIPE, "p", 8, 8, (1,))
 
 
 @asynccontextmanager
-async def replica_with(engine: FakeEngine) -> AsyncIterator[Replica]:
-    replica = Replica(engine)
+async def replica_with(engine: FakeEngine) -> AsyncIterator[Worker]:
+    replica = Worker(engine)
     try:
         yield replica
     finally:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from assets.principal import Principal
-from serving.api.throttle import ANSWERS_PER_S, BURST, MAX_DELAY_S, Pace, Throttle
+from serving.api.throttle import ANSWERS_PER_S, BURST, MAX_DELAY_S, ReplyPace, Throttle
 
 
 def test_a_burst_is_free_and_the_rest_is_paced() -> None:
     now = 100.0
-    pace = Pace(lambda: now)
+    pace = ReplyPace(lambda: now)
     assert [pace.delay_s("a") for _ in range(BURST)] == pytest.approx([0.0] * BURST, abs=1e-6)
     assert pace.delay_s("a") == pytest.approx(1 / ANSWERS_PER_S)
     assert pace.delay_s("a") == pytest.approx(2 / ANSWERS_PER_S)
@@ -25,7 +25,7 @@ def test_a_burst_is_free_and_the_rest_is_paced() -> None:
 
 def test_no_delay_grows_beyond_its_bound_and_none_is_owed_for_longer() -> None:
     now = 100.0
-    pace = Pace(lambda: now)
+    pace = ReplyPace(lambda: now)
     delays = [pace.delay_s("a") for _ in range(BURST + 10 * int(MAX_DELAY_S * ANSWERS_PER_S))]
     assert max(delays) == MAX_DELAY_S
     now += MAX_DELAY_S
@@ -48,7 +48,7 @@ def test_no_delay_grows_beyond_its_bound_and_none_is_owed_for_longer() -> None:
 def test_who_waits(path: str, status: int, principal: Principal | None, client: str | None) -> None:
     asked: list[tuple[str, float]] = []
 
-    class Asked(Pace):
+    class Asked(ReplyPace):
         def delay_s(self, client: str, cost: float = 1.0) -> float:
             asked.append((client, cost))
             return 0.0

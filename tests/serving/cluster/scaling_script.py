@@ -19,17 +19,17 @@ require_tokens()
 
 import ray  # noqa: E402
 
-from assets.library.resolve import Wanted  # noqa: E402
+from assets.library.resolve import AssetSelection  # noqa: E402
 from assets.principal import Principal  # noqa: E402
 from serving.bootstrap.backends import open_backends  # noqa: E402
-from serving.cluster.dispatcher_actor import ClusterDrawer  # noqa: E402
+from serving.cluster.dispatcher_actor import ClusterBackend  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
-from serving.generation.contract import Drawing, DrawRequest  # noqa: E402
-from serving.generation.service import Order, Platform  # noqa: E402
+from serving.generation.contract import GenerationResult, GenerationTask  # noqa: E402
+from serving.generation.service import GenerationRequest, Platform  # noqa: E402
 from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import PoolSettings, Settings  # noqa: E402
 
-Submit = Callable[..., "asyncio.Task[Drawing]"]
+Submit = Callable[..., "asyncio.Task[GenerationResult]"]
 
 
 class Case:
@@ -37,16 +37,16 @@ class Case:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.drawer = ClusterDrawer(settings)
+        self.drawer = ClusterBackend(settings)
         library = open_backends(settings).library
-        self._recipe = library.resolve(Principal("t", "t"), Wanted()).recipe
+        self._recipe = library.resolve(Principal("t", "t"), AssetSelection()).recipe
         self._count = 0
         self.submitted_s: list[float] = []
 
-    def submit(self, steps: int, pool: str = "") -> asyncio.Task[Drawing]:
+    def submit(self, steps: int, pool: str = "") -> asyncio.Task[GenerationResult]:
         name = str(self._count)
         self._count += 1
-        request = DrawRequest(name, self._recipe, "a star", 128, 128, (3,), steps=steps)
+        request = GenerationTask(name, self._recipe, "a star", 128, 128, (3,), steps=steps)
         submission = Submission(request, "t", 1.0, 300.0, pool=pool)
         self.submitted_s.append(time.time())
         return asyncio.create_task(self.drawer.submit(submission))
@@ -117,7 +117,7 @@ async def two_kinds(case: Case) -> dict[str, Any]:
 
     async def draw(tenant: str) -> dict[str, Any]:
         started = time.monotonic()
-        order = Order("a star", (3,), steps=2)
+        order = GenerationRequest("a star", (3,), steps=2)
         generated = await platform.generate(keyring.authenticate(keys[tenant]), order)
         await platform.settle(generated)
         return {

@@ -279,11 +279,11 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
 
 
 def test_a_deletion_reaches_the_tiers_of_the_cluster(
-    platform: Running, skeleton: Any, tmp_path: Path
+    platform: Running, schema: Any, tmp_path: Path
 ) -> None:
     """Through the gateways, the dispatcher's actor and Serve's replicas; and so does a warming."""
     client = platform.client()
-    file = write_kohya_lora(tmp_path / "own.safetensors", skeleton, seed=78, only="attn2")
+    file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=78, only="attn2")
     asset = client.await_ready(client.upload(file, "lora", "own")["id"])
     found = client.call("POST", f"/v1/assets/{asset['id']}/warm")["found_on"]
     assert set(found) == {replica["id"] for replica in up(platform)}

@@ -22,13 +22,13 @@ require_tokens()
 import httpx  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from assets.library.resolve import Wanted  # noqa: E402
+from assets.library.resolve import AssetSelection  # noqa: E402
 from assets.principal import Principal  # noqa: E402
 from benchmarks.servers import free_port  # noqa: E402
 from serving.bootstrap.backends import open_backends  # noqa: E402
-from serving.cluster.dispatcher_actor import ClusterDrawer  # noqa: E402
+from serving.cluster.dispatcher_actor import ClusterBackend  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
-from serving.generation.contract import DrawRequest  # noqa: E402
+from serving.generation.contract import GenerationTask  # noqa: E402
 from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import Settings  # noqa: E402
 
@@ -36,12 +36,12 @@ from serving.settings import Settings  # noqa: E402
 async def draw(pool: Settings) -> dict[str, Any]:
     """Six times with one LoRA, on whichever node."""
     library = open_backends(pool).library
-    recipe = library.resolve(Principal("t", "t"), Wanted(loras={"night": 1.0})).recipe
+    recipe = library.resolve(Principal("t", "t"), AssetSelection(loras={"night": 1.0})).recipe
     (lora,) = recipe.extras()
-    drawer = ClusterDrawer(pool)
+    drawer = ClusterBackend(pool)
 
     def submission(name: str) -> Submission:
-        request = DrawRequest(name, recipe, "a star", 128, 128, (3,), steps=2)
+        request = GenerationTask(name, recipe, "a star", 128, 128, (3,), steps=2)
         return Submission(request, "t", 1.0, 120.0)
 
     tiers = await drawer.warm([lora])

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 from tests.drawing import picture_of
 from tests.namings import NAMINGS
 
@@ -54,7 +54,7 @@ def load(pipeline: Any, path: Path, **options: Any) -> None:
 def draws_something_else(engine: Any, **changes: Any) -> None:
     pictures = []
     for recipe in (engine.base, replace(engine.base, **changes)):
-        request = DrawRequest(
+        request = GenerationTask(
             "r", recipe, f"a red {WORD}", 64, 64, (7,), steps=2, encoding="png"
         )  # fmt: skip
         pictures.append(picture_of(engine, request))
@@ -128,7 +128,7 @@ def test_dora_scales_of_kohya(engine: Any, bench: Any, pipeline: Any, make: Any)
     digests = []
     for one in (use, without):
         prepared = engine.prepare(replace(engine.base, loras=(one,)))
-        engine.become(prepared)
+        engine.switch_to(prepared)
         digests.append(engine.digest())
         prepared.release()
     assert digests[0] != digests[1]
@@ -180,6 +180,6 @@ def test_a_trigger_word_that_is_a_word(
     for name in ("inversion", "inversion_long"):
         use = InversionUse(samples[name].parts["textual_inversion"], WORD)
         recipe: Recipe = replace(engine.base, inversions=(use,))
-        request = DrawRequest("r", recipe, f"a {WORD}", 64, 64, (7,), steps=1, encoding="png")
+        request = GenerationTask("r", recipe, f"a {WORD}", 64, 64, (7,), steps=1, encoding="png")
         pictures.add(picture_of(engine, request))
     assert len(pictures) == 2

@@ -11,7 +11,7 @@ import torch
 
 from assets.base_model.manifest import ModelManifest
 from assets.content import MODEL_COMPONENTS, Blob
-from assets.families.sdxl import SDXL_CONFIGS, skeleton_of
+from assets.families.sdxl import SDXL_CONFIGS, schema_of
 from serving.bootstrap.engine import budgets
 from serving.settings import Settings
 
@@ -21,7 +21,7 @@ GIB = 1 << 30
 @pytest.fixture(scope="module")
 def sdxl() -> ModelManifest:
     parts = {c: Blob(c, "-", int(6.46 * GIB / 4)) for c in MODEL_COMPONENTS}
-    return ModelManifest("base", "-", SDXL_CONFIGS, parts, skeleton_of(SDXL_CONFIGS))
+    return ModelManifest("base", "-", SDXL_CONFIGS, parts, schema_of(SDXL_CONFIGS))
 
 
 def settings(tmp_path: Path, **changes: Any) -> Settings:

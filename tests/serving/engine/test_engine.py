@@ -16,17 +16,17 @@ from PIL import Image
 from assets.prediction import Prediction, key_suffix
 from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.storage.object_paths import blob_key
-from serving.engine.plan import Plan, Target, plan
+from serving.engine.weight_update import TargetWeights, WeightUpdate, plan_update
 from serving.errors import Cancelled
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 from tests.drawing import picture_of
 
 #: Not one token of the vocabulary, so that diffusers takes it as a new one.
 WORD = "qzebra"
 
 
-def request(recipe: Recipe, **changes: Any) -> DrawRequest:
-    first = DrawRequest(
+def request(recipe: Recipe, **changes: Any) -> GenerationTask:
+    first = GenerationTask(
         "r", recipe, "a small red star", 128, 128, (7,), steps=4, cfg_scale=5.0, encoding="png"
     )
     return replace(first, **changes)
@@ -86,14 +86,14 @@ def test_200_random_recipes_leave_no_trace(
     for name, recipe in recipes.items():
         new = bench.engine()
         with_new = new.prepare(recipe)
-        new.become(with_new)
+        new.switch_to(with_new)
         fresh[name] = new.digest()
         with_new.release()
     dice = random.Random(5)
     for _ in range(200):
         name = dice.choice(list(recipes))
         prepared = engine.prepare(recipes[name])
-        engine.become(prepared)
+        engine.switch_to(prepared)
         prepared.release()
         assert engine.digest() == fresh[name], name
     assert draw(engine, recipes["base"]) == before
@@ -115,14 +115,14 @@ def test_a_swap_that_fails_half_way_is_repaired(engine: Any, recipes: dict[str, 
     groups[last] = (replace(factors, pieces=refused),)
     prepared.leases[key].value = replace(real, groups=groups)
     with pytest.raises(RuntimeError):
-        engine.become(prepared)
+        engine.switch_to(prepared)
     prepared.leases[key].value = real
     prepared.leases = broken
     prepared.release()
     assert draw(engine, recipes["base"]) == before
 
 
-def rows_of(steps: Plan) -> dict[Any, Any]:
+def rows_of(steps: WeightUpdate) -> dict[Any, Any]:
     """Who moves which of the rows to be written."""
     return {
         (component, shape, row): movers
@@ -136,18 +136,18 @@ def test_plan_is_the_least_writing() -> None:
     te = ("text_encoder", (2, 2), 0)
     keys = {"unet": "u", "text_encoder": "t"}
     m1 = (("l", 1.0, 0),)
-    now = Target(keys, {a: m1, b: m1, te: m1})  # type: ignore[arg-type,dict-item]
-    steps = plan(now, Target(keys, {a: m1, b: m1}))  # type: ignore[arg-type,dict-item]
+    now = TargetWeights(keys, {a: m1, b: m1, te: m1})  # type: ignore[arg-type,dict-item]
+    steps = plan_update(now, TargetWeights(keys, {a: m1, b: m1}))  # type: ignore[arg-type,dict-item]
     assert (steps.copy, set(steps.restore), rows_of(steps), steps.kept) == (
         frozenset(),
         {te},
         {},
         2,
     )
-    steps = plan(now, Target({**keys, "unet": "v"}, {a: m1}))  # type: ignore[arg-type,dict-item]
+    steps = plan_update(now, TargetWeights({**keys, "unet": "v"}, {a: m1}))  # type: ignore[arg-type,dict-item]
     assert (set(steps.copy), set(steps.restore), rows_of(steps)) == ({"unet"}, {te}, {a: m1})
-    assert plan(None, now).copy == {"unet", "text_encoder"}
-    same = plan(now, now)
+    assert plan_update(None, now).copy == {"unet", "text_encoder"}
+    same = plan_update(now, now)
     assert (same.copy, same.restore, dict(same.touch), same.kept) == (
         frozenset(),
         frozenset(),
@@ -160,15 +160,15 @@ def test_a_group_of_rows_is_written_whole() -> None:
     """Whatever was written before: the rows of one product depend on the wanted recipe alone."""
     rows = [("unet", (2, 2), index) for index in range(4)]
     keys, movers, other = {"unet": "u"}, (("l", 1.0, 0),), (("k", 1.0, 0),)
-    wanted = Target(keys, dict.fromkeys(rows, movers))  # type: ignore[arg-type]
+    wanted = TargetWeights(keys, dict.fromkeys(rows, movers))  # type: ignore[arg-type]
     for known in range(4):  # so many rows are right already
         held = {row: movers if index < known else other for index, row in enumerate(rows)}
-        steps = plan(Target(keys, held), wanted)  # type: ignore[arg-type]
+        steps = plan_update(TargetWeights(keys, held), wanted)  # type: ignore[arg-type]
         assert rows_of(steps) == dict.fromkeys(rows, movers)
         assert steps.kept == 0
     # And if the rows were written in a larger group, whose product was another one.
     larger = {**wanted.moved, ("unet", (2, 2), 4): movers}
-    steps = plan(Target(keys, larger), wanted)  # type: ignore[arg-type]
+    steps = plan_update(TargetWeights(keys, larger), wanted)  # type: ignore[arg-type]
     assert rows_of(steps) == dict.fromkeys(rows, movers)
 
 
@@ -189,13 +189,13 @@ def test_bits_do_not_depend_on_history(
     for recipe in histories:
         fresh = bench.engine()
         with fresh.prepare(recipe) as prepared:
-            fresh.become(prepared)
+            fresh.switch_to(prepared)
         expected[recipe] = fresh.digest()
     engine = bench.engine()
     dice = random.Random(4)
     for recipe in [*histories, *dice.choices(histories, k=30)]:
         with engine.prepare(recipe) as prepared:
-            engine.become(prepared)
+            engine.switch_to(prepared)
         assert engine.digest() == expected[recipe]
 
 
@@ -338,7 +338,7 @@ def test_velocity_is_read_as_stock_diffusers_reads_it(
     finally:
         pipeline.scheduler = before
     prepared = engine.prepare(recipe)
-    engine.become(prepared)
+    engine.switch_to(prepared)
     asked = request(recipe, sampler=sampler)
     positive, negative, _ = engine.prompts.encode(prepared, asked)
     with torch.inference_mode():
@@ -427,7 +427,7 @@ def test_inversion_is_stock_diffusers(
         # the pooled vector would be taken from the inversion. Ours is taken from the end.
         theirs_context = pipe.encode_prompt("a qzebra star", do_classifier_free_guidance=False)[0]
     prepared = engine.prepare(recipes["inversion"])
-    engine.become(prepared)
+    engine.switch_to(prepared)
     from serving.engine.values import Inversion
 
     use = recipes["inversion"].inversions[0]

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from assets.recipe import InversionUse, LoraUse, Recipe
 from benchmarks.samples import write_wild_lora
 from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ReplicaLost
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import weights_file
 from serving.worker import Replica
 from tests.drawing import picture_of
 
 
-def request(recipe: Recipe, **changes: Any) -> DrawRequest:
-    first = DrawRequest("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
+def request(recipe: Recipe, **changes: Any) -> GenerationTask:
+    first = GenerationTask("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
     return replace(first, **changes)
 
 
@@ -117,10 +117,10 @@ def test_out_of_memory_while_an_asset_arrives(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_lora = draw(engine, recipes["lora"])
-    load, memory = engine.shelf._load, torch.OutOfMemoryError("no memory left")
+    load, memory = engine.device_cache._load, torch.OutOfMemoryError("no memory left")
     for times, expected in ((1, None), (2, OutOfMemory)):
         engine.tier.evict_idle()
-        monkeypatch.setattr(engine.shelf, "_load", failing(times, memory, load))
+        monkeypatch.setattr(engine.device_cache, "_load", failing(times, memory, load))
         if expected is None:
             assert draw(engine, recipes["lora"]) == with_lora
         else:
@@ -137,7 +137,7 @@ def test_a_picture_that_is_not_finite_names_the_lora(
     """Among innocent ones, and only at a weight that does it."""
     before = draw(engine, recipes["base"])
     asset = bench.ingest(
-        write_wild_lora(tmp_path / "wild.safetensors", bench.manifest.skeleton), "lora"
+        write_wild_lora(tmp_path / "wild.safetensors", bench.manifest.schema), "lora"
     )
     wild = LoraUse(asset.parts["lora"], 10.0)
     inversion = InversionUse(samples["inversion"].parts["textual_inversion"], "qzebra")
@@ -204,7 +204,7 @@ def test_an_engine_that_cannot_go_back_says_so(
     slab.view(-1)[0] += 1  # what must never happen to a pristine weight
     engine._working._current = None  # so that everything is written anew
     error = RuntimeError("torn")
-    monkeypatch.setattr(engine._working, "become", failing(1, error, engine._working.become))
+    monkeypatch.setattr(engine._working, "become", failing(1, error, engine._working.switch_to))
     prepared = engine.prepare(engine.base)
     with pytest.raises(EngineBroke, match="RuntimeError"):
         engine.draw(prepared, request(engine.base))

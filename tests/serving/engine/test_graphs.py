@@ -13,15 +13,15 @@ import torch
 from assets.recipe import LoraUse, Recipe
 from serving.engine.graphs import CaptureFailed, StandInCapture, UnetKey
 from serving.engine.options import EngineOptions
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 from tests.drawing import picture_of
 
 PLAIN = EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0)
 SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")
 
 
-def request(recipe: Recipe, **changes: Any) -> DrawRequest:
-    first = DrawRequest(
+def request(recipe: Recipe, **changes: Any) -> GenerationTask:
+    first = GenerationTask(
         "r", recipe, "a red star", 64, 64, (7,), steps=3, cfg_scale=5.0, encoding="png",
         tenant_id="ada",
     )  # fmt: skip

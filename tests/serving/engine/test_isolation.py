@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from assets.recipe import InversionUse, LoraUse, Recipe
 from orchestrator.errors import TierError
 from serving.errors import Cancelled, EngineBroke
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 
 WORD = "qzebra"
 TENANTS = ("ada", "bob", "eve")
@@ -48,9 +48,9 @@ def recipes(bench: Any, samples: dict[str, Any]) -> list[Recipe]:
     ]
 
 
-def request(recipe: Recipe, tenant: str) -> DrawRequest:
+def request(recipe: Recipe, tenant: str) -> GenerationTask:
     seed = TENANTS.index(tenant)
-    return DrawRequest(
+    return GenerationTask(
         tenant, recipe, f"a {WORD} star", 64, 64, (seed,), steps=2, encoding="png"
     )  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
             working._write = breaking
             prepared = engine.prepare(recipes[index])
             try:
-                engine.become(prepared)
+                engine.switch_to(prepared)
             except Broken:
                 assert engine.digest() == base_digest
             finally:
@@ -140,19 +140,19 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
 
         @rule(index=which)
         def fail_to_arrive(self, index: int) -> None:
-            load = engine.shelf._load
+            load = engine.device_cache._load
 
             def breaking(*_: Any) -> Any:
                 raise TierError("gone")
 
             engine.tier.evict_idle()
-            engine.shelf._load = breaking
+            engine.device_cache._load = breaking
             try:
                 engine.prepare(recipes[index]).release()
             except TierError:
                 pass
             finally:
-                engine.shelf._load = load
+                engine.device_cache._load = load
 
         @rule()
         def evict(self) -> None:
@@ -175,7 +175,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
         ),
     )
     prepared = engine.prepare(engine.base)
-    engine.become(prepared)
+    engine.switch_to(prepared)
     prepared.release()
     assert engine.digest() == base_digest
 
@@ -187,8 +187,8 @@ def test_a_thousand_swaps_leave_the_base_as_it_was(bench: Any, recipes: list[Rec
     dice = random.Random(11)
     prepared = [engine.prepare(recipe) for recipe in recipes]
     for _ in range(1000):
-        engine.become(dice.choice(prepared))
-    engine.become(prepared[0])
+        engine.switch_to(dice.choice(prepared))
+    engine.switch_to(prepared[0])
     assert engine.digest() == digest
     for shape, slab in engine._working._slabs["unet"].items():
         assert torch.equal(slab, pristine[shape])

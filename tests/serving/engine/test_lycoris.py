@@ -186,7 +186,7 @@ def test_the_change_is_lycoris_own(
             if weight
         )
         prepared = engine.prepare(replace(engine.base, loras=uses))
-        engine.become(prepared)
+        engine.switch_to(prepared)
         moved = 0
         for parameter, before in pristine.items():
             wanted = before
@@ -202,7 +202,7 @@ def test_the_change_is_lycoris_own(
         assert moved == report["matched"]
         prepared.release()
     prepared = engine.prepare(engine.base)
-    engine.become(prepared)
+    engine.switch_to(prepared)
     for parameter, before in pristine.items():
         assert torch.equal(engine._working.parameter(component, parameter), before)
     prepared.release()
@@ -236,7 +236,7 @@ def test_every_naming_means_the_same(
 def test_the_kinds_are_told_apart(network: type, bench: Any, tmp_path: Path) -> None:
     """The report names the kind; two spellings of LyCORIS's names mean the same module."""
     module = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
-    shapes = bench.manifest.skeleton.components["unet"]
+    shapes = bench.manifest.schema.components["unet"]
     out, inputs = shapes["down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
     for prefix in ("lora_unet_", "lycoris_"):
         tensors = {

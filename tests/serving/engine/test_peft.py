@@ -61,7 +61,7 @@ def test_the_change_is_pefts_own(
     assert len(modules) == asset.report["matched"] == asset.report["modules"]
     engine = bench.engine()
     prepared = engine.prepare(replace(engine.base, loras=(LoraUse(asset.parts["lora"], 1.0),)))
-    engine.become(prepared)
+    engine.switch_to(prepared)
     error = 0.0
     for module_name, module in modules.items():
         before = module.get_base_layer().weight.clone()
@@ -130,12 +130,12 @@ def test_an_inversion_that_comes_along_with_a_lora(
     other = InversionUse(samples["inversion_long"].parts["textual_inversion"], "qzebra")
 
     def context(**changes: Any) -> torch.Tensor:
-        from serving.generation.contract import DrawRequest
+        from serving.generation.contract import GenerationTask
 
         recipe = replace(engine.base, **changes)
         prepared = engine.prepare(recipe)
-        engine.become(prepared)
-        request = DrawRequest("r", recipe, "a qzebra star", 128, 128, (7,))
+        engine.switch_to(prepared)
+        request = GenerationTask("r", recipe, "a qzebra star", 128, 128, (7,))
         positive, _, found = engine.prompts.encode(prepared, request)
         prepared.release()
         assert found == []

@@ -12,7 +12,7 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.engine.options import EngineOptions
 from serving.engine.prompt_cache import PromptCache, PromptKey
 from serving.engine.text import Embeddings, Encoded
-from serving.generation.contract import DrawRequest
+from serving.generation.contract import GenerationTask
 from tests.drawing import picture_of
 
 
@@ -30,8 +30,8 @@ def engine(bench: Any) -> Any:
     return engine
 
 
-def request(recipe: Recipe, **changes: Any) -> DrawRequest:
-    first = DrawRequest(
+def request(recipe: Recipe, **changes: Any) -> GenerationTask:
+    first = GenerationTask(
         "r", recipe, "a qzebra star", 64, 64, (7,), steps=1, encoding="png", tenant_id="ada",
         negative_prompt="blurred",
     )  # fmt: skip

@@ -10,10 +10,10 @@ import torch
 
 from assets.recipe import LoraUse, Recipe
 from orchestrator.device_tier import DeviceTier
-from serving.engine.shelf import Shelf
+from serving.engine.device_cache import DeviceCache
 from serving.engine.slabs import layouts_of
-from serving.engine.working import WorkingSet, target_of
-from serving.generation.contract import DrawRequest
+from serving.engine.working import WorkingSet, target_weights
+from serving.generation.contract import GenerationTask
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_pristine_weights_apart_draw_the_same(bench: Any, recipes: list[Recipe])
     """As on a small card: copied over from host memory, then changed in place."""
     near, apart = bench.engine("near"), bench.engine("apart", pristine_budget_bytes=1 << 30)
     for recipe in recipes:
-        request = DrawRequest("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
+        request = GenerationTask("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
         pictures = []
         for engine in (near, apart):
             prepared = engine.prepare(recipe)
@@ -60,7 +60,7 @@ def test_pristine_weights_apart_draw_the_same(bench: Any, recipes: list[Recipe])
     assert not unets & apart.resident()["gpu"]
     assert unets <= apart.resident()["host"]
     apart.tier.check_integrity()
-    apart.shelf.pristine_tier.check_integrity()
+    apart.device_cache.pristine_tier.check_integrity()
 
 
 def test_a_large_change_is_written_piece_by_piece(
@@ -76,7 +76,7 @@ def test_a_large_change_is_written_piece_by_piece(
         digests.append([])
         for recipe in recipes:
             prepared = engine.prepare(recipe)
-            engine.become(prepared)
+            engine.switch_to(prepared)
             prepared.release()
             digests[-1].append(engine.digest())
     assert digests[0] == digests[1]
@@ -88,27 +88,29 @@ def test_kernels_in_channels_last_order_hold_the_same_weights(
 ) -> None:
     """Within a rounding: a kernel's change is added to it instead of multiplied into it."""
     engine = bench.engine()
-    layouts = layouts_of(bench.manifest.skeleton, channels_last=True)
+    layouts = layouts_of(bench.manifest.schema, channels_last=True)
     cpu = torch.device("cpu")
     tier: DeviceTier[Any] = DeviceTier(4 << 30)
-    skeleton = bench.manifest.skeleton
-    shelf = Shelf(engine.shelf._provisioner, skeleton, layouts, cpu, engine._dtypes, tier)
+    schema = bench.manifest.schema
+    device_cache = DeviceCache(
+        engine.device_cache._provisioner, schema, layouts, cpu, engine._dtypes, tier
+    )
     working = WorkingSet(layouts, cpu, engine._dtypes)
     kernel = working.parameter("unet", "conv_in.weight")
     assert kernel.is_contiguous(memory_format=torch.channels_last)
     for recipe in recipes:
         prepared = engine.prepare(recipe)
-        engine.become(prepared)
+        engine.switch_to(prepared)
         prepared.release()
-        prepared = shelf.prepare(recipe)
+        prepared = device_cache.prepare(recipe)
         uses = [(use, prepared.lora(use.blob)) for use in recipe.loras]
         blobs: dict[Any, Any] = dict(recipe.components())
-        working.become(
-            target_of({c: blob.key for c, blob in blobs.items()}, uses),
+        working.switch_to(
+            target_weights({c: blob.key for c, blob in blobs.items()}, uses),
             {c: prepared.pristine(blob) for c, blob in blobs.items()},
             {use.blob.key: lora for use, lora in uses},
         )
-        for component, names in bench.manifest.skeleton.components.items():
+        for component, names in bench.manifest.schema.components.items():
             for name in names:
                 torch.testing.assert_close(
                     working.parameter(component, name),

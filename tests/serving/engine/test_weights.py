@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from assets.errors import InvalidAsset
-from assets.library.resolve import Wanted
+from assets.library.resolve import AssetSelection
 from assets.principal import Principal
 from assets.recipe import LoraUse
 from serving.api.wire_generate import GenerateRequest
@@ -23,7 +23,7 @@ def test_the_text_encoders_may_have_a_weight_of_their_own(
     def moved(*uses: LoraUse) -> dict[str, int]:
         """Rows moved, by component."""
         prepared = engine.prepare(replace(engine.base, loras=uses))
-        engine.become(prepared)
+        engine.switch_to(prepared)
         prepared.release()
         counts: dict[str, int] = {}
         for component, _, _ in engine._working._current.moved:
@@ -55,4 +55,6 @@ def test_weights_on_the_wire(bench: Any, samples: dict[str, Any]) -> None:
     assert used(0.5) == LoraUse(blob, 0.5)
     assert used({"unet": 0.8, "text_encoders": 0.3}) == LoraUse(blob, 0.8, 0.3)
     with pytest.raises(InvalidAsset, match="between"):
-        bench.library.resolve(who, Wanted(loras={name: 1.0}, lora_text_weights={name: 99.0}))
+        bench.library.resolve(
+            who, AssetSelection(loras={name: 1.0}, lora_text_weights={name: 99.0})
+        )

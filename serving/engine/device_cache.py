@@ -11,12 +11,12 @@ from typing import Any, cast
 import torch
 
 from assets.content import MODEL_COMPONENTS, Blob, Component
-from assets.families.schema import Skeleton
+from assets.families.schema import ParameterSchema
 from assets.formats.tensors import TensorFile
 from assets.recipe import Recipe
 from orchestrator.device_tier import DeviceLease, DeviceTier
 from orchestrator.errors import TierError
-from orchestrator.provision import Found, Provisioner, TierName
+from orchestrator.provision import AssetFetch, Provisioner, TierName
 from serving.engine.slabs import SlabLayout, Slabs, load_slabs
 from serving.engine.values import (
     DeviceValue,
@@ -28,7 +28,7 @@ from serving.engine.values import (
     load_lora,
 )
 from serving.errors import OutOfMemory
-from serving.generation.contract import Guidance, Holding
+from serving.generation.contract import ClusterDirectives, DeviceResidency
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Prepared:
 
     recipe: Recipe
     leases: dict[str, DeviceLease[DeviceValue]] = field(default_factory=dict)
-    found: list[Found] = field(default_factory=list)
+    found: list[AssetFetch] = field(default_factory=list)
     fetch_s: float = 0.0
 
     def __enter__(self) -> Prepared:
@@ -61,7 +61,7 @@ class Prepared:
         return cast(Inversion, self.leases[blob.key].value)
 
 
-class Shelf:
+class DeviceCache:
     """The GPU tier and the way into it. Any thread may prepare.
 
     Where the card is small, pristine weights lie in pinned host memory (``pristine_tier``)
@@ -71,7 +71,7 @@ class Shelf:
     def __init__(
         self,
         provisioner: Provisioner | None,
-        skeleton: Skeleton,
+        schema: ParameterSchema,
         layouts: Mapping[Component, SlabLayout],
         device: torch.device,
         dtypes: Mapping[Component, torch.dtype],
@@ -79,7 +79,7 @@ class Shelf:
         pristine_tier: DeviceTier[DeviceValue] | None = None,
     ) -> None:
         self._brings = provisioner
-        self._skeleton = skeleton
+        self._skeleton = schema
         self._layouts = layouts
         self._device = device
         self._dtypes = dtypes
@@ -142,7 +142,7 @@ class Shelf:
         if lease is not None:
             prepared.leases[blob.key] = lease
             where: TierName = "gpu" if tier is self.tier else "host"
-            prepared.found.append(Found(blob.key, where, 0, 0.0))
+            prepared.found.append(AssetFetch(blob.key, where, 0, 0.0))
             return
         file_lease, brought = self._provisioner.bring(blob, tenant_id)
         with file_lease, TensorFile(file_lease.path) as file:
@@ -156,7 +156,7 @@ class Shelf:
             spent = brought.fetch_s + time.perf_counter() - started
         prepared.leases[blob.key] = lease
         moved = brought.bytes_moved + (blob.size_bytes if loaded else 0)
-        prepared.found.append(Found(blob.key, brought.tier, moved, spent))
+        prepared.found.append(AssetFetch(blob.key, brought.tier, moved, spent))
 
     def _admit(
         self,
@@ -241,15 +241,15 @@ class Shelf:
                 lowest = max(lowest, order.index(found.tier))
         return order[lowest]
 
-    def meet(self, guidance: Guidance) -> None:
+    def apply_directives(self, directives: ClusterDirectives) -> None:
         """What the dispatcher knows of the cluster: the nodes, and what is to be held."""
-        self._provisioner.meet(guidance.nodes)
-        if guidance.pins is None:
+        self._provisioner.set_peers(directives.nodes)
+        if directives.pins is None:
             return
         for tier in self._provisioner.tiers:
-            tier.pin_just(guidance.pins)
+            tier.pin_just(directives.pins)
         for device_tier in {self.tier, self.pristine_tier}:
-            device_tier.pin_just(guidance.pins.keys())
+            device_tier.pin_just(directives.pins.keys())
 
     def forget(self, keys: Collection[str]) -> None:
         """Drop what nobody may ask for any more from every tier, as soon as it is not leased."""
@@ -260,7 +260,7 @@ class Shelf:
                 self._brings.forget(key)
         self._spare.clear()  # outside the tier's books: for what arrives at once, and no longer
 
-    def holding(self) -> Holding:
+    def holding(self) -> DeviceResidency:
         pristine = frozenset(self.pristine_tier.resident())
         ready = pristine | frozenset(self.tier.resident())
         laws = {"gpu": self.tier.ruler.law.value}
@@ -268,7 +268,7 @@ class Shelf:
             host, disk = self._brings.tiers
             laws |= {"host": host.law.value, "disk": disk.law.value}
         models = pristine.intersection(self._unets)
-        return Holding(ready, models, self._model_slots, laws)
+        return DeviceResidency(ready, models, self._model_slots, laws)
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Content keys by tier."""

@@ -9,22 +9,22 @@ from assets.content import Component
 from assets.families.schema import Shape
 
 #: A LoRA that moves a row: content key, weight, factor group.
-Mover = tuple[str, float, int]
+Contribution = tuple[str, float, int]
 #: All of a row's, in canonical order.
-Movers = tuple[Mover, ...]
+Contributions = tuple[Contribution, ...]
 #: A row of a slab: component, shape, row.
-Row = tuple[Component, Shape, int]
+SlabRow = tuple[Component, Shape, int]
 #: Rows of one slab with the same movers.
-Group = tuple[Component, Shape, Movers]
+Group = tuple[Component, Shape, Contributions]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetWeights:
     """A recipe as the weights see it: the key of each component's pristine weights, and
     who moves which row. Two equal targets are the same weights, bit for bit."""
 
     pristine: Mapping[Component, str]
-    moved: Mapping[Row, Movers] = field(default_factory=dict)
+    moved: Mapping[SlabRow, Contributions] = field(default_factory=dict)
     #: The rows that one product writes, by (component, shape, movers).
     groups: Mapping[Group, tuple[int, ...]] = field(init=False, compare=False, repr=False)
 
@@ -37,13 +37,13 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WeightUpdate:
     """``copy``: components copied whole from pristine. ``restore``: rows copied from pristine.
     ``touch``: rows computed from pristine, by group. ``kept``: the number of moved rows left as
     they are."""
 
     copy: frozenset[Component]
-    restore: frozenset[Row]
+    restore: frozenset[SlabRow]
     touch: Mapping[Group, tuple[int, ...]]
     kept: int
 
@@ -53,7 +53,7 @@ class Plan:
         return sum(map(len, self.touch.values()))
 
 
-def plan(current: Target | None, wanted: Target) -> Plan:
+def plan_update(current: TargetWeights | None, wanted: TargetWeights) -> WeightUpdate:
     """What to write to turn ``current`` into ``wanted``. Pure.
 
     Rows of one slab with the same movers form a group, which one batched product writes. A
@@ -65,7 +65,7 @@ def plan(current: Target | None, wanted: Target) -> Plan:
     swap): then everything is written.
     """
     if current is None:
-        return Plan(frozenset(wanted.pristine), frozenset(), wanted.groups, 0)
+        return WeightUpdate(frozenset(wanted.pristine), frozenset(), wanted.groups, 0)
     copy = frozenset(
         component
         for component, key in wanted.pristine.items()
@@ -80,4 +80,4 @@ def plan(current: Target | None, wanted: Target) -> Plan:
         if group[0] in copy or current.groups.get(group) != rows
     }
     kept = len(wanted.moved) - sum(map(len, touch.values()))
-    return Plan(copy, restore, touch, kept)
+    return WeightUpdate(copy, restore, touch, kept)
