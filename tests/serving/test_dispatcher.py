@@ -421,7 +421,7 @@ async def test_what_hangs_and_is_given_up_is_not_drawn_elsewhere(
     try:
         waiting = asyncio.create_task(room.submit(submission("r")))
         await until(lambda: stuck.started)
-        room._hangs(room._slots["a"])
+        room._hangs(room._states["a"])
         waiting.cancel()
         await asyncio.wait([waiting])
         other.up.set()

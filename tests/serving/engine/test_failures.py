@@ -204,7 +204,7 @@ def test_an_engine_that_cannot_go_back_says_so(
     slab.view(-1)[0] += 1  # what must never happen to a pristine weight
     engine._working._current = None  # so that everything is written anew
     error = RuntimeError("torn")
-    monkeypatch.setattr(engine._working, "become", failing(1, error, engine._working.switch_to))
+    monkeypatch.setattr(engine._working, "switch_to", failing(1, error, engine._working.switch_to))
     prepared = engine.prepare(engine.base)
     with pytest.raises(EngineBroke, match="RuntimeError"):
         engine.draw(prepared, request(engine.base))
