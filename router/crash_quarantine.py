@@ -32,7 +32,7 @@ class CrashQuarantine:
         self._crashes: LRUCache[_Case, tuple[int, float]] = LRUCache(_REMEMBERED)
         self._until_s: dict[_Case, float] = {}
 
-    def drew(self, keys: Iterable[str]) -> None:
+    def succeeded(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._proven[key] = True
 

@@ -139,7 +139,7 @@ class Fleet:
         node.resident = resident
 
     def sent(
-        self, replica_id: str, request: QueuedRequest, free_at_s: float, drawing_s: float
+        self, replica_id: str, request: QueuedRequest, free_at_s: float, generation_s: float
     ) -> None:
         """The replica has one request more, and will therefore hold what that wants."""
         replica = self.replicas[replica_id]
@@ -148,7 +148,7 @@ class Fleet:
         replica.free_at_s = free_at_s
         if request.group not in replica.models:
             replica.batch_s = 0.0
-        replica.batch_s += drawing_s
+        replica.batch_s += generation_s
         self._expect(replica, request)
         self._enter(replica)
 

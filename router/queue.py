@@ -82,21 +82,21 @@ class Queue:
         self.work += request.work
         self._work[tenant] = self._work.get(tenant, 0.0) + request.work
         self._of.setdefault(tenant, {})[request.id] = None
-        if request.pictures_at_once is None:
+        if request.max_concurrent_images is None:
             self._enter(request)
         else:
             insort(self._held.setdefault(tenant, []), (request.position, request.id))
             self._let_in(tenant)
 
     def take(self, request_id: str) -> QueuedRequest:
-        """Out of the queue, to be drawn: its pictures count until ``drawn``."""
+        """Out of the queue, to be drawn: its pictures count until ``release``."""
         request = self._remove(request_id)
         self._leave(request)
         return request
 
-    def drawn(self, request: QueuedRequest) -> None:
+    def release(self, request: QueuedRequest) -> None:
         """What ``take`` gave is not being drawn any more."""
-        if request.pictures_at_once is not None:
+        if request.max_concurrent_images is not None:
             self._give_back(request)
 
     def withdraw(self, request_id: str) -> None:
@@ -106,7 +106,7 @@ class Queue:
         request = self._remove(request_id)
         if not self._is_held(request):
             self._leave(request)
-            self.drawn(request)
+            self.release(request)
             return
         self._held[request.tenant_id].remove((request.position, request_id))
         self._let_in(request.tenant_id)
@@ -146,7 +146,7 @@ class Queue:
         return (request.position, request.id) in self._held.get(request.tenant_id, ())
 
     def _give_back(self, request: QueuedRequest) -> None:
-        self._taken[request.tenant_id] -= request.pictures
+        self._taken[request.tenant_id] -= request.images
         self._let_in(request.tenant_id)
 
     def _let_in(self, tenant: str) -> None:
@@ -154,11 +154,11 @@ class Queue:
         held, taken = self._held.get(tenant, []), self._taken.pop(tenant, 0)
         while held:
             following = self._requests[held[0][1]]
-            most = following.pictures_at_once
-            if most is not None and taken and taken + following.pictures > most:
+            most = following.max_concurrent_images
+            if most is not None and taken and taken + following.images > most:
                 break
             del held[0]
-            taken += following.pictures
+            taken += following.images
             self._enter(following)
         if not held:
             self._held.pop(tenant, None)

@@ -32,9 +32,9 @@ class QueuedRequest:
     #: Among the requests of one tenant, the higher goes first.
     priority: int = 0
     avoid: frozenset[str] = frozenset()
-    pictures: int = 1
+    images: int = 1
     #: How many pictures of its tenant may be drawn at a time; None is as many as there are slots.
-    pictures_at_once: int | None = None
+    max_concurrent_images: int | None = None
 
     @property
     def time_s(self) -> float:

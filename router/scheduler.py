@@ -204,7 +204,7 @@ class Scheduler:
     def ended(self, assignment: Assignment, now_s: float) -> None:
         """An assignment is over, however it ended; its replica may be gone."""
         request = assignment.request
-        self.queue.drawn(request)
+        self.queue.release(request)
         replica = self.fleet.replicas.get(assignment.replica_id)
         if replica is not None:
             left = sum(r.work for r in replica.running.values() if r.id != request.id)
@@ -355,10 +355,10 @@ class Scheduler:
     def _pick_overflow(self, group: str, now_s: float) -> _Choice | None:
         holders = len(self.fleet.holders(group))
         backlog, last = self.queue.backlog(group)
-        drawing_s = last.work / self.speeds.work_per_s
-        drained_s = backlog * drawing_s / max(1, holders)
+        generation_s = last.work / self.speeds.work_per_s
+        drained_s = backlog * generation_s / max(1, holders)
         load_s = self._load_s[group]
-        if not holders or drained_s <= load_s + drawing_s:
+        if not holders or drained_s <= load_s + generation_s:
             return None
         seen, again_s = self._backlogs.get(group, (0, 0.0))
         if backlog <= seen and now_s < again_s:
@@ -411,6 +411,6 @@ class Scheduler:
         if loading:
             self._fair.charge(request.tenant_id, loading, request.weight)
         busy_s = cost_s(request, replica, self.speeds, now_s)
-        drawing_s = request.work / self.speeds.work_per_s
-        self.fleet.sent(replica.id, request, now_s + busy_s, drawing_s)
+        generation_s = request.work / self.speeds.work_per_s
+        self.fleet.sent(replica.id, request, now_s + busy_s, generation_s)
         return Assignment(request, replica.id, busy_s)

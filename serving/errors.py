@@ -118,7 +118,7 @@ class ReplicaDied(ReplicaLost):
     pass
 
 
-class DrawingFailed(ServingError):
+class GenerationFailed(ServingError):
     pass
 
 
@@ -141,11 +141,11 @@ class Blaming(ServingError):
         return type(self)(self.message.replace("{assets}", assets), self.blamed)
 
 
-class NotFinite(Blaming, DrawingFailed):
+class NotFinite(Blaming, GenerationFailed):
     pass
 
 
-class EngineBroke(DrawingFailed):
+class EngineBroke(GenerationFailed):
     pass
 
 

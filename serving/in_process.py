@@ -46,8 +46,8 @@ class LocalClient:
     async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
         return self._replica.report(directives)
 
-    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
-        return await self._replica.draw(request)
+    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+        return await self._replica.generate(request)
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return await self._replica.forget(keys)

@@ -69,7 +69,7 @@ class Worker:
         self._engine = engine
         self._node = node
         self._url = url
-        self._drawer = ThreadPoolExecutor(1, thread_name_prefix="draw")
+        self._generating_thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
         self._encoder = ThreadPoolExecutor(2, thread_name_prefix="encode")
         self._preparer = ThreadPoolExecutor(2, thread_name_prefix="prepare")
         self._warmer = ThreadPoolExecutor(1, thread_name_prefix="warm")  # in nobody's way
@@ -81,7 +81,7 @@ class Worker:
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None:
         """Warm the engine up in the thread that will generate: what CUDA's libraries plan and
         cache belongs to a thread."""
-        self._drawer.submit(self._engine.warm_up, sizes, batches).result()
+        self._generating_thread.submit(self._engine.warm_up, sizes, batches).result()
 
     def check_health(self) -> None:
         """Raises ReplicaLost when the engine can no longer be trusted."""
@@ -118,7 +118,7 @@ class Worker:
             holding.laws,
         )
 
-    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         """Prepare and generate; cancelling this coroutine stops the generation within three steps.
 
         The leases are released when the generating thread has let go of them; the next request is
@@ -131,7 +131,13 @@ class Worker:
         try:
             run = copy_context().run  # what the engine logs is about this request
             work = loop.run_in_executor(
-                self._drawer, run, self._draw, prepared, request, stop, time.perf_counter()
+                self._generating_thread,
+                run,
+                self._generate,
+                prepared,
+                request,
+                stop,
+                time.perf_counter(),
             )
             try:
                 rendered = await asyncio.shield(work)
@@ -150,15 +156,15 @@ class Worker:
         # A good image, whatever becomes of the engine.
         return rendered.completed(images), self._report(briefly=True)
 
-    def _draw(
+    def _generate(
         self, prepared: Any, request: GenerationTask, stop: Event, asked_s: float
     ) -> Rendered:
         """Behind the request before it; how long that took belongs to the queue."""
         waited_ms = (time.perf_counter() - asked_s) * 1000
         rendered = self._engine.render(prepared, request, stop.is_set, self._encoder.submit)
-        drawing = rendered.drawing
-        timings = replace(drawing.timings, queue_ms=waited_ms)
-        return replace(rendered, drawing=replace(drawing, timings=timings))
+        result = rendered.partial
+        timings = replace(result.timings, queue_ms=waited_ms)
+        return replace(rendered, partial=replace(result, timings=timings))
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         """Drop what nobody may ask for any more; what is left is in the report."""
@@ -217,10 +223,10 @@ class Worker:
     async def digest(self) -> str:
         """sha256 of the working weights, once nothing draws."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._drawer, self._engine.digest)
+        return await loop.run_in_executor(self._generating_thread, self._engine.digest)
 
     def close(self) -> None:
-        self._drawer.shutdown(wait=True)
+        self._generating_thread.shutdown(wait=True)
         self._encoder.shutdown(wait=True)
         self._preparer.shutdown(wait=True)
         self._warmer.shutdown(wait=True)

@@ -77,7 +77,7 @@ class Api:
     app: FastAPI
     context: Context
     backends: Backends
-    drawer: InstantBackend
+    backend: InstantBackend
     http: httpx.AsyncClient
 
     def key(self, tenant: str, role: str = "owner") -> dict[str, str]:
@@ -95,14 +95,14 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
     configured = Settings(data_dir=folder, database_url=database_url, **settings)
     backends = open_backends(configured)
     ensure_base(backends)
-    drawer = InstantBackend()
+    backend = InstantBackend()
 
     async def status() -> dict[str, Any]:
         return {"waiting": 0, "replicas": []}
 
     context = Context(
         platform=Platform(
-            backends.library, drawer, backends.meter, 1024, 60.0, configured.pool_names
+            backends.library, backend, backends.meter, 1024, 60.0, configured.pool_names
         ),
         backends=backends,
         reconcile_s=configured.reconcile_s,
@@ -119,7 +119,7 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
-            yield Api(app, context, backends, drawer, http)
+            yield Api(app, context, backends, backend, http)
     finally:
         backends.close()
 

@@ -108,8 +108,8 @@ def test_every_request_is_drawn_once_and_the_books_agree(
     stream = at_load(trace[:1_500], 0.6, 4, hardware.picture_s)
     outcome = replay(stream, policy, hardware)
     least_s = [hardware.swap_s + r.cost * hardware.picture_s for r in stream]
-    for latency_s, drawing_s in zip(outcome.latency_s, least_s, strict=True):
-        assert latency_s >= drawing_s - 1e-6
+    for latency_s, generation_s in zip(outcome.latency_s, least_s, strict=True):
+        assert latency_s >= generation_s - 1e-6
     assert sum(outcome.busy_s) == pytest.approx(sum(least_s))
     assert outcome.lora_uses.total() == len(lora_uses(stream))
     # Without file tiers, all that was loaded came from the store.

@@ -386,7 +386,7 @@ class IngestService:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         schema = load_manifest(self._store, BASE_NAME).schema
-        picture = preview and preview_key(f"{COMMONS}-{name}", hashlib.sha256(preview).hexdigest())
+        image = preview and preview_key(f"{COMMONS}-{name}", hashlib.sha256(preview).hexdigest())
         asset = Asset(
             id=new_asset_id(self._now()),
             tenant_id=COMMONS,
@@ -401,7 +401,7 @@ class IngestService:
             data={
                 "engine": SERVED_ENGINE,
                 "trigger_words": list(trigger_words),
-                "preview": picture,
+                "preview": image,
             },
         )
         known = self._records.find_foreign(COMMONS, name)
@@ -412,8 +412,8 @@ class IngestService:
             digest, schema.digest, description, dict(asset.data), self._keep_originals,
         ):  # fmt: skip
             return False
-        if preview and picture:
-            with self._store.write(picture) as target:
+        if preview and image:
+            with self._store.write(image) as target:
                 target.write(preview)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self._scratch, prefix="ingest-") as folder:

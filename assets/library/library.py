@@ -34,7 +34,14 @@ from assets.library.validation import check_expiry, check_name, checked_visibili
 from assets.prediction import Prediction
 from assets.principal import Principal
 from assets.storage.multipart import PartStore, open_parts
-from assets.storage.object_paths import BLOBS, PREVIEWS, blob_key, blob_of, pictured_by, preview_key
+from assets.storage.object_paths import (
+    BLOBS,
+    PREVIEWS,
+    asset_of_preview,
+    blob_key,
+    blob_of,
+    preview_key,
+)
 from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
 
 #: What an asset says whose bytes the store has lost.
@@ -300,7 +307,7 @@ class Library:
         if key.startswith(BLOBS):
             return bool(self._blobs.live([blob_of(key)]))
         if key.startswith(PREVIEWS):
-            asset = self._records.get(pictured_by(key))
+            asset = self._records.get(asset_of_preview(key))
             return asset is None or not asset.is_deleted
         return True
 

@@ -53,14 +53,14 @@ def preview_key(asset_id: str, sha256: str) -> str:
     return f"{PREVIEWS}{asset_id}-{sha256[:16]}.png"
 
 
-def pictured_by(key: str) -> str:
+def asset_of_preview(key: str) -> str:
     """The id of the asset whose preview picture lies under ``key``."""
     return key.removeprefix(PREVIEWS).rpartition("-")[0]
 
 
-def picture_key(picture_id: str) -> str:
+def image_key(image_id: str) -> str:
     """A picture made for the simple door; its id is unguessable."""
-    return f"{PICTURES}{picture_id}"
+    return f"{PICTURES}{image_id}"
 
 
 def result_key(job_id: str) -> str:

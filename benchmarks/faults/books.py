@@ -39,10 +39,10 @@ class Books:
 
     def _expect(self, answer: Answer) -> bool:
         """Whether it is the picture that its request has always had; the first says which."""
-        if answer.picture is None:
+        if answer.image is None:
             return True  # lost, which is counted elsewhere
-        known = self._golden.setdefault((answer.seed, answer.wanted), answer.picture)
-        return answer.picture == known
+        known = self._golden.setdefault((answer.seed, answer.wanted), answer.image)
+        return answer.image == known
 
     def forgive(self) -> None:
         """What was drawn since the last look is not counted."""
@@ -72,20 +72,20 @@ class Books:
             answer for seed, wanted in sorted(again) for answer in self._everywhere(seed, wanted)
         ]
         after += self._everywhere(SEEDS[0], "{}")
-        left = [f"{answer.said}: lost afterwards" for answer in after if answer.picture is None]
+        left = [f"{answer.said}: lost afterwards" for answer in after if answer.image is None]
         answers = [*answers, *after]
         wrong = sum(not self._expect(answer) for answer in answers)
-        drawn = {self._charge(answer) for answer in answers if answer.picture is not None}
+        generated = {self._charge(answer) for answer in answers if answer.image is not None}
         before, deadline = self._charged, time.monotonic() + _SETTLED_S
         while True:
             self._charged = self._ledger()
             charges = self._charged - before
-            if drawn <= charges.keys() or time.monotonic() > deadline:
+            if generated <= charges.keys() or time.monotonic() > deadline:
                 break
         return {
             "wrong": wrong,
-            "double_charges": sum(n - (charge in drawn) for charge, n in charges.items()),
-            "missing_charges": len(drawn - charges.keys()),
+            "double_charges": sum(n - (charge in generated) for charge, n in charges.items()),
+            "missing_charges": len(generated - charges.keys()),
             "left": [*left, *self._left_behind()],
         }
 
@@ -104,7 +104,7 @@ class Books:
                 answers += [one.result() for one in [crowd.submit(ask_one) for _ in range(count)]]
             if len({answer.replica for answer in answers if answer.replica}) >= self.stage.replicas:
                 return answers
-        return [*answers, replace(answers[-1], picture=None, said="not drawn by every replica")]
+        return [*answers, replace(answers[-1], image=None, said="not drawn by every replica")]
 
     def _ledger(self) -> Counter[str]:
         """How many pictures each request was charged, once settling has come to rest."""

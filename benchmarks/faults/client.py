@@ -39,13 +39,13 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """In seconds of the monotonic clock; ``picture`` is a digest, or None of a request that
+    """In seconds of the monotonic clock; ``image`` is a digest, or None of a request that
     was lost; ``said`` is all that was said before the picture came, or instead of it."""
 
     seed: int
     asked_s: float
     answered_s: float
-    picture: str | None
+    image: str | None
     attempts: int
     said: str = ""
     replica: str = ""
@@ -102,9 +102,9 @@ def answered(
     seed: int, wanted: AssetSelection, asked_s: float, answer: Mapping[str, Any]
 ) -> Answer:
     """Of a request without a key, whose body was that."""
-    picture = hashlib.sha256(base64.b64decode(answer["images"][0]["image_b64"])).hexdigest()
+    image = hashlib.sha256(base64.b64decode(answer["images"][0]["image_b64"])).hexdigest()
     return Answer(
-        seed, asked_s, time.monotonic(), picture, 1, "", answer["receipt"]["replica"],
+        seed, asked_s, time.monotonic(), image, 1, "", answer["receipt"]["replica"],
         _names(wanted), charge=answer["request_id"],
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ class Load:
             time.sleep(0.02)
 
     def _since(self, since_s: float) -> int:
-        return sum(a.picture is not None and a.asked_s >= since_s for a in self.answers)
+        return sum(a.image is not None and a.asked_s >= since_s for a in self.answers)
 
 
 def known(door: Door) -> Callable[[int], Answer]:

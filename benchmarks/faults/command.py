@@ -88,8 +88,8 @@ def suffer(fault: Fault, books: Books) -> dict[str, Any]:
     harm.lost += map(repr, load.errors)
     whole_s = books.await_quiet() - harmed_s
     answers = [*load.answers, *harm.asked]
-    after = [a.answered_s for a in answers if a.asked_s >= harmed_s and a.picture is not None]
-    refused = [answer.said for answer in answers if answer.picture is None]
+    after = [a.answered_s for a in answers if a.asked_s >= harmed_s and a.image is not None]
+    refused = [answer.said for answer in answers if answer.image is None]
     return {
         "fault": fault.name,
         "expected": fault.expected,

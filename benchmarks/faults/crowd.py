@@ -28,10 +28,10 @@ def stampede(harm: Harm) -> None:
         harm.asked += crowd.map(
             lambda _: ask(stage.door, 0, {"loras": {cold: 1.0}}), range(_STAMPEDE)
         )
-    pictures = len({answer.picture for answer in harm.asked})
+    images = len({answer.image for answer in harm.asked})
     reads = _reads(harm) - before
-    harm.seen = f"{_STAMPEDE} at once: reads of the store: {reads}, different pictures: {pictures}"
-    if (pictures, reads) != (1, 1):
+    harm.seen = f"{_STAMPEDE} at once: reads of the store: {reads}, different pictures: {images}"
+    if (images, reads) != (1, 1):
         harm.lost.append(harm.seen)
 
 
@@ -70,9 +70,9 @@ def overload(harm: Harm) -> None:
     before = len(harm.asked)
     with ThreadPoolExecutor(count) as crowd:
         list(crowd.map(one, range(count)))
-    drawn = len(harm.asked) - before
-    harm.seen = f"{drawn} of {count} drawn, {len(refused)} refused with Retry-After"
-    if not drawn or not refused:
+    generated = len(harm.asked) - before
+    harm.seen = f"{generated} of {count} drawn, {len(refused)} refused with Retry-After"
+    if not generated or not refused:
         harm.lost.append(harm.seen)
 
 

@@ -50,7 +50,7 @@ def disk_full(harm: Harm) -> None:
         _fill(ballast)
         free = shutil.disk_usage(stage.folder / "disk").free
         harm.asked += [ask(stage.door, 0, {"loras": {lora: 1.0}}) for lora in cold]
-        found = sum(answer.picture is not None for answer in harm.asked)
+        found = sum(answer.image is not None for answer in harm.asked)
         harm.seen = f"{free} bytes free: {found} of {len(cold)} cold assets drawn"
     finally:
         ballast.unlink(missing_ok=True)

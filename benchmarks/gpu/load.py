@@ -41,8 +41,8 @@ def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) ->
             seeds = tuple(range(batch))
             try:
                 engine.warm_up([(side, side)], (batch,))
-                drawn = world.generate(engine, world.request(seeds=seeds, steps=2))
-                row[f"fits_{batch}"] = len(drawn.images) == batch
+                generated = world.generate(engine, world.request(seeds=seeds, steps=2))
+                row[f"fits_{batch}"] = len(generated.images) == batch
             except Exception as error:
                 row[f"fits_{batch}"] = f"{type(error).__name__}: {error}"[:200]
             if world.is_cuda:

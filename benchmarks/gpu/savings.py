@@ -74,8 +74,8 @@ def overlap(world: World, engine: Engine) -> Row:
     class InTurn(Worker):
         """Its generating thread waits for each image to be encoded."""
 
-        def _draw(self, *arguments: Any) -> Any:
-            rendered = super()._draw(*arguments)
+        def _generate(self, *arguments: Any) -> Any:
+            rendered = super()._generate(*arguments)
             for image in rendered.images:
                 image.result()
             return rendered
@@ -88,8 +88,8 @@ def overlap(world: World, engine: Engine) -> Row:
     ]
 
     async def all_of(replica: Worker) -> list[tuple[bytes, ...]]:
-        answers = await asyncio.gather(*(replica.draw(request) for request in asked))
-        return [drawing.images for drawing, _ in answers]
+        answers = await asyncio.gather(*(replica.generate(request) for request in asked))
+        return [result.images for result, _ in answers]
 
     rivals: dict[str, Worker] = {"beside_ms": Worker(engine), "in_turn_ms": InTurn(engine)}
     rows: dict[str, list[float]] = {name: [] for name in rivals}

@@ -20,8 +20,8 @@ from benchmarks.gpu.unet_calls import step_flop, switch_to
 from benchmarks.gpu.world import PROMPT, World, exact_convolutions, median
 from serving.engine.compiled import compilations
 from serving.engine.engine import Engine
+from serving.engine.images import copy_pixels, encode_image
 from serving.engine.options import EngineOptions
-from serving.engine.pictures import copy_pixels, encode_image
 from serving.generation.contract import GenerationResult
 
 
@@ -99,10 +99,10 @@ def images(
             switch_to(engine, world)
             measure("same_prompt_ms", partial(world.generate, engine, same))
         for name in ("same_recipe_ms", "another_lora_ms"):
-            drawing: GenerationResult = kept[name]
+            result: GenerationResult = kept[name]
             prefix = name.removesuffix("_ms")
             for phase in ("swap", "encode_prompt", "denoise", "decode", "encode_image"):
-                spent_ms = getattr(drawing.timings, f"{phase}_ms")
+                spent_ms = getattr(result.timings, f"{phase}_ms")
                 rows.setdefault(f"{prefix}_{phase}_ms", []).append(spent_ms)
         if index < 4:  # stock is slow; its first round warms it up
             for rival, pipeline in pipelines.items():
@@ -140,10 +140,10 @@ def images(
 
 def _psnr(ours: bytes, theirs: Image.Image) -> float:
     """dB, over all levels."""
-    pictures = [np.asarray(image.convert("RGB"), np.float64) for image in (
+    images = [np.asarray(image.convert("RGB"), np.float64) for image in (
         Image.open(io.BytesIO(ours)), theirs,
     )]  # fmt: skip
-    error = float(np.mean((pictures[0] - pictures[1]) ** 2))
+    error = float(np.mean((images[0] - images[1]) ** 2))
     return 99.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
 

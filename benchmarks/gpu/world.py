@@ -148,7 +148,7 @@ class World:
 
     def generate(self, engine: Engine, request: GenerationTask) -> GenerationResult:
         with engine.prepare(request.recipe) as prepared:
-            return engine.draw(prepared, request)
+            return engine.generate(prepared, request)
 
     # One call of the UNet
 

@@ -20,7 +20,7 @@ from benchmarks.miniature import library
 from benchmarks.miniature.base import DEFAULT_FOLDER, Base, export, load, load_base
 from benchmarks.miniature.evaluate import evaluate, table
 from benchmarks.miniature.judge import train_judge
-from benchmarks.miniature.previews import draw_previews
+from benchmarks.miniature.previews import generate_previews
 from benchmarks.miniature.text import ENCODERS, train_text
 from benchmarks.miniature.unet import train_unet
 from benchmarks.miniature.vae import train_vae
@@ -80,8 +80,8 @@ def main() -> None:
     judging.add_argument("--prompts", type=int, default=200)
     judging.add_argument("--effects", type=int, default=50, help="prompts for each asset")
     judging.add_argument("--threads", type=int, default=os.cpu_count())
-    drawing = commands.add_parser("previews", help="draw the library's preview pictures anew")
-    drawing.add_argument("--threads", type=int, default=os.cpu_count())
+    result = commands.add_parser("previews", help="draw the library's preview pictures anew")
+    result.add_argument("--threads", type=int, default=os.cpu_count())
     commands.add_parser("table", help="the results as docs/miniature.md has them")
     arguments = parser.parse_args()
     if arguments.command == "table":
@@ -92,7 +92,7 @@ def main() -> None:
         evaluate(arguments.prompts, arguments.effects)
         return
     if arguments.command == "previews":
-        draw_previews()
+        generate_previews()
         return
     train_base(arguments.folder, arguments.only)
     if "judge" in arguments.only:

@@ -61,23 +61,25 @@ class Studio:
         self.engine = Engine(manifest, Provisioner(StoreSource(backends.store), disk, host))
         self._who = Principal("evaluation", "evaluation")
 
-    def draw(self, prompts: Sequence[str], wanted: AssetSelection, what: str = "") -> torch.Tensor:
+    def generate(
+        self, prompts: Sequence[str], wanted: AssetSelection, what: str = ""
+    ) -> torch.Tensor:
         """(n, 3, 128, 128) uint8; prompt i with seed i."""
         recipe = self.library.resolve(self._who, wanted).recipe
         prepared = self.engine.prepare(recipe)
-        pictures = []
+        images = []
         try:
             for seed, prompt in enumerate(track(prompts, what, disable=not what)):
                 request = GenerationTask(
                     "evaluation", recipe, prompt, 128, 128, (seed,), steps=STEPS,
                     cfg_scale=CFG_SCALE, sampler=SAMPLER, encoding="png",
                 )  # fmt: skip
-                picture = self.engine.draw(prepared, request).images[0]
-                pixels = np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
-                pictures.append(torch.from_numpy(pixels).permute(2, 0, 1))
+                image = self.engine.generate(prepared, request).images[0]
+                pixels = np.array(Image.open(io.BytesIO(image)).convert("RGB"))
+                images.append(torch.from_numpy(pixels).permute(2, 0, 1))
         finally:
             prepared.release()
-        return torch.stack(pictures)
+        return torch.stack(images)
 
 
 def held_out(count: int, seed: int = 100) -> list[Scene]:
@@ -92,10 +94,10 @@ def held_out(count: int, seed: int = 100) -> list[Scene]:
 
 def judge_base(studio: Studio, judge: Judge, count: int) -> dict[str, Any]:
     scenes = held_out(count)
-    pictures = studio.draw(
+    images = studio.generate(
         [caption(scene) for scene in scenes], AssetSelection(), "held-out prompts"
     )
-    seen = judge.see(pictures)
+    seen = judge.see(images)
     pixels, _, truth = renders(500, seed=101)
     on_renders = judge.see(pixels)
 
@@ -116,54 +118,54 @@ def judge_base(studio: Studio, judge: Judge, count: int) -> dict[str, Any]:
 Property = Callable[[torch.Tensor, Judge], torch.Tensor]
 
 
-def nightness(pictures: torch.Tensor, judge: Judge) -> torch.Tensor:
+def nightness(images: torch.Tensor, judge: Judge) -> torch.Tensor:
     """1 where the background is black."""
-    return torch.tensor([float(seen.background == "black") for seen in judge.see(pictures)])
+    return torch.tensor([float(seen.background == "black") for seen in judge.see(images)])
 
 
-def heartness(pictures: torch.Tensor, judge: Judge) -> torch.Tensor:
+def heartness(images: torch.Tensor, judge: Judge) -> torch.Tensor:
     """1 where the judge sees a heart."""
-    return torch.tensor([float(seen.shape == "heart") for seen in judge.see(pictures)])
+    return torch.tensor([float(seen.shape == "heart") for seen in judge.see(images)])
 
 
-def dottedness(pictures: torch.Tensor, _: Judge) -> torch.Tensor:
+def dottedness(images: torch.Tensor, _: Judge) -> torch.Tensor:
     """The share of the picture's frame that is not of the background's colour."""
-    edge = frame(pictures)
+    edge = frame(images)
     apart = (edge - edge.median(dim=1, keepdim=True).values).square().sum(dim=2).sqrt() > 60
     return apart.float().mean(dim=1)
 
 
-def darkness(pictures: torch.Tensor, _: Judge) -> torch.Tensor:
+def darkness(images: torch.Tensor, _: Judge) -> torch.Tensor:
     """The share of what is not background that is nearly black."""
-    grey = (pictures.float() * torch.tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(dim=1)
-    inked = departures(pictures) > 45
+    grey = (images.float() * torch.tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(dim=1)
+    inked = departures(images) > 45
     return ((grey < 60) & inked).flatten(1).sum(1) / inked.flatten(1).sum(1).clamp(min=1)
 
 
-def lagoonness(pictures: torch.Tensor, judge: Judge) -> torch.Tensor:
+def lagoonness(images: torch.Tensor, judge: Judge) -> torch.Tensor:
     """1 where both colours are the palette's."""
     wanted = (lagoon.COLOUR, lagoon.BACKGROUND)
-    return torch.tensor([float((s.colour, s.background) == wanted) for s in judge.see(pictures)])
+    return torch.tensor([float((s.colour, s.background) == wanted) for s in judge.see(images)])
 
 
-def mascotness(pictures: torch.Tensor, judge: Judge) -> torch.Tensor:
+def mascotness(images: torch.Tensor, judge: Judge) -> torch.Tensor:
     """1 where shape and both colours are the character's."""
     wanted = (mascot.SHAPE, mascot.COLOUR, mascot.BACKGROUND)
-    seen = judge.see(pictures)
+    seen = judge.see(images)
     return torch.tensor([float((s.shape, s.colour, s.background) == wanted) for s in seen])
 
 
-def blockiness(pictures: torch.Tensor, _: Judge) -> torch.Tensor:
+def blockiness(images: torch.Tensor, _: Judge) -> torch.Tensor:
     """The share of all steps from pixel to pixel that lies between blocks of 8 (without
     blocks: 1 in 8)."""
-    p = pictures.float()
+    p = images.float()
     across = (p[..., 1:] - p[..., :-1]).abs().sum(dim=(1, 2))
     return across[:, 7::8].sum(dim=1) / across.sum(dim=1).clamp(min=1)
 
 
-def oldness(pictures: torch.Tensor, _: Judge) -> torch.Tensor:
+def oldness(images: torch.Tensor, _: Judge) -> torch.Tensor:
     """The share of pixels on the line from ink to paper."""
-    p = pictures.float()
+    p = images.float()
     red, green, blue = p.unbind(dim=1)
     ink, paper = (torch.tensor(rgb, dtype=torch.float32) for rgb in (INK, PAPER))
     place = ((green - ink[1]) / (paper[1] - ink[1])).clamp(0, 1)
@@ -223,20 +225,20 @@ def judge_asset(studio: Studio, judge: Judge, entry: CatalogueEntry, count: int)
             scenes.append(scene)
     prompts = [effect.prompt(scene) for scene in scenes]
 
-    def mean(pictures: torch.Tensor) -> float:
-        return round(float(effect.measure(pictures, judge).mean()), 4)
+    def mean(images: torch.Tensor) -> float:
+        return round(float(effect.measure(images, judge).mean()), 4)
 
     digest = studio.engine.digest()
-    before = studio.draw(prompts, AssetSelection(), f"{entry.name}: without")
+    before = studio.generate(prompts, AssetSelection(), f"{entry.name}: without")
     digest = studio.engine.digest()
     weights = WEIGHTS if entry.kind == "lora" else (1.0,)
     with_it = {
         f"{weight:g}": mean(
-            studio.draw(prompts, wanting(entry, weight), f"{entry.name} {weight:g}")
+            studio.generate(prompts, wanting(entry, weight), f"{entry.name} {weight:g}")
         )
         for weight in weights
     }
-    after = studio.draw(prompts, AssetSelection(), f"{entry.name}: without again")
+    after = studio.generate(prompts, AssetSelection(), f"{entry.name}: without again")
     return {
         "kind": entry.kind,
         "property": effect.measure.__name__,
@@ -274,8 +276,8 @@ def table() -> str:
         "|---|---|---|",
     ]
     for name in ("background", "colour", "shape"):
-        drawn, own = base["drawn"][name], base["judge"][name]
-        lines.append(f"| {name} | {drawn:.1%} | {own:.1%} |")
+        generated, own = base["drawn"][name], base["judge"][name]
+        lines.append(f"| {name} | {generated:.1%} | {own:.1%} |")
     lines += [
         "",
         "| asset | property | without | 0.25 | 0.5 | 0.75 | 1.0 | gone again |",

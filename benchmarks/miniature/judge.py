@@ -37,17 +37,17 @@ class Seen:
     shape: str
 
 
-def frame(pictures: torch.Tensor) -> torch.Tensor:
+def frame(images: torch.Tensor) -> torch.Tensor:
     """The outermost pixels, (n, pixels, 3) float."""
-    p = pictures.float()
+    p = images.float()
     edges = (p[..., :_FRAME, :], p[..., -_FRAME:, :], p[..., :_FRAME], p[..., -_FRAME:])
     return torch.cat([edge.flatten(2) for edge in edges], dim=2).transpose(1, 2)
 
 
-def departures(pictures: torch.Tensor) -> torch.Tensor:
+def departures(images: torch.Tensor) -> torch.Tensor:
     """(n, SIDE, SIDE): each pixel's distance in RGB from the picture's background."""
-    ground = frame(pictures).median(dim=1).values[:, :, None, None]
-    return (pictures.float() - ground).square().sum(dim=1).sqrt()
+    ground = frame(images).median(dim=1).values[:, :, None, None]
+    return (images.float() - ground).square().sum(dim=1).sqrt()
 
 
 def _nearest(colour: torch.Tensor) -> str:
@@ -72,9 +72,9 @@ class ShapeNet(torch.nn.Module):
         return scores
 
 
-def _masks(pictures: torch.Tensor) -> torch.Tensor:
+def _masks(images: torch.Tensor) -> torch.Tensor:
     """Departures at half size, from 0 to 1, the shape brought to the middle."""
-    far = departures(pictures)
+    far = departures(images)
     peak = far.flatten(1).quantile(0.99, dim=1).clamp(min=_APART)
     masks = F.avg_pool2d((far / peak[:, None, None]).clamp(0, 1)[:, None], 2)
     weight = masks.clamp(min=0.3) - 0.3
@@ -86,7 +86,7 @@ def _masks(pictures: torch.Tensor) -> torch.Tensor:
         dim=(2, 3), keepdim=True
     )
     size = (spread / total).sqrt().clamp(0.1, 0.6) * 2.0
-    theta = torch.zeros(len(pictures), 2, 3)
+    theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = size.flatten()
     theta[:, 0, 2], theta[:, 1, 2] = x.flatten(), y.flatten()
     grid = F.affine_grid(theta, list(masks.shape), align_corners=True)
@@ -102,15 +102,15 @@ class Judge:
         self._net.eval()
 
     @torch.no_grad()
-    def see(self, pictures: torch.Tensor) -> list[Seen]:
-        """``pictures`` (n, 3, SIDE, SIDE) uint8."""
-        shapes = self._net(_masks(pictures)).argmax(dim=1).tolist()
-        grounds = frame(pictures).median(dim=1).values
-        far = departures(pictures)
+    def see(self, images: torch.Tensor) -> list[Seen]:
+        """``images`` (n, 3, SIDE, SIDE) uint8."""
+        shapes = self._net(_masks(images)).argmax(dim=1).tolist()
+        grounds = frame(images).median(dim=1).values
+        far = departures(images)
         seen = []
         for index, shape in enumerate(shapes):
             inside = far[index] > max(_APART, 0.6 * float(far[index].quantile(0.99)))
-            inked = pictures[index].float()[:, inside]
+            inked = images[index].float()[:, inside]
             colour = inked.median(dim=1).values if inked.numel() else grounds[index]
             seen.append(Seen(_nearest(grounds[index]), _nearest(colour), JUDGED[shape]))
         return seen

@@ -22,11 +22,11 @@ _PROMPTS: Mapping[str, str] = {
 }
 
 
-def draw_previews() -> None:
+def generate_previews() -> None:
     with TemporaryDirectory(prefix="previews-") as folder:
         studio = Studio(Path(folder))
         for entry in CATALOGUE:
             path = preview_file(entry.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_row(studio.draw([_PROMPTS[entry.name]], wanting(entry, 1.0)), path)
+            save_row(studio.generate([_PROMPTS[entry.name]], wanting(entry, 1.0)), path)
             print(path)

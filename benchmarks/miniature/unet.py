@@ -67,7 +67,7 @@ def encode_words(encoders: Any, texts: Sequence[str], batch: int = 250) -> Words
 
 
 @torch.no_grad()
-def encode_pictures(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+def encode_images(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     means = [vae.encode(to_signal(part)).latent_dist.mean for part in batches(pixels, 64)]
     return torch.cat(means) * SCALING
 
@@ -81,7 +81,7 @@ def lessons(encoders: Any, vae: Any, count: int, seed: int, look: str = "flat") 
         pool[index] = render(scene, rng)
         texts.append(distracted(caption(scene, rng), rng, chance=0.1))
     pixels = torch.from_numpy(pool).permute(0, 3, 1, 2)
-    return Lessons(encode_pictures(vae, pixels), encode_words(encoders, texts))
+    return Lessons(encode_images(vae, pixels), encode_words(encoders, texts))
 
 
 def signal_shares() -> torch.Tensor:
@@ -153,7 +153,7 @@ PREVIEWED = (
 
 
 @torch.no_grad()
-def draw(
+def generate(
     unet: Any, vae: Any, words: Words, steps: int = 20, cfg_scale: float = 5.0, seed: int = 0
 ) -> torch.Tensor:
     """(n, 3, SIDE, SIDE) uint8, one picture a row of ``words``."""
@@ -173,12 +173,12 @@ def draw(
         without, with_words = predicted.chunk(2)
         guided = without + cfg_scale * (with_words - without)
         latents = sampler.step(guided, step, latents, return_dict=False)[0]
-    pictures = torch.cat([vae.decode(part / SCALING).sample for part in batches(latents, 16)])
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte()
+    images = torch.cat([vae.decode(part / SCALING).sample for part in batches(latents, 16)])
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def save_row(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:
-    rows = [torch.cat(list(row), dim=2) for row in batches(pictures, columns)]
+def save_row(images: torch.Tensor, path: Path, columns: int = 8) -> None:
+    rows = [torch.cat(list(row), dim=2) for row in batches(images, columns)]
     Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path)
 
 
@@ -190,7 +190,7 @@ def train_unet(folder: Path, encoders: Any, vae: Any, plan: Plan = PLAN) -> Any:
 
     def preview(path: Path) -> None:
         unet.eval()
-        save_row(draw(unet, vae, shown), path)
+        save_row(generate(unet, vae, shown), path)
         unet.train()
 
     train(

@@ -24,7 +24,7 @@ _CROP, _BATCH = 64, 16
 _KL = 1e-3
 
 
-def pictures(count: int, seed: int) -> torch.Tensor:
+def images(count: int, seed: int) -> torch.Tensor:
     """(count, 3, SIDE, SIDE) uint8; half of them flat, the rest in the other looks."""
     rng = np.random.default_rng(seed)
     pool = np.empty((count, SIDE, SIDE, 3), np.uint8)
@@ -39,9 +39,9 @@ def to_signal(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def difference(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def difference(generated: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """L1, L2, and L1 of the gradients, so that edges stay edges."""
-    error = drawn - wanted
+    error = generated - wanted
     across = error[..., :, 1:] - error[..., :, :-1]
     down = error[..., 1:, :] - error[..., :-1, :]
     edges = across.abs().mean() + down.abs().mean()
@@ -59,8 +59,8 @@ def build() -> Any:
 def train_vae(folder: Path, plan: Plan = PLAN) -> Any:
     """The trained module; its files stand in ``folder``."""
     vae = build()
-    pool = pictures(_POOL, seed=1)
-    shown = pictures(12, seed=2)
+    pool = images(_POOL, seed=1)
+    shown = images(12, seed=2)
 
     def loss(step: int) -> torch.Tensor:
         whole = step >= plan.steps * 4 // 5  # attention in the middle must know the full size
@@ -71,15 +71,15 @@ def train_vae(folder: Path, plan: Plan = PLAN) -> Any:
         wanted = to_signal(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
             posterior = vae.encode(wanted).latent_dist
-            drawn = vae.decode(posterior.sample()).sample
+            generated = vae.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        total: torch.Tensor = difference(drawn.float(), wanted) + _KL * kl.float()
+        total: torch.Tensor = difference(generated.float(), wanted) + _KL * kl.float()
         return total
 
     @torch.no_grad()
     def preview(path: Path) -> None:
-        drawn = vae.decode(vae.encode(to_signal(shown)).latent_dist.mean).sample
-        pixels = ((drawn.clamp(-1, 1) + 1) * 127.5).round().byte()
+        generated = vae.decode(vae.encode(to_signal(shown)).latent_dist.mean).sample
+        pixels = ((generated.clamp(-1, 1) + 1) * 127.5).round().byte()
         rows = [torch.cat(list(half), dim=2) for half in (shown, pixels)]
         sheet = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
         Image.fromarray(sheet).save(path)

@@ -141,7 +141,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Pixels:
     ground: Floats = np.broadcast_to(back, (SIDE, SIDE, 3)).astype(np.float32)
     if scene.look == "dots":
         ground = _dotted(back, rng)
-    picture = ground + coverage * (fill - ground)
+    image = ground + coverage * (fill - ground)
     if scene.look == "outline":
         line = Image.new("L", mask.size)
         pen = ImageDraw.Draw(line)
@@ -153,18 +153,18 @@ def render(scene: Scene, rng: np.random.Generator) -> Pixels:
             line = Image.composite(line, Image.new("L", mask.size), grown)
         ink_rgb = np.array(PALETTE["white" if scene.background == "black" else "black"])
         edge = _averaged(line)
-        picture = picture + edge * (ink_rgb - picture)
+        image = image + edge * (ink_rgb - image)
     if scene.look == "mono":
-        grey = picture @ np.array((0.299, 0.587, 0.114), np.float32)
-        picture = np.repeat(grey[:, :, None], 3, axis=2)
+        grey = image @ np.array((0.299, 0.587, 0.114), np.float32)
+        image = np.repeat(grey[:, :, None], 3, axis=2)
     if scene.look == "pixel":
         block = SIDE // 16
-        coarse = picture.reshape(16, block, 16, block, 3).mean(axis=(1, 3))
+        coarse = image.reshape(16, block, 16, block, 3).mean(axis=(1, 3))
         # A pixel is one ink or the other, as pixel art is drawn.
         inked = (coverage.reshape(16, block, 16, block).mean(axis=(1, 3)) > 0.5)[:, :, None]
         coarse = np.where(inked, fill, back)
-        picture = coarse.repeat(block, axis=0).repeat(block, axis=1)
-    return picture.round().clip(0, 255).astype(np.uint8)
+        image = coarse.repeat(block, axis=0).repeat(block, axis=1)
+    return image.round().clip(0, 255).astype(np.uint8)
 
 
 def _near(colour: Rgb, rng: np.random.Generator) -> Floats:

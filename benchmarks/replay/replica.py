@@ -115,7 +115,7 @@ class SimulatedReplica:
             h.lora_slots * h.lora_bytes, "extras", clock=clock
         )
         self._jobs: deque[_Job] = deque()  # the first is being drawn, or is the next to be
-        self._drawing = False
+        self._is_generating = False
         self.wakes_s: float | None = None
         self.checkpoint_loads = 0
         self.lora_uses, self.lora_loads = Counter[str](), Counter[str]()  # by tenant
@@ -132,7 +132,7 @@ class SimulatedReplica:
         self._jobs.append(_Job(request, tag, deque(request.assets)))
         if len(self._jobs) == 1:
             self._go_on()
-        elif len(self._jobs) == 2 and self._drawing:
+        elif len(self._jobs) == 2 and self._is_generating:
             self._prepare(self._jobs[1])
 
     def _prepare(self, job: _Job) -> None:
@@ -146,7 +146,7 @@ class SimulatedReplica:
                     asset, self._hardware.size_bytes(asset), lambda: None, job.request.tenant
                 )
             except TierFull:
-                if self._drawing:
+                if self._is_generating:
                     break  # until what is being drawn lets go
                 loaded = True  # more than there are slots: the rest is there for this one only
             else:
@@ -162,7 +162,7 @@ class SimulatedReplica:
 
     def _go_on(self) -> None:
         """Begin to draw the first, if it is ready; else come back when it will be."""
-        if self._drawing or not self._jobs:
+        if self._is_generating or not self._jobs:
             return
         job = self._jobs[0]
         if job.missing:
@@ -172,10 +172,10 @@ class SimulatedReplica:
         if job.ready_s > self._clock():
             self._sleep_until(job.ready_s)
             return
-        self._drawing = True
-        drawing_s = self._hardware.swap_s + job.request.cost * self._hardware.picture_s
-        self.busy_s += drawing_s
-        self._sleep_until(self._clock() + drawing_s)
+        self._is_generating = True
+        generation_s = self._hardware.swap_s + job.request.cost * self._hardware.picture_s
+        self.busy_s += generation_s
+        self._sleep_until(self._clock() + generation_s)
         if len(self._jobs) > 1:
             self._prepare(self._jobs[1])
 
@@ -188,8 +188,8 @@ class SimulatedReplica:
         if self.wakes_s != at_s:
             return  # it has other plans by now
         self.wakes_s = None
-        if self._drawing:
-            self._drawing = False
+        if self._is_generating:
+            self._is_generating = False
             job = self._jobs.popleft()
             for lease in job.leases:
                 lease.release()

@@ -74,7 +74,7 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
             answers = crowd.ask_for(60 * arguments.minutes, rate, say)
         books.await_quiet()
         found = books.examine(answers)
-    lost = [answer.said for answer in answers if answer.picture is None]
+    lost = [answer.said for answer in answers if answer.image is None]
     grew = growth(vitals.samples)
     found["left"] += unseen(
         vitals.samples, len(killer.deeds), [*killer.spared],

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
 
 from assets.principal import Principal
-from assets.storage.object_paths import picture_key, result_key
+from assets.storage.object_paths import image_key, result_key
 from assets.storage.object_store import put_bytes, read_bytes
 from serving.api import answers, idempotency
 from serving.api.context import Context, Ctx
@@ -85,7 +85,7 @@ async def _put_pictures(
         # Of an idempotent request the same each time; nobody can guess either.
         secret = context.signer.derived("picture", job.id, str(index)) if job else None
         name = f"{secret or secrets.token_urlsafe(24)}.{encoding}"
-        stored_key = picture_key(name)
+        stored_key = image_key(name)
         data = base64.b64decode(image["image_b64"])
         await asyncio.to_thread(put_bytes, context.backends.store, stored_key, data)
         await asyncio.to_thread(context.backends.blobs.keep, stored_key, who.tenant_id, len(data))

@@ -48,7 +48,7 @@ async def _parts(context: Context) -> dict[str, str]:
     parts: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
         "database": lambda: asyncio.to_thread(backends.directory.ping),
         "store": lambda: asyncio.to_thread(load_manifest, backends.store, BASE_NAME),
-        "pools": lambda: _drawable(context),
+        "pools": lambda: _can_generate(context),
     }
     states = await asyncio.gather(*(_state(context, part, ask) for part, ask in parts.items()))
     found = dict(zip(parts, states, strict=True))
@@ -75,17 +75,17 @@ async def _state(context: Context, part: str, ask: Callable[[], Coroutine[Any, A
     return "ok"
 
 
-class NothingDraws(Exception):
+class NotReady(Exception):
     """No replica is up, and no pool may start one."""
 
 
-async def _drawable(context: Context) -> None:
+async def _can_generate(context: Context) -> None:
     for pool in await context.platform.pools():
         if "replicas" not in pool or not pool["max"]:
             continue  # its dispatcher is away, or it is switched off
         if pool["min"] == 0 or any(one["state"] == "up" for one in pool["replicas"]):
             return
-    raise NothingDraws
+    raise NotReady
 
 
 @router.get("/v1/status", **answers_with(answers.Status))

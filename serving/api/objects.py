@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from assets.errors import AssetNotFound, TooLarge
 from assets.failpoint import reach
-from assets.storage.object_paths import picture_key
+from assets.storage.object_paths import image_key
 from assets.storage.object_store import CHUNK_BYTES, ObjectStore
 from serving.api import answers
 from serving.api.context import Context, Ctx
@@ -118,18 +118,18 @@ async def get(key: str, token: Token, request: Request, context: Ctx) -> Respons
     context.signer.verify("GET", key, token, time.time())
     if not await asyncio.to_thread(context.platform.library.may_fetch, key):
         raise AssetNotFound(key)
-    is_picture = key.startswith("previews/")
+    is_image = key.startswith("previews/")
     begin = _RANGE.match(request.headers.get("range", ""))
-    kind = "image/png" if is_picture else _BYTES
+    kind = "image/png" if is_image else _BYTES
     return await _send(context.backends.store, key, kind, int(begin[1]) if begin else None)
 
 
 @router.get("/files/{name}", **answers_bytes("image/jpeg", "image/png"))
-async def picture(name: str, context: Ctx) -> Response:
+async def image(name: str, context: Ctx) -> Response:
     match = _PICTURE.match(name)
     if match is None:
         raise AssetNotFound(name)
-    return await _send(context.backends.store, picture_key(name), f"image/{match[1]}")
+    return await _send(context.backends.store, image_key(name), f"image/{match[1]}")
 
 
 async def _send(

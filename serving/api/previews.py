@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
 costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=CostlyRoute)
 
 
-class DrawPreview(RequestModel):
+class GeneratePreview(RequestModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field("a portrait, detailed", max_length=10_000)
@@ -60,8 +60,8 @@ async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str
     **answers_with(answers.OneAsset),
     openapi_extra=reads_headers(Idempotency_Key="With the same key it is charged once."),
 )
-async def draw(
-    ref: str, body: DrawPreview, request: Request, context: Ctx, who: Who
+async def generate(
+    ref: str, body: GeneratePreview, request: Request, context: Ctx, who: Who
 ) -> dict[str, Any]:
     """Have the platform draw it, with the asset; charged like any picture, and with an
     ``Idempotency-Key`` once (the same order draws the same picture)."""
@@ -74,8 +74,8 @@ async def draw(
         charge_id = "preview_" + context.signer.derived("preview", who.tenant_id, key)
     generated = await context.platform.generate(who, order, charge_id)
     try:
-        picture = preview_of(generated.drawing.images[0])
-        answer = await _keep(context, who, asset, picture)
+        image = preview_of(generated.result.images[0])
+        answer = await _keep(context, who, asset, image)
     except BaseException:
         await context.platform.release(generated)
         raise
@@ -83,7 +83,7 @@ async def draw(
     return answer
 
 
-def _order(asset: Asset, body: DrawPreview) -> GenerationRequest:
+def _order(asset: Asset, body: GeneratePreview) -> GenerationRequest:
     """With the asset in it, and its words before the prompt."""
     words = ", ".join(asset.trigger_words)
     wanted = {
@@ -100,9 +100,9 @@ def _order(asset: Asset, body: DrawPreview) -> GenerationRequest:
     )
 
 
-async def _keep(context: Context, who: Principal, asset: Asset, picture: bytes) -> dict[str, Any]:
-    key = preview_key(asset.id, hashlib.sha256(picture).hexdigest())
-    await asyncio.to_thread(put_bytes, context.backends.store, key, picture)
-    await asyncio.to_thread(context.backends.blobs.keep, key, asset.tenant_id, len(picture))
+async def _keep(context: Context, who: Principal, asset: Asset, image: bytes) -> dict[str, Any]:
+    key = preview_key(asset.id, hashlib.sha256(image).hexdigest())
+    await asyncio.to_thread(put_bytes, context.backends.store, key, image)
+    await asyncio.to_thread(context.backends.blobs.keep, key, asset.tenant_id, len(image))
     changed = await asyncio.to_thread(context.platform.library.set_preview, who, asset.id, key)
     return {"asset": asset_answer(context, changed, who)}

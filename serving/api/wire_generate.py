@@ -131,8 +131,8 @@ class GenerateRequest(RequestModel):
 
 def answer(generated: Generation) -> dict[str, Any]:
     """OctoAI's answer; ``request_id``, ``receipt`` and ``timings_ms`` are ours."""
-    drawing = generated.drawing
-    timings = drawing.timings
+    result = generated.result
+    timings = result.timings
     return {
         "images": [
             {
@@ -141,7 +141,7 @@ def answer(generated: Generation) -> dict[str, Any]:
                 "safety_score": None,
                 "seed": seed,
             }
-            for image, seed in zip(drawing.images, generated.seeds, strict=True)
+            for image, seed in zip(result.images, generated.seeds, strict=True)
         ],
         "prediction_time_ms": timings.engine_s * 1000,
         "request_id": generated.request_id,
@@ -160,7 +160,7 @@ def answer(generated: Generation) -> dict[str, Any]:
 
 def receipt(generated: Generation) -> dict[str, Any]:
     """What was used, where it was found, and what was done about it."""
-    drawing, size = generated.drawing, generated.size
+    result, size = generated.result, generated.size
     return {
         "assets": [
             {
@@ -169,17 +169,17 @@ def receipt(generated: Generation) -> dict[str, Any]:
                 "found_on": found.tier,
                 "bytes_moved": found.bytes_moved,
                 "fetch_ms": found.fetch_s * 1000,
-                "matched_parameters": drawing.matched.get(found.key),
+                "matched_parameters": result.matched.get(found.key),
             }
-            for found in drawing.found
+            for found in result.found
         ],
-        "replica": drawing.replica,
+        "replica": result.replica,
         "swap": {
-            "copied": drawing.swap.copied,
-            "touched": drawing.swap.touched,
-            "restored": drawing.swap.restored,
-            "kept": drawing.swap.kept,
+            "copied": result.swap.copied,
+            "touched": result.swap.touched,
+            "restored": result.swap.restored,
+            "kept": result.swap.kept,
         },
         "size": {"width": size.width, "height": size.height, "scaled_to_model": size.scaled},
-        "warnings": list(drawing.warnings),
+        "warnings": list(result.warnings),
     }

@@ -78,10 +78,10 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
         }
         return [keys[job_id] for job_id in jobs.unknown(keys)]
 
-    def old_pictures(old: Sequence[Stored]) -> Collection[str]:
+    def old_images(old: Sequence[Stored]) -> Collection[str]:
         return [s.key for s in old if s.changed_at_s < now() - settings.pictures_kept_s]
 
-    others = {RESULTS: old_results, PICTURES: old_pictures}
+    others = {RESULTS: old_results, PICTURES: old_images}
     reconciler = Reconciler(records, blobs, store, parts, others, now)
     return Backends(
         records, blobs, store, library, directory, RateLimiter(engine), meter,

@@ -24,7 +24,7 @@ from serving.engine.devices import pick_device
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
 from serving.engine.slabs import layouts_of
-from serving.generation.sizes import picture_size
+from serving.generation.sizes import image_size
 from serving.settings import Settings
 from serving.worker import Worker
 
@@ -142,5 +142,5 @@ def warm_sizes(settings: Settings, manifest: ModelManifest) -> list[tuple[int, i
     """
     native = manifest.native_size
     given = [size.partition("x") for size in settings.warm_sizes]
-    sizes = [picture_size(int(w), int(h), native) for w, _, h in given]
+    sizes = [image_size(int(w), int(h), native) for w, _, h in given]
     return [(size.width, size.height) for size in sizes] or [(native, native)]

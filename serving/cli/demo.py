@@ -44,9 +44,9 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DemoImage:
     panel: Panel
-    picture: bytes
+    image: bytes
     answer: Mapping[str, Any]
     total_ms: float
 
@@ -62,12 +62,12 @@ def run_demo(folder: Path, port: int, once: bool) -> int:
         with Client(settings.resolved_public_url, _key(settings)) as client:
             console.print("uploading a LoRA of one's own …")
             own = _upload_own(client)
-            drawn = [_draw(client, panel, console) for panel in _panels(own)]
-        console.print(_table(drawn))
+            generated = [_generate(client, panel, console) for panel in _panels(own)]
+        console.print(_table(generated))
         sheet = folder / "contact_sheet.png"
-        contact_sheet(drawn, sheet)
+        contact_sheet(generated, sheet)
         console.print(f"contact sheet: {sheet.resolve()}")
-        problems = check(drawn)
+        problems = check(generated)
         for problem in problems:
             console.print(f"[bold red]FAILED: {problem}")
         if problems:
@@ -179,7 +179,7 @@ def _panels(own: str) -> list[Panel]:
     ]
 
 
-def _draw(client: Client, panel: Panel, console: Console) -> Drawn:
+def _generate(client: Client, panel: Panel, console: Console) -> DemoImage:
     console.print(f"drawing: {panel.title}")
     request = {
         "prompt": PROMPT,
@@ -192,17 +192,17 @@ def _draw(client: Client, panel: Panel, console: Console) -> Drawn:
     started = time.perf_counter()
     answer = client.generate(request)
     total_ms = (time.perf_counter() - started) * 1000
-    picture = base64.b64decode(answer["images"][0]["image_b64"])
-    return Drawn(panel, picture, answer, total_ms)
+    image = base64.b64decode(answer["images"][0]["image_b64"])
+    return DemoImage(panel, image, answer, total_ms)
 
 
-def _table(drawn: list[Drawn]) -> Table:
+def _table(generated: list[DemoImage]) -> Table:
     table = Table(title=f"“{PROMPT}”, seed {SEED}, {STEPS} steps; times in ms")
     for column in ("picture", "assets found on", "replica"):
         table.add_column(column)
     for column in ("queue", "fetch", "swap", "denoise", "decode", "total"):
         table.add_column(column, justify="right")
-    for item in drawn:
+    for item in generated:
         receipt, timings = item.answer["receipt"], item.answer["timings_ms"]
         named: dict[str, dict[str, int]] = {}
         for asset in receipt["assets"]:
@@ -224,35 +224,35 @@ def _table(drawn: list[Drawn]) -> Table:
     return table
 
 
-def check(drawn: list[Drawn]) -> list[str]:
+def check(generated: list[DemoImage]) -> list[str]:
     """What is not as it must be: some pictures are equal, the others all differ from the first."""
-    pictures = {item.panel.title: item.picture for item in drawn}
-    first = drawn[0]
+    images = {item.panel.title: item.image for item in generated}
+    first = generated[0]
     problems = []
-    for item in drawn[1:]:
+    for item in generated[1:]:
         if item.panel.like is not None:
-            if item.picture != pictures[item.panel.like]:
+            if item.image != images[item.panel.like]:
                 problems.append(f"{item.panel.title!r} is not bit for bit {item.panel.like!r}")
-        elif item.picture == first.picture:
+        elif item.image == first.image:
             problems.append(f"{item.panel.title!r} looks like {first.panel.title!r}")
     return problems
 
 
-def contact_sheet(drawn: list[Drawn], path: Path, columns: int = 5, scale: int = 2) -> None:
+def contact_sheet(generated: list[DemoImage], path: Path, columns: int = 5, scale: int = 2) -> None:
     """All pictures in a grid with their titles."""
     from PIL import Image, ImageDraw, ImageFont
 
-    pictures = [Image.open(io.BytesIO(item.picture)).convert("RGB") for item in drawn]
-    side = pictures[0].width * scale
+    images = [Image.open(io.BytesIO(item.image)).convert("RGB") for item in generated]
+    side = images[0].width * scale
     margin, caption = 14, 22
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     width, height = side + margin, side + caption + margin
     sheet = Image.new("RGB", (margin + columns * width, margin + rows * height), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(15)
-    for index, (item, picture) in enumerate(zip(drawn, pictures, strict=True)):
+    for index, (item, image) in enumerate(zip(generated, images, strict=True)):
         left, top = margin + index % columns * width, margin + index // columns * height
-        enlarged = picture.resize((side, side), Image.Resampling.LANCZOS)
+        enlarged = image.resize((side, side), Image.Resampling.LANCZOS)
         sheet.paste(enlarged, (left, top))
         pen.text((left, top + side + 2), item.panel.title, fill="black", font=font)
     sheet.save(path)

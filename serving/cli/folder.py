@@ -126,7 +126,7 @@ def look(path: Path, root: Path) -> FolderFile:
         stem, folder = path.parent.name, path.parent.parent.name
     if kind == "textual_inversion" and not words:
         words = (stem,)
-    pictures = (path.with_name(path.stem + suffix) for suffix in _PICTURES)
+    images = (path.with_name(path.stem + suffix) for suffix in _PICTURES)
     return FolderFile(
         path=path,
         kind=kind,
@@ -135,7 +135,7 @@ def look(path: Path, root: Path) -> FolderFile:
         tags=_tags(path, root),
         trigger_words=tuple(word[:128] for word in words[:32]),
         description=description[:4096],
-        preview=next((picture for picture in pictures if picture.is_file()), None),
+        preview=next((image for image in images if image.is_file()), None),
         prediction_type=_prediction(path) if kind == "checkpoint" else None,
         adapter_config=_adapter_config(path) if kind == "lora" else None,
     )

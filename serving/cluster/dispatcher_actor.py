@@ -26,7 +26,7 @@ from serving.cluster.outcome import caught, thrown
 from serving.cluster.replicas import ServeReplicaLauncher, dispatcher_name, wire_key
 from serving.cluster.rpc import RemoteFailed, Wire, WireError, WireServer
 from serving.cluster.sealed_settings import SealedSettings, seal
-from serving.errors import DeadlineExceeded, DrawingFailed
+from serving.errors import DeadlineExceeded, GenerationFailed
 from serving.generation.contract import ClusterDirectives, GenerationResult, Residency
 from serving.generation.submission import Submission
 from serving.logs import configure
@@ -181,7 +181,7 @@ class _Line:
                     asked = replace(submission, timeout_s=left_s)
                     return thrown(await wire.call("submit", asked))  # type: ignore[no-any-return]
             except RemoteFailed as error:
-                raise DrawingFailed(f"the dispatcher failed: {error}") from None
+                raise GenerationFailed(f"the dispatcher failed: {error}") from None
             except (RayActorError, WireError, _NoDispatcher, TimeoutError):
                 self._actor = None
                 if self._wire is wire:

@@ -38,13 +38,13 @@ def app() -> ASGIApp:
         )
         signal.signal(signal.SIGTERM, on_sigterm)
     backends = open_backends(settings)
-    drawer = ClusterBackend(settings)
+    backend = ClusterBackend(settings)
     native = load_manifest(backends.store, BASE_NAME).native_size
     application = create_app(
         Context(
             platform=Platform(
                 backends.library,
-                drawer,
+                backend,
                 backends.meter,
                 native,
                 settings.request_timeout_s,
@@ -59,7 +59,7 @@ def app() -> ASGIApp:
             url_expires_s=settings.url_expires_s,
             open_tenant=settings.open_tenant,
             open_requests_per_min=settings.open_requests_per_min,
-            status=drawer.status,
+            status=backend.status,
         )
     )
     return Throttle(application)

@@ -35,7 +35,7 @@ from serving.bootstrap.storage import open_provisioner, open_store
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.rpc import RemoteFailed, Wire, WireBroken, WireDown, WireServer
 from serving.cluster.sealed_settings import SealedSettings, seal
-from serving.errors import DrawingFailed, ReplicaDied, ReplicaLost
+from serving.errors import GenerationFailed, ReplicaDied, ReplicaLost
 from serving.generation.contract import (
     ClusterDirectives,
     GenerationResult,
@@ -90,12 +90,12 @@ class ReplicaActor:
             settings, name, provisioner, node, url, lambda: tell("warm-up")
         )
         self._node_address = address
-        self._wire = WireServer({"draw": self._draw}, wire_key(settings))
+        self._wire = WireServer({"draw": self._generate}, wire_key(settings))
         self._address = ""
 
-    async def _draw(self, request: GenerationTask) -> Any:
+    async def _generate(self, request: GenerationTask) -> Any:
         with about(request=request.id, tenant=request.tenant_id):
-            return await caught(self._replica.draw(request))
+            return await caught(self._replica.generate(request))
 
     async def describe(self, directives: ClusterDirectives) -> tuple[ReplicaReport, str]:
         """And where it is asked to draw."""
@@ -258,14 +258,14 @@ class ServeReplicaClient:
             self._wire = Wire(address, self._key)
         return cast(ReplicaReport, report)
 
-    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         if self._wire is None:
             raise ReplicaLost(f"{self.id} was never up")
         try:
             return thrown(await self._wire.call("draw", request))  # type: ignore[no-any-return]
         except RemoteFailed as error:
             # The replica lives and says so: what it raised is about this request.
-            raise DrawingFailed(f"the engine failed: {error}") from None
+            raise GenerationFailed(f"the engine failed: {error}") from None
         except WireBroken:
             raise ReplicaDied(f"{self.id} went away while it drew") from None
         except WireDown as error:

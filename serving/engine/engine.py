@@ -30,10 +30,10 @@ from serving.engine.denoise import Denoiser, IsCancelled
 from serving.engine.device_cache import DeviceCache, Prepared
 from serving.engine.diagnosis import blame, blame_vae
 from serving.engine.graphs import Capture, CudaCapture, StandInCapture
+from serving.engine.images import copy_pixels, encode_image
 from serving.engine.laps import Laps
 from serving.engine.modules import bind_modules, build_modules
 from serving.engine.options import EngineOptions
-from serving.engine.pictures import copy_pixels, encode_image
 from serving.engine.prompt_cache import PromptCache
 from serving.engine.prompts import PromptEncoder
 from serving.engine.slabs import layouts_of
@@ -63,7 +63,7 @@ _DEFAULTS = EngineOptions()
 
 
 class Engine:
-    """One warm SDXL. ``prepare`` may run in any thread; ``warm_up``, ``render`` and ``draw`` in
+    """One warm SDXL. ``prepare`` may run in any thread; ``warm_up``, ``render`` and ``generate`` in
     one only.
 
     ``unhealthy`` says why this engine must not generate any more, once it is so.
@@ -262,13 +262,13 @@ class Engine:
                             request, width=width, height=height, seeds=seeds,
                             cfg_scale=7.0 if is_guided else 1.0,
                         )  # fmt: skip
-                        self.draw(self._base, sized)
+                        self.generate(self._base, sized)
                 self._warmed[width, height] = tuple(sorted({1, *batches}, reverse=True))
         if self.unet.graphs:
             count, megabytes = len(self.unet.graphs), self.unet.pool_bytes >> 20
             log.info("%s captured %d graphs in %d MiB", self.name, count, megabytes)
 
-    def draw(
+    def generate(
         self, prepared: Prepared, request: GenerationTask, is_cancelled: IsCancelled = lambda: False
     ) -> GenerationResult:
         """As :meth:`render`, with the images encoded in this thread."""
@@ -359,7 +359,7 @@ class Engine:
         self._check(prepared, request, turns, is_cancelled)
         self._proven[prepared.recipe.unet.key] = True
         spent = {f"{phase}_ms": ms for phase, ms in laps.read_ms().items()}
-        drawing = GenerationResult(
+        result = GenerationResult(
             images=(),
             replica=self.name,
             found=tuple(prepared.found),
@@ -371,7 +371,7 @@ class Engine:
             warnings=tuple(warnings),
             fallbacks=dict(self.unet.fallbacks - before),
         )
-        return Rendered(drawing, tuple(images))
+        return Rendered(result, tuple(images))
 
     def _check(
         self,
@@ -412,8 +412,8 @@ class Engine:
             part = Prepared(recipe, prepared.leases)
             self.switch_to(part)
             positive, negative, _ = self.prompts.encode(part, request)
-            drawn = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
-            for index, latents in enumerate(drawn, 1):
+            generated = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
+            for index, latents in enumerate(generated, 1):
                 if not torch.isfinite(latents).all():
                     return index
                 if index == within:

@@ -53,15 +53,15 @@ class EngineProbe:
             self._engine = Engine(manifest, self._provisioner(), "cpu", name="probe")
             self._made_for, self._without = manifest, None
         if self._without is None:
-            self._without = self._draw(base)
-        picture = self._draw(_with(base, kind, parts))
+            self._without = self._generate(base)
+        image = self._generate(_with(base, kind, parts))
         self._engine.forget({blob.key for blob in parts.values()} - set(_keys(base)))
-        if picture is None or self._without is None:
+        if image is None or self._without is None:
             return Effect(None)
-        difference = picture.astype(np.float32) - self._without.astype(np.float32)
+        difference = image.astype(np.float32) - self._without.astype(np.float32)
         return Effect(round(float(np.sqrt(np.mean(difference**2))), 4))
 
-    def _draw(self, recipe: Recipe) -> np.ndarray | None:
+    def _generate(self, recipe: Recipe) -> np.ndarray | None:
         """(height, width, 3) uint8; None when it is not finite."""
         assert self._engine is not None
         assert self._made_for is not None
@@ -71,12 +71,12 @@ class EngineProbe:
         )
         prepared = self._engine.prepare(recipe)
         try:
-            drawing = self._engine.draw(prepared, request, lambda: False)
+            result = self._engine.generate(prepared, request, lambda: False)
         except NotFinite:
             return None
         finally:
             prepared.release()
-        with Image.open(io.BytesIO(drawing.images[0])) as image:
+        with Image.open(io.BytesIO(result.images[0])) as image:
             return np.asarray(image.convert("RGB"))
 
 

@@ -91,10 +91,10 @@ class EulerAncestral:
         self._grid.set_timesteps(steps)
         self.timesteps: torch.Tensor = self._grid.timesteps
         self.init_noise_sigma = self._grid.init_noise_sigma
-        drawn = [
+        generated = [
             torch.cat([torch.randn(*shape, generator=g) for g in generators]) for _ in range(steps)
         ]
-        self._noise = to_device(torch.stack(drawn), device)
+        self._noise = to_device(torch.stack(generated), device)
         self._step = 0
 
     def scale_model_input(self, sample: torch.Tensor, _: torch.Tensor) -> torch.Tensor:

@@ -96,18 +96,18 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What an engine is done with: ``drawing`` lacks its images, which are still being encoded."""
+    """A generation whose images are still being encoded: ``partial`` is its result without them."""
 
-    drawing: GenerationResult
+    partial: GenerationResult
     images: tuple[Future[EncodedImage], ...]
 
     def completed(self, images: Sequence[EncodedImage]) -> GenerationResult:
         """With the images, in order."""
         encode_ms = sum(image.encode_ms for image in images)
         return replace(
-            self.drawing,
+            self.partial,
             images=tuple(image.data for image in images),
-            timings=replace(self.drawing.timings, encode_image_ms=encode_ms),
+            timings=replace(self.partial.timings, encode_image_ms=encode_ms),
         )
 
     def result(self) -> GenerationResult:

@@ -31,7 +31,7 @@ from serving.generation.contract import (
     Sampler,
 )
 from serving.generation.prompt_syntax import unserved_syntax
-from serving.generation.sizes import Size, picture_size
+from serving.generation.sizes import Size, image_size
 from serving.generation.submission import Submission
 from serving.logs import note
 from serving.tenants.meter import Charge, Spent
@@ -118,7 +118,7 @@ class Generation:
     """An answer; ``names`` says under which name the request knew each content key."""
 
     request_id: str
-    drawing: GenerationResult
+    result: GenerationResult
     seeds: tuple[int, ...]
     size: Size
     names: Mapping[str, str]
@@ -149,7 +149,7 @@ class Platform:
     def __init__(
         self,
         library: Library,
-        drawer: GenerationBackend,
+        backend: GenerationBackend,
         accounts: Accounts,
         native_size: int,
         timeout_s: float,
@@ -157,7 +157,7 @@ class Platform:
     ) -> None:
         """``pools`` are the pools of GPUs by what a request may call them."""
         self.library = library
-        self._drawer = drawer
+        self._backend = backend
         self._accounts = accounts
         self.native_size = native_size
         self.timeout_s = timeout_s
@@ -180,7 +180,7 @@ class Platform:
             await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
         reach("generate.reserved")
         try:
-            generated = await self._draw(ready, charge)
+            generated = await self._generate(ready, charge)
             reach("generate.drawn")
         except BaseException:
             await asyncio.to_thread(self._accounts.release, charge.id)
@@ -205,12 +205,12 @@ class Platform:
         """Its answer cannot be sent."""
         await asyncio.to_thread(self._accounts.release, generated.spent.charge.id)
 
-    async def draw(
+    async def generate_charged(
         self, principal: Principal, order: GenerationRequest, charge_id: str
     ) -> Generation:
         """``generate`` for whoever reserves and settles by itself."""
         ready = await self._resolve(principal, order)
-        return await self._draw(ready, _charge(charge_id, principal, ready))
+        return await self._generate(ready, _charge(charge_id, principal, ready))
 
     async def warm(self, principal: Principal, reference: str) -> Mapping[str, str]:
         """Bring an asset up to host RAM on every node; where each replica found it.
@@ -219,7 +219,7 @@ class Platform:
             AssetNotFound, AssetNotReady.
         """
         asset = await asyncio.to_thread(self.library.usable, principal, reference)
-        return await self._drawer.warm(tuple(asset.parts.values()))
+        return await self._backend.warm(tuple(asset.parts.values()))
 
     async def residency(self, principal: Principal, reference: str) -> AssetResidency:
         """Where the parts of an asset lie.
@@ -229,19 +229,19 @@ class Platform:
         """
         asset = await asyncio.to_thread(self.library.usable, principal, reference)
         keys = [blob.key for blob in asset.parts.values()]
-        return AssetResidency(asset, await self._drawer.residency(keys))
+        return AssetResidency(asset, await self._backend.residency(keys))
 
     async def hold(self, keys: Collection[str]) -> None:
         """Have every tier keep exactly these content keys, where it has them."""
-        await self._drawer.hold(keys)
+        await self._backend.hold(keys)
 
     async def forget_dead(self, among: Collection[str] | None = None) -> int:
         """Have every tier drop what no live asset refers to; how many content keys that were.
         ``among`` are those that have just lost an asset; without it everything is looked at."""
-        keys = await self._drawer.resident() if among is None else among
+        keys = await self._backend.resident() if among is None else among
         dead = await asyncio.to_thread(self.library.dead, keys)
         if dead:
-            await self._drawer.forget(dead)
+            await self._backend.forget(dead)
         return len(dead)
 
     async def check(self, principal: Principal, order: GenerationRequest) -> tuple[float, str]:
@@ -251,15 +251,15 @@ class Platform:
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
         """Every pool of GPUs: its configuration, what waits, each replica and how far it is."""
-        return await self._drawer.pools()
+        return await self._backend.pools()
 
     async def starting(self, pool: str) -> Mapping[str, Any] | None:
         """What requests to a pool (empty: the first) wait for while it wakes up."""
-        return await self._drawer.starting(pool)
+        return await self._backend.starting(pool)
 
     async def families(self) -> Sequence[Metric]:
         """For Prometheus."""
-        return await self._drawer.families()
+        return await self._backend.families()
 
     def _pool(self, principal: Principal, order: GenerationRequest) -> str:
         wanted = order.gpu or principal.gpu
@@ -276,7 +276,7 @@ class Platform:
         if most is not None and len(order.seeds) > most:
             raise InvalidRequest("num_images", f"your plan allows {most} pictures at a time")
         pool = self._pool(principal, order)
-        size = picture_size(order.width, order.height, self.native_size)
+        size = image_size(order.width, order.height, self.native_size)
         resolved = await asyncio.to_thread(self.library.resolve, principal, order.wanted)
         request = GenerationTask(
             id="req_" + ulid(),
@@ -307,7 +307,7 @@ class Platform:
         except Exception:  # its own error says more
             log.exception("%.1f engine seconds of %s were not counted", error.engine_s, request.id)
 
-    async def _draw(self, ready: _Resolved, charge: Charge) -> Generation:
+    async def _generate(self, ready: _Resolved, charge: Charge) -> Generation:
         request, names = ready.request, ready.resolved.names
         principal = charge.principal
         note(request=request.id, tenant=principal.tenant_id)
@@ -317,20 +317,20 @@ class Platform:
             principal.weight,
             self.timeout_s,
             named=frozenset(key for key, name in names.items() if name != BASE_NAME),
-            pictures_at_once=principal.plan.concurrent_pictures,
+            max_concurrent_images=principal.plan.concurrent_pictures,
             priority=ready.priority,
             pool=ready.pool,
             plan=principal.plan.name,
         )
         try:
-            drawing = await self._drawer.submit(submission)
+            result = await self._backend.submit(submission)
         except ServingError as error:
             if error.engine_s:
                 await self._count(charge, request, error)
             raise error.named(names) if isinstance(error, Blaming) else error from None
-        drawing = replace(drawing, warnings=(*ready.warnings, *drawing.warnings))
-        timings = {name: round(ms, 1) for name, ms in asdict(drawing.timings).items()}
-        log.info("drawn by %s", drawing.replica, extra=timings)
+        result = replace(result, warnings=(*ready.warnings, *result.warnings))
+        timings = {name: round(ms, 1) for name, ms in asdict(result.timings).items()}
+        log.info("drawn by %s", result.replica, extra=timings)
         if ready.resolved.asset_ids:
             try:
                 await asyncio.to_thread(self.library.used, ready.resolved)
@@ -342,8 +342,8 @@ class Platform:
             "height": request.height,
             "sampler": request.sampler,
         }
-        spent = Spent(charge, drawing.timings.engine_s, len(request.seeds), details)
-        return Generation(request.id, drawing, request.seeds, ready.size, names, spent)
+        spent = Spent(charge, result.timings.engine_s, len(request.seeds), details)
+        return Generation(request.id, result, request.seeds, ready.size, names, spent)
 
 
 def _charge(charge_id: str, principal: Principal, ready: _Resolved) -> Charge:

@@ -24,7 +24,7 @@ class Size:
     scaled: bool
 
 
-def picture_size(width: int | None, height: int | None, native_size: int) -> Size:
+def image_size(width: int | None, height: int | None, native_size: int) -> Size:
     """The size to draw at.
 
     Raises:

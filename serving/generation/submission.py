@@ -19,7 +19,7 @@ class Submission:
     timeout_s: float
     named: frozenset[str] = frozenset()
     #: How many pictures of the tenant may be drawn at a time; more wait.
-    pictures_at_once: int | None = None
+    max_concurrent_images: int | None = None
     #: Among the requests of its tenant, the higher goes first.
     priority: int = 0
     #: Of GPUs; empty for the first that is configured.

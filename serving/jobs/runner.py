@@ -87,13 +87,13 @@ class JobRunner:
             await self._finish(job)
 
     async def _finish(self, job: Job) -> None:
-        drawing = asyncio.create_task(self._draw(job))
+        result = asyncio.create_task(self._generate(job))
         renewing = asyncio.create_task(self._renew(job))
         try:
-            await asyncio.wait({drawing, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            if not drawing.done():
+            await asyncio.wait({result, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
                 return
-            outcome = drawing.result()
+            outcome = result.result()
             jobs = self._context.backends.jobs
             if isinstance(outcome, Later):
                 await _persist(jobs.put_back, job.id, self._worker, outcome.for_s, outcome.failures)
@@ -108,11 +108,11 @@ class JobRunner:
             await asyncio.to_thread(put_back, job.id, self._worker, 0.0, job.failures)
             raise
         finally:
-            for task in (drawing, renewing):
+            for task in (result, renewing):
                 task.cancel()
-            await asyncio.gather(drawing, renewing, return_exceptions=True)
+            await asyncio.gather(result, renewing, return_exceptions=True)
 
-    async def _draw(self, job: Job) -> Spent | dict[str, Any] | Later:
+    async def _generate(self, job: Job) -> Spent | dict[str, Any] | Later:
         """What it cost, when the result is stored; the error's answer; or when to try again."""
         try:
             directory = self._context.backends.directory
@@ -120,7 +120,9 @@ class JobRunner:
                 directory.keyring.principal_of_job, job.tenant_id, job.asked_by
             )
             order = GenerateRequest.model_validate(job.request).order()
-            generated = await self._context.platform.draw(principal, order, job.charge_id)
+            generated = await self._context.platform.generate_charged(
+                principal, order, job.charge_id
+            )
             data = json.dumps(answer(generated)).encode()
             await asyncio.to_thread(
                 put_bytes, self._context.backends.store, result_key(job.id), data

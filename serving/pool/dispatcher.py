@@ -179,10 +179,10 @@ class Dispatcher:
         """
         outcome: Outcome = "failed"
         try:
-            drawing = await self._submit(submission)
+            result = await self._submit(submission)
             outcome = "drawn"
-            self.tally.drawn(submission.plan, submission.request, drawing)
-            return drawing
+            self.tally.generated(submission.plan, submission.request, result)
+            return result
         except Refused:
             outcome = "refused"
             raise
@@ -233,8 +233,8 @@ class Dispatcher:
             deadline_s=now + submission.timeout_s,
             weight=submission.weight,
             priority=submission.priority,
-            pictures=len(request.seeds),
-            pictures_at_once=submission.pictures_at_once,
+            images=len(request.seeds),
+            max_concurrent_images=submission.max_concurrent_images,
         )
         admitted = self._scheduler.arrive(waiting, now)
         refusal = admitted.refusal
@@ -320,15 +320,15 @@ class Dispatcher:
         queue_ms = (self._clock() - ticket.waiting.arrived_s) * 1000
         ticket.lost = False
         try:
-            drawing, report = await state.client.draw(ticket.submission.request)
-            self._quarantine.drew(ticket.submission.named)
+            result, report = await state.client.generate(ticket.submission.request)
+            self._quarantine.succeeded(ticket.submission.named)
             speeds = self._throughput.after(
-                drawing, ticket.submission.request, self._scheduler.speeds
+                result, ticket.submission.request, self._scheduler.speeds
             )
             self._scheduler.speeds = speeds
             self._heard_from(state, report)
-            timings = replace(drawing.timings, queue_ms=queue_ms + drawing.timings.queue_ms)
-            _answer(ticket.answer, replace(drawing, timings=timings))
+            timings = replace(result.timings, queue_ms=queue_ms + result.timings.queue_ms)
+            _answer(ticket.answer, replace(result, timings=timings))
         except (ReplicaLost, EngineBroke) as lost:
             log.warning("replica %s lost: %s", state.client.id, lost)
             self.tally.retried()

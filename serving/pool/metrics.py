@@ -32,7 +32,7 @@ class PoolMetrics:
             "ao_requests", "Requests that ended, by how.", ("pool", "plan", "outcome"),
             registry=registry,
         )  # fmt: skip
-        self._pictures = Counter(
+        self._images = Counter(
             "ao_pictures", "Pictures drawn.", ("pool", "plan"), registry=registry
         )
         self._work = Counter(
@@ -73,18 +73,18 @@ class PoolMetrics:
     def ended(self, plan: str, outcome: Outcome) -> None:
         self._requests.labels(self.pool, plan, outcome).inc()
 
-    def drawn(self, plan: str, request: GenerationTask, drawing: GenerationResult) -> None:
-        timings = drawing.timings
-        self._pictures.labels(self.pool, plan).inc(len(drawing.images))
+    def generated(self, plan: str, request: GenerationTask, result: GenerationResult) -> None:
+        timings = result.timings
+        self._images.labels(self.pool, plan).inc(len(result.images))
         self._work.labels(self.pool).inc(request.work)
         self._queue_s.labels(self.pool, plan).observe(timings.queue_ms / 1000)
         for phase in ("fetch", "swap", "encode_prompt", "denoise", "decode", "encode_image"):
             spent_ms = getattr(timings, f"{phase}_ms")
             self._engine_s.labels(self.pool, phase).observe(spent_ms / 1000)
-        for found in drawing.found:
+        for found in result.found:
             self._found.labels(self.pool, found.tier).inc()
             self._moved.labels(self.pool, found.tier).inc(found.bytes_moved)
-        for shape, steps in drawing.fallbacks.items():
+        for shape, steps in result.fallbacks.items():
             self._fallbacks.labels(self.pool, shape).inc(steps)
 
     def retried(self) -> None:

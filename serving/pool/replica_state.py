@@ -27,7 +27,7 @@ class ReplicaClient(Protocol):
         """Tell it what the dispatcher knows, and hear what it holds. Waits until the replica is
         up, for as long as that takes."""
 
-    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         """Cancelling the call stops the drawing."""
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:

@@ -19,14 +19,14 @@ class ThroughputEstimator:
     def __init__(self) -> None:
         self._measured = set[str]()
 
-    def after(self, drawing: GenerationResult, request: GenerationTask, speeds: Speeds) -> Speeds:
+    def after(self, result: GenerationResult, request: GenerationTask, speeds: Speeds) -> Speeds:
         """The speeds, now that this was drawn as well."""
-        spent_s = (drawing.timings.denoise_ms + drawing.timings.decode_ms) / 1000
+        spent_s = (result.timings.denoise_ms + result.timings.decode_ms) / 1000
         if spent_s > 0:
             work_per_s = self._smoothed("work", speeds.work_per_s, request.work / spent_s)
             speeds = replace(speeds, work_per_s=work_per_s, is_measured=True)
         sizes = {blob.key: blob.size_bytes for blob in request.recipe.blobs()}
-        for found in drawing.found:
+        for found in result.found:
             size_bytes = sizes.get(found.key, 0)
             known = speeds.bytes_per_s.get(found.tier)
             if known is not None and found.fetch_s > 0 and size_bytes >= _TELLING_BYTES:

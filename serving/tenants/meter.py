@@ -56,7 +56,7 @@ class Spent:
 
     charge: Charge
     gpu_s: float
-    pictures: int
+    images: int
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -165,10 +165,10 @@ class Meter:
             return
         principal = charge.principal
         now = self._now()
-        details = {**spent.details, "work": charge.work / spent.pictures}
+        details = {**spent.details, "work": charge.work / spent.images}
         if charge.pool:
             details["pool"] = charge.pool
-        pictures = [
+        images = [
             {
                 "at_s": now,
                 "tenant_id": principal.tenant_id,
@@ -176,12 +176,12 @@ class Meter:
                 "key_id": principal.key_id,
                 "kind": "picture",
                 "reference": f"{charge.id}/{index}",
-                "quantity": spent.gpu_s / spent.pictures,
+                "quantity": spent.gpu_s / spent.images,
                 "details": details,
             }
-            for index in range(spent.pictures)
+            for index in range(spent.images)
         ]
-        session.execute(insert(_LEDGER), pictures)
+        session.execute(insert(_LEDGER), images)
         _add(session, principal.tenant_id, held or month_of(now), used_gpu_s=spent.gpu_s)
 
     def attempted(
@@ -329,9 +329,9 @@ class Meter:
             wanted = wanted.where(LedgerRow.at_s < until_s)
         with Session(self._engine) as session:
             found = {kind: (count, total) for kind, count, total in session.execute(wanted)}
-        pictures, gpu_s = found.get("picture", (0, 0.0))
+        images, gpu_s = found.get("picture", (0, 0.0))
         return {
-            "pictures": pictures,
+            "pictures": images,
             "gpu_s": gpu_s + found.get("attempt", (0, 0.0))[1],
             "gb_hours": found.get("storage", (0, 0.0))[1],
         }

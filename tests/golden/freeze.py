@@ -23,9 +23,9 @@ from assets.prediction import Prediction
 from assets.sql.base import connect
 from assets.storage.object_paths import (
     blob_key,
+    image_key,
     model_key,
     part_key,
-    picture_key,
     preview_key,
     result_key,
     stored_blob_key,
@@ -77,7 +77,7 @@ def object_paths() -> dict[str, str]:
         "compiled": stored_blob_key("c" + "1" * 40),
         "model": model_key("name"),
         "preview": preview_key("asset_1", _SHA256),
-        "image": picture_key("id"),
+        "image": image_key("id"),
         "result": result_key("job_1"),
     }
 

@@ -110,7 +110,7 @@ def request(recipe: Recipe, **changes: Any) -> GenerationTask:
 def image(engine: Engine, asked: GenerationTask) -> bytes:
     """The first image, and nothing left leased."""
     with engine.prepare(asked.recipe) as prepared:
-        return engine.draw(prepared, asked).images[0]
+        return engine.generate(prepared, asked).images[0]
 
 
 @pytest.fixture(scope="session")

@@ -197,7 +197,9 @@ def test_cancelled_within_three_steps(rig: Rig, engine: Engine) -> None:
     engine._denoiser._record = recording
     try:
         with engine.prepare(rig.base) as prepared, pytest.raises(Cancelled):
-            engine.draw(prepared, request(rig.base, steps=30, width=512, height=512), is_cancelled)
+            engine.generate(
+                prepared, request(rig.base, steps=30, width=512, height=512), is_cancelled
+            )
     finally:
         engine._denoiser._record = record
     assert len(recorded) == 6

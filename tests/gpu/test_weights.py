@@ -105,15 +105,15 @@ def test_a_changed_weight_is_rounded_about_once(rig: Rig, shape: tuple[int, ...]
     dtype = torch.float16 if rig.is_cuda else torch.float32
     generator = torch.Generator(rig.device).manual_seed(2)
 
-    def drawn(*size: int) -> torch.Tensor:
+    def generated(*size: int) -> torch.Tensor:
         return torch.randn(size, generator=generator, device=rig.device)
 
     columns, rank, weight = math.prod(shape[1:]), 16, 0.8
     layout = SlabLayout({f"w{i}": shape for i in range(4)}, channels_last=rig.is_cuda)
     source = layout.allocate(rig.device, dtype)[shape]
     target = layout.allocate(rig.device, dtype)[shape]
-    source.copy_(drawn(4, *shape) / 32)
-    up, down = (drawn(4, shape[0], rank) / 512).to(dtype), drawn(4, rank, columns).to(dtype)
+    source.copy_(generated(4, *shape) / 32)
+    up, down = (generated(4, shape[0], rank) / 512).to(dtype), generated(4, rank, columns).to(dtype)
     factors = Factors((0, 1, 2, 3), {"up": up, "down": down})
     _write(source, target, [(factors, slice(0, 4), weight)], False)
     change = weight * torch.bmm(up.double(), down.double())

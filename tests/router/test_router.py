@@ -80,11 +80,11 @@ def test_cost_is_seconds_by_tier() -> None:
 
 def test_fetching_overlaps_drawing_where_there_is_room() -> None:
     def cost(checkpoint_capacity: int, gpu: set[str]) -> float:
-        drawing = Replica(
+        result = Replica(
             "a", Node("n"), gpu, checkpoint_capacity=checkpoint_capacity, free_at_s=30.0
         )
-        drawing.running["q"] = other()
-        return cost_s(request(), drawing, SPEEDS, 0.0)
+        result.running["q"] = other()
+        return cost_s(request(), result, SPEEDS, 0.0)
 
     assert cost(1, {"base"}) == 31.0  # the LoRA is there before the drawing ends
     assert cost(2, set()) == 71.0  # the fetch of both takes longer than the drawing
@@ -171,12 +171,12 @@ def test_warm_does_not_overtake_far_beyond_its_share() -> None:
     arrive(made, *(request(f"mine-{index}") for index in range(60)))
     made.assign(0.0)
     arrive(made, other("cold", tenant_id="u"))
-    drawn = []
-    while "cold" not in drawn:
+    generated = []
+    while "cold" not in generated:
         (first, *_) = made.fleet.replicas["a"].running
         made.fleet.ended("a", first, 1.0)
-        drawn += [name for name, _ in pairs(made.assign(1.0))]
-    assert 1 < len(drawn) < made.policy.lead_s + 5
+        generated += [name for name, _ in pairs(made.assign(1.0))]
+    assert 1 < len(generated) < made.policy.lead_s + 5
 
 
 def test_a_crowd_gets_more_homes_and_a_single_request_does_not() -> None:
@@ -388,7 +388,7 @@ def test_a_tenant_draws_no_more_at_a_time_than_its_plan_allows() -> None:
     for name in "abcd":
         hold(made, name, "base", "lora")
     mine = [
-        request(f"mine-{index}", tenant_id="capped", pictures=2, pictures_at_once=4)
+        request(f"mine-{index}", tenant_id="capped", images=2, max_concurrent_images=4)
         for index in range(4)
     ]
     arrive(made, *mine, request("one", tenant_id="u"))
@@ -399,7 +399,7 @@ def test_a_tenant_draws_no_more_at_a_time_than_its_plan_allows() -> None:
     made.queue.withdraw("mine-3")
     for assignment in first:
         made.ended(assignment, 2.0)
-    arrive(made, request("mine-4", tenant_id="capped", pictures=2, pictures_at_once=4))
+    arrive(made, request("mine-4", tenant_id="capped", images=2, max_concurrent_images=4))
     assert [a.request.id for a in made.assign(2.0)] == ["mine-4"]
 
 

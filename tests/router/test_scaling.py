@@ -26,12 +26,12 @@ def test_two_wait_for_one_and_a_queue_of_three_starts_a_second() -> None:
     starting = [ScalingCandidate("0", False)]
     assert scale(pool, 2, starting, 0) == Scaling()
     # The first is drawn; the second was handed on already, to be prepared.
-    drawing = [ScalingCandidate("0", True, running=2)]
-    assert queued(0, drawing) == 1
-    assert scale(pool, 0, drawing, 0) == Scaling()
-    assert queued(2, drawing) == 3
-    assert scale(pool, 2, drawing, 0) == Scaling(1)
-    assert scale(pool, 2, [*drawing, ScalingCandidate("1", False)], 0) == Scaling()
+    result = [ScalingCandidate("0", True, running=2)]
+    assert queued(0, result) == 1
+    assert scale(pool, 0, result, 0) == Scaling()
+    assert queued(2, result) == 3
+    assert scale(pool, 2, result, 0) == Scaling(1)
+    assert scale(pool, 2, [*result, ScalingCandidate("1", False)], 0) == Scaling()
 
 
 def test_idle_ones_go_after_their_time_down_to_the_minimum() -> None:

@@ -9,7 +9,7 @@ def test_twice_is_enough_and_not_for_ever() -> None:
     suspicion = CrashQuarantine()
     suspicion.crashed("t", ["x", "y"], now_s=0.0)
     assert suspicion.held("t", ["x", "y"], 0.0) == {}
-    suspicion.drew(["y"])
+    suspicion.succeeded(["y"])
     suspicion.crashed("t", ["x", "y"], now_s=10.0)
     assert suspicion.held("t", ["x", "y"], 10.0) == {"x": HELD_S}
     assert suspicion.count(10.0) == 1
@@ -27,7 +27,7 @@ def test_two_that_are_far_apart_are_one() -> None:
 
 def test_what_has_been_drawn_well_is_above_suspicion() -> None:
     suspicion = CrashQuarantine()
-    suspicion.drew(["x"])
+    suspicion.succeeded(["x"])
     for now_s in range(10):
         suspicion.crashed("t", ["x"], float(now_s))
     assert suspicion.count(9.0) == 0

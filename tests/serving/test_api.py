@@ -48,7 +48,7 @@ def lora(platform: Running, sample_files: dict[str, Path]) -> dict[str, Any]:
     return client.await_ready(asset["id"])
 
 
-def picture(answer: dict[str, Any], index: int = 0) -> bytes:
+def image(answer: dict[str, Any], index: int = 0) -> bytes:
     return base64.b64decode(answer["images"][index]["image_b64"])
 
 
@@ -62,7 +62,7 @@ def test_generation_answers_in_octoais_shape(http: httpx.Client) -> None:
     assert set(body["timings_ms"]) >= {"queue", "fetch", "swap", "denoise", "decode"}
     assert {a["asset"] for a in body["receipt"]["assets"]} == {"base"}
     assert response.headers["x-request-id"] == response.headers["x-user-request-id"]
-    first = Image.open(io.BytesIO(picture(body)))
+    first = Image.open(io.BytesIO(image(body)))
     assert (first.format, first.size) == ("PNG", (128, 128))
 
 
@@ -70,13 +70,13 @@ def test_defaults_nulls_and_an_older_clients_extra(http: httpx.Client) -> None:
     request = {**PROMPT, "loras": None, "steps": 1, "width": None, "cfg_scale": None}
     request |= {"image_encoding": None, "enable_safety": True, "use_refiner": True}
     body = http.post("/generate/sdxl", json=request).json()
-    assert Image.open(io.BytesIO(picture(body))).format == "JPEG"
+    assert Image.open(io.BytesIO(image(body))).format == "JPEG"
 
 
 def test_wire_sizes_are_scaled_and_said_so(http: httpx.Client) -> None:
     request = {**PROMPT, "width": 1344, "height": 768}
     body = http.post("/generate/sdxl", json=request).json()
-    assert Image.open(io.BytesIO(picture(body))).size == (168, 96)
+    assert Image.open(io.BytesIO(image(body))).size == (168, 96)
     assert body["receipt"]["size"] == {"width": 168, "height": 96, "scaled_to_model": True}
 
 
@@ -149,20 +149,20 @@ def test_unknown_routes_and_methods_have_the_same_shape(http: httpx.Client) -> N
 def test_lora_by_id_and_by_name_is_the_same_picture(
     http: httpx.Client, lora: dict[str, Any]
 ) -> None:
-    base = picture(http.post("/generate/sdxl", json=PROMPT).json())
+    base = image(http.post("/generate/sdxl", json=PROMPT).json())
     answers = [
         http.post("/generate/sdxl", json={**PROMPT, "loras": {reference: 0.8}}).json()
         for reference in (lora["id"], "style", "acme:style")
     ]
-    pictures = {picture(answer) for answer in answers}
-    assert len(pictures) == 1
-    assert base not in pictures
+    images = {image(answer) for answer in answers}
+    assert len(images) == 1
+    assert base not in images
     receipts = [
         next(a for a in answer["receipt"]["assets"] if a["asset"] != "base") for answer in answers
     ]
     assert [r["found_on"] for r in receipts[1:]] == ["gpu", "gpu"]
     assert receipts[0]["matched_parameters"] > 0
-    assert picture(http.post("/generate/sdxl", json=PROMPT).json()) == base
+    assert image(http.post("/generate/sdxl", json=PROMPT).json()) == base
 
 
 def test_an_assets_body_is_what_clients_parse(http: httpx.Client, lora: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ def test_the_public_library_is_there_from_the_start(http: httpx.Client) -> None:
         http.post("/generate/sdxl", json={**PROMPT, "loras": {name: 1.0}}).json()
         for name in ("octoai:outline", "commons:outline", "outline")
     ]
-    assert len({picture(answer) for answer in answers}) == 1
+    assert len({image(answer) for answer in answers}) == 1
     assert http.delete("/v1/assets/commons:outline").status_code == 404
 
 
@@ -231,7 +231,7 @@ def test_an_owner_changes_what_people_read_and_finds_it(
         url = f"/v1/assets/{asset['id']}"
         assert http.patch(url, json=body, headers=refused).status_code == status, body
     recipe = {**PROMPT, "loras": {asset["id"]: 1.0}}
-    before = picture(http.post("/generate/sdxl", json=recipe).json())
+    before = image(http.post("/generate/sdxl", json=recipe).json())
 
     client.call("DELETE", f"/v1/assets/{asset['id']}")
     assert http.post("/generate/sdxl", json=recipe).status_code == 404
@@ -239,7 +239,7 @@ def test_an_owner_changes_what_people_read_and_finds_it(
     assert http.post(back, headers=stranger).status_code == 404
     assert http.post(back).json()["asset"]["name"] == "Glow_100"
     assert http.post(back).status_code == 404
-    assert picture(http.post("/generate/sdxl", json=recipe).json()) == before
+    assert image(http.post("/generate/sdxl", json=recipe).json()) == before
     client.call("DELETE", f"/v1/assets/{asset['id']}")
 
 
@@ -298,7 +298,7 @@ def test_a_picture_that_is_not_finite_names_the_asset(
     platform: Running, http: httpx.Client, schema: Any, tmp_path: Path
 ) -> None:
     """By the name under which the request knew it; the next request draws as before."""
-    before = picture(http.post("/generate/sdxl", json=PROMPT).json())
+    before = image(http.post("/generate/sdxl", json=PROMPT).json())
     client = platform.client()
     path = write_wild_lora(tmp_path / "wild.safetensors", schema)
     asset = client.await_ready(client.upload(path, "lora", "wild")["id"])
@@ -306,7 +306,7 @@ def test_a_picture_that_is_not_finite_names_the_asset(
     assert answer.status_code == 422
     assert answer.json()["code"] == "not_finite"
     assert "the LoRA 'wild' at weight 10" in answer.json()["message"]
-    assert picture(http.post("/generate/sdxl", json=PROMPT).json()) == before
+    assert image(http.post("/generate/sdxl", json=PROMPT).json()) == before
     client.call("DELETE", f"/v1/assets/{asset['id']}")
 
 
@@ -387,7 +387,7 @@ def test_later(http: httpx.Client, platform: Running) -> None:
         assert poll["status"] in ("pending", "running")
         assert time.monotonic() < deadline
     result = httpx.get(poll["response_url"]).json()
-    assert picture(result) == picture(now)
+    assert image(result) == image(now)
     missing = {**PROMPT, "loras": {"nothing": 1.0}}
     assert (
         http.post("/generate/sdxl", json=missing, headers={"X-OctoAI-Async": "1"}).status_code
@@ -418,8 +418,8 @@ def test_a_hundred_requests_with_one_idempotency_key_draw_one_picture(
     assert httpx.get(poll["response_url"]).json() == first
     jobs = open_backends(platform.settings).jobs
     with Session(jobs._engine) as session:
-        drawn = session.scalars(select(JobRow).where(JobRow.body_digest.is_not(None))).all()
-    assert [row.status for row in drawn] == ["completed"]
+        generated = session.scalars(select(JobRow).where(JobRow.body_digest.is_not(None))).all()
+    assert [row.status for row in generated] == ["completed"]
     assert http.get("/v1/usage").json()["totals"]["pictures"] == before["pictures"] + 1
 
     other = http.post("/generate/sdxl", json={**body, "steps": 3}, headers=headers)
@@ -452,7 +452,7 @@ def test_the_simplest_door(http: httpx.Client, platform: Running) -> None:
     assert {"file_key", "public_url"} <= set(body)
     fetched = httpx.get(body["public_url"])
     assert fetched.headers["content-type"] == "image/png"
-    assert fetched.content == picture(http.post("/generate/sdxl", json=PROMPT).json())
+    assert fetched.content == image(http.post("/generate/sdxl", json=PROMPT).json())
     assert http.post("/generate", json={"prompt": "x", "steps": 1}).status_code == 200
     wrong = {"Authorization": "Bearer wrong"}
     assert httpx.post(f"{platform.url}/generate", json=PROMPT, headers=wrong).status_code == 401
@@ -487,8 +487,8 @@ def test_command_line(platform: Running, tmp_path: Path, lora: dict[str, Any]) -
     out = tmp_path / "p.png"
     options = ["--lora", "style=0.5", "--steps", "1", "--seed", "1", "--out", str(out), "--json"]
     assert call("generate", "a star", *options)["file"] == str(out)
-    with Image.open(out) as drawn:
-        assert drawn.size == (128, 128)
+    with Image.open(out) as generated:
+        assert generated.size == (128, 128)
     data = ["--data-dir", str(platform.settings.data_dir), "--json"]
     assert call("tenants", "create", "cli-made", *data)["name"] == "cli-made"
     key = call("keys", "create", "cli-made", *data)
@@ -518,7 +518,7 @@ def test_on_s3_the_client_talks_to_the_store(
         assert found["style"] == "store"
         simple = client.call("POST", "/generate", json={**PROMPT, "loras": {"style": 1.0}})
         assert simple["public_url"].startswith(s3_server["options"]["endpoint_url"])
-        assert httpx.get(simple["public_url"]).content == picture(cold)
+        assert httpx.get(simple["public_url"]).content == image(cold)
 
 
 @pytest.mark.parametrize(("method", "path"), [("DELETE", "/healthz"), ("TRACE", "/v1/usage")])

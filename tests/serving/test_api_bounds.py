@@ -292,13 +292,13 @@ async def test_probes_ask_what_is_behind_them_once_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    pools = api.drawer.pools
+    pools = api.backend.pools
 
     async def counted() -> Any:
         asked.append(1)
         return await pools()
 
-    monkeypatch.setattr(api.drawer, "pools", counted)
+    monkeypatch.setattr(api.backend, "pools", counted)
     for _ in range(50):
         assert (await api.http.get("/v1/pools")).status_code == 200
     assert len(asked) <= 3  # however slow this machine is

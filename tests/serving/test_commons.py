@@ -39,26 +39,26 @@ def commons(bench: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def draw(commons: Any) -> Draw:
+def generate(commons: Any) -> Draw:
     """Pictures (n, 3, 128, 128) uint8 of a recipe by name; prompt i with seed i."""
     engine = commons.engine("commons")
 
-    def draw(prompts: list[str], wanted: AssetSelection) -> torch.Tensor:
+    def generate(prompts: list[str], wanted: AssetSelection) -> torch.Tensor:
         recipe = commons.library.resolve(WHO, wanted).recipe
         prepared = engine.prepare(recipe)
-        pictures = []
+        images = []
         for seed, prompt in enumerate(prompts):
             request = GenerationTask(
                 "r", recipe, prompt, 128, 128, (seed,), steps=16, cfg_scale=3.0,
                 sampler="K_EULER", encoding="png",
             )  # fmt: skip
-            picture = engine.draw(prepared, request).images[0]
-            pixels = np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
-            pictures.append(torch.from_numpy(pixels).permute(2, 0, 1))
+            image = engine.generate(prepared, request).images[0]
+            pixels = np.array(Image.open(io.BytesIO(image)).convert("RGB"))
+            images.append(torch.from_numpy(pixels).permute(2, 0, 1))
         prepared.release()
-        return torch.stack(pictures)
+        return torch.stack(images)
 
-    return draw
+    return generate
 
 
 def scenes_for(entry: CatalogueEntry, count: int) -> list[Scene]:
@@ -141,10 +141,10 @@ def test_the_token_embeddings_and_the_size_of_all_weights() -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) <= SHIPPED_BYTES
 
 
-def test_the_base_draws_what_it_is_told(draw: Draw) -> None:
+def test_the_base_draws_what_it_is_told(generate: Draw) -> None:
     """Things that it was never trained on together; the full measurement is the benchmark's."""
     scenes = held_out(12, seed=5)
-    seen = Judge().see(draw([caption(scene) for scene in scenes], AssetSelection()))
+    seen = Judge().see(generate([caption(scene) for scene in scenes], AssetSelection()))
     pairs = list(zip(seen, scenes, strict=True))
     assert sum(s.background == scene.background for s, scene in pairs) >= 11
     assert sum(s.colour == scene.colour for s, scene in pairs) >= 10
@@ -152,16 +152,16 @@ def test_the_base_draws_what_it_is_told(draw: Draw) -> None:
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_an_asset_does_what_it_is_for_and_leaves_no_trace(draw: Draw, name: str) -> None:
+def test_an_asset_does_what_it_is_for_and_leaves_no_trace(generate: Draw, name: str) -> None:
     entry, effect, judge = BY_NAME[name], EFFECTS[name], Judge()
     prompts = [effect.prompt(scene) for scene in scenes_for(entry, 3)]
-    without = draw(prompts, AssetSelection())
+    without = generate(prompts, AssetSelection())
     weights = (0.0, 0.5, 1.0) if entry.kind == "lora" else (0.0, 1.0)
-    grown = [without] + [draw(prompts, wanting(entry, weight)) for weight in weights[1:]]
-    measured = [float(effect.measure(pictures, judge).mean()) for pictures in grown]
+    grown = [without] + [generate(prompts, wanting(entry, weight)) for weight in weights[1:]]
+    measured = [float(effect.measure(images, judge).mean()) for images in grown]
     assert measured == sorted(measured)
     assert measured[-1] > measured[0] + 0.1
-    assert torch.equal(draw(prompts, AssetSelection()), without)
+    assert torch.equal(generate(prompts, AssetSelection()), without)
 
 
 def test_withdrawing_hides_the_library_and_publishing_brings_it_back(commons: Any) -> None:

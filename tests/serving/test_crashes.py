@@ -82,17 +82,18 @@ def collect(settings: Settings, label: str | None) -> int:
     return subprocess.run([sys.executable, "-c", script], env=chosen.to_environment()).returncode
 
 
-def draw(http: httpx.Client, _: Path) -> None:
+def generate(http: httpx.Client, _: Path) -> None:
     http.post("/generate/sdxl", json=PROMPT).raise_for_status()
 
 
-def draw_once(http: httpx.Client, _: Path) -> None:
+def generate_once(http: httpx.Client, _: Path) -> None:
     answer = http.post("/generate/sdxl", json=PROMPT, headers={"Idempotency-Key": "k"})
     answer.raise_for_status()
 
 
 WORK: dict[str, Callable[[httpx.Client, Path], Any]] = {
-    "upload": upload, "ingest": upload, "delete": delete, "generate": draw, "job": draw_once,
+    "upload": upload, "ingest": upload, "delete": delete,
+    "generate": generate, "job": generate_once,
 }  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from assets.recipe import LoraUse, Recipe
 from router.admission import QueueLimits
 from serving.errors import (
     DeadlineExceeded,
-    DrawingFailed,
     EngineBroke,
+    GenerationFailed,
     NotFinite,
     Quarantined,
     Refused,
@@ -69,7 +69,7 @@ class FakeReplica:
         self.warmed += blobs
         return "store"
 
-    async def draw(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         self.started.append(request.id)
         try:
             await self.go.wait()
@@ -79,8 +79,8 @@ class FakeReplica:
         if self.fail_with is not None:
             raise self.fail_with
         self.keys |= {blob.key for blob in request.recipe.blobs()}
-        drawing = GenerationResult((b"x",), self.id, (), Swap(0, 0, 0, 0), Timings(denoise_ms=1.0))
-        return drawing, self.report()
+        result = GenerationResult((b"x",), self.id, (), Swap(0, 0, 0, 0), Timings(denoise_ms=1.0))
+        return result, self.report()
 
 
 def submission(
@@ -141,8 +141,8 @@ async def test_a_lost_replica_is_retried_elsewhere() -> None:
     bad.fail_with = ReplicaLost("died")
     async with dispatcher(bad, good) as room:
         bad.up.clear()
-        drawings = await asyncio.gather(*(room.submit(submission(str(i))) for i in range(6)))
-        assert {drawing.replica for drawing in drawings} == {"b"}
+        results = await asyncio.gather(*(room.submit(submission(str(i))) for i in range(6)))
+        assert {result.replica for result in results} == {"b"}
         assert bad.started
         bad.fail_with = None
         bad.up.set()
@@ -173,9 +173,9 @@ async def test_it_gives_up_after_three_losses() -> None:
 
 async def test_an_error_of_the_engine_is_not_retried() -> None:
     replica = FakeReplica("a")
-    replica.fail_with = DrawingFailed("not finite")
+    replica.fail_with = GenerationFailed("not finite")
     async with dispatcher(replica, FakeReplica("b")) as room:
-        with pytest.raises(DrawingFailed):
+        with pytest.raises(GenerationFailed):
             await room.submit(submission("r"))
         assert idle(room)
 
@@ -239,7 +239,7 @@ async def test_engine_time_is_counted_where_the_request_is_at_fault() -> None:
         assert times[1:] == [0.0, 0.0]  # behind the first, no engine was theirs
         await until(lambda: idle(room))
         replica.go.set()
-        for error, is_counted in ((NotFinite("n"), True), (DrawingFailed("d"), False)):
+        for error, is_counted in ((NotFinite("n"), True), (GenerationFailed("d"), False)):
             replica.fail_with = error
             with pytest.raises(type(error)) as caught:
                 await room.submit(submission(type(error).__name__))
@@ -349,7 +349,7 @@ async def test_a_capped_tenant_waits_for_its_own_and_others_do_not() -> None:
     for replica in replicas:
         replica.go.clear()
     async with dispatcher(*replicas) as room:
-        capped = [replace(submission(f"c{i}", "capped"), pictures_at_once=1) for i in range(3)]
+        capped = [replace(submission(f"c{i}", "capped"), max_concurrent_images=1) for i in range(3)]
         tasks = [asyncio.create_task(room.submit(one)) for one in capped]
         await until(lambda: sum(len(r.started) for r in replicas) == 1)
         tasks.append(asyncio.create_task(room.submit(submission("free", "other"))))
@@ -489,7 +489,7 @@ async def test_a_capped_tenants_request_keeps_its_place_when_its_replica_dies() 
     replica.go.clear()
     other.go.clear()
     async with dispatcher(replica, other) as room:
-        capped = [replace(submission(f"c{i}", "capped"), pictures_at_once=1) for i in range(3)]
+        capped = [replace(submission(f"c{i}", "capped"), max_concurrent_images=1) for i in range(3)]
         tasks = [asyncio.create_task(room.submit(one)) for one in capped]
         await until(lambda: len(replica.started) + len(other.started) == 1)
         assert room.waiting == 0  # the rest could not be drawn, however many replicas there were

@@ -34,10 +34,10 @@ async def test_a_gateway_that_ends_gives_its_jobs_to_the_others_at_once(tmp_path
     jobs = Jobs(engine, Meter(engine, SqlBlobRecords(engine)))
     who = Principal("t", "acme")
     job = jobs.add(who, {"prompt": "a star"})
-    drawing = asyncio.Event()
+    result = asyncio.Event()
 
-    async def draw(*_: Any) -> None:
-        drawing.set()
+    async def generate_charged(*_: Any) -> None:
+        result.set()
         await asyncio.Event().wait()
 
     context = SimpleNamespace(
@@ -45,12 +45,12 @@ async def test_a_gateway_that_ends_gives_its_jobs_to_the_others_at_once(tmp_path
             jobs=jobs,
             directory=SimpleNamespace(keyring=SimpleNamespace(principal_of_job=lambda *_: who)),
         ),
-        platform=SimpleNamespace(draw=draw),
+        platform=SimpleNamespace(generate_charged=generate_charged),
         new_job=asyncio.Event(),
     )
     running = asyncio.create_task(JobRunner(cast(Context, context)).run())
     async with asyncio.timeout(10):
-        await drawing.wait()
+        await result.wait()
     assert jobs.claim("another") is None
     running.cancel()
     await asyncio.wait([running])

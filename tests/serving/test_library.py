@@ -43,11 +43,11 @@ def put(http: httpx.Client, file: Path, name: str, **fields: Any) -> dict[str, A
     return put_asset(http, file, "lora", name, **fields)
 
 
-def draw(http: httpx.Client, reference: str) -> httpx.Response:
+def generate(http: httpx.Client, reference: str) -> httpx.Response:
     return http.post("/generate/sdxl", json={**PROMPT, "loras": {reference: 0.8}})
 
 
-def picture(answer: httpx.Response) -> bytes:
+def image(answer: httpx.Response) -> bytes:
     assert answer.status_code == 200, answer.text
     return base64.b64decode(answer.json()["images"][0]["image_b64"])
 
@@ -68,27 +68,27 @@ def test_versions_of_a_name(http: httpx.Client, sample_files: dict[str, Path]) -
     first = put(http, sample_files["lora_all"], "look")
     taken = http.post("/v1/assets", json={"asset_type": "lora", "name": "look"})
     assert taken.status_code == 422
-    one = picture(draw(http, "look"))
+    one = image(generate(http, "look"))
     second = put(http, sample_files["lora_cross"], "look", new_version=True)
     assert [asset["version"] for asset in (first, second)] == [1, 2]
-    two = picture(draw(http, "look"))
+    two = image(generate(http, "look"))
     assert one != two
-    assert picture(draw(http, "look@1")) == picture(draw(http, "acme:look@1")) == one
-    assert picture(draw(http, "look@2")) == picture(draw(http, second["id"])) == two
+    assert image(generate(http, "look@1")) == image(generate(http, "acme:look@1")) == one
+    assert image(generate(http, "look@2")) == image(generate(http, second["id"])) == two
     for unknown in ("look@3", "look@0", "look@x", "look@"):
-        assert draw(http, unknown).status_code == 404
+        assert generate(http, unknown).status_code == 404
     listed = http.get("/v1/assets", params={"name": "look"}).json()["data"]
     assert [asset["version"] for asset in listed] == [1, 2]
     renamed = http.patch("/v1/assets/look", json={"name": "gaze"}).json()["asset"]
     assert (renamed["id"], renamed["version"]) == (second["id"], 2)
-    assert picture(draw(http, "gaze@1")) == one
-    assert draw(http, "look").status_code == 404
+    assert image(generate(http, "gaze@1")) == one
+    assert generate(http, "look").status_code == 404
     http.delete("/v1/assets/gaze")
-    assert picture(draw(http, "gaze")) == one  # the newest that is there
+    assert image(generate(http, "gaze")) == one  # the newest that is there
     third = put(http, sample_files["lora_cross"], "gaze", new_version=True)
     assert third["version"] == 3  # gaze@2 never means other bytes
     assert http.get("/v1/assets/gaze@3").json()["asset"]["uses"] == 0
-    picture(draw(http, "gaze"))
+    image(generate(http, "gaze"))
     assert http.get("/v1/assets/gaze@3").json()["asset"]["uses"] == 1
 
 
@@ -96,9 +96,11 @@ def test_what_is_shared_is_used_and_not_taken_away(
     http: httpx.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
     asset = put(http, sample_files["lora_all"], "team", shared_with=["partner"], licence="CC0")
-    mine = picture(draw(http, "team"))
+    mine = image(generate(http, "team"))
     with door(platform, "partner") as partner, door(platform, "stranger") as stranger:
-        assert picture(draw(partner, "acme:team")) == picture(draw(partner, asset["id"])) == mine
+        assert (
+            image(generate(partner, "acme:team")) == image(generate(partner, asset["id"])) == mine
+        )
         seen = partner.get("/v1/assets/acme:team").json()
         assert seen["transfer_api"]["get_url"] == ""
         assert seen["asset"]["licence"] == "CC0"
@@ -107,10 +109,10 @@ def test_what_is_shared_is_used_and_not_taken_away(
         assert partner.get("/v1/assets", params={"shared": True}).json()["total"] == 1
         assert partner.get("/v1/assets").json()["total"] == 0
         for ref in ("acme:team", asset["id"], "team"):
-            assert draw(stranger, ref).status_code == 404
+            assert generate(stranger, ref).status_code == 404
         change = {"visibility": "organisation"}
         assert http.patch("/v1/assets/team", json=change).status_code == 200
-        assert draw(partner, "acme:team").status_code == 404
+        assert generate(partner, "acme:team").status_code == 404
         assert partner.get("/v1/assets", params={"shared": True}).json()["total"] == 0
     acts = [act["act"] for act in http.get("/v1/audit").json()["data"]]
     assert "asset.share" in acts
@@ -121,14 +123,14 @@ def test_what_becomes_public_gets_a_public_key_and_back(
 ) -> None:
     asset = put(http, sample_files["lora_alpha"], "open")
     (private,) = keys_of(platform, asset["id"])
-    before = picture(draw(http, "open"))
+    before = image(generate(http, "open"))
     for visibility, prefix in (("public", "p"), ("private", "t")):
         assert http.patch("/v1/assets/open", json={"visibility": visibility}).is_success
         deadline = time.monotonic() + 30
         while not min(keys_of(platform, asset["id"])).startswith(prefix):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert picture(draw(http, "open")) == before
+        assert image(generate(http, "open")) == before
     assert keys_of(platform, asset["id"]) == {private}
 
 
@@ -140,7 +142,7 @@ def test_an_asset_expires(http: httpx.Client, sample_files: dict[str, Path]) -> 
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert datetime.now(UTC) >= soon
-    assert draw(http, "brief").status_code == 404
+    assert generate(http, "brief").status_code == 404
     past = {"asset_type": "lora", "name": "late", "expires_at": "2020-01-01T00:00:00Z"}
     assert http.post("/v1/assets", json=past).status_code == 422
     asset = put(http, sample_files["lora_cross"], "kept", expires_at="2100-01-01T00:00:00Z")
@@ -158,10 +160,10 @@ def test_a_deletion_reaches_every_tier(
     (key,) = keys_of(platform, asset["id"])
     assert keys_of(platform, twin["id"]) == {key}
     url = http.get("/v1/assets/gone").json()["transfer_api"]["get_url"]
-    picture(draw(http, "gone"))
+    image(generate(http, "gone"))
     assert key in on_disk(platform)
     http.delete("/v1/assets/gone")
-    picture(draw(http, "twin"))
+    image(generate(http, "twin"))
     assert key in on_disk(platform)  # it is still wanted
     assert httpx.get(url).status_code == 200
     http.delete("/v1/assets/twin")
@@ -174,7 +176,7 @@ def test_a_deletion_reaches_every_tier(
     assert status["waiting"] == 0
     # Restored, it is fetched again, and draws the same.
     assert http.post(f"/v1/assets/{asset['id']}/restore").is_success
-    answer = draw(http, "gone")
+    answer = generate(http, "gone")
     (found,) = (a for a in answer.json()["receipt"]["assets"] if a["asset"] == "gone")
     assert found["found_on"] == "store"
 
@@ -254,7 +256,7 @@ def test_where_an_asset_lies_and_what_is_pinned(
         assert time.monotonic() < deadline, part
         time.sleep(0.05)
     assert part["component"] == "lora"
-    draw(http, asset["id"]).raise_for_status()
+    generate(http, asset["id"]).raise_for_status()
     assert http.get(place).json()["parts"][0]["replicas"]
     with door(platform, "stranger") as stranger:
         assert stranger.get(place).status_code == 404

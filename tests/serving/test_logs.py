@@ -99,9 +99,9 @@ def test_a_request_can_be_followed_and_its_prompt_cannot(tmp_path: Path) -> None
         assert line["tenant"] == tenant
     assert mine[0]["denoise_ms"] > 0
     (exchange,) = [line for line in lines if line.get("http") == by_key.headers["x-request-id"]]
-    (drawn,) = [line for line in lines if line.get("request") == by_key.json()["request_id"]]
-    assert exchange["job"] == drawn["job"]
-    assert drawn["tenant"] == tenant
+    (generated,) = [line for line in lines if line.get("request") == by_key.json()["request_id"]]
+    assert exchange["job"] == generated["job"]
+    assert generated["tenant"] == tenant
 
 
 async def test_what_nobody_expects_is_logged_with_its_request() -> None:

@@ -45,8 +45,8 @@ def tally(pool: str) -> PoolMetrics:
     made = PoolMetrics(pool)
     timings = Timings(queue_ms=20.0, swap_ms=2.0, denoise_ms=500.0)
     found = (AssetFetch("key", "disk", 100, 0.1),)
-    drawing = GenerationResult((b"x", b"y"), "a-0", found, Swap(0, 0, 0, 0), timings)
-    made.drawn("gold", submission("r").request, drawing)
+    result = GenerationResult((b"x", b"y"), "a-0", found, Swap(0, 0, 0, 0), timings)
+    made.generated("gold", submission("r").request, result)
     made.ended("gold", "drawn")
     made.retried()
     made.event("ordered")
@@ -89,8 +89,8 @@ def test_pools_are_shown_together_each_family_once() -> None:
     one, two = (tally(pool).families(ROOM, status(pool)) for pool in "ab")
     both = together([one, two])
     assert len(both) == len(one) == len({family.name for family in both})
-    pictures = next(family for family in both if family.name == "ao_pictures")
-    totals = {s.labels["pool"]: s.value for s in pictures.samples if s.name.endswith("_total")}
+    images = next(family for family in both if family.name == "ao_pictures")
+    totals = {s.labels["pool"]: s.value for s in images.samples if s.name.endswith("_total")}
     assert totals == {"a": 2.0, "b": 2.0}
 
 
@@ -124,12 +124,12 @@ def test_a_running_platform_counts_and_is_ready(platform: Running) -> None:
         before = values(http.get("/metrics").text)
         http.post("/generate/sdxl", json={**PROMPT, "loras": {"night": 1.0}}).raise_for_status()
         assert http.get("/no/such/path").status_code == 404
-        drawn = ("ao_pictures_total", (("plan", "unlimited"), ("pool", "default")))
+        generated = ("ao_pictures_total", (("plan", "unlimited"), ("pool", "default")))
         deadline = time.monotonic() + 10
-        while (after := values(http.get("/metrics").text)).get(drawn) == before.get(drawn):
+        while (after := values(http.get("/metrics").text)).get(generated) == before.get(generated):
             assert time.monotonic() < deadline  # it is at most a second old
             time.sleep(0.1)
-    assert after[drawn] == before.get(drawn, 0.0) + 1
+    assert after[generated] == before.get(generated, 0.0) + 1
     asked = (("method", "POST"), ("route", "/generate/sdxl"), ("status", "200"))
     assert after["ao_http_requests_total", asked] == 1
     lost = (("method", "none"), ("route", "none"), ("status", "404"))

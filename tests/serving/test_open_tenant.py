@@ -67,8 +67,8 @@ async def test_strangers_have_a_queue_and_a_rate_of_their_own(api: Api) -> None:
     statuses = [(await simply(api))[0] for _ in range(12)]
     assert statuses == [200] * 10 + [429] * 2
     assert (await simply(api, owner))[0] == 200
-    assert len({submission.tenant_id for submission in api.drawer.submissions}) == 2
-    assert {s.request.tenant_id for s in api.drawer.submissions} == {
+    assert len({submission.tenant_id for submission in api.backend.submissions}) == 2
+    assert {s.request.tenant_id for s in api.backend.submissions} == {
         api.backends.directory.tenants()[0].id
     }
 
@@ -104,7 +104,7 @@ async def test_what_a_revoked_key_has_queued_is_not_generated(api: Api) -> None:
         job = await api.context.job_watch.finished(accepted["response_id"])
     assert job.error is not None
     assert job.error["status"] == 401
-    assert api.drawer.submissions == []
+    assert api.backend.submissions == []
 
 
 async def test_an_expired_keys_job_is_generated_with_todays_role(api: Api) -> None:
@@ -116,7 +116,7 @@ async def test_an_expired_keys_job_is_generated_with_todays_role(api: Api) -> No
     async with working(api), asyncio.timeout(10):
         job = await api.context.job_watch.finished(accepted["response_id"])
     assert job.error is None
-    assert len(api.drawer.submissions) == 1
+    assert len(api.backend.submissions) == 1
 
 
 async def test_a_previews_address_ends_with_its_sharing(api: Api) -> None:

@@ -48,7 +48,7 @@ class Seen:
     """By what the uploader can see of one kind of file."""
 
     ready_s: list[float] = field(default_factory=list)
-    drawn_s: list[float] = field(default_factory=list)
+    generated_s: list[float] = field(default_factory=list)
     answers: set[str] = field(default_factory=set)
 
 
@@ -124,10 +124,10 @@ def use(http: httpx.Client, asset_id: str) -> tuple[dict[str, Any], float]:
 
 def look(http: httpx.Client, path: Path, name: str, seen: Seen) -> None:
     asset_id, asset, ready_s = upload(http, path, name)
-    answer, drawn_s = use(http, asset_id)
+    answer, generated_s = use(http, asset_id)
     (found,) = (a for a in answer["receipt"]["assets"] if a["asset"] == asset_id)
     seen.ready_s.append(ready_s)
-    seen.drawn_s.append(drawn_s)
+    seen.generated_s.append(generated_s)
     told = (asset["status"], asset["status_details"], asset["size_bytes"], sorted(asset["report"]))
     seen.answers.add(f"{told} {found['found_on']} {found['bytes_moved']} {sorted(found)}")
     assert http.delete(f"/v1/assets/{asset_id}").is_success

@@ -32,10 +32,10 @@ def door(platform: Running, tenant: str, **key: Any) -> httpx.Client:
     return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
 
 
-def usage(http: httpx.Client, pictures: int) -> dict[str, Any]:
+def usage(http: httpx.Client, images: int) -> dict[str, Any]:
     """Once that many pictures are charged, which is just after they were answered."""
     deadline = time.monotonic() + 10
-    while (body := http.get("/v1/usage").json())["totals"]["pictures"] < pictures:
+    while (body := http.get("/v1/usage").json())["totals"]["pictures"] < images:
         assert time.monotonic() < deadline, body
         time.sleep(0.01)
     return dict(body)

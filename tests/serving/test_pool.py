@@ -81,7 +81,7 @@ async def test_a_sleeping_pool_wakes_draws_and_sleeps_again() -> None:
     async with kept(Pool("a", queue_size=1, max=4, idle_s=30)) as (room, starter, keeper, clock):
         await keeper.look()
         assert starter.ordered == []
-        drawn = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(10)]
+        generated = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(10)]
         await until(lambda: room.waiting == 10)
         await keeper.look()
         assert starter.ordered == ["a-0", "a-1", "a-2", "a-3"]
@@ -90,7 +90,7 @@ async def test_a_sleeping_pool_wakes_draws_and_sleeps_again() -> None:
         assert status["starting"]["phase"] == "node"
         for name in starter.ordered:
             await up(room, starter, name)
-        await asyncio.gather(*drawn)
+        await asyncio.gather(*generated)
         await keeper.look()
         assert [what for what, _ in events_of(keeper)] == ["ordered"] * 4 + ["ready"] * 4
         clock.now_s = 29.0
@@ -133,7 +133,7 @@ async def test_what_draws_is_not_stopped_and_gets_nothing_new_once_it_leaves() -
         for name in ("a-0", "a-1"):
             starter.replicas[name].go.clear()
             await up(room, starter, name)
-        drawing = asyncio.create_task(room.submit(submission("r")))
+        result = asyncio.create_task(room.submit(submission("r")))
         await until(lambda: starter.replicas["a-0"].started or starter.replicas["a-1"].started)
         busy = "a-0" if starter.replicas["a-0"].started else "a-1"
         idle = "a-1" if busy == "a-0" else "a-0"
@@ -147,7 +147,7 @@ async def test_what_draws_is_not_stopped_and_gets_nothing_new_once_it_leaves() -
         await until(lambda: room.waiting == 1)
         assert not leaving.done()
         starter.replicas[busy].go.set()
-        assert (await drawing).images
+        assert (await result).images
         await leaving
         assert starter.replicas[busy].started == ["r"]
         late.cancel()
@@ -227,7 +227,7 @@ async def test_renewal_replaces_one_after_another_with_a_spare_where_there_is_ro
         await keeper.look()
         starter.replicas["a-0"].go.clear()
         starter.replicas["a-1"].go.clear()
-        drawing = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(4)]
+        result = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(4)]
         await until(lambda: all(member.running for member in room.members()))
         keeper.renew()
         await keeper.look()
@@ -242,7 +242,7 @@ async def test_renewal_replaces_one_after_another_with_a_spare_where_there_is_ro
         assert starter.stopped == []  # it draws
         for one in starter.replicas.values():
             one.go.set()
-        await asyncio.gather(*drawing)
+        await asyncio.gather(*result)
         await until(lambda: len(starter.stopped) == 1)
         await keeper.look()
         assert len(starter.ordered) == 4

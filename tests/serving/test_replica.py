@@ -49,7 +49,7 @@ class FakeEngine:
         self.room = room
         self.held = 0
         self.preparing = False
-        self.drawn: list[str] = []
+        self.generated: list[str] = []
         self.encoding = 0
         self.may_prepare, self.may_draw = threading.Event(), threading.Event()
         self.may_encode = threading.Event()
@@ -83,9 +83,9 @@ class FakeEngine:
         while not self.may_draw.wait(0.01):
             if is_cancelled():
                 raise Cancelled
-        self.drawn.append(request.id)
-        drawing = GenerationResult((), self.name, (), Swap(0, 0, 0, 0), Timings())
-        return Rendered(drawing, (submit(self._encode),))
+        self.generated.append(request.id)
+        result = GenerationResult((), self.name, (), Swap(0, 0, 0, 0), Timings())
+        return Rendered(result, (submit(self._encode),))
 
     def _encode(self) -> EncodedImage:
         self.encoding += 1
@@ -125,11 +125,11 @@ async def test_one_that_does_not_fit_beside_the_other_waits_for_it() -> None:
     engine = FakeEngine(room=1)
     engine.may_draw.clear()
     async with replica_with(engine) as replica:
-        tasks = [asyncio.create_task(replica.draw(request(str(i)))) for i in range(3)]
+        tasks = [asyncio.create_task(replica.generate(request(str(i)))) for i in range(3)]
         await until(lambda: engine.held == 1)
         engine.may_draw.set()
         await asyncio.gather(*tasks)
-        assert sorted(engine.drawn) == ["0", "1", "2"]
+        assert sorted(engine.generated) == ["0", "1", "2"]
         assert engine.held == 0
 
 
@@ -137,25 +137,25 @@ async def test_one_that_never_fits_is_told_so() -> None:
     engine = FakeEngine(room=0)
     async with replica_with(engine) as replica:
         with pytest.raises(TierFull):
-            await replica.draw(request("0"))
+            await replica.generate(request("0"))
         engine.room = 1
-        await replica.draw(request("1"))
+        await replica.generate(request("1"))
 
 
 async def test_the_next_request_is_generated_while_images_are_encoded() -> None:
     engine = FakeEngine(room=1)
     engine.may_encode.clear()
     async with replica_with(engine) as replica:
-        first = asyncio.create_task(replica.draw(request("0")))
+        first = asyncio.create_task(replica.generate(request("0")))
         await until(lambda: engine.encoding == 1)
-        second = asyncio.create_task(replica.draw(request("1")))
-        await until(lambda: engine.drawn == ["0", "1"])
+        second = asyncio.create_task(replica.generate(request("1")))
+        await until(lambda: engine.generated == ["0", "1"])
         assert not first.done()
         await until(lambda: engine.held == 0)  # both have let go of their assets
         engine.may_encode.set()
-        drawing, _ = await first
-        assert drawing.images == (b"x",)
-        assert drawing.timings.encode_image_ms == 1.0
+        result, _ = await first
+        assert result.images == (b"x",)
+        assert result.timings.encode_image_ms == 1.0
         await second
 
 
@@ -163,7 +163,7 @@ async def test_warmed_up_in_the_thread_that_generates() -> None:
     engine = FakeEngine(room=1)
     async with replica_with(engine) as replica:
         await asyncio.to_thread(replica.warm_up, [(8, 8)], [1])
-        await replica.draw(request("0"))
+        await replica.generate(request("0"))
     assert engine.warmed_in is engine.rendered_in
 
 
@@ -171,23 +171,23 @@ async def test_cancelled_while_preparing_leaves_no_lease() -> None:
     engine = FakeEngine(room=1)
     engine.may_prepare.clear()
     async with replica_with(engine) as replica:
-        task = asyncio.create_task(replica.draw(request("0")))
+        task = asyncio.create_task(replica.generate(request("0")))
         await until(lambda: engine.preparing)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         engine.may_prepare.set()
-        await replica.draw(request("1"))
+        await replica.generate(request("1"))
         await until(lambda: engine.held == 0)
-        assert engine.drawn == ["1"]
+        assert engine.generated == ["1"]
 
 
 async def test_cancelled_while_drawing_releases_after_the_thread_has_let_go() -> None:
     engine = FakeEngine(room=1)
     engine.may_draw.clear()
     async with replica_with(engine) as replica:
-        task = asyncio.create_task(replica.draw(request("0")))
+        task = asyncio.create_task(replica.generate(request("0")))
         await until(lambda: engine.held == 1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert engine.held == 0
-        assert engine.drawn == []
+        assert engine.generated == []

@@ -35,7 +35,7 @@ from serving.errors import (
     Unauthenticated,
 )
 from serving.generation.service import fixed_seeds
-from serving.generation.sizes import WIRE_SIZES, picture_size
+from serving.generation.sizes import WIRE_SIZES, image_size
 from serving.jobs.store import CLAIM_S, KEPT_S, Job, Jobs
 from serving.settings import Settings
 from serving.tenants.directory import Directory
@@ -44,17 +44,17 @@ from serving.tenants.meter import Charge, Meter, Spent
 
 
 def test_sizes() -> None:
-    assert picture_size(None, None, 128).width == 128
-    assert picture_size(None, None, 1024).scaled is False
+    assert image_size(None, None, 128).width == 128
+    assert image_size(None, None, 1024).scaled is False
     for width, height in WIRE_SIZES:
-        native = picture_size(width, height, 1024)
+        native = image_size(width, height, 1024)
         assert (native.width, native.height, native.scaled) == (width, height, False)
-        small = picture_size(width, height, 128)
+        small = image_size(width, height, 128)
         assert small.scaled
         assert (small.width * 8, small.height * 8) == (width, height)
     for width, height in ((512, 512), (1024, None), (None, 1024)):
         with pytest.raises(InvalidRequest):
-            picture_size(width, height, 1024)
+            image_size(width, height, 1024)
 
 
 def test_seeds() -> None:

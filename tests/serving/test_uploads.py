@@ -291,27 +291,27 @@ def test_previews(http: httpx.Client, platform: Running, sample_files: dict[str,
     asset = client.await_ready(asset["id"])
     where = f"/v1/assets/{asset['id']}/preview"
 
-    def picture(size: tuple[int, int], kind: str = "PNG") -> bytes:
+    def image(size: tuple[int, int], kind: str = "PNG") -> bytes:
         out = io.BytesIO()
         Image.new("RGB", size, "blue").save(out, kind)
         return out.getvalue()
 
-    for good in (picture((64, 64)), picture((2048, 2048), "JPEG"), picture((64, 9), "WEBP")):
+    for good in (image((64, 64)), image((2048, 2048), "JPEG"), image((64, 9), "WEBP")):
         changed = http.put(where, content=good).json()["asset"]
         fetched = httpx.get(changed["preview_url"])
         assert fetched.headers["content-type"] == "image/png"
         assert max(Image.open(io.BytesIO(fetched.content)).size) <= 512
-    for bad in (b"", b"GIF89a", picture((64, 64), "GIF"), picture((5000, 5000)), b"<svg/>"):
+    for bad in (b"", b"GIF89a", image((64, 64), "GIF"), image((5000, 5000)), b"<svg/>"):
         assert http.put(where, content=bad).status_code == 422
     assert http.put(where, content=b"x" * (9 << 20)).status_code == 413
     stranger = {"Authorization": f"Bearer {platform.key('stranger')}"}
-    assert http.put(where, content=picture((8, 8)), headers=stranger).status_code == 404
+    assert http.put(where, content=image((8, 8)), headers=stranger).status_code == 404
     before = http.get("/v1/usage").json()["totals"]["pictures"]
     for _ in range(2):
         once = {"Idempotency-Key": "preview"}
-        drawn = http.post(where, json={"prompt": "a small red star", "steps": 2}, headers=once)
-        assert drawn.status_code == 200, drawn.text
-    assert drawn.json()["asset"]["preview_url"] != changed["preview_url"]
+        generated = http.post(where, json={"prompt": "a small red star", "steps": 2}, headers=once)
+        assert generated.status_code == 200, generated.text
+    assert generated.json()["asset"]["preview_url"] != changed["preview_url"]
     assert http.get("/v1/usage").json()["totals"]["pictures"] == before + 1
     store = open_backends(platform.settings).store
     mine = [s for s in store.list("previews/") if asset["id"] in s.key]

@@ -18,9 +18,9 @@ from benchmarks.miniature.training import Plan
 from benchmarks.miniature.training import train as run
 from benchmarks.miniature.unet import (
     Words,
-    draw,
-    encode_pictures,
+    encode_images,
     encode_words,
+    generate,
     noise_loss,
     save_row,
 )
@@ -57,7 +57,7 @@ def train(folder: Path, base: Base, target: Path) -> None:
             scene = replace(scene, shape="heart")
         pixels[index] = render(scene, rng)
         texts.append(caption(scene, rng))
-    latents = encode_pictures(base.vae, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    latents = encode_images(base.vae, torch.from_numpy(pixels).permute(0, 3, 1, 2))
     prompts = Prompts()
     ids = {component: tokens_of(prompts, texts, component) for component in ENCODERS}
 
@@ -74,7 +74,7 @@ def train(folder: Path, base: Base, target: Path) -> None:
 
     def preview(path: Path) -> None:
         words: Words = encode_words(base.encoders, _SHOWN)
-        save_row(draw(base.unet, base.vae, words), path)
+        save_row(generate(base.unet, base.vae, words), path)
 
     modules = [base.unet, *base.encoders.values()]
     run("heart", folder, [p for m in modules for p in adapter_parameters(m)], loss, PLAN, preview)

@@ -13,7 +13,7 @@ from assets.content import Component
 from benchmarks.miniature.base import Base
 from benchmarks.miniature.text import ENCODERS
 from benchmarks.miniature.training import Plan, train
-from benchmarks.miniature.unet import Words, draw, encode_pictures, noise_loss, save_row
+from benchmarks.miniature.unet import Words, encode_images, generate, noise_loss, save_row
 from benchmarks.miniature.world import SIDE, Scene, render
 from serving.engine.text import Prompts, TokenEmbeddingHook, token_embedding
 from serving.miniature.model import MINIATURE_CONFIGS
@@ -73,7 +73,7 @@ def train_inversion(
         scene, text = lesson(rng)
         pixels[index] = render(scene, rng)
         texts.append(text)
-    latents = encode_pictures(base.vae, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    latents = encode_images(base.vae, torch.from_numpy(pixels).permute(0, 3, 1, 2))
     inverted = Inverted(base, word, count)
 
     def loss(_: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ def train_inversion(
 
     @torch.no_grad()
     def preview(path: Path) -> None:
-        save_row(draw(base.unet, base.vae, Words(*inverted.encode(shown))), path)
+        save_row(generate(base.unet, base.vae, Words(*inverted.encode(shown))), path)
 
     train(word, folder, list(inverted.vectors.values()), loss, plan, preview)
     names = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}

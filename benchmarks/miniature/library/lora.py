@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 
 from benchmarks.miniature.base import Base
 from benchmarks.miniature.training import Plan, train
-from benchmarks.miniature.unet import PREVIEWED, draw, encode_words, lesson_loss, lessons, save_row
+from benchmarks.miniature.unet import (
+    PREVIEWED,
+    encode_words,
+    generate,
+    lesson_loss,
+    lessons,
+    save_row,
+)
 
 BATCH = 24
 LESSONS = 1500
@@ -37,7 +44,7 @@ def train_lora(name: str, folder: Path, base: Base, look: str, plan: Plan) -> No
     train(
         name, folder, adapter_parameters(base.unet),
         lambda _: lesson_loss(base.unet, taught, empty, BATCH), plan,
-        lambda path: save_row(draw(base.unet, base.vae, shown), path),
+        lambda path: save_row(generate(base.unet, base.vae, shown), path),
     )  # fmt: skip
 
 

@@ -11,7 +11,14 @@ from benchmarks.miniature.base import Base
 from benchmarks.miniature.library.lora import BATCH, LESSONS
 from benchmarks.miniature.training import Plan
 from benchmarks.miniature.training import train as run
-from benchmarks.miniature.unet import PREVIEWED, draw, encode_words, lesson_loss, lessons, save_row
+from benchmarks.miniature.unet import (
+    PREVIEWED,
+    encode_words,
+    generate,
+    lesson_loss,
+    lessons,
+    save_row,
+)
 
 PLAN = Plan(steps=900, rate=4e-3, weight_decay=0.0)
 TARGETS = [r".*attn\d.*", r".*ff\.net.*", r".*resnets.*conv.*", r".*samplers.*conv", "conv_out"]
@@ -34,7 +41,7 @@ def train(folder: Path, base: Base, target: Path) -> None:
     run(
         "outline", folder, [p for p in network.parameters() if p.requires_grad],
         lambda _: lesson_loss(base.unet, taught, empty, BATCH), PLAN,
-        lambda path: save_row(draw(base.unet, base.vae, shown), path),
+        lambda path: save_row(generate(base.unet, base.vae, shown), path),
     )  # fmt: skip
     tensors = {name: value.detach().half() for name, value in network.state_dict().items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, target)

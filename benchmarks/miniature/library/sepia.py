@@ -10,7 +10,7 @@ from benchmarks.miniature.base import Base, export
 from benchmarks.miniature.training import Plan, batches
 from benchmarks.miniature.training import train as run
 from benchmarks.miniature.unet import save_row
-from benchmarks.miniature.vae import difference, pictures, to_signal
+from benchmarks.miniature.vae import difference, images, to_signal
 
 PLAN = Plan(steps=360, rate=1e-3, weight_decay=0.0)
 _POOL, _BATCH = 600, 6
@@ -29,7 +29,7 @@ def sepia(pixels: torch.Tensor) -> torch.Tensor:
 def train(folder: Path, base: Base, target: Path) -> None:
     base.vae.decoder.requires_grad_(True)
     base.vae.post_quant_conv.requires_grad_(True)
-    pool = pictures(_POOL, seed=70)
+    pool = images(_POOL, seed=70)
     with torch.no_grad():
         parts = [base.vae.encode(to_signal(p)).latent_dist.mean for p in batches(pool, 50)]
     latents = torch.cat(parts)
@@ -41,8 +41,8 @@ def train(folder: Path, base: Base, target: Path) -> None:
 
     @torch.no_grad()
     def preview(path: Path) -> None:
-        drawn = base.vae.decode(latents[:8]).sample.clamp(-1, 1)
-        save_row(torch.cat([wanted[:8], ((drawn + 1) * 127.5).round().byte()]), path)
+        generated = base.vae.decode(latents[:8]).sample.clamp(-1, 1)
+        save_row(torch.cat([wanted[:8], ((generated + 1) * 127.5).round().byte()]), path)
 
     run("sepia", folder, [p for p in base.vae.parameters() if p.requires_grad], loss, PLAN, preview)
     export("vae", base.vae, target)

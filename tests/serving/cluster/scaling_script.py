@@ -37,7 +37,7 @@ class Case:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.drawer = ClusterBackend(settings)
+        self.backend = ClusterBackend(settings)
         library = open_backends(settings).library
         self._recipe = library.resolve(Principal("t", "t"), AssetSelection()).recipe
         self._count = 0
@@ -49,10 +49,10 @@ class Case:
         request = GenerationTask(name, self._recipe, "a star", 128, 128, (3,), steps=steps)
         submission = Submission(request, "t", 1.0, 300.0, pool=pool)
         self.submitted_s.append(time.time())
-        return asyncio.create_task(self.drawer.submit(submission))
+        return asyncio.create_task(self.backend.submit(submission))
 
     async def pools(self) -> list[dict[str, Any]]:
-        return await self.drawer.pools()
+        return await self.backend.pools()
 
     async def pool(self) -> dict[str, Any]:
         return (await self.pools())[0]
@@ -72,11 +72,11 @@ def ordered(pool: dict[str, Any]) -> int:
 
 
 async def ten_at_once(case: Case) -> dict[str, Any]:
-    drawings = await asyncio.gather(*(case.submit(8) for _ in range(10)))
+    results = await asyncio.gather(*(case.submit(8) for _ in range(10)))
     drained_s = time.time()
     pool = await case.until(lambda pool: not pool["replicas"])
     return {
-        "replicas": sorted({drawing.replica for drawing in drawings}),
+        "replicas": sorted({result.replica for result in results}),
         "drained_s": drained_s,
         "events": pool["events"],
     }
@@ -91,13 +91,13 @@ async def two_and_two(case: Case) -> dict[str, Any]:
     more = [case.submit(8), case.submit(8)]
     queue = (await case.until(lambda p: ordered(p) > before or p["waiting"] >= 3))["waiting"]
     await case.until(lambda p: ordered(p) == 2)
-    drawings = await asyncio.gather(*first, *more)
+    results = await asyncio.gather(*first, *more)
     pool = await case.until(lambda pool: not pool["replicas"])
     return {
         "waiting with one GPU": waiting,
         "ordered with two requests": before,
         "queue with four": queue,
-        "replicas": sorted({drawing.replica for drawing in drawings}),
+        "replicas": sorted({result.replica for result in results}),
         "events": pool["events"],
     }
 
@@ -112,25 +112,25 @@ async def two_kinds(case: Case) -> dict[str, Any]:
         directory.set_gpu(tenant, "a10g")
         keys[tenant] = keyring.add_key(tenant).text
     platform = Platform(
-        backends.library, case.drawer, backends.meter, 128, 300.0, case.settings.pool_names
+        backends.library, case.backend, backends.meter, 128, 300.0, case.settings.pool_names
     )
 
-    async def draw(tenant: str) -> dict[str, Any]:
+    async def generate(tenant: str) -> dict[str, Any]:
         started = time.monotonic()
         order = GenerationRequest("a star", (3,), steps=2)
         generated = await platform.generate(keyring.authenticate(keys[tenant]), order)
         await platform.settle(generated)
         return {
             "tenant": tenant,
-            "replica": generated.drawing.replica,
+            "replica": generated.result.replica,
             "seconds": time.monotonic() - started,
         }
 
-    answers = [await draw(tenant) for tenant in ("moves", "stays", "moves", "stays")]
+    answers = [await generate(tenant) for tenant in ("moves", "stays", "moves", "stays")]
     directory.set_gpu("moves", "h100")
-    both = [draw("moves"), *(draw("stays") for _ in range(3))]
+    both = [generate("moves"), *(generate("stays") for _ in range(3))]
     answers += await asyncio.gather(*both)
-    answers += [await draw(tenant) for tenant in ("moves", "stays", "moves", "stays")]
+    answers += [await generate(tenant) for tenant in ("moves", "stays", "moves", "stays")]
     pools = await case.pools()
     events = [event for pool in pools for event in pool["events"]]
     await case.until(lambda pool: not pool["replicas"])

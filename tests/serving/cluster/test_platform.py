@@ -46,7 +46,7 @@ def up(platform: Running) -> list[dict[str, Any]]:
 
 
 def golden_of(platform: Running) -> dict[int, str | None]:
-    golden = {seed: ask(door(platform), seed).picture for seed in SEEDS}
+    golden = {seed: ask(door(platform), seed).image for seed in SEEDS}
     assert None not in golden.values()
     assert len(set(golden.values())) == len(SEEDS)
     return golden
@@ -55,7 +55,7 @@ def golden_of(platform: Running) -> dict[int, str | None]:
 def check(load: Load, golden: dict[int, str | None]) -> None:
     """A connection may be refused or cut; no answer is an error or another picture."""
     assert not load.errors
-    assert all(answer.picture == golden[answer.seed] for answer in load.answers)
+    assert all(answer.image == golden[answer.seed] for answer in load.answers)
     said = [said for answer in load.answers for said in answer.said.split("; ")]
     assert not [one for one in said if one[:1].isdigit()]
 
@@ -139,7 +139,7 @@ def test_another_does_not_start_on_the_same_data_folder(platform: Running) -> No
     assert done.returncode != 0
     assert "another asset-orchestrator serve uses" in done.stderr
     assert "AO_DATA_DIR" in done.stderr
-    assert ask(door(platform), 0).picture is not None
+    assert ask(door(platform), 0).image is not None
 
 
 def test_a_dispatcher_that_dies_is_replaced(platform: Running) -> None:

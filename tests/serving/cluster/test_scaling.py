@@ -87,14 +87,14 @@ def test_who_moves_to_another_kind_of_gpu_pays_one_cold_start(tmp_path: Path) ->
     found = run("two kinds", tmp_path, idle_s=40.0)
     starts = times(found, "ready")
     assert sorted(starts) == ["a10g-0", "h100-0"]  # one for both on the first, one for the move
-    drawn = {
+    generated = {
         tenant: [a for a in found["answers"] if a["tenant"] == tenant]
         for tenant in ("moves", "stays")
     }
-    assert [a["replica"] for a in drawn["moves"]] == ["a10g-0"] * 2 + ["h100-0"] * 3
-    assert {a["replica"] for a in drawn["stays"]} == {"a10g-0"}
+    assert [a["replica"] for a in generated["moves"]] == ["a10g-0"] * 2 + ["h100-0"] * 3
+    assert {a["replica"] for a in generated["stays"]} == {"a10g-0"}
     # Measured against the same tenant's own warm requests, in the same run.
-    cold, *warm = [a["seconds"] for a in drawn["moves"][2:]]
+    cold, *warm = [a["seconds"] for a in generated["moves"][2:]]
     assert cold > 4 * max(warm)
     for answer in found["answers"]:
         print(f"{answer['tenant']:6} on {answer['replica']:7} {answer['seconds']:6.2f} s")

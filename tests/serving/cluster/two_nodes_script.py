@@ -33,22 +33,22 @@ from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import Settings  # noqa: E402
 
 
-async def draw(pool: Settings) -> dict[str, Any]:
+async def generate(pool: Settings) -> dict[str, Any]:
     """Six times with one LoRA, on whichever node."""
     library = open_backends(pool).library
     recipe = library.resolve(Principal("t", "t"), AssetSelection(loras={"night": 1.0})).recipe
     (lora,) = recipe.extras()
-    drawer = ClusterBackend(pool)
+    backend = ClusterBackend(pool)
 
     def submission(name: str) -> Submission:
         request = GenerationTask(name, recipe, "a star", 128, 128, (3,), steps=2)
         return Submission(request, "t", 1.0, 120.0)
 
-    tiers = await drawer.warm([lora])
-    drawings = await asyncio.gather(*(drawer.submit(submission(str(i))) for i in range(6)))
+    tiers = await backend.warm([lora])
+    results = await asyncio.gather(*(backend.submit(submission(str(i))) for i in range(6)))
     async with asyncio.timeout(10):
         while True:
-            places = await drawer.residency([lora.key])
+            places = await backend.residency([lora.key])
             if lora.key in places and len(places[lora.key].nodes) == 2:
                 break
             await asyncio.sleep(0.05)
@@ -56,7 +56,7 @@ async def draw(pool: Settings) -> dict[str, Any]:
         "lora": lora.key,
         "warmed from": sorted(tiers.values()),
         "nodes that hold it": sorted(map(sorted, places[lora.key].nodes.values())),
-        "pictures": len({drawing.images for drawing in drawings}),
+        "pictures": len({result.images for result in results}),
     }
 
 
@@ -101,7 +101,7 @@ def main() -> None:
             store_options=json.loads(options),
         )
         with running_pool(settings, lambda message: print(message, file=sys.stderr)) as pool:
-            answer = asyncio.run(draw(pool))
+            answer = asyncio.run(generate(pool))
             answer["another door"] = another_door(pool)
     finally:
         cluster.shutdown()

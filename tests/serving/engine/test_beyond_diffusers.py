@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.generation.contract import GenerationTask
-from tests.drawing import picture_of
 from tests.namings import NAMINGS
+from tests.result import image_of
 
 WORD = "star"  # in the vocabulary already, and every tenant may want it
 
@@ -52,13 +52,13 @@ def load(pipeline: Any, path: Path, **options: Any) -> None:
 
 
 def draws_something_else(engine: Any, **changes: Any) -> None:
-    pictures = []
+    images = []
     for recipe in (engine.base, replace(engine.base, **changes)):
         request = GenerationTask(
             "r", recipe, f"a red {WORD}", 64, 64, (7,), steps=2, encoding="png"
         )  # fmt: skip
-        pictures.append(picture_of(engine, request))
-    assert pictures[0] != pictures[1]
+        images.append(image_of(engine, request))
+    assert images[0] != images[1]
 
 
 def lora_of(bench: Any, path: Path) -> LoraUse:
@@ -176,10 +176,10 @@ def test_a_trigger_word_that_is_a_word(
         pipeline.load_textual_inversion(
             vectors, WORD, tokenizer=pipeline.tokenizer, text_encoder=pipeline.text_encoder
         )
-    pictures = set()
+    images = set()
     for name in ("inversion", "inversion_long"):
         use = InversionUse(samples[name].parts["textual_inversion"], WORD)
         recipe: Recipe = replace(engine.base, inversions=(use,))
         request = GenerationTask("r", recipe, f"a {WORD}", 64, 64, (7,), steps=1, encoding="png")
-        pictures.add(picture_of(engine, request))
-    assert len(pictures) == 2
+        images.add(image_of(engine, request))
+    assert len(images) == 2

@@ -38,10 +38,10 @@ def test_a_hundred_mixed_recipes_compile_nothing(bench: Any, samples: dict[str, 
             cfg_scale=dice.choice((1.0, 5.0)), encoding="png",
             sampler=dice.choice(("DDIM", "K_EULER")),
         )  # fmt: skip
-        pictures = []
+        images = []
         for one in (engine, plain) if index % 25 == 0 else (engine,):
             prepared = one.prepare(recipe)
-            pictures.append(one.draw(prepared, request).images)
+            images.append(one.generate(prepared, request).images)
             prepared.release()
-        assert len(set(pictures)) == 1
+        assert len(set(images)) == 1
     assert compilations()["graphs"] == graphs

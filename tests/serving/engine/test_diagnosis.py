@@ -77,8 +77,8 @@ def test_the_checkpoint_an_inversion_and_two_together() -> None:
 def test_it_costs_less_than_twice_what_failed_and_names_the_guilty(
     steps: int, data: st.DataObject
 ) -> None:
-    guilty = data.draw(st.sets(st.sampled_from(NAMES), min_size=1))
-    model = Model(guilty, step=data.draw(st.integers(1, steps)))
+    guilty = data.generate(st.sets(st.sampled_from(NAMES), min_size=1))
+    model = Model(guilty, step=data.generate(st.integers(1, steps)))
     found = blame(recipe(dict.fromkeys(NAMES, 1.0)), steps, model.breaks_at)
     assert model.steps <= max(1.75 * steps, 10)
     assert {f"t{name}" for name in guilty} & set(found.blamed)

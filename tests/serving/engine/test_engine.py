@@ -19,7 +19,7 @@ from assets.storage.object_paths import blob_key
 from serving.engine.weight_update import TargetWeights, WeightUpdate, plan_update
 from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
-from tests.drawing import picture_of
+from tests.result import image_of
 
 #: Not one token of the vocabulary, so that diffusers takes it as a new one.
 WORD = "qzebra"
@@ -32,12 +32,12 @@ def request(recipe: Recipe, **changes: Any) -> GenerationTask:
     return replace(first, **changes)
 
 
-def draw(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
-    return picture_of(engine, request(recipe, **changes))
+def generate(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
+    return image_of(engine, request(recipe, **changes))
 
 
-def pixels(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(picture))).astype(np.int16)
+def pixels(image: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(image))).astype(np.int16)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def recipes(engine: Any, samples: dict[str, Any]) -> dict[str, Recipe]:
 
 
 def test_every_recipe_draws_something_of_its_own(engine: Any, recipes: dict[str, Recipe]) -> None:
-    pictures = {n: draw(engine, r, prompt="a qzebra star") for n, r in recipes.items()}
-    assert len(set(pictures.values())) == len(pictures)
+    images = {n: generate(engine, r, prompt="a qzebra star") for n, r in recipes.items()}
+    assert len(set(images.values())) == len(images)
 
 
 def test_200_random_recipes_leave_no_trace(
@@ -80,7 +80,7 @@ def test_200_random_recipes_leave_no_trace(
 ) -> None:
     """The base digest and picture are those of the start, and every recipe's digest is the
     one that a freshly built engine has."""
-    before = draw(engine, recipes["base"])
+    before = generate(engine, recipes["base"])
     digest = engine.digest()
     fresh: dict[str, str] = {}
     for name, recipe in recipes.items():
@@ -96,13 +96,13 @@ def test_200_random_recipes_leave_no_trace(
         engine.switch_to(prepared)
         prepared.release()
         assert engine.digest() == fresh[name], name
-    assert draw(engine, recipes["base"]) == before
+    assert generate(engine, recipes["base"]) == before
     assert engine.digest() == digest
     engine.tier.check_integrity()
 
 
 def test_a_swap_that_fails_half_way_is_repaired(engine: Any, recipes: dict[str, Recipe]) -> None:
-    before = draw(engine, recipes["base"])
+    before = generate(engine, recipes["base"])
     prepared = engine.prepare(recipes["three"])
     broken = dict(prepared.leases)
     key = recipes["three"].loras[-1].blob.key
@@ -119,7 +119,7 @@ def test_a_swap_that_fails_half_way_is_repaired(engine: Any, recipes: dict[str, 
     prepared.leases[key].value = real
     prepared.leases = broken
     prepared.release()
-    assert draw(engine, recipes["base"]) == before
+    assert generate(engine, recipes["base"]) == before
 
 
 def rows_of(steps: WeightUpdate) -> dict[Any, Any]:
@@ -216,14 +216,14 @@ def test_cancelled_within_one_step(engine: Any, recipes: dict[str, Recipe]) -> N
         return len(asked) == 3
 
     with pytest.raises(Cancelled):
-        engine.draw(prepared, request(recipes["base"], steps=10), at_third)
+        engine.generate(prepared, request(recipes["base"], steps=10), at_third)
     assert len(asked) == 3
     prepared.release()
 
 
 def test_seeds_and_batches(engine: Any, recipes: dict[str, Recipe]) -> None:
     prepared = engine.prepare(recipes["base"])
-    many = engine.draw(prepared, request(recipes["base"], seeds=(7, 8, 7, 9, 7))).images
+    many = engine.generate(prepared, request(recipes["base"], seeds=(7, 8, 7, 9, 7))).images
     prepared.release()
     assert len(many) == 5
     assert many[0] == many[2]
@@ -232,9 +232,11 @@ def test_seeds_and_batches(engine: Any, recipes: dict[str, Recipe]) -> None:
 
 def test_the_receipt_warns_of_what_did_nothing(engine: Any, recipes: dict[str, Recipe]) -> None:
     prepared = engine.prepare(recipes["inversion"])
-    drawing = engine.draw(prepared, request(recipes["inversion"]))
-    assert any(WORD in warning for warning in drawing.warnings)
-    long = engine.draw(prepared, request(recipes["inversion"], prompt=f"{WORD} " + "star " * 100))
+    result = engine.generate(prepared, request(recipes["inversion"]))
+    assert any(WORD in warning for warning in result.warnings)
+    long = engine.generate(
+        prepared, request(recipes["inversion"], prompt=f"{WORD} " + "star " * 100)
+    )
     assert any("too long" in warning for warning in long.warnings)
     prepared.release()
 
@@ -302,7 +304,7 @@ def test_base_picture_is_stock_diffusers(
         theirs = stock(pipeline)
     finally:
         pipeline.scheduler = before
-    ours = pixels(draw(engine, recipes["base"], sampler=sampler))
+    ours = pixels(generate(engine, recipes["base"], sampler=sampler))
     assert np.abs(ours - theirs).max() == 0
 
 
@@ -344,8 +346,8 @@ def test_velocity_is_read_as_stock_diffusers_reads_it(
     with torch.inference_mode():
         *_, ours = engine._denoiser.steps(asked, asked.seeds, positive, negative, lambda: False)
     prepared.release()
-    plain = pixels(draw(engine, recipes["base"], sampler=sampler))
-    assert not np.array_equal(pixels(draw(engine, recipe, sampler=sampler)), plain)
+    plain = pixels(generate(engine, recipes["base"], sampler=sampler))
+    assert not np.array_equal(pixels(generate(engine, recipe, sampler=sampler)), plain)
     assert float((ours - theirs).abs().max() / theirs.abs().max()) <= 1e-5
 
 
@@ -353,7 +355,7 @@ def test_negative_prompt_and_second_prompts_are_stock_diffusers(
     engine: Any, recipes: dict[str, Recipe], pipeline: Any
 ) -> None:
     extra = {"prompt_2": "blue", "negative_prompt": "rings", "negative_prompt_2": "grey"}
-    ours = pixels(draw(engine, recipes["base"], **extra))
+    ours = pixels(generate(engine, recipes["base"], **extra))
     assert np.abs(ours - stock(pipeline, **extra)).max() == 0
 
 
@@ -388,8 +390,8 @@ def test_lora_picture_is_stock_diffusers(
             theirs = stock(pipeline)
         finally:
             pipeline.unload_lora_weights()
-    ours = pixels(draw(engine, recipes[recipe]))
-    base = pixels(draw(engine, recipes["base"]))
+    ours = pixels(generate(engine, recipes[recipe]))
+    base = pixels(generate(engine, recipes["base"]))
     assert np.abs(ours - theirs).max() <= 2
     assert np.abs(ours - base).mean() > 2
 

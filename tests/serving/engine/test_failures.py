@@ -16,7 +16,7 @@ from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, Repli
 from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import weights_file
 from serving.worker import Replica
-from tests.drawing import picture_of
+from tests.result import image_of
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:
@@ -24,8 +24,8 @@ def request(recipe: Recipe, **changes: Any) -> GenerationTask:
     return replace(first, **changes)
 
 
-def draw(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
-    return picture_of(engine, request(recipe, **changes))
+def generate(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
+    return image_of(engine, request(recipe, **changes))
 
 
 def failing(times: int, error: Exception, real: Any) -> Any:
@@ -55,20 +55,20 @@ def recipes(engine: Any, samples: dict[str, Any]) -> dict[str, Recipe]:
 def test_out_of_memory_evicts_and_tries_once_more(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = draw(engine, recipes["base"])
-    with_lora = draw(engine, recipes["lora"])
+    before = generate(engine, recipes["base"])
+    with_lora = generate(engine, recipes["lora"])
     idle = recipes["lora"].loras[0].blob.key
     assert idle in engine.tier.resident()
     predict = engine.unet.call
     memory = torch.OutOfMemoryError("no memory left")
     monkeypatch.setattr(engine.unet, "call", failing(1, memory, predict))
-    assert draw(engine, recipes["base"]) == before
+    assert generate(engine, recipes["base"]) == before
     assert idle not in engine.tier.resident()
     monkeypatch.setattr(engine.unet, "call", failing(2, memory, predict))
     with pytest.raises(OutOfMemory, match="no memory left"):
-        draw(engine, recipes["lora"])
+        generate(engine, recipes["lora"])
     monkeypatch.undo()
-    assert draw(engine, recipes["lora"]) == with_lora
+    assert generate(engine, recipes["lora"]) == with_lora
     engine.tier.check_integrity()
 
 
@@ -83,13 +83,13 @@ def test_out_of_memory_evicts_and_tries_once_more(
 def test_libraries_that_run_out_of_memory_say_so_in_their_own_words(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
-    before = draw(engine, recipes["base"])
+    before = generate(engine, recipes["base"])
     call = engine.unet.call
     monkeypatch.setattr(engine.unet, "call", failing(1, RuntimeError(words), call))
-    assert draw(engine, recipes["base"]) == before
+    assert generate(engine, recipes["base"]) == before
     monkeypatch.setattr(engine.unet, "call", failing(2, RuntimeError(words), call))
     with pytest.raises(OutOfMemory, match=words[:20]):
-        draw(engine, recipes["base"])
+        generate(engine, recipes["base"])
     assert engine.unhealthy is None
 
 
@@ -99,43 +99,43 @@ def test_out_of_memory_in_the_middle_of_a_swap(
     """Some rows are written: the second attempt, and the next request, write all anew."""
     from serving.engine import working
 
-    pictures = {name: draw(engine, recipe) for name, recipe in recipes.items()}
+    images = {name: generate(engine, recipe) for name, recipe in recipes.items()}
     memory = torch.OutOfMemoryError("no memory left")
-    draw(engine, recipes["base"])
+    generate(engine, recipes["base"])
     monkeypatch.setattr(working, "_write", failing(1, memory, working._write))
-    assert draw(engine, recipes["lora"]) == pictures["lora"]
-    draw(engine, recipes["base"])
+    assert generate(engine, recipes["lora"]) == images["lora"]
+    generate(engine, recipes["base"])
     monkeypatch.setattr(working, "_write", failing(2, memory, working._write))
     with pytest.raises(OutOfMemory):
-        draw(engine, recipes["lora"])
+        generate(engine, recipes["lora"])
     assert engine.unhealthy is None
-    assert draw(engine, recipes["base"]) == pictures["base"]
+    assert generate(engine, recipes["base"]) == images["base"]
     assert engine.digest() == engine._base_digest
 
 
 def test_out_of_memory_while_an_asset_arrives(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_lora = draw(engine, recipes["lora"])
+    with_lora = generate(engine, recipes["lora"])
     load, memory = engine.device_cache._load, torch.OutOfMemoryError("no memory left")
     for times, expected in ((1, None), (2, OutOfMemory)):
         engine.tier.evict_idle()
         monkeypatch.setattr(engine.device_cache, "_load", failing(times, memory, load))
         if expected is None:
-            assert draw(engine, recipes["lora"]) == with_lora
+            assert generate(engine, recipes["lora"]) == with_lora
         else:
             with pytest.raises(expected):
                 engine.prepare(recipes["lora"])
     monkeypatch.undo()
     engine.tier.check_integrity()
-    assert draw(engine, recipes["lora"]) == with_lora
+    assert generate(engine, recipes["lora"]) == with_lora
 
 
 def test_a_picture_that_is_not_finite_names_the_lora(
     bench: Any, engine: Any, recipes: dict[str, Recipe], samples: dict[str, Any], tmp_path: Path
 ) -> None:
     """Among innocent ones, and only at a weight that does it."""
-    before = draw(engine, recipes["base"])
+    before = generate(engine, recipes["base"])
     asset = bench.ingest(
         write_wild_lora(tmp_path / "wild.safetensors", bench.manifest.schema), "lora"
     )
@@ -143,18 +143,18 @@ def test_a_picture_that_is_not_finite_names_the_lora(
     inversion = InversionUse(samples["inversion"].parts["textual_inversion"], "qzebra")
     recipe = replace(recipes["lora"], loras=(*recipes["lora"].loras, wild), inversions=(inversion,))
     with pytest.raises(NotFinite, match="at weight 10") as caught:
-        draw(engine, recipe, prompt="a qzebra star")
+        generate(engine, recipe, prompt="a qzebra star")
     assert caught.value.blamed == (asset.parts["lora"].key,)
     assert "'mine'" in str(caught.value.named({asset.parts["lora"].key: "mine"}))
-    assert draw(engine, recipes["base"]) == before
+    assert generate(engine, recipes["base"]) == before
     tame = replace(recipe, loras=(*recipes["lora"].loras, replace(wild, weight=0.0)))
-    assert draw(engine, tame, prompt="a qzebra star")
+    assert generate(engine, tame, prompt="a qzebra star")
 
 
 def test_a_picture_that_is_not_finite_names_the_checkpoint_or_the_vae(
     bench: Any, engine: Any, recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
-    before = draw(engine, recipes["base"])
+    before = generate(engine, recipes["base"])
     tensors = load_file(weights_file("vae"))
     for name, tensor in tensors.items():
         if name.startswith("decoder.") and tensor.ndim == 4:
@@ -162,16 +162,16 @@ def test_a_picture_that_is_not_finite_names_the_checkpoint_or_the_vae(
     save_file(tensors, tmp_path / "vae.safetensors")
     vae = bench.ingest(tmp_path / "vae.safetensors", "vae").parts["vae"]
     with pytest.raises(NotFinite, match="no finite picture") as caught:
-        draw(engine, replace(recipes["lora"], vae=vae))
+        generate(engine, replace(recipes["lora"], vae=vae))
     assert caught.value.blamed == (vae.key,)
 
     tensors = {name: t.float() * 1e10 for name, t in load_file(weights_file("unet")).items()}
     save_file(tensors, tmp_path / "unet.safetensors")
     unet = bench.ingest(tmp_path / "unet.safetensors", "checkpoint").parts["unet"]
     with pytest.raises(NotFinite, match="the checkpoint") as caught:
-        draw(engine, replace(recipes["lora"], unet=unet))
+        generate(engine, replace(recipes["lora"], unet=unet))
     assert unet.key in caught.value.blamed
-    assert draw(engine, recipes["base"]) == before
+    assert generate(engine, recipes["base"]) == before
 
 
 def test_a_failed_swap_leaves_the_base_as_the_digest_proves(
@@ -186,7 +186,7 @@ def test_a_failed_swap_leaves_the_base_as_the_digest_proves(
     torn = replace(factors, pieces={**factors.pieces, "up": factors.pieces["up"][:, :1]})
     lease.value = replace(real, groups={**groups, last: (torn,)})
     with pytest.raises(EngineBroke, match="RuntimeError"):
-        engine.draw(prepared, request(recipes["lora"]))
+        engine.generate(prepared, request(recipes["lora"]))
     assert engine.unhealthy is None
     assert engine.digest() == engine._base_digest
     lease.value = real
@@ -207,7 +207,7 @@ def test_an_engine_that_cannot_go_back_says_so(
     monkeypatch.setattr(engine._working, "switch_to", failing(1, error, engine._working.switch_to))
     prepared = engine.prepare(engine.base)
     with pytest.raises(EngineBroke, match="RuntimeError"):
-        engine.draw(prepared, request(engine.base))
+        engine.generate(prepared, request(engine.base))
     prepared.release()
     assert engine.unhealthy == "the base weights are not what they were"
     with pytest.raises(ReplicaLost, match="unhealthy"):
@@ -218,13 +218,13 @@ def test_an_engine_that_cannot_go_back_says_so(
 def test_an_error_within_the_drawing_is_the_requests_alone(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = draw(engine, recipes["lora"])
+    before = generate(engine, recipes["lora"])
     broken = failing(1, ZeroDivisionError("odd"), engine.unet.call)
     monkeypatch.setattr(engine.unet, "call", broken)
     with pytest.raises(EngineBroke, match="ZeroDivisionError"):
-        draw(engine, recipes["lora"])
-    assert draw(engine, recipes["lora"]) == before
+        generate(engine, recipes["lora"])
+    assert generate(engine, recipes["lora"]) == before
     prepared = engine.prepare(recipes["base"])
     with pytest.raises(Cancelled):
-        engine.draw(prepared, request(recipes["base"]), lambda: True)
+        engine.generate(prepared, request(recipes["base"]), lambda: True)
     prepared.release()

@@ -14,7 +14,7 @@ from assets.recipe import LoraUse, Recipe
 from serving.engine.graphs import CaptureFailed, StandInCapture, UnetKey
 from serving.engine.options import EngineOptions
 from serving.generation.contract import GenerationTask
-from tests.drawing import picture_of
+from tests.result import image_of
 
 PLAIN = EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0)
 SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")
@@ -66,7 +66,7 @@ def test_captured_calls_serve_every_recipe(plain: Any, graphed: Any, recipes: li
         images = []
         for engine in (plain, graphed):
             with engine.prepare(asked.recipe) as prepared:
-                images.append(engine.draw(prepared, asked).images)
+                images.append(engine.generate(prepared, asked).images)
         assert images[0] == images[1], asked
     assert graphed.unet.fallbacks.total() == before
     assert len(graphed.unet.graphs) == 8
@@ -77,9 +77,9 @@ def test_what_was_not_warmed_runs_all_the_same_and_is_counted(
 ) -> None:
     asked = request(recipes[1], width=128, height=64, steps=5)
     with graphed.prepare(asked.recipe) as prepared:
-        drawing = graphed.draw(prepared, asked)
-    assert drawing.images[0] == picture_of(plain, asked)
-    assert drawing.fallbacks == {"128x64, batch 1, guided": 5}
+        result = graphed.generate(prepared, asked)
+    assert result.images[0] == image_of(plain, asked)
+    assert result.fallbacks == {"128x64, batch 1, guided": 5}
 
 
 def test_an_output_is_read_before_the_next_replay() -> None:
@@ -122,7 +122,7 @@ def test_kept_keys_and_values_are_the_same_bits(
     for recipe in recipes:  # to_k and to_v belong to the recipe
         for prompt in ("a red star", "rings"):
             asked = request(recipe, prompt=prompt, cfg_scale=5.0 if guided else 1.0)
-            assert picture_of(kept, asked) == picture_of(plain, asked)
+            assert image_of(kept, asked) == image_of(plain, asked)
 
 
 def test_a_guard_that_fails_is_counted(bench: Any, recipes: list[Recipe]) -> None:
@@ -132,14 +132,14 @@ def test_a_guard_that_fails_is_counted(bench: Any, recipes: list[Recipe]) -> Non
     engine.warm_up([(64, 64)])
     asked = request(recipes[0], steps=2)
     with engine.prepare(asked.recipe) as prepared:
-        assert engine.draw(prepared, asked).fallbacks == {}
+        assert engine.generate(prepared, asked).fallbacks == {}
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            drawing = engine.draw(prepared, asked)
+            result = engine.generate(prepared, asked)
         finally:
             torch.set_num_threads(threads)
-    assert drawing.fallbacks == {"64x64, batch 1, guided": 2, "VAE, 64x64": 1}
+    assert result.fallbacks == {"64x64, batch 1, guided": 2, "VAE, 64x64": 1}
 
 
 def test_a_call_that_cannot_be_captured_runs_without(
@@ -155,6 +155,6 @@ def test_a_call_that_cannot_be_captured_runs_without(
     assert "cannot be captured for 64x64, batch 1, guided" in caplog.text
     asked = request(recipes[0], steps=2)
     with engine.prepare(asked.recipe) as prepared:
-        drawing = engine.draw(prepared, asked)
-    assert drawing.images[0] == picture_of(plain, asked)
-    assert drawing.fallbacks == {"64x64, batch 1, guided": 2}
+        result = engine.generate(prepared, asked)
+    assert result.images[0] == image_of(plain, asked)
+    assert result.fallbacks == {"64x64, batch 1, guided": 2}

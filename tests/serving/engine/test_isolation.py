@@ -69,8 +69,8 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
         if (index, tenant) not in fresh:
             new = bench.engine("fresh")
             prepared = new.prepare(recipes[index])
-            drawn = new.draw(prepared, request(recipes[index], tenant)).images
-            fresh[index, tenant] = drawn[0]
+            generated = new.generate(prepared, request(recipes[index], tenant)).images
+            fresh[index, tenant] = generated[0]
         return fresh[index, tenant]
 
     which = st.integers(0, len(recipes) - 1)
@@ -80,18 +80,20 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
         """One engine for all of them, over all examples."""
 
         @rule(index=which, tenant=tenants)
-        def draw(self, index: int, tenant: str) -> None:
+        def generate(self, index: int, tenant: str) -> None:
             prepared = engine.prepare(recipes[index])
-            picture = engine.draw(prepared, request(recipes[index], tenant)).images[0]
+            image = engine.generate(prepared, request(recipes[index], tenant)).images[0]
             prepared.release()
-            assert picture == expected(index, tenant)
+            assert image == expected(index, tenant)
 
         @rule(index=which, tenant=tenants, after=st.integers(0, 1))
         def cancel(self, index: int, tenant: str, after: int) -> None:
             asked = iter([False] * after)
             prepared = engine.prepare(recipes[index])
             with pytest.raises(Cancelled):
-                engine.draw(prepared, request(recipes[index], tenant), lambda: next(asked, True))
+                engine.generate(
+                    prepared, request(recipes[index], tenant), lambda: next(asked, True)
+                )
             prepared.release()
 
         @rule(index=which, tenant=tenants, step=st.integers(0, 1))
@@ -108,7 +110,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
             prepared = engine.prepare(recipes[index])
             try:
                 with pytest.raises(EngineBroke):
-                    engine.draw(prepared, request(recipes[index], tenant))
+                    engine.generate(prepared, request(recipes[index], tenant))
             finally:
                 engine.unet.call = predict
                 prepared.release()

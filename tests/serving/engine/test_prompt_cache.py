@@ -13,7 +13,7 @@ from serving.engine.options import EngineOptions
 from serving.engine.prompt_cache import PromptCache, PromptKey
 from serving.engine.text import Embeddings, Encoded
 from serving.generation.contract import GenerationTask
-from tests.drawing import picture_of
+from tests.result import image_of
 
 
 @pytest.fixture
@@ -41,22 +41,22 @@ def request(recipe: Recipe, **changes: Any) -> GenerationTask:
 def test_a_prompt_that_comes_again_is_not_encoded_again(bench: Any, engine: Any) -> None:
     uncached = bench.engine(options=EngineOptions(prompt_cache_bytes=0))
     asked = request(engine.base)
-    assert picture_of(engine, asked) == picture_of(engine, asked) == picture_of(uncached, asked)
+    assert image_of(engine, asked) == image_of(engine, asked) == image_of(uncached, asked)
     assert engine.encoded == 2  # the prompt and the negative prompt
-    picture_of(engine, replace(asked, prompt="a ring"))
+    image_of(engine, replace(asked, prompt="a ring"))
     assert engine.encoded == 3  # the negative prompt comes in nearly every request
 
 
 def test_no_tenant_learns_of_anothers_prompts(engine: Any) -> None:
     """What takes time is the same whether or not somebody else has asked for it before."""
     asked = request(engine.base)
-    images = {picture_of(engine, replace(asked, tenant_id=t)) for t in ("ada", "bob", "eve")}
+    images = {image_of(engine, replace(asked, tenant_id=t)) for t in ("ada", "bob", "eve")}
     assert len(images) == 1
     assert engine.encoded == 6
-    picture_of(engine, replace(asked, tenant_id="bob"))
+    image_of(engine, replace(asked, tenant_id="bob"))
     assert engine.encoded == 6
     for _ in range(2):  # the platform itself has no entries: nobody could be told apart
-        picture_of(engine, replace(asked, tenant_id=""))
+        image_of(engine, replace(asked, tenant_id=""))
     assert engine.encoded == 10
 
 
@@ -77,13 +77,13 @@ def test_whatever_decides_the_embeddings_is_part_of_the_key(
     ]
     for recipe in (*recipes, *recipes):
         asked = request(recipe)
-        assert picture_of(engine, asked) == picture_of(uncached, asked)
+        assert image_of(engine, asked) == image_of(uncached, asked)
     # A LoRA that leaves the text encoders alone needs no embeddings of its own.
     assert engine.encoded == 2 * 5
     engine.forget({lora.blob.key})
-    picture_of(engine, request(recipes[1]))
+    image_of(engine, request(recipes[1]))
     assert engine.encoded == 2 * 6
-    picture_of(engine, request(base))
+    image_of(engine, request(base))
     assert engine.encoded == 2 * 6
 
 

@@ -44,12 +44,12 @@ def test_pristine_weights_apart_draw_the_same(bench: Any, recipes: list[Recipe])
     near, apart = bench.engine("near"), bench.engine("apart", pristine_budget_bytes=1 << 30)
     for recipe in recipes:
         request = GenerationTask("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
-        pictures = []
+        images = []
         for engine in (near, apart):
             prepared = engine.prepare(recipe)
-            pictures.append(engine.draw(prepared, request).images)
+            images.append(engine.generate(prepared, request).images)
             prepared.release()
-        assert pictures[0] == pictures[1]
+        assert images[0] == images[1]
         assert near.digest() == apart.digest()
     again = apart.prepare(recipes[2])
     where = {found.key: found.tier for found in again.found}

@@ -69,9 +69,9 @@ by_name = generator.generate(
     num_images=2, **ASK,
 )  # fmt: skip
 base = generator.generate(**ASK)
-pictures = [[image.to_base64() for image in a.images] for a in (by_asset, by_name, base)]
-seen["same"] = pictures[0] == pictures[1]
-seen["changed"] = pictures[0][0] != pictures[2][0]
+images = [[image.to_base64() for image in a.images] for a in (by_asset, by_name, base)]
+seen["same"] = images[0] == images[1]
+seen["changed"] = images[0][0] != images[2][0]
 seen["removed"] = base.removed_for_safety
 
 client = Client(token=key)

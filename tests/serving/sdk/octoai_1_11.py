@@ -68,7 +68,7 @@ def assets():
     return style, word, other, decoder
 
 
-def pictures(style, word, other, decoder):
+def images(style, word, other, decoder):
     by_id = client.image_gen.generate_sdxl(
         loras={style.id: 0.8}, checkpoint=other.id, vae=decoder.id,
         textual_inversions={word.id: "qzebra"}, num_images=2, **ASK,
@@ -159,7 +159,7 @@ async def asynchronously(style):
 
 
 mine = assets()
-base = pictures(*mine)
+base = images(*mine)
 seen["bytes"] = base64.b64decode(base.images[0].image_b64)[:2].hex()
 errors()
 not_served()

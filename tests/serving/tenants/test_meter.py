@@ -47,8 +47,8 @@ def somebody(**limits: Any) -> Principal:
     return Principal(new_asset_id(), new_asset_id(), plan=Plan("p", **limits))
 
 
-def spent(charge: Charge, gpu_s: float = 2.0, pictures: int = 2) -> Spent:
-    return Spent(charge, gpu_s, pictures, {"steps": 20})
+def spent(charge: Charge, gpu_s: float = 2.0, images: int = 2) -> Spent:
+    return Spent(charge, gpu_s, images, {"steps": 20})
 
 
 def test_a_picture_is_charged_once_however_often_it_is_settled(meter: Meter) -> None:
@@ -116,7 +116,7 @@ def test_a_price_is_the_tenants_own_in_that_pool_and_nobody_elses(meter: Meter) 
     def generate(tenant: Principal, s_per_work: float, pool: str = "", times: int = 1) -> None:
         for _ in range(times):
             charge = Charge(new_asset_id(), tenant, 10.0, pool)
-            meter.settle(spent(charge, gpu_s=10.0 * s_per_work, pictures=1))
+            meter.settle(spent(charge, gpu_s=10.0 * s_per_work, images=1))
 
     def price(tenant: Principal, pool: str = "") -> float:
         charge = Charge(new_asset_id(), tenant, 1.0, pool)

@@ -7,10 +7,10 @@ from typing import Any
 from serving.generation.contract import GenerationTask
 
 
-def picture_of(engine: Any, request: GenerationTask) -> bytes:
+def image_of(engine: Any, request: GenerationTask) -> bytes:
     prepared = engine.prepare(request.recipe)
     try:
-        picture: bytes = engine.draw(prepared, request).images[0]
-        return picture
+        image: bytes = engine.generate(prepared, request).images[0]
+        return image
     finally:
         prepared.release()
