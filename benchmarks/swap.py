@@ -187,7 +187,7 @@ def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], 
                 if tier != "gpu":
                     engine.tier.evict_idle()
                 if tier == "disk":
-                    stage.host.drop(blob.key)
+                    stage.host.evict(blob.key)
 
             def there_and_back(recipe: Recipe = recipe) -> None:
                 prepared = engine.prepare(recipe)
@@ -223,7 +223,7 @@ def copies(stage: Stage) -> dict[str, Callable[[], None]]:
                 target.copy_(source)
 
     def read(blob: Blob) -> None:
-        lease, _ = stage.provisioner.bring(blob)
+        lease, _ = stage.provisioner.acquire(blob)
         with lease, open(lease.path, "rb", buffering=0) as file:
             file.readinto(buffers[blob.key])
 

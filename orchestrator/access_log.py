@@ -25,7 +25,7 @@ _NOBODY = "-"
 
 
 class AccessLog:
-    """One instance a process and tier. ``note`` and ``drop`` may be called at any time; the rest
+    """One instance a process and tier. ``note`` and ``forget`` may be called at any time; the rest
     by one process at a time, which holds the tier's lock."""
 
     def __init__(self, path: Path, budget_bytes: int, max_bytes: int = MAX_BYTES) -> None:
@@ -37,16 +37,16 @@ class AccessLog:
         self._inode = 0
         self._offset = 0
 
-    def note(self, key: str, size_bytes: int, owner: str, now_s: float) -> int:
-        """Somebody uses the entry; ``owner`` is empty for the platform itself. Returns the size of
-        the log in bytes.
+    def note(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> int:
+        """Record a use of the entry; ``tenant_id`` is empty for the platform itself. Returns the
+        log's size in bytes.
 
         Raises:
             OSError: the disk takes no line.
         """
-        return self._append(f"{key} {size_bytes} {now_s:.3f} {owner or _NOBODY}\n")
+        return self._append(f"{key} {size_bytes} {now_s:.3f} {tenant_id or _NOBODY}\n")
 
-    def drop(self, key: str) -> None:
+    def forget(self, key: str) -> None:
         """There is no such entry any more anywhere."""
         with suppress(OSError):
             self._append(f"{key} 0 0 {_NOBODY}\n")
@@ -80,14 +80,14 @@ class AccessLog:
 
     def _read(self, line: bytes) -> None:
         try:
-            key, size, seconds, owner = line.decode("ascii").split(" ")
+            key, size, seconds, tenant_id = line.decode("ascii").split(" ")
             size_bytes, at_s = int(size), float(seconds)
         except ValueError:  # torn, as by a disk that was full
             return
         if size_bytes <= 0:
-            self.ruler.drop(key)
+            self.ruler.forget(key)
         else:
-            self.ruler.used(key, size_bytes, "" if owner == _NOBODY else owner, at_s)
+            self.ruler.used(key, size_bytes, "" if tenant_id == _NOBODY else tenant_id, at_s)
 
     def shorten(self) -> bool:
         """Drop the older half of a log that is too large. Whether it was."""

@@ -52,7 +52,7 @@ class DeviceTier(Generic[V]):
     """What must leave leaves before anything is loaded; which that is, eviction.py says.
 
     Threads may share it: one prepares the next request while another draws. A value
-    being loaded holds its bytes but not the lock. ``owner`` is the tenant for which a value is
+    being loaded holds its bytes but not the lock. ``tenant_id`` is the tenant for which a value is
     used; empty for the platform itself.
     """
 
@@ -90,13 +90,13 @@ class DeviceTier(Generic[V]):
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
-    def lease(self, key: str, owner: str = "") -> DeviceLease[V] | None:
+    def lease(self, key: str, tenant_id: str = "") -> DeviceLease[V] | None:
         """The value, if it is here."""
         with self._changed:
-            return self._take(key, owner)
+            return self._take(key, tenant_id)
 
     def admit(
-        self, key: str, size_bytes: int, load: Callable[[], V], owner: str = ""
+        self, key: str, size_bytes: int, load: Callable[[], V], tenant_id: str = ""
     ) -> tuple[DeviceLease[V], bool]:
         """The value, loaded now if it is not here; and whether this call loaded it.
 
@@ -108,7 +108,7 @@ class DeviceTier(Generic[V]):
         with self._changed:
             while key in self._loading:
                 self._changed.wait()
-            lease = self._take(key, owner)
+            lease = self._take(key, tenant_id)
             if lease is not None:
                 return lease, False
             self._make_room(size_bytes)
@@ -123,17 +123,17 @@ class DeviceTier(Generic[V]):
         with self._changed:
             del self._loading[key]
             self._entries[key] = _Entry(value, size_bytes, leases=1)
-            self.ruler.used(key, size_bytes, owner, self._clock())
+            self.ruler.used(key, size_bytes, tenant_id, self._clock())
             self._resident_bytes += size_bytes
             self._changed.notify_all()
         return DeviceLease(self, key, value), True
 
-    def _take(self, key: str, owner: str) -> DeviceLease[V] | None:
+    def _take(self, key: str, tenant_id: str) -> DeviceLease[V] | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
         entry.leases += 1
-        self.ruler.used(key, entry.size_bytes, owner, self._clock())
+        self.ruler.used(key, entry.size_bytes, tenant_id, self._clock())
         return DeviceLease(self, key, entry.value)
 
     def _make_room(self, size_bytes: int) -> None:
@@ -143,7 +143,7 @@ class DeviceTier(Generic[V]):
         idle, owned = [], Counter[str]()
         for key, entry in self._entries.items():
             seen = self.ruler.entry(key, entry.size_bytes)
-            owned[seen.owner] += entry.size_bytes
+            owned[seen.tenant_id] += entry.size_bytes
             if entry.leases == 0 and not entry.pinned:
                 idle.append(seen)
         if sum(seen.size_bytes for seen in idle) < needed:
@@ -165,7 +165,7 @@ class DeviceTier(Generic[V]):
     def forget(self, key: str) -> None:
         """Drop a value, pinned or not, as soon as nobody leases it."""
         with self._changed:
-            self.ruler.drop(key)
+            self.ruler.forget(key)
             entry = self._entries.get(key)
             if entry is not None:
                 entry.forgotten = True

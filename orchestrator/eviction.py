@@ -28,11 +28,11 @@ _OWNER_VISIT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class TierEntry:
-    """``owner`` is the only tenant that has used it; empty when several have."""
+    """``tenant_id`` is the only tenant that has used it; empty when several have."""
 
     key: str
     size_bytes: int
-    owner: str
+    tenant_id: str
     last_used_s: float
     #: How much the tier has been used since, in bytes.
     since_bytes: float
@@ -68,8 +68,8 @@ def victims(
         nonlocal needed_bytes
         chosen[entry.key] = None
         needed_bytes -= entry.size_bytes
-        if entry.owner:
-            owned[entry.owner] -= entry.size_bytes
+        if entry.tenant_id:
+            owned[entry.tenant_id] -= entry.size_bytes
 
     share_bytes = share * budget_bytes
     if max(owned.values(), default=0) > share_bytes:
@@ -78,7 +78,7 @@ def victims(
                 entry.since_bytes > FORGOTTEN_BUDGETS * budget_bytes
                 and now_s - entry.last_used_s > FORGOTTEN_S
             )
-            if needed_bytes > 0 and (forgotten or owned.get(entry.owner, 0) > share_bytes):
+            if needed_bytes > 0 and (forgotten or owned.get(entry.tenant_id, 0) > share_bytes):
                 choose(entry)
     for entry in order:
         if needed_bytes > 0 and entry.key not in chosen:
@@ -90,16 +90,16 @@ def victims(
 _SEVERAL = "*"
 
 
-def owned_by(owner: str, user: str) -> str:
+def user_of(tenant_id: str, user: str) -> str:
     """Whose an entry is after ``user`` has used it; the platform itself changes nothing."""
-    if not user or owner in (user, _SEVERAL):
-        return owner
-    return _SEVERAL if owner else user
+    if not user or tenant_id in (user, _SEVERAL):
+        return tenant_id
+    return _SEVERAL if tenant_id else user
 
 
-def alone(owner: str) -> str:
+def alone(tenant_id: str) -> str:
     """The only tenant that has used it; empty when there is none, or more."""
-    return "" if owner == _SEVERAL else owner
+    return "" if tenant_id == _SEVERAL else tenant_id
 
 
 #: Assets and tenants whose visits are remembered; the least recently seen are forgotten first.
@@ -115,33 +115,35 @@ class AccessHistory:
         self._assets: LRUCache[str, _Seen] = LRUCache(_REMEMBERED)
         self._owners: LRUCache[str, tuple[int, int]] = LRUCache(_REMEMBERED)
 
-    def used(self, key: str, size_bytes: int, owner: str, now_s: float) -> int:
-        """``owner`` is the tenant that uses it; empty for the platform itself. How much has been
-        used by now."""
+    def used(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> int:
+        """Record a use; ``tenant_id`` is empty for the platform itself. Returns the bytes used so
+        far."""
         now_bytes = self._now_bytes = self._now_bytes + size_bytes
         last = self._assets.get(key)
-        visits, of = (last.visits, last.owner) if last else (0, owner)
+        visits, of = (last.visits, last.tenant_id) if last else (0, tenant_id)
         if last is None or now_bytes - last.at_bytes > self._session_bytes:
             visits += 1
-        self._assets[key] = _Seen(visits, now_bytes, now_s, owned_by(of, owner))
-        if owner:
-            visits, at_bytes = self._owners.get(owner, (0, -inf))
+        self._assets[key] = _Seen(visits, now_bytes, now_s, user_of(of, tenant_id))
+        if tenant_id:
+            visits, at_bytes = self._owners.get(tenant_id, (0, -inf))
             is_new = now_bytes - at_bytes > self._session_bytes
-            self._owners[owner] = visits + is_new, now_bytes
+            self._owners[tenant_id] = visits + is_new, now_bytes
         return now_bytes
 
     def worth(self, key: str) -> float:
         seen = self._assets.get(key, _NEVER)
-        owner = alone(seen.owner)
-        return seen.visits + (_OWNER_VISIT * self._owners.get(owner, (0, 0))[0] if owner else 0.0)
+        tenant_id = alone(seen.tenant_id)
+        return seen.visits + (
+            _OWNER_VISIT * self._owners.get(tenant_id, (0, 0))[0] if tenant_id else 0.0
+        )
 
     def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> TierEntry:
         """``last_used_s`` stands in where no use of the key is remembered."""
         seen = self._assets.get(key, _NEVER)
         since_bytes = self._now_bytes - seen.at_bytes
-        owner = alone(seen.owner)
+        tenant_id = alone(seen.tenant_id)
         last_used_s = max(last_used_s, seen.at_s)
-        return TierEntry(key, size_bytes, owner, last_used_s, since_bytes, self.worth(key))
+        return TierEntry(key, size_bytes, tenant_id, last_used_s, since_bytes, self.worth(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class _Seen:
     visits: int
     at_bytes: float
     at_s: float
-    owner: str
+    tenant_id: str
 
 
 _NEVER = _Seen(0, -inf, -inf, "")

@@ -73,7 +73,7 @@ class FileLease:
 class FileTier:
     """A content-addressed folder with a byte budget; what must leave it, eviction.py says.
 
-    ``owner`` is the tenant for which an entry is used; empty for the platform itself.
+    ``tenant_id`` is the tenant for which an entry is used; empty for the platform itself.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class FileTier:
         used = sum(resident.values())
         return f"<{self.name} tier: {len(resident)} files, {used} of {self.budget_bytes} bytes>"
 
-    def lease(self, blob: Blob, owner: str = "") -> FileLease | None:
+    def lease(self, blob: Blob, tenant_id: str = "") -> FileLease | None:
         """The entry, if it is here."""
         descriptor = acquire(self._locks / blob.key, shared=True)
         assert descriptor is not None
@@ -128,20 +128,20 @@ class FileTier:
         if not present:
             os.close(descriptor)
             return None
-        self._used(blob, descriptor, owner)
+        self._used(blob, descriptor, tenant_id)
         return FileLease(path, descriptor)
 
-    def _used(self, blob: Blob, descriptor: int, owner: str) -> None:
+    def _used(self, blob: Blob, descriptor: int, tenant_id: str) -> None:
         now_s = self._clock()
         with suppress(OSError):  # a note that a full disk does not take is no reason to fail
-            self._uses.note(blob.key, blob.size_bytes, owner, now_s)
+            self._uses.note(blob.key, blob.size_bytes, tenant_id, now_s)
             os.utime(descriptor, (now_s, now_s))
         self._noted += 1
         if self._noted % _SHORTEN_EVERY == 0:  # a tier that is never full makes no room
             with suppress(OSError), exclusive(self._root / "budget.lock"):
                 self._uses.shorten()
 
-    def admit(self, blob: Blob, fill: Fill, owner: str = "") -> tuple[FileLease, bool]:
+    def admit(self, blob: Blob, fill: Fill, tenant_id: str = "") -> tuple[FileLease, bool]:
         """The entry, written by ``fill`` if nobody else brings it first.
 
         Returns the lease and whether this call moved the bytes. Of all the processes
@@ -154,12 +154,12 @@ class FileTier:
         if blob.size_bytes > self.budget_bytes:
             raise TooLargeForTier(self.name, blob.size_bytes, self.budget_bytes)
         with exclusive(self._incoming / f"{blob.key}.lock"):
-            lease = self.lease(blob, owner)
+            lease = self.lease(blob, tenant_id)
             if lease is not None:
                 return lease, False
-            return self._bring(blob, fill, owner), True
+            return self._fetch_into(blob, fill, tenant_id), True
 
-    def _bring(self, blob: Blob, fill: Fill, owner: str) -> FileLease:
+    def _fetch_into(self, blob: Blob, fill: Fill, tenant_id: str) -> FileLease:
         part = self._incoming / blob.key
         self._reserve(blob, part)
         try:
@@ -176,7 +176,7 @@ class FileTier:
             descriptor = acquire(self._locks / blob.key, shared=True)
             assert descriptor is not None
             os.rename(part, self._objects / blob.key)
-            self._used(blob, descriptor, owner)
+            self._used(blob, descriptor, tenant_id)
             return FileLease(self._objects / blob.key, descriptor)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -228,8 +228,8 @@ class FileTier:
         entries, owned, now_s = self._entries(), Counter[str](), self._clock()
         session_bytes = self._uses.ruler.session_bytes
         for entry in entries:
-            if entry.owner:
-                owned[entry.owner] += entry.size_bytes
+            if entry.tenant_id:
+                owned[entry.tenant_id] += entry.size_bytes
         pins = self._pins_within(entries)
         loose = [entry for entry in entries if entry.key not in pins]
         popular = [entry for entry in entries if pins.get(entry.key) == POPULAR]
@@ -298,7 +298,7 @@ class FileTier:
         except FileNotFoundError:
             return 0.0
 
-    def drop(self, key: str) -> bool:
+    def evict(self, key: str) -> bool:
         """Remove the entry unless somebody leases it; whether it is gone."""
         lock = acquire(self._locks / key, shared=False, wait=False)
         if lock is None:
@@ -308,7 +308,7 @@ class FileTier:
             (self._locks / key).unlink()
         finally:
             os.close(lock)
-        self._uses.drop(key)
+        self._uses.forget(key)
         return True
 
     def quarantine(self, key: str) -> None:

@@ -56,15 +56,15 @@ class Ghost:
     def used(self, key: str, size_bytes: int, at_bytes: int) -> bool:
         """Whether it was missing."""
         missing = key not in self
-        self.drop(key)
+        self.forget(key)
         if size_bytes <= self._budget_bytes:
             while self._held_bytes + size_bytes > self._budget_bytes:
-                self.drop(self._victim(at_bytes - size_bytes))
+                self.forget(self._victim(at_bytes - size_bytes))
             self._lately[key] = at_bytes, size_bytes
             self._held_bytes += size_bytes
         return missing
 
-    def drop(self, key: str) -> None:
+    def forget(self, key: str) -> None:
         found = self._lately.pop(key, None) or self._resting.pop(key, None)
         self._held_bytes -= found[1] if found else 0
 
@@ -110,9 +110,9 @@ class Ruler:
         """The session length of the law in force, for ``victims``."""
         return self._sessions_bytes[self.law]
 
-    def used(self, key: str, size_bytes: int, owner: str, now_s: float) -> None:
-        """``owner`` is the tenant that uses it; empty for the platform itself."""
-        at_bytes = self._visits.used(key, size_bytes, owner, now_s)
+    def used(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> None:
+        """``tenant_id`` is the tenant that uses it; empty for the platform itself."""
+        at_bytes = self._visits.used(key, size_bytes, tenant_id, now_s)
         by_visits = self._by_visits.used(key, size_bytes, at_bytes)
         by_recency = self._by_recency.used(key, size_bytes, at_bytes)
         if by_visits if self.law is Law.VISITS else by_recency:
@@ -130,10 +130,10 @@ class Ruler:
             self.law = Law.RECENCY if self.law is Law.VISITS else Law.VISITS
             self.changes += 1
 
-    def drop(self, key: str) -> None:
+    def forget(self, key: str) -> None:
         """Remove a deleted asset from both ghosts."""
-        self._by_visits.drop(key)
-        self._by_recency.drop(key)
+        self._by_visits.forget(key)
+        self._by_recency.forget(key)
 
     def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> TierEntry:
         """``last_used_s`` stands in where no use of the key is remembered."""

@@ -78,8 +78,8 @@ class Provisioner:
 
     # Blobs
 
-    def bring(self, blob: Blob, owner: str = "") -> tuple[FileLease, AssetFetch]:
-        """A lease on the blob's file, in host RAM if it fits there, else on disk. ``owner`` is
+    def acquire(self, blob: Blob, tenant_id: str = "") -> tuple[FileLease, AssetFetch]:
+        """A lease on the blob's file, in host RAM if it fits there, else on disk. ``tenant_id`` is
         the tenant that wants it.
 
         Raises:
@@ -87,21 +87,21 @@ class Provisioner:
             is put aside and fetched anew. StoreError: there is no such blob.
         """
         started = self._clock()
-        lease = self._host.lease(blob, owner)
+        lease = self._host.lease(blob, tenant_id)
         if lease is not None:
             return lease, AssetFetch(blob.key, "host", 0, self._clock() - started)
         try:
-            lease, tier, moved = self._climb(blob, owner)
+            lease, tier, moved = self._climb(blob, tenant_id)
         except _Rotten:
             self._disk.quarantine(blob.key)
-            lease, tier, moved = self._climb(blob, owner)
+            lease, tier, moved = self._climb(blob, tenant_id)
         return lease, AssetFetch(blob.key, tier, moved, self._clock() - started)
 
-    def _climb(self, blob: Blob, owner: str) -> tuple[FileLease, TierName, int]:
-        on_disk, tier = self._on_disk(blob, owner)
+    def _climb(self, blob: Blob, tenant_id: str) -> tuple[FileLease, TierName, int]:
+        on_disk, tier = self._on_disk(blob, tenant_id)
         moved = 0 if tier == "disk" else blob.size_bytes
         try:
-            lease, copied = self._host.admit(blob, lambda file: _copy(on_disk, file), owner)
+            lease, copied = self._host.admit(blob, lambda file: _copy(on_disk, file), tenant_id)
         except Corrupt as error:
             on_disk.release()
             raise _Rotten(str(error)) from None
@@ -113,20 +113,20 @@ class Provisioner:
         on_disk.release()
         return lease, tier, moved + (blob.size_bytes if copied else 0)
 
-    def _on_disk(self, blob: Blob, owner: str) -> tuple[FileLease, TierName]:
+    def _on_disk(self, blob: Blob, tenant_id: str) -> tuple[FileLease, TierName]:
         """A lease on the disk tier, and where the bytes came from."""
         peers = self._peers
         if peers is not None and peers.nodes:
             came_from: list[TierName] = ["disk"]
             try:
                 lease, _ = self._disk.admit(
-                    blob, lambda file: came_from.append(peers.fetch(blob, file)), owner
+                    blob, lambda file: came_from.append(peers.fetch(blob, file)), tenant_id
                 )
             except (SourceDown, Corrupt):
                 pass  # half of it came, or something else: the store has the last word
             else:
                 return lease, came_from[-1]
-        lease, fetched = self._disk.admit(blob, lambda f: self._source.fetch(blob, f), owner)
+        lease, fetched = self._disk.admit(blob, lambda f: self._source.fetch(blob, f), tenant_id)
         return lease, "store" if fetched else "disk"
 
     def forget(self, key: str) -> bool:
@@ -134,7 +134,7 @@ class Provisioner:
         gone = True
         for tier in self.tiers:
             tier.unpin(key)
-            gone &= key not in tier.resident() or tier.drop(key)
+            gone &= key not in tier.resident() or tier.evict(key)
         return gone
 
 

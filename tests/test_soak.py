@@ -11,7 +11,7 @@ from benchmarks.faults.client import Answer
 from benchmarks.soak.background import Background
 from benchmarks.soak.figures import grown, growth, latencies, table, unseen
 from benchmarks.soak.plot import plot
-from benchmarks.soak.vitals import PARTS, PLACES, REST, private_bytes
+from benchmarks.soak.resource_usage import PARTS, PLACES, REST, private_bytes
 
 SPARED = ("gateway", "replica")
 

@@ -130,7 +130,7 @@ class Library:
         )
         if changed is not None:
             reach("delete.recorded")
-            self.uploads.drop(asset)
+            self.uploads.discard(asset)
             if not asset.parts and not asset.report:  # it was never usable
                 self._purge(changed)
         return changed

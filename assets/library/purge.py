@@ -30,6 +30,6 @@ class Purge:
             return
         for key in {blob.key for blob in asset.blobs if blob.key.startswith(("t", ORIGINAL))}:
             # A claim since the deletion is another asset's, which is about to refer to the blob.
-            if self._blobs.doom(key, asset.deleted_at_s):
+            if self._blobs.mark_for_deletion(key, asset.deleted_at_s):
                 self._store.delete(stored_blob_key(key))
                 self._blobs.forget(key)

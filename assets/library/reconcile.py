@@ -141,7 +141,7 @@ class Reconciler:
         before_s = self._now() - GRACE_S
         collected = 0
         for key in self._blobs.garbage(before_s):
-            if self._blobs.doom(key, before_s):
+            if self._blobs.mark_for_deletion(key, before_s):
                 reach("collect.doomed")
                 self._store.delete(stored_blob_key(key))
                 reach("collect.removed")

@@ -41,7 +41,7 @@ class BlobRecords(Protocol):
     def garbage(self, before_s: float) -> Sequence[str]:
         """What no asset refers to, a restorable one either, and nobody claimed since."""
 
-    def doom(self, key: str, before_s: float) -> bool:
+    def mark_for_deletion(self, key: str, before_s: float) -> bool:
         """Take a piece of garbage, if it is that still and nobody else has taken it since then;
         its bytes may then be removed."""
 

@@ -227,7 +227,7 @@ class Uploads:
         changed = self._records.update(asset.id, gone, expect=("ready_to_upload",))
         if changed is None:
             raise AssetNotFound(reference)
-        self.drop(asset)
+        self.discard(asset)
         self._records.purge(asset.id)
         return changed
 
@@ -335,7 +335,7 @@ class Uploads:
             raise AssetNotFound(key)
         return upload.part_size(int(number))
 
-    def drop(self, asset: Asset) -> None:
+    def discard(self, asset: Asset) -> None:
         """What has arrived of an asset that is deleted."""
         self._store.delete(upload_key(asset.id))
         if asset.status == "ready_to_upload" and "upload" in asset.data:

@@ -142,7 +142,7 @@ class SqlBlobRecords:
         with Session(self._engine) as session:
             return list(session.scalars(select(BlobRow.key).where(*_unwanted(before_s))))
 
-    def doom(self, key: str, before_s: float) -> bool:
+    def mark_for_deletion(self, key: str, before_s: float) -> bool:
         taken = (
             update(BlobRow)
             .where(BlobRow.key == key, *_unwanted(before_s))

@@ -26,7 +26,7 @@ _CLIENT = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=None), v
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Endpoint:
     """Where to ask, with whose key. With several addresses the next is tried when one fails."""
 
     urls: Sequence[str]
@@ -64,19 +64,19 @@ def body(
 
 
 def ask(
-    door: Door,
+    endpoint: Endpoint,
     seed: int,
     wanted: AssetSelection = MappingProxyType({}),
     deadline_s: float = DEADLINE_S,
 ) -> Answer:
     """One picture, with a key of its own: it may be sent as often as it takes."""
     key = secrets.token_hex(16)
-    headers = {**door.headers, "Idempotency-Key": key}
+    headers = {**endpoint.headers, "Idempotency-Key": key}
     asked_s = time.monotonic()
     said: list[str] = []
     attempts = 0
     while time.monotonic() < asked_s + deadline_s:
-        url = door.urls[attempts % len(door.urls)]
+        url = endpoint.urls[attempts % len(endpoint.urls)]
         attempts += 1
         try:
             response = _CLIENT.post(
@@ -161,6 +161,6 @@ class Load:
         return sum(a.image is not None and a.asked_s >= since_s for a in self.answers)
 
 
-def known(door: Door) -> Callable[[int], Answer]:
+def known(endpoint: Endpoint) -> Callable[[int], Answer]:
     """Requests for the pictures of SEEDS, in turns."""
-    return lambda index: ask(door, SEEDS[index % len(SEEDS)])
+    return lambda index: ask(endpoint, SEEDS[index % len(SEEDS)])

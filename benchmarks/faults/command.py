@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 
-from benchmarks.faults.books import Books
 from benchmarks.faults.client import Load, known
 from benchmarks.faults.fault import Fault, Harm
 from benchmarks.faults.faults import FAULTS
-from benchmarks.faults.stage import Skipped, staged
+from benchmarks.faults.harness import Skipped, staged
+from benchmarks.faults.invariants import Invariants
 
 RESULT = Path(__file__).parents[1] / "results" / "faults.json"
 #: What must be nothing in every row.
@@ -55,29 +55,29 @@ def inject(chosen: Sequence[Fault]) -> dict[str, dict[str, Any]]:
     for place, group in groupby(sorted(chosen, key=lambda f: f.place), lambda f: f.place):
         faults = list(group)
         try:
-            with staged(place) as stage:
-                books = Books(stage)
+            with staged(place) as harness:
+                invariants = Invariants(harness)
                 for fault in faults:
                     print(f"{fault.name} …", file=sys.stderr, flush=True)
-                    rows[fault.name] = _row(fault, books)
+                    rows[fault.name] = _row(fault, invariants)
                     print(f"  {json.dumps(rows[fault.name])}", file=sys.stderr, flush=True)
         except Skipped as reason:
             rows |= {f.name: {"fault": f.name, "skipped": str(reason)} for f in faults}
     return rows
 
 
-def _row(fault: Fault, books: Books) -> dict[str, Any]:
+def _row(fault: Fault, invariants: Invariants) -> dict[str, Any]:
     try:
-        return suffer(fault, books)
+        return suffer(fault, invariants)
     except Skipped as reason:
-        books.forgive()
+        invariants.forgive()
         return {"fault": fault.name, "skipped": str(reason)}
 
 
-def suffer(fault: Fault, books: Books) -> dict[str, Any]:
+def suffer(fault: Fault, invariants: Invariants) -> dict[str, Any]:
     """One fault under load."""
-    harm = Harm(books.stage)
-    with Load(known(books.stage.door)) as load:
+    harm = Harm(invariants.harness)
+    with Load(known(invariants.harness.endpoint)) as load:
         load.await_more(4)
         harmed_s = time.monotonic()
         try:
@@ -86,7 +86,7 @@ def suffer(fault: Fault, books: Books) -> dict[str, Any]:
         except (httpx.HTTPError, TimeoutError, LookupError, ValueError) as error:
             harm.lost.append(repr(error))
     harm.lost += map(repr, load.errors)
-    whole_s = books.await_quiet() - harmed_s
+    whole_s = invariants.await_quiet() - harmed_s
     answers = [*load.answers, *harm.asked]
     after = [a.answered_s for a in answers if a.asked_s >= harmed_s and a.image is not None]
     refused = [answer.said for answer in answers if answer.image is None]
@@ -100,7 +100,7 @@ def suffer(fault: Fault, books: Books) -> dict[str, Any]:
         "recovery_s": min(after, default=float("nan")) - harmed_s,
         "longest_s": max(answer.answered_s - answer.asked_s for answer in answers),
         "whole_again_s": whole_s,
-        **books.examine(answers),
+        **invariants.examine(answers),
     }
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.faults.client import Answer
-from benchmarks.faults.stage import ONE_MACHINE, Place, Stage
+from benchmarks.faults.harness import ONE_MACHINE, Harness, Place
 
 
 @dataclass(slots=True)
 class Harm:
     """What one injection works on and leaves."""
 
-    stage: Stage
+    harness: Harness
     #: Answers to requests beside the constant client's.
     asked: list[Answer] = field(default_factory=list)
     #: What was neither drawn nor refused as it should be, and whatever else should not be.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.faults.crowd import overload, poison, stampede
 from benchmarks.faults.fault import Fault
+from benchmarks.faults.harness import Place
 from benchmarks.faults.machine import clock_skewed, database_locked, disk_full
 from benchmarks.faults.processes import (
     control_plane_killed,
@@ -15,8 +15,8 @@ from benchmarks.faults.processes import (
     replica_killed,
     restarted,
 )
-from benchmarks.faults.stage import Place
 from benchmarks.faults.store import DRIP_BYTES_S, SLOW_BYTES_S, store, store_sends
+from benchmarks.faults.workload import overload, poison, stampede
 
 FAULTS = (
     Fault("replica-killed", "drawn again elsewhere", replica_killed),

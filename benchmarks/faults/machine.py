@@ -15,9 +15,9 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.faults.client import SEEDS, Door, answered, ask, body
+from benchmarks.faults.client import SEEDS, Endpoint, answered, ask, body
 from benchmarks.faults.fault import Harm
-from benchmarks.faults.stage import Skipped
+from benchmarks.faults.harness import Skipped
 from benchmarks.servers import await_port, free_port
 
 _LOCKED_S = 6.0
@@ -29,7 +29,7 @@ _JOB_S = 120.0
 
 
 def database_locked(harm: Harm) -> None:
-    path = harm.stage.settings.data_dir / "platform.db"
+    path = harm.harness.settings.data_dir / "platform.db"
     connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     try:
         connection.execute("BEGIN EXCLUSIVE")
@@ -41,15 +41,15 @@ def database_locked(harm: Harm) -> None:
 
 def disk_full(harm: Harm) -> None:
     """The disk tier's own disk, filled to the last byte by somebody else; then cold assets."""
-    stage = harm.stage
-    if not stage.has_small_disk:
+    harness = harm.harness
+    if not harness.has_small_disk:
         raise Skipped("only root can mount a small disk for the tier")
-    cold = [stage.new_lora(f"full-{index}") for index in range(3)]
-    ballast = stage.folder / "disk" / "ballast"
+    cold = [harness.new_lora(f"full-{index}") for index in range(3)]
+    ballast = harness.folder / "disk" / "ballast"
     try:
         _fill(ballast)
-        free = shutil.disk_usage(stage.folder / "disk").free
-        harm.asked += [ask(stage.door, 0, {"loras": {lora: 1.0}}) for lora in cold]
+        free = shutil.disk_usage(harness.folder / "disk").free
+        harm.asked += [ask(harness.endpoint, 0, {"loras": {lora: 1.0}}) for lora in cold]
         found = sum(answer.image is not None for answer in harm.asked)
         harm.seen = f"{free} bytes free: {found} of {len(cold)} cold assets drawn"
     finally:
@@ -70,7 +70,7 @@ def _fill(path: Path) -> None:
 def clock_skewed(harm: Harm) -> None:
     """A gateway more whose clock is ahead, and one whose clock is behind, beside those whose
     clocks are right; requests and jobs go to all of them in turns."""
-    stage = harm.stage
+    harness = harm.harness
     library = next(iter(Path("/").glob(_LIBFAKETIME.removeprefix("/"))), None)
     if library is None:
         raise Skipped("libfaketime is not installed")
@@ -86,11 +86,11 @@ def clock_skewed(harm: Harm) -> None:
             date = httpx.get(f"{url}/readyz", timeout=60).raise_for_status().headers["date"]
             if abs(parsedate_to_datetime(date).timestamp() - time.time() - skew_s) > 60:
                 harm.lost.append(f"a gateway's clock is not {skew_s:+.0f} s away: {date}")
-        doors = [Door([url, stage.url], stage.door.key) for url in (*urls, stage.url)]
-        with ThreadPoolExecutor(len(doors)) as crowd:
+        doors = [Endpoint([url, harness.url], harness.endpoint.key) for url in (*urls, harness.url)]
+        with ThreadPoolExecutor(len(doors)) as workload:
             for _ in range(2):
-                harm.asked += crowd.map(lambda door: ask(door, SEEDS[1]), doors)
-        _jobs(harm, [*urls, stage.url])
+                harm.asked += workload.map(lambda endpoint: ask(endpoint, SEEDS[1]), doors)
+        _jobs(harm, [*urls, harness.url])
     finally:
         for gateway in gateways:
             gateway.terminate()
@@ -105,7 +105,7 @@ def clock_skewed(harm: Harm) -> None:
 
 def _gateway(harm: Harm, port: int, library: Path, skew_s: float) -> subprocess.Popen[bytes]:
     environment = {
-        **harm.stage.gateway_environment(),
+        **harm.harness.gateway_environment(),
         "LD_PRELOAD": str(library),
         "FAKETIME": f"{skew_s:+.0f}s",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
@@ -113,7 +113,7 @@ def _gateway(harm: Harm, port: int, library: Path, skew_s: float) -> subprocess.
         "AO_PUBLIC_URL": f"http://127.0.0.1:{port}",
     }
     command = [sys.executable, "-m", "uvicorn", "--factory", "serving.cluster.gateway:app"]
-    with open(harm.stage.folder / f"gateway{skew_s:+.0f}.log", "wb") as output:
+    with open(harm.harness.folder / f"gateway{skew_s:+.0f}.log", "wb") as output:
         return subprocess.Popen(
             [*command, "--port", str(port), "--log-level", "warning"],
             env=environment,
@@ -124,7 +124,7 @@ def _gateway(harm: Harm, port: int, library: Path, skew_s: float) -> subprocess.
 
 def _jobs(harm: Harm, urls: list[str]) -> None:
     """Each accepted by one gateway and worked on by whichever claims it; each ends once."""
-    headers = {**harm.stage.door.headers, "X-OctoAI-Async": "1"}
+    headers = {**harm.harness.endpoint.headers, "X-OctoAI-Async": "1"}
     jobs = {}
     asked_s = time.monotonic()
     for index in range(_JOBS):

@@ -20,16 +20,16 @@ _RENEWED = ("spawn_main", "ray::ServeReplica", "ray::DispatcherActor", "ray::Ing
 
 
 def replica_killed(harm: Harm) -> None:
-    os.kill(harm.stage.busiest(), signal.SIGKILL)
+    os.kill(harm.harness.busiest(), signal.SIGKILL)
 
 
 def replica_hung(harm: Harm) -> None:
-    os.kill(harm.stage.busiest(), signal.SIGSTOP)
+    os.kill(harm.harness.busiest(), signal.SIGSTOP)
 
 
 def signalled(part: str, number: signal.Signals) -> Inject:
     def inject(harm: Harm) -> None:
-        pids = harm.stage.pids(part)
+        pids = harm.harness.pids(part)
         if not pids:
             raise SystemExit(f"there is no process {part!r}")
         os.kill(pids[0], number)
@@ -49,15 +49,15 @@ def control_plane_killed(harm: Harm) -> None:
     """And then a replica, which only a control plane that knows of it replaces."""
     killed("gcs_server")(harm)
     time.sleep(_CONTROL_PLANE_AWAY_S)
-    os.kill(harm.stage.busiest(), signal.SIGKILL)
+    os.kill(harm.harness.busiest(), signal.SIGKILL)
 
 
 def node_lost(harm: Harm) -> None:
     """With its replica, its raylet and its tiers; back after a while."""
-    nodes = harm.stage.nodes
+    nodes = harm.harness.nodes
     assert nodes is not None
-    busiest = harm.stage.busiest()
-    index = next(i for i in range(harm.stage.node_count) if busiest in nodes.of(i))
+    busiest = harm.harness.busiest()
+    index = next(i for i in range(harm.harness.node_count) if busiest in nodes.of(i))
     nodes.lose(index)
     time.sleep(_NODE_AWAY_S)
     nodes.add(index)
@@ -65,15 +65,15 @@ def node_lost(harm: Harm) -> None:
 
 def renewed(harm: Harm) -> None:
     """SIGHUP, as after an upgrade of the package; until no process is left that was there."""
-    stage = harm.stage
-    assert stage.process is not None
-    old = {pid for part in _RENEWED for pid in stage.pids(part)}
+    harness = harm.harness
+    assert harness.process is not None
+    old = {pid for part in _RENEWED for pid in harness.pids(part)}
     started = time.monotonic()
-    stage.process.send_signal(signal.SIGHUP)
+    harness.process.send_signal(signal.SIGHUP)
     while time.monotonic() < started + _RENEWED_S:
         with suppress(httpx.HTTPError, KeyError, ValueError):
-            there = {pid for part in _RENEWED for pid in stage.pids(part)}
-            if len(stage.up()) == stage.replicas and not old & there:
+            there = {pid for part in _RENEWED for pid in harness.pids(part)}
+            if len(harness.up()) == harness.replicas and not old & there:
                 harm.seen = f"{len(old)} processes replaced in {time.monotonic() - started:.0f} s"
                 return
         time.sleep(0.2)
@@ -81,5 +81,5 @@ def renewed(harm: Harm) -> None:
 
 
 def restarted(harm: Harm) -> None:
-    harm.stage.kill_everything()
-    harm.stage.start()
+    harm.harness.kill_everything()
+    harm.harness.start()

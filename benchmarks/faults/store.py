@@ -18,7 +18,7 @@ def store(fault: str) -> Inject:
     """One of :data:`benchmarks.store_proxy.FAULTS`."""
 
     def inject(harm: Harm) -> None:
-        proxy = harm.stage.proxy
+        proxy = harm.harness.proxy
         with _cold_asset(harm, fault.replace(" ", "-")):
             proxy.fault = fault
             time.sleep(_FAULT_S)
@@ -29,7 +29,7 @@ def store(fault: str) -> Inject:
 def store_sends(bytes_per_s: float) -> Inject:
     def inject(harm: Harm) -> None:
         with _cold_asset(harm, f"{bytes_per_s:.0f}"):
-            harm.stage.proxy.bytes_per_s = bytes_per_s
+            harm.harness.proxy.bytes_per_s = bytes_per_s
             time.sleep(_FAULT_S)
 
     return inject
@@ -38,22 +38,22 @@ def store_sends(bytes_per_s: float) -> Inject:
 @contextmanager
 def _cold_asset(harm: Harm, name: str) -> Iterator[None]:
     """One request for it, sent half a second from now; at the end the store is well again."""
-    cold = harm.stage.new_lora(f"cold-{name}")
+    cold = harm.harness.new_lora(f"cold-{name}")
 
     def late() -> None:
         time.sleep(0.5)
-        harm.asked.append(ask(harm.stage.door, 0, {"loras": {cold: 1.0}}))
+        harm.asked.append(ask(harm.harness.endpoint, 0, {"loras": {cold: 1.0}}))
 
-    before = harm.stage.proxy.harmed
+    before = harm.harness.proxy.harmed
     thread = threading.Thread(target=late)
     thread.start()
     try:
         yield
     finally:
-        harm.stage.proxy.fault = None
-        harm.stage.proxy.bytes_per_s = None
+        harm.harness.proxy.fault = None
+        harm.harness.proxy.bytes_per_s = None
         thread.join()
-    if harm.stage.proxy.harmed == before:
+    if harm.harness.proxy.harmed == before:
         harm.lost.append("the store has harmed nobody")
     (answer,) = harm.asked
     took_s = answer.answered_s - answer.asked_s

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.books import Books
 from benchmarks.faults.command import HARMLESS
-from benchmarks.faults.stage import staged
-from benchmarks.soak.crowd import Crowd
+from benchmarks.faults.harness import staged
+from benchmarks.faults.invariants import Invariants
 from benchmarks.soak.figures import grown, growth, latencies, table, unseen
 from benchmarks.soak.kills import Killer
 from benchmarks.soak.plot import plot
-from benchmarks.soak.vitals import Vitals
+from benchmarks.soak.resource_usage import ResourceUsage
+from benchmarks.soak.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "soak.json"
@@ -60,24 +60,24 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
-    with staged(**_SETTINGS) as stage:
+    with staged(**_SETTINGS) as harness:
         say("uploading …")
-        crowd = Crowd(stage, arguments.seed)
-        books = Books(stage)
-        capacity = crowd.capacity_per_s(4 * stage.replicas)
+        workload = Workload(harness, arguments.seed)
+        invariants = Invariants(harness)
+        capacity = workload.capacity_per_s(4 * harness.replicas)
         rate = arguments.load * capacity
         say(f"{capacity:.2f} pictures a second; {rate:.2f} are asked for")
-        books.forgive()
-        killer = Killer(stage, arguments.seed, arguments.kills, LEAST_S)
+        invariants.forgive()
+        killer = Killer(harness, arguments.seed, arguments.kills, LEAST_S)
         began_s = time.monotonic()
-        with Vitals(stage, arguments.every, killer.spared) as vitals, killer:
-            answers = crowd.ask_for(60 * arguments.minutes, rate, say)
-        books.await_quiet()
-        found = books.examine(answers)
+        with ResourceUsage(harness, arguments.every, killer.spared) as resource_usage, killer:
+            answers = workload.ask_for(60 * arguments.minutes, rate, say)
+        invariants.await_quiet()
+        found = invariants.examine(answers)
     lost = [answer.said for answer in answers if answer.image is None]
-    grew = growth(vitals.samples)
+    grew = growth(resource_usage.samples)
     found["left"] += unseen(
-        vitals.samples, len(killer.deeds), [*killer.spared],
+        resource_usage.samples, len(killer.deeds), [*killer.spared],
         looks=60 * arguments.minutes / arguments.every,
         most_kills=60 * arguments.minutes / (LEAST_S + arguments.kills),
     )  # fmt: skip
@@ -94,7 +94,7 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
         "growth": grew,
         "grown": grown(grew),
         "kills": killer.deeds,
-        "samples": vitals.samples,
+        "samples": resource_usage.samples,
         "answers": [
             [round(a.asked_s - began_s, 2), round(a.answered_s - a.asked_s, 3)] for a in answers
         ],

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.faults.client import Answer
-from benchmarks.soak.vitals import PLACES, REST
+from benchmarks.soak.resource_usage import PLACES, REST
 
 #: From the first part to the last, of what should stay as it is.
 MOST_GROWTH = 1.2

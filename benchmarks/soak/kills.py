@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.faults.stage import Stage
+from benchmarks.faults.harness import Harness
 from benchmarks.soak.background import Background
 
 #: How often each, of a hundred.
@@ -36,17 +36,17 @@ _WORDS = {
 class Killer(Background):
     """Until the block ends; ``deeds`` says what died and when."""
 
-    def __init__(self, stage: Stage, seed: int, mean_s: float, least_s: float) -> None:
+    def __init__(self, harness: Harness, seed: int, mean_s: float, least_s: float) -> None:
         super().__init__()
         self.deeds: list[dict[str, Any]] = []
-        self._stage = stage
+        self._stage = harness
         self._random = random.Random(seed)
         self._mean_s = mean_s
         self._least_s = least_s
         self._began_s = time.monotonic()
-        spared = min(stage.up(), key=lambda replica: str(replica["id"]))
+        spared = min(harness.up(), key=lambda replica: str(replica["id"]))
         self._replica = spared["id"]
-        self._gateway = stage.pids("spawn_main")[0]
+        self._gateway = harness.pids("spawn_main")[0]
         #: Process ids of the spared, by what they are.
         self.spared = {"gateway": self._gateway, "replica": int(spared["pid"])}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.soak.vitals import PARTS, PLACES, REST
+from benchmarks.soak.resource_usage import PARTS, PLACES, REST
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:

@@ -19,12 +19,12 @@ from serving.api import (
     generate_simply,
     health,
     jobs,
-    objects,
+    not_implemented,
     openapi,
     organisation,
     pools,
     previews,
-    unserved,
+    signed_objects,
 )
 from serving.api.context import Context
 from serving.api.housekeeping import keep_house
@@ -64,11 +64,11 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(assets.costly_router)
     app.include_router(assets.search_router)
     app.include_router(assets.router)
-    app.include_router(objects.router)
+    app.include_router(signed_objects.router)
     app.include_router(organisation.search_router)
     app.include_router(organisation.router)
     app.include_router(pools.router)
-    app.include_router(unserved.router)
+    app.include_router(not_implemented.router)
     errors.install(app)
     openapi.install(app)
     app.include_router(health.router)

@@ -18,9 +18,7 @@ from assets.principal import Principal
 from assets.storage.object_paths import blob_key, part_key, upload_key
 from serving.api import answers
 from serving.api.context import Context, Ctx
-from serving.api.keyed_route import CostlyRoute, KeyedRoute, SearchRoute, Who
-from serving.api.openapi import answers_with
-from serving.api.wire_assets import (
+from serving.api.dialects.octoai.assets import (
     ChangeAsset,
     CompleteUpload,
     CreateAsset,
@@ -29,6 +27,8 @@ from serving.api.wire_assets import (
     stored_data,
     timestamp,
 )
+from serving.api.keyed_route import CostlyRoute, KeyedRoute, SearchRoute, Who
+from serving.api.openapi import answers_with
 from serving.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)

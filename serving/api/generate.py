@@ -14,9 +14,9 @@ from starlette.background import BackgroundTask
 from assets.principal import Principal
 from serving.api import answers, idempotency
 from serving.api.context import Context, Ctx
+from serving.api.dialects.octoai.generate import GenerateRequest, answer
 from serving.api.keyed_route import CostlyRoute, Who
 from serving.api.openapi import answers_with, reads_headers
-from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import Cancelled
 from serving.jobs.store import Job
 

@@ -17,11 +17,11 @@ from assets.storage.object_paths import image_key, result_key
 from assets.storage.object_store import put_bytes, read_bytes
 from serving.api import answers, idempotency
 from serving.api.context import Context, Ctx
+from serving.api.dialects.octoai.generate import GenerateRequest, answer
 from serving.api.generate import once, while_connected
 from serving.api.idempotency import check_room
 from serving.api.keyed_route import CostlyRoute, Who, bearer
 from serving.api.openapi import answers_with, reads_headers
-from serving.api.wire_generate import GenerateRequest, answer
 from serving.jobs.store import Job
 
 

@@ -45,7 +45,7 @@ async def _restart_ingests(context: Context) -> None:
 
 async def _account(context: Context) -> None:
     await asyncio.to_thread(context.backends.meter.release_expired)
-    if await asyncio.to_thread(context.backends.chores.take, "storage", _METER_S):
+    if await asyncio.to_thread(context.backends.periodic.claim, "storage", _METER_S):
         await asyncio.to_thread(context.backends.meter.meter_storage)
 
 
@@ -59,7 +59,7 @@ async def _hold_pinned(context: Context) -> None:
 
 
 async def _reconcile(context: Context) -> None:
-    if await asyncio.to_thread(context.backends.chores.take, "reconcile", context.reconcile_s):
+    if await asyncio.to_thread(context.backends.periodic.claim, "reconcile", context.reconcile_s):
         await asyncio.to_thread(context.backends.reconciler.run)
         for asset in await asyncio.to_thread(context.platform.library.miskeyed):
             await context.ingest.start(asset)

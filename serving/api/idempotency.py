@@ -22,7 +22,7 @@ from assets.principal import Principal
 from assets.storage.object_paths import result_key
 from assets.storage.object_store import read_bytes
 from serving.api.context import Context
-from serving.api.wire_generate import GenerateRequest
+from serving.api.dialects.octoai.generate import GenerateRequest
 from serving.errors import DeadlineExceeded, InvalidRequest
 from serving.jobs.store import Job
 from serving.logs import note, shortened

@@ -20,10 +20,10 @@ from assets.principal import KeyRole, Principal
 from serving.api import answers
 from serving.api.body import MAX_INTEGER
 from serving.api.context import Ctx
+from serving.api.dialects.octoai.assets import Short, timestamp
 from serving.api.keyed_route import KeyedRoute, SearchRoute, Who, principal_of
 from serving.api.openapi import answers_bytes, answers_with
 from serving.api.request_model import RequestModel
-from serving.api.wire_assets import Short, timestamp
 from serving.tenants.meter import UNITS, Usage
 
 router = APIRouter(prefix="/v1", tags=["organisation"], route_class=KeyedRoute)

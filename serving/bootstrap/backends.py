@@ -22,7 +22,7 @@ from assets.storage.object_paths import PICTURES, RESULTS
 from assets.storage.object_store import ObjectStore, Stored
 from serving.bootstrap.database import open_database
 from serving.bootstrap.storage import open_store
-from serving.jobs.periodic import Chores
+from serving.jobs.periodic import PeriodicWork
 from serving.jobs.store import Jobs
 from serving.settings import Settings
 from serving.tenants.audit import Audit
@@ -44,7 +44,7 @@ class Backends:
     meter: Meter
     audit: Audit
     jobs: Jobs
-    chores: Chores
+    periodic: PeriodicWork
     reconciler: Reconciler
     pins: Pins
     database: Engine
@@ -85,5 +85,5 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     reconciler = Reconciler(records, blobs, store, parts, others, now)
     return Backends(
         records, blobs, store, library, directory, RateLimiter(engine), meter,
-        Audit(engine), jobs, Chores(engine, clock), reconciler, Pins(engine), engine,
+        Audit(engine), jobs, PeriodicWork(engine, clock), reconciler, Pins(engine), engine,
     )  # fmt: skip

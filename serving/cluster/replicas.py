@@ -143,7 +143,7 @@ def fetch_base(settings: Settings, provisioner: Provisioner) -> Thread:
     def fetch() -> None:
         with suppress(AssetError, TierError, OSError):
             for blob in load_manifest(open_store(settings), BASE_NAME).parts.values():
-                lease, _ = provisioner.bring(blob)
+                lease, _ = provisioner.acquire(blob)
                 lease.release()
 
     thread = Thread(target=fetch, name="base", daemon=True)

@@ -88,7 +88,7 @@ class ArtifactStore:
         if blob is None:
             return None
         try:
-            lease, _ = self._provisioner.bring(blob)
+            lease, _ = self._provisioner.acquire(blob)
             with lease:
                 bundle = lease.path.read_bytes()
         except (AssetError, TierError, OSError) as error:

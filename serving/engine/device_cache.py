@@ -78,7 +78,7 @@ class DeviceCache:
         tier: DeviceTier[DeviceValue],
         pristine_tier: DeviceTier[DeviceValue] | None = None,
     ) -> None:
-        self._brings = provisioner
+        self._provides = provisioner
         self._skeleton = schema
         self._layouts = layouts
         self._device = device
@@ -97,9 +97,9 @@ class DeviceCache:
     @property
     def _provisioner(self) -> Provisioner:
         """Raises TierError where there is none: the device tier was filled by hand."""
-        if self._brings is None:
+        if self._provides is None:
             raise TierError("this engine has no file tiers: its device tier must hold everything")
-        return self._brings
+        return self._provides
 
     @property
     def is_apart(self) -> bool:
@@ -144,7 +144,7 @@ class DeviceCache:
             where: TierName = "gpu" if tier is self.tier else "host"
             prepared.found.append(AssetFetch(blob.key, where, 0, 0.0))
             return
-        file_lease, brought = self._provisioner.bring(blob, tenant_id)
+        file_lease, brought = self._provisioner.acquire(blob, tenant_id)
         with file_lease, TensorFile(file_lease.path) as file:
             started = time.perf_counter()
             dtype = self._dtypes.get(component, self._dtypes["unet"])
@@ -236,7 +236,7 @@ class DeviceCache:
         lowest = 0
         for blob in blobs:
             if blob.key not in self.tier.resident():
-                lease, found = self._provisioner.bring(blob)
+                lease, found = self._provisioner.acquire(blob)
                 lease.release()
                 lowest = max(lowest, order.index(found.tier))
         return order[lowest]
@@ -256,16 +256,16 @@ class DeviceCache:
         for key in keys:
             for tier in {self.tier, self.pristine_tier}:
                 tier.forget(key)
-            if self._brings is not None:
-                self._brings.forget(key)
+            if self._provides is not None:
+                self._provides.forget(key)
         self._spare.clear()  # outside the tier's books: for what arrives at once, and no longer
 
     def holding(self) -> DeviceResidency:
         pristine = frozenset(self.pristine_tier.resident())
         ready = pristine | frozenset(self.tier.resident())
         laws = {"gpu": self.tier.ruler.law.value}
-        if self._brings is not None:
-            host, disk = self._brings.tiers
+        if self._provides is not None:
+            host, disk = self._provides.tiers
             laws |= {"host": host.law.value, "disk": disk.law.value}
         models = pristine.intersection(self._unets)
         return DeviceResidency(ready, models, self._model_slots, laws)
@@ -274,9 +274,9 @@ class DeviceCache:
         """Content keys by tier."""
         near = frozenset(self.pristine_tier.resident()) if self.is_apart else frozenset()
         gpu = frozenset(self.tier.resident())
-        if self._brings is None:
+        if self._provides is None:
             return {"gpu": gpu, "host": near, "disk": frozenset()}
-        host, disk = self._brings.tiers
+        host, disk = self._provides.tiers
         return {
             "gpu": gpu,
             "host": frozenset(host.resident()) | near,

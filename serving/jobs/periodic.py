@@ -19,12 +19,12 @@ class ChoreRow(Base):
     done_at_s: Mapped[float]
 
 
-class Chores:
+class PeriodicWork:
     def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self._engine = engine
         self._now = now
 
-    def take(self, name: str, every_s: float) -> bool:
+    def claim(self, name: str, every_s: float) -> bool:
         """Whether it is due; then it is the caller's, and nobody else's for ``every_s``."""
         with Session(self._engine) as session, session.begin():
             alone(session, f"chore/{name}")

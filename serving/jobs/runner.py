@@ -19,8 +19,8 @@ from assets.storage.object_paths import result_key
 from assets.storage.object_store import put_bytes
 from orchestrator.errors import TierError
 from serving.api.context import Context
+from serving.api.dialects.octoai.generate import GenerateRequest, answer
 from serving.api.errors import describe
-from serving.api.wire_generate import GenerateRequest, answer
 from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
 from serving.jobs.store import CLAIM_S, Job
 from serving.logs import about, shortened

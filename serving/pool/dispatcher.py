@@ -298,7 +298,7 @@ class Dispatcher:
         blobs = promotion.blobs
         state.promoting = True
 
-        async def bring() -> None:
+        async def acquire() -> None:
             try:
                 # What does not work here will be tried again, and said, when it is drawn.
                 with suppress(ServingError, TierError, AssetError, TimeoutError):
@@ -307,7 +307,7 @@ class Dispatcher:
             finally:
                 state.promoting = False
 
-        task = asyncio.create_task(bring())
+        task = asyncio.create_task(acquire())
         self._promotions.add(task)
         task.add_done_callback(self._promotions.discard)
 

@@ -21,8 +21,8 @@ from assets.principal import KeyRole
 from assets.text import is_storable
 from serving.errors import InvalidRequest
 from serving.tenants.audit import OPERATOR, note
-from serving.tenants.finding import LIMITS, check_role, member_named, plan_of, tenant_named
 from serving.tenants.keyring import Keyring
+from serving.tenants.lookups import LIMITS, check_role, member_named, plan_of, tenant_named
 from serving.tenants.rows import ApiKeyRow, MemberRow, PlanRow, TenantRow
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")

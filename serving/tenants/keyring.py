@@ -17,8 +17,8 @@ from assets.principal import KEY_ROLES, KeyRole, Principal
 from assets.text import is_storable
 from serving.errors import InvalidRequest, NotFound, Unauthenticated
 from serving.tenants.audit import OPERATOR, note
-from serving.tenants.finding import check_role, member_named, plan_of, tenant_named
 from serving.tenants.keys import NewKey, key_id, matches, new_key
+from serving.tenants.lookups import check_role, member_named, plan_of, tenant_named
 from serving.tenants.rows import ApiKeyRow, MemberRow, PlanRow, TenantRow
 
 #: A revoked key stops working everywhere within this time.

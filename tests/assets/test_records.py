@@ -214,8 +214,8 @@ def test_a_blob_is_live_as_long_as_any_asset_refers_to_it(
     assert blobs.stored_bytes(tenant) == 100
     assert lone.key in blobs.garbage(later)
     assert shared.key not in blobs.garbage(later)
-    assert not blobs.doom(shared.key, later)
-    assert blobs.doom(lone.key, later)
+    assert not blobs.mark_for_deletion(shared.key, later)
+    assert blobs.mark_for_deletion(lone.key, later)
     assert not blobs.claim(lone)  # while it is being taken
     blobs.forget(lone.key)
     assert blobs.known(keys) == {shared.key}
@@ -228,12 +228,15 @@ def test_one_collector_takes_a_piece_of_garbage(blobs: SqlBlobRecords) -> None:
     one = blob()
     assert blobs.claim(one)
     later = 1e11
-    assert [blobs.doom(one.key, later) for _ in range(2)] == [True, True]  # the first is long dead
+    assert [blobs.mark_for_deletion(one.key, later) for _ in range(2)] == [
+        True,
+        True,
+    ]  # the first is long dead
     soon = time.time() + 60.0
     two = blob()
     assert blobs.claim(two)
-    assert blobs.doom(two.key, soon)
-    assert not blobs.doom(two.key, time.time() - 60.0)
+    assert blobs.mark_for_deletion(two.key, soon)
+    assert not blobs.mark_for_deletion(two.key, time.time() - 60.0)
 
 
 def test_a_private_version_hides_nothing_from_others(records: SqlAssetRecords) -> None:
@@ -253,7 +256,7 @@ def test_what_was_claimed_just_now_is_no_garbage(blobs: SqlBlobRecords) -> None:
     one = blob()
     assert blobs.claim(one)
     assert one.key not in blobs.garbage(1.0)
-    assert not blobs.doom(one.key, 1.0)
+    assert not blobs.mark_for_deletion(one.key, 1.0)
     blobs.forget(one.key)  # which only the doomed are
     assert blobs.known([one.key]) == {one.key}
     with ThreadPoolExecutor(8) as pool:

@@ -34,7 +34,7 @@ def test_all_who_follow_agree_whenever_they_read(tmp_path: Path) -> None:
         if index % 7 == 0:
             often.follow()
     assert state(often) == state(late) == state(writers[0])
-    late.drop("k1")
+    late.forget("k1")
     often.follow()
     assert "k1" not in often.ruler._by_visits
 

@@ -14,16 +14,21 @@ BUDGET_BYTES = 500
 
 
 def entry(
-    key: str, since: float, visits: float = 1, owner: str = "", size: int = 1, ago_s: float = 1.0
+    key: str,
+    since: float,
+    visits: float = 1,
+    tenant_id: str = "",
+    size: int = 1,
+    ago_s: float = 1.0,
 ) -> TierEntry:
-    return TierEntry(key, size, owner, NOW_S - ago_s, since, visits)
+    return TierEntry(key, size, tenant_id, NOW_S - ago_s, since, visits)
 
 
 def leave(entries: list[TierEntry], needed: int = 1, share_bytes: float = 100.0) -> list[str]:
     owned: dict[str, int] = {}
     for one in entries:
-        if one.owner:
-            owned[one.owner] = owned.get(one.owner, 0) + one.size_bytes
+        if one.tenant_id:
+            owned[one.tenant_id] = owned.get(one.tenant_id, 0) + one.size_bytes
     share = share_bytes / BUDGET_BYTES
     return victims(entries, needed, BUDGET_BYTES, share, owned, NOW_S, SESSION_BYTES)
 
@@ -62,25 +67,29 @@ def test_visits_are_counted_and_uses_close_together_are_one() -> None:
 
 def test_an_owner_who_comes_often_makes_its_assets_worth_more() -> None:
     visits = AccessHistory(session_bytes=1)
-    for key, owner in (("a", "seldom"), ("b", "often"), *((f"c{i}", "often") for i in range(9))):
-        visits.used(key, 5, owner, 1.0)
+    for key, tenant_id in (
+        ("a", "seldom"),
+        ("b", "often"),
+        *((f"c{i}", "often") for i in range(9)),
+    ):
+        visits.used(key, 5, tenant_id, 1.0)
     assert visits.worth("b") > visits.worth("a")
 
 
 def test_beyond_its_share_a_tenants_own_goes_first() -> None:
-    mine = [entry(f"mine-{index}", float(index), owner="m") for index in range(6)]
-    others = [entry(f"other-{index}", 400.0 + index, owner="o") for index in range(3)]
+    mine = [entry(f"mine-{index}", float(index), tenant_id="m") for index in range(6)]
+    others = [entry(f"other-{index}", 400.0 + index, tenant_id="o") for index in range(3)]
     assert leave([*mine, *others], 3, share_bytes=4) == ["mine-5", "mine-4", "other-2"]
 
 
 def test_what_is_not_used_any_more_is_protected_from_nobody() -> None:
-    mine = [entry(f"mine-{index}", float(index), owner="m") for index in range(6)]
+    mine = [entry(f"mine-{index}", float(index), tenant_id="m") for index in range(6)]
     since, ago_s = FORGOTTEN_BUDGETS * BUDGET_BYTES + 1, FORGOTTEN_S + 1
-    old = entry("old", since, visits=50, owner="o", ago_s=ago_s)
+    old = entry("old", since, visits=50, tenant_id="o", ago_s=ago_s)
     assert leave([*mine, old], 1, share_bytes=4) == ["old"]
     for lately in (
-        entry("old", since, visits=50, owner="o"),
-        entry("old", since - 2, visits=50, owner="o", ago_s=ago_s),
+        entry("old", since, visits=50, tenant_id="o"),
+        entry("old", since - 2, visits=50, tenant_id="o", ago_s=ago_s),
     ):
         assert leave([*mine, lately], 1, share_bytes=4) == ["mine-5"]
 

@@ -227,7 +227,7 @@ def test_provisioner_tells_where_it_found_it(tmp_path: Path) -> None:
         (wide, "disk", 0),
     ]
     for blob, tier, moved in expected:
-        lease, found = provisioner.bring(blob)
+        lease, found = provisioner.acquire(blob)
         assert (found.tier, found.bytes_moved) == (tier, moved)
         assert lease.path.read_bytes() == content(blob.key, blob.size_bytes)
         lease.release()

@@ -67,7 +67,7 @@ def test_ghosts_stay_within_their_budget(uses: list[tuple[int, int, bool]]) -> N
     for number, size, is_dropped in uses:
         key = f"k{number}"
         if is_dropped:
-            ruler.drop(key)
+            ruler.forget(key)
         else:
             ruler.used(key, size, "t", 0.0)
         for ghost in (ruler._by_visits, ruler._by_recency):

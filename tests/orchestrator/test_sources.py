@@ -165,10 +165,10 @@ def test_flipped_bytes_never_become_visible(store: MisbehavingStore, tmp_path: P
     store.faults = lambda data, start, times: data if start else flipped + data[1:]
     tiers = provisioner(store, tmp_path)
     with pytest.raises(TierError):
-        tiers.bring(BLOB)
+        tiers.acquire(BLOB)
     assert all(not tier.resident() for tier in tiers.tiers)
     store.faults = lambda data, start, times: data
-    lease, found = tiers.bring(BLOB)
+    lease, found = tiers.acquire(BLOB)
     assert (found.tier, lease.path.read_bytes()) == ("store", DATA)
     lease.release()
 
@@ -177,11 +177,11 @@ def test_what_rots_on_disk_is_put_aside_and_fetched_anew(
     store: MisbehavingStore, tmp_path: Path
 ) -> None:
     tiers = provisioner(store, tmp_path)
-    tiers.bring(BLOB)[0].release()
-    tiers.tiers[0].drop(BLOB.key)
+    tiers.acquire(BLOB)[0].release()
+    tiers.tiers[0].evict(BLOB.key)
     path = tmp_path / "disk" / "objects" / BLOB.key
     path.write_bytes(b"?" + DATA[1:])
-    lease, found = tiers.bring(BLOB)
+    lease, found = tiers.acquire(BLOB)
     assert found.tier == "store"
     assert lease.path.read_bytes() == DATA
     lease.release()
@@ -226,7 +226,7 @@ def test_a_stampede_of_nodes_asks_the_store_once(cluster: Cluster) -> None:
 
     def want(name: str) -> None:
         together.wait()
-        lease, line = cluster.nodes[name].bring(BLOB)
+        lease, line = cluster.nodes[name].acquire(BLOB)
         found[name] = (line.tier, lease.path.read_bytes() == DATA)
         lease.release()
 
@@ -246,7 +246,7 @@ def test_an_owner_that_is_gone_does_no_harm(cluster: Cluster) -> None:
     first, second, third, _ = cluster.order
     cluster.nodes[first].close()
     started = time.monotonic()
-    lease, line = cluster.nodes[third].bring(BLOB)
+    lease, line = cluster.nodes[third].acquire(BLOB)
     lease.release()
     assert line.tier == "peer"
     assert time.monotonic() - started < 10
@@ -258,10 +258,10 @@ def test_a_neighbour_that_sends_other_bytes_is_not_believed(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     owner, other, *_ = cluster.order
-    cluster.nodes[owner].bring(BLOB)[0].release()
+    cluster.nodes[owner].acquire(BLOB)[0].release()
     for tier in ("host", "disk"):
         (tmp_path / owner / tier / "objects" / BLOB.key).write_bytes(b"?" + DATA[1:])
-    lease, line = cluster.nodes[other].bring(BLOB)
+    lease, line = cluster.nodes[other].acquire(BLOB)
     assert line.tier == "store"
     assert lease.path.read_bytes() == DATA
     lease.release()
@@ -269,7 +269,7 @@ def test_a_neighbour_that_sends_other_bytes_is_not_believed(
 
 def test_the_endpoint_is_for_neighbours_only(cluster: Cluster) -> None:
     owner = cluster.order[0]
-    cluster.nodes[owner].bring(BLOB)[0].release()
+    cluster.nodes[owner].acquire(BLOB)[0].release()
     url = f"{cluster.urls[owner]}/blobs/{BLOB.key}"
     query = {"size": str(BLOB.size_bytes), "sha256": BLOB.sha256}
     soon = int(time.time()) + 60
@@ -311,7 +311,7 @@ def test_callers_that_show_nothing_take_no_thread_and_few_connections(cluster: C
             one.sendall(b"GET /blobs/x HTTP/1.1\r\n")
         assert silent[-1].recv(1) == b""  # refused at once
         assert threading.active_count() <= before
-    lease, _ = cluster.nodes[cluster.order[1]].bring(BLOB)
+    lease, _ = cluster.nodes[cluster.order[1]].acquire(BLOB)
     lease.release()
 
 
@@ -331,8 +331,8 @@ def test_an_endpoint_serves_where_uvloop_makes_the_loops(
     monkeypatch.setattr(asyncio, "new_event_loop", uvloop.new_event_loop)
     made = Cluster(store, tmp_path, 2)
     try:
-        made.nodes[made.order[0]].bring(BLOB)[0].release()
-        lease, line = made.nodes[made.order[1]].bring(BLOB)
+        made.nodes[made.order[0]].acquire(BLOB)[0].release()
+        lease, line = made.nodes[made.order[1]].acquire(BLOB)
         lease.release()
         assert line.tier == "peer"
     finally:

@@ -11,7 +11,7 @@ from assets.errors import InvalidAsset
 from assets.library.resolve import AssetSelection
 from assets.principal import Principal
 from assets.recipe import LoraUse
-from serving.api.wire_generate import GenerateRequest
+from serving.api.dialects.octoai.generate import GenerateRequest
 
 
 def test_the_text_encoders_may_have_a_weight_of_their_own(

@@ -21,12 +21,12 @@ _POISONED_S = 180.0
 
 def stampede(harm: Harm) -> None:
     """Many at once for an asset that lies nowhere but in the store."""
-    stage = harm.stage
-    cold = stage.new_lora("stampede")
+    harness = harm.harness
+    cold = harness.new_lora("stampede")
     before = _reads(harm)
-    with ThreadPoolExecutor(_STAMPEDE) as crowd:
-        harm.asked += crowd.map(
-            lambda _: ask(stage.door, 0, {"loras": {cold: 1.0}}), range(_STAMPEDE)
+    with ThreadPoolExecutor(_STAMPEDE) as workload:
+        harm.asked += workload.map(
+            lambda _: ask(harness.endpoint, 0, {"loras": {cold: 1.0}}), range(_STAMPEDE)
         )
     images = len({answer.image for answer in harm.asked})
     reads = _reads(harm) - before
@@ -36,16 +36,16 @@ def stampede(harm: Harm) -> None:
 
 
 def _reads(harm: Harm) -> int:
-    return sum(count for path, count in harm.stage.proxy.gets.items() if "/blobs/" in path)
+    return sum(count for path, count in harm.harness.proxy.gets.items() if "/blobs/" in path)
 
 
 def overload(harm: Harm) -> None:
     """Ten times as many as it can draw, at their own pace whatever it answers; nobody comes
     again."""
-    stage = harm.stage
+    harness = harm.harness
     started = time.monotonic()
     for _ in range(4):
-        harm.asked.append(ask(stage.door, 0))
+        harm.asked.append(ask(harness.endpoint, 0))
     rate = 4 / (time.monotonic() - started)
     refused: list[str] = []
 
@@ -54,7 +54,10 @@ def overload(harm: Harm) -> None:
         asked_s = time.monotonic()
         try:
             response = httpx.post(
-                f"{stage.url}/generate/sdxl", json=body(0), headers=stage.door.headers, timeout=300
+                f"{harness.url}/generate/sdxl",
+                json=body(0),
+                headers=harness.endpoint.headers,
+                timeout=300,
             )
         except httpx.HTTPError as error:
             harm.lost.append(type(error).__name__)
@@ -68,8 +71,8 @@ def overload(harm: Harm) -> None:
 
     count = max(100, int(4 * _OVERLOAD * rate))
     before = len(harm.asked)
-    with ThreadPoolExecutor(count) as crowd:
-        list(crowd.map(one, range(count)))
+    with ThreadPoolExecutor(count) as workload:
+        list(workload.map(one, range(count)))
     generated = len(harm.asked) - before
     harm.seen = f"{generated} of {count} drawn, {len(refused)} refused with Retry-After"
     if not generated or not refused:
@@ -78,20 +81,20 @@ def overload(harm: Harm) -> None:
 
 def poison(harm: Harm) -> None:
     """Another tenant's asset of which every replica dies that takes it to its device."""
-    stage = harm.stage
-    door = stage.door_of(_POISONER)
-    asset = stage.new_lora("poison", door)
+    harness = harm.harness
+    endpoint = harness.door_of(_POISONER)
+    asset = harness.new_lora("poison", endpoint)
     deaths: set[int] = set()
     with ThreadPoolExecutor(1) as alone:
         until = time.monotonic() + _POISONED_S
         request = {**body(0, {"loras": {asset: 1.0}}), "steps": 100}
         while time.monotonic() < until:
             asking = alone.submit(
-                httpx.post, f"{stage.url}/generate/sdxl", json=request, headers=door.headers,
+                httpx.post, f"{harness.url}/generate/sdxl", json=request, headers=endpoint.headers,
                 timeout=120,
             )  # fmt: skip
             while not asking.done():
-                deaths |= _kill_those_with(harm, asset, door.headers)
+                deaths |= _kill_those_with(harm, asset, endpoint.headers)
                 time.sleep(0.05)
             answer = asking.result()
             if answer.status_code == 422:
@@ -99,17 +102,17 @@ def poison(harm: Harm) -> None:
             time.sleep(1.0)
     code = answer.json().get("code", "")
     harm.seen = f"{len(deaths)} replicas died, then it was refused: {answer.status_code} {code}"
-    charged = stage.backends().meter.totals(stage.tenant_id_of(_POISONER))["pictures"]
+    charged = harness.backends().meter.totals(harness.tenant_id_of(_POISONER))["pictures"]
     if code != "quarantined" or charged or len(deaths) > CRASHES:
         harm.lost.append(f"{harm.seen}; charged {charged}")
 
 
 def _kill_those_with(harm: Harm, asset: str, headers: dict[str, str]) -> set[int]:
-    stage = harm.stage
+    harness = harm.harness
     try:
-        where = httpx.get(f"{stage.url}/v1/assets/{asset}/residency", headers=headers, timeout=10)
+        where = httpx.get(f"{harness.url}/v1/assets/{asset}/residency", headers=headers, timeout=10)
         replicas = {name for part in where.json()["parts"] for name in part["replicas"]}
-        pids = {r["pid"] for r in stage.up() if r["id"] in replicas and r["running"]}
+        pids = {r["pid"] for r in harness.up() if r["id"] in replicas and r["running"]}
     except (httpx.HTTPError, KeyError, ValueError):
         return set()
     died = set()

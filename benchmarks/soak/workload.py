@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from benchmarks.faults.client import Answer, AssetSelection, Load, ask
-from benchmarks.faults.stage import Stage
+from benchmarks.faults.harness import Harness
 
 LORAS = 24
 #: Requests without any asset, with a LoRA of the tenant, with something of the public library.
@@ -23,15 +23,15 @@ _AT_ONCE = 256
 _CAPACITY_S = 30.0
 
 
-class Crowd:
+class Workload:
     """Draws requests from the same distribution, whoever sends them."""
 
-    def __init__(self, stage: Stage, seed: int) -> None:
-        self._stage = stage
+    def __init__(self, harness: Harness, seed: int) -> None:
+        self._stage = harness
         self._random = random.Random(seed)
-        self._loras = [stage.new_lora(f"soak-{index}") for index in range(LORAS)]
+        self._loras = [harness.new_lora(f"soak-{index}") for index in range(LORAS)]
         self._popularity = [1 / (1 + rank) for rank in range(LORAS)]
-        self._public = _public(stage)
+        self._public = _public(harness)
 
     def wish(self) -> tuple[int, AssetSelection]:
         """A seed, and what is wanted with it."""
@@ -47,7 +47,7 @@ class Crowd:
         """Pictures a second when ``clients`` ask without a pause."""
 
         def one(_: int) -> Answer:
-            return ask(self._stage.door, *self.wish())
+            return ask(self._stage.endpoint, *self.wish())
 
         began = time.monotonic()
         with Load(one, clients) as load:
@@ -63,10 +63,10 @@ class Crowd:
         asked: list[Future[Answer]] = []
         minutes = count(1)
         minute = next(minutes)
-        with ThreadPoolExecutor(_AT_ONCE) as crowd:
+        with ThreadPoolExecutor(_AT_ONCE) as workload:
             while due < began + seconds:
                 time.sleep(max(0.0, due - time.monotonic()))
-                asked.append(crowd.submit(self._arrived, due, *self.wish()))
+                asked.append(workload.submit(self._arrived, due, *self.wish()))
                 due += self._random.expovariate(rate_per_s)
                 if due >= began + 60 * minute:
                     done = sum(one.done() for one in asked)
@@ -75,13 +75,13 @@ class Crowd:
         return [one.result() for one in asked]
 
     def _arrived(self, at_s: float, seed: int, wanted: AssetSelection) -> Answer:
-        return replace(ask(self._stage.door, seed, wanted), asked_s=at_s)
+        return replace(ask(self._stage.endpoint, seed, wanted), asked_s=at_s)
 
 
-def _public(stage: Stage) -> Sequence[AssetSelection]:
+def _public(harness: Harness) -> Sequence[AssetSelection]:
     """One request for each asset of the public library."""
     answer = httpx.get(
-        f"{stage.url}/v1/assets", params={"is_public": True}, headers=stage.door.headers
+        f"{harness.url}/v1/assets", params={"is_public": True}, headers=harness.endpoint.headers
     )
     wishes: list[dict[str, Any]] = []
     for asset in answer.raise_for_status().json()["data"]:

@@ -65,14 +65,14 @@ async def _alone_at(context: Context, key: str) -> AsyncIterator[None]:
     Raises:
         Busy: another is under way.
     """
-    chores, name = context.backends.chores, f"put/{key}"
-    if not await asyncio.to_thread(chores.take, name, _LEASE_S):
+    periodic, name = context.backends.periodic, f"put/{key}"
+    if not await asyncio.to_thread(periodic.claim, name, _LEASE_S):
         raise Busy("another upload to this URL is under way; wait until it has ended")
 
     async def renew() -> None:
         while True:
             await asyncio.sleep(_LEASE_S / 3)
-            await asyncio.to_thread(chores.renew, name)
+            await asyncio.to_thread(periodic.renew, name)
 
     renewing = asyncio.create_task(renew())
     try:
@@ -80,7 +80,7 @@ async def _alone_at(context: Context, key: str) -> AsyncIterator[None]:
     finally:
         renewing.cancel()
         await asyncio.gather(renewing, return_exceptions=True)
-        await asyncio.to_thread(chores.end, name)
+        await asyncio.to_thread(periodic.end, name)
 
 
 async def _receive(store: ObjectStore, key: str, chunks: AsyncIterator[bytes], most: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.faults.stage import Stage
+from benchmarks.faults.harness import Harness
 from benchmarks.soak.background import Background
 
 #: Words of a command line, and what the process is; the first that fits.
@@ -27,14 +27,14 @@ REST = "rest of Ray"
 PLACES = ("disk", "host", "scratch", "store")
 
 
-class Vitals(Background):
+class ResourceUsage(Background):
     """Looks every so often until the block ends; ``samples`` holds what was seen."""
 
-    def __init__(self, stage: Stage, every_s: float, spared: Mapping[str, int]) -> None:
+    def __init__(self, harness: Harness, every_s: float, spared: Mapping[str, int]) -> None:
         """``spared``: processes to be watched one by one, by name."""
         super().__init__()
         self.samples: list[dict[str, Any]] = []
-        self._stage = stage
+        self._stage = harness
         self._every_s = every_s
         self._spared = spared
         self._began_s = time.monotonic()
@@ -76,9 +76,9 @@ class Vitals(Background):
         }
 
     def _folder(self, place: str) -> Path:
-        stage = self._stage
-        folders = {"scratch": stage.settings.scratch_dir, "store": stage.folder / "s3"}
-        return folders.get(place, stage.folder / place)
+        harness = self._stage
+        folders = {"scratch": harness.settings.scratch_dir, "store": harness.folder / "s3"}
+        return folders.get(place, harness.folder / place)
 
 
 def _part(process: psutil.Process) -> str:

@@ -21,7 +21,7 @@ import psutil
 
 from assets.families.sdxl import schema_of
 from assets.storage.object_paths import stored_blob_key
-from benchmarks.faults.client import Door
+from benchmarks.faults.client import Endpoint
 from benchmarks.faults.nodes import GPU, RayNodes
 from benchmarks.samples import write_kohya_lora
 from benchmarks.servers import (
@@ -63,7 +63,7 @@ class Skipped(Exception):
     """This machine cannot be harmed in that way; says what it lacks."""
 
 
-class Stage:
+class Harness:
     """One running platform; ``proxy`` stands before its store."""
 
     def __init__(
@@ -115,13 +115,13 @@ class Stage:
         self.process: subprocess.Popen[bytes] | None = None
         ends.callback(self.end)
         self.start()
-        self.door = self.door_of(TENANT)
+        self.endpoint = self.door_of(TENANT)
         self.tenant_id = self.tenant_id_of(TENANT)
 
-    def door_of(self, tenant: str) -> Door:
+    def door_of(self, tenant: str) -> Endpoint:
         directory = self.backends().directory
         directory.add_tenant(tenant)
-        return Door([self.url], directory.keyring.add_key(tenant).text)
+        return Endpoint([self.url], directory.keyring.add_key(tenant).text)
 
     def tenant_id_of(self, tenant: str) -> str:
         tenants = self.backends().directory.tenants()
@@ -179,12 +179,12 @@ class Stage:
         """The process of the replica that draws most."""
         return int(max(self.up(), key=lambda replica: replica["running"])["pid"])
 
-    def new_lora(self, name: str, door: Door | None = None) -> str:
+    def new_lora(self, name: str, endpoint: Endpoint | None = None) -> str:
         """One that lies nowhere but in the store."""
         schema = schema_of(MINIATURE_CONFIGS)
         seed = sum(name.encode())
         path = write_kohya_lora(self.folder / f"{name}.safetensors", schema, seed=seed)
-        with Client(self.url, (door or self.door).key) as client:
+        with Client(self.url, (endpoint or self.endpoint).key) as client:
             asset = client.await_ready(client.upload(path, "lora", name)["id"])
         path.unlink()
         return str(asset["id"])
@@ -262,7 +262,7 @@ def _unmount(folder: Path) -> None:
 
 
 @contextmanager
-def staged(place: Place = ONE_MACHINE, **settings: Any) -> Iterator[Stage]:
+def staged(place: Place = ONE_MACHINE, **settings: Any) -> Iterator[Harness]:
     """
     Raises:
         Skipped: this machine has no PostgreSQL.
@@ -277,6 +277,6 @@ def staged(place: Place = ONE_MACHINE, **settings: Any) -> Iterator[Stage]:
             url = ""
             if place.has_postgres:
                 url = ends.enter_context(postgres_server(folder / "postgres"))
-            yield Stage(folder, port, place, url, ends, **settings)
+            yield Harness(folder, port, place, url, ends, **settings)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,7 +15,7 @@ import httpx
 
 from assets.storage.signing import Signer
 from benchmarks.faults.client import SEEDS, Answer, ask
-from benchmarks.faults.stage import Stage
+from benchmarks.faults.harness import Harness
 
 _QUIET_S = 120.0
 #: Settling that the database refused is tried again for as long.
@@ -23,17 +23,17 @@ _SETTLED_S = 15.0
 _ROUNDS = 20
 
 
-class Books:
+class Invariants:
     """Of one stage, opened before anything happens to it."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
         #: The picture of each seed with the assets that were wanted, as first drawn.
         self._golden: dict[tuple[int, str], str] = {}
-        self._signer = Signer(stage.settings.secret_bytes)
+        self._signer = Signer(harness.settings.secret_bytes)
         self._charged: Counter[str] = Counter()
         self._weights: set[str] | None = None
-        found = self.examine([ask(stage.door, seed) for seed in SEEDS])
+        found = self.examine([ask(harness.endpoint, seed) for seed in SEEDS])
         if any(found.values()):
             raise SystemExit(f"before anything was harmed: {found}")
 
@@ -58,9 +58,9 @@ class Books:
 
     def _is_quiet(self) -> bool:
         try:
-            status = self.stage.status()
+            status = self.harness.status()
             is_idle = not status["waiting"] and not any(r["running"] for r in status["replicas"])
-            return is_idle and len(self.stage.up()) >= self.stage.replicas
+            return is_idle and len(self.harness.up()) >= self.harness.replicas
         except (httpx.HTTPError, KeyError, ValueError):
             return False
 
@@ -91,48 +91,53 @@ class Books:
 
     def _charge(self, answer: Answer) -> str:
         """As what it stands in the ledger."""
-        tenant_id = self.stage.tenant_id
+        tenant_id = self.harness.tenant_id
         return answer.charge or "job_" + self._signer.derived("job", tenant_id, answer.key)
 
     def _everywhere(self, seed: int, wanted: str) -> list[Answer]:
         """The same picture, until every replica has drawn it."""
         answers: list[Answer] = []
-        count = 2 * self.stage.replicas
+        count = 2 * self.harness.replicas
         for _ in range(_ROUNDS):
-            with ThreadPoolExecutor(count) as crowd:
-                ask_one = partial(ask, self.stage.door, seed, json.loads(wanted))
-                answers += [one.result() for one in [crowd.submit(ask_one) for _ in range(count)]]
-            if len({answer.replica for answer in answers if answer.replica}) >= self.stage.replicas:
+            with ThreadPoolExecutor(count) as workload:
+                ask_one = partial(ask, self.harness.endpoint, seed, json.loads(wanted))
+                answers += [
+                    one.result() for one in [workload.submit(ask_one) for _ in range(count)]
+                ]
+            if (
+                len({answer.replica for answer in answers if answer.replica})
+                >= self.harness.replicas
+            ):
                 return answers
         return [*answers, replace(answers[-1], image=None, said="not drawn by every replica")]
 
     def _ledger(self) -> Counter[str]:
         """How many pictures each request was charged, once settling has come to rest."""
-        meter = self.stage.backends().meter
+        meter = self.harness.backends().meter
         count = -1
-        while count != (count := int(meter.totals(self.stage.tenant_id)["pictures"])):
+        while count != (count := int(meter.totals(self.harness.tenant_id)["pictures"])):
             time.sleep(1.0)
         return Counter(
             usage.reference.partition("/")[0].partition("@")[0]
-            for usage in meter.every_usage(self.stage.tenant_id)
+            for usage in meter.every_usage(self.harness.tenant_id)
             if usage.kind == "picture"
         )
 
     def _left_behind(self) -> list[str]:
         """What should not be there once everything is at rest."""
-        left = [*self.stage.rotten(), *self.stage.leased()]
-        for tier in self.stage.tiers():
+        left = [*self.harness.rotten(), *self.harness.leased()]
+        for tier in self.harness.tiers():
             try:
                 tier.check_integrity()
             except AssertionError as error:
                 left.append(f"{tier.name} tier: {error}")
         try:
-            self.stage.backends().meter.check_integrity()
+            self.harness.backends().meter.check_integrity()
         except AssertionError as error:
             left.append(f"books: {error}")
         if not self._is_quiet():
             left.append("a replica that is away, or requests that nobody waits for")
-        weights = {*self.stage.weights().values()}
+        weights = {*self.harness.weights().values()}
         self._weights = self._weights or weights
         if len(weights) != 1 or weights != self._weights:
             left.append("weights that are not the base model's")

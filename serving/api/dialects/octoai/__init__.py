@@ -1,0 +1,1 @@
+"""OctoAI's API: its bodies as its clients write and read them."""
