@@ -124,7 +124,7 @@ def error_codes() -> dict[str, int]:
 
 def metrics() -> dict[str, list[str]]:
     from serving.api.metrics import REQUESTS, SECONDS
-    from tests.serving.test_metrics import ROOM, status, tally
+    from tests.serving.pool.test_metrics import ROOM, status, tally
 
     families = [*tally("a").families(ROOM, status("a")), *REQUESTS.collect(), *SECONDS.collect()]
     return {

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.faults.client import SEEDS, Door, Load, ask, body, known
+from benchmarks.faults.client import SEEDS, Endpoint, Load, ask, body, known
 from benchmarks.samples import write_kohya_lora
 from benchmarks.servers import clean_environment, free_port
 from benchmarks.store_proxy import StoreProxy
@@ -37,8 +37,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def door(platform: Running) -> Door:
-    return Door([platform.url], platform.key("acme"))
+def door(platform: Running) -> Endpoint:
+    return Endpoint([platform.url], platform.key("acme"))
 
 
 def up(platform: Running) -> list[dict[str, Any]]:

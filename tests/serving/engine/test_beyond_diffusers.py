@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.generation.contract import GenerationTask
+from tests.generation import image_of
 from tests.namings import NAMINGS
-from tests.result import image_of
 
 WORD = "star"  # in the vocabulary already, and every tenant may want it
 

@@ -19,7 +19,7 @@ from assets.storage.object_paths import blob_key
 from serving.engine.weight_update import TargetWeights, WeightUpdate, plan_update
 from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
-from tests.result import image_of
+from tests.generation import image_of
 
 #: Not one token of the vocabulary, so that diffusers takes it as a new one.
 WORD = "qzebra"

@@ -15,8 +15,8 @@ from benchmarks.samples import write_wild_lora
 from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ReplicaLost
 from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import weights_file
-from serving.worker import Replica
-from tests.result import image_of
+from serving.worker import Worker
+from tests.generation import image_of
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:
@@ -198,7 +198,7 @@ def test_an_engine_that_cannot_go_back_says_so(
 ) -> None:
     """And its replica, asked for anything, is lost, so that another takes its place."""
     engine = bench.engine("spoilt")
-    replica = Replica(engine)
+    replica = Worker(engine)
     assert replica.report().id == "spoilt"
     slab = next(iter(engine._base.pristine(engine.base.unet).slabs.values()))
     slab.view(-1)[0] += 1  # what must never happen to a pristine weight

@@ -132,7 +132,7 @@ def test_what_no_conversion_does_is_refused() -> None:
     """The hook itself: it cannot be taken off again, so it has a process of its own."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _TRIES],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = ["pickle.find_class", "os.system", "socket.getaddrinfo", "os.fork"]
     assert done.stdout.split() == found

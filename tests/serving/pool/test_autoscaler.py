@@ -13,7 +13,7 @@ from router.autoscaling import Pool
 from serving.errors import ReplicaLost
 from serving.pool.autoscaler import Autoscaler
 from serving.pool.dispatcher import Dispatcher
-from tests.serving.test_dispatcher import FakeReplica, submission, until
+from tests.serving.pool.test_dispatcher import FakeReplica, submission, until
 
 
 class FakeStarter:

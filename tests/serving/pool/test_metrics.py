@@ -18,9 +18,9 @@ from serving.api.metrics import REQUESTS, SECONDS
 from serving.generation.contract import GenerationResult, Swap, Timings
 from serving.pool.metrics import PoolMetrics, together
 from tests.platforms import Running, running
-from tests.serving.test_dispatcher import FakeReplica, dispatcher, submission
+from tests.serving.pool.test_dispatcher import FakeReplica, dispatcher, submission
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROMPT = {"prompt": "a star", "steps": 1, "seed": 1}
 ROOM = {
     "waiting": 2,

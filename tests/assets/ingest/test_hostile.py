@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from assets.families.schema import ParameterSchema
-from tests.assets.hostile import Hostile, foreign, lies, pickles, table
+from tests.assets.ingest.hostile import Hostile, foreign, lies, pickles, table
 
 MOST_S, MOST_BYTES = 20.0, 600 << 20
 

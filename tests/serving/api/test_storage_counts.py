@@ -17,7 +17,7 @@ from assets.plan import Plan
 from assets.sql.rows import AssetRow
 from assets.sql.search_index import WordRow
 from tests.api_app import IMAGE, Api, ready_asset, serving_api
-from tests.serving.test_open_tenant import working
+from tests.serving.api.test_open_tenant import working
 
 LIMIT = 1_000
 
