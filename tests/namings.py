@@ -1,5 +1,4 @@
-"""How the trainers of this world spell a module of SDXL, stated again and independently of
-what the product accepts."""
+"""Trainers' names of SDXL's modules, stated independently of the product's own table."""
 
 from __future__ import annotations
 
@@ -17,13 +16,16 @@ _COMFY = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
 @dataclass(frozen=True)
 class Naming:
-    """``spell(component, path)`` for a module's dotted published path."""
+    """A naming: ``spell(component, path)`` names the module with that published dotted path.
+
+    ``reaches`` lists the components it can name.
+    """
 
     spell: Callable[[str, str], str]
     reaches: tuple[str, ...] = ALL
 
     def speller(self, component: str, root: Any) -> Spell:
-        """From a module's path in memory with underscores, as LyCORIS names it."""
+        """Return a function from LyCORIS's names (in-memory paths with underscores)."""
         paths = {}
         for path, _ in root.named_modules():
             published = path
@@ -53,7 +55,7 @@ def _open_model_initiative(component: str, path: str) -> str:
 
 
 NAMINGS: dict[str, Naming] = {
-    # kohya's scripts with diffusers' block names, which is also how OneTrainer wrote until 2025.
+    # kohya's scripts with diffusers' block names; also OneTrainer until 2025.
     "kohya": Naming(lambda component, path: _KOHYA[component] + path.replace(".", "_")),
     "kohya (LDM)": Naming(_kohya_ldm),
     "LyCORIS": Naming(lambda _, path: "lycoris_" + path.replace(".", "_"), ("unet",)),
@@ -61,6 +63,6 @@ NAMINGS: dict[str, Naming] = {
     "PEFT": Naming(lambda _, path: f"base_model.model.{path}"),
     "ComfyUI": Naming(_comfy),
     "OneTrainer": Naming(_open_model_initiative),
-    # Of a component alone: diffusers' and PEFT's own names, without anything in front.
+    # diffusers' and PEFT's names of a single component, without a prefix.
     "bare": Naming(lambda _, path: path),
 }

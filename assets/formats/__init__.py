@@ -1,1 +1,1 @@
-"""File formats: safetensors headers, names, and the canonical form."""
+"""File formats: safetensors headers, parameter names and the canonical form."""

@@ -1,4 +1,4 @@
-"""Checkpoints and VAEs: from a single file to one canonical file per component."""
+"""Convert checkpoints and VAEs to one canonical file per component."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from assets.formats.findings import Findings
 from assets.formats.names import SingleFileName, short_name, single_file_name
 from assets.formats.tensors import CANONICAL_FLOATS, TORCH_DTYPES, Planned, TensorFile
 
-#: In many single files, and no part of the model that is drawn with.
+#: Parts of tensor names that many single files contain and generation does not use.
 _SKIPPED = (
     "model_ema.", "position_ids", "logit_scale", "alphas_cumprod", "denoiser.", "betas",
     "scaled_fp8", ".scale_input", "v_pred", "ztsnr",
 )  # fmt: skip
-#: Behind a module's name: the number by which its weight in eight bits is to be multiplied.
-_SCALE = "scale_weight"
+#: Leaf name of the scalar that multiplies a module's 8-bit weight.
+_SCALE_LEAF = "scale_weight"
 
 Tensors = dict[str, Planned]
 
@@ -29,79 +29,81 @@ Tensors = dict[str, Planned]
 def convert_checkpoint(
     file: TensorFile, schema: ParameterSchema, findings: Findings
 ) -> tuple[dict[Component, Tensors], dict[str, Any]]:
-    """Canonical tensors for each component that the file holds whole.
+    """Return the canonical tensors of each component in the file, and the report.
 
-    A UNet is required; an absent text encoder or VAE is taken from the base model
-    and said so in the report (``from_base``).
+    A UNet is required. The base model supplies a missing text encoder or VAE; the report lists
+    these under ``from_base``. Missing tensors and wrong shapes are added to ``findings``
+    immediately, non-finite values when they are read.
 
     Raises:
-        IngestRejected: there is no UNet. What is incomplete or does not fit is among the
-        findings at once, and values that are not finite once they are read.
+        IngestRejected: the file has no UNet.
     """
     parts: dict[Component, Tensors] = {}
     used: set[str] = set()
     from_base: list[Component] = []
     for component in MODEL_COMPONENTS:
-        wanted = schema.components[component]
-        names = _names_in(file, component, wanted)
+        expected = schema.components[component]
+        names = _match_layout(file, component, expected)
         if names is None:
             from_base.append(component)
             continue
-        parts[component] = _component(file, component, wanted, names, findings)
-        used.update(_read_for(file, names))
+        parts[component] = _plan_component(file, component, expected, names, findings)
+        used.update(_source_names(file, names))
     if "unet" not in parts:
-        raise IngestRejected("no UNet in the file; a checkpoint must bring at least that")
+        raise IngestRejected("the file has no UNet; a checkpoint must contain at least a UNet")
     return parts, _report(file, used, from_base)
 
 
-def _names_in(
-    file: TensorFile, component: Component, wanted: Mapping[str, Shape]
+def _match_layout(
+    file: TensorFile, component: Component, expected: Mapping[str, Shape]
 ) -> Mapping[str, SingleFileName] | None:
-    """Where the file has the component's parameters, in whichever of the known layouts: a
-    single file; a diffusers folder in one file, each name behind its component's; a UNet alone
-    in diffusers names. None when it has no part of it."""
-    single = {name: single_file_name(component, name) for name in wanted}
+    """Map the component's parameters to names in the file, using the layout that matches most.
+
+    Layouts: a single file (LDM names); a diffusers folder packed into one file (names prefixed by
+    the component); a bare UNet with diffusers names. None if the file has none of the component.
+    """
+    single = {name: single_file_name(component, name) for name in expected}
     layouts = [single]
     for prefix in (f"{component}/", f"{component}."):
-        layouts.append({name: SingleFileName(prefix + name) for name in wanted})
-        short = {name: prefix + short_name(name) for name in wanted}
-        layouts.append({name: SingleFileName(place) for name, place in short.items()})
+        layouts.append({name: SingleFileName(prefix + name) for name in expected})
+        short = {name: prefix + short_name(name) for name in expected}
+        layouts.append({name: SingleFileName(source) for name, source in short.items()})
     if component == "unet":
-        layouts.append({name: SingleFileName(name) for name in wanted})
-    found = [sum(place.name in file for place in layout.values()) for layout in layouts]
-    best = max(range(len(layouts)), key=lambda index: found[index])
-    return layouts[best] if found[best] else None
+        layouts.append({name: SingleFileName(name) for name in expected})
+    matches = [sum(source.name in file for source in layout.values()) for layout in layouts]
+    best = max(range(len(layouts)), key=lambda index: matches[index])
+    return layouts[best] if matches[best] else None
 
 
 def convert_vae(
     file: TensorFile, schema: ParameterSchema, findings: Findings
 ) -> tuple[Tensors, dict[str, Any]]:
-    """Canonical tensors of a VAE in diffusers or LDM names, with or without a prefix."""
-    wanted = schema.components["vae"]
+    """Return the canonical tensors of a VAE with diffusers or LDM names, prefixed or not."""
+    expected = schema.components["vae"]
     if "decoder.mid_block.resnets.0.conv1.weight" in file:
-        names = {name: SingleFileName(name) for name in wanted}
+        names = {name: SingleFileName(name) for name in expected}
     else:
         prefixed = any(name.startswith("first_stage_model.") for name in file.header.tensors)
-        names = {name: single_file_name("vae", name, prefixed=prefixed) for name in wanted}
-    tensors = _component(file, "vae", wanted, names, findings)
-    return tensors, _report(file, _read_for(file, names), [])
+        names = {name: single_file_name("vae", name, prefixed=prefixed) for name in expected}
+    tensors = _plan_component(file, "vae", expected, names, findings)
+    return tensors, _report(file, _source_names(file, names), [])
 
 
-def _read_for(file: TensorFile, names: Mapping[str, SingleFileName]) -> set[str]:
-    """The tensors that a component is made from."""
+def _source_names(file: TensorFile, names: Mapping[str, SingleFileName]) -> set[str]:
+    """Return the file's tensor names that a component uses, including scales."""
     used = {source.name for source in names.values()}
-    scales = {name for source in used if (name := _scale_of(source)) in file}
+    scales = {name for source in used if (name := _scale_name(source)) in file}
     return used | scales
 
 
-def _scale_of(name: str) -> str:
-    return name.removesuffix("weight") + _SCALE if name.endswith(".weight") else ""
+def _scale_name(name: str) -> str:
+    return name.removesuffix("weight") + _SCALE_LEAF if name.endswith(".weight") else ""
 
 
 def _report(file: TensorFile, used: set[str], from_base: list[Component]) -> dict[str, Any]:
-    rest = set(file.header.tensors) - used
-    skipped = {name for name in rest if any(piece in name for piece in _SKIPPED)}
-    unmatched = sorted(rest - skipped)
+    unused = set(file.header.tensors) - used
+    skipped = {name for name in unused if any(piece in name for piece in _SKIPPED)}
+    unmatched = sorted(unused - skipped)
     return {
         "matched": len(used),
         "tensors_for_the_model": len(used) + len(unmatched),
@@ -111,22 +113,22 @@ def _report(file: TensorFile, used: set[str], from_base: list[Component]) -> dic
     }
 
 
-def _is_one_number(file: TensorFile, name: str) -> bool:
+def _is_scalar(file: TensorFile, name: str) -> bool:
     """Whether the tensor ``name`` is a scalar; True if the file has no such tensor."""
     info = file.header.tensors.get(name)
     return info is None or (info.dtype in CANONICAL_FLOATS and math.prod(info.shape) == 1)
 
 
-def _component(
+def _plan_component(
     file: TensorFile,
     component: Component,
-    wanted: Mapping[str, Shape],
+    expected: Mapping[str, Shape],
     names: Mapping[str, SingleFileName],
     findings: Findings,
 ) -> Tensors:
     planned: Tensors = {}
     problems: list[str] = []
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         source = names[name]
         info = file.header.tensors.get(source.name)
         if info is None:
@@ -135,11 +137,13 @@ def _component(
             problems.append(
                 f"{source.name!r} is {list(info.shape)}; the served model has {list(shape)}"
             )
-        elif not _is_one_number(file, _scale_of(source.name)):
-            problems.append(f"{_scale_of(source.name)!r} is no single number")
+        elif not _is_scalar(file, _scale_name(source.name)):
+            problems.append(f"{_scale_name(source.name)!r} is not a single floating-point number")
         else:
             dtype = findings.stored_dtype(source.name, info.dtype)
-            planned[name] = Planned(dtype, shape, _reader(file, source, shape, dtype, findings))
+            planned[name] = Planned(
+                dtype, shape, _value_reader(file, source, shape, dtype, findings)
+            )
     if problems:
         more = len(problems) - 5
         tail = (f"and {more} more like these in {component}",) if more > 0 else ()
@@ -147,18 +151,18 @@ def _component(
     return planned
 
 
-def _fits(found: Shape, wanted: Shape, source: SingleFileName) -> bool:
+def _fits(shape: Shape, expected: Shape, source: SingleFileName) -> bool:
     if source.third is not None:
-        return found == (wanted[0] * 3, *wanted[1:])
+        return shape == (expected[0] * 3, *expected[1:])
     if source.transposed:
-        return found == tuple(reversed(wanted))
-    return found == wanted or (len(wanted) == 2 and found == (*wanted, 1, 1))
+        return shape == tuple(reversed(expected))
+    return shape == expected or (len(expected) == 2 and shape == (*expected, 1, 1))
 
 
-def _reader(
+def _value_reader(
     file: TensorFile, source: SingleFileName, shape: Shape, dtype: str, findings: Findings
 ) -> Callable[[], torch.Tensor]:
-    scale = _scale_of(source.name)
+    scale = _scale_name(source.name)
 
     def values() -> torch.Tensor:
         tensor = file.read_weights(source.name)

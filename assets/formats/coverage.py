@@ -1,4 +1,4 @@
-"""How much of an uploaded file is used, in words, by the report of its inspection."""
+"""Describe how much of an uploaded file is used, based on its inspection report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN_CHARS = 100
 
 
 def used_share(kind: AssetKind, report: Mapping[str, Any]) -> tuple[int, int, str]:
-    """How many parts of the file are used, of how many, and what they are."""
+    """Return (parts used, parts in the file, name of the parts: "modules" or "tensors")."""
     matched = int(report.get("matched", 0))
     if kind == "lora":
         return matched, int(report.get("modules", matched)), "modules"
@@ -20,31 +20,35 @@ def used_share(kind: AssetKind, report: Mapping[str, Any]) -> tuple[int, int, st
 
 
 def shortfalls(kind: AssetKind, report: Mapping[str, Any]) -> tuple[str, ...]:
-    """What an owner ought to know of a file that is usable: a sentence each."""
-    found: list[str] = []
-    used, of, what = used_share(kind, report)
-    if used < of:
+    """Return the warnings for the owner of a usable file, one sentence each."""
+    warnings: list[str] = []
+    used, total, parts = used_share(kind, report)
+    if used < total:
         names = [str(name)[:_SHOWN_CHARS] for name in report.get("unmatched", ())[:_SHOWN]]
-        some = f"; not used, for example: {', '.join(map(repr, names))}" if names else ""
-        found.append(f"{used} of its {of} {what} are used ({_percent(used, of)}){some}")
+        examples = f"; not used, for example: {', '.join(map(repr, names))}" if names else ""
+        warnings.append(
+            f"{used} of its {total} {parts} are used ({_percent(used, total)}){examples}"
+        )
     if from_base := report.get("from_base"):
-        found.append(f"it brings no {', '.join(from_base)}: the base model's is used")
-    found += [str(warning)[:300] for warning in report.get("warnings", ())]
-    predicts = report.get("prediction_type", {})
-    if others := predicts.get("contradicted_by"):
-        says = ", ".join(map(str, others))
-        found.append(f"it is read as {predicts['value']} ({predicts['source']}); {says} disagrees")
-    return tuple(found)
+        warnings.append(f"it contains no {', '.join(from_base)}: the base model's is used")
+    warnings += [str(warning)[:300] for warning in report.get("warnings", ())]
+    prediction = report.get("prediction_type", {})
+    if contradictions := prediction.get("contradicted_by"):
+        warnings.append(
+            f"its prediction type is {prediction['value']} ({prediction['source']}); "
+            f"contradicted by {', '.join(map(str, contradictions))}"
+        )
+    return tuple(warnings)
 
 
 def coverage_warning(asset: Asset, reference: str) -> str | None:
-    """For every answer that it was used in; says nothing that is its owner's alone."""
-    used, of, what = used_share(asset.kind, asset.report)
-    if used >= of:
+    """Return the warning for every response that uses the asset. It reveals no private data."""
+    used, total, parts = used_share(asset.kind, asset.report)
+    if used >= total:
         return None
-    return f"{reference!r}: {used} of its {of} {what} are used ({_percent(used, of)})"
+    return f"{reference!r}: {used} of its {total} {parts} are used ({_percent(used, total)})"
 
 
-def _percent(used: int, of: int) -> str:
-    """Never 0 % or 100 % of what is used in part."""
-    return f"{min(99, max(1, round(100 * used / of)))} %" if used else "0 %"
+def _percent(used: int, total: int) -> str:
+    """Format the share, rounded to 1–99 % when only part is used."""
+    return f"{min(99, max(1, round(100 * used / total)))} %" if used else "0 %"

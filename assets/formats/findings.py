@@ -1,4 +1,4 @@
-"""What a conversion finds wrong with a file, all of it, and what can only be said at its end."""
+"""Collect the reasons to reject a file, and report entries that need all tensors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ MAX_REASONS = 20
 
 
 class Findings:
-    """Filled while the values of a file pass by; read once they all have."""
+    """Rejection reasons and deferred report entries of one conversion.
+
+    Filled while tensors are read; complete after the last one.
+    """
 
     def __init__(self) -> None:
         self._reasons: dict[str, None] = {}
-        self._last: list[Callable[[], Mapping[str, Any]]] = []
+        self._deferred: list[Callable[[], Mapping[str, Any]]] = []
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -28,8 +31,7 @@ class Findings:
         self._reasons |= dict.fromkeys(reasons)
 
     def stored_dtype(self, name: str, dtype: str) -> str:
-        """The type in which a canonical file holds the weights ``name``; a type that holds no
-        weights is among the reasons."""
+        """Return the canonical dtype for the weights ``name``; refuse a non-float dtype."""
         stored = CANONICAL_FLOATS.get(dtype)
         if stored is None:
             self.refuse(f"{name!r} is {dtype}; accepted: {', '.join(CANONICAL_FLOATS)}")
@@ -37,21 +39,30 @@ class Findings:
 
     def check_finite(self, name: str, tensor: torch.Tensor) -> None:
         if not torch.isfinite(tensor).all():
-            self.refuse(f"{name!r} holds values that are not finite (NaN or infinite)")
+            self.refuse(f"{name!r} contains values that are not finite (NaN or infinite)")
 
-    def at_the_end(self, say: Callable[[], Mapping[str, Any]]) -> None:
-        """``say`` is called when every value was seen; what it returns goes into the report."""
-        self._last.append(say)
+    def at_the_end(self, compute: Callable[[], Mapping[str, Any]]) -> None:
+        """Call ``compute`` after all tensors are read and add its result to the report."""
+        self._deferred.append(compute)
 
     def finish(self) -> dict[str, Any]:
-        """Raises IngestRejected with every reason, as far as a person would read on."""
-        facts: dict[str, Any] = {}
-        for say in self._last:
-            facts |= say()
+        """Return the deferred report entries.
+
+        Raises:
+            IngestRejected: as ``raise_all``.
+        """
+        entries: dict[str, Any] = {}
+        for compute in self._deferred:
+            entries |= compute()
         self.raise_all()
-        return facts
+        return entries
 
     def raise_all(self) -> None:
+        """Raise if anything was refused.
+
+        Raises:
+            IngestRejected: with at most ``MAX_REASONS`` reasons and a count of the rest.
+        """
         reasons = list(self._reasons)
         if len(reasons) > MAX_REASONS:
             more = f"and {len(reasons) - MAX_REASONS} more like these"

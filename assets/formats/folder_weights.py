@@ -1,4 +1,4 @@
-"""The weights of a component in a diffusers folder, in one file or in several."""
+"""Read a component's weights from a diffusers folder, in one file or sharded."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _STEMS = ("diffusion_pytorch_model", "model")
 def folder_weights(
     model: Path, component: Component, stack: ExitStack, *, canonical: bool = False
 ) -> dict[str, Planned] | None:
-    """The component's tensors by their names there, those in float16 where there are two variants.
-    Files stay open until ``stack`` is closed. ``canonical``: in types that canonical files have.
-    None: the folder has no such component.
+    """Return the component's tensors by name, or None if the folder lacks the component.
+
+    Prefers the fp16 variant. Files stay open until ``stack`` closes. ``canonical`` converts
+    weights to the dtypes of canonical files.
 
     Raises:
-        IngestRejected: its weights are there in another form, or its index and its files disagree.
+        IngestRejected: the weights are not safetensors, or the index and its files disagree.
     """
     folder = model / component
     for source in _candidates(folder):
@@ -52,23 +53,23 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def _from_index(index: Path, stack: ExitStack, *, canonical: bool) -> dict[str, Planned]:
-    places = _read_index(index)
+    shards = _read_index(index)
     files: dict[str, TensorFile] = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(shards.values())):
         path = index.parent / name
         if Path(name).name != name or not path.is_file():
-            raise IngestRejected(f"{index} names {name[:100]!r}, which is not beside it")
+            raise IngestRejected(f"{index} names {name[:100]!r}, which is not in its folder")
         files[name] = stack.enter_context(TensorFile(path))
     for name, file in files.items():
         for tensor in file.header.tensors:
-            if places.get(tensor) != name:
-                raise IngestRejected(f"{index} does not say that {tensor!r} is in {name}")
-    if missing := [tensor for tensor, name in places.items() if tensor not in files[name]]:
-        place = places[missing[0]]
-        raise IngestRejected(f"{index}: {missing[0]!r} is not in {place}")
+            if shards.get(tensor) != name:
+                raise IngestRejected(f"{index} does not list {tensor!r} under {name}")
+    if missing := [tensor for tensor, name in shards.items() if tensor not in files[name]]:
+        name = shards[missing[0]]
+        raise IngestRejected(f"{index}: {missing[0]!r} is not in {name}")
     return {
         tensor: _planned(files[name], tensor, canonical=canonical)
-        for tensor, name in places.items()
+        for tensor, name in shards.items()
     }
 
 
@@ -77,10 +78,10 @@ def _read_index(index: Path) -> Mapping[str, str]:
         read = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise IngestRejected(f"{index} cannot be read: {error}") from None
-    places = read.get("weight_map") if isinstance(read, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise IngestRejected(f"{index} has no weight_map from names of tensors to names of files")
-    return places
+    shards = read.get("weight_map") if isinstance(read, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise IngestRejected(f"{index} has no weight_map from tensor names to file names")
+    return shards
 
 
 def _planned(file: TensorFile, name: str, *, canonical: bool) -> Planned:
@@ -91,10 +92,10 @@ def _planned(file: TensorFile, name: str, *, canonical: bool) -> Planned:
 
 
 def folder_config(model: Path, component: str, name: str = "config.json") -> Mapping[str, Any]:
-    """A component's configuration; empty when there is none.
+    """Return a component's configuration; empty if the file is missing.
 
     Raises:
-        IngestRejected: it is no JSON object.
+        IngestRejected: the file is not a JSON object.
     """
     path = model / component / name
     if not path.is_file():
@@ -104,5 +105,5 @@ def folder_config(model: Path, component: str, name: str = "config.json") -> Map
     except (OSError, ValueError, RecursionError) as error:
         raise IngestRejected(f"{path} cannot be read: {error}") from None
     if not isinstance(read, dict):
-        raise IngestRejected(f"{path} is no JSON object")
+        raise IngestRejected(f"{path} is not a JSON object")
     return read

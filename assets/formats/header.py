@@ -1,7 +1,7 @@
-"""A strict reader of safetensors headers, in front of everything that loads tensors.
+"""Strict safetensors header parser, used before any tensor is loaded.
 
-Stricter than the library on purpose: a file that two readers can understand
-differently is refused. Layout: https://github.com/huggingface/safetensors#format
+Stricter than the safetensors library on purpose: it refuses files that two readers could
+interpret differently. Layout: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_TENSORS = 20_000
 MAX_NAME_CHARS = 512
 MAX_RANK = 8
 
-#: Bytes per element of the types that we accept.
+#: Accepted dtypes and their bytes per element.
 DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -32,7 +32,7 @@ DTYPE_BYTES: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a file; ``begin`` and ``end`` count bytes from the data's start."""
+    """One tensor of a file; ``begin`` and ``end`` are byte offsets into the data section."""
 
     dtype: str
     shape: Shape
@@ -42,8 +42,11 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file says of itself. ``metadata`` is advisory and untrusted.
-    ``markers`` are its tensors without elements: their names alone say something."""
+    """A parsed safetensors header.
+
+    ``metadata`` is untrusted. ``markers`` are the names of tensors without elements, which some
+    tools use as flags.
+    """
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
@@ -56,10 +59,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of ``path``; no tensor is touched.
+    """Read and check the header of ``path`` without reading tensors.
 
     Raises:
-        HeaderError: the file is not a strict safetensors file; says why.
+        HeaderError: the file is not a strict safetensors file.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -68,19 +71,23 @@ def read_header(path: Path) -> Header:
             raise HeaderError(f"not a safetensors file: {size} bytes, no header")
         length = int.from_bytes(prefix, "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
-            what = describe(prefix + file.read(SIGNATURE_BYTES - 8))
-            if what is not None:
-                raise HeaderError(f"not a safetensors file: {what}")
+            description = describe(prefix + file.read(SIGNATURE_BYTES - 8))
+            if description is not None:
+                raise HeaderError(f"not a safetensors file: {description}")
             raise HeaderError(
-                f"not a safetensors file, or cut short: its header claims {length} bytes "
-                f"of {size} (at most {MAX_HEADER_BYTES} are accepted)"
+                f"not a safetensors file, or truncated: the header length is {length} bytes in a "
+                f"file of {size} (at most {MAX_HEADER_BYTES} are accepted)"
             )
         raw = file.read(length)
     return parse_header(raw, data_bytes=size - 8 - length)
 
 
 def parse_header(raw: bytes, data_bytes: int) -> Header:
-    """Check the JSON header ``raw`` of a file with ``data_bytes`` of tensor data."""
+    """Parse and check the JSON header ``raw`` of a file with ``data_bytes`` of tensor data.
+
+    Raises:
+        HeaderError: the header is malformed or does not match ``data_bytes``.
+    """
     if not raw.startswith(b"{"):
         raise HeaderError("the header does not begin with '{'")
     try:
@@ -91,24 +98,26 @@ def parse_header(raw: bytes, data_bytes: int) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise HeaderError("__metadata__ must map strings to strings")
     if not all(is_storable(text) for pair in metadata.items() for text in pair):
-        raise HeaderError("__metadata__ holds NUL or half of a character")
+        raise HeaderError("__metadata__ contains a NUL or an unpaired surrogate")
     if not document:
-        raise HeaderError("the file holds no tensor")
+        raise HeaderError("the file contains no tensors")
     if len(document) > MAX_TENSORS:
         raise HeaderError(f"{len(document)} tensors; at most {MAX_TENSORS} are accepted")
-    every = {name: _tensor(name, value) for name, value in document.items()}
-    _check_contiguous(every, data_bytes)
-    tensors = {name: info for name, info in every.items() if info.end > info.begin}
+    entries = {name: _tensor(name, value) for name, value in document.items()}
+    _check_contiguous(entries, data_bytes)
+    tensors = {name: info for name, info in entries.items() if info.end > info.begin}
     if not tensors:
-        raise HeaderError("the file holds no tensor with elements")
-    markers = tuple(name for name in every if name not in tensors)
+        raise HeaderError("all tensors in the file are empty")
+    markers = tuple(name for name in entries if name not in tensors)
     return Header(tensors, metadata, 8 + len(raw), markers)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise HeaderError("a key stands twice in the header; readers would disagree on which holds")
+        raise HeaderError(
+            "the header contains a duplicate key; readers would disagree on its value"
+        )
     return result
 
 
@@ -118,9 +127,11 @@ def _is_count(value: object) -> bool:
 
 def _tensor(name: str, value: object) -> TensorInfo:
     if len(name) > MAX_NAME_CHARS or not is_storable(name):
-        raise HeaderError(f"tensor name too long, with a NUL or no Unicode: {name[:60]!a}")
+        raise HeaderError(
+            f"tensor name is too long, contains a NUL or is not valid Unicode: {name[:60]!a}"
+        )
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise HeaderError(f"tensor {name!r} must have dtype, shape and data_offsets, no more")
+        raise HeaderError(f"tensor {name!r} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if dtype not in DTYPE_BYTES:
         accepted = ", ".join(DTYPE_BYTES)
@@ -142,7 +153,9 @@ def _check_contiguous(tensors: Mapping[str, TensorInfo], data_bytes: int) -> Non
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
-            raise HeaderError(f"tensor {name!r} overlaps another or leaves a hole before it")
+            raise HeaderError(f"tensor {name!r} overlaps another or leaves a gap before it")
         position = info.end
     if position != data_bytes:
-        raise HeaderError(f"the tensors end at byte {position} of {data_bytes}: cut or padded")
+        raise HeaderError(
+            f"the tensors end at byte {position} of {data_bytes}: truncated or padded"
+        )

@@ -1,11 +1,10 @@
-"""Textual inversions: canonical ``text_encoder`` [n, w₁] and ``text_encoder_2`` [n, w₂].
+"""Convert textual inversions to ``text_encoder`` [n, w₁] and ``text_encoder_2`` [n, w₂].
 
-Files come with a tensor for each encoder (A1111, kohya and ComfyUI name them ``clip_l`` and
-``clip_g``, diffusers' training scripts ``text_encoders_0`` and ``text_encoders_1``), or with
-one tensor under ``emb_params`` or the trigger word itself: then its width says what it is.
-One as wide as both encoders is cut in two; one as wide as the second alone moves that one
-only, and the first reads the word as it stands. Vectors for the first alone are refused:
-SD 1.5's are the same, and cannot be told from them.
+Files have one tensor per encoder (``clip_l`` and ``clip_g`` from A1111, kohya and ComfyUI;
+``text_encoders_0`` and ``text_encoders_1`` from diffusers' training scripts) or a single tensor
+named ``emb_params`` or after the trigger word. A single tensor of width w₁ + w₂ is split. One of
+width w₂ applies to the second encoder only; the first encodes the trigger word as plain text. One
+of width w₁ is rejected because it is indistinguishable from an SD 1.5 inversion.
 """
 
 from __future__ import annotations
@@ -31,11 +30,13 @@ _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
 def convert(
     file: TensorFile, schema: ParameterSchema, findings: Findings, prefix: str = ""
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
-    """The canonical tensors of an inversion whose keys begin with ``prefix``.
+    """Return canonical tensors and report of an inversion whose keys begin with ``prefix``.
+
+    Non-finite values are added to ``findings`` when they are read.
 
     Raises:
-        IngestRejected: an encoder's vectors are missing or of another width. Values that are
-        not finite are among the findings once they are read.
+        IngestRejected: an encoder's vectors are missing or have the wrong width, or there are too
+        many.
     """
     infos = {
         key.removeprefix(prefix): info
@@ -46,7 +47,7 @@ def convert(
         if any(key in infos for key in pair):
             return _pair(file, prefix, infos, pair, schema, findings)
     if prefix or len(infos) != 1:
-        raise IngestRejected(f"no vectors in it (keys {prefix}clip_l and {prefix}clip_g)")
+        raise IngestRejected(f"the file has no vectors (keys {prefix}clip_l and {prefix}clip_g)")
     return _single(file, *infos.popitem(), schema, findings)
 
 
@@ -81,7 +82,7 @@ def _pair(
         )
     if len(counts) > 1:
         problems.append(
-            f"{prefix}{pair[0]} and {prefix}{pair[1]} hold different numbers of vectors"
+            f"{prefix}{pair[0]} and {prefix}{pair[1]} contain different numbers of vectors"
         )
     if problems:
         raise IngestRejected(*problems)
@@ -102,8 +103,8 @@ def _single(
     if not columns:
         raise IngestRejected(
             f"{name!r} is {list(info.shape)}; a single tensor for the served model has width "
-            f"{first + second} (both text encoders) or {second} (the second); vectors of both "
-            "are better uploaded as clip_l and clip_g"
+            f"{first + second} (both text encoders) or {second} (the second); for both encoders, "
+            "upload clip_l and clip_g tensors"
         )
     if problems := _too_many(name, shape):
         raise IngestRejected(*problems)
@@ -126,7 +127,7 @@ def _rows(shape: Shape) -> Shape:
 def _too_many(name: str, shape: Shape) -> list[str]:
     if 0 < shape[0] <= MAX_VECTORS:
         return []
-    return [f"{name!r} holds {shape[0]} vectors; 1 to {MAX_VECTORS} fit a prompt"]
+    return [f"{name!r} contains {shape[0]} vectors; 1 to {MAX_VECTORS} fit a prompt"]
 
 
 def _values(

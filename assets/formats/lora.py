@@ -1,10 +1,9 @@
-"""LoRA and its kin: from the spellings people have to one canonical form.
+"""Convert LoRA, LoHa, LoKr and DoRA files to one canonical form.
 
-Canonical: for each published parameter ``P`` of component ``C`` that the file moves, the
-pieces of its expression (see lora_kinds.py) as ``C/P.up``, ``C/P.down`` and so on, and one
-float32 tensor ``scales`` with alpha / rank for each, in the order of the sorted names
-``C/P``. The change at weight w is ``w · scale · Δ``, reshaped to the parameter's shape.
-Inversions that the file brings along are ``bundle/WORD/C``.
+For each published parameter ``P`` of component ``C`` that the file changes, the canonical file
+has the pieces of its expression (see lora_kinds.py) as ``C/P.up``, ``C/P.down`` and so on. One
+float32 tensor ``scales`` has alpha / rank for each ``C/P``, in sorted order. The change at weight
+w is ``w · scale · Δ``, reshaped to the parameter's shape. Bundled inversions are ``bundle/WORD/C``.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _KINDS = {"oft": "OFT", "bof": "BOFT", "on_": "IA3"}
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """A module of the file that the served model has: ``keys`` by role, and what they are."""
+    """A module of the file that the served model has: its ``keys`` by role, and its adapter."""
 
     keys: Mapping[str, str]
     adapter: Adapter
@@ -46,7 +45,7 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Which of a file's modules fit the served model. ``errors`` are fatal."""
+    """The modules of a file that match the served model. ``errors`` are fatal."""
 
     matched: Mapping[TargetModule, Matched]
     unmatched: tuple[str, ...]
@@ -70,11 +69,11 @@ def cover(listing: Mapping[str, Shape], schema: ParameterSchema) -> Coverage:
     """Match a LoRA's modules to the served model's parameters, by keys and shapes.
 
     Raises:
-        IngestRejected: an adapter kind that is not supported, by name.
+        IngestRejected: the adapter kind is not supported.
     """
     spellings = module_spellings(schema)
-    found: dict[str, dict[str, str]] = {}
-    strange: list[str] = []
+    modules: dict[str, dict[str, str]] = {}
+    unknown_keys: list[str] = []
     errors: list[str] = []
     for key in sorted(key for key in listing if not key.startswith(BUNDLE_PREFIX)):
         if unsupported := _UNSUPPORTED.search(key):
@@ -82,45 +81,51 @@ def cover(listing: Mapping[str, Shape], schema: ParameterSchema) -> Coverage:
             raise IngestRejected(f"{kind} ({key!r}) is not supported; {SUPPORTED} are")
         split = split_key(key)
         if split is None:
-            strange.append(key)
+            unknown_keys.append(key)
             continue
         module, role = split
-        if role == "diff_b":  # moves another parameter than the module's weight
+        if role == "diff_b":  # changes the bias, not the weight
             module, role = module + BIAS, "diff"
-        keys = found.setdefault(module, {})
+        keys = modules.setdefault(module, {})
         if role in keys:
-            errors.append(f"{keys[role]!r} and {key!r} are two adapters of one module")
+            errors.append(f"{keys[role]!r} and {key!r} are two adapters for one module")
         keys[role] = key
     matched: dict[TargetModule, Matched] = {}
-    unmatched = list(strange)
-    for module, keys in found.items():
+    unmatched = list(unknown_keys)
+    for module, keys in modules.items():
         targets = spellings.get(module)
         if targets is None:
             unmatched.append(module)
             continue
         try:
-            target, adapter = _fitting({role: listing[key] for role, key in keys.items()}, targets)
+            target, adapter = _match_target(
+                {role: listing[key] for role, key in keys.items()}, targets
+            )
         except Unfit as problem:
             errors.append(f"{module!r} {problem}")
             continue
         if target in matched:
-            errors.append(f"{target.name} is moved twice, by {module!r} and by another spelling")
+            errors.append(f"{target.name} is changed twice: by {module!r} and under another name")
             continue
         matched[target] = Matched(keys, adapter)
-    return Coverage(matched, tuple(unmatched), tuple(errors), len(found) + len(strange))
+    return Coverage(matched, tuple(unmatched), tuple(errors), len(modules) + len(unknown_keys))
 
 
-def _fitting(
+def _match_target(
     shapes: Mapping[str, Shape], targets: Sequence[TargetModule]
 ) -> tuple[TargetModule, Adapter]:
-    """The adapter, and the one of these parameters that it is for."""
+    """Return the target that fits the adapter, and the adapter.
+
+    Raises:
+        Unfit: the tensors form no adapter, or it fits no target.
+    """
     adapter = adapter_of(shapes)
-    have = (adapter.out_features, adapter.in_features)
+    actual = (adapter.out_features, adapter.in_features)
     for target in targets:
-        if have == (target.out_features, target.in_features):
+        if actual == (target.out_features, target.in_features):
             return target, adapter
-    need = (targets[0].out_features, targets[0].in_features)
-    raise Unfit(f"is for a parameter of {have} (out, in); the served model needs {need}")
+    expected = (targets[0].out_features, targets[0].in_features)
+    raise Unfit(f"is for a parameter of {actual} (out, in); the served model needs {expected}")
 
 
 def convert(
@@ -129,12 +134,14 @@ def convert(
     findings: Findings,
     adapter_config: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Planned], dict[str, Any]]:
-    """The canonical tensors of a LoRA file, still to be read, and the coverage report.
-    ``adapter_config`` is the content of PEFT's ``adapter_config.json``, if one came with it.
+    """Return the canonical tensors of a LoRA file, values not yet read, and the report.
+
+    ``adapter_config`` is the content of PEFT's ``adapter_config.json``, if there is one.
+    Non-finite values and too large changes are added to ``findings`` when they are read.
 
     Raises:
-        IngestRejected: nothing fits, or something fits wrongly. Values that are not finite, and
-        changes that are too large, are among the findings once they are read.
+        IngestRejected: no module matches, a module has the wrong shape, or the configuration is
+        not supported.
     """
     header = file.header
     coverage = cover(header.shapes, schema)
@@ -144,7 +151,7 @@ def convert(
         names = ", ".join(map(repr, coverage.unmatched[:3]))
         raise IngestRejected(
             f"none of its {coverage.modules} modules is in the served model (for example {names}); "
-            "a LoRA for SDXL in kohya, diffusers or PEFT names is accepted"
+            "accepted: a LoRA for SDXL with kohya, diffusers or PEFT names"
         )
     strengths = read_strengths(header.metadata, adapter_config)
     planned: dict[str, Planned] = {}
@@ -153,14 +160,14 @@ def convert(
     for target, match in sorted(coverage.matched.items(), key=lambda item: item[0].name):
         is_dora = {"magnitude", "dora_scale"} & set(match.keys)
         if strengths.says_dora(target.component) and not is_dora:
-            raise IngestRejected("its configuration says DoRA, and the file has no magnitudes")
+            raise IngestRejected("its configuration enables DoRA, but the file has no magnitudes")
         scales.append(_scale(file, target, match, strengths))
         for name, piece in match.adapter.pieces.items():
-            seen = bounds.setdefault(target.name, {})
+            piece_bounds = bounds.setdefault(target.name, {})
             planned[f"{target.name}.{name}"] = _planned(
-                file, name, piece, match.keys, seen, findings
+                file, name, piece, match.keys, piece_bounds, findings
             )
-    report = {**coverage.report(), "alpha": _source_of_alpha(coverage, strengths)}
+    report = {**coverage.report(), "alpha": _alpha_source(coverage, strengths)}
     if strengths.warnings:
         report["warnings"] = list(strengths.warnings)
     for word in _bundled_words(header):
@@ -172,55 +179,58 @@ def convert(
         raise IngestRejected("an alpha is not a finite number")
     planned[SCALES] = Planned("F32", (len(scales),), lambda: values)
     by_target = dict(zip(sorted(bounds), scales, strict=True))
-    findings.at_the_end(lambda: _largest(bounds, by_target, findings))
+    findings.at_the_end(lambda: _check_changes(bounds, by_target, findings))
     return planned, report
 
 
-def _largest(
+def _check_changes(
     bounds: Mapping[str, Mapping[str, float]], scales: Mapping[str, float], findings: Findings
 ) -> dict[str, Any]:
-    """Refuses changes beyond what the working weights can hold."""
-    changes = {name: change_bound(seen, scales[name]) for name, seen in bounds.items()}
+    """Refuse changes that overflow float16 working weights; report the largest change."""
+    changes = {name: change_bound(pieces, scales[name]) for name, pieces in bounds.items()}
     for name, change in changes.items():
         if change > LARGEST:
             findings.refuse(
-                f"it moves {name} by up to {change:.3g} at weight 1; float16 holds {LARGEST:g}"
+                f"it changes {name} by up to {change:.3g} at weight 1; "
+                f"the float16 maximum is {LARGEST:g}"
             )
     finite = [change for change in changes.values() if math.isfinite(change)]
     return {"largest_change": float(f"{max(finite, default=0.0):.4g}")}
 
 
-#: The tensors of a canonical LoRA that belong to no parameter.
+#: Name and prefix of canonical LoRA tensors that belong to no parameter.
 SCALES, BUNDLE = "scales", "bundle/"
 
 
 def stacks(
     tensors: Mapping[str, Shape], schema: ParameterSchema
 ) -> list[tuple[tuple[Component, Shape], tuple[str, ...], list[str]]]:
-    """How the canonical tensors (names and shapes) are stacked: (component, shape of the
-    parameters), the pieces that all members have, and the members ``C/P`` in the order of
-    their rows. Members of one stack have pieces of the same shapes."""
+    """Group canonical tensors (names and shapes) into stacks.
+
+    Returns, per stack: (component, parameter shape), the piece names, and the members ``C/P`` in
+    row order. Members of a stack have pieces of the same shapes.
+    """
     pieces_of: dict[str, list[str]] = {}
     for tensor in sorted(tensors):
         if tensor != SCALES and not tensor.startswith(BUNDLE):
             member, _, piece = tensor.rpartition(".")
             pieces_of.setdefault(member, []).append(piece)
-    alike: dict[tuple[Any, ...], list[str]] = {}
+    groups: dict[tuple[Any, ...], list[str]] = {}
     for component in MOVED_COMPONENTS:
         for parameter in row_order(schema.components[component]):
             member = f"{component}/{parameter}"
             if member in pieces_of:
                 shape = schema.components[component][parameter]
                 pieces = tuple((p, tensors[f"{member}.{p}"]) for p in pieces_of[member])
-                alike.setdefault((component, shape, pieces), []).append(member)
+                groups.setdefault((component, shape, pieces), []).append(member)
     return [
         ((component, shape), tuple(piece for piece, _ in pieces), members)
-        for (component, shape, pieces), members in sorted(alike.items())
+        for (component, shape, pieces), members in sorted(groups.items())
     ]
 
 
 def stacking_order(tensors: Mapping[str, Planned], schema: ParameterSchema) -> list[str]:
-    """The order of a canonical LoRA's tensors in its file."""
+    """Return the file order of a canonical LoRA's tensors: stack by stack."""
     shapes = {name: planned.shape for name, planned in tensors.items()}
     order = [
         f"{member}.{piece}"
@@ -232,7 +242,11 @@ def stacking_order(tensors: Mapping[str, Planned], schema: ParameterSchema) -> l
 
 
 def _bundled_words(header: Header) -> list[str]:
-    """The trigger words of inversions that the file brings along (``bundle_emb.WORD.clip_l``)."""
+    """Return the trigger words of bundled inversions (``bundle_emb.WORD.clip_l``).
+
+    Raises:
+        IngestRejected: a bundled key has no word or is not clip_l or clip_g.
+    """
     words: dict[str, None] = {}
     for key in header.tensors:
         if key.startswith(BUNDLE_PREFIX):
@@ -254,8 +268,8 @@ def _scale(file: TensorFile, target: TargetModule, match: Matched, strengths: St
     return strengths.scale(target.component, target.parameter.rpartition(".")[0], rank)
 
 
-def _source_of_alpha(coverage: Coverage, strengths: Strengths) -> str:
-    """For people: where the strength of the file's modules comes from."""
+def _alpha_source(coverage: Coverage, strengths: Strengths) -> str:
+    """Return where the scales come from, for the report: tensors, configuration or rank."""
     sources = {
         "tensors" if "alpha" in match.keys
         else "configuration" if strengths.covers(target.component) else "rank"
@@ -274,11 +288,11 @@ def _planned(
 ) -> Planned:
     def values() -> torch.Tensor:
         tensors = {role: file.read_weights(keys[role]) for role in piece.roles}
-        for role, tensor in tensors.items():
-            findings.check_finite(keys[role], tensor)
-        made = piece.make(tensors)
-        bounds[name] = piece_bound(name, made)
-        return made
+        for role, source in tensors.items():
+            findings.check_finite(keys[role], source)
+        tensor = piece.make(tensors)
+        bounds[name] = piece_bound(name, tensor)
+        return tensor
 
     dtypes = [
         findings.stored_dtype(keys[role], file.header.tensors[keys[role]].dtype)

@@ -1,18 +1,17 @@
-"""The kinds of adapter, and how each becomes one canonical expression.
+"""Convert each kind of adapter to one canonical expression.
 
-Whatever a trainer calls it, the change of a parameter is an instance of
+The change of a parameter is
 
     Δ = kron ⊗ (up @ down ⊙ up_2 @ down_2)        or        Δ = kron ⊗ full
 
-with everything optional but one of the two inner terms; ⊗ is Kronecker's product, ⊙ the
-elementwise one. LoRA and LoCon are ``up @ down`` (Hu et al. 2021, arXiv:2106.09685), LoHa
-adds the second pair (FedPara, arXiv:2108.06098), LoKr the Kronecker factor (LyCORIS,
-arXiv:2309.14859); ``full`` alone is a difference of weights, biases or norms. A convolution's
-kernel is flattened into its inputs; a Tucker core is multiplied into the ``down`` next to it,
-which is exact.
+where ⊗ is the Kronecker product and ⊙ the elementwise product; only ``up @ down`` or ``full`` is
+required. LoRA and LoCon are ``up @ down`` (Hu et al. 2021, arXiv:2106.09685), LoHa adds the second
+pair (FedPara, arXiv:2108.06098), LoKr adds the Kronecker factor (LyCORIS, arXiv:2309.14859);
+``full`` alone is a difference of weights, biases or norms. A convolution's kernel is flattened
+into its inputs. A Tucker core is multiplied into the adjacent ``down``, which is exact.
 
-DoRA (arXiv:2402.09353) goes on from there: with ``magnitude`` m, an output's row of W + Δ is
-brought to length m, so Δ' = m · (W + Δ) / ‖W + Δ‖ − W; with ``magnitude_in`` an input's column.
+DoRA (arXiv:2402.09353) with ``magnitude`` m scales each output row of W + Δ to length m:
+Δ' = m · (W + Δ) / ‖W + Δ‖ − W. ``magnitude_in`` does the same for input columns.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ MAX_RANK = 1024
 Shapes = Mapping[str, Shape]
 Tensors = Mapping[str, torch.Tensor]
 
-#: How a key ends → the role of its tensor. PEFT puts the adapter's name in between, which is the
-#: trainer's to choose.
+#: Key suffix → role of the tensor. PEFT inserts the adapter's name, which the trainer chooses.
 _ROLES: tuple[tuple[str, str], ...] = (
     (r"[._]lora[._]down\.weight", "down"),
     (r"[._]lora[._]up\.weight", "up"),
@@ -54,14 +52,17 @@ _ROLES: tuple[tuple[str, str], ...] = (
     (r"\.(diff_b|b_norm)", "diff_b"),
 )  # fmt: skip
 _ROLE = re.compile("(?:" + "|".join(f"({end.replace('(', '(?:')})" for end, _ in _ROLES) + r")\Z")
-#: No role with an adapter's name in it is longer.
-_LONGEST_ROLE = 160
+#: Maximum suffix length in characters, adapter name included; bounds the regex search.
+_MAX_SUFFIX_CHARS = 160
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """``unet.….to_q.lora_A.weight`` → (``unet.….to_q``, ``down``); None when it is no adapter's.
-    Only how the key ends counts: its beginning may be made of anybody's words."""
-    match = _ROLE.search(key, max(1, len(key) - _LONGEST_ROLE))
+    """Split an adapter key into module and role; return None for other keys.
+
+    ``unet.….to_q.lora_A.weight`` → (``unet.….to_q``, ``down``). Only the suffix is matched: the
+    prefix can contain user-chosen names.
+    """
+    match = _ROLE.search(key, max(1, len(key) - _MAX_SUFFIX_CHARS))
     if match is None:
         return None
     assert match.lastindex is not None
@@ -70,8 +71,11 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor of the canonical form. ``make`` gets the tensors of ``roles``; with a
-    single role it only reshapes, and keeps the file's type."""
+    """One tensor of the canonical form.
+
+    ``make`` computes it from the tensors of ``roles``. With a single role it only reshapes and
+    keeps the file's dtype.
+    """
 
     shape: Shape
     roles: tuple[str, ...]
@@ -80,8 +84,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A module's change: its canonical pieces by name, and the rank that alpha is divided
-    by (None: this kind has no scale)."""
+    """A module's adapter: its canonical pieces by name.
+
+    alpha is divided by ``rank``; None means that the kind has no scale.
+    """
 
     kind: str
     pieces: Mapping[str, Piece]
@@ -91,14 +97,14 @@ class Adapter:
 
 
 class Unfit(Exception):
-    """The roles or shapes of a module make no adapter; says which."""
+    """The roles or shapes of a module do not form a supported adapter."""
 
 
 def adapter_of(shapes: Shapes) -> Adapter:
-    """What the tensors with these roles and shapes are. Pure.
+    """Build the adapter for tensors with these roles and shapes. Pure.
 
     Raises:
-        Unfit: a factor is missing, too many, or the shapes contradict each other.
+        Unfit: a factor is missing or extra, the shapes are inconsistent, or the rank is too large.
     """
     roles = set(shapes) - {"alpha"}
     if "diff" in roles:
@@ -115,7 +121,7 @@ def adapter_of(shapes: Shapes) -> Adapter:
         adapter = _decomposed(adapter, shapes)
     used = {role for piece in adapter.pieces.values() for role in piece.roles}
     if roles - used:
-        raise Unfit(f"has {', '.join(sorted(roles - used))} beside a {adapter.kind}")
+        raise Unfit(f"has {', '.join(sorted(roles - used))} in addition to a {adapter.kind}")
     ranks = [adapter.rank] if adapter.rank is not None else []
     ranks += [piece.shape[1] for name, piece in adapter.pieces.items() if name in ("up", "up_2")]
     for rank in ranks:
@@ -139,16 +145,18 @@ def _flat(shape: Shape) -> tuple[int, int]:
     return shape[0], _elements(shape[1:])
 
 
-def _need(shapes: Shapes, *roles: str) -> list[Shape]:
+def _require(shapes: Shapes, *roles: str) -> list[Shape]:
     for role in roles:
         if role not in shapes:
             raise Unfit(f"has no {role} factor")
     return [shapes[role] for role in roles]
 
 
-def _same(what: str, left: int, right: int) -> None:
+def _require_equal(what: str, left: int, right: int) -> None:
     if left != right:
-        raise Unfit(f"has factors that do not meet: {what} is {left} here and {right} there")
+        raise Unfit(
+            f"has factors of different sizes: {what} is {left} in one and {right} in another"
+        )
 
 
 def _plain(role: str, shapes: Shapes) -> Piece:
@@ -157,26 +165,26 @@ def _plain(role: str, shapes: Shapes) -> Piece:
 
 
 def _low_rank(shapes: Shapes) -> Adapter:
-    down, up = _need(shapes, "down", "up")
+    down, up = _require(shapes, "down", "up")
     out, rank = _flat(up)
     pieces = {"up": _plain("up", shapes)}
     if "mid" in shapes:
-        pieces["down"] = _cored("mid", "down", shapes)
-        _same("the rank", rank, shapes["mid"][0])
+        pieces["down"] = _with_core("mid", "down", shapes)
+        _require_equal("the rank", rank, shapes["mid"][0])
     else:
         pieces["down"] = _plain("down", shapes)
-        _same("the rank", rank, down[0])
+        _require_equal("the rank", rank, down[0])
     kind = "LoRA" if len(down) == 2 else "LoCon"
     return Adapter(kind, pieces, down[0], out, pieces["down"].shape[1])
 
 
-def _cored(core: str, down: str, shapes: Shapes) -> Piece:
-    """``down`` [r, in] behind a Tucker core [s, r, kh, kw]: one factor of [s, in·kh·kw]."""
+def _with_core(core: str, down: str, shapes: Shapes) -> Piece:
+    """Merge ``down`` [r, in] and a Tucker core [s, r, kh, kw] into one factor [s, in·kh·kw]."""
     if len(shapes[core]) < 3:
-        raise Unfit(f"has a {core} of {len(shapes[core])} dimensions; a kernel is wanted")
+        raise Unfit(f"has a {core} of {len(shapes[core])} dimensions; at least 3 are required")
     outer, inner, *kernel = shapes[core]
     rank, inputs = _flat(shapes[down])
-    _same("the core's rank", inner, rank)
+    _require_equal("the core's rank", inner, rank)
     shape = (outer, inputs * _elements(tuple(kernel)))
 
     def make(tensors: Tensors) -> torch.Tensor:
@@ -187,20 +195,20 @@ def _cored(core: str, down: str, shapes: Shapes) -> Piece:
     return Piece(shape, (core, down), make)
 
 
-def _turned(role: str, shapes: Shapes) -> Piece:
-    """[r, out] as Tucker forms keep it → [out, r]."""
+def _transposed(role: str, shapes: Shapes) -> Piece:
+    """Transpose [r, out], as Tucker forms store it, to [out, r]."""
     rank, out = _flat(shapes[role])
     return Piece((out, rank), (role,), lambda tensors: tensors[role].reshape(rank, out).t())
 
 
 def _pair(a: str, b: str, core: str, shapes: Shapes) -> tuple[Piece, Piece]:
-    """The product ``a @ b``, with its Tucker core if there is one, as up and down."""
-    _need(shapes, a, b)
+    """Return (up, down) of the product ``a @ b``, with its Tucker core if there is one."""
+    _require(shapes, a, b)
     if core in shapes:
-        up, down = _turned(a, shapes), _cored(core, b, shapes)
+        up, down = _transposed(a, shapes), _with_core(core, b, shapes)
     else:
         up, down = _plain(a, shapes), _plain(b, shapes)
-    _same("the rank", up.shape[1], down.shape[0])
+    _require_equal("the rank", up.shape[1], down.shape[0])
     return up, down
 
 
@@ -208,8 +216,8 @@ def _hadamard(shapes: Shapes) -> Adapter:
     first = _pair("hada_w1_a", "hada_w1_b", "hada_t1", shapes)
     second = _pair("hada_w2_a", "hada_w2_b", "hada_t2", shapes)
     out, inputs = first[0].shape[0], first[1].shape[1]
-    _same("out", out, second[0].shape[0])
-    _same("in", inputs, second[1].shape[1])
+    _require_equal("out", out, second[0].shape[0])
+    _require_equal("in", inputs, second[1].shape[1])
     pieces = {"up": first[0], "down": first[1], "up_2": second[0], "down_2": second[1]}
     return Adapter("LoHa", pieces, first[0].shape[1], out, inputs)
 
@@ -220,18 +228,21 @@ def _difference(shapes: Shapes) -> Adapter:
 
 
 def _decomposed(adapter: Adapter, shapes: Shapes) -> Adapter:
-    """DoRA over any kind. PEFT's magnitudes are of outputs, whatever their shape; LyCORIS's
-    ``dora_scale`` is [out, 1 …], or in its older form [1, in, …]."""
+    """Add DoRA magnitudes to an adapter.
+
+    PEFT's magnitudes are per output, in any shape. LyCORIS's ``dora_scale`` is [out, 1 …], or
+    [1, in, …] in older versions.
+    """
     role = "magnitude" if "magnitude" in shapes else "dora_scale"
     shape = shapes[role]
     count = _elements(shape)
-    of_outputs = role == "magnitude" or len(shape) < 2 or shape[0] != 1
-    if of_outputs:
-        _same("out", adapter.out_features, count)
+    per_output = role == "magnitude" or len(shape) < 2 or shape[0] != 1
+    if per_output:
+        _require_equal("out", adapter.out_features, count)
     elif count == 0 or adapter.in_features % count:
-        raise Unfit(f"has {count} magnitudes of inputs for {adapter.in_features} inputs")
+        raise Unfit(f"has {count} input magnitudes for {adapter.in_features} inputs")
     piece = Piece((count,), (role,), lambda tensors: tensors[role].reshape(count))
-    name = "magnitude" if of_outputs else "magnitude_in"
+    name = "magnitude" if per_output else "magnitude_in"
     pieces = {**adapter.pieces, name: piece}
     return replace(adapter, kind=f"DoRA on {adapter.kind}", pieces=pieces)
 
@@ -242,8 +253,8 @@ def _kronecker(shapes: Shapes) -> Adapter:
     if "lokr_w1" in shapes:
         pieces["kron"] = _plain("lokr_w1", shapes)
     else:
-        first, second = _need(shapes, "lokr_w1_a", "lokr_w1_b")
-        _same("the rank", _flat(first)[1], second[0])
+        first, second = _require(shapes, "lokr_w1_a", "lokr_w1_b")
+        _require_equal("the rank", _flat(first)[1], second[0])
         rank = second[0]
         pieces["kron"] = Piece(
             (first[0], second[1]),

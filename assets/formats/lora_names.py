@@ -1,4 +1,4 @@
-"""Under which names trainers know the modules of the served model."""
+"""Map trainers' module names to the served model's parameters."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from assets.content import Component
 from assets.families.schema import ParameterSchema, Shape
 from assets.formats.names import unet_ldm_name
 
-#: kohya's prefix and ComfyUI's name of each text encoder.
+#: kohya's prefix and ComfyUI's name for each text encoder.
 _TEXT_ENCODERS: Mapping[Component, tuple[str, str]] = {
     "text_encoder": ("lora_te1_", "clip_l"),
     "text_encoder_2": ("lora_te2_", "clip_g"),
 }
-#: Behind a module's name: its bias is meant.
+#: Suffix on a module's name that denotes its bias.
 BIAS = "#bias"
-#: The components that adapters move.
+#: The components that adapters can change.
 MOVED_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True, slots=True)
 class TargetModule:
-    """A parameter of the served model that an adapter can move."""
+    """A parameter of the served model that an adapter can change."""
 
     component: Component
     parameter: str
@@ -46,9 +46,10 @@ class TargetModule:
 
 
 def module_spellings(schema: ParameterSchema) -> dict[str, tuple[TargetModule, ...]]:
-    """Every name under which some trainer knows a module of the served model, for its weight;
-    with ``BIAS`` behind it, for its bias. Names without a component's prefix may mean either text
-    encoder; the shapes tell which."""
+    """Return the targets of every known module name; with the suffix ``BIAS``, of its bias.
+
+    A name without a component prefix can have two targets, one per text encoder; shapes decide.
+    """
     spellings: dict[str, tuple[TargetModule, ...]] = {}
     for component in MOVED_COMPONENTS:
         for parameter, shape in schema.components[component].items():
@@ -71,7 +72,7 @@ def _spellings(component: Component, module: str) -> Iterator[str]:
     yield f"{comfy}.{module}"  # OneTrainer since 2025 (the Open Model Initiative's names)
     yield f"{comfy}.transformer.{module}"
     yield f"text_encoders.{comfy}.transformer.{module}"
-    # As transformers has named them in memory since 5.6, and so diffusers saves them.
+    # transformers >= 5.6 drops text_model. in memory, so diffusers saves the short names.
     for name in (module, module.removeprefix("text_model.")):
         yield f"{component}.{name}"
         yield f"{component}.base_model.model.{name}"
@@ -88,12 +89,12 @@ def _unet_spellings(module: str) -> Iterator[str]:
     yield f"unet.{ldm}"  # OneTrainer since 2025 (the Open Model Initiative's names)
     yield f"diffusion_model.{ldm}"
     yield f"model.diffusion_model.{ldm}"
-    named = [module]
-    # Attention processors of diffusers before 0.20, and of Replicate's trainer.
+    variants = [module]
+    # Attention processors of diffusers < 0.20 and of Replicate's trainer.
     processor = re.sub(r"\.(to_[qkv]|to_out)(\.0)?$", r".processor.\1", module)
     if processor != module:
-        named.append(processor)
-    for name in named:
+        variants.append(processor)
+    for name in variants:
         yield name
         yield f"unet.{name}"
         yield f"unet.base_model.model.{name}"

@@ -1,12 +1,11 @@
-"""How strongly a LoRA acts: by what its factors' product is multiplied.
+"""Determine a LoRA's scale, the multiplier of its factors' product.
 
-In order of precedence: an ``alpha`` tensor beside the factors (kohya and all that follow it);
-PEFT's configuration, which diffusers keeps in the file's metadata (``lora_adapter_metadata``, a
-section for each component) and PEFT itself in ``adapter_config.json`` beside the file; else
-alpha is taken to be the rank, as every reader does.
+Sources by precedence: an ``alpha`` tensor (kohya format); PEFT's configuration, which diffusers
+stores in the file's metadata (``lora_adapter_metadata``, a section per component) and PEFT in
+``adapter_config.json`` next to the file; otherwise alpha equals the rank, as in other readers.
 
-PEFT's arithmetic: https://huggingface.co/docs/peft/package_reference/lora. What a configuration
-says about it is applied, or refused by name; a field that is not known here is a warning.
+PEFT's arithmetic: https://huggingface.co/docs/peft/package_reference/lora. Configuration fields
+are applied or refused by name; unknown fields produce a warning.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from assets.formats.lora_names import MOVED_COMPONENTS
 
 Config = Mapping[str, Any]
 
-#: Say how an adapter was trained, where it goes or which library wrote it; not how it is applied.
+#: Fields that need no check: applied here, or about training, target modules or the library.
 _NEUTRAL = frozenset(
     [
         "r", "lora_alpha", "alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
@@ -37,40 +36,42 @@ _NEUTRAL = frozenset(
         "decompose_factor", "qalora_group_size",
     ]
 )  # fmt: skip
-#: Change what is computed in ways that are not served.
+#: Fields that change the computation in unsupported ways, and what they stand for.
 _REFUSED = {
     "fan_in_fan_out": "factors for transposed weights",
-    "layer_replication": "layers that are repeated",
-    "modules_to_save": "whole modules beside the adapter",
+    "layer_replication": "repeated layers",
+    "modules_to_save": "whole modules in addition to the adapter",
     "trainable_token_indices": "trained token embeddings",
-    "target_parameters": "parameters that are addressed one by one",
+    "target_parameters": "individually addressed parameters",
     "lora_bias": "biases of the factors",
-    "alora_invocation_tokens": "an adapter that acts from a token on (aLoRA)",
+    "alora_invocation_tokens": "an adapter activated by tokens (aLoRA)",
     "use_qalora": "QALoRA",
     "use_bdlora": "BD-LoRA",
     "arrow_config": "Arrow routing",
 }
-#: Initializations that change the base weights, so that the factors alone are not the change.
+#: Initializations that change the base weights, so the factors are not the whole change.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-#: Where configurations are: in the file, and beside it.
+#: Configuration sources: the metadata key, and the file next to the weights.
 _METADATA, _FILE = "lora_adapter_metadata", "adapter_config.json"
 _SUFFIX = re.compile(r"[\w.\\-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Strengths:
-    """A file's configurations by component. The one under None covers every other component."""
+    """A file's configurations by component; the one under None covers all other components."""
 
     configs: Mapping[Component | None, Config] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def scale(self, component: Component, module: str, rank: int) -> float:
-        """What multiplies the factors of rank ``rank`` of a module, by the configuration that
-        covers it. ``module`` is its dotted published path in the component."""
+        """Return the multiplier for a module's factors of rank ``rank``, by configuration.
+
+        ``module`` is the published dotted path within the component.
+        """
         config = self.configs.get(component, self.configs.get(None))
         if config is None:
             return 1.0
-        alpha = _of(config.get("alpha_pattern"), module)
+        alpha = _pattern_value(config.get("alpha_pattern"), module)
         if alpha is None:
             alpha = _number(config.get("lora_alpha", config.get("alpha")))
         if alpha is None:
@@ -86,31 +87,31 @@ class Strengths:
 
 
 def read_strengths(metadata: Mapping[str, str], adapter_config: Config | None) -> Strengths:
-    """From a file's own metadata, and from the PEFT configuration that came with it.
+    """Read a file's metadata and the PEFT configuration uploaded with it. Metadata wins.
 
     Raises:
-        IngestRejected: it is malformed, or asks for arithmetic that is not served.
+        IngestRejected: a configuration is malformed or needs unsupported arithmetic.
     """
     configs: dict[Component | None, Config] = {}
     warnings: dict[str, None] = {}
-    beside: dict[Component | None, Config] = {}
+    from_file: dict[Component | None, Config] = {}
     if adapter_config is not None:
-        beside[None] = adapter_config
+        from_file[None] = adapter_config
     raw = metadata.get(_METADATA)
-    inside = {} if raw is None else _sections(_parsed(raw))
-    for where, sections in ((_FILE, beside), (_METADATA, inside)):
+    from_metadata = {} if raw is None else _sections(_parsed(raw))
+    for source, sections in ((_FILE, from_file), (_METADATA, from_metadata)):
         for config in sections.values():
             try:
                 _check(config)
             except _Refused as refused:
-                raise IngestRejected(f"its {where} {refused}") from None
-            warnings |= dict.fromkeys(f"its {where} {unknown}" for unknown in _unknown(config))
+                raise IngestRejected(f"its {source} {refused}") from None
+            warnings |= dict.fromkeys(f"its {source} {unknown}" for unknown in _unknown(config))
         configs |= sections
     return Strengths(configs, tuple(warnings))
 
 
 class _Refused(Exception):
-    """Says what is wrong with a configuration, without its name."""
+    """The reason to refuse a configuration, as a predicate without the configuration's name."""
 
 
 def _parsed(raw: str) -> Config:
@@ -124,28 +125,31 @@ def _parsed(raw: str) -> Config:
 
 
 def _sections(config: Config) -> dict[Component | None, Config]:
-    """``{"unet.r": 16}`` → ``{"unet": {"r": 16}}``; without prefixes, of the whole file."""
-    found: dict[Component | None, dict[str, Any]] = {}
+    """Group fields by component prefix; fields without one go under None.
+
+    ``{"unet.r": 16}`` → ``{"unet": {"r": 16}}``.
+    """
+    sections: dict[Component | None, dict[str, Any]] = {}
     for name, value in config.items():
         prefix, _, rest = name.partition(".")
         section = next((c for c in MOVED_COMPONENTS if c == prefix and rest), None)
-        found.setdefault(section, {})[rest if section else name] = value
-    return dict(found)
+        sections.setdefault(section, {})[rest if section else name] = value
+    return dict(sections)
 
 
 def _check(config: Config) -> None:
-    for name, what in _REFUSED.items():
+    for name, feature in _REFUSED.items():
         if config.get(name):
-            raise _Refused(f"asks for {what} ({name}), which is not served")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+            raise _Refused(f"uses {feature} ({name}), which is not supported")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         raise _Refused(
-            f"says that the factors start from a changed base model (init_lora_weights {start!r}); "
-            "convert it into a plain LoRA with PEFT (path_initial_model_for_weight_conversion)"
+            f"has an initialization that changes the base model (init_lora_weights {init!r}); "
+            "convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion)"
         )
     kind = config.get("peft_type")
     if kind is not None and kind not in ("LORA", "LOHA", "LOKR"):
-        raise _Refused(f"is of a {kind!r:.60}; LORA, LOHA and LOKR are served")
+        raise _Refused(f"has peft_type {kind!r:.60}; LORA, LOHA and LOKR are supported")
     _number(config.get("lora_alpha", config.get("alpha")))
     for name in ("use_rslora", "use_dora"):
         if config.get(name) not in (None, True, False):
@@ -153,29 +157,31 @@ def _check(config: Config) -> None:
     for name in ("alpha_pattern", "rank_pattern"):
         pattern = config.get(name) or {}
         if not isinstance(pattern, Mapping):
-            raise _Refused(f"has an {name} that is not an object")
-        for end, value in pattern.items():
+            raise _Refused(f"has {name} that is not an object")
+        for suffix, value in pattern.items():
             _number(value)
-            if not _SUFFIX.fullmatch(end):
+            if not _SUFFIX.fullmatch(suffix):
                 raise _Refused(
-                    f"has a regular expression in {name}, {end[:60]!r}; only ends of module names "
-                    "are read"
+                    f"has a regular expression in {name}, {suffix[:60]!r}; only suffixes of module "
+                    "names are supported"
                 )
 
 
 def _unknown(config: Config) -> Iterator[str]:
     for name, value in config.items():
         if name not in _NEUTRAL and name not in _REFUSED and value:
-            yield f"has {name[:60]!r}, which is not known here and not applied"
+            yield f"has the unknown field {name[:60]!r}, which is not applied"
 
 
-def _of(pattern: object, module: str) -> float | None:
-    """The first value whose key the module's path ends with. PEFT matches keys as regular
-    expressions; a stranger's are not run here."""
+def _pattern_value(pattern: object, module: str) -> float | None:
+    """Return the value of the first key that is a suffix of the module's path.
+
+    PEFT matches keys as regular expressions; untrusted expressions are not run here.
+    """
     if not isinstance(pattern, Mapping):
         return None
-    for end, value in pattern.items():
-        if f".{module}".endswith("." + end.replace("\\.", ".")):
+    for suffix, value in pattern.items():
+        if f".{module}".endswith("." + suffix.replace("\\.", ".")):
             return _number(value)
     return None
 
@@ -184,7 +190,7 @@ def _number(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Refused(f"has an alpha that is no number: {value!r:.60}")
+        raise _Refused(f"has an alpha that is not a number: {value!r:.60}")
     try:
         return float(value)
     except OverflowError:

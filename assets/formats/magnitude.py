@@ -1,8 +1,8 @@
-"""How far an adapter may move a parameter: no further than float16 can hold.
+"""Bound the change of a parameter by an adapter, so that it fits float16.
 
-The bound is of the largest element of the change at weight 1. For a product of factors that is
-the longest row times the longest column (Cauchy and Schwarz), for Kronecker's and the
-elementwise product the product of both sides' bounds; so it is never too small.
+An upper bound of the largest element of the change at weight 1. For a product of factors it is the
+longest row times the longest column (Cauchy–Schwarz); for Kronecker and elementwise products, the
+product of both operands' bounds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LARGEST = 65504.0
 
 
 def piece_bound(name: str, tensor: torch.Tensor) -> float:
-    """Of one canonical piece [rows, columns]; what a product of such bounds is made from."""
+    """Return one canonical piece's factor of the bound: the longest row, column or element."""
     if name.startswith("up"):
         return float(torch.linalg.vector_norm(tensor.float(), dim=1).max())
     if name.startswith("down"):
@@ -25,7 +25,7 @@ def piece_bound(name: str, tensor: torch.Tensor) -> float:
 
 
 def change_bound(pieces: Mapping[str, float], scale: float) -> float:
-    """The largest element that the change may have; for DoRA, that its weights may have."""
+    """Return the upper bound of the change's elements; for DoRA, of the changed weights'."""
     for name in ("magnitude", "magnitude_in"):
         if name in pieces:
             return pieces[name]

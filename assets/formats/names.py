@@ -1,8 +1,7 @@
-"""Names of SDXL's parameters: published (diffusers files) to single file (LDM).
+"""Map SDXL's published parameter names (diffusers) to single-file names (LDM).
 
-One direction only. Whoever reads a foreign file walks the skeleton's published
-names and asks what each would be called there; so a name that matches nothing is
-found by subtraction, and no table of 2,515 rows is kept.
+One direction only: readers of a single file iterate over the schema's published names. Unmatched
+names are found by subtraction, so no table of 2,515 rows is needed.
 """
 
 from __future__ import annotations
@@ -39,7 +38,11 @@ _UP_BLOCKS_WITH_ATTENTION = (0, 1)
 
 
 def unet_ldm_name(name: str) -> str:
-    """``down_blocks.1.attentions.0.…`` → ``input_blocks.4.1.…`` (without a prefix)."""
+    """``down_blocks.1.attentions.0.…`` → ``input_blocks.4.1.…`` (without a prefix).
+
+    Raises:
+        KeyError: the name is not one of the UNet's.
+    """
     module, _, leaf = name.rpartition(".")
     if module in _UNET_HEAD:
         return f"{_UNET_HEAD[module]}.{leaf}"
@@ -59,8 +62,8 @@ def unet_ldm_name(name: str) -> str:
         return f"input_blocks.{first + index}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
     first = block * _RESNETS_PER_UP_BLOCK
     if kind == "upsamplers":
-        place = 2 if block in _UP_BLOCKS_WITH_ATTENTION else 1
-        return f"output_blocks.{first + _RESNETS_PER_UP_BLOCK - 1}.{place}.{rest}"
+        position = 2 if block in _UP_BLOCKS_WITH_ATTENTION else 1
+        return f"output_blocks.{first + _RESNETS_PER_UP_BLOCK - 1}.{position}.{rest}"
     return f"output_blocks.{first + index}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
 
 
@@ -89,12 +92,12 @@ _VAE_ATTENTION = {
 def vae_ldm_name(name: str) -> str:
     """``decoder.up_blocks.0.resnets.0.…`` → ``decoder.up.3.block.0.…`` (without a prefix)."""
     if match := _VAE_RESNET.match(name):
-        place = int(match[3]) if match[2] == "down" else _VAE_BLOCKS - 1 - int(match[3])
+        level = int(match[3]) if match[2] == "down" else _VAE_BLOCKS - 1 - int(match[3])
         rest = match[5].replace("conv_shortcut", "nin_shortcut")
-        return f"{match[1]}.{match[2]}.{place}.block.{match[4]}.{rest}"
+        return f"{match[1]}.{match[2]}.{level}.block.{match[4]}.{rest}"
     if match := _VAE_SAMPLER.match(name):
-        place = int(match[3]) if match[2] == "down" else _VAE_BLOCKS - 1 - int(match[3])
-        return f"{match[1]}.{match[2]}.{place}.{match[2]}sample.{match[4]}"
+        level = int(match[3]) if match[2] == "down" else _VAE_BLOCKS - 1 - int(match[3])
+        return f"{match[1]}.{match[2]}.{level}.{match[2]}sample.{match[4]}"
     if match := _VAE_MID.match(name):
         layer, _, leaf = match[4].rpartition(".")
         if match[2] == "resnets":
@@ -122,11 +125,11 @@ _CLIP_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bia
 
 @dataclass(frozen=True, slots=True)
 class SingleFileName:
-    """Where a published parameter lies in a single-file checkpoint.
+    """The location of a published parameter in a single-file checkpoint.
 
-    ``third`` names the part (0 query, 1 key, 2 value) of a fused ``in_proj``;
-    ``transposed`` says that the file holds the transpose; a 1×1 convolution in
-    the file stands for a linear layer whenever the published shape has rank 2.
+    ``third`` selects the part (0 query, 1 key, 2 value) of a fused ``in_proj``. ``transposed``: the
+    file has the transpose. Where the published shape has rank 2, the file may have a 1×1
+    convolution instead of a linear layer.
     """
 
     name: str
@@ -163,12 +166,12 @@ _SINGLE_FILE: dict[Component, Callable[[str], SingleFileName]] = {
 
 
 def short_name(published: str) -> str:
-    """A text encoder's parameter as transformers writes it since 5.6, without ``text_model.``."""
+    """Return a text encoder's parameter name as in transformers >= 5.6: no ``text_model.``."""
     return published.removeprefix("text_model.")
 
 
 def long_name(component: Component, name: str) -> str:
-    """The published name of a parameter that may have lost its ``text_model.``."""
+    """Return a parameter's published name, restoring a missing ``text_model.``."""
     is_text = component in ("text_encoder", "text_encoder_2")
     if is_text and not name.startswith(("text_model.", "text_projection.")):
         return f"text_model.{name}"
@@ -176,7 +179,7 @@ def long_name(component: Component, name: str) -> str:
 
 
 def single_file_name(component: Component, name: str, *, prefixed: bool = True) -> SingleFileName:
-    """Where ``component``'s published parameter ``name`` lies in a single file."""
-    found = _SINGLE_FILE[component](name)
+    """Return the location of ``component``'s published parameter ``name`` in a single file."""
+    location = _SINGLE_FILE[component](name)
     prefix = SINGLE_FILE_PREFIX[component] if prefixed else ""
-    return SingleFileName(prefix + found.name, found.third, found.transposed)
+    return SingleFileName(prefix + location.name, location.third, location.transposed)

@@ -1,8 +1,7 @@
-"""A diffusers folder as one file, because an upload is one file.
+"""Pack a diffusers folder into one file, because an upload is one file.
 
-Each tensor keeps its name, behind its component's: ``unet/conv_in.weight``; the scheduler's
-configuration goes into the metadata. A component that the folder lacks is left out; the base
-model's serves in its place.
+Tensor names get the component as prefix: ``unet/conv_in.weight``. The scheduler's configuration
+goes into the metadata. Missing components are left out; the base model's are used instead.
 """
 
 from __future__ import annotations
@@ -20,27 +19,29 @@ from assets.formats.tensors import Planned, write_tensors
 
 
 def pack_folder(model: Path, target: Path, *, prediction_is_said: bool = False) -> Path:
-    """Write ``target``. ``prediction_is_said``: the owner says what the UNet predicts, so the
-    scheduler's configuration does not decide.
+    """Pack the folder ``model`` into the file ``target`` and return ``target``.
+
+    ``prediction_is_said``: the owner declares the prediction type, so the scheduler's
+    configuration is not checked.
 
     Raises:
-        IngestRejected: the folder has no UNet that can be read, or a configuration asks for
-        arithmetic that is not served.
+        IngestRejected: the folder has no readable UNet, or a configuration needs unsupported
+        arithmetic.
     """
     scheduler = folder_config(model, "scheduler", "scheduler_config.json")
     if not prediction_is_said:
-        prediction_of_scheduler(scheduler)  # refused now rather than after gigabytes were sent
+        prediction_of_scheduler(scheduler)  # reject before gigabytes are uploaded
     with ExitStack() as stack:
         planned: dict[str, Planned] = {}
         for component in MODEL_COMPONENTS:
             tensors = folder_weights(model, component, stack)
             if tensors is None:
                 continue
-            if others := other_arithmetic(component, folder_config(model, component)):
-                raise IngestRejected(*(f"{model}: {component}: {other}" for other in others))
+            if problems := other_arithmetic(component, folder_config(model, component)):
+                raise IngestRejected(*(f"{model}: {component}: {each}" for each in problems))
             planned |= {f"{component}/{name}": tensor for name, tensor in tensors.items()}
         if not any(name.startswith("unet/") for name in planned):
-            raise IngestRejected(f"{model} is no diffusers folder: it has no unet")
+            raise IngestRejected(f"{model} is not a diffusers folder: it has no unet")
         metadata = {SCHEDULER_METADATA: json.dumps(scheduler)} if scheduler else {}
         write_tensors(target, planned, metadata)
     return target

@@ -1,10 +1,9 @@
-"""Finds out what a checkpoint's UNet predicts, from all the places where people say so.
+"""Determine a checkpoint's prediction type from its file.
 
-In order of precedence, behind the owner's word: marker tensors (``v_pred``, ``ztsnr``: ComfyUI
-and Forge read these); the scheduler's configuration of a diffusers folder; metadata (the
-Stability AI model specification's ``modelspec.prediction_type``, and what trainers call it); a
-noise schedule kept among the tensors (``alphas_cumprod``) that ends in noise alone. Nothing said
-means noise.
+Sources by precedence, after the owner's declaration: marker tensors (``v_pred``, ``ztsnr``, read by
+ComfyUI and Forge); the scheduler's configuration of a diffusers folder; metadata (the Stability AI
+model specification's ``modelspec.prediction_type``, and trainers' own fields); a noise schedule
+among the tensors (``alphas_cumprod``) that ends at zero. The default is epsilon.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from assets.families.sdxl import SDXL_SCHEDULE
 from assets.formats.tensors import CANONICAL_FLOATS, TensorFile
 from assets.prediction import PREDICTIONS, Prediction, Predicts
 
-#: Where a packed diffusers folder keeps its scheduler's configuration.
+#: Metadata key of the scheduler's configuration in a packed diffusers folder.
 SCHEDULER_METADATA = "scheduler_config"
 
 _EPSILON, _VELOCITY = "epsilon", "v_prediction"
-_WORDS: Mapping[str, str] = {
+_TYPES_BY_NAME: Mapping[str, str] = {
     "epsilon": _EPSILON, "eps": _EPSILON, "noise": _EPSILON,
     "v": _VELOCITY, "v_prediction": _VELOCITY, "v-prediction": _VELOCITY, "v_pred": _VELOCITY,
     "vpred": _VELOCITY, "velocity": _VELOCITY,
@@ -33,19 +32,19 @@ _ZERO_SNR_FIELDS = (
     "ztsnr", "zsnr", "zero_terminal_snr", "ss_zero_terminal_snr", "rescale_betas_zero_snr",
 )  # fmt: skip
 _TRUE = ("true", "1", "yes")
-#: Marker tensors of noise schedules that are not served.
+#: Marker tensors of unsupported noise schedules.
 _EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _PREFIXES = ("", "model.diffusion_model.")
-#: What a scheduler's configuration says of the noise schedule itself.
+#: Scheduler configuration fields that define the noise schedule.
 _SCHEDULE_FIELDS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
-#: The last ᾱ of SDXL's own schedule is 0.0047; of a rescaled one zero, or nearly.
+#: The last ᾱ of SDXL's schedule is 0.0047; of a zero-terminal-SNR schedule, about zero.
 _NEARLY_ZERO = 1e-4
 _SHOWN_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """One source: a type, or None; whether the schedule ends in noise alone."""
+class _Evidence:
+    """What one source states: a type, or None; whether the schedule has zero terminal SNR."""
 
     source: str
     type: str | None = None
@@ -53,61 +52,61 @@ class _Said:
 
 
 def find_prediction(file: TensorFile) -> Predicts:
-    """By a checkpoint's own file.
+    """Return the prediction type that a checkpoint's file states.
 
     Raises:
-        IngestRejected: the model predicts something that is not served; says what, and where it
-        is said.
+        IngestRejected: the prediction type or noise schedule is not supported.
     """
     metadata = file.header.metadata
     scheduler = _scheduler_in(metadata)
-    said = [
+    evidence = [
         *_markers(file),
         *(_from_scheduler(scheduler) if scheduler is not None else ()),
         *_from_metadata(metadata),
         *_from_schedule(file),
     ]
-    return _weighed(said)
+    return _resolve(evidence)
 
 
 def prediction_of_scheduler(config: Mapping[str, Any]) -> Predicts:
-    """Of a diffusers folder, by its ``scheduler_config.json``.
+    """Return the prediction type that a diffusers folder's ``scheduler_config.json`` states.
 
     Raises:
         IngestRejected: as ``find_prediction``.
     """
-    return _weighed(list(_from_scheduler(config)))
+    return _resolve(list(_from_scheduler(config)))
 
 
-def _weighed(said: Sequence[_Said]) -> Predicts:
-    typed = next((each for each in said if each.type is not None), None)
-    zero = next((each for each in said if each.is_zero_snr), None)
+def _resolve(evidence: Sequence[_Evidence]) -> Predicts:
+    typed = next((each for each in evidence if each.type is not None), None)
+    zero = next((each for each in evidence if each.is_zero_snr), None)
     value: Prediction = "epsilon"
     sources = []
     if typed is not None and (zero is None or typed.type == _VELOCITY):
         value = "v_prediction" if typed.type == _VELOCITY else "epsilon"
         sources.append(typed.source)
-    if zero is not None:  # noise cannot be predicted from noise alone: it must be velocity
+    if zero is not None:  # at zero SNR the input is pure noise, so epsilon cannot work
         value = "v_prediction_zero_snr"
         sources.append(zero.source)
     kind = _EPSILON if value == "epsilon" else _VELOCITY
-    others = tuple(each.source for each in said if each.type not in (None, kind))
-    return Predicts(value, ", ".join(dict.fromkeys(sources)) or "nothing says otherwise", others)
+    contradictions = tuple(each.source for each in evidence if each.type not in (None, kind))
+    source = ", ".join(dict.fromkeys(sources)) or "nothing says otherwise"
+    return Predicts(value, source, contradictions)
 
 
-def _markers(file: TensorFile) -> Iterator[_Said]:
+def _markers(file: TensorFile) -> Iterator[_Evidence]:
     names = {*file.header.tensors, *file.header.markers}
 
-    def marked(name: str) -> bool:
+    def has_marker(name: str) -> bool:
         return any(prefix + name in names for prefix in _PREFIXES)
 
     for name in _EDM_MARKERS:
-        if marked(name):
-            raise _not_served("EDM", f"tensor {name!r}")
-    if marked("v_pred"):
-        yield _Said("tensor 'v_pred'", _VELOCITY)
-    if marked("ztsnr"):
-        yield _Said("tensor 'ztsnr'", is_zero_snr=True)
+        if has_marker(name):
+            raise _unsupported("EDM", f"tensor {name!r}")
+    if has_marker("v_pred"):
+        yield _Evidence("tensor 'v_pred'", _VELOCITY)
+    if has_marker("ztsnr"):
+        yield _Evidence("tensor 'ztsnr'", is_zero_snr=True)
 
 
 def _scheduler_in(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
@@ -119,42 +118,42 @@ def _scheduler_in(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise IngestRejected(f"{SCHEDULER_METADATA} in its metadata is no JSON object")
+        raise IngestRejected(f"{SCHEDULER_METADATA} in its metadata is not a JSON object")
     return config
 
 
-def _from_scheduler(config: Mapping[str, Any]) -> Iterator[_Said]:
+def _from_scheduler(config: Mapping[str, Any]) -> Iterator[_Evidence]:
     source = "scheduler_config.json"
     name = str(config.get("_class_name", ""))
-    for begins, what in (("EDM", "EDM"), ("FlowMatch", "flow")):
-        if name.startswith(begins):
-            raise _not_served(what, f"{source}: {name[:_SHOWN_CHARS]}")
+    for prefix, prediction in (("EDM", "EDM"), ("FlowMatch", "flow")):
+        if name.startswith(prefix):
+            raise _unsupported(prediction, f"{source}: {name[:_SHOWN_CHARS]}")
     if config.get("trained_betas") is not None:
-        raise IngestRejected(f"its noise schedule (trained_betas in {source}) is not served")
+        raise IngestRejected(f"its noise schedule (trained_betas in {source}) is not supported")
     for field in _SCHEDULE_FIELDS:
         value = config.get(field, SDXL_SCHEDULE[field])
         if value != SDXL_SCHEDULE[field]:
             raise IngestRejected(
-                f"its noise schedule ({field} {value!r:.60} in {source}) is not served; SDXL's is "
-                f"{SDXL_SCHEDULE[field]!r}"
+                f"its noise schedule ({field} {value!r:.60} in {source}) is not supported; "
+                f"SDXL's is {SDXL_SCHEDULE[field]!r}"
             )
     is_zero_snr = bool(config.get("rescale_betas_zero_snr"))
-    yield _Said(source, _type_of(config.get("prediction_type"), source), is_zero_snr)
+    yield _Evidence(source, _type_of(config.get("prediction_type"), source), is_zero_snr)
 
 
-def _from_metadata(metadata: Mapping[str, str]) -> Iterator[_Said]:
+def _from_metadata(metadata: Mapping[str, str]) -> Iterator[_Evidence]:
     for field in _TYPE_FIELDS:
         if field in metadata:
             source = f"metadata {field}"
-            yield _Said(source, _type_of(metadata[field], source))
+            yield _Evidence(source, _type_of(metadata[field], source))
     if metadata.get("ss_v_parameterization", "").lower() in _TRUE:
-        yield _Said("metadata ss_v_parameterization", _VELOCITY)
+        yield _Evidence("metadata ss_v_parameterization", _VELOCITY)
     for field in _ZERO_SNR_FIELDS:
         if metadata.get(field, "").strip().lower() in _TRUE:
-            yield _Said(f"metadata {field}", is_zero_snr=True)
+            yield _Evidence(f"metadata {field}", is_zero_snr=True)
 
 
-def _from_schedule(file: TensorFile) -> Iterator[_Said]:
+def _from_schedule(file: TensorFile) -> Iterator[_Evidence]:
     for name in ("alphas_cumprod", "model.alphas_cumprod"):
         info = file.header.tensors.get(name)
         if info is None or info.dtype not in CANONICAL_FLOATS or len(info.shape) != 1:
@@ -162,20 +161,20 @@ def _from_schedule(file: TensorFile) -> Iterator[_Said]:
         if info.shape[0] > 10_000:
             continue
         if float(file.read(name)[-1].float()) < _NEARLY_ZERO:
-            yield _Said(f"tensor {name!r} ends in zero", is_zero_snr=True)
+            yield _Evidence(f"tensor {name!r} ends in zero", is_zero_snr=True)
 
 
 def _type_of(value: object, source: str) -> str | None:
     if value is None or value == "":
         return None
-    found = _WORDS.get(str(value).strip().lower())
-    if found is None:
-        raise _not_served(str(value)[:_SHOWN_CHARS], source)
-    return found
+    kind = _TYPES_BY_NAME.get(str(value).strip().lower())
+    if kind is None:
+        raise _unsupported(str(value)[:_SHOWN_CHARS], source)
+    return kind
 
 
-def _not_served(what: str, source: str) -> IngestRejected:
+def _unsupported(prediction: str, source: str) -> IngestRejected:
     return IngestRejected(
-        f"its prediction type is {what!r} ({source}), which is not served; "
-        f"{', '.join(PREDICTIONS)} are. If that is wrong, say prediction_type with the asset"
+        f"its prediction type is {prediction!r} ({source}), which is not supported; "
+        f"{', '.join(PREDICTIONS)} are. If that is wrong, set prediction_type on the asset"
     )

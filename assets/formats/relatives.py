@@ -1,4 +1,4 @@
-"""Models that look like SDXL's files and are others, by the names that their authors gave them.
+"""Recognize models that share key names with SDXL but are not supported.
 
 Layer counts of the distilled models: their published ``unet/config.json`` files (segmind/SSD-1B,
 segmind/Segmind-Vega, etri-vilab/koala-700m and koala-1b).
@@ -18,14 +18,14 @@ Listing = Mapping[str, Shape]
 
 @dataclass(frozen=True, slots=True)
 class Relative:
-    """``name`` with its article, and the key that tells."""
+    """An unsupported model: its ``name`` with article, and the deciding key."""
 
     name: str
     evidence: str
 
 
-#: (name, how its keys begin). A file that has one such key is this model.
-_BEGINNINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
+#: (name, key prefixes). One matching key identifies the model.
+_PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("an IP-Adapter", ("ip_adapter.", "image_proj.", "image_proj_model.")),
     ("a ControlNet", ("control_model.", "controlnet_cond_embedding.", "input_hint_block.")),
     ("a ControlNet", ("controlnet_down_blocks.", "controlnet_mid_block.", "zero_convs.")),
@@ -37,14 +37,14 @@ _BEGINNINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a T5 text encoder", ("encoder.block.0.layer.",)),
     ("a CLIP text encoder alone", ("text_model.encoder.", "transformer.resblocks.")),
 )
-#: (name, a piece of the UNet's own keys)
+#: (name, substring of the UNet's keys)
 _PIECES = (
     ("an AnimateDiff motion module", "motion_modules."),
     ("a checkpoint of Kolors", "encoder_hid_proj."),
     ("a checkpoint distilled as a latent consistency model (LCM)", "cond_proj.weight"),
     ("a GLIGEN model", "position_net."),
 )
-#: Where the UNet's first convolution lies, and its embedding of sizes, which only SDXL's have.
+#: Keys of the UNet's first convolution, and of the size embedding, which only SDXL has.
 _LAYOUTS = (
     ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.label_emb.0.0.weight"),
     ("unet/conv_in.weight", "unet/add_embedding.linear_1.weight"),
@@ -62,13 +62,12 @@ _TRANSFORMER = re.compile(r"down_blocks\.\d+\.attentions\.\d+\.transformer_block
 
 
 def relative_of(listing: Listing) -> Relative | None:
-    """A model of another kind that shares names with SDXL's files, as far as keys and shapes
-    tell. Pure."""
+    """Return the unsupported model that keys and shapes identify, or None. Pure."""
     has_unet = any(first in listing for first, _ in _LAYOUTS)
     if not has_unet:
-        for name, beginnings in _BEGINNINGS:
+        for name, prefixes in _PREFIXES:
             for key in listing:
-                if key.startswith(beginnings):
+                if key.startswith(prefixes):
                     return Relative(name, f"key {key!r}")
     for key in listing:
         for name, piece in _PIECES:
@@ -87,32 +86,33 @@ def _by_first_convolution(key: str, shape: Shape, *, has_sizes: bool) -> Relativ
     family = "an SDXL" if has_sizes else "a Stable Diffusion"
     if shape[1] in _INPUTS:
         name = f"{family} {_INPUTS[shape[1]]}"
-        return Relative(name, f"{key!r} has {shape[1]} input channels, text to image has 4")
+        return Relative(name, f"{key!r} has {shape[1]} input channels; text-to-image has 4")
     if has_sizes and shape[0] == _REFINER_CHANNELS:
         return Relative(_REFINER, f"{key!r} has {shape[0]} channels")
     return None
 
 
 def distilled(listing: Listing, schema: ParameterSchema) -> Relative | None:
-    """A UNet that has SDXL's widths and fewer transformer layers. Pure."""
-    wanted = schema.components["unet"]
-    for prefix, spell in (
+    """Return the distilled model: a UNet with SDXL's widths and fewer transformer layers. Pure."""
+    expected = schema.components["unet"]
+    for prefix, rename in (
         ("model.diffusion_model.", unet_ldm_name), ("unet/", str), ("unet.", str), ("", str),
     ):  # fmt: skip
-        present = [name for name in wanted if prefix + spell(name) in listing]
+        present = [name for name in expected if prefix + rename(name) in listing]
         if "conv_in.weight" not in present:
             continue
-        have, need = _deepest(present), _deepest(wanted)
+        layers, expected_layers = _max_layers(present), _max_layers(expected)
         lacks_middle = not any(name.startswith("mid_block.attentions.") for name in present)
-        if have >= need and not lacks_middle:
+        if layers >= expected_layers and not lacks_middle:
             return None
-        name = _DISTILLED.get(have) if need == 10 else None
-        what = name or "a distilled relative of SDXL, such as SSD-1B or Segmind Vega"
-        layers = f"{have} transformer layers where SDXL has {need}"
-        return Relative(what, layers if have < need else "no attention in its middle block")
+        known = _DISTILLED.get(layers) if expected_layers == 10 else None
+        name = known or "a distilled variant of SDXL, such as SSD-1B or Segmind Vega"
+        if layers < expected_layers:
+            return Relative(name, f"{layers} transformer layers where SDXL has {expected_layers}")
+        return Relative(name, "no attention in its middle block")
     return None
 
 
-def _deepest(names: Iterable[str]) -> int:
-    """Transformer layers of the deepest block on the way down."""
+def _max_layers(names: Iterable[str]) -> int:
+    """Return the most transformer layers in any down block."""
     return max((int(m[1]) + 1 for name in names if (m := _TRANSFORMER.match(name))), default=0)

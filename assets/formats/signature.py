@@ -1,4 +1,4 @@
-"""What a file is that is no safetensors file, by how it begins; says what to do instead."""
+"""Identify a file that is not safetensors by its first bytes, and suggest a remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 
-#: As many bytes as :func:`describe` looks at.
+#: The number of bytes that :func:`describe` examines.
 SIGNATURE_BYTES = 2048
 _SHOWN_CHARS = 200
 
@@ -30,7 +30,7 @@ _ARCHIVES: Sequence[tuple[bytes, str]] = (
     (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
 )
 _OTHER_FORMATS: Sequence[tuple[bytes, str]] = (
-    (b"GGUF", "a GGUF file (quantized for llama.cpp or its kin)"),
+    (b"GGUF", "a GGUF file (quantized for llama.cpp)"),
     (b"\x89HDF\r\n", "an HDF5 file"),
     (b"%PDF", "a PDF"),
 )
@@ -38,26 +38,28 @@ _PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<script")
 
 
 def describe(start: bytes) -> str | None:
-    """What the file that begins with ``start`` is, and what to do; None when it may be cut-off
-    safetensors or is not known."""
+    """Describe a file by its first bytes, with a remedy.
+
+    None if the format is unknown or may be truncated safetensors.
+    """
     if start.startswith(b"version https://git-lfs"):
         return (
-            "this is a Git LFS pointer and not the file itself: run `git lfs pull` in the clone, "
+            "this is a Git LFS pointer, not the file itself: run `git lfs pull` in the clone, "
             "or download the file"
         )
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text[:20].lower().startswith(_PAGES):
         return (
-            "this is a web page (HTML) and not the file: use its download link (on Hugging Face "
+            "this is a web page (HTML), not the file: use the download link (on Hugging Face "
             "/resolve/ instead of /blob/, on Civitai the link of the Download button)"
         )
     if text.startswith((b"<?xml", b"<Error")):
-        return f"this is XML and not a model, such as a store's answer: {_shown(text)}"
+        return f"this is XML, not a model; perhaps an error response: {_shown(text)}"
     for begin, name in _IMAGES:
         if start.startswith(begin):
-            return f"this is {name} and not a model"
+            return f"this is {name}, not a model"
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-        return "this is a WebP image and not a model"
+        return "this is a WebP image, not a model"
     if _is_pickle(start):
         return _PICKLE
     for begin, name in _ARCHIVES:
@@ -72,7 +74,7 @@ def describe(start: bytes) -> str | None:
 
 
 def _is_pickle(start: bytes) -> bool:
-    if start.startswith(b"PK\x03\x04"):  # torch's own archives keep their pickle first
+    if start.startswith(b"PK\x03\x04"):  # torch archives store the pickle first
         return b"data.pkl" in start[:SIGNATURE_BYTES]
     return len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5
 
@@ -81,17 +83,17 @@ def _described_text(text: bytes) -> str | None:
     if b"\0" in text or not text:
         return None
     if text[:1] in (b"{", b"["):
-        return f"this is JSON and not a model: {_shown(text)}"
+        return f"this is JSON, not a model: {_shown(text)}"
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(text) - 4:  # not merely cut within a character
+        if error.start < len(text) - 4:  # not just a truncated last character
             return None
-    return f"this is a text file and not a model: {_shown(text)}"
+    return f"this is a text file, not a model: {_shown(text)}"
 
 
 def _shown(text: bytes) -> str:
-    """On one line, with nothing that a terminal obeys."""
+    """Return the text on one line, without control characters."""
     decoded = text.decode(errors="replace")
     with suppress(ValueError, RecursionError):
         decoded = json.dumps(json.loads(decoded), ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""Reading and writing safetensors one tensor at a time, so that memory stays flat.
+"""Read and write safetensors one tensor at a time, so that memory use stays constant.
 
-The library's ``save_file`` wants every tensor in memory and its reader maps the
-file; a multi-gigabyte conversion must hold neither.
+The library's ``save_file`` needs every tensor in memory and its reader maps the file; a
+multi-gigabyte conversion can afford neither.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
-#: The types of weights, and the type in which canonical files hold them. Every value in eight
-#: bits is a float16; float64 is more than any engine computes with.
+#: Accepted weight dtypes → dtype in canonical files. float16 represents every 8-bit value; no
+#: engine computes in float64.
 CANONICAL_FLOATS: Mapping[str, str] = {
     "F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16", "F8_E4M3": "F16", "F8_E5M2": "F16",
 }  # fmt: skip
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-#: How far the kernel is told to read ahead.
-_AHEAD = 32 << 20
+#: Bytes that the kernel is asked to read ahead.
+_READ_AHEAD_BYTES = 32 << 20
 
 
 class TensorFile:
-    """An open safetensors file; ``read`` brings one tensor into memory of its own."""
+    """An open safetensors file; each ``read`` returns a copy of one tensor."""
 
     def __init__(self, path: Path) -> None:
         self.header: Header = read_header(path)
@@ -56,17 +56,19 @@ class TensorFile:
         return name in self.header.tensors
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor ``name``, on the CPU, in the file's own type."""
+        """Return the tensor ``name`` on the CPU, in the file's dtype."""
         return self.read_stacked([name])[0]
 
     def read_weights(self, name: str) -> torch.Tensor:
-        """The tensor ``name``, on the CPU, in the type that a canonical file holds it in."""
+        """Return the tensor ``name`` on the CPU, in its canonical dtype."""
         canonical = CANONICAL_FLOATS[self.header.tensors[name].dtype]
         return self.read(name).to(TORCH_DTYPES[canonical])
 
     def read_stacked(self, names: Sequence[str]) -> torch.Tensor:
-        """[n, *shape] of n tensors of one shape; one read when they lie side by side in the
-        file, as they do in canonical ones."""
+        """Return n tensors of one shape as [n, *shape].
+
+        Uses one read if they are adjacent in the file, as in canonical files.
+        """
         infos = [self.header.tensors[name] for name in names]
         first, last = infos[0], infos[-1]
         adjacent = all(a.end == b.begin for a, b in pairwise(infos))
@@ -83,25 +85,28 @@ class TensorFile:
         return self._file.fileno()
 
     def fill(self, target: memoryview, begin: int, end: int) -> None:
-        """``target`` (exactly that many bytes) without a copy in between; the kernel fetches what
-        follows meanwhile. Threads may read at once.
+        """Read bytes ``begin`` to ``end`` of the data section into ``target``, without a copy.
+
+        ``target`` is exactly that long. The kernel reads ahead meanwhile. Thread-safe.
 
         Raises:
-            OSError: the file is shorter than its header says.
+            OSError: the file is shorter than its header states.
         """
         offset, done = self.header.data_offset + begin, 0
         with suppress(OSError):
-            os.posix_fadvise(self.fileno(), offset + end - begin, _AHEAD, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(
+                self.fileno(), offset + end - begin, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED
+            )
         while done < end - begin:
             count = os.preadv(self._file.fileno(), [target[done:]], offset + done)
             if count == 0:
-                raise OSError(f"{self._file.name} ended within its tensors")
+                raise OSError(f"{self._file.name} ends within its tensor data")
             done += count
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A tensor to be written: its type and shape now, its values when its turn comes."""
+    """A tensor to write: its dtype and shape; ``values`` is called when it is written."""
 
     dtype: str
     shape: Shape
@@ -117,6 +122,8 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Written:
+    """Digest and size of a written file."""
+
     sha256: str
     size_bytes: int
 
@@ -127,11 +134,14 @@ def write_tensors(
     metadata: Mapping[str, str],
     order: Sequence[str] | None = None,
 ) -> Written:
-    """Write a safetensors file tensor by tensor, in name order or the one that is given; the
-    digest comes for free."""
+    """Write a safetensors file tensor by tensor, in ``order`` or sorted by name.
+
+    Raises:
+        ValueError: ``order`` has another length than ``tensors``, or values do not match the plan.
+    """
     names = sorted(tensors) if order is None else order
     if len(names) != len(tensors):
-        raise ValueError(f"an order of {len(names)} names for {len(tensors)} tensors")
+        raise ValueError(f"order has {len(names)} names for {len(tensors)} tensors")
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
     for name in names:
@@ -144,7 +154,7 @@ def write_tensors(
         }
         position = end
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)  # tensors start aligned
+    raw += b" " * (-len(raw) % 8)  # aligns the data section to 8 bytes
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         for chunk in (len(raw).to_bytes(8, "little"), raw):

@@ -1,1 +1,1 @@
-"""An uploaded file becomes canonical files, in a sandboxed process, or is rejected."""
+"""Ingest: convert uploads to canonical files in a sandboxed process, or reject them."""

@@ -1,4 +1,4 @@
-"""Ingest: an uploaded file becomes canonical files, once, or is refused with every reason."""
+"""Convert an uploaded file to canonical files, or reject it with every reason."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ _MAX_TRAINING_CHARS, _MAX_VALUE_CHARS = 32_768, 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnersWord:
-    """What the owner says of a file beside its kind. ``adapter_config`` is the content of PEFT's
-    ``adapter_config.json``, which lies beside an adapter's file."""
+    """What the owner declares about a file besides its kind.
+
+    ``adapter_config`` is the content of PEFT's ``adapter_config.json``.
+    """
 
     prediction: Prediction | None = None
     adapter_config: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> OwnersWord:
-        """From an asset's ``data``, or another process's JSON."""
+        """Read the declarations from an asset's ``data`` or the result of ``to_json``."""
         return cls(
             prediction=data.get("prediction_type"), adapter_config=data.get("adapter_config")
         )
@@ -46,7 +48,7 @@ class OwnersWord:
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """Canonical files in a scratch folder, ready to be stored under their keys."""
+    """The canonical files in a scratch folder, to be stored under their keys, and the report."""
 
     files: Mapping[Component, tuple[Blob, Path]]
     report: Mapping[str, Any]
@@ -60,16 +62,18 @@ def ingest_file(
     scratch: Path,
     word: OwnersWord = OwnersWord(),
 ) -> Ingested:
-    """Write the canonical form of ``path`` into ``scratch``; one tensor in memory at a time.
+    """Write the canonical form of ``path`` into ``scratch``, one tensor in memory at a time.
+
+    ``salt`` is the tenant's salt of the content keys; None for a public asset.
 
     Raises:
-        IngestRejected: with every reason that was found.
+        IngestRejected: the file cannot be used; carries every reason.
     """
     header = read_header(path)
     identity = identify(header.shapes)
     check_family(identity)
-    if identity.kind == "checkpoint" and (thin := distilled(header.shapes, schema)):
-        raise IngestRejected(f"this is {thin.name} ({thin.evidence}); {ACCEPTED}")
+    if identity.kind == "checkpoint" and (relative := distilled(header.shapes, schema)):
+        raise IngestRejected(f"this is {relative.name} ({relative.evidence}); {ACCEPTED}")
     assert identity.kind is not None
     findings = Findings()
     if identity.kind != declared:
@@ -87,8 +91,8 @@ def ingest_file(
             target = scratch / component
             order = _order(component, tensors, schema)
             written = write_tensors(target, tensors, {"component": component}, order)
-            # By what was written, not by what it was made from: two checkpoints with the same
-            # VAE share its blob, and a change from one to the other leaves it where it is.
+            # The key is of the written bytes, not of the source: checkpoints with the same VAE
+            # share its blob, and a swap between them leaves the VAE in place.
             prediction = prediction_in(report)
             key = content_key(written.sha256, component, schema.digest, salt, prediction)
             files[component] = (Blob(key, written.sha256, written.size_bytes), target)
@@ -102,43 +106,54 @@ def ingest_file(
 
 
 def prediction_in(report: Mapping[str, Any]) -> Prediction:
-    """What an asset's UNet predicts, by the report of its inspection."""
-    said: Prediction = report.get("prediction_type", {}).get("value", "epsilon")
-    if said not in PREDICTIONS:
-        raise ValueError(f"a report with prediction type {said!r}")
-    return said
+    """Return the prediction type of an asset's UNet from its inspection report.
+
+    Raises:
+        ValueError: the report has an unknown prediction type.
+    """
+    prediction: Prediction = report.get("prediction_type", {}).get("value", "epsilon")
+    if prediction not in PREDICTIONS:
+        accepted = ", ".join(PREDICTIONS)
+        raise ValueError(f"the report has prediction type {prediction!r}; known: {accepted}")
+    return prediction
 
 
-def with_owners_prediction(report: Mapping[str, Any], said: Prediction | None) -> dict[str, Any]:
-    """The report of a checkpoint after its owner said what it predicts, or took that back. What
-    its file says stays in it, as ``found``."""
-    known = report.get("prediction_type")
-    if known is None and said is None:
+def with_owners_prediction(
+    report: Mapping[str, Any], declared: Prediction | None
+) -> dict[str, Any]:
+    """Return a checkpoint's report with the owner's prediction type set, or removed (None).
+
+    The prediction type that the file states is kept as ``found``.
+    """
+    current = report.get("prediction_type")
+    if current is None and declared is None:
         return dict(report)
-    known = known or Predicts.from_report(None).report()
-    found = known.get("found") if known["source"] == _OWNER else known
-    if said is None:
-        return {**report, "prediction_type": found or known}
-    own = {"value": said, "source": _OWNER, **({"found": found} if found else {})}
+    current = current or Predicts.from_report(None).report()
+    from_file = current.get("found") if current["source"] == _OWNER else current
+    if declared is None:
+        return {**report, "prediction_type": from_file or current}
+    own = {"value": declared, "source": _OWNER, **({"found": from_file} if from_file else {})}
     return {**report, "prediction_type": own}
 
 
 def _check_values(file: TensorFile, findings: Findings) -> None:
-    """Of a file that is refused already: what else is wrong with it."""
+    """Add non-finite values of an already refused file to the findings."""
     for name, info in file.header.tensors.items():
         if info.dtype in CANONICAL_FLOATS:
             findings.check_finite(name, file.read_weights(name))
 
 
 def _training(header: Header) -> dict[str, str]:
-    """What trainers write of themselves and of what they were given (``ss_*`` and the like):
-    advisory, private to the owner, and no longer than anybody reads."""
+    """Return trainers' metadata (``ss_*`` and similar), truncated.
+
+    It is untrusted and private to the owner.
+    """
     kept: dict[str, str] = {}
-    left = _MAX_TRAINING_CHARS
+    chars_left = _MAX_TRAINING_CHARS
     for name, value in sorted(header.metadata.items()):
         text = value if len(value) <= _MAX_VALUE_CHARS else value[:_MAX_VALUE_CHARS] + "…"
-        left -= len(name) + len(text)
-        if left < 0:
+        chars_left -= len(name) + len(text)
+        if chars_left < 0:
             break
         kept[name] = text
     return kept
@@ -147,7 +162,10 @@ def _training(header: Header) -> dict[str, str]:
 def _order(
     component: Component, tensors: Mapping[str, Planned], schema: ParameterSchema
 ) -> list[str] | None:
-    """As the engine stacks them, so that it reads a stack at a time."""
+    """Return tensor names in the engine's stacking order, so that it reads a stack at a time.
+
+    None means sorted order.
+    """
     if component in MODEL_COMPONENTS:
         return stacking_order(schema.components[component])
     return lora.stacking_order(tensors, schema) if component == "lora" else None
@@ -169,14 +187,14 @@ def _convert(
     if kind == "vae":
         tensors, report = checkpoint.convert_vae(file, schema, findings)
         return {"vae": tensors}, report
-    said = word.prediction
+    declared = word.prediction
     try:
         report = {"prediction_type": find_prediction(file).report()}
     except IngestRejected:
-        if said is None:
+        if declared is None:
             raise
-        # Without ``found``: there is nothing to go back to when the owner takes the word back.
-        report = {"prediction_type": {"value": said, "source": _OWNER}}
-    report = with_owners_prediction(report, said)
+        # No ``found``: without the owner's declaration the file has no supported type.
+        report = {"prediction_type": {"value": declared, "source": _OWNER}}
+    report = with_owners_prediction(report, declared)
     components, facts = checkpoint.convert_checkpoint(file, schema, findings)
     return components, {**facts, **report}

@@ -1,4 +1,4 @@
-"""Does an asset change the picture, and is the picture one?"""
+"""Measure whether an asset changes the image and keeps it finite."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from assets.content import Blob, Component
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """``rms`` is the root of the mean square difference of a small picture drawn with the asset
-    at weight 1 and without it, of 255; None when the picture is not finite."""
+    """The effect of an asset on a small test image.
+
+    ``rms`` is the root mean square difference between the images with the asset at weight 1 and
+    without it, on a scale of 0 to 255; None if the image is not finite.
+    """
 
     rms: float | None
 
@@ -23,7 +26,7 @@ class Effect:
 
 
 class EffectProbe(Protocol):
-    """Draws with the served model, where that is small enough to do so for every upload."""
+    """Generates test images with the served model, if it is small enough to do so per upload."""
 
     def probe(self, kind: AssetKind, parts: Mapping[Component, Blob]) -> Effect | None:
-        """None where the served model is too large."""
+        """Return the asset's effect; None if the served model is too large."""

@@ -1,4 +1,4 @@
-"""What runs ingests in a process: transfers beside each other, conversions one at a time."""
+"""The ingest queue of a process: concurrent transfers, one conversion at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ _FETCHES_PER_TENANT = 2
 
 
 class IngestQueue:
-    """Close it once. What is not done by then is found by the next one, which begins with what
-    its predecessor left."""
+    """Queues imports and conversions on threads. Close it once.
+
+    On start it resubmits the uploads that an earlier queue did not finish.
+    """
 
     def __init__(self, ingest_service: IngestService, library: Library) -> None:
-        self._workshop = ingest_service
+        self._service = ingest_service
         self._fetches = TenantPool("fetch", _FETCHES, _FETCHES_PER_TENANT)
         self._ingests = TenantPool("ingest", 1, 1)
         for asset in library.stale_uploads(0.0):
@@ -31,13 +33,13 @@ class IngestQueue:
             self._ingest(asset)
 
     def _fetch(self, asset: Asset) -> None:
-        if self._workshop.fetch(asset.id):
+        if self._service.fetch(asset.id):
             self._ingest(asset)
 
     def _ingest(self, asset: Asset) -> None:
-        self._ingests.submit(asset.tenant_id, asset.id, partial(self._workshop.ingest, asset.id))
+        self._ingests.submit(asset.tenant_id, asset.id, partial(self._service.ingest, asset.id))
 
     def close(self) -> None:
-        self._workshop.stop()
+        self._service.stop()
         self._fetches.close()
         self._ingests.close()

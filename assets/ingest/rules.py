@@ -1,4 +1,4 @@
-"""What the served model can use of what was recognised; loads nothing."""
+"""Decide whether the served model can use an identified file. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from assets.formats.identify import Identity
 
 SERVED_FAMILY = "SDXL"
 ACCEPTED = (
-    "accepted are SDXL files in .safetensors: LoRA, LoHa, LoKr (names of kohya, diffusers or "
-    "PEFT), textual inversion (clip_l and clip_g), checkpoint (a single file, a diffusers folder "
-    "packed into one, or its UNet) and VAE"
+    "accepted: SDXL files in .safetensors: LoRA, LoHa, LoKr (kohya, diffusers or PEFT names), "
+    "textual inversion (clip_l and clip_g), checkpoint (a single file, a diffusers folder packed "
+    "into one, or its UNet) and VAE"
 )
 
 
 def check_family(identity: Identity) -> None:
-    """Raises IngestRejected unless it is a kind of asset, and for the served family."""
+    """Check that the file is a known kind of asset for the served family.
+
+    Raises:
+        IngestRejected: it is not.
+    """
     if identity.model is not None:
         raise IngestRejected(f"this is {identity.model} ({identity.evidence}); {ACCEPTED}")
     if identity.family not in (None, SERVED_FAMILY):
-        what = identity.kind or "file"
+        kind = identity.kind or "file"
         raise IngestRejected(
-            f"this is a {what} for {identity.family} ({identity.evidence}); {ACCEPTED}"
+            f"this is a {kind} for {identity.family} ({identity.evidence}); {ACCEPTED}"
         )
     if identity.kind is None:
         raise IngestRejected(f"not recognised: {identity.evidence}; {ACCEPTED}")
 
 
 def mismatch(identity: Identity, declared: AssetKind) -> str:
-    """Why a file is not what it was declared to be."""
+    """Return the reason for rejecting a file declared as another kind."""
     return (
         f"declared as {declared}, but the file is a {identity.kind} ({identity.evidence}); "
         f"create the asset again with asset_type {identity.kind!r}"

@@ -1,4 +1,4 @@
-"""The seam between the library and whatever runs its conversions."""
+"""The interface between the library and the process that runs conversions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from assets.asset import Asset
 
 
 class IngestRunner(Protocol):
-    """Starts the ingest of an uploaded asset somewhere, without waiting for it."""
+    """Starts the ingest of an uploaded asset without waiting for it."""
 
     async def start(self, asset: Asset) -> None: ...

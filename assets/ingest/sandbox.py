@@ -1,10 +1,9 @@
-"""Strangers' files are converted in a cage: a process apart, with limits of memory, work and
-time, that may neither connect, nor execute, nor unpickle.
+"""Convert untrusted files in a sandbox: a separate process with memory, CPU and time limits.
 
-A file that brings its reader down costs nobody else anything. What the inside (caged.py) says
-is not believed: it names the components that it has written into the scratch folder, and they
-are opened, hashed and given their keys out here; no secret goes in. This contains accidents
-and what Python can be brought to do; it is no wall against native code of an attacker's.
+The process may not connect, execute or unpickle. A file that crashes it affects nothing else. Its
+answer is untrusted: it names the components it wrote to the scratch folder; this process opens
+and hashes them and computes their keys. It receives no secret. The sandbox contains accidents and
+misuse of Python; it does not contain an attacker's native code.
 """
 
 from __future__ import annotations
@@ -34,23 +33,26 @@ from assets.ingest.convert import Ingested, OwnersWord, prediction_in
 log = logging.getLogger(__name__)
 
 
-#: Beyond what the keeper itself grants a file; and for it to come up.
-_PATIENCE_S = 30.0
-_START_S = 120.0
+#: Wait beyond the worker's own time limit for a file.
+_GRACE_S = 30.0
+_START_TIMEOUT_S = 120.0
 
 
 class CageBroke(Exception):
-    """The inspection broke, and it may well be our fault."""
+    """The inspection failed for a reason other than the file's content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """For one file. Time grows with its size, memory does not: a conversion holds one tensor."""
+    """Limits per file.
+
+    Time grows with the file's size; memory does not, because a conversion holds one tensor.
+    """
 
     memory_bytes: int = 2 << 30
     base_s: float = 60.0
     least_bytes_per_s: float = 10e6
-    #: The canonical files may be larger than what they are made from, within reason.
+    #: Maximum size of a canonical file, as a multiple of the source file.
     most_growth: int = 4
 
     def seconds(self, size_bytes: int) -> float:
@@ -59,20 +61,23 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """``more_bytes``: beyond what every inspection starts with, Python and its libraries."""
+    """The cost of an inspection.
+
+    ``more_bytes`` is the peak memory beyond the baseline of Python and its libraries.
+    """
 
     seconds: float
     more_bytes: int
 
 
 class Cage:
-    """Converts one file at a time. Close it once; it starts itself when it is needed."""
+    """Converts one file at a time in a sandbox process. Starts on first use; close it once."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        #: Of the last inspection, as the keeper saw it.
+        #: The last inspection's cost, as measured by the worker.
         self.last_cost = Cost(0.0, 0)
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def ingest(
@@ -84,11 +89,11 @@ class Cage:
         scratch: Path,
         word: OwnersWord = OwnersWord(),  # noqa: B008 (frozen)
     ) -> Ingested:
-        """What ``assets.ingest.convert.ingest_file`` does, out there.
+        """Run ``assets.ingest.convert.ingest_file`` in the sandbox.
 
         Raises:
-            IngestRejected: with every reason that was found, a limit among them.
-            CageBroke: the inspection broke.
+            IngestRejected: the file cannot be used or exceeded a limit; carries every reason.
+            CageBroke: the inspection failed for another reason.
         """
         size_bytes = path.stat().st_size
         seconds = self._limits.seconds(size_bytes)
@@ -109,53 +114,53 @@ class Cage:
         files: dict[Component, tuple[Blob, Path]] = {}
         for component in get_args(Component):
             if component in answer["components"]:
-                place = scratch / component
-                sha256, written_bytes = _digest(place)
+                output = scratch / component
+                sha256, written_bytes = _digest(output)
                 prediction = prediction_in(answer["report"])
                 key = content_key(sha256, component, schema.digest, salt, prediction)
-                files[component] = (Blob(key, sha256, written_bytes), place)
+                files[component] = (Blob(key, sha256, written_bytes), output)
         return Ingested(files, answer["report"])
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         for attempt in (1, 2):
-            keeper = self._running()
-            assert keeper.stdin is not None
-            assert keeper.stdout is not None
+            worker = self._ensure_worker()
+            assert worker.stdin is not None
+            assert worker.stdout is not None
             try:
                 with suppress(BrokenPipeError):
-                    keeper.stdin.write(json.dumps(job).encode() + b"\n")
-                    keeper.stdin.flush()
-                line = self._line(keeper.stdout, job["wall_s"] + _PATIENCE_S)
+                    worker.stdin.write(json.dumps(job).encode() + b"\n")
+                    worker.stdin.flush()
+                line = self._read_line(worker.stdout, job["wall_s"] + _GRACE_S)
                 answer: dict[str, Any] = json.loads(line) if line else {}
-            except BaseException:  # whatever it still says must not be taken for the next answer
-                self._end()
+            except BaseException:  # a late answer must not be read as the next job's
+                self._stop_worker()
                 raise
             if answer.get("id") == job["id"]:
                 return answer
-            log.warning("the cage's keeper ended (%s), attempt %s", keeper.poll(), attempt)
-            self._end()
-        raise CageBroke("the process that inspects files ended twice")
+            log.warning("the sandbox worker exited (%s), attempt %s", worker.poll(), attempt)
+            self._stop_worker()
+        raise CageBroke("the sandbox worker exited twice without an answer; see its output")
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._keeper is None or self._keeper.poll() is not None:
-            self._end()
-            # Of the environment nothing but what Python needs: no secret, no credentials.
+    def _ensure_worker(self) -> subprocess.Popen[bytes]:
+        if self._worker is None or self._worker.poll() is not None:
+            self._stop_worker()
+            # Pass only the variables that Python needs: no secrets, no credentials.
             kept = ("PATH", "HOME", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
             environment = {name: os.environ[name] for name in kept if name in os.environ}
             environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}
-            self._keeper = subprocess.Popen(
+            self._worker = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "assets.ingest.sandbox_worker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
             )  # fmt: skip
-            assert self._keeper.stdout is not None
-            if self._line(self._keeper.stdout, _START_S) != b"ready\n":
-                self._end()
-                raise CageBroke("the process that inspects files does not start; see its output")
-        return self._keeper
+            assert self._worker.stdout is not None
+            if self._read_line(self._worker.stdout, _START_TIMEOUT_S) != b"ready\n":
+                self._stop_worker()
+                raise CageBroke("the sandbox worker did not start; see its output")
+        return self._worker
 
-    def _line(self, pipe: IO[bytes], patience_s: float) -> bytes:
-        """The next line; empty when there is none in time, or none any more."""
-        deadline = time.monotonic() + patience_s
+    def _read_line(self, pipe: IO[bytes], timeout_s: float) -> bytes:
+        """Return the next line; empty on timeout or end of file."""
+        deadline = time.monotonic() + timeout_s
         line = b""
         while not line.endswith(b"\n"):
             left_s = max(0.0, deadline - time.monotonic())
@@ -167,40 +172,42 @@ class Cage:
             line += chunk
         return line
 
-    def _end(self) -> None:
-        if self._keeper is not None:
-            self._keeper.kill()
-            self._keeper.wait()
-            for pipe in (self._keeper.stdin, self._keeper.stdout):
+    def _stop_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.wait()
+            for pipe in (self._worker.stdin, self._worker.stdout):
                 if pipe is not None:
                     with suppress(BrokenPipeError):
                         pipe.close()
-            self._keeper = None
+            self._worker = None
 
     def close(self) -> None:
         with self._lock:
-            self._end()
+            self._stop_worker()
 
 
 def _digest(path: Path) -> tuple[str, int]:
-    """sha256 and size of a regular file that is no link to anywhere.
+    """Return sha256 and size in bytes of a regular file that is not a symbolic link.
 
     Raises:
-        CageBroke: it is not there, or something else.
+        CageBroke: the file is missing or not a regular file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise CageBroke(f"the inspection left no {path.name}: {error.strerror}") from None
+        raise CageBroke(
+            f"cannot open the inspection's output {path.name}: {error.strerror}"
+        ) from None
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise CageBroke(f"the inspection left something odd as {path.name}")
+            raise CageBroke(f"the inspection's output {path.name} is not a regular file")
         return hashlib.file_digest(file, "sha256").hexdigest(), status.st_size
 
 
 def _import_path() -> str:
-    """So that the keeper finds this very package, wherever it was imported from."""
-    here = str(Path(__file__).parents[2])
-    given = os.environ.get("PYTHONPATH")
-    return f"{here}{os.pathsep}{given}" if given else here
+    """Return a PYTHONPATH with which the worker imports this same package."""
+    root = str(Path(__file__).parents[2])
+    inherited = os.environ.get("PYTHONPATH")
+    return f"{root}{os.pathsep}{inherited}" if inherited else root

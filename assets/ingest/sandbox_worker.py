@@ -1,8 +1,8 @@
-"""``python -m assets.ingest.sandbox_worker``: the inside of the cage (see cage.py).
+"""``python -m assets.ingest.sandbox_worker``: the process inside the sandbox (see sandbox.py).
 
-A process that has imported everything and holds nothing forks a child for each file; the child
-takes its limits upon itself, converts, answers, and is gone. It reads a job a line on standard
-input and writes an answer a line on standard output.
+Reads one job per line on standard input and writes one answer per line on standard output. All
+modules are imported at start; each file gets a forked child, which sets its own limits, converts,
+answers and exits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
 from assets.ingest.convert import OwnersWord, ingest_file
 
-#: What no conversion ever does. A file that brings it about is refused.
+#: Audit events that no conversion needs. A file that triggers one is rejected.
 _FORBIDDEN = frozenset(
     {
         "pickle.find_class", "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg",
@@ -37,22 +37,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Forbidden(Exception):
-    pass
+    """A forbidden audit event occurred."""
 
 
 def main() -> None:
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nothing but answers on standard output
+    os.dup2(2, 1)  # keeps standard output for answers
     out.write("ready\n")
     out.flush()
     for line in sys.stdin:
         job = json.loads(line)
-        answer = _in_a_child(job, out.fileno())
+        answer = _run_in_child(job, out.fileno())
         out.write(json.dumps({**answer, "id": job["id"]}) + "\n")
         out.flush()
 
 
-def _in_a_child(job: dict[str, Any], answers: int) -> dict[str, Any]:
+def _run_in_child(job: dict[str, Any], answers: int) -> dict[str, Any]:
     reader, writer = os.pipe()
     inherited_bytes, started = _resident_bytes(), time.monotonic()
     child = os.fork()
@@ -80,19 +80,19 @@ def _answer(job: dict[str, Any], text: str | None, status: int) -> dict[str, Any
     if text is None:
         return {"rejected": [f"its inspection took longer than {job['wall_s']:.0f} s"]}
     if not text:
-        died = os.waitstatus_to_exitcode(status)
-        if died == -signal.SIGXCPU:
-            return {"rejected": [f"its inspection took more than {job['cpu_s']} s of work"]}
-        return {"broke": f"the inspection ended without an answer ({died})"}
+        exit_code = os.waitstatus_to_exitcode(status)
+        if exit_code == -signal.SIGXCPU:
+            return {"rejected": [f"its inspection took more than {job['cpu_s']} s of CPU time"]}
+        return {"broke": f"the inspection ended without an answer (exit code {exit_code})"}
     try:
         answer: dict[str, Any] = json.loads(text)
-    except ValueError:  # cut off
-        return {"broke": "the inspection ended within its answer"}
+    except ValueError:  # truncated
+        return {"broke": "the inspection's answer is truncated"}
     return answer
 
 
 def _read_until(descriptor: int, deadline: float) -> str | None:
-    """Everything that is written, until the other side is closed; None when time is up."""
+    """Return everything written until the other end closes; None at the deadline."""
     data = b""
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
@@ -105,8 +105,8 @@ def _read_until(descriptor: int, deadline: float) -> str | None:
 
 
 def _convert(job: dict[str, Any]) -> dict[str, Any]:
-    most = f"{job['memory_bytes']} bytes of memory"
-    too_much = {"rejected": [f"its inspection needs more than {most}"]}
+    limit = f"{job['memory_bytes']} bytes of memory"
+    out_of_memory = {"rejected": [f"its inspection needs more than {limit}"]}
     try:
         _limit(job)
         sys.addaudithook(_refuse)
@@ -117,14 +117,14 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
     except IngestRejected as rejection:
         return {"rejected": list(rejection.reasons)}
     except MemoryError:
-        return too_much
+        return out_of_memory
     except _Forbidden as forbidden:
-        return {"rejected": [f"it makes its reader do what no conversion does ({forbidden})"]}
+        return {"rejected": [f"reading it triggers a forbidden operation ({forbidden})"]}
     except OSError as error:
         return {"broke": f"{type(error).__name__}: {error}"}
     except Exception as error:
         if "allocate memory" in str(error):  # torch's own MemoryError
-            return too_much
+            return out_of_memory
         return {"broke": f"{type(error).__name__}: {error}"}
     return {"components": list(done.files), "report": dict(done.report)}
 
@@ -134,7 +134,10 @@ def _resident_bytes() -> int:
 
 
 def _limit(job: dict[str, Any]) -> None:
-    """Beyond what the process has already: libraries map gigabytes that they never touch."""
+    """Set resource limits.
+
+    Memory is limited relative to current use: libraries map gigabytes that they never touch.
+    """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     mapped = pages * resource.getpagesize()
     total = mapped + job["memory_bytes"]
@@ -142,7 +145,7 @@ def _limit(job: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"] + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(AttributeError, OSError):  # on Linux: end with the keeper
+    with suppress(AttributeError, OSError):  # Linux: exit together with the parent
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

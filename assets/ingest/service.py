@@ -1,4 +1,4 @@
-"""Where bytes are converted: the ingest of uploads and the import of the base model."""
+"""The ingest service: fetches imports, converts uploads and imports the base model."""
 
 from __future__ import annotations
 
@@ -51,27 +51,30 @@ from assets.text import is_storable
 
 log = logging.getLogger(__name__)
 
-_CLAIM_PATIENCE_S = 30.0
+_CLAIM_TIMEOUT_S = 30.0
 _MAX_CONFIG_CHARS = 1 << 16
-#: How often the progress of an import is told.
-_TELL_S = 1.0
+#: Interval of progress updates of an import.
+_PROGRESS_INTERVAL_S = 1.0
 
 
-class _Abandoned(Exception):
-    """Nobody wants these bytes any more, or not from this process."""
+class _Cancelled(Exception):
+    """The transfer was cancelled: the asset was deleted or this service is stopping."""
 
 
 class IngestService:
-    """Runs in a process of its own, away from the gateways; imports torch. The only one with
-    this scratch folder: what it finds there is of one that died.
+    """Ingests uploads and imports. Imports torch, so it runs in its own process, not in a gateway.
+
+    It owns the scratch folder exclusively and removes what a killed predecessor left there.
 
     Args:
-        secret: the platform's secret, from which tenants' salts are derived.
-        scratch: a local folder for files in conversion (as large as the largest upload, twice).
-        fetcher: what imports come through; hub: where repositories are.
-        probe: draws with what was uploaded; quota: how many bytes a tenant may have.
-        cage: where uploads are converted; the operator's own files are converted right here.
-        keep_originals: whether files are kept as they were uploaded, for downloads.
+        secret: the platform's secret, from which the tenants' salts are derived.
+        scratch: a local folder for files in conversion; needs twice the largest upload's size.
+        cage: the sandbox for uploads; the operator's own files are converted in this process.
+        fetcher: downloads imports.
+        hub: the base URL of Hugging Face repositories.
+        probe: generates test images with uploads.
+        quota: returns a tenant's storage limit in bytes; None is unlimited.
+        keep_originals: keep the files as uploaded, for downloads.
     """
 
     def __init__(
@@ -105,16 +108,16 @@ class IngestService:
         _sweep(scratch)
 
     def stop(self) -> None:
-        """Transfers end at their next step, to be begun again by the next start."""
+        """Cancel transfers at their next progress report; the next start repeats them."""
         self._stopped.set()
 
     def close(self) -> None:
         self._cage.close()
 
     def fetch(self, asset_id: str, attempts: int = 3) -> bool:
-        """Bring the bytes of an import into the store, for ``ingest``; whether they are there.
+        """Download an import into the object store and return whether its bytes are there.
 
-        May be repeated after a crash; it then begins anew.
+        Safe to repeat after a crash; the download then starts over.
         """
         asset = self._records.get(asset_id)
         if asset is None or asset.status != "uploaded":
@@ -123,7 +126,7 @@ class IngestService:
             return True
         try:
             received = self._transfer(asset)
-        except _Abandoned:
+        except _Cancelled:
             return False
         except (FetchFailed, TooLarge) as error:
             if attempts > 1 and not isinstance(error, FetchRefused | TooLarge):
@@ -134,12 +137,12 @@ class IngestService:
             self._records.update(asset_id, rejected, expect=("uploaded",))
             return False
         except (StoreError, OSError):
-            log.exception("the store failed in the import of %s; it will be tried again", asset_id)
+            log.exception("object store failed during the import of %s; will retry", asset_id)
             return False
         except Exception:
-            log.exception("the import of %s broke", asset_id)
-            broke = {"status": "error", "status_details": "the import broke on our side"}
-            self._records.update(asset_id, broke, expect=("uploaded",))
+            log.exception("the import of %s failed", asset_id)
+            failed = {"status": "error", "status_details": "the import failed on the server"}
+            self._records.update(asset_id, failed, expect=("uploaded",))
             return False
         changes: dict[str, Any] = {"size_bytes": received, "status_details": "inspecting"}
         return self._records.update(asset_id, changes, expect=("uploaded",)) is not None
@@ -147,42 +150,45 @@ class IngestService:
     def _transfer(self, asset: Asset) -> int:
         url, sha256 = asset.data.get("url"), asset.data.get("sha256")
         if not url:
-            found = find_file(asset.data["hf_repo"], self._fetcher.fetch_json, self._hub)
-            url, sha256 = found.url, found.sha256 or sha256
-            if found.adapter_config_url and not asset.data.get("adapter_config"):
-                config = self._fetcher.fetch_json(found.adapter_config_url)
+            hub_file = find_file(asset.data["hf_repo"], self._fetcher.fetch_json, self._hub)
+            url, sha256 = hub_file.url, hub_file.sha256 or sha256
+            if hub_file.adapter_config_url and not asset.data.get("adapter_config"):
+                config = self._fetcher.fetch_json(hub_file.adapter_config_url)
                 text = json.dumps(config, ensure_ascii=False)
-                model_fingerprint = len(text) <= _MAX_CONFIG_CHARS and is_storable(text)
-                if not isinstance(config, dict) or not model_fingerprint:
-                    raise FetchFailed("its adapter_config.json is no object, or too large")
+                is_acceptable = len(text) <= _MAX_CONFIG_CHARS and is_storable(text)
+                if not isinstance(config, dict) or not is_acceptable:
+                    raise FetchFailed(
+                        "its adapter_config.json is not an object, has unstorable text or is "
+                        f"longer than {_MAX_CONFIG_CHARS} characters"
+                    )
                 data = {**asset.data, "adapter_config": config}
                 self._records.update(asset.id, {"data": data}, expect=("uploaded",))
-        most = int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
-        told_s = 0.0
+        max_bytes = int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
+        last_update_s = 0.0
 
-        def progress(received: int, said: int | None) -> None:
-            nonlocal told_s
+        def progress(received: int, total: int | None) -> None:
+            nonlocal last_update_s
             if self._stopped.is_set():
-                raise _Abandoned
-            if time.monotonic() - told_s >= _TELL_S:
-                told_s = time.monotonic()
-                of = f" of {said / 1e6:.1f} MB ({received * 100 // said} %)" if said else ""
+                raise _Cancelled
+            if time.monotonic() - last_update_s >= _PROGRESS_INTERVAL_S:
+                last_update_s = time.monotonic()
+                of = f" of {total / 1e6:.1f} MB ({received * 100 // total} %)" if total else ""
                 details = {"status_details": f"importing: {received / 1e6:.1f} MB{of}"}
                 if self._records.update(asset.id, details, expect=("uploaded",)) is None:
-                    raise _Abandoned  # deleted in the meantime
+                    raise _Cancelled  # deleted in the meantime
 
         with self._store.write(upload_key(asset.id)) as target:
             digest = Digesting(target)
-            received = self._fetcher.fetch(url, digest, most, progress)
+            received = self._fetcher.fetch(url, digest, max_bytes, progress)
             if sha256 and digest.hexdigest() != sha256:
-                raise FetchFailed(f"what arrived is not what was announced (sha256 {sha256})")
+                raise FetchFailed(f"the downloaded file does not have the expected sha256 {sha256}")
         return received
 
     def ingest(self, asset_id: str) -> Asset | None:
-        """Inspect and convert an ``uploaded`` asset: it ends ``ready`` or ``rejected``. A ready
-        one gets the content keys that its visibility asks for.
+        """Inspect and convert an ``uploaded`` asset.
 
-        May be repeated after a crash, at any point.
+        It ends ``ready`` or ``rejected``; ``error`` after an unexpected failure. A ``ready`` asset
+        gets the content keys for its current visibility. Safe to repeat after a crash at any point.
         """
         asset = self._records.get(asset_id)
         if asset is not None and asset.status == "ready":
@@ -202,14 +208,14 @@ class IngestService:
                 expected = asset.data.get("sha256")
                 if expected and not asset.is_import and digest != expected:
                     raise IngestRejected(
-                        f"the upload was damaged on its way: its sha256 is {digest}, and "
-                        f"{expected} was announced; upload it again"
+                        f"the upload is corrupt: its sha256 is {digest}, expected {expected}; "
+                        "upload it again"
                     )
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
                 word = OwnersWord.of(asset.data)
-                done = self._cage.ingest(source, asset.kind, schema, salt, scratch, word)
+                ingested = self._cage.ingest(source, asset.kind, schema, salt, scratch, word)
                 reach("ingest.converted")
-                converted = self._keep(done, source, digest, asset.tenant_id)
+                converted = self._keep(ingested, source, digest, asset.tenant_id)
             details = self._details(asset.kind, converted)
             changes: dict[str, Any] = {"status": "ready", "status_details": details, **converted}
         except IngestRejected as rejection:
@@ -218,25 +224,28 @@ class IngestService:
                 "status_details": str(rejection),
                 "report": {"reasons": list(rejection.reasons)},
             }
-        except (StoreError, OSError):  # the store's, or the scratch folder's
-            log.exception("%s could not be ingested now; it will be tried again", asset_id)
+        except (StoreError, OSError):  # of the object store or the scratch folder
+            log.exception("the ingest of %s failed temporarily; will retry", asset_id)
             return asset
         except Exception:
-            log.exception("the ingest of %s broke", asset_id)
+            log.exception("the ingest of %s failed", asset_id)
             changes = {
                 "status": "error",
-                "status_details": "the inspection of this file broke on our side",
+                "status_details": "the inspection of this file failed on the server",
             }
         changed = self._records.update(asset_id, changes, expect=("uploaded",))
         if changed is not None:
             reach("ingest.recorded")
-            if changed.status != "error":  # which was ours: somebody will want to look
+            if changed.status != "error":  # after a server error the upload is kept for analysis
                 self._store.delete(upload_key(asset_id))
         return changed
 
     def _rekey(self, asset: Asset) -> Asset | None:
-        """Salted as long as the asset is private, plain as long as it is public; its UNet under
-        what its owner says that it predicts, or else what was found."""
+        """Store a ready asset's blobs under keys for its current visibility and prediction type.
+
+        Keys are salted for a private asset and plain for a public one. The UNet's key depends on
+        the prediction type that the owner declares, or else the file's.
+        """
         salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
         report = with_owners_prediction(asset.report, OwnersWord.of(asset.data).prediction)
         prediction = prediction_in(report)
@@ -254,30 +263,34 @@ class IngestService:
             return asset
         return self._records.update(asset.id, {"parts": parts, "report": report}, expect=("ready",))
 
-    def _keep(self, done: Ingested, source: Path, digest: str, tenant_id: str) -> dict[str, Any]:
-        """``parts``, ``original`` and ``report`` of the file ``source``, once they are in the
-        store."""
+    def _keep(
+        self, ingested: Ingested, source: Path, digest: str, tenant_id: str
+    ) -> dict[str, Any]:
+        """Store the converted files, and the original if configured.
+
+        Returns the asset's new ``parts``, ``original`` and ``report``.
+        """
         original = None
         if self._keep_originals:
             key = original_key(digest, tenant_salt(self._secret, tenant_id))
             original = Blob(key, digest, source.stat().st_size)
-        files = list(done.files.values())
-        # What was inspected, and not what lies under the upload's key by now.
+        files = list(ingested.files.values())
+        # Stores the inspected copy: the object under the upload's key may have changed since.
         for blob, path in [*files, *([(original, source)] if original is not None else [])]:
             self._claim(blob)
             reach("ingest.claimed")
             if self._store.size(blob_key(blob)) != blob.size_bytes:
                 put_file(self._store, blob_key(blob), path)
             reach("ingest.stored")
-        parts = {component: blob for component, (blob, _) in done.files.items()}
-        report = {**done.report, "source_sha256": digest}
+        parts = {component: blob for component, (blob, _) in ingested.files.items()}
+        report = {**ingested.report, "source_sha256": digest}
         return {"parts": parts, "original": original, "report": report}
 
     def _check_quota(self, asset: Asset) -> None:
-        """Once more, now that the bytes are counted: several uploads may have come at once.
+        """Check the storage quota again: concurrent uploads may have exceeded it.
 
         Raises:
-            IngestRejected: the tenant's plan has no room for it.
+            IngestRejected: the tenant's storage quota is exceeded.
         """
         limit = None if self._quota is None else self._quota(asset.tenant_id)
         if (
@@ -287,52 +300,63 @@ class IngestService:
             raise IngestRejected(str(QuotaExceeded("bytes of storage", limit)))
 
     def _details(self, kind: AssetKind, converted: dict[str, Any]) -> str:
-        """What an owner ought to know of a file that is usable.
+        """Return the status details for the owner of a usable file.
 
         Raises:
-            IngestRejected: no image comes of it.
+            IngestRejected: the test image is not finite.
         """
-        details = [self._look(kind, converted), *shortfalls(kind, converted["report"])]
+        details = [self._probe_effect(kind, converted), *shortfalls(kind, converted["report"])]
         if converted["original"] is None:
             details.append("the uploaded file was not kept: it cannot be downloaded")
         return "; ".join(detail for detail in details if detail)
 
-    def _look(self, kind: AssetKind, converted: dict[str, Any]) -> str:
-        """Draw with it, where that is quick; says whether nothing comes of it.
+    def _probe_effect(self, kind: AssetKind, converted: dict[str, Any]) -> str:
+        """Add the asset's effect on a test image to the report; return a warning or "".
 
         Raises:
-            IngestRejected: no picture comes of it.
+            IngestRejected: the test image is not finite.
         """
         if self._probe is None:
             return ""
         try:
             effect = self._probe.probe(kind, converted["parts"])
-        except Exception:  # our trouble, not the file's
-            log.exception("the effect of an asset could not be seen")
-            unseen = {"changes_picture": None, "why": "it could not be drawn with on our side"}
-            converted["report"] = {**converted["report"], "effect": unseen}
+        except Exception:  # the probe's failure is not the file's fault
+            log.exception("the probe of an asset's effect failed")
+            unknown = {"changes_picture": None, "why": "the test generation failed on the server"}
+            converted["report"] = {**converted["report"], "effect": unknown}
             return ""
         if effect is None:
             return ""
         converted["report"] = {**converted["report"], "effect": effect.report()}
         if effect.rms is None:
-            raise IngestRejected("with it, at weight 1, the picture is not finite")
-        return "" if effect.rms else "it changes nothing in a test picture"
+            raise IngestRejected("with this asset at weight 1, the test image is not finite")
+        return "" if effect.rms else "it changes nothing in a test image"
 
     def _claim(self, blob: Blob) -> None:
-        """Before its bytes are stored. A collector that is taking it just now is waited for."""
-        deadline = time.monotonic() + _CLAIM_PATIENCE_S
+        """Claim a blob before its bytes are stored; wait while the collector is deleting it.
+
+        Raises:
+            StoreError: the collector took too long.
+        """
+        deadline = time.monotonic() + _CLAIM_TIMEOUT_S
         while not self._blobs.claim(blob):
             if time.monotonic() > deadline:
-                raise StoreError(f"{blob.key} is being collected")
+                raise StoreError(
+                    f"{blob.key} was still being deleted after {_CLAIM_TIMEOUT_S:g} s; try again"
+                )
             time.sleep(0.05)
 
     def _download(self, key: str, path: Path) -> str:
+        """Copy an upload to ``path`` and return its sha256.
+
+        Raises:
+            IngestRejected: it is larger than an upload may be.
+        """
         digest = hashlib.sha256()
         with self._store.open(key) as source, open(path, "wb") as target:
             while chunk := source.read(CHUNK_BYTES):
                 if target.tell() > MAX_UPLOAD_BYTES:
-                    raise IngestRejected(f"more than {MAX_UPLOAD_BYTES} bytes")
+                    raise IngestRejected(f"the upload has more than {MAX_UPLOAD_BYTES} bytes")
                 digest.update(chunk)
                 target.write(chunk)
         return digest.hexdigest()
@@ -343,8 +367,10 @@ class IngestService:
         progress: Callable[[str], None] = lambda _: None,
         prediction: Prediction | None = None,
     ) -> ModelManifest:
-        """Import the model at ``path`` and make it the commons' public base checkpoint.
-        ``prediction``: what it predicts, where its files do not say so or are wrong."""
+        """Import the model at ``path`` as the commons' public base checkpoint.
+
+        ``prediction`` overrides the prediction type that its files state.
+        """
         manifest = import_model(self._store, path, BASE_NAME, progress, prediction=prediction)
         parts = manifest.parts
         self._put_common(
@@ -378,7 +404,9 @@ class IngestService:
         trigger_words: Sequence[str],
         preview: bytes | None,
     ) -> bool:
-        """Make the file at ``path`` the commons' public asset ``name``; False when it is already.
+        """Publish the file at ``path`` as the commons' public asset ``name``.
+
+        Returns False if it is already published unchanged.
 
         Raises:
             IngestRejected: the file does not fit the served base model.
@@ -417,18 +445,18 @@ class IngestService:
                 target.write(preview)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self._scratch, prefix="ingest-") as folder:
-            done = ingest_file(path, kind, schema, None, Path(folder))
-            converted = self._keep(done, path, digest, COMMONS)
+            ingested = ingest_file(path, kind, schema, None, Path(folder))
+            converted = self._keep(ingested, path, digest, COMMONS)
         self._put_common(replace(asset, **converted))
         return True
 
     def withdraw(self, name: str) -> None:
-        """Remove the commons' public asset ``name``, if there is one."""
+        """Delete the commons' public asset ``name``, if it exists."""
         if known := self._records.find_foreign(COMMONS, name):
             self._records.update(known.id, {"status": "deleted", "deleted_at_s": self._now()})
 
     def _put_common(self, asset: Asset) -> None:
-        """Add a public asset of the commons, or bring the one of that name up to it."""
+        """Add a public asset of the commons, or update the one of that name."""
         known = self._records.find_foreign(COMMONS, asset.name)
         if known is None:
             self._records.add(asset)
@@ -442,6 +470,6 @@ class IngestService:
 
 
 def _sweep(scratch: Path) -> None:
-    """Remove what ingests left that were killed."""
+    """Remove folders of killed ingests."""
     for folder in scratch.glob("ingest-*"):
         shutil.rmtree(folder, ignore_errors=True)

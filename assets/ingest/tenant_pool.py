@@ -1,4 +1,4 @@
-"""Threads that work for many tenants in turn: one tenant's thousand files are in nobody's way."""
+"""A thread pool that serves tenants in turn, so that one tenant's backlog delays nobody else."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ log = logging.getLogger(__name__)
 
 
 class TenantPool:
-    """At most ``workers`` pieces of work at a time, ``per_tenant`` of one tenant's, and a tenant
-    that was served goes to the end of the line. What is submitted again while it waits is done
-    once; while it runs, once more."""
+    """Runs at most ``workers`` calls at a time, at most ``per_tenant`` of one tenant.
+
+    Tenants take turns. A key submitted again while queued runs once; while running, once more.
+    """
 
     def __init__(self, name: str, workers: int, per_tenant: int) -> None:
         self._per_tenant = per_tenant
-        self._waiting: OrderedDict[str, deque[tuple[str, Callable[[], object]]]] = OrderedDict()
+        self._queues: OrderedDict[str, deque[tuple[str, Callable[[], object]]]] = OrderedDict()
         self._running: Counter[str] = Counter()
-        self._known: set[str] = set()  # keys of what waits
-        self._busy: set[str] = set()  # and of what runs
-        self._again: dict[str, tuple[str, Callable[[], object]]] = {}
+        self._queued_keys: set[str] = set()
+        self._running_keys: set[str] = set()
+        self._resubmitted: dict[str, tuple[str, Callable[[], object]]] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -33,23 +34,23 @@ class TenantPool:
 
     def submit(self, tenant_id: str, key: str, call: Callable[[], object]) -> None:
         with self._changed:
-            if key in self._busy:  # what it looked at may have changed since
-                self._again[key] = (tenant_id, call)
-            if key in self._known or key in self._busy or self._closed:
+            if key in self._running_keys:  # its input may have changed since it started
+                self._resubmitted[key] = (tenant_id, call)
+            if key in self._queued_keys or key in self._running_keys or self._closed:
                 return
-            self._known.add(key)
-            self._waiting.setdefault(tenant_id, deque()).append((key, call))
+            self._queued_keys.add(key)
+            self._queues.setdefault(tenant_id, deque()).append((key, call))
             self._changed.notify()
 
     def _next(self) -> tuple[str, str, Callable[[], object]] | None:
-        """The first in line who may have something done; None when nobody may."""
-        for tenant_id, line in self._waiting.items():
+        """Return the next (tenant, key, call), or None if no tenant may start one."""
+        for tenant_id, queue in self._queues.items():
             if self._running[tenant_id] < self._per_tenant:
-                key, call = line.popleft()
-                if line:
-                    self._waiting.move_to_end(tenant_id)
+                key, call = queue.popleft()
+                if queue:
+                    self._queues.move_to_end(tenant_id)
                 else:
-                    del self._waiting[tenant_id]
+                    del self._queues[tenant_id]
                 return tenant_id, key, call
         return None
 
@@ -62,22 +63,22 @@ class TenantPool:
                     return
                 tenant_id, key, call = job
                 self._running[tenant_id] += 1
-                self._known.discard(key)
-                self._busy.add(key)
+                self._queued_keys.discard(key)
+                self._running_keys.add(key)
             try:
                 call()
             except Exception:
-                log.exception("%s broke", key)
+                log.exception("%s failed", key)
             with self._changed:
                 self._running[tenant_id] -= 1
-                self._busy.discard(key)
-                again = self._again.pop(key, None)
+                self._running_keys.discard(key)
+                resubmitted = self._resubmitted.pop(key, None)
                 self._changed.notify_all()
-            if again is not None:
-                self.submit(again[0], key, again[1])
+            if resubmitted is not None:
+                self.submit(resubmitted[0], key, resubmitted[1])
 
     def close(self) -> None:
-        """What runs is waited for; what waits is left for the next start."""
+        """Wait for running calls; drop queued ones."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""How much of a file is used is a number, wherever somebody looks."""
+"""The share of a file that is used, as shown to owners and in responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from assets.formats.coverage import coverage_warning, shortfalls
 
 
 @pytest.mark.parametrize(
-    ("kind", "report", "said"),
+    ("kind", "report", "warnings"),
     [
         ("lora", {"modules": 737, "matched": 737}, ()),
         ("lora", {"modules": 737, "matched": 1, "unmatched": ["a", "b", "c", "d"]},
@@ -22,21 +22,24 @@ from assets.formats.coverage import coverage_warning, shortfalls
         ("checkpoint", {"matched": 4, "tensors_for_the_model": 8, "unmatched": ["te.x"],
                         "from_base": ["text_encoder", "vae"]},
          ("4 of its 8 tensors are used (50 %); not used, for example: 'te.x'",
-          "it brings no text_encoder, vae: the base model's is used")),
-        ("checkpoint", {"matched": 5}, ()),  # of before the number was kept
+          "it contains no text_encoder, vae: the base model's is used")),
+        ("checkpoint", {"matched": 5}, ()),  # a report from before the total was recorded
         ("textual_inversion", {"vectors": 2}, ()),
         ("lora", {"modules": 1, "matched": 1, "warnings": ["careful"]}, ("careful",)),
         ("checkpoint",
          {"prediction_type": {"value": "v_prediction", "source": "tensor 'v_pred'",
                               "contradicted_by": ["metadata prediction_type"]}},
-         ("it is read as v_prediction (tensor 'v_pred'); metadata prediction_type disagrees",)),
+         ("its prediction type is v_prediction (tensor 'v_pred'); contradicted by "
+          "metadata prediction_type",)),
     ],
 )  # fmt: skip
-def test_what_an_owner_is_told(kind: AssetKind, report: dict[str, Any], said: tuple[str]) -> None:
-    assert shortfalls(kind, report) == said
+def test_warnings_for_the_owner(
+    kind: AssetKind, report: dict[str, Any], warnings: tuple[str]
+) -> None:
+    assert shortfalls(kind, report) == warnings
 
 
-def test_an_answer_says_the_number_and_nothing_of_the_owners() -> None:
+def test_responses_state_the_share_and_no_private_names() -> None:
     report = {"modules": 100, "matched": 1, "unmatched": ["secret_project"]}
     asset = Asset("a", "t", "o", "n", "lora", 0.0, report=report)
     warning = coverage_warning(asset, "commons:n")

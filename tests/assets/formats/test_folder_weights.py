@@ -1,4 +1,4 @@
-"""diffusers folders whose components are cut into several files."""
+"""diffusers folders: sharded weights and configurations."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ def folder(miniature: Path, tmp_path: Path) -> Path:
     return copied
 
 
-def cut(folder: Path, variant: str = "", count: int = 3) -> Path:
-    """The UNet in several files, as ``save_pretrained`` names them; returns the index."""
+def shard(folder: Path, variant: str = "", count: int = 3) -> Path:
+    """Shard the UNet into files named as by ``save_pretrained``; return the index."""
     whole = folder / "unet" / f"{STEM}.safetensors"
     tensors = load_file(whole)
-    places = {}
+    weight_map: dict[str, str] = {}
     for number in range(count):
-        some = sorted(tensors)[number::count]
+        names = sorted(tensors)[number::count]
         file = f"{STEM}{variant}-{number + 1:05d}-of-{count:05d}.safetensors"
-        save_file({name: tensors[name] for name in some}, whole.with_name(file))
-        places |= dict.fromkeys(some, file)
+        save_file({name: tensors[name] for name in names}, whole.with_name(file))
+        weight_map |= dict.fromkeys(names, file)
     whole.unlink()
     index = whole.with_name(f"{STEM}.safetensors.index{variant}.json")
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
     return index
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])
-def test_they_are_read_through_their_index(
+def test_shards_are_read_through_the_index(
     folder: Path, miniature: Path, tmp_path: Path, variant: str
 ) -> None:
     whole = import_model(FsspecStore(f"file://{tmp_path}/store"), miniature, "whole")
     pack_folder(miniature, tmp_path / "whole.safetensors")
-    cut(folder, variant)
+    shard(folder, variant)
     pieces = import_model(FsspecStore(f"file://{tmp_path}/store"), folder, "pieces")
     assert pieces.parts == whole.parts
     pack_folder(folder, tmp_path / "pieces.safetensors")
@@ -65,42 +65,44 @@ def test_they_are_read_through_their_index(
 Damage = Callable[[Path, dict[str, Any]], None]
 
 
-def _leave_out(index: Path, places: dict[str, Any]) -> None:
-    del places["weight_map"]["conv_in.weight"]
+def _omit(index: Path, document: dict[str, Any]) -> None:
+    del document["weight_map"]["conv_in.weight"]
 
 
-def _misplace(index: Path, places: dict[str, Any]) -> None:
-    others = set(places["weight_map"].values()) - {places["weight_map"]["conv_in.weight"]}
-    places["weight_map"]["conv_in.weight"] = sorted(others)[0]
+def _misassign(index: Path, document: dict[str, Any]) -> None:
+    others = set(document["weight_map"].values()) - {document["weight_map"]["conv_in.weight"]}
+    document["weight_map"]["conv_in.weight"] = sorted(others)[0]
 
 
-def _lose(index: Path, places: dict[str, Any]) -> None:
-    (index.parent / places["weight_map"]["conv_in.weight"]).unlink()
+def _delete_file(index: Path, document: dict[str, Any]) -> None:
+    (index.parent / document["weight_map"]["conv_in.weight"]).unlink()
 
 
-def _climb(index: Path, places: dict[str, Any]) -> None:
-    places["weight_map"]["conv_in.weight"] = "../vae/diffusion_pytorch_model.safetensors"
+def _leave_folder(index: Path, document: dict[str, Any]) -> None:
+    document["weight_map"]["conv_in.weight"] = "../vae/diffusion_pytorch_model.safetensors"
 
 
-def _no_map(index: Path, places: dict[str, Any]) -> None:
-    places["weight_map"] = ["conv_in.weight"]
+def _no_map(index: Path, document: dict[str, Any]) -> None:
+    document["weight_map"] = ["conv_in.weight"]
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_leave_out, "does not say that 'conv_in.weight'"),
-        (_misplace, "does not say that 'conv_in.weight'"),
-        (_lose, "not beside it"),
-        (_climb, "not beside it"),
+        (_omit, "does not list 'conv_in.weight'"),
+        (_misassign, "does not list 'conv_in.weight'"),
+        (_delete_file, "not in its folder"),
+        (_leave_folder, "not in its folder"),
         (_no_map, "no weight_map"),
     ],
 )
-def test_an_index_that_disagrees_with_its_files(folder: Path, damage: Damage, reason: str) -> None:
-    index = cut(folder)
-    places = json.loads(index.read_text())
-    damage(index, places)
-    index.write_text(json.dumps(places))
+def test_an_index_that_disagrees_with_its_files_is_refused(
+    folder: Path, damage: Damage, reason: str
+) -> None:
+    index = shard(folder)
+    document = json.loads(index.read_text())
+    damage(index, document)
+    index.write_text(json.dumps(document))
     with pytest.raises(IngestRejected, match=reason):
         pack_folder(folder, folder / "packed.safetensors")
 
@@ -115,10 +117,10 @@ def test_an_index_that_disagrees_with_its_files(folder: Path, damage: Damage, re
         ("scheduler/scheduler_config.json", {"beta_start": 0.1}, "beta_start 0.1"),
     ],
 )
-def test_what_is_neither_weight_nor_shape_is_read(
+def test_unsupported_configurations_are_refused(
     folder: Path, tmp_path: Path, file: str, changes: dict[str, Any], reason: str
 ) -> None:
-    """Of a folder that is served, and of one that is uploaded."""
+    """When a folder is uploaded, and when it is imported as the base model."""
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(IngestRejected, match=reason):
@@ -127,12 +129,12 @@ def test_what_is_neither_weight_nor_shape_is_read(
         import_model(FsspecStore(f"file://{tmp_path}/store"), folder, "base")
 
 
-def test_a_scheduler_of_velocity_goes_with_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_a_velocity_scheduler_is_kept_with_the_folder(folder: Path, tmp_path: Path) -> None:
     config = folder / "scheduler" / "scheduler_config.json"
-    said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    velocity = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     store = FsspecStore(f"file://{tmp_path}/store")
     plain = import_model(store, folder, "base")
-    config.write_text(json.dumps(json.loads(config.read_text()) | said))
+    config.write_text(json.dumps(json.loads(config.read_text()) | velocity))
     served = import_model(store, folder, "base")
     assert served.predicts.value == "v_prediction_zero_snr"
     assert served.predicts.source == "scheduler_config.json"
@@ -145,12 +147,12 @@ def test_a_scheduler_of_velocity_goes_with_the_folder(folder: Path, tmp_path: Pa
         assert json.loads(file.header.metadata["scheduler_config"])["rescale_betas_zero_snr"]
 
 
-def test_the_owners_word_lets_a_folder_through(folder: Path, tmp_path: Path) -> None:
-    """What the refusal advises works."""
+def test_the_owners_prediction_type_overrides_the_scheduler(folder: Path, tmp_path: Path) -> None:
+    """The remedy in the error message works."""
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
     target = tmp_path / "packed.safetensors"
-    with pytest.raises(IngestRejected, match="say prediction_type with the asset"):
+    with pytest.raises(IngestRejected, match="set prediction_type on the asset"):
         pack_folder(folder, target)
     assert not target.exists()
     pack_folder(folder, target, prediction_is_said=True)
@@ -161,7 +163,7 @@ def test_the_owners_word_lets_a_folder_through(folder: Path, tmp_path: Path) -> 
     assert done.report["prediction_type"] == {"value": "epsilon", "source": "owner"}
 
 
-def test_weights_in_another_form_are_named(folder: Path) -> None:
+def test_pickled_weights_are_refused_with_a_remedy(folder: Path) -> None:
     file = folder / "unet" / f"{STEM}.safetensors"
     torch.save({}, file.with_name(f"{STEM}.bin"))
     file.unlink()

@@ -1,4 +1,4 @@
-"""The strict header reader against everything a hostile or broken file can be."""
+"""The strict header parser against hostile and broken files."""
 
 from __future__ import annotations
 
@@ -24,24 +24,28 @@ def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: tuple[int, .
 @pytest.mark.parametrize(
     ("header", "data_bytes", "reason"),
     [
-        (f'{{"a": {tensor()}, "a": {tensor()}}}', 4, "twice"),
-        (f'{{"__metadata__": {{"x": "1", "x": "2"}}, "a": {tensor()}}}', 4, "twice"),
+        (f'{{"a": {tensor()}, "a": {tensor()}}}', 4, "duplicate key"),
+        (f'{{"__metadata__": {{"x": "1", "x": "2"}}, "a": {tensor()}}}', 4, "duplicate key"),
         (f'{{"__metadata__": {{"x": 1}}, "a": {tensor()}}}', 4, "strings"),
-        (f'{{"__metadata__": {{"x": "\\ud800"}}, "a": {tensor()}}}', 4, "half of a character"),
+        (f'{{"__metadata__": {{"x": "\\ud800"}}, "a": {tensor()}}}', 4, "unpaired surrogate"),
         (f'{{"__metadata__": {{"x\\u0000": "1"}}, "a": {tensor()}}}', 4, "NUL"),
         (f'{{"a": {tensor()}, "b": {tensor()}}}', 4, "overlaps"),
-        (f'{{"a": {tensor(4, 8)}}}', 8, "hole"),
+        (f'{{"a": {tensor(4, 8)}}}', 8, "gap"),
         (f'{{"a": {tensor()}}}', 8, "padded"),
-        (f'{{"a": {tensor()}}}', 2, "cut"),
+        (f'{{"a": {tensor()}}}', 2, "truncated"),
         (f'{{"a": {tensor(0, 8)}}}', 8, "spans"),
-        (f'{{"a": {tensor(0, 0, shape=(0,))}}}', 0, "no tensor with elements"),
+        (f'{{"a": {tensor(0, 0, shape=(0,))}}}', 0, "tensors in the file are empty"),
         (f'{{"a": {tensor()}, "b": {tensor(2, 2, shape=(0,))}}}', 4, "overlaps"),
-        (f'{{"a": {tensor()}, "b": {tensor(8, 8, shape=(0,))}}}', 4, "hole"),
+        (f'{{"a": {tensor()}, "b": {tensor(8, 8, shape=(0,))}}}', 4, "gap"),
         (f'{{"a": {tensor()}, "b": {tensor(0, 4, shape=(0,))}}}', 4, "spans"),
         (f'{{"a": {tensor(dtype="F4", end=1)}}}', 1, "F4"),
         (f'{{"a": {tensor(shape=(-1,))}}}', 4, "shape"),
         (f'{{"a": {tensor(shape=(1 << 60, 1 << 60))}}}', 4, "shape"),
-        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": 1}}', 4, "no more"),
+        (
+            '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": 1}}',
+            4,
+            "exactly dtype",
+        ),
         (f' {{"a": {tensor()}}}', 4, "begin"),
         ("{}", 0, "no tensor"),
         ("{", 0, "JSON"),
@@ -60,22 +64,22 @@ def test_refused_with_the_reason(header: str, data_bytes: int, reason: str) -> N
 
 
 def test_tensors_without_elements_are_markers() -> None:
-    """The format allows them, and trainers mark files with them; no reader disagrees about them."""
-    begin, end, none = tensor(), tensor(4, 8), tensor(4, 4, shape=(3, 0))
-    header = parse_header(f'{{"a": {begin}, "v_pred": {none}, "b": {end}}}'.encode(), 8)
+    """The format allows them, trainers use them as flags, and all readers agree on them."""
+    first, second, empty = tensor(), tensor(4, 8), tensor(4, 4, shape=(3, 0))
+    header = parse_header(f'{{"a": {first}, "v_pred": {empty}, "b": {second}}}'.encode(), 8)
     assert set(header.tensors) == {"a", "b"}
     assert header.markers == ("v_pred",)
 
 
 def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
-    """640 is the first two bytes of a pickle, and an ordinary length of a header."""
+    """640 as little-endian bytes looks like a pickle, and is a valid header length."""
     raw = f'{{"a": {tensor()}}}'.encode().ljust(640)
     path = tmp_path / "x.safetensors"
     path.write_bytes((640).to_bytes(8, "little") + raw + b"\0" * 4)
     assert set(read_header(path).tensors) == {"a"}
 
 
-def test_a_pickle_is_named_as_such(tmp_path: Path) -> None:
+def test_the_error_names_a_pickle(tmp_path: Path) -> None:
     path = tmp_path / "model.ckpt"
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(HeaderError, match="pickle"):
@@ -83,7 +87,7 @@ def test_a_pickle_is_named_as_such(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"abc", (1 << 40).to_bytes(8, "little") + b"{}"])
-def test_short_or_lying_files(tmp_path: Path, data: bytes) -> None:
+def test_short_files_and_wrong_lengths_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
     with pytest.raises(HeaderError, match="not a safetensors file"):
@@ -91,12 +95,12 @@ def test_short_or_lying_files(tmp_path: Path, data: bytes) -> None:
 
 
 @given(st.binary(max_size=400), st.integers(0, 1000))
-def test_no_bytes_crash_it(raw: bytes, data_bytes: int) -> None:
+def test_random_bytes_never_crash_the_parser(raw: bytes, data_bytes: int) -> None:
     with contextlib.suppress(HeaderError):
         parse_header(raw, data_bytes)
 
 
-def test_reads_what_the_library_writes_and_the_reverse(tmp_path: Path) -> None:
+def test_files_are_compatible_with_the_safetensors_library(tmp_path: Path) -> None:
     tensors = {
         "half": torch.randn(3, 5).half(),
         "brain": torch.randn(2, 2, 2).bfloat16(),

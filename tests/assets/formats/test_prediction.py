@@ -1,4 +1,4 @@
-"""What a checkpoint predicts: who says so, in which order they are believed, what is refused."""
+"""The prediction type of checkpoints: sources, precedence and refusals."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from assets.ingest.convert import with_owners_prediction
 from assets.prediction import PREDICTIONS, key_suffix, prediction_of
 
 EMPTY, ONE = torch.tensor([]), torch.tensor(1.0)
-#: ᾱ of SDXL's schedule, and of one that ends in noise alone.
+#: ᾱ of SDXL's schedule, and of a zero-terminal-SNR schedule.
 ALPHAS = torch.linspace(0.9991, 0.0047, 1000)
 ZERO = torch.linspace(0.9991, 0.0, 1000)
 
 
-def found(
+def detect(
     folder: Path,
     tensors: Mapping[str, torch.Tensor] | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -71,17 +71,17 @@ def test_every_source_is_read(
     value: str,
     source: str,
 ) -> None:
-    assert found(tmp_path, tensors, metadata) == (value, source, ())
+    assert detect(tmp_path, tensors, metadata) == (value, source, ())
 
 
-def test_who_is_believed_when_they_disagree(tmp_path: Path) -> None:
+def test_precedence_of_sources_that_disagree(tmp_path: Path) -> None:
     v, epsilon = {"v_pred": EMPTY}, {"modelspec.prediction_type": "epsilon"}
     marker = ("v_prediction", "tensor 'v_pred'", ("metadata modelspec.prediction_type",))
-    assert found(tmp_path, v, epsilon) == marker
-    # Noise cannot be predicted from noise alone.
-    assert found(tmp_path, {"ztsnr": EMPTY}, epsilon)[0] == "v_prediction_zero_snr"
+    assert detect(tmp_path, v, epsilon) == marker
+    # With zero terminal SNR, epsilon cannot be predicted.
+    assert detect(tmp_path, {"ztsnr": EMPTY}, epsilon)[0] == "v_prediction_zero_snr"
     scheduler = {"scheduler_config": json.dumps({"prediction_type": "epsilon"})}
-    assert found(tmp_path, {}, {**scheduler, "prediction_type": "v"})[:2] == (
+    assert detect(tmp_path, {}, {**scheduler, "prediction_type": "v"})[:2] == (
         "epsilon", "scheduler_config.json",
     )  # fmt: skip
 
@@ -93,18 +93,18 @@ def test_who_is_believed_when_they_disagree(tmp_path: Path) -> None:
         ({"edm_vpred.sigma_max": ONE}, {}, "EDM"),
         ({}, {"prediction_type": "flow"}, "'flow' .metadata prediction_type"),
         ({}, {"modelspec.prediction_type": "sample"}, "'sample'"),
-        ({}, {"scheduler_config": "[]"}, "no JSON object"),
-        ({}, {"scheduler_config": "[" * 100_000}, "no JSON object"),
+        ({}, {"scheduler_config": "[]"}, "not a JSON object"),
+        ({}, {"scheduler_config": "[" * 100_000}, "not a JSON object"),
     ],
 )
-def test_what_is_not_served_is_refused_by_name(
+def test_unsupported_types_are_refused_by_name(
     tmp_path: Path,
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str],
     reason: str,
 ) -> None:
     with pytest.raises(IngestRejected, match=reason):
-        found(tmp_path, tensors, metadata)
+        detect(tmp_path, tensors, metadata)
 
 
 @pytest.mark.parametrize(
@@ -118,22 +118,22 @@ def test_what_is_not_served_is_refused_by_name(
         ({"trained_betas": [0.1]}, "trained_betas"),
     ],
 )
-def test_schedulers_that_are_not_served(config: Mapping[str, Any], reason: str) -> None:
+def test_unsupported_schedulers_are_refused(config: Mapping[str, Any], reason: str) -> None:
     assert prediction_of_scheduler(SDXL_SCHEDULE).value == "epsilon"
     with pytest.raises(IngestRejected, match=reason):
         prediction_of_scheduler({**SDXL_SCHEDULE, **config})
 
 
-def test_the_owners_word_is_put_in_front_and_taken_back() -> None:
+def test_the_owners_prediction_type_is_set_and_removed() -> None:
     marked = {"value": "v_prediction", "source": "tensor 'v_pred'"}
     own = {"value": "epsilon", "source": "owner"}
     report = {"matched": 1, "prediction_type": marked}
-    said = with_owners_prediction(report, "epsilon")
-    assert said == {"matched": 1, "prediction_type": {**own, "found": marked}}
-    again = with_owners_prediction(said, "v_prediction_zero_snr")["prediction_type"]
-    assert again == {"value": "v_prediction_zero_snr", "source": "owner", "found": marked}
-    assert with_owners_prediction(said, None) == report
-    # Of an asset from before it was looked for, and of one whose file says what is not served.
+    declared = with_owners_prediction(report, "epsilon")
+    assert declared == {"matched": 1, "prediction_type": {**own, "found": marked}}
+    changed = with_owners_prediction(declared, "v_prediction_zero_snr")["prediction_type"]
+    assert changed == {"value": "v_prediction_zero_snr", "source": "owner", "found": marked}
+    assert with_owners_prediction(declared, None) == report
+    # A report without a prediction type, and one of a file with an unsupported type.
     before = with_owners_prediction({}, "v_prediction")["prediction_type"]
     assert (before["value"], before["found"]["value"]) == ("v_prediction", "epsilon")
     assert with_owners_prediction({}, None) == {}
@@ -143,8 +143,8 @@ def test_the_owners_word_is_put_in_front_and_taken_back() -> None:
     }  # fmt: skip
 
 
-def test_a_key_says_what_is_predicted_and_noise_adds_nothing() -> None:
-    """So keys that were given before other types were known stay what they are."""
+def test_keys_carry_the_prediction_type_and_epsilon_adds_no_suffix() -> None:
+    """So keys from before other types were supported stay valid."""
     for salt in (None, b"salt"):
         plain = content_key("ab", "unet", "m", salt)
         assert len(plain) == 41

@@ -1,4 +1,4 @@
-"""What a file is recognised as: trainers' names, users' own words, relatives of SDXL."""
+"""Identification of files: trainers' names, trigger words, models related to SDXL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from assets.ingest.rules import check_family
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 MLP = "text_model.encoder.layers.0.mlp.fc1"
-#: Words that people have given to what they trained, each with a piece of a trainer's key in it.
+#: Trigger words that contain part of a trainer's key.
 WORDS = ("oft_style", "my.lora_down.weight", "boft", "x.on_input", "hada_w1_a", "a.diff",
          "double_blocks", "lora_te2_", "clip_l")  # fmt: skip
 
@@ -59,10 +59,13 @@ def factors(
         ("text_encoder", MLP, f"text_encoder.{MLP.removeprefix('text_model.')}.lora_@.weight"),
     ],
 )
-def test_names_of_trainers(
+def test_trainers_names_are_matched(
     tmp_path: Path, schema: ParameterSchema, component: str, module: str, pattern: str
 ) -> None:
-    """``#`` is down and up, ``@`` A and B. Without a prefix, the shapes tell the text encoder."""
+    """``#`` stands for down and up, ``@`` for A and B.
+
+    Without a prefix, shapes determine the text encoder.
+    """
     down, up = factors(schema, component, module)
     tensors = {
         pattern.replace("#", "down").replace("@", "A"): down,
@@ -75,7 +78,7 @@ def test_names_of_trainers(
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_words_of_users_are_never_searched(
+def test_trigger_words_are_never_matched_as_keys(
     tmp_path: Path, schema: ParameterSchema, word: str
 ) -> None:
     first, second = schema.text_widths
@@ -93,18 +96,18 @@ def test_words_of_users_are_never_searched(
         assert identify({word: (2, 1280)}).kind == "textual_inversion"
 
 
-def test_a_single_tensor_of_a_trainer_is_no_inversion() -> None:
+def test_a_single_adapter_tensor_is_not_an_inversion() -> None:
     key = "lora_unet_conv_in.diff"
     assert identify({key: (32, 36)}).kind == "lora"
 
 
-def test_a_key_is_split_at_its_end_in_a_time_that_does_not_grow_with_its_length() -> None:
+def test_split_key_time_does_not_grow_with_key_length() -> None:
     assert split_key("a" * 100_000 + ".alpha") == ("a" * 100_000, "alpha")
     assert split_key(".lora_A" * 20_000) is None
     assert split_key(".alpha") is None
 
 
-#: (what it is, keys and shapes)
+#: (expected name, keys and shapes)
 RELATIVES: dict[str, tuple[str, dict[str, Shape]]] = {
     "inpainting": (
         "an SDXL inpainting checkpoint",
@@ -158,16 +161,16 @@ RELATIVES: dict[str, tuple[str, dict[str, Shape]]] = {
 
 
 @pytest.mark.parametrize("name", RELATIVES)
-def test_relatives_are_named_as_what_they_are(name: str) -> None:
-    what, listing = RELATIVES[name]
-    more = {"other.weight": (1, 1)}  # one tensor alone is an inversion
+def test_unsupported_models_are_named(name: str) -> None:
+    expected, listing = RELATIVES[name]
+    more = {"other.weight": (1, 1)}  # a single tensor would be an inversion
     with pytest.raises(IngestRejected) as refused:
         check_family(identify({**listing, **more}))
-    assert what in str(refused.value).split("(")[0] + str(refused.value)[:90]
+    assert expected in str(refused.value).split("(")[0] + str(refused.value)[:90]
     assert str(refused.value).startswith("this is ")
 
 
-def test_a_lora_of_the_refiner_is_named() -> None:
+def test_a_refiner_lora_is_named() -> None:
     key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
     with pytest.raises(IngestRejected, match="lora for the SDXL refiner"):
         check_family(identify({key: (8, 1280), "lora_unet_x.lora_up.weight": (8, 8)}))
@@ -182,10 +185,10 @@ LAYOUTS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("thin", ["layers", "middle"])
-def test_distilled_relatives_are_named(
+def test_distilled_models_are_named(
     tmp_path: Path, schema: ParameterSchema, layout: str, thin: str
 ) -> None:
-    """Of SDXL's widths, with fewer layers, or without attention in the middle (SSD-1B)."""
+    """SDXL's widths with fewer layers, or without attention in the middle block (SSD-1B)."""
     shapes = schema.components["unet"]
     deepest = max(int(n.split("transformer_blocks.")[1].split(".")[0])
                   for n in shapes if "transformer_blocks." in n)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is no model file is named as what it is, with what to do."""
+"""Files that are not safetensors are named, with a remedy."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def _image(kind: str) -> bytes:
 
 
 CASES: dict[str, tuple[bytes, str]] = {
-    "a page": (
+    "a web page": (
         b"<!DOCTYPE html>\n<html><head><title>x</title>" + b" " * 400,
         r"web page.*/resolve/",
     ),
-    "a page without a type": (b"\xef\xbb\xbf  <HTML lang='en'>" + b"x" * 50, "web page"),
+    "a web page without a doctype": (b"\xef\xbb\xbf  <HTML lang='en'>" + b"x" * 50, "web page"),
     "a Git LFS pointer": (POINTER.encode(), "git lfs pull"),
     "an error as JSON": (b'{"error": "Log in to download"}', "JSON.*Log in to download"),
     "a list as JSON": (json.dumps([{"a": 1}] * 200).encode(), "JSON"),
@@ -72,12 +72,12 @@ CASES: dict[str, tuple[bytes, str]] = {
     "JPEG": (_image("JPEG"), "JPEG image"),
     "WebP": (_image("WEBP"), "WebP image"),
     "GGUF": (b"GGUF\x03\x00\x00\x00" + b"\xff" * 40, "GGUF"),
-    "noise": (b"\xff\xfe\xfd\xfc" * 40, "not a safetensors file, or cut short"),
+    "noise": (b"\xff\xfe\xfd\xfc" * 40, "not a safetensors file, or truncated"),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_named(tmp_path: Path, name: str) -> None:
+def test_the_error_names_the_format(tmp_path: Path, name: str) -> None:
     data, reason = CASES[name]
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""How strongly a LoRA acts, by what its configuration says: applied, refused or warned of."""
+"""LoRA scales from PEFT configurations: applied, refused or warned about."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ K = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"
 RANK = 16
 
 
-def ingested(
+def ingest(
     folder: Path,
     schema: ParameterSchema,
     config: Mapping[str, Any] | None,
@@ -31,7 +31,7 @@ def ingested(
     inside: bool,
     more: Mapping[str, torch.Tensor] | None = None,
 ) -> Ingested:
-    """A LoRA of two projections, with its configuration in the file or beside it."""
+    """Ingest a LoRA of two projections, with its configuration in the file or next to it."""
     tensors = dict(more or {})
     for module in (Q, K):
         out, inputs = schema.components["unet"][f"{module}.weight"]
@@ -49,13 +49,13 @@ def ingested(
 
 def scales(done: Ingested) -> list[float]:
     with TensorFile(done.files["lora"][1]) as file:
-        found: list[float] = file.read("scales").tolist()
-    return found
+        values: list[float] = file.read("scales").tolist()
+    return values
 
 
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize(
-    ("config", "wanted"),
+    ("config", "expected"),
     [
         ({"lora_alpha": 8}, [0.5, 0.5]),
         ({"lora_alpha": 16, "use_rslora": True}, [4.0, 4.0]),
@@ -66,15 +66,15 @@ def scales(done: Ingested) -> list[float]:
         ({"peft_type": "LOHA", "alpha": 4}, [0.25, 0.25]),
     ],
 )
-def test_what_is_understood_is_applied(
+def test_supported_fields_are_applied(
     tmp_path: Path,
     schema: ParameterSchema,
     config: Mapping[str, Any],
-    wanted: list[float],
+    expected: list[float],
     inside: bool,
 ) -> None:
-    done = ingested(tmp_path, schema, config, inside=inside)
-    assert scales(done) == pytest.approx(wanted)
+    done = ingest(tmp_path, schema, config, inside=inside)
+    assert scales(done) == pytest.approx(expected)
     assert done.report["alpha"] == "configuration"
     assert "warnings" not in done.report
 
@@ -91,8 +91,8 @@ def test_what_is_understood_is_applied(
         ({"init_lora_weights": "olora"}, "olora"),
         ({"peft_type": "VERA"}, "VERA"),
         ({"use_dora": True, "lora_alpha": 8}, "DoRA"),
-        ({"lora_alpha": "8"}, "no number"),
-        ({"lora_alpha": True}, "no number"),
+        ({"lora_alpha": "8"}, "not a number"),
+        ({"lora_alpha": True}, "not a number"),
         ({"lora_alpha": 10**400}, "too large"),
         ({"use_rslora": "false"}, "neither true nor false"),
         ({"alpha_pattern": [1]}, "not an object"),
@@ -100,36 +100,37 @@ def test_what_is_understood_is_applied(
         ({"rank_pattern": {".*attn": 4}}, "regular expression"),
     ],
 )
-def test_what_is_not_served_is_refused_by_name(
+def test_unsupported_fields_are_refused_by_name(
     tmp_path: Path, schema: ParameterSchema, config: Mapping[str, Any], reason: str, inside: bool
 ) -> None:
     with pytest.raises(IngestRejected, match=reason):
-        ingested(tmp_path, schema, config, inside=inside)
+        ingest(tmp_path, schema, config, inside=inside)
 
 
-def test_what_is_not_known_is_a_warning(tmp_path: Path, schema: ParameterSchema) -> None:
+def test_unknown_fields_are_warnings(tmp_path: Path, schema: ParameterSchema) -> None:
     config = {"lora_alpha": 8, "use_tomorrow": True, "use_yesterday": False, "layers": None}
-    done = ingested(tmp_path, schema, config, inside=False)
+    done = ingest(tmp_path, schema, config, inside=False)
     (warning,) = done.report["warnings"]
-    assert "adapter_config.json has 'use_tomorrow'" in warning
+    assert "adapter_config.json has the unknown field 'use_tomorrow'" in warning
 
 
-def test_an_alpha_beside_the_factors_comes_first(tmp_path: Path, schema: ParameterSchema) -> None:
+def test_an_alpha_tensor_takes_precedence(tmp_path: Path, schema: ParameterSchema) -> None:
     more = {f"unet.{Q}.alpha": torch.tensor(4.0)}
-    done = ingested(tmp_path, schema, {"lora_alpha": 8}, inside=True, more=more)
+    done = ingest(tmp_path, schema, {"lora_alpha": 8}, inside=True, more=more)
     assert scales(done) == pytest.approx([0.5, 0.25])
     assert done.report["alpha"] == "configuration, tensors"
-    done = ingested(tmp_path, schema, None, inside=True)
+    done = ingest(tmp_path, schema, None, inside=True)
     assert scales(done) == [1.0, 1.0]
     assert done.report["alpha"] == "rank"
 
 
-def test_sections_are_of_their_components() -> None:
-    said = {"unet.lora_alpha": 4, "text_encoder.lora_alpha": 8, "text_encoder.use_rslora": True}
-    strengths = read_strengths({"lora_adapter_metadata": json.dumps(said)}, {"lora_alpha": 2})
+def test_sections_apply_to_their_components() -> None:
+    config = {"unet.lora_alpha": 4, "text_encoder.lora_alpha": 8, "text_encoder.use_rslora": True}
+    strengths = read_strengths({"lora_adapter_metadata": json.dumps(config)}, {"lora_alpha": 2})
     assert strengths.scale("unet", Q, 16) == 0.25
     assert strengths.scale("text_encoder", "x", 16) == 8 / math.sqrt(16)
-    assert strengths.scale("text_encoder_2", "x", 16) == 0.125  # the file's as a whole
+    # adapter_config.json covers the other components.
+    assert strengths.scale("text_encoder_2", "x", 16) == 0.125
 
 
 def test_two_adapters_in_one_file_are_refused(tmp_path: Path, schema: ParameterSchema) -> None:
@@ -138,5 +139,5 @@ def test_two_adapters_in_one_file_are_refused(tmp_path: Path, schema: ParameterS
         f"unet.{Q}.lora_A.other.weight": torch.randn(RANK, inputs),
         f"unet.{Q}.lora_B.other.weight": torch.randn(out, RANK),
     }
-    with pytest.raises(IngestRejected, match="two adapters of one module"):
-        ingested(tmp_path, schema, None, inside=True, more=more)
+    with pytest.raises(IngestRejected, match="two adapters for one module"):
+        ingest(tmp_path, schema, None, inside=True, more=more)

@@ -1,5 +1,4 @@
-"""Files that strangers might upload to do harm, or that lie about what they are; each with a
-word that the reason of its refusal must hold. Made here, every one of them."""
+"""Generate hostile and malformed files, each with the expected rejection reason."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
 
 @dataclass(frozen=True)
 class Hostile:
-    """``reason`` is a regular expression; empty when the file is odd but harmless: accepted."""
+    """A hostile file. ``reason`` is a regular expression; empty if the file is accepted."""
 
     name: str
     kind: str
@@ -32,7 +31,7 @@ class Hostile:
 
 
 class Bomb:
-    """Unpickling it is seen by whoever looks at the file system."""
+    """Creates the ``canary`` file when unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self._canary = canary
@@ -52,7 +51,7 @@ def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: Any = (1,)) 
 
 
 def listing(shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16") -> Write:
-    """A file with these keys and shapes and zeros; sparse, so it may claim to be large."""
+    """Return a writer of a sparse file with these keys, these shapes and zeros."""
 
     def write(path: Path) -> None:
         document, position = {}, 0
@@ -72,31 +71,31 @@ def listing(shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16") -> Write:
     return write
 
 
-def table() -> Iterator[Hostile]:
-    """What the safetensors library accepts or refuses; the strict reader refuses it all."""
+def malformed_headers() -> Iterator[Hostile]:
+    """Malformed headers, all of which the strict parser refuses."""
     eight = tensor(0, 8, shape=(2,))
     one, four = tensor(), b"\0" * 4
-    none, empty = tensor(0, 0, shape=(0,)), '"__metadata__":{}'
+    no_data, empty = tensor(0, 0, shape=(0,)), '"__metadata__":{}'
     hidden = tensor(2, 2, shape=(0,))
     twice = '"__metadata__":{"x":"1","x":"2"}'
     extra = one.replace("}", ', "x": 1}')
     rows: list[tuple[str, str, bytes, str]] = [
-        ("duplicate tensor key", f'{{"a": {one}, "a": {one}}}', four, "twice"),
-        ("duplicate metadata key", f'{{{twice},"a":{one}}}', four, "twice"),
-        ("duplicate __metadata__", f'{{{empty},{empty},"a":{one}}}', four, "twice"),
-        ("metadata that is no text", f'{{"__metadata__":{{"x":1}},"a":{one}}}', four, "strings"),
+        ("duplicate tensor key", f'{{"a": {one}, "a": {one}}}', four, "duplicate key"),
+        ("duplicate metadata key", f'{{{twice},"a":{one}}}', four, "duplicate key"),
+        ("duplicate __metadata__", f'{{{empty},{empty},"a":{one}}}', four, "duplicate key"),
+        ("metadata that is not text", f'{{"__metadata__":{{"x":1}},"a":{one}}}', four, "strings"),
         ("nested metadata", f'{{"__metadata__":{{"x":{{}}}},"a":{one}}}', four, "strings"),
         ("overlap", f'{{"a":{eight},"b":{tensor(4, 8)}}}', b"\0" * 8, "overlaps"),
         ("alias", f'{{"a":{one},"b":{one}}}', four, "overlaps"),
-        ("hole", f'{{"a":{one},"b":{tensor(8, 12)}}}', b"\0" * 12, "hole"),
+        ("gap", f'{{"a":{one},"b":{tensor(8, 12)}}}', b"\0" * 12, "gap"),
         ("trailing bytes", f'{{"a":{one}}}', b"\0" * 9, "padded"),
-        ("truncation", f'{{"a":{one}}}', b"\0" * 2, "cut"),
+        ("truncation", f'{{"a":{one}}}', b"\0" * 2, "truncated"),
         ("shape overflow", f'{{"a":{tensor(shape=(1 << 40, 1 << 40))}}}', four, "shape|spans"),
         ("negative offset", f'{{"a":{tensor(-4, 0)}}}', four, "data_offsets"),
         ("unknown dtype", f'{{"a":{tensor(dtype="F3")}}}', four, "dtype"),
-        ("nothing but markers", f'{{"a":{none},"b":{none}}}', b"", "no tensor with elements"),
-        ("zero-size tensor in a hole", f'{{"a":{one},"b":{hidden}}}', four, "overlaps"),
-        ("extra field", f'{{"a":{extra}}}', four, "no more"),
+        ("nothing but markers", f'{{"a":{no_data},"b":{no_data}}}', b"", "tensors .* are empty"),
+        ("empty tensor inside another", f'{{"a":{one},"b":{hidden}}}', four, "overlaps"),
+        ("extra field", f'{{"a":{extra}}}', four, "exactly dtype"),
         ("leading space", f' {{"a":{one}}}', four, "begin"),
         ("name with a path", f'{{"../../etc/passwd":{one}}}', four, "the served model"),
         ("name with NUL", f'{{"a\\u0000b":{one}}}', four, "NUL"),
@@ -107,16 +106,18 @@ def table() -> Iterator[Hostile]:
     for name, header, data, reason in rows:
         yield Hostile(name, "lora", raw(header.encode(), data), reason)
     million = "{" + ",".join(f'"{i}":{tensor(0, 0, shape=(0,))}' for i in range(1_000_000)) + "}"
-    yield Hostile("a million tensors", "lora", raw(million.encode()), "claims")
+    yield Hostile("a million tensors", "lora", raw(million.encode()), "header length")
     many = "{" + ",".join(f'"{i}":{tensor(4 * i, 4 * i + 4)}' for i in range(20_001)) + "}"
     yield Hostile("20,001 tensors", "lora", raw(many.encode(), b"\0" * 80_004), "20001 tensors")
-    yield Hostile("header of 100 MB", "lora", raw(b"{" + b" " * 100_000_000 + b"}"), "claims")
-    yield Hostile("header beyond the file", "lora", raw(b"{}", length=1 << 60), "claims")
+    yield Hostile(
+        "header of 100 MB", "lora", raw(b"{" + b" " * 100_000_000 + b"}"), "header length"
+    )
+    yield Hostile("header beyond the file", "lora", raw(b"{}", length=1 << 60), "header length")
     yield Hostile("empty file", "lora", lambda path: path.write_bytes(b"") and None, "no header")
 
 
 def pickles(canary: Path) -> Iterator[Hostile]:
-    """Under any name: what is inside decides. None of them is ever opened as what it is."""
+    """Pickles under every kind; none may ever be unpickled."""
     reason = "pickle|not a safetensors file"
 
     def plain(path: Path) -> None:
@@ -148,8 +149,8 @@ def pickles(canary: Path) -> Iterator[Hostile]:
     yield Hostile("pickle behind safetensors", "lora", polyglot, "padded")
 
 
-def lies(schema: ParameterSchema) -> Iterator[Hostile]:
-    """Proper files whose contents are not what a model can use."""
+def invalid_contents(schema: ParameterSchema) -> Iterator[Hostile]:
+    """Well-formed files with unusable or misleading contents."""
 
     def lora(change: Callable[[dict[str, torch.Tensor]], Any], metadata: Any = None) -> Write:
         def write(path: Path) -> None:
@@ -200,20 +201,22 @@ def lies(schema: ParameterSchema) -> Iterator[Hostile]:
 
     yield Hostile("NaN in a LoRA", "lora", lora(nan), "not finite")
     yield Hostile("infinity in a LoRA", "lora", lora(infinite), "not finite")
-    yield Hostile("an alpha of a thousand million", "lora", lora(alpha), "float16 holds")
+    yield Hostile("an alpha of 1e9", "lora", lora(alpha), "float16 maximum")
     yield Hostile("an alpha of NaN", "lora", lora(alpha_nan), "alpha")
     yield Hostile("rank 1025", "lora", lora(rank), "at most 1024")
-    yield Hostile("factors that do not meet", "lora", lora(contradiction), "the served model needs")
-    yield Hostile("modules of no model", "lora", lora(renamed), "none of its")
+    yield Hostile(
+        "factors of different sizes", "lora", lora(contradiction), "the served model needs"
+    )
+    yield Hostile("modules of an unknown model", "lora", lora(renamed), "none of its")
     metadata = {"ss_base_model_version": "sd_1.5", "modelspec.architecture": "flux"}
-    yield Hostile("metadata that says SD 1.5", "lora", lora(nothing, metadata), "")
+    yield Hostile("metadata that declares SD 1.5", "lora", lora(nothing, metadata), "")
     script = {"ss_output_name": "<script>alert(1)</script>", "lora_adapter_metadata": "{}"}
     yield Hostile("metadata with a script", "lora", lora(nothing, script), "")
     yield Hostile(
         "metadata of 2 MB", "lora", lora(nothing, {"ss_tag_frequency": "x" * 2_000_000}), ""
     )
     broken = {"lora_adapter_metadata": "[" * 10_000}
-    yield Hostile("metadata that is no JSON", "lora", lora(nothing, broken), "not JSON")
+    yield Hostile("metadata that is not JSON", "lora", lora(nothing, broken), "not JSON")
     yield Hostile("a LoRA declared as a VAE", "vae", lora(nan), "declared as vae.*not finite")
     huge = listing({"emb_params": (1 << 20, schema.text_widths[1])})
     yield Hostile("a million vectors", "textual_inversion", huge, "vectors")
@@ -226,8 +229,8 @@ def lies(schema: ParameterSchema) -> Iterator[Hostile]:
     )
 
 
-def foreign(real_data: Path) -> Iterator[Hostile]:
-    """Keys and shapes of real files for other models."""
+def other_models(real_data: Path) -> Iterator[Hostile]:
+    """Files with the keys and shapes of published files for other models."""
     for path in sorted((real_data / "foreign_listings").glob("*.json")):
         document = json.loads(path.read_text())
         shapes = document.get("state_dict_keys")

@@ -1,4 +1,4 @@
-"""Ingest: what is accepted, what becomes of it, and what is refused with which reason."""
+"""Ingest: accepted files, their canonical forms, and rejections with their reasons."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def lora_pair(
         "base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.weight|A,B",
     ],
 )
-def test_every_spelling_means_the_same_parameter(
+def test_every_spelling_maps_to_the_same_parameter(
     tmp_path: Path, schema: ParameterSchema, spelling: str
 ) -> None:
     pattern, roles = spelling.split("|")
@@ -77,7 +77,9 @@ def test_every_spelling_means_the_same_parameter(
     assert done.report["matched"] == 1
 
 
-def test_alpha_of_kohya_and_of_diffusers_metadata(tmp_path: Path, schema: ParameterSchema) -> None:
+def test_alpha_from_kohya_tensors_and_diffusers_metadata(
+    tmp_path: Path, schema: ParameterSchema
+) -> None:
     down, up = lora_pair(schema, Q)
     kohya = "lora_unet_" + Q.replace(".", "_")
     tensors = {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up}
@@ -109,7 +111,7 @@ def test_convolutions_are_flattened(tmp_path: Path, schema: ParameterSchema) -> 
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_values_that_are_not_finite(tmp_path: Path, schema: ParameterSchema, bad: float) -> None:
+def test_non_finite_values_are_refused(tmp_path: Path, schema: ParameterSchema, bad: float) -> None:
     down, up = lora_pair(schema, Q)
     down[0, 0] = bad
     path = save(
@@ -134,7 +136,7 @@ def test_reasons_of_refusal(tmp_path: Path, schema: ParameterSchema) -> None:
         },
         "no hada_w1_b factor": {f"unet.{Q}.hada_w1_a": down},
         "OFT": {f"unet.{Q}.oft_blocks": down},
-        "moved twice": {
+        "changed twice": {
             f"unet.{Q}.lora_A.weight": down,
             f"unet.{Q}.lora_B.weight": up,
             f"base_model.model.{Q}.lora_A.weight": down.clone(),
@@ -162,10 +164,10 @@ def test_unmatched_keys_are_reported(tmp_path: Path, schema: ParameterSchema) ->
     assert cover(listing, schema).report()["unmatched"] == ["unet.elsewhere"]
 
 
-def test_a_single_file_is_the_folder_it_was_made_from(
+def test_a_single_file_converts_to_the_folders_tensors(
     bench: Any, samples: dict[str, Any], miniature: Path
 ) -> None:
-    """Everything but the UNet of the sample checkpoint is the miniature's own."""
+    """The sample checkpoint has the miniature's tensors, except the UNet's."""
     parts = samples["checkpoint"].parts
     for component, file in (("text_encoder", "model"), ("text_encoder_2", "model"), ("vae", None)):
         stem = file or "diffusion_pytorch_model"
@@ -178,7 +180,7 @@ def test_a_single_file_is_the_folder_it_was_made_from(
         assert all(torch.equal(converted[name], folder[name]) for name in folder)
 
 
-def test_a_rejected_upload_leaves_the_reasons_and_no_bytes(bench: Any, tmp_path: Path) -> None:
+def test_a_rejected_upload_keeps_the_reasons_and_no_bytes(bench: Any, tmp_path: Path) -> None:
     path = tmp_path / "junk.safetensors"
     path.write_bytes(b"not a model at all")
     asset = bench.ingest(path, "lora")
@@ -192,17 +194,17 @@ def test_two_tenants_with_the_same_file_have_different_keys(
     bench: Any, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     path = write_kohya_lora(tmp_path / "same.safetensors", schema, seed=99, only="attn2")
-    one, again = bench.ingest(path, "lora", "t1"), bench.ingest(path, "lora", "t1")
+    first, second = bench.ingest(path, "lora", "t1"), bench.ingest(path, "lora", "t1")
     other = bench.ingest(path, "lora", "t2")
-    assert one.parts["lora"] == again.parts["lora"]
-    assert one.parts["lora"].key != other.parts["lora"].key
-    assert one.parts["lora"].sha256 == other.parts["lora"].sha256
+    assert first.parts["lora"] == second.parts["lora"]
+    assert first.parts["lora"].key != other.parts["lora"].key
+    assert first.parts["lora"].sha256 == other.parts["lora"].sha256
 
 
 def test_keys_do_not_reveal_the_digest() -> None:
-    mine, other = tenant_salt(b"secret", "t1"), tenant_salt(b"secret", "t2")
+    salt, other = tenant_salt(b"secret", "t1"), tenant_salt(b"secret", "t2")
     keys = {
-        content_key("ab", "lora", "m", mine),
+        content_key("ab", "lora", "m", salt),
         content_key("ab", "lora", "m", other),
         content_key("ab", "lora", "m", None),
         content_key("ab", "unet", "m", None),
@@ -221,17 +223,17 @@ def test_hostile_metadata_is_refused(
     down, up = lora_pair(schema, Q)
     named = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
     path = save(tmp_path / "m.safetensors", named, {"lora_adapter_metadata": metadata})
-    if metadata == '{"unet.alpha_pattern": []}':  # empty: asks for nothing
+    if metadata == '{"unet.alpha_pattern": []}':  # empty, so there is nothing to apply
         ingest(path, "lora", schema, tmp_path / "scratch")
         return
     with pytest.raises(IngestRejected, match="lora_adapter_metadata"):
         ingest(path, "lora", schema, tmp_path / "scratch")
 
 
-def test_a_base_model_from_a_single_file_is_the_one_from_the_folder(
+def test_a_single_file_and_a_folder_import_as_the_same_base_model(
     bench: Any, miniature: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
-    """The same bytes come out, so even the content keys are the same."""
+    """The bytes are equal, and therefore the content keys."""
 
     tensors = {component: weights(component) for component in MODEL_COMPONENTS}
 
@@ -243,12 +245,12 @@ def test_a_base_model_from_a_single_file_is_the_one_from_the_folder(
     manifest = import_model(store, path, "base", single_file_configs=MINIATURE_CONFIGS)
     assert manifest.parts == bench.manifest.parts
     assert manifest.schema == bench.manifest.schema
-    assert import_model(store, path, "base") == manifest  # known already: nothing is read
+    assert import_model(store, path, "base") == manifest  # already imported: nothing is read
     with pytest.raises(IngestRejected, match="the served model has"):
-        import_model(store, path, "other")  # as full-size SDXL it does not fit
+        import_model(store, path, "other")  # does not fit full-size SDXL
 
 
-def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     store = FsspecStore(f"file://{tmp_path}/store")
     (tmp_path / "unet").mkdir()
     with pytest.raises(IngestRejected, match=r"config\.json is missing"):
@@ -258,10 +260,10 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", ["/", "."])
-def test_every_layout_of_a_checkpoint_means_the_same(
+def test_every_checkpoint_layout_gives_the_same_blobs(
     tmp_path: Path, schema: ParameterSchema, miniature: Path, separator: str
 ) -> None:
-    """A single file, a diffusers folder in one file, and its UNet alone: the same blobs."""
+    """Layouts: a single file, a packed diffusers folder, and a bare UNet."""
 
     def parts(path: Path, scratch: str) -> Any:
         done = ingest(path, "checkpoint", schema, tmp_path / scratch)
@@ -274,18 +276,18 @@ def test_every_layout_of_a_checkpoint_means_the_same(
         schema,
         lambda component, name, _: tensors[component][name],
     )
-    wanted = parts(single, "single")
-    assert wanted.keys() == set(MODEL_COMPONENTS)
-    assert parts(pack_folder(miniature, tmp_path / "packed.safetensors"), "packed") == wanted
-    # As transformers has named a text encoder's parameters since 5.6.
+    expected = parts(single, "single")
+    assert expected.keys() == set(MODEL_COMPONENTS)
+    assert parts(pack_folder(miniature, tmp_path / "packed.safetensors"), "packed") == expected
+    # Text encoder names as in transformers >= 5.6.
     renamed = {
         f"{component}{separator}{name.removeprefix('text_model.')}": tensor
         for component, named in tensors.items()
         for name, tensor in named.items()
     }
-    assert parts(save(tmp_path / "new.safetensors", renamed), "new") == wanted
+    assert parts(save(tmp_path / "new.safetensors", renamed), "new") == expected
     alone = parts(save(tmp_path / "unet.safetensors", tensors["unet"]), "alone")
-    assert alone == {"unet": wanted["unet"]}
+    assert alone == {"unet": expected["unet"]}
 
 
 def test_a_folder_without_a_unet_is_not_packed(tmp_path: Path) -> None:
@@ -297,7 +299,9 @@ def test_a_folder_without_a_unet_is_not_packed(tmp_path: Path) -> None:
     assert not (tmp_path / "packed.safetensors").exists()
 
 
-def test_every_layout_of_an_inversion(tmp_path: Path, schema: ParameterSchema) -> None:
+def test_every_inversion_layout_gives_the_same_blob(
+    tmp_path: Path, schema: ParameterSchema
+) -> None:
     first, second = (torch.randn(2, width) for width in schema.text_widths)
 
     def vectors(name: str, **tensors: torch.Tensor) -> Any:
@@ -305,14 +309,14 @@ def test_every_layout_of_an_inversion(tmp_path: Path, schema: ParameterSchema) -
         done = ingest(path, "textual_inversion", schema, tmp_path / name)
         return done.files["textual_inversion"][0], done.report
 
-    wanted, report = vectors("a1111", clip_l=first, clip_g=second)
+    expected, report = vectors("a1111", clip_l=first, clip_g=second)
     assert report["encoders"] == ["text_encoder", "text_encoder_2"]
-    assert vectors("diffusers", text_encoders_0=first, text_encoders_1=second)[0] == wanted
+    assert vectors("diffusers", text_encoders_0=first, text_encoders_1=second)[0] == expected
     both = torch.cat([first, second], dim=1)
-    assert vectors("whole", emb_params=both)[0] == wanted
-    assert vectors("word", **{"<my-word>": both})[0] == wanted
+    assert vectors("whole", emb_params=both)[0] == expected
+    assert vectors("word", **{"<my-word>": both})[0] == expected
     alone, report = vectors("second", emb_params=second)
-    assert alone != wanted
+    assert alone != expected
     assert report["encoders"] == ["text_encoder_2"]
     with pytest.raises(IngestRejected, match="clip_l and clip_g"):
         vectors("first", emb_params=first)

@@ -1,5 +1,7 @@
-"""The hostile corpus, each file through the whole way of an upload: refused with the reason, in
-bounded time and memory, with nothing left behind and nothing unpickled."""
+"""Upload every hostile file: rejected with its reason, in bounded time and memory.
+
+No files are left behind and nothing is unpickled.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,22 @@ import psutil
 import pytest
 
 from assets.families.schema import ParameterSchema
-from tests.assets.ingest.hostile import Hostile, foreign, lies, pickles, table
+from tests.assets.ingest.hostile import (
+    Hostile,
+    invalid_contents,
+    malformed_headers,
+    other_models,
+    pickles,
+)
 
-MOST_S, MOST_BYTES = 20.0, 600 << 20
+MAX_S, MAX_BYTES = 20.0, 600 << 20
 
 _unpickled: list[str] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def watch() -> None:
-    """Whatever this process unpickles by name from here on is written down."""
+def record_unpickling() -> None:
+    """Record every global that this process unpickles."""
 
     def hook(event: str, arguments: Any) -> None:
         if event == "pickle.find_class" and _watching:
@@ -41,16 +49,20 @@ def corpus(
     schema: ParameterSchema, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[Hostile], Path]:
     canary = tmp_path_factory.mktemp("canary") / "fired"
-    return [*table(), *pickles(canary), *lies(schema)], canary
+    return [*malformed_headers(), *pickles(canary), *invalid_contents(schema)], canary
 
 
 def names() -> list[str]:
-    """Of the corpus, before it can be made."""
+    """Return the names in the corpus, before its fixtures exist."""
     from assets.families.sdxl import schema_of
     from serving.miniature.model import MINIATURE_CONFIGS
 
-    every = [*table(), *pickles(Path("/nowhere")), *lies(schema_of(MINIATURE_CONFIGS))]
-    return [hostile.name for hostile in every]
+    files = [
+        *malformed_headers(),
+        *pickles(Path("/nowhere")),
+        *invalid_contents(schema_of(MINIATURE_CONFIGS)),
+    ]
+    return [hostile.name for hostile in files]
 
 
 def left_behind(bench: Any) -> set[str]:
@@ -60,8 +72,10 @@ def left_behind(bench: Any) -> set[str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """``seconds`` from upload to answer; ``more_bytes`` at the worst, of the inspection and of
-    the process that asked for it."""
+    """The cost of an upload.
+
+    ``more_bytes`` is the larger memory growth of the sandbox and of this process.
+    """
 
     seconds: float
     more_bytes: int
@@ -87,15 +101,15 @@ def ingest(bench: Any, hostile: Hostile, folder: Path) -> tuple[Any, Cost]:
 
 @pytest.fixture(scope="module")
 def figures() -> Iterator[dict[str, Cost]]:
-    seen: dict[str, Cost] = {}
-    yield seen
-    print(f"\n{len(seen)} hostile files; the slowest and the largest:")
+    costs: dict[str, Cost] = {}
+    yield costs
+    print(f"\n{len(costs)} hostile files; the slowest and the largest:")
     for by in ("seconds", "more_bytes"):
-        for name, cost in sorted(seen.items(), key=lambda item: -getattr(item[1], by))[:3]:
+        for name, cost in sorted(costs.items(), key=lambda item: -getattr(item[1], by))[:3]:
             print(f"  {name}: {cost.seconds:.2f} s, {cost.more_bytes / 2**20:.0f} MiB more")
 
 
-def judge(hostile: Hostile, asset: Any, cost: Cost) -> None:
+def check(hostile: Hostile, asset: Any, cost: Cost) -> None:
     if hostile.reason:
         assert asset.status == "rejected", asset
         assert re.search(hostile.reason, asset.status_details), asset.status_details
@@ -104,8 +118,8 @@ def judge(hostile: Hostile, asset: Any, cost: Cost) -> None:
         assert asset.status == "ready", asset.status_details
         assert len(str(asset.report)) < 100_000
     assert not _unpickled
-    assert cost.seconds < MOST_S, cost.seconds
-    assert cost.more_bytes < MOST_BYTES, cost.more_bytes
+    assert cost.seconds < MAX_S, cost.seconds
+    assert cost.more_bytes < MAX_BYTES, cost.more_bytes
 
 
 @pytest.mark.parametrize("name", names())
@@ -116,25 +130,25 @@ def test_hostile(
     hostile = next(h for h in files if h.name == name)
     asset, cost = ingest(bench, hostile, tmp_path)
     figures[name] = cost
-    judge(hostile, asset, cost)
+    check(hostile, asset, cost)
     assert not canary.exists()
 
 
-def test_every_real_file_of_another_model(
+def test_files_of_other_models_are_rejected(
     real_data: Path, bench: Any, tmp_path: Path, figures: dict[str, Cost]
 ) -> None:
-    files = list(foreign(real_data))
+    files = list(other_models(real_data))
     assert len(files) >= 6
     for hostile in files:
         asset, cost = ingest(bench, hostile, tmp_path)
         figures[hostile.name] = cost
-        judge(hostile, asset, cost)
+        check(hostile, asset, cost)
 
 
-def test_everything_wrong_with_a_file_is_said_at_once(
+def test_all_reasons_are_reported_at_once(
     bench: Any, tmp_path: Path, schema: ParameterSchema
 ) -> None:
-    """A LoRA that is declared as something else, does not meet the model, and holds NaN."""
+    """A LoRA with a wrong declared kind, a wrong shape, NaN and infinity."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -153,7 +167,7 @@ def test_everything_wrong_with_a_file_is_said_at_once(
         assert part in reasons, reasons
 
 
-def test_what_an_owner_reads_of_an_inspection(bench: Any, samples: dict[str, Any]) -> None:
+def test_the_inspection_report(bench: Any, samples: dict[str, Any]) -> None:
     report = samples["lora_all"].report
     assert report["kind"] == "lora"
     assert report["family"] == "SDXL"

@@ -1,4 +1,4 @@
-"""The cage: what a file may cost, what it may not do, and that its keeper comes back."""
+"""The sandbox: limits, forbidden operations and restart of its worker."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ def children(process: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
-def test_it_does_what_is_done_outside(
+def test_the_result_equals_an_unsandboxed_ingest(
     cage: Cage, lora: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     folders = [tmp_path / name for name in ("in", "out")]
     for folder in folders:
         folder.mkdir()
-    done = [
-        work(lora, "lora", schema, b"salt", folder)
-        for work, folder in zip((cage.ingest, ingest_file), folders, strict=True)
+    results = [
+        run(lora, "lora", schema, b"salt", folder)
+        for run, folder in zip((cage.ingest, ingest_file), folders, strict=True)
     ]
-    assert done[0].report == done[1].report
-    (blob, path), (other, _) = (one.files["lora"] for one in done)
+    assert results[0].report == results[1].report
+    (blob, path), (other, _) = (result.files["lora"] for result in results)
     assert blob == other
     assert path.stat().st_size == blob.size_bytes
     with pytest.raises(IngestRejected, match="declared as vae"):
         cage.ingest(lora, "vae", schema, None, tmp_path)
-    assert cage._keeper is not None
-    assert children(cage._keeper.pid) == []
+    assert cage._worker is not None
+    assert children(cage._worker.pid) == []
 
 
 def test_memory_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) -> None:
@@ -73,16 +73,16 @@ def test_time_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) ->
     cage.close()
 
 
-def test_a_keeper_that_was_killed_comes_back(
+def test_a_killed_worker_is_restarted(
     cage: Cage, lora: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     cage.ingest(lora, "lora", schema, None, tmp_path)
-    keeper = cage._keeper
-    assert keeper is not None
-    os.kill(keeper.pid, signal.SIGKILL)
-    keeper.wait()
+    worker = cage._worker
+    assert worker is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
     assert cage.ingest(lora, "lora", schema, None, tmp_path).files
-    assert cage._keeper is not keeper
+    assert cage._worker is not worker
 
 
 class Evil:
@@ -91,7 +91,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "x.bin", "x.ckpt"])
-def test_a_pickle_is_refused_unread_under_any_name(
+def test_a_pickle_is_refused_without_unpickling_under_any_name(
     cage: Cage, schema: ParameterSchema, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
@@ -102,19 +102,19 @@ def test_a_pickle_is_refused_unread_under_any_name(
         write()
         with pytest.raises(IngestRejected) as caught:
             cage.ingest(path, "textual_inversion", schema, None, tmp_path)
-        assert "reader do what" not in str(caught.value)  # it was not even tried
+        assert "forbidden operation" not in str(caught.value)  # unpickling was not attempted
 
 
-_TRIES = """
+_ATTEMPTS = """
 import os, pickle, socket, sys
-from assets.ingest import sandbox_worker as caged
+from assets.ingest import sandbox_worker
 
 class Evil:
     def __reduce__(self):
         return os.system, ("true",)
 
 evil = pickle.dumps(Evil())
-sys.addaudithook(caged._refuse)
+sys.addaudithook(sandbox_worker._refuse)
 for forbidden in (
     lambda: pickle.loads(evil),
     lambda: os.system("true"),
@@ -123,34 +123,34 @@ for forbidden in (
 ):
     try:
         forbidden()
-    except caged._Forbidden as error:
+    except sandbox_worker._Forbidden as error:
         print(error)
 """
 
 
-def test_what_no_conversion_does_is_refused() -> None:
-    """The hook itself: it cannot be taken off again, so it has a process of its own."""
+def test_forbidden_operations_are_refused() -> None:
+    """Runs in a separate process because an audit hook cannot be removed."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _TRIES],
+        [sys.executable, "-W", "ignore", "-c", _ATTEMPTS],
         cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = ["pickle.find_class", "os.system", "socket.getaddrinfo", "os.fork"]
-    assert done.stdout.split() == found
+    events = ["pickle.find_class", "os.system", "socket.getaddrinfo", "os.fork"]
+    assert done.stdout.split() == events
 
 
-def test_an_answer_to_another_question_is_not_taken(
+def test_a_stale_answer_is_discarded(
     cage: Cage, lora: Path, schema: ParameterSchema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A keeper that is out of step is ended, and the file is inspected by a new one."""
+    """A worker that answers another job is stopped; a new one inspects the file."""
     cage.ingest(lora, "lora", schema, None, tmp_path)
-    keeper, line = cage._keeper, cage._line
-    stale = [b'{"id": "of another", "components": ["lora"], "report": {}}\n']
-    monkeypatch.setattr(cage, "_line", lambda *a: stale.pop() if stale else line(*a))
+    worker, read_line = cage._worker, cage._read_line
+    stale = [b'{"id": "another-job", "components": ["lora"], "report": {}}\n']
+    monkeypatch.setattr(cage, "_read_line", lambda *a: stale.pop() if stale else read_line(*a))
     assert cage.ingest(lora, "lora", schema, None, tmp_path).report["kind"] == "lora"
-    assert cage._keeper is not keeper
+    assert cage._worker is not worker
 
 
-def test_what_the_inside_left_is_a_file_of_its_own(tmp_path: Path) -> None:
+def test_only_regular_files_are_accepted_as_output(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "lora").symlink_to(tmp_path / "secret")
     os.mkfifo(tmp_path / "vae")
@@ -159,7 +159,7 @@ def test_what_the_inside_left_is_a_file_of_its_own(tmp_path: Path) -> None:
             _digest(tmp_path / name)
 
 
-def test_a_file_that_breaks_its_reader_is_our_fault(
+def test_an_unexpected_failure_is_not_a_rejection(
     cage: Cage, schema: ParameterSchema, tmp_path: Path, lora: Path
 ) -> None:
     with pytest.raises(CageBroke, match="Error"):

@@ -1,4 +1,4 @@
-"""Many tenants' work on a few threads."""
+"""The thread pool that serves tenants in turn."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from assets.ingest.tenant_pool import TenantPool
 
 
 class Work:
-    """Pieces that run until they are let go."""
+    """Calls that block until ``go`` is set."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
         self.go = threading.Event()
         self._lock = threading.Lock()
 
-    def piece(self, name: str) -> Callable[[], None]:
+    def call(self, name: str) -> Callable[[], None]:
         def run() -> None:
             with self._lock:
                 self.started.append(name)
@@ -35,24 +35,24 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_tenants_are_served_in_turn() -> None:
     pool, work = TenantPool("test", 1, 1), Work()
-    pool.submit("first", "first", work.piece("first"))
+    pool.submit("first", "first", work.call("first"))
     until(lambda: work.started == ["first"])
     for index in range(5):
-        pool.submit("many", f"many-{index}", work.piece(f"many-{index}"))
+        pool.submit("many", f"many-{index}", work.call(f"many-{index}"))
     for tenant in ("one", "two"):
-        pool.submit(tenant, tenant, work.piece(tenant))
+        pool.submit(tenant, tenant, work.call(tenant))
     work.go.set()
     until(lambda: len(work.started) == 8)
     assert work.started[:5] == ["first", "many-0", "one", "two", "many-1"]
     pool.close()
 
 
-def test_one_tenant_has_only_its_share_of_the_threads() -> None:
+def test_one_tenant_is_limited_to_its_share_of_threads() -> None:
     pool, work = TenantPool("test", 4, 2), Work()
     for index in range(6):
-        pool.submit("many", f"many-{index}", work.piece(f"many-{index}"))
+        pool.submit("many", f"many-{index}", work.call(f"many-{index}"))
     until(lambda: len(work.started) == 2)
-    pool.submit("one", "one", work.piece("one"))
+    pool.submit("one", "one", work.call("one"))
     until(lambda: "one" in work.started)
     assert len(work.started) == 3
     work.go.set()
@@ -60,22 +60,22 @@ def test_one_tenant_has_only_its_share_of_the_threads() -> None:
     pool.close()
 
 
-def test_what_is_submitted_again_is_done_once_and_a_failure_stops_nothing() -> None:
+def test_resubmitted_keys_run_once_and_failures_do_not_stop_the_pool() -> None:
     pool, work = TenantPool("test", 1, 1), Work()
 
     def broken() -> None:
         raise RuntimeError("broken on purpose")
 
     pool.submit("t", "broken", broken)
-    pool.submit("t", "first", work.piece("first"))
+    pool.submit("t", "first", work.call("first"))
     until(lambda: work.started == ["first"])
     for _ in range(3):
-        pool.submit("t", "same", work.piece("same"))  # waits: once
-        pool.submit("t", "first", work.piece("first again"))  # runs: once more
+        pool.submit("t", "same", work.call("same"))  # queued: runs once
+        pool.submit("t", "first", work.call("first again"))  # running: runs once more
     work.go.set()
     until(lambda: len(work.started) == 3)
-    until(lambda: not pool._known and not pool._busy)
+    until(lambda: not pool._queued_keys and not pool._running_keys)
     assert work.started == ["first", "same", "first again"]
     pool.close()
-    pool.submit("t", "late", work.piece("late"))
+    pool.submit("t", "late", work.call("late"))
     assert len(work.started) == 3

@@ -135,7 +135,7 @@ def test_a_repository_is_imported_and_its_digest_checked(
     origin.files["/api/models/artist/word?blobs=true"] = listing("0" * 64)
     asset = ended(http, create(http, "hub-2", hf_repo="artist/word")["id"])
     assert asset["status"] == "rejected"
-    assert "not what was announced" in asset["status_details"]
+    assert "does not have the expected sha256" in asset["status_details"]
     origin.files["/api/models/artist/word?blobs=true"] = json.dumps({"siblings": []}).encode()
     asset = ended(http, create(http, "hub-3", hf_repo="artist/word")["id"])
     assert "say which file" in asset["status_details"]

@@ -182,7 +182,7 @@ def test_what_is_used_in_part_is_said(
     asset = put_asset(http, mixed, "checkpoint", "strange-encoders")
     assert "'text_encoders.clip_l.0'" in asset["status_details"]
     missing = ", ".join(c for c in MODEL_COMPONENTS if c != "unet")
-    assert f"it brings no {missing}" in asset["status_details"]
+    assert f"it contains no {missing}" in asset["status_details"]
 
 
 def test_prompts_in_another_programs_language_are_warned_of(http: httpx.Client) -> None:

@@ -151,7 +151,7 @@ def test_damage_on_the_way_is_seen(http: httpx.Client, sample_files: dict[str, P
     http.post(f"/v1/assets/{created['asset']['id']}/complete-upload", json={})
     asset = ended(http, created["asset"]["id"])
     assert asset["status"] == "rejected"
-    assert "damaged on its way" in asset["status_details"]
+    assert "the upload is corrupt" in asset["status_details"]
 
 
 def run(platform: Running, *arguments: str) -> tuple[int, Any]:
