@@ -1,5 +1,7 @@
-"""A replica: one engine and the thread that generates with it; beside that thread the next request
-is prepared and the last one's images are encoded."""
+"""The worker of a replica: one engine and its generating thread.
+
+Other threads prepare the next request and encode the images of the previous one meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,11 @@ log = logging.getLogger(__name__)
 
 
 class GenerationEngine(Protocol):
-    """What a replica needs of an engine. ``prepare`` runs in any thread; ``warm_up``, ``render``
-    and ``digest`` in one."""
+    """The engine interface of a worker. ``prepare`` runs in any thread; ``warm_up``, ``render``
+    and ``digest`` all run in one thread."""
 
     name: str
-    #: Why it must not draw any more, once it is so.
+    #: The reason why the engine must stop generating, or None.
     unhealthy: str | None
 
     def prepare(self, recipe: Recipe, tenant_id: str) -> Any: ...
@@ -62,48 +64,48 @@ class GenerationEngine(Protocol):
 
 
 class Worker:
-    """Framework-free; the same object serves in a test, on a laptop and under Ray."""
+    """Runs the requests of one replica. Independent of Ray and of any web framework."""
 
     def __init__(self, engine: GenerationEngine, node: str = "local", url: str = "") -> None:
-        """``url`` is where other nodes find what this one holds."""
+        """``url`` is this node's peer endpoint, from which other nodes fetch blobs."""
         self._engine = engine
         self._node = node
         self._url = url
         self._generating_thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
         self._encoder = ThreadPoolExecutor(2, thread_name_prefix="encode")
         self._preparer = ThreadPoolExecutor(2, thread_name_prefix="prepare")
-        self._warmer = ThreadPoolExecutor(1, thread_name_prefix="warm")  # in nobody's way
-        self._active = 0  # requests that hold leases, or are about to
-        self._change = asyncio.Event()
-        self._alone = asyncio.Lock()
-        self._guidance: ClusterDirectives | None = None
+        self._warmer = ThreadPoolExecutor(1, thread_name_prefix="warm")  # delays no request
+        self._active = 0  # requests that hold leases or are being prepared
+        self._released = asyncio.Event()
+        self._retry_lock = asyncio.Lock()
+        self._directives: ClusterDirectives | None = None
 
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None:
-        """Warm the engine up in the thread that will generate: what CUDA's libraries plan and
-        cache belongs to a thread."""
+        """Warm up the engine in the generating thread: CUDA libraries cache plans per thread."""
         self._generating_thread.submit(self._engine.warm_up, sizes, batches).result()
 
     def check_health(self) -> None:
-        """Raises ReplicaLost when the engine can no longer be trusted."""
+        """Raises ReplicaLost if the engine is unhealthy."""
         if self._engine.unhealthy is not None:
             raise ReplicaLost(f"{self._engine.name} is unhealthy: {self._engine.unhealthy}")
 
     def report(self, directives: ClusterDirectives | None = None) -> ReplicaReport:
-        """What it holds, after it has heard what the dispatcher knows.
+        """Apply changed ``directives`` and return a report of what this replica holds.
 
-        Raises ReplicaLost as ``check_health`` does.
+        Raises:
+            ReplicaLost: the engine is unhealthy.
         """
         self.check_health()
-        if directives is not None and directives != self._guidance:
-            self._guidance = directives
+        if directives is not None and directives != self._directives:
+            self._directives = directives
             try:
                 self._engine.apply_directives(directives)
-            except OSError:  # a full disk, say: it can draw all the same
-                log.exception("%s cannot do as it is told", self._engine.name)
+            except OSError:  # such as a full disk; the replica can still generate
+                log.exception("%s cannot apply the dispatcher's directives", self._engine.name)
         return self._report()
 
     def _report(self, *, briefly: bool = False) -> ReplicaReport:
-        """``briefly`` leaves out what must be looked up in folders."""
+        """``briefly`` leaves out the resident keys by tier, which need a scan of folders."""
         engine = self._engine
         holding = engine.holding()
         return ReplicaReport(
@@ -119,17 +121,21 @@ class Worker:
         )
 
     async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
-        """Prepare and generate; cancelling this coroutine stops the generation within three steps.
+        """Prepare and generate. Cancelling the coroutine stops the generation within three steps.
 
-        The leases are released when the generating thread has let go of them; the next request is
-        then generated while this one's images are being encoded.
+        The leases are released when the generating thread is done with them; the next request then
+        generates while this one's images are encoded.
+
+        Raises:
+            ReplicaLost: the engine is unhealthy.
+            TierFull: the assets do not fit even when nothing else is leased.
         """
         self.check_health()
         loop = asyncio.get_running_loop()
         stop = Event()
         prepared = await self._prepare(request)
         try:
-            run = copy_context().run  # what the engine logs is about this request
+            run = copy_context().run  # the engine's log lines carry this request's context
             work = loop.run_in_executor(
                 self._generating_thread,
                 run,
@@ -143,23 +149,25 @@ class Worker:
                 rendered = await asyncio.shield(work)
             except asyncio.CancelledError:
                 stop.set()
-                while not work.done():  # and if it is cancelled again: leases outlive the drawing
+                # Even if cancelled again: leases must outlive the generation.
+                while not work.done():
                     with suppress(asyncio.CancelledError):
                         await asyncio.wait([work])
                 if not work.cancelled():
-                    work.exception()  # seen: nobody is left to hear it
+                    work.exception()  # retrieved, or asyncio would log it
                 raise
         finally:
             prepared.release()
-            self._left()
+            self._finish_request()
         images = await asyncio.gather(*map(asyncio.wrap_future, rendered.images))
-        # A good image, whatever becomes of the engine.
+        # No health check: the images are good even if the engine is unhealthy by now.
         return rendered.completed(images), self._report(briefly=True)
 
     def _generate(
         self, prepared: Any, request: GenerationTask, stop: Event, asked_s: float
     ) -> Rendered:
-        """Behind the request before it; how long that took belongs to the queue."""
+        """Render in the generating thread; the wait for the previous request counts as queue
+        time."""
         waited_ms = (time.perf_counter() - asked_s) * 1000
         rendered = self._engine.render(prepared, request, stop.is_set, self._encoder.submit)
         result = rendered.partial
@@ -167,29 +175,30 @@ class Worker:
         return replace(rendered, partial=replace(result, timings=timings))
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
-        """Drop what nobody may ask for any more; what is left is in the report."""
+        """Drop content keys from every tier. Return a report of what is left."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._preparer, self._engine.forget, keys)
         return self.report()
 
     async def warm(self, blobs: Sequence[Blob]) -> str:
-        """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
+        """Fetch blobs into host RAM. Return the lowest tier at which any of them was found."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._warmer, self._engine.warm, blobs)
 
     async def _prepare(self, request: GenerationTask) -> Any:
-        """Lease everything; when another request's leases leave no room, wait for them.
+        """Lease all assets of the request; if other requests' leases leave no room, wait for their
+        release.
 
         Raises:
-            TierFull: there is no room even when nothing else is held.
+            TierFull: no room even when nothing else is leased.
         """
         with suppress(TierFull):
             return await self._prepare_once(request)
-        async with self._alone:
+        async with self._retry_lock:
             while True:
                 while self._active:
-                    self._change.clear()
-                    await self._change.wait()
+                    self._released.clear()
+                    await self._released.wait()
                 try:
                     return await self._prepare_once(request)
                 except TierFull:
@@ -197,7 +206,8 @@ class Worker:
                         raise
 
     async def _prepare_once(self, request: GenerationTask) -> Any:
-        """A cancelled call leaves nothing leased, whenever its thread comes back."""
+        """Lease all assets of the request. After a cancellation the leases are released when the
+        preparing thread returns."""
         self._active += 1
         loop = asyncio.get_running_loop()
         prepare, run = self._engine.prepare, copy_context().run
@@ -205,23 +215,23 @@ class Worker:
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            work.add_done_callback(self._discard)
+            work.add_done_callback(self._release_result)
             raise
         except BaseException:
-            self._left()
+            self._finish_request()
             raise
 
-    def _discard(self, work: asyncio.Future[Any]) -> None:
+    def _release_result(self, work: asyncio.Future[Any]) -> None:
         if not work.cancelled() and work.exception() is None:
             work.result().release()
-        self._left()
+        self._finish_request()
 
-    def _left(self) -> None:
+    def _finish_request(self) -> None:
         self._active -= 1
-        self._change.set()
+        self._released.set()
 
     async def digest(self) -> str:
-        """sha256 of the working weights, once nothing draws."""
+        """Return the digest of the working weights, after the running generation."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._generating_thread, self._engine.digest)
 

@@ -1,1 +1,1 @@
-"""SDXL: a recipe becomes weights, weights become pictures. One thread, no HTTP, no Ray."""
+"""The SDXL engine: weights from recipes, images from weights. One thread, no HTTP, no Ray."""

@@ -1,9 +1,9 @@
-"""Compiled code as a bundle in the object store, for replicas that start on an empty node.
+"""Bundles of compiled code in the object store, for replicas that start on an empty node.
 
-A bundle holds native code and pickles: to change one is to run code in a replica.
-A bundle is opened only if an HMAC with the platform's secret says that a replica of this
-platform wrote these bytes for this key. Anything else (another GPU, another version, a changed
-byte) is a miss: the replica compiles, as if there were no bundle.
+A bundle contains native code and pickles, so changing one runs code in a replica. A bundle is
+loaded only if an HMAC with the platform's secret proves that a replica of this platform wrote
+these bytes for this key. Anything else (another GPU, another version, a changed byte) is a miss,
+and the replica compiles.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serving.engine.options import EngineOptions
 
 log = logging.getLogger(__name__)
 
-#: The largest record that is read; ours have about 200 bytes.
+#: Larger records are ignored; a valid one has about 200 bytes.
 _RECORD_BYTES = 4096
 
 
@@ -44,15 +44,15 @@ def artifact_key(
     sizes: Sequence[tuple[int, int]],
     batches: Sequence[int],
 ) -> str:
-    """The digest of everything that decides what compiled code is: processor, versions, model
-    and options. ``sizes`` are (width, height) in pixels."""
+    """Return the digest of everything that compiled code depends on: processor, versions, model,
+    options, sizes and batches. ``sizes`` are (width, height) in pixels."""
     if device.type == "cuda":
         processor = (
             f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
         )
     else:
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    facts = {
+    inputs = {
         "processor": processor,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -64,7 +64,7 @@ def artifact_key(
         "options": asdict(options),
         "shapes": [sorted(sizes), sorted(batches)],
     }
-    text = json.dumps(facts, sort_keys=True, default=str)
+    text = json.dumps(inputs, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
@@ -75,7 +75,7 @@ def _version(package: str) -> str:
 
 
 class ArtifactStore:
-    """Bundles by key. A record beside each names its bytes and carries the HMAC over both."""
+    """Bundles by key. A record per key names the bundle's blob and holds an HMAC over both."""
 
     def __init__(self, store: ObjectStore, provisioner: Provisioner, secret: bytes) -> None:
         self._store = store
@@ -83,7 +83,7 @@ class ArtifactStore:
         self._secret = hmac.new(secret, b"compiled artifacts", hashlib.sha256).digest()
 
     def fetch(self, key: str) -> bytes | None:
-        """The bundle of ``key`` through this node's tiers; None when there is none to trust."""
+        """Return the bundle of ``key`` through this node's tiers; None without a trusted one."""
         blob = self._recorded(key)
         if blob is None:
             return None
@@ -92,32 +92,32 @@ class ArtifactStore:
             with lease:
                 bundle = lease.path.read_bytes()
         except (AssetError, TierError, OSError) as error:
-            log.info("the compiled bundle %s cannot be had: %s", key, error)
+            log.info("the compiled bundle %s cannot be fetched: %s", key, error)
             return None
         if hashlib.sha256(bundle).hexdigest() != blob.sha256:
-            log.warning("the compiled bundle %s is not what was written: left alone", key)
+            log.warning("the compiled bundle %s has the wrong sha256: ignored", key)
             self._provisioner.forget(blob.key)
             return None
         return bundle
 
     def publish(self, key: str, bundle: bytes) -> None:
-        """Raises StoreError."""
+        """Upload the bundle of ``key`` and delete the one it replaces. Raises StoreError."""
         digest = hashlib.sha256(bundle).hexdigest()
         blob = Blob(
             f"c{hashlib.sha256(f'{key}/{digest}'.encode()).hexdigest()[:40]}", digest, len(bundle)
         )
-        before = self._recorded(key)
+        previous = self._recorded(key)
         put_bytes(self._store, blob_key(blob), bundle)
         record = {
             "key": blob.key, "sha256": blob.sha256, "size_bytes": blob.size_bytes,
             "hmac": self._signature(key, blob),
         }  # fmt: skip
         put_bytes(self._store, _record_key(key), json.dumps(record).encode())
-        if before is not None and before.key != blob.key:
-            self._store.delete(blob_key(before))
+        if previous is not None and previous.key != blob.key:
+            self._store.delete(blob_key(previous))
 
     def _recorded(self, key: str) -> Blob | None:
-        """What the record of ``key`` names, if the platform wrote it."""
+        """Return the blob that the record of ``key`` names, if its HMAC is valid."""
         try:
             size_bytes = self._store.size(_record_key(key))
             if size_bytes is None or size_bytes > _RECORD_BYTES:
@@ -125,12 +125,12 @@ class ArtifactStore:
             record: Any = json.loads(read_bytes(self._store, _record_key(key)))
             blob = Blob(str(record["key"]), str(record["sha256"]), int(record["size_bytes"]))
             signature = str(record["hmac"]).encode()
-            is_ours = hmac.compare_digest(signature, self._signature(key, blob).encode())
-        except Exception as error:  # anybody may have written the record: any error is a miss
+            is_valid = hmac.compare_digest(signature, self._signature(key, blob).encode())
+        except Exception as error:  # the record is untrusted input: any error is a miss
             log.warning("the record of the compiled bundle %s cannot be read: %s", key, error)
             return None
-        if not is_ours:
-            log.warning("the record of the compiled bundle %s is not this platform's", key)
+        if not is_valid:
+            log.warning("the record of the compiled bundle %s has an invalid HMAC: ignored", key)
             return None
         return blob
 
@@ -144,28 +144,28 @@ def _record_key(key: str) -> str:
 
 
 def load_artifacts(artifacts: ArtifactStore, key: str) -> bool:
-    """Give the bundle of ``key`` to torch.compile; whether there was one. Never raises for what
-    is only a miss."""
+    """Load the bundle of ``key`` into torch.compile. Return False for a missing or unusable
+    bundle."""
     bundle = artifacts.fetch(key)
     if bundle is None:
         return False
     try:
         if torch.compiler.load_cache_artifacts(bundle) is None:
-            raise ValueError("PyTorch does not understand it")
-    except Exception:  # PyTorch documents no errors; without the bundle the replica compiles
+            raise ValueError("PyTorch does not recognize its format")
+    except Exception:  # PyTorch documents no exceptions; the replica compiles instead
         log.exception("the compiled bundle %s cannot be loaded", key)
         return False
-    log.info("took the compiled bundle %s, %d KiB", key, len(bundle) >> 10)
+    log.info("loaded the compiled bundle %s, %d KiB", key, len(bundle) >> 10)
     return True
 
 
 def save_artifacts(artifacts: ArtifactStore, key: str) -> None:
-    """Publish what this process has compiled or taken. A failure is logged: the replica itself
-    does not need the bundle."""
+    """Publish all code that this process compiled or loaded. A failure is only logged: this
+    replica does not need the bundle."""
     try:
         saved = torch.compiler.save_cache_artifacts()
         if saved is not None:
             artifacts.publish(key, saved[0])
             log.info("published the compiled bundle %s, %d KiB", key, len(saved[0]) >> 10)
-    except Exception:  # the store or PyTorch; the next replica compiles, as this one did
+    except Exception:  # from the store or PyTorch; the next replica compiles
         log.exception("the compiled bundle %s cannot be published", key)

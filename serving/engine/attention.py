@@ -19,7 +19,10 @@ _BACKENDS: dict[AttentionBackend, SDPBackend] = {
 
 
 def default_order(device: str) -> tuple[AttentionBackend, ...]:
-    """cuDNN's kernels are the faster ones on Hopper and later, FlashAttention's before it."""
+    """Return the order for ``device``; empty on a CPU.
+
+    cuDNN's kernels are faster on Hopper and later, FlashAttention's on earlier GPUs.
+    """
     if not device.startswith("cuda"):
         return ()
     major, _ = torch.cuda.get_device_capability(device)
@@ -30,8 +33,8 @@ def default_order(device: str) -> tuple[AttentionBackend, ...]:
 
 @contextmanager
 def attention_order(order: Sequence[AttentionBackend]) -> Iterator[None]:
-    """Within it, attention takes the first of ``order`` that can compute it; with an empty
-    order, what PyTorch takes. Compiled code and captured graphs keep what was taken then."""
+    """Within the context, attention uses the first backend of ``order`` that supports the call;
+    an empty order leaves PyTorch's own. Compiled code and captured graphs keep their backend."""
     if not order:
         yield
         return

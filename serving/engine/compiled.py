@@ -1,8 +1,8 @@
-"""Modules through ``torch.compile``: one compiled call a warmed shape, none for a recipe.
+"""Modules compiled by ``torch.compile``: once for each warmed shape, never for a recipe.
 
-The weights that a recipe changes are inputs of the compiled code, always the same tensors, so no
-adapter of whatever rank, reach or kind compiles anything. A shape that was not warmed runs
-eagerly: a request never waits for a compilation.
+The weights that a recipe changes are inputs of the compiled code and always the same tensors, so
+no adapter triggers a compilation. A shape that was not warmed runs eagerly: a request never waits
+for a compilation.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ Stance = Literal["default", "eager_on_recompile", "force_eager", "fail_on_recomp
 
 
 def keep_artifacts(folder: Path) -> None:
-    """What this process compiles is kept in ``folder``, and taken from there.
+    """Use ``folder`` as this process's cache of compiled code.
 
-    Set whatever the variable was before: torch puts its own default there when it is imported.
+    Overwrites the variable: torch sets its own default at import.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies in it is executed
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # its contents are executed
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 class CompiledModule:
-    """Callable as the module is.
+    """A compiled module, called as the module with a key in front.
 
-    ``fallbacks`` counts pieces that ran eagerly although they had been compiled for that key:
-    a guard failed, for example because somebody changed torch's number of threads.
+    ``fallbacks`` counts calls in which a compiled piece ran eagerly because a guard failed, for
+    example after a change of torch's number of threads.
     """
 
     def __init__(self, module: Any, options: EngineOptions) -> None:
-        how_to: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "fullgraph": True, "dynamic": False,
             "backend": _counting(
                 options.compile_backend, options.compile_options, options.attention
@@ -50,66 +50,69 @@ class CompiledModule:
         if options.compile == "regional":
             for block in module.modules():
                 if type(block).__name__ in options.compile_blocks:
-                    block.compile(**how_to)
+                    block.compile(**settings)
             self._call = module
         else:
-            self._call = torch.compile(module, **how_to)
+            self._call = torch.compile(module, **settings)
         self._pieces: dict[object, int] = {}
         self._frozen: Stance = "eager_on_recompile"
         self.fallbacks = 0
 
     def __contains__(self, key: object) -> bool:
-        """Whether calls of this key have been compiled."""
+        """Return whether calls with this key are compiled."""
         return key in self._pieces
 
     def compile(self, key: object, *inputs: Any, **named: Any) -> Any:
-        """Run and compile what this key needs. Raises whatever the compiler raises."""
+        """Run the call, compiling what is missing for ``key``. Compiler errors propagate."""
         with _STANCE:
-            return self._counted("default", key, inputs, named)
+            return self._run_counted("default", key, inputs, named)
 
     def __call__(self, key: object, *inputs: Any, **named: Any) -> Any:
-        """Compiled where ``key`` was, else eagerly."""
+        """Run compiled if ``key`` was compiled, else eagerly."""
         with _STANCE:
             if key not in self._pieces:
                 with torch.compiler.set_stance("force_eager"):
                     return self._call(*inputs, **named)
             expected = self._pieces[key]
-            result = self._counted(self._frozen, key, inputs, named)
+            result = self._run_counted(self._frozen, key, inputs, named)
             self.fallbacks += self._pieces[key] < expected
             self._pieces[key] = expected
             return result
 
-    def _counted(self, stance: Stance, key: object, inputs: Any, named: Any) -> Any:
-        """The stance and the counter are the process's: engines that share one take turns."""
+    def _run_counted(self, stance: Stance, key: object, inputs: Any, named: Any) -> Any:
+        """Run the call and record how many compiled pieces ran for ``key``.
+
+        The caller holds ``_STANCE``: the stance and the counter are process-wide.
+        """
         before = _ran[0]
-        # Here and not once for all: from torch 2.13 on these limits are a thread's.
+        # Set for each call: from torch 2.13 on these limits are per thread.
         with _without_limits(), torch.compiler.set_stance(stance):
             result = self._call(*inputs, **named)
         self._pieces[key] = _ran[0] - before
         return result
 
     def forbid_fallbacks(self) -> None:
-        """From now on a guard that fails is an error. For tests and benchmarks."""
+        """Make a failed guard an error from now on. For tests and benchmarks."""
         self._frozen = "fail_on_recompile"
 
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Within it nothing is compiled, and nothing that is compiled is used."""
+    """Within the context nothing is compiled and no compiled code runs."""
     with _STANCE, torch.compiler.set_stance("force_eager"):
         yield
 
 
 def _without_limits() -> Any:
-    """PyTorch stops at 8 compiled calls of one piece of code; a warmed size of SDXL has 34 of
-    its ResNet blocks alone."""
+    """Raise PyTorch's limit of 8 compiled variants of one code object: one warmed size of SDXL
+    needs 34 for its ResNet blocks alone."""
     import torch._dynamo as dynamo
 
     config: Any = dynamo.config
     return config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16)
 
 
-#: How many compiled pieces this process has run.
+#: Number of compiled pieces that this process has run.
 _ran = [0]
 
 
@@ -119,8 +122,11 @@ def _counting(
     options: tuple[tuple[str, bool | int | str], ...],
     attention: tuple[AttentionBackend, ...],
 ) -> Any:
-    """One object for each backend and order of ``attention``: Dynamo compiles again for another
-    object, but not for another order, which compiled code keeps."""
+    """Return a compile backend that counts the runs of its code.
+
+    Cached, one object for each backend, options and order of ``attention``: Dynamo recompiles for
+    another backend object, but not for another attention order, which compiled code keeps.
+    """
     compiler: Any
     if backend == "inductor":
         from torch._inductor.compile_fx import compile_fx
@@ -144,8 +150,8 @@ def _counting(
 
 
 def compilations() -> Mapping[str, int]:
-    """Of this process so far: graphs traced, and how many of them were compiled rather than
-    taken from the folder of :func:`keep_artifacts`."""
+    """Return this process's counts: ``graphs`` traced, ``compiled`` by Inductor, and ``taken``
+    from the folder of :func:`keep_artifacts`."""
     from torch._dynamo.utils import counters
 
     inductor = counters["inductor"]

@@ -1,8 +1,8 @@
-"""Keys and values of the prompt, computed once for all steps.
+"""Cross-attention keys and values of the prompt, computed once for all steps.
 
-Cross-attention multiplies the prompt's embeddings by ``to_k`` and ``to_v`` in every step, and
-they are the same in every step: 140 matrix products a step in SDXL. Here they are written once
-an image into static buffers, which also makes them inputs of a captured graph.
+The products of the prompt's embeddings with ``to_k`` and ``to_v`` do not change between steps:
+140 matrix products a step in SDXL. They are written once per batch into static buffers, which
+also makes them inputs of a captured graph.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CrossKeyValues:
     """The buffers of all cross-attentions of a UNet, by the shape of the context."""
 
     def __init__(self, unet: Any) -> None:
-        """Takes over every cross-attention that is as plain as SDXL's; others stay as they are."""
+        """Take over every cross-attention that has no options beyond SDXL's; skip the others."""
         blocks = [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
         self._attentions = [b.attn2 for b in blocks if _is_plain(b.attn2)]
         for attention in self._attentions:
@@ -44,9 +44,9 @@ class CrossKeyValues:
         self._buffers: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def write(self, context: torch.Tensor, *, keep: bool) -> None:
-        """Compute keys and values of ``context`` ([rows, tokens, width]) with the weights in
-        place, and point the attentions at them. ``keep`` the buffers of this shape for good, as
-        a captured graph needs them; others last until the next call."""
+        """Compute keys and values of ``context`` ([rows, tokens, width]) with the current weights
+        and point the attentions at them. ``keep`` retains the buffers of this shape for a
+        captured graph; otherwise they last until the next call."""
         rows, tokens, _ = context.shape
         buffers = self._buffers.get(context.shape)
         if buffers is None:
@@ -68,11 +68,11 @@ def _empty(attention: Any, context: torch.Tensor) -> torch.Tensor:
 
 
 def _is_plain(attention: Any) -> bool:
-    odd = (
+    unsupported = (
         "spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "residual_connection",
     )  # fmt: skip
     return (
         attention is not None
-        and not any(getattr(attention, name, None) for name in odd)
+        and not any(getattr(attention, name, None) for name in unsupported)
         and attention.rescale_output_factor == 1
     )

@@ -1,4 +1,4 @@
-"""From latents to images: the VAE's decoder, compiled where its size was warmed."""
+"""Decoding of latents to images with the VAE; compiled for warmed sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.engine.unet import UnetRunner
 
 
 class ImageDecoder:
-    """Owned by the thread that generates."""
+    """The VAE decoder. Owned by the generating thread."""
 
     def __init__(
         self,
@@ -25,8 +25,8 @@ class ImageDecoder:
         compiled: CompiledModule | None,
         attention: Sequence[AttentionBackend],
     ) -> None:
-        """``factor`` is the VAE's scaling factor. ``unet`` knows whether the engine is being
-        warmed, and counts fall-backs."""
+        """``factor`` is the VAE's scaling factor. ``unet`` tells whether the engine is warming up
+        and counts fallbacks."""
         self.compiled = compiled
         self._vae = vae
         self._factor = factor
@@ -35,16 +35,16 @@ class ImageDecoder:
         self._attention = attention
 
     def decode(self, latents: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """For each of ``latents`` ([n, channels, height / 8, width / 8]): what the VAE is given,
+        """Yield for each of ``latents`` ([n, channels, height / 8, width / 8]) the VAE's input,
         [1, channels, height / 8, width / 8], and the image, [3, height, width] in -1..1."""
         for latent in latents:
             scaled = latent[None] / self._factor
             with attention_order(self._attention):
                 hidden = self._vae.post_quant_conv(scaled.to(self._dtype))
-                image = self._decoded(hidden)[0]
+                image = self._run_decoder(hidden)[0]
             yield scaled, image
 
-    def _decoded(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _run_decoder(self, hidden: torch.Tensor) -> torch.Tensor:
         decoded: torch.Tensor
         compiled, shape = self.compiled, tuple(hidden.shape)
         if compiled is None:
@@ -52,8 +52,8 @@ class ImageDecoder:
         elif self._unet.is_warming:
             decoded = compiled.compile(shape, hidden)
         else:
-            failed = compiled.fallbacks
+            fallbacks_before = compiled.fallbacks
             decoded = compiled(shape, hidden)
-            if shape not in compiled or compiled.fallbacks > failed:
+            if shape not in compiled or compiled.fallbacks > fallbacks_before:
                 self._unet.count(f"VAE, {8 * shape[3]}x{8 * shape[2]}")
         return decoded

@@ -1,8 +1,8 @@
-"""From noise to latents: the loop of steps around the UNet.
+"""The denoising loop around the UNet: from noise to latents.
 
-The loop never waits for the device's results: coefficients and timesteps are on the CPU, noise is
-drawn before the loop. So the host could queue all steps within milliseconds, and a
-cancellation would come too late; it runs at most :data:`STEPS_AHEAD` steps ahead.
+The loop never waits for the device's results: coefficients and timesteps are on the CPU, and noise
+is generated before the loop. To keep cancellation prompt, the host queues at most
+:data:`STEPS_AHEAD` steps ahead of the device.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from serving.engine.vocabulary import MAX_TOKENS
 from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
 
-#: Asked between steps; True stops the generation.
+#: Called between steps; True stops the generation.
 IsCancelled = Callable[[], bool]
 
-#: Steps that the device may have before it: the one that it computes and the ones behind it.
+#: Steps that may be queued on the device, including the one being computed.
 STEPS_AHEAD = 2
 
 
 class Denoiser:
-    """Generates latents of [n, channels, height / 8, width / 8], one for each seed."""
+    """Generates latents of shape [n, channels, height / 8, width / 8], one row for each seed."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Denoiser:
         self._channels = channels
         self._device = device
         self._record = record
-        # Over the batches of a request, too: the next begins while the last is being decoded.
+        # Shared by the batches of a request: the next one starts while the last is decoded.
         self._queued: deque[Event] = deque()
 
     def steps(
@@ -57,10 +57,10 @@ class Denoiser:
         negative: Embeddings,
         is_cancelled: IsCancelled,
     ) -> Iterator[torch.Tensor]:
-        """The latents after each step; on CUDA they may still be in the making.
+        """Yield the latents after each step; on CUDA their computation may still be queued.
 
         Raises:
-            Cancelled: ``is_cancelled`` turned true; at most ``STEPS_AHEAD`` + 1 steps later.
+            Cancelled: at most ``STEPS_AHEAD`` + 1 steps after ``is_cancelled`` returns True.
         """
         count = len(seeds)
         guided = request.cfg_scale > 1.0
@@ -78,7 +78,7 @@ class Denoiser:
             return torch.cat(both if guided else both[1:])
 
         context = rows(negative.context, positive.context)
-        # Original size, crop and target size: what SDXL is conditioned on beside the prompt.
+        # SDXL's size conditioning: original size, crop and target size.
         ids = [request.height, request.width, 0, 0, request.height, request.width]
         numbers = to_device(torch.tensor([ids], dtype=context.dtype), self._device)
         added = {
@@ -90,17 +90,17 @@ class Denoiser:
             guided=guided, context_chunks=context.shape[1] // MAX_TOKENS,
         )  # fmt: skip
         predict = self.unet.start(key, context, added)
-        # Samplers keep their timesteps as integers or floats; a compiled UNet knows one type.
+        # Samplers keep timesteps as integers or floats; a compiled UNet accepts one type.
         times = to_device(sampler.timesteps.to(torch.float32), self._device)
         queued = self._queued
         for step, time in zip(sampler.timesteps, times, strict=True):
             if len(queued) == STEPS_AHEAD:
                 queued.popleft().wait()
             if is_cancelled():
-                raise Cancelled("the drawing was stopped between two steps")
+                raise Cancelled("the generation was cancelled between two steps")
             sample = torch.cat([latents, latents]) if guided else latents
             sample = sampler.scale_model_input(sample, step).to(context.dtype)
-            # A copy: a captured graph writes its next prediction over this one.
+            # Copied: a captured graph overwrites its output with the next prediction.
             predicted = predict(sample, time).to(torch.float32, copy=True)
             if guided:
                 without, with_prompt = predicted.chunk(2)

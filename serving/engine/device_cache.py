@@ -1,4 +1,4 @@
-"""What a recipe needs, brought to the device and leased there."""
+"""The device cache: loads a recipe's assets onto the device and leases them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from serving.generation.contract import ClusterDirectives, DeviceResidency
 
 @dataclass(slots=True)
 class Prepared:
-    """A recipe whose every value is leased on the device. Release it once, whatever happens."""
+    """A recipe with a device lease on each of its values. Release it exactly once."""
 
     recipe: Recipe
     leases: dict[str, DeviceLease[DeviceValue]] = field(default_factory=dict)
@@ -62,10 +62,10 @@ class Prepared:
 
 
 class DeviceCache:
-    """The GPU tier and the way into it. Any thread may prepare.
+    """The device tier and the loading into it. ``prepare`` is thread-safe.
 
-    Where the card is small, pristine weights lie in pinned host memory (``pristine_tier``)
-    and only what a request moves is on the card; elsewhere both are one tier.
+    For a small GPU, ``pristine_tier`` keeps pristine components in pinned host memory, and ``tier``
+    only LoRAs and inversions. Otherwise both are one tier.
     """
 
     def __init__(
@@ -78,32 +78,34 @@ class DeviceCache:
         tier: DeviceTier[DeviceValue],
         pristine_tier: DeviceTier[DeviceValue] | None = None,
     ) -> None:
-        self._provides = provisioner
-        self._skeleton = schema
+        self._optional_provisioner = provisioner
+        self._schema = schema
         self._layouts = layouts
         self._device = device
         self._dtypes = dtypes
         self.tier = tier
         self.pristine_tier = pristine_tier or tier
         self._spare: dict[Component, Slabs] = {}
-        # One for good: memory that was freed on one stream is of no use to another.
+        # One stream for all loads: the allocator never reuses a block on another stream.
         self._stream: Any = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._unets = set[str]()  # the keys of all that were ever here
+        self._unets = set[str]()  # content keys of every UNet ever prepared
         sizes = (layouts[part].size_bytes(dtypes[part], self._pins) for part in MODEL_COMPONENTS)
-        self._model_slots = max(1, self.pristine_tier.budget_bytes // sum(sizes))
+        self._checkpoint_capacity = max(1, self.pristine_tier.budget_bytes // sum(sizes))
 
     @property
     def _provisioner(self) -> Provisioner:
-        """Raises TierError where there is none: the device tier was filled by hand."""
-        if self._provides is None:
-            raise TierError("this engine has no file tiers: its device tier must hold everything")
-        return self._provides
+        """Raises TierError without a provisioner, where only the device tier can serve."""
+        if self._optional_provisioner is None:
+            raise TierError(
+                "this engine has no file tiers: every asset must already be in its device tier"
+            )
+        return self._optional_provisioner
 
     @property
     def is_apart(self) -> bool:
-        """Whether pristine weights lie elsewhere than the working ones."""
+        """Whether pristine weights have a tier of their own in host memory."""
         return self.pristine_tier is not self.tier
 
     @property
@@ -111,12 +113,13 @@ class DeviceCache:
         return self.is_apart and self._device.type == "cuda"
 
     def prepare(self, recipe: Recipe, tenant_id: str = "") -> Prepared:
-        """Bring every value of the recipe to the device and lease it. ``tenant_id`` is whom it is
-        for; empty for the platform itself.
+        """Load every value of the recipe onto the device and lease it. ``tenant_id`` is charged
+        for the tier space; empty means the platform itself.
 
         Raises:
-            TierError: no room, or corrupt bytes. OutOfMemory: the card has less than the
-            tier's budget promised. In any case nothing stays leased.
+            TierError: no room, or corrupt bytes.
+            OutOfMemory: the device has less memory than the tier's budget.
+            After any error nothing stays leased.
         """
         started = time.perf_counter()
         prepared = Prepared(recipe)
@@ -144,7 +147,7 @@ class DeviceCache:
             where: TierName = "gpu" if tier is self.tier else "host"
             prepared.found.append(AssetFetch(blob.key, where, 0, 0.0))
             return
-        file_lease, brought = self._provisioner.acquire(blob, tenant_id)
+        file_lease, fetch = self._provisioner.acquire(blob, tenant_id)
         with file_lease, TensorFile(file_lease.path) as file:
             started = time.perf_counter()
             dtype = self._dtypes.get(component, self._dtypes["unet"])
@@ -153,10 +156,10 @@ class DeviceCache:
             else:
                 size_bytes = elements(file) * dtype.itemsize
             lease, loaded = self._admit(tier, blob.key, size_bytes, file, component, tenant_id)
-            spent = brought.fetch_s + time.perf_counter() - started
+            fetch_s = fetch.fetch_s + time.perf_counter() - started
         prepared.leases[blob.key] = lease
-        moved = brought.bytes_moved + (blob.size_bytes if loaded else 0)
-        prepared.found.append(AssetFetch(blob.key, brought.tier, moved, spent))
+        bytes_moved = fetch.bytes_moved + (blob.size_bytes if loaded else 0)
+        prepared.found.append(AssetFetch(blob.key, fetch.tier, bytes_moved, fetch_s))
 
     def _admit(
         self,
@@ -167,39 +170,39 @@ class DeviceCache:
         component: Component,
         tenant_id: str,
     ) -> tuple[DeviceLease[DeviceValue], bool]:
-        """Once more after evicting what is idle, when the card turns out to be fuller than
-        its budget says."""
+        """Admit a value; if the device runs out of memory below the tier's budget, evict idle
+        values and retry once. Return the lease and whether this call loaded the value."""
         for attempt in (1, 2):
             try:
                 return tier.admit(key, size_bytes, lambda: self._load(file, component), tenant_id)
-            except RuntimeError as error:  # pinned memory that is not to be had is only that
+            except RuntimeError as error:  # a failed pinned allocation has no type of its own
                 if not isinstance(error, torch.OutOfMemoryError) and not (
                     self._pins and "memory" in str(error)
                 ):
                     raise
                 reason = str(error).partition("\n")[0]
-            # Here, where the exception no longer holds the tensors of the frames it came through.
+            # Outside the handler: the exception's frames keep tensors alive.
             if attempt == 1:
                 self.make_room()
         raise OutOfMemory(f"the device has no memory for an asset of {size_bytes} bytes: {reason}")
 
     def make_room(self) -> None:
-        """Give back to the device whatever nobody holds."""
+        """Evict every idle value and return the memory to the device."""
         self.tier.evict_idle()
         if self.is_apart:
             self.pristine_tier.evict_idle()
-        self._spare.clear()  # where what has just left has put its memory
+        self._spare.clear()  # evicted components have just put their slabs here
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _load(self, file: TensorFile, component: Component) -> DeviceValue:
         spare = self._spare.pop(component, None)
-        if self._device.type == "cuda":  # other spare memory is not in the tier's budget
+        if self._device.type == "cuda":  # spare memory is outside the tier's budget
             self._spare.clear()
         with self._arriving():
             if component == "lora":
                 return load_lora(
-                    file, self._skeleton, self._layouts, self._device, self._dtypes["unet"]
+                    file, self._schema, self._layouts, self._device, self._dtypes["unet"]
                 )
             if component == "textual_inversion":
                 return load_inversion(file, self._device, self._dtypes["unet"])
@@ -209,15 +212,15 @@ class DeviceCache:
             return Pristine(slabs, component)
 
     def keep_spare(self, value: DeviceValue) -> None:
-        """Keep the memory of a component that has just left for the next arrival: fresh memory
-        takes longer to get than to fill."""
+        """Keep the slabs of an evicted component for the next load: allocating memory takes
+        longer than filling it."""
         if isinstance(value, Pristine):
             self._spare[value.component] = value.slabs
 
     @contextmanager
     def _arriving(self) -> Iterator[None]:
-        """On a stream of its own: an arrival neither waits for what is being generated nor holds
-        it up. Complete at the end."""
+        """Load on a separate stream, so that loading and generating do not wait for each other.
+        The load is complete when the context exits."""
         if self._stream is None:
             yield
             return
@@ -226,23 +229,23 @@ class DeviceCache:
         self._stream.synchronize()
 
     def warm(self, blobs: Sequence[Blob]) -> TierName:
-        """Bring blobs up to host RAM, where nobody holds them; the lowest tier on which one of
+        """Fetch blobs into host RAM without leasing them. Return the lowest tier at which any of
         them was found.
 
         Raises:
-            TierError: there is no room, or they are corrupt.
+            TierError: no room, or corrupt bytes.
         """
         order: tuple[TierName, ...] = ("gpu", "host", "disk", "peer", "store")
         lowest = 0
         for blob in blobs:
             if blob.key not in self.tier.resident():
-                lease, found = self._provisioner.acquire(blob)
+                lease, fetch = self._provisioner.acquire(blob)
                 lease.release()
-                lowest = max(lowest, order.index(found.tier))
+                lowest = max(lowest, order.index(fetch.tier))
         return order[lowest]
 
     def apply_directives(self, directives: ClusterDirectives) -> None:
-        """What the dispatcher knows of the cluster: the nodes, and what is to be held."""
+        """Apply the dispatcher's list of nodes and of pinned content keys."""
         self._provisioner.set_peers(directives.nodes)
         if directives.pins is None:
             return
@@ -252,33 +255,34 @@ class DeviceCache:
             device_tier.pin_just(directives.pins.keys())
 
     def forget(self, keys: Collection[str]) -> None:
-        """Drop what nobody may ask for any more from every tier, as soon as it is not leased."""
+        """Drop content keys from every tier, each as soon as it is not leased."""
         for key in keys:
             for tier in {self.tier, self.pristine_tier}:
                 tier.forget(key)
-            if self._provides is not None:
-                self._provides.forget(key)
-        self._spare.clear()  # outside the tier's books: for what arrives at once, and no longer
+            if self._optional_provisioner is not None:
+                self._optional_provisioner.forget(key)
+        self._spare.clear()  # no load follows, and spare memory is outside the tier's budget
 
     def holding(self) -> DeviceResidency:
+        """Return the content keys ready for generation and how many checkpoints fit."""
         pristine = frozenset(self.pristine_tier.resident())
         ready = pristine | frozenset(self.tier.resident())
         laws = {"gpu": self.tier.ruler.law.value}
-        if self._provides is not None:
-            host, disk = self._provides.tiers
+        if self._optional_provisioner is not None:
+            host, disk = self._optional_provisioner.tiers
             laws |= {"host": host.law.value, "disk": disk.law.value}
         models = pristine.intersection(self._unets)
-        return DeviceResidency(ready, models, self._model_slots, laws)
+        return DeviceResidency(ready, models, self._checkpoint_capacity, laws)
 
     def resident(self) -> Mapping[str, frozenset[str]]:
-        """Content keys by tier."""
-        near = frozenset(self.pristine_tier.resident()) if self.is_apart else frozenset()
+        """Return content keys by tier: ``gpu``, ``host`` and ``disk``."""
+        pinned = frozenset(self.pristine_tier.resident()) if self.is_apart else frozenset()
         gpu = frozenset(self.tier.resident())
-        if self._provides is None:
-            return {"gpu": gpu, "host": near, "disk": frozenset()}
-        host, disk = self._provides.tiers
+        if self._optional_provisioner is None:
+            return {"gpu": gpu, "host": pinned, "disk": frozenset()}
+        host, disk = self._optional_provisioner.tiers
         return {
             "gpu": gpu,
-            "host": frozenset(host.resident()) | near,
+            "host": frozenset(host.resident()) | pinned,
             "disk": frozenset(disk.resident()),
         }

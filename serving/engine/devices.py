@@ -1,4 +1,4 @@
-"""Devices to generate on, and what differs between them: streams, events and pinned memory."""
+"""Devices and their differences: streams, events and pinned memory."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 
 
 def pick_device(wanted: str) -> str:
-    """``wanted``, where "auto" means a GPU if there is one."""
+    """Resolve "auto" to "cuda" if a GPU is available, else "cpu"; return others unchanged."""
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def gpu_names() -> list[str]:
-    """Of the GPUs that torch sees here."""
+    """Return the names of the GPUs that torch sees."""
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on ``device``, without waiting for the device: from pinned memory, in the
-    order of the current stream."""
+    """Copy a CPU tensor to ``device`` without waiting for it: from pinned memory, on the current
+    stream."""
     if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Event(Protocol):
-    """A point in the device's work."""
+    """A point in the device's queue of work."""
 
     def wait(self) -> None:
         """Block this thread until the device has reached the point."""
@@ -36,12 +36,12 @@ class Event(Protocol):
 
 class _NoEvent:
     def wait(self) -> None:
-        """A CPU has done its work when the call returns."""
+        """Return at once: CPU work is synchronous."""
 
 
 class _CudaEvent:
     def __init__(self, device: torch.device) -> None:
-        # Blocking: the thread sleeps instead of spinning on a core that others need.
+        # Blocking: the thread sleeps instead of spinning on a core.
         self._event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(device))
 
@@ -50,5 +50,5 @@ class _CudaEvent:
 
 
 def record_event(device: torch.device) -> Event:
-    """The end of the work that has been queued on the current stream so far."""
+    """Return an event at the end of the work queued on the current stream so far."""
     return _CudaEvent(device) if device.type == "cuda" else _NoEvent()

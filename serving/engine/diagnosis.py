@@ -1,4 +1,4 @@
-"""Whose fault is it that a picture is not finite? Asked only once it has happened."""
+"""Finding the asset that made an image non-finite. Runs only after such a failure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.engine.compiled import eagerly
 from serving.errors import NotFinite
 
-#: Generates with a recipe for at most so many steps; at which step it was not finite, or None.
+#: (recipe, maximum steps) → the step at which its latents became non-finite, or None.
 BreaksAt = Callable[[Recipe, int], int | None]
-#: Steps that may be spent to name the asset: in multiples of those that failed, or of few steps so
-#: many.
+#: Steps that may be spent on the search: a multiple of the failed request's steps, and at least
+#: ``_LEAST_STEPS``.
 _MOST_EFFORT, _LEAST_STEPS = 1.75, 10
 
 
 def blame(recipe: Recipe, steps: int, breaks_at: BreaksAt, *, is_proven: bool = False) -> NotFinite:
-    """The error about ``recipe``, which failed in ``steps`` steps: up to the step where it breaks,
-    the checkpoint alone is tried, then halves of what came on top, until one asset is left or
-    the effort is spent. What has no weight is not suspected; nor is a checkpoint that
-    ``is_proven``, because finite images were generated with it."""
+    """Return the error that names the asset at fault in ``recipe``, which failed in ``steps``
+    steps.
+
+    Generates up to the step that fails: first with the checkpoint alone, then with halves of the
+    LoRAs and inversions, until one asset is left or the effort is spent. LoRAs of weight zero
+    are not suspects. ``is_proven`` skips the checkpoint, which has generated finite images before.
+    """
     bare = replace(recipe, loras=(), inversions=())
     loras = [lora for lora in recipe.loras if lora.weight or lora.text_weight]
     suspects: list[LoraUse | InversionUse] = [*loras, *recipe.inversions]
@@ -34,7 +37,9 @@ def blame(recipe: Recipe, steps: int, breaks_at: BreaksAt, *, is_proven: bool = 
         if not suspects or (not is_proven and trials.breaks([])):
             parts = (recipe.unet, recipe.text_encoder, recipe.text_encoder_2)
             keys = tuple(blob.key for blob in parts)
-            return NotFinite("the checkpoint {assets} draws nothing finite at these settings", keys)
+            return NotFinite(
+                "the checkpoint {assets} generates no finite image at these settings", keys
+            )
         while len(suspects) > 1:
             middle = len(suspects) // 2
             for half in (suspects[:middle], suspects[middle:]):
@@ -46,11 +51,11 @@ def blame(recipe: Recipe, steps: int, breaks_at: BreaksAt, *, is_proven: bool = 
     except _EffortSpent:
         message = "the checkpoint, or one of {assets}, drives the model out of range"
         return NotFinite(message, _keys(suspects))
-    (found,) = suspects
-    if isinstance(found, InversionUse):
+    (culprit,) = suspects
+    if isinstance(culprit, InversionUse):
         message = "the inversion {assets} drives the model out of range"
     else:
-        message = f"the LoRA {{assets}} at weight {found.weight:g} drives the model out of range"
+        message = f"the LoRA {{assets}} at weight {culprit.weight:g} drives the model out of range"
     return NotFinite(message, _keys(suspects))
 
 
@@ -63,7 +68,7 @@ class _EffortSpent(Exception):
 
 
 class _Trials:
-    """Generations with part of what failed, as long as the effort lasts."""
+    """Trial generations with subsets of the suspects, within a budget of steps."""
 
     def __init__(self, bare: Recipe, steps: int, breaks_at: BreaksAt) -> None:
         self._bare = bare
@@ -72,11 +77,15 @@ class _Trials:
         self._left = max(int(steps * _MOST_EFFORT), _LEAST_STEPS)
 
     def find_step(self, suspects: Sequence[LoraUse | InversionUse]) -> None:
-        """Later trials need go no further than this one, which breaks."""
+        """Run all suspects once, to limit later trials to the step that fails."""
         self._steps = self._try(suspects, self._steps) or self._steps
 
     def breaks(self, suspects: Sequence[LoraUse | InversionUse]) -> bool:
-        """Raises _EffortSpent: too few steps are left to find out."""
+        """Return whether a generation with ``suspects`` fails.
+
+        Raises:
+            _EffortSpent: too few steps are left to tell.
+        """
         within = min(self._steps, self._left)
         if not within:
             raise _EffortSpent
@@ -86,8 +95,8 @@ class _Trials:
         return step is not None
 
     def _try(self, suspects: Sequence[LoraUse | InversionUse], within: int) -> int | None:
-        loras = tuple(one for one in suspects if isinstance(one, LoraUse))
-        inversions = tuple(one for one in suspects if isinstance(one, InversionUse))
+        loras = tuple(suspect for suspect in suspects if isinstance(suspect, LoraUse))
+        inversions = tuple(suspect for suspect in suspects if isinstance(suspect, InversionUse))
         recipe = replace(self._bare, loras=loras, inversions=inversions)
         step = self._breaks_at(recipe, within)
         self._left -= step or within
@@ -95,18 +104,20 @@ class _Trials:
 
 
 def blame_vae(vae: Any, key: str, latents: torch.Tensor, dtype: torch.dtype) -> NotFinite:
-    """The error about a VAE whose picture of these (finite) latents is not finite in
-    ``dtype``: its weights, or the precision that it runs in?"""
+    """Return the error about a VAE that decodes finite ``latents`` to a non-finite image in
+    ``dtype``; it tells whether float32 would help."""
     decoded = latents.float()
     try:
         with eagerly():
             for module in (vae.post_quant_conv, vae.decoder):
-                exact = {name: parameter.float() for name, parameter in module.named_parameters()}
-                decoded = torch.func.functional_call(module, exact, (decoded,))
+                parameters = {
+                    name: parameter.float() for name, parameter in module.named_parameters()
+                }
+                decoded = torch.func.functional_call(module, parameters, (decoded,))
         is_finite = bool(torch.isfinite(decoded).all())
-    except torch.OutOfMemoryError:  # float32 takes twice the memory: it cannot be told
+    except torch.OutOfMemoryError:  # float32 takes twice the memory: cause unknown
         is_finite = False
     if is_finite and dtype != torch.float32:
         name = str(dtype).removeprefix("torch.")
         return NotFinite(f"the VAE {{assets}} overflows in {name}, and not in float32", (key,))
-    return NotFinite("the VAE {assets} makes no finite picture of these latents", (key,))
+    return NotFinite("the VAE {assets} decodes these latents to no finite image", (key,))

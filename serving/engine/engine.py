@@ -1,6 +1,6 @@
 """The engine: switches to a recipe and generates. One thread generates; others may prepare.
 
-CPU (float32) and CUDA (float16, the VAE in bfloat16) from the same code.
+The same code runs on a CPU (float32) and on CUDA (float16, the VAE in bfloat16).
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ from serving.generation.contract import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Images denoised together; more are generated in turns.
+#: Most images denoised in one batch.
 MAX_BATCH = 4
 _DEFAULTS = EngineOptions()
 
 
 class Engine:
-    """One warm SDXL. ``prepare`` may run in any thread; ``warm_up``, ``render`` and ``generate`` in
-    one only.
+    """An SDXL engine on one device. ``prepare`` may run in any thread; ``warm_up``, ``render`` and
+    ``generate`` must all run in one thread.
 
-    ``unhealthy`` says why this engine must not generate any more, once it is so.
+    ``unhealthy`` is the reason why this engine must stop generating, or None.
     """
 
     def __init__(
@@ -81,40 +81,42 @@ class Engine:
         options: EngineOptions = _DEFAULTS,
         tier: DeviceTier[DeviceValue] | None = None,
     ) -> None:
-        """``pristine_budget_bytes`` keeps pristine weights in (pinned) host memory, under a
-        budget of its own, instead of on the device. ``tier`` is a device tier that is filled
-        already; without a provisioner it must hold everything that is asked for."""
+        """``pristine_budget_bytes`` keeps pristine weights in host memory (pinned on CUDA), under
+        a separate budget, instead of on the device. ``tier`` is an existing device tier; without
+        a provisioner it must already contain every asset of every recipe."""
         self.name = name
         self.manifest = manifest
         self.device = torch.device(device)
         self.options = options
         self.unhealthy: str | None = None
         self._is_lost = False
-        fast = self.device.type == "cuda"
-        dtype = torch.float16 if fast else torch.float32
+        is_cuda = self.device.type == "cuda"
+        dtype = torch.float16 if is_cuda else torch.float32
         self._dtypes: dict[Component, torch.dtype] = {
             "unet": dtype,
             "text_encoder": dtype,
             "text_encoder_2": dtype,
             # SDXL's published VAE overflows in float16.
-            "vae": torch.bfloat16 if fast else torch.float32,
+            "vae": torch.bfloat16 if is_cuda else torch.float32,
         }
-        layouts = layouts_of(manifest.schema, channels_last=fast)
+        layouts = layouts_of(manifest.schema, channels_last=is_cuda)
         self.tier: DeviceTier[DeviceValue] = tier or DeviceTier(
             device_budget_bytes, dropped=lambda value: self.device_cache.keep_spare(value)
         )
-        apart: DeviceTier[DeviceValue] | None = None
+        pristine_tier: DeviceTier[DeviceValue] | None = None
         if pristine_budget_bytes is not None:
-            apart = DeviceTier(
+            pristine_tier = DeviceTier(
                 pristine_budget_bytes,
                 "pinned",
                 dropped=lambda value: self.device_cache.keep_spare(value),
             )
         schema = manifest.schema
         self.device_cache = DeviceCache(
-            provisioner, schema, layouts, self.device, self._dtypes, self.tier, apart
+            provisioner, schema, layouts, self.device, self._dtypes, self.tier, pristine_tier
         )
-        self._working = WorkingSet(layouts, self.device, self._dtypes, staged=apart is not None)
+        self._working = WorkingSet(
+            layouts, self.device, self._dtypes, staged=pristine_tier is not None
+        )
         modules = build_modules(manifest.configs)
         bind_modules(modules, self._working.parameter, self.device)
         self._unet, self._vae = modules["unet"], modules["vae"]
@@ -123,7 +125,7 @@ class Engine:
             PromptCache(options.prompt_cache_bytes),
             options.attention,
         )
-        if fast:
+        if is_cuda:
             torch.backends.cudnn.benchmark = options.cudnn_benchmark
         compiled = compiled_decoder = None
         if options.compile != "off":
@@ -143,11 +145,11 @@ class Engine:
         self.decoder = ImageDecoder(
             self._vae, factor, self._dtypes["vae"], self.unet, compiled_decoder, options.attention
         )
-        #: (width, height) → how many pictures at once have been compiled.
+        #: (width, height) → warmed batch sizes, largest first.
         self._warmed: dict[tuple[int, int], tuple[int, ...]] = {}
-        #: UNets, by content key, with which finite images were generated.
+        #: Content keys of UNets that have generated finite images.
         self._proven: LRUCache[str, bool] = LRUCache(1_000)
-        # Held for good: after a swap that failed the engine must be able to go back to it.
+        # Leased for the engine's lifetime: a failed swap is undone by switching to the base.
         self._base = self.device_cache.prepare(self.base)
         self.switch_to(self._base)
         self._base_digest = self.digest()
@@ -159,67 +161,70 @@ class Engine:
         return Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
 
     def digest(self) -> str:
-        """A digest of the working weights as they are."""
+        """Return a digest of the current working weights."""
         return self._working.digest()
 
     def prepare(self, recipe: Recipe, tenant_id: str = "") -> Prepared:
-        """Bring every value of the recipe to the device and lease it, for a tenant.
+        """Load every value of the recipe onto the device and lease it, for a tenant.
 
         Raises:
-            TierError, OutOfMemory: no room, or corrupt bytes. EngineBroke: something that
-            should never happen. In any case nothing stays leased.
+            TierError, OutOfMemory: no room, or corrupt bytes.
+            AssetError: from the object store.
+            EngineBroke: an unexpected error.
+            After any error nothing stays leased.
         """
         try:
             return self.device_cache.prepare(recipe, tenant_id)
         except (ServingError, TierError, AssetError):
             raise
         except Exception as error:
-            raise self._broken("preparing", error) from error
+            raise self._fail("preparing", error) from error
 
-    def _broken(self, doing: str, error: Exception) -> EngineBroke:
-        """A CUDA error outlives its kernel: then nothing works in this process any more."""
-        log.exception("the engine failed while %s", doing)
+    def _fail(self, activity: str, error: Exception) -> EngineBroke:
+        """Return the error to raise. A CUDA error outlives its kernel and makes the device
+        unusable for this process: then mark the engine unhealthy."""
+        log.exception("the engine failed while %s", activity)
         if self.device.type == "cuda":
             try:
                 torch.cuda.synchronize(self.device)
-            except Exception as lost:
-                self.unhealthy = f"the device is lost: {lost}"
+            except Exception as device_error:
+                self.unhealthy = f"the device is lost: {device_error}"
                 self._is_lost = True
         return EngineBroke(f"the engine failed: {type(error).__name__}")
 
     def resident(self) -> Mapping[str, frozenset[str]]:
-        """Content keys by tier."""
+        """Return content keys by tier."""
         return self.device_cache.resident()
 
     def apply_directives(self, directives: ClusterDirectives) -> None:
-        """What the dispatcher knows of the cluster."""
+        """Apply the dispatcher's list of nodes and of pinned content keys."""
         self.device_cache.apply_directives(directives)
 
     def holding(self) -> DeviceResidency:
-        """What a request would not have to wait for."""
+        """Return the content keys ready for generation and how many checkpoints fit."""
         return self.device_cache.holding()
 
     def forget(self, keys: Collection[str]) -> None:
-        """Of content keys that nobody may ask for any more; any thread."""
+        """Drop content keys from the prompt cache and from every tier. Any thread."""
         self.prompts.forget(keys)
         self.device_cache.forget(keys)
 
     def warm(self, blobs: Sequence[Blob]) -> str:
-        """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
+        """Fetch blobs into host RAM. Return the lowest tier at which any of them was found."""
         return self.device_cache.warm(blobs)
 
     def switch_to(self, prepared: Prepared) -> Swap:
         """Write the recipe into the working weights.
 
-        Whatever it raises, the weights are the base's again afterwards, as the digest
-        proves, or the engine is ``unhealthy``. (Out of memory, that waits for the next swap.)
+        After an error the weights are the base's again, checked by digest, or the engine is
+        ``unhealthy``. Out of memory is the exception: the next swap rewrites every weight.
         """
         try:
             return self._write(prepared)
         except torch.OutOfMemoryError:
-            raise  # no room for anything now; the next swap writes every weight anew
+            raise
         except BaseException:
-            self._go_back()
+            self._restore_base()
             raise
 
     def _write(self, prepared: Prepared) -> Swap:
@@ -231,11 +236,11 @@ class Engine:
         uses = [(use, loras[use.blob.key]) for use in recipe.loras]
         return self._working.switch_to(target_weights(keys, uses), pristine, loras)
 
-    def _go_back(self) -> None:
+    def _restore_base(self) -> None:
         try:
             self._write(self._base)
             if self.digest() != self._base_digest:
-                self.unhealthy = "the base weights are not what they were"
+                self.unhealthy = "the digest of the restored base weights has changed"
         except Exception as error:
             self.unhealthy = f"the base recipe cannot be restored: {error}"
 
@@ -246,10 +251,10 @@ class Engine:
         batches: Sequence[int] = (1,),
         guided: Sequence[bool] = (True, False),
     ) -> None:
-        """Everything that a first request would have to wait for, for each (width, height),
-        number of images at once, with and without guidance: compile, capture, build plans.
+        """Compile, capture and build plans for every combination of ``sizes`` (width, height),
+        ``batches`` (images at once; 1 is always included) and ``guided``.
 
-        Call it from the thread that generates: cuDNN's and attention's plans are the thread's.
+        Call it in the generating thread: cuDNN and attention cache their plans per thread.
         """
         request = GenerationTask("warm-up", self.base, "warm up", 0, 0, seeds=(0,), steps=2)
         with self.unet.warming():
@@ -271,7 +276,7 @@ class Engine:
     def generate(
         self, prepared: Prepared, request: GenerationTask, is_cancelled: IsCancelled = lambda: False
     ) -> GenerationResult:
-        """As :meth:`render`, with the images encoded in this thread."""
+        """Render, and encode the images in this thread. Raises as :meth:`render`."""
         return self.render(prepared, request, is_cancelled, _encode_now).result()
 
     def render(
@@ -281,39 +286,39 @@ class Engine:
         is_cancelled: IsCancelled,
         submit: SubmitEncoding,
     ) -> Rendered:
-        """Switch to the recipe and generate every image of the request; ``submit`` has them
-        encoded, which goes on after this returns. Then the leases may be released.
+        """Switch to the recipe and generate every image of the request. Encoding, through
+        ``submit``, continues after the return; the leases may be released then.
 
         Raises:
-            Cancelled: within three steps of ``is_cancelled`` turning true.
+            Cancelled: at most three steps after ``is_cancelled`` returns True.
             NotFinite: an image is not finite; names the asset at fault.
-            OutOfMemory: even after everything idle was evicted.
-            EngineBroke: something that should never happen.
+            OutOfMemory: even after evicting every idle value.
+            EngineBroke: an unexpected error.
         """
         try:
             return self._with_room(lambda: self._render(prepared, request, is_cancelled, submit))
         except ServingError:
             raise
         except Exception as error:
-            raise self._broken(f"drawing {request.id}", error) from error
+            raise self._fail(f"generating {request.id}", error) from error
         finally:
             self._settle()
 
     def _settle(self) -> None:
-        """Until the device has done what it was told: leases end after this, and what they
-        held may then be overwritten by an arrival on another stream."""
+        """Wait until the device has finished. Leases end after this, and a load on another stream
+        may then overwrite their memory."""
         if self.device.type == "cuda" and not self._is_lost:
-            with suppress(RuntimeError):  # of a device that is lost, as was said already
+            with suppress(RuntimeError):  # a lost device; already reported
                 torch.cuda.current_stream(self.device).synchronize()
 
     def _with_room(self, work: Callable[[], T]) -> T:
-        """``work``, once more with everything idle evicted when the device's memory ran out."""
+        """Run ``work``; if the device runs out of memory, evict idle values and retry once."""
         try:
             return work()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            # Here, and no longer: the error's frames hold tensors.
+        # Outside the handler: the exception's frames keep tensors alive.
         self.device_cache.make_room()
         try:
             return work()
@@ -321,7 +326,7 @@ class Engine:
             if not _is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
-            raise OutOfMemory(f"the device has no memory for this drawing: {reason}") from None
+            raise OutOfMemory(f"the device has no memory for this generation: {reason}") from None
 
     @torch.inference_mode()
     def _render(
@@ -332,44 +337,44 @@ class Engine:
         submit: SubmitEncoding,
     ) -> Rendered:
         if is_cancelled():
-            raise Cancelled("the request was stopped before it began")
+            raise Cancelled("the request was cancelled before it started")
         laps = Laps(self.device)
-        before = self.unet.fallbacks.copy()
+        fallbacks_before = self.unet.fallbacks.copy()
         swap = self.switch_to(prepared)
         laps.lap("swap")
         positive, negative, warnings = self.prompts.encode(prepared, request)
         laps.lap("encode_prompt")
         images: list[Future[EncodedImage]] = []
-        turns: list[_Turn] = []
-        for seeds in self._in_turns(request):
+        batches: list[_Batch] = []
+        for seeds in self._in_batches(request):
             steps = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
             latents = deque(steps, maxlen=1).pop()
             laps.lap("denoise")
-            turn = _Turn(seeds, latents, torch.isfinite(latents).all())
-            turns.append(turn)
+            batch = _Batch(seeds, latents, torch.isfinite(latents).all())
+            batches.append(batch)
             if is_cancelled():
-                raise Cancelled("the request was stopped before its images were decoded")
+                raise Cancelled("the request was cancelled before its images were decoded")
             for scaled, decoded in self.decoder.decode(latents):
-                turn.decoded.append((scaled, torch.isfinite(decoded).all()))
+                batch.decoded.append((scaled, torch.isfinite(decoded).all()))
                 images.append(submit(partial(encode_image, copy_pixels(decoded), request.encoding)))
             laps.lap("decode")
-            if self.device.type == "cpu":  # nothing is gained by looking later
-                self._check(prepared, request, turns, is_cancelled)
+            if self.device.type == "cpu":  # reading the flags costs no wait here
+                self._check(prepared, request, batches, is_cancelled)
         self._settle()
-        self._check(prepared, request, turns, is_cancelled)
+        self._check(prepared, request, batches, is_cancelled)
         self._proven[prepared.recipe.unet.key] = True
-        spent = {f"{phase}_ms": ms for phase, ms in laps.read_ms().items()}
+        phases_ms = {f"{phase}_ms": ms for phase, ms in laps.read_ms().items()}
         result = GenerationResult(
             images=(),
             replica=self.name,
             found=tuple(prepared.found),
             swap=swap,
-            timings=Timings(fetch_ms=prepared.fetch_s * 1000, **spent),
+            timings=Timings(fetch_ms=prepared.fetch_s * 1000, **phases_ms),
             matched={
                 use.blob.key: prepared.lora(use.blob).matched for use in prepared.recipe.loras
             },
             warnings=tuple(warnings),
-            fallbacks=dict(self.unet.fallbacks - before),
+            fallbacks=dict(self.unet.fallbacks - fallbacks_before),
         )
         return Rendered(result, tuple(images))
 
@@ -377,21 +382,22 @@ class Engine:
         self,
         prepared: Prepared,
         request: GenerationTask,
-        turns: Sequence[_Turn],
+        batches: Sequence[_Batch],
         is_cancelled: IsCancelled,
     ) -> None:
-        """Raises NotFinite for the first turn of which something is not finite."""
-        for turn in turns:
-            if not turn.latents_finite:
-                self.prompts.clear()  # of what may not be finite either
-                raise self._blame(prepared, request, turn.seeds, is_cancelled)
-            for scaled, is_finite in turn.decoded:
+        """Raises NotFinite for the first batch of which something is not finite."""
+        for batch in batches:
+            if not batch.latents_finite:
+                self.prompts.clear()  # cached embeddings may not be finite either
+                raise self._blame(prepared, request, batch.seeds, is_cancelled)
+            for scaled, is_finite in batch.decoded:
                 if not is_finite:
                     key = prepared.recipe.vae.key
                     raise blame_vae(self._vae, key, scaled, self._dtypes["vae"])
 
-    def _in_turns(self, request: GenerationTask) -> Iterator[tuple[int, ...]]:
-        """The seeds that are generated together: as many as were warmed at this size."""
+    def _in_batches(self, request: GenerationTask) -> Iterator[tuple[int, ...]]:
+        """Yield the seeds of each batch: as many as were warmed at this size, at most
+        ``MAX_BATCH``."""
         seeds = request.seeds
         warmed = self._warmed.get((request.width, request.height))
         while seeds:
@@ -425,13 +431,13 @@ class Engine:
 
 
 @dataclass(slots=True)
-class _Turn:
+class _Batch:
     """Images that were denoised together. The flags are read once the device has finished."""
 
     seeds: tuple[int, ...]
     latents: torch.Tensor
     latents_finite: torch.Tensor
-    #: Of each image, what the VAE was given and whether its result is finite.
+    #: For each image the VAE's input and whether its output is finite.
     decoded: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
 
@@ -442,11 +448,11 @@ def _capture(options: EngineOptions, device: torch.device) -> Capture | None:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Libraries that find no memory for a workspace say so in words of their own."""
-    said = (
+    """Return whether ``error`` means out of memory; some libraries raise it only as a text."""
+    messages = (
         "unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
     )  # fmt: skip
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in said)
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in messages)
 
 
 def _encode_now(work: Callable[[], EncodedImage]) -> Future[EncodedImage]:

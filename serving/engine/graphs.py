@@ -1,8 +1,8 @@
-"""Captured calls of the UNet: one CUDA graph a shape serves every recipe.
+"""Captured calls of the UNet: one CUDA graph per shape serves every recipe.
 
-Working weights never move, so a graph that was captured with one recipe computes with whatever
-weights are in place when it is replayed. A replay is one launch instead of about 1,900, needs
-neither guards nor the interpreter, and cannot compile anything.
+Working weights never change address, so a replay uses the current weights whatever recipe the
+graph was captured with. A replay is one launch instead of about 1,900, needs neither guards nor the
+interpreter, and cannot trigger a compilation.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import torch
 
 @dataclass(frozen=True, slots=True, order=True, kw_only=True)
 class UnetKey:
-    """Everything that decides the shapes of a UNet call. Sizes in pixels; ``schema`` is the
-    fingerprint of the UNet's configuration; ``context_chunks`` counts 77 tokens each;
-    ``controls`` are the fingerprints of ControlNets."""
+    """Everything that determines the shapes of a UNet call.
+
+    Sizes are in pixels; ``schema`` is the fingerprint of the UNet's configuration;
+    ``context_chunks`` is the number of 77-token chunks; ``controls`` are the fingerprints of
+    ControlNets.
+    """
 
     schema: str
     width: int
@@ -30,7 +33,7 @@ class UnetKey:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch that the UNet sees: guidance predicts with and without the prompt."""
+        """Batch rows of the UNet call: guidance predicts with and without the prompt."""
         return self.batch * (2 if self.guided else 1)
 
     def __str__(self) -> str:
@@ -45,21 +48,21 @@ class UnetKey:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """``replay()`` recomputes ``output`` from the static inputs of the captured call."""
+    """A captured call: ``replay()`` recomputes ``output`` from the call's static inputs."""
 
     replay: Callable[[], None]
     output: torch.Tensor
 
 
 class CaptureFailed(RuntimeError):
-    """A call that cannot be captured; the process can go on without."""
+    """A call cannot be captured; the process can continue without the graph."""
 
 
 class Capture(Protocol):
-    """Turns a call on static inputs into one that can be replayed."""
+    """Captures calls on static inputs for replay."""
 
     def __call__(self, call: Callable[[], torch.Tensor]) -> Captured:
-        """Raises CaptureFailed, and whatever the call raises."""
+        """Capture ``call``. Raises CaptureFailed; errors of the call propagate."""
 
     @property
     def pool_bytes(self) -> int:
@@ -67,8 +70,11 @@ class Capture(Protocol):
 
 
 class StandInCapture:
-    """For a device without graphs: a replay runs the call again, into a static output. It is no
-    faster; it shows that inputs are copied in and the output is read before the next replay."""
+    """Capture for devices without graphs: a replay runs the call again, into a static output.
+
+    It saves no time; it lets CPU tests check that inputs are copied in and that the output is read
+    before the next replay.
+    """
 
     pool_bytes = 0
 
@@ -82,10 +88,10 @@ class StandInCapture:
 
 
 class CudaCapture:
-    """CUDA graphs. Use it from the thread that generates: cuDNN's and attention's plans are
-    cached per thread.
+    """Capture as CUDA graphs, for use in the generating thread: cuDNN and attention cache their
+    plans per thread.
 
-    All graphs share one memory pool: an output is read before another graph is replayed.
+    All graphs share one memory pool: read an output before replaying another graph.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -97,21 +103,21 @@ class CudaCapture:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            for _ in range(3):  # plans, workspaces and lazily loaded kernels
+            for _ in range(3):  # creates plans and workspaces, loads kernels
                 call()
         current.wait_stream(self._stream)
         torch.cuda.synchronize(self._device)
         graph: Any = torch.cuda.CUDAGraph()
         try:
-            # thread_local: another thread may allocate memory for an arriving asset meanwhile.
+            # thread_local: another thread may allocate memory for an asset during the capture.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
                 output = call()
         except RuntimeError as error:
-            torch.cuda.set_stream(current)  # which a failed capture does not give back
-            # Raises where the failed capture has left the allocator unusable: such a process
-            # must not go on. AO_GRAPHS=off starts without graphs.
+            torch.cuda.set_stream(current)  # a failed capture does not restore it
+            # Raises if the failed capture left the allocator unusable: then this process must
+            # stop. AO_GRAPHS=off starts it without graphs.
             torch.cuda.empty_cache()
             raise CaptureFailed(str(error)) from error
         return Captured(graph.replay, output)

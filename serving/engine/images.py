@@ -1,4 +1,4 @@
-"""Decoded tensors to encoded images: the device's half and the host's half."""
+"""Encoding of decoded tensors as image files: a device part and a host part."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from serving.generation.contract import EncodedImage, ImageEncoding
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """``levels`` [height, width, 3] uint8 on the CPU, complete once ``ready`` is."""
+    """An image in CPU memory: ``levels`` [height, width, 3] uint8, valid once ``ready`` passed."""
 
     levels: torch.Tensor
     ready: Event
 
 
 def copy_pixels(decoded: torch.Tensor) -> Pixels:
-    """Start to copy ``decoded`` ([3, height, width] in -1..1) to the host; does not wait."""
+    """Start copying ``decoded`` ([3, height, width] in -1..1) to the host, without waiting."""
     levels = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
     levels = levels.to(torch.uint8).permute(1, 2, 0).contiguous()
     if levels.device.type == "cuda":
@@ -32,7 +32,7 @@ def copy_pixels(decoded: torch.Tensor) -> Pixels:
 
 
 def encode_image(pixels: Pixels, encoding: ImageEncoding) -> EncodedImage:
-    """Runs in any thread: waits for the pixels, then works on the CPU alone."""
+    """Wait for the pixels and encode them on the CPU. Any thread."""
     pixels.ready.wait()
     started = time.perf_counter()
     buffer = io.BytesIO()

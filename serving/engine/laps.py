@@ -1,4 +1,4 @@
-"""How long each phase of a generation took, without waiting for the device in between."""
+"""Timing of a generation's phases, without waiting for the device in between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Laps:
-    """On CUDA, time between events of the stream; on a CPU, of the clock."""
+    """A lap timer: measures between stream events on CUDA, by the clock on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -26,11 +26,11 @@ class Laps:
         return event
 
     def lap(self, phase: str) -> None:
-        """What was done since the last lap belongs to ``phase``."""
+        """Attribute the time since the last lap to ``phase``."""
         self._marks.append((phase, self._mark()))
 
     def read_ms(self) -> Mapping[str, float]:
-        """Milliseconds by phase. The device must have finished."""
+        """Return milliseconds by phase. The device must have finished."""
         spent: Counter[str] = Counter()
         for (_, start), (phase, end) in zip(self._marks, self._marks[1:], strict=False):
             spent[phase] += start.elapsed_time(end) if self._is_cuda else (end - start) * 1000

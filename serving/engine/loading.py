@@ -1,9 +1,8 @@
-"""From a canonical file into stacked tensors, about as fast as the medium gives the bytes.
+"""Loading of canonical files into stacked tensors, at about the speed of the medium.
 
-Where the file's bytes are what the CPU tensor holds, readers put them straight into it, into
-huge pages (a fresh page costs more than the bytes that go into it). Otherwise they go through
-a ring of staging buffers, pinned where there is CUDA: while one is copied to the device, the
-next are being read.
+If the file's bytes are the CPU tensor's bytes, readers fill the tensor directly, in huge pages
+(a page fault costs more than filling the page). Otherwise the bytes go through a ring of staging
+buffers, pinned on CUDA: while one is copied to the device, the next are read.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ from assets.formats.tensors import TORCH_DTYPES, TensorFile
 
 
 def _cpu_count() -> int:
-    with suppress(AttributeError):  # Linux alone says which CPUs this process may use
+    with suppress(AttributeError):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-#: Readers side by side: more do not help a disk, and a large machine's memory has room for eight.
+#: Parallel readers: a disk gains nothing from more, and eight suffice for a large machine's RAM.
 _READERS = min(8, max(2, _cpu_count() // 2))
 _CHUNK_BYTES = 8 << 20
-#: Staging buffers: one that is copied, one that is full, two that are being read.
+#: Staging buffers: one being copied, one full, two being read.
 _RING = 4
 _STAGING_BYTES = 16 << 20
 #: A staging buffer is read in pieces of at least this size.
 _PIECE_BYTES = 1 << 20
-#: Smaller ones have nothing to gain.
+#: Smaller tensors gain nothing from huge pages.
 _HUGE_BYTES = 4 << 20
 
 _readers = ThreadPoolExecutor(_READERS, thread_name_prefix="load")
 
 
 def prefer_huge_pages(tensor: torch.Tensor) -> None:
-    """For memory of the CPU that is about to be filled. A hint; where it is not taken, slower."""
+    """Hint that a CPU tensor, about to be filled, should use huge pages. Linux only."""
     size = tensor.untyped_storage().nbytes()
     if tensor.device.type != "cpu" or size < _HUGE_BYTES or sys.platform != "linux":
         return
@@ -60,30 +59,30 @@ def prefer_huge_pages(tensor: torch.Tensor) -> None:
 
 
 class StagingRing:
-    """Staging buffers of one load; owned by one thread. Leave the context before anybody uses
-    what was loaded."""
+    """The staging buffers of one load, owned by one thread. What was loaded is complete when the
+    context exits."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_pinned = device.type == "cuda"
         self._free: list[torch.Tensor] = []
-        self._leaving: deque[tuple[torch.Tensor, Any]] = deque()
+        self._copying: deque[tuple[torch.Tensor, Any]] = deque()
         self._count = 0
 
     def __enter__(self) -> StagingRing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _buffer, copied in self._leaving:
+        for _buffer, copied in self._copying:
             copied.synchronize()
-        self._leaving.clear()
+        self._copying.clear()
 
     def take(self, size_bytes: int) -> torch.Tensor | None:
-        """A buffer of at least so many bytes; None while all are being filled."""
+        """Return a free buffer of at least ``size_bytes``; None if all are being filled."""
         if not self._free and self._count < _RING:
             self._count += 1
             return self._new(size_bytes)
-        if not self._free and self._leaving:
-            buffer, copied = self._leaving.popleft()
+        if not self._free and self._copying:
+            buffer, copied = self._copying.popleft()
             copied.synchronize()
             self._free.append(buffer)
         if not self._free:
@@ -96,24 +95,26 @@ class StagingRing:
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=self.is_pinned)
 
     def give(self, buffer: torch.Tensor) -> None:
-        """It is free again."""
+        """Return a buffer to the ring."""
         self._free.append(buffer)
 
     def copying(self, buffer: torch.Tensor) -> None:
-        """It is free once what has been queued so far is done."""
+        """Return a buffer to the ring once the work queued so far on the stream is done."""
         event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
-        self._leaving.append((buffer, event))
+        self._copying.append((buffer, event))
 
 
 def fill_stack(
     file: TensorFile, names: Sequence[str], stack: torch.Tensor, ring: StagingRing
 ) -> None:
-    """``stack`` ([n, *shape]) from the ``n`` tensors of that shape, in that order. On CUDA it is
-    complete for the current stream, and for all once ``ring`` was left.
+    """Fill ``stack`` ([n, *shape]) from the ``n`` named tensors of that shape, in that order.
+
+    On CUDA it is complete for the current stream, and for all streams once ``ring`` exits.
 
     Raises:
-        KeyError: the file lacks one of them. OSError: it is shorter than its header says.
+        KeyError: the file lacks one of the tensors.
+        OSError: the file is shorter than its header says.
     """
     infos = [file.header.tensors[name] for name in names]
     same = all(info.dtype == infos[0].dtype for info in infos)
@@ -126,25 +127,27 @@ def fill_stack(
     if begin == end:
         return
     if stack.device.type == "cpu" and stack.dtype == dtype and stack.is_contiguous():
-        _straight(file, begin, end, stack)
+        _fill_directly(file, begin, end, stack)
     else:
-        _staged(file, begin, end, dtype, infos[0].shape, stack, ring)
+        _fill_staged(file, begin, end, dtype, infos[0].shape, stack, ring)
 
 
-def _straight(file: TensorFile, begin: int, end: int, stack: torch.Tensor) -> None:
+def _fill_directly(file: TensorFile, begin: int, end: int, stack: torch.Tensor) -> None:
     target = memoryview(stack.view(-1).view(torch.uint8).numpy().data)
-    if end - begin <= _CHUNK_BYTES:  # one reader: this thread is as good
+    if end - begin <= _CHUNK_BYTES:  # one reader suffices: this thread
         file.fill(target, begin, end)
         return
     futures = [
-        _readers.submit(file.fill, target[at - begin : stop - begin], at, stop)
-        for at, stop in _chunks(begin, end, _CHUNK_BYTES)
+        _readers.submit(
+            file.fill, target[start - begin : end_of_chunk - begin], start, end_of_chunk
+        )
+        for start, end_of_chunk in _chunks(begin, end, _CHUNK_BYTES)
     ]
     for future in futures:
         future.result()
 
 
-def _staged(
+def _fill_staged(
     file: TensorFile,
     begin: int,
     end: int,
@@ -155,15 +158,15 @@ def _staged(
 ) -> None:
     row_bytes = (end - begin) // len(stack)
     rows = min(len(stack), max(1, _STAGING_BYTES // row_bytes))
-    coming: deque[tuple[int, int, torch.Tensor, list[Future[None]]]] = deque()
+    pending: deque[tuple[int, int, torch.Tensor, list[Future[None]]]] = deque()
     starts = deque(range(0, len(stack), rows))
-    while starts or coming:
+    while starts or pending:
         while starts and (buffer := ring.take(rows * row_bytes)) is not None:
             first = starts.popleft()
             count = min(rows, len(stack) - first)
             reading = _read_into(buffer, file, begin + first * row_bytes, count * row_bytes)
-            coming.append((first, count, buffer, reading))
-        first, count, buffer, reading = coming.popleft()
+            pending.append((first, count, buffer, reading))
+        first, count, buffer, reading = pending.popleft()
         for future in reading:
             future.result()
         source = buffer[: count * row_bytes].view(dtype).view(count, *shape)
@@ -174,7 +177,7 @@ def _staged(
             continue
         if dtype == stack.dtype and target.is_contiguous():
             target.copy_(source, non_blocking=True)
-        else:  # bytes over the bus as they are; what they become is the device's work
+        else:  # transfer the file's bytes unchanged; the device converts them
             target.copy_(source.to(stack.device, non_blocking=True))
         ring.copying(buffer)
 
@@ -182,16 +185,16 @@ def _staged(
 def _read_into(
     buffer: torch.Tensor, file: TensorFile, begin: int, size_bytes: int
 ) -> list[Future[None]]:
-    """By all readers at once."""
+    """Read ``size_bytes`` of the file from ``begin`` into ``buffer``, with all readers."""
     view = memoryview(buffer.numpy().data)
     piece = max(_PIECE_BYTES, -(-size_bytes // _READERS))
     return [
-        _readers.submit(file.fill, view[at : at + size], begin + at, begin + at + size)
-        for at in range(0, size_bytes, piece)
-        for size in (min(piece, size_bytes - at),)
+        _readers.submit(file.fill, view[start : start + size], begin + start, begin + start + size)
+        for start in range(0, size_bytes, piece)
+        for size in (min(piece, size_bytes - start),)
     ]
 
 
 def _chunks(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
-    for at in range(begin, end, size):
-        yield at, min(at + size, end)
+    for start in range(begin, end, size):
+        yield start, min(start + size, end)

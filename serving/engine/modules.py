@@ -1,4 +1,4 @@
-"""Modules without weights of their own: built on the meta device, bound to the working set."""
+"""The model's modules: built on the meta device and bound to the working weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from assets.content import MODEL_COMPONENTS, Component
 
 Configs = Mapping[Component, Mapping[str, Any]]
-#: (component, published name) → the tensor to point at
+#: (component, published name) → its working tensor
 Parameters = Callable[[Component, str], torch.Tensor]
 
 
 def build_modules(configs: Configs) -> dict[Component, Any]:
-    """The four modules on the meta device. Builds under torch's own context, which is
-    per thread; nothing is patched process-wide."""
+    """Return the four modules on the meta device. torch's device context is per thread: nothing
+    is patched process-wide."""
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel.from_config(dict(configs["unet"])),
@@ -34,8 +34,8 @@ def clip_config(config: Mapping[str, Any]) -> CLIPTextConfig:
 
 
 def published_names(component: Component, module: torch.nn.Module) -> dict[str, str]:
-    """Name in memory → published name. From transformers 5.6 on CLIPTextModel has lost the
-    ``text_model.`` that the published files carry."""
+    """Return module parameter name → published name. From transformers 5.6 on, CLIPTextModel
+    lacks the ``text_model.`` prefix of the published files."""
     names = [name for name, _ in module.named_parameters()]
     if component in ("text_encoder", "text_encoder_2"):
         kept = ("text_model.", "text_projection.")
@@ -44,7 +44,11 @@ def published_names(component: Component, module: torch.nn.Module) -> dict[str, 
 
 
 def bind_modules(modules: Mapping[Component, Any], parameters: Parameters, device: Any) -> None:
-    """Point every parameter at its working tensor, and make the few buffers real."""
+    """Point every parameter at its working tensor and create the buffers on ``device``.
+
+    Raises:
+        NotImplementedError: a buffer other than ``position_ids``.
+    """
     for component in MODEL_COMPONENTS:
         module = modules[component]
         for name, published in published_names(component, module).items():
@@ -55,7 +59,7 @@ def bind_modules(modules: Mapping[Component, Any], parameters: Parameters, devic
         for name, buffer in list(module.named_buffers()):
             owner, _, leaf = name.rpartition(".")
             if leaf != "position_ids":
-                raise NotImplementedError(f"{component} has a buffer {name!r} nobody fills")
+                raise NotImplementedError(f"{component} has an unsupported buffer {name!r}")
             positions = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
             module.get_submodule(owner)._buffers[leaf] = positions
         module.eval()

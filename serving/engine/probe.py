@@ -1,4 +1,4 @@
-"""The effect probe: a small engine beside the ingests, which draws with what was uploaded."""
+"""The effect probe: a small engine that generates with each uploaded asset during ingest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from serving.generation.contract import GenerationTask
 
 log = logging.getLogger(__name__)
 
-#: A model with more bytes of parameters is not drawn with for every upload.
+#: Uploads are not probed if the base model's files are larger.
 LARGEST_MODEL_BYTES = 256 << 20
 _STEPS = 2
 _WORD = "probe"
@@ -31,8 +31,8 @@ _PROMPT = f"a {_WORD}"
 
 
 class EngineProbe:
-    """An :class:`~assets.ingest.effect.EffectProbe`. The engine is made at the first use, and again
-    when the served model is replaced."""
+    """An :class:`~assets.ingest.effect.EffectProbe`. The engine is created at the first use, and
+    again when the base model is replaced."""
 
     def __init__(
         self, manifest: Callable[[], ModelManifest], provisioner: Callable[[], Provisioner]
@@ -40,32 +40,32 @@ class EngineProbe:
         self._manifest = manifest
         self._provisioner = provisioner
         self._engine: Engine | None = None
-        self._made_for: ModelManifest | None = None
-        self._without: np.ndarray | None = None
+        self._engine_manifest: ModelManifest | None = None
+        self._baseline: np.ndarray | None = None
 
     def probe(self, kind: AssetKind, parts: Mapping[Component, Blob]) -> Effect | None:
         manifest = self._manifest()
         if sum(blob.size_bytes for blob in manifest.parts.values()) > LARGEST_MODEL_BYTES:
             return None
         base = _base_recipe(manifest)
-        if self._engine is None or self._made_for != manifest:
+        if self._engine is None or self._engine_manifest != manifest:
             torch.set_num_threads(1)
             self._engine = Engine(manifest, self._provisioner(), "cpu", name="probe")
-            self._made_for, self._without = manifest, None
-        if self._without is None:
-            self._without = self._generate(base)
+            self._engine_manifest, self._baseline = manifest, None
+        if self._baseline is None:
+            self._baseline = self._generate(base)
         image = self._generate(_with(base, kind, parts))
         self._engine.forget({blob.key for blob in parts.values()} - set(_keys(base)))
-        if image is None or self._without is None:
+        if image is None or self._baseline is None:
             return Effect(None)
-        difference = image.astype(np.float32) - self._without.astype(np.float32)
+        difference = image.astype(np.float32) - self._baseline.astype(np.float32)
         return Effect(round(float(np.sqrt(np.mean(difference**2))), 4))
 
     def _generate(self, recipe: Recipe) -> np.ndarray | None:
-        """(height, width, 3) uint8; None when it is not finite."""
+        """Return the image as (height, width, 3) uint8; None if it is not finite."""
         assert self._engine is not None
-        assert self._made_for is not None
-        size = self._made_for.native_size
+        assert self._engine_manifest is not None
+        size = self._engine_manifest.native_size
         request = GenerationTask(
             "probe", recipe, _PROMPT, size, size, (0,), steps=_STEPS, cfg_scale=3.0, encoding="png"
         )

@@ -1,7 +1,6 @@
-"""Embeddings of prompts that come again, such as a tenant's negative prompt.
+"""A cache of prompt embeddings, for repeated prompts such as a tenant's negative prompt.
 
-The tenant is part of the key: a cache that is shared between tenants would tell one, by its time,
-what another has asked for.
+The tenant is part of the key: the timing of a shared cache would reveal other tenants' prompts.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from serving.engine.text import Encoded
 
 @dataclass(frozen=True, slots=True)
 class PromptKey:
-    """Everything that decides a prompt's embeddings.
+    """Everything that determines a prompt's embeddings.
 
-    ``encoders`` are the content keys of both text encoders; ``loras`` those that change them, as
-    (content key, weight on the first, weight on the second); ``inversions`` are (trigger word,
-    content key); ``texts`` the prompt for each encoder.
+    ``encoders`` are the content keys of both text encoders; ``loras`` are those that change the
+    encoders, as (content key, weight on the first, weight on the second); ``inversions`` are
+    (trigger word, content key); ``texts`` is the prompt for each encoder.
     """
 
     tenant_id: str
@@ -33,14 +32,14 @@ class PromptKey:
 
     @property
     def assets(self) -> frozenset[str]:
-        """The content keys that it depends on."""
+        """The content keys that the embeddings depend on."""
         loras = (key for key, _, _ in self.loras)
         inversions = (key for _, key in self.inversions)
         return frozenset((*self.encoders, *loras, *inversions))
 
 
 class PromptCache:
-    """Within ``budget_bytes`` of the device, least recently used first out. Thread-safe."""
+    """An LRU cache within ``budget_bytes`` of device memory. Thread-safe."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._entries: LRUCache[PromptKey, Encoded] = LRUCache(
@@ -53,13 +52,13 @@ class PromptCache:
             return self._entries.get(key)
 
     def put(self, key: PromptKey, encoded: Encoded) -> None:
-        """What is larger than the budget, or belongs to no tenant, is not kept."""
+        """Cache an entry, unless it is larger than the budget or belongs to no tenant."""
         if key.tenant_id and encoded.size_bytes <= self._entries.maxsize:
             with self._lock:
                 self._entries[key] = encoded
 
     def forget(self, assets: Collection[str]) -> None:
-        """Drop what depends on these content keys."""
+        """Drop entries that depend on any of these content keys."""
         with self._lock:
             for key in [key for key in self._entries if key.assets.intersection(assets)]:
                 del self._entries[key]

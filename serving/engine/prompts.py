@@ -1,4 +1,4 @@
-"""The prompts of a request as embeddings, with the recipe's weights and inversions in place."""
+"""Encoding of a request's prompts with the recipe's weights and inversions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from serving.engine.text import Embeddings, Encoded, TextEncoders
 from serving.engine.values import Inversion
 from serving.generation.contract import GenerationTask
 
-#: Trigger word → content key of the asset that brings it, and its vectors.
+#: Trigger word → content key of the asset that defines it, and its vectors.
 Inversions = Mapping[str, tuple[str, Inversion]]
 
 
 class PromptEncoder:
-    """Owned by the thread that generates; ``forget`` and ``clear`` in any."""
+    """The cached prompt encoder. Owned by the generating thread, except for ``forget`` and
+    ``clear``."""
 
     def __init__(
         self, text: TextEncoders, cache: PromptCache, attention: Sequence[AttentionBackend]
@@ -40,35 +41,40 @@ class PromptEncoder:
     def encode(
         self, prepared: Prepared, request: GenerationTask
     ) -> tuple[Embeddings, Embeddings, list[str]]:
-        """Embeddings of the prompt and of the negative prompt, and warnings."""
+        """Return the embeddings of the prompt and of the negative prompt, and warnings. The
+        recipe's weights must be in place."""
         recipe = prepared.recipe
-        # What was asked for comes before what came along with a LoRA.
+        # Requested inversions take precedence over those bundled with a LoRA.
         inversions = {
             use.token: (use.blob.key, prepared.inversion(use.blob)) for use in recipe.inversions
         }
         for lora in recipe.loras:
             for word, inversion in prepared.lora(lora.blob).bundled.items():
                 inversions.setdefault(word, (lora.blob.key, inversion))
-        prompt = self._encoded(prepared, request, inversions, request.prompt, request.prompt_2)
+        prompt = self._encode_cached(
+            prepared, request, inversions, request.prompt, request.prompt_2
+        )
         positive, warnings, seen = prompt.embeddings, list(prompt.warnings), set(prompt.seen)
         if request.negative_prompt is None and request.negative_prompt_2 is None:
-            # SDXL was trained with zeros for "no prompt" (force_zeros_for_empty_prompt).
+            # SDXL was trained with zeros for an absent prompt (force_zeros_for_empty_prompt).
             negative = Embeddings(
                 torch.zeros_like(positive.context), torch.zeros_like(positive.pooled)
             )
         else:
             text = request.negative_prompt or ""
-            encoded = self._encoded(prepared, request, inversions, text, request.negative_prompt_2)
+            encoded = self._encode_cached(
+                prepared, request, inversions, text, request.negative_prompt_2
+            )
             negative = encoded.embeddings
             warnings += [f"negative {warning}" for warning in encoded.warnings]
             seen |= encoded.seen
         for token in {use.token for use in recipe.inversions} - seen:
             warnings.append(
-                f"the trigger word {token!r} is in no prompt: its inversion did nothing"
+                f"no prompt contains the trigger word {token!r}: its inversion has no effect"
             )
         return positive, negative, warnings
 
-    def _encoded(
+    def _encode_cached(
         self,
         prepared: Prepared,
         request: GenerationTask,
@@ -76,7 +82,7 @@ class PromptEncoder:
         text: str,
         text_2: str | None,
     ) -> Encoded:
-        """One prompt, from the cache where this tenant has had it encoded before."""
+        """Encode one prompt, or return it from this tenant's cache entries."""
         texts: dict[Component, str] = {"text_encoder": text, "text_encoder_2": text_2 or text}
         key = _cache_key(prepared, request.tenant_id, inversions, texts)
         encoded = self._cache.get(key)

@@ -1,4 +1,4 @@
-"""Samplers by their wire names, as diffusers' schedulers on SDXL's noise schedule."""
+"""Samplers by wire name: diffusers' schedulers on SDXL's noise schedule."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from assets.prediction import Prediction
 from serving.engine.devices import to_device
 from serving.generation.contract import Sampler
 
-#: What a prediction changes of SDXL's schedule. A schedule that ends in noise alone begins there:
-#: "trailing" timesteps (Lin et al. 2023, arXiv:2305.08891).
+#: Changes to SDXL's schedule by prediction type. A schedule that ends in pure noise must start
+#: sampling there: "trailing" timesteps (Lin et al. 2023, arXiv:2305.08891).
 _PREDICTIONS: Mapping[Prediction, Mapping[str, Any]] = {
     "epsilon": {},
     "v_prediction": {"prediction_type": "v_prediction"},
@@ -28,16 +28,16 @@ _PREDICTIONS: Mapping[Prediction, Mapping[str, Any]] = {
         "timestep_spacing": "trailing",
     },
 }  # fmt: skip
-#: How much of guidance's contrast is taken back, where the schedule ends in noise alone: the
-#: value of the same paper, without which images are overexposed.
+#: Guidance rescale for schedules that end in pure noise: the value of the same paper. Without it
+#: images are overexposed.
 GUIDANCE_RESCALE: Mapping[Prediction, float] = {"v_prediction_zero_snr": 0.7}
 
 
 def guided_prediction(
     without: torch.Tensor, with_prompt: torch.Tensor, scale: float, rescale: float
 ) -> torch.Tensor:
-    """Classifier-free guidance of predictions [n, channels, height, width]. ``rescale`` brings the
-    standard deviation of each image's result so far towards that of ``with_prompt``."""
+    """Apply classifier-free guidance to predictions [n, channels, height, width]. ``rescale`` is
+    the fraction by which each image's standard deviation moves towards that of ``with_prompt``."""
     guided = without + scale * (with_prompt - without)
     if not rescale:
         return guided
@@ -54,29 +54,31 @@ def scheduler(
     device: torch.device,
     prediction: Prediction = "epsilon",
 ) -> Any:
-    """A fresh scheduler for one batch: it carries state. ``shape`` is [1, channels, height,
-    width] of one image's latents; ``generators`` draw what noise the sampler adds, one each.
+    """Return a new, stateful scheduler for one batch. ``shape`` is [1, channels, height, width] of
+    one image's latents; ``generators``, one for each image, produce the sampler's noise.
 
     Timesteps and coefficients stay on the CPU: a step reads them without waiting for the device.
     """
     schedule: dict[str, Any] = {**SDXL_SCHEDULE, **_PREDICTIONS[prediction]}
-    made: Any
+    result: Any
     if sampler == "DDIM":
-        made = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False)
+        result = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False)
     elif sampler == "K_EULER":
-        made = EulerDiscreteScheduler(**schedule)
+        result = EulerDiscreteScheduler(**schedule)
     elif sampler == "K_EULER_ANCESTRAL":
         return EulerAncestral(schedule, steps, shape, generators, device)
     else:
-        made = DPMSolverMultistepScheduler(**schedule, use_karras_sigmas=True)
-    made.set_timesteps(steps)
-    return made
+        result = DPMSolverMultistepScheduler(**schedule, use_karras_sigmas=True)
+    result.set_timesteps(steps)
+    return result
 
 
 class EulerAncestral:
-    """Euler's method with ancestral noise (Karras et al. 2022, as k-diffusion has it). The noise
-    of all steps is drawn first and copied once: diffusers' own step copies in each step, and
-    waits for the device."""
+    """Euler's method with ancestral noise (Karras et al. 2022, as in k-diffusion).
+
+    Generates the noise of all steps first and copies it once: diffusers' own step copies noise in
+    each step and waits for the device.
+    """
 
     def __init__(
         self,
@@ -86,19 +88,19 @@ class EulerAncestral:
         generators: Sequence[torch.Generator],
         device: torch.device,
     ) -> None:
-        self._grid: Any = EulerAncestralDiscreteScheduler(**schedule)
+        self._scheduler: Any = EulerAncestralDiscreteScheduler(**schedule)
         self._predicts_noise = schedule["prediction_type"] == "epsilon"
-        self._grid.set_timesteps(steps)
-        self.timesteps: torch.Tensor = self._grid.timesteps
-        self.init_noise_sigma = self._grid.init_noise_sigma
-        generated = [
+        self._scheduler.set_timesteps(steps)
+        self.timesteps: torch.Tensor = self._scheduler.timesteps
+        self.init_noise_sigma = self._scheduler.init_noise_sigma
+        noise = [
             torch.cat([torch.randn(*shape, generator=g) for g in generators]) for _ in range(steps)
         ]
-        self._noise = to_device(torch.stack(generated), device)
+        self._noise = to_device(torch.stack(noise), device)
         self._step = 0
 
     def scale_model_input(self, sample: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = sample / ((self._grid.sigmas[self._step] ** 2 + 1) ** 0.5)
+        scaled: torch.Tensor = sample / ((self._scheduler.sigmas[self._step] ** 2 + 1) ** 0.5)
         return scaled
 
     def step(
@@ -108,10 +110,11 @@ class EulerAncestral:
         sample: torch.Tensor,
         return_dict: bool = False,
     ) -> tuple[torch.Tensor]:
-        """The next latents."""
-        sigma, following = self._grid.sigmas[self._step], self._grid.sigmas[self._step + 1]
-        up = (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5
-        down = (following**2 - up**2) ** 0.5
+        """Return the next latents, in a tuple as diffusers' schedulers do."""
+        sigmas = self._scheduler.sigmas
+        sigma, next_sigma = sigmas[self._step], sigmas[self._step + 1]
+        up = (next_sigma**2 * (sigma**2 - next_sigma**2) / sigma**2) ** 0.5
+        down = (next_sigma**2 - up**2) ** 0.5
         clean = self._clean(sample, sigma, predicted)
         derivative = (sample - clean) / sigma
         noise = self._noise[self._step]
@@ -121,7 +124,7 @@ class EulerAncestral:
     def _clean(
         self, sample: torch.Tensor, sigma: torch.Tensor, predicted: torch.Tensor
     ) -> torch.Tensor:
-        """The image without noise that is predicted at ``sigma``."""
+        """Return the noise-free latents predicted at ``sigma``."""
         if self._predicts_noise:
             return sample - sigma * predicted
         square = sigma**2 + 1

@@ -1,7 +1,7 @@
-"""Slabs: parameters of one shape in one tensor, so that many change in one product.
+"""Slabs: all parameters of one shape in one tensor, so that one product changes many.
 
-SDXL's 722 LoRA-bearing linear layers have seven shapes; with slabs a swap is seven
-batched products, bit-equal to 722 single ones.
+SDXL's 722 LoRA-bearing linear layers have seven shapes; with slabs a swap is seven batched
+products, bit-equal to 722 single ones.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from serving.engine.loading import StagingRing, fill_stack, prefer_huge_pages
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a parameter lies: row ``row`` of the slab of its shape."""
+    """The place of a parameter: row ``row`` of the slab of its shape."""
 
     shape: Shape
     row: int
 
 
 class SlabLayout:
-    """The places of one component's parameters: rows as ``assets.families.schema.stacked`` orders
-    them, so that what adapters touch together is written in few products."""
+    """The places of one component's parameters. Rows are ordered by
+    ``assets.families.schema.stacked``, so that rows that adapters change together are written in
+    few products."""
 
     def __init__(self, parameters: Mapping[str, Shape], channels_last: bool = False) -> None:
-        """``channels_last`` keeps kernels in the order in which cuDNN multiplies fastest."""
+        """``channels_last`` stores convolution kernels in cuDNN's fastest memory order."""
         self._channels_last = channels_last
         self.rows: Mapping[Shape, tuple[str, ...]] = stacked(parameters)
         self.places: Mapping[str, Place] = {
@@ -40,20 +41,20 @@ class SlabLayout:
         }
 
     def allocate(self, device: torch.device, dtype: torch.dtype, pinned: bool = False) -> Slabs:
-        """``pinned`` is for the CPU's memory beside a GPU that copies from it."""
+        """Return uninitialized slabs. ``pinned`` is for CPU memory that a GPU copies from."""
 
         def slab(shape: Shape, count: int) -> torch.Tensor:
-            turned = self._channels_last and len(shape) == 4
-            extents = (shape[0], shape[2], shape[3], shape[1]) if turned else shape
+            permuted = self._channels_last and len(shape) == 4
+            extents = (shape[0], shape[2], shape[3], shape[1]) if permuted else shape
             slab = torch.empty((count, *extents), device=device, dtype=dtype, pin_memory=pinned)
             if not pinned:
                 prefer_huge_pages(slab)
-            return slab.permute(0, 1, 4, 2, 3) if turned else slab
+            return slab.permute(0, 1, 4, 2, 3) if permuted else slab
 
         return {shape: slab(shape, len(names)) for shape, names in self.rows.items()}
 
     def size_bytes(self, dtype: torch.dtype, pinned: bool = False) -> int:
-        """What ``allocate`` takes: pinned memory comes in powers of two."""
+        """The bytes that ``allocate`` takes; PyTorch rounds pinned memory up to powers of two."""
         sizes = [len(n) * _numel(s) * dtype.itemsize for s, n in self.rows.items()]
         return sum(1 << (size - 1).bit_length() if pinned else size for size in sizes)
 
@@ -84,8 +85,8 @@ def load_slabs(
     pinned: bool = False,
     spare: Slabs | None = None,
 ) -> Slabs:
-    """Pristine slabs of a canonical component file. ``spare`` are slabs of the same layout whose
-    memory may be written over: to get fresh memory can take longer than to fill it.
+    """Load a canonical component file into pristine slabs. ``spare`` slabs of the same layout are
+    overwritten instead of allocating: allocation can take longer than filling.
 
     Raises:
         KeyError: the file lacks a parameter (a canonical file never does).

@@ -1,8 +1,7 @@
-"""Prompts to embeddings; textual inversions enter here and change nothing else.
+"""Text encoding with textual inversions.
 
-A trigger word becomes as many placeholder tokens as its inversion has vectors, and
-the vectors take the placeholders' rows right after the table is looked up. Neither
-the tokenizer nor the table is ever altered.
+A trigger word becomes as many placeholder tokens as its inversion has vectors; the vectors replace
+the placeholders' rows after the embedding lookup. Tokenizer and embedding table never change.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from serving.engine.trigger_words import split
 from serving.engine.values import Inversion
 from serving.engine.vocabulary import MAX_TOKENS, tokenizer
 
-#: An ordinary word's id under the placeholders: must not be the highest, which marks the end.
+#: Token id of placeholders: must not be the highest id, which marks the end of the prompt.
 _PLACEHOLDER = 0
-_ROOM = MAX_TOKENS - 2
+_MAX_BODY_TOKENS = MAX_TOKENS - 2
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """77 ids, and for each placeholder: its position, the trigger word, which vector."""
+    """A tokenized prompt: 77 ``ids``; ``vectors`` holds for each placeholder (position, trigger
+    word, vector index); ``dropped`` is the number of tokens cut off."""
 
     ids: tuple[int, ...]
     vectors: tuple[tuple[int, str, int], ...]
@@ -34,7 +34,7 @@ class Tokens:
 
 
 class Prompts:
-    """Tokenizes for both encoders."""
+    """The tokenizer of both encoders."""
 
     def __init__(self) -> None:
         self._tokenizer: Any = tokenizer()
@@ -43,7 +43,7 @@ class Prompts:
         self._pads: Mapping[Component, int] = {"text_encoder": self._end, "text_encoder_2": 0}
 
     def tokenize(self, text: str, component: Component, sizes: Mapping[str, int]) -> Tokens:
-        """``sizes`` maps each trigger word to its number of vectors."""
+        """Tokenize ``text``. ``sizes`` maps each trigger word to its number of vectors."""
         body: list[int] = []
         places: list[tuple[int, str, int]] = []
         for piece, is_trigger in split(text, sizes):
@@ -52,16 +52,16 @@ class Prompts:
                 body += [_PLACEHOLDER] * sizes[piece]
             else:
                 body += self._tokenizer(piece, add_special_tokens=False)["input_ids"]
-        dropped = max(0, len(body) - _ROOM)
-        body = body[:_ROOM]
-        padding = [self._pads[component]] * (_ROOM - len(body))
+        dropped = max(0, len(body) - _MAX_BODY_TOKENS)
+        body = body[:_MAX_BODY_TOKENS]
+        padding = [self._pads[component]] * (_MAX_BODY_TOKENS - len(body))
         ids = (self._start, *body, self._end, *padding)
         kept = tuple(place for place in places if place[0] <= len(body))
         return Tokens(ids, kept, dropped)
 
 
 class TokenEmbeddingHook:
-    """A forward hook that puts inversions' vectors over the placeholders' rows."""
+    """A forward hook that replaces the placeholders' rows with inversion vectors."""
 
     def __init__(self, embedding: torch.nn.Module) -> None:
         self._rows: list[tuple[int, int, torch.Tensor]] = []
@@ -76,12 +76,13 @@ class TokenEmbeddingHook:
         return output
 
     def set(self, rows: Sequence[tuple[int, int, torch.Tensor]]) -> None:
+        """Set the rows to replace, as (batch row, position, vector)."""
         self._rows = list(rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """``context`` [n, 77, w₁+w₂] and ``pooled`` [n, p], n prompts."""
+    """The embeddings of n prompts: ``context`` [n, 77, w₁+w₂] and ``pooled`` [n, p]."""
 
     context: torch.Tensor
     pooled: torch.Tensor
@@ -89,7 +90,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One prompt: its embeddings, warnings, and the trigger words that it holds."""
+    """An encoded prompt: its embeddings, warnings, and the trigger words that it contains."""
 
     embeddings: Embeddings
     warnings: tuple[str, ...]
@@ -101,7 +102,7 @@ class Encoded:
 
 
 class TextEncoders:
-    """Both encoders, bound to the working weights."""
+    """Both text encoders, bound to the working weights."""
 
     def __init__(self, first: torch.nn.Module, second: torch.nn.Module) -> None:
         self._modules: dict[Component, Any] = {"text_encoder": first, "text_encoder_2": second}
@@ -115,7 +116,7 @@ class TextEncoders:
     def encode(
         self, texts: Mapping[Component, str], inversions: Mapping[str, Inversion]
     ) -> Encoded:
-        """One prompt, encoded with the weights in place.
+        """Encode one prompt with the current working weights.
 
         SDXL reads the penultimate hidden state of both encoders and the second's
         pooled projection (Podell et al. 2023, section 2.1).
@@ -134,7 +135,7 @@ class TextEncoders:
             if tokens.dropped:
                 warnings.append(
                     f"{component}: the prompt is {tokens.dropped} tokens too long; "
-                    f"those past {_ROOM} were dropped"
+                    f"those past {_MAX_BODY_TOKENS} were dropped"
                 )
             seen.update(word for _, word, _ in tokens.vectors)
             rows = [
@@ -158,6 +159,7 @@ class TextEncoders:
 
 
 def token_embedding(module: Any) -> torch.nn.Module:
+    """Return the token embedding of a CLIP text encoder, for any version of transformers."""
     inner = getattr(module, "text_model", module)
     embedding: torch.nn.Module = inner.embeddings.token_embedding
     return embedding

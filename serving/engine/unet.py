@@ -1,4 +1,4 @@
-"""The UNet as the denoiser calls it: from a captured graph, else compiled, else eagerly."""
+"""The runner of the UNet: replays a captured graph, else runs compiled code, else eagerly."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from serving.engine.options import AttentionBackend
 
 log = logging.getLogger(__name__)
 
-#: (sample [rows, channels, height, width], time []) → the prediction, of the sample's shape. It
-#: is valid until the next call.
+#: (sample [rows, channels, height, width], time []) → the prediction, of the sample's shape and
+#: valid until the next call.
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-#: More distinct keys than these are counted together.
+#: Distinct keys in ``fallbacks``; further ones are counted as "other".
 _MAX_COUNTED = 64
 
 
 class UnetRunner:
-    """Owned by the thread that generates. ``call`` is the module, for tests to replace."""
+    """Runs the UNet. Owned by the generating thread. ``call`` is the module; tests replace it."""
 
     def __init__(
         self,
@@ -47,17 +47,17 @@ class UnetRunner:
         self._graphs: dict[UnetKey, tuple[_Static, Captured]] = {}
         self._attention = attention
         self._warming = False
-        #: Calls without a graph (or uncompiled, where there are no graphs), by key.
+        #: Calls without a captured graph (or uncompiled, if graphs are off), by key.
         self.fallbacks = Counter[str]()
 
     @property
     def is_faster_when_warm(self) -> bool:
-        """Whether a warmed shape runs faster than another one."""
+        """Whether warmed shapes run faster than others."""
         return self._capture is not None or self.compiled is not None
 
     @property
     def is_warming(self) -> bool:
-        """Whether new shapes are compiled and captured now."""
+        """Whether new shapes are being compiled and captured."""
         return self._warming
 
     @property
@@ -71,7 +71,7 @@ class UnetRunner:
 
     @contextmanager
     def warming(self) -> Iterator[None]:
-        """While this lasts, keys that are new are compiled and captured."""
+        """Within the context, new keys are compiled and captured."""
         self._warming = True
         try:
             yield
@@ -81,15 +81,15 @@ class UnetRunner:
     def start(
         self, key: UnetKey, context: torch.Tensor, added: Mapping[str, torch.Tensor]
     ) -> Predict:
-        """Ready for one image or one batch: ``context`` is [rows, tokens, width], ``added`` the
-        vectors that SDXL is conditioned on beside the prompt, [rows, …] each. The working
-        weights must be in place."""
+        """Return the predict function of one batch. ``context`` is [rows, tokens, width];
+        ``added`` are SDXL's additional conditioning vectors, [rows, …] each. The recipe's weights
+        must be in place."""
         if self._cross is not None:
             self._cross.write(context, keep=self._warming)
         if self._capture is not None and self._warming and key not in self._graphs:
             try:
-                self._graphs[key] = self._captured(key, context, added)
-            except CaptureFailed:  # slower, and counted; no reason not to serve
+                self._graphs[key] = self._capture_call(key, context, added)
+            except CaptureFailed:  # the shape is served without a graph, slower, and counted
                 log.exception("the UNet's call cannot be captured for %s", key)
         if key in self._graphs:
             static, captured = self._graphs[key]
@@ -98,11 +98,11 @@ class UnetRunner:
 
         def predict(sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             compiled = self.compiled
-            failed = compiled.fallbacks if compiled else 0
+            fallbacks_before = compiled.fallbacks if compiled else 0
             predicted = self.run(key, sample, time, context, added)
             if not self._warming:
                 uncompiled = compiled is not None and (
-                    key not in compiled or compiled.fallbacks > failed
+                    key not in compiled or compiled.fallbacks > fallbacks_before
                 )
                 if uncompiled or self._capture is not None:
                     self.count(str(key))
@@ -118,14 +118,14 @@ class UnetRunner:
         context: torch.Tensor,
         added: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
-        """One call without a graph, compiled where ``key`` was; :meth:`start` comes first."""
+        """Run one call without a graph, compiled if ``key`` was. Call :meth:`start` first."""
         call: Callable[..., Any] = self.call
         if self.compiled is not None:
             call = partial(self.compiled.compile if self._warming else self.compiled, key)
         named = {"encoder_hidden_states": context, "added_cond_kwargs": added}
         order = self._attention
         if self.is_faster_when_warm and not self._warming and not self._is_warm(key):
-            # cuDNN builds a plan for each new shape, which takes seconds.
+            # cuDNN's attention takes seconds to build a plan for a new shape.
             order = [backend for backend in order if backend != "cudnn"]
         with attention_order(order):
             predicted: torch.Tensor = call(sample, time, **named, return_dict=False)[0]
@@ -135,12 +135,12 @@ class UnetRunner:
         return key in self._graphs or (self.compiled is not None and key in self.compiled)
 
     def count(self, name: str) -> None:
-        """One fall-back of the call ``name``."""
+        """Count one fallback of the call ``name``."""
         if name not in self.fallbacks and len(self.fallbacks) >= _MAX_COUNTED:
             name = "other"
         self.fallbacks[name] += 1
 
-    def _captured(
+    def _capture_call(
         self, key: UnetKey, context: torch.Tensor, added: Mapping[str, torch.Tensor]
     ) -> tuple[_Static, Captured]:
         assert self._capture is not None
@@ -155,12 +155,12 @@ class UnetRunner:
         def call() -> torch.Tensor:
             return self.run(key, static.sample, static.time, static.context, static.added)
 
-        call()  # compiles, outside the capture
+        call()  # compiles before the capture
         return static, self._capture(call)
 
 
 class _Static:
-    """Input buffers of a captured call."""
+    """The static input buffers of a captured call."""
 
     def __init__(
         self,
@@ -181,18 +181,18 @@ class _Static:
 
 
 class Replay:
-    """A captured call: copies its inputs in; its output is overwritten by the next call."""
+    """A captured call that copies its inputs in first. The next call overwrites its output."""
 
     def __init__(self, static: _Static, captured: Captured) -> None:
         self.static = static
-        self._captured = captured
+        self._capture_call = captured
 
     @property
     def output(self) -> torch.Tensor:
-        return self._captured.output
+        return self._capture_call.output
 
     def __call__(self, sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         self.static.sample.copy_(sample)
         self.static.time.copy_(time)
-        self._captured.replay()
-        return self._captured.output
+        self._capture_call.replay()
+        return self._capture_call.output

@@ -1,4 +1,4 @@
-"""What the GPU tier holds for the engine: pristine components, factors, vectors."""
+"""The values of the device tier: pristine components, LoRAs and textual inversions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving.engine.slabs import SlabLayout, Slabs
 
 @dataclass(frozen=True, slots=True)
 class Pristine:
-    """A component's weights as they were published. Never written to."""
+    """The published weights of a component. Never written to while leased."""
 
     slabs: Slabs
     component: Component
@@ -27,10 +27,10 @@ class Pristine:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """Part of a LoRA: its pieces for ``rows`` of one slab, all of the same shapes.
+    """A LoRA's factors for ``rows`` of one slab, all of the same form and shapes.
 
-    Each piece (see assets/formats/lora_kinds.py) is [rows, …]; alpha / rank is multiplied in.
-    At weight w the change is w · Δ, of whatever kind: at 1 what was trained, at 0 nothing.
+    Each piece (see assets/formats/lora_kinds.py) is [rows, …] and includes alpha / rank. At weight
+    w the change is w · Δ for every kind of LoRA.
     """
 
     rows: tuple[int, ...]
@@ -38,12 +38,12 @@ class Factors:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether the change is ``up @ down`` alone, which needs no room of its own."""
+        """Whether Δ is just ``up @ down``, which is added without a buffer for Δ."""
         return self.pieces.keys() == {"up", "down"}
 
     def change(self, part: slice, pristine: torch.Tensor) -> torch.Tensor:
-        """Δ of the rows ``part`` (indices into ``rows``) of parameters whose pristine values
-        are ``pristine``; both [n, out, in]."""
+        """Return Δ [n, out, in] of the rows ``part`` (indices into ``rows``); ``pristine`` are the
+        parameters' pristine values, [n, out, in]."""
         pieces = {name: tensor[part] for name, tensor in self.pieces.items()}
         inner = pieces["full"] if "full" in pieces else torch.bmm(pieces["up"], pieces["down"])
         if "up_2" in pieces:
@@ -61,38 +61,39 @@ class Factors:
             magnitudes = pieces["magnitude_in"]
             columns = (pristine.float() + inner).reshape(*inner.shape[:2], magnitudes.shape[1], -1)
             lengths = columns.norm(dim=(1, 3), keepdim=True)
-            turned = columns * (magnitudes[:, None, :, None] / lengths)
-            inner = turned.flatten(2) - pristine
+            rescaled = columns * (magnitudes[:, None, :, None] / lengths)
+            inner = rescaled.flatten(2) - pristine
         return inner.to(pristine.dtype)
 
 
 Layouts = Mapping[Component, SlabLayout]
 
-#: The piece that takes the scale: the last in the product.
+#: Pieces that may carry the scale; the first one present does.
 _SCALED = ("kron", "up", "full")
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """``groups[component, shape]`` holds the factors for one slab, a group for each form."""
+    """A LoRA: ``groups[component, shape]`` holds the factors for one slab, one for each form."""
 
     groups: Mapping[tuple[Component, Shape], tuple[Factors, ...]]
-    #: Inversions that came in its file, by trigger word.
+    #: Textual inversions bundled in the LoRA's file, by trigger word.
     bundled: Mapping[str, Inversion] = field(default_factory=dict)
 
     @property
     def moves_text(self) -> bool:
-        """Whether it changes a text encoder."""
+        """Whether the LoRA changes a text encoder."""
         return any(component != "unet" for component, _ in self.groups)
 
     @property
     def matched(self) -> int:
+        """The number of parameters that the LoRA changes."""
         return sum(len(f.rows) for factors in self.groups.values() for f in factors)
 
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
-    """Vectors of [n, width] for each text encoder that it moves."""
+    """A textual inversion: vectors [n, width] for one or both text encoders."""
 
     vectors: Mapping[Component, torch.Tensor]
 
@@ -107,7 +108,8 @@ def load_lora(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Lora:
-    """A canonical LoRA on the device, stacked as the slabs are: a read and a copy a stack."""
+    """Load a canonical LoRA onto the device. Its tensors are stacked in slab order, so that each
+    stack takes one read and one copy."""
     shapes = file.header.shapes
     bundled: dict[str, dict[Component, torch.Tensor]] = {}
     for tensor in shapes:
@@ -115,21 +117,21 @@ def load_lora(
             word, _, encoder = tensor.removeprefix(BUNDLE).rpartition("/")
             vectors = file.read(tensor).to(device, dtype)
             bundled.setdefault(word, {})[cast(Component, encoder)] = vectors
-    found = stacks(shapes, schema)
-    names = sorted(member for _, _, members in found for member in members)
+    lora_stacks = stacks(shapes, schema)
+    names = sorted(member for _, _, members in lora_stacks for member in members)
     scales = dict(zip(names, file.read(SCALES).tolist(), strict=True))
     groups: dict[tuple[Component, Shape], tuple[Factors, ...]] = {}
     with StagingRing(device) as ring:
-        for (component, shape), pieces, members in found:
+        for (component, shape), pieces, members in lora_stacks:
             stacked = {}
             scaled = next(piece for piece in _SCALED if piece in pieces)
             for piece in pieces:
                 parts = [f"{member}.{piece}" for member in members]
                 infos = [file.header.tensors[part] for part in parts]
-                kept = {TORCH_DTYPES[info.dtype] for info in infos}
-                kept_dtype = kept.pop() if len(kept) == 1 else torch.float32
+                file_dtypes = {TORCH_DTYPES[info.dtype] for info in infos}
+                stack_dtype = file_dtypes.pop() if len(file_dtypes) == 1 else torch.float32
                 shape_of_stack = (len(parts), *infos[0].shape)
-                stack = torch.empty(shape_of_stack, dtype=kept_dtype, device=device)
+                stack = torch.empty(shape_of_stack, dtype=stack_dtype, device=device)
                 fill_stack(file, parts, stack, ring)
                 if piece == scaled:
                     factor = to_device(torch.tensor([scales[m] for m in members]), device)
@@ -143,13 +145,13 @@ def load_lora(
 
 
 def load_inversion(file: TensorFile, device: torch.device, dtype: torch.dtype) -> Inversion:
-    """Of the encoders that it has vectors for: the second alone, or both."""
+    """Load a canonical textual inversion: for the second text encoder, or for both."""
     encoders = cast(list[Component], sorted(file.header.tensors))
     return Inversion({encoder: file.read(encoder).to(device, dtype) for encoder in encoders})
 
 
 def elements(file: TensorFile) -> int:
-    """How many numbers the file holds: with the working type, what it takes on the device."""
+    """Return the number of elements in the file; times the item size, its bytes on the device."""
     total = 0
     for info in file.header.tensors.values():
         count = 1

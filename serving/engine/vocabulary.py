@@ -1,8 +1,7 @@
-"""CLIP's byte-pair vocabulary: 49,408 tokens from the merges that OpenAI published.
+"""CLIP's byte-pair vocabulary: 49,408 tokens from the merges published by OpenAI.
 
-The file is ``bpe_simple_vocab_16e6.txt.gz`` of openai/CLIP (MIT; see NOTICE). The
-order of the tokens is fixed by how it was trained: 256 bytes, the same 256 at a
-word's end, 48,894 merges, two specials.
+The file is ``bpe_simple_vocab_16e6.txt.gz`` of openai/CLIP (MIT; see NOTICE). Training fixed the
+token order: 256 bytes, the same 256 at a word's end, 48,894 merges, two special tokens.
 """
 
 from __future__ import annotations
@@ -21,10 +20,8 @@ _MERGES = 49_152 - 256 - 2
 
 
 def _byte_characters() -> list[str]:
-    """A printable character for each byte: itself where printable, else from U+0100 on.
-
-    Printable bytes come first, as in the published vocabulary.
-    """
+    """Return a printable character for each byte: the byte itself if printable, else from U+0100
+    on. Printable bytes come first, as in the published vocabulary."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
@@ -32,6 +29,7 @@ def _byte_characters() -> list[str]:
 
 @cache
 def merges() -> tuple[str, ...]:
+    """Return the 48,894 merges, as two tokens separated by a space."""
     raw = (files("serving.engine") / "data" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
     lines = gzip.decompress(raw).decode("utf-8").split("\n")
     return tuple(lines[1 : 1 + _MERGES])
@@ -39,6 +37,7 @@ def merges() -> tuple[str, ...]:
 
 @cache
 def vocabulary() -> dict[str, int]:
+    """Return token → id."""
     characters = _byte_characters()
     tokens = characters + [c + "</w>" for c in characters]
     tokens += ["".join(merge.split()) for merge in merges()]
@@ -47,7 +46,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def tokenizer(pad_token: str = END) -> CLIPTokenizer:
-    """The tokenizer of encoder 1; encoder 2's differs in padding with ``!``."""
+    """Return the tokenizer of the first text encoder; the second's pads with ``!`` instead."""
     return CLIPTokenizer(
         vocab=vocabulary(),
         merges=[tuple(merge.split()) for merge in merges()],
@@ -60,7 +59,7 @@ def tokenizer(pad_token: str = END) -> CLIPTokenizer:
 
 
 def write_tokenizer(folder: Path, pad_token: str) -> None:
-    """The files that stock diffusers expects in ``tokenizer/`` and ``tokenizer_2/``."""
+    """Write the files that stock diffusers expects in ``tokenizer/`` and ``tokenizer_2/``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary(), ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges()) + "\n")

@@ -1,4 +1,4 @@
-"""What it takes to become a recipe: a pure value that tests can read."""
+"""Planning of weight updates: which slab rows to write to switch to a recipe. Pure values."""
 
 from __future__ import annotations
 
@@ -8,39 +8,42 @@ from dataclasses import dataclass, field
 from assets.content import Component
 from assets.families.schema import Shape
 
-#: A LoRA that moves a row: content key, weight, factor group.
+#: A LoRA's contribution to a row: content key, weight, index of its factors.
 Contribution = tuple[str, float, int]
-#: All of a row's, in canonical order.
+#: All contributions to a row, in the recipe's order.
 Contributions = tuple[Contribution, ...]
 #: A row of a slab: component, shape, row.
 SlabRow = tuple[Component, Shape, int]
-#: Rows of one slab with the same movers.
+#: Rows of one slab with the same contributions.
 Group = tuple[Component, Shape, Contributions]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetWeights:
-    """A recipe as the weights see it: the key of each component's pristine weights, and
-    who moves which row. Two equal targets are the same weights, bit for bit."""
+    """The weights of a recipe: the content key of each component's pristine weights, and the
+    contributions to each changed row. Equal targets mean equal weights, bit for bit."""
 
     pristine: Mapping[Component, str]
     moved: Mapping[SlabRow, Contributions] = field(default_factory=dict)
-    #: The rows that one product writes, by (component, shape, movers).
+    #: The rows that one product writes, by group.
     groups: Mapping[Group, tuple[int, ...]] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         groups: dict[Group, list[int]] = {}
-        for (component, shape, row), movers in self.moved.items():
-            groups.setdefault((component, shape, movers), []).append(row)
+        for (component, shape, row), contributions in self.moved.items():
+            groups.setdefault((component, shape, contributions), []).append(row)
         ordered = {group: tuple(sorted(rows)) for group, rows in groups.items()}
         object.__setattr__(self, "groups", ordered)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightUpdate:
-    """``copy``: components copied whole from pristine. ``restore``: rows copied from pristine.
-    ``touch``: rows computed from pristine, by group. ``kept``: the number of moved rows left as
-    they are."""
+    """The writes of one swap.
+
+    ``copy``: components copied whole from pristine. ``restore``: rows copied from pristine.
+    ``touch``: rows computed from pristine, by group. ``kept``: the number of changed rows that
+    need no write.
+    """
 
     copy: frozenset[Component]
     restore: frozenset[SlabRow]
@@ -54,15 +57,15 @@ class WeightUpdate:
 
 
 def plan_update(current: TargetWeights | None, wanted: TargetWeights) -> WeightUpdate:
-    """What to write to turn ``current`` into ``wanted``. Pure.
+    """Return the writes that turn ``current`` into ``wanted``. Pure.
 
-    Rows of one slab with the same movers form a group, which one batched product writes. A
-    group is kept only if ``current`` has the same group with the same rows, else it is written
-    whole: for another number of rows a product may use another kernel, with other last bits,
-    and the weights of a recipe must not depend on the recipe before it.
+    Rows of one slab with the same contributions form a group, which one batched product writes. A
+    group is kept only if ``current`` has the same group with the same rows; otherwise all of it is
+    written. With another number of rows a product may use another kernel and differ in the last
+    bits, and the weights of a recipe must not depend on the previous recipe.
 
-    ``current`` is None when the working weights are unknown (at the start, or after a failed
-    swap): then everything is written.
+    ``current`` is None if the working weights are unknown (at the start, or after a failed swap):
+    then everything is written.
     """
     if current is None:
         return WeightUpdate(frozenset(wanted.pristine), frozenset(), wanted.groups, 0)

@@ -1,1 +1,1 @@
-"""What the platform itself provides: a small model that draws, and a public library for it."""
+"""The model and assets that come with the platform: the miniature and its public library."""

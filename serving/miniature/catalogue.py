@@ -1,4 +1,4 @@
-"""The public library that comes with the miniature: what each asset is, and how to ask for it."""
+"""The catalogue of the miniature's public library."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from assets.asset import AssetKind
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One public asset. Its weights are ``weights/NAME.safetensors``, its preview
-    ``previews/NAME.png``; of a checkpoint only the UNet is there."""
+    """One public asset. Its weights are in ``weights/NAME.safetensors`` (for a checkpoint only the
+    UNet's), its preview in ``previews/NAME.png``."""
 
     name: str
     kind: AssetKind
@@ -21,11 +21,12 @@ class CatalogueEntry:
 
 
 def weights_file(name: str) -> Path:
-    """A file of weights that came with the package."""
+    """Return the path of a weights file in the package."""
     return Path(str(files("serving.miniature"))) / "weights" / f"{name}.safetensors"
 
 
 def preview_file(name: str) -> Path:
+    """Return the path of an asset's preview in the package."""
     return Path(str(files("serving.miniature"))) / "previews" / f"{name}.png"
 
 

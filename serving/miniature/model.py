@@ -1,7 +1,7 @@
 """The miniature: SDXL's exact topology at small widths, trained on a tiny world of shapes.
 
-It goes through the very same import and loading as the real thing, so whatever loads here
-loads SDXL. Stock diffusers opens the folder, too. ``benchmarks/miniature`` trained it.
+It uses the same import and loading code as SDXL. Stock diffusers opens its folder, too.
+``benchmarks/miniature`` trained it.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ _FILES: Mapping[Component, str] = {
 
 
 def weights(component: Component) -> dict[str, torch.Tensor]:
-    """The trained parameters of a component (float16), by published name.
+    """Return the trained parameters of a component (float16), by published name.
 
     Raises:
-        CommonsDamaged: the untrained token embeddings, which are made anew from a seed, are
-            not those that the model was trained with.
+        CommonsDamaged: the token embeddings, generated from a seed, differ from those that the
+            model was trained with.
     """
     with TensorFile(weights_file(component)) as file:
         tensors = {name: file.read(name) for name in file.header.tensors}
@@ -86,7 +86,7 @@ def weights(component: Component) -> dict[str, torch.Tensor]:
         digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
         if digest != TOKEN_DIGESTS[component]:
             raise CommonsDamaged(
-                f"{component}: the token embeddings made here have sha256 {digest}, the model "
+                f"{component}: the generated token embeddings have sha256 {digest}; the model "
                 f"was trained with {TOKEN_DIGESTS[component]}"
             )
     return tensors
@@ -94,7 +94,7 @@ def weights(component: Component) -> dict[str, torch.Tensor]:
 
 @cache
 def identity() -> str:
-    """Which weights these are: changes when any of them does."""
+    """Return 12 hexadecimal digits that identify the model's weights files."""
     digest = hashlib.sha256()
     for component in MODEL_COMPONENTS:
         digest.update(weights_file(component).read_bytes())
@@ -102,10 +102,7 @@ def identity() -> str:
 
 
 def write_miniature(folder: Path) -> Path:
-    """The model as a diffusers folder; at once when it is there already.
-
-    The folder appears whole or not at all.
-    """
+    """Write the model as a diffusers folder, atomically, or keep an existing one."""
     if (folder / "model_index.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -146,17 +143,17 @@ def write_miniature(folder: Path) -> Path:
     (unfinished / "model_index.json").write_text(json.dumps(index, indent=1))
     try:
         unfinished.rename(folder)
-    except OSError:  # another process was first
+    except OSError:  # another process wrote the folder first
         shutil.rmtree(unfinished)
     return folder
 
 
 def token_rows(component: Component, shape: Shape) -> torch.Tensor:
-    """A token embedding table (float16, standard deviation 1): 49,408 words that were never
-    trained need not be shipped.
+    """Return a token embedding table (float16, standard deviation 1), generated because 49,408
+    untrained rows need not be shipped.
 
-    Made of raw Philox bits, whose stream NumPy guarantees, by sums of four 16-bit integers
-    (close enough to normal): the same bits on every machine and in every version.
+    The values are sums of four 16-bit integers (close enough to normal) of raw Philox bits, whose
+    stream NumPy guarantees: the same bits on every machine and in every version.
     """
     digest = hashlib.sha256(f"{_SEED}/{component}/token_embedding".encode()).digest()
     bits = np.random.Philox(key=int.from_bytes(digest[:16], "little"))

@@ -1,4 +1,4 @@
-"""The public library, present after the first start without an upload."""
+"""Publishing of the miniature's public library at startup."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Progress = Callable[[str], None]
 
 
 def publish_library(ingest_service: IngestService, progress: Progress = lambda _: None) -> None:
-    """Every asset of the catalogue as a public asset of the commons; what is there already,
-    with these very bytes and for this model, is left alone.
+    """Publish every asset of the catalogue as a public asset of the commons; skip those already
+    published for this base model with the same bytes and description.
 
     Raises:
-        IngestRejected: the served base is not the miniature.
+        IngestRejected: the base model is not the miniature.
     """
     with TemporaryDirectory(prefix="commons-") as scratch:
         for entry in CATALOGUE:
@@ -42,19 +42,19 @@ def publish_library(ingest_service: IngestService, progress: Progress = lambda _
 
 
 def withdraw_library(ingest_service: IngestService) -> None:
-    """Another base model is served: the miniature's library fits it no longer."""
+    """Withdraw every asset of the catalogue, which fits no base model but the miniature."""
     for entry in CATALOGUE:
         ingest_service.withdraw(entry.name)
 
 
 def preview(entry: CatalogueEntry) -> bytes | None:
-    """What the asset does, as a PNG; None as long as nobody has drawn it."""
+    """Return the asset's preview as a PNG; None if the package has none."""
     path = preview_file(entry.name)
     return path.read_bytes() if path.is_file() else None
 
 
 def assembled(entry: CatalogueEntry, folder: Path) -> Path:
-    """A whole single-file checkpoint of the entry's UNet and the base's other components."""
+    """Write a single-file checkpoint of the entry's UNet and the base's other components."""
     with TensorFile(weights_file(entry.name)) as file:
         unet = {name: file.read(name) for name in file.header.tensors}
     components: tuple[Component, ...] = ("text_encoder", "text_encoder_2", "vae")

@@ -1,4 +1,4 @@
-"""A checkpoint as one file, in the names that most are published in."""
+"""Writing of single-file checkpoints, with the parameter names that most published files use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Value = Callable[[Component, str, Shape], torch.Tensor]
 
 
 def write_single_file(path: Path, schema: ParameterSchema, value: Value) -> Path:
-    """Every parameter of every component, ``value`` of it, under its single-file name."""
+    """Write every parameter of ``schema``, as returned by ``value``, under its single-file name."""
     tensors: dict[str, torch.Tensor] = {}
     fused: dict[str, dict[int, torch.Tensor]] = {}
     for component in MODEL_COMPONENTS:
@@ -33,7 +33,7 @@ def write_single_file(path: Path, schema: ParameterSchema, value: Value) -> Path
     for name, thirds in fused.items():
         tensors[name] = torch.cat([thirds[i] for i in range(3)])
     planned = {
-        name: Planned(DTYPE_NAMES[t.dtype], tuple(t.shape), partial(_itself, t))
+        name: Planned(DTYPE_NAMES[t.dtype], tuple(t.shape), partial(_identity, t))
         for name, t in tensors.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,5 +41,5 @@ def write_single_file(path: Path, schema: ParameterSchema, value: Value) -> Path
     return path
 
 
-def _itself(tensor: torch.Tensor) -> torch.Tensor:
+def _identity(tensor: torch.Tensor) -> torch.Tensor:
     return tensor

@@ -1,6 +1,6 @@
-"""The option and the fixtures of the self-check; loaded by tests/gpu/pytest.ini, not by a conftest.
+"""The option and fixtures of the GPU self-check; loaded by tests/gpu/pytest.ini, not a conftest.
 
-The miniature and its library go through the real import and ingest, without a database.
+The miniature and its library go through the real import and ingest code, without a database.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What compiles comes last: it takes longest and says least."""
+    """Run tests that compile last: they take longest and tell least."""
     items.sort(key=lambda item: item.get_closest_marker("compiles") is not None)
 
 
 @dataclass(frozen=True)
 class Rig:
-    """A store with the miniature and its library, and engines over it on one device."""
+    """The miniature and its library in an object store, and a factory of engines on one device."""
 
     device: torch.device
     manifest: ModelManifest
@@ -56,7 +56,7 @@ class Rig:
 
     @property
     def options(self) -> EngineOptions:
-        """Uncompiled, from graphs; on a CPU from their stand-in."""
+        """Captured graphs without compilation; on a CPU the stand-in for graphs."""
         return EngineOptions(graphs="on", attention=default_order(self.device.type))
 
     def compiled(self, how: Any = "regional") -> EngineOptions:
@@ -81,7 +81,7 @@ class Rig:
         return LoraUse(self.assets[name]["lora"], weight)
 
     def recipes(self) -> list[Recipe]:
-        """Every kind of the library, alone and together."""
+        """Recipes with every kind of asset of the library, alone and combined."""
         base = self.base
         other = replace(base, unet=self.assets["pixel"]["unet"])
         word = InversionUse(self.assets["mascot"]["textual_inversion"], "mascot")
@@ -100,17 +100,17 @@ class Rig:
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:
-    first = GenerationTask(
+    task = GenerationTask(
         "r", recipe, "a small red star, mascot", 128, 128, (7,), steps=6, cfg_scale=4.0,
         encoding="png", tenant_id="ada",
     )  # fmt: skip
-    return replace(first, **changes)
+    return replace(task, **changes)
 
 
-def image(engine: Engine, asked: GenerationTask) -> bytes:
-    """The first image, and nothing left leased."""
-    with engine.prepare(asked.recipe) as prepared:
-        return engine.generate(prepared, asked).images[0]
+def image(engine: Engine, task: GenerationTask) -> bytes:
+    """Generate, release all leases and return the first image."""
+    with engine.prepare(task.recipe) as prepared:
+        return engine.generate(prepared, task).images[0]
 
 
 @pytest.fixture(scope="session")
@@ -122,9 +122,9 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def rig(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Rig:
     if device.type == "cpu":
         torch.set_num_threads(2)
-    else:  # PyTorch settles its own order of attention kernels at the first call
-        nothing = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.float16)
-        torch.nn.functional.scaled_dot_product_attention(nothing, nothing, nothing)
+    else:  # PyTorch fixes its own order of attention kernels at the first call
+        zeros = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.float16)
+        torch.nn.functional.scaled_dot_product_attention(zeros, zeros, zeros)
     folder = tmp_path_factory.mktemp("rig")
     store = FsspecStore(f"file://{folder}/store")
     manifest = import_model(store, write_miniature(folder / "miniature"), "base")
@@ -132,12 +132,12 @@ def rig(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Rig:
     def ingest(path: Path, kind: Any) -> dict[str, Blob]:
         scratch = folder / f"scratch-{path.stem}"
         scratch.mkdir()
-        found = {}
-        done = ingest_file(path, kind, manifest.schema, None, scratch)
-        for component, (blob, file) in done.files.items():
+        blobs = {}
+        ingested = ingest_file(path, kind, manifest.schema, None, scratch)
+        for component, (blob, file) in ingested.files.items():
             put_file(store, blob_key(blob), file)
-            found[component] = blob
-        return found  # type: ignore[return-value]
+            blobs[component] = blob
+        return blobs  # type: ignore[return-value]
 
     assets = {entry.name: ingest(weights_file(entry.name), entry.kind) for entry in CATALOGUE}
     wild = write_wild_lora(folder / "wild.safetensors", manifest.schema)
@@ -148,15 +148,15 @@ def rig(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Rig:
 
 @pytest.fixture(scope="session")
 def engine(rig: Rig) -> Engine:
-    """Warm at two sizes, from graphs."""
-    made = rig.engine()
-    made.warm_up([(128, 128), (128, 96)], (1, 2))
-    return made
+    """An engine with captured graphs, warmed at two sizes."""
+    engine = rig.engine()
+    engine.warm_up([(128, 128), (128, 96)], (1, 2))
+    return engine
 
 
 @pytest.fixture
 def syncs_are_errors(rig: Rig) -> Iterator[Callable[[bool], None]]:
-    """Switches on, and at the end off, that waiting for the device is an error."""
+    """A switch that makes waiting for the device an error; off again after the test."""
 
     def switch(on: bool) -> None:
         if rig.is_cuda:

@@ -1,4 +1,4 @@
-"""Generation on the device: right, the same from graphs, without waits, and recoverable."""
+"""Generation on the device: exact, identical from graphs, without waits, and recoverable."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def call_inputs(rig: Rig, seed: int) -> tuple[UnetKey, torch.Tensor, torch.Tenso
 @pytest.mark.compiles
 @torch.inference_mode()
 def test_a_step_is_as_exact_as_stock(rig: Rig) -> None:
-    """(e) Our step against the same weights in float32: at most 1.2 × the error of the plain
-    module in the working type; eager, compiled and from a graph."""
+    """(e) A step's error against the same weights in float32 is at most 1.2 × that of the plain
+    module in the working dtype; eager, compiled and from a graph."""
     key, sample, context, added = call_inputs(rig, 1)
-    moment = torch.tensor(300.0, device=rig.device)
+    timestep = torch.tensor(300.0, device=rig.device)
     plain = rig.engine(EngineOptions(graphs="off", keep_cross_kv=False))
     named = {"encoder_hidden_states": context, "added_cond_kwargs": added}
-    theirs = plain._unet(sample, moment, **named).sample
+    theirs = plain._unet(sample, timestep, **named).sample
     with exact_convolutions():
         exact = copy.deepcopy(plain._unet).float()(
-            sample.float(), moment, encoder_hidden_states=context.float(),
+            sample.float(), timestep, encoder_hidden_states=context.float(),
             added_cond_kwargs={name: tensor.float() for name, tensor in added.items()},
         ).sample  # fmt: skip
     limit = max(1.2 * float((theirs.float() - exact).norm()), 1e-5 * float(exact.norm()))
@@ -63,16 +63,16 @@ def test_a_step_is_as_exact_as_stock(rig: Rig) -> None:
         engine = rig.engine(options)
         with engine.unet.warming():
             replay = engine.unet.start(key, context, added)
-        graphed = replay(sample, moment).clone()
-        eager = engine.unet.run(key, sample, moment, context, added)
-        for found in (graphed, eager):
-            assert float((found.float() - exact).norm()) <= limit, options.compile
+        graphed = replay(sample, timestep).clone()
+        eager = engine.unet.run(key, sample, timestep, context, added)
+        for result in (graphed, eager):
+            assert float((result.float() - exact).norm()) <= limit, options.compile
 
 
 @torch.inference_mode()
-def test_a_replay_is_the_call(rig: Rig, engine: Engine) -> None:
-    """(f) Bit by bit, for several recipes and inputs, in any order. Would catch an input that is
-    not copied in, and a weight whose address the graph does not know."""
+def test_a_replay_equals_the_call(rig: Rig, engine: Engine) -> None:
+    """(f) Bit for bit, for several recipes and inputs in any order. Would catch an input that is
+    not copied in, and a weight at an address that the graph does not use."""
     inputs = [call_inputs(rig, seed) for seed in (1, 2)]
     assert inputs[0][0] in engine.unet.graphs
     dice = random.Random(1)
@@ -81,75 +81,75 @@ def test_a_replay_is_the_call(rig: Rig, engine: Engine) -> None:
             engine.switch_to(prepared)
         for key, sample, context, added in inputs:
             replay = engine.unet.start(key, context, added)
-            for moment in (torch.tensor(t, device=rig.device) for t in (900.0, 20.0)):
-                graphed = replay(sample, moment).clone()
-                assert torch.equal(graphed, engine.unet.run(key, sample, moment, context, added))
+            for timestep in (torch.tensor(t, device=rig.device) for t in (900.0, 20.0)):
+                graphed = replay(sample, timestep).clone()
+                assert torch.equal(graphed, engine.unet.run(key, sample, timestep, context, added))
 
 
-def warm_and_mixed(rig: Rig, options: EngineOptions, guided: tuple[bool, ...]) -> None:
-    """Recipes × samplers × guidance × warmed sizes, warmed and generated in one thread that is
-    not the main one: nothing is compiled, everything is a replay."""
+def check_mixed_recipes(rig: Rig, options: EngineOptions, guided: tuple[bool, ...]) -> None:
+    """Generate with mixed recipes, samplers, guidance and warmed sizes, in one thread that is not
+    the main one and that warmed up: nothing is compiled, everything is a replay."""
     sizes = [(128, 128), (128, 96)] if True in guided and False in guided else [(128, 128)]
-    made = rig.engine(options)  # in another thread again, as in a replica
+    engine = rig.engine(options)  # created in another thread, as in a replica
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(made.warm_up, sizes, (1,), guided).result()
+        thread.submit(engine.warm_up, sizes, (1,), guided).result()
         before = compilations()["graphs"]
         dice = random.Random(1)
         for recipe in dice.choices(rig.recipes(), k=30 if rig.is_cuda else 12):
             width, height = dice.choice(sizes)
-            asked = request(
+            task = request(
                 recipe, steps=2, sampler=dice.choice(SAMPLERS), width=width, height=height,
                 cfg_scale=4.0 if dice.choice(guided) else 1.0,
             )  # fmt: skip
-            thread.submit(image, made, asked).result()
-    assert made.unet.fallbacks.total() == 0
+            thread.submit(image, engine, task).result()
+    assert engine.unet.fallbacks.total() == 0
     assert compilations()["graphs"] == before
 
 
-def test_nothing_warm_falls_back(rig: Rig) -> None:
-    """(g) Would catch a batch, guided or not, that nobody warmed, and plans of another thread."""
-    warm_and_mixed(rig, rig.options, (True, False))
+def test_warmed_shapes_do_not_fall_back(rig: Rig) -> None:
+    """(g) Would catch an unwarmed batch, guided or not, and plans built in another thread."""
+    check_mixed_recipes(rig, rig.options, (True, False))
 
 
 @pytest.mark.compiles
-def test_nothing_compiled_falls_back(rig: Rig) -> None:
-    """(g) Would catch guards that fail. One shape: each takes seconds to compile."""
-    warm_and_mixed(rig, rig.compiled(), (True,))
+def test_compiled_shapes_do_not_fall_back(rig: Rig) -> None:
+    """(g) Would catch failing guards. One shape only: each takes seconds to compile."""
+    check_mixed_recipes(rig, rig.compiled(), (True,))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_loop_never_waits_for_the_device(
     rig: Rig, engine: Engine, sampler: Any, syncs_are_errors: Callable[[bool], None]
 ) -> None:
-    """(h) From the noise to the last latents, with waiting as an error. Would catch an ``.item()``
-    or a copy from pageable memory."""
-    asked = request(rig.base, sampler=sampler)
+    """(h) From the noise to the last latents, waiting is an error. Would catch an ``.item()`` or a
+    copy from pageable memory."""
+    task = request(rig.base, sampler=sampler)
     with engine.prepare(rig.base) as prepared, torch.inference_mode():
         engine.switch_to(prepared)
-        positive, negative, _ = engine.prompts.encode(prepared, asked)
+        positive, negative, _ = engine.prompts.encode(prepared, task)
         engine._settle()
         syncs_are_errors(True)
-        for latents in engine._denoiser.steps(asked, (7,), positive, negative, lambda: False):
+        for latents in engine._denoiser.steps(task, (7,), positive, negative, lambda: False):
             last = latents
         syncs_are_errors(False)
         engine._settle()
         assert torch.isfinite(last).all()
 
 
-def test_images_are_right_while_assets_come_and_go(rig: Rig, engine: Engine) -> None:
-    """(i) One thread generates, two load and evict under a small budget; every image is the one
-    generated alone, and memory stays level. Would catch slabs that are reused while they are
-    read, and blocks that belong to a stream nobody uses any more."""
+def test_images_are_right_while_assets_load_and_evict(rig: Rig, engine: Engine) -> None:
+    """(i) One thread generates, two load and evict under a small budget; every image equals the
+    one generated alone, and memory does not grow. Would catch slabs that are reused while they
+    are read, and memory blocks that belong to a stream no longer in use."""
     recipes = rig.recipes() if rig.is_cuda else rig.recipes()[:4]
-    asked = [request(recipe, steps=2) for recipe in recipes]
-    alone = [image(engine, one) for one in asked]
+    tasks = [request(recipe, steps=2) for recipe in recipes]
+    alone = [image(engine, task) for task in tasks]
     size = sum(blob.size_bytes for blob in rig.manifest.parts.values())
     busy = rig.engine(budget_bytes=4 * size)
     busy.warm_up([(128, 128)])
     stop = threading.Event()
     failures: list[BaseException] = []
 
-    def come_and_go(seed: int) -> None:
+    def load_and_evict(seed: int) -> None:
         dice = random.Random(seed)
         try:
             while not stop.is_set():
@@ -158,15 +158,15 @@ def test_images_are_right_while_assets_come_and_go(rig: Rig, engine: Engine) -> 
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=come_and_go, args=(seed,)) for seed in (1, 2)]
+    threads = [threading.Thread(target=load_and_evict, args=(seed,)) for seed in (1, 2)]
     for thread in threads:
         thread.start()
     reserved = []
     try:
         ends = time.monotonic() + (10 if rig.is_cuda else 2)
         while time.monotonic() < ends:
-            for one, expected in zip(asked, alone, strict=True):
-                assert image(busy, one) == expected
+            for task, expected in zip(tasks, alone, strict=True):
+                assert image(busy, task) == expected
             reserved.append(torch.cuda.memory_reserved() if rig.is_cuda else 0)
     finally:
         stop.set()
@@ -178,8 +178,8 @@ def test_images_are_right_while_assets_come_and_go(rig: Rig, engine: Engine) -> 
 
 
 def test_cancelled_within_three_steps(rig: Rig, engine: Engine) -> None:
-    """(j) Whenever cancelling is looked for, no more than two steps are queued. Would catch a host
-    that queues all steps and looks up when it is too late."""
+    """(j) At each check for cancellation at most two steps are queued. Would catch a host that
+    queues all steps before it checks."""
     before = image(engine, request(rig.base))
     recorded: list[Any] = []
     ahead: list[int] = []
@@ -208,8 +208,8 @@ def test_cancelled_within_three_steps(rig: Rig, engine: Engine) -> None:
 
 
 def test_out_of_memory_costs_one_request(rig: Rig) -> None:
-    """(k) With too little memory for eight large images the request fails by name and the next
-    small one is right. Would catch leases that leak and weights left half written."""
+    """(k) Without memory for large images the request raises OutOfMemory and the next small one is
+    right. Would catch leaked leases and half-written weights."""
     engine = rig.engine(EngineOptions(graphs="off"))
     small = request(rig.base)
     before = image(engine, small)
@@ -223,8 +223,8 @@ def test_out_of_memory_costs_one_request(rig: Rig) -> None:
         gc.collect()
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(rig.device).total_memory
-        held = torch.cuda.memory_reserved(rig.device)
-        torch.cuda.set_per_process_memory_fraction((held + (32 << 20)) / total)
+        reserved = torch.cuda.memory_reserved(rig.device)
+        torch.cuda.set_per_process_memory_fraction((reserved + (32 << 20)) / total)
         try:
             with pytest.raises(OutOfMemory):
                 image(engine, large)
@@ -240,7 +240,7 @@ def _out_of_memory(*_: Any, **__: Any) -> Any:
 
 
 def test_a_lora_that_overflows_is_blamed(rig: Rig, engine: Engine) -> None:
-    """(l) Real overflow: in float16 on CUDA, in float32 on a CPU. Would catch flags that are read
+    """(l) With a real overflow, in float16 on CUDA, in float32 on a CPU. Would catch flags read
     before the device has written them."""
     wild = replace(rig.base, loras=(rig.lora("night"), rig.lora("wild", 10.0)))
     before = image(engine, request(rig.base))
@@ -251,45 +251,46 @@ def test_a_lora_that_overflows_is_blamed(rig: Rig, engine: Engine) -> None:
 
 
 @torch.inference_mode()
-def test_the_vae_in_its_working_type(rig: Rig, engine: Engine) -> None:
-    """(m) At least 40 dB of float32's image (in bfloat16 on CUDA)."""
+def test_the_vae_is_exact_enough_in_its_working_dtype(rig: Rig, engine: Engine) -> None:
+    """(m) In its working dtype (bfloat16 on CUDA) the VAE has 40 dB PSNR or more to float32."""
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     latents = latents.to(rig.device)
     with engine.prepare(rig.base) as prepared:
         engine.switch_to(prepared)
-    ((_, found),) = engine.decoder.decode(latents)
+    ((_, result),) = engine.decoder.decode(latents)
     exact_vae = copy.deepcopy(engine._vae).float()
     with exact_convolutions():
         exact = exact_vae.decode(latents / engine._vae.config.scaling_factor).sample[0]
-    error = float((found.float().clamp(-1, 1) - exact.clamp(-1, 1)).square().mean())
+    error = float((result.float().clamp(-1, 1) - exact.clamp(-1, 1)).square().mean())
     assert 10 * np.log10(4 / max(error, 1e-12)) >= 40
 
 
-def test_the_first_image_of_a_warmed_size_is_as_quick_as_the_next(rig: Rig, engine: Engine) -> None:
-    """(n) No plan is built after the warm-up: prints first ÷ second. A time, and therefore looked
-    at and not asserted."""
+def test_the_first_image_of_a_warmed_size_is_as_fast_as_later_ones(
+    rig: Rig, engine: Engine
+) -> None:
+    """(n) Print the time of the first image ÷ that of later ones: no plan is built after the
+    warm-up. Not asserted, because times vary."""
     ratios = []
     for width, height in ((128, 128), (128, 96)):
-        asked = request(rig.base, width=width, height=height, steps=10)
-        spent = []
+        task = request(rig.base, width=width, height=height, steps=10)
+        times_s = []
         for _ in range(3):
             started = time.perf_counter()
-            image(engine, asked)
-            spent.append(time.perf_counter() - started)
-        ratios.append(spent[0] / min(spent[1:]))
+            image(engine, task)
+            times_s.append(time.perf_counter() - started)
+        ratios.append(times_s[0] / min(times_s[1:]))
     print("first image ÷ later ones:", [f"{ratio:.2f}" for ratio in ratios])
 
 
 def test_images_do_not_depend_on_how_they_were_computed(rig: Rig, engine: Engine) -> None:
-    """Graphs, kept keys and values and cached prompts change no bit of an image, compared with
-    an engine that has none of them."""
+    """Graphs, kept keys and values, and cached prompts change no bit of an image."""
     bare = rig.engine(
         EngineOptions(
             graphs="off", keep_cross_kv=False, prompt_cache_bytes=0,
             attention=rig.options.attention,
         )
     )  # fmt: skip
-    asked: GenerationTask
+    task: GenerationTask
     for recipe in rig.recipes():
-        asked = request(recipe, negative_prompt="blurred")
-        assert image(engine, asked) == image(engine, asked) == image(bare, asked), recipe
+        task = request(recipe, negative_prompt="blurred")
+        assert image(engine, task) == image(engine, task) == image(bare, task), recipe

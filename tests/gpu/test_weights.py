@@ -1,4 +1,4 @@
-"""Weights on the device: how they lie, that they are exact, that no history shows in them."""
+"""Weights on the device: memory layout, accuracy, independence of earlier recipes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from serving.engine.working import _write
 from tests.gpu.plugin import Rig
 
 
-def test_parameters_lie_as_kernels_want_them(rig: Rig, engine: Engine) -> None:
+def test_parameters_have_the_layout_of_fast_kernels(rig: Rig, engine: Engine) -> None:
     """(a) Every parameter is aligned to 16 bytes (else cuBLAS and TMA take slow paths), and
-    kernels are channels-last on CUDA (else each convolution turns its weight around)."""
+    convolution kernels are channels-last on CUDA (else each convolution transposes its weight)."""
     for module in (engine._unet, engine._vae):
         for name, parameter in module.named_parameters():
             assert parameter.numel() < 8 or parameter.data_ptr() % 16 == 0, name
@@ -27,10 +27,10 @@ def test_parameters_lie_as_kernels_want_them(rig: Rig, engine: Engine) -> None:
                 assert parameter.is_contiguous(memory_format=torch.channels_last), name
 
 
-def test_a_convolution_moves_no_weights(rig: Rig) -> None:
-    """(a) One on a row of a slab launches no kernel that changes a layout, for its weight."""
+def test_a_convolution_transposes_no_weights(rig: Rig) -> None:
+    """(a) A convolution with a row of a slab launches no kernel that changes a memory layout."""
     if not rig.is_cuda:
-        pytest.skip("kernels are looked at on CUDA")
+        pytest.skip("needs CUDA: inspects launched kernels")
     slab = layouts_of(schema_of(SDXL_CONFIGS), channels_last=True)["unet"]
     shape = (320, 320, 3, 3)
     count = len(slab.rows[shape])
@@ -50,9 +50,8 @@ def test_a_convolution_moves_no_weights(rig: Rig) -> None:
 
 
 def test_every_history_gives_the_same_weights(rig: Rig, engine: Engine) -> None:
-    """(b) 60 switches in random order: each recipe's weights are those of a fresh engine, and
-    the base is what it was. Would catch drift, rows that stick, and kernels that are chosen by
-    what was there before."""
+    """(b) Over 60 switches in random order each recipe's weights equal a fresh engine's, and the
+    base is unchanged. Would catch drift, stale rows, and kernels chosen by the previous recipe."""
     recipes = rig.recipes()
     fresh = {}
     for recipe in recipes:
@@ -73,8 +72,8 @@ def test_every_history_gives_the_same_weights(rig: Rig, engine: Engine) -> None:
 
 @pytest.mark.parametrize("rank", [4, 32])
 def test_rows_written_together_and_alone(rig: Rig, rank: int) -> None:
-    """(c) Whether a batched product of SDXL's shapes gives other bits than one row alone. Either
-    answer is fine, since groups of rows are written whole; this says which one it is."""
+    """(c) Print whether a batched product of SDXL's shapes gives other bits than single rows do.
+    Either is fine, because groups of rows are written whole."""
     dtype = torch.float16 if rig.is_cuda else torch.float32
     shapes = [(1280, 1280), (10240, 1280), (1280, 5120), (640, 640), (1280, 2048)]
     if not rig.is_cuda:
@@ -88,7 +87,7 @@ def test_rows_written_together_and_alone(rig: Rig, rank: int) -> None:
         )
         together = torch.baddbmm(base, up, down)
         again = torch.baddbmm(base, up, down)
-        assert torch.equal(together, again)  # the same product is the same bits
+        assert torch.equal(together, again)  # the same product gives the same bits
         alone = torch.cat([
             torch.baddbmm(base[i : i + 1], up[i : i + 1], down[i : i + 1]) for i in range(6)
         ])  # fmt: skip
@@ -99,27 +98,27 @@ def test_rows_written_together_and_alone(rig: Rig, rank: int) -> None:
 
 @pytest.mark.parametrize("shape", [(640, 640), (320, 320, 3, 3)])
 def test_a_changed_weight_is_rounded_about_once(rig: Rig, shape: tuple[int, ...]) -> None:
-    """(d) pristine + weight · up @ down, as the engine writes it, against float64: about the error
-    of rounding the exact value to the working type once. Would catch a product in a lower
-    precision (TF32, reduced accumulation)."""
+    """(d) The error of pristine + weight · up @ down, as the engine writes it, against float64 is
+    about that of rounding the exact value to the working dtype once. Would catch a product in
+    lower precision (TF32, reduced accumulation)."""
     dtype = torch.float16 if rig.is_cuda else torch.float32
     generator = torch.Generator(rig.device).manual_seed(2)
 
-    def generated(*size: int) -> torch.Tensor:
+    def normal(*size: int) -> torch.Tensor:
         return torch.randn(size, generator=generator, device=rig.device)
 
     columns, rank, weight = math.prod(shape[1:]), 16, 0.8
     layout = SlabLayout({f"w{i}": shape for i in range(4)}, channels_last=rig.is_cuda)
     source = layout.allocate(rig.device, dtype)[shape]
     target = layout.allocate(rig.device, dtype)[shape]
-    source.copy_(generated(4, *shape) / 32)
-    up, down = (generated(4, shape[0], rank) / 512).to(dtype), generated(4, rank, columns).to(dtype)
+    source.copy_(normal(4, *shape) / 32)
+    up, down = (normal(4, shape[0], rank) / 512).to(dtype), normal(4, rank, columns).to(dtype)
     factors = Factors((0, 1, 2, 3), {"up": up, "down": down})
     _write(source, target, [(factors, slice(0, 4), weight)], False)
     change = weight * torch.bmm(up.double(), down.double())
     exact = source.double() + change.view(source.shape)
     error = (target.double() - exact).abs().mean()
     rounding = (exact.to(dtype).double() - exact).abs().mean()
-    # In float32 the sum of 16 products rounds, too; a kernel's change is rounded by itself.
+    # In float32 the sum of 16 products rounds too; a channels-last change is rounded separately.
     limit = 3.0 if not rig.is_cuda else 1.05 if len(shape) == 2 else 1.2
     assert error <= limit * rounding

@@ -1,4 +1,4 @@
-"""A replica over an engine that does what the test says: leases, waiting for room, cancelling."""
+"""The worker with a fake engine: leases, waiting for room, cancellation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Lease:
 
 
 class FakeEngine:
-    """Room for ``room`` prepared recipes at once; drawing and preparing wait for events."""
+    """An engine with room for ``room`` prepared recipes. Preparing, generating and encoding wait
+    for events."""
 
     name = "fake"
     unhealthy: str | None = None
@@ -51,9 +52,9 @@ class FakeEngine:
         self.preparing = False
         self.generated: list[str] = []
         self.encoding = 0
-        self.may_prepare, self.may_draw = threading.Event(), threading.Event()
+        self.may_prepare, self.may_generate = threading.Event(), threading.Event()
         self.may_encode = threading.Event()
-        for event in (self.may_prepare, self.may_draw, self.may_encode):
+        for event in (self.may_prepare, self.may_generate, self.may_encode):
             event.set()
 
     def forget(self, keys: Collection[str]) -> None:
@@ -80,7 +81,7 @@ class FakeEngine:
         self, prepared: Any, request: GenerationTask, is_cancelled: Any, submit: SubmitEncoding
     ) -> Rendered:
         self.rendered_in = threading.current_thread()
-        while not self.may_draw.wait(0.01):
+        while not self.may_generate.wait(0.01):
             if is_cancelled():
                 raise Cancelled
         self.generated.append(request.id)
@@ -107,12 +108,12 @@ def request(name: str) -> GenerationTask:
 
 
 @asynccontextmanager
-async def replica_with(engine: FakeEngine) -> AsyncIterator[Worker]:
-    replica = Worker(engine)
+async def running_worker(engine: FakeEngine) -> AsyncIterator[Worker]:
+    worker = Worker(engine)
     try:
-        yield replica
+        yield worker
     finally:
-        replica.close()
+        worker.close()
 
 
 async def until(condition: Any) -> None:
@@ -121,37 +122,37 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_one_that_does_not_fit_beside_the_other_waits_for_it() -> None:
+async def test_a_request_without_room_waits_for_the_others() -> None:
     engine = FakeEngine(room=1)
-    engine.may_draw.clear()
-    async with replica_with(engine) as replica:
-        tasks = [asyncio.create_task(replica.generate(request(str(i)))) for i in range(3)]
+    engine.may_generate.clear()
+    async with running_worker(engine) as worker:
+        tasks = [asyncio.create_task(worker.generate(request(str(i)))) for i in range(3)]
         await until(lambda: engine.held == 1)
-        engine.may_draw.set()
+        engine.may_generate.set()
         await asyncio.gather(*tasks)
         assert sorted(engine.generated) == ["0", "1", "2"]
         assert engine.held == 0
 
 
-async def test_one_that_never_fits_is_told_so() -> None:
+async def test_a_request_that_never_fits_fails() -> None:
     engine = FakeEngine(room=0)
-    async with replica_with(engine) as replica:
+    async with running_worker(engine) as worker:
         with pytest.raises(TierFull):
-            await replica.generate(request("0"))
+            await worker.generate(request("0"))
         engine.room = 1
-        await replica.generate(request("1"))
+        await worker.generate(request("1"))
 
 
 async def test_the_next_request_is_generated_while_images_are_encoded() -> None:
     engine = FakeEngine(room=1)
     engine.may_encode.clear()
-    async with replica_with(engine) as replica:
-        first = asyncio.create_task(replica.generate(request("0")))
+    async with running_worker(engine) as worker:
+        first = asyncio.create_task(worker.generate(request("0")))
         await until(lambda: engine.encoding == 1)
-        second = asyncio.create_task(replica.generate(request("1")))
+        second = asyncio.create_task(worker.generate(request("1")))
         await until(lambda: engine.generated == ["0", "1"])
         assert not first.done()
-        await until(lambda: engine.held == 0)  # both have let go of their assets
+        await until(lambda: engine.held == 0)  # both have released their assets
         engine.may_encode.set()
         result, _ = await first
         assert result.images == (b"x",)
@@ -159,33 +160,33 @@ async def test_the_next_request_is_generated_while_images_are_encoded() -> None:
         await second
 
 
-async def test_warmed_up_in_the_thread_that_generates() -> None:
+async def test_warm_up_runs_in_the_generating_thread() -> None:
     engine = FakeEngine(room=1)
-    async with replica_with(engine) as replica:
-        await asyncio.to_thread(replica.warm_up, [(8, 8)], [1])
-        await replica.generate(request("0"))
+    async with running_worker(engine) as worker:
+        await asyncio.to_thread(worker.warm_up, [(8, 8)], [1])
+        await worker.generate(request("0"))
     assert engine.warmed_in is engine.rendered_in
 
 
-async def test_cancelled_while_preparing_leaves_no_lease() -> None:
+async def test_cancelling_while_preparing_leaves_no_lease() -> None:
     engine = FakeEngine(room=1)
     engine.may_prepare.clear()
-    async with replica_with(engine) as replica:
-        task = asyncio.create_task(replica.generate(request("0")))
+    async with running_worker(engine) as worker:
+        task = asyncio.create_task(worker.generate(request("0")))
         await until(lambda: engine.preparing)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         engine.may_prepare.set()
-        await replica.generate(request("1"))
+        await worker.generate(request("1"))
         await until(lambda: engine.held == 0)
         assert engine.generated == ["1"]
 
 
-async def test_cancelled_while_drawing_releases_after_the_thread_has_let_go() -> None:
+async def test_cancelling_while_generating_releases_the_leases() -> None:
     engine = FakeEngine(room=1)
-    engine.may_draw.clear()
-    async with replica_with(engine) as replica:
-        task = asyncio.create_task(replica.generate(request("0")))
+    engine.may_generate.clear()
+    async with running_worker(engine) as worker:
+        task = asyncio.create_task(worker.generate(request("0")))
         await until(lambda: engine.held == 1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

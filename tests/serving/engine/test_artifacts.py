@@ -1,5 +1,5 @@
-"""Compiled code in the object store: a node with an empty disk compiles nothing, and nothing that
-somebody else wrote is ever opened."""
+"""Compiled code in the object store: a node with an empty disk compiles nothing, and a bundle
+without a valid HMAC is never loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from serving.engine.options import EngineOptions
 SECRET = b"s" * 32
 KEY = "0" * 40
 
-#: Runs in a process of its own: what torch compiles and counts belongs to a process.
+#: Runs in a separate process: torch's compiled code and counters are process-wide.
 _START = """
 import json, sys
 from pathlib import Path
@@ -47,7 +47,7 @@ print(json.dumps(dict(compilations())))
 
 @pytest.fixture
 def node(tmp_path: Path) -> Callable[..., ArtifactStore]:
-    """A node with tiers of its own, over one store."""
+    """Return a function that creates a node with separate tiers over one shared store."""
 
     def start(name: str = "a", secret: bytes = SECRET) -> ArtifactStore:
         store = FsspecStore(f"file://{tmp_path}/store")
@@ -62,7 +62,7 @@ def store(tmp_path: Path) -> FsspecStore:
     return FsspecStore(f"file://{tmp_path}/store")
 
 
-def test_what_one_node_published_another_takes(node: Callable[..., ArtifactStore]) -> None:
+def test_a_published_bundle_is_fetched_by_another_node(node: Callable[..., ArtifactStore]) -> None:
     assert node().fetch(KEY) is None
     node().publish(KEY, b"first")
     assert node("b").fetch(KEY) == b"first"
@@ -70,7 +70,7 @@ def test_what_one_node_published_another_takes(node: Callable[..., ArtifactStore
     assert node("b").fetch(KEY) == b"second"
 
 
-def test_one_that_was_replaced_is_removed(
+def test_a_replaced_bundle_is_deleted(
     node: Callable[..., ArtifactStore], store: FsspecStore
 ) -> None:
     for bundle in (b"first", b"second", b"second"):
@@ -84,11 +84,11 @@ def test_a_changed_byte_is_a_miss(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the bundle or in its record, in the store or in a node's tier; it is never opened."""
-    opened: list[bytes] = []
+    """In the bundle or its record, in the store or a node's tier: the bundle is never loaded."""
+    loaded: list[bytes] = []
 
     def load(bundle: bytes) -> bytes:
-        opened.append(bundle)
+        loaded.append(bundle)
         return bundle
 
     monkeypatch.setattr(torch.compiler, "load_cache_artifacts", load)
@@ -96,20 +96,20 @@ def test_a_changed_byte_is_a_miss(
     originals = {stored.key: read_bytes(store, stored.key) for stored in store.list(COMPILED)}
     assert len(originals) == 2
     for index, (name, data) in enumerate(originals.items()):
-        for at in range(len(data)):
-            changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        for position in range(len(data)):
+            changed = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
             put_bytes(store, name, changed)
-            assert not load_artifacts(node(f"n{index}-{at}"), KEY), (name, at)
+            assert not load_artifacts(node(f"n{index}-{position}"), KEY), (name, position)
         put_bytes(store, name, data)
-    assert opened == []
+    assert loaded == []
     reader = node("reader")
     assert load_artifacts(reader, KEY)
     for path in (tmp_path / "reader").glob("*/objects/*"):
         path.chmod(0o600)
         path.write_bytes(b"evil")
     assert not load_artifacts(reader, KEY)
-    assert load_artifacts(reader, KEY)  # the rotten copy is gone: it is fetched anew
-    assert opened == [b"good", b"good"]
+    assert load_artifacts(reader, KEY)  # the corrupt copy is gone; fetches again
+    assert loaded == [b"good", b"good"]
 
 
 def test_a_bundle_of_another_key_or_platform_is_a_miss(
@@ -137,7 +137,7 @@ def test_a_bundle_of_another_key_or_platform_is_a_miss(
         b"[" * 4000,
     ],
 )
-def test_a_record_that_is_none_is_a_miss(
+def test_an_invalid_record_is_a_miss(
     node: Callable[..., ArtifactStore], store: FsspecStore, record: bytes
 ) -> None:
     put_bytes(store, f"{COMPILED}{KEY}.json", record)
@@ -146,17 +146,17 @@ def test_a_record_that_is_none_is_a_miss(
     assert node("b").fetch(KEY) == b"good"
 
 
-def test_the_key_names_everything_that_decides(bench: Any) -> None:
+def test_the_key_depends_on_every_input(bench: Any) -> None:
     device, options = torch.device("cpu"), EngineOptions(compile="regional")
     manifest = bench.manifest
     configs = {**manifest.configs, "unet": {**manifest.configs["unet"], "norm_eps": 1e-3}}
 
     def key(**changes: Any) -> str:
-        facts = {
+        inputs = {
             "device": device, "manifest": manifest, "options": options, "sizes": [(64, 64)],
             "batches": [1], **changes,
         }  # fmt: skip
-        return artifact_key(**facts)
+        return artifact_key(**inputs)
 
     keys = [
         key(),
@@ -183,22 +183,22 @@ def test_a_node_with_an_empty_disk_compiles_nothing(bench: Any, tmp_path: Path) 
     for node in ("a", "b"):
         environment["AO_DATA_DIR"] = str(tmp_path / node)
         environment["AO_HOST_DIR"] = str(tmp_path / node / "host")
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _START],
             capture_output=True, text=True, check=False, env=environment, timeout=280,
             cwd=Path(__file__).parents[3],
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        counts.append(json.loads(done.stdout.splitlines()[-1]))
+        assert completed.returncode == 0, completed.stderr[-2000:]
+        counts.append(json.loads(completed.stdout.splitlines()[-1]))
     assert counts[0]["compiled"] > 0, counts
     assert counts[1]["compiled"] == 0
     assert counts[1]["graphs"] == counts[0]["graphs"]
     assert counts[1]["taken"] > 0
 
 
-def test_bytes_that_pytorch_does_not_understand_are_a_miss(
+def test_a_bundle_that_pytorch_rejects_is_a_miss(
     node: Callable[..., ArtifactStore],
 ) -> None:
-    """Ours, and of another version: PyTorch does not raise for that."""
+    """A valid bundle of another version: PyTorch returns None instead of raising."""
     node().publish(KEY, b"odd")
     assert not load_artifacts(node("b"), KEY)

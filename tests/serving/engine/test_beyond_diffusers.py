@@ -1,5 +1,8 @@
-"""What stock diffusers refuses or drops, and we draw: each line of docs/formats.md's second
-table is a test here, which lets diffusers fail first."""
+"""Files that stock diffusers rejects or ignores and this engine supports.
+
+Each row of the second table in docs/formats.md is a test here, which first checks that diffusers
+fails.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from serving.generation.contract import GenerationTask
 from tests.generation import image_of
 from tests.namings import NAMINGS
 
-WORD = "star"  # in the vocabulary already, and every tenant may want it
+WORD = "star"  # already in the vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def load(pipeline: Any, path: Path, **options: Any) -> None:
         pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="x", **options)
 
 
-def draws_something_else(engine: Any, **changes: Any) -> None:
+def assert_changes_the_image(engine: Any, **changes: Any) -> None:
     images = []
     for recipe in (engine.base, replace(engine.base, **changes)):
         request = GenerationTask(
@@ -70,7 +73,7 @@ def lora_of(bench: Any, path: Path) -> LoraUse:
 
 @pytest.fixture(scope="module")
 def make(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A file of a LyCORIS network over the UNet, by kind and naming."""
+    """Return a function that writes a LyCORIS file for the UNet, by kind and naming."""
     from diffusers import UNet2DConditionModel
 
     from tests.serving.engine.test_lycoris import TARGETS, file_of, trained
@@ -78,17 +81,19 @@ def make(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from lycoris import LycorisNetwork
-    kept = {name: getattr(LycorisNetwork, name) for name in vars(LycorisNetwork) if name.isupper()}
+    defaults = {
+        name: getattr(LycorisNetwork, name) for name in vars(LycorisNetwork) if name.isupper()
+    }
     LycorisNetwork.apply_preset({"target_module": [], "target_name": TARGETS, "lora_prefix": "own"})
     unet = UNet2DConditionModel.from_pretrained(miniature / "unet", torch_dtype=torch.float32)
     folder = tmp_path_factory.mktemp("beyond")
 
-    def made(kind: str, naming: str) -> Path:
+    def write(kind: str, naming: str) -> Path:
         path = folder / f"{kind}-{naming}.safetensors"
         return file_of(trained(unet, kind, 1), path, NAMINGS[naming].speller("unet", unet))
 
-    yield made
-    for name, value in kept.items():
+    yield write
+    for name, value in defaults.items():
         setattr(LycorisNetwork, name, value)
 
 
@@ -101,18 +106,18 @@ def test_adapters_beyond_low_rank(
     path = make(kind, "kohya")
     with refused("not been correctly renamed"):
         load(pipeline, path)
-    draws_something_else(engine, loras=(lora_of(bench, path),))
+    assert_changes_the_image(engine, loras=(lora_of(bench, path),))
 
 
 def test_names_of_comfyui(engine: Any, bench: Any, pipeline: Any, make: Any) -> None:
     path = make("locon", "ComfyUI")
     with refused("Invalid LoRA checkpoint"):
         load(pipeline, path)
-    draws_something_else(engine, loras=(lora_of(bench, path),))
+    assert_changes_the_image(engine, loras=(lora_of(bench, path),))
 
 
 def test_dora_scales_of_kohya(engine: Any, bench: Any, pipeline: Any, make: Any) -> None:
-    """diffusers loads the file, and none of its layers is a DoRA."""
+    """diffusers loads the file without its DoRA scales."""
     from peft.tuners.lora import LoraLayer
 
     path = make("dora", "kohya")
@@ -126,8 +131,8 @@ def test_dora_scales_of_kohya(engine: Any, bench: Any, pipeline: Any, make: Any)
     save_file(plain, path.with_name("plain.safetensors"))
     without = lora_of(bench, path.with_name("plain.safetensors"))
     digests = []
-    for one in (use, without):
-        prepared = engine.prepare(replace(engine.base, loras=(one,)))
+    for lora_use in (use, without):
+        prepared = engine.prepare(replace(engine.base, loras=(lora_use,)))
         engine.switch_to(prepared)
         digests.append(engine.digest())
         prepared.release()
@@ -143,7 +148,7 @@ def test_inversions_bundled_in_a_lora(
     save_file({**load_file(sample_files["lora_cross"]), **bundle}, path)
     with refused("Invalid LoRA checkpoint"):
         load(pipeline, path)
-    draws_something_else(engine, loras=(lora_of(bench, path),))
+    assert_changes_the_image(engine, loras=(lora_of(bench, path),))
 
 
 def test_hot_swap_of_text_encoders(
@@ -154,7 +159,7 @@ def test_hot_swap_of_text_encoders(
     with refused("not supported for text encoders"):
         load(pipeline, sample_files["lora_alpha"], hotswap=True)
     for name in ("lora_all", "lora_alpha"):
-        draws_something_else(engine, loras=(LoraUse(samples[name].parts["lora"], 1.0),))
+        assert_changes_the_image(engine, loras=(LoraUse(samples[name].parts["lora"], 1.0),))
 
 
 def test_an_inversion_of_both_encoders_in_one_file(
@@ -164,13 +169,13 @@ def test_an_inversion_of_both_encoders_in_one_file(
     with refused("state dictionary is incorrect"):
         pipeline.load_textual_inversion(path.parent, weight_name=path.name, token="qzebra")
     blob = samples["inversion"].parts["textual_inversion"]
-    draws_something_else(engine, inversions=(InversionUse(blob, WORD),))
+    assert_changes_the_image(engine, inversions=(InversionUse(blob, WORD),))
 
 
 def test_a_trigger_word_that_is_a_word(
     engine: Any, samples: dict[str, Any], pipeline: Any, sample_files: dict[str, Path]
 ) -> None:
-    """And one that another tenant has taken: the vocabulary is never altered."""
+    """Also if another tenant uses the same word: the vocabulary never changes."""
     vectors = load_file(sample_files["inversion"])["clip_l"]
     with refused("already in tokenizer vocabulary"):
         pipeline.load_textual_inversion(

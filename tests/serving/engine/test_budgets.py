@@ -1,4 +1,4 @@
-"""How much of a card the tiers may take."""
+"""The tiers' memory budgets on a GPU."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
     return Settings(data_dir=tmp_path, **changes)
 
 
-def test_a_large_card_keeps_everything_on_it(
+def test_a_large_gpu_keeps_everything_on_the_device(
     sdxl: ModelManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within what is free, which is less than what the card has."""
+    """The budget depends on free memory, not on total memory."""
     budget = {}
     for free in (78, 60):
-        found = (free * GIB, 80 * GIB)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, found=found: found)
+        info = (free * GIB, 80 * GIB)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, info=info: info)
         budget[free] = budgets(settings(tmp_path), "cuda", sdxl)
     assert budget[78].device_bytes - budget[60].device_bytes == 18 * GIB
     assert 60 * GIB < budget[78].device_bytes < 70 * GIB
     assert budget[78].pristine_bytes is None
 
 
-def test_a_small_card_keeps_pristine_weights_in_pinned_memory(
+def test_a_small_gpu_keeps_pristine_weights_in_pinned_memory(
     sdxl: ModelManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many models as fit into the machine's memory, three at most and one at least."""
+    """As many models as fit into host memory, one to three."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (23 * GIB, 24 * GIB))
     pages = {"SC_PAGE_SIZE": 4096}
-    rooms = []
+    pristine_budgets = []
     for memory in (256, 16, 4):
         pages["SC_PHYS_PAGES"] = memory * GIB // 4096
         monkeypatch.setattr("os.sysconf", pages.__getitem__)
         budget = budgets(settings(tmp_path), "cuda", sdxl)
         assert budget.device_bytes < 12 * GIB
-        rooms.append(budget.pristine_bytes)
-    three, some, one = rooms
-    assert three == 3 * one  # powers of two: more than the 6.5 GiB of the files
-    assert some == 12 * GIB
-    assert 9 * GIB < one < 10 * GIB
+        pristine_budgets.append(budget.pristine_bytes)
+    large, medium, small = pristine_budgets
+    assert large == 3 * small  # pinned memory comes in powers of two: more than the files' 6.5 GiB
+    assert medium == 12 * GIB
+    assert 9 * GIB < small < 10 * GIB
 
 
-def test_what_is_set_holds(sdxl: ModelManifest, tmp_path: Path) -> None:
-    given = settings(tmp_path, device_bytes=GIB, pristine="host", pristine_bytes=2 * GIB)
-    budget = budgets(given, "cpu", sdxl)
+def test_explicit_settings_take_precedence(sdxl: ModelManifest, tmp_path: Path) -> None:
+    explicit = settings(tmp_path, device_bytes=GIB, pristine="host", pristine_bytes=2 * GIB)
+    budget = budgets(explicit, "cpu", sdxl)
     assert (budget.device_bytes, budget.pristine_bytes) == (GIB, 2 * GIB)
     small = replace(sdxl, parts={c: Blob(c, "-", 1) for c in MODEL_COMPONENTS})
     assert budgets(settings(tmp_path), "cpu", small).pristine_bytes is None

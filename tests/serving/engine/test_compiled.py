@@ -12,9 +12,9 @@ from serving.generation.contract import GenerationTask
 
 
 def test_a_hundred_mixed_recipes_compile_nothing(bench: Any, samples: dict[str, Any]) -> None:
-    """Of other ranks, reaches and kinds, text encoders included, on other checkpoints; and what
-    is drawn is what the plain engine draws. Dynamo's guards are the same for every backend;
-    this one compiles quickly."""
+    """Recipes with various ranks, targets and kinds of LoRA, text encoders included, on two
+    checkpoints give the eager engine's images. Dynamo's guards are the same for every backend;
+    aot_eager compiles quickly."""
     from serving.miniature.catalogue import weights_file
 
     options = EngineOptions(compile="regional", compile_backend="aot_eager")
@@ -39,9 +39,9 @@ def test_a_hundred_mixed_recipes_compile_nothing(bench: Any, samples: dict[str, 
             sampler=dice.choice(("DDIM", "K_EULER")),
         )  # fmt: skip
         images = []
-        for one in (engine, plain) if index % 25 == 0 else (engine,):
-            prepared = one.prepare(recipe)
-            images.append(one.generate(prepared, request).images)
+        for each in (engine, plain) if index % 25 == 0 else (engine,):
+            prepared = each.prepare(recipe)
+            images.append(each.generate(prepared, request).images)
             prepared.release()
         assert len(set(images)) == 1
     assert compilations()["graphs"] == graphs

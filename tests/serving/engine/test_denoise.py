@@ -1,4 +1,4 @@
-"""The loop of steps: how far ahead of the device the host runs."""
+"""The denoising loop: how far the host runs ahead of the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serving.generation.contract import GenerationTask
 
 
 class SlowDevice:
-    """Takes work at once and does it when somebody waits for it."""
+    """A device that queues work and does it only when an event is waited for."""
 
     def __init__(self) -> None:
         self.queued = 0
@@ -37,7 +37,7 @@ class SlowDevice:
 
 
 class Unet:
-    """A UNet that predicts nothing."""
+    """A UNet that predicts zeros."""
 
     def start(self, *_: Any) -> Any:
         return lambda sample, time: torch.zeros_like(sample)
@@ -51,10 +51,10 @@ def slow() -> SlowDevice:
 def steps(slow: SlowDevice, count: int, is_cancelled: Any) -> Any:
     unet: Any = Unet()
     denoiser = Denoiser(unet, "schema", 4, torch.device("cpu"), record=slow.record)
-    nothing = Embeddings(torch.zeros(1, 77, 8), torch.zeros(1, 8))
+    empty_prompt = Embeddings(torch.zeros(1, 77, 8), torch.zeros(1, 8))
     recipe: Any = SimpleNamespace(prediction="epsilon")
     request = GenerationTask("r", recipe, "", 64, 64, (1,), steps=count)
-    return denoiser.steps(request, (1,), nothing, nothing, is_cancelled)
+    return denoiser.steps(request, (1,), empty_prompt, empty_prompt, is_cancelled)
 
 
 def test_the_host_runs_a_bounded_number_of_steps_ahead(slow: SlowDevice) -> None:
@@ -65,7 +65,7 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(slow: SlowDevice) -> None
 
 
 def test_cancelled_within_three_steps_of_the_device(slow: SlowDevice) -> None:
-    """Someone cancels while the device is at its fifth step."""
+    """Cancels when the device has finished five steps."""
     with pytest.raises(Cancelled):
         for _ in steps(slow, 30, lambda: slow.done >= 5):
             pass

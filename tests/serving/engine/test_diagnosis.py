@@ -1,4 +1,4 @@
-"""Who is blamed for an image that is not finite, and what finding it costs."""
+"""The search for the asset behind a non-finite image, and its cost in steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = [f"a{index}" for index in range(8)]
 
 @dataclass
 class Model:
-    """Breaks at a step when all of ``guilty`` are in the recipe."""
+    """A model that fails at ``step`` if all of ``guilty`` are in the recipe."""
 
     guilty: set[str]
     step: int
@@ -26,9 +26,9 @@ class Model:
     tried: list[frozenset[str]] = field(default_factory=list)
 
     def breaks_at(self, recipe: Recipe, within: int) -> int | None:
-        there = {use.blob.sha256 for use in (*recipe.loras, *recipe.inversions)}
-        self.tried.append(frozenset(there))
-        is_broken = self.guilty <= there and self.step <= within
+        names = {use.blob.sha256 for use in (*recipe.loras, *recipe.inversions)}
+        self.tried.append(frozenset(names))
+        is_broken = self.guilty <= names and self.step <= within
         self.steps += self.step if is_broken else within
         return self.step if is_broken else None
 
@@ -40,31 +40,31 @@ def recipe(loras: dict[str, float], inversions: tuple[str, ...] = ()) -> Recipe:
 
 
 @pytest.mark.parametrize("guilty", NAMES)
-def test_one_of_many_that_breaks_early_is_named(guilty: str) -> None:
+def test_one_culprit_of_many_is_named(guilty: str) -> None:
     model = Model({guilty}, step=1)
-    found = blame(recipe(dict.fromkeys(NAMES, 1.0)), 40, model.breaks_at)
-    assert found.blamed == (f"t{guilty}",)
-    assert "at weight 1" in str(found)
+    error = blame(recipe(dict.fromkeys(NAMES, 1.0)), 40, model.breaks_at)
+    assert error.blamed == (f"t{guilty}",)
+    assert "at weight 1" in str(error)
 
 
-def test_what_has_no_weight_is_not_suspected() -> None:
+def test_loras_of_weight_zero_are_not_suspects() -> None:
     model = Model({"a0"}, step=39)
-    found = blame(recipe({**dict.fromkeys(NAMES, 0.0), "a0": 2.0}), 40, model.breaks_at)
-    assert found.blamed == ("ta0",)
+    error = blame(recipe({**dict.fromkeys(NAMES, 0.0), "a0": 2.0}), 40, model.breaks_at)
+    assert error.blamed == ("ta0",)
     assert model.tried == [frozenset()]
-    nobody = Model(set(), step=39)
-    assert "checkpoint" in str(blame(recipe(dict.fromkeys(NAMES, 0.0)), 40, nobody.breaks_at))
-    assert nobody.steps == 0
+    no_culprit = Model(set(), step=39)
+    assert "checkpoint" in str(blame(recipe(dict.fromkeys(NAMES, 0.0)), 40, no_culprit.breaks_at))
+    assert no_culprit.steps == 0
 
 
-def test_a_checkpoint_that_has_worked_is_not_tried() -> None:
+def test_a_proven_checkpoint_is_not_tried() -> None:
     model = Model({"a0"}, step=39)
-    found = blame(recipe({"a0": 2.0}), 40, model.breaks_at, is_proven=True)
-    assert found.blamed == ("ta0",)
+    error = blame(recipe({"a0": 2.0}), 40, model.breaks_at, is_proven=True)
+    assert error.blamed == ("ta0",)
     assert model.steps == 0
 
 
-def test_the_checkpoint_an_inversion_and_two_together() -> None:
+def test_the_checkpoint_an_inversion_or_two_assets_together_are_named() -> None:
     words = recipe({"a0": 1.0}, ("a1",))
     assert "the checkpoint" in str(blame(words, 4, Model(set(), step=2).breaks_at))
     assert "the inversion" in str(blame(words, 4, Model({"a1"}, step=1).breaks_at))
@@ -74,11 +74,9 @@ def test_the_checkpoint_an_inversion_and_two_together() -> None:
 
 
 @given(st.integers(1, 60), st.data())
-def test_it_costs_less_than_twice_what_failed_and_names_the_guilty(
-    steps: int, data: st.DataObject
-) -> None:
-    guilty = data.generate(st.sets(st.sampled_from(NAMES), min_size=1))
-    model = Model(guilty, step=data.generate(st.integers(1, steps)))
-    found = blame(recipe(dict.fromkeys(NAMES, 1.0)), steps, model.breaks_at)
+def test_the_search_is_bounded_and_names_a_culprit(steps: int, data: st.DataObject) -> None:
+    guilty = data.draw(st.sets(st.sampled_from(NAMES), min_size=1))
+    model = Model(guilty, step=data.draw(st.integers(1, steps)))
+    error = blame(recipe(dict.fromkeys(NAMES, 1.0)), steps, model.breaks_at)
     assert model.steps <= max(1.75 * steps, 10)
-    assert {f"t{name}" for name in guilty} & set(found.blamed)
+    assert {f"t{name}" for name in guilty} & set(error.blamed)

@@ -1,4 +1,4 @@
-"""The engine: isolation, the plan, and stock diffusers as the oracle."""
+"""The engine: isolation, weight updates, and equality with stock diffusers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
 from tests.generation import image_of
 
-#: Not one token of the vocabulary, so that diffusers takes it as a new one.
+#: Not a single token in the vocabulary: diffusers accepts it as a new token.
 WORD = "qzebra"
 
 
@@ -70,7 +70,7 @@ def recipes(engine: Any, samples: dict[str, Any]) -> dict[str, Recipe]:
     }
 
 
-def test_every_recipe_draws_something_of_its_own(engine: Any, recipes: dict[str, Recipe]) -> None:
+def test_every_recipe_gives_a_different_image(engine: Any, recipes: dict[str, Recipe]) -> None:
     images = {n: generate(engine, r, prompt="a qzebra star") for n, r in recipes.items()}
     assert len(set(images.values())) == len(images)
 
@@ -78,17 +78,16 @@ def test_every_recipe_draws_something_of_its_own(engine: Any, recipes: dict[str,
 def test_200_random_recipes_leave_no_trace(
     bench: Any, engine: Any, recipes: dict[str, Recipe]
 ) -> None:
-    """The base digest and picture are those of the start, and every recipe's digest is the
-    one that a freshly built engine has."""
+    """Every recipe's digest equals a fresh engine's; the base's digest and image are unchanged."""
     before = generate(engine, recipes["base"])
     digest = engine.digest()
     fresh: dict[str, str] = {}
     for name, recipe in recipes.items():
         new = bench.engine()
-        with_new = new.prepare(recipe)
-        new.switch_to(with_new)
+        prepared = new.prepare(recipe)
+        new.switch_to(prepared)
         fresh[name] = new.digest()
-        with_new.release()
+        prepared.release()
     dice = random.Random(5)
     for _ in range(200):
         name = dice.choice(list(recipes))
@@ -101,54 +100,54 @@ def test_200_random_recipes_leave_no_trace(
     engine.tier.check_integrity()
 
 
-def test_a_swap_that_fails_half_way_is_repaired(engine: Any, recipes: dict[str, Recipe]) -> None:
+def test_a_swap_that_fails_halfway_is_undone(engine: Any, recipes: dict[str, Recipe]) -> None:
     before = generate(engine, recipes["base"])
     prepared = engine.prepare(recipes["three"])
-    broken = dict(prepared.leases)
+    leases = dict(prepared.leases)
     key = recipes["three"].loras[-1].blob.key
     real = prepared.leases[key].value
 
     groups = dict(real.groups)
     last = sorted(groups)[-1]
     factors = groups[last][0]
-    refused = {**factors.pieces, "up": factors.pieces["up"][:, :1]}  # by the product
-    groups[last] = (replace(factors, pieces=refused),)
+    invalid = {**factors.pieces, "up": factors.pieces["up"][:, :1]}  # wrong shape
+    groups[last] = (replace(factors, pieces=invalid),)
     prepared.leases[key].value = replace(real, groups=groups)
     with pytest.raises(RuntimeError):
         engine.switch_to(prepared)
     prepared.leases[key].value = real
-    prepared.leases = broken
+    prepared.leases = leases
     prepared.release()
     assert generate(engine, recipes["base"]) == before
 
 
-def rows_of(steps: WeightUpdate) -> dict[Any, Any]:
-    """Who moves which of the rows to be written."""
+def rows_of(update: WeightUpdate) -> dict[Any, Any]:
+    """The contributions to each row that ``update`` computes."""
     return {
-        (component, shape, row): movers
-        for (component, shape, movers), rows in steps.touch.items()
+        (component, shape, row): contributions
+        for (component, shape, contributions), rows in update.touch.items()
         for row in rows
     }
 
 
-def test_plan_is_the_least_writing() -> None:
+def test_an_update_writes_as_little_as_possible() -> None:
     a, b = ("unet", (2, 2), 0), ("unet", (2, 2), 1)
     te = ("text_encoder", (2, 2), 0)
     keys = {"unet": "u", "text_encoder": "t"}
     m1 = (("l", 1.0, 0),)
-    now = TargetWeights(keys, {a: m1, b: m1, te: m1})  # type: ignore[arg-type,dict-item]
-    steps = plan_update(now, TargetWeights(keys, {a: m1, b: m1}))  # type: ignore[arg-type,dict-item]
-    assert (steps.copy, set(steps.restore), rows_of(steps), steps.kept) == (
+    current = TargetWeights(keys, {a: m1, b: m1, te: m1})  # type: ignore[arg-type,dict-item]
+    update = plan_update(current, TargetWeights(keys, {a: m1, b: m1}))  # type: ignore[arg-type,dict-item]
+    assert (update.copy, set(update.restore), rows_of(update), update.kept) == (
         frozenset(),
         {te},
         {},
         2,
     )
-    steps = plan_update(now, TargetWeights({**keys, "unet": "v"}, {a: m1}))  # type: ignore[arg-type,dict-item]
-    assert (set(steps.copy), set(steps.restore), rows_of(steps)) == ({"unet"}, {te}, {a: m1})
-    assert plan_update(None, now).copy == {"unet", "text_encoder"}
-    same = plan_update(now, now)
-    assert (same.copy, same.restore, dict(same.touch), same.kept) == (
+    update = plan_update(current, TargetWeights({**keys, "unet": "v"}, {a: m1}))  # type: ignore[arg-type,dict-item]
+    assert (set(update.copy), set(update.restore), rows_of(update)) == ({"unet"}, {te}, {a: m1})
+    assert plan_update(None, current).copy == {"unet", "text_encoder"}
+    unchanged = plan_update(current, current)
+    assert (unchanged.copy, unchanged.restore, dict(unchanged.touch), unchanged.kept) == (
         frozenset(),
         frozenset(),
         {},
@@ -157,25 +156,25 @@ def test_plan_is_the_least_writing() -> None:
 
 
 def test_a_group_of_rows_is_written_whole() -> None:
-    """Whatever was written before: the rows of one product depend on the wanted recipe alone."""
+    """The rows of one product depend on the wanted recipe alone, not on the current weights."""
     rows = [("unet", (2, 2), index) for index in range(4)]
-    keys, movers, other = {"unet": "u"}, (("l", 1.0, 0),), (("k", 1.0, 0),)
-    wanted = TargetWeights(keys, dict.fromkeys(rows, movers))  # type: ignore[arg-type]
-    for known in range(4):  # so many rows are right already
-        held = {row: movers if index < known else other for index, row in enumerate(rows)}
-        steps = plan_update(TargetWeights(keys, held), wanted)  # type: ignore[arg-type]
-        assert rows_of(steps) == dict.fromkeys(rows, movers)
-        assert steps.kept == 0
-    # And if the rows were written in a larger group, whose product was another one.
-    larger = {**wanted.moved, ("unet", (2, 2), 4): movers}
-    steps = plan_update(TargetWeights(keys, larger), wanted)  # type: ignore[arg-type]
-    assert rows_of(steps) == dict.fromkeys(rows, movers)
+    keys, contributions, other = {"unet": "u"}, (("l", 1.0, 0),), (("k", 1.0, 0),)
+    wanted = TargetWeights(keys, dict.fromkeys(rows, contributions))  # type: ignore[arg-type]
+    for known in range(4):  # the number of rows that are already right
+        held = {row: contributions if index < known else other for index, row in enumerate(rows)}
+        update = plan_update(TargetWeights(keys, held), wanted)  # type: ignore[arg-type]
+        assert rows_of(update) == dict.fromkeys(rows, contributions)
+        assert update.kept == 0
+    # The same if the current weights come from a larger group, a different product.
+    larger = {**wanted.moved, ("unet", (2, 2), 4): contributions}
+    update = plan_update(TargetWeights(keys, larger), wanted)  # type: ignore[arg-type]
+    assert rows_of(update) == dict.fromkeys(rows, contributions)
 
 
 def test_bits_do_not_depend_on_history(
     bench: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a batched product whose last bits depend on the number of matrices, as cuBLAS' do."""
+    """With a batched product whose last bits depend on the number of matrices, as in cuBLAS."""
     real = torch.baddbmm
 
     def by_count(base: Any, up: Any, down: Any, *, out: Any) -> Any:
@@ -183,7 +182,7 @@ def test_bits_do_not_depend_on_history(
 
     monkeypatch.setattr(torch, "baddbmm", by_count)
     both = (*recipes["lora"].loras, *recipes["cross"].loras)
-    # From the first to the second, part of a group keeps its movers.
+    # From the first to the second, part of a group keeps its contributions.
     histories = [replace(recipes["base"], loras=both), *(recipes[n] for n in ("lora", "three"))]
     expected: dict[Recipe, str] = {}
     for recipe in histories:
@@ -207,17 +206,19 @@ def test_a_weight_change_moves_no_bytes(engine: Any, recipes: dict[str, Recipe])
     prepared.release()
 
 
-def test_cancelled_within_one_step(engine: Any, recipes: dict[str, Recipe]) -> None:
+def test_cancelling_takes_effect_before_the_next_step(
+    engine: Any, recipes: dict[str, Recipe]
+) -> None:
     prepared = engine.prepare(recipes["base"])
-    asked: list[int] = []
+    checks: list[int] = []
 
     def at_third() -> bool:
-        asked.append(1)
-        return len(asked) == 3
+        checks.append(1)
+        return len(checks) == 3
 
     with pytest.raises(Cancelled):
         engine.generate(prepared, request(recipes["base"], steps=10), at_third)
-    assert len(asked) == 3
+    assert len(checks) == 3
     prepared.release()
 
 
@@ -230,7 +231,9 @@ def test_seeds_and_batches(engine: Any, recipes: dict[str, Recipe]) -> None:
     assert len(set(many)) >= 3
 
 
-def test_the_receipt_warns_of_what_did_nothing(engine: Any, recipes: dict[str, Recipe]) -> None:
+def test_the_receipt_warns_of_unused_words_and_long_prompts(
+    engine: Any, recipes: dict[str, Recipe]
+) -> None:
     prepared = engine.prepare(recipes["inversion"])
     result = engine.generate(prepared, request(recipes["inversion"]))
     assert any(WORD in warning for warning in result.warnings)
@@ -243,7 +246,7 @@ def test_the_receipt_warns_of_what_did_nothing(engine: Any, recipes: dict[str, R
 
 @pytest.fixture(scope="module")
 def pipeline(miniature: Path) -> Any:
-    """Stock diffusers over the miniature's published files."""
+    """The stock diffusers pipeline on the miniature's files."""
     import warnings
 
     from diffusers import StableDiffusionXLPipeline
@@ -291,10 +294,10 @@ SCHEDULERS = [
 
 
 @pytest.mark.parametrize(("sampler", "scheduler"), SCHEDULERS)
-def test_base_picture_is_stock_diffusers(
+def test_base_image_is_stock_diffusers(
     engine: Any, recipes: dict[str, Recipe], pipeline: Any, sampler: str, scheduler: str
 ) -> None:
-    """The same modules, the same weights, the same noise: not one level of difference."""
+    """Identical pixels: the modules, the weights and the noise are the same."""
     import diffusers
 
     options = {"use_karras_sigmas": True} if "KARRAS" in sampler else {}
@@ -319,14 +322,14 @@ def test_velocity_is_read_as_stock_diffusers_reads_it(
     scheduler: str,
     prediction: Prediction,
 ) -> None:
-    """The same weights under the other prediction's key: latents equal the pipeline's, whose
-    scheduler is configured so and, where the schedule ends in noise alone, rescales guidance."""
+    """With the same weights under another prediction's key, latents equal those of a pipeline
+    whose scheduler has that prediction type and which rescales guidance for zero terminal SNR."""
     import diffusers
 
     unet = recipes["base"].unet
-    same = replace(unet, key=unet.key + key_suffix(prediction))
-    bench.store.copy(blob_key(unet), blob_key(same))
-    recipe = replace(recipes["base"], unet=same)
+    renamed = replace(unet, key=unet.key + key_suffix(prediction))
+    bench.store.copy(blob_key(unet), blob_key(renamed))
+    recipe = replace(recipes["base"], unet=renamed)
     options: dict[str, Any] = {"prediction_type": "v_prediction"}
     options |= {"use_karras_sigmas": True} if "KARRAS" in sampler else {}
     rescale = 0.0
@@ -341,10 +344,10 @@ def test_velocity_is_read_as_stock_diffusers_reads_it(
         pipeline.scheduler = before
     prepared = engine.prepare(recipe)
     engine.switch_to(prepared)
-    asked = request(recipe, sampler=sampler)
-    positive, negative, _ = engine.prompts.encode(prepared, asked)
+    task = request(recipe, sampler=sampler)
+    positive, negative, _ = engine.prompts.encode(prepared, task)
     with torch.inference_mode():
-        *_, ours = engine._denoiser.steps(asked, asked.seeds, positive, negative, lambda: False)
+        *_, ours = engine._denoiser.steps(task, task.seeds, positive, negative, lambda: False)
     prepared.release()
     plain = pixels(generate(engine, recipes["base"], sampler=sampler))
     assert not np.array_equal(pixels(generate(engine, recipe, sampler=sampler)), plain)
@@ -367,7 +370,7 @@ def test_negative_prompt_and_second_prompts_are_stock_diffusers(
         ("three", {"lora_all": 0.5, "lora_cross": 1.0, "lora_alpha": 0.8}),
     ],
 )
-def test_lora_picture_is_stock_diffusers(
+def test_lora_image_is_stock_diffusers(
     engine: Any,
     recipes: dict[str, Recipe],
     pipeline: Any,
@@ -375,8 +378,8 @@ def test_lora_picture_is_stock_diffusers(
     recipe: str,
     adapters: dict[str, float],
 ) -> None:
-    """Within 2 of 255 levels: diffusers adds the LoRA's output to the layer's, we add its
-    product to the weight, so float32 sums have other orders."""
+    """Within 2 of 255 levels: diffusers adds the LoRA's output to the layer's, this engine adds
+    its product to the weight, so float32 sums differ in order."""
     import warnings
 
     with warnings.catch_warnings():
@@ -403,7 +406,7 @@ def test_inversion_is_stock_diffusers(
     sample_files: dict[str, Path],
     pipeline: Any,
 ) -> None:
-    """Diffusers adds tokens to the tokenizer and rows to the table; we do neither."""
+    """diffusers adds tokens to the tokenizer and rows to the table; this engine does neither."""
     import copy
     import warnings
 
@@ -425,8 +428,8 @@ def test_inversion_is_stock_diffusers(
             text_encoder=pipe.text_encoder_2,
             tokenizer=pipe.tokenizer_2,
         )
-        # Their new ids exceed the end token's, whose place they find as the highest id:
-        # the pooled vector would be taken from the inversion. Ours is taken from the end.
+        # Only the context is compared. diffusers' new ids exceed the end token's, which
+        # transformers finds as the highest id, so its pooled vector comes from the inversion.
         theirs_context = pipe.encode_prompt("a qzebra star", do_classifier_free_guidance=False)[0]
     prepared = engine.prepare(recipes["inversion"])
     engine.switch_to(prepared)

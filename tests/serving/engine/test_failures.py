@@ -1,4 +1,4 @@
-"""What goes wrong names its cause, costs one request at most, and leaves the base as it was."""
+"""Failures name their cause, cost at most one request, and leave the base weights unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def generate(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
 
 
 def failing(times: int, error: Exception, real: Any) -> Any:
-    """``real``, after raising ``times`` times."""
+    """Wrap ``real`` to raise ``error`` on the first ``times`` calls."""
     left = [times]
 
     def call(*inputs: Any, **named: Any) -> Any:
@@ -52,7 +52,7 @@ def recipes(engine: Any, samples: dict[str, Any]) -> dict[str, Recipe]:
     return {"base": engine.base, "lora": replace(engine.base, loras=(lora,))}
 
 
-def test_out_of_memory_evicts_and_tries_once_more(
+def test_out_of_memory_evicts_and_retries_once(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = generate(engine, recipes["base"])
@@ -73,22 +73,22 @@ def test_out_of_memory_evicts_and_tries_once_more(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "GET was unable to find an engine to execute this computation",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "CUDA error: out of memory",
     ],
 )
-def test_libraries_that_run_out_of_memory_say_so_in_their_own_words(
-    engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch, words: str
+def test_a_librarys_own_out_of_memory_errors_are_recognized(
+    engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     before = generate(engine, recipes["base"])
     call = engine.unet.call
-    monkeypatch.setattr(engine.unet, "call", failing(1, RuntimeError(words), call))
+    monkeypatch.setattr(engine.unet, "call", failing(1, RuntimeError(message), call))
     assert generate(engine, recipes["base"]) == before
-    monkeypatch.setattr(engine.unet, "call", failing(2, RuntimeError(words), call))
-    with pytest.raises(OutOfMemory, match=words[:20]):
+    monkeypatch.setattr(engine.unet, "call", failing(2, RuntimeError(message), call))
+    with pytest.raises(OutOfMemory, match=message[:20]):
         generate(engine, recipes["base"])
     assert engine.unhealthy is None
 
@@ -96,7 +96,7 @@ def test_libraries_that_run_out_of_memory_say_so_in_their_own_words(
 def test_out_of_memory_in_the_middle_of_a_swap(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some rows are written: the second attempt, and the next request, write all anew."""
+    """After a partial write, both the retry and the next request rewrite every weight."""
     from serving.engine import working
 
     images = {name: generate(engine, recipe) for name, recipe in recipes.items()}
@@ -113,7 +113,7 @@ def test_out_of_memory_in_the_middle_of_a_swap(
     assert engine.digest() == engine._base_digest
 
 
-def test_out_of_memory_while_an_asset_arrives(
+def test_out_of_memory_while_loading_an_asset(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_lora = generate(engine, recipes["lora"])
@@ -131,10 +131,10 @@ def test_out_of_memory_while_an_asset_arrives(
     assert generate(engine, recipes["lora"]) == with_lora
 
 
-def test_a_picture_that_is_not_finite_names_the_lora(
+def test_a_non_finite_image_names_the_lora(
     bench: Any, engine: Any, recipes: dict[str, Recipe], samples: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Among innocent ones, and only at a weight that does it."""
+    """Among harmless assets, and only at a weight that overflows."""
     before = generate(engine, recipes["base"])
     asset = bench.ingest(
         write_wild_lora(tmp_path / "wild.safetensors", bench.manifest.schema), "lora"
@@ -151,7 +151,7 @@ def test_a_picture_that_is_not_finite_names_the_lora(
     assert generate(engine, tame, prompt="a qzebra star")
 
 
-def test_a_picture_that_is_not_finite_names_the_checkpoint_or_the_vae(
+def test_a_non_finite_image_names_the_checkpoint_or_the_vae(
     bench: Any, engine: Any, recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
     before = generate(engine, recipes["base"])
@@ -161,7 +161,7 @@ def test_a_picture_that_is_not_finite_names_the_checkpoint_or_the_vae(
             tensors[name] = tensor.float() * 1e25
     save_file(tensors, tmp_path / "vae.safetensors")
     vae = bench.ingest(tmp_path / "vae.safetensors", "vae").parts["vae"]
-    with pytest.raises(NotFinite, match="no finite picture") as caught:
+    with pytest.raises(NotFinite, match="no finite image") as caught:
         generate(engine, replace(recipes["lora"], vae=vae))
     assert caught.value.blamed == (vae.key,)
 
@@ -174,17 +174,15 @@ def test_a_picture_that_is_not_finite_names_the_checkpoint_or_the_vae(
     assert generate(engine, recipes["base"]) == before
 
 
-def test_a_failed_swap_leaves_the_base_as_the_digest_proves(
-    engine: Any, recipes: dict[str, Recipe]
-) -> None:
+def test_a_failed_swap_restores_the_base_weights(engine: Any, recipes: dict[str, Recipe]) -> None:
     prepared = engine.prepare(recipes["lora"])
     lease = prepared.leases[recipes["lora"].loras[0].blob.key]
     real = lease.value
     groups = dict(real.groups)
     last = sorted(groups)[-1]
     factors = groups[last][0]
-    torn = replace(factors, pieces={**factors.pieces, "up": factors.pieces["up"][:, :1]})
-    lease.value = replace(real, groups={**groups, last: (torn,)})
+    invalid = replace(factors, pieces={**factors.pieces, "up": factors.pieces["up"][:, :1]})
+    lease.value = replace(real, groups={**groups, last: (invalid,)})
     with pytest.raises(EngineBroke, match="RuntimeError"):
         engine.generate(prepared, request(recipes["lora"]))
     assert engine.unhealthy is None
@@ -193,34 +191,34 @@ def test_a_failed_swap_leaves_the_base_as_the_digest_proves(
     prepared.release()
 
 
-def test_an_engine_that_cannot_go_back_says_so(
+def test_an_engine_that_cannot_restore_the_base_is_unhealthy(
     bench: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And its replica, asked for anything, is lost, so that another takes its place."""
+    """Its worker's report raises ReplicaLost, so that the replica is replaced."""
     engine = bench.engine("spoilt")
-    replica = Worker(engine)
-    assert replica.report().id == "spoilt"
+    worker = Worker(engine)
+    assert worker.report().id == "spoilt"
     slab = next(iter(engine._base.pristine(engine.base.unet).slabs.values()))
-    slab.view(-1)[0] += 1  # what must never happen to a pristine weight
-    engine._working._current = None  # so that everything is written anew
+    slab.view(-1)[0] += 1  # corrupts a pristine weight
+    engine._working._current = None  # forces a full rewrite
     error = RuntimeError("torn")
     monkeypatch.setattr(engine._working, "switch_to", failing(1, error, engine._working.switch_to))
     prepared = engine.prepare(engine.base)
     with pytest.raises(EngineBroke, match="RuntimeError"):
         engine.generate(prepared, request(engine.base))
     prepared.release()
-    assert engine.unhealthy == "the base weights are not what they were"
+    assert engine.unhealthy == "the digest of the restored base weights has changed"
     with pytest.raises(ReplicaLost, match="unhealthy"):
-        replica.report()
-    replica.close()
+        worker.report()
+    worker.close()
 
 
-def test_an_error_within_the_drawing_is_the_requests_alone(
+def test_an_error_during_generation_fails_only_its_request(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = generate(engine, recipes["lora"])
-    broken = failing(1, ZeroDivisionError("odd"), engine.unet.call)
-    monkeypatch.setattr(engine.unet, "call", broken)
+    fail_once = failing(1, ZeroDivisionError("odd"), engine.unet.call)
+    monkeypatch.setattr(engine.unet, "call", fail_once)
     with pytest.raises(EngineBroke, match="ZeroDivisionError"):
         generate(engine, recipes["lora"])
     assert generate(engine, recipes["lora"]) == before

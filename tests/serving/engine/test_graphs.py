@@ -1,5 +1,7 @@
-"""Captured calls: inputs are copied in, the output out, and every recipe is served. On a CPU by the
-stand-in, which re-runs the call on its static buffers; on CUDA by tests/gpu."""
+"""Captured calls: inputs are copied in, outputs are copied out, and every recipe is served.
+
+Uses the CPU stand-in, which re-runs the call on its static buffers; tests/gpu tests CUDA graphs.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +52,12 @@ def recipes(bench: Any, samples: dict[str, Any]) -> list[Recipe]:
 
 
 def test_captured_calls_serve_every_recipe(plain: Any, graphed: Any, recipes: list[Recipe]) -> None:
-    """The same bits as the plain call, for samplers, guidance, sizes, batches and recipes in
-    any order; nothing runs without a graph."""
+    """Graphs give the same bits as plain calls for samplers, guidance, sizes, batches and recipes
+    in any order; nothing runs without a graph."""
     dice = random.Random(2)
     before = graphed.unet.fallbacks.total()
     for _ in range(24):
-        asked = request(
+        task = request(
             dice.choice(recipes),
             sampler=dice.choice(SAMPLERS),
             cfg_scale=dice.choice((1.0, 5.0)),
@@ -65,25 +67,25 @@ def test_captured_calls_serve_every_recipe(plain: Any, graphed: Any, recipes: li
         )
         images = []
         for engine in (plain, graphed):
-            with engine.prepare(asked.recipe) as prepared:
-                images.append(engine.generate(prepared, asked).images)
-        assert images[0] == images[1], asked
+            with engine.prepare(task.recipe) as prepared:
+                images.append(engine.generate(prepared, task).images)
+        assert images[0] == images[1], task
     assert graphed.unet.fallbacks.total() == before
     assert len(graphed.unet.graphs) == 8
 
 
-def test_what_was_not_warmed_runs_all_the_same_and_is_counted(
+def test_a_shape_that_was_not_warmed_runs_and_is_counted(
     plain: Any, graphed: Any, recipes: list[Recipe]
 ) -> None:
-    asked = request(recipes[1], width=128, height=64, steps=5)
-    with graphed.prepare(asked.recipe) as prepared:
-        result = graphed.generate(prepared, asked)
-    assert result.images[0] == image_of(plain, asked)
+    task = request(recipes[1], width=128, height=64, steps=5)
+    with graphed.prepare(task.recipe) as prepared:
+        result = graphed.generate(prepared, task)
+    assert result.images[0] == image_of(plain, task)
     assert result.fallbacks == {"128x64, batch 1, guided": 5}
 
 
 def test_an_output_is_read_before_the_next_replay() -> None:
-    """Two predictions of one graph share their memory: the denoiser must copy."""
+    """Two predictions of one graph share memory: the denoiser must copy the first."""
     inputs = torch.zeros(3)
     captured = StandInCapture()(lambda: inputs * 2)
     inputs.fill_(1)
@@ -94,7 +96,7 @@ def test_an_output_is_read_before_the_next_replay() -> None:
     assert first.tolist() == [10, 10, 10]
 
 
-def test_the_key_tells_calls_of_other_shapes_apart() -> None:
+def test_the_key_distinguishes_shapes() -> None:
     key = UnetKey(schema="s", width=64, height=64, batch=2, guided=True)
     assert key.rows == 4
     others = {
@@ -106,7 +108,7 @@ def test_the_key_tells_calls_of_other_shapes_apart() -> None:
     assert str(replace(key, context_chunks=3)) == "64x64, batch 2, guided, 3 chunks"
 
 
-def test_fallbacks_are_counted_by_few_names(bench: Any) -> None:
+def test_the_number_of_fallback_names_is_bounded(bench: Any) -> None:
     runner = bench.engine(options=EngineOptions(graphs="on")).unet
     for width in range(100):
         runner.count(f"{width}x8")
@@ -119,42 +121,42 @@ def test_kept_keys_and_values_are_the_same_bits(
     bench: Any, plain: Any, recipes: list[Recipe], guided: bool
 ) -> None:
     kept = bench.engine(options=replace(PLAIN, keep_cross_kv=True))
-    for recipe in recipes:  # to_k and to_v belong to the recipe
+    for recipe in recipes:  # recipes change to_k and to_v
         for prompt in ("a red star", "rings"):
-            asked = request(recipe, prompt=prompt, cfg_scale=5.0 if guided else 1.0)
-            assert image_of(kept, asked) == image_of(plain, asked)
+            task = request(recipe, prompt=prompt, cfg_scale=5.0 if guided else 1.0)
+            assert image_of(kept, task) == image_of(plain, task)
 
 
-def test_a_guard_that_fails_is_counted(bench: Any, recipes: list[Recipe]) -> None:
-    """A change of a global setting makes compiled code fall back without a word."""
+def test_a_failed_guard_is_counted(bench: Any, recipes: list[Recipe]) -> None:
+    """A change of a global setting makes compiled code fall back silently."""
     options = EngineOptions(compile="regional", compile_backend="aot_eager")
     engine = bench.engine(options=options)
     engine.warm_up([(64, 64)])
-    asked = request(recipes[0], steps=2)
-    with engine.prepare(asked.recipe) as prepared:
-        assert engine.generate(prepared, asked).fallbacks == {}
+    task = request(recipes[0], steps=2)
+    with engine.prepare(task.recipe) as prepared:
+        assert engine.generate(prepared, task).fallbacks == {}
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            result = engine.generate(prepared, asked)
+            result = engine.generate(prepared, task)
         finally:
             torch.set_num_threads(threads)
     assert result.fallbacks == {"64x64, batch 1, guided": 2, "VAE, 64x64": 1}
 
 
-def test_a_call_that_cannot_be_captured_runs_without(
+def test_a_call_that_cannot_be_captured_runs_without_a_graph(
     bench: Any, plain: Any, recipes: list[Recipe], caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Refuses(StandInCapture):
+    class FailingCapture(StandInCapture):
         def __call__(self, call: Any) -> Any:
             raise CaptureFailed("operation not permitted when stream is capturing")
 
     engine = bench.engine(options=EngineOptions(graphs="on"))
-    engine.unet._capture = Refuses()
+    engine.unet._capture = FailingCapture()
     engine.warm_up([(64, 64)])
     assert "cannot be captured for 64x64, batch 1, guided" in caplog.text
-    asked = request(recipes[0], steps=2)
-    with engine.prepare(asked.recipe) as prepared:
-        result = engine.generate(prepared, asked)
-    assert result.images[0] == image_of(plain, asked)
+    task = request(recipes[0], steps=2)
+    with engine.prepare(task.recipe) as prepared:
+        result = engine.generate(prepared, task)
+    assert result.images[0] == image_of(plain, task)
     assert result.fallbacks == {"64x64, batch 1, guided": 2}

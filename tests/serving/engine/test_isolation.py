@@ -1,5 +1,4 @@
-"""Isolation: whatever tenants ask for in whatever order, and whatever goes wrong in between,
-each picture is the one that a freshly built engine draws."""
+"""Isolation: for any order of requests and failures, each image equals a fresh engine's."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ TENANTS = ("ada", "bob", "eve")
 
 @pytest.fixture(scope="module")
 def recipes(bench: Any, samples: dict[str, Any]) -> list[Recipe]:
-    """What three tenants like: some of it shared, some at another weight."""
+    """Recipes that share assets, in part at different weights."""
     parts = bench.manifest.parts
     base = Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
     other = replace(base, unet=samples["checkpoint"].parts["unet"])
@@ -65,7 +64,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
     fresh: dict[tuple[int, str], bytes] = {}
 
     def expected(index: int, tenant: str) -> bytes:
-        """From an engine that has never drawn anything else."""
+        """The image of an engine that has generated nothing else."""
         if (index, tenant) not in fresh:
             new = bench.engine("fresh")
             prepared = new.prepare(recipes[index])
@@ -73,40 +72,40 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
             fresh[index, tenant] = generated[0]
         return fresh[index, tenant]
 
-    which = st.integers(0, len(recipes) - 1)
+    indices = st.integers(0, len(recipes) - 1)
     tenants = st.sampled_from(TENANTS)
 
     class Tenants(RuleBasedStateMachine):
-        """One engine for all of them, over all examples."""
+        """Requests and failures on one engine, shared by all tenants and examples."""
 
-        @rule(index=which, tenant=tenants)
+        @rule(index=indices, tenant=tenants)
         def generate(self, index: int, tenant: str) -> None:
             prepared = engine.prepare(recipes[index])
             image = engine.generate(prepared, request(recipes[index], tenant)).images[0]
             prepared.release()
             assert image == expected(index, tenant)
 
-        @rule(index=which, tenant=tenants, after=st.integers(0, 1))
+        @rule(index=indices, tenant=tenants, after=st.integers(0, 1))
         def cancel(self, index: int, tenant: str, after: int) -> None:
-            asked = iter([False] * after)
+            answers = iter([False] * after)
             prepared = engine.prepare(recipes[index])
             with pytest.raises(Cancelled):
                 engine.generate(
-                    prepared, request(recipes[index], tenant), lambda: next(asked, True)
+                    prepared, request(recipes[index], tenant), lambda: next(answers, True)
                 )
             prepared.release()
 
-        @rule(index=which, tenant=tenants, step=st.integers(0, 1))
-        def break_while_drawing(self, index: int, tenant: str, step: int) -> None:
+        @rule(index=indices, tenant=tenants, step=st.integers(0, 1))
+        def fail_while_generating(self, index: int, tenant: str, step: int) -> None:
             predict, left = engine.unet.call, [step]
 
-            def breaking(*inputs: Any, **named: Any) -> Any:
+            def failing(*inputs: Any, **named: Any) -> Any:
                 left[0] -= 1
                 if left[0] < 0:
                     raise Broken
                 return predict(*inputs, **named)
 
-            engine.unet.call = breaking
+            engine.unet.call = failing
             prepared = engine.prepare(recipes[index])
             try:
                 with pytest.raises(EngineBroke):
@@ -115,21 +114,21 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
                 engine.unet.call = predict
                 prepared.release()
 
-        @rule(index=which, writes=st.integers(0, 6))
-        def break_while_swapping(self, index: int, writes: int) -> None:
-            """Some rows are written, others not."""
+        @rule(index=indices, writes=st.integers(0, 6))
+        def fail_while_swapping(self, index: int, writes: int) -> None:
+            """Fail after some of the rows are written."""
             from serving.engine import working
 
             write, left = working._write, [writes]
 
-            def breaking(*arguments: Any) -> None:
+            def failing(*arguments: Any) -> None:
                 left[0] -= 1
                 if left[0] < 0:
-                    working._write = write  # going back must succeed
+                    working._write = write  # restoring the base must succeed
                     raise Broken
                 write(*arguments)
 
-            working._write = breaking
+            working._write = failing
             prepared = engine.prepare(recipes[index])
             try:
                 engine.switch_to(prepared)
@@ -140,15 +139,15 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
                 prepared.release()
             assert engine.unhealthy is None
 
-        @rule(index=which)
-        def fail_to_arrive(self, index: int) -> None:
+        @rule(index=indices)
+        def fail_while_loading(self, index: int) -> None:
             load = engine.device_cache._load
 
-            def breaking(*_: Any) -> Any:
+            def failing(*_: Any) -> Any:
                 raise TierError("gone")
 
             engine.tier.evict_idle()
-            engine.device_cache._load = breaking
+            engine.device_cache._load = failing
             try:
                 engine.prepare(recipes[index]).release()
             except TierError:
@@ -161,7 +160,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
             engine.tier.evict_idle()
 
         @invariant()
-        def books_balance(self) -> None:
+        def check_integrity(self) -> None:
             engine.tier.check_integrity()
             leased = [e.leases for e in engine.tier._entries.values()]
             assert sum(leased) == len(engine._base.leases)
@@ -182,7 +181,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
     assert engine.digest() == base_digest
 
 
-def test_a_thousand_swaps_leave_the_base_as_it_was(bench: Any, recipes: list[Recipe]) -> None:
+def test_a_thousand_swaps_leave_the_base_unchanged(bench: Any, recipes: list[Recipe]) -> None:
     engine = bench.engine()
     digest = engine.digest()
     pristine = engine._base.pristine(engine.base.unet).slabs
@@ -194,5 +193,5 @@ def test_a_thousand_swaps_leave_the_base_as_it_was(bench: Any, recipes: list[Rec
     assert engine.digest() == digest
     for shape, slab in engine._working._slabs["unet"].items():
         assert torch.equal(slab, pristine[shape])
-    for one in prepared:
-        one.release()
+    for each in prepared:
+        each.release()

@@ -1,4 +1,4 @@
-"""Weights come into slabs byte for byte, whichever way they take."""
+"""Loading fills slabs byte for byte on every path."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that every slab takes several, and a row may be larger than a staging buffer."""
+    """Make every slab take several pieces, and some rows larger than a staging buffer."""
     monkeypatch.setattr(loading, "_CHUNK_BYTES", 10_000)
     monkeypatch.setattr(loading, "_STAGING_BYTES", 30_000)
     monkeypatch.setattr(loading, "_HUGE_BYTES", 0)
 
 
-def written(
+def write_file(
     folder: Path, dtype: torch.dtype, order: str
 ) -> tuple[Path, SlabLayout, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
@@ -44,31 +44,35 @@ def written(
 
 
 @pytest.mark.parametrize("order", ["stacked", "by name"])
-@pytest.mark.parametrize("kept", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("wanted", [torch.float32, torch.float16])
+@pytest.mark.parametrize("file_dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("slab_dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_every_way_gives_the_same_weights(
-    tmp_path: Path, order: str, kept: torch.dtype, wanted: torch.dtype, channels_last: bool
+def test_every_path_loads_the_same_weights(
+    tmp_path: Path,
+    order: str,
+    file_dtype: torch.dtype,
+    slab_dtype: torch.dtype,
+    channels_last: bool,
 ) -> None:
-    path, layout, tensors = written(tmp_path, kept, order)
+    path, layout, tensors = write_file(tmp_path, file_dtype, order)
     layout = SlabLayout({name: tuple(t.shape) for name, t in tensors.items()}, channels_last)
     with TensorFile(path) as file:
-        slabs = load_slabs(file, layout, CPU, wanted)
+        slabs = load_slabs(file, layout, CPU, slab_dtype)
         for name, tensor in tensors.items():
             place = layout.places[name]
-            assert torch.equal(slabs[place.shape][place.row], tensor.to(wanted))
+            assert torch.equal(slabs[place.shape][place.row], tensor.to(slab_dtype))
         spare = {shape: slab.clone().fill_(9) for shape, slab in slabs.items()}
-        again = load_slabs(file, layout, CPU, wanted, spare=spare)
+        again = load_slabs(file, layout, CPU, slab_dtype, spare=spare)
     for shape, slab in slabs.items():
         assert torch.equal(again[shape], slab)
         assert again[shape].data_ptr() == spare[shape].data_ptr()
 
 
-@pytest.mark.parametrize("wanted", [torch.float32, torch.float16])
-def test_a_file_that_ends_early_is_an_error(tmp_path: Path, wanted: torch.dtype) -> None:
-    path, layout, _ = written(tmp_path, torch.float32, "stacked")
+@pytest.mark.parametrize("slab_dtype", [torch.float32, torch.float16])
+def test_a_file_that_ends_early_is_an_error(tmp_path: Path, slab_dtype: torch.dtype) -> None:
+    path, layout, _ = write_file(tmp_path, torch.float32, "stacked")
     with TensorFile(path) as file:
-        with open(path, "r+b") as cut:
-            cut.truncate(path.stat().st_size - 5_000)
+        with open(path, "r+b") as truncated:
+            truncated.truncate(path.stat().st_size - 5_000)
         with pytest.raises(OSError, match="ends within"):
-            load_slabs(file, layout, CPU, wanted)
+            load_slabs(file, layout, CPU, slab_dtype)

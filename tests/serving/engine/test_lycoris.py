@@ -1,4 +1,4 @@
-"""Adapters of the LyCORIS family, made by ``lycoris-lora`` itself, which is also the oracle."""
+"""LyCORIS adapters: created by ``lycoris-lora`` itself, whose results are the reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from assets.recipe import LoraUse
 from serving.engine.modules import published_names
 from tests.namings import NAMINGS
 
-#: name → options of the network; every kind with and without convolutions and Tucker cores.
+#: name → network options; every kind with and without convolutions and Tucker cores.
 NETWORKS: dict[str, dict[str, Any]] = {
     "locon": {"algo": "locon", "linear_dim": 4, "linear_alpha": 2.0},
     "locon-tucker": {"algo": "locon", "linear_dim": 4, "linear_alpha": 2.0, "use_tucker": True},
@@ -38,7 +38,7 @@ TARGETS = [
     r".*attn2\.to_k", r".*resnets\.0\.(conv|norm)1", r".*ff\.net\.0\.proj",
     r".*self_attn\.q_proj", r".*mlp\.fc1", r".*layer_norm1",
 ]  # fmt: skip
-#: component → how kohya's and LyCORIS's names of its modules begin.
+#: component → prefix of its modules in kohya's and LyCORIS's names.
 PREFIXES: dict[str, str] = {
     "unet": "lora_unet_",
     "text_encoder": "lora_te1_",
@@ -58,10 +58,12 @@ def network() -> Iterator[type]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from lycoris import LycorisNetwork
-    kept = {name: getattr(LycorisNetwork, name) for name in vars(LycorisNetwork) if name.isupper()}
+    defaults = {
+        name: getattr(LycorisNetwork, name) for name in vars(LycorisNetwork) if name.isupper()
+    }
     LycorisNetwork.apply_preset({"target_module": [], "target_name": TARGETS, "lora_prefix": "own"})
     yield LycorisNetwork
-    for name, value in kept.items():
+    for name, value in defaults.items():
         setattr(LycorisNetwork, name, value)
 
 
@@ -72,7 +74,7 @@ def engine(bench: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def modules(miniature: Path) -> dict[str, Any]:
-    """The components as their authors build them, in float32."""
+    """The components, loaded in float32 by diffusers and transformers."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -88,15 +90,17 @@ def modules(miniature: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def learned(made: Any, shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each parameter's change as LyCORIS's own forward pass adds it.
+def lycoris_changes(
+    adapter_network: Any, shapes: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return each parameter's change as LyCORIS's forward pass adds it.
 
-    Not ``merge_to``: for LoHa and LoKr that multiplies by alpha / rank twice, which the
-    forward pass, with which adapters are trained, does once.
+    Not from ``merge_to``: for LoHa and LoKr it multiplies by alpha / rank twice, the forward pass,
+    used in training, once.
     """
     changes = {}
     flat = {name.replace(".", "_"): name for name in shapes}
-    for module in made.loras:
+    for module in adapter_network.loras:
         own = module.lora_name.removeprefix("own_")
         state = module.state_dict()
         differences = {"weight": ("diff", "w_norm"), "bias": ("diff_b", "b_norm")}
@@ -120,27 +124,26 @@ def learned(made: Any, shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def trained(root: Any, name: str, seed: int) -> Any:
-    """A LyCORIS network over ``root`` whose every parameter is random."""
+    """Return a LyCORIS network over ``root`` with random parameters."""
     from lycoris import create_lycoris
 
     options = {"conv_dim": 2, "conv_alpha": 1.0, **NETWORKS[name]}
     if options.get("full_matrix"):
         options |= {"conv_alpha": None}
     torch.manual_seed(seed)
-    made = create_lycoris(root, 1.0, **options)
+    adapter_network = create_lycoris(root, 1.0, **options)
     with torch.no_grad():
-        for module in made.loras:
+        for module in adapter_network.loras:
             for parameter in module.parameters():
                 parameter.normal_(0, 0.15)
-    return made
+    return adapter_network
 
 
-def file_of(made: Any, path: Path, rename: Callable[[str], str]) -> Path:
-    """The network's file, its modules under the names that ``rename`` makes of their paths
-    with underscores."""
+def file_of(adapter_network: Any, path: Path, rename: Callable[[str], str]) -> Path:
+    """Save the network, with modules named by ``rename`` of their paths with underscores."""
     tensors = {
         f"{rename(module.lora_name.removeprefix('own_'))}.{key}": value.detach().contiguous()
-        for module in made.loras
+        for module in adapter_network.loras
         for key, value in module.state_dict().items()
     }
     save_file(tensors, path)
@@ -148,11 +151,11 @@ def file_of(made: Any, path: Path, rename: Callable[[str], str]) -> Path:
 
 
 @pytest.mark.parametrize(("name", "component"), CASES)
-def test_the_change_is_lycoris_own(
+def test_the_change_equals_lycoris(
     network: type, bench: Any, engine: Any, modules: dict[str, Any], formats: Any,
     tmp_path: Path, name: str, component: Any,
 ) -> None:  # fmt: skip
-    """``working`` equals what LyCORIS learned, at two weights and with two adapters at once."""
+    """Working weights equal LyCORIS's changes, at two weights and with two adapters at once."""
     root = modules[component]
     published = {v: k for k, v in published_names(component, root).items()}
     pristine = {
@@ -167,17 +170,19 @@ def test_the_change_is_lycoris_own(
 
     adapters = []
     for seed in (1, 2):
-        made = trained(root, name, seed)
-        path = file_of(made, tmp_path / f"{name}-{seed}.safetensors", kohya)
-        adapters.append((made, bench.ingest(path, "lora")))
+        adapter_network = trained(root, name, seed)
+        path = file_of(adapter_network, tmp_path / f"{name}-{seed}.safetensors", kohya)
+        adapters.append((adapter_network, bench.ingest(path, "lora")))
     assert all(asset.status == "ready" for _, asset in adapters), adapters[0][1].status_details
     report = adapters[0][1].report
     assert report["unmatched"] == []
     least = {"unet": 50, "text_encoder": 24, "text_encoder_2": 64}[component]
     assert report["matched"] == report["modules"] >= len(adapters[0][0].loras) >= least
 
-    learnt = [learned(made, in_memory) for made, _ in adapters]
-    changes = [{n: change.get(own) for n, own in published.items()} for change in learnt]
+    changes_by_module = [
+        lycoris_changes(adapter_network, in_memory) for adapter_network, _ in adapters
+    ]
+    changes = [{n: change.get(own) for n, own in published.items()} for change in changes_by_module]
     error = 0.0
     for weights in ((1.0, 0.0), (-0.6, 0.0), (0.7, 0.5)):
         uses = tuple(
@@ -211,20 +216,22 @@ def test_the_change_is_lycoris_own(
 
 @pytest.mark.parametrize("naming", NAMINGS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_naming_means_the_same(
+def test_every_naming_gives_the_same_file(
     network: type, bench: Any, modules: dict[str, Any], formats: Any, tmp_path: Path,
     name: str, naming: str,
 ) -> None:  # fmt: skip
-    """The canonical file, whose arithmetic is checked above, is byte for byte that of kohya's
-    names: so every kind works in every naming, on each component that the naming reaches."""
+    """The canonical file equals that of kohya's names byte for byte, for every kind, on each
+    component that the naming covers. The test above checks the arithmetic for kohya's names."""
     for component, root in modules.items():
         if (name, component) not in CASES or component not in NAMINGS[naming].reaches:
             continue
-        made = trained(root, name, seed=3)
+        adapter_network = trained(root, name, seed=3)
         spell = NAMINGS[naming].speller(component, root)
         plain = NAMINGS["kohya"].speller(component, root)
         assets = [
-            bench.ingest(file_of(made, tmp_path / f"{how}.safetensors", spelling), "lora")
+            bench.ingest(
+                file_of(adapter_network, tmp_path / f"{how}.safetensors", spelling), "lora"
+            )
             for how, spelling in (("own", spell), ("plain", plain))
         ]
         assert [asset.status for asset in assets] == ["ready"] * 2, assets[0].status_details
@@ -233,8 +240,8 @@ def test_every_naming_means_the_same(
         formats.named(name, component, naming)
 
 
-def test_the_kinds_are_told_apart(network: type, bench: Any, tmp_path: Path) -> None:
-    """The report names the kind; two spellings of LyCORIS's names mean the same module."""
+def test_the_report_names_the_kind(network: type, bench: Any, tmp_path: Path) -> None:
+    """The kind is reported for both spellings of LyCORIS's module names."""
     module = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     shapes = bench.manifest.schema.components["unet"]
     out, inputs = shapes["down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
@@ -257,7 +264,7 @@ def test_the_kinds_are_told_apart(network: type, bench: Any, tmp_path: Path) -> 
 
 
 def test_every_pair_of_factors_has_a_bounded_rank() -> None:
-    """The second pair of a LoHa as well as the first."""
+    """Also the second pair of a LoHa."""
     shapes: dict[str, tuple[int, ...]] = {
         "hada_w1_a": (8, 4), "hada_w1_b": (4, 8),
         "hada_w2_a": (8, MAX_RANK + 1), "hada_w2_b": (MAX_RANK + 1, 8),

@@ -1,4 +1,4 @@
-"""LoRA and DoRA as peft trains them and diffusers saves them; peft's own merge is the oracle."""
+"""LoRA and DoRA trained by peft and saved by diffusers; peft's own merge is the reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_change_is_pefts_own(
+def test_the_change_equals_peft(
     bench: Any, miniature: Path, formats: Any, tmp_path: Path, name: str
 ) -> None:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -77,10 +77,10 @@ def test_the_change_is_pefts_own(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_pefts_own_folder_means_the_same(
+def test_a_peft_folder_gives_the_same_file(
     bench: Any, miniature: Path, tmp_path: Path, name: str
 ) -> None:
-    """``adapter_config.json`` beside the file counts as much as diffusers' metadata within it."""
+    """``adapter_config.json`` beside the file is equivalent to diffusers' metadata in the file."""
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
@@ -101,20 +101,22 @@ def test_pefts_own_folder_means_the_same(
             weight_name="diffusers.safetensors",
             unet_lora_adapter_metadata=config.to_dict() | {"target_modules": []},
         )
-    said = json.loads((tmp_path / "adapter_config.json").read_text())
-    own = bench.ingest(tmp_path / "adapter_model.safetensors", "lora", adapter_config=said)
+    adapter_config = json.loads((tmp_path / "adapter_config.json").read_text())
+    own = bench.ingest(
+        tmp_path / "adapter_model.safetensors", "lora", adapter_config=adapter_config
+    )
     other = bench.ingest(tmp_path / "diffusers.safetensors", "lora")
     assert own.parts["lora"] == other.parts["lora"], own.status_details
     assert own.report["alpha"] == other.report["alpha"] == "configuration"
-    silent = bench.ingest(tmp_path / "adapter_model.safetensors", "lora")
-    assert silent.report["alpha"] == "rank"
-    assert silent.parts["lora"] != own.parts["lora"]
+    without_config = bench.ingest(tmp_path / "adapter_model.safetensors", "lora")
+    assert without_config.report["alpha"] == "rank"
+    assert without_config.parts["lora"] != own.parts["lora"]
 
 
-def test_an_inversion_that_comes_along_with_a_lora(
+def test_an_inversion_bundled_with_a_lora(
     bench: Any, sample_files: dict[str, Path], samples: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Its word draws what the inversion of its own draws; one that was asked for comes first."""
+    """A bundled inversion equals a separate one; a requested one takes precedence."""
     vectors = load_file(sample_files["inversion"])
     lora = load_file(sample_files["lora_cross"])
     bundle = {f"bundle_emb.qzebra.{name}": tensor for name, tensor in vectors.items()}
@@ -136,9 +138,9 @@ def test_an_inversion_that_comes_along_with_a_lora(
         prepared = engine.prepare(recipe)
         engine.switch_to(prepared)
         request = GenerationTask("r", recipe, "a qzebra star", 128, 128, (7,))
-        positive, _, found = engine.prompts.encode(prepared, request)
+        positive, _, prompt_warnings = engine.prompts.encode(prepared, request)
         prepared.release()
-        assert found == []
+        assert prompt_warnings == []
         return torch.as_tensor(positive.context)
 
     with_bundle = context(loras=(bundled,))

@@ -1,4 +1,4 @@
-"""Cached embeddings: the same bits, each tenant its own, within a budget."""
+"""Cached embeddings: the same bits, separate for each tenant, within a budget."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.generation import image_of
 
 @pytest.fixture
 def engine(bench: Any) -> Any:
-    """One whose text encoders count how often they are asked."""
+    """An engine that counts the encoded prompts in ``engine.encoded``."""
     engine = bench.engine()
     encode, engine.encoded = engine.prompts.text.encode, 0
 
-    def counted(*arguments: Any) -> Any:
+    def count_and_encode(*arguments: Any) -> Any:
         engine.encoded += 1
         return encode(*arguments)
 
-    engine.prompts.text.encode = counted
+    engine.prompts.text.encode = count_and_encode
     return engine
 
 
@@ -38,29 +38,29 @@ def request(recipe: Recipe, **changes: Any) -> GenerationTask:
     return replace(first, **changes)
 
 
-def test_a_prompt_that_comes_again_is_not_encoded_again(bench: Any, engine: Any) -> None:
+def test_a_repeated_prompt_is_not_encoded_again(bench: Any, engine: Any) -> None:
     uncached = bench.engine(options=EngineOptions(prompt_cache_bytes=0))
-    asked = request(engine.base)
-    assert image_of(engine, asked) == image_of(engine, asked) == image_of(uncached, asked)
+    task = request(engine.base)
+    assert image_of(engine, task) == image_of(engine, task) == image_of(uncached, task)
     assert engine.encoded == 2  # the prompt and the negative prompt
-    image_of(engine, replace(asked, prompt="a ring"))
-    assert engine.encoded == 3  # the negative prompt comes in nearly every request
+    image_of(engine, replace(task, prompt="a ring"))
+    assert engine.encoded == 3  # the negative prompt was cached
 
 
-def test_no_tenant_learns_of_anothers_prompts(engine: Any) -> None:
-    """What takes time is the same whether or not somebody else has asked for it before."""
-    asked = request(engine.base)
-    images = {image_of(engine, replace(asked, tenant_id=t)) for t in ("ada", "bob", "eve")}
+def test_a_tenant_cannot_detect_anothers_prompts(engine: Any) -> None:
+    """A prompt takes the same time whether or not another tenant has used it."""
+    task = request(engine.base)
+    images = {image_of(engine, replace(task, tenant_id=t)) for t in ("ada", "bob", "eve")}
     assert len(images) == 1
     assert engine.encoded == 6
-    image_of(engine, replace(asked, tenant_id="bob"))
+    image_of(engine, replace(task, tenant_id="bob"))
     assert engine.encoded == 6
-    for _ in range(2):  # the platform itself has no entries: nobody could be told apart
-        image_of(engine, replace(asked, tenant_id=""))
+    for _ in range(2):  # nothing is cached without a tenant
+        image_of(engine, replace(task, tenant_id=""))
     assert engine.encoded == 10
 
 
-def test_whatever_decides_the_embeddings_is_part_of_the_key(
+def test_the_key_depends_on_everything_that_changes_embeddings(
     bench: Any, engine: Any, samples: dict[str, Any]
 ) -> None:
     uncached = bench.engine(options=EngineOptions(prompt_cache_bytes=0))
@@ -76,9 +76,9 @@ def test_whatever_decides_the_embeddings_is_part_of_the_key(
         replace(base, inversions=(replace(inversion, token="star"),)),
     ]
     for recipe in (*recipes, *recipes):
-        asked = request(recipe)
-        assert image_of(engine, asked) == image_of(uncached, asked)
-    # A LoRA that leaves the text encoders alone needs no embeddings of its own.
+        task = request(recipe)
+        assert image_of(engine, task) == image_of(uncached, task)
+    # A LoRA without effect on the text encoders shares the base's embeddings.
     assert engine.encoded == 2 * 5
     engine.forget({lora.blob.key})
     image_of(engine, request(recipes[1]))

@@ -1,4 +1,4 @@
-"""Where pristine weights lie and in which order kernels are kept changes no picture."""
+"""The place of pristine weights and the memory order of kernels do not change images."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ def recipes(bench: Any, samples: dict[str, Any], conv_lora: Any) -> list[Recipe]
 
 @pytest.fixture(scope="module")
 def conv_lora(bench: Any) -> Any:
-    """The library's LoKr: kernels among its targets."""
+    """The library's LoKr, whose targets include convolutions."""
     from serving.miniature.catalogue import weights_file
 
     return bench.ingest(weights_file("outline"), "lora").parts["lora"]
 
 
-def test_pristine_weights_apart_draw_the_same(bench: Any, recipes: list[Recipe]) -> None:
-    """As on a small card: copied over from host memory, then changed in place."""
+def test_pristine_weights_in_host_memory_give_the_same_images(
+    bench: Any, recipes: list[Recipe]
+) -> None:
+    """As on a small GPU: weights are copied from host memory, then changed in place."""
     near, apart = bench.engine("near"), bench.engine("apart", pristine_budget_bytes=1 << 30)
     for recipe in recipes:
         request = GenerationTask("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
@@ -52,9 +54,9 @@ def test_pristine_weights_apart_draw_the_same(bench: Any, recipes: list[Recipe])
         assert images[0] == images[1]
         assert near.digest() == apart.digest()
     again = apart.prepare(recipes[2])
-    where = {found.key: found.tier for found in again.found}
-    assert where[recipes[2].unet.key] == "host"
-    assert where[recipes[2].loras[0].blob.key] == "gpu"
+    tiers = {found.key: found.tier for found in again.found}
+    assert tiers[recipes[2].unet.key] == "host"
+    assert tiers[recipes[2].loras[0].blob.key] == "gpu"
     again.release()
     unets = {recipe.unet.key for recipe in recipes}
     assert not unets & apart.resident()["gpu"]
@@ -66,12 +68,12 @@ def test_pristine_weights_apart_draw_the_same(bench: Any, recipes: list[Recipe])
 def test_a_large_change_is_written_piece_by_piece(
     bench: Any, recipes: list[Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that need room of their own, such as a LoKr's."""
+    """Changes that need a buffer, such as a LoKr's."""
     from serving.engine import working
 
     digests: list[list[str]] = []
-    for at_once in (working._CHANGED_AT_ONCE, 1):
-        monkeypatch.setattr(working, "_CHANGED_AT_ONCE", at_once)
+    for limit in (working._CHANGED_AT_ONCE, 1):
+        monkeypatch.setattr(working, "_CHANGED_AT_ONCE", limit)
         engine = bench.engine()
         digests.append([])
         for recipe in recipes:
@@ -83,10 +85,8 @@ def test_a_large_change_is_written_piece_by_piece(
     assert digests[0][0] == digests[0][-1] != digests[0][-2]
 
 
-def test_kernels_in_channels_last_order_hold_the_same_weights(
-    bench: Any, recipes: list[Recipe]
-) -> None:
-    """Within a rounding: a kernel's change is added to it instead of multiplied into it."""
+def test_channels_last_kernels_hold_the_same_weights(bench: Any, recipes: list[Recipe]) -> None:
+    """Within a rounding error: a channels-last kernel's change is computed first, then added."""
     engine = bench.engine()
     layouts = layouts_of(bench.manifest.schema, channels_last=True)
     cpu = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The tokenizer against the vocabulary's publishers, and trigger words in prompts."""
+"""The tokenizer, compared with published files, and trigger words in prompts."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def test_known_ids() -> None:
 def test_trigger_words_are_whole_words_in_any_case(
     text: str, expected: list[tuple[int, str, int]]
 ) -> None:
-    found = PROMPTS.tokenize(text, "text_encoder", {"zebra": 2}).vectors
+    vectors = PROMPTS.tokenize(text, "text_encoder", {"zebra": 2}).vectors
     if "<" in text:
-        assert [(w, i) for _, w, i in found] == [(w, i) for _, w, i in expected]
+        assert [(w, i) for _, w, i in vectors] == [(w, i) for _, w, i in expected]
     else:
-        assert list(found) == expected
+        assert list(vectors) == expected
 
 
-def test_letters_that_lower_case_does_not_fold() -> None:
-    found = PROMPTS.tokenize("a \u017ftyle", "text_encoder", {"style": 1}).vectors
-    assert [word for _, word, _ in found] == ["style"]
+def test_trigger_words_match_by_case_folding() -> None:
+    vectors = PROMPTS.tokenize("a \u017ftyle", "text_encoder", {"style": 1}).vectors
+    assert [word for _, word, _ in vectors] == ["style"]
 
 
-def test_what_is_too_long_is_counted() -> None:
+def test_dropped_tokens_are_counted() -> None:
     tokens = PROMPTS.tokenize("star " * 80 + "zebra", "text_encoder", {"zebra": 3})
     assert tokens.dropped == 8
     assert tokens.vectors == ()

@@ -1,4 +1,4 @@
-"""Where trigger words stand in a prompt, against the regular expression that says the same."""
+"""Trigger words in a prompt, compared with an equivalent regular expression."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LETTERS = "ab_ -<>é1İßſ"
 WORDS = st.text(LETTERS, min_size=1, max_size=4).filter(lambda word: word == word.strip())
 
 
-def by_pattern(text: str, words: list[str]) -> list[tuple[str, bool]]:
+def split_by_pattern(text: str, words: list[str]) -> list[tuple[str, bool]]:
     longest_first = sorted(words, key=len, reverse=True)
     alternatives = "|".join(f"({re.escape(word)})" for word in longest_first)
     pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
@@ -31,10 +31,10 @@ def by_pattern(text: str, words: list[str]) -> list[tuple[str, bool]]:
 
 
 @given(st.text("ab_ -<>1", max_size=30), st.lists(WORDS, min_size=1, max_size=4, unique=True))
-def test_they_are_found_where_a_pattern_finds_them(text: str, words: list[str]) -> None:
+def test_matches_equal_those_of_a_pattern(text: str, words: list[str]) -> None:
     plain = [word for word in words if set(word) <= set("ab_ -<>1")]
     if plain:
-        assert split(text, plain) == by_pattern(text, plain)
+        assert split(text, plain) == split_by_pattern(text, plain)
 
 
 @given(st.text(LETTERS, max_size=30), st.lists(WORDS, max_size=4, unique=True))
@@ -61,7 +61,7 @@ def test_examples(text: str, words: list[str], expected: list[tuple[str, bool]])
     assert split(text, words) == expected
 
 
-def test_no_pattern_of_a_strangers_words_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_regular_expression_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(*_: object) -> None:
         raise AssertionError("compiled")
 

@@ -1,4 +1,4 @@
-"""A LoRA's weights: one for the UNet and one for the text encoders."""
+"""A LoRA's two weights: for the UNet and for the text encoders."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from assets.recipe import LoraUse
 from serving.api.dialects.octoai.generate import GenerateRequest
 
 
-def test_the_text_encoders_may_have_a_weight_of_their_own(
-    bench: Any, samples: dict[str, Any]
-) -> None:
+def test_the_text_encoders_may_have_a_separate_weight(bench: Any, samples: dict[str, Any]) -> None:
     blob = samples["lora_all"].parts["lora"]
     engine = bench.engine()
 
     def moved(*uses: LoraUse) -> dict[str, int]:
-        """Rows moved, by component."""
+        """The number of changed rows by component."""
         prepared = engine.prepare(replace(engine.base, loras=uses))
         engine.switch_to(prepared)
         prepared.release()

@@ -1,5 +1,5 @@
-"""The public library: there from the start, and each asset does, alone and at its weight,
-what it was trained for."""
+"""The public library: published at startup, and each asset has the effect that it was trained
+for, in proportion to its weight."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from serving.miniature.catalogue import CATALOGUE, CatalogueEntry, weights_file
 from serving.miniature.model import TOKEN_DIGESTS, token_rows
 from serving.miniature.publish import publish_library, withdraw_library
 
-WHO = Principal("t1", "t1")
+PRINCIPAL = Principal("t1", "t1")
 BY_NAME = {entry.name: entry for entry in CATALOGUE}
 SHIPPED_BYTES = 45_000_000
 
-Draw = Callable[[list[str], AssetSelection], torch.Tensor]
+Generate = Callable[[list[str], AssetSelection], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ def commons(bench: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def generate(commons: Any) -> Draw:
-    """Pictures (n, 3, 128, 128) uint8 of a recipe by name; prompt i with seed i."""
+def generate(commons: Any) -> Generate:
+    """Return a function that generates images (n, 3, 128, 128) uint8; prompt i has seed i."""
     engine = commons.engine("commons")
 
-    def generate(prompts: list[str], wanted: AssetSelection) -> torch.Tensor:
-        recipe = commons.library.resolve(WHO, wanted).recipe
+    def generate(prompts: list[str], selection: AssetSelection) -> torch.Tensor:
+        recipe = commons.library.resolve(PRINCIPAL, selection).recipe
         prepared = engine.prepare(recipe)
         images = []
         for seed, prompt in enumerate(prompts):
@@ -70,9 +70,10 @@ def scenes_for(entry: CatalogueEntry, count: int) -> list[Scene]:
     return scenes
 
 
-def test_the_library_is_there_and_stays_what_it_is(commons: Any) -> None:
-    """Public, ready, with words and pictures; a second start publishes nothing anew."""
-    public = commons.library.list(WHO, Query(visibility="public", owner="octoai")).assets
+def test_the_library_is_published_once(commons: Any) -> None:
+    """Assets are public and ready, with trigger words and previews; a second start publishes
+    nothing."""
+    public = commons.library.list(PRINCIPAL, Query(visibility="public", owner="octoai")).assets
     known = {asset.name: asset for asset in public}
     assert known.keys() == {BASE_NAME, *BY_NAME}
     for name, entry in BY_NAME.items():
@@ -83,49 +84,47 @@ def test_the_library_is_there_and_stays_what_it_is(commons: Any) -> None:
         assert asset.report.get("unmatched", []) == []
         assert asset.preview is not None
         assert commons.store.size(asset.preview) > 1000
-    said: list[str] = []
-    publish_library(commons.ingest_service, said.append)
-    assert said == []
-    again = commons.library.list(WHO, Query(visibility="public", owner="commons")).assets
+    messages: list[str] = []
+    publish_library(commons.ingest_service, messages.append)
+    assert messages == []
+    again = commons.library.list(PRINCIPAL, Query(visibility="public", owner="commons")).assets
     assert {asset.id for asset in again} == {asset.id for asset in public}
 
 
-def test_every_spelling_of_a_public_name_means_the_same(commons: Any) -> None:
+def test_every_spelling_of_a_public_name_resolves_to_one_asset(commons: Any) -> None:
     recipes = [
-        commons.library.resolve(WHO, AssetSelection(loras={name: 0.5})).recipe
+        commons.library.resolve(PRINCIPAL, AssetSelection(loras={name: 0.5})).recipe
         for name in ("commons:outline", "octoai:outline", "outline")
     ]
     assert recipes[0] == recipes[1] == recipes[2]
 
 
-def test_a_checkpoint_that_differs_in_its_unet_shares_the_rest(
+def test_a_checkpoint_with_another_unet_shares_the_other_components(
     commons: Any, sample_files: dict[str, Path]
 ) -> None:
-    """So a change to it and back moves the UNet alone."""
+    """Switching to it and back then moves only the UNet."""
     commons.ingest_service.publish("other", "checkpoint", sample_files["checkpoint"], "", (), None)
     base, other = (
-        commons.library.resolve(WHO, wanted).recipe
-        for wanted in (AssetSelection(), AssetSelection(checkpoint="other"))
+        commons.library.resolve(PRINCIPAL, selection).recipe
+        for selection in (AssetSelection(), AssetSelection(checkpoint="other"))
     )
     commons.ingest_service.withdraw("other")
     assert other == replace(base, unet=other.unet)
     assert other.unet != base.unet
 
 
-def test_what_has_changed_is_published_anew_and_what_fits_no_longer_is_withdrawn(
-    commons: Any, tmp_path: Path
-) -> None:
+def test_a_changed_asset_is_updated_and_can_be_withdrawn(commons: Any, tmp_path: Path) -> None:
     def publish(source: str) -> bool:
-        done = commons.ingest_service.publish(
-            "changing", "lora", weights_file(source), "words", ("w",), b"picture"
+        is_published = commons.ingest_service.publish(
+            "changing", "lora", weights_file(source), "words", ("w",), b"preview"
         )
-        return bool(done)
+        return bool(is_published)
 
     assert publish("outline")
-    first = commons.library.get(WHO, "commons:changing")
+    first = commons.library.get(PRINCIPAL, "commons:changing")
     assert not publish("outline")
     assert publish("heart")
-    second = commons.library.get(WHO, "commons:changing")
+    second = commons.library.get(PRINCIPAL, "commons:changing")
     assert second.id == first.id
     assert second.parts != first.parts
     commons.ingest_service.withdraw("changing")
@@ -141,8 +140,8 @@ def test_the_token_embeddings_and_the_size_of_all_weights() -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) <= SHIPPED_BYTES
 
 
-def test_the_base_draws_what_it_is_told(generate: Draw) -> None:
-    """Things that it was never trained on together; the full measurement is the benchmark's."""
+def test_the_base_follows_prompts(generate: Generate) -> None:
+    """On combinations held out from training; a benchmark measures this in full."""
     scenes = held_out(12, seed=5)
     seen = Judge().see(generate([caption(scene) for scene in scenes], AssetSelection()))
     pairs = list(zip(seen, scenes, strict=True))
@@ -152,21 +151,21 @@ def test_the_base_draws_what_it_is_told(generate: Draw) -> None:
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_an_asset_does_what_it_is_for_and_leaves_no_trace(generate: Draw, name: str) -> None:
+def test_an_asset_has_its_effect_and_leaves_no_trace(generate: Generate, name: str) -> None:
     entry, effect, judge = BY_NAME[name], EFFECTS[name], Judge()
     prompts = [effect.prompt(scene) for scene in scenes_for(entry, 3)]
     without = generate(prompts, AssetSelection())
     weights = (0.0, 0.5, 1.0) if entry.kind == "lora" else (0.0, 1.0)
-    grown = [without] + [generate(prompts, wanting(entry, weight)) for weight in weights[1:]]
-    measured = [float(effect.measure(images, judge).mean()) for images in grown]
+    image_sets = [without] + [generate(prompts, wanting(entry, weight)) for weight in weights[1:]]
+    measured = [float(effect.measure(images, judge).mean()) for images in image_sets]
     assert measured == sorted(measured)
     assert measured[-1] > measured[0] + 0.1
     assert torch.equal(generate(prompts, AssetSelection()), without)
 
 
-def test_withdrawing_hides_the_library_and_publishing_brings_it_back(commons: Any) -> None:
+def test_withdrawing_hides_the_library_and_publishing_restores_it(commons: Any) -> None:
     withdraw_library(commons.ingest_service)
-    page = commons.library.list(WHO, Query(visibility="public", owner="commons"))
+    page = commons.library.list(PRINCIPAL, Query(visibility="public", owner="commons"))
     assert [asset.name for asset in page.assets] == [BASE_NAME]
     publish_library(commons.ingest_service)
-    assert commons.library.get(WHO, "commons:outline").status == "ready"
+    assert commons.library.get(PRINCIPAL, "commons:outline").status == "ready"
