@@ -1,1 +1,1 @@
-"""The library: what exists, whose it is, what it fits, and where its bytes are."""
+"""Assets: their records, owners, formats, stored bytes and the recipes that use them."""

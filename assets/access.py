@@ -1,4 +1,4 @@
-"""The one question that every verb asks."""
+"""Authorization: which principal may do what to which asset."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from assets.asset import Asset
 from assets.errors import Forbidden
 from assets.principal import Principal, Role
 
-#: ``read`` is what everybody sees of it, ``inspect`` its report and training metadata,
-#: ``download`` its bytes; ``share`` is to say who else may see it.
+#: ``read`` covers the public fields, ``inspect`` the ingest report and training metadata,
+#: ``download`` the bytes; ``share`` changes the visibility.
 Verb = Literal[
     "read", "inspect", "download", "use", "create", "update", "share", "delete", "restore"
 ]
@@ -18,38 +18,37 @@ Verb = Literal[
 _LOOKS: frozenset[Verb] = frozenset({"read", "inspect", "download"})
 _WORKS: frozenset[Verb] = _LOOKS | {"use", "create", "update"}
 
-#: What each role may do where its tenant may.
+#: What each role may do with its own tenant's assets.
 _VERBS: Mapping[Role, frozenset[Verb]] = {
     "anonymous": frozenset({"use"}),
     "reader": _LOOKS,
     "member": _WORKS,
     "owner": _WORKS | {"share", "delete", "restore"},
 }
-#: What others may do with what is not theirs: a shared asset's weights stay with its owner.
+#: What other tenants may do. The weights of a shared asset cannot be downloaded.
 _WITH_PUBLIC: frozenset[Verb] = frozenset({"read", "use", "download"})
 _WITH_SHARED: frozenset[Verb] = frozenset({"read", "use"})
 
 
 def require(principal: Principal, verb: Verb) -> None:
-    """Raises Forbidden when the key's role does not allow ``verb`` on anything. Asked before
-    anything is looked up, so the answer tells nothing of what there is."""
+    """Raise Forbidden when the role allows ``verb`` on no asset. Called before every lookup, so
+    that the error does not reveal which assets exist."""
     if verb not in _VERBS[principal.role]:
         raise Forbidden(principal.role, f"{verb} assets")
 
 
 def require_owner(principal: Principal) -> None:
-    """Raises Forbidden unless the key may administer its organisation."""
+    """Raise Forbidden unless the principal may administer its organisation."""
     if principal.role != "owner":
         raise Forbidden(principal.role, "administer its organisation")
 
 
 def may(principal: Principal, verb: Verb, asset: Asset) -> bool:
-    """Whether ``principal`` may do ``verb`` to ``asset``. Pure; asked on every request.
+    """Return whether ``principal`` may do ``verb`` to ``asset``. Pure; called on every request.
 
-    An organisation does as its roles allow with its own live assets, except that a private
-    one is its maker's and the owners' alone. Others reach what is ready and public, or shared
-    with them. To a deleted asset its organisation may do one thing: restore it. Anonymous
-    requests reach public assets only, their own tenant's included.
+    The asset's tenant may do what the role allows, but a private asset is limited to its creator
+    and the owners, and a deleted asset can only be restored. Other tenants reach ready assets that
+    are public or shared with them; anonymous requests reach public assets only.
     """
     if verb not in _VERBS[principal.role]:
         return False

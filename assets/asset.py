@@ -1,4 +1,4 @@
-"""An asset as the library records it."""
+"""The asset record of the library."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ AssetKind = Literal["checkpoint", "lora", "textual_inversion", "vae"]
 AssetStatus = Literal[
     "ready_to_upload", "uploading", "uploaded", "ready", "rejected", "error", "deleted"
 ]
-#: Its maker's and the owners'; the whole organisation's; other named tenants' too; everybody's.
+#: Visible to: the creator and the tenant's owners; the whole tenant; listed tenants too; everyone.
 Visibility = Literal["private", "organisation", "shared", "public"]
 
 ASSET_KINDS: tuple[AssetKind, ...] = get_args(AssetKind)
 VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
 
-#: The tenant that owns what the platform itself provides.
+#: The tenant that owns the assets that the platform provides.
 COMMONS = "commons"
-#: What OctoAI's clients call the family of models that is served.
+#: The served model family, as named by OctoAI's API.
 SERVED_ENGINE = "image/stable-diffusion-xl-v1-0"
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One row of the library: one version under a name, whose bytes never change. Times are
-    seconds since the epoch.
+    """One version of a named asset; its bytes never change. Times are seconds since the epoch.
 
-    ``parts`` maps each component that the canonical form holds to its blob: four
-    for a full checkpoint, one for a LoRA; ``original`` is the file as it was uploaded.
-    ``report`` is what inspection found, for its owner. ``data`` is what people say of it.
-    ``shared_with`` are names of tenants.
+    ``parts`` maps each component of the canonical form to its blob: four for a full checkpoint,
+    one for a LoRA; ``original`` is the file as uploaded. ``report`` is the result of inspection.
+    ``data`` holds user-supplied metadata and the state of the upload. ``shared_with`` lists tenant
+    names.
     """
 
     id: str
@@ -60,7 +59,7 @@ class Asset:
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
-        """All that the store keeps for it."""
+        """Every blob of the asset in the object store, including the original."""
         return (*self.parts.values(), *((self.original,) if self.original else ()))
 
     @property
@@ -73,17 +72,17 @@ class Asset:
 
     @property
     def reference(self) -> str:
-        """How its owner names this very version."""
+        """The owner's reference to this version: ``name@version``."""
         return f"{self.name}@{self.version}"
 
     @property
     def is_import(self) -> bool:
-        """Whether the platform fetches its bytes itself."""
+        """Whether the platform downloads the bytes instead of receiving an upload."""
         return bool(self.data.get("url") or self.data.get("hf_repo"))
 
     @property
     def preview(self) -> str | None:
-        """The key of its preview picture in the store."""
+        """The object key of the preview image."""
         return self.data.get("preview")
 
     @property

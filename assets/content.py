@@ -1,10 +1,9 @@
-"""Content keys: the names that bytes have behind the resolver.
+"""Content keys: how blobs are identified once asset names are resolved.
 
-A key is a digest of *what a file means to the engine*: the sha256 of its canonical
-bytes, the component that they are, the model that they were fitted to, what a UNet
-predicts and the converter's version. For a private asset it is keyed with the tenant's
-salt, so that two tenants who hold the same file have different keys and neither can learn
-of the other from a cache hit, a receipt or a timing.
+A key is a digest of the sha256 of the canonical bytes, the component, the fingerprint of the base
+model, the converter version and, for a UNet, the prediction type. A private asset's digest is an
+HMAC with the tenant's salt: two tenants that hold the same file have different keys, so no cache
+hit, receipt or timing reveals one tenant's assets to the other.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Literal
 
 from assets.prediction import Prediction, key_suffix
 
-#: Raise when the canonical form changes: old canonical files are then never read again.
+#: Increment when the canonical form changes, so that old canonical files are never read again.
 CONVERTER_VERSION = 1
 
 Component = Literal["unet", "text_encoder", "text_encoder_2", "vae", "lora", "textual_inversion"]
@@ -26,7 +25,7 @@ MODEL_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder
 
 @dataclass(frozen=True, slots=True, order=True)
 class Blob:
-    """One canonical file: its content key, the digest of its bytes, its size."""
+    """One stored file: its content key, the sha256 of its bytes and its size."""
 
     key: str
     sha256: str
@@ -40,10 +39,10 @@ def content_key(
     salt: bytes | None,
     prediction: Prediction = "epsilon",
 ) -> str:
-    """The content key of canonical bytes with this digest.
+    """Return the content key of canonical bytes with this sha256.
 
-    ``model_fingerprint`` is the digest of the parameter schema that they fit; ``salt`` is None for
-    a public asset; ``prediction`` counts for a UNet only.
+    ``model_fingerprint`` is the digest of the base model's parameter schema; ``salt`` is None for
+    a public asset; ``prediction`` is used for a UNet only.
     """
     message = f"{CONVERTER_VERSION}/{component}/{model_fingerprint}/{sha256}".encode()
     suffix = key_suffix(prediction) if component == "unet" else ""
@@ -52,15 +51,15 @@ def content_key(
     return "t" + hmac.new(salt, message, hashlib.sha256).hexdigest()[:40] + suffix
 
 
-#: How the keys of files as they were uploaded begin: no engine asks for them.
+#: Key prefix of original files, which no engine loads.
 ORIGINAL = "o"
 
 
 def original_key(sha256: str, salt: bytes) -> str:
-    """The key of a file as it was uploaded. It is salted by the tenant, also for public assets."""
+    """Return the key of a file as uploaded. It is salted by tenant, for public assets too."""
     return ORIGINAL + hmac.new(salt, f"original/{sha256}".encode(), hashlib.sha256).hexdigest()[:40]
 
 
 def tenant_salt(secret: bytes, tenant_id: str) -> bytes:
-    """A tenant's salt, derived from the platform's secret: nothing to store or to lose."""
+    """Return a tenant's salt, derived from the platform's secret so that it need not be stored."""
     return hmac.new(secret, f"tenant-salt/{tenant_id}".encode(), hashlib.sha256).digest()

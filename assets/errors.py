@@ -3,20 +3,20 @@
 ::
 
     AssetError
-    ├── AssetNotFound      unknown, deleted or foreign: one answer for all three
-    ├── Forbidden          the key's role does not allow it, whatever the asset
-    ├── AssetNotReady      known, but not yet (or never) usable in a recipe
-    ├── NameTaken          the owner already has a live asset of that name
+    ├── AssetNotFound      unknown, deleted or not accessible: the same error for all three
+    ├── Forbidden          the role allows the action on no asset
+    ├── AssetNotReady      not usable in a recipe (yet)
+    ├── NameTaken          the tenant already has a live asset of that name
     ├── QuotaExceeded      more than the tenant's plan allows
-    ├── InvalidAsset       a request about an asset that makes no sense
-    ├── BadSignature       a signed URL that is forged, altered or expired
+    ├── InvalidAsset       an invalid field in a request about an asset
+    ├── BadSignature       a signed URL is forged, altered or expired
     ├── TooLarge           more bytes than the limit
-    ├── FetchFailed        what was to be imported could not be fetched
-    │   └── FetchRefused   and may not be, whatever is there
+    ├── FetchFailed        an import could not be downloaded
+    │   └── FetchRefused   the import rules forbid the URL
     ├── StoreError         the object store failed or lost a blob
-    │   └── StoreBroke     and may do better when asked again
+    │   └── StoreBroke     a transient failure: retry
     └── IngestRejected     the uploaded bytes cannot be served; carries every reason
-        └── HeaderError    the safetensors header itself is malformed
+        └── HeaderError    the safetensors header is malformed
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 
 class AssetError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base class of the errors that this package raises."""
 
 
 class AssetNotFound(AssetError):
@@ -35,12 +35,15 @@ class AssetNotFound(AssetError):
 
 
 class Forbidden(AssetError):
-    def __init__(self, role: str, deed: str) -> None:
-        super().__init__(role, deed)  # as they are: it must unpickle
+    def __init__(self, role: str, action: str) -> None:
+        super().__init__(role, action)  # the plain arguments, so that the error unpickles
 
     def __str__(self) -> str:
-        role, deed = self.args
-        return f"this API key is a {role}'s: it may not {deed}; ask an owner for another"
+        role, action = self.args
+        return (
+            f"the role of this API key, {role}, may not {action}; "
+            "ask an owner of the organisation for a key with another role"
+        )
 
 
 class AssetNotReady(AssetError):
@@ -52,22 +55,27 @@ class AssetNotReady(AssetError):
 
 class NameTaken(AssetError):
     def __init__(self, name: str) -> None:
-        super().__init__(f"you already have an asset named {name!r}; delete it or choose another")
+        super().__init__(
+            f"you already have an asset named {name!r}; delete it or choose another name"
+        )
         self.name = name
         self.field = "name"
 
 
 class QuotaExceeded(AssetError):
-    def __init__(self, what: str, limit: int) -> None:
-        super().__init__(what, limit)  # as they are: it must unpickle
+    def __init__(self, resource: str, limit: int) -> None:
+        super().__init__(resource, limit)  # the plain arguments, so that the error unpickles
 
     def __str__(self) -> str:
-        what, limit = self.args
-        return f"your plan allows {limit} {what}; delete some, or ask the operator for another plan"
+        resource, limit = self.args
+        return (
+            f"your plan allows {limit} {resource}; "
+            "delete some, or ask the operator for a larger plan"
+        )
 
 
 class InvalidAsset(AssetError):
-    """The field named by ``field`` does not fit; ``message`` says what would."""
+    """The value of ``field`` is invalid; the message states what is accepted."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -99,7 +107,7 @@ class StoreBroke(StoreError):
 
 
 class IngestRejected(AssetError):
-    """The bytes are not something the served model can use."""
+    """The uploaded file cannot be used with the served model."""
 
     def __init__(self, *reasons: str) -> None:
         super().__init__("; ".join(reasons))

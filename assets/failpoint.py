@@ -1,6 +1,6 @@
-"""Places where a test may kill the process, to see what the next one makes of it.
+"""Failpoints: places where a test kills the process, to check recovery after a crash.
 
-Nothing is armed unless the operator's configuration says so (``AO_FAILPOINT``).
+None is armed unless the configuration names one (``AO_FAILPOINT``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _armed: str | None = None
 
 
 def arm(label: Failpoint | None) -> None:
-    """From now on the process dies when it reaches ``label``, as of ``kill -9``."""
+    """Make the process kill itself with SIGKILL when it reaches ``label``; None disarms."""
     global _armed
     _armed = label
 

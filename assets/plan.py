@@ -1,4 +1,4 @@
-"""What a tenant may use of the platform."""
+"""Service plans: the limits of a tenant."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A service plan. None means without limit.
+    """A service plan. None means unlimited.
 
-    ``weight`` is a share in the queue; ``concurrent_pictures`` are drawn at a time, and more
-    wait; ``gpu_s_per_month`` is a budget of engine seconds, by the calendar month in UTC.
+    ``weight`` is the tenant's share of the queue; ``concurrent_pictures`` is how many images are
+    generated at a time, the rest being queued; ``gpu_s_per_month`` is a budget of engine seconds
+    per calendar month in UTC.
     """
 
     name: str = "unlimited"

@@ -1,10 +1,11 @@
-"""What a UNet predicts: how its output is read, which neither its weights nor their shapes tell.
+"""The prediction type of a UNet, which neither its weights nor their shapes reveal.
 
-``v_prediction``: velocity (Salimans and Ho 2022, arXiv:2202.00512). ``…_zero_snr``: its noise
-schedule is rescaled so that the last step is noise alone (Lin et al. 2023, arXiv:2305.08891).
+``epsilon``: noise. ``v_prediction``: velocity (Salimans and Ho 2022, arXiv:2202.00512).
+``…_zero_snr``: with a noise schedule rescaled so that the last step is pure noise (Lin et al. 2023,
+arXiv:2305.08891).
 
-It is part of a UNet's content key, as a suffix: the same weights read in another way are another
-content. Noise (``epsilon``) adds nothing, so that keys are what they were before others were known.
+The type is a suffix of a UNet's content key, because the same weights generate other images under
+another type. ``epsilon`` adds no suffix, so keys from before the other types remain valid.
 """
 
 from __future__ import annotations
@@ -20,31 +21,32 @@ PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 _SUFFIXES: Mapping[Prediction, str] = {
     "epsilon": "", "v_prediction": "-v", "v_prediction_zero_snr": "-vz",
 }  # fmt: skip
-#: Of a content key without a suffix.
+#: Length of a content key without its suffix.
 KEY_CHARS = 41
 _BY_SUFFIX = {suffix: prediction for prediction, suffix in _SUFFIXES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Predicts:
-    """``source`` says where it was found; ``contradicted_by`` who says otherwise."""
+    """A prediction type, the ``source`` that stated it and the sources that contradict it."""
 
     value: Prediction
     source: str
     contradicted_by: tuple[str, ...] = ()
 
     def report(self) -> dict[str, Any]:
-        said: dict[str, Any] = {"value": self.value, "source": self.source}
+        report: dict[str, Any] = {"value": self.value, "source": self.source}
         if self.contradicted_by:
-            said["contradicted_by"] = list(self.contradicted_by)
-        return said
+            report["contradicted_by"] = list(self.contradicted_by)
+        return report
 
     @classmethod
-    def from_report(cls, said: Mapping[str, Any] | None) -> Predicts:
-        """None: from before anything but noise was served."""
-        if said is None:
+    def from_report(cls, report: Mapping[str, Any] | None) -> Predicts:
+        """Parse the result of :meth:`report`. None stands for a report from before other types
+        than ``epsilon`` were served."""
+        if report is None:
             return cls("epsilon", "nothing says otherwise")
-        return cls(said["value"], said["source"], tuple(said.get("contradicted_by", ())))
+        return cls(report["value"], report["source"], tuple(report.get("contradicted_by", ())))
 
 
 def key_suffix(prediction: Prediction) -> str:
@@ -52,13 +54,13 @@ def key_suffix(prediction: Prediction) -> str:
 
 
 def prediction_of(content_key: str) -> Prediction:
-    """What the UNet of this content key predicts.
+    """Return the prediction type of the UNet with this content key.
 
     Raises:
-        ValueError: the key is of a later version, which knows another prediction.
+        ValueError: the suffix is unknown: a newer version made the key.
     """
     suffix = content_key[KEY_CHARS:]
     prediction = _BY_SUFFIX.get(suffix)
     if prediction is None:
-        raise ValueError(f"content key {content_key!r} has a prediction that is not known here")
+        raise ValueError(f"content key {content_key!r} has an unknown prediction type")
     return prediction

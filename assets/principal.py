@@ -1,4 +1,4 @@
-"""Who is asking."""
+"""The authenticated caller of a request."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Literal, get_args
 
 from assets.plan import UNLIMITED, Plan
 
-#: What a key may do: ``reader`` looks, ``member`` draws, uploads and changes too, ``owner``
-#: also shares, deletes, restores and administers its organisation.
+#: ``reader`` may only read; ``member`` also generates, uploads and updates; ``owner`` also shares,
+#: deletes, restores and administers the organisation.
 KeyRole = Literal["reader", "member", "owner"]
 KEY_ROLES: tuple[KeyRole, ...] = get_args(KeyRole)
-#: ``anonymous`` sends no key: it generates with public assets for a tenant that is open.
+#: ``anonymous`` sends no key: it generates with public assets, on the account of an open tenant.
 Role = Literal["anonymous"] | KeyRole
 ROLES: tuple[Role, ...] = ("anonymous", *KEY_ROLES)
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated tenant, which is an organisation, and who of it.
+    """An authenticated tenant (an organisation) and the member and role of the key.
 
-    ``weight`` is its share in the queue (1.0 is one share). ``member_id`` is empty for a key
-    that belongs to the organisation itself, as an application's does.
+    ``weight`` is the tenant's share of the queue; the default is 1.0. ``member_id`` is empty for a
+    key that belongs to the organisation itself, such as an application's.
     """
 
     tenant_id: str
@@ -31,10 +31,11 @@ class Principal:
     role: Role = "owner"
     member_id: str = ""
     plan: Plan = UNLIMITED
-    #: The GPUs that it draws on when a request does not say; empty for the platform's first.
+    #: The ``gpu`` used when a request names none; empty for the platform's first.
     gpu: str = ""
 
     @property
     def queue_id(self) -> str:
-        """Identifies the queue, rate and share of a request; anonymous requests have their own."""
+        """The key of the request's queue, rate limit and share; anonymous requests have their
+        own."""
         return f"{self.tenant_id}/anonymous" if self.role == "anonymous" else self.tenant_id

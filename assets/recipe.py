@@ -1,7 +1,6 @@
-"""A recipe: what a replica must become, by content alone.
+"""A recipe: the weights that a request needs, identified by content key and not by name.
 
-Behind the resolver nothing has a name. Two requests whose recipes are equal are
-served by the same weights, whoever sent them and whatever they called the assets.
+Requests with equal recipes are served by the same weights, whatever their tenants and asset names.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from assets.prediction import Prediction, prediction_of
 
 @dataclass(frozen=True, slots=True)
 class LoraUse:
-    """A LoRA at a weight. The weight is a run-time value and no part of the key.
+    """A LoRA and its weight. The weight is a run-time value and not part of the content key.
 
-    ``text_weight`` is that of the text encoders where it is another one; equal to ``weight``
-    it is the same recipe as none.
+    ``text_weight`` applies to the text encoders; None, or the value of ``weight``, means that
+    ``weight`` applies to them too.
     """
 
     blob: Blob
@@ -36,7 +35,7 @@ class LoraUse:
 
 @dataclass(frozen=True, slots=True, order=True)
 class InversionUse:
-    """A textual inversion and the trigger word that stands for it in the prompt."""
+    """A textual inversion and the trigger word that activates it in the prompt."""
 
     blob: Blob
     token: str
@@ -44,8 +43,8 @@ class InversionUse:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The whole of a request's assets in canonical order (LoRAs sorted by key:
-    floating-point sums depend on the order of their terms)."""
+    """All blobs of a request in canonical order: LoRAs are sorted, because a floating-point sum
+    depends on the order of its terms."""
 
     unet: Blob
     text_encoder: Blob
@@ -62,7 +61,7 @@ class Recipe:
 
     @property
     def prediction(self) -> Prediction:
-        """What its UNet predicts."""
+        """The prediction type of the UNet."""
         return prediction_of(self.unet.key)
 
     def components(self) -> Iterator[tuple[str, Blob]]:
@@ -73,11 +72,11 @@ class Recipe:
         yield "vae", self.vae
 
     def extras(self) -> tuple[Blob, ...]:
-        """What comes on top of the model: LoRAs and inversions, once each."""
-        wanted = [use.blob for use in self.loras] + [use.blob for use in self.inversions]
-        return tuple(dict.fromkeys(wanted))
+        """The blobs of the LoRAs and inversions, without duplicates."""
+        blobs = [use.blob for use in self.loras] + [use.blob for use in self.inversions]
+        return tuple(dict.fromkeys(blobs))
 
     def blobs(self) -> tuple[Blob, ...]:
-        """Every blob the recipe needs, once each, the model's components first."""
-        wanted = [blob for _, blob in self.components()]
-        return tuple(dict.fromkeys([*wanted, *self.extras()]))
+        """Every blob of the recipe, without duplicates, the model's components first."""
+        components = [blob for _, blob in self.components()]
+        return tuple(dict.fromkeys([*components, *self.extras()]))

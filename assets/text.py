@@ -1,11 +1,11 @@
-"""Which text can be stored and returned: all but NUL and halves of characters."""
+"""Validation of text that is stored and returned."""
 
 from __future__ import annotations
 
 
 def is_storable(text: str) -> bool:
-    """PostgreSQL keeps no NUL. JSON can spell a lone surrogate (``\\ud800``), which UTF-8 cannot
-    hold: an answer that contains one cannot be sent."""
+    """Return whether ``text`` has neither NUL, which PostgreSQL rejects, nor a lone surrogate
+    (JSON's ``\\ud800``), which UTF-8 cannot encode in a response."""
     if "\0" in text:
         return False
     try:

@@ -1,1 +1,1 @@
-"""The served base model: its manifest and its import."""
+"""The base model: its manifest and its import."""

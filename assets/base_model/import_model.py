@@ -1,4 +1,4 @@
-"""Importing a base model from a diffusers folder or a single safetensors file."""
+"""Import of a base model from a diffusers folder or a single safetensors file."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def import_model(
     single_file_configs: Configs = SDXL_CONFIGS,
     prediction: Prediction | None = None,
 ) -> ModelManifest:
-    """Bring the model at ``path`` into the store; at once when it is there already.
+    """Convert and store the model at ``path``; at once when it was imported before.
 
-    A folder carries its configurations; a single file does not, and is taken to be of
-    ``single_file_configs``. ``prediction`` overrules what the files say of what it predicts.
+    ``single_file_configs`` are the configurations of a single file, which contains none.
+    ``prediction`` overrides the type that the files state.
 
     Raises:
-        IngestRejected: ``path`` is no SDXL model; says what is missing.
+        IngestRejected: ``path`` is not an SDXL model; states what is missing.
     """
     if not path.exists():
         raise IngestRejected(f"there is no model at {path}")
@@ -68,7 +68,7 @@ def import_model(
             file = scratch / component
             order = stacking_order(schema.components[component])
             written = write_tensors(file, planned[component], {"component": component}, order)
-            # The canonical bytes themselves are the source: a model folder has no single digest.
+            # Keyed by the canonical bytes, because a model folder has no single digest.
             key = content_key(written.sha256, component, schema.digest, None, predicts.value)
             blob = Blob(key, written.sha256, written.size_bytes)
             if store.size(blob_key(blob)) != blob.size_bytes:
@@ -80,25 +80,28 @@ def import_model(
     return manifest
 
 
-def _check_topology(path: Path, configs: Configs, found: ParameterSchema) -> None:
-    """Raises IngestRejected unless the files hold exactly what their configurations say."""
-    for component, wanted in schema_of(configs).components.items():
-        names = found.components[component]
-        if missing := sorted(set(wanted) - set(names)):
+def _check_topology(path: Path, configs: Configs, schema: ParameterSchema) -> None:
+    """Raise IngestRejected unless the files hold exactly the tensors of their configurations."""
+    for component, expected in schema_of(configs).components.items():
+        actual = schema.components[component]
+        if missing := sorted(set(expected) - set(actual)):
             raise IngestRejected(
                 f"{path}: {component} lacks {len(missing)} tensors of SDXL, such as {missing[0]!r}"
             )
-        if extra := sorted(set(names) - set(wanted)):
-            raise IngestRejected(f"{path}: {component} has a tensor SDXL has not: {extra[0]!r}")
-        for name, shape in wanted.items():
-            if names[name] != shape:
+        if extra := sorted(set(actual) - set(expected)):
+            raise IngestRejected(
+                f"{path}: {component} has a tensor that SDXL does not have: {extra[0]!r}"
+            )
+        for name, shape in expected.items():
+            if actual[name] != shape:
                 raise IngestRejected(
-                    f"{path}: {component} {name!r} is {names[name]}, its config.json says {shape}"
+                    f"{path}: {component} {name!r} has shape {actual[name]}; its config.json "
+                    f"requires {shape}"
                 )
 
 
 def _predicts(path: Path) -> Predicts:
-    """By the files; raises IngestRejected."""
+    """Read the prediction type from the files. Raises IngestRejected."""
     if path.is_dir():
         return prediction_of_scheduler(folder_config(path, "scheduler", "scheduler_config.json"))
     with TensorFile(path) as file:
@@ -106,7 +109,8 @@ def _predicts(path: Path) -> Predicts:
 
 
 def _fingerprint(path: Path) -> str:
-    """Changes when a file of the model does, without reading gigabytes."""
+    """Return a digest of the files' names, sizes and modification times, so that no file is
+    read."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256(str(path.resolve()).encode())
     for file in files:
@@ -127,12 +131,12 @@ def _from_folder(path: Path, stack: ExitStack) -> _Read:
         if not config:
             missing = path / component / "config.json"
             raise IngestRejected(f"{path} is not a diffusers SDXL folder: {missing} is missing")
-        if others := other_arithmetic(component, config):
-            raise IngestRejected(*(f"{path}: {component}: {other}" for other in others))
+        if differences := other_arithmetic(component, config):
+            raise IngestRejected(*(f"{path}: {component}: {each}" for each in differences))
         configs[component] = dict(config)
         tensors = folder_weights(path, component, stack, canonical=True)
         if tensors is None:
-            raise IngestRejected(f"no .safetensors weights of the {component} in {path}")
+            raise IngestRejected(f"{path} has no .safetensors weights of the {component}")
         planned[component] = {
             long_name(component, name): tensor
             for name, tensor in tensors.items()
@@ -149,5 +153,5 @@ def _from_single_file(path: Path, configs: Configs, stack: ExitStack) -> _Read:
     findings.raise_all()
     if report["from_base"]:
         missing = ", ".join(report["from_base"])
-        raise IngestRejected(f"{path} lacks {missing}; a base model must bring all its components")
+        raise IngestRejected(f"{path} lacks {missing}; a base model must have all components")
     return {c: dict(configs[c]) for c in MODEL_COMPONENTS}, dict(parts)

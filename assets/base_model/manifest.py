@@ -1,7 +1,7 @@
-"""A base model: what `--model` names, imported once into canonical form.
+"""The manifest of a base model, which `--model` names and which is imported once.
 
-The manifest says everything an engine needs to build the modules (the published
-configurations) and everything ingest needs to judge an asset (the skeleton).
+It holds the published configurations, from which the engine builds the modules, and the parameter
+schema, against which ingest checks assets.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from assets.prediction import Predicts
 from assets.storage.object_paths import model_key
 from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
 
-#: Latent pixels are eight picture pixels wide in every SDXL autoencoder.
+#: Image pixels per latent pixel, along one side, in every SDXL autoencoder.
 LATENT_SCALE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ModelManifest:
-    """``configs[component]`` is the published ``config.json``; ``source`` identifies the
-    files it was imported from."""
+    """``configs[component]`` is the published ``config.json``; ``source`` is a digest that
+    identifies the imported files."""
 
     name: str
     source: str
@@ -36,7 +36,7 @@ class ModelManifest:
 
     @property
     def native_size(self) -> int:
-        """The side in pixels that the model was made for: 1024 for SDXL."""
+        """The side in pixels of the images that the model was trained on: 1024 for SDXL."""
         return int(self.configs["unet"]["sample_size"]) * LATENT_SCALE
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class ModelManifest:
 
 
 def load_manifest(store: ObjectStore, name: str) -> ModelManifest:
-    """Raises StoreError when no such model was imported."""
+    """Read a manifest. Raises StoreError when no such model was imported."""
     return ModelManifest.from_json(json.loads(read_bytes(store, model_key(name))))
 
 
@@ -71,6 +71,7 @@ def save_manifest(store: ObjectStore, manifest: ModelManifest) -> None:
 
 
 def find_manifest(store: ObjectStore, name: str) -> ModelManifest | None:
+    """Read a manifest; None when no such model was imported."""
     try:
         return load_manifest(store, name)
     except StoreError:

@@ -1,1 +1,1 @@
-"""Model families: configuration, parameter schema and names."""
+"""Model families: configurations and parameter schemas."""

@@ -1,7 +1,7 @@
-"""The served model's parameter names and shapes: what an asset must fit.
+"""The parameter names and shapes of a model, which an asset must match.
 
-Names are the *published* ones, those of the files that diffusers and
-transformers release; they differ from the names in memory from transformers 5.6 on.
+Names are the *published* ones, as in the files that diffusers and transformers publish; from
+transformers 5.6 on, the names in memory differ.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ Shape = tuple[int, ...]
 
 
 def stacked(parameters: Mapping[str, Shape]) -> dict[Shape, tuple[str, ...]]:
-    """The parameters of each shape, in the order in which the engine stacks them and canonical
-    files hold them: by role first (``attn1.to_q.weight`` of every block together), so that what
-    adapters touch together lies together."""
+    """Group parameters by shape, in the order of the engine's stacks and of canonical files: by
+    role first (``attn1.to_q.weight`` of every block), so that an adapter changes adjacent rows."""
     by_shape: dict[Shape, list[str]] = {}
     for name in sorted(parameters, key=lambda name: (_role(name), name)):
         by_shape.setdefault(parameters[name], []).append(name)
@@ -28,7 +27,7 @@ def stacked(parameters: Mapping[str, Shape]) -> dict[Shape, tuple[str, ...]]:
 
 
 def stacking_order(parameters: Mapping[str, Shape]) -> list[str]:
-    """All of them, one stack after another."""
+    """Return all parameter names, one stack after another."""
     return [name for names in stacked(parameters).values() for name in names]
 
 
@@ -45,11 +44,13 @@ class ParameterSchema:
     def __post_init__(self) -> None:
         missing = [c for c in MODEL_COMPONENTS if c not in self.components]
         if missing:
-            raise ValueError(f"a skeleton needs every component; missing {', '.join(missing)}")
+            raise ValueError(
+                f"a parameter schema needs every component; missing: {', '.join(missing)}"
+            )
 
     @property
     def text_widths(self) -> tuple[int, int]:
-        """Widths of the token embeddings of both text encoders (768 and 1280 in SDXL)."""
+        """The widths of both text encoders' token embeddings (768 and 1280 in SDXL)."""
         name = "text_model.embeddings.token_embedding.weight"
         first = self.components["text_encoder"][name]
         second = self.components["text_encoder_2"][name]
@@ -57,7 +58,7 @@ class ParameterSchema:
 
     @property
     def digest(self) -> str:
-        """Equal for models that the same assets fit."""
+        """The model's fingerprint: equal for models that can use the same assets."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,7 +1,7 @@
-"""SDXL base 1.0's published configuration, and the skeleton that any such configuration has.
+"""SDXL base 1.0's published configurations, and the parameter schema of any SDXL configuration.
 
-The values are those of the ``config.json`` files of stabilityai/stable-diffusion-xl-base-1.0
-(CreativeML Open RAIL++-M); see NOTICE. Only what shapes a module or its arithmetic is kept.
+The values are from the ``config.json`` files of stabilityai/stable-diffusion-xl-base-1.0
+(CreativeML Open RAIL++-M); see NOTICE. Only values that determine shapes or arithmetic are kept.
 """
 
 from __future__ import annotations
@@ -98,8 +98,7 @@ SDXL_SCHEDULE: Mapping[str, Any] = {
     "timestep_spacing": "leading",
 }
 
-#: What a configuration says of a component's arithmetic that no shape shows, where SDXL's is the
-#: only one that is served.
+#: Configuration values that change a component's arithmetic but no shape. Only SDXL's are served.
 _ARITHMETIC: Mapping[Component, Mapping[str, Any]] = {
     "unet": {
         "act_fn": "silu", "addition_embed_type": "text_time", "center_input_sample": False,
@@ -116,9 +115,9 @@ _ARITHMETIC: Mapping[Component, Mapping[str, Any]] = {
 
 
 def other_arithmetic(component: Component, config: Mapping[str, Any]) -> list[str]:
-    """What a component's configuration asks for that is not served, a sentence each. Pure."""
+    """Return a message for each configuration value that is not served. Pure."""
     return [
-        f"its config.json says {name} {config[name]!r:.60}; {served!r} is served"
+        f"its config.json sets {name} to {config[name]!r:.60}; only {served!r} is served"
         for name, served in _ARITHMETIC.get(component, {}).items()
         if name in config and config[name] != served
     ]
@@ -128,7 +127,7 @@ Named = Iterator[tuple[str, Shape]]
 
 
 def schema_of(configs: Mapping[Component, Mapping[str, Any]]) -> ParameterSchema:
-    """Published names and shapes of a model with SDXL's topology at any width. Pure."""
+    """Return the parameter schema of a model with SDXL's topology, at any width. Pure."""
     return ParameterSchema(
         {
             "unet": dict(_unet(configs["unet"])),

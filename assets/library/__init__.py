@@ -1,1 +1,1 @@
-"""A tenant's library: its assets, their uploads and how names become content."""
+"""A tenant's library: its assets, their uploads and the resolution of names to content."""

@@ -1,7 +1,6 @@
-"""The library's use cases: list, get, change, delete, resolve; ``uploads`` has the others.
+"""The library's use cases: list, get, update, delete, restore, resolve; uploads are in ``uploads``.
 
-Nothing here loads a tensor: a gateway imports it without torch. What converts
-bytes is in workshop.py.
+No module here imports torch, so that gateways can import it; conversion is in ``assets.ingest``.
 """
 
 from __future__ import annotations
@@ -44,19 +43,19 @@ from assets.storage.object_paths import (
 )
 from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
 
-#: What an asset says whose bytes the store has lost.
+#: ``status_details`` of an asset whose blobs are missing from the store.
 LOST = "its bytes were lost; upload it again"
-#: Of a name whose versions are looked through.
+#: How many versions of a name a rename checks.
 MAX_VERSIONS = 10_000
-#: A deleted asset can be restored for a week.
+#: How long a deleted asset can be restored.
 KEPT_DELETED_S = 7 * 24 * 3600.0
-#: Everybody's, and in every request; another one is drawn with everywhere within this time.
-_BASE_S = 3.0
+#: How long the base checkpoint's record is cached: every request needs it.
+_BASE_CACHED_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an owner changes; None leaves it as it is. ``expires_at_s`` 0 means never."""
+    """An update of an asset; None leaves a field unchanged. ``expires_at_s`` 0 means never."""
 
     name: str | None = None
     description: str | None = None
@@ -66,12 +65,12 @@ class Change:
     visibility: str | None = None
     shared_with: Sequence[str] | None = None
     expires_at_s: float | None = None
-    #: Of a checkpoint; ``auto`` for what its file says.
+    #: For checkpoints only; ``auto`` means as detected from the file.
     prediction_type: Prediction | Literal["auto"] | None = None
 
 
 class Library:
-    """Every method asks ``may()`` itself; none trusts its caller to have asked."""
+    """The library's use cases. Each method that takes a principal authorizes the call itself."""
 
     def __init__(
         self,
@@ -82,12 +81,12 @@ class Library:
         now: Callable[[], float] = time.time,
         quota: Quota = lambda _: None,
     ) -> None:
-        """``quota``: a tenant's storage limit in bytes, None for no limit."""
+        """``quota`` returns a tenant's storage limit in bytes, None for no limit."""
         self._records = records
         self._blobs = blobs
         self._store = store
         self._now = now
-        self._base: TTLCache[str, Asset] = TTLCache(1, _BASE_S)
+        self._base: TTLCache[str, Asset] = TTLCache(1, _BASE_CACHED_S)
         self._base_lock = Lock()
         self._purge = Purge(records, blobs, store)
         self.uploads = Uploads(records, blobs, store, parts or open_parts(store), now, quota)
@@ -96,12 +95,12 @@ class Library:
         return find(self._records, principal, reference, verb, self._now())
 
     def get(self, principal: Principal, reference: str) -> Asset:
-        """Raises AssetNotFound."""
+        """Return the asset. Raises AssetNotFound."""
         return self._find(principal, reference, "read")
 
     def list(self, principal: Principal, query: Query) -> Page:
-        """Of a query for public assets or for those shared with the tenant: those that are
-        ready. Otherwise the tenant's own."""
+        """List ready assets when the query is for public or shared ones, else the tenant's own
+        that the member can see."""
         owner = COMMONS if query.owner == "octoai" else query.owner
         query = replace(query, name=query.name and normal_name(query.name))
         if query.visibility == "public" or query.shared_with is not None:
@@ -110,15 +109,15 @@ class Library:
         return self._records.list(replace(query, tenant_id=principal.tenant_id, member_id=member))
 
     def delete(self, principal: Principal, reference: str, *, for_good: bool = False) -> Asset:
-        """Unusable at once by anybody; the name means the version before it, or is free again.
-        ``for_good``: it cannot be restored, and takes no more of the tenant's storage.
+        """Delete an asset: it is unusable at once, and its name refers to the previous version or
+        is free. ``for_good`` also frees its storage; it cannot be restored then.
 
         Raises:
             AssetNotFound.
         """
         asset = self._find(principal, reference, "delete")
         changed = self._delete(asset)
-        if changed is None:  # in between it was deleted, or its ingest ended
+        if changed is None:  # its status changed in between: deleted, or ingest ended
             return self.delete(principal, asset.id, for_good=for_good)
         if for_good:
             self._purge(changed)
@@ -131,20 +130,21 @@ class Library:
         if changed is not None:
             reach("delete.recorded")
             self.uploads.discard(asset)
-            if not asset.parts and not asset.report:  # it was never usable
+            if not asset.parts and not asset.report:  # never ingested: nothing to restore
                 self._purge(changed)
         return changed
 
     def delete_expired(self) -> Sequence[Asset]:
-        """Those whose time has come; they were unusable from that moment on."""
-        gone = (self._delete(asset) for asset in self._records.expired(self._now()))
-        return [asset for asset in gone if asset is not None]
+        """Delete the assets that have expired and return them. They were unusable already."""
+        deleted = (self._delete(asset) for asset in self._records.expired(self._now()))
+        return [asset for asset in deleted if asset is not None]
 
     def update(self, principal: Principal, reference: str, change: Change) -> Asset:
-        """What people read of an asset and who may see it; never what it is.
+        """Change an asset's metadata or visibility; never its bytes.
 
         Raises:
-            AssetNotFound, InvalidAsset, NameTaken; Forbidden, to share for others than owners.
+            AssetNotFound, InvalidAsset, NameTaken.
+            Forbidden: the role may not share the asset outside its tenant.
         """
         asset = self._find(principal, reference, "update")
         changes: dict[str, Any] = {}
@@ -154,28 +154,32 @@ class Library:
             check_name(name)
         if change.description is not None:
             changes["description"] = change.description
-        given = {
+        metadata = {
             "trigger_words": change.trigger_words, "tags": change.tags, "licence": change.licence,
         }  # fmt: skip
         data: dict[str, Any] = {
             name: value if isinstance(value, str) else list(value)
-            for name, value in given.items()
+            for name, value in metadata.items()
             if value is not None
         }
         if change.prediction_type is not None:
             if asset.kind != "checkpoint":
-                raise InvalidAsset("prediction_type", f"a {asset.kind} has none")
-            own = None if change.prediction_type == "auto" else change.prediction_type
-            known = asset.report.get("prediction_type", {})
-            if own is None and known.get("source") == "owner" and "found" not in known:
-                raise InvalidAsset("prediction_type", "its file says nothing that is served")
-            data["prediction_type"] = own
+                raise InvalidAsset(
+                    "prediction_type", f"only checkpoints have one; this is a {asset.kind}"
+                )
+            override = None if change.prediction_type == "auto" else change.prediction_type
+            reported = asset.report.get("prediction_type", {})
+            if override is None and reported.get("source") == "owner" and "found" not in reported:
+                raise InvalidAsset(
+                    "prediction_type", "the file states no type that is served; set one explicitly"
+                )
+            data["prediction_type"] = override
         if data:
             changes["data"] = {**asset.data, **data}
         if change.visibility is not None or change.shared_with is not None:
-            wanted = change.visibility or asset.visibility
+            visibility = change.visibility or asset.visibility
             shared_with = asset.shared_with if change.shared_with is None else change.shared_with
-            changes["visibility"] = checked_visibility(principal, wanted, shared_with)
+            changes["visibility"] = checked_visibility(principal, visibility, shared_with)
             changes["shared_with"] = tuple(sorted(set(shared_with)))
         if change.expires_at_s is not None:
             changes["expires_at_s"] = change.expires_at_s or None
@@ -191,7 +195,7 @@ class Library:
         if asset.preview and "visibility" in changes:
             changes["data"] = {**asset.data, **data, "preview": self._moved_preview(asset)}
         changed = self._records.update(asset.id, changes, expect=(asset.status,))
-        if changed is None:  # deleted or finished in between
+        if changed is None:  # its status changed in between: deleted, or ingest ended
             return self.update(principal, asset.id, replace(change, name=None))
         if asset.preview and changed.preview != asset.preview:
             self._drop_preview(asset.preview)
@@ -202,8 +206,8 @@ class Library:
         self._store.delete(key)
 
     def _moved_preview(self, asset: Asset) -> str | None:
-        """Copy the preview to a new key, and return it. URLs of the old key then end with the
-        sharing under which they were made, including those that the store itself signed."""
+        """Copy the preview to a new key and return the key. URLs made under the old visibility,
+        including those that the store signed, then stop working."""
         if asset.preview is None or self._store.size(asset.preview) is None:
             return None
         key = preview_key(asset.id, secrets.token_hex(32))
@@ -213,28 +217,31 @@ class Library:
         return key
 
     def _check_series(self, principal: Principal, asset: Asset) -> None:
-        """A rename takes every version along, so each must be one's own to change.
+        """Check that the principal may update every version, since a rename renames them all.
 
         Raises:
-            InvalidAsset: some are not.
+            InvalidAsset: some versions belong to other members.
         """
         query = Query(tenant_id=asset.tenant_id, name=asset.name, limit=MAX_VERSIONS)
         if not all(may(principal, "update", each) for each in self._records.list(query).assets):
-            raise InvalidAsset("name", "some of its versions are others' own; ask an owner")
+            raise InvalidAsset(
+                "name",
+                "some versions belong to other members; ask an owner of the organisation to rename",
+            )
 
     def check_update(self, principal: Principal, reference: str) -> None:
-        """Raises AssetNotFound or Forbidden unless the asset may be changed."""
+        """Raise AssetNotFound or Forbidden unless the principal may update the asset."""
         self._find(principal, reference, "update")
 
     def usable(self, principal: Principal, reference: str) -> Asset:
-        """Raises AssetNotFound; AssetNotReady when it cannot be drawn with yet."""
+        """Return a ready asset. Raises AssetNotFound or AssetNotReady."""
         asset = self._find(principal, reference, "use")
         if asset.status != "ready":
             raise AssetNotReady(reference, asset.status, asset.status_details)
         return asset
 
     def set_preview(self, principal: Principal, reference: str, key: str) -> Asset:
-        """The picture under ``key`` is the asset's preview. Raises AssetNotFound."""
+        """Make the image stored under ``key`` the asset's preview. Raises AssetNotFound."""
         asset = self._find(principal, reference, "update")
         changed = self._records.update(
             asset.id, {"data": {**asset.data, "preview": key}}, expect=(asset.status,)
@@ -246,12 +253,12 @@ class Library:
         return changed
 
     def restore(self, principal: Principal, asset_id: str) -> Asset:
-        """A deleted asset as it was, for KEPT_DELETED_S after it was deleted.
+        """Restore an asset within KEPT_DELETED_S of its deletion.
 
         Raises:
-            AssetNotFound: unknown, another's, not deleted, or deleted for too long.
-            NameTaken: by an asset that is no version of this one; rename that one first.
-            QuotaExceeded: there is no room for it by now.
+            AssetNotFound: unknown, another tenant's, not deleted, or deleted too long ago.
+            NameTaken: a live asset of another kind has its name; rename that asset first.
+            QuotaExceeded: the tenant's plan has no room for it.
         """
         require(principal, "restore")
         asset = self._records.get(asset_id)
@@ -259,16 +266,16 @@ class Library:
             raise AssetNotFound(asset_id)
         if self._now() - (asset.deleted_at_s or 0.0) > KEPT_DELETED_S:
             raise AssetNotFound(asset_id)
-        taken = self._records.find(asset.tenant_id, asset.name)
-        if taken is not None and taken.kind != asset.kind:
+        namesake = self._records.find(asset.tenant_id, asset.name)
+        if namesake is not None and namesake.kind != asset.kind:
             raise NameTaken(asset.name)
-        most = principal.plan.assets
-        mine = Query(tenant_id=asset.tenant_id, limit=1)
-        if most is not None and self._records.list(mine).total >= most:
-            raise QuotaExceeded("assets", most)
-        limit = principal.plan.storage_bytes
-        if limit is not None and self.stored_bytes(principal) > limit:
-            raise QuotaExceeded("bytes of storage", limit)
+        max_assets = principal.plan.assets
+        tenants_assets = Query(tenant_id=asset.tenant_id, limit=1)
+        if max_assets is not None and self._records.list(tenants_assets).total >= max_assets:
+            raise QuotaExceeded("assets", max_assets)
+        max_bytes = principal.plan.storage_bytes
+        if max_bytes is not None and self.stored_bytes(principal) > max_bytes:
+            raise QuotaExceeded("bytes of storage", max_bytes)
         changes: dict[str, Any] = {"status": "ready", "deleted_at_s": None}
         if any(self._store.size(blob_key(blob)) is None for blob in asset.parts.values()):
             changes |= {"status": "error", "status_details": LOST}
@@ -277,7 +284,7 @@ class Library:
         changed = self._records.update(asset_id, changes, expect=("deleted",))
         if changed is None:
             raise AssetNotFound(asset_id)
-        if not changed.parts:  # its time was up in this very moment
+        if not changed.parts:  # purged at the same time
             self._records.update(
                 asset_id, {"status": "deleted", "deleted_at_s": asset.deleted_at_s}
             )
@@ -285,7 +292,7 @@ class Library:
         return changed
 
     def resolve(self, principal: Principal, wanted: AssetSelection) -> Resolved:
-        """Raises what ``assets.library.resolve.resolve`` does."""
+        """Resolve a selection. Raises as ``assets.library.resolve.resolve`` and ``find_base``."""
         with self._base_lock:
             base = self._base.get(BASE_NAME)
             if base is None:
@@ -293,17 +300,17 @@ class Library:
         return resolve(self._records, principal, wanted, self._now(), base)
 
     def used(self, resolved: Resolved) -> None:
-        """A picture was drawn with these assets."""
+        """Count one use of each resolved asset, after a generation."""
         if resolved.asset_ids:
             self._records.used(resolved.asset_ids)
 
     def stored_bytes(self, principal: Principal) -> int:
-        """All that is kept for the tenant."""
+        """The bytes stored for the tenant, including assets that can be restored."""
         return self._blobs.stored_bytes(principal.tenant_id)
 
     def may_fetch(self, key: str) -> bool:
-        """Whether what lies under this key of the store is still anybody's to read: a signed URL
-        outlives neither a deletion nor a change of the content key."""
+        """Return whether an object may still be downloaded: a signed URL ends with the deletion of
+        its asset or a change of its content key."""
         if key.startswith(BLOBS):
             return bool(self._blobs.live([blob_of(key)]))
         if key.startswith(PREVIEWS):
@@ -312,15 +319,17 @@ class Library:
         return True
 
     def dead(self, keys: Collection[str]) -> set[str]:
-        """Of the content keys of canonical files, those that nobody can ask for any more."""
+        """Return the content keys among ``keys`` to which no live asset refers."""
         return set(keys) - self._blobs.live(keys)
 
     def miskeyed(self) -> Sequence[Asset]:
-        """Those whose content keys do not say whether they are public; to be ingested again."""
+        """Assets whose content keys do not match their visibility or prediction type; to be
+        ingested again."""
         return self._records.miskeyed()
 
     def stale_uploads(self, older_than_s: float) -> Sequence[Asset]:
-        """Uploads whose ingest seems to have died half way; each is returned once in a while."""
+        """Uploads whose ingest seems to have died: unchanged for ``older_than_s``. Each returned
+        one counts as changed now."""
         stale = self._records.stale("uploaded", self._now() - older_than_s)
         touched = (self._records.update(a.id, {}, expect=("uploaded",)) for a in stale)
         return [asset for asset in touched if asset is not None]

@@ -1,5 +1,5 @@
-"""Deletes an asset for good: its row, words and preview, and its bytes unless another asset may
-refer to them."""
+"""Permanent deletion of an asset: its row, search words, preview, and its blobs unless another
+asset may refer to them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Purge:
         self._store = store
 
     def __call__(self, asset: Asset) -> None:
-        """``asset`` is deleted; what it refers to is read from it."""
+        """Purge a deleted asset; nothing happens to one that is not deleted."""
         if asset.deleted_at_s is None or not self._records.purge(asset.id):
             return
         if asset.preview:
             self._blobs.unkeep([asset.preview])
             self._store.delete(asset.preview)
-        # A tenant's own blob can only be claimed by an ingest of that tenant; any other is left
-        # to the collector, which waits until every ingest that might want it has ended.
+        # A tenant's private blob can only be claimed by an ingest of that tenant. Other blobs are
+        # left to the garbage collector, which waits until no running ingest can claim them.
         if self._records.list(Query(tenant_id=asset.tenant_id, status="uploaded", limit=1)).total:
             return
         for key in {blob.key for blob in asset.blobs if blob.key.startswith(("t", ORIGINAL))}:
-            # A claim since the deletion is another asset's, which is about to refer to the blob.
+            # A claim after the deletion comes from another asset that is about to use the blob.
             if self._blobs.mark_for_deletion(key, asset.deleted_at_s):
                 self._store.delete(stored_blob_key(key))
                 self._blobs.forget(key)

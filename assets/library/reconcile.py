@@ -1,7 +1,7 @@
-"""Brings records and bytes back together after whatever happened between them.
+"""Reconcile records and stored bytes after crashes and data loss.
 
-Idempotent, and safe beside everything else that runs: what is younger than the grace period
-may be somebody's work in progress and is left alone.
+Idempotent, and safe while requests are served: anything younger than the grace period may be in
+use by a running upload or ingest and is left alone.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from assets.storage.object_store import ObjectStore, Stored
 
 log = logging.getLogger(__name__)
 
-#: Work in progress is younger than this.
+#: Objects and records younger than this may belong to work in progress.
 GRACE_S = 3600.0
-#: An upload that nobody completed ends then.
+#: An upload that is not completed within this time is deleted.
 UPLOAD_KEPT_S = 24 * 3600.0
 
-#: Bytes are still coming, or being looked at.
-_COMING = ("ready_to_upload", "uploading", "uploaded")
+#: Statuses of an asset whose bytes are being uploaded or ingested.
+_IN_PROGRESS = ("ready_to_upload", "uploading", "uploaded")
 
-#: Of stored objects, those that must not be there any more.
+#: Returns the keys of those stored objects that are orphans.
 Unwanted = Callable[[Sequence[Stored]], Collection[str]]
 
 
 class Reconciler:
-    """``others``: what else lies in the store, by prefix, and which of it is unwanted."""
+    """``others`` maps further prefixes of the store to functions that select their orphans."""
 
     def __init__(
         self,
@@ -65,9 +65,10 @@ class Reconciler:
         self._now = now
 
     def run(self) -> Mapping[str, int]:
-        """What was done, by kind of deed; all zero when everything was as it should be."""
+        """Run every action and return how many items each changed; all zero when records and
+        store agree."""
         done: Counter[str] = Counter()
-        deeds: dict[str, Callable[[], int]] = {
+        actions: dict[str, Callable[[], int]] = {
             "uploads_expired": self._expire_uploads,
             "part_uploads_aborted": self._abort_uploads,
             "assets_purged": self._purge,
@@ -82,34 +83,34 @@ class Reconciler:
             **self._others,
         }.items():
             name = f"orphan_{prefix.rstrip('/')}_removed"
-            deeds[name] = partial(self._remove, prefix, unwanted)
-        for name, deed in deeds.items():
+            actions[name] = partial(self._remove, prefix, unwanted)
+        for name, action in actions.items():
             try:
-                done[name] = deed()
-            except Exception:  # one that cannot be done keeps the others from nothing
-                log.exception("%s failed; it will be tried again", name)
+                done[name] = action()
+            except Exception:  # the other actions still run
+                log.exception("%s failed; it is retried in the next run", name)
                 done["failed"] += 1
         if any(done.values()):
-            log.warning("reconciled: %s", {deed: n for deed, n in done.items() if n})
+            log.warning("reconciled: %s", {action: n for action, n in done.items() if n})
         return done
 
     def _expire_uploads(self) -> int:
-        """Uploads that were begun and never completed."""
-        for begun in self._records.stale("uploading", self._now() - GRACE_S):
-            # Whoever put it together died: its parts are there still.
-            self._records.update(begun.id, {"status": "ready_to_upload"}, expect=("uploading",))
+        """Delete uploads that were begun and never completed."""
+        for asset in self._records.stale("uploading", self._now() - GRACE_S):
+            # The process that assembled the parts died; the parts are still in the store.
+            self._records.update(asset.id, {"status": "ready_to_upload"}, expect=("uploading",))
         waiting = self._records.stale("ready_to_upload", self._now())
         stale = [a for a in waiting if a.created_at_s < self._now() - UPLOAD_KEPT_S]
-        gone: dict[str, Any] = {"status": "deleted", "deleted_at_s": self._now()}
-        gone["status_details"] = "nothing was uploaded in time"
-        ended = [self._records.update(a.id, gone, expect=("ready_to_upload",)) for a in stale]
-        for asset in ended:
-            if asset is not None:
-                self._records.purge(asset.id)
-        self._weigh([asset for asset in waiting if asset not in stale])
-        return sum(asset is not None for asset in ended)
+        changes: dict[str, Any] = {"status": "deleted", "deleted_at_s": self._now()}
+        changes["status_details"] = "nothing was uploaded in time"
+        updated = [self._records.update(a.id, changes, expect=("ready_to_upload",)) for a in stale]
+        deleted = [asset for asset in updated if asset is not None]
+        for asset in deleted:
+            self._records.purge(asset.id)
+        self._record_sizes([asset for asset in waiting if asset not in stale])
+        return len(deleted)
 
-    def _weigh(self, waiting: Sequence[Asset]) -> None:
+    def _record_sizes(self, waiting: Sequence[Asset]) -> None:
         """Record the size of uploads that clients sent directly to the store."""
         if not waiting:
             return
@@ -121,23 +122,23 @@ class Reconciler:
                 self._records.update(asset.id, changes, expect=("ready_to_upload",))
 
     def _abort_uploads(self) -> int:
-        """Uploads in parts that no asset waits for any more."""
+        """Abort multipart uploads that no asset waits for."""
         aborted = 0
         for begun in list(self._parts.begun()):
             asset = self._records.get(begun.key.removeprefix(UPLOADS))
-            waits = asset is not None and asset.status in _COMING
+            waits = asset is not None and asset.status in _IN_PROGRESS
             if not waits and begun.began_at_s < self._now() - GRACE_S:
                 self._parts.abort(begun.key, begun.upload_id)
                 aborted += 1
         return aborted
 
     def _purge(self) -> int:
-        """Deleted assets that can no longer be restored let go of their bytes and their words."""
-        dead = self._records.forgotten(self._now() - KEPT_DELETED_S)
-        return sum(self._records.purge(asset.id) for asset in dead)
+        """Purge deleted assets that can no longer be restored."""
+        purgeable = self._records.forgotten(self._now() - KEPT_DELETED_S)
+        return sum(self._records.purge(asset.id) for asset in purgeable)
 
     def _collect(self) -> int:
-        """Blobs that nothing refers to: first the bytes, then the record."""
+        """Delete blobs that nothing refers to: first the bytes, then the record."""
         before_s = self._now() - GRACE_S
         collected = 0
         for key in self._blobs.garbage(before_s):
@@ -164,31 +165,32 @@ class Reconciler:
         return [path for key, path in keys.items() if key not in known]
 
     def _mark_lost(self) -> int:
-        """Assets whose bytes are gone, as a store that was restored from a backup leaves them.
-        Where most seem to be gone it is the store that is, and nothing is marked."""
+        """Mark assets whose blobs are missing, e.g. after the store was restored from a backup.
+        When more than half are missing, the store itself is at fault and nothing is marked."""
         present = {stored.key for stored in self._store.list(BLOBS)}
         # Without its original an asset is still usable.
         every = self._records.referred()
         referred = {key: ids for key, ids in every.items() if not key.startswith(ORIGINAL)}
-        gone = [
+        missing = [
             key
             for key in referred
             if stored_blob_key(key) not in present
             and self._store.size(stored_blob_key(key)) is None
         ]
-        if len(gone) * 2 > len(referred):
+        if len(missing) * 2 > len(referred):
             log.error(
-                "%s of %s blobs are not in the store: is it mounted, and the right one?",
-                len(gone), len(referred),
+                "%s of %s blobs are missing from the store; no asset is marked: check that the "
+                "right store is mounted",
+                len(missing), len(referred),
             )  # fmt: skip
             return 0
-        lost = {asset_id for key in gone for asset_id in referred[key]}
-        marked = {"status": "error", "status_details": LOST}
-        ended = [self._records.update(i, marked, expect=("ready",)) for i in lost]
-        return sum(asset is not None for asset in ended)
+        lost = {asset_id for key in missing for asset_id in referred[key]}
+        changes = {"status": "error", "status_details": LOST}
+        updated = [self._records.update(i, changes, expect=("ready",)) for i in lost]
+        return sum(asset is not None for asset in updated)
 
     def _mark_found(self) -> int:
-        """Assets whose bytes were lost and are there again."""
+        """Make assets ready whose missing blobs are in the store again."""
         found = [
             asset
             for asset in self._records.stale("error", self._now())
@@ -196,13 +198,13 @@ class Reconciler:
             and asset.parts
             and all(self._store.size(blob_key(b)) == b.size_bytes for b in asset.parts.values())
         ]
-        ready = {"status": "ready", "status_details": ""}
-        ended = [self._records.update(a.id, ready, expect=("error",)) for a in found]
-        return sum(asset is not None for asset in ended)
+        changes = {"status": "ready", "status_details": ""}
+        updated = [self._records.update(a.id, changes, expect=("error",)) for a in found]
+        return sum(asset is not None for asset in updated)
 
     def _finished_uploads(self, old: Sequence[Stored]) -> Collection[str]:
         def is_open(asset: Asset | None) -> bool:
-            return asset is not None and asset.status in _COMING
+            return asset is not None and asset.status in _IN_PROGRESS
 
         ids = {stored.key.removeprefix(UPLOADS).split("/")[0] for stored in old}
         finished = {upload_key(i) for i in ids if not is_open(self._records.get(i))}

@@ -1,4 +1,4 @@
-"""Where the library's rows are kept."""
+"""The interface of the asset database."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from assets.asset import Asset, AssetKind, Visibility
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A listing of live assets; every field that is given narrows it.
+    """A listing of live assets; each given field is a filter.
 
-    ``member_id`` leaves out what is private to other members; ``shared_with`` finds what is
-    shared with the tenant of that name.
+    ``member_id`` excludes assets that are private to other members; ``shared_with`` selects assets
+    that are shared with the tenant of that name.
     """
 
     tenant_id: str | None = None
@@ -26,21 +26,20 @@ class Query:
     name: str | None = None
     kinds: Sequence[AssetKind] = ()
     ids: Sequence[str] = ()
-    #: Of the file that was uploaded.
+    #: sha256 of the uploaded file.
     sha256: str | None = None
-    #: Words; something in the name, description or trigger words must begin with each.
+    #: Search words: each must be a prefix of a word in the name, description or trigger words.
     text: str = ""
     tags: Sequence[str] = ()
     limit: int = 100
     offset: int = 0
-    #: Only what comes after the asset of this id: a page that stays itself while others are
-    #: added and deleted.
+    #: Only assets with a greater id: pages stay stable while assets are added and deleted.
     after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """``total`` counts the whole listing, whatever page of it this is."""
+    """One page of a listing; ``total`` counts the assets of all pages."""
 
     assets: Sequence[Asset]
     total: int
@@ -51,11 +50,11 @@ class AssetRecords(Protocol):
     """Every method is one transaction."""
 
     def add(self, asset: Asset, *, new_version: bool = False, most: int | None = None) -> Asset:
-        """The asset with its version: the next one that the tenant's name has never had.
+        """Add the asset and return it with its version number, which is never reused.
 
         Raises:
-            NameTaken: the tenant has a live asset of that name and no new version is wanted.
-            QuotaExceeded: the tenant has ``most`` live assets already.
+            NameTaken: the tenant has a live asset of that name and ``new_version`` is False.
+            QuotaExceeded: the tenant already has ``most`` live assets.
         """
 
     def get(self, asset_id: str) -> Asset | None: ...
@@ -63,54 +62,54 @@ class AssetRecords(Protocol):
     def find(
         self, tenant_id: str, name: str, version: int | None = None, member_id: str | None = None
     ) -> Asset | None:
-        """A tenant's live asset by its name: that version, else the newest that is ready, else
-        the newest. With ``member_id``, of those that are not private to others."""
+        """Return a tenant's live asset by name: the given version, or the newest ready one, or the
+        newest. ``member_id`` excludes assets that are private to other members."""
 
     def find_foreign(
         self, owner: str, name: str, version: int | None = None, reader: str = ""
     ) -> Asset | None:
-        """A live asset by ``owner:name`` that is public, or shared with the tenant ``reader``."""
+        """Return another tenant's live asset that is public or shared with tenant ``reader``."""
 
     def update(
         self, asset_id: str, changes: Mapping[str, Any], *, expect: Sequence[str] = ()
     ) -> Asset | None:
-        """Change fields; None when the row is gone or its status is not one of ``expect``."""
+        """Change fields and return the asset; None when the row does not exist or its status is not
+        in ``expect``."""
 
     def purge(self, asset_id: str) -> bool:
-        """Let a deleted asset go for good: its row, or, where its version was in use and is the
-        last of its name, all but its number. Whether it was deleted."""
+        """Remove a deleted asset for good. If it was ingested and is the last version of its name,
+        a row with the version number remains. Return whether the asset was a deleted one."""
 
     def rename(self, asset_id: str, name: str) -> Asset | None:
-        """Another name, for every live version of that asset's name; None when it is gone.
+        """Rename every live version of the asset's name; None when the asset is deleted.
 
         Raises:
             NameTaken: the tenant has another live asset of the new name.
         """
 
     def used(self, asset_ids: Sequence[str]) -> None:
-        """Count one use of each, now."""
+        """Count one use of each asset."""
 
     def list(self, query: Query) -> Page: ...
 
     def previews(self) -> set[str]:
-        """The keys of all preview pictures of assets that are there or can be restored."""
+        """The object keys of the preview images of live and restorable assets."""
 
     def referred(self) -> Mapping[str, Sequence[str]]:
-        """The ids of live assets that are ready, by the content keys that they refer to."""
+        """The ids of ready assets, by the content keys that they refer to."""
 
     def miskeyed(self) -> Sequence[Asset]:
-        """Live assets that are ready and became public, or ceased to be, after their content
-        keys were given."""
+        """Ready assets whose visibility or prediction type changed so that their content keys are
+        wrong."""
 
     def forgotten(self, before_s: float) -> Sequence[Asset]:
-        """Assets that were deleted before then and still refer to blobs."""
+        """Assets that were deleted before ``before_s`` and are not yet purged."""
 
     def restorable(self, tenant_id: str) -> Sequence[Asset]:
-        """A tenant's deleted assets that still refer to blobs, the one first that was deleted
-        first."""
+        """A tenant's deleted assets that still refer to blobs, in the order of deletion."""
 
     def stale(self, status: str, before_s: float) -> Sequence[Asset]:
-        """Assets of that status whose last change is older than ``before_s``."""
+        """Assets of that status that were last changed before ``before_s``."""
 
     def expired(self, now_s: float) -> Sequence[Asset]:
         """Live assets whose ``expires_at_s`` has passed."""

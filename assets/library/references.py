@@ -1,7 +1,7 @@
-"""Which canonical files the library refers to, so that none is lost and none is kept for ever.
+"""References from assets to blobs: the basis of garbage collection.
 
-A blob is claimed in the records before its bytes are stored, and its bytes are removed before
-its record is: so whatever a crash leaves behind, one of the two says that something is there.
+A blob's record is written before its bytes are stored and removed after its bytes are deleted, so
+that after a crash every stored blob still has a record.
 """
 
 from __future__ import annotations
@@ -16,34 +16,35 @@ class BlobRecords(Protocol):
     """Every method is one transaction."""
 
     def claim(self, blob: Blob) -> bool:
-        """About to be referred to: no collector takes it for a while. False while one is
-        taking it just now; ask again a little later."""
+        """Protect a blob from garbage collection before an asset refers to it. Return False while
+        the blob is being deleted; retry a little later."""
 
     def live(self, keys: Collection[str]) -> set[str]:
-        """Those that a live asset refers to."""
+        """Return the keys to which a live asset refers."""
 
     def known(self, keys: Collection[str]) -> set[str]:
-        """Those that have a record, whether anything refers to them or not."""
+        """Return the keys that have a record, whether referred to or not."""
 
     def stored_bytes(self, tenant_id: str, *, restorable: bool = True) -> int:
-        """All that is kept for a tenant: what its assets refer to, deleted ones that can be
-        restored included, each blob once; uploads until their ingest has ended; and what
-        what :meth:`keep` was told of. Without ``restorable`` deleted assets are left out."""
+        """Return a tenant's stored bytes: the blobs of its assets, each once, including deleted
+        assets that can be restored; uploads until their ingest has ended; and the objects recorded
+        by :meth:`keep`. ``restorable=False`` leaves deleted assets out."""
 
     def keep(self, key: str, tenant_id: str, size_bytes: int) -> None:
-        """Count an object of the store that is not an asset's file: a result, an image or a preview
-        of a tenant. Call it after the object was stored."""
+        """Record an object that is not an asset's file (a result, image or preview) in the tenant's
+        stored bytes. Call it after the object was stored."""
 
     def unkeep(self, keys: Collection[str]) -> None:
-        """Count these objects no more. Call it before they are removed: an object that a crash
-        leaves behind is found and removed later."""
+        """Remove these objects from the stored bytes. Call it before they are deleted: an object
+        that a crash leaves behind is an orphan, which is removed later."""
 
     def garbage(self, before_s: float) -> Sequence[str]:
-        """What no asset refers to, a restorable one either, and nobody claimed since."""
+        """Return the keys to which no asset refers, not even a restorable one, and that were last
+        claimed before ``before_s``."""
 
     def mark_for_deletion(self, key: str, before_s: float) -> bool:
-        """Take a piece of garbage, if it is that still and nobody else has taken it since then;
-        its bytes may then be removed."""
+        """Mark a blob for deletion; its bytes may then be deleted. Return False when it is not
+        garbage any more, or another collector marked it since ``before_s``."""
 
     def forget(self, key: str) -> None:
-        """Its bytes are gone."""
+        """Remove the record of a blob that was marked and whose bytes are deleted."""

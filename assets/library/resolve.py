@@ -1,7 +1,7 @@
-"""From what a request names to a recipe: once, at admission, after ``may()`` has answered.
+"""Resolution of asset references to a recipe: once per request, at admission, after ``may()``.
 
-A reference is an id, a name of one's own, or ``owner:name`` of a public or shared asset; a name
-may say which version, ``name@2``, and otherwise means the newest that is ready.
+A reference is an asset id, a name of the tenant's own, or ``owner:name`` of a public or shared
+asset. ``name@2`` selects a version; a plain name means the newest ready version.
 """
 
 from __future__ import annotations
@@ -19,46 +19,45 @@ from assets.library.validation import normal_name
 from assets.principal import Principal
 from assets.recipe import InversionUse, LoraUse, Recipe
 
-#: The name, among the commons, of the checkpoint that a request without one is drawn with.
+#: The name, in ``commons``, of the default checkpoint.
 BASE_NAME = "base"
 MAX_LORAS = 32
 MAX_INVERSIONS = 32
-#: Of a word that stands for an inversion in a prompt.
+#: Length of an inversion's trigger word.
 MAX_WORD_CHARS = 128
 MAX_LORA_WEIGHT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class AssetSelection:
-    """The assets a request names."""
+    """A request's asset references: LoRAs with weights, inversions with trigger words."""
 
     checkpoint: str | None = None
     vae: str | None = None
     loras: Mapping[str, float] = field(default_factory=dict)
     inversions: Mapping[str, str] = field(default_factory=dict)
-    #: Of LoRAs whose weight on the text encoders is another than on the UNet.
+    #: Weights on the text encoders, for LoRAs where they differ from the weight on the UNet.
     lora_text_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A recipe, the name under which the request knew each content key, and the ids of the
-    assets that it named."""
+    """A recipe, the request's reference for each content key, and the ids of its assets."""
 
     recipe: Recipe
     names: Mapping[str, str]
     asset_ids: tuple[str, ...] = ()
-    #: What the requester ought to know of the assets.
+    #: For the response, e.g. about a LoRA of which few parameters match.
     warnings: tuple[str, ...] = ()
 
 
 def find(
     records: AssetRecords, principal: Principal, reference: str, verb: Verb, now_s: float
 ) -> Asset:
-    """The live asset that ``reference`` means to ``principal``.
+    """Return the live asset that ``reference`` means for ``principal``.
 
     Raises:
-        AssetNotFound: unknown, deleted, expired or not allowed: the caller cannot tell which.
+        AssetNotFound: unknown, deleted, expired or not allowed; the error does not say which.
         Forbidden: the key's role does not allow the verb.
     """
     require(principal, verb)
@@ -73,19 +72,19 @@ def find(
 def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asset | None:
     if is_asset_id(reference):
         return records.get(reference)
-    owner, colon, named = normal_name(reference).rpartition(":")
-    name, at, number = named.partition("@")
+    owner, colon, versioned_name = normal_name(reference).rpartition(":")
+    name, at, number = versioned_name.partition("@")
     version = None
     if at:
         if not (number.isascii() and number.isdigit() and len(number) < 9):
             return None
         version = int(number)
     if principal.role == "anonymous":
-        of = owner if colon and owner != "octoai" else COMMONS
-        return records.find_foreign(of, name, version)
+        public_owner = owner if colon and owner != "octoai" else COMMONS
+        return records.find_foreign(public_owner, name, version)
     member = None if principal.role == "owner" else principal.member_id
     if not colon:
-        # One's own name wins; older applications name the public assets without their owner.
+        # The tenant's own name wins; older applications omit the owner of public assets.
         own = records.find(principal.tenant_id, name, version, member)
         return own or records.find_foreign(COMMONS, name, version)
     if owner == "octoai":
@@ -96,10 +95,10 @@ def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asse
 
 
 def find_base(records: AssetRecords) -> Asset:
-    """The checkpoint that a request without one is drawn with.
+    """Return the default checkpoint.
 
     Raises:
-        AssetNotReady: it is not imported yet.
+        AssetNotReady: no base model is imported yet.
     """
     base = records.find_foreign(COMMONS, BASE_NAME)
     if base is None or base.status != "ready":
@@ -110,11 +109,12 @@ def find_base(records: AssetRecords) -> Asset:
 def resolve(
     records: AssetRecords, principal: Principal, wanted: AssetSelection, now_s: float, base: Asset
 ) -> Resolved:
-    """Names to content.
+    """Resolve the references of a selection to a recipe of content keys.
 
     Raises:
-        AssetNotFound, AssetNotReady: about the reference that is at fault.
-        InvalidAsset: an asset of the wrong kind, or a weight that makes no sense.
+        AssetNotFound, AssetNotReady: names the reference at fault.
+        InvalidAsset: an asset of the wrong kind, too many assets, or an invalid weight or trigger
+            word.
     """
     require(principal, "use")
     names: dict[str, str] = {}
@@ -154,10 +154,10 @@ def resolve(
     weights: dict[str, LoraUse] = {}
     for reference, weight in wanted.loras.items():
         text_weight = wanted.lora_text_weights.get(reference, weight)
-        for given in (weight, text_weight):
-            if not -MAX_LORA_WEIGHT <= given <= MAX_LORA_WEIGHT:
+        for value in (weight, text_weight):
+            if not -MAX_LORA_WEIGHT <= value <= MAX_LORA_WEIGHT:
                 limit = f"between {-MAX_LORA_WEIGHT} and {MAX_LORA_WEIGHT}"
-                raise InvalidAsset("loras", f"weight {given} of {reference!r} must be {limit}")
+                raise InvalidAsset("loras", f"weight {value} of {reference!r} must be {limit}")
         blob = usable(reference, "lora", "loras").parts["lora"]
         if blob.key in weights:
             raise InvalidAsset("loras", f"{reference!r} is named twice (by two of its names)")
@@ -170,8 +170,11 @@ def resolve(
         if not word:
             raise InvalidAsset("textual_inversions", f"{reference!r} needs a trigger word")
         if len(word) > MAX_WORD_CHARS:
-            at_most = f"at most {MAX_WORD_CHARS} characters"
-            raise InvalidAsset("textual_inversions", f"the word for {reference!r} has {at_most}")
+            raise InvalidAsset(
+                "textual_inversions",
+                f"the trigger word of {reference!r} has {len(word)} characters; "
+                f"at most {MAX_WORD_CHARS} are accepted",
+            )
         inversions.append(InversionUse(asset.parts["textual_inversion"], word))
     if len({use.token for use in inversions}) != len(inversions):
         raise InvalidAsset("textual_inversions", "two inversions have the same trigger word")

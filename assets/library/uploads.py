@@ -1,6 +1,6 @@
-"""How bytes come into the library: create, transfer, complete; or abort.
+"""Uploads: create an asset, transfer its bytes, complete or abort.
 
-Nothing here loads a tensor: a gateway imports it without torch.
+No module here imports torch, so that gateways can import it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from assets.storage.object_paths import PARTS, UPLOADS, upload_key
 from assets.storage.object_store import ObjectStore
 
 MAX_UPLOAD_BYTES = 16 << 30
-#: Of a tenant, by its id.
+#: Returns the storage limit in bytes of the tenant with this id; None for no limit.
 Quota = Callable[[str], int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class NewAsset:
-    """What a client says of an asset before it sends the bytes.
+    """A client's description of an asset, before its bytes are uploaded.
 
-    ``new_version``: the name may be taken, and this is its next version. With ``url``, or
-    ``hf_repo`` as ``owner/name`` or ``owner/name:file``, the platform fetches the bytes itself.
+    ``new_version`` adds a version to an existing name. With ``url``, or ``hf_repo`` as
+    ``owner/name`` or ``owner/name:file``, the platform downloads the bytes itself.
     """
 
     name: str
@@ -54,7 +54,7 @@ class NewAsset:
     new_version: bool = False
     url: str | None = None
     hf_repo: str | None = None
-    #: To be sent in parts: how many bytes there will be, and in parts of how many.
+    #: For a multipart upload: the size of the file and of its parts.
     size_bytes: int | None = None
     part_bytes: int = PART_BYTES
     data: Mapping[str, Any] | None = None
@@ -62,7 +62,7 @@ class NewAsset:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload in parts, as far as it is. All but the last part have ``part_bytes``."""
+    """The state of a multipart upload. All parts but the last have ``part_bytes`` bytes."""
 
     asset: Asset
     upload_id: str
@@ -79,13 +79,13 @@ class Upload:
 
     @property
     def missing(self) -> Sequence[int]:
-        """Those that are not there, or not whole."""
-        whole = {p.number for p in self.arrived if p.size_bytes == self.part_size(p.number)}
-        return [number for number in range(1, self.part_count + 1) if number not in whole]
+        """The numbers of the parts that are absent or incomplete."""
+        complete = {p.number for p in self.arrived if p.size_bytes == self.part_size(p.number)}
+        return [number for number in range(1, self.part_count + 1) if number not in complete]
 
 
 class Uploads:
-    """Every method asks ``may()`` itself; none trusts its caller to have asked."""
+    """The upload use cases. Each method that takes a principal authorizes the call itself."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Uploads:
         now: Callable[[], float],
         quota: Quota,
     ) -> None:
-        """``quota``: a tenant's storage limit in bytes, None for no limit."""
+        """``quota`` returns a tenant's storage limit in bytes, None for no limit."""
         self._records = records
         self._blobs = blobs
         self._store = store
@@ -109,7 +109,11 @@ class Uploads:
         return find(self._records, principal, reference, verb, self._now())
 
     def create(self, principal: Principal, new: NewAsset) -> Asset:
-        """Raises Forbidden, InvalidAsset, NameTaken, QuotaExceeded."""
+        """Add the asset's record and begin its upload or import.
+
+        Raises:
+            Forbidden, InvalidAsset, NameTaken, QuotaExceeded.
+        """
         require(principal, "create")
         new = replace(new, name=normal_name(new.name))
         check_name(new.name)
@@ -117,18 +121,18 @@ class Uploads:
             raise InvalidAsset(
                 "asset_type", f"{new.kind!r} is not supported; accepted: {', '.join(ASSET_KINDS)}"
             )
-        _check_word(new)
+        _check_kind_fields(new)
         visibility = checked_visibility(principal, new.visibility, new.shared_with)
         check_expiry(new.expires_at_s, self._now())
         source = _checked_source(new)
         room = self.room(principal)
         if new.size_bytes is not None:
             _check_parts(new, room)
-        known = self._records.find(principal.tenant_id, new.name) if new.new_version else None
-        if known is not None and not may(principal, "update", known):
+        previous = self._records.find(principal.tenant_id, new.name) if new.new_version else None
+        if previous is not None and not may(principal, "update", previous):
             raise NameTaken(new.name)
-        if known is not None and known.kind != new.kind:
-            raise InvalidAsset("asset_type", f"a version of a {known.kind} is a {known.kind}")
+        if previous is not None and previous.kind != new.kind:
+            raise InvalidAsset("asset_type", f"a version of a {previous.kind} is a {previous.kind}")
         now = self._now()
         asset = Asset(
             id=new_asset_id(now),
@@ -153,7 +157,7 @@ class Uploads:
             return added
         try:
             self.make_room(principal.tenant_id, principal.plan.storage_bytes)
-        except QuotaExceeded:  # another upload began beside it
+        except QuotaExceeded:  # a concurrent upload took the room
             self._records.update(added.id, {"status": "deleted", "deleted_at_s": self._now()})
             self._records.purge(added.id)
             raise
@@ -165,15 +169,15 @@ class Uploads:
         return self._records.update(added.id, {"data": {**added.data, "upload": upload}}) or added
 
     def room(self, principal: Principal) -> int:
-        """How many bytes an upload may have.
+        """Return how many bytes an upload may have.
 
         Raises:
-            QuotaExceeded: none.
+            QuotaExceeded: no storage is left.
         """
         return self._room(principal.tenant_id, principal.plan.storage_bytes)
 
     def _room(self, tenant_id: str, limit: int | None, held_bytes: int = 0) -> int:
-        """``held_bytes`` of what is stored are the upload's own."""
+        """``held_bytes``: how many of the stored bytes are reserved by the upload itself."""
         if limit is None:
             return MAX_UPLOAD_BYTES
         room = limit - self._blobs.stored_bytes(tenant_id, restorable=False) + held_bytes
@@ -182,10 +186,10 @@ class Uploads:
         return min(room, MAX_UPLOAD_BYTES)
 
     def make_room(self, tenant_id: str, limit: int | None) -> None:
-        """Deleted assets give way to what is stored by now, the oldest first.
+        """Purge deleted assets, oldest first, until the tenant is within its limit.
 
         Raises:
-            QuotaExceeded: without any of them it is still too much.
+            QuotaExceeded: no deleted asset is left and the tenant is still over its limit.
         """
         if limit is None:
             return
@@ -197,75 +201,81 @@ class Uploads:
             self._purge(asset)
 
     def state(self, principal: Principal, reference: str) -> Upload:
-        """How far an upload in parts is.
+        """Return the state of a multipart upload.
 
         Raises:
-            AssetNotFound: also for an asset that is not, or not any more, sent in parts.
+            AssetNotFound: also when the asset has no multipart upload in progress.
         """
         asset = self._find(principal, reference, "update")
-        begun = asset.data.get("upload")
-        if asset.status != "ready_to_upload" or begun is None:
+        multipart = asset.data.get("upload")
+        if asset.status != "ready_to_upload" or multipart is None:
             raise AssetNotFound(reference)
-        arrived = self._parts.parts(upload_key(asset.id), begun["id"])
-        return Upload(asset, begun["id"], begun["size_bytes"], begun["part_bytes"], arrived)
+        arrived = self._parts.parts(upload_key(asset.id), multipart["id"])
+        return Upload(
+            asset, multipart["id"], multipart["size_bytes"], multipart["part_bytes"], arrived
+        )
 
     def signed_part(self, upload: Upload, number: int, expires_s: int) -> str | None:
-        """A URL of the store's own to which the part may be PUT, if it has such."""
+        """Return the store's signed URL to PUT a part to; None when the gateway must receive it."""
         key = upload_key(upload.asset.id)
         return self._parts.signed_put(key, upload.upload_id, number, expires_s)
 
     def abort(self, principal: Principal, reference: str) -> Asset:
-        """End an upload that is not complete: what has arrived is dropped, and the name free.
+        """Abort an incomplete upload: delete its bytes and free its name.
 
         Raises:
-            AssetNotFound: also for an asset that is complete.
+            AssetNotFound: also when the upload is complete.
         """
         asset = self._find(principal, reference, "update")
         if asset.status != "ready_to_upload":
             raise AssetNotFound(reference)
-        gone = {"status": "deleted", "deleted_at_s": self._now()}
-        changed = self._records.update(asset.id, gone, expect=("ready_to_upload",))
+        changes = {"status": "deleted", "deleted_at_s": self._now()}
+        changed = self._records.update(asset.id, changes, expect=("ready_to_upload",))
         if changed is None:
             raise AssetNotFound(reference)
         self.discard(asset)
         self._records.purge(asset.id)
         return changed
 
-    def _put_together(self, asset: Asset) -> None:
-        """Raises InvalidAsset when a part is missing."""
-        begun = asset.data["upload"]
+    def _assemble(self, asset: Asset) -> None:
+        """Assemble the parts into one object. Raises InvalidAsset when a part is missing."""
+        multipart = asset.data["upload"]
         key = upload_key(asset.id)
-        if self._store.size(key) == begun["size_bytes"]:
-            return  # by an earlier call, whose answer was lost
-        arrived = self._parts.parts(key, begun["id"])
-        upload = Upload(asset, begun["id"], begun["size_bytes"], begun["part_bytes"], arrived)
+        if self._store.size(key) == multipart["size_bytes"]:
+            return  # an earlier call did it, but its response was lost
+        arrived = self._parts.parts(key, multipart["id"])
+        upload = Upload(
+            asset, multipart["id"], multipart["size_bytes"], multipart["part_bytes"], arrived
+        )
         if upload.missing:
-            some = ", ".join(map(str, upload.missing[:10]))
+            numbers = ", ".join(map(str, upload.missing[:10]))
             raise InvalidAsset(
                 "asset_id", f"{len(upload.missing)} of {upload.part_count} parts are missing or "
-                f"not whole ({some}); GET /v1/assets/{asset.id}/upload says where to send them",
+                f"incomplete ({numbers}); GET /v1/assets/{asset.id}/upload returns their URLs",
             )  # fmt: skip
-        self._parts.finish(key, begun["id"], arrived[: upload.part_count])
+        self._parts.finish(key, multipart["id"], arrived[: upload.part_count])
 
     def complete(self, principal: Principal, reference: str) -> Asset:
-        """The client says that its bytes are there. Repeating it is harmless.
+        """Complete an upload, so that its ingest can start. Idempotent.
 
         Raises:
-            InvalidAsset: the store holds no bytes for this asset, or too many.
-            QuotaExceeded: more bytes than the tenant's plan has room for; they are dropped.
+            InvalidAsset: the store holds no bytes for this asset, too many, or not all parts.
+            QuotaExceeded: more bytes than the tenant's plan has room for; they are deleted.
         """
         asset = self._find(principal, reference, "update")
         if asset.status != "ready_to_upload":
             return asset
         if "upload" in asset.data:
-            # One at a time: each would write the whole file.
-            mine = self._records.update(
+            # Concurrent calls would each write the whole file.
+            claimed = self._records.update(
                 asset.id, {"status": "uploading"}, expect=("ready_to_upload",)
             )
-            if mine is None:
-                raise InvalidAsset("asset_id", "its parts are being put together already")
+            if claimed is None:
+                raise InvalidAsset(
+                    "asset_id", "another call is completing this upload; poll the asset's status"
+                )
             try:
-                self._put_together(asset)
+                self._assemble(asset)
             finally:
                 self._records.update(asset.id, {"status": "ready_to_upload"}, expect=("uploading",))
         size = self._store.size(upload_key(asset.id))
@@ -286,40 +296,40 @@ class Uploads:
         return changed or self._find(principal, asset.id, "read")
 
     def begin(self, key: str, declared_bytes: int | None) -> int:
-        """An upload, or a part of one, begins to arrive under this key: how many bytes it may
-        have. So many as are declared, or else may come, count as the tenant's from now on.
+        """Begin to receive an upload, or one part of it, under ``key``; return how many bytes to
+        accept. The declared bytes, or all accepted bytes if none are declared, count towards the
+        tenant's storage from now on.
 
         Raises:
-            AssetNotFound: nothing is awaited there, or not any more.
+            AssetNotFound: no upload to this key is in progress.
             TooLarge, QuotaExceeded.
         """
-        asset = self._awaiting(key)
-        begun = asset.data.get("upload")
-        if begun is not None:  # as many as were announced count already
+        asset = self._open_upload(key)
+        if asset.data.get("upload") is not None:  # the size declared at creation counts already
             return _checked_size(declared_bytes, self._part_bytes(asset, key))
         limit = self._quota(asset.tenant_id)
-        most = self._room(asset.tenant_id, limit, asset.size_bytes)
-        most = min(most, int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES)))
-        _checked_size(declared_bytes, most)
-        size = most if declared_bytes is None else declared_bytes
-        self._hold(asset, size)
+        room = self._room(asset.tenant_id, limit, asset.size_bytes)
+        max_bytes = min(room, int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES)))
+        _checked_size(declared_bytes, max_bytes)
+        size = max_bytes if declared_bytes is None else declared_bytes
+        self._reserve(asset, size)
         try:
             self.make_room(asset.tenant_id, limit)
-        except QuotaExceeded:  # others have begun beside it
-            self._hold(asset, 0)
+        except QuotaExceeded:  # concurrent uploads took the room
+            self._reserve(asset, 0)
             raise
         return size
 
     def ended(self, key: str, received_bytes: int) -> None:
-        """What began to arrive has ended, with so many bytes or none."""
+        """End what :meth:`begin` began: only the received bytes count from now on."""
         asset = self._records.get(_asset_id(key))
         if asset is not None and "upload" not in asset.data:
-            self._hold(asset, received_bytes)
+            self._reserve(asset, received_bytes)
 
-    def _hold(self, asset: Asset, size_bytes: int) -> None:
+    def _reserve(self, asset: Asset, size_bytes: int) -> None:
         self._records.update(asset.id, {"size_bytes": size_bytes}, expect=("ready_to_upload",))
 
-    def _awaiting(self, key: str) -> Asset:
+    def _open_upload(self, key: str) -> Asset:
         asset = self._records.get(_asset_id(key))
         if asset is None or asset.status != "ready_to_upload":
             raise AssetNotFound(key)
@@ -327,16 +337,18 @@ class Uploads:
 
     @staticmethod
     def _part_bytes(asset: Asset, key: str) -> int:
-        """Raises AssetNotFound."""
-        begun = asset.data["upload"]
-        upload = Upload(asset, begun["id"], begun["size_bytes"], begun["part_bytes"], ())
+        """Return the size of the part stored under ``key``. Raises AssetNotFound."""
+        multipart = asset.data["upload"]
+        upload = Upload(
+            asset, multipart["id"], multipart["size_bytes"], multipart["part_bytes"], ()
+        )
         number = key.rpartition("/")[2]
         if not (number.isdigit() and 1 <= int(number) <= upload.part_count):
             raise AssetNotFound(key)
         return upload.part_size(int(number))
 
     def discard(self, asset: Asset) -> None:
-        """What has arrived of an asset that is deleted."""
+        """Delete the uploaded bytes of a deleted asset."""
         self._store.delete(upload_key(asset.id))
         if asset.status == "ready_to_upload" and "upload" in asset.data:
             self._parts.abort(upload_key(asset.id), asset.data["upload"]["id"])
@@ -346,11 +358,11 @@ def _asset_id(key: str) -> str:
     return key.removeprefix(PARTS).removeprefix(UPLOADS).partition("/")[0]
 
 
-def _checked_size(declared_bytes: int | None, most: int) -> int:
-    """Return ``most``, the number of bytes to accept. Raises TooLarge: more are declared."""
-    if declared_bytes is not None and declared_bytes > most:
-        raise TooLarge(f"{declared_bytes} bytes; at most {most} are accepted")
-    return most
+def _checked_size(declared_bytes: int | None, max_bytes: int) -> int:
+    """Return ``max_bytes``. Raises TooLarge when more are declared."""
+    if declared_bytes is not None and declared_bytes > max_bytes:
+        raise TooLarge(f"{declared_bytes} bytes; at most {max_bytes} are accepted")
+    return max_bytes
 
 
 def _check_parts(new: NewAsset, room: int) -> None:
@@ -359,19 +371,24 @@ def _check_parts(new: NewAsset, room: int) -> None:
         raise InvalidAsset("size_bytes", f"{new.size_bytes} bytes; at most {room} are accepted")
     if not LEAST_PART_BYTES <= new.part_bytes <= MOST_PART_BYTES:
         limits = f"{LEAST_PART_BYTES} to {MOST_PART_BYTES}"
-        raise InvalidAsset("part_bytes", f"a part has {limits} bytes")
+        raise InvalidAsset("part_bytes", f"{new.part_bytes} bytes; a part must have {limits}")
 
 
-def _check_word(new: NewAsset) -> None:
-    """Raises InvalidAsset: something is said that the kind has not."""
+def _check_kind_fields(new: NewAsset) -> None:
+    """Raise InvalidAsset when a field is given that the kind does not support."""
     data = new.data or {}
     for field, kind in (("prediction_type", "checkpoint"), ("adapter_config", "lora")):
         if data.get(field) is not None and new.kind != kind:
-            raise InvalidAsset(field, f"a {kind} has it; this is a {new.kind}")
+            raise InvalidAsset(field, f"supported for a {kind} only; this is a {new.kind}")
 
 
 def _checked_source(new: NewAsset) -> dict[str, str]:
-    """Raises InvalidAsset. The guard's own rules are asked when it is fetched."""
+    """Return the ``data`` fields of an import's source. The import rules are checked later, at
+    download.
+
+    Raises:
+        InvalidAsset: the URL or repository is not usable.
+    """
     if new.url and new.hf_repo:
         raise InvalidAsset("url", "give url or hf_repo, not both")
     if new.hf_repo:

@@ -1,4 +1,4 @@
-"""What may be said of an asset: its name, who sees it, until when."""
+"""Validation of an asset's name, visibility and expiry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from assets.asset import VISIBILITIES, Visibility
 from assets.errors import InvalidAsset
 from assets.principal import Principal
 
-#: Of a name: characters, and bytes of UTF-8, so that a file system can hold it.
+#: Limits of a name in characters and in bytes of UTF-8, so that it is a valid file name.
 MAX_NAME_CHARS, MAX_NAME_BYTES = 128, 224
 _MARKS = ("Mn", "Mc")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
@@ -20,19 +20,19 @@ _LONGEST_S = 100 * 365 * 24 * 3600.0
 
 
 def normal_name(name: str) -> str:
-    """One spelling of names that look the same (Unicode's normal form C)."""
+    """Return the name in Unicode normal form C, so that names that look equal are equal."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_name_character(character: str) -> bool:
-    """Letters and digits of any script, the marks that belong to them, and ``- _ .``"""
+    """Return whether it is a letter, digit or combining mark of any script, or one of ``-_.``"""
     return character in "-_." or character.isalnum() or unicodedata.category(character) in _MARKS
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidAsset unless it is a name in its normal form."""
-    model_fingerprint = 0 < len(name) <= MAX_NAME_CHARS and len(name.encode()) <= MAX_NAME_BYTES
-    if not (model_fingerprint and name[0].isalnum() and all(map(is_name_character, name))):
+    """Raise InvalidAsset unless ``name``, in normal form, is a valid asset name."""
+    has_valid_length = 0 < len(name) <= MAX_NAME_CHARS and len(name.encode()) <= MAX_NAME_BYTES
+    if not (has_valid_length and name[0].isalnum() and all(map(is_name_character, name))):
         raise InvalidAsset(
             "name", f"a name is 1 to {MAX_NAME_CHARS} letters, digits, '-', '_' or '.' (at most "
             f"{MAX_NAME_BYTES} bytes of UTF-8), and begins with a letter or digit",
@@ -40,24 +40,31 @@ def check_name(name: str) -> None:
 
 
 def check_expiry(expires_at_s: float | None, now_s: float) -> None:
-    """Raises InvalidAsset when the moment has passed, or is beyond what calendars can say."""
+    """Raise InvalidAsset when the time has passed or is more than a hundred years away, which
+    calendar functions may not represent."""
     if expires_at_s is None:
         return
     if expires_at_s <= now_s:
-        raise InvalidAsset("expires_at", "it would have expired already")
+        raise InvalidAsset("expires_at", "this time has passed; give a later one or leave it out")
     if expires_at_s > now_s + _LONGEST_S:
         raise InvalidAsset("expires_at", "at most a hundred years from now; or leave it out")
 
 
-def checked_visibility(principal: Principal, wanted: str, shared_with: Sequence[str]) -> Visibility:
-    """Raises InvalidAsset, or Forbidden when it leaves the organisation and may not."""
-    if wanted not in VISIBILITIES:
-        raise InvalidAsset("visibility", f"{wanted!r} is none of {', '.join(VISIBILITIES)}")
-    if wanted in ("shared", "public"):
+def checked_visibility(
+    principal: Principal, visibility: str, shared_with: Sequence[str]
+) -> Visibility:
+    """Return the visibility. Raises InvalidAsset, or Forbidden when the role may not share."""
+    if visibility not in VISIBILITIES:
+        raise InvalidAsset(
+            "visibility", f"{visibility!r} is not supported; accepted: {', '.join(VISIBILITIES)}"
+        )
+    if visibility in ("shared", "public"):
         require(principal, "share")
-    if wanted == "shared":
+    if visibility == "shared":
         if not shared_with:
-            raise InvalidAsset("shared_with", "name the tenants that it is shared with")
+            raise InvalidAsset("shared_with", "list the tenants to share the asset with")
         if len(shared_with) > MAX_SHARED_WITH or not all(map(_TENANT.match, shared_with)):
-            raise InvalidAsset("shared_with", f"at most {MAX_SHARED_WITH} names of tenants")
-    return next(visibility for visibility in VISIBILITIES if visibility == wanted)
+            raise InvalidAsset(
+                "shared_with", f"a list of at most {MAX_SHARED_WITH} valid tenant names is accepted"
+            )
+    return next(known for known in VISIBILITIES if known == visibility)

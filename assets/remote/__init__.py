@@ -1,1 +1,1 @@
-"""Other sites that assets are imported from, reached through a client with guards."""
+"""Imports from other sites, through an HTTP client that is guarded against SSRF."""

@@ -1,10 +1,9 @@
-"""A client for addresses that strangers give us, which reaches nothing but the public internet.
+"""An HTTP client for user-supplied URLs that reaches only the public internet (SSRF guard).
 
-The guard stands where a connection is made: a name is resolved once, every address that it has
-is checked, and the connection goes to the very address that was checked. So there is no second
-look-up for a rebinding name to answer differently, and whatever spelling of an address a URL
-has, or whatever a redirect leads to, it comes past the same guard. No proxy and no credentials
-of the environment are used.
+Addresses are checked where a connection is made: a name is resolved once, all its addresses are
+checked, and the connection goes to a checked address. DNS rebinding, unusual spellings of an
+address and redirects therefore cannot bypass the check. Proxies and credentials of the environment
+are not used.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from assets.errors import FetchFailed, FetchRefused, TooLarge
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-#: All addresses of a name, as text.
+#: Returns all addresses of a host name and port, as text.
 Resolve = Callable[[str, int], Sequence[str]]
-#: Bytes that have arrived, and how many there will be, if that was said.
+#: Receives the bytes received so far and the total, None when the server does not state it.
 Progress = Callable[[int, int | None], None]
 
 _PORTS = {"https": 443, "http": 80}
 _CHUNK_BYTES = 1 << 20
 _MAX_URL_CHARS = 2048
-#: RFC 9637, which not every Python knows of.
+#: RFC 9637; ``ipaddress`` in some supported Python versions lacks it.
 _DOCUMENTATION = (ipaddress.IPv6Network("3fff::/20"),)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -47,8 +46,8 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """``hosts`` are patterns such as ``*.example.org``. ``networks`` are reached although they
-    are not public, at any port: an operator's own store of models."""
+    """Which URLs may be fetched. ``hosts`` are patterns such as ``*.example.org``. ``networks`` are
+    allowed at any port although they are not public, e.g. for an operator's own model store."""
 
     schemes: Sequence[str] = ("https",)
     hosts: Sequence[str] = ("*",)
@@ -57,7 +56,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """A transfer must bring ``least_bytes_per_s`` within every ``window_s``."""
+    """Timeouts of a transfer, and the least rate within every ``window_s``."""
 
     connect_s: float = 10.0
     answer_s: float = 30.0
@@ -68,12 +67,12 @@ class FetchLimits:
 
 
 def system_resolve(host: str, port: int) -> Sequence[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in infos]
 
 
 class Fetcher:
-    """Threads may share it; each transfer has a connection of its own."""
+    """The guarded client. Thread-safe; each transfer has its own connection."""
 
     def __init__(
         self,
@@ -88,43 +87,44 @@ class Fetcher:
         self._ssl = ssl_context or ssl.create_default_context()
 
     def check(self, url: str) -> SplitResult:
-        """What can be said of a URL before anything is resolved.
+        """Check a URL against the rules without resolving its host.
 
         Raises:
-            FetchRefused: it breaks a rule; says which.
+            FetchRefused: names the rule that is violated.
         """
         if len(url) > _MAX_URL_CHARS or not url.isascii() or not url.isprintable():
-            raise FetchRefused(f"a URL is at most {_MAX_URL_CHARS} printable ASCII characters")
+            raise FetchRefused(f"a URL has at most {_MAX_URL_CHARS} printable ASCII characters")
         try:
             parts = urlsplit(url)
             _ = parts.port
         except ValueError as error:
-            raise FetchRefused(f"this is no URL: {error}") from None
+            raise FetchRefused(f"invalid URL: {error}") from None
         if parts.scheme not in self._rules.schemes:
-            raise FetchRefused(f"only {' or '.join(self._rules.schemes)} is fetched")
+            raise FetchRefused(f"only {' or '.join(self._rules.schemes)} URLs are accepted")
         if not parts.hostname:
-            raise FetchRefused("this URL names no host")
+            raise FetchRefused("this URL has no host")
         if parts.username is not None or parts.password is not None:
-            raise FetchRefused("a URL may not hold credentials")
+            raise FetchRefused("a URL may not contain credentials")
         host = parts.hostname.lower().rstrip(".")
         if not any(fnmatchcase(host, pattern) for pattern in self._rules.hosts):
-            raise FetchRefused(f"the host {host!r} is not among those that are fetched from")
+            raise FetchRefused(f"imports from the host {host!r} are not allowed here")
         return parts
 
     def fetch(
         self, url: str, target: Writer, most_bytes: int, progress: Progress = lambda *_: None
     ) -> int:
-        """Stream what lies under ``url`` into ``target``; how many bytes that were.
+        """Stream the body of ``url`` into ``target`` and return the number of bytes.
 
         Raises:
-            FetchRefused: the guard's no, for the URL, an address of it, or a redirect.
-            TooLarge: more than ``most_bytes``, said or sent.
-            FetchFailed: it could not be fetched, was cut off, or came too slowly.
+            FetchRefused: the URL, one of its addresses or a redirect is not allowed.
+            TooLarge: more than ``most_bytes``, declared or received.
+            FetchFailed: the server cannot be reached, answers with an error, breaks off or is too
+                slow.
         """
         with self._opened(url) as (response, watch):
-            said = _content_length(response)
-            if said is not None and said > most_bytes:
-                raise TooLarge(f"{said} bytes; at most {most_bytes} are accepted")
+            declared = _content_length(response)
+            if declared is not None and declared > most_bytes:
+                raise TooLarge(f"{declared} bytes; at most {most_bytes} are accepted")
             received = 0
             for chunk in response.iter_stream():
                 received += len(chunk)
@@ -132,11 +132,12 @@ class Fetcher:
                     raise TooLarge(f"more than the {most_bytes} bytes that are accepted")
                 target.write(chunk)
                 watch.received(len(chunk))
-                progress(received, said)
+                progress(received, declared)
             return received
 
     def fetch_json(self, url: str, most_bytes: int = 8 << 20) -> Any:
-        """Raises as ``fetch`` does, and FetchFailed when it is no JSON."""
+        """Return the body of ``url`` as parsed JSON. Raises as ``fetch``, and FetchFailed when it
+        is not JSON."""
         body = io.BytesIO()
         self.fetch(url, body, most_bytes)
         try:
@@ -146,7 +147,7 @@ class Fetcher:
 
     @contextmanager
     def _opened(self, url: str) -> Iterator[tuple[httpcore.Response, _Watch]]:
-        """The answer behind all redirects, each of which comes past the guard anew."""
+        """Follow redirects, checking each, and yield the final response."""
         watch = _Watch(self._limits)
         backend = _GuardedBackend(self._rules, self._limits, self._resolve, watch)
         with httpcore.ConnectionPool(
@@ -185,31 +186,31 @@ class Fetcher:
 
 
 class _Watch:
-    """How long a transfer has taken, and how fast it is."""
+    """The deadlines and the rate of one transfer."""
 
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
-        self._end = time.monotonic() + limits.overall_s
-        self._until = self._end
+        self._overall_deadline = time.monotonic() + limits.overall_s
+        self._deadline = self._overall_deadline
         self._window_began = time.monotonic()
         self._in_window = 0
 
     def asked(self) -> None:
-        self._until = min(self._end, time.monotonic() + self._limits.answer_s)
+        self._deadline = min(self._overall_deadline, time.monotonic() + self._limits.answer_s)
 
     def answered(self) -> None:
-        self._until = self._end
+        self._deadline = self._overall_deadline
         self._window_began = time.monotonic()
 
     def left_s(self) -> float:
-        """Raises FetchFailed when the time is up."""
-        left = self._until - time.monotonic()
+        """Return the time left. Raises FetchFailed when the deadline has passed."""
+        left = self._deadline - time.monotonic()
         if left <= 0:
-            raise FetchFailed("it took too long")
+            raise FetchFailed("the transfer took too long")
         return left
 
     def received(self, count: int) -> None:
-        """Raises FetchFailed when the last window brought too little."""
+        """Count received bytes. Raises FetchFailed when the rate of the last window is too low."""
         self._in_window += count
         elapsed = time.monotonic() - self._window_began
         if elapsed >= self._limits.window_s:
@@ -217,12 +218,14 @@ class _Watch:
             if rate < self._limits.least_bytes_per_s:
                 least = self._limits.least_bytes_per_s / 1e3
                 raise FetchFailed(
-                    f"it came with {rate / 1e3:.1f} kB/s; {least:g} kB/s are required"
+                    f"the transfer ran at {rate / 1e3:.1f} kB/s; {least:g} kB/s are required"
                 )
             self._window_began, self._in_window = time.monotonic(), 0
 
 
 class _GuardedBackend(httpcore.NetworkBackend):
+    """Resolves host names once and connects to checked addresses only."""
+
     def __init__(self, rules: Rules, limits: FetchLimits, resolve: Resolve, watch: _Watch) -> None:
         self._rules = rules
         self._limits = limits
@@ -242,7 +245,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
             addresses = list(dict.fromkeys(self._resolve(host, port)))
         except (OSError, UnicodeError):
             raise FetchFailed(_not_public(host)) from None
-        # All of them: a name with one good and one bad address is no good name.
+        # All are checked first: a name with one forbidden address is refused.
         for address in addresses:
             self._check_address(host, address, port)
         for address in addresses:
@@ -255,7 +258,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         raise FetchFailed(f"{host} cannot be reached")
 
     def connect_unix_socket(self, path: str, *_: Any, **__: Any) -> httpcore.NetworkStream:
-        raise FetchRefused("only the public internet is reached")
+        raise FetchRefused("only addresses on the public internet are allowed")
 
     def _check_address(self, host: str, address: str, port: int) -> None:
         ip = ipaddress.ip_address(address.partition("%")[0])
@@ -264,17 +267,16 @@ class _GuardedBackend(httpcore.NetworkBackend):
         if not all(is_public(each) for each in (ip, *embedded(ip))):
             raise FetchRefused(_not_public(host))
         if port not in _PORTS.values():
-            raise FetchRefused(f"port {port} is not fetched from")
+            raise FetchRefused(f"port {port} is not allowed; use 443 or 80")
 
 
 def _not_public(host: str) -> str:
-    """The same text for an unknown name as for an internal one: a tenant learns nothing about
-    internal hosts."""
+    """One message for unknown and internal names, so that it reveals no internal host."""
     return f"{host!r} cannot be resolved, or is not on the public internet"
 
 
 class _WatchedStream(httpcore.NetworkStream):
-    """A connection that ends when the transfer's time is up, whatever it is waiting for."""
+    """A connection whose reads and writes time out at the transfer's deadline."""
 
     def __init__(self, inner: httpcore.NetworkStream, watch: _Watch) -> None:
         self._inner = inner
@@ -307,14 +309,16 @@ class _WatchedStream(httpcore.NetworkStream):
 
 
 def is_public(address: IpAddress) -> bool:
+    """Return whether the address is globally routable unicast."""
     if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:
         return False
-    documents = any(address in network for network in _DOCUMENTATION)
-    return not (documents or address.is_multicast or address.is_reserved) and address.is_global
+    is_documentation = any(address in network for network in _DOCUMENTATION)
+    is_special = is_documentation or address.is_multicast or address.is_reserved
+    return not is_special and address.is_global
 
 
 def embedded(address: IpAddress) -> Iterator[ipaddress.IPv4Address]:
-    """IPv4 addresses that an IPv6 address stands for: mapped, 6to4, Teredo, NAT64."""
+    """Yield the IPv4 addresses embedded in an IPv6 address: mapped, 6to4, Teredo, NAT64."""
     if isinstance(address, ipaddress.IPv4Address):
         return
     if address.ipv4_mapped is not None:
@@ -329,7 +333,7 @@ def embedded(address: IpAddress) -> Iterator[ipaddress.IPv4Address]:
 
 @contextmanager
 def _translated(parts: SplitResult) -> Iterator[None]:
-    """httpcore's errors in our words."""
+    """Translate httpcore's errors."""
     host = parts.hostname
     try:
         yield
@@ -351,7 +355,7 @@ def _location(response: httpcore.Response) -> str | None:
         return None
     location = _header(response, b"location")
     if not location:
-        raise FetchFailed("a redirect that leads nowhere")
+        raise FetchFailed("the server sent a redirect without a location")
     return location
 
 
@@ -359,14 +363,14 @@ def _joined(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:
-        raise FetchFailed("a redirect that leads nowhere") from None
+        raise FetchFailed("the server sent a redirect to an invalid URL") from None
 
 
 def _check_answer(parts: SplitResult, response: httpcore.Response) -> None:
     if response.status != 200:
         raise FetchFailed(f"{parts.hostname} answered {response.status}")
     if (_header(response, b"content-encoding") or "identity").lower() != "identity":
-        raise FetchFailed(f"{parts.hostname} sent it compressed, which was not asked for")
+        raise FetchFailed(f"{parts.hostname} sent a compressed body, which was not requested")
 
 
 def _content_length(response: httpcore.Response) -> int | None:

@@ -1,1 +1,1 @@
-"""The library's rows in SQLite or PostgreSQL, through SQLAlchemy."""
+"""The asset database in SQLite or PostgreSQL, through SQLAlchemy."""

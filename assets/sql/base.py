@@ -1,4 +1,4 @@
-"""The declarative base that every table of the platform hangs on."""
+"""The declarative base of every table, and the database connection."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ class Base(DeclarativeBase):
 
 
 def connect(url: str) -> Engine:
-    """An engine for ``url``, whose errors do not say what was to be written, which may be a prompt.
-    SQLite gets write-ahead logging, so readers never wait.
+    """Return an engine for ``url``. Its errors do not contain bound values, which may be prompts.
+    SQLite uses write-ahead logging, so that readers never wait.
 
-    ``synchronous=NORMAL``: after a power cut the newest commits may be missing, never
-    half there. What that can cost here is an upload or a job that must be sent again, and the
-    charge of a picture that was drawn in that moment.
+    ``synchronous=NORMAL``: a power failure may lose the newest commits, never part of one. The cost
+    is an upload or job that must be sent again, or an image that is not charged.
     """
     if not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True, hide_parameters=True)
@@ -29,7 +28,7 @@ def connect(url: str) -> Engine:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
-        # The log is written into the database, and cut, at a megabyte rather than at four.
+        # Checkpoint and truncate the log at 1 MB instead of the default 4 MB.
         cursor.execute("PRAGMA wal_autocheckpoint=250")
         cursor.execute("PRAGMA journal_size_limit=1048576")
         cursor.execute("PRAGMA foreign_keys=ON")
@@ -39,8 +38,8 @@ def connect(url: str) -> Engine:
 
 
 def alone(session: Session, about: str) -> None:
-    """The rest of this transaction runs alone among those that are ``about`` the same: what it
-    reads stays true until it commits. For SQLite it must be the transaction's first statement."""
+    """Serialize the rest of this transaction with all others of the same ``about``, so that what it
+    reads stays true until it commits. SQLite requires this as the transaction's first statement."""
     if session.get_bind().dialect.name == "sqlite":
         connection = session.connection().connection
         if not connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]

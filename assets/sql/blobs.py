@@ -1,4 +1,4 @@
-"""The tables of blobs and of what refers to them; an SQL implementation of
+"""The tables of blobs and references, and the SQL implementation of
 :class:`~assets.library.references.BlobRecords`."""
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class BlobRefRow(Base):
 
 
 class KeptRow(Base):
+    """An object that counts towards a tenant's storage but is not an asset's file."""
+
     __tablename__ = "kept_bytes"
     __table_args__ = (Index("kept_bytes_tenant", "tenant_id"),)
 
@@ -61,15 +63,15 @@ def refer(session: Session, asset_id: str, blobs: Iterable[Blob], now_s: float) 
 
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
-#: What an asset was sent lies in the store: it is on its way, waits, or broke on our side.
+#: Statuses in which the store may hold an asset's uploaded file.
 _UPLOADED = ("ready_to_upload", "uploading", "uploaded", "error")
-_PIECE = 500
+_CHUNK = 500
 
 
-def _pieces(keys: Iterable[str]) -> Iterable[list[str]]:
-    """Databases bind only so many values."""
-    whole = list(keys)
-    return (whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE))
+def _chunks(keys: Iterable[str]) -> Iterable[list[str]]:
+    """Split ``keys``, since databases limit the number of bound values."""
+    ordered = list(keys)
+    return (ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK))
 
 
 class SqlBlobRecords:
@@ -87,77 +89,79 @@ class SqlBlobRecords:
             with Session(self._engine) as session, session.begin():
                 if session.execute(claimed).rowcount:  # type: ignore[attr-defined]
                     return True
-                there = session.get(BlobRow, blob.key)
-                if there is not None:  # by now: somebody's claim, or a collector's
-                    return there.doomed_at_s is None
+                existing = session.get(BlobRow, blob.key)
+                if existing is not None:  # marked for deletion, or inserted since the update
+                    return existing.doomed_at_s is None
                 row = BlobRow(key=blob.key, size_bytes=blob.size_bytes, claimed_at_s=self._now())
                 session.add(row)
             return True
-        except IntegrityError:  # another was first, and claimed it just now
+        except IntegrityError:  # a concurrent claim inserted the row first
             return self.claim(blob)
 
     def live(self, keys: Collection[str]) -> set[str]:
-        found: set[str] = set()
+        live: set[str] = set()
         with Session(self._engine) as session:
-            for some in _pieces(keys):
-                wanted = select(BlobRefRow.blob_key).join(
+            for chunk in _chunks(keys):
+                referred = select(BlobRefRow.blob_key).join(
                     AssetRow, AssetRow.id == BlobRefRow.asset_id
                 )
-                found.update(session.scalars(wanted.where(BlobRefRow.blob_key.in_(some), _IS_LIVE)))
-        return found
+                live.update(
+                    session.scalars(referred.where(BlobRefRow.blob_key.in_(chunk), _IS_LIVE))
+                )
+        return live
 
     def known(self, keys: Collection[str]) -> set[str]:
-        found: set[str] = set()
+        known: set[str] = set()
         with Session(self._engine) as session:
-            for some in _pieces(keys):
-                found.update(session.scalars(select(BlobRow.key).where(BlobRow.key.in_(some))))
-        return found
+            for chunk in _chunks(keys):
+                known.update(session.scalars(select(BlobRow.key).where(BlobRow.key.in_(chunk))))
+        return known
 
     def stored_bytes(self, tenant_id: str, *, restorable: bool = True) -> int:
-        mine = AssetRow.tenant_id == tenant_id
-        refer = (mine,) if restorable else (mine, _IS_LIVE)
-        held = (
+        of_tenant = AssetRow.tenant_id == tenant_id
+        counted = (of_tenant,) if restorable else (of_tenant, _IS_LIVE)
+        referred = (
             select(BlobRefRow.blob_key)
             .join(AssetRow, AssetRow.id == BlobRefRow.asset_id)
-            .where(*refer)
+            .where(*counted)
         )
-        blobs = select(func.sum(BlobRow.size_bytes)).where(BlobRow.key.in_(held))
-        refers = exists().where(BlobRefRow.asset_id == AssetRow.id)
-        waits = (AssetRow.status.in_(_UPLOADED), ~refers)
-        uploads = select(func.sum(AssetRow.size_bytes)).where(mine, _IS_LIVE, *waits)
-        others = select(func.sum(KeptRow.size_bytes)).where(KeptRow.tenant_id == tenant_id)
+        blobs = select(func.sum(BlobRow.size_bytes)).where(BlobRow.key.in_(referred))
+        has_blobs = exists().where(BlobRefRow.asset_id == AssetRow.id)
+        is_upload = (AssetRow.status.in_(_UPLOADED), ~has_blobs)
+        uploads = select(func.sum(AssetRow.size_bytes)).where(of_tenant, _IS_LIVE, *is_upload)
+        kept = select(func.sum(KeptRow.size_bytes)).where(KeptRow.tenant_id == tenant_id)
         with Session(self._engine) as session:
-            return sum(int(session.scalar(part) or 0) for part in (blobs, uploads, others))
+            return sum(int(session.scalar(query) or 0) for query in (blobs, uploads, kept))
 
     def keep(self, key: str, tenant_id: str, size_bytes: int) -> None:
         with Session(self._engine) as session, session.begin():
             session.merge(KeptRow(key=key, tenant_id=tenant_id, size_bytes=size_bytes))
 
     def unkeep(self, keys: Collection[str]) -> None:
-        for some in _pieces(keys):
+        for chunk in _chunks(keys):
             with Session(self._engine) as session, session.begin():
-                session.execute(delete(KeptRow).where(KeptRow.key.in_(some)))
+                session.execute(delete(KeptRow).where(KeptRow.key.in_(chunk)))
 
     def garbage(self, before_s: float) -> Sequence[str]:
         with Session(self._engine) as session:
-            return list(session.scalars(select(BlobRow.key).where(*_unwanted(before_s))))
+            return list(session.scalars(select(BlobRow.key).where(*_garbage_conditions(before_s))))
 
     def mark_for_deletion(self, key: str, before_s: float) -> bool:
-        taken = (
+        marked = (
             update(BlobRow)
-            .where(BlobRow.key == key, *_unwanted(before_s))
+            .where(BlobRow.key == key, *_garbage_conditions(before_s))
             .where(or_(BlobRow.doomed_at_s.is_(None), BlobRow.doomed_at_s < before_s))
             .values(doomed_at_s=self._now())
         )
         with Session(self._engine) as session, session.begin():
-            return bool(session.execute(taken).rowcount)  # type: ignore[attr-defined]
+            return bool(session.execute(marked).rowcount)  # type: ignore[attr-defined]
 
     def forget(self, key: str) -> None:
-        doomed = BlobRow.doomed_at_s.is_not(None)
+        is_marked = BlobRow.doomed_at_s.is_not(None)
         with Session(self._engine) as session, session.begin():
-            session.execute(delete(BlobRow).where(BlobRow.key == key, doomed))
+            session.execute(delete(BlobRow).where(BlobRow.key == key, is_marked))
 
 
-def _unwanted(before_s: float) -> tuple[ColumnElement[bool], ...]:
-    referred = exists().where(BlobRefRow.blob_key == BlobRow.key)
-    return (~referred, BlobRow.claimed_at_s < before_s)
+def _garbage_conditions(before_s: float) -> tuple[ColumnElement[bool], ...]:
+    is_referred = exists().where(BlobRefRow.blob_key == BlobRow.key)
+    return (~is_referred, BlobRow.claimed_at_s < before_s)

@@ -1,4 +1,4 @@
-"""What the operator has pinned: held in the tiers of every node that has it."""
+"""Assets that the operator has pinned: the tiers of a node that holds them do not evict them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class PinRow(Base):
 
 
 class Pins:
-    """An asset is named by its id, or as ``OWNER:NAME``: its newest version."""
+    """The pinned assets. A reference is an asset id, or ``OWNER:NAME`` for its newest version."""
 
     def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self._engine = engine
         self._now = now
 
     def add(self, reference: str) -> Asset:
-        """Raises AssetNotFound."""
+        """Pin a ready asset. Raises AssetNotFound."""
         with Session(self._engine) as session, session.begin():
             asset = _find(session, reference)
             if session.get(PinRow, asset.id) is None:
@@ -41,11 +41,11 @@ class Pins:
             return asset
 
     def remove(self, reference: str) -> Asset:
-        """Raises AssetNotFound, also when it is not pinned."""
+        """Unpin an asset. Raises AssetNotFound, also when it is not pinned."""
         with Session(self._engine) as session, session.begin():
             asset = _find(session, reference)
             if session.get(PinRow, asset.id) is None:
-                raise AssetNotFound(f"{reference} among what is pinned")
+                raise AssetNotFound(f"{reference} (not pinned)")
             session.execute(delete(PinRow).where(PinRow.asset_id == asset.id))
             return asset
 
@@ -55,15 +55,15 @@ class Pins:
             return [asset_of(row) for row in session.scalars(pinned.order_by(AssetRow.id))]
 
     def keys(self) -> frozenset[str]:
-        """The content keys of everything that is pinned and not deleted, as engines know it."""
-        wanted = (
+        """The content keys of pinned, live assets, without the original files."""
+        referred = (
             select(BlobRefRow.blob_key)
             .join(PinRow, PinRow.asset_id == BlobRefRow.asset_id)
             .join(AssetRow, AssetRow.id == PinRow.asset_id)
             .where(_IS_LIVE, ~BlobRefRow.blob_key.startswith(ORIGINAL))
         )
         with Session(self._engine) as session:
-            return frozenset(session.scalars(wanted))
+            return frozenset(session.scalars(referred))
 
 
 def _find(session: Session, reference: str) -> Asset:

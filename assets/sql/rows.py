@@ -1,4 +1,4 @@
-"""The ``assets`` table, and with which other tenants they are shared."""
+"""The tables of assets and of the tenants that they are shared with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AssetRow(Base):
     __tablename__ = "assets"
     __table_args__ = (
         Index("assets_version", "tenant_id", "name", "version", unique=True),
-        # Listings: a tenant's live ones by age, without looking at the rows.
+        # Covers listings of a tenant's live assets by age, without reading the rows.
         Index("assets_live", "tenant_id", "id", sqlite_where=_LIVE, postgresql_where=_LIVE),
         Index("assets_owner_name", "owner", "name"),
         Index("assets_status", "status", "changed_at_s"),
@@ -44,7 +44,7 @@ class AssetRow(Base):
     parts: Mapped[dict[str, Any]] = mapped_column(JSON)
     original: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     report: Mapped[dict[str, Any]] = mapped_column(JSON)
-    #: Repeated from the report, to be looked up.
+    #: Copied from the report, for the index.
     source_sha256: Mapped[str | None]
     deleted_at_s: Mapped[float | None]
     expires_at_s: Mapped[float | None]
@@ -53,7 +53,7 @@ class AssetRow(Base):
 
 
 class ShareRow(Base):
-    """By the name of the tenant that it is shared with."""
+    """A tenant that an asset is shared with."""
 
     __tablename__ = "asset_shares"
 
@@ -61,16 +61,18 @@ class ShareRow(Base):
     asset_id: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
-#: What lies in the row itself.
+#: Fields of :class:`Asset` that are columns of :class:`AssetRow`.
 FIELDS = tuple(name for name in Asset.__dataclass_fields__ if name != "shared_with")
 
 
 def row_values(fields: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in fields.items() if name != "shared_with"}
     if "parts" in values:
-        values["parts"] = {component: _kept(blob) for component, blob in values["parts"].items()}
+        values["parts"] = {
+            component: _blob_values(blob) for component, blob in values["parts"].items()
+        }
     if values.get("original") is not None:
-        values["original"] = _kept(values["original"])
+        values["original"] = _blob_values(values["original"])
     for name in ("data", "report"):
         if name in values:
             values[name] = dict(values[name])
@@ -79,7 +81,7 @@ def row_values(fields: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _kept(blob: Blob) -> list[Any]:
+def _blob_values(blob: Blob) -> list[Any]:
     return [blob.key, blob.sha256, blob.size_bytes]
 
 

@@ -1,4 +1,4 @@
-"""The words by which assets are found, a row a word: a search looks only at what it finds."""
+"""The search index: one row per asset and word, so that a search reads only matching rows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from assets.errors import InvalidAsset
 from assets.sql.base import Base
 
 _LONGEST = 64
-#: Each is one more set to intersect.
+#: Each term costs one more set to intersect.
 MAX_TERMS = 8
-#: After every word that begins with what is before it.
+#: Appended to a prefix, it sorts after every word with that prefix.
 _LAST = "\U0010ffff"
 
 
 class WordRow(Base):
-    """Words are in lower case; a tag has a # before it."""
+    """A case-folded word of an asset, or a tag with a # before it."""
 
     __tablename__ = "asset_words"
     __table_args__ = (Index("asset_words_word", "word", "asset_id"),)
 
     tenant_id: Mapped[str] = mapped_column(primary_key=True)
-    #: Compared byte by byte, so that what begins alike lies together.
+    #: Collation C (byte order), so that a prefix search is one range of the index.
     word: Mapped[str] = mapped_column(
         String().with_variant(String(collation="C"), "postgresql"), primary_key=True
     )
@@ -34,29 +34,31 @@ class WordRow(Base):
 
 
 def words_in(text: str) -> set[str]:
-    """Letters and digits; what is joined by underscores counts whole and in parts."""
+    """Return the case-folded words of ``text``. A word with underscores counts as a whole and in
+    parts."""
     whole = set(re.findall(r"\w+", text.casefold()))
     parts = {part for word in whole for part in word.split("_") if part}
     return {word[:_LONGEST] for word in whole | parts if word.strip("_")}
 
 
 def keep_words(session: Session, asset: Asset) -> None:
-    """Make the asset be found by what it says now, and not when it is deleted, within the
+    """Update the index to the asset's present words and tags (none when it is deleted), within the
     session's transaction."""
     text = " ".join((asset.name, asset.description, *asset.trigger_words))
-    said = words_in(text) | set(map(_tag, asset.tags))
-    words = set() if asset.is_deleted else said
-    known = set(session.scalars(select(WordRow.word).where(WordRow.asset_id == asset.id)))
-    if gone := known - words:
-        mine = (WordRow.asset_id == asset.id, WordRow.word.in_(gone))
-        session.execute(delete(WordRow).where(*mine))
+    present = words_in(text) | set(map(_tag, asset.tags))
+    words = set() if asset.is_deleted else present
+    indexed = set(session.scalars(select(WordRow.word).where(WordRow.asset_id == asset.id)))
+    if removed := indexed - words:
+        conditions = (WordRow.asset_id == asset.id, WordRow.word.in_(removed))
+        session.execute(delete(WordRow).where(*conditions))
     session.add_all(
-        WordRow(tenant_id=asset.tenant_id, word=word, asset_id=asset.id) for word in words - known
+        WordRow(tenant_id=asset.tenant_id, word=word, asset_id=asset.id) for word in words - indexed
     )
 
 
 def search_terms(text: str, tags: Sequence[str]) -> list[str]:
-    """The distinct words of ``text``, and each tag with a # before it.
+    """Return the distinct words of ``text``, and each tag with a # before it. A word that is a
+    prefix of another one is left out.
 
     Raises:
         InvalidAsset: more than MAX_TERMS.
@@ -66,28 +68,28 @@ def search_terms(text: str, tags: Sequence[str]) -> list[str]:
     distinct = list(dict.fromkeys(terms))
     if len(distinct) > MAX_TERMS:
         raise InvalidAsset("q", f"a search has at most {MAX_TERMS} different words and tags")
-    # What begins with a word begins with the beginnings of that word, too.
+    # An asset that matches the longer word matches its prefixes too.
     return [term for term in distinct if not any(map(_extends(term), distinct))]
 
 
 def _extends(term: str) -> Callable[[str], bool]:
-    """Whether a word is a longer one that begins with ``term``; a tag is whole."""
+    """Return a predicate: does a word have ``term`` as a proper prefix? Nothing extends a tag."""
     return lambda other: other != term and not term.startswith("#") and other.startswith(term)
 
 
 def with_all(terms: Sequence[str], tenant_id: str | None) -> SelectBase:
-    """The ids of assets that have every tag, and a word that begins with each of the words."""
-    found = [_with(term, tenant_id) for term in terms]
-    return found[0] if len(found) == 1 else intersect(*found)
+    """Select the ids of assets that match every term: tags exactly, words by prefix."""
+    matches = [_with(term, tenant_id) for term in terms]
+    return matches[0] if len(matches) == 1 else intersect(*matches)
 
 
 def _with(term: str, tenant_id: str | None) -> Select[str]:
-    found = select(WordRow.asset_id)
+    asset_ids = select(WordRow.asset_id)
     if tenant_id is not None:
-        found = found.where(WordRow.tenant_id == tenant_id)
+        asset_ids = asset_ids.where(WordRow.tenant_id == tenant_id)
     if term.startswith("#"):
-        return found.where(WordRow.word == term)
-    return found.where(WordRow.word >= term, WordRow.word < term + _LAST)
+        return asset_ids.where(WordRow.word == term)
+    return asset_ids.where(WordRow.word >= term, WordRow.word < term + _LAST)
 
 
 def _tag(tag: str) -> str:

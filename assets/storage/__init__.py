@@ -1,1 +1,1 @@
-"""Objects by key: the store, where each kind of object is, signed URLs and uploads in parts."""
+"""Object storage: the store, object paths, signed URLs and multipart uploads."""

@@ -1,7 +1,7 @@
-"""Large uploads in parts: each can be sent again, and the whole gone on with later.
+"""Multipart uploads: parts can be sent in any order and again, and an upload can be resumed.
 
-On S3 these are its own multipart uploads, and clients talk to the store. Any other store gets
-the same contract from parts that lie as objects of their own until they are put together.
+On S3 these are S3's multipart uploads, and clients send parts to the store. Any other store holds
+each part as an object until the upload is finished.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from assets.errors import StoreError
 from assets.storage.object_paths import PARTS, UPLOADS, part_key, parts_prefix
 from assets.storage.object_store import CHUNK_BYTES, FsspecStore, ObjectStore
 
-#: S3 takes 5 MiB at least, but for the last, and 10,000 parts at most.
+#: S3 requires at least 5 MiB in each part but the last, and at most 10,000 parts.
 LEAST_PART_BYTES = 5 << 20
 PART_BYTES = 64 << 20
 MOST_PART_BYTES = 1 << 30
@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"[0-9]{5}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Numbers count from 1. ``tag`` is the store's own name for the bytes."""
+    """A part that has arrived. Numbers count from 1; ``tag`` is S3's ETag."""
 
     number: int
     size_bytes: int
@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An upload in parts that was neither finished nor aborted."""
+    """A multipart upload that is neither finished nor aborted."""
 
     key: str
     upload_id: str
@@ -45,26 +45,26 @@ class Begun:
 
 
 class PartStore(Protocol):
-    """``key`` is where the whole will lie."""
+    """Multipart uploads of a store; ``key`` is that of the finished object."""
 
     def begin(self, key: str) -> str:
-        """The upload's id."""
+        """Begin an upload and return its id."""
 
     def signed_put(self, key: str, upload_id: str, number: int, expires_s: int) -> str | None:
-        """A URL to which a client may PUT the part, or None when the gateway must receive it
-        as the object ``part_key(...)``."""
+        """Return a URL to PUT the part to, or None when the gateway must receive it as the object
+        ``part_key(...)``."""
 
     def parts(self, key: str, upload_id: str) -> Sequence[Part]:
-        """What has arrived, by number; nothing of an upload that is not, or not any more."""
+        """Return the parts that have arrived, by number; empty when there is no such upload."""
 
     def finish(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
-        """The whole appears under ``key``. Raises StoreError when a part is not there."""
+        """Assemble the parts into the object ``key``. Raises StoreError when one is missing."""
 
     def abort(self, key: str, upload_id: str) -> None:
-        """Drop what has arrived; nothing happens when there is no such upload."""
+        """Delete the parts and end the upload; no error when there is no such upload."""
 
     def begun(self) -> Iterator[Begun]:
-        """Every upload that is under way."""
+        """Iterate over the uploads in progress."""
 
 
 def open_parts(store: ObjectStore) -> PartStore:
@@ -74,7 +74,7 @@ def open_parts(store: ObjectStore) -> PartStore:
 
 
 class ObjectParts:
-    """Parts as objects of their own, over any store."""
+    """A :class:`PartStore` over any store: each part is an object."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -86,12 +86,12 @@ class ObjectParts:
         return None
 
     def parts(self, key: str, upload_id: str) -> Sequence[Part]:
-        found = []
+        arrived = []
         for stored in self._store.list(parts_prefix(key, upload_id)):
             number = stored.key.rpartition("/")[2]
-            if _NUMBER.match(number):  # and not one that is still being written
-                found.append(Part(int(number), stored.size_bytes))
-        return sorted(found, key=lambda part: part.number)
+            if _NUMBER.match(number):  # not a temporary file that is being written
+                arrived.append(Part(int(number), stored.size_bytes))
+        return sorted(arrived, key=lambda part: part.number)
 
     def finish(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
         with self._store.write(key) as whole:
@@ -105,38 +105,40 @@ class ObjectParts:
             self._store.delete(stored.key)
 
     def begun(self) -> Iterator[Begun]:
-        seen: dict[tuple[str, str], float] = {}
+        newest: dict[tuple[str, str], float] = {}
         for stored in self._store.list(PARTS):
             key, upload_id, _ = stored.key.removeprefix(PARTS).rsplit("/", 2)
-            newest = seen.get((key, upload_id), 0.0)
-            seen[key, upload_id] = max(newest, stored.changed_at_s)
-        return (Begun(key, upload_id, at_s) for (key, upload_id), at_s in seen.items())
+            changed_at_s = newest.get((key, upload_id), 0.0)
+            newest[key, upload_id] = max(changed_at_s, stored.changed_at_s)
+        return (Begun(key, upload_id, at_s) for (key, upload_id), at_s in newest.items())
 
 
 class S3Parts:
+    """A :class:`PartStore` over S3's multipart uploads."""
+
     def __init__(self, store: FsspecStore) -> None:
         self._store = store
         self._fs: Any = store.filesystem
 
-    def _place(self, key: str) -> dict[str, str]:
+    def _location(self, key: str) -> dict[str, str]:
         bucket, name, _ = self._fs.split_path(self._store.path(key))
         return {"Bucket": bucket, "Key": name}
 
     def _call(self, method: str, key: str, **options: Any) -> Any:
         try:
-            return self._fs.call_s3(method, **self._place(key), **options)
+            return self._fs.call_s3(method, **self._location(key), **options)
         except FileNotFoundError:
             raise
         except Exception as error:
             if _is_missing(error):
                 raise FileNotFoundError(key) from None
-            raise StoreError(f"the store refused {method}: {error}") from error
+            raise StoreError(f"the object store refused {method}: {error}") from error
 
     def begin(self, key: str) -> str:
         return str(self._call("create_multipart_upload", key)["UploadId"])
 
     def signed_put(self, key: str, upload_id: str, number: int, expires_s: int) -> str | None:
-        fields = {**self._place(key), "UploadId": upload_id, "PartNumber": number}
+        fields = {**self._location(key), "UploadId": upload_id, "PartNumber": number}
         return str(
             sync(
                 self._fs.loop, self._fs.s3.generate_presigned_url, "upload_part", Params=fields,
@@ -145,19 +147,19 @@ class S3Parts:
         )  # fmt: skip
 
     def parts(self, key: str, upload_id: str) -> Sequence[Part]:
-        found: list[Part] = []
+        arrived: list[Part] = []
         after = 0
         while True:
             try:
                 page = self._call("list_parts", key, UploadId=upload_id, PartNumberMarker=after)
             except FileNotFoundError:
-                return found
-            found += [
+                return arrived
+            arrived += [
                 Part(int(part["PartNumber"]), int(part["Size"]), part["ETag"])
                 for part in page.get("Parts", ())
             ]
             if not page.get("IsTruncated"):
-                return found
+                return arrived
             after = page["NextPartNumberMarker"]
 
     def finish(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
@@ -168,7 +170,9 @@ class S3Parts:
                 MultipartUpload={"Parts": listed},
             )  # fmt: skip
         except FileNotFoundError:
-            raise StoreError("this upload is not under way any more") from None
+            raise StoreError(
+                f"the store has no multipart upload {upload_id}; start again"
+            ) from None
         self._fs.invalidate_cache()
 
     def abort(self, key: str, upload_id: str) -> None:
@@ -178,15 +182,15 @@ class S3Parts:
             return
 
     def begun(self) -> Iterator[Begun]:
-        place = self._place(UPLOADS + "x")
-        prefix = place["Key"].removesuffix("x")  # what else is written to the store is others'
+        location = self._location(UPLOADS + "x")
+        prefix = location["Key"].removesuffix("x")  # uploads outside it are not ours
         marker: dict[str, str] = {}
         while True:
             try:
                 page = self._fs.call_s3(
-                    "list_multipart_uploads", Bucket=place["Bucket"], Prefix=prefix, **marker
+                    "list_multipart_uploads", Bucket=location["Bucket"], Prefix=prefix, **marker
                 )
-            except FileNotFoundError:  # as some servers say that there is none
+            except FileNotFoundError:  # some servers answer 404 when there are no uploads
                 return
             for upload in page.get("Uploads") or ():
                 key = UPLOADS + upload["Key"].removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""Where each kind of object lies in the store. Made of ids and digests, never of user names."""
+"""Object keys by kind of object. They contain ids and digests, never names that users chose."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from assets.content import Blob
 UPLOADS, BLOBS, PREVIEWS = "uploads/", "blobs/", "previews/"
 PARTS = "parts/"
 RESULTS, PICTURES = "results/", "pictures/"
-#: Compiled code: not of the library, so nothing there refers to it.
+#: Compiled code, to which no asset record refers.
 COMPILED = "compiled/"
 
 
 def upload_key(asset_id: str) -> str:
-    """The bytes as the client sent them."""
+    """The key of an asset's file as uploaded."""
     return f"{UPLOADS}{asset_id}"
 
 
 def parts_prefix(key: str, upload_id: str) -> str:
-    """Where the parts lie of what will be the object ``key``."""
+    """The prefix of the parts of a multipart upload to ``key``."""
     return f"{PARTS}{key}/{upload_id}/"
 
 
@@ -26,43 +26,44 @@ def part_key(key: str, upload_id: str, number: int) -> str:
 
 
 def blob_key(blob: Blob) -> str:
-    """A canonical file, by content."""
+    """The key of a blob."""
     return stored_blob_key(blob.key)
 
 
 def stored_blob_key(content_key: str) -> str:
-    """Content keys begin with ``p`` (public) or ``t`` (a tenant's), those of compiled code with
-    ``c``."""
+    """The object key of a content key: compiled code (``c…``) is stored apart from blobs of assets
+    (``p…`` public, ``t…`` a tenant's)."""
     if content_key.startswith("c"):
         return f"{COMPILED}{content_key}"
     return f"{BLOBS}{content_key[:3]}/{content_key}"
 
 
 def blob_of(key: str) -> str:
-    """The content key of what lies under ``key``."""
+    """The content key of the blob stored under ``key``."""
     return key.rpartition("/")[2]
 
 
 def model_key(name: str) -> str:
-    """The manifest of a base model."""
+    """The key of a base model's manifest."""
     return f"models/{name}.json"
 
 
 def preview_key(asset_id: str, sha256: str) -> str:
-    """An asset's preview picture; another picture has another key, for caches on the way."""
+    """The key of an asset's preview image. It contains a digest, so that HTTP caches never return
+    an old image."""
     return f"{PREVIEWS}{asset_id}-{sha256[:16]}.png"
 
 
 def asset_of_preview(key: str) -> str:
-    """The id of the asset whose preview picture lies under ``key``."""
+    """The id of the asset whose preview image is stored under ``key``."""
     return key.removeprefix(PREVIEWS).rpartition("-")[0]
 
 
 def image_key(image_id: str) -> str:
-    """A picture made for the simple door; its id is unguessable."""
+    """The key of an image that is served by URL; ``image_id`` is unguessable."""
     return f"{PICTURES}{image_id}"
 
 
 def result_key(job_id: str) -> str:
-    """The answer of an asynchronous request."""
+    """The key of a job's result."""
     return f"{RESULTS}{job_id}.json"

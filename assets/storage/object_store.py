@@ -1,7 +1,7 @@
 """The object store: bytes by key, over fsspec (``file://`` or ``s3://``).
 
-A key appears whole or not at all: a directory store writes to a temporary name and
-renames, S3 shows an object only once its upload is complete.
+Writes are atomic: a directory store writes to a temporary name and renames, S3 shows an object
+only when its upload is complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An object of the store. ``changed_at_s`` is by the store's own clock."""
+    """An object of a listing. ``changed_at_s`` is by the store's clock."""
 
     key: str
     size_bytes: int
@@ -33,43 +33,46 @@ class Stored:
 
 
 class ObjectStore(Protocol):
-    """Keys are relative POSIX paths made by the platform, never by a user."""
+    """Bytes by key. Keys are relative POSIX paths made by the platform, never by a user."""
 
     def write(self, key: str) -> Any:
-        """A context manager giving a binary writer; the key exists after a clean exit only."""
+        """Return a context manager that yields a binary writer. The object appears after an exit
+        without an exception only."""
 
     def open(self, key: str) -> BinaryIO:
-        """A binary reader. Raises StoreError when the key does not exist."""
+        """Return a binary reader. Raises StoreError when the key does not exist."""
 
     def read_range(self, key: str, start: int, stop: int, timeout_s: float) -> bytes:
-        """The bytes from ``start`` to before ``stop``, or fewer when it was cut short.
+        """Return the bytes from ``start`` up to but excluding ``stop``; fewer when the object ends
+        before or the read was cut short.
 
         Raises:
-            StoreBroke: it failed, or took longer. StoreError: the key does not exist.
+            StoreBroke: the read failed or timed out.
+            StoreError: the key does not exist.
         """
 
     def size(self, key: str) -> int | None:
-        """Bytes under ``key``, or None when there is nothing."""
+        """Return the size of the object in bytes, or None when the key does not exist."""
 
     def delete(self, key: str) -> None:
-        """Remove ``key``; nothing happens when it does not exist."""
+        """Delete the object; no error when the key does not exist."""
 
     def copy(self, source: str, target: str) -> None:
-        """The same bytes under another key; raises StoreError when there are none."""
+        """Copy an object to another key. Raises StoreError when ``source`` does not exist."""
 
     def list(self, prefix: str) -> Iterator[Stored]:
-        """Everything whose key begins with ``prefix``, which ends with a slash; what is still
-        being written to a directory store too, under a name of its own."""
+        """Iterate over the objects under ``prefix``, which ends with a slash. A directory store
+        also lists the temporary files of unfinished writes."""
 
     def signed_put(self, key: str, expires_s: int) -> str | None:
-        """A URL to which a client may PUT directly, or None when the gateway must receive."""
+        """Return a URL to PUT the object to, or None when the gateway must receive it."""
 
     def signed_get(self, key: str, expires_s: int) -> str | None:
-        """A URL from which a client may GET directly, or None when the gateway must send."""
+        """Return a URL to GET the object from, or None when the gateway must send it."""
 
 
 class FsspecStore:
-    """An :class:`ObjectStore` on whatever filesystem fsspec finds under ``url``."""
+    """An :class:`ObjectStore` on the fsspec filesystem of ``url``."""
 
     def __init__(self, url: str, **options: Any) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url, **options)
@@ -80,13 +83,14 @@ class FsspecStore:
 
     @property
     def filesystem(self) -> Any:
-        """For what only one kind of store can do."""
+        """The fsspec filesystem, for operations that only one kind of store has."""
         return self._fs
 
     def path(self, key: str) -> str:
-        """Where ``key`` lies in the filesystem. Raises StoreError when it is none of ours."""
+        """Return the path of ``key`` in the filesystem. Raises StoreError for an absolute key or
+        one with ``..``."""
         if key.startswith("/") or ".." in key.split("/"):
-            raise StoreError(f"not a key: {key!r}")
+            raise StoreError(f"{key!r} is not a key: keys are relative paths without '..'")
         return f"{self._root}/{key}"
 
     @contextmanager
@@ -106,7 +110,7 @@ class FsspecStore:
         try:
             file.close()
         except Exception as error:
-            raise StoreError(f"could not write {key}: {error}") from error
+            raise StoreError(f"{key} could not be written: {error}") from error
 
     def open(self, key: str) -> BinaryIO:
         try:
@@ -125,7 +129,7 @@ class FsspecStore:
             return bytes(self._fs.cat_file(path, start=start, end=stop, timeout=timeout_s))
         except FileNotFoundError:
             raise StoreError(f"the object store holds no {key!r}") from None
-        except Exception as error:  # whatever the client of a store may raise
+        except Exception as error:  # each store's client raises types of its own
             raise StoreBroke(f"{key}: {type(error).__name__}: {error}") from error
 
     def size(self, key: str) -> int | None:
@@ -143,8 +147,8 @@ class FsspecStore:
 
     def copy(self, source: str, target: str) -> None:
         if self._is_local:
-            with self.open(source) as given, self.write(target) as taken:
-                shutil.copyfileobj(given, taken, CHUNK_BYTES)
+            with self.open(source) as reader, self.write(target) as writer:
+                shutil.copyfileobj(reader, writer, CHUNK_BYTES)
             return
         try:
             self._fs.cp_file(self.path(source), self.path(target))
@@ -153,8 +157,8 @@ class FsspecStore:
 
     def list(self, prefix: str) -> Iterator[Stored]:
         self._fs.invalidate_cache()
-        found = self._fs.find(self.path(prefix).rstrip("/"), detail=True)
-        for path, info in found.items():
+        infos = self._fs.find(self.path(prefix).rstrip("/"), detail=True)
+        for path, info in infos.items():
             changed = info.get("mtime") or info["LastModified"]
             changed_at_s = changed if isinstance(changed, int | float) else changed.timestamp()
             key = path.removeprefix(self._root).lstrip("/")
@@ -193,7 +197,7 @@ def _atomic_write(path: str) -> Iterator[BinaryIO]:
 
 
 class Digesting:
-    """Counts and hashes what is written through it."""
+    """A writer that counts and hashes (sha256) the bytes it passes on."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -221,6 +225,6 @@ def put_bytes(store: ObjectStore, key: str, data: bytes) -> None:
 
 
 def read_bytes(store: ObjectStore, key: str) -> bytes:
-    """The whole object; for small ones (manifests, pictures)."""
+    """Return a whole object; for small ones (manifests, images)."""
     with store.open(key) as source:
         return source.read()

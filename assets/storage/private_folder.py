@@ -1,4 +1,4 @@
-"""Folders for weights, prompts and secrets: private to this user on a shared machine."""
+"""Folders for weights, prompts and secrets that other users of the machine cannot read or write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class UnsafeFolder(AssetError):
-    """Another user may have written to the folder; the message says what to do."""
+    """Another user may have written to the folder; the message states the remedy."""
 
 
 def keep_private() -> None:
@@ -22,11 +22,10 @@ def keep_private() -> None:
 
 
 def private_folder(folder: Path) -> Path:
-    """Return ``folder``, which is created if missing, after checking that no other user can write
-    to it. Read permission for others is removed.
+    """Create ``folder`` if missing, check its owner and mode, deny others to read it, return it.
 
     Raises:
-        UnsafeFolder: it is another user's, a link, or others may write to it.
+        UnsafeFolder: it belongs to another user, is not a folder, or others may write to it.
     """
     missing = []
     for each in (folder, *folder.parents):
@@ -35,19 +34,19 @@ def private_folder(folder: Path) -> Path:
         missing.append(each)
     for each in reversed(missing):  # independent of the umask
         each.mkdir(mode=0o700, exist_ok=True)
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode):
-        raise UnsafeFolder(f"{folder} is a link or a file and not a folder: remove it")
-    if found.st_uid != os.getuid():
+    info = os.lstat(folder)
+    if not stat.S_ISDIR(info.st_mode):
+        raise UnsafeFolder(f"{folder} is a link or a file, not a folder: remove it")
+    if info.st_uid != os.getuid():
         raise UnsafeFolder(
-            f"{folder} belongs to user {found.st_uid}: remove it, or configure another folder"
+            f"{folder} belongs to user {info.st_uid}: remove it, or configure another folder"
         )
-    if found.st_mode & 0o022:
+    if info.st_mode & 0o022:
         raise UnsafeFolder(
-            f"others may write to {folder}, so that nothing in it can be trusted: remove it, or "
-            f"look at what it holds and `chmod 700` it"
+            f"other users may write to {folder}, so its contents cannot be trusted: remove it, or "
+            f"inspect its contents and `chmod 700` it"
         )
-    if found.st_mode & 0o055:
+    if info.st_mode & 0o055:
         os.chmod(folder, 0o700)
-        log.warning("others could read %s; now they cannot", folder)
+        log.warning("removed the read permission of other users from %s", folder)
     return folder

@@ -1,7 +1,7 @@
-"""Signed URLs of our own, for stores that have none.
+"""Signed URLs for stores that do not sign URLs themselves.
 
-The token is ``expiry.signature``; the signature covers the verb, the key and the
-expiry, so a URL for reading cannot write and one for a key cannot reach another.
+A token is ``expiry.signature``. The signature covers the verb, the key and the expiry, so a URL
+permits one operation on one object.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from assets.errors import BadSignature
 
 
 class Signer:
+    """Signs with HMAC-SHA256 under the platform's secret."""
+
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
@@ -21,19 +23,21 @@ class Signer:
         return f"{expires_at_s}.{self._signature(verb, key, expires_at_s)}"
 
     def verify(self, verb: str, key: str, token: str, now_s: float) -> None:
-        """Raises BadSignature unless ``token`` allows ``verb`` on ``key`` at ``now_s``."""
+        """Raise BadSignature unless ``token`` permits ``verb`` on ``key`` at ``now_s``."""
         stamp, _, signature = token.partition(".")
         if not stamp.isascii() or not stamp.isdigit() or len(stamp) > 12:
             raise BadSignature("this URL is malformed; ask for a new one")
         if not hmac.compare_digest(
             signature.encode(), self._signature(verb, key, int(stamp)).encode()
         ):
-            raise BadSignature("this URL was altered or was made for something else")
+            raise BadSignature(
+                "this URL was altered, or signed for another object or method; ask for a new one"
+            )
         if now_s > int(stamp):
             raise BadSignature("this URL has expired; ask for a new one")
 
     def derived(self, *parts: str) -> str:
-        """A name that nobody can guess, always the same for the same parts."""
+        """Return an unguessable name that is a function of ``parts`` and the secret."""
         message = "\n".join((str(len(parts)), *(f"{len(part)}:{part}" for part in parts)))
         digest = hmac.new(self._secret, f"derived\n{message}".encode(), hashlib.sha256).digest()
         return base64.urlsafe_b64encode(digest[:24]).decode()

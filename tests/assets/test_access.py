@@ -1,4 +1,4 @@
-"""Who may do what: every verb, asset and role; and signatures."""
+"""Authorization for every verb, asset and role; and URL signatures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from assets.principal import ROLES, Principal, Role
 from assets.storage.signing import Signer
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "authorisation.md"
-#: Everybody who may ask, and every asset there may be, seen from them.
-WHO = {role: Principal("t1", "me", role=role, member_id="ann") for role in ROLES}
+#: A principal of each role, and every kind of asset as seen by member ``ann`` of tenant ``me``.
+PRINCIPALS = {role: Principal("t1", "me", role=role, member_id="ann") for role in ROLES}
 _OWN = Asset("asset_1", "t1", "me", "a", "lora", 0.0, status="ready", created_by="ann")
 _THEIRS = replace(_OWN, tenant_id="t2", owner="them")
-WHAT = {
+ASSETS = {
     "own, private": _OWN,
     "own, public": replace(_OWN, visibility="public"),
     "own, uploading": replace(_OWN, status="ready_to_upload"),
@@ -38,7 +38,7 @@ LOOKS = {"read", "inspect", "download"}
 WORKS = {*LOOKS, "use", "create", "update"}
 ALL = {*WORKS, "share", "delete"}
 NO: set[str] = set()
-#: What each role may do to each: anonymous, reader, member, owner. Written by hand, on purpose.
+#: The allowed verbs for anonymous, reader, member, owner. Written by hand, as an oracle for may().
 ALLOWED: dict[str, tuple[set[str], ...]] = {
     "own, private": (NO, LOOKS, WORKS, ALL),
     "own, public": ({"use"}, LOOKS, WORKS, ALL),
@@ -59,38 +59,38 @@ ALLOWED: dict[str, tuple[set[str], ...]] = {
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("what", WHAT)
-def test_matrix(what: str, role: Role) -> None:
-    given = {verb for verb in get_args(Verb) if may(WHO[role], verb, WHAT[what])}
-    assert given == ALLOWED[what][ROLES.index(role)]
+@pytest.mark.parametrize("label", ASSETS)
+def test_may_matches_the_table(label: str, role: Role) -> None:
+    allowed = {verb for verb in get_args(Verb) if may(PRINCIPALS[role], verb, ASSETS[label])}
+    assert allowed == ALLOWED[label][ROLES.index(role)]
 
 
-def test_a_role_is_asked_before_anything_is_looked_up() -> None:
+def test_require_refuses_verbs_allowed_on_no_asset() -> None:
     for role in ROLES:
         for verb in get_args(Verb):
-            if any(may(WHO[role], verb, asset) for asset in WHAT.values()):
-                require(WHO[role], verb)
+            if any(may(PRINCIPALS[role], verb, asset) for asset in ASSETS.values()):
+                require(PRINCIPALS[role], verb)
             else:
                 with pytest.raises(Forbidden, match=role):
-                    require(WHO[role], verb)
+                    require(PRINCIPALS[role], verb)
 
 
-def test_the_document_says_the_same() -> None:
+def test_document_matches_may() -> None:
     lines = [f"| asset | {' | '.join(ROLES)} |", "|---|---|---|---|---|"]
-    for what, asset in WHAT.items():
+    for label, asset in ASSETS.items():
         cells = [
-            " ".join(verb for verb in get_args(Verb) if may(WHO[role], verb, asset)) or "–"
+            " ".join(verb for verb in get_args(Verb) if may(PRINCIPALS[role], verb, asset)) or "–"
             for role in ROLES
         ]
-        lines.append(f"| {what} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     assert "\n".join(lines) in DOCUMENT.read_text(), "\n".join(lines)
 
 
-def test_a_signature_allows_one_verb_on_one_key_for_a_while() -> None:
+def test_signature_permits_one_verb_on_one_key_until_expiry() -> None:
     signer = Signer(b"secret")
     token = signer.sign("PUT", "uploads/a", 100)
     signer.verify("PUT", "uploads/a", token, 99.0)
-    for verb, key, given, now in (
+    for verb, key, altered, now in (
         ("GET", "uploads/a", token, 99.0),
         ("PUT", "uploads/b", token, 99.0),
         ("PUT", "uploads/a", token, 101.0),
@@ -99,6 +99,6 @@ def test_a_signature_allows_one_verb_on_one_key_for_a_while() -> None:
         ("PUT", "uploads/a", "é.é", 99.0),
     ):
         with pytest.raises(BadSignature):
-            signer.verify(verb, key, given, now)
+            signer.verify(verb, key, altered, now)
     with pytest.raises(BadSignature):
         Signer(b"other").verify("PUT", "uploads/a", token, 99.0)

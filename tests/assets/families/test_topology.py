@@ -1,4 +1,4 @@
-"""Names and shapes: ours, those that diffusers and transformers build, those of real files."""
+"""The parameter schema compared with diffusers, transformers, real files and published key maps."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def full() -> ParameterSchema:
     return schema_of(SDXL_CONFIGS)
 
 
-def test_counts_of_sdxl(full: ParameterSchema) -> None:
+def test_parameter_counts_of_sdxl(full: ParameterSchema) -> None:
     counts = {component: len(names) for component, names in full.components.items()}
     assert counts == {"unet": 1680, "text_encoder": 196, "text_encoder_2": 517, "vae": 248}
 
 
 @pytest.mark.parametrize("configs", [SDXL_CONFIGS, MINIATURE_CONFIGS], ids=["sdxl", "miniature"])
-def test_skeleton_is_what_the_libraries_build(configs: dict) -> None:
-    """At full size too, on the meta device: no memory, every tensor."""
+def test_schema_matches_the_libraries(configs: dict) -> None:
+    """Also at full size, on the meta device, which needs no memory."""
     schema = schema_of(configs)
     for component, module in build_modules(configs).items():
         shapes = dict(module.named_parameters())
@@ -52,7 +52,7 @@ def test_skeleton_is_what_the_libraries_build(configs: dict) -> None:
         assert built == dict(schema.components[component])
 
 
-def test_skeleton_is_that_of_a_real_checkpoint(full: ParameterSchema, real_data: Path) -> None:
+def test_schema_matches_a_real_checkpoint(full: ParameterSchema, real_data: Path) -> None:
     tree = real_data / "sdxl_tree" / "Juggernaut_XL_v9"
     for component, stem in FILES.items():
         real = listing(tree / f"{stem}.fp16.safetensors.stripped.json")
@@ -70,7 +70,7 @@ def test_single_file_names_match_a_published_map(full: ParameterSchema, real_dat
     compared = 0
     for component, prefix in prefixes.items():
         for name in full.components[component]:
-            if name == "text_projection.weight":  # their map leaves this one to special code
+            if name == "text_projection.weight":  # not in their map: special code handles it
                 continue
             ours = single_file_name(component, name)
             key = prefix + name
@@ -99,7 +99,7 @@ def test_every_module_of_a_real_lora_fits_sdxl(full: ParameterSchema, real_data:
     ("name", "family"),
     [("shinkai_makoto_offset", "SD 1.5"), ("EasyNegative", "SD 1.5")],
 )
-def test_real_files_for_sd15_are_refused(real_data: Path, name: str, family: str) -> None:
+def test_real_sd15_files_are_refused(real_data: Path, name: str, family: str) -> None:
     real = listing(real_data / "lora_listings" / f"{name}.safetensors.stripped.json")
     with pytest.raises(IngestRejected, match=family):
         check_family(identify(real))
@@ -116,7 +116,7 @@ def test_real_files_for_sd15_are_refused(real_data: Path, name: str, family: str
         ("anima_lora_lokr_format", "Anima"),
     ],
 )
-def test_real_foreign_loras_are_refused_by_name(real_data: Path, name: str, family: str) -> None:
+def test_loras_of_other_families_are_refused(real_data: Path, name: str, family: str) -> None:
     document = json.loads((real_data / "foreign_listings" / f"{name}.json").read_text())
     real = {key: tuple(shape) for key, shape in document["state_dict_keys"].items()}
     with pytest.raises(IngestRejected, match=family):

@@ -1,4 +1,4 @@
-"""Pictures of strangers: what is kept, and what is not even decoded."""
+"""Preview images: re-encoding, and refusal of decompression bombs before decoding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def encoded(size: tuple[int, int], kind: str = "PNG", **options: object) -> byte
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few kilobytes that says it is that large, and is."""
+    """Return a valid PNG of a few kilobytes with width × height black pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -37,14 +37,14 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
-def most_bytes() -> int:
-    """The most memory that this process ever had."""
+def peak_bytes() -> int:
+    """The peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("size", [(1, 1), (512, 512), (2048, 2048), (4000, 10)])
-def test_kept_as_a_small_png(kind: str, size: tuple[int, int]) -> None:
+def test_stored_as_a_small_png(kind: str, size: tuple[int, int]) -> None:
     with Image.open(io.BytesIO(preview_of(encoded(size, kind)))) as kept:
         assert kept.format == "PNG"
         assert max(kept.size) <= KEPT_SIDE
@@ -52,24 +52,24 @@ def test_kept_as_a_small_png(kind: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("side", [2049, 9_000, 13_000])
-def test_a_bomb_is_not_decoded(side: int) -> None:
+def test_decompression_bomb_is_not_decoded(side: int) -> None:
     data = bomb(side, side)
     assert len(data) < 400_000
-    before = most_bytes()
+    before = peak_bytes()
     with pytest.raises(InvalidAsset, match=r"pixels|Bomb"):
         preview_of(data)
-    grown = most_bytes() - before
+    grown = peak_bytes() - before
     assert grown < 16 << 20
     print(f"{len(data)} bytes of {side} × {side} pixels: {grown / 2**20:.1f} MiB more")
 
 
-def test_other_things_are_refused() -> None:
+def test_invalid_images_are_refused() -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    moving = io.BytesIO()
-    frames[0].save(moving, "WEBP", save_all=True, append_images=frames[1:])
+    animated = io.BytesIO()
+    frames[0].save(animated, "WEBP", save_all=True, append_images=frames[1:])
     whole = encoded((300, 300))
     for data in (
-        b"", b"x", encoded((8, 8), "GIF"), encoded((8, 8), "BMP"), moving.getvalue(),
+        b"", b"x", encoded((8, 8), "GIF"), encoded((8, 8), "BMP"), animated.getvalue(),
         whole[: len(whole) // 2], b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"\x89PNG\r\n\x1a\n" + b"\0" * 100, b"x" * (MAX_BYTES + 1),
     ):  # fmt: skip

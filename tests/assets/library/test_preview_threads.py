@@ -1,4 +1,4 @@
-"""Previews are made in threads, beside everything else: nothing of the process may change."""
+"""Previews are made in threads, so they may not change process-wide state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def test_previews_side_by_side_leave_the_warning_filters() -> None:
+def test_concurrent_previews_leave_the_warning_filters() -> None:
     noise = encoded(Image.frombytes("RGB", (600, 600), os.urandom(600 * 600 * 3)))
     before = list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
@@ -28,7 +28,7 @@ def test_previews_side_by_side_leave_the_warning_filters() -> None:
     assert warnings.filters == before
 
 
-def test_what_pillow_warns_of_is_refused() -> None:
+def test_images_that_pillow_warns_about_are_refused() -> None:
     bomb = encoded(Image.new("1", (13_000, 13_000)))
     with pytest.raises(InvalidAsset):
         preview_of(bomb)

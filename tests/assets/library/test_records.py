@@ -1,4 +1,4 @@
-"""One body for every database: SQLite, and PostgreSQL where its server is installed."""
+"""The contract of the asset database, on SQLite and, where it is installed, PostgreSQL."""
 
 from __future__ import annotations
 
@@ -45,29 +45,29 @@ def asset(**changes: Any) -> Asset:
     return replace(first, **changes)
 
 
-def test_what_is_added_is_found(records: SqlAssetRecords) -> None:
-    one = asset(owner=new_asset_id())
-    assert records.add(one) == one
-    assert records.get(one.id) == one
-    assert records.find(one.tenant_id, "style") == one
+def test_added_asset_is_found(records: SqlAssetRecords) -> None:
+    first_asset = asset(owner=new_asset_id())
+    assert records.add(first_asset) == first_asset
+    assert records.get(first_asset.id) == first_asset
+    assert records.find(first_asset.tenant_id, "style") == first_asset
     assert records.find("other", "style") is None
-    assert records.find_foreign(one.owner, one.name) is None
-    assert is_asset_id(one.id)
-    public = records.update(one.id, {"visibility": "public"})
-    assert records.find_foreign(one.owner, one.name) == public
+    assert records.find_foreign(first_asset.owner, first_asset.name) is None
+    assert is_asset_id(first_asset.id)
+    public = records.update(first_asset.id, {"visibility": "public"})
+    assert records.find_foreign(first_asset.owner, first_asset.name) == public
 
 
-def test_a_live_name_is_taken_once_a_tenant(records: SqlAssetRecords) -> None:
-    one = asset()
-    records.add(one)
+def test_live_names_are_unique_per_tenant(records: SqlAssetRecords) -> None:
+    first_asset = asset()
+    records.add(first_asset)
     with pytest.raises(NameTaken):
-        records.add(replace(one, id=new_asset_id()))
+        records.add(replace(first_asset, id=new_asset_id()))
     records.add(asset())  # another tenant
-    records.update(one.id, {"status": "deleted", "deleted_at_s": 2.0})
-    assert records.add(replace(one, id=new_asset_id())).version == 2
+    records.update(first_asset.id, {"status": "deleted", "deleted_at_s": 2.0})
+    assert records.add(replace(first_asset, id=new_asset_id())).version == 2
 
 
-def test_a_name_means_its_newest_version_that_is_ready(records: SqlAssetRecords) -> None:
+def test_name_means_its_newest_ready_version(records: SqlAssetRecords) -> None:
     first = records.add(asset(status="ready"))
     second = records.add(replace(first, id=new_asset_id(), status="uploaded"), new_version=True)
     assert second.reference == "style@2"
@@ -80,12 +80,12 @@ def test_a_name_means_its_newest_version_that_is_ready(records: SqlAssetRecords)
     records.update(second.id, {"status": "deleted", "deleted_at_s": 2.0})
     assert records.find(tenant, "style") == first
     assert records.find(tenant, "style", 2) is None
-    # The number is not given again: name@2 never means other bytes.
+    # Version numbers are not reused: name@2 never means other bytes.
     third = records.add(replace(first, id=new_asset_id()), new_version=True)
     assert third.version == 3
 
 
-def test_a_rename_takes_every_version_along(records: SqlAssetRecords) -> None:
+def test_rename_renames_every_version(records: SqlAssetRecords) -> None:
     first = records.add(asset(status="ready"))
     second = records.add(replace(first, id=new_asset_id()), new_version=True)
     other = records.add(replace(first, id=new_asset_id(), name="other"))
@@ -102,11 +102,13 @@ def test_a_rename_takes_every_version_along(records: SqlAssetRecords) -> None:
     assert records.rename("nothing", "x") is None
 
 
-def test_arrivals_at_once_get_versions_of_their_own(records: SqlAssetRecords) -> None:
-    one = asset()
+def test_concurrent_adds_get_distinct_versions(records: SqlAssetRecords) -> None:
+    first_asset = asset()
 
     def add(_: int) -> int:
-        return records.add(replace(one, id=new_asset_id()), new_version=True, most=12).version
+        return records.add(
+            replace(first_asset, id=new_asset_id()), new_version=True, most=12
+        ).version
 
     with ThreadPoolExecutor(8) as pool:
         outcomes = [pool.submit(add, index) for index in range(20)]
@@ -115,42 +117,42 @@ def test_arrivals_at_once_get_versions_of_their_own(records: SqlAssetRecords) ->
     assert sorted(o.result() for o in outcomes if not o.exception()) == list(range(1, 13))
 
 
-def test_what_is_shared_is_found_by_those_it_is_shared_with(records: SqlAssetRecords) -> None:
+def test_shared_asset_is_found_by_listed_tenants(records: SqlAssetRecords) -> None:
     owner, reader = new_asset_id(), new_asset_id()
-    one = asset(owner=owner, visibility="shared", shared_with=("a", reader), status="ready")
-    records.add(one)
-    assert records.get(one.id) == one
-    assert records.find_foreign(owner, "style", reader=reader) == one
+    first_asset = asset(owner=owner, visibility="shared", shared_with=("a", reader), status="ready")
+    records.add(first_asset)
+    assert records.get(first_asset.id) == first_asset
+    assert records.find_foreign(owner, "style", reader=reader) == first_asset
     assert records.find_foreign(owner, "style", reader="stranger") is None
     assert records.find_foreign(owner, "style") is None
-    assert [a.id for a in records.list(Query(shared_with=reader)).assets] == [one.id]
-    records.update(one.id, {"shared_with": ("a",)})
+    assert [a.id for a in records.list(Query(shared_with=reader)).assets] == [first_asset.id]
+    records.update(first_asset.id, {"shared_with": ("a",)})
     assert records.list(Query(shared_with=reader)).total == 0
-    records.update(one.id, {"visibility": "organisation"})
+    records.update(first_asset.id, {"visibility": "organisation"})
     assert records.find_foreign(owner, "style", reader="a") is None
 
 
-def test_update_expects(records: SqlAssetRecords) -> None:
-    one = asset(status="uploaded")
-    records.add(one)
-    assert records.update(one.id, {"status": "ready"}, expect=("ready_to_upload",)) is None
-    changed = records.update(one.id, {"status": "ready"}, expect=("uploaded",))
+def test_update_compares_the_expected_status(records: SqlAssetRecords) -> None:
+    first_asset = asset(status="uploaded")
+    records.add(first_asset)
+    assert records.update(first_asset.id, {"status": "ready"}, expect=("ready_to_upload",)) is None
+    changed = records.update(first_asset.id, {"status": "ready"}, expect=("uploaded",))
     assert changed is not None
     assert changed.status == "ready"
     assert records.update("nothing", {"status": "ready"}) is None
 
 
 def test_uses_are_counted(records: SqlAssetRecords) -> None:
-    one = records.add(asset())
+    first_asset = records.add(asset())
     for _ in range(3):
-        records.used([one.id])
-    found = records.get(one.id)
+        records.used([first_asset.id])
+    found = records.get(first_asset.id)
     assert found is not None
     assert found.uses == 3
     assert found.last_used_at_s is not None
 
 
-def test_pages_are_stable_and_count_everything(records: SqlAssetRecords) -> None:
+def test_pages_are_stable_and_have_the_total(records: SqlAssetRecords) -> None:
     tenant = new_asset_id()
     for index in range(7):
         kind = "lora" if index % 2 else "vae"
@@ -162,7 +164,7 @@ def test_pages_are_stable_and_count_everything(records: SqlAssetRecords) -> None
     assert [page.has_more for page in pages] == [True, True, False]
     assert records.list(Query(tenant_id=tenant, kinds=["vae"])).total == 4
     assert records.list(Query(tenant_id=tenant, name="n3")).total == 1
-    # What comes after an asset is the same whatever becomes of those before it.
+    # The page after an asset does not change when earlier assets are deleted.
     last = pages[0].assets[-1].id
     records.update(pages[0].assets[0].id, {"status": "deleted", "deleted_at_s": 1.0})
     after = records.list(Query(tenant_id=tenant, limit=3, after=last))
@@ -170,7 +172,7 @@ def test_pages_are_stable_and_count_everything(records: SqlAssetRecords) -> None
     assert (after.total, after.has_more) == (6, True)
 
 
-def test_a_listing_leaves_out_what_is_private_to_others(records: SqlAssetRecords) -> None:
+def test_listing_excludes_assets_private_to_other_members(records: SqlAssetRecords) -> None:
     tenant = new_asset_id()
     for name, by, visibility in (
         ("a", "ann", "private"), ("b", "bob", "private"), ("c", "bob", "organisation"),
@@ -182,64 +184,64 @@ def test_a_listing_leaves_out_what_is_private_to_others(records: SqlAssetRecords
 
 
 def test_stale_and_expired(records: SqlAssetRecords) -> None:
-    one = asset(status="uploaded", expires_at_s=50.0)
-    records.add(one)
-    assert one.id in {a.id for a in records.stale("uploaded", 1e12)}
-    assert one.id not in {a.id for a in records.stale("uploaded", 0.0)}
-    assert one.id in {a.id for a in records.expired(50.0)}
-    assert one.id not in {a.id for a in records.expired(49.0)}
-    records.update(one.id, {"status": "deleted", "deleted_at_s": 60.0})
-    assert one.id not in {a.id for a in records.expired(50.0)}
+    first_asset = asset(status="uploaded", expires_at_s=50.0)
+    records.add(first_asset)
+    assert first_asset.id in {a.id for a in records.stale("uploaded", 1e12)}
+    assert first_asset.id not in {a.id for a in records.stale("uploaded", 0.0)}
+    assert first_asset.id in {a.id for a in records.expired(50.0)}
+    assert first_asset.id not in {a.id for a in records.expired(49.0)}
+    records.update(first_asset.id, {"status": "deleted", "deleted_at_s": 60.0})
+    assert first_asset.id not in {a.id for a in records.expired(50.0)}
 
 
 def blob() -> Blob:
     return Blob(new_asset_id(), "sha", 100)
 
 
-def test_a_blob_is_live_as_long_as_any_asset_refers_to_it(
+def test_blob_is_live_while_a_live_asset_refers_to_it(
     records: SqlAssetRecords, blobs: SqlBlobRecords
 ) -> None:
     tenant, shared, lone = new_asset_id(), blob(), blob()
-    one = records.add(asset(tenant_id=tenant, name="one", parts={"unet": shared, "vae": lone}))
-    two = records.add(asset(tenant_id=tenant, name="two", parts={"unet": shared}))
+    first_asset = records.add(
+        asset(tenant_id=tenant, name="one", parts={"unet": shared, "vae": lone})
+    )
+    second_asset = records.add(asset(tenant_id=tenant, name="two", parts={"unet": shared}))
     keys = [shared.key, lone.key, "unknown"]
     assert blobs.live(keys) == {shared.key, lone.key}
-    assert blobs.stored_bytes(tenant) == 200  # each once
-    records.update(one.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert blobs.stored_bytes(tenant) == 200  # each blob once
+    records.update(first_asset.id, {"status": "deleted", "deleted_at_s": 1.0})
     assert blobs.live(keys) == {shared.key}
     assert blobs.stored_bytes(tenant) == 200  # it can still be restored
     later = 1e12
     assert lone.key not in blobs.garbage(later)  # it can still be restored
-    records.update(one.id, {"parts": {}})
+    records.update(first_asset.id, {"parts": {}})
     assert blobs.stored_bytes(tenant) == 100
     assert lone.key in blobs.garbage(later)
     assert shared.key not in blobs.garbage(later)
     assert not blobs.mark_for_deletion(shared.key, later)
     assert blobs.mark_for_deletion(lone.key, later)
-    assert not blobs.claim(lone)  # while it is being taken
+    assert not blobs.claim(lone)  # it is being deleted
     blobs.forget(lone.key)
     assert blobs.known(keys) == {shared.key}
     assert blobs.claim(lone)
-    records.update(two.id, {"parts": {"unet": lone}})
+    records.update(second_asset.id, {"parts": {"unet": lone}})
     assert blobs.live(keys) == {lone.key}
 
 
-def test_one_collector_takes_a_piece_of_garbage(blobs: SqlBlobRecords) -> None:
-    one = blob()
-    assert blobs.claim(one)
+def test_one_collector_marks_a_blob(blobs: SqlBlobRecords) -> None:
+    first = blob()
+    assert blobs.claim(first)
     later = 1e11
-    assert [blobs.mark_for_deletion(one.key, later) for _ in range(2)] == [
-        True,
-        True,
-    ]  # the first is long dead
+    # The first mark counts as that of a dead collector, since it is older than ``later``.
+    assert [blobs.mark_for_deletion(first.key, later) for _ in range(2)] == [True, True]
     soon = time.time() + 60.0
-    two = blob()
-    assert blobs.claim(two)
-    assert blobs.mark_for_deletion(two.key, soon)
-    assert not blobs.mark_for_deletion(two.key, time.time() - 60.0)
+    second = blob()
+    assert blobs.claim(second)
+    assert blobs.mark_for_deletion(second.key, soon)
+    assert not blobs.mark_for_deletion(second.key, time.time() - 60.0)
 
 
-def test_a_private_version_hides_nothing_from_others(records: SqlAssetRecords) -> None:
+def test_private_version_does_not_hide_older_versions(records: SqlAssetRecords) -> None:
     first = records.add(asset(status="ready", visibility="organisation", created_by="ann"))
     second = replace(first, id=new_asset_id(), visibility="private", created_by="bob")
     second = records.add(second, new_version=True)
@@ -247,73 +249,77 @@ def test_a_private_version_hides_nothing_from_others(records: SqlAssetRecords) -
     assert records.find(tenant, "style") == second
     assert records.find(tenant, "style", member_id="bob") == second
     assert records.find(tenant, "style", member_id="ann") == first
-    # A name that was renamed away is not given the same numbers again.
+    # The old name of a renamed asset continues its numbers.
     records.rename(first.id, "moved")
     assert records.add(replace(first, id=new_asset_id())).version == 3
 
 
-def test_what_was_claimed_just_now_is_no_garbage(blobs: SqlBlobRecords) -> None:
-    one = blob()
-    assert blobs.claim(one)
-    assert one.key not in blobs.garbage(1.0)
-    assert not blobs.mark_for_deletion(one.key, 1.0)
-    blobs.forget(one.key)  # which only the doomed are
-    assert blobs.known([one.key]) == {one.key}
+def test_claimed_blob_is_not_garbage(blobs: SqlBlobRecords) -> None:
+    first = blob()
+    assert blobs.claim(first)
+    assert first.key not in blobs.garbage(1.0)
+    assert not blobs.mark_for_deletion(first.key, 1.0)
+    blobs.forget(first.key)  # it is not marked for deletion
+    assert blobs.known([first.key]) == {first.key}
     with ThreadPoolExecutor(8) as pool:
         fresh = blob()
         assert all(pool.map(lambda _: blobs.claim(fresh), range(16)))
 
 
-def test_an_upload_in_inspection_counts(records: SqlAssetRecords, blobs: SqlBlobRecords) -> None:
-    one = records.add(asset(status="uploaded", size_bytes=7, parts={}))
-    assert blobs.stored_bytes(one.tenant_id) == 7
+def test_upload_in_ingest_counts_as_stored(records: SqlAssetRecords, blobs: SqlBlobRecords) -> None:
+    first_asset = records.add(asset(status="uploaded", size_bytes=7, parts={}))
+    assert blobs.stored_bytes(first_asset.tenant_id) == 7
 
 
-def test_a_deleted_asset_is_found_by_no_word_until_it_is_restored(records: SqlAssetRecords) -> None:
-    one = records.add(asset(status="ready", description="a heron", data={"tags": ["bird"]}))
+def test_deleted_asset_is_not_searchable_until_restored(records: SqlAssetRecords) -> None:
+    first_asset = records.add(asset(status="ready", description="a heron", data={"tags": ["bird"]}))
 
-    def found() -> int:
-        query = Query(tenant_id=one.tenant_id, text="heron", tags=["bird"])
+    def matches() -> int:
+        query = Query(tenant_id=first_asset.tenant_id, text="heron", tags=["bird"])
         return records.list(query).total
 
     def words() -> int:
         with Session(records._engine) as session:
-            mine = select(func.count()).select_from(WordRow).where(WordRow.asset_id == one.id)
-            return session.scalar(mine) or 0
+            count = (
+                select(func.count()).select_from(WordRow).where(WordRow.asset_id == first_asset.id)
+            )
+            return session.scalar(count) or 0
 
-    assert found() == 1
-    records.update(one.id, {"status": "deleted", "deleted_at_s": 1.0})
-    assert (found(), words()) == (0, 0)
-    records.update(one.id, {"status": "ready", "deleted_at_s": None})
-    assert found() == 1
+    assert matches() == 1
+    records.update(first_asset.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert (matches(), words()) == (0, 0)
+    records.update(first_asset.id, {"status": "ready", "deleted_at_s": None})
+    assert matches() == 1
 
 
-def test_a_search_asks_for_no_beginning_of_a_word_that_it_asks_for() -> None:
+def test_search_terms_omit_prefixes_of_other_terms() -> None:
     assert search_terms("S st style STYLES other", ["s", "st"]) == ["styles", "other", "#s", "#st"]
     with pytest.raises(InvalidAsset, match="8 different"):
         search_terms("a b c d e f g h", ["i"])
 
 
-def test_what_is_purged_leaves_its_number_and_no_more(
+def test_purge_keeps_only_the_version_number(
     records: SqlAssetRecords, blobs: SqlBlobRecords
 ) -> None:
-    one = records.add(asset(status="ready", description="a heron", parts={"lora": blob()}))
-    assert not records.purge(one.id)  # it is live
-    records.update(one.id, {"status": "deleted", "deleted_at_s": 1.0})
-    assert one.id in {each.id for each in records.forgotten(2.0)}
-    assert records.purge(one.id)
-    assert one.id not in {each.id for each in records.forgotten(2.0)}
-    kept = records.get(one.id)
+    first_asset = records.add(asset(status="ready", description="a heron", parts={"lora": blob()}))
+    assert not records.purge(first_asset.id)  # it is live
+    records.update(first_asset.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert first_asset.id in {each.id for each in records.forgotten(2.0)}
+    assert records.purge(first_asset.id)
+    assert first_asset.id not in {each.id for each in records.forgotten(2.0)}
+    kept = records.get(first_asset.id)
     assert kept is not None
     assert (kept.description, kept.parts, kept.size_bytes) == ("", {}, 0)
-    assert blobs.stored_bytes(one.tenant_id) == 0
-    two = records.add(replace(one, id=new_asset_id()))
-    assert two.version == 2
-    records.update(two.id, {"status": "deleted", "deleted_at_s": 1.0})
-    assert records.purge(two.id)
-    assert records.get(one.id) is None  # the higher number is enough
-    assert records.add(replace(one, id=new_asset_id())).version == 3
-    never = records.add(replace(one, id=new_asset_id(), name="never", parts={}, report={}))
-    records.update(never.id, {"status": "deleted", "deleted_at_s": 1.0})
-    assert records.purge(never.id)
-    assert records.get(never.id) is None
+    assert blobs.stored_bytes(first_asset.tenant_id) == 0
+    second_asset = records.add(replace(first_asset, id=new_asset_id()))
+    assert second_asset.version == 2
+    records.update(second_asset.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert records.purge(second_asset.id)
+    assert records.get(first_asset.id) is None  # only the row of the last version stays
+    assert records.add(replace(first_asset, id=new_asset_id())).version == 3
+    uninspected = records.add(
+        replace(first_asset, id=new_asset_id(), name="never", parts={}, report={})
+    )
+    records.update(uninspected.id, {"status": "deleted", "deleted_at_s": 1.0})
+    assert records.purge(uninspected.id)
+    assert records.get(uninspected.id) is None

@@ -1,4 +1,4 @@
-"""From names to a recipe."""
+"""Resolution of names to a recipe."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from assets.principal import Principal
 T1, T2 = Principal("t1", "t1"), Principal("t2", "t2")
 
 
-def resolve(records: Any, who: Principal, wanted: AssetSelection) -> Resolved:
-    return resolve_at(records, who, wanted, 0.0, find_base(records))
+def resolve(records: Any, principal: Principal, wanted: AssetSelection) -> Resolved:
+    return resolve_at(records, principal, wanted, 0.0, find_base(records))
 
 
-def test_every_form_of_a_reference_is_the_same_content(bench: Any, samples: dict[str, Any]) -> None:
+def test_every_form_of_a_reference_resolves_to_the_same_content(
+    bench: Any, samples: dict[str, Any]
+) -> None:
     lora = samples["lora_all"]
     recipes = {
         resolve(bench.records, T1, AssetSelection(loras={reference: 0.5})).recipe
@@ -35,7 +37,9 @@ def test_order_of_loras_does_not_matter(bench: Any, samples: dict[str, Any]) -> 
     assert forward == backward
 
 
-def test_foreign_and_unknown_are_the_same(bench: Any, samples: dict[str, Any]) -> None:
+def test_foreign_and_unknown_assets_raise_the_same_error(
+    bench: Any, samples: dict[str, Any]
+) -> None:
     lora = samples["lora_all"]
     unknown = lora.id[:-4] + "0000"
     for reference in (lora.id, unknown, lora.name, f"t1:{lora.name}", "octoai:nothing"):
@@ -44,13 +48,13 @@ def test_foreign_and_unknown_are_the_same(bench: Any, samples: dict[str, Any]) -
         assert str(caught.value) == str(AssetNotFound(reference))
 
 
-def test_the_base_is_public_under_all_its_names(bench: Any) -> None:
+def test_base_checkpoint_is_public_under_all_its_names(bench: Any) -> None:
     base = resolve(bench.records, T2, AssetSelection()).recipe
     for reference in ("commons:base", "octoai:base", "base"):
         assert resolve(bench.records, T2, AssetSelection(checkpoint=reference)).recipe == base
 
 
-def test_a_checkpoint_replaces_only_what_it_brings(bench: Any, samples: dict[str, Any]) -> None:
+def test_checkpoint_replaces_only_its_own_components(bench: Any, samples: dict[str, Any]) -> None:
     base = resolve(bench.records, T1, AssetSelection()).recipe
     other = resolve(bench.records, T1, AssetSelection(checkpoint=samples["checkpoint"].id)).recipe
     assert other.unet != base.unet
@@ -58,7 +62,7 @@ def test_a_checkpoint_replaces_only_what_it_brings(bench: Any, samples: dict[str
     assert resolve(bench.records, T1, with_vae).recipe == other
 
 
-def test_what_makes_no_sense(bench: Any, samples: dict[str, Any], tmp_path: Any) -> None:
+def test_invalid_selections_are_refused(bench: Any, samples: dict[str, Any], tmp_path: Any) -> None:
     lora, inversion = samples["lora_all"], samples["inversion"]
     for wanted, reason in (
         (AssetSelection(loras={inversion.id: 1.0}), "not a lora"),
@@ -81,9 +85,7 @@ def test_what_makes_no_sense(bench: Any, samples: dict[str, Any], tmp_path: Any)
         resolve(bench.records, T1, AssetSelection(loras={rejected.id: 1.0}))
 
 
-def test_what_was_ingested_for_another_model_is_refused(
-    bench: Any, samples: dict[str, Any]
-) -> None:
+def test_asset_of_another_base_model_is_refused(bench: Any, samples: dict[str, Any]) -> None:
     lora = samples["lora_cross"]
     report = dict(lora.report)
     bench.records.update(lora.id, {"report": {**report, "fits": "another"}})

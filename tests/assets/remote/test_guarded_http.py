@@ -1,5 +1,5 @@
-"""The import guard, against servers on loopback of the test's own. 127.0.0.2 stands for the
-public internet (the operator's rules allow it), 127.0.0.1 for what must never be reached."""
+"""The guarded HTTP client, against loopback servers. 127.0.0.2, which the rules allow, stands for
+the public internet; 127.0.0.1 for an internal host that must never be reached."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Answer = Callable[[socket.socket, str], None]
 
 
 class Server:
-    """Answers each connection with what the test says; remembers what was asked of it."""
+    """Answers each connection with ``answer`` and records the requests."""
 
     def __init__(self, address: str, family: Any = socket.AF_INET) -> None:
         self.answer: Answer = lambda *_: None
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.bind((address, 0))
         self._socket.listen(8)
@@ -53,7 +53,7 @@ class Server:
                 request = connection.recv(65536).decode("latin-1")
                 if self._stopped.is_set() or not request:
                     continue
-                self.asked.append(request)
+                self.requests.append(request)
                 try:
                     self.answer(connection, request)
                     connection.shutdown(socket.SHUT_WR)
@@ -69,12 +69,12 @@ class Server:
         self._thread.join()
         self._socket.close()
 
-    def says(self, *lines: str, body: bytes = b"") -> None:
+    def respond(self, *lines: str, body: bytes = b"") -> None:
         head = "\r\n".join(["HTTP/1.1 " + lines[0], *lines[1:], "Connection: close", "", ""])
         self.answer = lambda connection, _: connection.sendall(head.encode() + body)
 
-    def gives(self, body: bytes) -> None:
-        self.says("200 OK", f"Content-Length: {len(body)}", body=body)
+    def respond_ok(self, body: bytes) -> None:
+        self.respond("200 OK", f"Content-Length: {len(body)}", body=body)
 
 
 @contextmanager
@@ -95,19 +95,19 @@ def outside() -> Iterator[Server]:
 @pytest.fixture
 def inside() -> Iterator[Server]:
     with server(INSIDE) as running:
-        running.gives(b"a secret")
+        running.respond_ok(b"a secret")
         yield running
 
 
 class Names:
-    """A resolver of the test's own, which counts how often it is asked."""
+    """A resolver with fixed answers that records its calls."""
 
     def __init__(self, **names: Sequence[Sequence[str]]) -> None:
         self._names = {host.replace("_", "."): list(answers) for host, answers in names.items()}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def __call__(self, host: str, port: int) -> Sequence[str]:
-        self.asked.append(host)
+        self.requests.append(host)
         answers = self._names.get(host)
         if answers is None:
             return system_resolve(host, port)
@@ -126,18 +126,18 @@ def get(fetch: Fetcher, url: str, most: int = MOST, **options: Any) -> bytes:
     return body.getvalue()
 
 
-def test_a_file_is_fetched_and_its_progress_told(outside: Server) -> None:
-    outside.gives(b"x" * 300_000)
-    told: list[tuple[int, int | None]] = []
+def test_fetch_reports_progress(outside: Server) -> None:
+    outside.respond_ok(b"x" * 300_000)
+    reports: list[tuple[int, int | None]] = []
     names = Names(files_example=[[OUTSIDE]])
     url = f"http://files.example:{outside.port}/lora.safetensors?token=1"
-    data = get(fetcher(names), url, progress=lambda *now: told.append(now))
+    data = get(fetcher(names), url, progress=lambda *now: reports.append(now))
     assert data == b"x" * 300_000
-    assert told[-1] == (300_000, 300_000)
-    request = outside.asked[0]
+    assert reports[-1] == (300_000, 300_000)
+    request = outside.requests[0]
     assert request.startswith("GET /lora.safetensors?token=1 HTTP/1.1\r\n")
     assert f"Host: files.example:{outside.port}\r\n" in request
-    assert names.asked == ["files.example"]
+    assert names.requests == ["files.example"]
 
 
 @pytest.mark.parametrize(
@@ -150,54 +150,56 @@ def test_a_file_is_fetched_and_its_progress_told(outside: Server) -> None:
         "224.0.0.1", "255.255.255.255", "192.0.2.1", "[2001:db8::1]",
     ],
 )  # fmt: skip
-def test_every_spelling_of_an_address_inside_is_refused(inside: Server, host: str) -> None:
-    """By the system's own resolver, which knows them all."""
+def test_every_spelling_of_an_internal_address_is_refused(inside: Server, host: str) -> None:
+    """With the system's resolver, which understands all spellings."""
     rules = Rules(schemes=("http",))
     with pytest.raises(FetchFailed):
         get(Fetcher(rules, QUICK), f"http://{host}:{inside.port}/")
     for port in ("80", "443"):
         with pytest.raises(FetchRefused, match="not on the public internet"):
             Fetcher(rules, QUICK).fetch(f"http://{host}:{port}/", io.BytesIO(), MOST)
-    assert inside.asked == []
+    assert inside.requests == []
 
 
-def test_a_name_that_answers_differently_the_second_time(outside: Server, inside: Server) -> None:
-    """It is asked once, and the address that was checked is the one that is reached."""
-    outside.gives(b"fine")
+def test_dns_rebinding_is_refused(outside: Server, inside: Server) -> None:
+    """The name is resolved once, and the connection goes to the checked address."""
+    outside.respond_ok(b"fine")
     names = Names(rebinding_example=[[OUTSIDE], [INSIDE]])
     assert get(fetcher(names), f"http://rebinding.example:{outside.port}/") == b"fine"
-    assert names.asked == ["rebinding.example"]
+    assert names.requests == ["rebinding.example"]
     with pytest.raises(FetchRefused):
         get(fetcher(names), f"http://rebinding.example:{outside.port}/")
     for both in ([OUTSIDE, INSIDE], [INSIDE, OUTSIDE], [OUTSIDE, "::1"]):
         with pytest.raises(FetchRefused):
             get(fetcher(Names(two_example=[both])), f"http://two.example:{outside.port}/")
-    assert inside.asked == []
+    assert inside.requests == []
 
 
 @pytest.mark.parametrize("status", ["301 x", "302 x", "303 x", "307 x", "308 x"])
-def test_a_redirect_inside_is_refused(outside: Server, inside: Server, status: str) -> None:
+def test_redirect_to_an_internal_host_is_refused(
+    outside: Server, inside: Server, status: str
+) -> None:
     for location in (
         f"http://{INSIDE}:{inside.port}/",
         f"http://[::ffff:{INSIDE}]:{inside.port}/",
         f"//localhost:{inside.port}/",
         "file:///etc/passwd",
-        "https://public.example/",  # which these rules do not fetch
+        "https://public.example/",  # a scheme that the rules exclude
         f"http://user:password@{OUTSIDE}:{outside.port}/",
     ):
-        outside.says(status, f"Location: {location}", "Content-Length: 0")
+        outside.respond(status, f"Location: {location}", "Content-Length: 0")
         with pytest.raises(FetchRefused):
             get(fetcher(), f"http://{OUTSIDE}:{outside.port}/")
-    # A name that was fine for the first request and is not for the second.
-    outside.says(status, "Location: /again", "Content-Length: 0")
+    # A name that resolves to a public address first and to an internal one after the redirect.
+    outside.respond(status, "Location: /again", "Content-Length: 0")
     names = Names(rebinding_example=[[OUTSIDE], [INSIDE]])
     with pytest.raises(FetchRefused, match="public internet"):
         get(fetcher(names), f"http://rebinding.example:{outside.port}/")
-    assert names.asked == ["rebinding.example"] * 2
-    assert inside.asked == []
+    assert names.requests == ["rebinding.example"] * 2
+    assert inside.requests == []
 
 
-def test_redirects_are_followed_but_not_for_ever(outside: Server) -> None:
+def test_redirects_are_limited(outside: Server) -> None:
     def answer(connection: socket.socket, request: str) -> None:
         hop = int(request.split("/")[1].split(" ")[0])
         if hop == 0:
@@ -212,15 +214,15 @@ def test_redirects_are_followed_but_not_for_ever(outside: Server) -> None:
         get(fetcher(), f"http://{OUTSIDE}:{outside.port}/9")
 
 
-def test_a_mapped_ipv6_address_of_the_resolver(inside: Server) -> None:
+def test_embedded_ipv4_addresses_are_refused(inside: Server) -> None:
     for address in (f"::ffff:{INSIDE}", "::ffff:7f00:1", "64:ff9b::7f00:1", "2002:7f00:1::", "::1"):
         names = Names(six_example=[[address]])
         with pytest.raises(FetchRefused):
             get(fetcher(names), f"http://six.example:{inside.port}/")
-    assert inside.asked == []
+    assert inside.requests == []
 
 
-def test_an_endless_drip_ends(outside: Server) -> None:
+def test_slow_transfers_end(outside: Server) -> None:
     def drip(connection: socket.socket, _: str) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
@@ -251,7 +253,7 @@ def test_an_endless_drip_ends(outside: Server) -> None:
         get(fetcher(), f"http://{OUTSIDE}:{outside.port}/")
 
 
-def test_a_transfer_as_a_whole_ends(outside: Server) -> None:
+def test_overall_time_limit(outside: Server) -> None:
     def steady(connection: socket.socket, _: str) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
@@ -263,18 +265,18 @@ def test_a_transfer_as_a_whole_ends(outside: Server) -> None:
         get(fetcher(overall_s=0.8), f"http://{OUTSIDE}:{outside.port}/", most=1 << 30)
 
 
-def test_content_length_is_believed_no_further_than_it_goes(outside: Server) -> None:
+def test_content_length_is_not_trusted(outside: Server) -> None:
     url = f"http://{OUTSIDE}:{outside.port}/"
-    outside.says("200 OK", "Content-Length: 1000", body=b"short")
+    outside.respond("200 OK", "Content-Length: 1000", body=b"short")
     with pytest.raises(FetchFailed, match="broke off"):
         get(fetcher(), url)
-    outside.says("200 OK", "Content-Length: 4", body=b"long, really")
+    outside.respond("200 OK", "Content-Length: 4", body=b"long, really")
     assert get(fetcher(), url) == b"long"
-    outside.says("200 OK", f"Content-Length: {MOST + 1}")
+    outside.respond("200 OK", f"Content-Length: {MOST + 1}")
     with pytest.raises(TooLarge, match=str(MOST + 1)):
         get(fetcher(), url)
     for length in ("-1", "1e3", "4, 5", "99999999999999999999"):
-        outside.says("200 OK", f"Content-Length: {length}", body=b"four")
+        outside.respond("200 OK", f"Content-Length: {length}", body=b"four")
         with pytest.raises((FetchFailed, TooLarge)):
             get(fetcher(), url)
 
@@ -290,15 +292,15 @@ def test_content_length_is_believed_no_further_than_it_goes(outside: Server) -> 
     assert len(kept.getvalue()) <= MOST
 
 
-def test_other_answers_are_told(outside: Server) -> None:
+def test_unusable_responses_are_reported(outside: Server) -> None:
     url = f"http://{OUTSIDE}:{outside.port}/"
     for lines, reason in (
         (("404 Not Found", "Content-Length: 0"), "answered 404"),
         (("200 OK", "Content-Encoding: gzip", "Content-Length: 0"), "compressed"),
-        (("302 Found", "Content-Length: 0"), "leads nowhere"),
-        (("302 Found", "Location: https://[::1", "Content-Length: 0"), "leads nowhere"),
+        (("302 Found", "Content-Length: 0"), "without a location"),
+        (("302 Found", "Location: https://[::1", "Content-Length: 0"), "invalid URL"),
     ):
-        outside.says(*lines)
+        outside.respond(*lines)
         with pytest.raises(FetchFailed, match=reason):
             get(fetcher(), url)
     outside.answer = lambda connection, _: connection.sendall(b"SSH-2.0-OpenSSH\r\n")
@@ -314,15 +316,15 @@ def test_other_answers_are_told(outside: Server) -> None:
         ("gopher://files.example/", "only https"),
         ("https://", "no host"),
         ("https://user:pw@files.example/", "credentials"),
-        ("https://other.test/", "not among those"),
-        ("https://files.example.evil.test/", "not among those"),
-        ("https://files.example:99999/", "no URL"),
+        ("https://other.test/", "not allowed"),
+        ("https://files.example.evil.test/", "not allowed"),
+        ("https://files.example:99999/", "invalid URL"),
         ("https://files.example/" + "x" * 3000, "printable ASCII"),
         ("https://files.example/\r\nX: y", "printable ASCII"),
         ("https://ﬁles.example/", "printable ASCII"),
     ],
 )
-def test_urls_that_break_a_rule(url: str, reason: str) -> None:
+def test_urls_that_violate_a_rule(url: str, reason: str) -> None:
     with pytest.raises(FetchRefused, match=reason):
         Fetcher(Rules(hosts=("files.example", "*.files.example"))).check(url)
 
@@ -339,8 +341,8 @@ def test_embedded_addresses() -> None:
     assert not is_public(ipaddress.ip_address("224.0.0.5"))
 
 
-def test_a_repository_is_the_one_file_that_is_meant() -> None:
-    asked: list[str] = []
+def test_file_of_a_repository() -> None:
+    requests: list[str] = []
     files = [
         {"rfilename": "README.md"},
         {"rfilename": "style.safetensors", "lfs": {"sha256": "f" * 64, "size": 5}},
@@ -348,11 +350,11 @@ def test_a_repository_is_the_one_file_that_is_meant() -> None:
     ]
 
     def answer(url: str) -> Any:
-        asked.append(url)
+        requests.append(url)
         return {"sha": "abc123", "siblings": files}
 
     found = find_file("artist/style", answer, "https://hub")
-    assert asked == ["https://hub/api/models/artist/style?blobs=true"]
+    assert requests == ["https://hub/api/models/artist/style?blobs=true"]
     assert found.url == "https://hub/artist/style/resolve/abc123/style.safetensors"
     assert found.sha256 == "f" * 64
     inner = find_file("artist/style:unet/model.safetensors", answer, "https://hub")
@@ -362,12 +364,12 @@ def test_a_repository_is_the_one_file_that_is_meant() -> None:
     files.append({"rfilename": "other.safetensors"})
     with pytest.raises(FetchFailed, match=r"which file.*other\.safetensors, style\.safetensors"):
         find_file("artist/style", answer)
-    for odd in ("style", "a/b/c", "a/..", "a/b?x", "a b/c", "/b"):
-        with pytest.raises(FetchFailed, match="no repository"):
-            find_file(odd, answer)
-    for nonsense in ([], {"siblings": "x"}, {"siblings": [{"rfilename": 5}]}):
+    for malformed in ("style", "a/b/c", "a/..", "a/b?x", "a b/c", "/b"):
+        with pytest.raises(FetchFailed, match="not a repository"):
+            find_file(malformed, answer)
+    for invalid in ([], {"siblings": "x"}, {"siblings": [{"rfilename": 5}]}):
         with pytest.raises(FetchFailed):
-            find_file("artist/style", lambda _, n=nonsense: n)  # type: ignore[misc]
+            find_file("artist/style", lambda _, n=invalid: n)  # type: ignore[misc]
 
 
 def _repository(*files: str) -> Any:
@@ -375,7 +377,7 @@ def _repository(*files: str) -> Any:
     return lambda _: {"sha": "abc123", "siblings": siblings}
 
 
-def test_a_diffusers_repository_says_what_to_do_with_it() -> None:
+def test_diffusers_repository_is_refused_with_advice() -> None:
     pipeline = ("model_index.json", "unet/diffusion_pytorch_model.safetensors")
     for reference in ("artist/model", "artist/model:unet/diffusion_pytorch_model.safetensors"):
         with pytest.raises(FetchFailed, match=r"diffusers folder.*assets push FOLDER"):
@@ -387,7 +389,7 @@ def test_a_diffusers_repository_says_what_to_do_with_it() -> None:
 
 
 @pytest.mark.parametrize("folder", ["", "styles/one/"])
-def test_an_adapters_configuration_is_found_beside_it(folder: str) -> None:
+def test_adapter_configuration_beside_the_file(folder: str) -> None:
     wanted, config = f"{folder}adapter_model.safetensors", f"{folder}adapter_config.json"
     found = find_file(f"artist/style:{wanted}", _repository(wanted, config), "https://hub")
     assert found.adapter_config_url == f"https://hub/artist/style/resolve/abc123/{config}"
@@ -410,7 +412,7 @@ def test_an_adapters_configuration_is_found_beside_it(folder: str) -> None:
         ("https://example.com/o/n/blob/main/x", "https://example.com/o/n/blob/main/x"),
     ],
 )  # fmt: skip
-def test_the_address_of_a_page_is_that_of_its_file(address: str, fetched: str) -> None:
+def test_download_url_of_a_page(address: str, fetched: str) -> None:
     assert download_url(address) == fetched
 
 
@@ -423,6 +425,6 @@ def test_the_address_of_a_page_is_that_of_its_file(address: str, fetched: str) -
         ("https://github.com/o/n/blob/main/x.safetensors", "Raw button"),
     ],
 )
-def test_a_page_that_names_no_file_is_refused_at_once(address: str, advice: str) -> None:
+def test_page_without_a_file_is_refused(address: str, advice: str) -> None:
     with pytest.raises(FetchFailed, match=advice):
         download_url(address)

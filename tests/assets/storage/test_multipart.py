@@ -1,4 +1,4 @@
-"""Uploads in parts: one contract, on a directory and on a real S3 server."""
+"""Multipart uploads: one contract, on a directory and on S3 servers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parts(store: FsspecStore) -> PartStore:
 
 
 def send(store: FsspecStore, parts: PartStore, key: str, upload_id: str, number: int) -> None:
-    """As a client does: to the store's own URL, or through a gateway."""
+    """Send a part as a client does: to the store's URL, or through a gateway."""
     url = parts.signed_put(key, upload_id, number, 60)
     if url is None:
         put_bytes(store, part_key(key, upload_id, number), DATA[number - 1])
@@ -46,11 +46,11 @@ def send(store: FsspecStore, parts: PartStore, key: str, upload_id: str, number:
         httpx.put(url, content=DATA[number - 1]).raise_for_status()
 
 
-def test_parts_in_any_order_become_the_whole(store: FsspecStore, parts: PartStore) -> None:
+def test_parts_in_any_order_are_assembled(store: FsspecStore, parts: PartStore) -> None:
     key = upload_key(new_asset_id())
     upload_id = parts.begin(key)
     assert list(parts.parts(key, upload_id)) == []
-    for number in (3, 1, 2, 1):  # one of them again
+    for number in (3, 1, 2, 1):  # part 1 is sent twice
         send(store, parts, key, upload_id, number)
     arrived = parts.parts(key, upload_id)
     assert [(part.number, part.size_bytes) for part in arrived] == list(enumerate(SIZES, 1))
@@ -58,16 +58,16 @@ def test_parts_in_any_order_become_the_whole(store: FsspecStore, parts: PartStor
     parts.finish(key, upload_id, arrived)
     assert read_bytes(store, key) == b"".join(DATA)
     assert list(parts.parts(key, upload_id)) == []
-    with suppress(StoreError):  # a second time it is an error, or changes nothing: stores differ
+    with suppress(StoreError):  # repeated: some stores raise, others do nothing
         parts.finish(key, upload_id, arrived)
     assert read_bytes(store, key) == b"".join(DATA)
 
 
-def test_a_part_that_was_cut_short_is_sent_again(
+def test_incomplete_part_can_be_sent_again(
     store: FsspecStore, parts: PartStore, request: pytest.FixtureRequest
 ) -> None:
     if request.node.callspec.params["store"] == "s3":
-        pytest.skip("rclone does not take a part again with other bytes; S3 does, and moto")
+        pytest.skip("rclone refuses a part that is sent again with other bytes; S3 and moto do not")
     key = upload_key(new_asset_id())
     upload_id = parts.begin(key)
     url = parts.signed_put(key, upload_id, 1, 60)
@@ -82,7 +82,7 @@ def test_a_part_that_was_cut_short_is_sent_again(
     assert read_bytes(store, key) == b"".join(DATA)
 
 
-def test_an_abort_leaves_nothing(
+def test_abort_deletes_the_parts(
     store: FsspecStore, parts: PartStore, request: pytest.FixtureRequest
 ) -> None:
     keys = [upload_key(new_asset_id()) for _ in range(2)]
@@ -91,7 +91,7 @@ def test_an_abort_leaves_nothing(
         send(store, parts, key, upload_id, 1)
     begun = {b.key: b for b in parts.begun()}
     assert {key: begun[key].upload_id for key in keys} == uploads
-    if request.node.callspec.params["store"] != "moto":  # whose uploads all begin in 2010
+    if request.node.callspec.params["store"] != "moto":  # moto dates all uploads 2010
         assert all(abs(b.began_at_s - time.time()) < 60 for b in begun.values())
     parts.abort(keys[0], uploads[keys[0]])
     parts.abort(keys[0], uploads[keys[0]])

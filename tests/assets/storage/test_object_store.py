@@ -1,4 +1,4 @@
-"""One body for every object store: a directory, and a real S3 server."""
+"""The contract of every object store, on a directory and on an S3 server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     return FsspecStore(settings.resolved_store_url, **settings.resolved_store_options)
 
 
-def test_what_is_written_is_read(store: ObjectStore, tmp_path: Path) -> None:
+def test_write_then_read(store: ObjectStore, tmp_path: Path) -> None:
     put_bytes(store, "a/b", b"hello")
     assert store.size("a/b") == 5
     assert read_bytes(store, "a/b") == b"hello"
@@ -35,12 +35,12 @@ def test_what_is_written_is_read(store: ObjectStore, tmp_path: Path) -> None:
     assert store.size("a/b") is None
 
 
-def test_what_is_absent_is_an_error(store: ObjectStore) -> None:
+def test_missing_key_raises(store: ObjectStore) -> None:
     with pytest.raises(StoreError):
         read_bytes(store, "no/such")
 
 
-def test_a_broken_write_leaves_nothing(store: ObjectStore) -> None:
+def test_failed_write_leaves_no_object(store: ObjectStore) -> None:
     def write_half() -> None:
         with store.write("broken") as file:
             file.write(b"half")
@@ -52,16 +52,16 @@ def test_a_broken_write_leaves_nothing(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("key", ["/etc/passwd", "a/../../b", ".."])
-def test_keys_stay_inside(store: ObjectStore, key: str) -> None:
+def test_keys_outside_the_root_are_refused(store: ObjectStore, key: str) -> None:
     with pytest.raises(StoreError, match="not a key"):
         store.open(key)
 
 
-def test_signed_urls_work_without_us(store: Any) -> None:
+def test_signed_urls(store: Any) -> None:
     url = store.signed_put("signed", 600)
     if url is None:
         assert store.signed_get("signed", 600) is None
-        pytest.skip("a directory signs nothing; the gateway does")
+        pytest.skip("a directory store does not sign URLs; the gateway does")
     assert httpx.put(url, content=b"direct").status_code == 200
     assert httpx.get(store.signed_get("signed", 600)).content == b"direct"
     assert read_bytes(store, "signed") == b"direct"

@@ -1,4 +1,4 @@
-"""Folders that others may not read or write."""
+"""Folders that other users may not read or write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_new_folder_and_its_parents_are_private_whatever_the_umask(tmp_path: Path) -> None:
+def test_new_folder_and_parents_are_private_under_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         private_folder(tmp_path / "a" / "b")
@@ -27,7 +27,7 @@ def test_a_new_folder_and_its_parents_are_private_whatever_the_umask(tmp_path: P
 
 
 @pytest.mark.parametrize("bits", [0o777, 0o770, 0o702])
-def test_what_others_may_write_to_is_refused(tmp_path: Path, bits: int) -> None:
+def test_folder_writable_by_others_is_refused(tmp_path: Path, bits: int) -> None:
     folder = tmp_path / "tier"
     folder.mkdir()
     folder.chmod(bits)
@@ -38,14 +38,14 @@ def test_what_others_may_write_to_is_refused(tmp_path: Path, bits: int) -> None:
     assert not list(folder.iterdir())
 
 
-def test_what_others_may_read_is_closed(tmp_path: Path) -> None:
+def test_folder_readable_by_others_becomes_private(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     folder.chmod(0o755)
     assert mode(private_folder(folder)) == 0o700
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
@@ -55,7 +55,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
             private_folder(tmp_path / name)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may change the owner")
 def test_another_users_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir(mode=0o700)
