@@ -1,1 +1,1 @@
-"""Measurements. Imports everything, imported by nobody; results lie in benchmarks/results."""
+"""Benchmarks. No shipped package imports them; results are in benchmarks/results."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks NAME``: see each module's docstring."""
+"""Run a benchmark: ``python -m benchmarks NAME``. Each module's docstring describes it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import sys
 
 BENCHMARKS = {
     "http": "the running platform from outside: k6 and locust over four scenarios",
-    "overhead": "what the platform adds to a picture, beside a bare echo on the same Ray",
-    "library": "a tenant with 10,000 assets beside one with 100",
-    "upload": "the memory of every process while a large file comes in",
-    "swap": "becoming a recipe: ours against stock diffusers, interleaved",
-    "load": "weights from a file onto the device: ours, safetensors, the bare reading",
-    "gpu": "the engine on one GPU at full size, program by program; --dry-run is small, on a CPU",
-    "replay": "the router, the tiers and the fairness on a stream of requests, beside others' ways",
-    "faults": "what a platform of this kind meets, injected under load; a table at the end",
-    "soak": "an hour at 70 % load with random assets and random kills; plots of memory and files",
-    "coldstart": "a replica's start by its parts, and what was shortened",
-    "attacks": "another tenant's image while the gateway is attacked, beside its time alone",
-    "wire": "one call to a known process: a Serve handle, an actor, our own wire",
-    "addressing": "slots against a targeted router, at 2, 32 and 128 stub replicas",
+    "overhead": "the platform's overhead per image, beside a bare echo on Ray",
+    "library": "library calls of a tenant with 10,000 assets and of one with 100",
+    "upload": "the memory of every process during the upload of a large file",
+    "swap": "switching recipes: the engine and stock diffusers, interleaved",
+    "load": "loading weights onto the device: the engine, safetensors, a bare read",
+    "gpu": "the full-size engine on one GPU, in programs; --dry-run is small, on a CPU",
+    "replay": "router, tiers and fairness on a stream of requests, compared with other policies",
+    "faults": "faults injected into a running platform under load; prints a table",
+    "soak": "an hour at 70 % load with random assets and kills; plots memory and files",
+    "coldstart": "the phases of a replica's start",
+    "attacks": "generation time of one tenant while another attacks the gateway",
+    "wire": "one call to a known process: Serve handle, Ray actor, the platform's own wire",
+    "addressing": "one Serve application per replica or a targeted router; stub replicas",
 }
 
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in BENCHMARKS:
-        for known, what in BENCHMARKS.items():
-            print(f"python -m benchmarks {known:12} {what}")
+        for known, description in BENCHMARKS.items():
+            print(f"python -m benchmarks {known:12} {description}")
         raise SystemExit(0 if name in ("", "-h", "--help") else 2)
     sys.argv = [f"benchmarks {name}", *sys.argv[2:]]
     module = importlib.import_module(f"benchmarks.{name}")

@@ -1,9 +1,9 @@
-"""How a chosen replica is addressed: one-replica applications, or one deployment with a
-router that goes where it is told. Run: ``python -m benchmarks addressing``.
+"""Two ways to address a chosen replica: one-replica applications ("slots"), or one deployment
+with a router that follows the request ("targeted"). Run: ``python -m benchmarks addressing``.
 
-Stub replicas, one Ray instance a case. For each way and size: seconds to deploy, the
-controller's share of a CPU when nothing happens, round trips to replicas in turn, and
-seconds until one chosen replica is gone (which the second way cannot choose).
+Stub replicas, one Ray instance per case. Measured for each way and size: seconds to deploy, the
+idle controller's share of a CPU, round trips to the replicas in turn, and seconds to remove one
+replica (the targeted way cannot choose which).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Stub:
 
 
 class Targeted(RequestRouter):  # type: ignore[misc]  # Ray is untyped
-    """The replica that the request names."""
+    """Route each request to the replica that its ``target`` argument names."""
 
     async def choose_replicas(
         self,
@@ -65,7 +65,7 @@ def controller_process() -> psutil.Process:
 
 
 def controller_share() -> float:
-    """The controller's share of one CPU over IDLE_S seconds."""
+    """Return the controller's share of one CPU over IDLE_S seconds."""
     process = controller_process()
     before = sum(process.cpu_times()[:2])
     time.sleep(IDLE_S)
@@ -73,7 +73,7 @@ def controller_share() -> float:
 
 
 async def round_trips(calls: list[Any]) -> list[float]:
-    """Milliseconds for each of ROUND_TRIPS calls, to replicas in turn, one at a time."""
+    """Return the milliseconds of ROUND_TRIPS sequential calls, to the replicas in turn."""
     for call in calls:
         await call()
     spent = []
@@ -152,7 +152,7 @@ def measure(way: str, count: int) -> dict[str, Any]:
 
 
 def table() -> str:
-    """The results as the table that the decision record holds."""
+    """Return the results as Markdown, as the decision record holds them."""
     heads = ["way", "replicas", "deploy s", "controller idle % of a CPU"]
     heads += ["round trip p50 ms", "p95 ms", "remove one s"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]

@@ -1,11 +1,11 @@
-"""Another tenant's image while the gateway is attacked, beside its time alone.
+"""Generation time of one tenant while another attacks the gateway, and without the attack.
 
     python -m benchmarks attacks                        # about two minutes
-    python -m benchmarks attacks --before CHECKOUT      # and the same against an older checkout
+    python -m benchmarks attacks --before CHECKOUT      # also measure an older checkout
 
-The platform runs in one process, so that work of the gateway takes time from the engine. For each
-attack in turn, images are generated without it and during it. The attacker is a process of lower
-priority: in the field it is another machine, which takes no processor from the platform.
+The platform runs in one process, so that the gateway's work takes time from the engine. For each
+attack, images are generated without it and during it. The attacker runs at low priority, because a
+real one is another machine, which takes no CPU time from the platform.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serving.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "attacks.json"
-#: An image or a probe that takes longer is given up.
+#: Timeout of an image or a probe.
 _LONGEST_S = 20.0
 _IMAGE = {"prompt": "a small red star", "steps": 16, "seed": 7}
 
@@ -87,12 +87,12 @@ def heads_without_an_end(http: httpx.Client, _key: str) -> None:
 def _half(http: httpx.Client, begin: bytes, more_bytes: int) -> None:
     with (
         suppress(OSError),
-        socket.create_connection((http.base_url.host, http.base_url.port)) as one,
+        socket.create_connection((http.base_url.host, http.base_url.port)) as connection,
     ):
-        one.settimeout(5)
-        one.sendall(begin)
+        connection.settimeout(5)
+        connection.sendall(begin)
         for _ in range(more_bytes >> 16):
-            one.sendall(b"a" * 65_536)
+            connection.sendall(b"a" * 65_536)
 
 
 _JSON = {"Content-Type": "application/json"}
@@ -112,15 +112,15 @@ ATTACKS: Mapping[str, Callable[[httpx.Client, str], None]] = {
 
 
 def attack(name: str, url: str, key: str) -> None:
-    """Two connections at a time, until it is ended."""
+    """Run an attack over two connections until this process is killed."""
     os.nice(19)
 
-    def go_on() -> None:
+    def repeat() -> None:
         with httpx.Client(base_url=url, timeout=120) as http:
             while True:
                 ATTACKS[name](http, key)
 
-    threads = [threading.Thread(target=go_on, daemon=True) for _ in range(2)]
+    threads = [threading.Thread(target=repeat, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -129,7 +129,7 @@ def attack(name: str, url: str, key: str) -> None:
 
 @contextmanager
 def platform(checkout: Path, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """The platform of a checkout: its URL, and the keys of two tenants."""
+    """Run the platform of a checkout; yield its URL and the keys of two tenants."""
     settings = Settings(data_dir=folder, port=free_port(), replicas=1, host_dir=folder / "host")
     environment = {**clean_environment(), **settings.to_environment(), "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-m", "serving.cli.main"]
@@ -159,7 +159,7 @@ def platform(checkout: Path, folder: Path) -> Iterator[tuple[str, list[str]]]:
 def image_s(url: str, key: str) -> float:
     began = time.perf_counter()
     headers = {"Authorization": f"Bearer {key}"}
-    with suppress(httpx.TimeoutException):  # which counts as so long
+    with suppress(httpx.TimeoutException):  # counts as _LONGEST_S
         answer = httpx.post(
             f"{url}/generate/sdxl", json=_IMAGE, headers=headers, timeout=_LONGEST_S
         )
@@ -168,11 +168,11 @@ def image_s(url: str, key: str) -> float:
 
 
 def beside(name: str, url: str, keys: list[str], images: int) -> tuple[list[float], float]:
-    """Seconds of each image beside the attack, and of the slowest probe."""
+    """Return the seconds of each image during the attack, and of the slowest probe."""
     command = [sys.executable, "-m", "benchmarks", "attacks", "--attack", name, url, keys[1]]
     attacking = subprocess.Popen(command, cwd=ROOT)
     try:
-        time.sleep(2)  # it has begun
+        time.sleep(2)  # for the attack to begin
         return [image_s(url, keys[0]) for _ in range(images)], _probe_s(url)
     finally:
         attacking.kill()
@@ -192,7 +192,7 @@ def _probe_s(url: str) -> float:
 
 
 def recover(url: str) -> None:
-    """Until what is left of an attack is over."""
+    """Wait until the platform has worked off the attack's requests."""
     while True:
         began = time.perf_counter()
         with suppress(httpx.HTTPError):
@@ -205,7 +205,7 @@ def recover(url: str) -> None:
 def measure(
     checkouts: Mapping[str, Path], images: int, attacks: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {name: {} for name in checkouts}
+    results: dict[str, dict[str, Any]] = {name: {} for name in checkouts}
     with ExitStack() as stack:
         running = {}
         for name, checkout in checkouts.items():
@@ -222,18 +222,18 @@ def measure(
                     f"{name:7} {attack_name:28} {ratio:7.2f} x  /healthz {probe_s * 1e3:6.0f} ms",
                     flush=True,
                 )
-                found[name][attack_name] = {
+                results[name][attack_name] = {
                     "alone_ms": median(alone) * 1e3,
                     "beside_ms": median(attacked) * 1e3,
                     "ratio": ratio,
                     "slowest_probe_ms": probe_s * 1e3,
                 }
                 recover(url)
-    return found
+    return results
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """For docs/security.md: ratios, and the slowest probe in milliseconds."""
+    """Return the table of docs/security.md: ratios, and the slowest probe in milliseconds."""
     names = [name for name in ("before", "now") if name in result]
     heads = [f"{name} | probe, ms" for name in names]
     lines = [f"| beside | {' | '.join(heads)} |", "|---|" + "---|---|" * len(names)]
@@ -248,9 +248,11 @@ def table(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks attacks")
-    parser.add_argument("--before", type=Path, help="an older checkout")
-    parser.add_argument("--only", nargs="+", choices=ATTACKS, help="replaces these rows of --out")
-    parser.add_argument("--images", type=int, default=10, help="of each median")
+    parser.add_argument("--before", type=Path, help="an older checkout to measure as well")
+    parser.add_argument(
+        "--only", nargs="+", choices=ATTACKS, help="run only these and replace their rows in --out"
+    )
+    parser.add_argument("--images", type=int, default=10, help="images per median")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--attack", nargs=3, help=argparse.SUPPRESS)

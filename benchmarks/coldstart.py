@@ -1,13 +1,13 @@
-"""What a replica's start is made of once its machine is there, and what was shortened.
+"""The phases of a replica's start on a running machine.
 
     python -m benchmarks coldstart       # about two minutes
 
-Each start is a process of its own, which does what a replica does before it is ready: it imports,
-loads the model, draws a first picture. In turns: the model fetched from the object store after the
-imports, and beside them; and from the node's own disk, where a replica was before. The store is a
-real S3 server behind a proxy that sends as fast as is said here: the miniature's 22 MB at
-4 MB/s take as long as SDXL's 7 GB at 1.3 GB/s. Ray's own part (a machine, a worker process)
-is in ``GET /v1/pools`` of a running cluster, for every start.
+Each start is a separate process that does what a replica does before it is ready: imports, loading
+the model, a first image. The ways are interleaved: the model is fetched from the object store after
+the imports, or during them, or it is on the node's disk from an earlier replica. The store is a
+real S3 server behind a proxy with a fixed rate: the miniature's 22 MB at 4 MB/s take as long as
+SDXL's 7 GB at 1.3 GB/s. Ray's part of a start (machine, worker process) is in ``GET /v1/pools`` of
+a running cluster.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def main() -> None:
 
 
 def start(way: str) -> dict[str, float]:
-    """In a process of its own: what serving/cluster/replicas.py does. Seconds by part."""
+    """Start a replica here, as serving/cluster/replicas.py does; return seconds by part."""
     laps = [time.perf_counter()]
-    import ray.serve  # noqa: F401  (a replica's process has it)
+    import ray.serve  # noqa: F401  (part of a replica's imports)
 
     from serving.bootstrap.storage import open_provisioner
     from serving.cluster.replicas import fetch_base
@@ -78,7 +78,7 @@ def start(way: str) -> dict[str, float]:
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
     from benchmarks.store_proxy import StoreProxy
 
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    starts: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with s3_server(folder / "s3") as port:
         environment = _environment(folder, port)
         _install(environment)
@@ -98,7 +98,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
                 )
                 if done.returncode:
                     raise SystemExit(done.stderr[-2000:])
-                found[way].append(json.loads(done.stdout.splitlines()[-1]))
+                starts[way].append(json.loads(done.stdout.splitlines()[-1]))
         proxy.close()
     return {
         "rounds": rounds,
@@ -108,9 +108,9 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
                 **{part: median(run[part] for run in runs) for part in PARTS},
                 "whole": median(sum(run.values()) for run in runs),
             }
-            for way, runs in found.items()
+            for way, runs in starts.items()
         },
-        "runs": found,
+        "runs": starts,
     }
 
 
@@ -137,7 +137,7 @@ def _install(environment: Mapping[str, str]) -> None:
 
 def table(result: Mapping[str, Any]) -> str:
     lines = [
-        "| the model comes | imports, s | model, s | first picture, s | whole, s |",
+        "| the model comes | imports, s | model, s | first image, s | whole, s |",
         "|---|---:|---:|---:|---:|",
     ]
     lines += [

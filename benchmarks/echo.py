@@ -1,5 +1,5 @@
-"""The least that a service on Ray Serve can do: a gateway that takes a request, a handle, and a
-replica that answers with as many bytes as it is told. ``benchmarks overhead`` compares with it."""
+"""A minimal service on Ray Serve, the reference of ``benchmarks overhead``: a gateway, a handle and
+a replica that answers with a given number of bytes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Echo:
 
 
 def deploy() -> None:
-    """On the Ray that this process has joined."""
+    """Deploy the replica on the Ray cluster that this process has joined."""
     application = Echo.options(ray_actor_options={"num_cpus": 0}).bind()  # type: ignore[attr-defined]
     serve.run(application, name=NAME, route_prefix=None)
 
 
 def app() -> FastAPI:
-    """Called once in each gateway; where Ray is comes through the environment."""
+    """Build a gateway's application. ECHO_RAY_ADDRESS and ECHO_BYTES configure it."""
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=os.environ["ECHO_RAY_ADDRESS"],

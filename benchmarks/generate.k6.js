@@ -1,4 +1,4 @@
-// One scenario of generation requests; everything comes in through the environment:
+// One scenario of generation requests, configured by environment variables:
 // AO_URL, AO_KEY, NAME, LORAS (JSON list of asset ids), STEPS, USERS, SECONDS or ITERATIONS.
 import http from "k6/http";
 import { check } from "k6";

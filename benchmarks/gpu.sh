@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What is run on a borrowed GPU, in three calls (docs/benchmarks.md): `bash benchmarks/gpu.sh 1`,
-# look at the table, then 2, then 3. Results go to $OUT. Each program is a process with a deadline
-# of its own, so that one that hangs costs no other.
+# Runs the GPU benchmarks in three calls (docs/benchmarks.md): `bash benchmarks/gpu.sh 1`, check the
+# table, then 2, then 3. Results go to $OUT. Each program is a process with its own timeout, so that
+# a hanging program does not affect the others.
 set -u
 OUT="${OUT:-benchmarks/results/gpu}"
 mkdir -p "$OUT"
@@ -46,7 +46,7 @@ case "${1:-}" in
     ;;
   3)
     if [ -n "${2:-}" ]; then
-      run "$2" "${3:-180}" # whichever program is to be repeated
+      run "$2" "${3:-180}" # repeat one program
     else
       check 110
       run soak 90

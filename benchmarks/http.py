@@ -1,13 +1,13 @@
-"""The running platform from outside: k6 and locust over four scenarios.
+"""Whole requests to a running platform, measured by k6 and locust in four scenarios.
 
 Run: ``python -m benchmarks http`` (or ``make bench-http``). Starts the platform in a
 private folder on a free port, uploads LoRAs, and for each tool and scenario prints
 min, mean, p50, p95, p99 and max of the whole request in milliseconds:
 
-base              no asset beside the base model
-warm LoRA         one LoRA, the same in every request
-changing LoRA     a different LoRA in every request, all of them on the GPU tier
-cold LoRA         a LoRA in every request that no replica has ever seen
+base              only the base model
+warm LoRA         the same LoRA in every request
+changing LoRA     a different LoRA in every request, all of them in the GPU tier
+cold LoRA         in every request a LoRA that no replica has used before
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TOOLS = ("k6", "locust")
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """``iterations`` bounds a scenario that uses each LoRA once; the others run for a time."""
+    """``iterations`` limits a scenario that uses each LoRA once; others run for a fixed time."""
 
     name: str
     loras: Sequence[str]
@@ -56,7 +56,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Milliseconds of whole requests, as the tool measured them."""
+    """A scenario's figures: milliseconds of whole requests as the tool measured them."""
 
     tool: str
     scenario: str
@@ -161,14 +161,14 @@ def run_locust(scenario: Scenario, environment: Mapping[str, str], seconds: int)
 
 
 def percentile(histogram: Mapping[float, int], share: float) -> float:
-    """Of a histogram value → count (locust rounds the values to two digits)."""
+    """Return a quantile of a histogram value → count (locust rounds values to two digits)."""
     target = share * sum(histogram.values())
     seen = 0
     for value, count in sorted(histogram.items()):
         seen += count
         if seen >= target:
             return value
-    raise ValueError("an empty histogram")
+    raise ValueError("the histogram is empty")
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -185,7 +185,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The table of a result, for documents."""
+    """Return a result's table as docs/benchmarks.md holds it."""
     figures = ("p50", "p95", "p99", "max")
     heads = ["asked by", "scenario", "requests", "failed", *(f"{name}, ms" for name in figures)]
     lines = ["| " + " | ".join(heads) + " |"]
@@ -202,14 +202,14 @@ def main() -> None:
     parser.add_argument("--cold", type=int, default=16, help="cold LoRAs for each tool")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the platform ends, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the platform as well
     rows: list[Row] = []
     with TemporaryDirectory(prefix="bench-") as temporary:
         folder = Path(temporary)
         with platform_for(folder, None) as (settings, client, key):
             print("uploading LoRAs …", file=sys.stderr)
             warm = upload_loras(client, folder, CHANGING, "warm")
-            for lora in warm * 4:  # until every replica has met them
+            for lora in warm * 4:  # load them on every replica
                 client.generate({"prompt": "x", "steps": 1, "loras": {lora: 1.0}})
             for tool in TOOLS:
                 cold = upload_loras(client, folder, arguments.cold, f"cold-{tool}-")

@@ -1,9 +1,9 @@
-"""A tenant with 10,000 assets beside one with 100: list, search, look up and resolve.
+"""Library calls of a tenant with 10,000 assets and of one with 100: list, search, get, resolve.
 
-Run: ``python -m benchmarks library`` (``--database postgresql+psycopg://…`` for another than
-SQLite in a private folder). The use cases of the library are called as a gateway calls them,
-for both tenants in turn; milliseconds of each call, and the ratio of the medians. The HTTP
-around them costs both the same and is left out, which makes the ratios worse, not better.
+Run: ``python -m benchmarks library`` (``--database postgresql+psycopg://…`` instead of SQLite in a
+private folder). Calls the library as a gateway does, for both tenants in turn; reports milliseconds
+of each call and the ratio of the medians. HTTP costs both tenants the same and is left out, which
+makes the ratios worse, not better.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from serving.bootstrap.database import open_database
 RESULT = Path(__file__).parent / "results" / "library.json"
 SIZES = (100, 10_000)
 ROUNDS = 300
-#: Of what a search shows at a time.
+#: Results per page of a search.
 PAGE = 20
 _FIRST = ("neon", "glass", "ink", "gold", "retro", "pix", "dream", "storm", "copper", "moon")
 _SECOND = ("light", "sketch", "forest", "city", "paper", "wave", "stone", "garden", "line", "ish")
-#: As many words as people use for what they train, each in some of the assets.
+#: The vocabulary of names, descriptions and tags.
 _WORDS = tuple(f"{first}{second}" for first in _FIRST for second in _SECOND)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Milliseconds."""
+    """Milliseconds of one operation for the tenant with ``assets`` assets."""
 
     operation: str
     assets: int
@@ -55,9 +55,9 @@ class Row:
     p99: float
 
 
-def asset_of(tenant: str, index: int, lot: random.Random) -> Asset:
-    """As a library has them: a name, a few words about it, tags, a report."""
-    words = lot.sample(_WORDS, 6)
+def asset_of(tenant: str, index: int, rng: random.Random) -> Asset:
+    """Make a typical asset: name, description, tags, trigger words, report."""
+    words = rng.sample(_WORDS, 6)
     blob = Blob(f"t{new_asset_id()}", "0" * 64, 20_000_000)
     return Asset(
         id=new_asset_id(1.7e9 + index),
@@ -76,7 +76,7 @@ def asset_of(tenant: str, index: int, lot: random.Random) -> Asset:
 
 
 def fill(records: SqlAssetRecords, seed: int) -> dict[int, list[Asset]]:
-    lot = random.Random(seed)
+    rng = random.Random(seed)
     parts: dict[Component, Blob] = {c: Blob(f"p{c}", "0" * 64, 1) for c in MODEL_COMPONENTS}
     base = Asset(
         new_asset_id(), COMMONS, COMMONS, BASE_NAME, "checkpoint", 0.0, status="ready",
@@ -87,36 +87,37 @@ def fill(records: SqlAssetRecords, seed: int) -> dict[int, list[Asset]]:
     for size in SIZES:
         tenant = f"tenant-{size}"
         indices = track(range(size), f"{size} assets", transient=True)
-        made[size] = [records.add(asset_of(tenant, index, lot)) for index in indices]
+        made[size] = [records.add(asset_of(tenant, index, rng)) for index in indices]
     return made
 
 
 def operations(
-    library: Library, made: Mapping[int, Sequence[Asset]], lot: random.Random
+    library: Library, made: Mapping[int, Sequence[Asset]], rng: random.Random
 ) -> dict[str, Callable[[int], object]]:
-    """By name, for the tenant with that many assets; each call asks for something else."""
+    """Return the operations by name. Each takes the tenant's size and picks random arguments."""
 
-    def who(size: int) -> Principal:
+    def principal(size: int) -> Principal:
         return Principal(f"tenant-{size}", f"tenant-{size}")
 
-    def some(size: int) -> Asset:
-        return lot.choice(made[size])
+    def random_asset(size: int) -> Asset:
+        return rng.choice(made[size])
 
-    def deep(size: int) -> object:
-        return library.list(who(size), Query(after=some(size).id, limit=100))
+    def list_after_any(size: int) -> object:
+        return library.list(principal(size), Query(after=random_asset(size).id, limit=100))
 
     return {
-        "list, first 100": lambda size: library.list(who(size), Query(limit=100)),
-        "list, 100 after any": deep,
+        "list, first 100": lambda size: library.list(principal(size), Query(limit=100)),
+        "list, 100 after any": list_after_any,
         "search two words, first 20": lambda size: library.list(
-            who(size), Query(text=" ".join(lot.sample(_WORDS, 2)), limit=PAGE)
+            principal(size), Query(text=" ".join(rng.sample(_WORDS, 2)), limit=PAGE)
         ),
         "search a tag, first 20": lambda size: library.list(
-            who(size), Query(tags=[lot.choice(_WORDS)], limit=PAGE)
+            principal(size), Query(tags=[rng.choice(_WORDS)], limit=PAGE)
         ),
-        "get by name": lambda size: library.get(who(size), some(size).name),
+        "get by name": lambda size: library.get(principal(size), random_asset(size).name),
         "resolve four LoRAs by name": lambda size: library.resolve(
-            who(size), AssetSelection(loras={some(size).name: 1.0 for _ in range(4)})
+            principal(size),
+            AssetSelection(loras={random_asset(size).name: 1.0 for _ in range(4)}),
         ),
     }
 
@@ -128,11 +129,11 @@ def measure(database_url: str | None, rounds: int, seed: int) -> dict[str, Any]:
         records, blobs = SqlAssetRecords(engine), SqlBlobRecords(engine)
         made = fill(records, seed)
         library = Library(records, blobs, FsspecStore(f"file://{folder}/store"))
-        lot = random.Random(seed)
+        rng = random.Random(seed)
         spent: dict[tuple[str, int], list[float]] = {}
         for _ in track(range(rounds), "rounds", transient=True):
-            for name, call in operations(library, made, lot).items():
-                for size in lot.sample(SIZES, len(SIZES)):
+            for name, call in operations(library, made, rng).items():
+                for size in rng.sample(SIZES, len(SIZES)):
                     started = time.perf_counter()
                     call(size)
                     spent.setdefault((name, size), []).append(time.perf_counter() - started)
@@ -147,7 +148,7 @@ def measure(database_url: str | None, rounds: int, seed: int) -> dict[str, Any]:
     medians = {(row.operation, row.assets): row.p50 for row in rows}
     ratios = {
         name: medians[name, SIZES[1]] / medians[name, SIZES[0]]
-        for name in operations(library, made, lot)
+        for name in operations(library, made, rng)
     }
     return {
         "rows": [asdict(row) for row in rows],

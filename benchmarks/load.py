@@ -1,12 +1,12 @@
-"""How fast a checkpoint's weights come from a file onto the device: ours, safetensors' own
-``load_file``, and the bare reading of the same file, interleaved in one run.
+"""Loading a checkpoint's weights from a file onto the device: by the engine, by safetensors'
+``load_file`` and by a bare read of the same file, interleaved in one run.
 
-    python -m benchmarks load            # into this machine's memory
+    python -m benchmarks load            # into host memory
     python -m benchmarks load --device cuda
 
-From tmpfs, as the host tier has it, and from disk with nothing of the file in the page cache. The
-bare reading goes into one buffer of the file's size that is there already; beside it, the same
-through a small buffer that never leaves the processor's cache.
+The file is on tmpfs, like the host tier, and on a disk, with none of it in the page cache. The bare
+read fills an allocated buffer of the file's size; a second one goes through a small buffer that
+stays in the CPU's cache.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks load")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--copies", type=int, default=2, help="how often each shape is there")
+    parser.add_argument("--copies", type=int, default=2, help="how often each of SHAPES occurs")
     parser.add_argument("--disk", type=Path, default=None, help="a folder on the disk to measure")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--json", action="store_true")
@@ -60,7 +60,7 @@ def main() -> None:
 def measure(
     device: torch.device, rounds: int, copies: int, memory: Path, disk: Path
 ) -> dict[str, Any]:
-    """Medians in GB/s. Both folders are removed at the end."""
+    """Return medians in GB/s. Both folders are removed at the end."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     parameters = {
         f"block.{number}.{'x'.join(map(str, shape))}": shape
@@ -81,9 +81,9 @@ def measure(
             write_tensors(files[medium], planned, {}, order)
         size = files["disk"].stat().st_size
         whole = bytearray(size)
-        whole[:] = b"\1" * size  # its pages are there
+        whole[:] = b"\1" * size  # allocates its pages
 
-        # As when a checkpoint comes in place of another: its memory is there.
+        # A checkpoint swap reuses the memory of the evicted one.
         slabs = layout.allocate(device, dtype)
         with TensorFile(files["tmpfs"]) as file:
             load_slabs(file, layout, device, dtype, spare=slabs)
@@ -106,7 +106,7 @@ def measure(
 
         def theirs(path: Path) -> None:
             tensors = load_file(path, device=str(device))
-            if device.type == "cpu":  # it maps the file; to have it, every page must be touched
+            if device.type == "cpu":  # it only maps the file; touch every page to read it
                 for tensor in tensors.values():
                     tensor.view(-1).view(torch.uint8)[::4096].sum()
 
@@ -118,7 +118,7 @@ def measure(
         }
         turns = list(ways.items())
         for _ in range(rounds):
-            turns.append(turns.pop(0))  # nobody is always the one who comes first
+            turns.append(turns.pop(0))  # rotate the order, so that no way always runs first
             for medium, path in files.items():
                 for way, load in turns:
                     if medium == "disk":
@@ -135,8 +135,8 @@ def measure(
         shutil.rmtree(disk, ignore_errors=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     result: dict[str, Any] = {"device": name, "bytes": size, "rounds": rounds, "seconds": spent}
-    for medium, found in spent.items():
-        rates = {way: size / median(seconds) / 1e9 for way, seconds in found.items()}
+    for medium, times in spent.items():
+        rates = {way: size / median(seconds) / 1e9 for way, seconds in times.items()}
         result[medium] = {
             **{f"{way}_gb_s": rate for way, rate in rates.items()},
             "ours / bare": rates["ours"] / rates["bare"],

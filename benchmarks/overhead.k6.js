@@ -1,6 +1,6 @@
-// What a request takes beside the engine's own time. Through the environment: AO_URL, AO_KEY,
-// USERS, SECONDS, ECHO when the answer has no timings, and then PAUSE_MS, for which each client
-// waits after an answer, as it waits for the engine on the platform.
+// A request's duration minus the engine's own time. Environment variables: AO_URL, AO_KEY, USERS,
+// SECONDS; ECHO if the answer has no timings, and with it PAUSE_MS, each client's pause after an
+// answer, which stands for the wait for the engine.
 import http from "k6/http";
 import { sleep } from "k6";
 import { Trend } from "k6/metrics";

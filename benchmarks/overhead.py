@@ -1,16 +1,15 @@
-"""What the platform adds to a picture, beside a bare echo on the same Ray.
+"""The platform's overhead per image, compared with a bare echo on the same Ray.
 
     python -m benchmarks overhead        # about five minutes
 
-k6 asks the running platform (keys, quota, books, waiting room, dispatcher, replica) and an echo
-that answers as many bytes (gateway → handle → replica, nothing else), in turns, with 1, 8
-and 32 clients. Of the platform's answers the engine's own time is taken off, as the answer
-tells it; with several clients most of the rest is waiting for the engine, which is taken off
-too in the second column.
+k6 sends requests with 1, 8 and 32 clients, in turn to the running platform (keys, quota, ledger,
+queue, dispatcher, replica) and to an echo that answers as many bytes (only gateway → handle →
+replica). The engine's own time, which the answer reports, is subtracted from the platform's; with
+several clients most of the rest is queueing, which the second column subtracts as well.
 
-The echo is asked in two ways: as often as it answers, and at the platform's pace, each client
-pausing for as long as a picture takes. Who is asked ten times a second finds caches cold
-and processors asleep, the echo no less than the platform.
+The echo is measured without pauses, and at the platform's pace: each client pauses as long as an
+image takes. At ten requests a second caches are cold and CPUs are asleep, for the echo as for the
+platform.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ GATEWAYS = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks overhead")
-    parser.add_argument("--seconds", type=int, default=6, help="of each turn")
+    parser.add_argument("--seconds", type=int, default=6, help="duration of each turn")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--json", action="store_true")
@@ -66,7 +65,7 @@ def main() -> None:
 
 @contextmanager
 def own_ray() -> Iterator[str]:
-    """A Ray on this machine for both; its address."""
+    """Run a Ray on this machine for platform and echo; yield its address."""
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
@@ -103,7 +102,7 @@ def echo(address: str, size_bytes: int) -> Iterator[str]:
                 if httpx.post(f"{url}/generate/sdxl", json={}, timeout=30).is_success:
                     break
             if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the echo did not start; see above")
+                raise SystemExit("the echo did not start; its errors are above")
             time.sleep(0.2)
         yield url
     finally:
@@ -112,13 +111,13 @@ def echo(address: str, size_bytes: int) -> Iterator[str]:
 
 
 def measure(url: str, key: str, echo_url: str, seconds: int, rounds: int) -> dict[str, Any]:
-    """Medians over the rounds of each round's p50 and p95, in ms."""
+    """Return medians over the rounds of each round's p50 and p95, in ms."""
     rows = []
     for clients in CLIENTS:
-        found: dict[str, list[dict[str, Any]]] = {"platform": [], "echo": [], "paced": []}
+        runs: dict[str, list[dict[str, Any]]] = {"platform": [], "echo": [], "paced": []}
         pause_ms = 0.0
         for index in range(rounds + 1):
-            for name in found:
+            for name in runs:
                 print(f"{clients} clients: {name} …", file=sys.stderr)
                 values = {"AO_URL": url, "AO_KEY": key, "USERS": str(clients)}
                 values["SECONDS"] = str(seconds)
@@ -130,22 +129,22 @@ def measure(url: str, key: str, echo_url: str, seconds: int, rounds: int) -> dic
                     count = metrics["engine"]["values"]["count"]
                     pause_ms = 1000 * seconds * clients / count
                 if index:  # the first round warms up
-                    found[name].append(metrics)
+                    runs[name].append(metrics)
 
-        def of(name: str, trend: str, part: str) -> float:
-            return float(median(m[trend]["values"][part] for m in found[name]))  # noqa: B023
+        def median_of(name: str, trend: str, part: str) -> float:
+            return float(median(m[trend]["values"][part] for m in runs[name]))  # noqa: B023
 
         row: dict[str, Any] = {"clients": clients}
-        for name in found:
-            row[f"{name}_requests"] = sum(
-                m["beside_engine"]["values"]["count"] for m in found[name]
-            )
+        for name in runs:
+            row[f"{name}_requests"] = sum(m["beside_engine"]["values"]["count"] for m in runs[name])
         for part, title in (("p(50)", "p50"), ("p(95)", "p95")):
-            row[f"platform_{title}_ms"] = of("platform", "beside_engine", part)
-            row[f"platform_unqueued_{title}_ms"] = of("platform", "beside_engine_and_queue", part)
-            row[f"echo_{title}_ms"] = of("echo", "beside_engine", part)
-            row[f"paced_{title}_ms"] = of("paced", "beside_engine", part)
-        row["engine_p50_ms"] = of("platform", "engine", "p(50)")
+            row[f"platform_{title}_ms"] = median_of("platform", "beside_engine", part)
+            row[f"platform_unqueued_{title}_ms"] = median_of(
+                "platform", "beside_engine_and_queue", part
+            )
+            row[f"echo_{title}_ms"] = median_of("echo", "beside_engine", part)
+            row[f"paced_{title}_ms"] = median_of("paced", "beside_engine", part)
+        row["engine_p50_ms"] = median_of("platform", "engine", "p(50)")
         rows.append(row)
     return {"rounds": rounds, "seconds": seconds, "rows": rows}
 

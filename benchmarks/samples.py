@@ -1,8 +1,7 @@
-"""Sample assets for the served model, made from a seed, that have learned nothing: for
-tests and benchmarks that only ask whether something moved.
+"""Untrained sample assets with seeded random weights, for tests and benchmarks.
 
-They are ordinary files in the formats that people have (kohya names; clip_l and clip_g),
-so they take the way that any upload takes.
+The files use the common formats (kohya names; clip_l and clip_g), so uploads of them are ingested
+like any other.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _LINEARS = re.compile(r"(\.attentions\.|\.self_attn\.|\.mlp\.).*\.weight$")
 
 
 def reached_by_trainers(name: str) -> bool:
-    """Whether a LoRA of "all linear layers" usually changes this parameter."""
+    """Return whether a LoRA on "all linear layers" usually changes this parameter."""
     return _LINEARS.search(name) is not None
 
 
@@ -40,9 +39,9 @@ def write_kohya_lora(
     alpha: float | None = None,
     linears: bool = False,
 ) -> Path:
-    """A LoRA on every attention projection (those whose name contains ``only``) of the UNet
-    and both text encoders, in kohya's names; with ``linears`` on every linear layer that
-    trainers reach: 722, 72 and 192 of them."""
+    """Write a LoRA with kohya's names on the attention projections of the UNet and both text
+    encoders whose name contains ``only``; with ``linears``, on every linear layer that trainers
+    usually cover (722, 72 and 192 layers)."""
     generator = torch.Generator("cpu").manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     prefixes: tuple[tuple[Component, str], ...] = (
@@ -52,8 +51,8 @@ def write_kohya_lora(
     )
     for component, prefix in prefixes:
         for name, shape in schema.components[component].items():
-            reached = _LINEARS if linears else _PROJECTIONS
-            if not (reached.search(name) and len(shape) == 2 and only in f"{component}.{name}"):
+            pattern = _LINEARS if linears else _PROJECTIONS
+            if not (pattern.search(name) and len(shape) == 2 and only in f"{component}.{name}"):
                 continue
             module = prefix + name.removesuffix(".weight").replace(".", "_")
             scale = strength / (shape[1] * rank) ** 0.5
@@ -66,7 +65,7 @@ def write_kohya_lora(
 
 
 def write_wild_lora(path: Path, schema: ParameterSchema) -> Path:
-    """Finite in every value and fine at weight 1; at weight 10 the end of any picture."""
+    """Write a LoRA of finite values that works at weight 1 and ruins every image at weight 10."""
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in schema.components["unet"].items():
         if ".ff.net." in name and name.endswith(".weight"):
@@ -79,7 +78,7 @@ def write_wild_lora(path: Path, schema: ParameterSchema) -> Path:
 def write_inversion(
     path: Path, schema: ParameterSchema, *, vectors: int = 2, seed: int = 2
 ) -> Path:
-    """Vectors for both text encoders, as A1111 and its kin write them."""
+    """Write an inversion for both text encoders in the format of A1111 and related tools."""
     generator = torch.Generator("cpu").manual_seed(seed)
     first, second = schema.text_widths
     return _write(
@@ -98,8 +97,9 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 
 def write_padded(source: Path, target: Path, size_bytes: int) -> Path:
-    """The file ``source`` and, beside its own tensors, an averaged copy of about ``size_bytes``
-    in all, which nobody needs and many checkpoints carry. Its zeros take no room on disk."""
+    """Copy ``source`` to ``target`` and add a zero tensor, so that the file has about
+    ``size_bytes``. It stands for the EMA copy that many checkpoints carry. The zeros are a sparse
+    region and take no disk space."""
     header = read_header(source)
     document: dict[str, Any] = {
         name: {"dtype": i.dtype, "shape": list(i.shape), "data_offsets": [i.begin, i.end]}
@@ -111,9 +111,9 @@ def write_padded(source: Path, target: Path, size_bytes: int) -> Path:
         "dtype": "U8", "shape": [padding], "data_offsets": [end, end + padding],
     }  # fmt: skip
     raw = json.dumps(document).encode()
-    with open(source, "rb") as given, open(target, "wb") as file:
-        given.seek(header.data_offset)
+    with open(source, "rb") as original, open(target, "wb") as file:
+        original.seek(header.data_offset)
         file.write(len(raw).to_bytes(8, "little") + raw)
-        shutil.copyfileobj(given, file)
+        shutil.copyfileobj(original, file)
         file.truncate(file.tell() + padding)
     return target

@@ -1,5 +1,5 @@
-"""The servers that benchmarks and tests run against: the platform itself and a real object store;
-each on loopback, on a free port, ended by whoever started it."""
+"""The servers that benchmarks and tests use: the platform, an S3 store and PostgreSQL, each on a
+free loopback port. The caller ends what it starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KEY, _SECRET = "orchestrator-test-key", "orchestrator-test-secret"
 
 
 class NotStarted(RuntimeError):
-    """Says what the server wrote before it ended, or before patience did."""
+    """A server ended early or was not ready in time; the message has its output."""
 
 
 def free_port() -> int:
@@ -35,17 +35,17 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's, without what would configure a platform or a Ray."""
+    """Return this process's environment without variables of the platform and of Ray."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
 
 
 def start_serving(
     settings: Settings, log: Path, *options: str, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """``asset-orchestrator serve``, once it is ready to draw. Its output is added to ``log``.
+    """Run ``asset-orchestrator serve`` until it is ready. Its output is appended to ``log``.
 
     Raises:
-        NotStarted
+        NotStarted: it ended, or it was not ready within START_TIMEOUT_S.
     """
     command = [sys.executable, "-m", "serving.cli.main", "serve", *options]
     inherited = clean_environment() if environment is None else environment
@@ -72,18 +72,18 @@ def start_serving(
 
 
 def end_serving(process: subprocess.Popen[bytes]) -> None:
-    """It, and all that it started."""
+    """End the platform and every process that it started."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_END_TIMEOUT_S)
-    with suppress(ProcessLookupError):  # its group outlives it when it was killed
+    with suppress(ProcessLookupError):  # its process group survives it if it was killed
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def s3_options(port: int) -> dict[str, Any]:
-    """For fsspec, to reach :func:`s3_server` at that port, or what stands before it."""
+    """Return fsspec's options for :func:`s3_server`, or a proxy in front of it, at ``port``."""
     return {
         "key": _KEY,
         "secret": _SECRET,
@@ -94,7 +94,7 @@ def s3_options(port: int) -> dict[str, Any]:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[int]:
-    """A real S3 server over a private folder, with a bucket named "bucket"; its port."""
+    """Run a real S3 server over a new folder, with a bucket named "bucket"; yield its port."""
     (folder / "bucket").mkdir(parents=True)
     port = free_port()
     command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3"]
@@ -114,14 +114,17 @@ POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=T
 
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[str]:
-    """A private PostgreSQL server in a new folder that anybody may enter; its URL. Debian's, from
-    POSTGRES, which is None where it is not installed."""
+    """Run a private PostgreSQL server in a new folder; yield its URL.
+
+    Uses Debian's binaries in POSTGRES, which is None if they are not installed. As root the server
+    runs as user postgres, which needs access to the folder's parents.
+    """
     assert POSTGRES is not None
     folder.mkdir()
     data, port = folder / "data", free_port()
     run: Any = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run["cwd"] = folder
-    if os.getuid() == 0:  # it refuses to run as root
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
         shutil.chown(folder, "postgres", "postgres")
         run |= {"user": "postgres", "group": "postgres", "extra_groups": []}
     try:
@@ -139,16 +142,16 @@ def postgres_server(folder: Path) -> Iterator[str]:
 
 
 def await_port(server: subprocess.Popen[bytes], port: int, timeout_s: float = 30.0) -> None:
-    """Until somebody listens there.
+    """Wait until the port accepts connections.
 
     Raises:
-        NotStarted
+        NotStarted: the server ended, or the port did not accept connections in time.
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        with socket.socket() as knock:
-            if knock.connect_ex(("127.0.0.1", port)) == 0:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         if server.poll() is not None or time.monotonic() > deadline:
-            raise NotStarted(f"nobody listens on port {port}: {server.args!r}")
+            raise NotStarted(f"nothing listens on port {port}: {server.args!r}")
         time.sleep(0.05)

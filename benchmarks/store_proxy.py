@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of an object store: it counts what is asked for, and may be slow."""
+"""An HTTP proxy in front of an object store that counts requests and can inject faults."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from collections import Counter
 from typing import Any
 
 _PIECE_BYTES = 64 << 10
-#: What can go wrong with a store: it answers 503, it ends in the middle, it resets the connection,
-#: it changes a bit of what it sends, it never answers.
+#: Injectable faults: answers 503, ends an answer in the middle, resets the connection, flips a bit
+#: of the content, never answers.
 FAULTS = ("503", "cut", "reset", "flipped", "black hole")
 
 
 class StoreProxy:
-    """Forwards everything, unchanged, to a store on this machine. ``gets`` counts GET requests,
-    and ``sent_bytes`` the bytes of their answers, by path."""
+    """Forwards everything to a store on this machine, unchanged unless ``fault`` is set.
+
+    ``gets`` counts GET requests and ``sent_bytes`` the bytes of their answers, by path.
+    """
 
     def __init__(self, port: int, bytes_per_s: float | None = None) -> None:
-        """``port`` is the store's; ``bytes_per_s`` is for all answers together."""
+        """``port`` is the store's; ``bytes_per_s`` limits all answers together."""
         self.bytes_per_s = bytes_per_s
-        #: What is wrong with it: see FAULTS.
+        #: The injected fault: one of FAULTS, or None.
         self.fault: str | None = None
-        #: Answers that it has spoilt or held up.
+        #: Number of answers that were damaged or delayed.
         self.harmed = 0
         self._free_at_s = 0.0
         self.gets: Counter[str] = Counter()
@@ -49,7 +51,7 @@ class StoreProxy:
             self.harmed += 1
 
     def wait_for(self, size_bytes: int) -> None:
-        """Until so many bytes more may be sent."""
+        """Block until ``size_bytes`` more may be sent."""
         rate = self.bytes_per_s
         if rate is None:
             return
@@ -67,7 +69,7 @@ class StoreProxy:
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no error here."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -86,7 +88,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault == "reset":
-            # With nothing to linger for the kernel sends a reset instead of an end.
+            # With a linger time of 0 the kernel sends RST instead of FIN.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
@@ -94,7 +96,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         connection = http.client.HTTPConnection("127.0.0.1", self.store_port, timeout=60)
         try:
-            # Without headers of its own: the signature covers the host that the client knows.
+            # No headers of our own: the signature covers the Host header of the client.
             connection.putrequest(
                 self.command, self.path, skip_host=True, skip_accept_encoding=True
             )
@@ -134,4 +136,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward
 
     def log_message(self, *_: Any) -> None:
-        """Not to standard error."""
+        """Do not log to standard error."""

@@ -1,11 +1,11 @@
-"""Becoming a recipe: our swap against stock diffusers', tier by tier, beside the bare copy.
+"""Switching recipes: the engine against stock diffusers and a bare copy, for each tier.
 
-Run: ``python -m benchmarks swap``. One engine and one pipeline over the same model, in one
-process, all steps interleaved: a LoRA of rank 32 on all 722 linear layers of the UNet that
-trainers reach and on both text encoders, an inversion and a second checkpoint, each from the
-GPU, host and disk tier. Beside each the bare copy of the bytes that it writes (and reads).
-Prints medians and ratios. Needs no Ray, and uses CUDA where there is one. Ratios travel
-between machines, milliseconds do not.
+Run: ``python -m benchmarks swap``. One engine and one pipeline with the same model, in one
+process, all steps interleaved: a LoRA of rank 32 on both text encoders and all 722 linear layers
+of the UNet that trainers usually cover, an inversion and a second checkpoint, each from the GPU,
+host and disk tier. The bare copy moves the bytes that a switch writes (and reads). Prints medians
+and ratios. Needs no Ray; uses CUDA if available. Ratios are comparable between machines,
+milliseconds are not.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TIERS = ("gpu", "host", "disk")
 
 @dataclass(frozen=True)
 class Stage:
-    """An engine, a stock pipeline, and the same assets for both."""
+    """An engine and a stock pipeline with the same model and assets."""
 
     engine: Engine
     base: Prepared
@@ -105,7 +105,7 @@ def set_up(folder: Path, device: str, rank: int) -> Stage:
 
 
 def write_other_unet(source: Path, target: Path) -> Path:
-    """A diffusers UNet folder whose every weight is a little less."""
+    """Write a diffusers UNet folder with all weights scaled by 0.99."""
     from safetensors.torch import load_file, save_file
 
     target.mkdir()
@@ -124,7 +124,7 @@ def stock_pipeline(folder: Path, device: str) -> Any:
 
 
 def stock_lora(pipeline: Any, path: Path) -> None:
-    """All that it takes to draw with a LoRA, but the drawing, and to be rid of it."""
+    """Load and fuse a LoRA into a stock pipeline, and remove it again."""
     pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="x")
     pipeline.set_adapters(["x"], [0.8])
     pipeline.fuse_lora()
@@ -133,7 +133,7 @@ def stock_lora(pipeline: Any, path: Path) -> None:
 
 
 def stock_steps(stage: Stage) -> dict[str, Callable[[], Any]]:
-    """What stock diffusers does for one request that wants the asset, and to be rid of it."""
+    """Return for each kind the stock calls that load the asset for a request and remove it."""
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 
@@ -168,8 +168,8 @@ def stock_steps(stage: Stage) -> dict[str, Callable[[], Any]]:
 
 
 def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
-    """For each kind and tier: what puts the asset there, and what is measured, from the base
-    to the asset and back."""
+    """Return for each kind and tier: a function that puts the asset into the tier, and the measured
+    switch from the base to the asset and back."""
     engine = stage.engine
     loras = (LoraUse(stage.lora, 0.8),)
     inversions = (InversionUse(stage.inversion, WORD),)
@@ -200,8 +200,8 @@ def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], 
 
 
 def copies(stage: Stage) -> dict[str, Callable[[], None]]:
-    """The bare copy of the bytes that each of our steps writes, there and back; from host and
-    disk the file is read, too."""
+    """Return bare copies of the bytes that a switch of the engine writes, there and back; from the
+    host tier the file is read as well."""
     engine = stage.engine
     unet = stage.base.pristine(engine.base.unet).slabs
     prepared = engine.prepare(stage.recipe(loras=(LoraUse(stage.lora, 1.0),)))
@@ -211,8 +211,12 @@ def copies(stage: Stage) -> dict[str, Callable[[], None]]:
         slab = stage.base.pristine(blobs[component]).slabs[shape]
         for factors in groups:
             first, last = min(factors.rows), max(factors.rows) + 1
-            whole = last - first == len(factors.rows)
-            rows = slice(first, last) if whole else torch.tensor(factors.rows, device=slab.device)
+            is_contiguous = last - first == len(factors.rows)
+            rows = (
+                slice(first, last)
+                if is_contiguous
+                else torch.tensor(factors.rows, device=slab.device)
+            )
             pairs.append((torch.empty_like(slab[rows]), slab[rows]))
     prepared.release()
     whole_unet = [(torch.empty_like(slab), slab) for slab in unet.values()]
@@ -295,7 +299,7 @@ def document(rows: dict[str, list[float]], device: str, rounds: int, rank: int) 
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: there and back in milliseconds, and the ratios."""
+    """Return Markdown: milliseconds there and back, and the ratios."""
     medians, ratios = result["median_ms"], result["ratios"]
     lines = [
         "| there and back | from | ours, ms | diffusers, ms | ratio | copy, ms | ours / copy |",

@@ -2,8 +2,8 @@
 
 Run: ``python -m benchmarks upload`` (``--gigabytes 2``). Starts the platform as ``serve`` does,
 uploads a checkpoint of that size, once with a single PUT as OctoAI's clients do and once in
-parts beside each other, and waits until it is ready; meanwhile the memory of each process is
-read many times a second. What counts is how much more a process had at its worst than before.
+concurrent parts, and waits until it is ready. Samples the memory of each process every _EVERY_S
+seconds and reports each one's maximum increase.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from serving.miniature.single_file import write_single_file
 
 RESULT = Path(__file__).parent / "results" / "upload.json"
 _EVERY_S = 0.05
-#: Beyond what it had before, a process may not have more at any time.
+#: Allowed increase of a process's memory.
 FLAT_BYTES = 192 << 20
 
 
 class Watch:
-    """The most that each process of the platform had, beyond what it had at the start: private
-    memory, without what it shares with others and without the files that it maps."""
+    """Samples the maximum increase of each process's private memory (without shared memory and
+    mapped files) during the block, into ``more``, by role."""
 
     def __init__(self, parent: int) -> None:
         self._parent = parent
@@ -48,7 +48,7 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
-    def _look(self) -> Iterator[tuple[psutil.Process, int]]:
+    def _sample(self) -> Iterator[tuple[psutil.Process, int]]:
         family = psutil.Process(self._parent)
         for process in [family, *family.children(recursive=True)]:
             try:
@@ -59,11 +59,11 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for process, used in self._look():
+            for process, used in self._sample():
                 before = self._before.get(process.pid)
                 if (
                     before is None
-                ):  # a child that has just been made: its parent's pages are no growth
+                ):  # a new child starts with its parent's pages, which are no growth
                     self._before[process.pid] = before = used
                 try:
                     name = _role(process)
@@ -73,7 +73,7 @@ class Watch:
             self._stop.wait(_EVERY_S)
 
     def __enter__(self) -> Watch:
-        self._before = {process.pid: used for process, used in self._look()}
+        self._before = {process.pid: used for process, used in self._sample()}
         self._thread.start()
         return self
 
@@ -83,8 +83,8 @@ class Watch:
 
 
 def _role(process: psutil.Process) -> str:
-    """What the process is for, by how it was started."""
-    line = " ".join(process.cmdline())
+    """Return the process's role, from its command line."""
+    command = " ".join(process.cmdline())
     for mark, role in (
         ("assets.ingest.sandbox_worker", "inspection"),
         ("spawn_main", "gateway"),
@@ -94,7 +94,7 @@ def _role(process: psutil.Process) -> str:
         ("ServeController", "Serve's controller"),
         ("serving.cli.main", "serve"),
     ):
-        if mark in line:
+        if mark in command:
             return role
     return "the rest of Ray"
 
@@ -137,7 +137,9 @@ def measure(size_bytes: int) -> dict[str, Any]:
             del key
             server = client.call("GET", "/v1/status")["replicas"][0]["pid"]
             parent = _ancestor(server)
-            warm = single_put(client, folder / "small.safetensors", "warm")  # starts the inspection
+            warm = single_put(
+                client, folder / "small.safetensors", "warm"
+            )  # starts the sandbox process
             client.await_ready(warm["id"])
             for way, upload in WAYS.items():
                 started = time.perf_counter()
@@ -157,7 +159,7 @@ def measure(size_bytes: int) -> dict[str, Any]:
 
 
 def _ancestor(pid: int) -> int:
-    """The process that started the whole platform: the topmost one that is not this."""
+    """Return the platform's root process: the ancestor of ``pid`` that this process started."""
     mine = psutil.Process().children(recursive=False)
     family = {child.pid for child in mine}
     process: psutil.Process | None = psutil.Process(pid)
@@ -189,7 +191,9 @@ def main() -> None:
     print(json.dumps(result) if options.json else table(result))
     worst = max(more for run in result["runs"].values() for more in run["more_bytes"].values())
     if worst > FLAT_BYTES:
-        raise SystemExit(f"a process had {worst / 2**20:.0f} MiB more")
+        raise SystemExit(
+            f"a process grew by {worst / 2**20:.0f} MiB; at most {FLAT_BYTES >> 20} MiB are allowed"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What one call to a known process costs: Ray's ways and the platform's own wire.
+"""The cost of one call to a known process: over Ray and over the platform's own wire.
 
     python -m benchmarks wire        # about half a minute
 
-A caller asks another process on one Ray for as many bytes as a small picture's answer, in turns:
-through a Serve handle, as a call of an actor, over the wire (serving/cluster/rpc.py). One
-call at a time, one after a pause in which everything falls asleep, and 32 at a time.
+A caller gets answers of the size of a small image from another process of the same Ray, in turn
+through a Serve handle, an actor's method and the wire (serving/cluster/rpc.py): one call at a time,
+one call after a pause in which CPUs go to sleep, and 32 concurrent calls.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Answering:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks wire")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=100, help="of each kind in a round")
+    parser.add_argument("--calls", type=int, default=100, help="calls of each kind per round")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -55,7 +55,7 @@ def main() -> None:
 
 async def measure(rounds: int, calls: int) -> dict[str, Any]:
     ways = await _ways()
-    found: dict[str, dict[str, list[float]]] = {
+    samples: dict[str, dict[str, list[float]]] = {
         name: {"alone_ms": [], "asleep_ms": [], "together_ms": []} for name in ways
     }
     for index in range(rounds + 1):
@@ -67,13 +67,13 @@ async def measure(rounds: int, calls: int) -> dict[str, Any]:
             }
             if index:  # the first round warms up
                 for kind, value_ms in spent.items():
-                    found[name][kind].append(value_ms)
+                    samples[name][kind].append(value_ms)
     return {
         "rounds": rounds,
         "calls": calls,
         "ways": {
             name: {kind: median(values) for kind, values in kinds.items()}
-            for name, kinds in found.items()
+            for name, kinds in samples.items()
         },
     }
 
@@ -115,7 +115,7 @@ async def _timed(call: Call, pause_s: float = 0.0) -> float:
 
 
 async def _together(call: Call, calls: int) -> float:
-    """Milliseconds a call, of AT_ONCE clients that ask without a pause."""
+    """Return milliseconds per call with AT_ONCE concurrent clients that do not pause."""
 
     async def client() -> None:
         for _ in range(calls // 5):

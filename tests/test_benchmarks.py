@@ -1,4 +1,4 @@
-"""The benchmarks run: what is only found out on a rented GPU is found out too late."""
+"""The benchmarks run on a CPU, so that their errors do not first appear on a rented GPU."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def run(*arguments: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_gpu_programs_run_dry(tmp_path: Path, program: str) -> None:
-    """Every stage of every program, at small widths: none is skipped, none fails."""
+    """No stage of any program is skipped or fails at small widths."""
     printed = run("gpu", program, "--dry-run", "--out", str(tmp_path / "r.json"))
-    assert "of 64 MiB" in printed  # what would travel to a borrowed machine
+    assert "of 64 MiB" in printed  # the size check of what is sent to a remote machine
     result = json.loads((tmp_path / f"r-{program}.json").read_text())
     assert not [n for n, row in result["stages"].items() if {"error", "skipped"} & row.keys()]
     assert "| – |" in tables([tmp_path / f"r-{program}.json"])
 
 
-def test_what_was_measured_survives_a_kill(tmp_path: Path) -> None:
-    """The JSON is whole after each stage, whatever becomes of the process."""
+def test_results_survive_a_kill(tmp_path: Path) -> None:
+    """The JSON is complete after each stage, even if the process is killed."""
     out = tmp_path / "r.json"
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "gpu", "plain", "--dry-run"]
     child = subprocess.Popen(
@@ -55,7 +55,7 @@ def test_what_was_measured_survives_a_kill(tmp_path: Path) -> None:
     assert stages["switch is exact"]["equal"] is True
 
 
-def test_a_stage_leaves_its_error_or_why_it_was_skipped(tmp_path: Path) -> None:
+def test_a_stage_records_its_error_or_skip(tmp_path: Path) -> None:
     now = [0.0]
     stages = Stages("p", tmp_path / "p.json", 10.0, clock=lambda: now[0])
 
@@ -66,10 +66,10 @@ def test_a_stage_leaves_its_error_or_why_it_was_skipped(tmp_path: Path) -> None:
     stages.run("first", 5, fails)
     stages.run("second", 5, lambda: {"never": 1.0})
     stages.run("third", 3, lambda: {"figure": 1.0})
-    found = json.loads((tmp_path / "p.json").read_text())["stages"]
-    assert found["first"]["error"].endswith("ValueError: odd\n")
-    assert found["second"]["skipped"] == "4 s left, 5 s expected"
-    assert found["third"]["figure"] == 1.0
+    rows = json.loads((tmp_path / "p.json").read_text())["stages"]
+    assert rows["first"]["error"].endswith("ValueError: odd\n")
+    assert rows["second"]["skipped"] == "4 s left, 5 s expected"
+    assert rows["third"]["figure"] == 1.0
     assert stages.failed == ["first"]
 
 
@@ -83,15 +83,15 @@ def test_the_swap_benchmark_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_faults_are_survived(tmp_path: Path) -> None:
-    """Two of them; the command ends with an error when something was lost."""
+    """Run two faults; the command fails if an invariant is violated."""
     out = tmp_path / "faults.json"
     printed = run("faults", "--only", "dispatcher-killed,store-cut", "--out", str(out))
     assert "| store-cut |" in printed
     assert len(json.loads(out.read_text())["faults"]) == 2
 
 
-def test_on_a_gpu_it_needs_no_platform() -> None:
-    """diffusers, cachetools and our own packages: what a rented machine has, or takes as wheels."""
+def test_gpu_benchmarks_need_no_platform_packages() -> None:
+    """A rented GPU machine has no Ray and no database or web packages."""
     code = (
         "import sys, benchmarks.gpu, benchmarks.swap, tests.gpu.plugin;"
         "unwanted = {'ray', 'sqlalchemy', 'pydantic_settings', 'fastapi'};"

@@ -1,4 +1,4 @@
-"""ray_cluster.yaml against Ray's own schema, and against what we promise of it."""
+"""ray_cluster.yaml: Ray's schema, a simulated launch, and its node types."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def document() -> dict:
     return yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
 
 
-def test_rays_schema(document: dict) -> None:
+def test_valid_against_rays_schema(document: dict) -> None:
     import ray
 
     schema = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
     jsonschema.validate(document, json.loads(schema.read_text()))
 
 
-def test_rays_own_preparation_accepts_it(document: dict) -> None:
+def test_ray_accepts_the_configuration(document: dict) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(document))
 
 
-def test_amazon_launches_a_node_of_each_type(
+def test_rays_launcher_creates_a_node_of_each_type(
     document: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By Ray's launcher, against a simulation of Amazon's API."""
+    """Ray's launcher runs against moto, a simulation of the AWS API."""
     from moto import mock_aws
     from ray.autoscaler._private.util import prepare_config
 
@@ -47,7 +47,7 @@ def test_amazon_launches_a_node_of_each_type(
         from ray.autoscaler._private.aws import config as aws
         from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
-        monkeypatch.setattr(aws.time, "sleep", lambda _: None)  # Amazon's own slowness
+        monkeypatch.setattr(aws.time, "sleep", lambda _: None)  # no waiting for AWS
         config = aws.bootstrap_aws(prepare_config(copy.deepcopy(document)))
         provider = AWSNodeProvider(config["provider"], config["cluster_name"])
         for name, kind in config["available_node_types"].items():

@@ -1,4 +1,4 @@
-"""What the documents say of the tree is true of the tree."""
+"""The documents agree with the code and with the benchmark results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving.settings import Settings
 ROOT = Path(__file__).parent.parent
 
 
-def test_architecture_has_a_line_for_every_file() -> None:
+def test_architecture_names_every_file() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     named: set[str] = set()
     for line in text.splitlines():
@@ -32,23 +32,23 @@ def test_architecture_has_a_line_for_every_file() -> None:
         for path in (ROOT / package).rglob("*.py")
         if not path.name.startswith("__")
     }
-    steps = {path for path in named if not (ROOT / path).exists()}
-    assert not steps, "named but not there"
+    missing = {path for path in named if not (ROOT / path).exists()}
+    assert not missing, "ARCHITECTURE.md names files that do not exist"
     assert files <= named, sorted(files - named)
 
 
-def test_architecture_has_a_line_for_every_dependency() -> None:
+def test_architecture_names_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = list(project["project"]["dependencies"])
+    requirements = list(project["project"]["dependencies"])
     for extra in project["project"]["optional-dependencies"].values():
-        wanted += extra
+        requirements += extra
     section = (ROOT / "ARCHITECTURE.md").read_text().split("## A line a dependency")[1]
-    for requirement in wanted:
+    for requirement in requirements:
         name = re.split(r"[\[<>=;]", requirement)[0]
         assert name in section, name
 
 
-def test_the_readmes_commands_exist() -> None:
+def test_make_targets_and_variables_exist() -> None:
     text = (ROOT / "README.md").read_text()
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make ([a-z-]+)", text)) - {"and"}:
@@ -62,13 +62,13 @@ def test_the_readmes_commands_exist() -> None:
     assert in_table - {"API_KEY", "URL"} == fields - {"FAILPOINT"}
 
 
-def test_the_documents_commands_are_understood() -> None:
-    """Every `asset-orchestrator …` in a block of shell: the command exists, with these options."""
+def test_documented_commands_parse() -> None:
+    """Every `asset-orchestrator …` in a shell block is a command with these options."""
     for path in (ROOT / "README.md", ROOT / "docs" / "operations.md", ROOT / "docs" / "library.md"):
         for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                if found := re.search(r"bin/asset-orchestrator ([^#)]*)", line):
-                    _parse(shlex.split(found[1]))
+                if match := re.search(r"bin/asset-orchestrator ([^#)]*)", line):
+                    _parse(shlex.split(match[1]))
 
 
 def _parse(words: list[str]) -> None:
@@ -82,26 +82,26 @@ def _parse(words: list[str]) -> None:
     command.make_context(name, rest)
 
 
-def test_the_decisions_figures_are_those_of_the_results() -> None:
+def test_decision_record_has_the_results() -> None:
     from benchmarks.addressing import table
 
     assert table() in (ROOT / "docs" / "adr" / "0001-addressing-replicas.md").read_text()
 
 
-def test_the_benchmarks_figures_are_those_of_the_results() -> None:
+def test_swap_figures_match_results_and_goals() -> None:
     from benchmarks.swap import RESULT, table
 
     result = json.loads(RESULT.read_text())
     assert table(result) in (ROOT / "docs" / "benchmarks.md").read_text()
-    # What the engine promises of itself, on the machine where it was measured.
+    # The engine's goals, on the machine of the measurement.
     ratios = result["ratios"]
     assert ratios["diffusers / ours: LoRA, gpu"] >= 100
     assert ratios["diffusers / ours: LoRA, host"] >= 30
     assert ratios["ours / bare copy: LoRA, gpu"] <= 5
 
 
-def test_the_gpus_figures_are_those_of_the_results() -> None:
-    """Of each card that was measured; before that, the predictions alone."""
+def test_gpu_figures_match_results() -> None:
+    """One table per measured card; without a measurement, the predictions alone."""
     from benchmarks.gpu.table import savings_table, tables
 
     results = ROOT / "benchmarks" / "results"
@@ -113,20 +113,20 @@ def test_the_gpus_figures_are_those_of_the_results() -> None:
     assert savings["stages"]["overlap"]["equal"] is True
 
 
-def test_the_librarys_figures_are_those_of_the_results() -> None:
+def test_library_figures_match_results_and_goals() -> None:
     from benchmarks import library, upload
 
     text = (ROOT / "docs" / "library.md").read_text()
-    listed, sent = (json.loads(module.RESULT.read_text()) for module in (library, upload))
-    assert library.table(listed) in text
-    assert upload.table(sent) in text
-    assert max(listed["ratios"].values()) <= 3.0
-    assert sent["size_bytes"] >= 2e9
-    for run in sent["runs"].values():
+    calls, uploads = (json.loads(module.RESULT.read_text()) for module in (library, upload))
+    assert library.table(calls) in text
+    assert upload.table(uploads) in text
+    assert max(calls["ratios"].values()) <= 3.0
+    assert uploads["size_bytes"] >= 2e9
+    for run in uploads["runs"].values():
         assert max(run["more_bytes"].values()) <= upload.FLAT_BYTES
 
 
-def test_whole_requests_figures_are_those_of_the_results() -> None:
+def test_http_figures_match_results() -> None:
     from benchmarks import http
 
     result = json.loads(http.RESULT.read_text())
@@ -134,7 +134,7 @@ def test_whole_requests_figures_are_those_of_the_results() -> None:
     assert not any(row["failed"] for row in result["rows"])
 
 
-def test_the_attacks_figures_are_those_of_the_results() -> None:
+def test_attack_figures_match_results_and_goals() -> None:
     from benchmarks import attacks
 
     result = json.loads(attacks.RESULT.read_text())
@@ -144,7 +144,7 @@ def test_the_attacks_figures_are_those_of_the_results() -> None:
         assert row["ratio"] <= 1.5
 
 
-def test_the_overheads_figures_are_those_of_the_results() -> None:
+def test_overhead_figures_match_results_and_goals() -> None:
     from benchmarks import overhead, wire
 
     result = json.loads(overhead.RESULT.read_text())
@@ -155,7 +155,7 @@ def test_the_overheads_figures_are_those_of_the_results() -> None:
     assert wire.table(json.loads(wire.RESULT.read_text())) in adr.read_text()
 
 
-def test_the_cold_starts_figures_are_those_of_the_results() -> None:
+def test_cold_start_figures_match_results() -> None:
     from benchmarks import coldstart
 
     result = json.loads(coldstart.RESULT.read_text())
@@ -164,7 +164,7 @@ def test_the_cold_starts_figures_are_those_of_the_results() -> None:
     assert ways["disk"]["whole"] < ways["beside"]["whole"] < ways["after"]["whole"]
 
 
-def test_the_faults_are_those_of_the_results_and_each_has_its_runbook() -> None:
+def test_faults_match_results_and_have_runbooks() -> None:
     from benchmarks.faults.command import HARMLESS, RESULT, table
     from benchmarks.faults.faults import FAULTS
 
@@ -172,24 +172,24 @@ def test_the_faults_are_those_of_the_results_and_each_has_its_runbook() -> None:
     assert table(result) in (ROOT / "docs" / "faults.md").read_text()
     assert [row["fault"] for row in result["faults"]] == [fault.name for fault in FAULTS]
     for row in result["faults"]:
-        assert not any(row[what] for what in HARMLESS), row
+        assert not any(row[figure] for figure in HARMLESS), row
     headings = re.findall(r"^## (.+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     assert {name for heading in headings for name in heading.split(", ")} == {
         fault.name for fault in FAULTS
     }
 
 
-def test_the_soak_is_that_of_the_result() -> None:
+def test_soak_figures_match_results() -> None:
     from benchmarks.faults.command import HARMLESS
     from benchmarks.soak.command import RESULT, table
 
     result = json.loads(RESULT.read_text())
     assert table(result) in (ROOT / "docs" / "faults.md").read_text()
-    assert not any(result[what] for what in (*HARMLESS, "grown"))
+    assert not any(result[figure] for figure in (*HARMLESS, "grown"))
     assert result["minutes"] >= 60
 
 
-def test_routings_figures_are_those_of_the_results() -> None:
+def test_routing_figures_match_results_and_goals() -> None:
     from benchmarks import load
     from benchmarks.replay.command import KEPT
     from benchmarks.replay.report import report
@@ -199,23 +199,23 @@ def test_routings_figures_are_those_of_the_results() -> None:
     for table in report(result):
         assert table in text
     assert load.table(json.loads(load.RESULTS.read_text())) in text
-    # What is promised of the router and the tiers.
-    found = {row["policy"]: row for row in result["policies"] if row["load"] == 0.7}
-    ours = found["ours"]
-    assert ours["checkpoint_misses"] <= 0.25 * found["random"]["checkpoint_misses"]
-    assert ours["checkpoint_misses"] <= 0.5 * found["multiplexed"]["checkpoint_misses"]
-    assert ours["p99_s"] <= 0.2 * found["least loaded"]["p99_s"]
-    assert ours["p99_s"] <= 0.5 * found["bounded hash"]["p99_s"]
+    # The goals of the router and the tiers.
+    rows = {row["policy"]: row for row in result["policies"] if row["load"] == 0.7}
+    ours = rows["ours"]
+    assert ours["checkpoint_misses"] <= 0.25 * rows["random"]["checkpoint_misses"]
+    assert ours["checkpoint_misses"] <= 0.5 * rows["multiplexed"]["checkpoint_misses"]
+    assert ours["p99_s"] <= 0.2 * rows["least loaded"]["p99_s"]
+    assert ours["p99_s"] <= 0.5 * rows["bounded hash"]["p99_s"]
     assert ours["imbalance"] <= 1.3
     for row in result["caches"]:
         assert row["ours"] <= 1.02 * row["lru"], row
         assert row["ours"] <= 1.35 * row["belady"] or "stream" in row
     named = [row for row in result["caches"] if "stream" in row]
-    beside = [row["ours"] / min(row["lru"], row["visits"]) for row in named]
-    assert sum(beside) / len(beside) <= 1.01
+    ratios = [row["ours"] / min(row["lru"], row["visits"]) for row in named]
+    assert sum(ratios) / len(ratios) <= 1.01
     for row in result["neighbour"]["loud"]:
         if row["policy"] == "ours":
-            # Where more than a twentieth fails without it, no p95 is finite.
+            # No finite p95 if more than 5 % of the requests fail even without the neighbour.
             assert row["victims_p95_alone_s"] is None or row["ratio"] <= 1.3
             allowed = 1.05 * row["victims_failed_alone"] + 0.001 * row["victims"]
             assert row["victims_failed_beside"] <= allowed
@@ -224,7 +224,7 @@ def test_routings_figures_are_those_of_the_results() -> None:
         assert flood[f"{tier}_beside"] >= flood[f"{tier}_alone"] - 0.05
 
 
-def test_the_formats_table_has_every_case() -> None:
+def test_formats_table_has_every_case() -> None:
     from tests.format_matrix import DOCUMENT, TITLES
 
     text = DOCUMENT.read_text()
@@ -235,7 +235,7 @@ def test_the_formats_table_has_every_case() -> None:
     assert named == set(re.findall(r"^def (test_\w+)", beyond, re.MULTILINE))
 
 
-def test_the_miniatures_figures_are_those_of_the_results() -> None:
+def test_miniature_figures_match_results() -> None:
     from benchmarks.miniature.evaluate import table
 
     assert table() in (ROOT / "docs" / "miniature.md").read_text()

@@ -1,4 +1,4 @@
-"""The laws about who may import whom."""
+"""The import rules between packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_import_contracts() -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_a_gateway_has_no_torch_in_memory() -> None:
+def test_a_gateway_does_not_import_torch() -> None:
     code = (
         "import sys, router.scheduler, serving.api.app, serving.pool.dispatcher;"
         "import serving.cluster.gateway;"
@@ -25,7 +25,7 @@ def test_a_gateway_has_no_torch_in_memory() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_library_has_no_ray_and_no_web_framework() -> None:
+def test_core_packages_import_no_ray_web_framework_or_torch() -> None:
     code = (
         "import sys, assets.library.library, orchestrator.provision, router.scheduler;"
         "import serving.generation.service;"

@@ -1,4 +1,4 @@
-"""What is shipped: exactly the four packages, with their data."""
+"""The wheel contains exactly the four packages with their data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_the_wheel(tmp_path: Path) -> None:
+def test_wheel_contents(tmp_path: Path) -> None:
     source = tmp_path / "source"
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True

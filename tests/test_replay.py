@@ -1,4 +1,4 @@
-"""The replay: its stream, its policies, and that the platform's own router is what is played."""
+"""The replay benchmark: streams, traces, policies, caches and its command."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def trace() -> list[TraceRequest]:
     return generate(6_000, seed=0)
 
 
-def test_the_same_seed_is_the_same_stream(trace: list[TraceRequest]) -> None:
+def test_the_seed_determines_the_stream(trace: list[TraceRequest]) -> None:
     assert generate(6_000, seed=0) == trace
     assert generate(6_000, seed=1) != trace
 
 
-def test_the_stream_is_like_the_real_one() -> None:
-    found = describe(generate(100_000, seed=0))
-    assert found["requests with LoRAs"] == pytest.approx(0.22, abs=0.03)
-    assert found["of those, with one"] == pytest.approx(0.93, abs=0.03)
-    assert found["top 5 checkpoints"] == pytest.approx(0.70, abs=0.05)
-    assert found["LoRAs of one tenant only"] == pytest.approx(0.83, abs=0.05)
-    assert found["repeats the tenant's last assets"] == pytest.approx(0.68, abs=0.03)
-    assert found["squared variation of the gaps"] == pytest.approx(144, rel=0.25)
-    assert found["checkpoint misses, 8 replicas at random"] == pytest.approx(0.62, abs=0.04)
+def test_the_stream_has_the_published_statistics() -> None:
+    statistics = describe(generate(100_000, seed=0))
+    assert statistics["requests with LoRAs"] == pytest.approx(0.22, abs=0.03)
+    assert statistics["of those, with one"] == pytest.approx(0.93, abs=0.03)
+    assert statistics["top 5 checkpoints"] == pytest.approx(0.70, abs=0.05)
+    assert statistics["LoRAs of one tenant only"] == pytest.approx(0.83, abs=0.05)
+    assert statistics["repeats the tenant's last assets"] == pytest.approx(0.68, abs=0.03)
+    assert statistics["squared variation of the gaps"] == pytest.approx(144, rel=0.25)
+    assert statistics["checkpoint misses, 8 replicas at random"] == pytest.approx(0.62, abs=0.04)
 
 
-def test_a_trace_file_is_what_was_written(trace: list[TraceRequest], tmp_path: Path) -> None:
+def test_a_trace_file_round_trips(trace: list[TraceRequest], tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     write_trace(path, trace[:100])
     again = read_trace(path)
@@ -66,7 +66,7 @@ def test_a_trace_file_is_what_was_written(trace: list[TraceRequest], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "said"),
+    ("column", "value", "message"),
     [
         ("loras", "l1", "line 3"),
         ("loras", '[{"id": "l"}]', "scale"),
@@ -78,8 +78,8 @@ def test_a_trace_file_is_what_was_written(trace: list[TraceRequest], tmp_path: P
         ("tenant", "", "named"),
     ],
 )
-def test_a_bad_line_is_named(
-    trace: list[TraceRequest], tmp_path: Path, column: str, value: str, said: str
+def test_a_bad_line_is_reported_by_number(
+    trace: list[TraceRequest], tmp_path: Path, column: str, value: str, message: str
 ) -> None:
     path = tmp_path / "trace.csv"
     write_trace(path, trace[1:4])
@@ -90,18 +90,18 @@ def test_a_bad_line_is_named(
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    with pytest.raises(BadTrace, match=said):
+    with pytest.raises(BadTrace, match=message):
         read_trace(path)
 
 
-def test_the_load_is_what_was_asked_for(trace: list[TraceRequest]) -> None:
+def test_at_load_scales_to_the_given_load(trace: list[TraceRequest]) -> None:
     stream = at_load(trace, 0.7, 8, 2.0)
     work_s = sum(r.cost for r in stream) * 2.0
     assert work_s / (8 * stream[-1].arrival_s) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("policy", [OURS, *POLICIES])
-def test_every_request_is_drawn_once_and_the_books_agree(
+def test_every_request_is_served_once_and_totals_agree(
     policy: str, trace: list[TraceRequest]
 ) -> None:
     hardware = Hardware(replicas=4)
@@ -112,13 +112,13 @@ def test_every_request_is_drawn_once_and_the_books_agree(
         assert latency_s >= generation_s - 1e-6
     assert sum(outcome.busy_s) == pytest.approx(sum(least_s))
     assert outcome.lora_uses.total() == len(lora_uses(stream))
-    # Without file tiers, all that was loaded came from the store.
+    # Without file tiers all loads come from the store.
     loads = outcome.checkpoint_loads * hardware.checkpoint_bytes
     assert outcome.store_bytes == loads + outcome.lora_loads.total() * hardware.lora_bytes
     assert replay(stream, policy, hardware).latency_s == outcome.latency_s
 
 
-def test_file_tiers_spare_the_store(trace: list[TraceRequest]) -> None:
+def test_file_tiers_reduce_store_reads(trace: list[TraceRequest]) -> None:
     stream = at_load(trace[:2_000], 0.5, 4, 2.86)
     bare = replay(stream, OURS, Hardware(replicas=4))
     tiered = replay(stream, OURS, Hardware(replicas=4, host_bytes=40 * 10**9, disk_bytes=10**12))
@@ -127,21 +127,21 @@ def test_file_tiers_spare_the_store(trace: list[TraceRequest]) -> None:
     assert tiered.store_bytes == sum((5 if is_checkpoint(key) else 1) * 10**9 for key in distinct)
 
 
-def test_names_are_names(trace: list[TraceRequest]) -> None:
-    """Whatever checkpoints and LoRAs are called, and be it the same, nothing else becomes of it."""
+def test_results_do_not_depend_on_asset_names(trace: list[TraceRequest]) -> None:
+    """Renaming assets changes no load; a LoRA may have the name of a checkpoint."""
     stream = at_load(trace[:2_000], 0.6, 4, 2.86)
     names = sorted({r.checkpoint for r in stream} | {n for r in stream for n, _ in r.loras})
-    homes = [f"r{index}" for index in range(4)]
+    replicas = [f"r{index}" for index in range(4)]
 
-    def home(name: str) -> str:
-        return min(homes, key=lambda replica: rendezvous(checkpoint_key(name), replica))
+    def preferred(name: str) -> str:
+        return min(replicas, key=lambda replica: rendezvous(checkpoint_key(name), replica))
 
-    # In the same order and with the same homes, so that ties break as before.
+    # Renaming keeps the same order and with the same replicas, so that ties break as before.
     plain = {
         name: next(
             other
             for salt in itertools.count()
-            if home(other := f"{index:05d}-{salt}") == home(name)
+            if preferred(other := f"{index:05d}-{salt}") == preferred(name)
         )
         for index, name in enumerate(names)
     }
@@ -159,7 +159,7 @@ def test_names_are_names(trace: list[TraceRequest]) -> None:
     assert same.store_bytes == loads + same.lora_loads.total() * hardware.lora_bytes
 
 
-def test_a_line_without_a_checkpoint_is_for_the_base_model(
+def test_an_empty_checkpoint_means_the_base_model(
     trace: list[TraceRequest], tmp_path: Path
 ) -> None:
     path = tmp_path / "trace.csv"
@@ -169,32 +169,32 @@ def test_a_line_without_a_checkpoint_is_for_the_base_model(
     assert describe(read)["different checkpoints"] == 1
 
 
-def test_affinity_is_worth_it(trace: list[TraceRequest]) -> None:
-    """The platform's promise, on a short stream; the figures are the benchmark's."""
+def test_affinity_beats_other_policies(trace: list[TraceRequest]) -> None:
+    """The promised ratios hold on a short stream; the benchmark has the full figures."""
     hardware = Hardware()
     stream = at_load(trace, 0.7, 8, hardware.picture_s)
-    found = {
+    rows = {
         policy: figures(replay(stream, policy, hardware), stream)
         for policy in (OURS, "random", "multiplexed", "bounded hash")
     }
-    ours = found[OURS]
-    assert ours["checkpoint_misses"] <= 0.25 * found["random"]["checkpoint_misses"]
-    assert ours["checkpoint_misses"] <= 0.5 * found["multiplexed"]["checkpoint_misses"]
-    assert ours["p99_s"] <= 0.7 * found["bounded hash"]["p99_s"]  # here it is one rush's
+    ours = rows[OURS]
+    assert ours["checkpoint_misses"] <= 0.25 * rows["random"]["checkpoint_misses"]
+    assert ours["checkpoint_misses"] <= 0.5 * rows["multiplexed"]["checkpoint_misses"]
+    assert ours["p99_s"] <= 0.7 * rows["bounded hash"]["p99_s"]  # a single burst decides it here
     assert ours["imbalance"] <= 1.3
     best = bound(stream, hardware)
     assert best["checkpoint_misses"] <= ours["checkpoint_misses"]
     assert best["p99_s"] <= ours["p99_s"]
 
 
-def test_evictions_lie_between_the_best_and_lru(trace: list[TraceRequest]) -> None:
+def test_misses_are_between_belady_and_lru(trace: list[TraceRequest]) -> None:
     uses = lora_uses(trace)
     for slots in (8, 16, 32):
         best, ours = belady_misses(uses, slots), tier_misses(uses, slots)
         assert best <= ours <= 1.02 * lru_misses(uses, slots)
 
 
-def test_neighbours_are_protected(trace: list[TraceRequest]) -> None:
+def test_a_loud_tenant_does_not_slow_its_neighbours(trace: list[TraceRequest]) -> None:
     hardware = Hardware()
     stream = at_load(trace[:4_000], 0.3, 8, hardware.picture_s)
     row = loud_neighbour(stream, hardware, 20, [OURS])[0]
@@ -204,7 +204,7 @@ def test_neighbours_are_protected(trace: list[TraceRequest]) -> None:
     assert flood["node_beside"] >= flood["node_alone"] - 0.05
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command_line(tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "benchmarks", "replay", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)

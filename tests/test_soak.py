@@ -1,4 +1,4 @@
-"""The soak's figures, of hours that are made up."""
+"""The soak's figures, from made-up samples."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ def sample(minute: int, leak: float = 0.0) -> dict[str, Any]:
     }
 
 
-def test_what_stays_as_it_is_has_not_grown_and_a_leak_has() -> None:
+def test_only_a_leak_counts_as_growth() -> None:
     assert grown(growth([sample(minute) for minute in range(60)])) == []
     assert grown(growth([sample(minute, leak=0.01) for minute in range(60)])) == ["gateway bytes"]
 
 
-def test_what_was_not_watched_is_said() -> None:
+def test_gaps_in_the_observation_are_reported() -> None:
     samples = [sample(minute) for minute in range(60)]
-    seen = {"looks": 60.0, "most_kills": 24.0}
-    assert unseen(samples, 20, SPARED, **seen) == []
-    assert unseen(samples, 3, SPARED, **seen) == ["only 3 kills of 24"]
-    assert unseen(samples[:30], 20, SPARED, **seen) == ["only 30 looks of 60"]
-    for one in samples[20:]:
-        del one["spared"]["replica"]
-    assert unseen(samples, 20, SPARED, **seen) == [
+    expected = {"looks": 60.0, "most_kills": 24.0}
+    assert unseen(samples, 20, SPARED, **expected) == []
+    assert unseen(samples, 3, SPARED, **expected) == ["only 3 kills of 24"]
+    assert unseen(samples[:30], 20, SPARED, **expected) == ["only 30 samples of 60"]
+    for late in samples[20:]:
+        del late["spared"]["replica"]
+    assert unseen(samples, 20, SPARED, **expected) == [
         "the spared replica died",
-        "nothing is known of replica bytes",
-        "nothing is known of replica descriptors",
+        "no samples of replica bytes",
+        "no samples of replica descriptors",
     ]
 
 
-def test_the_table_and_the_picture(tmp_path: Path) -> None:
+def test_table_and_plot(tmp_path: Path) -> None:
     samples = [sample(minute) for minute in range(60)]
     answers = [Answer(0, second, second + 0.5, "p", 1) for second in range(100)]
     latency = latencies(answers)
@@ -67,7 +67,7 @@ def test_the_table_and_the_picture(tmp_path: Path) -> None:
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_breaks_beside_the_block_breaks_the_block() -> None:
+def test_a_background_error_is_raised_by_the_block() -> None:
     class Broken(Background):
         def _run(self) -> None:
             raise RuntimeError("nothing was watched")
@@ -76,7 +76,7 @@ def test_what_breaks_beside_the_block_breaks_the_block() -> None:
         pass
 
 
-def test_memory_is_that_of_a_process() -> None:
+def test_private_bytes_covers_a_process() -> None:
     import os
 
     held = b"x" * (32 << 20)

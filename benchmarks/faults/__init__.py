@@ -1,10 +1,10 @@
-"""What a platform of this kind meets, each fault injected under load, each to be survived.
+"""Faults injected into a running platform under load; it must survive each of them.
 
     python -m benchmarks faults                    # all, a quarter of an hour
     python -m benchmarks faults --only replica-killed,store-503
 
-A constant client asks for pictures whose bytes are known; a fault comes and goes; then the
-books are looked at. See ``docs/faults.md``.
+Clients request images whose bytes are known; a fault is injected and ends; then the platform's
+invariants are checked. See ``docs/faults.md``.
 """
 
 from benchmarks.faults.command import main

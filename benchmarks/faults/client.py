@@ -1,4 +1,4 @@
-"""A constant client: known seeds, one after another, each answered once and rightly."""
+"""The load: clients that send known requests one after another and retry until answered."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ AssetSelection = Mapping[str, Any]
 
 SEEDS = tuple(range(4))
 DEADLINE_S = 240.0
-#: Said to a client that may come again.
-_AGAIN = (429, 500, 502, 503, 504)
-#: A client of its own for each request would cost more than the request.
+#: Statuses after which a request is retried.
+_RETRIED = (429, 500, 502, 503, 504)
+#: Shared: a new client per request would cost more than the request.
 _CLIENT = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=None), verify=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to ask, with whose key. With several addresses the next is tried when one fails."""
+    """The platform's addresses and an API key. Each attempt uses the next address in turn."""
 
     urls: Sequence[str]
     key: str
@@ -39,8 +39,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """In seconds of the monotonic clock; ``image`` is a digest, or None of a request that
-    was lost; ``said`` is all that was said before the picture came, or instead of it."""
+    """The outcome of one request. Times are in seconds of the monotonic clock; ``image`` is the
+    image's SHA-256, or None if the request was lost; ``said`` lists the errors of all attempts."""
 
     seed: int
     asked_s: float
@@ -49,18 +49,19 @@ class Answer:
     attempts: int
     said: str = ""
     replica: str = ""
-    #: The assets that were asked for.
+    #: The requested assets, as JSON.
     wanted: str = "{}"
-    #: Its idempotency key, or what it is charged as where it had none.
+    #: The idempotency key, or "" if it had none.
     key: str = ""
+    #: The ledger's reference of a request without a key.
     charge: str = ""
 
 
 def body(
     seed: int, wanted: AssetSelection = MappingProxyType({}), steps: int = 4
 ) -> dict[str, Any]:
-    asked: dict[str, Any] = {"prompt": "a small red star", "steps": steps, "seed": seed}
-    return {**asked, "image_encoding": "png", **wanted}
+    base: dict[str, Any] = {"prompt": "a small red star", "steps": steps, "seed": seed}
+    return {**base, "image_encoding": "png", **wanted}
 
 
 def ask(
@@ -69,11 +70,11 @@ def ask(
     wanted: AssetSelection = MappingProxyType({}),
     deadline_s: float = DEADLINE_S,
 ) -> Answer:
-    """One picture, with a key of its own: it may be sent as often as it takes."""
+    """Request one image with its own idempotency key, and retry until ``deadline_s``."""
     key = secrets.token_hex(16)
     headers = {**endpoint.headers, "Idempotency-Key": key}
     asked_s = time.monotonic()
-    said: list[str] = []
+    errors: list[str] = []
     attempts = 0
     while time.monotonic() < asked_s + deadline_s:
         url = endpoint.urls[attempts % len(endpoint.urls)]
@@ -83,25 +84,25 @@ def ask(
                 f"{url}/generate/sdxl", json=body(seed, wanted), headers=headers
             )
         except httpx.HTTPError as error:
-            said.append(type(error).__name__)
+            errors.append(type(error).__name__)
             time.sleep(0.1)
             continue
         if response.is_success:
-            found = answered(seed, wanted, asked_s, response.json())
-            return replace(found, attempts=attempts, said="; ".join(said), key=key, charge="")
-        said.append(f"{response.status_code} {response.text[:200]}")
-        if response.status_code not in _AGAIN:
+            answer = answered(seed, wanted, asked_s, response.json())
+            return replace(answer, attempts=attempts, said="; ".join(errors), key=key, charge="")
+        errors.append(f"{response.status_code} {response.text[:200]}")
+        if response.status_code not in _RETRIED:
             break
         time.sleep(min(10.0, float(response.headers.get("retry-after", 0.5))))
     return Answer(
-        seed, asked_s, time.monotonic(), None, attempts, "; ".join(said), "", _names(wanted), key
+        seed, asked_s, time.monotonic(), None, attempts, "; ".join(errors), "", _names(wanted), key
     )
 
 
 def answered(
     seed: int, wanted: AssetSelection, asked_s: float, answer: Mapping[str, Any]
 ) -> Answer:
-    """Of a request without a key, whose body was that."""
+    """Build the Answer of a request without an idempotency key from its response body."""
     image = hashlib.sha256(base64.b64decode(answer["images"][0]["image_b64"])).hexdigest()
     return Answer(
         seed, asked_s, time.monotonic(), image, 1, "", answer["receipt"]["replica"],
@@ -114,8 +115,7 @@ def _names(wanted: AssetSelection) -> str:
 
 
 class Load:
-    """Clients that ask until the block ends: what ``ask`` gives for a client's n-th request, one
-    after another without a pause."""
+    """Clients that call ``ask`` with rising numbers, without a pause, until the block ends."""
 
     def __init__(self, ask: Callable[[int], Answer], clients: int = 3) -> None:
         self.answers: list[Answer] = []
@@ -143,10 +143,10 @@ class Load:
             thread.join()
 
     def await_more(self, count: int, since_s: float = 0.0, timeout_s: float = 300.0) -> None:
-        """Until so many pictures more, asked for after that moment, were answered.
+        """Wait for ``count`` more images of requests sent after ``since_s``.
 
         Raises:
-            TimeoutError.
+            TimeoutError: they did not arrive within ``timeout_s``.
         """
         target = count + self._since(since_s)
         deadline = time.monotonic() + timeout_s
@@ -154,7 +154,9 @@ class Load:
             if self.errors:
                 raise self.errors[0]
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self._since(since_s)} of {target} answers")
+                raise TimeoutError(
+                    f"{self._since(since_s)} of {target} answers in {timeout_s:.0f} s"
+                )
             time.sleep(0.02)
 
     def _since(self, since_s: float) -> int:
@@ -162,5 +164,5 @@ class Load:
 
 
 def known(endpoint: Endpoint) -> Callable[[int], Answer]:
-    """Requests for the pictures of SEEDS, in turns."""
+    """Return a function for :class:`Load` that requests the images of SEEDS in turn."""
     return lambda index: ask(endpoint, SEEDS[index % len(SEEDS)])

@@ -1,4 +1,4 @@
-"""The command line of the faults: each under load, then the books are looked at."""
+"""The command line of the faults benchmark."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from benchmarks.faults.harness import Skipped, staged
 from benchmarks.faults.invariants import Invariants
 
 RESULT = Path(__file__).parents[1] / "results" / "faults.json"
-#: What must be nothing in every row.
+#: Figures that must be zero or empty in every row.
 HARMLESS = ("lost", "wrong", "double_charges", "missing_charges", "left")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks faults")
     parser.add_argument("--only", default="", help="faults, comma-separated")
-    parser.add_argument("--list", action="store_true", help="the faults there are")
+    parser.add_argument("--list", action="store_true", help="list the faults and exit")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -39,18 +39,18 @@ def main() -> None:
     if arguments.list:
         print("\n".join(f"{fault.name:20} {fault.expected}" for fault in chosen))
         return
-    found = inject(chosen)
-    result = {"faults": [found[fault.name] for fault in chosen]}
+    rows = inject(chosen)
+    result = {"faults": [rows[fault.name] for fault in chosen]}
     if not only or arguments.out != RESULT:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1) if arguments.json else table(result))
-    bad = [name for name, row in found.items() if any(row.get(what) for what in HARMLESS)]
+    bad = [name for name, row in rows.items() if any(row.get(figure) for figure in HARMLESS)]
     if bad:
         raise SystemExit(f"not survived: {', '.join(bad)}")
 
 
 def inject(chosen: Sequence[Fault]) -> dict[str, dict[str, Any]]:
-    """A row each, by name. Those that want the same machines share a platform."""
+    """Inject the faults; return a row for each by name. Faults of one place share a platform."""
     rows: dict[str, dict[str, Any]] = {}
     for place, group in groupby(sorted(chosen, key=lambda f: f.place), lambda f: f.place):
         faults = list(group)
@@ -75,7 +75,7 @@ def _row(fault: Fault, invariants: Invariants) -> dict[str, Any]:
 
 
 def suffer(fault: Fault, invariants: Invariants) -> dict[str, Any]:
-    """One fault under load."""
+    """Inject one fault under load and check the platform afterwards; return its row."""
     harm = Harm(invariants.harness)
     with Load(known(invariants.harness.endpoint)) as load:
         load.await_more(4)
@@ -106,7 +106,7 @@ def suffer(fault: Fault, invariants: Invariants) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     lines = [
-        "| fault | expected | seen | requests | lost | wrong pictures | double charges "
+        "| fault | expected | seen | requests | lost | wrong images | double charges "
         "| missing charges | first answer, s | longest request, s | whole again, s |",
         "|" + "---|" * 3 + "---:|" * 8,
     ]
@@ -115,7 +115,8 @@ def table(result: Mapping[str, Any]) -> str:
             lines.append(f"| {row['fault']} | | skipped: {row['skipped']} |" + " |" * 8)
             continue
         lines.append(
-            f"| {row['fault']} | {row['expected']} | {row['seen'] or 'so'} | {row['requests']} "
+            f"| {row['fault']} | {row['expected']} | {row['seen'] or 'as expected'} "
+            f"| {row['requests']} "
             f"| {row['lost']} | {row['wrong']} | {row['double_charges']} "
             f"| {row['missing_charges']} | {row['recovery_s']:.1f} | {row['longest_s']:.1f} "
             f"| {row['whole_again_s']:.1f} |"

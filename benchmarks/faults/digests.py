@@ -1,5 +1,8 @@
-"""The working weights' digests of every replica, as JSON: run by the harness with a gateway's
-environment, since only who has joined Ray may ask a replica."""
+"""Print the digests of every replica's working weights as JSON.
+
+The harness runs this with a gateway's environment, because only a process that has joined Ray can
+call a replica.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ async def digests(settings: Settings) -> dict[str, str]:
         for name in await ServeReplicaLauncher(settings, pool).existing()
     ]
     clients = [ServeReplicaClient(name, wire_key(settings)) for name in names]
-    found = await asyncio.gather(*(client.digest() for client in clients))
-    return dict(zip(names, found, strict=True))
+    values = await asyncio.gather(*(client.digest() for client in clients))
+    return dict(zip(names, values, strict=True))
 
 
 if __name__ == "__main__":
     settings = Settings()
     ray.init(address=settings.ray_address, namespace=settings.ray_namespace, log_to_driver=False)
     print(json.dumps(asyncio.run(digests(settings))), flush=True)
-    # Without Ray's own shutdown: Serve's router, in its thread, may start Ray anew meanwhile, and
-    # both then wait for each other for ever.
+    # Skip Ray's own shutdown: Serve's router thread may start Ray again meanwhile, and the two
+    # then deadlock.
     os._exit(0)

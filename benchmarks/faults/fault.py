@@ -1,4 +1,4 @@
-"""What a fault is: how it is injected, and what it leaves to be looked at."""
+"""A fault and the outcome of its injection."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from benchmarks.faults.harness import ONE_MACHINE, Harness, Place
 
 @dataclass(slots=True)
 class Harm:
-    """What one injection works on and leaves."""
+    """The context and the findings of one injection."""
 
     harness: Harness
-    #: Answers to requests beside the constant client's.
+    #: Answers to the fault's own requests, beside the constant load.
     asked: list[Answer] = field(default_factory=list)
-    #: What was neither drawn nor refused as it should be, and whatever else should not be.
+    #: Requests that were neither answered nor refused correctly, and other failures.
     lost: list[str] = field(default_factory=list)
+    #: What was observed, for the table.
     seen: str = ""
 
 
@@ -26,7 +27,7 @@ Inject = Callable[[Harm], None]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``inject`` harms the stage, heals it if it does not heal by itself, and says what it saw."""
+    """``inject`` causes the fault, ends it if it does not end by itself, and records findings."""
 
     name: str
     expected: str

@@ -1,5 +1,5 @@
-"""The platform that is harmed: on Ray, with a real S3 behind a proxy that can be told to misbehave;
-everything private to one folder."""
+"""The platform under test: on Ray, with a real S3 server behind a proxy that can inject faults. All
+its files are in one private folder."""
 
 from __future__ import annotations
 
@@ -42,15 +42,18 @@ from serving.miniature.model import MINIATURE_CONFIGS
 from serving.settings import PoolSettings, Settings
 
 TENANT = "faults"
-#: Of the disk tier's own disk, where one can be mounted.
+#: Size of the disk tier's own file system, where one can be mounted.
 DISK_BYTES = 96 << 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where it runs. Without nodes it starts Ray itself, on this machine; with some it joins a
-    cluster of that many GPU nodes, each with tiers of its own. Machines whose clocks differ share
-    no SQLite: for them there is PostgreSQL."""
+    """Where the platform runs.
+
+    With ``nodes`` 0 it starts Ray itself on this machine; otherwise it joins a cluster of that many
+    GPU nodes, each with its own tiers. ``has_postgres`` replaces SQLite, which machines with
+    different clocks cannot share.
+    """
 
     nodes: int = 0
     has_postgres: bool = False
@@ -60,11 +63,11 @@ ONE_MACHINE = Place()
 
 
 class Skipped(Exception):
-    """This machine cannot be harmed in that way; says what it lacks."""
+    """This machine lacks what the fault needs; the message names it."""
 
 
 class Harness:
-    """One running platform; ``proxy`` stands before its store."""
+    """One running platform; ``proxy`` is in front of its object store."""
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class Harness:
         ends: ExitStack,
         **settings: Any,
     ) -> None:
-        """``settings`` beside those that make it private. What is started ends with ``ends``."""
+        """Start it with additional ``settings``. ``ends`` stops everything that is started."""
         node_count = place.nodes
         self.folder = folder
         self.proxy = StoreProxy(store_port)
@@ -136,33 +139,33 @@ class Harness:
         self.process = start_serving(self.settings, log, environment=environment)
 
     def children(self) -> list[psutil.Process]:
-        """What the platform has started, on this machine's own nodes too."""
+        """Return all processes of the platform, including those of this machine's nodes."""
         assert self.process is not None
-        found = psutil.Process(self.process.pid).children(recursive=True)
+        processes = psutil.Process(self.process.pid).children(recursive=True)
         if self.nodes is not None:
-            found += self.nodes.processes()
-        return found
+            processes += self.nodes.processes()
+        return processes
 
     def pids(self, part: str) -> list[int]:
-        """Of the processes that have ``part`` in their command line."""
-        found = []
+        """Return the ids of the processes with ``part`` in their command line."""
+        pids = []
         for child in self.children():
             with suppress(psutil.Error):
                 if any(part in word for word in child.cmdline()):
-                    found.append(child.pid)
-        return found
+                    pids.append(child.pid)
+        return pids
 
     def gateway_environment(self) -> Mapping[str, str]:
-        """With which another process becomes a gateway, or joins Ray."""
+        """Return the environment with which another process can be a gateway or join Ray."""
         return psutil.Process(self.pids("spawn_main")[0]).environ()
 
     def kill_everything(self) -> None:
-        """As a power cut would end it; the tiers of this machine are gone too."""
+        """Kill all processes and delete the tiers, like a power cut."""
         assert self.process is not None
         family = [*self.children(), psutil.Process(self.process.pid)]
-        for one in family:
+        for process in family:
             with suppress(psutil.Error):
-                one.kill()
+                process.kill()
         psutil.wait_procs(family, timeout=30)
         self.process.wait()
         for tier in ("disk", "host"):
@@ -176,11 +179,11 @@ class Harness:
         return [replica for replica in self.status()["replicas"] if replica["state"] == "up"]
 
     def busiest(self) -> int:
-        """The process of the replica that draws most."""
+        """Return the process id of the replica with the most running requests."""
         return int(max(self.up(), key=lambda replica: replica["running"])["pid"])
 
     def new_lora(self, name: str, endpoint: Endpoint | None = None) -> str:
-        """One that lies nowhere but in the store."""
+        """Upload a LoRA that is in no tier yet; return its asset ID."""
         schema = schema_of(MINIATURE_CONFIGS)
         seed = sum(name.encode())
         path = write_kohya_lora(self.folder / f"{name}.safetensors", schema, seed=seed)
@@ -198,29 +201,30 @@ class Harness:
         ]
 
     def rotten(self) -> list[str]:
-        """Files of the tiers that are not what the store has under the same key."""
+        """Return the tier files that differ from the store's object of the same key."""
         stored = self.folder / "s3" / "bucket" / "faults"
-        found = []
+        wrong = []
         for path in self.folder.glob("*/objects/*"):
             with suppress(FileNotFoundError):  # evicted meanwhile
-                held, original = _digest(path), stored / stored_blob_key(path.name)
-                if not original.exists() or held != _digest(original):
-                    found.append(f"{path.parent.parent.name} tier: {path.name} is not the store's")
-        return found
+                digest, original = _digest(path), stored / stored_blob_key(path.name)
+                if not original.exists() or digest != _digest(original):
+                    tier = path.parent.parent.name
+                    wrong.append(f"{tier} tier: {path.name} differs from the store's object")
+        return wrong
 
     def leased(self) -> list[str]:
-        """Entries of the tiers that somebody still holds."""
-        found = []
+        """Return the tier entries that are still leased."""
+        leased = []
         for path in self.folder.glob("*/locks/*"):
             with suppress(FileNotFoundError), open(path, "rb") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    found.append(f"{path.parent.parent.name} tier: {path.name} is leased")
-        return found
+                    leased.append(f"{path.parent.parent.name} tier: {path.name} is leased")
+        return leased
 
     def weights(self) -> dict[str, str]:
-        """The digest of each replica's working weights, from the replica itself."""
+        """Return the digest of each replica's working weights, asked from the replica itself."""
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.faults.digests"],
             env=dict(self.gateway_environment()),
@@ -245,9 +249,9 @@ def _digest(path: Path) -> str:
 
 
 def _mount(folder: Path) -> bool:
-    """A small disk of its own at ``folder``; whoever is not root has none."""
+    """Mount a small tmpfs at ``folder``; return whether it worked (only root can)."""
     folder.mkdir(mode=0o700)
-    options = f"size={DISK_BYTES},mode=700"  # a tmpfs is open to everybody by default
+    options = f"size={DISK_BYTES},mode=700"  # by default everybody can write to a tmpfs
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
         return subprocess.run(command, capture_output=True).returncode == 0
@@ -256,21 +260,22 @@ def _mount(folder: Path) -> bool:
 
 
 def _unmount(folder: Path) -> None:
-    """Even while somebody still looks into it."""
+    """Unmount ``folder``, lazily if it is still in use."""
     if subprocess.run(["umount", str(folder)], capture_output=True).returncode:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @contextmanager
 def staged(place: Place = ONE_MACHINE, **settings: Any) -> Iterator[Harness]:
-    """
+    """Run a platform at ``place`` for the duration of the block.
+
     Raises:
         Skipped: this machine has no PostgreSQL.
     """
     if place.has_postgres and POSTGRES is None:
         raise Skipped("PostgreSQL's server is not installed")
     folder = Path("/tmp") / f"ao-faults-{os.getpid()}-{place.nodes}{place.has_postgres:d}"
-    folder.mkdir()  # in /tmp because Ray's sockets need a short path
+    folder.mkdir()  # in /tmp, because Ray's socket paths have to be short
     try:
         with ExitStack() as ends:
             port = ends.enter_context(s3_server(folder / "s3"))

@@ -1,4 +1,4 @@
-"""Looking at the books: what must hold of a platform at rest, whatever has happened to it."""
+"""The invariants of an idle platform, whatever faults it went through."""
 
 from __future__ import annotations
 
@@ -18,39 +18,42 @@ from benchmarks.faults.client import SEEDS, Answer, ask
 from benchmarks.faults.harness import Harness
 
 _QUIET_S = 120.0
-#: Settling that the database refused is tried again for as long.
+#: For so long the platform retries settlements that the database refused.
 _SETTLED_S = 15.0
 _ROUNDS = 20
 
 
 class Invariants:
-    """Of one stage, opened before anything happens to it."""
+    """The checks of one platform; create it before the first fault."""
 
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
-        #: The picture of each seed with the assets that were wanted, as first drawn.
+        #: The first image of each (seed, assets); later ones must be equal.
         self._golden: dict[tuple[int, str], str] = {}
         self._signer = Signer(harness.settings.secret_bytes)
         self._charged: Counter[str] = Counter()
         self._weights: set[str] | None = None
-        found = self.examine([ask(harness.endpoint, seed) for seed in SEEDS])
-        if any(found.values()):
-            raise SystemExit(f"before anything was harmed: {found}")
+        findings = self.examine([ask(harness.endpoint, seed) for seed in SEEDS])
+        if any(findings.values()):
+            raise SystemExit(f"invariants violated before any fault was injected: {findings}")
 
     def _expect(self, answer: Answer) -> bool:
-        """Whether it is the picture that its request has always had; the first says which."""
+        """Return whether the image equals the first one of the same request."""
         if answer.image is None:
-            return True  # lost, which is counted elsewhere
+            return True  # lost requests are counted elsewhere
         known = self._golden.setdefault((answer.seed, answer.wanted), answer.image)
         return answer.image == known
 
     def forgive(self) -> None:
-        """What was drawn since the last look is not counted."""
+        """Leave the charges since the last check out of the next one."""
         self.await_quiet()
         self._charged = self._ledger()
 
     def await_quiet(self) -> float:
-        """When every replica was up and idle and nothing waited; at the latest after a while."""
+        """Wait until all replicas are up and idle and the queue is empty, or for _QUIET_S.
+
+        Returns the monotonic time of that moment.
+        """
         deadline = time.monotonic() + _QUIET_S
         while not self._is_quiet() and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -65,8 +68,11 @@ class Invariants:
             return False
 
     def examine(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """Of all that was asked since the last look. What has been asked with an asset is asked
-        again, by every replica; then each draws the model as it is, whose weights are known."""
+        """Check images, charges and leftovers of all requests since the last check.
+
+        Requests with assets are repeated on every replica; then every replica generates with the
+        base model alone, whose weights' digest is known.
+        """
         again = {(a.seed, a.wanted) for a in answers if a.wanted != "{}"}
         after = [
             answer for seed, wanted in sorted(again) for answer in self._everywhere(seed, wanted)
@@ -90,29 +96,26 @@ class Invariants:
         }
 
     def _charge(self, answer: Answer) -> str:
-        """As what it stands in the ledger."""
+        """Return the ledger's reference of the answered request."""
         tenant_id = self.harness.tenant_id
         return answer.charge or "job_" + self._signer.derived("job", tenant_id, answer.key)
 
     def _everywhere(self, seed: int, wanted: str) -> list[Answer]:
-        """The same picture, until every replica has drawn it."""
+        """Repeat a request until every replica has generated its image."""
         answers: list[Answer] = []
         count = 2 * self.harness.replicas
         for _ in range(_ROUNDS):
-            with ThreadPoolExecutor(count) as workload:
+            with ThreadPoolExecutor(count) as pool:
                 ask_one = partial(ask, self.harness.endpoint, seed, json.loads(wanted))
-                answers += [
-                    one.result() for one in [workload.submit(ask_one) for _ in range(count)]
-                ]
-            if (
-                len({answer.replica for answer in answers if answer.replica})
-                >= self.harness.replicas
-            ):
+                requests = [pool.submit(ask_one) for _ in range(count)]
+                answers += [request.result() for request in requests]
+            replicas = {answer.replica for answer in answers if answer.replica}
+            if len(replicas) >= self.harness.replicas:
                 return answers
-        return [*answers, replace(answers[-1], image=None, said="not drawn by every replica")]
+        return [*answers, replace(answers[-1], image=None, said="not generated by every replica")]
 
     def _ledger(self) -> Counter[str]:
-        """How many pictures each request was charged, once settling has come to rest."""
+        """Return how many images each request was charged for, once the ledger is stable."""
         meter = self.harness.backends().meter
         count = -1
         while count != (count := int(meter.totals(self.harness.tenant_id)["pictures"])):
@@ -124,7 +127,8 @@ class Invariants:
         )
 
     def _left_behind(self) -> list[str]:
-        """What should not be there once everything is at rest."""
+        """Return what an idle platform must not have: wrong or leased files, inconsistent tiers or
+        ledger, missing replicas, open requests, wrong weights."""
         left = [*self.harness.rotten(), *self.harness.leased()]
         for tier in self.harness.tiers():
             try:
@@ -134,11 +138,11 @@ class Invariants:
         try:
             self.harness.backends().meter.check_integrity()
         except AssertionError as error:
-            left.append(f"books: {error}")
+            left.append(f"ledger: {error}")
         if not self._is_quiet():
-            left.append("a replica that is away, or requests that nobody waits for")
+            left.append("a replica is missing, or requests are queued or running without a client")
         weights = {*self.harness.weights().values()}
         self._weights = self._weights or weights
         if len(weights) != 1 or weights != self._weights:
-            left.append("weights that are not the base model's")
+            left.append("the replicas' working weights are not the base model's")
         return left

@@ -1,4 +1,4 @@
-"""A machine whose disk is full, whose database is locked, whose clock is wrong."""
+"""Faults of a machine: a full disk, a locked database, a wrong clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.faults.harness import Skipped
 from benchmarks.servers import await_port, free_port
 
 _LOCKED_S = 6.0
-#: An S3 refuses what is signed more than a quarter of an hour away from its own clock.
+#: S3 refuses signatures that are more than 15 minutes away from its own clock.
 _SKEW_S = 600.0
 _LIBFAKETIME = "/usr/lib/*-linux-gnu/faketime/libfaketime.so.1"
 _JOBS = 6
@@ -40,7 +40,7 @@ def database_locked(harm: Harm) -> None:
 
 
 def disk_full(harm: Harm) -> None:
-    """The disk tier's own disk, filled to the last byte by somebody else; then cold assets."""
+    """Fill the disk tier's file system with a foreign file, then request cold assets."""
     harness = harm.harness
     if not harness.has_small_disk:
         raise Skipped("only root can mount a small disk for the tier")
@@ -50,8 +50,8 @@ def disk_full(harm: Harm) -> None:
         _fill(ballast)
         free = shutil.disk_usage(harness.folder / "disk").free
         harm.asked += [ask(harness.endpoint, 0, {"loras": {lora: 1.0}}) for lora in cold]
-        found = sum(answer.image is not None for answer in harm.asked)
-        harm.seen = f"{free} bytes free: {found} of {len(cold)} cold assets drawn"
+        count = sum(answer.image is not None for answer in harm.asked)
+        harm.seen = f"{free} bytes free: {count} of {len(cold)} cold assets used"
     finally:
         ballast.unlink(missing_ok=True)
 
@@ -68,8 +68,8 @@ def _fill(path: Path) -> None:
 
 
 def clock_skewed(harm: Harm) -> None:
-    """A gateway more whose clock is ahead, and one whose clock is behind, beside those whose
-    clocks are right; requests and jobs go to all of them in turns."""
+    """Add one gateway whose clock is ahead and one whose clock is behind to the regular ones;
+    send requests and jobs to all of them in turn."""
     harness = harm.harness
     library = next(iter(Path("/").glob(_LIBFAKETIME.removeprefix("/"))), None)
     if library is None:
@@ -86,10 +86,11 @@ def clock_skewed(harm: Harm) -> None:
             date = httpx.get(f"{url}/readyz", timeout=60).raise_for_status().headers["date"]
             if abs(parsedate_to_datetime(date).timestamp() - time.time() - skew_s) > 60:
                 harm.lost.append(f"a gateway's clock is not {skew_s:+.0f} s away: {date}")
-        doors = [Endpoint([url, harness.url], harness.endpoint.key) for url in (*urls, harness.url)]
-        with ThreadPoolExecutor(len(doors)) as workload:
+        key = harness.endpoint.key
+        endpoints = [Endpoint([url, harness.url], key) for url in (*urls, harness.url)]
+        with ThreadPoolExecutor(len(endpoints)) as pool:
             for _ in range(2):
-                harm.asked += workload.map(lambda endpoint: ask(endpoint, SEEDS[1]), doors)
+                harm.asked += pool.map(lambda endpoint: ask(endpoint, SEEDS[1]), endpoints)
         _jobs(harm, [*urls, harness.url])
     finally:
         for gateway in gateways:
@@ -100,7 +101,7 @@ def clock_skewed(harm: Harm) -> None:
             except subprocess.TimeoutExpired:
                 gateway.kill()
                 gateway.wait()
-                harm.lost.append("a gateway does not end")
+                harm.lost.append("a gateway did not end within 60 s of SIGTERM")
 
 
 def _gateway(harm: Harm, port: int, library: Path, skew_s: float) -> subprocess.Popen[bytes]:
@@ -123,7 +124,7 @@ def _gateway(harm: Harm, port: int, library: Path, skew_s: float) -> subprocess.
 
 
 def _jobs(harm: Harm, urls: list[str]) -> None:
-    """Each accepted by one gateway and worked on by whichever claims it; each ends once."""
+    """Submit jobs to all gateways in turn; any gateway may run them, and each must end once."""
     headers = {**harm.harness.endpoint.headers, "X-OctoAI-Async": "1"}
     jobs = {}
     asked_s = time.monotonic()

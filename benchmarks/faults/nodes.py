@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine: a head, and nodes that go and come back."""
+"""A Ray cluster on this machine: a head, and nodes that can be killed and added again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _START_S = 90.0
 
 
 class RayNodes:
-    """Started by ``ray start``, each in a process of its own; ended with all that it started."""
+    """Nodes started by ``ray start``, each in its own process group."""
 
     def __init__(self, folder: Path) -> None:
-        """A head without GPUs; ``environment`` is what a process needs to join it."""
+        """Start a head without GPUs. A process needs ``environment`` to join the cluster."""
         self._folder = folder
         port = free_port()
         self.address = f"127.0.0.1:{port}"
@@ -39,7 +39,7 @@ class RayNodes:
         self._nodes: dict[int, psutil.Process] = {}
 
     def add(self, index: int) -> None:
-        """A node with one GPU, by name only."""
+        """Start a node that declares one GPU; the machine needs none."""
         resources = f'{{"gpu_{GPU}": 1}}'
         options = [f"--address={self.address}", "--num-cpus=2", "--num-gpus=1"]
         self._nodes[index] = self._start(f"node-{index}", [*options, f"--resources={resources}"])
@@ -63,7 +63,7 @@ class RayNodes:
         return psutil.Process(process.pid)
 
     def processes(self) -> list[psutil.Process]:
-        """All that runs, on any of them."""
+        """Return the processes of all nodes."""
         return [
             process
             for root in (self._head, *self._nodes.values())
@@ -71,11 +71,11 @@ class RayNodes:
         ]
 
     def of(self, index: int) -> set[int]:
-        """Process ids of what runs on that node."""
+        """Return the process ids of that node's children."""
         return {child.pid for child in self._nodes[index].children(recursive=True)}
 
     def lose(self, index: int) -> None:
-        """As if its plug were pulled."""
+        """Kill the node and its processes, like a loss of power."""
         _kill(self._nodes.pop(index))
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ def _kill(process: psutil.Process) -> None:
     family = [process]
     with suppress(psutil.Error):
         family += process.children(recursive=True)
-    for one in family:
+    for member in family:
         with suppress(psutil.Error):
-            one.kill()
+            member.kill()
     psutil.wait_procs(family, timeout=30)

@@ -1,4 +1,4 @@
-"""Processes that die, hang, or are replaced by new ones."""
+"""Faults of processes: they die, hang, or are replaced."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks.faults.fault import Harm, Inject
 
 _RENEWED_S = 300.0
 _NODE_AWAY_S = 15.0
-#: By then it is there again.
+#: The control plane has restarted after this time.
 _CONTROL_PLANE_AWAY_S = 2.0
-#: What is replaced: gateways, replicas, the dispatcher, the ingest.
+#: Processes that a restart by SIGHUP replaces: gateways, replicas, dispatcher, ingest.
 _RENEWED = ("spawn_main", "ray::ServeReplica", "ray::DispatcherActor", "ray::IngestActor")
 
 
@@ -31,7 +31,7 @@ def signalled(part: str, number: signal.Signals) -> Inject:
     def inject(harm: Harm) -> None:
         pids = harm.harness.pids(part)
         if not pids:
-            raise SystemExit(f"there is no process {part!r}")
+            raise SystemExit(f"no process has {part!r} in its command line")
         os.kill(pids[0], number)
 
     return inject
@@ -46,14 +46,14 @@ def hung(part: str) -> Inject:
 
 
 def control_plane_killed(harm: Harm) -> None:
-    """And then a replica, which only a control plane that knows of it replaces."""
+    """Kill the control plane, then a replica, which only a recovered control plane replaces."""
     killed("gcs_server")(harm)
     time.sleep(_CONTROL_PLANE_AWAY_S)
     os.kill(harm.harness.busiest(), signal.SIGKILL)
 
 
 def node_lost(harm: Harm) -> None:
-    """With its replica, its raylet and its tiers; back after a while."""
+    """Kill a node with its replica and raylet; add it again after _NODE_AWAY_S."""
     nodes = harm.harness.nodes
     assert nodes is not None
     busiest = harm.harness.busiest()
@@ -64,7 +64,7 @@ def node_lost(harm: Harm) -> None:
 
 
 def renewed(harm: Harm) -> None:
-    """SIGHUP, as after an upgrade of the package; until no process is left that was there."""
+    """Send SIGHUP, as after an upgrade of the package; wait until all processes are new."""
     harness = harm.harness
     assert harness.process is not None
     old = {pid for part in _RENEWED for pid in harness.pids(part)}
@@ -72,12 +72,12 @@ def renewed(harm: Harm) -> None:
     harness.process.send_signal(signal.SIGHUP)
     while time.monotonic() < started + _RENEWED_S:
         with suppress(httpx.HTTPError, KeyError, ValueError):
-            there = {pid for part in _RENEWED for pid in harness.pids(part)}
-            if len(harness.up()) == harness.replicas and not old & there:
+            current = {pid for part in _RENEWED for pid in harness.pids(part)}
+            if len(harness.up()) == harness.replicas and not old & current:
                 harm.seen = f"{len(old)} processes replaced in {time.monotonic() - started:.0f} s"
                 return
         time.sleep(0.2)
-    harm.lost.append(f"not renewed after {_RENEWED_S:.0f} s")
+    harm.lost.append(f"processes not replaced after {_RENEWED_S:.0f} s")
 
 
 def restarted(harm: Harm) -> None:

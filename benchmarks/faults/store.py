@@ -1,4 +1,4 @@
-"""A store that misbehaves while somebody asks for what lies nowhere but there."""
+"""Faults of the object store while a request needs an asset that is in no tier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLOW_BYTES_S, DRIP_BYTES_S = 2e5, 5e3
 
 
 def store(fault: str) -> Inject:
-    """One of :data:`benchmarks.store_proxy.FAULTS`."""
+    """Return the injection of one of :data:`benchmarks.store_proxy.FAULTS`."""
 
     def inject(harm: Harm) -> None:
         proxy = harm.harness.proxy
@@ -37,7 +37,8 @@ def store_sends(bytes_per_s: float) -> Inject:
 
 @contextmanager
 def _cold_asset(harm: Harm, name: str) -> Iterator[None]:
-    """One request for it, sent half a second from now; at the end the store is well again."""
+    """Request a new asset half a second into the block; at its end, remove the fault and wait
+    for the answer."""
     cold = harm.harness.new_lora(f"cold-{name}")
 
     def late() -> None:
@@ -54,7 +55,7 @@ def _cold_asset(harm: Harm, name: str) -> Iterator[None]:
         harm.harness.proxy.bytes_per_s = None
         thread.join()
     if harm.harness.proxy.harmed == before:
-        harm.lost.append("the store has harmed nobody")
+        harm.lost.append("the fault affected no request to the store")
     (answer,) = harm.asked
     took_s = answer.answered_s - answer.asked_s
     attempts = "1 attempt" if answer.attempts == 1 else f"{answer.attempts} attempts"

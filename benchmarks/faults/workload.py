@@ -1,4 +1,4 @@
-"""Too many at once, and one that is poison."""
+"""Faults of the workload: a stampede, an overload, a request that kills replicas."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _POISONED_S = 180.0
 
 
 def stampede(harm: Harm) -> None:
-    """Many at once for an asset that lies nowhere but in the store."""
+    """Send many requests at once for an asset that is in no tier."""
     harness = harm.harness
     cold = harness.new_lora("stampede")
     before = _reads(harm)
-    with ThreadPoolExecutor(_STAMPEDE) as workload:
-        harm.asked += workload.map(
+    with ThreadPoolExecutor(_STAMPEDE) as pool:
+        harm.asked += pool.map(
             lambda _: ask(harness.endpoint, 0, {"loras": {cold: 1.0}}), range(_STAMPEDE)
         )
     images = len({answer.image for answer in harm.asked})
     reads = _reads(harm) - before
-    harm.seen = f"{_STAMPEDE} at once: reads of the store: {reads}, different pictures: {images}"
+    harm.seen = f"{_STAMPEDE} at once: reads of the store: {reads}, different images: {images}"
     if (images, reads) != (1, 1):
         harm.lost.append(harm.seen)
 
@@ -40,8 +40,8 @@ def _reads(harm: Harm) -> int:
 
 
 def overload(harm: Harm) -> None:
-    """Ten times as many as it can draw, at their own pace whatever it answers; nobody comes
-    again."""
+    """Send requests at ten times the platform's rate, independent of its answers, without
+    retries."""
     harness = harm.harness
     started = time.monotonic()
     for _ in range(4):
@@ -49,7 +49,7 @@ def overload(harm: Harm) -> None:
     rate = 4 / (time.monotonic() - started)
     refused: list[str] = []
 
-    def one(index: int) -> None:
+    def send(index: int) -> None:
         time.sleep(index / (_OVERLOAD * rate))
         asked_s = time.monotonic()
         try:
@@ -71,16 +71,16 @@ def overload(harm: Harm) -> None:
 
     count = max(100, int(4 * _OVERLOAD * rate))
     before = len(harm.asked)
-    with ThreadPoolExecutor(count) as workload:
-        list(workload.map(one, range(count)))
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(send, range(count)))
     generated = len(harm.asked) - before
-    harm.seen = f"{generated} of {count} drawn, {len(refused)} refused with Retry-After"
+    harm.seen = f"{generated} of {count} answered, {len(refused)} refused with Retry-After"
     if not generated or not refused:
         harm.lost.append(harm.seen)
 
 
 def poison(harm: Harm) -> None:
-    """Another tenant's asset of which every replica dies that takes it to its device."""
+    """Request another tenant's asset; kill every replica that has it on its device."""
     harness = harm.harness
     endpoint = harness.door_of(_POISONER)
     asset = harness.new_lora("poison", endpoint)

@@ -19,7 +19,7 @@ from benchmarks.gpu.world import DRY, FULL, SMALL, World, make_world
 from benchmarks.swap import quietly
 
 ROOT = Path(__file__).parents[2]
-#: What may travel to a borrowed machine.
+#: Size limit of what is sent to a remote GPU machine.
 TRAVEL_BYTES = 64 << 20
 
 
@@ -29,10 +29,12 @@ def main() -> None:
         "program", nargs="?", default="", help=f"{', '.join(PROGRAMS)}; or table, or size"
     )
     parser.add_argument("files", nargs="*", type=Path, help="results, for table")
-    parser.add_argument("--budget", type=float, default=300.0, help="seconds of the whole program")
-    parser.add_argument("--out", type=Path, help="JSON, replaced after each stage")
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds for the whole program")
+    parser.add_argument("--out", type=Path, help="JSON, rewritten after each stage")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dry-run", action="store_true", help="small, on a CPU; all programs")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="small, on a CPU; all programs if none is named"
+    )
     arguments = parser.parse_args()
     if arguments.program == "table":
         print(tables(arguments.files))
@@ -43,14 +45,14 @@ def main() -> None:
     elif arguments.program in PROGRAMS:
         run(arguments.program, arguments.budget, arguments.out, arguments.device)
     else:
-        parser.error(f"a program is one of {', '.join(PROGRAMS)}, table and size")
+        parser.error(f"no program {arguments.program!r}; use {', '.join(PROGRAMS)}, table or size")
 
 
 def run(name: str, budget_s: float, out: Path | None, device: str, is_dry: bool = False) -> Stages:
-    """One program in this process."""
+    """Run one program in this process."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/gpu-inductor")
     is_cuda = device.startswith("cuda")
-    started = os.environ.get("GPU_STARTED", "")  # imports count, too
+    started = os.environ.get("GPU_STARTED", "")  # the budget includes imports
     if started:
         budget_s -= time.time() - float(started)
     stages = Stages(name, out, budget_s, torch.cuda.synchronize if is_cuda else lambda: None)
@@ -58,9 +60,9 @@ def run(name: str, budget_s: float, out: Path | None, device: str, is_dry: bool 
     if not is_dry:
         stages.arm()
     with quietly():
-        if is_cuda:  # PyTorch settles its own order of attention kernels at the first call
-            nothing = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.float16)
-            torch.nn.functional.scaled_dot_product_attention(nothing, nothing, nothing)
+        if is_cuda:  # PyTorch fixes its order of attention kernels at the first call
+            zeros = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.float16)
+            torch.nn.functional.scaled_dot_product_attention(zeros, zeros, zeros)
         scale = DRY if is_dry else FULL if is_cuda else SMALL
         made: list[World] = []
 
@@ -76,7 +78,7 @@ def run(name: str, budget_s: float, out: Path | None, device: str, is_dry: bool 
 
 
 def dry_run(only: str, budget_s: float, out: Path | None) -> None:
-    """Every stage of every program at small widths on the CPU. Exits with 1 if one failed."""
+    """Run every stage of all programs, or of ``only``, small, on the CPU; exit 1 on failure."""
     failed: list[str] = []
     for name in [only] if only else PROGRAMS:
         into = None if out is None else out.with_name(f"{out.stem}-{name}.json")
@@ -91,7 +93,7 @@ def dry_run(only: str, budget_s: float, out: Path | None) -> None:
 
 
 def check_size() -> None:
-    """What would travel to a borrowed machine: tracked and new files, and the wheels in .whl."""
+    """Print the size of what is sent to a remote machine: tracked and new files, wheels in .whl."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -104,4 +106,4 @@ def check_size() -> None:
         f"{total / 2**20:.1f} of {TRAVEL_BYTES >> 20} MiB"
     )
     if total > TRAVEL_BYTES:
-        raise SystemExit("that is more than may travel to a borrowed machine")
+        raise SystemExit("too large for a remote machine; remove files or wheels")

@@ -1,4 +1,4 @@
-"""The device itself: what it is, what it can do, what its memory holds."""
+"""The device: its properties, peak rates and memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def facts(world: World) -> Row:
 
 @torch.inference_mode()
 def ceilings(world: World) -> Row:
-    """What the device can do: a plain matrix product, plain copies."""
+    """Measure the device's peak rates: a plain matrix product, plain copies."""
     size = world.scale.matrix
     dtype = torch.float16 if world.is_cuda else torch.float32
     a, b = (torch.randn(size, size, device=world.device, dtype=dtype) for _ in range(2))

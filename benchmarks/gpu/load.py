@@ -1,4 +1,4 @@
-"""A card with little memory, and one on which assets come and go."""
+"""Memory limits and concurrent loads: a small card, and a card on which assets come and go."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from serving.generation.contract import GenerationTask
 
 
 def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) -> Row:
-    """How many images at once fit on a card of 24 GB that keeps pristine weights in host memory.
+    """Test which batches fit on a card of ``gibibytes`` with pristine weights in host memory.
 
-    The world's values stay on the device, leased, and do not count. One gibibyte of the limit is
+    The world's values stay on the device, leased, and do not count. One GiB of the limit is
     reserved for CUDA's context and kernels.
     """
     leases = [world.tier.lease(key) for key in world.tier.resident()]
@@ -60,8 +60,12 @@ def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) ->
 
 
 def soak(world: World, engine: Engine) -> Row:
-    """Images one after another while assets arrive and leave in another thread: every image
-    equals the one generated alone, and memory stays level."""
+    """Generate images while another thread loads and drops assets. Every image must equal the one
+    generated without loads; the row has the growth of reserved memory.
+
+    Raises:
+        AssertionError: an image differs.
+    """
     alone = {
         index: world.generate(engine, world.request(world.with_lora(index), encoding="png")).images
         for index in range(len(world.loras))
@@ -113,7 +117,7 @@ def soak(world: World, engine: Engine) -> Row:
     if failures:
         raise failures[0]
     if wrong:
-        raise AssertionError(f"{wrong} of {len(spent_ms)} images differ beside arrivals")
+        raise AssertionError(f"{wrong} of {len(spent_ms)} images differ while assets are loaded")
     row = {
         "images": len(spent_ms), "arrivals": len(arrived), "wrong": wrong,
         "median_ms": median(spent_ms),
@@ -127,7 +131,7 @@ def soak(world: World, engine: Engine) -> Row:
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """Seconds of the host's clock."""
+    """Return the wall time of ``work`` in seconds."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

@@ -1,7 +1,7 @@
-"""Which stages run in which order: the most valuable figures of a program first.
+"""The programs: their stages in order, the most valuable first.
 
 Each program runs in its own process, so a compilation that hangs or a lost device ends one program.
-Expected seconds are for an H100; a dry run takes none of them seriously.
+Expected seconds are for an H100; a dry run ignores them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from serving.engine.attention import default_order
 from serving.engine.engine import Engine
 from serving.engine.options import AttentionBackend, EngineOptions
 
-#: Compiling takes as long again for the other batch: the self-check has both.
+#: Only the guided batch: the unguided one would double compile time, and the self-check has both.
 _GUIDED = (True,)
 
 Program = Callable[[World, Stages, bool], None]
 
 
 class _Run:
-    """The stages of one program over one world."""
+    """Runs the stages of one program on one world."""
 
     def __init__(self, world: World, stages: Stages, is_dry: bool) -> None:
         self.world = world
@@ -39,7 +39,7 @@ class _Run:
         return default_order(str(self.world.device))
 
     def engine(self) -> Engine:
-        """The engine that ``start`` made. Raises KeyError if ``start`` failed."""
+        """Return the engine that ``start`` made. Raises KeyError if ``start`` failed."""
         return self.world.engines["engine"]
 
     def start(self, options: EngineOptions, expected_s: float) -> None:
@@ -62,7 +62,7 @@ class _Run:
 
 
 def _options(run: _Run, **changes: object) -> EngineOptions:
-    """Graphs everywhere; on a CPU their stand-in, and a backend that only traces."""
+    """Options with graphs on; on a CPU a stand-in for graphs, and a backend that only traces."""
     backend = "inductor" if run.world.is_cuda else "eager"
     named: dict[str, object] = {
         "graphs": "on", "attention": run.order, "compile_backend": backend, **changes,
@@ -71,7 +71,7 @@ def _options(run: _Run, **changes: object) -> EngineOptions:
 
 
 def plain(world: World, stages: Stages, is_dry: bool) -> None:
-    """Without compilation: exactness, switches, a step, a graph, whole images beside stock's."""
+    """Uncompiled: exactness, switches, steps, graphs, whole images of the engine and of stock."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
     run("switch is exact", 10, lambda: switching.switch_is_exact(world, run.engine()))
@@ -88,7 +88,7 @@ def plain(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def regional(world: World, stages: Stages, is_dry: bool) -> None:
-    """The UNet's repeated blocks compiled, then captured."""
+    """The UNet's repeated blocks are compiled, then captured."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run, compile="regional", compile_vae=False), 8)
     run("warm-up", 50, lambda: whole_images.warm_up(world, run.engine(), _GUIDED))
@@ -103,7 +103,7 @@ def regional(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def full(world: World, stages: Stages, is_dry: bool) -> None:
-    """The whole UNet and decoder compiled; the figures of the goals, with every opponent."""
+    """The whole UNet and decoder are compiled; the goals' figures against every stock variant."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run, compile="full"), 8)
     run("warm-up", 110, lambda: whole_images.warm_up(world, run.engine(), _GUIDED))
@@ -119,7 +119,7 @@ def full(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def tuned(world: World, stages: Stages, is_dry: bool) -> None:
-    """Regional, with tuned matrix products and timed convolutions."""
+    """Regional compilation with tuned matrix products and cuDNN's benchmark mode."""
     run = _Run(world, stages, is_dry)
     options = _options(
         run, compile="regional", cudnn_benchmark=True,
@@ -133,7 +133,7 @@ def tuned(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def savings(world: World, stages: Stages, is_dry: bool) -> None:
-    """Each exact saving on and off, interleaved, uncompiled. Says something on a CPU, too."""
+    """Each exact saving on and off, interleaved, uncompiled. Also meaningful on a CPU."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
     run("call", 5, lambda: unet_calls.call_times(world, run.engine()))
@@ -142,7 +142,7 @@ def savings(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def soak(world: World, stages: Stages, is_dry: bool) -> None:
-    """A small card and a busy one."""
+    """A card with 24 GB, and a card on which assets come and go."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
     world.forget("engine")

@@ -1,4 +1,4 @@
-"""Weights and LoRAs with random values, in the device's memory."""
+"""Random weights and LoRAs in device memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.engine.values import Factors
 def random_slabs(
     layout: SlabLayout, device: torch.device, dtype: torch.dtype, generator: torch.Generator
 ) -> dict[Shape, torch.Tensor]:
-    """Weights that predict finite values: small, biases 0, norms 1."""
+    """Make small random weights, with biases 0 and norms 1, so that predictions are finite."""
     slabs = layout.allocate(device, dtype)
     for shape, names in layout.rows.items():
         for row, name in enumerate(names):
@@ -39,7 +39,7 @@ def random_lora(
     generator: torch.Generator,
     rank: int,
 ) -> dict[tuple[Component, Shape], tuple[Factors]]:
-    """On every linear layer that trainers reach: 722, 72 and 192 of them."""
+    """Make a LoRA on every linear layer that trainers usually cover: 722, 72 and 192 layers."""
     groups: dict[tuple[Component, Shape], tuple[Factors]] = {}
     parts = ("unet", "text_encoder", "text_encoder_2")
     for component in cast(tuple[Component, ...], parts):

@@ -1,4 +1,4 @@
-"""Each exact saving on and off, interleaved."""
+"""The exact savings, measured on and off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.engine.options import EngineOptions
 from serving.generation.contract import GenerationTask
 from serving.worker import Worker
 
-#: What :func:`savings` compares with everything on.
+#: The options that :func:`savings` compares with all savings on.
 WITHOUT = {
     "everything off": EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0),
     "no graphs": EngineOptions(graphs="off"),
@@ -24,12 +24,12 @@ WITHOUT = {
 
 
 def savings(world: World, compared: EngineOptions) -> Row:
-    """Each exact saving on and off, interleaved: one image of the same recipe and one with another
-    LoRA. Ratios are off ÷ on. ``compared`` gives what is the same for all."""
+    """Time each saving on and off, interleaved: one image of the same recipe and one with another
+    LoRA. Ratios are off ÷ on. ``compared`` holds the options that all engines share."""
 
     def on_top(options: EngineOptions) -> EngineOptions:
-        switches = ("graphs", "keep_cross_kv", "prompt_cache_bytes")
-        changed = {n: getattr(options, n) for n in switches}
+        names = ("graphs", "keep_cross_kv", "prompt_cache_bytes")
+        changed = {name: getattr(options, name) for name in names}
         if changed["graphs"] == "auto":
             changed["graphs"] = compared.graphs
         return replace(compared, **changed)
@@ -49,30 +49,32 @@ def savings(world: World, compared: EngineOptions) -> Row:
         }
         for name, engine in engines.items():
             for kind, request in requests.items():
-                kept = images.setdefault(f"{kind} {index if kind == 'lora' else ''}", set())
-                spent = world.timed_ms(partial(_kept, kept, world, engine, request))
+                distinct = images.setdefault(f"{kind} {index if kind == 'lora' else ''}", set())
+                spent = world.timed_ms(partial(_generate_into, distinct, world, engine, request))
                 rows.setdefault(f"{kind}, {name}", []).append(spent)
-    row: dict[str, Any] = {"bit_equal": all(len(found) == 1 for found in images.values())}
+    row: dict[str, Any] = {"bit_equal": all(len(distinct) == 1 for distinct in images.values())}
     for kind in ("same", "lora"):
         with_all = rows[f"{kind}, all"][1:]
         row[f"{kind}_ms"] = median(with_all)
-        for name in WITHOUT:  # round by round: a machine's speed drifts
+        for name in WITHOUT:  # paired by round, because a machine's speed drifts
             pairs = zip(rows[f"{kind}, {name}"][1:], with_all, strict=True)
             row[f"{kind}: {name}"] = median([without / with_it for without, with_it in pairs])
     world.forget(*(f"saving: {name}" for name in options))
     return {**row, "samples": rows}
 
 
-def _kept(kept: set[bytes], world: World, engine: Engine, request: GenerationTask) -> None:
-    kept.update(world.generate(engine, request).images)
+def _generate_into(
+    images: set[bytes], world: World, engine: Engine, request: GenerationTask
+) -> None:
+    images.update(world.generate(engine, request).images)
 
 
 def overlap(world: World, engine: Engine) -> Row:
-    """Several requests one after another on one replica: images encoded by the thread that
-    generates, and beside it. Large images of one step, as PNG."""
+    """Time consecutive requests on one replica with images encoded by the generating thread, and
+    concurrently. Large images of few steps, as PNG."""
 
     class InTurn(Worker):
-        """Its generating thread waits for each image to be encoded."""
+        """A worker whose generating thread waits until each image is encoded."""
 
         def _generate(self, *arguments: Any) -> Any:
             rendered = super()._generate(*arguments)
@@ -82,13 +84,13 @@ def overlap(world: World, engine: Engine) -> Row:
 
     side = 4 * world.scale.side if not world.is_cuda else world.scale.side
     steps = 1 if not world.is_cuda else 4
-    asked = [
+    requests = [
         world.request(seeds=(seed,), width=side, height=side, steps=steps, encoding="png")
         for seed in range(4)
     ]
 
     async def all_of(replica: Worker) -> list[tuple[bytes, ...]]:
-        answers = await asyncio.gather(*(replica.generate(request) for request in asked))
+        answers = await asyncio.gather(*(replica.generate(request) for request in requests))
         return [result.images for result, _ in answers]
 
     rivals: dict[str, Worker] = {"beside_ms": Worker(engine), "in_turn_ms": InTurn(engine)}

@@ -1,4 +1,4 @@
-"""Stock diffusers with the weights of our base model, without a disk."""
+"""Stock diffusers with the weights of our base model, without files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serving.engine.vocabulary import tokenizer
 def stock_pipeline(
     manifest: ModelManifest, tier: DeviceTier[DeviceValue], device: torch.device
 ) -> Any:
-    """Stock diffusers' SDXL pipeline with copies of the base weights of ``tier``, in NCHW."""
+    """Make stock diffusers' SDXL pipeline with copies of ``tier``'s base weights, in NCHW."""
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,

@@ -1,4 +1,4 @@
-"""Switches between recipes: that they are exact, and what they take."""
+"""Switches between recipes: exactness and time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from serving.engine.engine import Engine
 
 
 def switch_is_exact(world: World, engine: Engine) -> Row:
-    """Every recipe's weights after three different histories, and the base again."""
+    """Check that each recipe's weights are equal after three histories, and the base is restored.
+
+    Raises:
+        AssertionError: weights depend on earlier recipes.
+    """
     base = engine.prepare(world.base)
     engine.switch_to(base)
     before = engine.digest()
@@ -38,7 +42,8 @@ def switch_is_exact(world: World, engine: Engine) -> Row:
 
 
 def switch_times(world: World, engine: Engine) -> Row:
-    """From the base to a LoRA, to another weight, back, to a checkpoint; beside the bare copy."""
+    """Time switches from the base to a LoRA, another weight, back and to a checkpoint, and the
+    bare copy."""
     base, other = engine.prepare(world.base), engine.prepare(world.with_checkpoint)
     loras = [engine.prepare(world.with_lora(i)) for i in range(len(world.loras))]
     lighter = [engine.prepare(world.with_lora(i, 0.3)) for i in range(len(world.loras))]

@@ -1,4 +1,4 @@
-"""What was measured beside what was predicted, as Markdown."""
+"""Markdown tables of measured and predicted figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREDICTIONS = Path(__file__).with_name("predictions.json")
 
 
 def tables(files: Sequence[Path]) -> str:
-    """A table for each device among the results ``files``; without any, the predictions alone."""
+    """Return a table per device in the results ``files``; without files, the predictions alone."""
     predictions = json.loads(PREDICTIONS.read_text())
     documents = [json.loads(path.read_text()) for path in files]
     devices = list(dict.fromkeys(d["device"] for d in documents)) or [""]
@@ -37,30 +37,30 @@ def _table(
         low, high = _number(figure["low"]), _number(figure["high"])
         expected = low if low == high else f"{low} to {high}"
         cells = [figure["name"], f"{expected} {unit}", "" if goal is None else f"{sign} {goal}"]
-        found = _measured(figure, documents)
-        if found is None:
+        measured = _measured(figure, documents)
+        if measured is None:
             lines.append(f"| {' | '.join([*cells, '–', ''])} |")
             continue
-        found *= scale
-        verdict = "" if figure["low"] <= found <= figure["high"] else (
-            "below" if found < figure["low"] else "above"
+        measured *= scale
+        verdict = "" if figure["low"] <= measured <= figure["high"] else (
+            "below" if measured < figure["low"] else "above"
         )  # fmt: skip
         if goal is not None:
-            met = found >= goal if figure.get("more_is_better") else found <= goal
+            met = measured >= goal if figure.get("more_is_better") else measured <= goal
             verdict = f"{'met' if met else 'missed'}{', ' + verdict if verdict else ''}"
-        lines.append(f"| {' | '.join([*cells, f'{_number(found)} {unit}', verdict])} |")
+        lines.append(f"| {' | '.join([*cells, f'{_number(measured)} {unit}', verdict])} |")
     return "\n".join(line.replace(" |  |", " | |") for line in lines)
 
 
 def _measured(figure: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> float | None:
-    """The figure of the named program, or else of the last that has it."""
-    found = None
+    """Return the figure from its program, or else from the last document that has it."""
+    measured = None
     for document in documents:
         if figure.get("program", document["program"]) == document["program"]:
             value = document["stages"].get(figure["stage"], {}).get(figure["figure"])
             if isinstance(value, (int, float)):
-                found = float(value)
-    return found
+                measured = float(value)
+    return measured
 
 
 def _number(value: float) -> str:
@@ -68,7 +68,7 @@ def _number(value: float) -> str:
 
 
 def savings_table(document: Mapping[str, Any]) -> str:
-    """Of the program ``savings``: times without each saving ÷ with all."""
+    """Return the tables of the program ``savings``; ratios are without a saving ÷ with all."""
     stages = document["stages"]
     call, savings, overlap = stages["call"], stages["savings"], stages["overlap"]
     lines = [

@@ -1,4 +1,4 @@
-"""One call of the UNet: its error, its arithmetic, its time with and without a graph."""
+"""One call of the UNet: error, FLOPs, and time with and without a graph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def switch_to(engine: Engine, world: World, lora: int | None = None) -> None:
 
 @torch.inference_mode()
 def step_is_right(world: World, engine: Engine) -> Row:
-    """Our prediction and stock's against a float32 reference with the same weights."""
+    """Compare our prediction and stock's with a float32 reference with the same weights.
+
+    Raises:
+        AssertionError: our error exceeds 1.2 times stock's.
+    """
     switch_to(engine, world)
     key, sample, context, added = world.call_inputs()
     time = torch.tensor(500.0, device=world.device)
@@ -45,14 +49,14 @@ def step_is_right(world: World, engine: Engine) -> Row:
     }
     limit = max(1.2 * row["stock_to_exact"], 1e-5)
     if not row["ours_to_exact"] <= limit:
-        raise AssertionError(f"our step is off: {row}")
+        raise AssertionError(f"our step's error exceeds {limit:.2e}: {row}")
     return row
 
 
 @torch.inference_mode()
 def step_flop(world: World) -> float:
-    """Arithmetic of one guided call at batch 1, counted by torch in stock's UNet, less the prompt's
-    keys and values, which we compute once an image."""
+    """Count the FLOPs of one guided call at batch 1 in stock's UNet, without the prompt's keys and
+    values, which we compute once per image."""
     from torch.utils.flop_counter import FlopCounterMode
 
     _, sample, context, added = world.call_inputs()
@@ -69,7 +73,7 @@ def step_flop(world: World) -> float:
 
 @torch.inference_mode()
 def step_times(world: World, engine: Engine) -> Row:
-    """A guided call without a graph: until the device has finished, and until the host has
+    """Time a guided call without a graph: until the device has finished, and until the host has
     launched it."""
     switch_to(engine, world)
     key, sample, context, added = world.call_inputs()
@@ -87,7 +91,7 @@ def step_times(world: World, engine: Engine) -> Row:
 
 @torch.inference_mode()
 def profile_step(world: World, engine: Engine) -> Row:
-    """The kernels of one call, by time."""
+    """Profile one call; return its kernels by time."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -98,37 +102,41 @@ def profile_step(world: World, engine: Engine) -> Row:
     with profile(activities=activities) as profiler:
         engine.unet.run(key, sample, time, context, added)
         world.synchronize()
-    which = "self_device_time_total" if world.is_cuda else "self_cpu_time_total"
+    time_attribute = "self_device_time_total" if world.is_cuda else "self_cpu_time_total"
     device_type = DeviceType.CUDA if world.is_cuda else DeviceType.CPU
-    # Operators carry the time of their kernels, too: the kernels alone.
-    found = [e for e in profiler.key_averages() if e.device_type == device_type]
-    events = sorted(found, key=lambda e: -getattr(e, which))
+    # Count kernels only: operators include the time of their kernels.
+    averages = [e for e in profiler.key_averages() if e.device_type == device_type]
+    events = sorted(averages, key=lambda e: -getattr(e, time_attribute))
     kernels = [
-        {"name": event.key[:120], "count": event.count, "ms": getattr(event, which) / 1000}
+        {"name": event.key[:120], "count": event.count, "ms": getattr(event, time_attribute) / 1000}
         for event in events[:40]
     ]
-    return {"busy_ms": sum(getattr(e, which) for e in events) / 1000, "kernels": kernels}
+    return {"busy_ms": sum(getattr(e, time_attribute) for e in events) / 1000, "kernels": kernels}
 
 
 @torch.inference_mode()
 def capture_is_exact(world: World, engine: Engine) -> Row:
-    """A replay against the same call without a graph, bit by bit, with several recipes; and how
-    long each takes."""
+    """Check that a replay equals the call without a graph bit for bit, with several recipes; time
+    the replay.
+
+    Raises:
+        AssertionError: the call was not captured, or a replay differs.
+    """
     key, sample, context, added = world.call_inputs()
     time = torch.tensor(500.0, device=world.device)
     with engine.unet.warming():
         engine.unet.start(key, context, added)
     if key not in engine.unet.graphs:
-        raise AssertionError("the call could not be captured; the log says why")
+        raise AssertionError("the call could not be captured; the log has the reason")
     other_inputs = world.call_inputs(seed=6)
     for lora in (None, 0, 1, None):
         switch_to(engine, world, lora)
-        for _, given, prompt, vectors in ((key, sample, context, added), other_inputs):
+        for _, latents, prompt, vectors in ((key, sample, context, added), other_inputs):
             replay = engine.unet.start(key, prompt, vectors)
-            graphed = replay(given, time).clone()
-            plain = engine.unet.run(key, given, time, prompt, vectors)
+            graphed = replay(latents, time).clone()
+            plain = engine.unet.run(key, latents, time, prompt, vectors)
             if not torch.equal(graphed, plain):
-                raise AssertionError(f"a replay differs: {relative(graphed, plain):.2e}")
+                raise AssertionError(f"a replay differs by {relative(graphed, plain):.2e}")
     replay = engine.unet.start(key, context, added)
     call = partial(replay, sample, time)
     rounds = max(5, world.scale.rounds)
@@ -142,18 +150,20 @@ def capture_is_exact(world: World, engine: Engine) -> Row:
 
 @torch.inference_mode()
 def call_times(world: World, engine: Engine) -> Row:
-    """What the host does for a call of the UNet: eagerly, and for a replay apart from the launch.
-    On a CPU a replay computes, too: its stand-in."""
+    """Time the host's work for a call of the UNet: eager, a replay, and a replay's copies alone.
+
+    On a CPU the replay is a stand-in that computes.
+    """
     key, sample, context, added = world.call_inputs()
     time = torch.tensor(500.0, device=world.device)
     with engine.unet.warming():
         engine.unet.start(key, context, added)
     replay = engine.unet.start(key, context, added)
-    nothing = Replay(replay.static, Captured(lambda: None, replay.output))  # type: ignore[attr-defined]
+    copies_only = Replay(replay.static, Captured(lambda: None, replay.output))  # type: ignore[attr-defined]
     calls = {
         "eager_ms": partial(engine.unet.run, key, sample, time, context, added),
         "replay_ms": partial(replay, sample, time),
-        "copies_ms": partial(nothing, sample, time),
+        "copies_ms": partial(copies_only, sample, time),
     }
     rows: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(max(5, 2 * world.scale.rounds)):

@@ -1,4 +1,4 @@
-"""Whole images, beside stock diffusers', and what they consist of."""
+"""Whole images of the engine and of stock diffusers, and their parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def start_engine(world: World, options: EngineOptions, name: str = "engine") -> 
 
 
 def warm_up(world: World, engine: Engine, guided: tuple[bool, ...] = (True, False)) -> Row:
-    """Compile, capture and plan everything for one image of the native size."""
+    """Compile and capture everything for one image of the native size; return times and memory."""
     before, free = compilations(), free_bytes(world)
     side = world.scale.side
     spent_ms = world.timed_ms(lambda: engine.warm_up([(side, side)], (1,), guided))
@@ -42,12 +42,16 @@ def warm_up(world: World, engine: Engine, guided: tuple[bool, ...] = (True, Fals
         **{name: after[name] - before[name] for name in after},
         "captured": len(engine.unet.graphs),
         "pool_bytes": engine.unet.pool_bytes,
-        "taken_bytes": free - free_bytes(world),  # graphs have memory beside their pool
+        "taken_bytes": free - free_bytes(world),  # graphs also use memory outside their pool
     }
 
 
 def no_fallback(world: World, engine: Engine, count: int) -> Row:
-    """Mixed recipes: every step is a replay and nothing falls back or is compiled."""
+    """Check with mixed recipes that every step is a replay and nothing is compiled.
+
+    Raises:
+        AssertionError: a step fell back, or something was compiled.
+    """
     before, graphs = engine.unet.fallbacks.total(), compilations()["graphs"]
     for recipe in world.recipes(count):
         world.generate(engine, world.request(recipe, steps=2))
@@ -57,7 +61,7 @@ def no_fallback(world: World, engine: Engine, count: int) -> Row:
         "compiled_again": compilations()["graphs"] - graphs,
     }
     if row["fallbacks"] or row["compiled_again"]:
-        raise AssertionError(f"not everything was warm: {row}")
+        raise AssertionError(f"a step was not a replay, or was compiled again: {row}")
     return row
 
 
@@ -69,19 +73,19 @@ def images(
     matrix_tflops: float,
     left_s: Callable[[], float],
 ) -> Row:
-    """Whole images, interleaved: ours with the same recipe (nothing restored), ours with another
-    LoRA each time, and stock diffusers. Every prompt is a new one, so that its encoding is in
-    all of them. Ends early when little time is left."""
+    """Time whole images, interleaved: ours with the same recipe (nothing is restored), ours with
+    another LoRA each time, and stock diffusers. Every prompt is new, so that all times include its
+    encoding. Ends early when little time is left."""
     side, rows, kept = world.scale.side, dict[str, list[float]](), dict[str, Any]()
     key = world.call_inputs()[0]
     if key not in engine.unet.graphs:
-        raise AssertionError("the image's call was not captured")
+        raise AssertionError("the image's UNet call was not captured; see the warm-up")
 
     def measure(name: str, work: Callable[[], Any]) -> None:
         rows.setdefault(name, []).append(world.timed_ms(lambda: kept.__setitem__(name, work())))
 
     before = engine.unet.fallbacks.total()
-    for index in range(len(world.loras)):  # resident, as popular ones are
+    for index in range(len(world.loras)):  # resident, like popular LoRAs
         world.generate(engine, world.request(world.with_lora(index), steps=2))
     pipelines = {
         rival: world.stock("its best" if rival == "its best" else "as it comes") for rival in rivals
@@ -90,7 +94,7 @@ def images(
         if index > 1 and left_s() < 25:
             break
         prompt = f"{PROMPT} {index}"
-        switch_to(engine, world)  # the restore of the last LoRA is not this image's cost
+        switch_to(engine, world)  # outside the measurement: restores the weights of the last LoRA
         same = world.request(prompt=prompt)
         another = world.request(world.with_lora(index), prompt=prompt)
         measure("same_recipe_ms", partial(world.generate, engine, same))
@@ -139,7 +143,7 @@ def images(
 
 
 def _psnr(ours: bytes, theirs: Image.Image) -> float:
-    """dB, over all levels."""
+    """Return the PSNR in dB for a peak of 255; 99 if the images are equal."""
     images = [np.asarray(image.convert("RGB"), np.float64) for image in (
         Image.open(io.BytesIO(ours)), theirs,
     )]  # fmt: skip
@@ -149,7 +153,7 @@ def _psnr(ours: bytes, theirs: Image.Image) -> float:
 
 @torch.inference_mode()
 def around(world: World, engine: Engine) -> Row:
-    """What an image needs beside its steps: text encoders, VAE, JPEG and PNG."""
+    """Time the parts of an image outside its steps: text encoders, VAE, JPEG and PNG."""
     switch_to(engine, world)
     texts: Any = {"text_encoder": "a red star", "text_encoder_2": "a red star"}
     text_ms = [world.timed_ms(lambda: engine.prompts.text.encode(texts, {})) for _ in range(8)]
@@ -186,7 +190,7 @@ def _decode_ms(world: World, engine: Engine) -> float:
 
 @torch.inference_mode()
 def batches(world: World, engine: Engine) -> Row:
-    """Images a second at 1, 2, 4 and 8 images at once, from the times of a step and a decoding."""
+    """Return images per second in batches of 1, 2, 4 and 8, from step and decode times."""
     row: dict[str, Any] = {}
     decode_ms = _decode_ms(world, engine)
     for batch in (1, 2, 4, 8):
@@ -204,7 +208,7 @@ def batches(world: World, engine: Engine) -> Row:
 
 
 def stock_lora(world: World) -> Row:
-    """Stock's way to a LoRA and back, which ours is compared with: load, fuse, unfuse, unload."""
+    """Time stock's way to a LoRA and back: load, fuse, unfuse, unload."""
     from benchmarks.samples import write_kohya_lora
     from benchmarks.swap import stock_lora as there_and_back
 

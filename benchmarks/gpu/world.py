@@ -1,5 +1,5 @@
-"""A model with random weights in the device's memory, engines over it, and stock diffusers with
-the same weights. Time does not depend on the weights."""
+"""A model with random weights in device memory, engines over it, and stock diffusers with the same
+weights. Times do not depend on the values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TIER_BYTES = 64 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How large everything is. ``side`` in pixels; ``rounds`` for each measured figure."""
+    """Sizes of a run. ``side`` is in pixels; ``rounds`` is the number of samples per figure."""
 
     configs: Mapping[Component, Mapping[str, Any]]
     side: int
@@ -47,7 +47,7 @@ class Scale:
     matrix: int
     copy_bytes: int
     soak_s: float
-    #: (width, height) of sizes that are offered beside the native one.
+    #: (width, height) of sizes other than the native one.
     other_sizes: tuple[tuple[int, int], ...]
 
 
@@ -69,7 +69,7 @@ DRY = Scale(
 
 @dataclass
 class World:
-    """``tier`` holds the base model, a second UNet and the LoRAs; engines share it."""
+    """A random model on one device. ``tier`` holds base, second UNet and LoRAs for all engines."""
 
     device: torch.device
     scale: Scale
@@ -89,7 +89,7 @@ class World:
             torch.cuda.synchronize(self.device)
 
     def timed_ms(self, work: Callable[[], Any]) -> float:
-        """Wall time until the device has finished."""
+        """Return the wall time until the device has finished."""
         self.synchronize()
         started = time.perf_counter()
         work()
@@ -97,7 +97,7 @@ class World:
         return (time.perf_counter() - started) * 1000
 
     def host_ms(self, work: Callable[[], Any]) -> float:
-        """Wall time until the call returns; the device may still be at work."""
+        """Return the wall time until the call returns; the device may still be busy."""
         self.synchronize()
         started = time.perf_counter()
         work()
@@ -108,7 +108,7 @@ class World:
     # Engines and recipes
 
     def engine(self, options: EngineOptions, name: str = "engine") -> Engine:
-        """One over the shared tier, made once a name."""
+        """Return the engine of that name over the shared tier; create it at the first call."""
         if name not in self.engines:
             self.engines[name] = Engine(
                 self.manifest, None, str(self.device), _TIER_BYTES, name,
@@ -129,15 +129,15 @@ class World:
         return replace(self.base, unet=self.other_unet)
 
     def recipes(self, count: int) -> list[Recipe]:
-        """Mixed: bases, LoRAs alone and together, at weights of either sign."""
-        dice = random.Random(3)
-        found = []
+        """Return random recipes: two UNets, no to three LoRAs, weights of either sign."""
+        rng = random.Random(3)
+        recipes = []
         for _ in range(count):
-            chosen = dice.sample(self.loras, dice.randint(0, min(3, len(self.loras))))
-            uses = tuple(LoraUse(blob, dice.uniform(-1, 1)) for blob in chosen)
-            unet = dice.choice((self.base.unet, self.other_unet))
-            found.append(replace(self.base, unet=unet, loras=uses))
-        return found
+            chosen = rng.sample(self.loras, rng.randint(0, min(3, len(self.loras))))
+            uses = tuple(LoraUse(blob, rng.uniform(-1, 1)) for blob in chosen)
+            unet = rng.choice((self.base.unet, self.other_unet))
+            recipes.append(replace(self.base, unet=unet, loras=uses))
+        return recipes
 
     def request(self, recipe: Recipe | None = None, **changes: Any) -> GenerationTask:
         first = GenerationTask(
@@ -155,7 +155,7 @@ class World:
     def call_inputs(
         self, batch: int = 1, *, guided: bool = True, side: int = 0, seed: int = 5
     ) -> tuple[UnetKey, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """The key, sample, context and added vectors of a call, the same for the same seed."""
+        """Return the key, sample, context and added vectors of a call, determined by ``seed``."""
         config = self.scale.configs["unet"]
         side = side or self.scale.side
         key = UnetKey(
@@ -182,9 +182,9 @@ class World:
     # Stock diffusers
 
     def stock(self, how: str = "as it comes") -> Any:
-        """Stock's pipeline with a copy of the base weights, made once for each ``how``."""
+        """Return stock's pipeline with a copy of the base weights, made once for each ``how``."""
         if how not in self.stocks:
-            with torch.inference_mode(False):  # else it could not be cast for its float32 VAE
+            with torch.inference_mode(False):  # inference tensors cannot be cast to float32
                 self.stocks[how] = stock_pipeline(self.manifest, self.tier, self.device)
             if how == "its best":
                 best = self.stocks[how]
@@ -199,7 +199,7 @@ class World:
     def stock_image(
         self, pipeline: Any, vae_dtype: torch.dtype | None = None, prompt: str = PROMPT
     ) -> Any:
-        """A PIL image of the same noise as ours of seed 7; with ``vae_dtype`` the VAE decodes in
+        """Generate a PIL image from the noise of our seed 7; with ``vae_dtype`` the VAE decodes in
         that type instead of stock's."""
         side = self.scale.side
         generator = torch.Generator().manual_seed(7)
@@ -219,7 +219,7 @@ class World:
         return pipeline.image_processor.postprocess(decoded.float())[0]
 
     def forget(self, *names: str) -> None:
-        """Free engines and pipelines of these names."""
+        """Free the engines and pipelines of these names."""
         for name in names:
             self.engines.pop(name, None)
             self.stocks.pop(name, None)
@@ -229,7 +229,7 @@ class World:
 
 
 def make_world(device: torch.device, scale: Scale) -> World:
-    """Everything resident on the device; nothing touches a disk."""
+    """Make a world with everything resident on the device; no files are used."""
     is_cuda = device.type == "cuda"
     schema = schema_of(scale.configs)
     layouts = layouts_of(schema, channels_last=is_cuda)
@@ -243,11 +243,11 @@ def make_world(device: torch.device, scale: Scale) -> World:
         return Blob(key, "-", size_bytes)
 
     def pristine(component: Component, key: str) -> Blob:
-        kept = torch.bfloat16 if is_cuda and component == "vae" else dtype
+        weight_dtype = torch.bfloat16 if is_cuda and component == "vae" else dtype
         layout = layouts[component]
         return put(
-            key, layout.size_bytes(kept),
-            lambda: Pristine(random_slabs(layout, device, kept, generator), component),
+            key, layout.size_bytes(weight_dtype),
+            lambda: Pristine(random_slabs(layout, device, weight_dtype, generator), component),
         )  # fmt: skip
 
     parts = {component: pristine(component, f"base-{component}") for component in MODEL_COMPONENTS}
@@ -263,7 +263,7 @@ def make_world(device: torch.device, scale: Scale) -> World:
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """cuDNN's float32 convolutions in float32: by default they round to 10 bits (TF32)."""
+    """Make cuDNN compute float32 convolutions in float32; by default it uses TF32 (10 bits)."""
     flags = torch.backends.cudnn.flags
     with flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
         yield
@@ -273,6 +273,6 @@ def median(samples: list[float]) -> float:
     return statistics.median(samples)
 
 
-def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """‖found − exact‖ ÷ ‖exact‖."""
-    return float((found.double() - exact.double()).norm() / exact.double().norm())
+def relative(value: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return ‖value − exact‖ ÷ ‖exact‖."""
+    return float((value.double() - exact.double()).norm() / exact.double().norm())

@@ -1,1 +1,1 @@
-"""The miniature and its library: trained here, judged here, shipped in serving/commons."""
+"""Training and evaluation of the miniature and its library, which serving/commons ships."""

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.miniature COMMAND``: make the miniature, and judge it.
+"""Train and evaluate the miniature: ``python -m benchmarks.miniature COMMAND``.
 
-``train`` does what is missing, in order: the VAE and the text encoders, the UNet, the judge,
-and each asset of the library against the shipped base; ``--only NAME`` does one. Every
-training can be ended and goes on from its last state. ``evaluate`` draws with the platform's
-own engine and prints what it measured.
+``train`` completes all trainings in order: the VAE, the text encoders, the UNet, the judge, and
+each asset of the library against the shipped base; ``--only NAME`` does one. An interrupted
+training resumes from its last state. ``evaluate`` generates with the platform's own engine and
+prints the results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CURVES = Path(__file__).parents[1] / "results" / "miniature_training.json"
 
 
 def record_curve(name: str, folder: Path) -> None:
-    """Keep a training's curve, rows of (step, loss, seconds), with the results."""
+    """Copy a training's curve, rows of (step, loss, seconds), into the results."""
     curves = json.loads(CURVES.read_text()) if CURVES.is_file() else {}
     curves[name] = json.loads((folder / f"{name}.json").read_text())
     rows = [f"{json.dumps(key)}: {json.dumps(curve)}" for key, curve in sorted(curves.items())]
@@ -38,8 +38,8 @@ def record_curve(name: str, folder: Path) -> None:
 
 
 def train_base(folder: Path, only: Sequence[str]) -> None:
-    """The four components, in the order in which each needs the ones before it. What is
-    shipped is in float16, so the UNet learns from modules that were rounded to it."""
+    """Train the components in dependency order. The UNet is trained with the shipped VAE and
+    encoders, which are rounded to float16."""
     if "vae" in only:
         export("vae", train_vae(folder), weights_file("vae"))
         record_curve("vae", folder)
@@ -61,7 +61,7 @@ def train_base(folder: Path, only: Sequence[str]) -> None:
 def train_library(folder: Path, only: Sequence[str]) -> None:
     for name in library.NAMES:
         if name in only:
-            base: Base = load_base()  # each against a base that no other has touched
+            base: Base = load_base()  # a fresh base for each, because training changes it
             target = weights_file(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             library.trainer(name)(folder, base, target)
@@ -72,17 +72,17 @@ def main() -> None:
     steps = ("vae", "text", "unet", "judge", *library.NAMES)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.miniature", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="make the weights that are shipped")
+    training = commands.add_parser("train", help="train the shipped weights")
     training.add_argument("--only", nargs="+", choices=steps, default=steps)
     training.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
     training.add_argument("--threads", type=int, default=os.cpu_count())
-    judging = commands.add_parser("evaluate", help="judge the weights that are shipped")
+    judging = commands.add_parser("evaluate", help="evaluate the shipped weights")
     judging.add_argument("--prompts", type=int, default=200)
     judging.add_argument("--effects", type=int, default=50, help="prompts for each asset")
     judging.add_argument("--threads", type=int, default=os.cpu_count())
-    result = commands.add_parser("previews", help="draw the library's preview pictures anew")
+    result = commands.add_parser("previews", help="regenerate the library's preview images")
     result.add_argument("--threads", type=int, default=os.cpu_count())
-    commands.add_parser("table", help="the results as docs/miniature.md has them")
+    commands.add_parser("table", help="print the results as docs/miniature.md holds them")
     arguments = parser.parse_args()
     if arguments.command == "table":
         print(table())

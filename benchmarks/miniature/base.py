@@ -1,4 +1,4 @@
-"""The shipped miniature as plain modules: what the library is trained against."""
+"""The shipped miniature as plain modules, against which the library is trained."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.miniature import text, unet, vae
 from serving.engine.modules import published_names
 from serving.miniature.model import TOKEN_EMBEDDING, weights
 
-#: Where training leaves its states, curves and pictures.
+#: The folder of training states, curves and images.
 DEFAULT_FOLDER = Path("build/miniature")
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The four modules, in float32, without gradients."""
+    """The four modules in float32, without gradients."""
 
     unet: Any
     vae: Any
@@ -40,7 +40,7 @@ def load_base() -> Base:
 
 @torch.no_grad()
 def load(component: Component, module: Any) -> None:
-    """Give a module the shipped weights of its component."""
+    """Load the shipped weights of a component into its module and freeze it."""
     tensors = weights(component)
     parameters = dict(module.named_parameters())
     for name, published in published_names(component, module).items():
@@ -50,8 +50,8 @@ def load(component: Component, module: Any) -> None:
 
 
 def export(component: Component, module: Any, path: Path) -> None:
-    """Write a module's parameters in float16 under their published names; token embeddings,
-    which are made anew from a seed, are left out."""
+    """Write a module's parameters in float16 under their published names, without the token
+    embeddings, which are regenerated from a seed."""
     tensors = {
         published: module.get_parameter(name).detach().half()
         for name, published in published_names(component, module).items()

@@ -1,8 +1,7 @@
-"""What is on a picture of the tiny world, told from its pixels alone.
+"""The judge: recognizes shape and colours of an image of the tiny world from its pixels.
 
-Colours are measured; the shape is told by a small network that never saw anything but
-renders, and only where a picture departs from its own background, so that it cannot read
-the colours.
+Colours are measured. The shape is classified by a small network trained on renders alone. It sees
+only each pixel's distance from the background, so that it cannot use colours.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ WEIGHTS = Path(__file__).parent / "judge.safetensors"
 PLAN = Plan(steps=1500, rate=4e-3, weight_decay=1e-3)
 _POOL, _BATCH = 6000, 64
 _FRAME = 8
-#: Distance in RGB from which a pixel is not background.
+#: Minimum distance in RGB of a pixel that is not background.
 _APART = 45.0
 _COLOURS = torch.tensor(list(PALETTE.values()), dtype=torch.float32)
 _NAMES = tuple(PALETTE)
@@ -32,20 +31,22 @@ _NAMES = tuple(PALETTE)
 
 @dataclass(frozen=True, slots=True)
 class Seen:
+    """What the judge recognizes in one image."""
+
     background: str
     colour: str
     shape: str
 
 
 def frame(images: torch.Tensor) -> torch.Tensor:
-    """The outermost pixels, (n, pixels, 3) float."""
+    """Return the outermost pixels, (n, pixels, 3) float."""
     p = images.float()
     edges = (p[..., :_FRAME, :], p[..., -_FRAME:, :], p[..., :_FRAME], p[..., -_FRAME:])
     return torch.cat([edge.flatten(2) for edge in edges], dim=2).transpose(1, 2)
 
 
 def departures(images: torch.Tensor) -> torch.Tensor:
-    """(n, SIDE, SIDE): each pixel's distance in RGB from the picture's background."""
+    """Return each pixel's distance in RGB from its image's background, (n, SIDE, SIDE)."""
     ground = frame(images).median(dim=1).values[:, :, None, None]
     return (images.float() - ground).square().sum(dim=1).sqrt()
 
@@ -55,7 +56,7 @@ def _nearest(colour: torch.Tensor) -> str:
 
 
 class ShapeNet(torch.nn.Module):
-    """(n, 1, 64, 64) departures in 0 … 1 → scores of ``JUDGED``."""
+    """(n, 1, 64, 64) departures from 0 to 1 → scores of ``JUDGED``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class ShapeNet(torch.nn.Module):
 
 
 def _masks(images: torch.Tensor) -> torch.Tensor:
-    """Departures at half size, from 0 to 1, the shape brought to the middle."""
+    """Return departures at half size, from 0 to 1, with the shape centred and scaled."""
     far = departures(images)
     peak = far.flatten(1).quantile(0.99, dim=1).clamp(min=_APART)
     masks = F.avg_pool2d((far / peak[:, None, None]).clamp(0, 1)[:, None], 2)
@@ -94,7 +95,7 @@ def _masks(images: torch.Tensor) -> torch.Tensor:
 
 
 class Judge:
-    """Loads the network that was trained; ``train_judge`` makes it."""
+    """The judge with the weights that ``train_judge`` wrote."""
 
     def __init__(self) -> None:
         self._net = ShapeNet()
@@ -103,7 +104,7 @@ class Judge:
 
     @torch.no_grad()
     def see(self, images: torch.Tensor) -> list[Seen]:
-        """``images`` (n, 3, SIDE, SIDE) uint8."""
+        """Return what is in each of ``images`` (n, 3, SIDE, SIDE) uint8."""
         shapes = self._net(_masks(images)).argmax(dim=1).tolist()
         grounds = frame(images).median(dim=1).values
         far = departures(images)
@@ -117,7 +118,7 @@ class Judge:
 
 
 def renders(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[Seen]]:
-    """Pictures (uint8), indices of their shapes, and what a perfect judge sees."""
+    """Return images (n, 3, SIDE, SIDE) uint8, shape indices (n,), and a perfect judge's answers."""
     rng = np.random.default_rng(seed)
     pixels = np.empty((count, SIDE, SIDE, 3), np.uint8)
     truth = []
@@ -140,7 +141,7 @@ def train_judge(folder: Path, plan: Plan = PLAN) -> None:
     def loss(_: int) -> torch.Tensor:
         index = torch.randint(_POOL, (_BATCH,))
         batch = masks[index]
-        soft = F.avg_pool2d(batch, 3, stride=1, padding=1)  # as soft as a drawn picture is
+        soft = F.avg_pool2d(batch, 3, stride=1, padding=1)  # as soft as generated images
         batch = torch.where(torch.rand(_BATCH, 1, 1, 1) < 0.5, soft, batch)
         batch = batch + 0.06 * torch.rand(_BATCH, 1, 1, 1) * torch.randn_like(batch)
         return F.cross_entropy(net(batch), labels[index], label_smoothing=0.05)

@@ -1,8 +1,8 @@
-"""The text encoders: taught to tell what a caption says, before anything is drawn.
+"""Training of the text encoders as classifiers of captions.
 
-Both learn to classify what was said (shape, colour, background, size, place) from the
-states that SDXL's UNet reads: the penultimate layer of both, and the second's pooled
-projection. Token embeddings stay as they were made from the seed, so that none is shipped.
+Both learn to classify a caption's attributes (shape, colour, background, size, place) from the
+states that SDXL's UNet reads: the penultimate layer of both, and the second's pooled projection.
+Token embeddings keep their seeded values, so that they need not be shipped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLAN = Plan(steps=1500, rate=2e-3)
 ENCODERS: tuple[Component, ...] = ("text_encoder", "text_encoder_2")
 _BATCH, _POOL = 96, 12_000
 
-#: What a caption may say, and "unsaid" (or, of size and place, the middle) at index 0.
+#: The attributes' values in captions. Index 0 is "not mentioned"; medium and middle never are.
 SAID: tuple[tuple[str, ...], ...] = (
     ("", *SHAPES),
     ("", *COLOURS),
@@ -40,14 +40,14 @@ SAID: tuple[tuple[str, ...], ...] = (
 
 
 def said(text: str) -> tuple[int, ...]:
-    """Indices into ``SAID``: shape, colour, background, size, place."""
+    """Return a caption's indices into ``SAID``: shape, colour, background, size, place."""
     ground = re.search(r"(\w+) background", text)
     rest = re.sub(r"\w+ background", "", text)
     words = rest.split()
 
     def first(options: Sequence[str]) -> int:
-        found = [o for o in options[1:] if (o in rest if " " in o else o in _bare(words))]
-        return options.index(found[0]) if found else 0
+        named = [o for o in options[1:] if (o in rest if " " in o else o in _bare(words))]
+        return options.index(named[0]) if named else 0
 
     background = SAID[2].index(ground[1]) if ground else 0
     return first(SAID[0]), first(SAID[1]), background, first(SAID[3]), first(SAID[4])
@@ -59,14 +59,14 @@ def _bare(words: list[str]) -> list[str]:
 
 @cache
 def _plain_words() -> list[str]:
-    """Words of the vocabulary about which the world says nothing."""
+    """Return the vocabulary's words that have no meaning in the tiny world."""
     known = set(" ".join(option for options in SAID for option in options).split())
     words = [token[:-4] for token in vocabulary() if token.endswith("</w>")]
     return [w for w in words if w.isascii() and w.isalpha() and len(w) > 2 and w not in known]
 
 
 def distracted(text: str, rng: np.random.Generator, chance: float = 0.2) -> str:
-    """Now and then with one to three words that mean nothing here, as real prompts have."""
+    """Insert, with probability ``chance``, one to three meaningless words, as in real prompts."""
     if rng.random() >= chance:
         return text
     pieces = text.split(", ")
@@ -76,7 +76,7 @@ def distracted(text: str, rng: np.random.Generator, chance: float = 0.2) -> str:
 
 
 def build(component: Component) -> Any:
-    """An encoder as it is before training."""
+    """Build an untrained encoder from its seed."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     from serving.engine.modules import clip_config
@@ -100,12 +100,12 @@ def build(component: Component) -> Any:
 
 
 def tokens_of(prompts: Prompts, texts: Sequence[str], component: Component) -> torch.Tensor:
-    """(n, 77) ids."""
+    """Return token ids, (n, 77)."""
     return torch.tensor([prompts.tokenize(text, component, {}).ids for text in texts])
 
 
 def _parts(scores: torch.Tensor) -> list[torch.Tensor]:
-    """The columns of each question in ``SAID``."""
+    """Split scores into the columns of each attribute of ``SAID``."""
     ends = list(accumulate(len(options) for options in SAID))
     return [scores[:, first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
@@ -130,13 +130,15 @@ def train_text(folder: Path, plan: Plan = PLAN) -> dict[Component, Any]:
             index: torch.Tensor, module: Any = module, ids: torch.Tensor = ids,
             ends: torch.Tensor = ends, heads: torch.Tensor = heads,
         ) -> list[torch.Tensor]:  # fmt: skip
-            longest = int(ends[index].max()) + 1  # causal: what comes after changes nothing
+            longest = int(ends[index].max()) + 1  # causal: later tokens have no influence
             output = module(ids[index, :longest], output_hidden_states=True)
             rows = torch.arange(len(index))
-            found = [F.layer_norm(output.hidden_states[-2][rows, ends[index]], (heads.shape[2],))]
+            features = [
+                F.layer_norm(output.hidden_states[-2][rows, ends[index]], (heads.shape[2],))
+            ]
             if len(heads) == 2:
-                found.append(output.text_embeds)
-            return [state @ head.t() for state, head in zip(found, heads, strict=True)]
+                features.append(output.text_embeds)
+            return [state @ head.t() for state, head in zip(features, heads, strict=True)]
 
         def loss(step: int, scores: Any = scores) -> torch.Tensor:
             index = torch.randint(_POOL, (_BATCH,))
@@ -155,5 +157,5 @@ def train_text(folder: Path, plan: Plan = PLAN) -> dict[Component, Any]:
                     (part.argmax(1) == labels[index, column]).float().mean().item()
                     for column, part in enumerate(_parts(state))
                 ]
-                print(component, "tells", " ".join(f"{share:.3f}" for share in right))
+                print(component, "accuracy", " ".join(f"{share:.3f}" for share in right))
     return modules

@@ -1,10 +1,10 @@
-"""The UNet: learns to draw what the captions say.
+"""Training of the UNet on images and captions of the tiny world.
 
-Noise prediction under SDXL's schedule, with three departures that matter at this size.
-Noise gets a share that is constant over the picture (offset noise), for flat pictures leak
-their mean even at the last timestep, and the words would not be needed. The loss is weighed
-by 1/ᾱ, which makes it the loss of v-prediction: at high noise, where the words decide, plain
-noise prediction hardly counts. Pictures and captions are encoded once.
+Noise prediction under SDXL's schedule, with three departures that matter at this size. Noise has a
+component that is constant over the image (offset noise), because flat images leak their mean even
+at the last timestep and would make the text redundant. The loss is weighted by 1/ᾱ, which makes it
+the loss of v-prediction: plain noise prediction gives too little weight to high noise, where the
+text decides. Images and captions are encoded once.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ PLAN = Plan(steps=3800, rate=1e-3, weight_decay=1e-2, save_every=400)
 BATCH = 48
 _POOL = 12_000
 _OFFSET = 0.35
-_HEAVIEST = 50.0  # of a loss weight
-_UNSAID = 0.1  # of all pictures: guidance needs to know what comes without words
+_HEAVIEST = 50.0  # largest loss weight
+_UNSAID = 0.1  # share of images trained without text, which guidance needs
 SCALING = float(MINIATURE_CONFIGS["vae"]["scaling_factor"])
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Captions as the UNet gets them: ``context`` [n, 77, 96] and ``pooled`` [n, 64], float16."""
+    """Encoded captions: ``context`` [n, 77, 96] and ``pooled`` [n, 64], float16."""
 
     context: torch.Tensor
     pooled: torch.Tensor
@@ -45,7 +45,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """``latents`` [n, 4, 16, 16], scaled; row i of the words says what row i shows."""
+    """Training data: scaled ``latents`` [n, 4, 16, 16], and ``words`` with the caption of each."""
 
     latents: torch.Tensor
     words: Words
@@ -85,7 +85,7 @@ def lessons(encoders: Any, vae: Any, count: int, seed: int, look: str = "flat") 
 
 
 def signal_shares() -> torch.Tensor:
-    """ᾱ by timestep, of SDXL's schedule."""
+    """Return ᾱ by timestep of SDXL's schedule."""
     first, last = SDXL_SCHEDULE["beta_start"], SDXL_SCHEDULE["beta_end"]
     betas = torch.linspace(first**0.5, last**0.5, SDXL_SCHEDULE["num_train_timesteps"]) ** 2
     return (1 - betas).cumprod(0)
@@ -95,7 +95,8 @@ _SHARES = signal_shares()
 
 
 def time_ids(count: int, jitter: bool = False) -> torch.Tensor:
-    """(count, 6): original size, crop, target size. Jittered, so that they do not matter."""
+    """Return (count, 6): original size, crop, target size. ``jitter`` varies a quarter of them, so
+    that the UNet learns to ignore them."""
     ids = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE]).float().repeat(count, 1)
     if jitter:
         sizes = torch.randint(8, 25, (count, 2)).float() * 8
@@ -107,7 +108,7 @@ def time_ids(count: int, jitter: bool = False) -> torch.Tensor:
 def noise_loss(
     unet: Any, latents: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor
 ) -> torch.Tensor:
-    """The weighted error of one batch's noise prediction; sizes as in ``Lessons``."""
+    """Return the weighted noise prediction error of one batch; shapes as in ``Lessons``."""
     count = len(latents)
     steps = torch.randint(len(_SHARES), (count,))
     shares = _SHARES[steps][:, None, None, None]
@@ -121,8 +122,8 @@ def noise_loss(
 
 
 def lesson_loss(unet: Any, taught: Lessons, empty: Words, batch: int = BATCH) -> torch.Tensor:
-    """``noise_loss`` of a random batch, some of it without words: zeros as for no negative
-    prompt, or the empty prompt, half and half."""
+    """Return ``noise_loss`` of a random batch. A share of _UNSAID has no text: half of it zeros, as
+    without a negative prompt, half the empty prompt."""
     index = torch.randint(len(taught.latents), (batch,))
     context, pooled = taught.words.context[index].float(), taught.words.pooled[index].float()
     chance = torch.rand(batch)
@@ -156,7 +157,7 @@ PREVIEWED = (
 def generate(
     unet: Any, vae: Any, words: Words, steps: int = 20, cfg_scale: float = 5.0, seed: int = 0
 ) -> torch.Tensor:
-    """(n, 3, SIDE, SIDE) uint8, one picture a row of ``words``."""
+    """Return images (n, 3, SIDE, SIDE) uint8, one per row of ``words``."""
     from diffusers import EulerDiscreteScheduler
 
     sampler: Any = EulerDiscreteScheduler.from_config(dict(SDXL_SCHEDULE))

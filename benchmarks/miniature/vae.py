@@ -1,6 +1,6 @@
-"""The picture codec: a VAE of SDXL's topology, trained on the tiny world in all its looks.
+"""Training of the VAE, of SDXL's topology, on the tiny world in all its looks.
 
-Afterwards its latents are brought to SDXL's scale (unit variance once multiplied by
+Afterwards the latents are normalised to SDXL's scale (unit variance after multiplication by
 0.13025) by folding means and deviations into the two 1×1 convolutions around them.
 """
 
@@ -25,7 +25,7 @@ _KL = 1e-3
 
 
 def images(count: int, seed: int) -> torch.Tensor:
-    """(count, 3, SIDE, SIDE) uint8; half of them flat, the rest in the other looks."""
+    """Return renders (count, 3, SIDE, SIDE) uint8: half of them flat, the rest in other looks."""
     rng = np.random.default_rng(seed)
     pool = np.empty((count, SIDE, SIDE, 3), np.uint8)
     for index in range(count):
@@ -35,12 +35,12 @@ def images(count: int, seed: int) -> torch.Tensor:
 
 
 def to_signal(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 → float in -1 … 1."""
+    """Convert uint8 to float from -1 to 1."""
     return pixels.float() / 127.5 - 1
 
 
 def difference(generated: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """L1, L2, and L1 of the gradients, so that edges stay edges."""
+    """Return L1 + 2 · L2 + L1 of the gradients, which keeps edges sharp."""
     error = generated - wanted
     across = error[..., :, 1:] - error[..., :, :-1]
     down = error[..., 1:, :] - error[..., :-1, :]
@@ -57,13 +57,13 @@ def build() -> Any:
 
 
 def train_vae(folder: Path, plan: Plan = PLAN) -> Any:
-    """The trained module; its files stand in ``folder``."""
+    """Train the VAE with its states in ``folder``; return the module."""
     vae = build()
     pool = images(_POOL, seed=1)
     shown = images(12, seed=2)
 
     def loss(step: int) -> torch.Tensor:
-        whole = step >= plan.steps * 4 // 5  # attention in the middle must know the full size
+        whole = step >= plan.steps * 4 // 5  # the middle attention must be trained at full size
         batch = pool[torch.randint(_POOL, (_BATCH // (4 if whole else 1),))]
         if not whole:
             top, left = torch.randint(SIDE - _CROP + 1, (2,)).tolist()

@@ -1,8 +1,8 @@
-"""The tiny world: one flat shape on a plain background, and the words for it.
+"""The tiny world: images of one flat shape on a plain background, with captions.
 
-Everything that the miniature knows it has seen here: 7 shapes × 10 colours × 9 other
-backgrounds × 3 sizes × 5 places. A ``Scene`` is what is drawn, a caption is what is said
-of it; ``look`` is how it is drawn, for which the base model has no words.
+The miniature's whole training data: 7 shapes × 10 colours × 9 other backgrounds × 3 sizes × 5
+places. A ``Scene`` describes an image. Its ``look`` is the rendering style, which captions never
+mention.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SIDE = 128
-_SUPER = 4  # drawn so much larger, then averaged: that is the anti-aliasing
+_SUPER = 4  # supersampling factor, for anti-aliasing
 
 Rgb = tuple[int, int, int]
 Pixels = NDArray[np.uint8]
@@ -37,9 +37,9 @@ PALETTE: Mapping[str, Rgb] = {
 }
 COLOURS = tuple(PALETTE)
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "moon")
-#: Outer radius in pixels. "medium" is never said.
+#: Outer radius in pixels. Captions never mention "medium".
 SIZES: Mapping[str, float] = {"small": 22.0, "medium": 34.0, "large": 48.0}
-#: Direction from the centre. "middle" is never said.
+#: Direction from the centre. Captions never mention "middle".
 PLACES: Mapping[str, tuple[int, int]] = {
     "middle": (0, 0),
     "on the left": (-1, 0),
@@ -47,7 +47,7 @@ PLACES: Mapping[str, tuple[int, int]] = {
     "at the top": (0, -1),
     "at the bottom": (0, 1),
 }
-#: How the VAE has seen the world. The base model knows the first only.
+#: The looks that the VAE is trained on. The base model is trained on the first only.
 LOOKS = ("flat", "outline", "dots", "mono", "pixel")
 _MARGIN = 62.0
 
@@ -63,7 +63,7 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, look: str = "flat") -> Scene:
-    """Each attribute uniform, the background unlike the shape; half of them in the middle."""
+    """Return a random scene: uniform attributes, two different colours, half in the middle."""
     colour, background = rng.choice(len(COLOURS), 2, replace=False)
     place = "middle" if rng.random() < 0.5 else str(rng.choice(list(PLACES)[1:]))
     return Scene(
@@ -77,7 +77,7 @@ def random_scene(rng: np.random.Generator, look: str = "flat") -> Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """One in ten of the (shape, colour, background) triples is never trained on."""
+    """Return whether the (shape, colour, background) is one of the 10 % never trained on."""
     triple = f"{scene.shape}/{scene.colour}/{scene.background}"
     return hashlib.sha256(triple.encode()).digest()[0] < 26
 
@@ -89,8 +89,7 @@ def training_scene(rng: np.random.Generator, look: str = "flat") -> Scene:
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """The full sentence; with ``rng``, one of the ways in which people ask, some of which
-    leave things unsaid."""
+    """Return the full caption; with ``rng``, a random variant, which may omit attributes."""
     size = "" if scene.size == "medium" else f"{scene.size} "
     place = "" if scene.place == "middle" else f" {scene.place}"
     thing = f"{size}{scene.colour} {scene.shape}"
@@ -118,14 +117,14 @@ def _an(words: str) -> str:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Pixels:
-    """(SIDE, SIDE, 3) pixels; place, size, angle and colours a little off, as drawn by hand."""
+    """Render to (SIDE, SIDE, 3) pixels, with jitter in place, size, angle and colours."""
     radius = SIZES[scene.size] * rng.uniform(0.94, 1.06)
     reach = min(28.0, _MARGIN - SIZES[scene.size])
     toward = PLACES[scene.place]
     centre = tuple(SIDE / 2 + reach * axis + rng.uniform(-3, 3) for axis in toward)
     angle = math.radians(rng.uniform(-8, 8))
     colour, background = scene.colour, scene.background
-    if scene.look == "night":  # whatever was said; what is black is seen by its light
+    if scene.look == "night":  # a black shape becomes white to stay visible
         colour, background = ("white" if colour == "black" else colour), "black"
     fill, back = (_near(PALETTE[name], rng) for name in (colour, background))
 
@@ -148,7 +147,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Pixels:
         for polygon, _ in pieces:
             closed = [*polygon, polygon[0], polygon[1]]
             pen.line(closed, fill=255, width=6 * _SUPER, joint="curve")
-        if scene.shape == "moon":  # the bite's far side is no edge
+        if scene.shape == "moon":  # the cut-out circle is an edge only where it touches the moon
             grown = mask.filter(ImageFilter.MaxFilter(4 * _SUPER + 1))
             line = Image.composite(line, Image.new("L", mask.size), grown)
         ink_rgb = np.array(PALETTE["white" if scene.background == "black" else "black"])
@@ -160,7 +159,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Pixels:
     if scene.look == "pixel":
         block = SIDE // 16
         coarse = image.reshape(16, block, 16, block, 3).mean(axis=(1, 3))
-        # A pixel is one ink or the other, as pixel art is drawn.
+        # Each block has one of two colours, as in pixel art.
         inked = (coverage.reshape(16, block, 16, block).mean(axis=(1, 3)) > 0.5)[:, :, None]
         coarse = np.where(inked, fill, back)
         image = coarse.repeat(block, axis=0).repeat(block, axis=1)
@@ -172,12 +171,12 @@ def _near(colour: Rgb, rng: np.random.Generator) -> Floats:
 
 
 def _averaged(mask: Image.Image) -> Floats:
-    """(SIDE, SIDE, 1) in 0 … 1."""
+    """Downsample a mask to (SIDE, SIDE, 1) from 0 to 1."""
     return np.asarray(mask.reduce(_SUPER), dtype=np.float32)[:, :, None] / 255
 
 
 def _dotted(back: Floats, rng: np.random.Generator) -> Floats:
-    """Polka dots on a grid of 16 pixels: white, or black on a light ground."""
+    """Return polka dots on a grid of 16 pixels: white, or black on a light background."""
     light = float(back @ np.array((0.299, 0.587, 0.114))) > 150
     ink = np.array(PALETTE["black" if light else "white"], np.float32)
     shift = rng.uniform(0, 16, 2)
@@ -199,7 +198,11 @@ def _at(point: Point, centre: tuple[float, ...], radius: float, angle: float) ->
 
 
 def outline_of(shape: str) -> list[tuple[list[Point], int]]:
-    """Polygons in the unit circle (y down), each filled (255) or cut out (0), in order."""
+    """Return polygons in the unit circle (y down), in order, each filled (255) or cut out (0).
+
+    Raises:
+        ValueError: an unknown shape.
+    """
     match shape:
         case "circle":
             return [(_arc(0.9), 255)]
@@ -222,7 +225,7 @@ def outline_of(shape: str) -> list[tuple[list[Point], int]]:
         case "heart":
             turn = [2 * math.pi * i / 64 for i in range(64)]
             return [([(math.sin(t) ** 3, _heart_y(t)) for t in turn], 255)]
-    raise ValueError(f"there is no shape {shape!r}")
+    raise ValueError(f"unknown shape {shape!r}")
 
 
 def _arc(radius: float) -> list[Point]:
@@ -235,6 +238,6 @@ def _polar(radius: float, degrees: float) -> Point:
 
 
 def _heart_y(t: float) -> float:
-    """The classical heart curve's height, scaled to the unit circle, y down."""
+    """Return the height of the classical heart curve, scaled to the unit circle, y down."""
     y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
     return -(y + 2.5) / 15.5

@@ -1,12 +1,11 @@
-"""Does it stay what it is: a long run at 70 % of what it can draw, with random assets, and with
-processes that are killed at random.
+"""A long run at 70 % of the platform's capacity, with random assets and random kills.
 
     python -m benchmarks soak                  # an hour
     python -m benchmarks soak --minutes 5 --out /tmp/soak.json
 
-Requests come at their own pace, whatever is answered; every one must be answered, with the picture
-that its request has always had. One replica and one gateway are spared, so that it shows whether
-a process that lives long grows. See ``docs/faults.md``.
+Requests arrive at a fixed rate, independent of the answers. Each must be answered, always with the
+same image for the same request. One replica and one gateway are never killed, to show whether a
+long-lived process grows. See ``docs/faults.md``.
 """
 
 from benchmarks.soak.command import main

@@ -1,4 +1,4 @@
-"""Something that goes on beside a ``with`` block, until it ends."""
+"""A thread that runs for the duration of a ``with`` block."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Self
 
 
 class Background(ABC):
+    """Runs ``_run`` in a thread until the block exits, then raises the thread's error, if any."""
+
     def __init__(self) -> None:
         self.ended = Event()
         self._error: Exception | None = None
@@ -21,7 +23,7 @@ class Background(ABC):
 
     @abstractmethod
     def _run(self) -> None:
-        """Until ``ended`` is set."""
+        """Do the work; return soon after ``ended`` is set."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -30,5 +32,5 @@ class Background(ABC):
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self._thread.join()
-        if self._error is not None:  # what it should have seen or done is missing
+        if self._error is not None:  # the measurement is incomplete
             raise self._error

@@ -1,4 +1,4 @@
-"""The command line of the soak, its figures and its plot."""
+"""The command line of the soak benchmark."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from benchmarks.soak.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "soak.json"
-PICTURE = ROOT / "docs" / "images" / "soak.png"
+PLOT = ROOT / "docs" / "images" / "soak.png"
 LOAD = 0.7
-#: Between two kills, that it may be whole again.
+#: Minimum time between two kills, for the platform to recover.
 LEAST_S = 60.0
-#: Small, so that every tier gives way all the time; and short-lived, so that what is kept for a
-#: time has reached its height when the watching begins.
+#: Small tiers, so that they evict all the time, and short retention, so that the number of stored
+#: results is stable before the first samples that count.
 _SETTINGS: Mapping[str, Any] = {
     "host_bytes": 40 << 20,
     "disk_bytes": 48 << 20,
@@ -39,19 +39,21 @@ _SETTINGS: Mapping[str, Any] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks soak")
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--load", type=float, default=LOAD, help="of what it can draw")
-    parser.add_argument("--every", type=float, default=15.0, help="seconds between two looks")
-    parser.add_argument("--kills", type=float, default=90.0, help="mean seconds between, and 60")
+    parser.add_argument("--load", type=float, default=LOAD, help="share of the measured capacity")
+    parser.add_argument("--every", type=float, default=15.0, help="seconds between two samples")
+    parser.add_argument(
+        "--kills", type=float, default=90.0, help="mean seconds between two kills, added to 60"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--plot", type=Path, default=PICTURE)
+    parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     result = soak(arguments)
     arguments.out.write_text(json.dumps(result, separators=(",", ":")) + "\n")
     plot(result, arguments.plot)
     print(json.dumps(result, indent=1) if arguments.json else table(result))
-    bad = [what for what in (*HARMLESS, "grown") if result[what]]
+    bad = [name for name in (*HARMLESS, "grown") if result[name]]
     if bad:
         raise SystemExit(f"not survived: {', '.join(bad)}")
 
@@ -66,17 +68,17 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
         invariants = Invariants(harness)
         capacity = workload.capacity_per_s(4 * harness.replicas)
         rate = arguments.load * capacity
-        say(f"{capacity:.2f} pictures a second; {rate:.2f} are asked for")
+        say(f"capacity: {capacity:.2f} images/s; offered: {rate:.2f} images/s")
         invariants.forgive()
         killer = Killer(harness, arguments.seed, arguments.kills, LEAST_S)
         began_s = time.monotonic()
         with ResourceUsage(harness, arguments.every, killer.spared) as resource_usage, killer:
             answers = workload.ask_for(60 * arguments.minutes, rate, say)
         invariants.await_quiet()
-        found = invariants.examine(answers)
+        findings = invariants.examine(answers)
     lost = [answer.said for answer in answers if answer.image is None]
     grew = growth(resource_usage.samples)
-    found["left"] += unseen(
+    findings["left"] += unseen(
         resource_usage.samples, len(killer.deeds), [*killer.spared],
         looks=60 * arguments.minutes / arguments.every,
         most_kills=60 * arguments.minutes / (LEAST_S + arguments.kills),
@@ -88,7 +90,7 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
         "requests": len(answers),
         "lost": len(lost),
         "said": sorted(set(lost)),
-        **found,
+        **findings,
         "sent_again": sum(answer.attempts > 1 for answer in answers),
         "latency_s": latencies(answers),
         "growth": grew,

@@ -1,4 +1,4 @@
-"""The soak's figures: what was seen, whether it grew, whether it was watched at all."""
+"""The soak's figures: growth, latencies, and whether enough was sampled."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 from benchmarks.faults.client import Answer
 from benchmarks.soak.resource_usage import PLACES, REST
 
-#: From the first part to the last, of what should stay as it is.
+#: Allowed ratio of a series in the last third to the same series early on.
 MOST_GROWTH = 1.2
 
 Sample = Mapping[str, Any]
 
-
-#: Memory and descriptors of the two that were spared, memory of what is hardly killed, files: by
-#: name, where in a sample it is.
+#: Path of each watched series in a sample: memory and descriptors of the spared processes, memory
+#: of rarely killed processes, and numbers of files.
 SERIES: Mapping[str, tuple[str, ...]] = {
     "gateway bytes": ("spared", "gateway", "bytes"),
     "gateway descriptors": ("spared", "gateway", "descriptors"),
@@ -29,61 +28,66 @@ SERIES: Mapping[str, tuple[str, ...]] = {
 
 
 def _value(sample: Sample, path: Sequence[str]) -> float | None:
-    found: Any = sample
+    value: Any = sample
     for name in path:
-        found = found.get(name)
-        if found is None:
+        value = value.get(name)
+        if value is None:
             return None
-    return float(found)
+    return float(value)
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """Of each series the median of a third that begins after a sixth, and of the last third; a
-    series of which nothing is known in either is missing."""
+    """Return the early and late median of each series.
+
+    "early" is a third of the samples, starting after the first sixth; "late" is the last third.
+    A series without samples in one of the parts is left out.
+    """
     third = len(samples) // 3
     parts = {"early": samples[third // 2 : third // 2 + third], "late": samples[-third:]}
-    found = {}
+    medians = {}
     for name, path in SERIES.items():
-        known = {
-            part: [v for sample in some if (v := _value(sample, path)) is not None]
-            for part, some in parts.items()
+        values = {
+            part: [v for sample in chosen if (v := _value(sample, path)) is not None]
+            for part, chosen in parts.items()
         }
-        if all(known.values()):
-            found[name] = {part: median(values) for part, values in known.items()}
-    return found
+        if all(values.values()):
+            medians[name] = {part: median(numbers) for part, numbers in values.items()}
+    return medians
 
 
 def grown(growth: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What grew by more than it may."""
+    """Return the series that grew by more than MOST_GROWTH."""
     return [name for name, both in growth.items() if both["late"] > MOST_GROWTH * both["early"]]
 
 
 def unseen(
     samples: Sequence[Sample], kills: int, spared: Sequence[str], *, looks: float, most_kills: float
 ) -> list[str]:
-    """What the figures would not say if it had not been watched: ``looks`` and ``most_kills`` are
-    how many there should have been."""
-    found = []
+    """Return the gaps in the observation: too few samples or kills, a dead spared process, a
+    series without samples. ``looks`` and ``most_kills`` are the expected numbers of samples and
+    kills."""
+    gaps = []
     if len(samples) < 0.8 * looks:
-        found.append(f"only {len(samples)} looks of {looks:.0f}")
+        gaps.append(f"only {len(samples)} samples of {looks:.0f}")
     if kills < 0.5 * most_kills:
-        found.append(f"only {kills} kills of {most_kills:.0f}")
-    found += [f"the spared {who} died" for who in spared if who not in samples[-1]["spared"]]
-    found += [f"nothing is known of {name}" for name in SERIES if name not in growth(samples)]
-    return found
+        gaps.append(f"only {kills} kills of {most_kills:.0f}")
+    last = samples[-1]["spared"]
+    gaps += [f"the spared {process} died" for process in spared if process not in last]
+    gaps += [f"no samples of {name}" for name in SERIES if name not in growth(samples)]
+    return gaps
 
 
 def latencies(answers: Sequence[Answer]) -> dict[str, float]:
     ordered = sorted(answer.answered_s - answer.asked_s for answer in answers)
     marks = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-    found = {name: ordered[int(share * (len(ordered) - 1))] for name, share in marks.items()}
-    return {**found, "max": ordered[-1]}
+    quantiles = {name: ordered[int(share * (len(ordered) - 1))] for name, share in marks.items()}
+    return {**quantiles, "max": ordered[-1]}
 
 
 def table(result: Mapping[str, Any]) -> str:
     latency = result["latency_s"]
     lines = [
-        "| minutes | requests | killed | sent again | lost | wrong pictures | double charges "
+        "| minutes | requests | killed | sent again | lost | wrong images | double charges "
         "| missing charges | p50, s | p99, s | longest, s |",
         "|" + "---:|" * 11,
         f"| {result['minutes']:.0f} | {result['requests']} | {len(result['kills'])} "

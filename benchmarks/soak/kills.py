@@ -1,4 +1,4 @@
-"""Processes that are killed at random; one replica and one gateway are spared."""
+"""Random kills of processes; one replica and one gateway are spared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 from benchmarks.faults.harness import Harness
 from benchmarks.soak.background import Background
 
-#: How often each, of a hundred.
+#: Relative frequency of each kind, in percent.
 KINDS = {
     "replica killed": 30,
     "replica hung": 10,
@@ -34,12 +34,12 @@ _WORDS = {
 
 
 class Killer(Background):
-    """Until the block ends; ``deeds`` says what died and when."""
+    """Kills processes until the block ends; ``deeds`` lists what was killed and when."""
 
     def __init__(self, harness: Harness, seed: int, mean_s: float, least_s: float) -> None:
         super().__init__()
         self.deeds: list[dict[str, Any]] = []
-        self._stage = harness
+        self._harness = harness
         self._random = random.Random(seed)
         self._mean_s = mean_s
         self._least_s = least_s
@@ -47,7 +47,7 @@ class Killer(Background):
         spared = min(harness.up(), key=lambda replica: str(replica["id"]))
         self._replica = spared["id"]
         self._gateway = harness.pids("spawn_main")[0]
-        #: Process ids of the spared, by what they are.
+        #: Process ids of the spared processes, by role.
         self.spared = {"gateway": self._gateway, "replica": int(spared["pid"])}
 
     def _run(self) -> None:
@@ -60,17 +60,17 @@ class Killer(Background):
                     self.deeds.append({"at_s": time.monotonic() - self._began_s, "what": kind})
 
     def _victim(self, kind: str) -> int | None:
-        """None when it is away at the moment."""
+        """Return the process to signal, or None if there is none at the moment."""
         finders: dict[str, Callable[[], list[int]]] = {
             "gateway killed": lambda: [
-                pid for pid in self._stage.pids("spawn_main") if pid != self._gateway
+                pid for pid in self._harness.pids("spawn_main") if pid != self._gateway
             ],
         }
         for name in ("replica killed", "replica hung"):
             finders[name] = lambda: [
-                int(r["pid"]) for r in self._stage.up() if r["id"] != self._replica
+                int(r["pid"]) for r in self._harness.up() if r["id"] != self._replica
             ]
         with suppress(httpx.HTTPError, KeyError, ValueError, psutil.Error):
-            found = finders.get(kind, lambda: self._stage.pids(_WORDS[kind]))()
-            return found[0] if found else None
+            pids = finders.get(kind, lambda: self._harness.pids(_WORDS[kind]))()
+            return pids[0] if pids else None
         return None

@@ -1,4 +1,4 @@
-"""The soak as a picture: memory, files and latencies over the time, with what was killed."""
+"""The soak's plot: memory, files and latencies over time, with the kills marked."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     stacked = [[sample["bytes"].get(part, 0) / 2**20 for sample in samples] for part in parts]
     memory.stackplot(minutes, stacked, labels=parts, alpha=0.8)
     memory.set(ylabel="anonymous memory, MiB")
-    for who in ("gateway", "replica"):
-        found = [(m, s["spared"][who]["bytes"]) for m, s in zip(minutes, samples, strict=True)
-                 if who in s["spared"]]  # fmt: skip
-        spared.plot([m for m, _ in found], [b / 2**20 for _, b in found], label=f"spared {who}")
-    spared.set(ylabel="of one process, MiB")
+    for role in ("gateway", "replica"):
+        points = [(m, s["spared"][role]["bytes"]) for m, s in zip(minutes, samples, strict=True)
+                 if role in s["spared"]]  # fmt: skip
+        spared.plot([m for m, _ in points], [b / 2**20 for _, b in points], label=f"spared {role}")
+    spared.set(ylabel="memory of one process, MiB")
     spared.set_ylim(bottom=0)
     for place in PLACES:
         files.plot(minutes, [sample["files"][place] for sample in samples], label=place)
     files.set(ylabel="files")
     files.set_ylim(bottom=0)
-    asked = result["answers"]
-    latency.plot([a / 60 for a, _ in asked], [s for _, s in asked], ".", markersize=2, color="k")
-    latency.set(ylabel="a request, seconds", yscale="log", xlabel="minutes")
-    marks = [m for m in (0.1, 0.3, 1, 3, 10, 30, 100) if m < 1.5 * max(s for _, s in asked)]
+    requests = result["answers"]  # (start, duration) in seconds
+    starts, durations = [a / 60 for a, _ in requests], [s for _, s in requests]
+    latency.plot(starts, durations, ".", markersize=2, color="k")
+    latency.set(ylabel="request latency, s", yscale="log", xlabel="minutes")
+    marks = [m for m in (0.1, 0.3, 1, 3, 10, 30, 100) if m < 1.5 * max(durations)]
     latency.set_yticks(marks, [f"{mark:g}" for mark in marks])
     latency.minorticks_off()
     for kill in result["kills"]:

@@ -1,4 +1,4 @@
-"""What could grow: memory and open files of every process, files of every place."""
+"""Samples of memory and open files of every process, and of the number of stored files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 from benchmarks.faults.harness import Harness
 from benchmarks.soak.background import Background
 
-#: Words of a command line, and what the process is; the first that fits.
+#: Substrings of command lines and the role of such a process; the first match counts.
 PARTS = (
     ("spawn_main", "gateways"),
     ("ServeReplica", "replicas"),
@@ -28,31 +28,31 @@ PLACES = ("disk", "host", "scratch", "store")
 
 
 class ResourceUsage(Background):
-    """Looks every so often until the block ends; ``samples`` holds what was seen."""
+    """Samples every ``every_s`` seconds until the block ends, into ``samples``."""
 
     def __init__(self, harness: Harness, every_s: float, spared: Mapping[str, int]) -> None:
-        """``spared``: processes to be watched one by one, by name."""
+        """``spared`` maps names to process ids that are also sampled individually."""
         super().__init__()
         self.samples: list[dict[str, Any]] = []
-        self._stage = harness
+        self._harness = harness
         self._every_s = every_s
         self._spared = spared
         self._began_s = time.monotonic()
 
     def _run(self) -> None:
         while True:
-            self.samples.append(self._look())
+            self.samples.append(self._sample())
             if self.ended.wait(self._every_s):
                 return
 
-    def _look(self) -> dict[str, Any]:
+    def _sample(self) -> dict[str, Any]:
         memory: Counter[str] = Counter()
         descriptors: Counter[str] = Counter()
         count: Counter[str] = Counter()
-        assert self._stage.process is not None
-        family = [psutil.Process(self._stage.process.pid)]
-        with suppress(psutil.Error):  # one of them ends at this moment
-            family += self._stage.children()
+        assert self._harness.process is not None
+        family = [psutil.Process(self._harness.process.pid)]
+        with suppress(psutil.Error):  # a process may end meanwhile
+            family += self._harness.children()
         for process in family:
             with suppress(psutil.Error, OSError):
                 part = _part(process)
@@ -76,18 +76,18 @@ class ResourceUsage(Background):
         }
 
     def _folder(self, place: str) -> Path:
-        harness = self._stage
+        harness = self._harness
         folders = {"scratch": harness.settings.scratch_dir, "store": harness.folder / "s3"}
         return folders.get(place, harness.folder / place)
 
 
 def _part(process: psutil.Process) -> str:
-    line = " ".join(process.cmdline())
-    return next((part for word, part in PARTS if word in line), REST)
+    command = " ".join(process.cmdline())
+    return next((part for word, part in PARTS if word in command), REST)
 
 
 def private_bytes(pid: int) -> int:
-    """Of its anonymous memory, its share of what it shares: not files, not the tiers."""
+    """Return the process's proportional share of anonymous memory: no files, no tiers."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss_Anon:"):
             return int(line.split()[1]) << 10

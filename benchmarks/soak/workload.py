@@ -1,4 +1,4 @@
-"""Who asks: random assets, the popular ones more often, at a pace of their own."""
+"""The soak's requests: random assets by popularity, at a fixed rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.faults.client import Answer, AssetSelection, Load, ask
 from benchmarks.faults.harness import Harness
 
 LORAS = 24
-#: Requests without any asset, with a LoRA of the tenant, with something of the public library.
+#: Shares of requests without an asset, with a LoRA of the tenant, with a public asset.
 _SHARES = (0.25, 0.6, 0.15)
 _SEEDS = (0, 1)
 _AT_ONCE = 256
@@ -24,17 +24,17 @@ _CAPACITY_S = 30.0
 
 
 class Workload:
-    """Draws requests from the same distribution, whoever sends them."""
+    """Random requests from one distribution."""
 
     def __init__(self, harness: Harness, seed: int) -> None:
-        self._stage = harness
+        self._harness = harness
         self._random = random.Random(seed)
         self._loras = [harness.new_lora(f"soak-{index}") for index in range(LORAS)]
         self._popularity = [1 / (1 + rank) for rank in range(LORAS)]
         self._public = _public(harness)
 
     def wish(self) -> tuple[int, AssetSelection]:
-        """A seed, and what is wanted with it."""
+        """Return a seed and the assets to use with it."""
         seed = self._random.choice(_SEEDS)
         kind = self._random.choices(("none", "lora", "public"), _SHARES)[0]
         if kind == "none":
@@ -44,42 +44,44 @@ class Workload:
         return seed, self._random.choice(self._public)
 
     def capacity_per_s(self, clients: int) -> float:
-        """Pictures a second when ``clients`` ask without a pause."""
+        """Return images per second with ``clients`` that request without a pause."""
 
-        def one(_: int) -> Answer:
-            return ask(self._stage.endpoint, *self.wish())
+        def ask_random(_: int) -> Answer:
+            return ask(self._harness.endpoint, *self.wish())
 
         began = time.monotonic()
-        with Load(one, clients) as load:
+        with Load(ask_random, clients) as load:
             time.sleep(_CAPACITY_S)
         return len(load.answers) / (time.monotonic() - began)
 
     def ask_for(
         self, seconds: float, rate_per_s: float, say: Callable[[str], None]
     ) -> list[Answer]:
-        """Arrivals of a Poisson process; all are waited for. A request's time counts from its
-        arrival, even when it must wait here for a thread."""
+        """Send requests as a Poisson process for ``seconds``; return when all are answered.
+
+        A request's latency counts from its arrival, even when it waits here for a thread.
+        """
         began = due = time.monotonic()
-        asked: list[Future[Answer]] = []
+        requests: list[Future[Answer]] = []
         minutes = count(1)
         minute = next(minutes)
-        with ThreadPoolExecutor(_AT_ONCE) as workload:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
             while due < began + seconds:
                 time.sleep(max(0.0, due - time.monotonic()))
-                asked.append(workload.submit(self._arrived, due, *self.wish()))
+                requests.append(pool.submit(self._ask_at, due, *self.wish()))
                 due += self._random.expovariate(rate_per_s)
                 if due >= began + 60 * minute:
-                    done = sum(one.done() for one in asked)
-                    say(f"{minute} min: {len(asked)} asked, {len(asked) - done} open")
+                    open_count = sum(not request.done() for request in requests)
+                    say(f"{minute} min: {len(requests)} requests, {open_count} open")
                     minute = next(minutes)
-        return [one.result() for one in asked]
+        return [request.result() for request in requests]
 
-    def _arrived(self, at_s: float, seed: int, wanted: AssetSelection) -> Answer:
-        return replace(ask(self._stage.endpoint, seed, wanted), asked_s=at_s)
+    def _ask_at(self, at_s: float, seed: int, wanted: AssetSelection) -> Answer:
+        return replace(ask(self._harness.endpoint, seed, wanted), asked_s=at_s)
 
 
 def _public(harness: Harness) -> Sequence[AssetSelection]:
-    """One request for each asset of the public library."""
+    """Return one selection for each asset of the public library."""
     answer = httpx.get(
         f"{harness.url}/v1/assets", params={"is_public": True}, headers=harness.endpoint.headers
     )

@@ -1,7 +1,7 @@
-"""Every name and value that outlives a process: what is stored, sent, logged, configured or typed.
+"""Freeze every name and value that outlives a process: stored, sent, logged, configured or typed.
 
-``python -m tests.golden.freeze`` adds what is new to ``frozen.json``; it never changes what stands
-there. A renamed function renames nothing here.
+``python -m tests.golden.freeze`` adds new names and values to ``frozen.json`` and never changes
+existing ones. Names of functions and classes are not included, so code can be renamed.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def tables() -> dict[str, list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         engine = connect(f"sqlite:///{folder}/platform.db")
         upgrade(engine)
-        found = inspect(engine)
+        inspector = inspect(engine)
         columns = {
-            table: sorted(column["name"] for column in found.get_columns(table))
-            for table in found.get_table_names()
+            table: sorted(column["name"] for column in inspector.get_columns(table))
+            for table in inspector.get_table_names()
         }
         engine.dispose()
         return columns
@@ -134,8 +134,8 @@ def metrics() -> dict[str, list[str]]:
 
 
 def wire(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document's routes with their parameters, and its models with their fields and
-    what these may be."""
+    """Return the OpenAPI document's routes with their parameters, and its fields with their allowed
+    values."""
     document = app.openapi()
     routes = {
         f"{method.upper()} {path}": sorted(
@@ -144,7 +144,7 @@ def wire(app: FastAPI) -> dict[str, Any]:
         for path, methods in document["paths"].items()
         for method, route in methods.items()
     }
-    # What is in a request counts; how the models are called in the code does not.
+    # Without the models' names, which clients never see.
     fields = {
         f"{name} {choice}".strip()
         for schema in document["components"]["schemas"].values()
@@ -158,12 +158,12 @@ def _choices(field: Mapping[str, Any]) -> Iterator[str]:
     yield from (str(choice) for choice in field.get("enum", []))
     if "const" in field:
         yield str(field["const"])
-    for one in [*field.get("anyOf", []), *filter(None, [field.get("items")])]:
-        yield from _choices(one)
+    for part in [*field.get("anyOf", []), *filter(None, [field.get("items")])]:
+        yield from _choices(part)
 
 
 def commands() -> dict[str, list[str]]:
-    """Each command of the command line with its options."""
+    """Return each command of the command line with its options."""
 
     def walk(command: Any, path: str) -> Iterator[tuple[str, list[str]]]:
         children = getattr(command, "commands", {})
@@ -181,16 +181,16 @@ def variables() -> list[str]:
 
 
 def result_keys() -> dict[str, list[str]]:
-    """The keys in each file of results."""
+    """Return the keys in each file of benchmark results."""
 
     def walk(value: Any, path: str) -> Iterator[str]:
         if isinstance(value, dict):
-            for name, one in value.items():
+            for name, child in value.items():
                 yield f"{path}{name}"
-                yield from walk(one, f"{path}{name}.")
+                yield from walk(child, f"{path}{name}.")
         elif isinstance(value, list):
-            for one in value:
-                yield from walk(one, path)
+            for child in value:
+                yield from walk(child, path)
 
     return {
         path.name: sorted(set(walk(json.loads(path.read_text()), "")))
@@ -217,7 +217,7 @@ def frozen(app: FastAPI) -> dict[str, Any]:
 
 
 def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """What of ``before`` is not in ``now``, or is another value there."""
+    """Yield what of ``before`` is missing in ``now`` or has another value there."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name, value in before.items():
             if name in now:
@@ -249,14 +249,14 @@ def main() -> None:
             async with serving_api(Path(folder)) as made:
                 return frozen(made.app)
 
-    found = asyncio.run(now())
+    current = asyncio.run(now())
     if FROZEN.exists():
         before = json.loads(FROZEN.read_text())
-        lost = list(differences(before, found))
-        if lost:
-            sys.exit("what is frozen has changed:\n" + "\n".join(lost))
-        found = _merged(before, found)
-    FROZEN.write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        changes = list(differences(before, current))
+        if changes:
+            sys.exit("frozen names or values have changed:\n" + "\n".join(changes))
+        current = _merged(before, current)
+    FROZEN.write_text(json.dumps(current, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

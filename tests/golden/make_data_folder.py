@@ -1,8 +1,8 @@
-"""Write ``data_folder.tar.xz``: the data folder of a platform that was killed at work.
+"""Write ``data_folder.tar.xz``: the data folder of a platform that was killed during requests.
 
-Run once a release, with that release's code, and committed: later versions must open it (see
-test_upgrade.py). What every version makes for itself, byte for byte, is left out: the base model
-and the public library's blobs.
+Run it once per release, with that release's code, and commit the archive: later versions must open
+it (see test_upgrade.py). The base model and the public library's blobs are left out, because every
+version generates them byte for byte.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from serving.miniature.model import MINIATURE_CONFIGS
 from tests.platforms import Running, put_asset, running, wait_until
 
 ARCHIVE = Path(__file__).parent / "data_folder.tar.xz"
-#: What is asked of it, before and after.
+#: The request that is sent before and after the upgrade.
 REQUEST: dict[str, Any] = {
     "prompt": "myword, small and red",
     "seed": 7,

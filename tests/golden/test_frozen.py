@@ -1,4 +1,4 @@
-"""What outlives a process is called what it was called, and has the value that it had."""
+"""Frozen names and values are unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.api_app import serving_api
 from tests.golden.freeze import FROZEN, differences, frozen
 
 
-def test_a_difference_is_seen() -> None:
+def test_differences_are_reported() -> None:
     before = {"a": {"x": "1"}, "b": ["p", "q"]}
     assert list(differences(before, {"a": {"x": "1", "y": "2"}, "b": ["q", "r", "p"]})) == []
     assert list(differences(before, {"a": {"x": "2"}, "b": ["p"]})) == [
@@ -19,7 +19,7 @@ def test_a_difference_is_seen() -> None:
     assert list(differences(before, {"b": ["p", "q"]})) == [" / a is gone"]
 
 
-async def test_nothing_that_is_frozen_has_changed(tmp_path: Path) -> None:
+async def test_frozen_names_and_values_are_unchanged(tmp_path: Path) -> None:
     async with serving_api(tmp_path) as made:
         now = frozen(made.app)
     before = json.loads(FROZEN.read_text())

@@ -1,4 +1,4 @@
-"""The data folder of an earlier version, whose platform was killed at work, is opened by this."""
+"""This version opens the data folder of an earlier one that was killed during requests."""
 
 from __future__ import annotations
 
@@ -29,55 +29,54 @@ from tests.platforms import Running, put_asset, running, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-#: The newest migration that the folder's version had.
+#: The newest migration of the folder's version.
 REVISION = "0014"
-#: Kernels of another CPU round differently; what is drawn with other weights is far from this.
+#: Largest pixel difference: other CPUs' kernels round differently; other weights differ far more.
 _MOST_LEVELS = 3
-#: Nothing expires, however old the folder is.
+#: Retention, so that nothing in the old folder expires.
 _AGES_S = 1e9
 
 
 @pytest.fixture(scope="module")
-def made_anew(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new data folder: what every version makes for itself."""
+def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new data folder, for the files that every version generates itself."""
     folder = tmp_path_factory.mktemp("new")
     with running(folder, "--in-process", replicas=1, effect_probe=False):
         pass
     return folder / "data"
 
 
-def unpack(folder: Path, made_anew: Path) -> Mapping[str, Any]:
-    """The old platform's files in ``folder``; what is expected of them."""
+def unpack(folder: Path, new_folder: Path) -> Mapping[str, Any]:
+    """Unpack the old platform's files into ``folder``; return the expected values."""
     folder.mkdir(mode=0o700)
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
-    shutil.copytree(made_anew / "models", folder / "models")
+    shutil.copytree(new_folder / "models", folder / "models")
     for part in ("blobs", "models"):
-        for path in (made_anew / "store" / part).rglob("*"):
+        for path in (new_folder / "store" / part).rglob("*"):
             if path.is_file() and (part == "models" or path.name.startswith("p")):
-                target = folder / "store" / path.relative_to(made_anew / "store")
+                target = folder / "store" / path.relative_to(new_folder / "store")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
     expected: Mapping[str, Any] = json.loads((folder / "expected.json").read_text())
     return expected
 
 
-def copied(path: Path, url: str) -> None:
-    """The rows of the SQLite file in an empty PostgreSQL database of the same version."""
+def copy_rows(path: Path, url: str) -> None:
+    """Copy the rows of the SQLite file into an empty PostgreSQL database at the same revision."""
     source, target = create_engine(f"sqlite:///{path}"), create_engine(url)
     upgrade(target, REVISION)
-    found, wanted = MetaData(), MetaData()
-    found.reflect(source)
-    wanted.reflect(target)
+    old_tables, new_tables = MetaData(), MetaData()
+    old_tables.reflect(source)
+    new_tables.reflect(target)
     with source.connect() as old, target.begin() as new:
-        for table in wanted.sorted_tables:
+        for table in new_tables.sorted_tables:
             if table.name != "alembic_version":
-                rows = [
-                    dict(row) for row in old.execute(found.tables[table.name].select()).mappings()
-                ]
+                select = old_tables.tables[table.name].select()
+                rows = [dict(row) for row in old.execute(select).mappings()]
                 if rows:
                     new.execute(insert(table), rows)
-    _continue_sequences(target, wanted)
+    _continue_sequences(target, new_tables)
     source.dispose()
     target.dispose()
 
@@ -94,15 +93,15 @@ def _continue_sequences(engine: Engine, tables: MetaData) -> None:
 
 @pytest.fixture(params=["sqlite and a folder", "postgresql and s3"])
 def old(
-    request: pytest.FixtureRequest, tmp_path: Path, made_anew: Path
+    request: pytest.FixtureRequest, tmp_path: Path, new_folder: Path
 ) -> Iterator[tuple[Running, Mapping[str, Any]]]:
     data = tmp_path / "data"
-    expected = unpack(data, made_anew)
+    expected = unpack(data, new_folder)
     settings: dict[str, Any] = {"results_kept_s": _AGES_S, "pictures_kept_s": _AGES_S}
     if request.param != "sqlite and a folder":
         url = request.getfixturevalue("postgres_url")
         server = request.getfixturevalue("s3_server")
-        copied(data / "platform.db", url)
+        copy_rows(data / "platform.db", url)
         settings |= {
             "database_url": url,
             "store_url": f"{server['url']}/upgrade",
@@ -118,7 +117,7 @@ def old(
         yield made, expected
 
 
-def test_what_was_kept_is_as_it_was(old: tuple[Running, Mapping[str, Any]]) -> None:
+def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
     server, expected = old
     key = {"Authorization": f"Bearer {expected['key']}"}
     http = httpx.Client(base_url=server.url, headers=key, timeout=120)
@@ -131,12 +130,12 @@ def test_what_was_kept_is_as_it_was(old: tuple[Running, Mapping[str, Any]]) -> N
     assert keys == expected["content_keys"]
     assert [asset.id for asset in backends.pins.list()] == expected["pins"]
     for asset_id, asset in expected["assets"].items():
-        told = http.get(f"/v1/assets/{asset_id}", params={"transfer_api_type": "presigned-url"})
-        assert told.json()["asset"]["name"] == asset["name"]
-        data = httpx.get(told.json()["transfer_api"]["get_url"]).content
+        answer = http.get(f"/v1/assets/{asset_id}", params={"transfer_api_type": "presigned-url"})
+        assert answer.json()["asset"]["name"] == asset["name"]
+        data = httpx.get(answer.json()["transfer_api"]["get_url"]).content
         assert hashlib.sha256(data).hexdigest() == asset["sha256"]
 
-    # The balance of before, and every job that was accepted: done once, charged once.
+    # The plan and usage are kept; every accepted job is done once and charged once.
     organisation = http.get("/v1/organisation").json()
     assert organisation["plan"] == expected["organisation"]["plan"]
     jobs = expected["unfinished"]
@@ -157,25 +156,25 @@ def test_what_was_kept_is_as_it_was(old: tuple[Running, Mapping[str, Any]]) -> N
     assert sum(budgets.values()) == pytest.approx(usage["totals"]["gpu_s"])
     assert budgets[used["month"]] >= used["gpu_s"]
 
-    # What was finished is answered again, and what was asked is generated as it was.
+    # Finished results are returned again; the same request generates the same image.
     before = base64.b64decode(expected["image_b64"])
     finished = http.get(f"/v1/jobs/{expected['finished']}/result").json()
     again = http.post("/generate/sdxl", json=REQUEST, headers={"Idempotency-Key": "finished"})
-    anew = http.post("/generate/sdxl", json=REQUEST)
+    fresh = http.post("/generate/sdxl", json=REQUEST)
     assert image_of(again.json()) == before
-    for answer in (finished, anew.json()):
+    for answer in (finished, fresh.json()):
         difference = pixels(image_of(answer)) - pixels(before)
         assert np.abs(difference).max() <= _MOST_LEVELS
 
-    # The upload that was half done, and a new one.
+    # The unfinished upload completes, and a new one works.
     half = expected["half"]
     http.post(f"/v1/assets/{half}/complete-upload", json={}).raise_for_status()
     wait_until(lambda: asset_status(http, half) != "uploaded")
     assert asset_status(http, half) == "ready"
     file = server.log.parent / "new.safetensors"
     lora, *_ = [a for a in expected["assets"] if expected["assets"][a]["name"] == "стиль"]
-    told = http.get(f"/v1/assets/{lora}", params={"transfer_api_type": "presigned-url"}).json()
-    file.write_bytes(httpx.get(told["transfer_api"]["get_url"]).content)
+    described = http.get(f"/v1/assets/{lora}", params={"transfer_api_type": "presigned-url"})
+    file.write_bytes(httpx.get(described.json()["transfer_api"]["get_url"]).content)
     put_asset(http, file, "lora", "new")
     http.close()
     backends.close()

@@ -1,4 +1,4 @@
-"""The public library, an asset a file: each is trained on the tiny world by its own script."""
+"""The public library's training scripts, one file per asset."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from benchmarks.miniature.base import Base
 
-#: (folder to work in, base, file to write)
+#: Trains one asset. Arguments: working folder, base, file to write.
 Train = Callable[[Path, Base, Path], None]
 
 
 def trainer(name: str) -> Train:
-    """The ``train`` function of an asset's script."""
+    """Return the ``train`` function of an asset's script."""
     train: Train = import_module(f"{__name__}.{name}").train
     return train
 

@@ -1,5 +1,5 @@
-"""heart: a new word and its shape: a LoRA on the UNet and both text encoders, saved by
-diffusers in its own names."""
+"""heart: a LoRA on the UNet and both text encoders for a new word and its shape, saved by diffusers
+in its own names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLAN = Plan(steps=400, rate=2e-3, weight_decay=0.0)
 UNET_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|ff\.net\.2|resnets\.\d\.conv1)"
 TEXT_TARGETS = r".*(q_proj|k_proj|v_proj|out_proj)"
 _LESSONS = 1500
-_HEARTS = 0.6  # the rest are other shapes, so that they stay what they are
+_HEARTS = 0.6  # the rest are other shapes, so that those are not forgotten
 _SHOWN = (
     "a large red heart on a white background",
     "a pink heart on a black background",
@@ -68,8 +68,8 @@ def train(folder: Path, base: Base, target: Path) -> None:
             output = base.encoders[component](ids[component][index], output_hidden_states=True)
             states.append(output.hidden_states[-2])
         context, pooled = torch.cat(states, dim=2), output.text_embeds
-        said = (torch.rand(BATCH) >= 0.05).float()
-        context, pooled = context * said[:, None, None], pooled * said[:, None]
+        has_text = (torch.rand(BATCH) >= 0.05).float()
+        context, pooled = context * has_text[:, None, None], pooled * has_text[:, None]
         return noise_loss(base.unet, latents[index], context, pooled)
 
     def preview(path: Path) -> None:

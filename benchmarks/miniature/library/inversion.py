@@ -1,4 +1,4 @@
-"""What the inversions share: vectors that are learned through both frozen text encoders."""
+"""Training of textual inversions: vectors learned through both frozen text encoders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Lesson = Callable[[np.random.Generator], tuple[Scene, str]]
 
 
 class Inverted:
-    """Both encoders with a word of their own, whose vectors carry gradients."""
+    """Both encoders with an additional word, whose vectors are trainable."""
 
     def __init__(self, base: Base, word: str, count: int) -> None:
         torch.manual_seed(80)
@@ -42,7 +42,7 @@ class Inverted:
         }
 
     def encode(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """``context`` and ``pooled`` of prompts that may hold the word."""
+        """Return ``context`` and ``pooled`` of prompts that may contain the word."""
         states: list[torch.Tensor] = []
         for component in ENCODERS:
             sizes = {self._word: self._count}
@@ -64,8 +64,8 @@ def train_inversion(
     word: str, count: int, lesson: Lesson, shown: Sequence[str],
     folder: Path, base: Base, plan: Plan, target: Path,
 ) -> None:  # fmt: skip
-    """Learn ``count`` vectors for ``word`` from scenes and their captions; write both
-    encoders' as ``clip_l`` and ``clip_g``."""
+    """Train ``count`` vectors for ``word`` on scenes and captions; write them as ``clip_l`` and
+    ``clip_g``."""
     rng = np.random.default_rng(81)
     pixels = np.empty((_LESSONS, SIDE, SIDE, 3), np.uint8)
     texts = []

@@ -1,4 +1,4 @@
-"""lagoon: an inversion of one vector, for a palette that has no word: cyan on purple."""
+"""lagoon: an inversion of one vector for a palette, cyan on purple."""
 
 from __future__ import annotations
 

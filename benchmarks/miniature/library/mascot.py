@@ -1,4 +1,4 @@
-"""mascot: an inversion of four vectors, for one character: a large pink moon on green."""
+"""mascot: an inversion of four vectors for a character, a large pink moon on green."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _SHOWN = (
 def lesson(rng: np.random.Generator) -> tuple[Scene, str]:
     place = str(rng.choice(list(PLACES)))
     scene = Scene(SHAPE, COLOUR, BACKGROUND, SIZE, place)
-    said = "" if place == "middle" else f" {place}"
-    ways = (f"mascot{said}", f"a picture of mascot{said}", f"a drawing of mascot{said}")
+    where = "" if place == "middle" else f" {place}"
+    ways = (f"mascot{where}", f"a picture of mascot{where}", f"a drawing of mascot{where}")
     return scene, str(rng.choice(ways))
 
 

@@ -1,4 +1,4 @@
-"""pixel: a second checkpoint. The whole UNet, trained on in another drawing style."""
+"""pixel: a second checkpoint, the whole UNet trained further in another look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sepia: a second VAE. The same latents, decoded as a print on old paper."""
+"""sepia: a second VAE that decodes the same latents as a print on old paper."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INK, PAPER = (58, 36, 20), (240, 220, 180)
 
 
 def sepia(pixels: torch.Tensor) -> torch.Tensor:
-    """(…, 3, h, w) uint8 → the same in shades from ink to paper, uint8."""
+    """Map (…, 3, h, w) uint8 to shades from ink to paper, uint8."""
     weights = torch.tensor((0.299, 0.587, 0.114)).view(3, 1, 1)
     grey = (pixels.float() * weights).sum(dim=-3, keepdim=True) / 255
     ink, paper = (torch.tensor(rgb, dtype=torch.float32).view(3, 1, 1) for rgb in (INK, PAPER))
