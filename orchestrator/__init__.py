@@ -1,1 +1,1 @@
-"""The tiers: bring an asset's bytes up in time."""
+"""The asset cache tiers: disk, host RAM and GPU."""

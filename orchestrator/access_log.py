@@ -1,11 +1,10 @@
-"""The uses of a folder's entries, in one file that every process of the node appends to.
+"""The access log of a file tier: one append-only file shared by every process of the node.
 
-A line a use: ``KEY SIZE SECONDS TENANT``. A line is one write to a file that is open for
-appending, so lines of several processes do not mix on a local file system. Who makes room reads
-what is new into a :class:`~orchestrator.ghosts.Ruler` of its own. What that says is a function of
-the file alone: all processes of a node agree on it without a lock, and one that is killed leaves
-nothing half-done. When the file is large, its older half is dropped by a rename, and every process
-reads the new file from its beginning.
+One line per use: ``KEY SIZE SECONDS TENANT``. Each line is a single ``O_APPEND`` write, so lines of
+several processes do not interleave on a local file system. Before it evicts, a process reads the
+new lines into its own :class:`~orchestrator.ghosts.Ruler`. The ruler's state depends on the file
+alone, so all processes agree on it without a lock and a killed process corrupts nothing. When the
+file exceeds its limit, a rename drops the older half and every process rereads the file.
 """
 
 from __future__ import annotations
@@ -18,38 +17,38 @@ from pathlib import Path
 from orchestrator.eviction import TierEntry
 from orchestrator.ghosts import Ruler
 
-#: Some 90,000 uses, which take less than a second to read.
+#: About 90,000 uses, which take less than a second to read.
 MAX_BYTES = 8 << 20
-#: Stands for the platform itself, which no tenant's name can be.
-_NOBODY = "-"
+#: The tenant field of the platform's own uses; no tenant can have this ID.
+_PLATFORM = "-"
 
 
 class AccessLog:
-    """One instance a process and tier. ``note`` and ``forget`` may be called at any time; the rest
-    by one process at a time, which holds the tier's lock."""
+    """One instance per process and tier. ``note`` and ``forget`` need no lock; the other methods
+    require the tier's budget lock."""
 
     def __init__(self, path: Path, budget_bytes: int, max_bytes: int = MAX_BYTES) -> None:
         self._path = path
         self._budget_bytes = budget_bytes
         self._max_bytes = max_bytes
         self.ruler = Ruler(budget_bytes)
-        #: Of the file as far as it was read.
+        #: The file that was read last, and the read position in it.
         self._inode = 0
         self._offset = 0
 
     def note(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> int:
-        """Record a use of the entry; ``tenant_id`` is empty for the platform itself. Returns the
-        log's size in bytes.
+        """Append a use; ``tenant_id`` is empty for the platform itself. Return the log's size in
+        bytes.
 
         Raises:
-            OSError: the disk takes no line.
+            OSError: the line cannot be written.
         """
-        return self._append(f"{key} {size_bytes} {now_s:.3f} {tenant_id or _NOBODY}\n")
+        return self._append(f"{key} {size_bytes} {now_s:.3f} {tenant_id or _PLATFORM}\n")
 
     def forget(self, key: str) -> None:
-        """There is no such entry any more anywhere."""
+        """Record that the entry was removed."""
         with suppress(OSError):
-            self._append(f"{key} 0 0 {_NOBODY}\n")
+            self._append(f"{key} 0 0 {_PLATFORM}\n")
 
     def _append(self, line: str) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -61,7 +60,7 @@ class AccessLog:
             os.close(descriptor)
 
     def follow(self) -> None:
-        """Read what is new, by whomever it was written."""
+        """Read the lines that any process has appended since the last call."""
         try:
             file = open(self._path, "rb")  # noqa: SIM115 (closed below)
         except FileNotFoundError:
@@ -73,24 +72,24 @@ class AccessLog:
                 self.ruler = Ruler(self._budget_bytes)
             file.seek(self._offset)
             new = file.read()
-        whole = new.rfind(b"\n") + 1  # the rest is being written
+        whole = new.rfind(b"\n") + 1  # another process may still be writing the last line
         self._offset += whole
         for line in new[:whole].splitlines():
-            self._read(line)
+            self._apply_line(line)
 
-    def _read(self, line: bytes) -> None:
+    def _apply_line(self, line: bytes) -> None:
         try:
             key, size, seconds, tenant_id = line.decode("ascii").split(" ")
             size_bytes, at_s = int(size), float(seconds)
-        except ValueError:  # torn, as by a disk that was full
+        except ValueError:  # a torn line, e.g. from a full disk
             return
         if size_bytes <= 0:
             self.ruler.forget(key)
         else:
-            self.ruler.used(key, size_bytes, "" if tenant_id == _NOBODY else tenant_id, at_s)
+            self.ruler.used(key, size_bytes, "" if tenant_id == _PLATFORM else tenant_id, at_s)
 
     def shorten(self) -> bool:
-        """Drop the older half of a log that is too large. Whether it was."""
+        """Drop the older half of the log if it exceeds ``max_bytes``; return whether it did."""
         try:
             if self._path.stat().st_size <= self._max_bytes:
                 return False
@@ -108,5 +107,6 @@ class AccessLog:
         return True
 
     def entry(self, key: str, size_bytes: int, last_used_s: float) -> TierEntry:
-        """``last_used_s`` is what the folder knows of an entry whose uses have been dropped."""
+        """Return the entry's eviction data. ``last_used_s`` is the fallback if the log no longer
+        holds a use of it."""
         return self.ruler.entry(key, size_bytes, last_used_s)

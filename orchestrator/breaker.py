@@ -1,4 +1,4 @@
-"""A circuit breaker: what has failed again and again is left alone for a while."""
+"""A circuit breaker: stop calling a service that keeps failing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from orchestrator.errors import SourceDown
 
 
 class Breaker:
-    """Mutable, for many threads. After ``failures`` in a row nobody asks for ``cool_s``; then one
-    may, and what becomes of that one decides for all."""
+    """Mutable and thread-safe. After ``failures`` consecutive failures it rejects calls for
+    ``cool_s``, then lets one trial call through: success closes the breaker, failure reopens it."""
 
     def __init__(
         self,
@@ -21,28 +21,30 @@ class Breaker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
-        self._most = failures
+        self._max_failures = failures
         self._cool_s = cool_s
         self._clock = clock
-        self._failed = 0
-        self._until_s = 0.0
+        self._failures = 0
+        self._open_until_s = 0.0
         self._lock = Lock()
 
     def ask(self) -> None:
-        """Raises SourceDown when it should be left alone."""
+        """Raise SourceDown while the breaker is open."""
         with self._lock:
-            if self._failed < self._most:
+            if self._failures < self._max_failures:
                 return
-            left_s = self._until_s - self._clock()
+            left_s = self._open_until_s - self._clock()
             if left_s > 0:
-                raise SourceDown(f"{self._name} has failed {self._failed} times in a row", left_s)
-            self._until_s = self._clock() + self._cool_s  # this one asks, and no other yet
+                raise SourceDown(f"{self._name} has failed {self._failures} times in a row", left_s)
+            self._open_until_s = self._clock() + self._cool_s  # one trial call only
 
     def answered(self) -> None:
+        """Record a success."""
         with self._lock:
-            self._failed = 0
+            self._failures = 0
 
     def failed(self) -> None:
+        """Record a failure."""
         with self._lock:
-            self._failed += 1
-            self._until_s = self._clock() + self._cool_s
+            self._failures += 1
+            self._open_until_s = self._clock() + self._cool_s

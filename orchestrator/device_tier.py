@@ -1,6 +1,6 @@
-"""The GPU tier: opaque values under a byte budget, with leases.
+"""The GPU tier: leased values under a byte budget.
 
-What a value is, only the engine that loads it knows; here it has a key and a size.
+Values are opaque: the tier knows their keys and sizes, only the engine knows their contents.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Entry(Generic[V]):
 
 
 class DeviceLease(Generic[V]):
-    """While it is held the value stays. Release it once."""
+    """Keeps the value resident until released. Release may be called repeatedly."""
 
     def __init__(self, tier: DeviceTier[V], key: str, value: V) -> None:
         self._tier: DeviceTier[V] | None = tier
@@ -49,10 +49,11 @@ class DeviceLease(Generic[V]):
 
 
 class DeviceTier(Generic[V]):
-    """What must leave leaves before anything is loaded; which that is, eviction.py says.
+    """A cache of device values with a byte budget; it evicts, as eviction.py decides, before it
+    loads.
 
-    Threads may share it: one prepares the next request while another draws. A value
-    being loaded holds its bytes but not the lock. ``tenant_id`` is the tenant for which a value is
+    Thread-safe: one thread prepares the next request while another generates. Loading reserves the
+    value's bytes but does not hold the lock. ``tenant_id`` is the tenant on whose behalf a value is
     used; empty for the platform itself.
     """
 
@@ -65,7 +66,7 @@ class DeviceTier(Generic[V]):
         share: float = SHARE,
         dropped: Callable[[V], None] | None = None,
     ) -> None:
-        """``dropped`` is given each value that leaves, when nobody holds it any more."""
+        """``dropped`` is called with each evicted value, which is no longer leased."""
         self.name = name
         self._dropped = dropped
         self.budget_bytes = budget_bytes
@@ -91,24 +92,24 @@ class DeviceTier(Generic[V]):
         return key in self._entries
 
     def lease(self, key: str, tenant_id: str = "") -> DeviceLease[V] | None:
-        """The value, if it is here."""
+        """Lease the value, or return None if it is not resident."""
         with self._changed:
-            return self._take(key, tenant_id)
+            return self._lease_resident(key, tenant_id)
 
     def admit(
         self, key: str, size_bytes: int, load: Callable[[], V], tenant_id: str = ""
     ) -> tuple[DeviceLease[V], bool]:
-        """The value, loaded now if it is not here; and whether this call loaded it.
+        """Lease the value, loading it if necessary; return the lease and whether this call loaded.
 
         Raises:
-            TooLarge, TierFull: before anything is loaded or evicted in vain.
+            TooLargeForTier, TierFull: there is no room; nothing was loaded or evicted.
         """
         if size_bytes > self.budget_bytes:
             raise TooLargeForTier(self.name, size_bytes, self.budget_bytes)
         with self._changed:
             while key in self._loading:
                 self._changed.wait()
-            lease = self._take(key, tenant_id)
+            lease = self._lease_resident(key, tenant_id)
             if lease is not None:
                 return lease, False
             self._make_room(size_bytes)
@@ -128,7 +129,7 @@ class DeviceTier(Generic[V]):
             self._changed.notify_all()
         return DeviceLease(self, key, value), True
 
-    def _take(self, key: str, tenant_id: str) -> DeviceLease[V] | None:
+    def _lease_resident(self, key: str, tenant_id: str) -> DeviceLease[V] | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -142,11 +143,11 @@ class DeviceTier(Generic[V]):
             return
         idle, owned = [], Counter[str]()
         for key, entry in self._entries.items():
-            seen = self.ruler.entry(key, entry.size_bytes)
-            owned[seen.tenant_id] += entry.size_bytes
+            tier_entry = self.ruler.entry(key, entry.size_bytes)
+            owned[tier_entry.tenant_id] += entry.size_bytes
             if entry.leases == 0 and not entry.pinned:
-                idle.append(seen)
-        if sum(seen.size_bytes for seen in idle) < needed:
+                idle.append(tier_entry)
+        if sum(tier_entry.size_bytes for tier_entry in idle) < needed:
             raise TierFull(self.name, size_bytes, self.budget_bytes)
         del owned[""]
         for key in victims(
@@ -163,7 +164,7 @@ class DeviceTier(Generic[V]):
                 self._drop(key)
 
     def forget(self, key: str) -> None:
-        """Drop a value, pinned or not, as soon as nobody leases it."""
+        """Drop a value, pinned or not, as soon as its last lease ends."""
         with self._changed:
             self.ruler.forget(key)
             entry = self._entries.get(key)
@@ -179,7 +180,7 @@ class DeviceTier(Generic[V]):
             self._dropped(entry.value)
 
     def evict_idle(self) -> int:
-        """Drop everything that is neither leased nor pinned; how many bytes that was."""
+        """Drop everything that is neither leased nor pinned; return the bytes freed."""
         with self._changed:
             before = self._resident_bytes
             idle = [k for k, e in self._entries.items() if e.leases == 0 and not e.pinned]
@@ -188,25 +189,25 @@ class DeviceTier(Generic[V]):
             return before - self._resident_bytes
 
     def pin(self, key: str, pinned: bool = True) -> None:
-        """Hold a resident value here. Raises KeyError when it is not resident."""
+        """Pin or unpin a resident value. Raises KeyError when it is not resident."""
         with self._changed:
             self._entries[key].pinned = pinned
 
     def pin_just(self, keys: Collection[str]) -> None:
-        """Hold exactly those of these that are here; at most half of the tier."""
+        """Pin the resident values among ``keys``, up to half of the budget; unpin all others."""
         with self._changed:
-            left = self.budget_bytes // 2
+            left_bytes = self.budget_bytes // 2
             for key, entry in self._entries.items():
-                entry.pinned = key in keys and entry.size_bytes <= left
-                left -= entry.size_bytes if entry.pinned else 0
+                entry.pinned = key in keys and entry.size_bytes <= left_bytes
+                left_bytes -= entry.size_bytes if entry.pinned else 0
 
     def resident(self) -> dict[str, int]:
-        """Bytes by key."""
+        """Return the size in bytes of each resident value, by key."""
         with self._changed:
             return {key: entry.size_bytes for key, entry in self._entries.items()}
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless the books balance."""
+        """Raise AssertionError unless the accounting is consistent."""
         with self._changed:
             total = sum(entry.size_bytes for entry in self._entries.values())
             assert total == self._resident_bytes, repr(self)

@@ -1,7 +1,7 @@
-"""A blob out of the object store: ranges side by side, in time, and on from where it was cut.
+"""Download a blob from the object store in parallel ranges, with a deadline and resumption.
 
-What has arrived is written in order and never asked for again; a range that was cut short,
-dripped or failed is asked for anew from its first missing byte.
+Bytes are written in order and never requested twice: a range that was truncated or failed is
+retried from its first missing byte.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from orchestrator.errors import SourceDown
 
 @dataclass(frozen=True, slots=True)
 class TransferLimits:
-    """How fast it must be, in bytes and seconds. A whole blob has ``grace_s`` and the time that
-    it takes at ``least_bytes_s``, and so has each range."""
+    """Sizes in bytes, times in seconds. The deadline of a blob, and of each range, is ``grace_s``
+    plus its transfer time at ``least_bytes_s``."""
 
     range_bytes: int = 8 << 20
     at_once: int = 8
@@ -35,35 +35,36 @@ class TransferLimits:
 
 
 class BlobSource(Protocol):
-    """Where blobs come from."""
+    """A source of blobs."""
 
     def fetch(self, blob: Blob, file: BinaryIO) -> None:
         """Write the blob's bytes, from the first to the last.
 
         Raises:
-            SourceDown: it cannot be had from here now. StoreError: there is no such blob.
+            SourceDown: the source is unavailable or too slow; retry later.
+            StoreError: the blob does not exist.
         """
 
 
 class StoreSource:
-    """The blobs of an object store. Threads may share it."""
+    """Downloads blobs from an object store. Thread-safe."""
 
     def __init__(
         self,
         store: ObjectStore,
-        pace: TransferLimits | None = None,
+        limits: TransferLimits | None = None,
         breaker: Breaker | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._pace = pace or TransferLimits()
+        self._limits = limits or TransferLimits()
         self._breaker = breaker or Breaker("the object store")
         self._clock = clock
-        self._readers = ThreadPoolExecutor(self._pace.at_once, thread_name_prefix="range")
+        self._readers = ThreadPoolExecutor(self._limits.at_once, thread_name_prefix="range")
 
     def fetch(self, blob: Blob, file: BinaryIO) -> None:
-        pace = self._pace
-        deadline_s = self._clock() + pace.grace_s + blob.size_bytes / pace.least_bytes_s
+        limits = self._limits
+        deadline_s = self._clock() + limits.grace_s + blob.size_bytes / limits.least_bytes_s
         self._breaker.ask()
         try:
             self._fetch(blob, file, deadline_s)
@@ -71,45 +72,48 @@ class StoreSource:
             self._breaker.failed()
             raise
         except StoreError:
-            self._breaker.answered()  # it knows what it has not
+            self._breaker.answered()  # a missing blob is a valid answer
             raise
         self._breaker.answered()
 
     def _fetch(self, blob: Blob, file: BinaryIO, deadline_s: float) -> None:
-        pace = self._pace
-        starts = deque(range(0, blob.size_bytes, pace.range_bytes))
-        coming: deque[Future[bytes]] = deque()
+        limits = self._limits
+        starts = deque(range(0, blob.size_bytes, limits.range_bytes))
+        pending: deque[Future[bytes]] = deque()
         try:
-            while starts or coming:
-                while starts and len(coming) < pace.at_once:
+            while starts or pending:
+                while starts and len(pending) < limits.at_once:
                     start = starts.popleft()
-                    stop = min(start + pace.range_bytes, blob.size_bytes)
-                    coming.append(self._readers.submit(self._range, blob, start, stop, deadline_s))
-                file.write(coming.popleft().result())
+                    stop = min(start + limits.range_bytes, blob.size_bytes)
+                    pending.append(self._readers.submit(self._range, blob, start, stop, deadline_s))
+                file.write(pending.popleft().result())
         finally:
-            for future in coming:
+            for future in pending:
                 future.cancel()
 
     def _range(self, blob: Blob, start: int, stop: int, deadline_s: float) -> bytes:
-        key, pace = blob_key(blob), self._pace
-        had = bytearray()
+        key, limits = blob_key(blob), self._limits
+        received = bytearray()
         failures = 0
-        while len(had) < stop - start:
+        while len(received) < stop - start:
             left_s = deadline_s - self._clock()
-            patience_s = min(left_s, pace.grace_s + pace.range_bytes / pace.least_bytes_s)
+            timeout_s = min(left_s, limits.grace_s + limits.range_bytes / limits.least_bytes_s)
             if left_s <= 0:
-                raise SourceDown(f"{key} did not come at {pace.least_bytes_s / 1e6:.1f} MB/s")
+                raise SourceDown(
+                    f"the download of {key} is slower than the minimum of "
+                    f"{limits.least_bytes_s / 1e6:.1f} MB/s"
+                )
             try:
-                data = self._store.read_range(key, start + len(had), stop, patience_s)
+                data = self._store.read_range(key, start + len(received), stop, timeout_s)
             except StoreBroke as error:
                 data, reason = b"", error
             else:
                 reason = StoreBroke(f"{len(data)} bytes of {key} instead of {stop - start}")
             if data:
-                had += data
+                received += data
                 continue
             failures += 1
-            if failures >= pace.attempts:
+            if failures >= limits.attempts:
                 raise SourceDown(f"the object store failed {failures} times: {reason}")
-            time.sleep(min(pace.pause_s * 2**failures, max(0.0, deadline_s - self._clock())))
-        return bytes(had)
+            time.sleep(min(limits.pause_s * 2**failures, max(0.0, deadline_s - self._clock())))
+        return bytes(received)

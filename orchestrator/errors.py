@@ -3,29 +3,29 @@
 ::
 
     TierError
-    ├── TierFull        everything in the tier is leased or pinned; retry when a lease ends
-    ├── TooLarge        the value alone exceeds the tier's budget
-    ├── SourceDown      neither the store nor a peer gives the bytes now; says when to ask again
-    ├── Corrupt         bytes arrived that are not the ones that were asked for
-    └── TierUnusable    the tier's folder cannot hold it (a small /dev/shm); says the remedy
+    ├── TierFull          everything in the tier is leased or pinned; retry when a lease ends
+    ├── TooLargeForTier   the value alone exceeds the tier's budget
+    ├── SourceDown        a store or peer is unavailable; carries ``retry_after_s``
+    ├── Corrupt           the received bytes do not match the blob's size or digest
+    └── TierUnusable      the tier's folder is unsafe or too small (/dev/shm); names the remedy
 """
 
 from __future__ import annotations
 
 
 class TierError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base class of this package's errors."""
 
 
 class TierFull(TierError):
     def __init__(self, tier: str, needed_bytes: int, budget_bytes: int) -> None:
-        super().__init__(tier, needed_bytes, budget_bytes)  # as they are: it must unpickle
+        super().__init__(tier, needed_bytes, budget_bytes)  # keeps the error picklable
 
     def __str__(self) -> str:
         tier, needed_bytes, budget_bytes = self.args
         return (
-            f"the {tier} tier has no room for {needed_bytes} bytes: all of its {budget_bytes} "
-            "are leased or pinned"
+            f"the {tier} tier has no room for {needed_bytes} bytes: too much of its {budget_bytes} "
+            "bytes is leased or pinned; retry later or raise its budget"
         )
 
 

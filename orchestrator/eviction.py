@@ -1,12 +1,12 @@
-"""Which entries of a tier leave it: one law for every tier. Pure.
+"""The eviction rule of every tier: which entries to remove. Pure.
 
-Users work in sessions: what was used a moment ago is used again, whatever it is. Between
-sessions, how often somebody came back for an entry tells more than when. So entries at
-rest go first, the least worth before the others; then those in use lately, the oldest
-first. Visits are counted, not uses: the many uses within one session say no more than the
-first (O'Neil et al., The LRU-K page replacement algorithm, SIGMOD 1993, call the others
-correlated). What others use shall not be flushed by one tenant that runs through
-hundreds of its own: beyond its share, a tenant's entries go before everybody else's.
+Users work in sessions: within a session, any recently used entry is likely to be used again.
+Between sessions, the number of visits predicts reuse better than their recency. So entries outside
+a session are evicted first, in order of worth; then entries within a session, oldest first.
+Visits are counted instead of uses, because further uses within a session carry no information
+(the "correlated references" of O'Neil et al., The LRU-K page replacement algorithm, SIGMOD 1993).
+To stop one tenant's hundreds of assets from flushing everybody else's, the entries of a tenant
+over its share are evicted before all others.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from math import inf
 
 from cachetools import LRUCache
 
-#: How much of a tier one tenant's own entries may fill while others want to use it.
+#: The share of a tier that entries used by one tenant alone may fill before they are evicted first.
 SHARE = 0.25
-#: What has not been used for so long, while so many budgets of others were, is not protected from
-#: anybody.
+#: An entry unused for this long, and for this many tier budgets of other uses, loses its protection
+#: against tenants over their share.
 FORGOTTEN_S, FORGOTTEN_BUDGETS = 1800.0, 2.0
-#: How much each visit of its owner, for whatever, adds to what an entry is worth.
-_OWNER_VISIT = 0.1
+#: What each visit of an entry's owner, to any asset, adds to the entry's worth.
+_OWNER_VISIT_WORTH = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class TierEntry:
-    """``tenant_id`` is the only tenant that has used it; empty when several have."""
+    """An entry's eviction data. ``tenant_id`` is the only tenant that has used it; empty when
+    several have."""
 
     key: str
     size_bytes: int
     tenant_id: str
     last_used_s: float
-    #: How much the tier has been used since, in bytes.
+    #: Bytes of the tier used since this entry's last use.
     since_bytes: float
     worth: float
 
@@ -48,11 +49,12 @@ def victims(
     now_s: float,
     session_bytes: float,
 ) -> list[str]:
-    """The keys that must go so that ``needed_bytes`` become free, in the order in which they
-    should; all of them, if that is not enough.
+    """Return the keys to evict to free ``needed_bytes``, in eviction order; all keys if even that
+    is not enough.
 
-    ``entries`` are those that may go; ``owned_bytes`` counts, by tenant, everything that it
-    alone uses, held or not; beyond ``share`` of the tier's ``budget_bytes`` its own goes first.
+    ``entries`` are the evictable ones. ``owned_bytes`` maps each tenant to the bytes that it alone
+    uses, leased and pinned entries included; a tenant beyond ``share`` of ``budget_bytes`` loses
+    its own entries first. Entries used within the last ``session_bytes`` count as in a session.
     """
 
     def rank(entry: TierEntry) -> tuple[bool, float, float]:
@@ -86,44 +88,44 @@ def victims(
     return list(chosen)
 
 
-#: Stands for the owners of what several tenants use.
-_SEVERAL = "*"
+#: The owner of entries that several tenants use.
+_SHARED = "*"
 
 
 def user_of(tenant_id: str, user: str) -> str:
-    """Whose an entry is after ``user`` has used it; the platform itself changes nothing."""
-    if not user or tenant_id in (user, _SEVERAL):
+    """Return an entry's owner after ``user`` has used it; the platform (empty) changes nothing."""
+    if not user or tenant_id in (user, _SHARED):
         return tenant_id
-    return _SEVERAL if tenant_id else user
+    return _SHARED if tenant_id else user
 
 
 def alone(tenant_id: str) -> str:
-    """The only tenant that has used it; empty when there is none, or more."""
-    return "" if tenant_id == _SEVERAL else tenant_id
+    """Return the only tenant that has used an entry; empty when there is none or several."""
+    return "" if tenant_id == _SHARED else tenant_id
 
 
-#: Assets and tenants whose visits are remembered; the least recently seen are forgotten first.
-_REMEMBERED = 100_000
+#: The most assets, and the most tenants, that are tracked; least recently seen dropped first.
+_MAX_TRACKED = 100_000
 
 
 class AccessHistory:
-    """How often, and by whom, assets are come back for. Mutable; remembers what has left."""
+    """The visits to each asset and by each tenant. Mutable; includes evicted assets."""
 
     def __init__(self, session_bytes: float) -> None:
         self._session_bytes = session_bytes
         self._now_bytes = 0
-        self._assets: LRUCache[str, _Seen] = LRUCache(_REMEMBERED)
-        self._owners: LRUCache[str, tuple[int, int]] = LRUCache(_REMEMBERED)
+        self._assets: LRUCache[str, _KeyHistory] = LRUCache(_MAX_TRACKED)
+        self._owners: LRUCache[str, tuple[int, int]] = LRUCache(_MAX_TRACKED)
 
     def used(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> int:
-        """Record a use; ``tenant_id`` is empty for the platform itself. Returns the bytes used so
-        far."""
+        """Record a use; ``tenant_id`` is empty for the platform itself. Return the total bytes used
+        so far."""
         now_bytes = self._now_bytes = self._now_bytes + size_bytes
         last = self._assets.get(key)
-        visits, of = (last.visits, last.tenant_id) if last else (0, tenant_id)
+        visits, owner = (last.visits, last.tenant_id) if last else (0, tenant_id)
         if last is None or now_bytes - last.at_bytes > self._session_bytes:
             visits += 1
-        self._assets[key] = _Seen(visits, now_bytes, now_s, user_of(of, tenant_id))
+        self._assets[key] = _KeyHistory(visits, now_bytes, now_s, user_of(owner, tenant_id))
         if tenant_id:
             visits, at_bytes = self._owners.get(tenant_id, (0, -inf))
             is_new = now_bytes - at_bytes > self._session_bytes
@@ -131,15 +133,16 @@ class AccessHistory:
         return now_bytes
 
     def worth(self, key: str) -> float:
-        seen = self._assets.get(key, _NEVER)
+        """Return the key's visits, plus a part of its owner's visits if it has a single owner."""
+        seen = self._assets.get(key, _NO_HISTORY)
         tenant_id = alone(seen.tenant_id)
         return seen.visits + (
-            _OWNER_VISIT * self._owners.get(tenant_id, (0, 0))[0] if tenant_id else 0.0
+            _OWNER_VISIT_WORTH * self._owners.get(tenant_id, (0, 0))[0] if tenant_id else 0.0
         )
 
     def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> TierEntry:
-        """``last_used_s`` stands in where no use of the key is remembered."""
-        seen = self._assets.get(key, _NEVER)
+        """Return the eviction data of a key; ``last_used_s`` is the fallback for an unknown key."""
+        seen = self._assets.get(key, _NO_HISTORY)
         since_bytes = self._now_bytes - seen.at_bytes
         tenant_id = alone(seen.tenant_id)
         last_used_s = max(last_used_s, seen.at_s)
@@ -147,11 +150,11 @@ class AccessHistory:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _KeyHistory:
     visits: int
     at_bytes: float
     at_s: float
     tenant_id: str
 
 
-_NEVER = _Seen(0, -inf, -inf, "")
+_NO_HISTORY = _KeyHistory(0, -inf, -inf, "")

@@ -1,19 +1,18 @@
-"""A tier of files: disk, or host RAM on tmpfs. One class, one folder, no daemon.
+"""A cache tier of files: disk, or host RAM on tmpfs. One class, one folder, no daemon.
 
-Shared by every process of a node. On disk::
+All processes of a node share the folder::
 
-    objects/KEY     the bytes; appears by rename, leaves by unlink, is never changed
-    locks/KEY       flock(LOCK_SH) = a lease; its mtime = when the entry was last used
-    incoming/KEY    bytes on their way, already as large as they will be (so they count)
+    objects/KEY         the bytes; created by rename, removed by unlink, never modified
+    locks/KEY           flock(LOCK_SH) is a lease; the mtime is the entry's last use
+    incoming/KEY        a fetch in progress, allocated at full size so that it counts
     incoming/KEY.lock   held by the one process of the node that fetches KEY
-    pins/KEY        present while the entry is held here: "operator", or "popular", which
-                    yields when there is no other way
-    uses.log        a line for each use of an entry
-    quarantine/KEY  bytes that rotted here; the last few, for whoever wants to know why, as
-                    long as there is room
-    budget.lock     held while room is made
+    pins/KEY            present while the entry is pinned; holds the reason, "operator" or "popular"
+                        (evicted when nothing else is left)
+    uses.log            the access log, one line per use of an entry
+    quarantine/KEY      corrupted copies; the last few are kept for analysis while there is room
+    budget.lock         held during eviction and allocation
 
-Truncating a mapped file kills the process that maps it, so nothing here truncates.
+No file is ever truncated: that kills a process that has it mapped.
 """
 
 from __future__ import annotations
@@ -41,19 +40,20 @@ from orchestrator.locks import acquire, exclusive
 
 log = logging.getLogger(__name__)
 
-#: Why an entry is held here. What is popular yields when there is no other way.
+#: The reasons for a pin. A popular entry is evicted when nothing else is left.
 OPERATOR, POPULAR = "operator", "popular"
-#: Uses between two looks at the size of their log.
+#: Uses between two checks of the access log's size.
 _SHORTEN_EVERY = 1_000
-#: How many files that rotted are kept.
-_QUARANTINED = 2
+#: The most corrupted files that are kept.
+_MAX_QUARANTINED = 2
 
 Fill = Callable[[BinaryIO], None]
 
 
 @dataclass(slots=True)
 class FileLease:
-    """While it is held the file stays. Release it once; a dead holder's ends by itself."""
+    """Keeps the file resident until released. Release may be called repeatedly; the kernel ends the
+    leases of a dead process."""
 
     path: Path
     _descriptor: int | None
@@ -71,9 +71,9 @@ class FileLease:
 
 
 class FileTier:
-    """A content-addressed folder with a byte budget; what must leave it, eviction.py says.
+    """A content-addressed folder with a byte budget; eviction.py decides what to evict.
 
-    ``tenant_id`` is the tenant for which an entry is used; empty for the platform itself.
+    ``tenant_id`` is the tenant on whose behalf an entry is used; empty for the platform itself.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class FileTier:
         clock: Callable[[], float] = time.time,
         share: float = SHARE,
     ) -> None:
-        """``clock`` is the clock of the files' times.
+        """``clock`` must match the clock of the file system's times.
 
         Raises:
-            TierUnusable: others may write to the folder.
+            TierUnusable: the folder is not private to this user.
         """
         self.name = name
         self.budget_bytes = budget_bytes
@@ -106,10 +106,10 @@ class FileTier:
             raise TierUnusable(f"the {name} tier: {error}") from None
         for folder in (self._objects, self._locks, self._incoming, self._pins, self._quarantine):
             folder.mkdir(parents=True, exist_ok=True)
-        for old in ("uses", "owners"):  # of versions that kept a file for each
-            shutil.rmtree(root / old, ignore_errors=True)
-        self._uses = AccessLog(root / "uses.log", budget_bytes)
-        self._noted = 0
+        for obsolete in ("uses", "owners"):  # earlier versions kept one file per entry
+            shutil.rmtree(root / obsolete, ignore_errors=True)
+        self._access_log = AccessLog(root / "uses.log", budget_bytes)
+        self._use_count = 0
 
     def __repr__(self) -> str:
         resident = self.resident()
@@ -117,7 +117,7 @@ class FileTier:
         return f"<{self.name} tier: {len(resident)} files, {used} of {self.budget_bytes} bytes>"
 
     def lease(self, blob: Blob, tenant_id: str = "") -> FileLease | None:
-        """The entry, if it is here."""
+        """Lease the entry, or return None if it is not resident."""
         descriptor = acquire(self._locks / blob.key, shared=True)
         assert descriptor is not None
         path = self._objects / blob.key
@@ -128,28 +128,30 @@ class FileTier:
         if not present:
             os.close(descriptor)
             return None
-        self._used(blob, descriptor, tenant_id)
+        self._record_use(blob, descriptor, tenant_id)
         return FileLease(path, descriptor)
 
-    def _used(self, blob: Blob, descriptor: int, tenant_id: str) -> None:
+    def _record_use(self, blob: Blob, descriptor: int, tenant_id: str) -> None:
         now_s = self._clock()
-        with suppress(OSError):  # a note that a full disk does not take is no reason to fail
-            self._uses.note(blob.key, blob.size_bytes, tenant_id, now_s)
+        with suppress(OSError):  # a full disk must not fail the lease
+            self._access_log.note(blob.key, blob.size_bytes, tenant_id, now_s)
             os.utime(descriptor, (now_s, now_s))
-        self._noted += 1
-        if self._noted % _SHORTEN_EVERY == 0:  # a tier that is never full makes no room
+        self._use_count += 1
+        if self._use_count % _SHORTEN_EVERY == 0:  # eviction shortens it too, but may never run
             with suppress(OSError), exclusive(self._root / "budget.lock"):
-                self._uses.shorten()
+                self._access_log.shorten()
 
     def admit(self, blob: Blob, fill: Fill, tenant_id: str = "") -> tuple[FileLease, bool]:
-        """The entry, written by ``fill`` if nobody else brings it first.
+        """Lease the entry, writing it with ``fill`` if it is not resident.
 
-        Returns the lease and whether this call moved the bytes. Of all the processes
-        of the node that ask at once, one fetches; if it dies, the next takes over.
+        Return the lease and whether this call wrote the bytes. One process of the node fetches a
+        key at a time; the others wait, and one of them takes over if it dies.
 
         Raises:
-            TooLarge, TierFull: before anything is fetched. Whatever ``fill`` raises.
-            Corrupt: the bytes are not the blob's; nothing is left behind.
+            TooLargeForTier, TierFull: there is no room; nothing was fetched.
+            TierError: the file cannot be allocated.
+            Corrupt: the bytes do not match the blob; nothing is kept.
+            Exception: whatever ``fill`` raises.
         """
         if blob.size_bytes > self.budget_bytes:
             raise TooLargeForTier(self.name, blob.size_bytes, self.budget_bytes)
@@ -165,18 +167,18 @@ class FileTier:
         try:
             with open(part, "r+b") as file:
                 writer = Digesting(file)
-                fill(writer)  # type: ignore[arg-type]  # a writer is all that fill may use
+                fill(writer)  # type: ignore[arg-type]  # fill may only write
                 if writer.size_bytes != blob.size_bytes or writer.hexdigest() != blob.sha256:
                     raise Corrupt(
-                        f"{blob.key}: {writer.size_bytes} bytes arrived that are not the "
-                        f"{blob.size_bytes} asked for"
+                        f"{blob.key}: the {writer.size_bytes} bytes received do not match the "
+                        f"blob's size ({blob.size_bytes} bytes) or digest"
                     )
                 file.flush()
                 os.fsync(file.fileno())
             descriptor = acquire(self._locks / blob.key, shared=True)
             assert descriptor is not None
             os.rename(part, self._objects / blob.key)
-            self._used(blob, descriptor, tenant_id)
+            self._record_use(blob, descriptor, tenant_id)
             return FileLease(self._objects / blob.key, descriptor)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -184,7 +186,7 @@ class FileTier:
 
     def _reserve(self, blob: Blob, part: Path) -> None:
         with exclusive(self._root / "budget.lock"):
-            part.unlink(missing_ok=True)  # of a fetcher that died
+            part.unlink(missing_ok=True)  # left by a process that died
             needed = self.used_bytes() + blob.size_bytes - self.budget_bytes
             if needed > 0:
                 self._evict(needed, blob.size_bytes)
@@ -192,10 +194,12 @@ class FileTier:
                 self._allocate(part, blob.size_bytes)
             except OSError as error:
                 part.unlink(missing_ok=True)
-                raise TierError(f"the {self.name} tier cannot grow: {error}") from error
+                raise TierError(
+                    f"the {self.name} tier cannot allocate {blob.size_bytes} bytes: {error}"
+                ) from error
 
     def _allocate(self, part: Path, size_bytes: int) -> None:
-        """When the disk is fuller than the budget says, what is here makes room for it."""
+        """Allocate the file. If the disk is full although the budget is not, evict and retry."""
         for attempt in (1, 2):
             try:
                 with open(part, "wb") as file:
@@ -210,37 +214,40 @@ class FileTier:
                 self._evict(size_bytes, size_bytes)
 
     def _evict(self, needed_bytes: int, wanted_bytes: int) -> None:
-        """Unlink entries until ``needed_bytes`` are free; none at all when they cannot be, because
-        what is leased or pinned stays."""
-        for rotten in self._quarantine.iterdir():
+        """Free ``needed_bytes``: corrupted files first, then abandoned fetches, then entries.
+
+        Raises:
+            TierFull: the leased and pinned entries leave too little; no entry was evicted.
+        """
+        for corrupted in self._quarantine.iterdir():
             if needed_bytes > 0:
                 with suppress(FileNotFoundError):
-                    needed_bytes -= rotten.stat().st_size
-                    rotten.unlink()
+                    needed_bytes -= corrupted.stat().st_size
+                    corrupted.unlink()
         for orphan in self._incoming.iterdir():
             if needed_bytes > 0 and orphan.suffix != ".lock":
                 needed_bytes -= self._drop_orphan(orphan)
         if needed_bytes <= 0:
             return
         with suppress(OSError):
-            self._uses.shorten()
-        self._uses.follow()
+            self._access_log.shorten()
+        self._access_log.follow()
         entries, owned, now_s = self._entries(), Counter[str](), self._clock()
-        session_bytes = self._uses.ruler.session_bytes
+        session_bytes = self._access_log.ruler.session_bytes
         for entry in entries:
             if entry.tenant_id:
                 owned[entry.tenant_id] += entry.size_bytes
         pins = self._pins_within(entries)
-        loose = [entry for entry in entries if entry.key not in pins]
+        unpinned = [entry for entry in entries if entry.key not in pins]
         popular = [entry for entry in entries if pins.get(entry.key) == POPULAR]
         locked: dict[str, int] = {}
         leased: set[str] = set()
         freed_bytes = 0
         try:
-            for some in (loose, loose + popular):
-                sizes = {entry.key: entry.size_bytes for entry in some}
+            for candidates in (unpinned, unpinned + popular):
+                sizes = {entry.key: entry.size_bytes for entry in candidates}
                 while freed_bytes < needed_bytes:
-                    idle = [e for e in some if e.key not in locked and e.key not in leased]
+                    idle = [e for e in candidates if e.key not in locked and e.key not in leased]
                     missing = needed_bytes - freed_bytes
                     chosen = victims(
                         idle, missing, self.budget_bytes, self._share, owned, now_s, session_bytes
@@ -264,18 +271,18 @@ class FileTier:
                 os.close(lock)
 
     def _pins_within(self, entries: Sequence[TierEntry]) -> dict[str, str]:
-        """Half of the tier can be held for the operator; what is held beyond yields, too."""
-        pins, held_bytes = self.pins(), 0
+        """Return the pins by key; operator pins beyond half of the budget count as popular."""
+        pins, pinned_bytes = self.pins(), 0
         for entry in sorted(entries, key=lambda entry: entry.key):
             if pins.get(entry.key) == OPERATOR:
-                held_bytes += entry.size_bytes
-                if held_bytes > self.budget_bytes / 2:
+                pinned_bytes += entry.size_bytes
+                if pinned_bytes > self.budget_bytes / 2:
                     pins[entry.key] = POPULAR
         return pins
 
     def _entries(self) -> list[TierEntry]:
         return [
-            self._uses.entry(key, size_bytes, self._last_used_s(key))
+            self._access_log.entry(key, size_bytes, self._last_used_s(key))
             for key, size_bytes in self.resident().items()
         ]
 
@@ -299,7 +306,7 @@ class FileTier:
             return 0.0
 
     def evict(self, key: str) -> bool:
-        """Remove the entry unless somebody leases it; whether it is gone."""
+        """Remove the entry unless it is leased; return whether it was removed."""
         lock = acquire(self._locks / key, shared=False, wait=False)
         if lock is None:
             return False
@@ -308,59 +315,61 @@ class FileTier:
             (self._locks / key).unlink()
         finally:
             os.close(lock)
-        self._uses.forget(key)
+        self._access_log.forget(key)
         return True
 
     def quarantine(self, key: str) -> None:
-        """Its bytes are not what they were when they came: nobody gets them any more. Whoever
-        reads them now keeps reading."""
+        """Move a corrupted entry aside so that it cannot be leased; current readers keep their open
+        file."""
         with suppress(FileNotFoundError):
             os.rename(self._objects / key, self._quarantine / key)
-            log.warning("the %s tier's copy of %s had rotted", self.name, key)
+            log.warning("quarantined a corrupted copy of %s in the %s tier", key, self.name)
         kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_ctime)
-        for old in kept[:-_QUARANTINED]:
-            old.unlink(missing_ok=True)
+        for path in kept[:-_MAX_QUARANTINED]:
+            path.unlink(missing_ok=True)
 
     def pin(self, key: str, reason: str = OPERATOR) -> None:
-        """Hold the entry here, present or future, until it is unpinned."""
+        """Pin the entry, which need not be resident yet."""
         (self._pins / key).write_text(reason)
 
     def unpin(self, key: str) -> None:
         (self._pins / key).unlink(missing_ok=True)
 
     def pins(self) -> dict[str, str]:
-        """Why each key is held."""
-        found = {}
+        """Return the reason of each pin, by key."""
+        pins = {}
         for path in self._pins.iterdir():
             with suppress(FileNotFoundError):
-                found[path.name] = path.read_text() or OPERATOR
-        return found
+                pins[path.name] = path.read_text() or OPERATOR
+        return pins
 
     def pin_just(self, pins: Mapping[str, str]) -> None:
-        """Exactly these, each with its reason."""
-        held = self.pins()
+        """Pin exactly ``pins`` (key → reason) and unpin all others."""
+        current = self.pins()
         for key, reason in pins.items():
-            if held.get(key) != reason:
+            if current.get(key) != reason:
                 self.pin(key, reason)
-        for key in held.keys() - pins.keys():
+        for key in current.keys() - pins.keys():
             self.unpin(key)
 
     def resident(self) -> dict[str, int]:
-        """Bytes by key of what can be leased."""
+        """Return the size in bytes of each entry that can be leased, by key."""
         return _sizes(self._objects)
 
     def used_bytes(self) -> int:
-        """Everything that counts against the budget, bytes on their way included."""
+        """Return the bytes that count against the budget: entries, fetches in progress and
+        quarantined files."""
         folders = (self._objects, self._incoming, self._quarantine)
         return sum(sum(_sizes(folder).values()) for folder in folders)
 
     @property
     def law(self) -> Law:
-        """Which law of eviction rules, as far as this process has followed."""
-        return self._uses.ruler.law
+        """The current eviction policy, as of this process's last read of the access log."""
+        return self._access_log.ruler.law
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless the folder obeys its laws (call it when idle)."""
+        """Raise AssertionError if the folder exceeds its budget or holds abandoned fetches. Call it
+        only while no fetch is in progress."""
         assert self.used_bytes() <= self.budget_bytes, repr(self)
         parts = [p.name for p in self._incoming.iterdir() if p.suffix != ".lock"]
         assert not parts, f"left in incoming: {parts}"

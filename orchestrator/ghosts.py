@@ -1,12 +1,14 @@
-"""The choice between two eviction laws, by simulating both on the tier's own uses. Pure.
+"""The choice between two eviction policies (:class:`Law`), by simulating both on the tier's own
+uses. Pure.
 
-Neither law is better on every stream. The visits law keeps entries that users return to; the
-recency law (LRU) follows a changing popular set at once. A ghost simulates a tier under one law
-with keys and sizes only; the law whose ghost recently missed fewer bytes is applied (Subramanian,
-Smaragdakis and Loh, Adaptive caches, MICRO 2006). The difference is counted within bounds (as by
-Qureshi et al., Adaptive insertion policies, ISCA 2007), so old misses lose their effect.
+Neither policy is better on every stream. The visits policy keeps entries that users return to and
+drops one-time ones; the recency policy (LRU) follows a changing popular set at once. A ghost
+simulates a tier under one policy with keys and sizes only; the policy whose ghost has missed fewer
+bytes lately is used (Subramanian, Smaragdakis and Loh, Adaptive caches, MICRO 2006). A saturating
+counter holds the difference (as in Qureshi et al., Adaptive insertion policies, ISCA 2007), so old
+misses are forgotten without a half-life to tune.
 
-Time is counted in bytes used, so the speed of a stream does not matter.
+Time is measured in bytes used, so the result does not depend on the request rate.
 """
 
 from __future__ import annotations
@@ -19,114 +21,120 @@ from math import inf
 
 from orchestrator.eviction import AccessHistory, TierEntry
 
-#: How far ahead a law can be, in budgets; so much must be missed before an old lead is lost.
-_MOST_LEAD = 0.5
-#: How far behind the law that rules must fall before the other one rules: so many budgets, or
-#: this share of what was missed so far, whichever is less.
-_PATIENCE, _SHARE_OF_MISSED = 1 / 4, 0.01
-#: Uses of one entry are one visit while less than this, in budgets, has been used between.
+#: The bound of the difference in missed bytes, in budgets.
+_MAX_LEAD_BUDGETS = 0.5
+#: The policies switch when the current one falls behind by this many budgets, or by this share of
+#: all bytes missed so far, whichever is less.
+_SWITCH_BUDGETS, _SWITCH_SHARE_OF_MISSED = 1 / 4, 0.01
+#: The length of a session, in budgets of bytes used: uses of an entry closer together than this are
+#: one visit.
 SESSION = 0.75
 
 
 class Law(StrEnum):
+    """An eviction policy."""
+
     VISITS = "visits"
     RECENCY = "recency"
 
 
 class Ghost:
-    """The keys that a tier of one law would hold. Recency is visits with an endless session."""
+    """The keys that a tier under one policy would hold. The recency policy is the visits policy
+    with an infinite session."""
 
     def __init__(
         self, budget_bytes: int, session_bytes: float, worth: Callable[[str], float]
     ) -> None:
-        """``worth`` of a key does not fall until the key is used."""
+        """``worth(key)`` must not fall between two uses of the key."""
         self._budget_bytes = budget_bytes
         self._session_bytes = session_bytes
         self._worth = worth
         self._held_bytes = 0
-        #: When it was used and its size: in use lately, the oldest first; and at rest, the least
-        #: worth first in a heap in which those that were used since, or left, are passed over.
-        self._lately: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._resting: dict[str, tuple[int, int]] = {}
+        #: key → (last use, size), both in bytes. Entries within a session are ordered oldest first.
+        #: Entries outside a session are also in a heap by worth; stale heap items are skipped.
+        self._in_session: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._idle: dict[str, tuple[int, int]] = {}
         self._heap: list[tuple[float, int, str]] = []
 
     def __contains__(self, key: str) -> bool:
-        return key in self._lately or key in self._resting
+        return key in self._in_session or key in self._idle
 
     def used(self, key: str, size_bytes: int, at_bytes: int) -> bool:
-        """Whether it was missing."""
+        """Record a use and return whether it was a miss. ``at_bytes`` is the time of the use."""
         missing = key not in self
         self.forget(key)
         if size_bytes <= self._budget_bytes:
             while self._held_bytes + size_bytes > self._budget_bytes:
                 self.forget(self._victim(at_bytes - size_bytes))
-            self._lately[key] = at_bytes, size_bytes
+            self._in_session[key] = at_bytes, size_bytes
             self._held_bytes += size_bytes
         return missing
 
     def forget(self, key: str) -> None:
-        found = self._lately.pop(key, None) or self._resting.pop(key, None)
-        self._held_bytes -= found[1] if found else 0
+        removed = self._in_session.pop(key, None) or self._idle.pop(key, None)
+        self._held_bytes -= removed[1] if removed else 0
 
     def _victim(self, now_bytes: int) -> str:
-        while self._lately:
-            key, (at_bytes, _) = next(iter(self._lately.items()))
+        while self._in_session:
+            key, (at_bytes, _) = next(iter(self._in_session.items()))
             if now_bytes - at_bytes <= self._session_bytes:
                 break
-            self._resting[key] = self._lately.pop(key)
+            self._idle[key] = self._in_session.pop(key)
             heappush(self._heap, (self._worth(key), at_bytes, key))
-        if len(self._heap) > 2 * len(self._resting) + 64:
-            self._heap = [(self._worth(key), at, key) for key, (at, _) in self._resting.items()]
+        if len(self._heap) > 2 * len(self._idle) + 64:
+            self._heap = [(self._worth(key), at, key) for key, (at, _) in self._idle.items()]
             heapify(self._heap)
         while self._heap:
             worth, at_bytes, key = heappop(self._heap)
-            if key in self._resting and self._resting[key][0] == at_bytes:
+            if key in self._idle and self._idle[key][0] == at_bytes:
                 if self._worth(key) <= worth:
                     return key
                 heappush(self._heap, (self._worth(key), at_bytes, key))
-        return next(iter(self._lately))
+        return next(iter(self._in_session))
 
 
 class Ruler:
-    """What a tier's uses say about its entries, and which law should rule it. Mutable."""
+    """A tier's access history and its current eviction policy. Mutable."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.law = Law.VISITS
-        #: How often that changed; how many uses each law ruled.
+        #: The number of policy changes, and of uses under each policy.
         self.changes = 0
         self.ruled = dict.fromkeys(Law, 0)
         self._budget_bytes = budget_bytes
         session_bytes = SESSION * budget_bytes
-        self._visits = AccessHistory(session_bytes)
+        self._history = AccessHistory(session_bytes)
         self._sessions_bytes = {Law.VISITS: session_bytes, Law.RECENCY: inf}
-        self._by_visits = Ghost(budget_bytes, session_bytes, self._visits.worth)
-        self._by_recency = Ghost(budget_bytes, inf, self._visits.worth)
-        #: How many more bytes the ghost by visits has missed, within bounds.
+        self._by_visits = Ghost(budget_bytes, session_bytes, self._history.worth)
+        self._by_recency = Ghost(budget_bytes, inf, self._history.worth)
+        #: Bytes missed by the visits ghost minus those by the recency ghost, within bounds.
         self._behind_bytes = 0.0
         self._missed_bytes = 0
 
     @property
     def session_bytes(self) -> float:
-        """The session length of the law in force, for ``victims``."""
+        """The ``session_bytes`` of the current policy, for ``victims``."""
         return self._sessions_bytes[self.law]
 
     def used(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> None:
-        """``tenant_id`` is the tenant that uses it; empty for the platform itself."""
-        at_bytes = self._visits.used(key, size_bytes, tenant_id, now_s)
-        by_visits = self._by_visits.used(key, size_bytes, at_bytes)
-        by_recency = self._by_recency.used(key, size_bytes, at_bytes)
-        if by_visits if self.law is Law.VISITS else by_recency:
+        """Record a use; ``tenant_id`` is empty for the platform itself."""
+        at_bytes = self._history.used(key, size_bytes, tenant_id, now_s)
+        visits_missed = self._by_visits.used(key, size_bytes, at_bytes)
+        recency_missed = self._by_recency.used(key, size_bytes, at_bytes)
+        if visits_missed if self.law is Law.VISITS else recency_missed:
             self._missed_bytes += size_bytes
-        if by_visits != by_recency:
-            self._judge(size_bytes if by_visits else -size_bytes)
+        if visits_missed != recency_missed:
+            self._update_law(size_bytes if visits_missed else -size_bytes)
         self.ruled[self.law] += 1
 
-    def _judge(self, bytes_more: int) -> None:
-        most = _MOST_LEAD * self._budget_bytes
-        self._behind_bytes = max(-most, min(most, self._behind_bytes + bytes_more))
+    def _update_law(self, difference_bytes: int) -> None:
+        bound = _MAX_LEAD_BUDGETS * self._budget_bytes
+        self._behind_bytes = max(-bound, min(bound, self._behind_bytes + difference_bytes))
         behind = self._behind_bytes if self.law is Law.VISITS else -self._behind_bytes
-        patience = min(_PATIENCE * self._budget_bytes, _SHARE_OF_MISSED * self._missed_bytes)
-        if behind > patience:
+        margin = min(
+            _SWITCH_BUDGETS * self._budget_bytes, _SWITCH_SHARE_OF_MISSED * self._missed_bytes
+        )
+        if behind > margin:
             self.law = Law.RECENCY if self.law is Law.VISITS else Law.VISITS
             self.changes += 1
 
@@ -136,5 +144,5 @@ class Ruler:
         self._by_recency.forget(key)
 
     def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> TierEntry:
-        """``last_used_s`` stands in where no use of the key is remembered."""
-        return self._visits.entry(key, size_bytes, last_used_s)
+        """Return the eviction data of a key; ``last_used_s`` is the fallback for an unknown key."""
+        return self._history.entry(key, size_bytes, last_used_s)

@@ -1,4 +1,4 @@
-"""File locks that survive nobody: the kernel releases them when their holder dies."""
+"""File locks (flock) that the kernel releases when their holder dies."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 def acquire(path: Path, *, shared: bool, wait: bool = True) -> int | None:
-    """Lock ``path`` (made when absent); the descriptor, or None when ``wait`` is False
-    and another holds it. Closing the descriptor releases the lock.
+    """Lock ``path``, creating it if absent. Return the descriptor, or None when ``wait`` is False
+    and another process holds the lock. Closing the descriptor releases the lock.
 
-    A lock file may be unlinked by its exclusive holder; whoever then locks the old
-    file holds nothing, so the inode is compared after the lock is won.
+    The exclusive holder may unlink the lock file. A lock on an unlinked file is void, so the inode
+    is compared after locking.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -37,6 +37,7 @@ def acquire(path: Path, *, shared: bool, wait: bool = True) -> int | None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on ``path``, waiting for it."""
     descriptor = acquire(path, shared=False)
     assert descriptor is not None
     try:

@@ -1,9 +1,9 @@
-"""Blobs from another node of the cluster, before the object store is asked.
+"""Blob transfer between the nodes of a cluster, tried before the object store.
 
-Every blob has an owner among the nodes, the same for all of them (rendezvous hashing). A node
-that lacks a blob asks its owner; the owner, if it lacks it too, fetches it once for everybody.
-So a popular asset leaves the store once, however many nodes want it. An owner that is gone is no
-harm: the next in line is asked, at last the store. After groupcache.
+Rendezvous hashing gives every blob an owner node. A node that lacks a blob requests it from the
+owner, which fetches it from the store if necessary. So the store serves a popular asset once,
+however many nodes need it. If the owner is down, the next node in order is tried, and finally the
+store. The design follows groupcache.
 """
 
 from __future__ import annotations
@@ -33,28 +33,27 @@ log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 _CONNECT_S = 2.0
-#: The owner may have to fetch it first; for so long it says nothing.
-_SILENCE_S = 30.0
-_LEAST_BYTES_S = 1 << 20
+#: The wait for the response's head: the owner may have to fetch the blob first.
+_FIRST_BYTE_S = 30.0
+_MIN_BYTES_S = 1 << 20
 _GRACE_S = 10.0
 _TOKEN_S = 60
-#: Of a request, from its connection to its last header; connections that have sent none by
-#: then, or are more than so many, are closed.
-_HEAD_S, _MAX_HEAD_BYTES, _MOST_STRANGERS = 5.0, 8 << 10, 64
-#: Blobs that are brought for peers at a time.
-_MOST_FETCHES = 16
+#: Limits of unauthenticated connections: the time and size of the request head, and their number.
+_HEAD_S, _MAX_HEAD_BYTES, _MAX_UNAUTHENTICATED = 5.0, 8 << 10, 64
+#: The most blobs that are acquired for peers at a time.
+_MAX_FETCHES = 16
 
 
 def owners(key: str, nodes: Mapping[str, str]) -> list[str]:
-    """All nodes, the one that owns the key first: the same order wherever it is asked."""
+    """Return all nodes in order of preference, the key's owner first; the same on every node."""
     return sorted(nodes, key=lambda n: blake2b(f"{key}/{n}".encode(), digest_size=8).digest())
 
 
 class PeerSource:
-    """Another node if one owns the blob, else ``store``.
+    """Fetches a blob from the peers that precede this node in its order, else from ``store``.
 
-    ``nodes`` maps every node that can be asked, this one included, to its endpoint; whoever
-    knows the cluster keeps it up to date.
+    ``nodes`` maps every reachable node, this one included, to its endpoint URL. The caller keeps it
+    up to date.
     """
 
     def __init__(self, node: str, store: BlobSource, signer: Signer) -> None:
@@ -64,24 +63,28 @@ class PeerSource:
         self.nodes: Mapping[str, str] = {}
 
     def fetch(self, blob: Blob, file: BinaryIO) -> Literal["peer", "store"]:
-        """As :meth:`BlobSource.fetch`; and who gave it."""
+        """As :meth:`BlobSource.fetch`; return where the blob came from."""
         for node in owners(blob.key, self.nodes):
             if node == self.node:
-                break  # this one is to fetch it for the others
+                break  # this node owns the blob
             try:
-                self._ask(self.nodes[node], blob, file)
-            except _NothingYet as error:
+                self._fetch_from(self.nodes[node], blob, file)
+            except _PeerUnavailable as error:
                 log.warning("node %s did not send %s: %s", node, blob.key, error)
                 continue
             return "peer"
         self._store.fetch(blob, file)
         return "store"
 
-    def _ask(self, url: str, blob: Blob, file: BinaryIO) -> None:
-        """Raises _NothingYet as long as another source may be tried, SourceDown once bytes were
-        written that cannot be taken back."""
-        deadline_s = time.monotonic() + _GRACE_S + blob.size_bytes / _LEAST_BYTES_S
-        token = self._signer.sign("PEER", _signed(blob), int(time.time()) + _TOKEN_S)
+    def _fetch_from(self, url: str, blob: Blob, file: BinaryIO) -> None:
+        """Fetch the blob from one peer.
+
+        Raises:
+            _PeerUnavailable: nothing was written yet, so another source may be tried.
+            SourceDown: the transfer failed after bytes were written.
+        """
+        deadline_s = time.monotonic() + _GRACE_S + blob.size_bytes / _MIN_BYTES_S
+        token = self._signer.sign("PEER", _token_scope(blob), int(time.time()) + _TOKEN_S)
         parts = urlsplit(url)
         connection = http.client.HTTPConnection(
             parts.hostname or "", parts.port, timeout=_CONNECT_S
@@ -89,138 +92,150 @@ class PeerSource:
         try:
             try:
                 connection.connect()
-                connection.sock.settimeout(_SILENCE_S)
+                connection.sock.settimeout(_FIRST_BYTE_S)
                 path = f"/blobs/{blob.key}?size={blob.size_bytes}&sha256={blob.sha256}"
                 connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
                 response = connection.getresponse()
                 if response.status != 200 or response.length != blob.size_bytes:
-                    raise _NothingYet(f"status {response.status}, {response.length} bytes")
+                    raise _PeerUnavailable(f"status {response.status}, {response.length} bytes")
             except (OSError, http.client.HTTPException) as error:
-                raise _NothingYet(f"{type(error).__name__}: {error}") from None
+                raise _PeerUnavailable(f"{type(error).__name__}: {error}") from None
             connection.sock.settimeout(_GRACE_S)
-            left = blob.size_bytes
-            while left:
+            left_bytes = blob.size_bytes
+            while left_bytes:
                 try:
-                    data = response.read(min(left, _CHUNK_BYTES))
+                    data = response.read(min(left_bytes, _CHUNK_BYTES))
                 except (OSError, http.client.HTTPException) as error:
-                    raise SourceDown(f"{url} broke off: {error}") from None
+                    raise SourceDown(f"the transfer from {url} failed: {error}") from None
                 if not data or time.monotonic() > deadline_s:
-                    raise SourceDown(f"{url} broke off {left} bytes before the end of {blob.key}")
+                    raise SourceDown(
+                        f"the transfer of {blob.key} from {url} ended or timed out with "
+                        f"{left_bytes} bytes missing"
+                    )
                 file.write(data)
-                left -= len(data)
+                left_bytes -= len(data)
         finally:
             connection.close()
 
 
-class _NothingYet(Exception):
-    """It cannot be had there; not a byte of it came."""
+class _PeerUnavailable(Exception):
+    """The peer sent no byte of the blob."""
 
 
-#: Leases the blob on this node, fetching it from the store if need be; from no peer, or two
-#: nodes that do not know of each other's neighbours could wait for each other.
+#: Leases the blob on this node, fetching it from the store if necessary. It must not ask a peer:
+#: two nodes with different views of the cluster could wait for each other.
 Bring = Callable[[Blob], FileLease]
 
 
 class PeerServer:
-    """The node's small endpoint: ``GET /blobs/KEY`` for the other nodes, and for nobody else.
+    """The node's HTTP endpoint for its peers: ``GET /blobs/KEY``, authenticated by a signed token.
 
-    An event loop in a thread of its own: a connection takes a thread of the pool only once it
-    has shown a token, and a file goes from the tier to the socket within the kernel.
+    It runs an event loop in its own thread. A connection takes a pool thread only after its token
+    is verified, and ``sendfile`` copies the file to the socket within the kernel.
     """
 
     def __init__(self, bring: Bring, signer: Signer, host: str = "127.0.0.1") -> None:
         self._bring = bring
         self._signer = signer
-        self._strangers = 0
-        self._threads = ThreadPoolExecutor(_MOST_FETCHES, "peer")
-        # Not the process's own kind: Ray Serve's is uvloop, which has no sendfile.
+        self._unauthenticated = 0
+        self._threads = ThreadPoolExecutor(_MAX_FETCHES, "peer")
+        # Explicit, because Ray Serve's default loop is uvloop, which has no sendfile.
         self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="peers", daemon=True)
         self._thread.start()
-        starting = asyncio.start_server(self._serve, host, 0, limit=_MAX_HEAD_BYTES, backlog=64)
+        starting = asyncio.start_server(
+            self._handle_connection, host, 0, limit=_MAX_HEAD_BYTES, backlog=64
+        )
         self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
         self.url = f"http://{host}:{self._server.sockets[0].getsockname()[1]}"
 
     def close(self) -> None:
         if self._loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _end(self) -> None:
+    async def _shut_down(self) -> None:
         self._server.close()
-        ending = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in ending:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
+    async def _handle_connection(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:
             while True:
-                await self._answer(reader, writer)
+                await self._handle_request(reader, writer)
         except (OSError, EOFError, asyncio.LimitOverrunError):  # a TimeoutError is an OSError
-            log.debug("a peer went away", exc_info=True)
+            log.debug("a peer's connection ended", exc_info=True)
         finally:
             writer.close()
 
-    async def _answer(self, reader: StreamReader, writer: StreamWriter) -> None:
-        """One request."""
+    async def _handle_request(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:
-            blob = await self._asked(reader)
+            blob = await self._read_request(reader)
         except BadSignature:
-            return await _refuse(writer, 403)
+            return await _send_error(writer, 403)
         except (ValueError, KeyError):
-            return await _refuse(writer, 400)
+            return await _send_error(writer, 400)
         try:
             lease = await self._loop.run_in_executor(self._threads, self._bring, blob)
         except (TierError, AssetError) as error:
-            log.info("cannot give %s to a peer: %s", blob.key, error)
-            return await _refuse(writer, 503)
+            log.info("cannot send %s to a peer: %s", blob.key, error)
+            return await _send_error(writer, 503)
         with lease, open(lease.path, "rb") as file:
-            async with asyncio.timeout(_GRACE_S + blob.size_bytes / _LEAST_BYTES_S):
-                writer.write(_head(200, blob.size_bytes))
+            async with asyncio.timeout(_GRACE_S + blob.size_bytes / _MIN_BYTES_S):
+                writer.write(_response_head(200, blob.size_bytes))
                 await self._loop.sendfile(writer.transport, file)
         return None
 
-    async def _asked(self, reader: StreamReader) -> Blob:
-        """Raises BadSignature, ValueError, KeyError; OSError or EOFError of the connection."""
-        if self._strangers >= _MOST_STRANGERS:
-            raise ConnectionRefusedError("too many callers that have shown nothing")
-        self._strangers += 1
+    async def _read_request(self, reader: StreamReader) -> Blob:
+        """Read one request and return the blob that it names.
+
+        Raises:
+            BadSignature: the token is invalid.
+            ValueError, KeyError: the request is malformed.
+            OSError, EOFError: the connection failed, or there are too many unauthenticated ones.
+        """
+        if self._unauthenticated >= _MAX_UNAUTHENTICATED:
+            raise ConnectionRefusedError(
+                f"more than {_MAX_UNAUTHENTICATED} connections without a request"
+            )
+        self._unauthenticated += 1
         try:
             async with asyncio.timeout(_HEAD_S):
                 head = await reader.readuntil(b"\r\n\r\n")
         finally:
-            self._strangers -= 1
+            self._unauthenticated -= 1
         request, *lines = head.decode("latin-1").rstrip().split("\r\n")
         verb, target, _ = request.split(" ")
         fields = (line.partition(":") for line in lines)
         headers = {name.lower(): value.strip() for name, _, value in fields}
         split = urlsplit(target)
-        given = parse_qs(split.query)
+        query = parse_qs(split.query)
         key = PurePosixPath(split.path).name
         if verb != "GET" or split.path != f"/blobs/{key}":
-            raise ValueError("not a blob")
-        blob = Blob(key, given["sha256"][0], int(given["size"][0]))
+            raise ValueError(f"{verb} {split.path} is not GET /blobs/KEY")
+        blob = Blob(key, query["sha256"][0], int(query["size"][0]))
         token = headers["authorization"].removeprefix("Bearer ")
-        self._signer.verify("PEER", _signed(blob), token, time.time())
+        self._signer.verify("PEER", _token_scope(blob), token, time.time())
         return blob
 
 
-def _signed(blob: Blob) -> str:
-    """What a token is for: all that a node is told to fetch, and under which name to keep it."""
+def _token_scope(blob: Blob) -> str:
+    """Return the signed text of a token: the blob's key, size and digest."""
     return f"{blob.key}/{blob.size_bytes}/{blob.sha256}"
 
 
-async def _refuse(writer: StreamWriter, status: int) -> None:
-    writer.write(_head(status, 0))
+async def _send_error(writer: StreamWriter, status: int) -> None:
+    writer.write(_response_head(status, 0))
     await writer.drain()
 
 
-def _head(status: int, size_bytes: int) -> bytes:
+def _response_head(status: int, size_bytes: int) -> bytes:
     return (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {size_bytes}\r\n\r\n"
     ).encode("ascii")

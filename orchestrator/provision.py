@@ -1,4 +1,4 @@
-"""Bringing a blob up: peer or object store → disk → host, once per node, with a receipt."""
+"""Fetch a blob into the file tiers, once per node: peer or object store → disk → host RAM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class AssetFetch:
-    """A receipt's line: where a blob was when it was wanted, and what that cost."""
+    """A receipt line: the tier a blob was found on, and the bytes and seconds to acquire it."""
 
     key: str
     tier: TierName
@@ -31,7 +31,7 @@ class AssetFetch:
 
 
 class Provisioner:
-    """Leases a blob on the highest file tier that takes it."""
+    """Leases blobs on the highest file tier that has room."""
 
     def __init__(
         self,
@@ -51,26 +51,26 @@ class Provisioner:
     def tiers(self) -> Sequence[FileTier]:
         return (self._host, self._disk)
 
-    # Neighbours
+    # Peers
 
     def join(self, node: str, host: str, signer: Signer) -> str:
-        """Serve this node's blobs to its neighbours at an address of ``host``, and ask them
-        before the store; the endpoint's URL."""
+        """Serve this node's blobs to its peers on ``host``, and try peers before the store. Return
+        the endpoint's URL."""
         self._peers = PeerSource(node, self._source, signer)
-        self._server = PeerServer(self._for_a_peer, signer, host)
+        self._server = PeerServer(self._acquire_for_peer, signer, host)
         return self._server.url
 
     def set_peers(self, nodes: Mapping[str, str]) -> None:
-        """Every node there is, with its endpoint."""
+        """Set the reachable nodes and their endpoint URLs; no effect before ``join``."""
         if self._peers is not None and self._server is not None:
-            # This one is always among them: else two nodes might each wait for the other.
+            # Always include this node: otherwise two nodes could wait for each other.
             self._peers.nodes = {**nodes, self._peers.node: self._server.url}
 
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
 
-    def _for_a_peer(self, blob: Blob) -> FileLease:
+    def _acquire_for_peer(self, blob: Blob) -> FileLease:
         lease = self._host.lease(blob)
         if lease is None:
             lease, _ = self._disk.admit(blob, lambda file: self._source.fetch(blob, file))
@@ -79,67 +79,68 @@ class Provisioner:
     # Blobs
 
     def acquire(self, blob: Blob, tenant_id: str = "") -> tuple[FileLease, AssetFetch]:
-        """A lease on the blob's file, in host RAM if it fits there, else on disk. ``tenant_id`` is
-        the tenant that wants it.
+        """Lease the blob's file, in host RAM if there is room, else on disk, on behalf of
+        ``tenant_id``. A corrupted copy on disk is quarantined and fetched again.
 
         Raises:
-            TierError: neither tier has room, or the bytes cannot be had. A rotten copy on disk
-            is put aside and fetched anew. StoreError: there is no such blob.
+            TierError: neither tier has room, or the blob cannot be fetched now.
+            StoreError: the blob does not exist.
         """
         started = self._clock()
         lease = self._host.lease(blob, tenant_id)
         if lease is not None:
             return lease, AssetFetch(blob.key, "host", 0, self._clock() - started)
         try:
-            lease, tier, moved = self._climb(blob, tenant_id)
-        except _Rotten:
+            lease, tier, moved = self._copy_to_host(blob, tenant_id)
+        except _DiskCopyCorrupt:
             self._disk.quarantine(blob.key)
-            lease, tier, moved = self._climb(blob, tenant_id)
+            lease, tier, moved = self._copy_to_host(blob, tenant_id)
         return lease, AssetFetch(blob.key, tier, moved, self._clock() - started)
 
-    def _climb(self, blob: Blob, tenant_id: str) -> tuple[FileLease, TierName, int]:
-        on_disk, tier = self._on_disk(blob, tenant_id)
+    def _copy_to_host(self, blob: Blob, tenant_id: str) -> tuple[FileLease, TierName, int]:
+        """Return a lease in host RAM or on disk, where the blob was found, and the bytes moved."""
+        disk_lease, tier = self._acquire_on_disk(blob, tenant_id)
         moved = 0 if tier == "disk" else blob.size_bytes
         try:
-            lease, copied = self._host.admit(blob, lambda file: _copy(on_disk, file), tenant_id)
+            lease, copied = self._host.admit(blob, lambda file: _copy(disk_lease, file), tenant_id)
         except Corrupt as error:
-            on_disk.release()
-            raise _Rotten(str(error)) from None
-        except TierError:  # no room in memory: the file on disk serves as well, only slower
-            return on_disk, tier, moved
+            disk_lease.release()
+            raise _DiskCopyCorrupt(str(error)) from None
+        except TierError:  # no room in host RAM: serve the file from disk, which is slower
+            return disk_lease, tier, moved
         except BaseException:
-            on_disk.release()
+            disk_lease.release()
             raise
-        on_disk.release()
+        disk_lease.release()
         return lease, tier, moved + (blob.size_bytes if copied else 0)
 
-    def _on_disk(self, blob: Blob, tenant_id: str) -> tuple[FileLease, TierName]:
-        """A lease on the disk tier, and where the bytes came from."""
+    def _acquire_on_disk(self, blob: Blob, tenant_id: str) -> tuple[FileLease, TierName]:
+        """Return a lease on the disk tier, and where the bytes came from."""
         peers = self._peers
         if peers is not None and peers.nodes:
-            came_from: list[TierName] = ["disk"]
+            sources: list[TierName] = ["disk"]
             try:
                 lease, _ = self._disk.admit(
-                    blob, lambda file: came_from.append(peers.fetch(blob, file)), tenant_id
+                    blob, lambda file: sources.append(peers.fetch(blob, file)), tenant_id
                 )
             except (SourceDown, Corrupt):
-                pass  # half of it came, or something else: the store has the last word
+                pass  # a peer sent a partial or wrong blob: fall back to the store
             else:
-                return lease, came_from[-1]
+                return lease, sources[-1]
         lease, fetched = self._disk.admit(blob, lambda f: self._source.fetch(blob, f), tenant_id)
         return lease, "store" if fetched else "disk"
 
     def forget(self, key: str) -> bool:
-        """Remove a blob that nobody may ask for any more; whether it is gone from both tiers."""
-        gone = True
+        """Unpin and remove a deleted blob; return whether no tier holds it any longer."""
+        is_removed = True
         for tier in self.tiers:
             tier.unpin(key)
-            gone &= key not in tier.resident() or tier.evict(key)
-        return gone
+            is_removed &= key not in tier.resident() or tier.evict(key)
+        return is_removed
 
 
-class _Rotten(Corrupt):
-    """The copy on disk is not what it was when it came."""
+class _DiskCopyCorrupt(Corrupt):
+    """The copy on disk no longer matches the blob's digest."""
 
 
 def _copy(lease: FileLease, target: BinaryIO) -> None:

@@ -1,1 +1,1 @@
-"""Which request next, and on which replica. Pure decisions over values; no I/O, no clock."""
+"""Scheduling: which request to run next, and on which replica. Pure; no I/O, no clock."""

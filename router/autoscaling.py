@@ -1,9 +1,8 @@
-"""How many GPUs a pool has, and which of them may go: a pure decision.
+"""The autoscaling decision: how many replicas to start and which to stop. Pure.
 
-What operators of serverless GPUs know: one more starts when more requests wait than the queue
-size, up to the maximum; then they wait in order. One that has had nothing to do for longer than
-its idle time goes, down to the minimum, zero included. A pool that sleeps is woken by the
-first request.
+The rules are those of serverless GPU services. A replica is started when more requests are queued
+than the queue size, up to the maximum. A replica that has been idle for its idle time is stopped,
+down to the minimum, which may be zero. The first request starts a replica of an empty pool.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """GPUs of one kind. ``gpu`` names it ("a10g"); without one, any machine will do."""
+    """A pool of replicas on one type of GPU. ``gpu`` is the type ("a10g"); empty means any
+    machine."""
 
     name: str
     gpu: str = ""
@@ -26,10 +26,10 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class ScalingCandidate:
-    """A replica of the pool. One that is not up is starting, or comes back after it died.
+    """A replica of the pool. If it is not up, it is starting or restarting after a crash.
 
-    ``running`` counts what it draws and what it has been given to draw next; ``value_s`` is how
-    many seconds it would take to bring back what goes with it and is wanted.
+    ``running`` counts the requests sent to it: the one it generates and those prepared behind it.
+    ``value_s`` is the expected seconds of reloading if the replica is stopped.
     """
 
     id: str
@@ -41,44 +41,45 @@ class ScalingCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How many to start, and which to stop."""
+    """The number of replicas to start, and the IDs of those to stop."""
 
     start: int = 0
     stop: tuple[str, ...] = ()
 
 
 def queued(waiting: int, members: Sequence[ScalingCandidate]) -> int:
-    """Requests that nobody draws yet: those in the waiting room, and those behind a drawing."""
+    """Return the number of requests that no replica generates yet: ``waiting`` in the queue, plus
+    those sent to a busy replica."""
     return waiting + sum(max(0, member.running - 1) for member in members)
 
 
 def scale(
     pool: Pool, waiting: int, members: Sequence[ScalingCandidate], now_s: float, leaving: int = 0
 ) -> Scaling:
-    """What should change now, for ``waiting`` requests in the waiting room that could be drawn
-    now. ``leaving`` more have their GPUs yet, and get nothing new."""
-    behind = queued(waiting, members)
-    # Each of these takes one as soon as it can; only who is left over waits for more GPUs.
-    takers = sum(1 for member in members if not member.is_up or not member.running)
+    """Return what to start and stop now. ``waiting`` counts the queued requests that may run now;
+    ``leaving`` counts draining replicas, which still hold a GPU but take no new requests."""
+    backlog = queued(waiting, members)
+    # Idle and starting replicas take one request each, which needs no further replica.
+    available = sum(1 for member in members if not member.is_up or not member.running)
     start = max(0, pool.min - len(members))
-    if behind and not members:
+    if backlog and not members:
         start = max(start, 1)
-    while len(members) + start < pool.max and behind - takers - start > pool.queue_size:
+    while len(members) + start < pool.max and backlog - available - start > pool.queue_size:
         start += 1
     room = max(0, pool.max - len(members) - leaving)
-    return Scaling(min(start, room), _idle(pool, behind, members, now_s))
+    return Scaling(min(start, room), _to_stop(pool, backlog, members, now_s))
 
 
-def _idle(
-    pool: Pool, behind: int, members: Sequence[ScalingCandidate], now_s: float
+def _to_stop(
+    pool: Pool, backlog: int, members: Sequence[ScalingCandidate], now_s: float
 ) -> tuple[str, ...]:
-    """Of those that do nothing, the ones with the least to lose; never one that draws."""
-    if behind:
+    """Return the idle replicas to stop, the least valuable first; never a busy one."""
+    if backlog:
         return ()
     idle = [member for member in members if member.is_up and not member.running]
-    over = len(members) - pool.max
+    excess = len(members) - pool.max
     due = [member for member in idle if now_s - member.idle_since_s >= pool.idle_s]
-    count = min(len(members) - pool.min, max(len(due), min(over, len(idle))))
+    count = min(len(members) - pool.min, max(len(due), min(excess, len(idle))))
     candidates = due if count <= len(due) else idle
     by_value = sorted(candidates, key=lambda m: (m.value_s, m.idle_since_s, m.id))
     return tuple(member.id for member in by_value[: max(0, count)])

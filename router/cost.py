@@ -1,4 +1,4 @@
-"""What a request costs on a replica, in seconds."""
+"""The cost of running a request on a replica, in seconds."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from router.request import QueuedRequest
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """``bytes_per_s[tier]``: how fast a blob climbs to the GPU from where it lies.
-    ``work_per_s``: steps × pixels × images a second. ``swap_s``: becoming a recipe."""
+    """The speeds of a pool. ``bytes_per_s[tier]``: loading from that tier to the GPU.
+    ``work_per_s``: steps × pixels × images per second. ``swap_s``: seconds to switch recipes."""
 
     bytes_per_s: Mapping[str, float] = field(
         default_factory=lambda: {"host": 10e9, "disk": 2e9, "store": 0.2e9}
     )
     work_per_s: float = 10e6
     swap_s: float = 0.02
-    #: Whether ``work_per_s`` is more than a guess.
+    #: Whether ``work_per_s`` is measured; otherwise it is an assumption.
     is_measured: bool = False
 
     def fetch_s(self, blobs: tuple[Blob, ...], replica: Replica) -> float:
-        """Seconds to bring up what the replica lacks of these."""
+        """Return the seconds to load those of ``blobs`` that the replica lacks on its GPU."""
         total = 0.0
         for blob in blobs:
             if blob.key not in replica.gpu:
@@ -32,15 +32,15 @@ class Speeds:
         return total
 
     def at_most_s(self, blobs: tuple[Blob, ...]) -> float:
-        """Seconds to bring them up where nothing of them is near."""
+        """Return the seconds to load all ``blobs`` from the object store."""
         return sum(blob.size_bytes for blob in blobs) / self.bytes_per_s["store"]
 
 
 def cost_s(request: QueuedRequest, replica: Replica, speeds: Speeds, now_s: float) -> float:
-    """Seconds from now until the picture would be done there.
+    """Return the seconds from now until the replica would finish the request.
 
-    What comes on top of a checkpoint is brought up while the replica still draws; so is
-    another checkpoint, if there is room for two.
+    LoRAs and inversions load while the replica generates; so does another checkpoint, if the
+    replica has room for two.
     """
     extras_s = speeds.fetch_s(request.extras, replica)
     model_s = speeds.fetch_s(request.model, replica)

@@ -1,7 +1,6 @@
-"""The replicas, indexed: where a request costs least, found without looking at all of them.
+"""An index of the replicas that finds the cheapest one for a request without scanning them all.
 
-Exact: what :meth:`Fleet.cheapest` answers is the minimum over every replica, as a test
-compares with a scan. Mutable; whoever holds it says what has changed. No clock.
+The result is exact: a test compares :meth:`Fleet.cheapest` with a scan. No clock.
 """
 
 from __future__ import annotations
@@ -19,26 +18,30 @@ from router.cost import Speeds, cost_s
 from router.replica import Node, Replica
 from router.request import QueuedRequest
 
-#: A key that no more replicas hold than this is looked up by its holders.
-_FEW = 24
-#: More than any wait: where a request has failed it goes only if nothing else is left.
+#: The replicas of a key with at most this many holders are evaluated one by one.
+_MAX_RARE_HOLDERS = 24
+#: The penalty for a replica on which the request has failed; exceeds any wait.
 _AVOIDED_S = 1e9
-_NOBODY: dict[str, None] = {}
+_EMPTY: dict[str, None] = {}
 
 
 class DisplacementCost(Protocol):
-    """What it costs others that a replica gives up a checkpoint, in seconds."""
+    """The cost to other requests, in seconds, when a replica evicts a checkpoint."""
 
     def __call__(self, replica: Replica, now_s: float) -> float: ...
 
 
 @dataclass(slots=True)
-class _Alike:
-    """Replicas that hold the same checkpoints: for most requests one is as good as another."""
+class _Bucket:
+    """The replicas that hold the same checkpoints, which cost the same for most requests.
+
+    ``idle`` is ordered longest idle first. ``busy`` (with a free slot) and ``full`` hold
+    (``free_at_s``, replica ID) in order.
+    """
 
     models: tuple[str, ...]
-    idle: dict[str, None] = field(default_factory=dict)  # the longest idle first
-    busy: list[tuple[float, str]] = field(default_factory=list)  # with a slot; by when free
+    idle: dict[str, None] = field(default_factory=dict)
+    busy: list[tuple[float, str]] = field(default_factory=list)
     full: list[tuple[float, str]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -46,20 +49,22 @@ class _Alike:
 
 
 class Fleet:
+    """The replicas and nodes of a pool, with indexes. Mutable; the caller reports every change."""
+
     def __init__(self) -> None:
         self.replicas: dict[str, Replica] = {}
         self.nodes: dict[str, Node] = {}
-        #: How many have a free slot.
+        #: The number of replicas with a free slot.
         self.open_count = 0
-        #: Every change of a replica that may make it the better choice: its id, in order.
+        #: The IDs of changed replicas, in order; the scheduler clears the list.
         self.changed: list[str] = []
-        self._alike: dict[tuple[str, ...], _Alike] = {}
-        self._with: dict[str, dict[tuple[str, ...], _Alike]] = {}  # by each checkpoint they hold
+        self._buckets: dict[tuple[str, ...], _Bucket] = {}
+        self._buckets_of: dict[str, dict[tuple[str, ...], _Bucket]] = {}  # by checkpoint
         self._holders: dict[str, dict[str, None]] = {}
-        self._of_node: dict[str, dict[str, None]] = {}
-        self._near: dict[str, dict[str, None]] = {}  # key → nodes that hold it in a file tier
-        self._home_replicas: LRUCache[str, str] = LRUCache(10_000)  # by rendezvous
-        self._busy_until_s = 0.0  # the sum over all that draw
+        self._replicas_of_node: dict[str, dict[str, None]] = {}
+        self._nodes_with: dict[str, dict[str, None]] = {}  # key → nodes with it in a file tier
+        self._home_replicas: LRUCache[str, str] = LRUCache(10_000)  # by rendezvous hashing
+        self._busy_until_s = 0.0  # the sum of ``free_at_s`` of all busy replicas
 
     def __len__(self) -> int:
         return len(self.replicas)
@@ -70,34 +75,34 @@ class Fleet:
     def __contains__(self, replica_id: str) -> bool:
         return replica_id in self.replicas
 
-    # What is there
+    # Changes
 
     def add(
         self, replica_id: str, node_id: str, *, checkpoint_capacity: int, max_in_flight: int
     ) -> Replica:
-        """A replica that draws nothing and holds nothing yet."""
+        """Add a replica that is idle and holds no assets."""
         node = self.nodes.setdefault(node_id, Node(node_id))
         replica = Replica(
             replica_id, node, checkpoint_capacity=checkpoint_capacity, max_in_flight=max_in_flight
         )
         self.replicas[replica_id] = replica
         self._home_replicas.clear()
-        self._of_node.setdefault(node_id, {})[replica_id] = None
-        self._enter(replica)
+        self._replicas_of_node.setdefault(node_id, {})[replica_id] = None
+        self._index(replica)
         return replica
 
     def remove(self, replica_id: str) -> None:
-        """It is down; what it was sent is somebody else's to send again."""
+        """Remove a replica that is down. The caller requeues its requests."""
         replica = self.replicas.pop(replica_id)
         self._home_replicas.clear()
-        self._leave(replica)
+        self._unindex(replica)
         for key in replica.gpu:
-            self._drop(key, replica_id)
+            self._remove_holder(key, replica_id)
         node_id = replica.node.id
-        del self._of_node[node_id][replica_id]
-        if not self._of_node[node_id]:
+        del self._replicas_of_node[node_id][replica_id]
+        if not self._replicas_of_node[node_id]:
             self.on_node(node_id, {})
-            del self._of_node[node_id], self.nodes[node_id]
+            del self._replicas_of_node[node_id], self.nodes[node_id]
 
     def on_device(
         self,
@@ -105,71 +110,71 @@ class Fleet:
         keys: Collection[str],
         models: Collection[str],
     ) -> None:
-        """What the replica says it holds on its device, all of it; ``models`` are those of the
-        keys by which requests are grouped. What it was sent and has not drawn yet will be there
-        too."""
+        """Set all keys that the replica reports on its device; ``models`` are the checkpoints
+        (request groups) among them. The assets of its running requests are added."""
         replica = self.replicas[replica_id]
-        self._leave(replica)
+        self._unindex(replica)
         order = [key for key in replica.models if key in models]
         replica.models = dict.fromkeys(order + [key for key in models if key not in order])
         for key in replica.gpu.difference(keys):
-            self._drop(key, replica_id)
+            self._remove_holder(key, replica_id)
         for key in keys:
             if key not in replica.gpu:
                 self._holders.setdefault(key, {})[replica_id] = None
         replica.gpu = set(keys)
         for request in replica.running.values():
-            self._expect(replica, request)
-        self._enter(replica)
+            self._reserve(replica, request)
+        self._index(replica)
 
     def on_node(self, node_id: str, resident: Mapping[str, frozenset[str]]) -> None:
-        """What lies in the file tiers of a node, all of it."""
+        """Set all keys in the file tiers of a node, by tier."""
         node = self.nodes[node_id]
         if node.resident == resident:
             return
-        had = frozenset[str]().union(*node.resident.values())
-        has = frozenset[str]().union(*resident.values())
-        for key in had - has:
-            nodes = self._near[key]
+        old_keys = frozenset[str]().union(*node.resident.values())
+        new_keys = frozenset[str]().union(*resident.values())
+        for key in old_keys - new_keys:
+            nodes = self._nodes_with[key]
             del nodes[node_id]
             if not nodes:
-                del self._near[key]
-        for key in has - had:
-            self._near.setdefault(key, {})[node_id] = None
+                del self._nodes_with[key]
+        for key in new_keys - old_keys:
+            self._nodes_with.setdefault(key, {})[node_id] = None
         node.resident = resident
 
     def sent(
         self, replica_id: str, request: QueuedRequest, free_at_s: float, generation_s: float
     ) -> None:
-        """The replica has one request more, and will therefore hold what that wants."""
+        """Record that the replica was sent a request and will hold its assets. It will finish all
+        its requests at ``free_at_s``."""
         replica = self.replicas[replica_id]
-        self._leave(replica)
+        self._unindex(replica)
         replica.running[request.id] = request
         replica.free_at_s = free_at_s
         if request.group not in replica.models:
             replica.batch_s = 0.0
         replica.batch_s += generation_s
-        self._expect(replica, request)
-        self._enter(replica)
+        self._reserve(replica, request)
+        self._index(replica)
 
     def ended(self, replica_id: str, request_id: str, free_at_s: float) -> None:
-        """The replica has one request fewer; nothing if it is another one by now."""
+        """Record that a request ended; no effect if the replica does not have it."""
         replica = self.replicas.get(replica_id)
         if replica is not None and request_id in replica.running:
-            self._leave(replica)
+            self._unindex(replica)
             del replica.running[request_id]
             replica.free_at_s = free_at_s
-            self._enter(replica)
+            self._index(replica)
 
-    def _expect(self, replica: Replica, request: QueuedRequest) -> None:
-        """It will hold what the request wants, in place of the checkpoint that was longest
-        there if there is no room for another."""
+    def _reserve(self, replica: Replica, request: QueuedRequest) -> None:
+        """Record that the replica will hold the request's assets, and evict its least recently used
+        checkpoints beyond its capacity."""
         if request.group not in replica.models:
             while len(replica.models) >= replica.checkpoint_capacity:
-                gone = next(iter(replica.models))
-                del replica.models[gone]
-                replica.gpu.discard(gone)
-                self._drop(gone, replica.id)
+                evicted = next(iter(replica.models))
+                del replica.models[evicted]
+                replica.gpu.discard(evicted)
+                self._remove_holder(evicted, replica.id)
         replica.models.pop(request.group, None)
         replica.models[request.group] = None
         for blob in request.blobs:
@@ -177,58 +182,59 @@ class Fleet:
                 replica.gpu.add(blob.key)
                 self._holders.setdefault(blob.key, {})[replica.id] = None
 
-    def _enter(self, replica: Replica) -> None:
+    def _index(self, replica: Replica) -> None:
         replica.version += 1
         kind = replica.kind = tuple(sorted(replica.models))
-        alike = self._alike.get(kind)
-        if alike is None:
-            alike = self._alike[kind] = _Alike(kind)
+        bucket = self._buckets.get(kind)
+        if bucket is None:
+            bucket = self._buckets[kind] = _Bucket(kind)
             for key in kind:
-                self._with.setdefault(key, {})[kind] = alike
+                self._buckets_of.setdefault(key, {})[kind] = bucket
         if not replica.running:
-            alike.idle[replica.id] = None
+            bucket.idle[replica.id] = None
         else:
-            among = alike.busy if replica.has_capacity else alike.full
-            insort(among, (replica.free_at_s, replica.id))
+            entries = bucket.busy if replica.has_capacity else bucket.full
+            insort(entries, (replica.free_at_s, replica.id))
             self._busy_until_s += replica.free_at_s
         if replica.has_capacity:
             self.open_count += 1
         self.changed.append(replica.id)
 
-    def _leave(self, replica: Replica) -> None:
-        alike = self._alike[replica.kind]
+    def _unindex(self, replica: Replica) -> None:
+        bucket = self._buckets[replica.kind]
         if not replica.running:
-            del alike.idle[replica.id]
+            del bucket.idle[replica.id]
         else:
-            among = alike.busy if replica.has_capacity else alike.full
-            del among[bisect_left(among, (replica.free_at_s, replica.id))]
+            entries = bucket.busy if replica.has_capacity else bucket.full
+            del entries[bisect_left(entries, (replica.free_at_s, replica.id))]
             self._busy_until_s -= replica.free_at_s
         if replica.has_capacity:
             self.open_count -= 1
-        if not alike:
-            del self._alike[replica.kind]
+        if not bucket:
+            del self._buckets[replica.kind]
             for key in replica.kind:
-                del self._with[key][replica.kind]
+                del self._buckets_of[key][replica.kind]
 
-    def _drop(self, key: str, replica_id: str) -> None:
+    def _remove_holder(self, key: str, replica_id: str) -> None:
         holders = self._holders[key]
         del holders[replica_id]
         if not holders:
             del self._holders[key]
 
-    # What is asked
+    # Queries
 
     def holders(self, key: str) -> Collection[str]:
-        """The replicas that hold a key on their device, or will."""
-        return self._holders.get(key, _NOBODY)
+        """Return the IDs of the replicas that hold a key on their device, or will."""
+        return self._holders.get(key, _EMPTY)
 
     def has_open(self, model: str) -> bool:
-        """Whether a replica with a free slot holds this checkpoint."""
-        return any(a.idle or a.busy for a in self._with.get(model, {}).values())
+        """Return whether a replica with a free slot holds this checkpoint."""
+        return any(b.idle or b.busy for b in self._buckets_of.get(model, {}).values())
 
     def total_busy_s(self, now_s: float) -> float:
-        """Roughly: one that is overdue counts for nothing, or less."""
-        busy = sum(len(a.busy) + len(a.full) for a in self._alike.values())
+        """Estimate the seconds of work left on all replicas. An overdue replica counts as negative,
+        the total as at least zero."""
+        busy = sum(len(b.busy) + len(b.full) for b in self._buckets.values())
         return max(0.0, self._busy_until_s - now_s * busy)
 
     def cheapest(
@@ -242,12 +248,13 @@ class Fleet:
         warm_only: bool = False,
         idle_only: bool = False,
     ) -> tuple[float, Replica] | None:
-        """The replica on which the request costs least, and how much. Among equals its
-        checkpoint's home by rendezvous hashing, then the one that was idle longest. One that the
-        request avoids only if there is no other. None when there is none.
+        """Return the lowest cost in seconds and its replica; None when no replica qualifies.
 
-        ``open_only``: of those with a free slot. ``warm_only``: that hold its checkpoint.
-        ``idle_only``: that draw nothing.
+        Ties go to the checkpoint's home replica (rendezvous hashing), then to the longest idle one.
+        A replica that the request avoids is chosen only if there is no other.
+
+        ``open_only``: only replicas with a free slot. ``warm_only``: only those that hold the
+        checkpoint. ``idle_only``: only those that run nothing.
         """
         best_s, best = inf, None
         group = request.group
@@ -268,60 +275,62 @@ class Fleet:
                 if cost < best_s:
                     best_s, best = cost, replica
 
-        def search(alike: _Alike, bound_s: float) -> None:
-            for replica_id in alike.idle:
+        def search(bucket: _Bucket, bound_s: float) -> None:
+            for replica_id in bucket.idle:
                 if best_s <= bound_s:
                     return
                 consider(replica_id)
             if idle_only:
                 return
-            for among in (alike.busy,) if open_only else (alike.busy, alike.full):
-                for free_at_s, replica_id in among:
+            for entries in (bucket.busy,) if open_only else (bucket.busy, bucket.full):
+                for free_at_s, replica_id in entries:
                     if best_s <= max(bound_s, least_s + free_at_s - now_s):
                         break
                     consider(replica_id)
 
         if self.replicas:
             consider(self._home_replica(group))
-        # Those that hold a rare key are looked at by name. All others lack it: so much they
-        # cost at least.
+        # Evaluate the holders of each rare key one by one. All other replicas lack the key, so its
+        # fetch time is a lower bound of their cost.
         least_s = speeds.swap_s + request.work / speeds.work_per_s
         lacking_s = loading_s = 0.0
-        few_homes = len(self.holders(group)) <= _FEW
+        is_group_rare = len(self.holders(group)) <= _MAX_RARE_HOLDERS
         for blob in request.blobs:
-            few = len(self.holders(blob.key)) <= _FEW
-            if not few and blob.key != group:
+            is_rare = len(self.holders(blob.key)) <= _MAX_RARE_HOLDERS
+            if not is_rare and blob.key != group:
                 continue
-            near = self._near.get(blob.key, _NOBODY)
-            nearby = sum(len(self._of_node[node]) for node in near) <= _FEW
-            if few:
+            nodes = self._nodes_with.get(blob.key, _EMPTY)
+            is_rare_on_nodes = (
+                sum(len(self._replicas_of_node[node]) for node in nodes) <= _MAX_RARE_HOLDERS
+            )
+            if is_rare:
                 for replica_id in self.holders(blob.key):
                     consider(replica_id)
-            if nearby:
-                for node in near:
-                    for replica_id in self._of_node[node]:
+            if is_rare_on_nodes:
+                for node in nodes:
+                    for replica_id in self._replicas_of_node[node]:
                         consider(replica_id)
-            fetch_s = blob.size_bytes / speeds.bytes_per_s["store" if nearby else "host"]
+            fetch_s = blob.size_bytes / speeds.bytes_per_s["store" if is_rare_on_nodes else "host"]
             if blob.key == group:
                 loading_s = fetch_s
             else:
                 lacking_s = max(lacking_s, fetch_s)
-        if not few_homes:
-            for alike in self._with[group].values():
-                search(alike, least_s + lacking_s)
+        if not is_group_rare:
+            for bucket in self._buckets_of[group].values():
+                search(bucket, least_s + lacking_s)
         bound_s = least_s + max(lacking_s, loading_s)
         if best_s > bound_s and not warm_only:
-            for alike in self._alike.values():
-                if open_only and not alike.idle and not alike.busy:
+            for bucket in self._buckets.values():
+                if open_only and not bucket.idle and not bucket.busy:
                     continue
-                if group not in alike.models:
-                    search(alike, bound_s + displacement_s(self._one_of(alike), now_s))
+                if group not in bucket.models:
+                    search(bucket, bound_s + displacement_s(self._any_replica(bucket), now_s))
         return None if best is None else (best_s, best)
 
-    def _one_of(self, alike: _Alike) -> Replica:
-        for replica_id in alike.idle:
+    def _any_replica(self, bucket: _Bucket) -> Replica:
+        for replica_id in bucket.idle:
             return self.replicas[replica_id]
-        return self.replicas[(alike.busy or alike.full)[0][1]]
+        return self.replicas[(bucket.busy or bucket.full)[0][1]]
 
     def _home_replica(self, key: str) -> str:
         home = self._home_replicas.get(key)
@@ -332,5 +341,6 @@ class Fleet:
 
 
 def rendezvous(key: str, name: str) -> bytes:
-    """The least over all names is the key's home, and stays so when other names come and go."""
+    """Return the rank of a name for a key. The lowest name is the key's home, whether or not other
+    names are added or removed."""
     return blake2b(f"{key}/{name}".encode(), digest_size=8).digest()

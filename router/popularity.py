@@ -1,4 +1,4 @@
-"""How much each checkpoint is asked for: a moving average that fades."""
+"""The request rate of each asset, as an exponentially fading average."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ from cachetools import LRUCache
 
 
 class Popularity:
-    """Requests a second by key; what happened ``fade_s`` ago counts a third (1/e)."""
+    """Requests per second by key. Mutable; a request ``fade_s`` ago counts 1/e."""
 
     def __init__(self, fade_s: float) -> None:
         self.fade_s = fade_s
-        self._seen: LRUCache[str, tuple[float, float]] = LRUCache(10_000)
+        #: key → (faded count, time of the last request)
+        self._counts: LRUCache[str, tuple[float, float]] = LRUCache(10_000)
 
     def asked(self, key: str, now_s: float) -> None:
-        self._seen[key] = (self._count(key, now_s) + 1.0, now_s)
+        """Record a request for the key."""
+        self._counts[key] = (self._count(key, now_s) + 1.0, now_s)
 
     def _count(self, key: str, now_s: float) -> float:
-        count, then_s = self._seen.get(key, (0.0, now_s))
-        return count * math.exp((then_s - now_s) / self.fade_s)
+        count, last_s = self._counts.get(key, (0.0, now_s))
+        return count * math.exp((last_s - now_s) / self.fade_s)
 
     def rate(self, key: str, now_s: float) -> float:
+        """Return the key's requests per second."""
         return self._count(key, now_s) / self.fade_s
 
     def most(self, count: int, now_s: float) -> list[str]:
-        """The keys most asked for, of those asked for more than twice lately."""
-        counts = {key: self._count(key, now_s) for key in self._seen}
-        wanted = sorted((key for key, n in counts.items() if n > 2), key=lambda k: -counts[k])
-        return wanted[:count]
+        """Return the ``count`` most requested keys, of those with more than two recent requests."""
+        counts = {key: self._count(key, now_s) for key in self._counts}
+        popular = sorted((key for key, n in counts.items() if n > 2), key=lambda k: -counts[k])
+        return popular[:count]
 
     def within(self, key: str, horizon_s: float, now_s: float) -> float:
-        """The probability that it is asked for within the horizon."""
+        """Return the probability of a request for the key within ``horizon_s``."""
         return 1.0 - math.exp(-self.rate(key, now_s) * horizon_s)

@@ -1,8 +1,8 @@
-"""What a tenant will ask for next: guessed from what it asked for before, and checked.
+"""Prefetching: predict a tenant's next assets from its earlier ones, and measure the precision.
 
-Tenants work in sessions and go back to what they had. When one returns after a pause, what it
-used last beside what it asks for now is worth bringing near, as long as enough
-of such guesses come true.
+Tenants work in sessions and return to earlier assets. When a tenant returns after a pause, the
+assets it used last are prefetched besides those it requests, as long as enough predictions come
+true.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from cachetools import LRUCache
 
 from assets.content import Blob
 
-#: How many tenants, and how many assets of each, are remembered.
-_TENANTS, _ASSETS = 10_000, 8
+#: The most tenants that are tracked, and the most assets of each.
+_MAX_TENANTS, _MAX_ASSETS = 10_000, 8
 
 
 class Prefetcher:
-    """Mutable: what each tenant used last, which guesses are open, how many came true.
+    """Mutable: each tenant's recent assets, the pending predictions and the outcomes of past ones.
 
-    ``depth`` guesses at a return, of ``budget_bytes`` a minute at most; none while fewer than
-    ``least_precision`` of the last hundred came true, but for one in ten to try again.
+    It predicts up to ``depth`` assets per return of a tenant, and at most ``budget_bytes`` per
+    minute. While the precision of the last 100 predictions is below ``least_precision``, it
+    predicts at one return in ten, to keep measuring.
     """
 
     def __init__(
@@ -36,58 +37,59 @@ class Prefetcher:
         self._depth = depth
         self._budget_bytes = budget_bytes
         self._least_precision = least_precision
-        self._last: LRUCache[str, tuple[float, OrderedDict[str, Blob]]] = LRUCache(_TENANTS)
-        self._open: OrderedDict[str, float] = OrderedDict()  # key → when it was guessed
-        self._verdicts: deque[bool] = deque(maxlen=100)
-        self._tried = 0
+        self._recent: LRUCache[str, tuple[float, OrderedDict[str, Blob]]] = LRUCache(_MAX_TENANTS)
+        self._pending: OrderedDict[str, float] = OrderedDict()  # key → time of the prediction
+        self._outcomes: deque[bool] = deque(maxlen=100)
+        self._attempts = 0
         self._spent: deque[tuple[float, int]] = deque()
         self.guessed = self.came_true = 0
 
     @property
     def precision(self) -> float:
-        """Of the guesses that were settled lately, how many came true."""
-        return sum(self._verdicts) / len(self._verdicts) if self._verdicts else 0.0
+        """The share of the last 100 settled predictions that came true."""
+        return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
 
     def asked(self, tenant_id: str, extras: Iterable[Blob], now_s: float) -> list[Blob]:
-        """A tenant's request arrives: what to bring near beside what it wants."""
-        while self._open and next(iter(self._open.values())) < now_s - self._session_s:
-            self._open.popitem(last=False)  # nobody came for it
-            self._verdicts.append(False)
+        """Record a tenant's request for ``extras``; return further blobs to prefetch."""
+        while self._pending and next(iter(self._pending.values())) < now_s - self._session_s:
+            self._pending.popitem(last=False)
+            self._outcomes.append(False)
         wanted = {blob.key: blob for blob in extras}
         for key in wanted:
-            if self._open.pop(key, None) is not None:
+            if self._pending.pop(key, None) is not None:
                 self.came_true += 1
-                self._verdicts.append(True)
-        last_s, recent = self._last.get(tenant_id, (now_s, OrderedDict[str, Blob]()))
+                self._outcomes.append(True)
+        last_s, recent = self._recent.get(tenant_id, (now_s, OrderedDict[str, Blob]()))
         guesses = []
         if now_s - last_s > self._session_s:
-            likely = [blob for key, blob in reversed(recent.items()) if key not in wanted]
-            guesses = self._allowed(likely[: self._depth], now_s)
+            candidates = [blob for key, blob in reversed(recent.items()) if key not in wanted]
+            guesses = self._allowed(candidates[: self._depth], now_s)
         for key, blob in wanted.items():
             recent[key] = blob
             recent.move_to_end(key)
-        while len(recent) > _ASSETS:
+        while len(recent) > _MAX_ASSETS:
             recent.popitem(last=False)
-        self._last[tenant_id] = now_s, recent
+        self._recent[tenant_id] = now_s, recent
         return guesses
 
-    def _allowed(self, likely: list[Blob], now_s: float) -> list[Blob]:
-        self._tried += 1
-        poor = len(self._verdicts) == self._verdicts.maxlen and (
+    def _allowed(self, candidates: list[Blob], now_s: float) -> list[Blob]:
+        """Return the candidates within the budget, recorded as pending predictions."""
+        self._attempts += 1
+        is_imprecise = len(self._outcomes) == self._outcomes.maxlen and (
             self.precision < self._least_precision
         )
-        if poor and self._tried % 10:
+        if is_imprecise and self._attempts % 10:
             return []
         while self._spent and self._spent[0][0] < now_s - 60:
             self._spent.popleft()
-        left = self._budget_bytes - sum(size for _, size in self._spent)
+        left_bytes = self._budget_bytes - sum(size for _, size in self._spent)
         allowed = []
-        for blob in likely:
-            if blob.size_bytes <= left:
-                left -= blob.size_bytes
+        for blob in candidates:
+            if blob.size_bytes <= left_bytes:
+                left_bytes -= blob.size_bytes
                 allowed.append(blob)
                 self._spent.append((now_s, blob.size_bytes))
                 self.guessed += 1
-                self._open[blob.key] = now_s
-                self._open.move_to_end(blob.key)
+                self._pending[blob.key] = now_s
+                self._pending.move_to_end(blob.key)
         return allowed

@@ -1,4 +1,4 @@
-"""What waits, grouped by checkpoint and in fair order within each group."""
+"""The queue of one pool, grouped by checkpoint and in fair order within each group."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from math import inf
 
 from router.request import QueuedRequest, QueuePosition
 
-_Standing = tuple[QueuePosition, str]
+#: A queue position and a request's ID.
+_Entry = tuple[QueuePosition, str]
 
 
 class Queue:
-    """Mutable. Of a tenant whose plan allows so many pictures at a time, no more than those
-    stand in the groups; the rest is held back, in its order. The first of what is held back is
-    never overtaken by what needs less."""
+    """Mutable. If a tenant's plan limits its concurrent images, only that many enter the groups;
+    the tenant's other requests are held back, in order. A small request never overtakes the first
+    held-back one."""
 
     def __init__(self) -> None:
         self._requests: dict[str, QueuedRequest] = {}
-        self._groups: dict[str, list[_Standing]] = {}
-        self._held: dict[str, list[_Standing]] = {}
-        self._taken: dict[str, int] = {}  # pictures of a limited tenant in the groups, or drawn
+        self._groups: dict[str, list[_Entry]] = {}
+        self._held: dict[str, list[_Entry]] = {}
+        #: Images in the groups or generating, by limited tenant.
+        self._concurrent_images: dict[str, int] = {}
         self.work = 0.0
-        self._work: dict[str, float] = {}  # of what waits, by tenant
-        self._of: dict[str, dict[str, None]] = {}
+        self._work_by_tenant: dict[str, float] = {}
+        self._by_tenant: dict[str, dict[str, None]] = {}
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -37,70 +39,75 @@ class Queue:
 
     @property
     def held(self) -> int:
-        """How many are held back: none of them could be drawn now, however many could draw."""
+        """The number of held-back requests, which cannot run now even on an idle replica."""
         return sum(map(len, self._held.values()))
 
     def get(self, request_id: str) -> QueuedRequest | None:
         return self._requests.get(request_id)
 
     def count_of(self, tenant_id: str) -> int:
-        return len(self._of.get(tenant_id, ()))
+        """Return the number of the tenant's queued requests."""
+        return len(self._by_tenant.get(tenant_id, ()))
 
     def of(self, tenant_id: str) -> list[QueuedRequest]:
-        """A tenant's requests, in the order in which they came."""
-        return [self._requests[request_id] for request_id in self._of.get(tenant_id, ())]
+        """Return the tenant's requests in order of arrival."""
+        return [self._requests[request_id] for request_id in self._by_tenant.get(tenant_id, ())]
 
     def is_deprioritized(self, tenant_id: str) -> bool:
-        """Whether a tenant that has requests here goes behind the others, by its first one."""
-        return self._requests[next(iter(self._of[tenant_id]))].is_deprioritized
+        """Return whether the tenant's first request is deprioritized. The tenant must have one."""
+        return self._requests[next(iter(self._by_tenant[tenant_id]))].is_deprioritized
 
     def work_by_tenant(self) -> dict[str, float]:
-        return self._work
+        """Return the queued work of each tenant; do not modify."""
+        return self._work_by_tenant
 
     @property
-    def groups(self) -> dict[str, list[_Standing]]:
-        """For each checkpoint that somebody waits for: (place, id), in order."""
+    def groups(self) -> dict[str, list[_Entry]]:
+        """The (position, request ID) pairs of each requested checkpoint, in order."""
         return self._groups
 
     def first(self, group: str) -> QueuedRequest:
+        """Return the first request of the group."""
         return self._requests[self._groups[group][0][1]]
 
     def few(self, group: str, count: int) -> list[QueuedRequest]:
-        """The first ones, in order."""
+        """Return the first ``count`` requests of the group, in order."""
         return [self._requests[request_id] for _, request_id in self._groups[group][:count]]
 
     def backlog(self, group: str) -> tuple[int, QueuedRequest]:
-        """How many requests of a group wait in earnest, and the last of them. Those that step back
-        count only if all of them do."""
-        standing = self._groups[group]
-        count = bisect_left(standing, ((True, -inf), "")) or len(standing)
-        return count, self._requests[standing[count - 1][1]]
+        """Return the number of requests in the group that compete, and the last of them.
+        Deprioritized requests count only if there are no others."""
+        entries = self._groups[group]
+        count = bisect_left(entries, ((True, -inf), "")) or len(entries)
+        return count, self._requests[entries[count - 1][1]]
 
     def add(self, request: QueuedRequest) -> None:
+        """Queue the request at its ``position``."""
         tenant = request.tenant_id
         self._requests[request.id] = request
         self.work += request.work
-        self._work[tenant] = self._work.get(tenant, 0.0) + request.work
-        self._of.setdefault(tenant, {})[request.id] = None
+        self._work_by_tenant[tenant] = self._work_by_tenant.get(tenant, 0.0) + request.work
+        self._by_tenant.setdefault(tenant, {})[request.id] = None
         if request.max_concurrent_images is None:
             self._enter(request)
         else:
             insort(self._held.setdefault(tenant, []), (request.position, request.id))
-            self._let_in(tenant)
+            self._admit_held(tenant)
 
     def take(self, request_id: str) -> QueuedRequest:
-        """Out of the queue, to be drawn: its pictures count until ``release``."""
+        """Remove a request in order to run it; its images count against the tenant's limit until
+        ``release``."""
         request = self._remove(request_id)
         self._leave(request)
         return request
 
     def release(self, request: QueuedRequest) -> None:
-        """What ``take`` gave is not being drawn any more."""
+        """Record that a request from ``take`` is no longer running."""
         if request.max_concurrent_images is not None:
-            self._give_back(request)
+            self._release_images(request)
 
     def withdraw(self, request_id: str) -> None:
-        """Nobody waits for it any more; no error if it is not here."""
+        """Remove a cancelled or expired request; no error if it is not queued."""
         if request_id not in self._requests:
             return
         request = self._remove(request_id)
@@ -109,10 +116,10 @@ class Queue:
             self.release(request)
             return
         self._held[request.tenant_id].remove((request.position, request_id))
-        self._let_in(request.tenant_id)
+        self._admit_held(request.tenant_id)
 
     def move(self, request_id: str, position: QueuePosition) -> None:
-        """Another place in the order."""
+        """Change the position of a queued request."""
         request = self._requests[request_id]
         moved = self._requests[request_id] = replace(request, position=position)
         if self._is_held(request):
@@ -126,11 +133,11 @@ class Queue:
     def _remove(self, request_id: str) -> QueuedRequest:
         request = self._requests.pop(request_id)
         tenant = request.tenant_id
-        del self._of[tenant][request_id]
+        del self._by_tenant[tenant][request_id]
         self.work -= request.work
-        self._work[tenant] -= request.work
-        if not self._of[tenant]:
-            del self._of[tenant], self._work[tenant]
+        self._work_by_tenant[tenant] -= request.work
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant], self._work_by_tenant[tenant]
         return request
 
     def _enter(self, request: QueuedRequest) -> None:
@@ -145,22 +152,22 @@ class Queue:
     def _is_held(self, request: QueuedRequest) -> bool:
         return (request.position, request.id) in self._held.get(request.tenant_id, ())
 
-    def _give_back(self, request: QueuedRequest) -> None:
-        self._taken[request.tenant_id] -= request.images
-        self._let_in(request.tenant_id)
+    def _release_images(self, request: QueuedRequest) -> None:
+        self._concurrent_images[request.tenant_id] -= request.images
+        self._admit_held(request.tenant_id)
 
-    def _let_in(self, tenant: str) -> None:
-        """Of what is held back, what there is room for now."""
-        held, taken = self._held.get(tenant, []), self._taken.pop(tenant, 0)
+    def _admit_held(self, tenant: str) -> None:
+        """Move held-back requests into the groups, in order, up to the tenant's limit."""
+        held, taken = self._held.get(tenant, []), self._concurrent_images.pop(tenant, 0)
         while held:
-            following = self._requests[held[0][1]]
-            most = following.max_concurrent_images
-            if most is not None and taken and taken + following.images > most:
+            request = self._requests[held[0][1]]
+            limit = request.max_concurrent_images
+            if limit is not None and taken and taken + request.images > limit:
                 break
             del held[0]
-            taken += following.images
-            self._enter(following)
+            taken += request.images
+            self._enter(request)
         if not held:
             self._held.pop(tenant, None)
         if taken:
-            self._taken[tenant] = taken
+            self._concurrent_images[tenant] = taken

@@ -1,4 +1,4 @@
-"""A replica and its node, as the router sees them."""
+"""The router's view of a replica and its node."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 
 from router.request import QueuedRequest
 
-#: One request is drawn while another's assets are prepared.
+#: One request generates while the next one's assets are prepared.
 MAX_IN_FLIGHT = 2
 
 
 @dataclass(slots=True)
 class Node:
-    """``resident[tier]`` holds the content keys on ``host`` and ``disk``, which the replicas
-    of a node share."""
+    """A node. ``resident[tier]`` holds the content keys in its ``host`` and ``disk`` tiers, which
+    its replicas share."""
 
     id: str
     resident: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def tier_of(self, key: str) -> str:
+        """Return the fastest tier that holds the key: "host", "disk" or "store"."""
         for tier in ("host", "disk"):
             if key in self.resident.get(tier, ()):
                 return tier
@@ -28,12 +29,12 @@ class Node:
 
 @dataclass(slots=True)
 class Replica:
-    """Mutable; only the fleet that holds it changes it.
+    """A replica. Mutable, but only by its fleet.
 
-    ``gpu`` are the content keys on its device, as they will be when it has drawn all that it
-    was sent; ``models`` those of them by which requests are grouped, the one it was sent last
-    at the end, and ``checkpoint_capacity`` how many such fit at a time.
-    ``running`` is what it was sent, by id; ``free_at_s`` when it will have drawn all of that.
+    ``gpu`` holds the content keys on its device once all requests sent to it are done; ``models``
+    holds those that are checkpoints (request groups), the most recently used last. At most
+    ``checkpoint_capacity`` checkpoints fit at a time. ``running`` maps the IDs of the requests
+    sent to it; it finishes them all at ``free_at_s``.
     """
 
     id: str
@@ -44,11 +45,11 @@ class Replica:
     running: dict[str, QueuedRequest] = field(default_factory=dict)
     free_at_s: float = 0.0
     max_in_flight: int = MAX_IN_FLIGHT
-    #: Seconds of drawing that it was sent since it last had to load a checkpoint.
+    #: Generation seconds sent to it since it last loaded a checkpoint.
     batch_s: float = 0.0
-    #: Raised at every change.
+    #: Incremented at every change.
     version: int = 0
-    #: Its checkpoints, sorted.
+    #: The sorted keys of ``models``.
     kind: tuple[str, ...] = ()
 
     @property
@@ -56,8 +57,8 @@ class Replica:
         return len(self.running) < self.max_in_flight
 
     def busy_s(self, now_s: float) -> float:
-        """Seconds until it has drawn what it has. One that should have ended by now is taken
-        to need as long again as it is overdue: so a stuck one soon attracts nothing."""
+        """Return the seconds until the replica is idle. An overdue replica is assumed to need as
+        long again as it is overdue, so that a stuck one stops attracting requests."""
         return abs(self.free_at_s - now_s) if self.running else 0.0
 
     def tier_of(self, key: str) -> str:

@@ -1,4 +1,4 @@
-"""A request that waits, as the router sees it."""
+"""The router's view of a queued request."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 from assets.content import Blob
 
+#: Whether the request is deprioritized, and its virtual finish time.
 QueuePosition = tuple[bool, float]
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedRequest:
-    """``work`` is steps × pixels × images. ``model`` holds what is swapped as a whole (the
-    checkpoint's components, the VAE), ``extras`` what comes on top (LoRAs, inversions).
-    ``group`` is the key by which requests are routed first: that of the checkpoint's UNet.
+    """A queued request.
 
-    ``position`` orders tenants fairly: whether this one steps back, and the virtual finish (see
-    fairness.py). ``avoid`` holds the replicas on which this request has failed already.
+    ``work`` is steps × pixels × images. ``model`` holds the blobs that are swapped as a whole (the
+    checkpoint's components and the VAE), ``extras`` those applied on top (LoRAs, inversions).
+    ``group`` is the primary routing key: the content key of the checkpoint's UNet. ``position`` is
+    the place in the fair order (see fairness.py). ``avoid`` holds the replicas on which this
+    request has failed.
     """
 
     id: str
@@ -29,21 +31,21 @@ class QueuedRequest:
     deadline_s: float
     position: QueuePosition = (False, 0.0)
     weight: float = 1.0
-    #: Among the requests of one tenant, the higher goes first.
+    #: Orders the requests of one tenant; the highest runs first.
     priority: int = 0
     avoid: frozenset[str] = frozenset()
     images: int = 1
-    #: How many pictures of its tenant may be drawn at a time; None is as many as there are slots.
+    #: The most images that its tenant may generate concurrently; None means no limit.
     max_concurrent_images: int | None = None
 
     @property
     def time_s(self) -> float:
-        """How long it may take in all."""
+        """The seconds between arrival and deadline."""
         return self.deadline_s - self.arrived_s
 
     @property
     def is_deprioritized(self) -> bool:
-        """Whether its tenant has had so much lately that others go first."""
+        """Whether its tenant was over its share, so that others go first."""
         return self.position[0]
 
     @property

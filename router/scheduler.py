@@ -1,8 +1,7 @@
-"""The waiting room: what waits, where it could be drawn, and who goes next.
+"""The scheduler of one pool: its queue, its fleet, and the assignment of requests to replicas.
 
-Everything the dispatcher knows, without its calls: the same object decides in a replay under a
-virtual clock. Mutable; no clock and no I/O of its own. :meth:`WaitingRoom.assign` is to
-be called after every change.
+It has no clock and no I/O, so the dispatcher and the replay benchmark run the same code. Call
+:meth:`Scheduler.assign` after every change.
 """
 
 from __future__ import annotations
@@ -26,47 +25,49 @@ from router.request import QueuedRequest, QueuePosition
 
 @dataclass(frozen=True, slots=True)
 class SchedulingPolicy:
-    """How far the cheap may go before the fair.
+    """The trade-off between throughput and fairness.
 
-    A request that a replica can draw at once may overtake one for which something must be
-    loaded first, until that one has waited ``loads`` times as long as its loading takes
-    (and ``least_s`` at least); and never by more than ``lead_s`` of its tenant's share.
+    A request that needs no loading may overtake one that does, until the latter has waited
+    ``loads`` times its load time, and at least ``least_s``. A tenant never gets ahead of its fair
+    share by more than ``lead_s`` of work.
     """
 
     least_s: float = 2.0
     loads: float = 4.0
     lead_s: float = 30.0
-    #: How long a replica draws with what it has loaded while others wait for their turn.
+    #: How long a replica keeps a checkpoint while overdue requests wait for another, in load times.
     min_batch_loads: float = 4.0
-    #: How much more a checkpoint is worth when a request that steps back would displace it.
+    #: Multiplies the displacement cost for a deprioritized request.
     displacement_penalty: float = 4.0
-    #: Of so many at the head of a crowd the one goes first whose LoRAs are there.
+    #: Among this many first requests of a checkpoint, one whose LoRAs are resident goes first.
     overtaking: int = 8
-    #: Over which time demand is remembered, and how far ahead it is believed, in loads.
+    #: The fade time of checkpoint popularity, and the horizon it predicts, in load times.
     fade_loads: float = 24.0
     ahead_loads: float = 12.0
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
+    """A request to start on a replica, and its expected duration in seconds from now."""
+
     request: QueuedRequest
     replica_id: str
     cost_s: float
 
 
-#: Checkpoints, far more than ever wait at a time.
-_REMEMBERED = 10_000
-#: What was asked for within the hour or so counts as popular.
+#: The most checkpoints that are tracked, far more than are ever queued at a time.
+_MAX_TRACKED = 10_000
+#: The fade time of long-term popularity.
 _POPULAR_S = 3600.0
 
-#: A request, where it goes, and what that costs.
+#: A request, its replica, and its cost in seconds.
 _Choice = tuple[QueuedRequest, Replica, float]
 
 
 @dataclass(frozen=True, slots=True)
 class _PlannedPlacement:
-    """The first of a crowd waits for a replica that has no slot now: it is the cheapest, and
-    stays so until it, or one that gets free, has changed."""
+    """A checkpoint's first request waits for its cheapest replica, which cannot take it now. Valid
+    until that replica changes or another one becomes cheaper."""
 
     request_id: str
     replica_id: str
@@ -76,13 +77,15 @@ class _PlannedPlacement:
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What to bring up to host RAM on the node of a replica."""
+    """The blobs to copy to host RAM on the node of a replica."""
 
     replica_id: str
     blobs: tuple[Blob, ...]
 
 
 class Scheduler:
+    """Mutable; one instance per pool."""
+
     def __init__(
         self,
         speeds: Speeds | None = None,
@@ -96,28 +99,31 @@ class Scheduler:
         self.queue = Queue()
         self.prefetcher = Prefetcher()
         self._fair = FairClock()
-        self._demand = Popularity(60.0)  # for checkpoints, by what replicas can do
-        self._popular = Popularity(_POPULAR_S)  # for what comes on top, by what users do
-        self._lasting = Popularity(_POPULAR_S)  # for checkpoints again, beyond the moment
-        #: What the keys of both stand for.
-        self._blobs: LRUCache[str, tuple[Blob, ...]] = LRUCache(_REMEMBERED)
+        #: Of checkpoints, short-term: its fade time follows the load time.
+        self._recent_checkpoints = Popularity(60.0)
+        #: Of checkpoints and of extras (LoRAs, inversions), long-term.
+        self._popular_checkpoints = Popularity(_POPULAR_S)
+        self._popular_extras = Popularity(_POPULAR_S)
+        #: The blobs of each checkpoint and extra, by its key.
+        self._blobs: LRUCache[str, tuple[Blob, ...]] = LRUCache(_MAX_TRACKED)
         self._plans: dict[str, _PlannedPlacement] = {}  # by checkpoint
-        #: Crowds that were better left where they are: how large, and when to look again.
-        self._backlogs: LRUCache[str, tuple[int, float]] = LRUCache(_REMEMBERED)
-        self._values: dict[str, float] = {}  # for as long as nothing changes
-        #: What each checkpoint takes to load from the store.
-        self._load_s: LRUCache[str, float] = LRUCache(_REMEMBERED)
+        #: Checkpoints whose backlog needed no further replica: its size, and when to check again.
+        self._overflow_checks: LRUCache[str, tuple[int, float]] = LRUCache(_MAX_TRACKED)
+        self._values: dict[str, float] = {}  # a cache, cleared at every change
+        #: Seconds to load each checkpoint from the store.
+        self._load_s: LRUCache[str, float] = LRUCache(_MAX_TRACKED)
 
     def __repr__(self) -> str:
         return (
-            f"<WaitingRoom {len(self.queue)} waiting for {len(self.queue.groups)} checkpoints; "
-            f"{self.fleet.open_count} of {len(self.fleet)} replicas have a slot>"
+            f"<Scheduler: {len(self.queue)} requests queued for {len(self.queue.groups)} "
+            f"checkpoints; {self.fleet.open_count} of {len(self.fleet)} replicas have a free slot>"
         )
 
-    # Requests come and go
+    # Arrivals and ends
 
     def arrive(self, request: QueuedRequest, now_s: float) -> Admission:
-        """Queue the request unless it is refused; withdraw the one that it displaces."""
+        """Queue the request unless it is refused. A displaced request is removed from the queue;
+        the caller answers it."""
         waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
         is_deprioritized = self._fair.is_over_share(
             request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s
@@ -130,79 +136,79 @@ class Scheduler:
             self.queue.withdraw(admitted.displaced[0].id)
         stamp = self._fair.stamp(request.tenant_id, request.work, request.weight)
         self._load_s[request.group] = load_s = self.speeds.at_most_s(request.model)
-        self._demand.fade_s = max(1.0, self.policy.fade_loads * load_s)
-        self._demand.asked(request.group, now_s)
-        self._lasting.asked(request.group, now_s)
+        self._recent_checkpoints.fade_s = max(1.0, self.policy.fade_loads * load_s)
+        self._recent_checkpoints.asked(request.group, now_s)
+        self._popular_checkpoints.asked(request.group, now_s)
         self._blobs[request.group] = tuple(request.model)
         for blob in request.extras:
-            self._popular.asked(blob.key, now_s)
+            self._popular_extras.asked(blob.key, now_s)
             self._blobs[blob.key] = (blob,)
-        position = self._before_lesser(request, (is_deprioritized, stamp))
+        position = self._position_by_priority(request, (is_deprioritized, stamp))
         self.queue.add(replace(request, position=position))
         return admitted
 
-    def _before_lesser(self, request: QueuedRequest, stamp: QueuePosition) -> QueuePosition:
-        """The place of a request among its tenant's own: those of lower priority move back by
-        one, and other tenants notice nothing."""
-        lesser = [r for r in self.queue.of(request.tenant_id) if r.priority < request.priority]
-        if not lesser:
+    def _position_by_priority(self, request: QueuedRequest, stamp: QueuePosition) -> QueuePosition:
+        """Return the request's position. Its tenant's requests of lower priority move back by one
+        position each; other tenants are not affected."""
+        lower = [r for r in self.queue.of(request.tenant_id) if r.priority < request.priority]
+        if not lower:
             return stamp
-        positions = sorted([r.position for r in lesser] + [stamp])
+        positions = sorted([r.position for r in lower] + [stamp])
         for other, position in zip(
-            sorted(lesser, key=lambda r: r.position), positions[1:], strict=True
+            sorted(lower, key=lambda r: r.position), positions[1:], strict=True
         ):
             self.queue.move(other.id, position)
         return positions[0]
 
     def promote(self, request: QueuedRequest, now_s: float) -> Promotion | None:
-        """To be asked as a request arrives: what should be brought near already, and where. It
-        is the request's own assets if it must wait, and what its tenant had the last time."""
+        """Return what to prefetch for an arriving request, and where: the request's own assets if
+        it is queued, and the assets that its tenant is predicted to use next."""
         guesses = self.prefetcher.asked(request.tenant_id, request.extras, now_s)
         wanted = [*request.blobs, *guesses] if request.id in self.queue else guesses
         if not wanted:
             return None
-        found = self.fleet.cheapest(request, self.speeds, now_s, self._displacement_s)
-        if found is None:
+        cheapest = self.fleet.cheapest(request, self.speeds, now_s, self._displacement_s)
+        if cheapest is None:
             return None
-        replica = found[1]
+        replica = cheapest[1]
         distant = [blob for blob in wanted if replica.tier_of(blob.key) in ("disk", "store")]
         return Promotion(replica.id, tuple(dict.fromkeys(distant))) if distant else None
 
     def popular(self, count: int, now_s: float) -> list[str]:
-        """The content keys most asked for lately."""
-        return self._popular.most(count, now_s)
+        """Return the content keys of the ``count`` most requested extras."""
+        return self._popular_extras.most(count, now_s)
 
     def most_wanted(self, count: int, now_s: float) -> list[Blob]:
-        """What a new replica is likely to need: the checkpoints that are asked for and the
-        ``count`` most popular of what comes on top."""
-        keys = [*self._lasting.most(2, now_s), *self._popular.most(count, now_s)]
+        """Return the blobs that a new replica is likely to need: those of the two most requested
+        checkpoints and of the ``count`` most requested extras."""
+        keys = [*self._popular_checkpoints.most(2, now_s), *self._popular_extras.most(count, now_s)]
         return list(dict.fromkeys(blob for key in keys for blob in self._blobs.get(key, ())))
 
     def value_s(self, replica_id: str, now_s: float) -> float:
-        """Seconds of loading that would be lost with the replica, by what is asked for within
-        minutes and what others hold too."""
+        """Return the expected seconds of reloading if the replica is stopped: the load time of each
+        checkpoint, weighted by its probability of use and shared among its holders."""
         replica = self.fleet.replicas.get(replica_id)
         if replica is None:
             return 0.0
         return sum(
             self._load_s.get(key, 0.0)
-            * self._lasting.within(key, _POPULAR_S / 6, now_s)
+            * self._popular_checkpoints.within(key, _POPULAR_S / 6, now_s)
             / max(1, len(self.fleet.holders(key)))
             for key in replica.models
         )
 
     def requeue(self, request: QueuedRequest) -> None:
-        """One that was taken and lost waits again, at its old place."""
+        """Queue a request again, at its old position, after its replica lost it."""
         self.queue.add(request)
 
     def charge_overrun(self, request: QueuedRequest, engine_s: float) -> None:
-        """What an attempt took beyond its work comes out of its tenant's share."""
+        """Charge the tenant for engine time beyond the request's estimated work."""
         beyond = engine_s * self.speeds.work_per_s - request.work
         if self.speeds.is_measured and beyond > 0:
             self._fair.charge(request.tenant_id, beyond, request.weight)
 
     def ended(self, assignment: Assignment, now_s: float) -> None:
-        """An assignment is over, however it ended; its replica may be gone."""
+        """Record that an assignment ended, successfully or not; its replica may be gone."""
         request = assignment.request
         self.queue.release(request)
         replica = self.fleet.replicas.get(assignment.replica_id)
@@ -211,31 +217,33 @@ class Scheduler:
             free_at_s = now_s + left / self.speeds.work_per_s
             self.fleet.ended(replica.id, request.id, free_at_s)
 
-    # Who goes next, and where
+    # Assignment
 
     def assign(self, now_s: float) -> list[Assignment]:
-        """Everything that should start now; it is taken from the queue."""
-        made: list[Assignment] = []
+        """Take all requests that should start now from the queue and return their assignments."""
+        assignments: list[Assignment] = []
         self._values.clear()
         if not self.queue.groups:
             self.fleet.changed.clear()
         while self.fleet.open_count and self.queue.groups:
-            following = self._next(now_s)
-            if following is None:
+            choice = self._next(now_s)
+            if choice is None:
                 break
-            made.append(self._assign_to(*following, now_s))
+            assignments.append(self._assign_to(*choice, now_s))
             self._values.clear()
-        return made
+        return assignments
 
     def _next(self, now_s: float) -> _Choice | None:
-        """The request that goes first of all, if there is one that should go now.
+        """Return the next request to start and its replica, or None if none should start now.
 
-        1. The first in fair order that has waited long enough.
-        2. The first of those that an open replica has the checkpoint for, if it does not get too
-           far ahead of the very first.
-        3. The first of all whose cheapest replica is an open one: to wait for a warm and
-           busy one would take longer than loading.
-        4. The last of a crowd that its warm replicas will not have drawn by then.
+        In this order, where "open" means with a free slot and "warm" means holding the checkpoint:
+
+        1. Overdue: the first request in fair order, if it has waited long enough.
+        2. Warm: the first request with an open warm replica, within the overtaking limit.
+        3. Cheapest: the first request whose cheapest replica is open, i.e. loading is faster than
+           waiting for a busy warm replica.
+        4. Overflow: the last request of a backlog that its warm replicas cannot drain faster than
+           another replica can load.
         """
         heads = sorted((group[0][0], name) for name, group in self.queue.groups.items())
         self._drop_outdated_plans(now_s)
@@ -244,7 +252,7 @@ class Scheduler:
             choice = self._pick_cheapest(first, now_s)
             if choice is not None and self._batch_is_done(choice[1], first):
                 return choice
-        limit = self._limit(first)
+        limit = self._overtaking_limit(first)
         warm = {name for _, name in heads if self.fleet.has_open(name)}
         for position, name in heads:
             if name in warm and position <= limit:
@@ -262,8 +270,8 @@ class Scheduler:
                 return choice
         return None
 
-    def _limit(self, first: QueuedRequest) -> QueuePosition:
-        """The last place that may overtake."""
+    def _overtaking_limit(self, first: QueuedRequest) -> QueuePosition:
+        """Return the last position that may overtake ``first``."""
         is_deprioritized, finish = first.position
         return is_deprioritized, finish + self.policy.lead_s * self.speeds.work_per_s
 
@@ -271,11 +279,12 @@ class Scheduler:
         waited_s = now_s - request.arrived_s
         load_s = self._load_s[request.group]
         patience_s = max(self.policy.least_s, self.policy.loads * load_s)
-        # Whoever is in a hurry has no more patience than half of the time that there is.
+        # A request with a tight deadline is overdue after half of its time.
         return waited_s >= min(patience_s, request.time_s / 2)
 
     def _batch_is_done(self, replica: Replica, request: QueuedRequest) -> bool:
-        """Whether the replica has drawn enough with what it has to load something else."""
+        """Return whether the replica may load the request's checkpoint: it has it, nothing is
+        queued for its own, or it has generated enough since its last load."""
         if request.group in replica.models:
             return True
         if not any(key in self.queue.groups for key in replica.models):
@@ -283,46 +292,46 @@ class Scheduler:
         return replica.batch_s >= self.policy.min_batch_loads * self._load_s[request.group]
 
     def _pick_warm(self, group: str, now_s: float) -> _Choice | None:
-        """On an open replica that has its checkpoint: of the first few the one whose LoRAs are
-        there too, unless the very first has waited for long enough. Who steps back takes one
-        that is idle, and does not stand in line where others will want to be in a moment."""
+        """Pick a request of the group for an open warm replica: of the first few requests, the one
+        with the least to fetch, unless the first has waited too long. A deprioritized request gets
+        only an idle replica, so that it does not delay others there."""
         first = self.queue.first(group)
         candidates = [first]
         extras_s = self.speeds.at_most_s(first.extras)
-        patient_s = max(self.policy.least_s, self.policy.loads * extras_s)
-        if extras_s and now_s - first.arrived_s < patient_s:
-            limit = self._limit(first)
-            few = self.queue.few(group, self.policy.overtaking)
-            candidates += [r for r in few[1:] if r.position <= limit]
+        patience_s = max(self.policy.least_s, self.policy.loads * extras_s)
+        if extras_s and now_s - first.arrived_s < patience_s:
+            limit = self._overtaking_limit(first)
+            head = self.queue.few(group, self.policy.overtaking)
+            candidates += [r for r in head[1:] if r.position <= limit]
         best: tuple[float, _Choice] | None = None
         for request in candidates:
-            found = self.fleet.cheapest(
+            cheapest = self.fleet.cheapest(
                 request, self.speeds, now_s, self._displacement_s,
                 open_only=True, warm_only=True, idle_only=request.is_deprioritized,
             )  # fmt: skip
-            if found is None or found[1].id in request.avoid:
+            if cheapest is None or cheapest[1].id in request.avoid:
                 continue
-            fetch_s = self.speeds.fetch_s(request.extras, found[1])
+            fetch_s = self.speeds.fetch_s(request.extras, cheapest[1])
             if best is None or fetch_s < best[0]:
-                best = fetch_s, (request, found[1], found[0])
+                best = fetch_s, (request, cheapest[1], cheapest[0])
             if not fetch_s:
                 break
         return None if best is None else best[1]
 
     def _pick_cheapest(self, request: QueuedRequest, now_s: float) -> _Choice | None:
-        """Where it costs least, if there is a slot now; else that is where it waits to go."""
+        """Pick the cheapest replica if it can take the request now; else plan to wait for it."""
         plan = self._plans.get(request.group)
         if plan is not None and plan.request_id == request.id:
-            home = self.fleet.replicas.get(plan.replica_id)
-            if home is not None and home.version == plan.version:
+            planned = self.fleet.replicas.get(plan.replica_id)
+            if planned is not None and planned.version == plan.version:
                 return None
         displacement_s = (
             self._penalized_displacement_s if request.is_deprioritized else self._displacement_s
         )
-        found = self.fleet.cheapest(request, self.speeds, now_s, displacement_s)
-        if found is None:
+        cheapest = self.fleet.cheapest(request, self.speeds, now_s, displacement_s)
+        if cheapest is None:
             return None
-        cost, replica = found
+        cost, replica = cheapest
         if replica.has_capacity and not (request.is_deprioritized and replica.running):
             return request, replica, cost
         self._plans[request.group] = _PlannedPlacement(
@@ -331,7 +340,7 @@ class Scheduler:
         return None
 
     def _drop_outdated_plans(self, now_s: float) -> None:
-        """A replica that has changed may be better than the one that is waited for."""
+        """Drop the plans for which a changed replica is now cheaper, or whose request is gone."""
         changed, self.fleet.changed = dict.fromkeys(self.fleet.changed), []
         for group, plan in list(self._plans.items()):
             request = self.queue.get(plan.request_id)
@@ -340,7 +349,7 @@ class Scheduler:
                 continue
             left_s = plan.done_s - now_s
             if left_s <= request.work / self.speeds.work_per_s:
-                continue  # it will not be better than that anywhere
+                continue  # no replica can be faster than the bare generation
             for replica_id in changed:
                 replica = self.fleet.replicas.get(replica_id)
                 if replica is not None and replica.has_capacity:
@@ -353,6 +362,8 @@ class Scheduler:
                         break
 
     def _pick_overflow(self, group: str, now_s: float) -> _Choice | None:
+        """Pick the last request of a backlog for a further replica, if that is faster than waiting
+        for the checkpoint's holders to drain the backlog."""
         holders = len(self.fleet.holders(group))
         backlog, last = self.queue.backlog(group)
         generation_s = last.work / self.speeds.work_per_s
@@ -360,8 +371,8 @@ class Scheduler:
         load_s = self._load_s[group]
         if not holders or drained_s <= load_s + generation_s:
             return None
-        seen, again_s = self._backlogs.get(group, (0, 0.0))
-        if backlog <= seen and now_s < again_s:
+        checked_backlog, next_check_s = self._overflow_checks.get(group, (0, 0.0))
+        if backlog <= checked_backlog and now_s < next_check_s:
             return None
         cold = self.fleet.cheapest(
             last, self.speeds, now_s,
@@ -369,33 +380,37 @@ class Scheduler:
             open_only=True, idle_only=last.is_deprioritized,
         )  # fmt: skip
         if cold is None or cold[0] >= drained_s:
-            self._backlogs[group] = backlog, now_s + load_s / 4
+            self._overflow_checks[group] = backlog, now_s + load_s / 4
             return None
         return last, cold[1], cold[0]
 
     def _displacement_s(self, replica: Replica, now_s: float) -> float:
-        """What the checkpoint that the replica would give up for another is worth: how long it
-        takes to load, if it is asked for soon and nobody else has it."""
+        """Return the value in seconds of the checkpoint that the replica would evict for another
+        one; 0 if it has room."""
         if len(replica.models) < replica.checkpoint_capacity:
             return 0.0
         return min(self._value_of(key, now_s) for key in replica.models)
 
     def _penalized_displacement_s(self, replica: Replica, now_s: float) -> float:
-        """The same for a request that steps back: what others have loaded is not for it to take."""
+        """Return the displacement cost for a deprioritized request, which should not evict the
+        checkpoints of others."""
         return self.policy.displacement_penalty * self._displacement_s(replica, now_s)
 
     def _displacement_of(self, request: QueuedRequest, replica: Replica, now_s: float) -> float:
         return 0.0 if request.group in replica.models else self._displacement_s(replica, now_s)
 
     def _value_of(self, key: str, now_s: float) -> float:
-        known = self._values.get(key)
-        if known is None:
+        """Return the value of a replica's copy of a checkpoint, in seconds: the load time, divided
+        by the number of holders and weighted by the probability of its use."""
+        value = self._values.get(key)
+        if value is None:
             load_s = self._load_s.get(key, 0.0)
-            known = load_s / max(1, len(self.fleet.holders(key)))
+            value = load_s / max(1, len(self.fleet.holders(key)))
             if key not in self.queue.groups:
-                known *= self._demand.within(key, self.policy.ahead_loads * load_s, now_s)
-            self._values[key] = known
-        return known
+                horizon_s = self.policy.ahead_loads * load_s
+                value *= self._recent_checkpoints.within(key, horizon_s, now_s)
+            self._values[key] = value
+        return value
 
     def _assign_to(
         self, request: QueuedRequest, replica: Replica, _: float, now_s: float

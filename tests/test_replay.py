@@ -1,4 +1,4 @@
-"""The replay benchmark: streams, traces, policies, caches and its command."""
+"""The replay benchmark: its traces, its policies, and the results of the platform's router."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def trace() -> list[TraceRequest]:
     return generate(6_000, seed=0)
 
 
-def test_the_seed_determines_the_stream(trace: list[TraceRequest]) -> None:
+def test_the_same_seed_gives_the_same_trace(trace: list[TraceRequest]) -> None:
     assert generate(6_000, seed=0) == trace
     assert generate(6_000, seed=1) != trace
 
 
-def test_the_stream_has_the_published_statistics() -> None:
-    statistics = describe(generate(100_000, seed=0))
-    assert statistics["requests with LoRAs"] == pytest.approx(0.22, abs=0.03)
-    assert statistics["of those, with one"] == pytest.approx(0.93, abs=0.03)
-    assert statistics["top 5 checkpoints"] == pytest.approx(0.70, abs=0.05)
-    assert statistics["LoRAs of one tenant only"] == pytest.approx(0.83, abs=0.05)
-    assert statistics["repeats the tenant's last assets"] == pytest.approx(0.68, abs=0.03)
-    assert statistics["squared variation of the gaps"] == pytest.approx(144, rel=0.25)
-    assert statistics["checkpoint misses, 8 replicas at random"] == pytest.approx(0.62, abs=0.04)
+def test_the_generated_trace_has_the_published_figures() -> None:
+    measured = describe(generate(100_000, seed=0))
+    assert measured["requests with LoRAs"] == pytest.approx(0.22, abs=0.03)
+    assert measured["of those, with one"] == pytest.approx(0.93, abs=0.03)
+    assert measured["top 5 checkpoints"] == pytest.approx(0.70, abs=0.05)
+    assert measured["LoRAs of one tenant only"] == pytest.approx(0.83, abs=0.05)
+    assert measured["repeats the tenant's last assets"] == pytest.approx(0.68, abs=0.03)
+    assert measured["squared variation of the gaps"] == pytest.approx(144, rel=0.25)
+    assert measured["checkpoint misses, 8 replicas at random"] == pytest.approx(0.62, abs=0.04)
 
 
 def test_a_trace_file_round_trips(trace: list[TraceRequest], tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_a_trace_file_round_trips(trace: list[TraceRequest], tmp_path: Path) -> 
         ("width", "x", "line 3"),
         ("arrival_s", "nan", "arrival_s"),
         ("arrival_s", "-1", "arrival_s"),
-        ("arrival_s", "0", "before the one above"),
-        ("tenant", "", "named"),
+        ("arrival_s", "0", "lower than on the line before"),
+        ("tenant", "", "tenant is empty"),
     ],
 )
-def test_a_bad_line_is_reported_by_number(
+def test_an_invalid_line_is_reported(
     trace: list[TraceRequest], tmp_path: Path, column: str, value: str, message: str
 ) -> None:
     path = tmp_path / "trace.csv"
@@ -94,14 +94,14 @@ def test_a_bad_line_is_reported_by_number(
         read_trace(path)
 
 
-def test_at_load_scales_to_the_given_load(trace: list[TraceRequest]) -> None:
+def test_at_load_gives_the_requested_load(trace: list[TraceRequest]) -> None:
     stream = at_load(trace, 0.7, 8, 2.0)
     work_s = sum(r.cost for r in stream) * 2.0
     assert work_s / (8 * stream[-1].arrival_s) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("policy", [OURS, *POLICIES])
-def test_every_request_is_served_once_and_totals_agree(
+def test_every_request_runs_once_and_the_counters_agree(
     policy: str, trace: list[TraceRequest]
 ) -> None:
     hardware = Hardware(replicas=4)
@@ -112,7 +112,7 @@ def test_every_request_is_served_once_and_totals_agree(
         assert latency_s >= generation_s - 1e-6
     assert sum(outcome.busy_s) == pytest.approx(sum(least_s))
     assert outcome.lora_uses.total() == len(lora_uses(stream))
-    # Without file tiers all loads come from the store.
+    # Without file tiers, every load comes from the store.
     loads = outcome.checkpoint_loads * hardware.checkpoint_bytes
     assert outcome.store_bytes == loads + outcome.lora_loads.total() * hardware.lora_bytes
     assert replay(stream, policy, hardware).latency_s == outcome.latency_s
@@ -136,7 +136,7 @@ def test_results_do_not_depend_on_asset_names(trace: list[TraceRequest]) -> None
     def preferred(name: str) -> str:
         return min(replicas, key=lambda replica: rendezvous(checkpoint_key(name), replica))
 
-    # Renaming keeps the same order and with the same replicas, so that ties break as before.
+    # The new names sort alike and have the same preferred replicas, so ties break alike.
     plain = {
         name: next(
             other
@@ -159,7 +159,7 @@ def test_results_do_not_depend_on_asset_names(trace: list[TraceRequest]) -> None
     assert same.store_bytes == loads + same.lora_loads.total() * hardware.lora_bytes
 
 
-def test_an_empty_checkpoint_means_the_base_model(
+def test_a_line_without_a_checkpoint_uses_the_base_model(
     trace: list[TraceRequest], tmp_path: Path
 ) -> None:
     path = tmp_path / "trace.csv"
@@ -169,32 +169,33 @@ def test_an_empty_checkpoint_means_the_base_model(
     assert describe(read)["different checkpoints"] == 1
 
 
-def test_affinity_beats_other_policies(trace: list[TraceRequest]) -> None:
-    """The promised ratios hold on a short stream; the benchmark has the full figures."""
+def test_affinity_beats_the_other_policies(trace: list[TraceRequest]) -> None:
+    """The platform's claims on a short trace; the benchmark has the full figures."""
     hardware = Hardware()
     stream = at_load(trace, 0.7, 8, hardware.picture_s)
-    rows = {
+    results = {
         policy: figures(replay(stream, policy, hardware), stream)
         for policy in (OURS, "random", "multiplexed", "bounded hash")
     }
-    ours = rows[OURS]
-    assert ours["checkpoint_misses"] <= 0.25 * rows["random"]["checkpoint_misses"]
-    assert ours["checkpoint_misses"] <= 0.5 * rows["multiplexed"]["checkpoint_misses"]
-    assert ours["p99_s"] <= 0.7 * rows["bounded hash"]["p99_s"]  # a single burst decides it here
+    ours = results[OURS]
+    assert ours["checkpoint_misses"] <= 0.25 * results["random"]["checkpoint_misses"]
+    assert ours["checkpoint_misses"] <= 0.5 * results["multiplexed"]["checkpoint_misses"]
+    # On this short trace, a single burst determines p99.
+    assert ours["p99_s"] <= 0.7 * results["bounded hash"]["p99_s"]
     assert ours["imbalance"] <= 1.3
     best = bound(stream, hardware)
     assert best["checkpoint_misses"] <= ours["checkpoint_misses"]
     assert best["p99_s"] <= ours["p99_s"]
 
 
-def test_misses_are_between_belady_and_lru(trace: list[TraceRequest]) -> None:
+def test_tier_misses_are_between_belady_and_lru(trace: list[TraceRequest]) -> None:
     uses = lora_uses(trace)
     for slots in (8, 16, 32):
         best, ours = belady_misses(uses, slots), tier_misses(uses, slots)
         assert best <= ours <= 1.02 * lru_misses(uses, slots)
 
 
-def test_a_loud_tenant_does_not_slow_its_neighbours(trace: list[TraceRequest]) -> None:
+def test_other_tenants_are_protected_from_a_noisy_one(trace: list[TraceRequest]) -> None:
     hardware = Hardware()
     stream = at_load(trace[:4_000], 0.3, 8, hardware.picture_s)
     row = loud_neighbour(stream, hardware, 20, [OURS])[0]
@@ -224,5 +225,5 @@ def test_the_command_line(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "no column" in done.stderr
+    assert "missing columns" in done.stderr
     assert "Traceback" not in done.stderr

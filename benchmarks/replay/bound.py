@@ -1,4 +1,4 @@
-"""What no policy can do better: one that knows the future, and one that never loads."""
+"""Lower bounds for any policy: Belady's misses, and latencies without any loading."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ CLAIRVOYANT = "clairvoyant bound"
 
 
 def bound(trace: Sequence[TraceRequest], hardware: Hardware) -> dict[str, Any]:
-    """Checkpoint misses: Belady's optimum with the checkpoint slots of all replicas as one
-    cache, in the order of arrival (who reorders may do with fewer). Latency: one queue for all
-    replicas, first come first served, and nothing ever to load."""
+    """Return the bounds as a result row.
+
+    Checkpoint misses are Belady's optimum with the checkpoint slots of all replicas as one cache,
+    in order of arrival (a policy that reorders may have fewer). Latencies are those of one FIFO
+    queue for all replicas when nothing needs loading.
+    """
     uses = [(r.arrival_s, r.tenant, r.checkpoint) for r in trace]
     misses = belady_misses(uses, hardware.replicas * hardware.checkpoint_slots)
     free_at_s = [0.0] * hardware.replicas

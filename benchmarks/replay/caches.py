@@ -1,5 +1,5 @@
-"""How often an asset is missed when a tier of so many slots is full: the platform's own tier
-beside the least recently used and beside Belady's optimum, on one stream in its own order."""
+"""Cache misses on a stream of uses: the platform's own tier, LRU and Belady's optimum, with a given
+number of slots."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from orchestrator.eviction import AccessHistory
 from orchestrator.ghosts import SESSION, Ghost, Law
 from router.prefetch import Prefetcher
 
-#: When, by whom, what.
+#: The time in seconds, the tenant and the asset.
 Use = tuple[float, str, str]
 
 
 def lora_uses(trace: Sequence[TraceRequest]) -> list[Use]:
+    """Return all LoRA uses of a trace, in order."""
     return [(r.arrival_s, r.tenant, name) for r in trace for name, _ in r.loras]
 
 
@@ -38,29 +39,30 @@ def lru_misses(uses: Sequence[Use], slots: int) -> int:
 
 
 def belady_misses(uses: Sequence[Use], slots: int) -> int:
-    """Whoever knows the future lets go of what is wanted last (Belady 1966)."""
-    following = [0] * len(uses)
+    """Return the misses of the optimal policy, which evicts the asset whose next use is furthest
+    away (Belady 1966)."""
+    next_use = [0] * len(uses)
     seen: dict[str, int] = {}
-    for at in range(len(uses) - 1, -1, -1):
-        following[at] = seen.get(uses[at][2], len(uses))
-        seen[uses[at][2]] = at
-    wanted_at: dict[str, int] = {}
-    latest: list[tuple[int, str]] = []
+    for index in range(len(uses) - 1, -1, -1):
+        next_use[index] = seen.get(uses[index][2], len(uses))
+        seen[uses[index][2]] = index
+    resident: dict[str, int] = {}  # asset → index of its next use
+    furthest: list[tuple[int, str]] = []  # a heap of (-next use, asset), with stale items
     misses = 0
-    for at, (_, _, name) in enumerate(uses):
-        if name not in wanted_at:
+    for index, (_, _, name) in enumerate(uses):
+        if name not in resident:
             misses += 1
-            while len(wanted_at) >= slots:
-                when, other = heapq.heappop(latest)
-                if wanted_at.get(other) == -when:
-                    del wanted_at[other]
-        wanted_at[name] = following[at]
-        heapq.heappush(latest, (-following[at], name))
+            while len(resident) >= slots:
+                negated, other = heapq.heappop(furthest)
+                if resident.get(other) == -negated:
+                    del resident[other]
+        resident[name] = next_use[index]
+        heapq.heappush(furthest, (-next_use[index], name))
     return misses
 
 
 def guesses(trace: Sequence[TraceRequest], lora_bytes: int) -> Prefetcher:
-    """What the router's prefetcher made of the stream, in the stream's own time."""
+    """Run the router's prefetcher over the trace and return it with its counters."""
     prefetcher = Prefetcher()
     for request in trace:
         blobs = [Blob(name, "", lora_bytes) for name, _ in request.loras]
@@ -69,14 +71,14 @@ def guesses(trace: Sequence[TraceRequest], lora_bytes: int) -> Prefetcher:
 
 
 def tier_misses(uses: Sequence[Use], slots: int) -> int:
-    """The tier that serves, with the stream's own time for its clock."""
+    """Return the misses of the platform's own tier."""
     return played(uses, slots).misses
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """``changes``: how often another law began to rule; ``recency_share``: of the uses, those for
-    which LRU ruled."""
+    """A tier's result on a stream. ``changes``: the number of policy changes; ``recency_share``:
+    the share of uses under the recency policy (LRU)."""
 
     misses: int
     changes: int
@@ -84,7 +86,7 @@ class Played:
 
 
 def played(uses: Sequence[Use], slots: int) -> Played:
-    """The tier that serves, with the stream's own time for its clock."""
+    """Run the platform's own tier on the stream, with the stream's times as its clock."""
     now_s = 0.0
     tier: DeviceTier[None] = DeviceTier(slots, clock=lambda: now_s)
     misses = 0
@@ -98,9 +100,9 @@ def played(uses: Sequence[Use], slots: int) -> Played:
 
 
 def visits_misses(uses: Sequence[Use], slots: int) -> int:
-    """The law by visits alone."""
-    visits = AccessHistory(SESSION * slots)
-    ghost = Ghost(slots, SESSION * slots, visits.worth)
+    """Return the misses of the visits policy alone."""
+    history = AccessHistory(SESSION * slots)
+    ghost = Ghost(slots, SESSION * slots, history.worth)
     return sum(
-        ghost.used(name, 1, visits.used(name, 1, tenant, at_s)) for at_s, tenant, name in uses
+        ghost.used(name, 1, history.used(name, 1, tenant, at_s)) for at_s, tenant, name in uses
     )

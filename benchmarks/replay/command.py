@@ -70,7 +70,10 @@ def main() -> None:
         kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
         if chosen != list(parts):
             if arguments.save and any(kept.get(name) != what for name, what in result.items()):
-                raise SystemExit("replay: what is kept is of another stream or machine; save all")
+                raise SystemExit(
+                    f"replay: {KEPT.name} was saved with another trace, seed or hardware; "
+                    "run all parts with --save"
+                )
             result = {**kept, **result}
         for name in chosen:
             result[name] = parts[name](trace, hardware, arguments)
@@ -85,34 +88,49 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks replay",
-        description="Without a part named, all of them are run.",
+        description="Replay a request trace. Runs all parts unless some are selected.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    stream = parser.add_argument_group("the stream")
+    stream = parser.add_argument_group("trace")
     stream.add_argument("--trace", type=Path, help="a CSV file (see benchmarks/replay/trace.py)")
-    stream.add_argument("--requests", type=int, default=100_000, help="how many to generate")
-    stream.add_argument("--seed", type=int, default=0)
-    stream.add_argument("--write", type=Path, help="write the stream as CSV, and nothing else")
-    stream.add_argument("--describe", action="store_true", help="the stream beside the real one")
-    parts = parser.add_argument_group("parts")
-    parts.add_argument("--policies", action="store_true", help="all policies at each load")
-    parts.add_argument("--caches", action="store_true", help="evictions beside LRU's and Belady's")
-    parts.add_argument("--neighbour", action="store_true", help="one tenant against the others")
-    parts.add_argument("--scale", action="store_true", help="time and memory of the replay")
-    parser.add_argument(
-        "--loads", default="0.3,0.5,0.7,0.9", help="of what could be drawn unloaded"
+    stream.add_argument(
+        "--requests", type=int, default=100_000, help="the number of requests to generate"
     )
-    parser.add_argument("--only", default="", help="policies, comma-separated")
-    parser.add_argument("--noisy-load", type=float, default=0.3, help="of all others together")
-    parser.add_argument("--most", type=int, default=1_000_000, help="requests in the scale part")
-    live = parser.add_argument_group("a running platform")
-    live.add_argument("--live", metavar="URL", help="play the stream there")
-    live.add_argument("--key", default="", help="an API key of it")
-    live.add_argument("--speed", type=float, default=1.0, help="stream seconds in a second")
-    parser.add_argument("--report", action="store_true", help="the kept results as tables")
+    stream.add_argument("--seed", type=int, default=0, help="the generator's seed")
+    stream.add_argument("--write", type=Path, help="write the trace as CSV and exit")
+    stream.add_argument(
+        "--describe", action="store_true", help="compare the trace with the published figures"
+    )
+    parts = parser.add_argument_group("parts")
+    parts.add_argument("--policies", action="store_true", help="compare all policies at each load")
+    parts.add_argument(
+        "--caches", action="store_true", help="compare the cache misses with LRU and Belady"
+    )
+    parts.add_argument("--neighbour", action="store_true", help="one noisy tenant and its victims")
+    parts.add_argument("--scale", action="store_true", help="time and memory of the replay itself")
+    parser.add_argument(
+        "--loads",
+        default="0.3,0.5,0.7,0.9",
+        help="offered loads, as shares of the capacity without any loading",
+    )
+    parser.add_argument("--only", default="", help="the policies to run, comma-separated")
+    parser.add_argument(
+        "--noisy-load",
+        type=float,
+        default=0.3,
+        help="the load before one tenant multiplies its own",
+    )
+    parser.add_argument(
+        "--most", type=int, default=1_000_000, help="the most requests in the scale part"
+    )
+    live = parser.add_argument_group("running platform")
+    live.add_argument("--live", metavar="URL", help="send the trace to this platform")
+    live.add_argument("--key", default="", help="an API key of the platform")
+    live.add_argument("--speed", type=float, default=1.0, help="trace seconds per second")
+    parser.add_argument("--report", action="store_true", help="print the saved results as tables")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--save", action="store_true", help="keep the results in the repository")
-    machine = parser.add_argument_group("the simulated machines")
+    parser.add_argument("--save", action="store_true", help="save the results in the repository")
+    machine = parser.add_argument_group("simulated hardware")
     for field in fields(Hardware):
         default: Any = field.default
         name = "--" + field.name.replace("_", "-")
@@ -123,11 +141,9 @@ def _parse() -> argparse.Namespace:
 def _trace(arguments: argparse.Namespace) -> list[TraceRequest]:
     if arguments.trace is not None:
         trace = read_trace(arguments.trace)
-        nameless = sum(request.checkpoint == BASE_MODEL for request in trace)
-        if nameless:
-            _say(
-                f"{nameless} of {len(trace)} lines name no checkpoint: they are for the base model"
-            )
+        base_model_count = sum(request.checkpoint == BASE_MODEL for request in trace)
+        if base_model_count:
+            _log(f"{base_model_count} of {len(trace)} lines use the base model: no checkpoint")
         return trace
     return generate(arguments.requests, arguments.seed)
 
@@ -150,14 +166,14 @@ def _policies(
     rows: list[dict[str, Any]] = []
     for load in [float(text) for text in arguments.loads.split(",")]:
         stream = at_load(trace, load, hardware.replicas, hardware.picture_s)
-        here = []
+        load_rows = []
         for policy in only:
-            _say(f"load {load}: {policy} …")
-            here.append(figures(replay(stream, policy, hardware, arguments.seed), stream))
-        here.append(bound(stream, hardware))
-        rows += [{"load": load, **row} for row in here]
+            _log(f"load {load}: {policy} …")
+            load_rows.append(figures(replay(stream, policy, hardware, arguments.seed), stream))
+        load_rows.append(bound(stream, hardware))
+        rows += [{"load": load, **row} for row in load_rows]
         if not arguments.json:
-            print(f"\nOffered load {load}\n\n{table(here)}\n", flush=True)
+            print(f"\nOffered load {load}\n\n{table(load_rows)}\n", flush=True)
     return rows
 
 
@@ -182,12 +198,12 @@ def _caches(
     prefetcher = guesses(trace, hardware.lora_bytes)
     if not arguments.json:
         share = prefetcher.came_true / max(1, prefetcher.guessed)
-        print(f"{prefetcher.guessed} prefetches at a tenant's return, {share:.2f} of them wanted")
+        print(f"{prefetcher.guessed} prefetches at a tenant's return, {share:.2f} of them used")
     return rows
 
 
 def _streams(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The named streams, at two sizes."""
+    """Return a result row for each named stream at two cache sizes."""
     rows = []
     for held_out, streams in ((False, TUNED_ON), (True, HELD_OUT)):
         for name, make in streams.items():
@@ -217,7 +233,7 @@ def _neighbour(
 ) -> dict[str, Any]:
     loud = []
     for name, (make, held_out) in STREAMS.items():
-        _say(f"one tenant x 50 in {name} …")
+        _log(f"one tenant x 50 in {name} …")
         policies = (OURS, "least loaded") if make is None else (OURS,)
         among = trace[:20_000] if make is None else make()
         stream = at_load(among, arguments.noisy_load, hardware.replicas, hardware.picture_s)
@@ -229,16 +245,16 @@ def _neighbour(
     if not arguments.json:
         for row in loud:
             print(
-                f"{row['stream']}, {row['policy']}: {row['tenant']} x {row['times']}, the "
-                f"others' p95 {written(row['victims_p95_alone_s'])} s alone, "
-                f"{written(row['victims_p95_beside_s'])} s beside it "
+                f"{row['stream']}, {row['policy']}: {row['tenant']} x {row['times']}; p95 of "
+                f"the others {written(row['victims_p95_alone_s'])} s without it, "
+                f"{written(row['victims_p95_beside_s'])} s with it "
                 f"({written(row['ratio'], '{:.2f}')} x); of their {row['victims']} failed "
-                f"{row['victims_failed_alone']} and {row['victims_failed_beside']}"
+                f"{row['victims_failed_alone']} without it, {row['victims_failed_beside']} with it"
             )
         for tier in ("device", "node"):
             print(
                 f"LoRA hits of the others, {tier}: {flood[f'{tier}_alone']:.3f} alone, "
-                f"{flood[f'{tier}_beside']:.3f} beside a flood of LoRAs that makes half of all"
+                f"{flood[f'{tier}_beside']:.3f} with a flood that makes half of all LoRA uses"
             )
     return {"load": arguments.noisy_load, "loud": loud, "flood": flood}
 
@@ -246,7 +262,8 @@ def _neighbour(
 def _scale(
     trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Each in this one process, the small before the large: the memory is the highest so far."""
+    """Measure time and memory, all in this process and smallest first: the memory reported is the
+    peak so far."""
     most = arguments.most
     plan = [(OURS, 8, 10_000), (OURS, 8, 100_000)]
     plan += [(OURS, 1000, count) for count in (10_000, 100_000)]
@@ -255,22 +272,22 @@ def _scale(
     rows = []
     for policy, replicas, count in plan:
         count = min(count, most)
-        _say(f"{count} requests, {replicas} replicas: {policy} …")
+        _log(f"{count} requests, {replicas} replicas: {policy} …")
         people = Population()
-        more = max(1, replicas // 8)
-        people = replace(people, sessions=people.sessions * more, tenants=people.tenants * more)
-        machines = replace(hardware, replicas=replicas)
-        stream = at_load(generate(count, 0, people), 0.7, replicas, machines.picture_s)
+        factor = max(1, replicas // 8)
+        people = replace(people, sessions=people.sessions * factor, tenants=people.tenants * factor)
+        scaled = replace(hardware, replicas=replicas)
+        stream = at_load(generate(count, 0, people), 0.7, replicas, scaled.picture_s)
         started = time.perf_counter()
-        outcome = replay(stream, policy, machines)
+        outcome = replay(stream, policy, scaled)
         spent_s = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        found = figures(outcome, stream)
+        result = figures(outcome, stream)
         rows.append(
             {
                 "policy": policy, "replicas": replicas, "requests": count, "seconds": spent_s,
                 "us_a_request": spent_s / count * 1e6, "peak_bytes": peak,
-                "checkpoint_misses": found["checkpoint_misses"], "p99_s": found["p99_s"],
+                "checkpoint_misses": result["checkpoint_misses"], "p99_s": result["p99_s"],
             }
         )  # fmt: skip
         if not arguments.json:
@@ -284,5 +301,5 @@ def _scale(
     return rows
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

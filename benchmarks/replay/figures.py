@@ -1,4 +1,4 @@
-"""What a replay comes to: numbers, tables, pictures."""
+"""The results of a replay as figures, tables and plots."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from benchmarks.replay.trace import TraceRequest
 
 
 def quantile(sorted_values: Sequence[float], share: float) -> float:
+    """Return the value at the given share of a sorted sequence; NaN if it is empty."""
     if not sorted_values:
         return math.nan
     return sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))]
 
 
 def jain(values: Iterable[float]) -> float:
-    """1 when all have the same, 1/n when one has everything (Jain, Chiu and Hawe 1984)."""
+    """Return Jain's fairness index: 1 if all values are equal, 1/n if one has everything (Jain,
+    Chiu and Hawe 1984)."""
     all_values = list(values)
     squares = sum(value * value for value in all_values)
     return sum(all_values) ** 2 / (len(all_values) * squares) if squares else math.nan
 
 
 def slowdowns(outcome: Outcome, trace: Sequence[TraceRequest]) -> list[float]:
-    """Latency over the time that the request takes alone on a replica that has all it needs, of
-    each; infinite for one that was not served."""
+    """Return each request's latency divided by its time on an idle replica that holds its assets;
+    infinite for a request that was not served."""
     hardware = outcome.hardware
     return [
         math.inf
@@ -42,8 +44,8 @@ def slowdowns(outcome: Outcome, trace: Sequence[TraceRequest]) -> list[float]:
 
 
 def figures(outcome: Outcome, trace: Sequence[TraceRequest]) -> dict[str, Any]:
-    """Shares of requests or of LoRA uses, seconds, bytes. What was refused, or not begun in time,
-    counts in every quantile as what took longest."""
+    """Return a result row: shares of requests or LoRA uses, seconds, and bytes. A request that was
+    refused or not done in time counts as infinitely slow in every quantile."""
     done = [
         (latency, r) for latency, r in zip(outcome.latency_s, trace, strict=True)
         if not math.isnan(latency)
@@ -69,19 +71,19 @@ def figures(outcome: Outcome, trace: Sequence[TraceRequest]) -> dict[str, Any]:
         "p50_s": quantile(latencies, 0.5),
         "p95_s": quantile(latencies, 0.95),
         "p99_s": quantile(latencies, 0.99),
-        # Of the tenants' medians, over the tenants with enough requests.
+        # Quantiles over the median slowdown of each tenant with enough requests.
         "slowdown_p50": quantile(tenants, 0.5),
         "slowdown_p95": quantile(tenants, 0.95),
         "slowdown_p99": quantile(tenants, 0.99),
         "drawing_share": mean_busy / outcome.span_s,
         "imbalance": max(outcome.busy_s) / mean_busy,
-        # Of how fast the tenants were served: drawing time over latency, on average.
+        # Over each tenant's mean of generation time divided by latency.
         "fairness": jain(fmean(speeds) for speeds in by_tenant.values() if len(speeds) >= 20),
     }
 
 
 def written(value: float | None, form: str = "{:.1f}") -> str:
-    """None, of a quantile, is beyond all bounds."""
+    """Format a quantile; None means infinite."""
     return "∞" if value is None else form.format(value)
 
 
@@ -96,14 +98,14 @@ COLUMNS = {
     "slowdown_p50": ("slowdown of tenants, p50", "{:.1f}"),
     "slowdown_p95": ("p95", "{:.1f}"),
     "slowdown_p99": ("p99", "{:.1f}"),
-    "drawing_share": ("drawing", "{:.2f}"),
+    "drawing_share": ("generating", "{:.2f}"),
     "imbalance": ("imbalance", "{:.2f}"),
     "fairness": ("Jain", "{:.2f}"),
 }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown."""
+    """Return the rows as a Markdown table."""
     lines = ["| " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
     lines.append("|" + "---|" * len(COLUMNS))
     for row in rows:
@@ -117,7 +119,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-#: What was published of the real stream; see the generator.
+#: The published figures of the real stream; see generator.py.
 PUBLISHED = {
     "requests with LoRAs": 0.22,
     "of those, with one": 0.93,
@@ -141,7 +143,7 @@ PUBLISHED = {
 
 
 def describe(trace: Sequence[TraceRequest]) -> dict[str, float]:
-    """A trace in the figures that were published of the real one."""
+    """Return the figures of a trace that were published for the real one."""
     uses = lora_uses(trace)
     names = [name for _, _, name in uses]
     scales = [scale for r in trace for _, scale in r.loras]
@@ -168,7 +170,7 @@ def describe(trace: Sequence[TraceRequest]) -> dict[str, float]:
         misses += on_device[at] != r.checkpoint
         on_device[at] = r.checkpoint
     with_loras = [r for r in trace if r.loras]
-    found = [
+    values = [
         len(with_loras) / len(trace),
         sum(len(r.loras) == 1 for r in with_loras) / max(1, len(with_loras)),
         sum(scale != 1.0 for scale in scales) / max(1, len(scales)),
@@ -188,11 +190,11 @@ def describe(trace: Sequence[TraceRequest]) -> dict[str, float]:
         1 - belady_misses(shuffled, 32) / max(1, len(uses)),
         misses / len(trace),
     ]
-    return dict(zip(PUBLISHED, found, strict=True))
+    return dict(zip(PUBLISHED, values, strict=True))
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Each policy over the offered load: p99 and checkpoint misses, side by side."""
+    """Plot p99 and checkpoint misses over the offered load, one line per policy."""
     import matplotlib as mpl
 
     mpl.use("Agg")

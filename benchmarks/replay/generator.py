@@ -1,13 +1,13 @@
-"""A stream of requests like a production service's, from a seed.
+"""Generate a request trace like a production service's, from a seed.
 
-What is reproduced is what was published of 24 days of a real Stable Diffusion service: how many
-requests carry LoRAs and how many, how popular checkpoints and LoRAs are, that most LoRAs have
-one user, that a user repeats the last recipe two times out of three, that requests come in
-bursts. ``python -m benchmarks replay --describe`` prints each beside the published figure.
+The trace reproduces the published figures of 24 days of a real Stable Diffusion service: the share
+of requests with LoRAs and their number, the popularity of checkpoints and LoRAs, that most LoRAs
+have one user, that a user repeats the last recipe two times out of three, and that requests arrive
+in bursts. ``python -m benchmarks replay --describe`` prints each next to the published figure.
 
-Who asks and what for is a walk over *sessions*: a few tenants are at work at any time, each
-with a small set of assets that it goes back and forth between. When is a rate that
-wanders (log-normal, minute by minute) with a few long silences.
+Tenants and assets come from a walk over *sessions*: a few tenants are active at a time, and each
+alternates between a small set of recipes. Arrival times come from a log-normal rate that changes
+every minute, plus a long silence.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from benchmarks.replay.trace import TraceRequest
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The published figures; from ``lora_zipf`` to ``repeats`` and from ``sessions`` on also what
-    was fitted, so that a cache and a router at random fare as they do on the real stream."""
+    """The generator's parameters: the published figures, and values fitted so that a cache and a
+    random router perform as on the real stream (``lora_zipf`` to ``repeats``, and from ``sessions``
+    on)."""
 
     checkpoints: int = 105
     checkpoint_zipf: float = 1.43
-    #: How many there are; about 874 of them are used in 100,000 requests.
+    #: All LoRAs; about 874 of them are used in 100,000 requests.
     loras: int = 960
     lora_zipf: float = 1.12
     private_share: float = 0.83
@@ -39,23 +40,24 @@ class Population:
     most_loras: int = 6
     odd_scale_share: float = 0.44
     usual_steps_share: float = 0.88
-    #: How often a session goes on with the recipe that it has; some of the rest is the same too.
+    #: The probability that a session keeps its recipe; a change may pick an identical one.
     repeats: float = 0.5
-    #: Requests a minute: the median, the most, and the squared variation of the gaps.
+    #: Requests per minute (median and maximum), and the squared coefficient of variation of the
+    #: gaps.
     median_a_minute: float = 2.0
     most_a_minute: float = 64.0
     gap_scv: float = 144.0
-    #: How long a rush lasts, in minutes.
+    #: The duration of a burst, in minutes.
     rush_minutes: float = 5.0
-    #: Tenants at work at a time.
+    #: Concurrent sessions.
     sessions: int = 3
-    #: Requests in a session, on average.
+    #: The mean number of requests in a session.
     session_requests: float = 13.0
-    #: Recipes that a session goes back and forth between, at most.
+    #: The most recipes in a session.
     favourites: int = 4
-    #: How often the next request is the same tenant's.
+    #: The probability that the next request is from the same session.
     stays: float = 0.7
-    #: How often a session that uses LoRAs begins with one that nobody has used yet.
+    #: The probability that a session with LoRAs begins with a LoRA that was never used before.
     new_share: float = 0.4
 
 
@@ -68,21 +70,22 @@ class _Zipf:
         return bisect(self._sums, rng.random() * self._sums[-1])
 
 
-_Set = tuple[str, tuple[tuple[str, float], ...]]
+#: A checkpoint, and its LoRAs with scales.
+_Recipe = tuple[str, tuple[tuple[str, float], ...]]
 
 
 @dataclass(slots=True)
 class _Session:
     tenant: str
     left: int
-    favourites: list[_Set] = field(default_factory=list)
+    favourites: list[_Recipe] = field(default_factory=list)
     now: int = 0
 
 
 def generate(
     requests: int, seed: int = 0, population: Population | None = None
 ) -> list[TraceRequest]:
-    """``requests`` of them, in order of arrival."""
+    """Generate ``requests`` requests in order of arrival."""
     people = population or Population()
     rng = random.Random(seed)
     arrivals = _arrivals(requests, people, rng)
@@ -96,7 +99,7 @@ def generate(
 
 
 class _Walk:
-    """Who asks next, and for what."""
+    """The walk over sessions: the tenant and the recipe of each request."""
 
     def __init__(self, people: Population, rng: random.Random) -> None:
         self._people = people
@@ -111,12 +114,12 @@ class _Walk:
         for lora, owner in enumerate(self._owner):
             if owner is not None:
                 self._of_tenant.setdefault(owner, []).append(lora)
-        #: LoRAs that nobody has used yet: new ones keep coming, all through the stream.
+        #: LoRAs that were never used: new ones keep appearing throughout the trace.
         self._unseen = rng.sample(range(people.loras), people.loras)
         self._sessions = [self._begin() for _ in range(people.sessions)]
         self._last = 0
 
-    def step(self) -> tuple[str, _Set]:
+    def step(self) -> tuple[str, _Recipe]:
         rng = self._rng
         if rng.random() >= self._people.stays:
             self._last = rng.randrange(len(self._sessions))
@@ -124,7 +127,7 @@ class _Walk:
         if session.left == 0:
             session = self._sessions[self._last] = self._begin()
         elif rng.random() >= self._people.repeats and len(session.favourites) > 1:
-            # Another one of its recipes: the step is never to where it is.
+            # Move to a different one of its recipes.
             session.now += rng.randrange(1, len(session.favourites))
             session.now %= len(session.favourites)
         session.left -= 1
@@ -143,7 +146,7 @@ class _Walk:
             mine = self._of_tenant.get(tenant, [])
             for _ in range(people.favourites - 1):
                 own.append(rng.choice(mine) if mine and rng.random() < 0.7 else self._public())
-        # As many requests as a geometric law says: most are short, some go on all day.
+        # Geometrically distributed: most sessions are short, some last all day.
         left = 1 + int(math.log(1 - rng.random()) / math.log(1 - 1 / people.session_requests))
         session = _Session(f"t{tenant}", left)
         checkpoint = self._checkpoints.pick(rng)
@@ -183,7 +186,7 @@ class _Walk:
 
 
 def _arrivals(requests: int, people: Population, rng: random.Random) -> list[float]:
-    """Seconds. A rate that wanders from minute to minute, and silences."""
+    """Return arrival times in seconds: a rate that changes every minute, and a silence."""
     spread = math.log(people.most_a_minute / people.median_a_minute) / 4.0
     keep = math.exp(-1 / people.rush_minutes)
     level, minute, times = rng.gauss(0, 1), 0, list[float]()
@@ -198,10 +201,10 @@ def _arrivals(requests: int, people: Population, rng: random.Random) -> list[flo
 
 
 def _with_a_silence(times: list[float], scv: float, rng: random.Random) -> list[float]:
-    """A pause as long as it takes for the gaps to vary as they should."""
+    """Insert a pause that brings the squared coefficient of variation of the gaps to ``scv``."""
     gaps = [b - a for a, b in pairwise(times)]
     if len(gaps) < 1000:
-        return times  # too short a stream to hold such a pause
+        return times  # too few gaps for such a pause
     count, total, squares = len(gaps), sum(gaps), sum(gap * gap for gap in gaps)
     pauses = 1
     # count × (squares + pauses × x²) / (total + pauses × x)² = scv + 1, solved for x.

@@ -1,8 +1,8 @@
-"""The same stream against a running platform, over HTTP.
+"""Send a trace to a running platform over HTTP.
 
-What a trace calls a checkpoint or a LoRA is an asset of that name, where there is one; all
-others stand for the assets that the key may use, the most popular for the first. Sizes are
-left to the platform's model.
+A trace's checkpoint or LoRA is the asset of that name if there is one; the others are mapped to
+the assets that the key may use, in order of popularity. Image sizes are left to the platform's
+default.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from benchmarks.replay.trace import BASE_MODEL, TraceRequest, checkpoint_key, lo
 
 
 def play(trace: Sequence[TraceRequest], url: str, key: str, speed: float, as_json: bool) -> None:
-    """Prints what came of it. Raises SystemExit when the platform cannot be reached."""
+    """Send the trace and print the results. Raises SystemExit when the platform is unreachable."""
     try:
-        found = asyncio.run(_play(trace, url.rstrip("/"), key, speed))
+        result = asyncio.run(_play(trace, url.rstrip("/"), key, speed))
     except httpx.HTTPError as error:
         raise SystemExit(f"replay: {url}: {error or type(error).__name__}") from None
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(result, indent=1))
         return
-    for name, value in found.items():
+    for name, value in result.items():
         print(f"{name:24} {value:.3f}" if isinstance(value, float) else f"{name:24} {value}")
 
 
@@ -51,26 +51,26 @@ async def _play(trace: Sequence[TraceRequest], url: str, key: str, speed: float)
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
             late_s = max(late_s, -wait_s)
-            running.append(asyncio.create_task(_ask(client, request, names)))
+            running.append(asyncio.create_task(_send(client, request, names)))
         answers = await asyncio.gather(*running)
     latencies = sorted(latency for status, latency, _ in answers if status == 200)
     statuses = Counter(status for status, _, _ in answers)
-    tiers = Counter(tier for _, _, found in answers for tier in found)
+    tier_counts = Counter(tier for _, _, tiers in answers for tier in tiers)
     return {
         "requests": len(answers),
         **{f"status {status}": count for status, count in sorted(statuses.items())},
         "p50_s": quantile(latencies, 0.5),
         "p95_s": quantile(latencies, 0.95),
         "p99_s": quantile(latencies, 0.99),
-        **{f"found on {tier}": count for tier, count in sorted(tiers.items())},
+        **{f"found on {tier}": count for tier, count in sorted(tier_counts.items())},
         "client late by at most_s": late_s,
     }
 
 
-async def _ask(
+async def _send(
     client: httpx.AsyncClient, request: TraceRequest, names: dict[str, str]
 ) -> tuple[int, float, list[str]]:
-    """Status (0: no answer), seconds, and the tier of each asset."""
+    """Send a request; return the status (0: no answer), the seconds, and each asset's tier."""
     body: dict[str, Any] = {
         "prompt": "a red circle on a blue background",
         "steps": request.steps,
@@ -96,17 +96,17 @@ async def _ask(
 
 
 async def _names(client: httpx.AsyncClient, trace: Sequence[TraceRequest]) -> dict[str, str]:
-    """Which asset stands for which key of the trace; an empty one for the base model."""
+    """Map each key of the trace to an asset; an empty string is the base model."""
     names: dict[str, str] = {checkpoint_key(BASE_MODEL): ""}
     for kind, key, used in (
         ("checkpoint", checkpoint_key, Counter(r.checkpoint for r in trace)),
         ("lora", lora_key, Counter(name for r in trace for name, _ in r.loras)),
     ):
-        there = await _assets(client, kind)
-        # The base model is there without a name.
-        stand_ins = ["", *there] if kind == "checkpoint" else [*there]
+        assets = await _assets(client, kind)
+        # The base model has no asset.
+        stand_ins = ["", *assets] if kind == "checkpoint" else [*assets]
         for rank, (name, _) in enumerate(used.most_common()):
-            if name in there or name in there.values():
+            if name in assets or name in assets.values():
                 names[key(name)] = name
             elif stand_ins:
                 names.setdefault(key(name), stand_ins[rank % len(stand_ins)])
@@ -114,13 +114,13 @@ async def _names(client: httpx.AsyncClient, trace: Sequence[TraceRequest]) -> di
 
 
 async def _assets(client: httpx.AsyncClient, kind: str) -> dict[str, str]:
-    """The ready ones that the key may use: their names by id."""
-    found: dict[str, str] = {}
+    """Return the names of the ready assets that the key may use, by ID."""
+    names: dict[str, str] = {}
     for public in (False, True):
         response = await client.get(
             "/v1/assets", params={"asset_type": kind, "is_public": public, "limit": 100}
         )
         response.raise_for_status()
         ready = (a for a in response.json()["data"] if a["status"] == "ready")
-        found |= {a["id"]: a["name"] for a in ready}
-    return found
+        names |= {a["id"]: a["name"] for a in ready}
+    return names

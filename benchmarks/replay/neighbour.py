@@ -1,4 +1,4 @@
-"""One tenant against all others: requests without end, and LoRAs without end."""
+"""The effect of one noisy tenant on the others: a flood of requests, and a flood of LoRAs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.replay.trace import TraceRequest
 from router.admission import QueueLimits
 
 _PEOPLE = Population()
-#: Sessions that go on for long, of few tenants, one at a time.
+#: Long sessions of few tenants, nearly one at a time.
 _LONG = replace(_PEOPLE, session_requests=60.0, stays=0.97, sessions=2, tenants=60)
 _RUSHES = replace(_PEOPLE, most_a_minute=400.0, rush_minutes=10.0)
 _LONG_RUSHES = replace(_LONG, most_a_minute=400.0, rush_minutes=10.0)
@@ -27,8 +27,8 @@ def _stream(seed: int, people: Population) -> Callable[[], list[TraceRequest]]:
     return lambda: generate(20_000, seed, people)
 
 
-#: By name, and whether it was not looked at while the law was made; None is the stream of the whole
-#: replay.
+#: By name: a function that makes the trace (None: the trace of the whole replay), and whether it
+#: was held out while the fairness rules were developed.
 STREAMS: Mapping[str, tuple[Callable[[], list[TraceRequest]] | None, bool]] = {
     "generator": (None, False),
     "long sessions": (_stream(1, _LONG), False),
@@ -41,7 +41,7 @@ STREAMS: Mapping[str, tuple[Callable[[], list[TraceRequest]] | None, bool]] = {
 
 
 def noisy(trace: Sequence[TraceRequest], tenant: str, times: int) -> list[TraceRequest]:
-    """The same stream with every request of one tenant ``times`` over, all through it."""
+    """Return the trace with ``times`` as many requests of one tenant, spread at random."""
     rng = random.Random(0)
     span_s = trace[-1].arrival_s
     more = [
@@ -53,14 +53,16 @@ def noisy(trace: Sequence[TraceRequest], tenant: str, times: int) -> list[TraceR
 
 
 def busiest(trace: Sequence[TraceRequest]) -> str:
+    """Return the tenant with the most requests."""
     return Counter(r.tenant for r in trace).most_common(1)[0][0]
 
 
 def loud_neighbour(
     trace: Sequence[TraceRequest], hardware: Hardware, times: int, policies: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What becomes of the victims with and without it: p95 in seconds and as slowdown, and how many
-    fail (are refused, or not done in time). The platform's own limits hold."""
+    """Return a row per policy with the other tenants' results, with and without a noisy tenant: p95
+    in seconds and as slowdown, and the number of failures (refused or not done in time). The
+    platform's default queue limits apply."""
     loud = busiest(trace)
     rows = []
     for policy in policies:
@@ -74,7 +76,7 @@ def loud_neighbour(
                 latency for latency, r in zip(outcome.latency_s, stream, strict=True)
                 if r.tenant != loud
             ]  # fmt: skip
-            # What is refused, or not done in time, counts as what takes longest.
+            # A request that is refused or not done in time counts as infinitely slow.
             waited = sorted(inf if isnan(latency) else latency for latency in victims)
             p95[name] = quantile(waited, 0.95)
             failed[name] = sum(map(isnan, victims))
@@ -97,13 +99,13 @@ def loud_neighbour(
 
 
 def _finite(value: float) -> float | None:
-    """None where more than a twentieth has failed."""
+    """Return None for an infinite p95, i.e. when more than 5 % have failed."""
     return value if isfinite(value) else None
 
 
 def flooded(trace: Sequence[TraceRequest], share: float) -> list[TraceRequest]:
-    """One tenant more, which asks for a LoRA never seen before with every request: of all LoRA
-    uses it makes ``share``."""
+    """Return the trace plus a tenant that requests a new LoRA every time and makes ``share`` of all
+    LoRA uses."""
     rng = random.Random(0)
     uses = sum(bool(r.loras) for r in trace)
     count = int(uses * share / (1 - share))
@@ -119,8 +121,8 @@ def flooded(trace: Sequence[TraceRequest], share: float) -> list[TraceRequest]:
 def flood_of_loras(
     trace: Sequence[TraceRequest], hardware: Hardware, share: float = 0.5
 ) -> dict[str, float]:
-    """LoRA hits of all the others, without and with the flood: on the devices, and in any tier
-    of the node."""
+    """Return the other tenants' LoRA hit rates with and without the flood: on the devices, and in
+    any tier of the node."""
     hits: dict[str, float] = {"flood_share": share}
     for name, stream in {"alone": trace, "beside": flooded(trace, share)}.items():
         outcome = replay(stream, OURS, hardware)

@@ -1,7 +1,7 @@
-"""Ways to choose a replica as a request arrives: what others do, for comparison.
+"""Routing policies of other systems, for comparison.
 
-Each is given what a router of its kind knows, and sends every request at once; it waits in
-the replica's own queue. Ours is not here: it is the platform's own (see simulation.py).
+Each uses only what a router of its kind knows and sends every request at once to a replica, which
+queues it. The platform's own policy is in simulation.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def round_robin() -> Choose:
 
 
 def least_loaded(rng: random.Random) -> Choose:
-    """By how many requests each has; a lot decides between equals."""
+    """The replica with the fewest outstanding requests; ties are broken at random."""
 
     def choose(request: TraceRequest, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:
         least = min(replica.outstanding for replica in replicas)
@@ -44,34 +44,36 @@ def least_loaded(rng: random.Random) -> Choose:
 
 
 def power_of_two(rng: random.Random) -> Choose:
-    """The less loaded of two taken by lot (Mitzenmacher 2001); Ray Serve's own way."""
+    """The less loaded of two random replicas (Mitzenmacher 2001); Ray Serve's default."""
 
     def choose(request: TraceRequest, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:
-        return _lesser_of_two(rng, replicas)
+        return _less_loaded_of_two(rng, replicas)
 
     return choose
 
 
 def multiplexed(rng: random.Random, max_ongoing: int = 5) -> Choose:
-    """Ray Serve's model multiplexing, one model id (the checkpoint) a request: two by lot among
-    the replicas that have it loaded and take another request; if there is none, two among those
-    with the fewest models; if these are full, two among all."""
+    """Ray Serve's model multiplexing, with the checkpoint as the model ID: the less loaded of two
+    random replicas that hold the model and accept requests; if there are none, of two with the
+    fewest models; if these are full, of any two."""
 
     def choose(request: TraceRequest, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:
-        def accepting(some: Sequence[SimulatedReplica]) -> list[SimulatedReplica]:
-            return [r for r in some if r.outstanding < max_ongoing]
+        def accepting(candidates: Sequence[SimulatedReplica]) -> list[SimulatedReplica]:
+            return [r for r in candidates if r.outstanding < max_ongoing]
 
         holders = accepting([r for r in replicas if r.holds(request.assets[0])])
         if holders:
-            return _lesser_of_two(rng, holders)
+            return _less_loaded_of_two(rng, holders)
         fewest = min(len(r.models.resident()) for r in replicas)
-        roomy = accepting([r for r in replicas if len(r.models.resident()) == fewest])
-        return _lesser_of_two(rng, roomy or replicas)
+        emptiest = accepting([r for r in replicas if len(r.models.resident()) == fewest])
+        return _less_loaded_of_two(rng, emptiest or replicas)
 
     return choose
 
 
-def _lesser_of_two(rng: random.Random, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:
+def _less_loaded_of_two(
+    rng: random.Random, replicas: Sequence[SimulatedReplica]
+) -> SimulatedReplica:
     two = rng.sample(replicas, 2) if len(replicas) > 1 else replicas
     return min(two, key=lambda r: r.outstanding)
 
@@ -83,26 +85,26 @@ _POINTS = 64
 class _Ring:
     def __init__(self, replicas: Sequence[SimulatedReplica]) -> None:
         points = sorted(
-            (_hashed(f"{r.name}/{point}"), at)
+            (_hash(f"{r.name}/{point}"), at)
             for at, r in enumerate(replicas)
             for point in range(_POINTS)
         )
-        self._places = [place for place, _ in points]
-        self._at = [at for _, at in points]
+        self._hashes = [point_hash for point_hash, _ in points]
+        self._replica_indices = [at for _, at in points]
 
     def walk(self, key: str) -> Sequence[int]:
-        """Replicas from the key's place on, each once or more."""
-        start = bisect(self._places, _hashed(key)) % len(self._at)
-        return self._at[start:] + self._at[:start]
+        """Return replica indices in ring order from the key's hash, each at least once."""
+        start = bisect(self._hashes, _hash(key)) % len(self._replica_indices)
+        return self._replica_indices[start:] + self._replica_indices[:start]
 
 
-def _hashed(text: str) -> int:
+def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def consistent_hash(bound: float | None = None) -> Choose:
-    """A ring of checkpoints. With ``bound``: the next one on the ring where a replica has more
-    than so many times its share of the requests (Mirrokni, Thorup and Zadimoghaddam 2018)."""
+    """Consistent hashing of checkpoints. With ``bound``, a replica with more than ``bound`` times
+    the mean load is skipped (Mirrokni, Thorup and Zadimoghaddam 2018)."""
     ring: _Ring | None = None
 
     def choose(request: TraceRequest, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:

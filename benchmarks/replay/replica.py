@@ -1,7 +1,6 @@
-"""A replica under a virtual clock: the tiers are the real ones, the seconds are computed.
+"""A simulated replica: real tiers under a virtual clock, with computed times.
 
-One request is drawn while the next one's assets are brought up, as far as there is room for
-them beside what is being drawn with.
+While one request generates, the next one's assets are loaded as far as there is room.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from orchestrator.errors import TierFull
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What every policy is given alike. Sizes in bytes, speeds in bytes a second."""
+    """The simulated hardware, the same for every policy. Sizes in bytes, speeds in bytes per
+    second; ``picture_s`` is the generation time of a usual image in seconds."""
 
     replicas: int = 8
     replicas_per_node: int = 8
@@ -37,15 +37,16 @@ class Hardware:
         return self.checkpoint_bytes if is_checkpoint(asset) else self.lora_bytes
 
     def that_loads_at_once(self) -> Hardware:
-        at_once = 1e15
-        return replace(self, store_bytes_s=at_once, disk_bytes_s=at_once, host_bytes_s=at_once)
+        """Return the same hardware with practically instant loading."""
+        instant = 1e15
+        return replace(self, store_bytes_s=instant, disk_bytes_s=instant, host_bytes_s=instant)
 
     def speeds(self) -> dict[str, float]:
         return {"store": self.store_bytes_s, "disk": self.disk_bytes_s, "host": self.host_bytes_s}
 
 
 class SimulatedNode:
-    """Its file tiers, by the bytes; a tier without any is not there."""
+    """A node with its file tiers; a tier with a budget of 0 bytes is left out."""
 
     def __init__(self, hardware: Hardware, clock: Callable[[], float]) -> None:
         self._hardware = hardware
@@ -58,7 +59,7 @@ class SimulatedNode:
         self.loras_from_store = Counter[str]()  # by tenant
 
     def bring(self, asset: str, owner: str) -> float:
-        """Seconds until it could be on a device of this node; it is in the file tiers then."""
+        """Fetch an asset into the file tiers; return the seconds to load it to a device."""
         size = self._hardware.size_bytes(asset)
         found = "store"
         for name, tier in self.tiers.items():
@@ -90,7 +91,8 @@ class _Job:
 
 
 class SimulatedReplica:
-    """Takes requests one after another. ``wake`` is called with the time of its next event."""
+    """Runs requests one after another. It calls ``wake`` with the time of its next event, and
+    ``done`` after each request."""
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class SimulatedReplica:
         self.extras: DeviceTier[None] = DeviceTier(
             h.lora_slots * h.lora_bytes, "extras", clock=clock
         )
-        self._jobs: deque[_Job] = deque()  # the first is being drawn, or is the next to be
+        self._jobs: deque[_Job] = deque()  # the first is generating, or is next
         self._is_generating = False
         self.wakes_s: float | None = None
         self.checkpoint_loads = 0
@@ -129,14 +131,15 @@ class SimulatedReplica:
         return asset in (self.models if is_checkpoint(asset) else self.extras)
 
     def give(self, request: TraceRequest, tag: object = None) -> None:
+        """Queue a request; ``tag`` is passed to ``done``."""
         self._jobs.append(_Job(request, tag, deque(request.assets)))
         if len(self._jobs) == 1:
-            self._go_on()
+            self._start_next()
         elif len(self._jobs) == 2 and self._is_generating:
             self._prepare(self._jobs[1])
 
     def _prepare(self, job: _Job) -> None:
-        """Lease what is there; begin to load what is not, as far as there is room."""
+        """Lease the job's resident assets and load the missing ones, as far as there is room."""
         at_s = max(self._clock(), job.ready_s or 0.0)
         while job.missing:
             asset = job.missing[0]
@@ -147,8 +150,8 @@ class SimulatedReplica:
                 )
             except TierFull:
                 if self._is_generating:
-                    break  # until what is being drawn lets go
-                loaded = True  # more than there are slots: the rest is there for this one only
+                    break  # retried when the running request releases its leases
+                loaded = True  # more assets than slots: load it for this request only
             else:
                 job.leases.append(lease)
             job.missing.popleft()
@@ -160,8 +163,8 @@ class SimulatedReplica:
                     self.lora_loads[job.request.tenant] += 1
         job.ready_s = at_s
 
-    def _go_on(self) -> None:
-        """Begin to draw the first, if it is ready; else come back when it will be."""
+    def _start_next(self) -> None:
+        """Start the first job if its assets are loaded; else sleep until they are."""
         if self._is_generating or not self._jobs:
             return
         job = self._jobs[0]
@@ -186,7 +189,7 @@ class SimulatedReplica:
 
     def woken(self, at_s: float) -> None:
         if self.wakes_s != at_s:
-            return  # it has other plans by now
+            return  # superseded by another wake-up
         self.wakes_s = None
         if self._is_generating:
             self._is_generating = False
@@ -194,7 +197,7 @@ class SimulatedReplica:
             for lease in job.leases:
                 lease.release()
             self.lora_uses[job.request.tenant] += len(job.request.loras)
-            self._go_on()
+            self._start_next()
             self._done(self, job.request, job.tag)
         else:
-            self._go_on()
+            self._start_next()

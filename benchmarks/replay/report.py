@@ -1,4 +1,4 @@
-"""The kept results as the tables of docs/routing.md; a test holds the two together."""
+"""The saved results as the tables of docs/routing.md; a test keeps both in sync."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.replay.figures import table, written
 
 
 def report(result: Mapping[str, Any]) -> list[str]:
-    """Markdown, a table each."""
+    """Return the Markdown tables."""
     rows = result["policies"]
     tables = [
         f"Offered load {load}:\n\n{table([row for row in rows if row['load'] == load])}"

@@ -1,4 +1,4 @@
-"""A trace played against a policy under a virtual clock."""
+"""Replay a trace with a routing policy under a virtual clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from router.request import QueuedRequest
 from router.scheduler import Assignment, Scheduler, SchedulingPolicy
 
 OURS = "ours"
-#: The same where loading takes no time: what is left beside the bound is the order.
+#: The platform's policy with instant loading: its gap to the bound is due to reordering alone.
 AT_ONCE = "ours, loads at once"
 POLICIES: dict[str, Callable[[random.Random], policies.Choose]] = {
     "random": policies.random_choice,
@@ -33,7 +33,7 @@ POLICIES: dict[str, Callable[[random.Random], policies.Choose]] = {
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of every request, in the order of the trace. Seconds."""
+    """The results of a replay. ``latency_s`` is in the order of the trace; NaN means not served."""
 
     policy: str
     hardware: Hardware
@@ -50,7 +50,7 @@ class Outcome:
 
 
 class _World:
-    """The clock, what is to happen, and the replicas."""
+    """The virtual clock, the event queue, the nodes and the replicas."""
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
@@ -94,8 +94,8 @@ def replay(
     limits: QueueLimits | None = None,
     timeout_s: float = float("inf"),
 ) -> Outcome:
-    """Play ``trace``. Only our own policy may refuse. What is not done within ``timeout_s`` has
-    failed; our own policy does not begin it any more."""
+    """Replay ``trace``. Only the platform's own policy may refuse requests. A request not done
+    within ``timeout_s`` has failed; the platform's own policy drops it from the queue."""
     world = _World(hardware)
     latency_s = [float("nan")] * len(trace)
     refused = 0
@@ -150,7 +150,7 @@ class _Sent:
 
 
 class _Ours:
-    """The shell that the dispatcher is, under a virtual clock."""
+    """Drives the platform's scheduler as the dispatcher does, under the virtual clock."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Ours:
         self.scheduler = Scheduler(speeds, limits, scheduling)
         self._blobs: dict[str, Blob] = {}
         self._requests: dict[int, TraceRequest] = {}
-        #: How many have waited, and given up their place.
+        #: The number of queued requests that were displaced.
         self.displaced = 0
         self._deadlines: deque[tuple[float, int]] = deque()
         self._node_of: dict[str, str] = {}

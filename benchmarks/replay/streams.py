@@ -1,8 +1,8 @@
-"""Named streams of uses on which eviction is judged: the generator with other seeds and habits,
-and synthetic streams. The law was tuned without looking at those in ``HELD_OUT``.
+"""Named streams of uses that evaluate eviction: the generator with other seeds and parameters, and
+synthetic access patterns. The ``HELD_OUT`` streams were not used to develop the eviction policy.
 
-A use is when, by whom and what. Half of the assets of the synthetic streams have one tenant of
-sixty, the others any.
+In the synthetic streams, half of the assets belong to one of 60 tenants each; any tenant uses the
+others.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from zlib import crc32
 from benchmarks.replay.caches import Use, lora_uses
 from benchmarks.replay.generator import Population, generate
 
-#: Of each synthetic stream; the generator's have as many as 100,000 requests hold.
+#: The length of a synthetic stream; a generator's stream has the LoRA uses of 100,000 requests.
 USES = 25_000
 _ASSETS = 960
 _TENANTS = 60
-#: Between two uses, on average, as in the generator's streams.
+#: The mean time between two uses, as in the generator's streams.
 _GAP_S = 77.0
 
 Stream = Callable[[int], list[Use]]
@@ -49,23 +49,23 @@ def _timed(keys: Iterable[str], rng: random.Random) -> list[Use]:
 
 
 def generated(seed: int = 0, **habits: float) -> list[Use]:
-    """The generator's LoRA uses; ``habits`` are fields of ``Population``."""
+    """Return the generator's LoRA uses; ``habits`` are fields of ``Population``."""
     return lora_uses(generate(100_000, seed, replace(Population(), **habits)))  # type: ignore[arg-type]
 
 
 def at_speed(uses: list[Use], speed: float) -> list[Use]:
-    """The same uses, so many times as fast."""
+    """Return the same uses at ``speed`` times the rate."""
     return [(at_s / speed, tenant, key) for at_s, tenant, key in uses]
 
 
 def zipf(seed: int, exponent: float) -> list[Use]:
-    """Without locality: each use is drawn by itself."""
+    """No locality: uses are independent."""
     rng, popular = random.Random(seed), _Zipf(exponent)
     return _timed((f"z{popular.pick(rng)}" for _ in range(USES)), rng)
 
 
 def zipf_with_sessions(seed: int, exponent: float, length: int = 12) -> list[Use]:
-    """With locality: at any time four sessions, each over four assets."""
+    """Locality: four concurrent sessions of four assets each."""
     rng, popular = random.Random(seed), _Zipf(exponent)
 
     def keys() -> Iterator[str]:
@@ -82,12 +82,12 @@ def zipf_with_sessions(seed: int, exponent: float, length: int = 12) -> list[Use
 
 
 def scan(seed: int) -> list[Use]:
-    """Nothing is used twice."""
+    """Every asset is used once."""
     return _timed((f"s{index}" for index in range(USES)), random.Random(seed))
 
 
 def scans_in_zipf(seed: int, slots: int) -> list[Use]:
-    """Every so often three caches' worth of assets that are never used again."""
+    """Zipf with periodic scans of three cache sizes of one-time assets."""
     rng, popular = random.Random(seed), _Zipf(1.0)
 
     def keys() -> Iterator[str]:
@@ -103,25 +103,25 @@ def scans_in_zipf(seed: int, slots: int) -> list[Use]:
 
 
 def one_timers_in_zipf(seed: int) -> list[Use]:
-    """Every fourth use is of an asset that is never used again."""
+    """Zipf in which every fourth use is of a one-time asset."""
     rng, popular = random.Random(seed), _Zipf(1.0)
     return _timed((f"s{i}" if i % 4 == 0 else f"z{popular.pick(rng)}" for i in range(USES)), rng)
 
 
 def loop(seed: int, slots: int, over: float) -> list[Use]:
-    """Round and round through ``over`` times as many assets as there are slots."""
+    """A loop over ``over`` times as many assets as there are slots."""
     count = math.ceil(slots * over)
     return _timed((f"p{index % count}" for index in range(USES)), random.Random(seed))
 
 
 def drift(seed: int) -> list[Use]:
-    """The order of popularity moves on by one rank every 15 uses."""
+    """Zipf whose popularity order shifts by one rank every 15 uses."""
     rng, popular = random.Random(seed), _Zipf(1.0)
     return _timed((f"z{(popular.pick(rng) + i // 15) % 5000}" for i in range(USES)), rng)
 
 
 def jumps(seed: int) -> list[Use]:
-    """The order of popularity is shuffled every 3,000 uses."""
+    """Zipf whose popularity order is shuffled every 3,000 uses."""
     rng, popular = random.Random(seed), _Zipf(1.0)
 
     def keys() -> Iterator[str]:
@@ -135,7 +135,7 @@ def jumps(seed: int) -> list[Use]:
 
 
 def bursts(seed: int, at_once: int, uses: int) -> list[Use]:
-    """Each asset is used ``uses`` times on average, among ``at_once`` others, and never again."""
+    """``at_once`` active assets; each is used ``uses`` times on average and never again."""
     rng = random.Random(seed)
 
     def keys() -> Iterator[str]:
@@ -155,7 +155,7 @@ def bursts(seed: int, at_once: int, uses: int) -> list[Use]:
 
 
 def churn(seed: int, days: float) -> list[Use]:
-    """Tenants stay for some days, with assets of their own and public ones, and leave."""
+    """Tenants with private and public assets, which stay for ``days`` days on average."""
     rng, popular = random.Random(seed), _Zipf(1.0, 150)
     now_s, serial = 0.0, 0
     uses: list[Use] = []
@@ -185,14 +185,14 @@ def churn(seed: int, days: float) -> list[Use]:
 
 
 def phases(seed: int) -> list[Use]:
-    """Bursts and one-timers in Zipf by turns: now recency is better, now visits."""
-    one, other = bursts(seed, 60, 8), one_timers_in_zipf(seed + 1)
-    keys = [(one if (i // 4000) % 2 == 0 else other)[i][2] for i in range(USES)]
+    """Alternate between bursts (recency wins) and one-timers in Zipf (visits wins)."""
+    first, second = bursts(seed, 60, 8), one_timers_in_zipf(seed + 1)
+    keys = [(first if (i // 4000) % 2 == 0 else second)[i][2] for i in range(USES)]
     return _timed(keys, random.Random(seed + 2))
 
 
 def stack(seed: int) -> list[Use]:
-    """The next asset lies at a depth of the recency stack that a power law draws."""
+    """The next asset's depth in the recency stack follows a power law."""
     rng = random.Random(seed)
 
     def keys() -> Iterator[str]:
@@ -211,7 +211,7 @@ def stack(seed: int) -> list[Use]:
 
 
 def releases(seed: int) -> list[Use]:
-    """New assets all the time; how much one is wanted falls with its age."""
+    """A constant flow of new assets, whose popularity falls with age."""
     rng = random.Random(seed)
 
     def keys() -> Iterator[str]:
@@ -231,7 +231,7 @@ def releases(seed: int) -> list[Use]:
 
 
 def day_and_night(seed: int) -> list[Use]:
-    """Two populations by turns of twelve hours."""
+    """Two populations that alternate every twelve hours."""
     day, night = zipf_with_sessions(seed, 0.9), zipf_with_sessions(seed + 1, 0.9)
     turn = int(43_200 / _GAP_S)
     keys = ["d" + day[i][2] if (i // turn) % 2 else "n" + night[i][2] for i in range(USES)]
@@ -239,7 +239,7 @@ def day_and_night(seed: int) -> list[Use]:
 
 
 def loop_and_zipf(seed: int, slots: int) -> list[Use]:
-    """Half of the uses go round a loop of as many assets as there are slots."""
+    """Half of the uses loop over as many assets as there are slots; half are Zipf."""
     rng, popular = random.Random(seed), _Zipf(1.1, 500)
 
     def keys() -> Iterator[str]:
@@ -258,7 +258,7 @@ def _of_seed(seed: int) -> Stream:
     return lambda _: generated(seed)
 
 
-#: By name; each is given the number of slots.
+#: Functions from the number of slots to the stream, by name.
 TUNED_ON: Mapping[str, Stream] = {
     "generator": lambda _: generated(),
     **{f"generator, seed {seed}": _of_seed(seed) for seed in range(1, 6)},

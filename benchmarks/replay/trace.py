@@ -1,13 +1,13 @@
-"""A stream of requests, in memory and as CSV.
+"""Request traces, in memory and as CSV.
 
-One line a request, in order of arrival::
+A CSV file has one line per request, in order of arrival::
 
     arrival_s,tenant,checkpoint,loras,steps,images,width,height
     0.41,t17,c3,"[{""id"":""l9"",""scale"":0.7}]",30,1,1024,1024
 
-``arrival_s`` are seconds from the beginning, ``loras`` is JSON (``[]`` for none), sizes are
-pixels. What a trace calls a checkpoint or a LoRA is a name and nothing else: the same name in
-both columns is two assets. An empty checkpoint stands for the served base model.
+``arrival_s`` is in seconds from the beginning, ``loras`` is JSON (``[]`` for none), sizes are in
+pixels. Checkpoints and LoRAs have separate namespaces: the same name in both columns is two
+assets. An empty checkpoint means the served base model.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pathlib import Path
 
 COLUMNS = ("arrival_s", "tenant", "checkpoint", "loras", "steps", "images", "width", "height")
 
-#: What a picture of the usual size and number of steps is: the unit of ``cost``.
+#: The steps and pixels of a usual image, the unit of ``cost``.
 USUAL_STEPS, USUAL_PIXELS = 30, 1024 * 1024
 
 
-#: The checkpoint of a line that names none.
+#: The checkpoint of a line with an empty one.
 BASE_MODEL = "(base model)"
 _CHECKPOINT, _LORA = "checkpoint/", "lora/"
 
 
 def checkpoint_key(name: str) -> str:
-    """What a replica holds for the checkpoint ``name``."""
+    """Return the asset key of the checkpoint ``name``."""
     return _CHECKPOINT + name
 
 
 def lora_key(name: str) -> str:
-    """What a replica holds for the LoRA ``name``."""
+    """Return the asset key of the LoRA ``name``."""
     return _LORA + name
 
 
@@ -45,7 +45,7 @@ def is_checkpoint(key: str) -> bool:
 
 
 class BadTrace(Exception):
-    """Says the line and what is wrong with it."""
+    """An invalid trace file; the message gives the line and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class TraceRequest:
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """The keys of what must be on the device, the checkpoint first."""
+        """The keys of the assets that must be on the device, the checkpoint first."""
         return (checkpoint_key(self.checkpoint), *(lora_key(name) for name, _ in self.loras))
 
     @property
@@ -71,7 +71,7 @@ class TraceRequest:
 
     @property
     def cost(self) -> float:
-        """Work in usual pictures."""
+        """The work, as a number of usual images."""
         return self.work / (USUAL_STEPS * USUAL_PIXELS)
 
 
@@ -90,12 +90,12 @@ def write_trace(path: Path, trace: Iterable[TraceRequest]) -> None:
 
 
 def read_trace(path: Path) -> list[TraceRequest]:
-    """Raises BadTrace."""
+    """Read a CSV trace. Raises BadTrace."""
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = set(COLUMNS) - set(reader.fieldnames or ())
         if missing:
-            raise BadTrace(f"{path}: no column {', '.join(sorted(missing))}")
+            raise BadTrace(f"{path}: missing columns: {', '.join(sorted(missing))}")
         trace: list[TraceRequest] = []
         for row in reader:
             try:
@@ -103,7 +103,10 @@ def read_trace(path: Path) -> list[TraceRequest]:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise BadTrace(f"{path}, line {reader.line_num}: {error}") from None
             if len(trace) > 1 and trace[-1].arrival_s < trace[-2].arrival_s:
-                raise BadTrace(f"{path}, line {reader.line_num}: arrives before the one above")
+                raise BadTrace(
+                    f"{path}, line {reader.line_num}: arrival_s is lower than on the line before; "
+                    "sort the file by arrival_s"
+                )
     return trace
 
 
@@ -114,19 +117,19 @@ def _parse(row: dict[str, str]) -> TraceRequest:
         int(row["steps"]), int(row["images"]), int(row["width"]), int(row["height"]),
     )  # fmt: skip
     if not (math.isfinite(request.arrival_s) and request.arrival_s >= 0):
-        raise ValueError(f"arrival_s is {row['arrival_s']}")
+        raise ValueError(f"arrival_s is {row['arrival_s']}, not a number of at least 0")
     if not (request.work > 0 and request.steps > 0 and request.images > 0 and request.width > 0):
         raise ValueError("steps, images, width and height must be positive")
     if not request.tenant:
-        raise ValueError("the tenant must be named")
+        raise ValueError("the tenant is empty")
     return request
 
 
 def at_load(
     trace: list[TraceRequest], load: float, replicas: int, picture_s: float
 ) -> list[TraceRequest]:
-    """The same requests, faster or slower: so that, if nothing had to be loaded, ``replicas``
-    would be busy for the share ``load`` of the time."""
+    """Return the same requests, faster or slower, so that ``replicas`` would be busy for the share
+    ``load`` of the time if nothing had to be loaded. ``picture_s``: seconds per usual image."""
     work_s = sum(r.cost for r in trace) * picture_s
     span_s = trace[-1].arrival_s - trace[0].arrival_s
     scale = work_s / (replicas * load) / span_s

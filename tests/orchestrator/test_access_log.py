@@ -1,4 +1,4 @@
-"""One file of uses, appended to and read by many processes."""
+"""The access log: one file that many processes append to and read."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from orchestrator.ghosts import Law
 
 
 def state(log: AccessLog) -> tuple[object, ...]:
-    """All that decides what leaves."""
+    """Return everything that decides evictions."""
     log.follow()
     ruler = log.ruler
     entries = tuple(ruler.entry(f"k{index}", 1) for index in range(40))
     return ruler.law, ruler.changes, dict(ruler.ruled), ruler._behind_bytes, entries
 
 
-def test_all_who_follow_agree_whenever_they_read(tmp_path: Path) -> None:
+def test_all_readers_agree_whenever_they_read(tmp_path: Path) -> None:
     rng = random.Random(1)
     path = tmp_path / "uses.log"
     writers = [AccessLog(path, 16) for _ in range(3)]
-    often, late = AccessLog(path, 16), AccessLog(path, 16)
+    frequent, late = AccessLog(path, 16), AccessLog(path, 16)
     for index in range(3_000):
         key = int(rng.paretovariate(0.8)) % 40
         rng.choice(writers).note(f"k{key}", 1 + key % 3, f"t{key % 5}", float(index))
         if index % 7 == 0:
-            often.follow()
-    assert state(often) == state(late) == state(writers[0])
+            frequent.follow()
+    assert state(frequent) == state(late) == state(writers[0])
     late.forget("k1")
-    often.follow()
-    assert "k1" not in often.ruler._by_visits
+    frequent.follow()
+    assert "k1" not in frequent.ruler._by_visits
 
 
-def test_a_torn_line_costs_one_use_and_an_unfinished_one_none(tmp_path: Path) -> None:
+def test_a_torn_line_is_skipped_and_an_incomplete_line_is_read_later(tmp_path: Path) -> None:
     path = tmp_path / "uses.log"
     log = AccessLog(path, 16)
     log.note("a", 1, "t", 1.0)
@@ -54,7 +54,7 @@ def test_a_torn_line_costs_one_use_and_an_unfinished_one_none(tmp_path: Path) ->
     assert log.entry("d", 1, 0.0).last_used_s == 4.0
 
 
-def test_a_long_log_loses_its_older_half_and_all_read_the_rest(tmp_path: Path) -> None:
+def test_shortening_drops_the_older_half_and_readers_still_agree(tmp_path: Path) -> None:
     path = tmp_path / "uses.log"
     log, other = AccessLog(path, 16, max_bytes=10_000), AccessLog(path, 16, max_bytes=10_000)
     for index in range(1_000):
@@ -65,18 +65,18 @@ def test_a_long_log_loses_its_older_half_and_all_read_the_rest(tmp_path: Path) -
     assert path.stat().st_size <= 12_000
     assert state(log) == state(other)
     assert not log.shorten() or path.stat().st_size <= 6_000
-    assert [each.name for each in tmp_path.iterdir()] == ["uses.log"]
+    assert [file.name for file in tmp_path.iterdir()] == ["uses.log"]
     assert log.entry("gone", 1, 5.0).last_used_s == 5.0
 
 
-def test_writers_that_are_killed_tear_nothing(tmp_path: Path) -> None:
+def test_killed_writers_leave_no_torn_lines(tmp_path: Path) -> None:
     path = tmp_path / "uses.log"
     program = textwrap.dedent(
         """
         import sys
         from pathlib import Path
-        from orchestrator.access_log import UseLog
-        log = UseLog(Path(sys.argv[1]), 16)
+        from orchestrator.access_log import AccessLog
+        log = AccessLog(Path(sys.argv[1]), 16)
         number = 0
         while True:
             log.note(f"k{number % 40}", 1 + number % 3, f"t{sys.argv[2]}", float(number))

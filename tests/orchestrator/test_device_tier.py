@@ -1,4 +1,4 @@
-"""The GPU tier's arithmetic, over values that are only their sizes."""
+"""The accounting of the GPU tier, with values that are only sizes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from orchestrator.device_tier import DeviceLease, DeviceTier
 from orchestrator.errors import TierFull, TooLargeForTier
 
 
-def test_room_is_made_before_loading_and_oldest_goes_first() -> None:
+def test_eviction_happens_before_loading_and_oldest_first() -> None:
     tier: DeviceTier[str] = DeviceTier(10)
     for name in "ab":
         tier.admit(name, 4, lambda: "x")[0].release()
     lease = tier.lease("a")
     assert lease is not None
     lease.release()
-    seen: list[int] = []
-    tier.admit("c", 4, lambda: seen.append(tier.used_bytes) or "x")[0].release()  # type: ignore[func-returns-value]
-    assert seen == [8]
+    used: list[int] = []
+    tier.admit("c", 4, lambda: used.append(tier.used_bytes) or "x")[0].release()  # type: ignore[func-returns-value]
+    assert used == [8]
     assert set(tier.resident()) == {"a", "c"}
 
 
-def test_nothing_is_evicted_in_vain() -> None:
+def test_nothing_is_evicted_when_that_would_not_be_enough() -> None:
     tier: DeviceTier[str] = DeviceTier(10)
     held, _ = tier.admit("a", 6, lambda: "x")
     tier.admit("b", 4, lambda: "x")[0].release()
@@ -38,7 +38,7 @@ def test_nothing_is_evicted_in_vain() -> None:
     held.release()
 
 
-def test_a_load_that_fails_leaves_nothing() -> None:
+def test_a_failed_load_leaves_no_bytes() -> None:
     tier: DeviceTier[str] = DeviceTier(10)
 
     def broken() -> str:
@@ -61,10 +61,10 @@ def test_two_threads_load_once() -> None:
         assert go.wait(30)
         return "x"
 
-    def one() -> None:
+    def admit() -> None:
         tier.admit("a", 6, load)[0].release()
 
-    first, second = threading.Thread(target=one), threading.Thread(target=one)
+    first, second = threading.Thread(target=admit), threading.Thread(target=admit)
     first.start()
     assert loading.wait(30)
     second.start()
@@ -100,7 +100,7 @@ class DeviceTierMachine(RuleBasedStateMachine):
         self.leases.pop(index % len(self.leases)).release()
 
     @invariant()
-    def books_balance(self) -> None:
+    def accounting_is_consistent(self) -> None:
         self.tier.check_integrity()
         assert {lease.key for lease in self.leases} <= set(self.tier.resident())
 

@@ -1,4 +1,4 @@
-"""The file tier: leases, one fetch a node, eviction, crashes; as a state machine, too."""
+"""The file tier: leases, one fetch per node, eviction and crashes; also as a state machine."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_admit_then_lease(tier: FileTier) -> None:
     tier.check_integrity()
 
 
-def test_least_recently_used_goes_first_and_leased_stays(tier: FileTier) -> None:
+def test_the_oldest_entry_is_evicted_and_leased_entries_stay(tier: FileTier) -> None:
     blobs = [blob_of(name, 40) for name in "abc"]
     held, _ = tier.admit(blobs[0], fill(blobs[0]))
     tier.admit(blobs[1], fill(blobs[1]))[0].release()
@@ -64,12 +64,12 @@ def test_least_recently_used_goes_first_and_leased_stays(tier: FileTier) -> None
     big = blob_of("d", 70)
     with pytest.raises(TierFull):
         tier.admit(big, fill(big))
-    assert set(tier.resident()) == {"a", "c"}  # nothing was evicted in vain
+    assert set(tier.resident()) == {"a", "c"}  # nothing was evicted
     held.release()
     tier.check_integrity()
 
 
-def test_pinned_stays(tier: FileTier) -> None:
+def test_pinned_entries_stay(tier: FileTier) -> None:
     for name in "ab":
         blob = blob_of(name, 40)
         tier.admit(blob, fill(blob))[0].release()
@@ -80,7 +80,7 @@ def test_pinned_stays(tier: FileTier) -> None:
     tier.unpin("a")
 
 
-def test_what_rotted_counts_and_is_the_first_to_go(tier: FileTier) -> None:
+def test_quarantined_files_count_and_are_removed_first(tier: FileTier) -> None:
     for name in "ab":
         blob = blob_of(name, 40)
         tier.admit(blob, fill(blob))[0].release()
@@ -93,10 +93,10 @@ def test_what_rotted_counts_and_is_the_first_to_go(tier: FileTier) -> None:
     tier.check_integrity()
 
 
-def test_a_full_disk_makes_room_and_goes_on(
+def test_a_full_disk_causes_eviction_and_a_retry(
     tier: FileTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fuller than the budget says: the first attempt to grow fails as the kernel says it."""
+    """The disk is full although the budget is not: the first allocation fails with ENOSPC."""
     held, other = blob_of("a", 40), blob_of("b", 40)
     tier.admit(held, fill(held))[0].release()
     real, attempts = os.posix_fallocate, []
@@ -114,19 +114,19 @@ def test_a_full_disk_makes_room_and_goes_on(
     tier.check_integrity()
 
 
-def test_half_of_a_tier_can_be_pinned_and_no_more(tier: FileTier) -> None:
+def test_at_most_half_of_a_tier_can_be_pinned(tier: FileTier) -> None:
     for name in "ab":
         blob = blob_of(name, 40)
         tier.admit(blob, fill(blob))[0].release()
         tier.pin(name)
     blob = blob_of("c", 40)
     tier.admit(blob, fill(blob))[0].release()
-    assert set(tier.resident()) == {"a", "c"}  # one of the two yields
+    assert set(tier.resident()) == {"a", "c"}  # the pins exceed half of the budget
     tier.pin_just({"c": "popular"})
     assert tier.pins() == {"c": "popular"}
 
 
-def test_wrong_bytes_leave_nothing(tier: FileTier) -> None:
+def test_wrong_bytes_are_not_kept(tier: FileTier) -> None:
     blob = blob_of("a", 40)
     for wrong in (b"x" * 40, content("a", 40)[:-1], content("a", 40) + b"x"):
         with pytest.raises(Corrupt):
@@ -135,7 +135,7 @@ def test_wrong_bytes_leave_nothing(tier: FileTier) -> None:
     tier.check_integrity()
 
 
-def test_too_large_is_an_error_before_the_fetch(tier: FileTier) -> None:
+def test_a_blob_larger_than_the_tier_is_refused_before_the_fetch(tier: FileTier) -> None:
     def never(_file: BinaryIO) -> None:
         raise AssertionError("fetched")
 
@@ -143,7 +143,7 @@ def test_too_large_is_an_error_before_the_fetch(tier: FileTier) -> None:
         tier.admit(blob_of("a", 101), never)
 
 
-def test_one_fetch_for_many_at_once(tier: FileTier) -> None:
+def test_concurrent_admits_fetch_once(tier: FileTier) -> None:
     blob, calls = blob_of("a", 40), []
     barrier = threading.Barrier(8)
 
@@ -151,11 +151,11 @@ def test_one_fetch_for_many_at_once(tier: FileTier) -> None:
         calls.append(1)
         fill(blob)(file)
 
-    def one() -> None:
+    def admit() -> None:
         barrier.wait()
         tier.admit(blob, fetch)[0].release()
 
-    threads = [threading.Thread(target=one) for _ in range(8)]
+    threads = [threading.Thread(target=admit) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -182,7 +182,9 @@ tier.admit(b, stuck)
 """
 
 
-def test_the_dead_hold_no_lease_and_leave_no_half_file(tier: FileTier, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_lease_and_no_partial_file(
+    tier: FileTier, tmp_path: Path
+) -> None:
     digests = [blob_of(name, 40).sha256 for name in "ab"]
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD_THEN_HANG, str(tmp_path), *digests, content("a", 40).hex()],
@@ -191,12 +193,12 @@ def test_the_dead_hold_no_lease_and_leave_no_half_file(tier: FileTier, tmp_path:
     assert process.stdout is not None
     assert process.stdout.readline() == b"started\n"
     big = blob_of("c", 90)
-    with pytest.raises(TierFull):  # one entry leased, one on its way
+    with pytest.raises(TierFull):  # one entry leased, one fetch in progress
         tier.admit(big, fill(big))
     process.kill()
     process.communicate()
     half = blob_of("b", 40)
-    lease, moved = tier.admit(half, fill(half))  # takes over where the dead one was
+    lease, moved = tier.admit(half, fill(half))  # takes over from the dead process
     assert moved
     lease.release()
     tier.admit(big, fill(big))[0].release()
@@ -213,7 +215,7 @@ class _Source:
         file.write(content(blob.key, blob.size_bytes))
 
 
-def test_provisioner_tells_where_it_found_it(tmp_path: Path) -> None:
+def test_provisioner_reports_the_tier_it_found_the_blob_on(tmp_path: Path) -> None:
     source = _Source()
     disk, host = FileTier("disk", tmp_path / "d", 200), FileTier("host", tmp_path / "h", 50)
     provisioner = Provisioner(source, disk, host)
@@ -221,14 +223,14 @@ def test_provisioner_tells_where_it_found_it(tmp_path: Path) -> None:
     expected = [
         (small, "store", 80),
         (small, "host", 0),
-        (other, "store", 80),  # puts small out of the host tier
+        (other, "store", 80),  # evicts small from the host tier
         (small, "disk", 40),
         (wide, "store", 90),  # does not fit the host tier: served from disk
         (wide, "disk", 0),
     ]
     for blob, tier, moved in expected:
-        lease, found = provisioner.acquire(blob)
-        assert (found.tier, found.bytes_moved) == (tier, moved)
+        lease, fetch = provisioner.acquire(blob)
+        assert (fetch.tier, fetch.bytes_moved) == (tier, moved)
         assert lease.path.read_bytes() == content(blob.key, blob.size_bytes)
         lease.release()
     assert source.fetched == ["s", "o", "w"]
@@ -238,7 +240,7 @@ NAMES = st.sampled_from("abcdef")
 
 
 class FileTierMachine(RuleBasedStateMachine):
-    """Any order of admissions, leases, releases and pins keeps the books."""
+    """The accounting stays consistent for any order of admissions, leases, releases and pins."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,7 +280,7 @@ class FileTierMachine(RuleBasedStateMachine):
         (self.pins.add if on else self.pins.discard)(name)
 
     @invariant()
-    def books_balance(self) -> None:
+    def accounting_is_consistent(self) -> None:
         self.tier.check_integrity()
         assert {name for name, _ in self.leases} <= set(self.tier.resident())
 

@@ -1,4 +1,4 @@
-"""Which law rules a tier, by what each would have missed."""
+"""The choice of a tier's eviction policy by simulated misses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from orchestrator.ghosts import SESSION, Ghost, Law, Ruler
 
 
 def keys(seed: int, count: int = 600) -> Iterator[tuple[str, int]]:
-    """Keys and sizes of uses, popular ones more often."""
+    """Yield the keys and sizes of uses with skewed popularity."""
     rng = random.Random(seed)
     for _ in range(count):
         key = int(rng.paretovariate(0.7))
         yield f"k{key % 40}", 1 + key % 3
 
 
-def test_a_ghost_with_an_endless_session_misses_as_lru_does() -> None:
+def test_a_ghost_with_an_infinite_session_misses_like_lru() -> None:
     visits = AccessHistory(inf)
     ghost = Ghost(12, inf, visits.worth)
     kept: OrderedDict[str, int] = OrderedDict()
@@ -41,8 +41,8 @@ def test_a_ghost_with_an_endless_session_misses_as_lru_does() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_ghost_holds_what_the_tiers_own_law_would(seed: int) -> None:
-    """The lazy order of a ghost is that of ``victims``, which sorts."""
+def test_a_ghost_evicts_in_the_order_of_victims(seed: int) -> None:
+    """A ghost's lazy heap gives the same order as ``victims``, which sorts."""
     budget, session = 12, 9.0
     visits = AccessHistory(session)
     ghost = Ghost(budget, session, visits.worth)
@@ -54,8 +54,8 @@ def test_a_ghost_holds_what_the_tiers_own_law_would(seed: int) -> None:
         held.pop(key, None)
         needed = sum(held.values()) + size - budget
         if needed > 0:
-            for gone in victims(before.values(), needed, budget, 1.0, {}, 0.0, session):
-                del held[gone]
+            for victim in victims(before.values(), needed, budget, 1.0, {}, 0.0, session):
+                del held[victim]
         held[key] = size
         assert all(k in ghost for k in held)
 
@@ -71,20 +71,20 @@ def test_ghosts_stay_within_their_budget(uses: list[tuple[int, int, bool]]) -> N
         else:
             ruler.used(key, size, "t", 0.0)
         for ghost in (ruler._by_visits, ruler._by_recency):
-            held = [*ghost._lately.items(), *ghost._resting.items()]
+            held = [*ghost._in_session.items(), *ghost._idle.items()]
             assert sum(size for _, (_, size) in held) == ghost._held_bytes <= 16
-            assert len(ghost._heap) <= 2 * len(ghost._resting) + 66
+            assert len(ghost._heap) <= 2 * len(ghost._idle) + 66
             assert (key in ghost) is False or not is_dropped
 
 
-def test_the_law_follows_the_stream_and_says_so() -> None:
+def test_the_policy_follows_the_stream_and_changes_are_counted() -> None:
     rng = random.Random(4)
     ruler = Ruler(32)
     assert ruler.law is Law.VISITS
-    for index in range(6_000):  # each is used for a while and never again
+    for index in range(6_000):  # bursts: each key is used for a while and never again
         ruler.used(f"b{index // 40 + rng.randrange(20)}", 1, "", 0.0)
     assert ruler.law is Law.RECENCY
-    for index in range(12_000):  # some are come back for among ones that pass
+    for index in range(12_000):  # popular keys among one-time keys
         key = f"p{index}" if index % 3 == 0 else f"z{int(rng.paretovariate(0.9))}"
         ruler.used(key, 1, "", 0.0)
     assert ruler.law is Law.VISITS
@@ -92,7 +92,7 @@ def test_the_law_follows_the_stream_and_says_so() -> None:
     assert sum(ruler.ruled.values()) == 18_000
 
 
-def test_what_is_forgotten_is_in_no_ghost() -> None:
+def test_a_forgotten_key_is_in_no_ghost() -> None:
     tier: DeviceTier[None] = DeviceTier(4, clock=lambda: 0.0)
     tier.admit("a", 1, lambda: None)[0].release()
     tier.forget("a")
@@ -100,20 +100,22 @@ def test_what_is_forgotten_is_in_no_ghost() -> None:
     assert "a" not in tier.ruler._by_recency
 
 
-#: Short enough for every run; the benchmark plays all of them at more sizes.
-SOME = ("Zipf 1.0 with sessions", "drift", "bursts", "one-timers in Zipf", "day and night")
+#: A subset short enough for every run; the benchmark runs all streams at more sizes.
+SHORT_STREAMS = ("Zipf 1.0 with sessions", "drift", "bursts", "one-timers in Zipf", "day and night")
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_no_named_stream_is_worse_off_than_with_lru(name: str) -> None:
+@pytest.mark.parametrize("name", SHORT_STREAMS)
+def test_no_named_stream_is_worse_than_with_lru(name: str) -> None:
     uses = {**TUNED_ON, **HELD_OUT}[name](32)[:8_000]
-    ours, lru, visits = (each(uses, 32) for each in (tier_misses, lru_misses, visits_misses))
+    ours, lru, visits = (
+        count_misses(uses, 32) for count_misses in (tier_misses, lru_misses, visits_misses)
+    )
     assert ours <= 1.02 * lru
     assert ours <= 1.05 * min(lru, visits)
     assert ours >= belady_misses(uses, 32)
 
 
-def test_a_stream_played_faster_is_the_same_stream() -> None:
+def test_misses_do_not_depend_on_the_request_rate() -> None:
     uses = TUNED_ON["Zipf 1.0 with sessions"](32)[:4_000]
     fast = [(at_s / 100, tenant, key) for at_s, tenant, key in uses]
     assert tier_misses(fast, 32) == tier_misses(uses, 32)

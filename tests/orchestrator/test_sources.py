@@ -1,4 +1,4 @@
-"""Where blobs come from: a store that misbehaves, and neighbours."""
+"""Blob sources: an object store with faults, and peers."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ QUICK = TransferLimits(
 
 
 class MisbehavingStore(FsspecStore):
-    """A real directory, with a fault in front of it. ``faults`` may return fewer bytes, others,
-    or raise; it is given the range and how often that has been asked for."""
+    """A store over a directory with injected faults. ``faults(data, start, times)`` may return
+    fewer or other bytes, or raise; ``times`` is the number of reads at this start."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(f"file://{root}")
@@ -71,7 +71,7 @@ def fetched(store: MisbehavingStore, breaker: Breaker | None = None) -> bytes:
     return file.getvalue()
 
 
-def test_ranges_come_side_by_side_and_in_order(store: MisbehavingStore) -> None:
+def test_ranges_are_read_concurrently_and_written_in_order(store: MisbehavingStore) -> None:
     together = threading.Barrier(4, timeout=10)
 
     def wait(data: bytes, start: int, times: int) -> bytes:
@@ -85,14 +85,14 @@ def test_ranges_come_side_by_side_and_in_order(store: MisbehavingStore) -> None:
     assert set(store.asked.values()) == {1}
 
 
-def test_a_range_that_was_cut_goes_on_where_it_was(store: MisbehavingStore) -> None:
+def test_a_truncated_range_resumes_at_its_first_missing_byte(store: MisbehavingStore) -> None:
     store.faults = lambda data, start, times: data[:4_000] if start == 20_000 else data
     assert fetched(store) == DATA
     assert store.asked[20_000] == 1
     assert store.asked[24_000] == 1
 
 
-def test_what_fails_is_asked_again_and_the_rest_is_not(store: MisbehavingStore) -> None:
+def test_only_the_failed_range_is_retried(store: MisbehavingStore) -> None:
     def reset(data: bytes, start: int, times: int) -> bytes:
         if start == 50_000 and times < 3:
             raise StoreBroke("connection reset")
@@ -104,7 +104,7 @@ def test_what_fails_is_asked_again_and_the_rest_is_not(store: MisbehavingStore) 
     assert sum(store.asked.values()) == 12
 
 
-def test_a_store_that_keeps_failing_is_left_alone_for_a_while(store: MisbehavingStore) -> None:
+def test_the_breaker_opens_after_repeated_failures_and_recovers(store: MisbehavingStore) -> None:
     now_s = 0.0
     breaker = Breaker("the store", failures=3, cool_s=10.0, clock=lambda: now_s)
 
@@ -119,18 +119,18 @@ def test_a_store_that_keeps_failing_is_left_alone_for_a_while(store: Misbehaving
     with pytest.raises(SourceDown, match="in a row") as down:
         fetched(store, breaker)
     assert 0 < down.value.retry_after_s <= 10
-    assert sum(store.asked.values()) == asked  # it was not even asked
+    assert sum(store.asked.values()) == asked  # no further reads
     now_s = 11.0
     store.faults = lambda data, start, times: data
-    breaker.ask()  # one may try
+    breaker.ask()  # the trial call
     with pytest.raises(SourceDown):
-        breaker.ask()  # and no other, until that one knows
+        breaker.ask()  # rejected until the trial call ends
     breaker.answered()
     assert fetched(store, breaker) == DATA
 
 
-def test_a_dripping_store_is_given_up(store: MisbehavingStore) -> None:
-    """A byte at a time, for ever, is slower than the least that is accepted."""
+def test_a_too_slow_store_is_given_up(store: MisbehavingStore) -> None:
+    """The store returns one byte per read, below the minimum rate."""
     now_s = 0.0
 
     def drip(data: bytes, start: int, times: int) -> bytes:
@@ -145,7 +145,7 @@ def test_a_dripping_store_is_given_up(store: MisbehavingStore) -> None:
     assert sum(store.asked.values()) < 100
 
 
-def test_no_such_blob_is_no_fault_of_the_store(tmp_path: Path) -> None:
+def test_a_missing_blob_does_not_open_the_breaker(tmp_path: Path) -> None:
     breaker = Breaker("the store", failures=1)
     source = StoreSource(FsspecStore(f"file://{tmp_path}"), QUICK, breaker)
     for _ in range(3):
@@ -168,12 +168,12 @@ def test_flipped_bytes_never_become_visible(store: MisbehavingStore, tmp_path: P
         tiers.acquire(BLOB)
     assert all(not tier.resident() for tier in tiers.tiers)
     store.faults = lambda data, start, times: data
-    lease, found = tiers.acquire(BLOB)
-    assert (found.tier, lease.path.read_bytes()) == ("store", DATA)
+    lease, fetch = tiers.acquire(BLOB)
+    assert (fetch.tier, lease.path.read_bytes()) == ("store", DATA)
     lease.release()
 
 
-def test_what_rots_on_disk_is_put_aside_and_fetched_anew(
+def test_a_corrupted_disk_copy_is_quarantined_and_fetched_again(
     store: MisbehavingStore, tmp_path: Path
 ) -> None:
     tiers = provisioner(store, tmp_path)
@@ -181,21 +181,21 @@ def test_what_rots_on_disk_is_put_aside_and_fetched_anew(
     tiers.tiers[0].evict(BLOB.key)
     path = tmp_path / "disk" / "objects" / BLOB.key
     path.write_bytes(b"?" + DATA[1:])
-    lease, found = tiers.acquire(BLOB)
-    assert found.tier == "store"
+    lease, fetch = tiers.acquire(BLOB)
+    assert fetch.tier == "store"
     assert lease.path.read_bytes() == DATA
     lease.release()
-    aside = tmp_path / "disk" / "quarantine" / BLOB.key
-    assert aside.read_bytes() == b"?" + DATA[1:]
+    quarantined = tmp_path / "disk" / "quarantine" / BLOB.key
+    assert quarantined.read_bytes() == b"?" + DATA[1:]
     for tier in tiers.tiers:
         tier.check_integrity()
 
 
-# Neighbours
+# Peers
 
 
 class Cluster:
-    """Nodes with tiers of their own over one store."""
+    """Nodes with their own tiers and a common store."""
 
     def __init__(self, store: MisbehavingStore, root: Path, count: int) -> None:
         self.store = store
@@ -205,7 +205,7 @@ class Cluster:
             name: node.join(name, "127.0.0.1", signer) for name, node in self.nodes.items()
         }
         for node in self.nodes.values():
-            node.apply_directives(self.urls)
+            node.set_peers(self.urls)
         self.order = owners(BLOB.key, self.urls)
 
     def close(self) -> None:
@@ -215,74 +215,74 @@ class Cluster:
 
 @pytest.fixture
 def cluster(store: MisbehavingStore, tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(store, tmp_path, 4)
-    yield made
-    made.close()
+    cluster = Cluster(store, tmp_path, 4)
+    yield cluster
+    cluster.close()
 
 
-def test_a_stampede_of_nodes_asks_the_store_once(cluster: Cluster) -> None:
-    found = {}
+def test_concurrent_fetches_by_all_nodes_read_the_store_once(cluster: Cluster) -> None:
+    results = {}
     together = threading.Barrier(len(cluster.nodes), timeout=10)
 
-    def want(name: str) -> None:
+    def acquire(name: str) -> None:
         together.wait()
-        lease, line = cluster.nodes[name].acquire(BLOB)
-        found[name] = (line.tier, lease.path.read_bytes() == DATA)
+        lease, fetch = cluster.nodes[name].acquire(BLOB)
+        results[name] = (fetch.tier, lease.path.read_bytes() == DATA)
         lease.release()
 
-    threads = [threading.Thread(target=want, args=[name]) for name in cluster.nodes]
+    threads = [threading.Thread(target=acquire, args=[name]) for name in cluster.nodes]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert set(cluster.store.asked.values()) == {1}
-    assert all(right for _, right in found.values())
+    assert all(is_intact for _, is_intact in results.values())
     owner = cluster.order[0]
-    others = [tier for name, (tier, _) in found.items() if name != owner]
-    assert others == ["peer"] * 3
+    other_tiers = [tier for name, (tier, _) in results.items() if name != owner]
+    assert other_tiers == ["peer"] * 3
 
 
-def test_an_owner_that_is_gone_does_no_harm(cluster: Cluster) -> None:
+def test_the_next_peer_serves_when_the_owner_is_down(cluster: Cluster) -> None:
     first, second, third, _ = cluster.order
     cluster.nodes[first].close()
     started = time.monotonic()
-    lease, line = cluster.nodes[third].acquire(BLOB)
+    lease, fetch = cluster.nodes[third].acquire(BLOB)
     lease.release()
-    assert line.tier == "peer"
+    assert fetch.tier == "peer"
     assert time.monotonic() - started < 10
     assert BLOB.key in cluster.nodes[second].tiers[1].resident()
-    cluster.nodes[first] = cluster.nodes[second]  # closed once
+    cluster.nodes[first] = cluster.nodes[second]  # so that teardown does not close it again
 
 
-def test_a_neighbour_that_sends_other_bytes_is_not_believed(
+def test_wrong_bytes_from_a_peer_are_fetched_from_the_store(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     owner, other, *_ = cluster.order
     cluster.nodes[owner].acquire(BLOB)[0].release()
     for tier in ("host", "disk"):
         (tmp_path / owner / tier / "objects" / BLOB.key).write_bytes(b"?" + DATA[1:])
-    lease, line = cluster.nodes[other].acquire(BLOB)
-    assert line.tier == "store"
+    lease, fetch = cluster.nodes[other].acquire(BLOB)
+    assert fetch.tier == "store"
     assert lease.path.read_bytes() == DATA
     lease.release()
 
 
-def test_the_endpoint_is_for_neighbours_only(cluster: Cluster) -> None:
+def test_the_endpoint_serves_peers_only(cluster: Cluster) -> None:
     owner = cluster.order[0]
     cluster.nodes[owner].acquire(BLOB)[0].release()
     url = f"{cluster.urls[owner]}/blobs/{BLOB.key}"
     query = {"size": str(BLOB.size_bytes), "sha256": BLOB.sha256}
     soon = int(time.time()) + 60
-    what = f"{BLOB.key}/{BLOB.size_bytes}/{BLOB.sha256}"
-    right = Signer(b"s" * 32).sign("PEER", what, soon)
+    scope = f"{BLOB.key}/{BLOB.size_bytes}/{BLOB.sha256}"
+    valid = Signer(b"s" * 32).sign("PEER", scope, soon)
     tokens = {
         "x": 403,
-        Signer(b"x" * 32).sign("PEER", what, soon): 403,
-        Signer(b"s" * 32).sign("GET", what, soon): 403,
-        Signer(b"s" * 32).sign("PEER", f"another{what}", soon): 403,
+        Signer(b"x" * 32).sign("PEER", scope, soon): 403,
+        Signer(b"s" * 32).sign("GET", scope, soon): 403,
+        Signer(b"s" * 32).sign("PEER", f"another{scope}", soon): 403,
         Signer(b"s" * 32).sign("PEER", BLOB.key, soon): 403,
-        Signer(b"s" * 32).sign("PEER", what, soon - 120): 403,
-        right: 200,
+        Signer(b"s" * 32).sign("PEER", scope, soon - 120): 403,
+        valid: 200,
     }
     with httpx.Client() as client:
         for token, status in tokens.items():
@@ -290,16 +290,16 @@ def test_the_endpoint_is_for_neighbours_only(cluster: Cluster) -> None:
             answer = client.get(url, params=query, headers=headers)
             assert answer.status_code == status
         assert answer.content == DATA
-        headers = {"Authorization": f"Bearer {right}"}
+        headers = {"Authorization": f"Bearer {valid}"}
         assert client.get(url, headers=headers).status_code == 400
-        for field, other in (("size", str(1 << 40)), ("sha256", "0" * 64)):
-            answer = client.get(url, params={**query, field: other}, headers=headers)
+        for field, wrong in (("size", str(1 << 40)), ("sha256", "0" * 64)):
+            answer = client.get(url, params={**query, field: wrong}, headers=headers)
             assert answer.status_code == 403
         bad = url.replace("/blobs/", "/../etc/")
         assert client.get(bad, params=query, headers=headers).status_code == 400
 
 
-def test_callers_that_show_nothing_take_no_thread_and_few_connections(cluster: Cluster) -> None:
+def test_unauthenticated_connections_take_no_thread_and_are_limited(cluster: Cluster) -> None:
     owner = cluster.order[0]
     host, _, port = cluster.urls[owner].removeprefix("http://").rpartition(":")
     before = threading.active_count()
@@ -307,39 +307,39 @@ def test_callers_that_show_nothing_take_no_thread_and_few_connections(cluster: C
         silent = [
             stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(100)
         ]
-        for one in silent[:64]:
-            one.sendall(b"GET /blobs/x HTTP/1.1\r\n")
+        for connection in silent[:64]:
+            connection.sendall(b"GET /blobs/x HTTP/1.1\r\n")
         assert silent[-1].recv(1) == b""  # refused at once
         assert threading.active_count() <= before
     lease, _ = cluster.nodes[cluster.order[1]].acquire(BLOB)
     lease.release()
 
 
-async def test_an_endpoint_starts_where_another_loop_runs(tmp_path: Path) -> None:
-    """As in an actor of Ray, whose constructor runs on its loop."""
+async def test_an_endpoint_starts_within_a_running_event_loop(tmp_path: Path) -> None:
+    """As in a Ray actor, whose constructor runs on its event loop."""
     tiers = [FileTier(name, tmp_path / name, 1 << 20) for name in ("disk", "host")]
     node = Provisioner(StoreSource(FsspecStore(f"file://{tmp_path}/store")), *tiers)
     assert node.join("n", "127.0.0.1", Signer(b"s" * 32)).startswith("http://127.0.0.1:")
     node.close()
 
 
-def test_an_endpoint_serves_where_uvloop_makes_the_loops(
+def test_an_endpoint_serves_when_uvloop_is_the_default_loop(
     store: MisbehavingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a replica of Ray Serve."""
+    """As in a Ray Serve replica."""
     uvloop = pytest.importorskip("uvloop")
     monkeypatch.setattr(asyncio, "new_event_loop", uvloop.new_event_loop)
-    made = Cluster(store, tmp_path, 2)
+    cluster = Cluster(store, tmp_path, 2)
     try:
-        made.nodes[made.order[0]].acquire(BLOB)[0].release()
-        lease, line = made.nodes[made.order[1]].acquire(BLOB)
+        cluster.nodes[cluster.order[0]].acquire(BLOB)[0].release()
+        lease, fetch = cluster.nodes[cluster.order[1]].acquire(BLOB)
         lease.release()
-        assert line.tier == "peer"
+        assert fetch.tier == "peer"
     finally:
-        made.close()
+        cluster.close()
 
 
-def test_owners_are_the_same_everywhere_and_spread(cluster: Cluster) -> None:
+def test_owners_are_the_same_on_every_node_and_spread_evenly(cluster: Cluster) -> None:
     backwards = dict(reversed(cluster.urls.items()))
     firsts = Counter()
     for index in range(400):

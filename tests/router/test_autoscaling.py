@@ -1,4 +1,4 @@
-"""The scaler: the two cases that every operator tries first, and laws for all others."""
+"""Autoscaling decisions: typical cases, and invariants for random ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from router.autoscaling import Pool, Scaling, ScalingCandidate, queued, scale
 
 
-def test_ten_at_once_start_all_that_there_may_be() -> None:
+def test_ten_requests_at_once_start_the_maximum() -> None:
     pool = Pool("a", queue_size=1, min=0, max=4, idle_s=30)
     members: list[ScalingCandidate] = []
     for waiting in range(1, 11):
@@ -20,21 +20,21 @@ def test_ten_at_once_start_all_that_there_may_be() -> None:
     assert scale(pool, 10, members, 0) == Scaling()
 
 
-def test_two_wait_for_one_and_a_queue_of_three_starts_a_second() -> None:
+def test_a_queue_beyond_the_queue_size_starts_a_second_replica() -> None:
     pool = Pool("a", queue_size=2, min=0, max=4)
     assert scale(pool, 1, [], 0) == Scaling(1)
     starting = [ScalingCandidate("0", False)]
     assert scale(pool, 2, starting, 0) == Scaling()
-    # The first is drawn; the second was handed on already, to be prepared.
-    result = [ScalingCandidate("0", True, running=2)]
-    assert queued(0, result) == 1
-    assert scale(pool, 0, result, 0) == Scaling()
-    assert queued(2, result) == 3
-    assert scale(pool, 2, result, 0) == Scaling(1)
-    assert scale(pool, 2, [*result, ScalingCandidate("1", False)], 0) == Scaling()
+    # The first request generates; the second was sent to the replica to be prepared.
+    busy = [ScalingCandidate("0", True, running=2)]
+    assert queued(0, busy) == 1
+    assert scale(pool, 0, busy, 0) == Scaling()
+    assert queued(2, busy) == 3
+    assert scale(pool, 2, busy, 0) == Scaling(1)
+    assert scale(pool, 2, [*busy, ScalingCandidate("1", False)], 0) == Scaling()
 
 
-def test_idle_ones_go_after_their_time_down_to_the_minimum() -> None:
+def test_idle_replicas_stop_after_the_idle_time_down_to_the_minimum() -> None:
     pool = Pool("a", min=0, max=4, idle_s=30)
     members = [
         ScalingCandidate("0", True, idle_since_s=0),
@@ -50,13 +50,13 @@ def test_idle_ones_go_after_their_time_down_to_the_minimum() -> None:
     )
 
 
-def test_who_leaves_has_a_gpu_yet() -> None:
+def test_draining_replicas_count_against_the_maximum() -> None:
     pool = Pool("a", min=1, max=2)
     assert scale(pool, 9, [], 0, leaving=1) == Scaling(1)
     assert scale(pool, 9, [ScalingCandidate("0", True, 2)], 0, leaving=1) == Scaling()
 
 
-def test_the_one_with_the_most_to_lose_stays() -> None:
+def test_the_most_valuable_replica_is_kept() -> None:
     pool = Pool("a", min=1, max=4, idle_s=30)
     members = [
         ScalingCandidate("0", True, value_s=1.0),
@@ -66,7 +66,7 @@ def test_the_one_with_the_most_to_lose_stays() -> None:
     assert scale(pool, 0, members, 60) == Scaling(stop=("2", "0"))
 
 
-def test_the_minimum_is_kept_warm_and_a_lower_maximum_is_obeyed() -> None:
+def test_the_minimum_is_kept_and_a_lowered_maximum_is_obeyed() -> None:
     assert scale(Pool("a", min=2, max=4), 0, [], 0) == Scaling(2)
     members = [ScalingCandidate(str(i), True, idle_since_s=100) for i in range(3)]
     assert scale(Pool("a", min=0, max=2, idle_s=180), 0, members, 100) == Scaling(stop=("0",))
@@ -94,7 +94,7 @@ pools = st.builds(
 
 
 @given(pools, st.integers(0, 20), members)
-def test_never_beyond_the_bounds_and_never_one_that_draws(
+def test_the_bounds_hold_and_no_busy_replica_is_stopped(
     pool: Pool, waiting: int, members: list[ScalingCandidate]
 ) -> None:
     plan = scale(pool, waiting, members, 100.0)
@@ -106,4 +106,4 @@ def test_never_beyond_the_bounds_and_never_one_that_draws(
         assert by_id[stopped].is_up
         assert not by_id[stopped].running
     if waiting and not members and pool.max:
-        assert plan.start  # whoever waits is never forgotten
+        assert plan.start  # an empty pool with queued requests always starts a replica

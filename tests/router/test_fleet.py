@@ -1,4 +1,4 @@
-"""The index finds what a look at every replica would find, after any history."""
+"""The fleet's index agrees with a full scan after any history."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ requests = st.builds(
 
 
 def displacement_s(replica: Replica, now_s: float) -> float:
-    """Some are sorely missed."""
+    """Checkpoints with higher numbers cost more to displace."""
     if len(replica.models) < replica.checkpoint_capacity:
         return 0.0
     return min(float(key[1:]) for key in replica.models)
@@ -101,7 +101,7 @@ class Histories(RuleBasedStateMachine):
             self.fleet.on_node(node, {"host": host, "disk": disk})
 
     @rule(name=st.sampled_from(NAMES))
-    def comes_or_goes(self, name: str) -> None:
+    def added_or_removed(self, name: str) -> None:
         if name in self.fleet:
             self.fleet.remove(name)
         else:
@@ -129,23 +129,25 @@ class Histories(RuleBasedStateMachine):
         warm_only: bool,
         idle_only: bool,
     ) -> None:
-        asking = QueuedRequest(
+        request_avoiding = QueuedRequest(
             request.id, "t", request.work, request.group, request.model, request.extras,
             0.0, 1e9, avoid=avoid,
         )  # fmt: skip
-        which = {"open_only": open_only, "warm_only": warm_only, "idle_only": idle_only}
-        found = self.fleet.cheapest(asking, SPEEDS, self.now_s, displacement_s, **which)
-        best = scan(self.fleet, asking, self.now_s, **which)
-        assert (None if found is None else round(found[0], 6)) == (
+        filters = {"open_only": open_only, "warm_only": warm_only, "idle_only": idle_only}
+        cheapest = self.fleet.cheapest(
+            request_avoiding, SPEEDS, self.now_s, displacement_s, **filters
+        )
+        best = scan(self.fleet, request_avoiding, self.now_s, **filters)
+        assert (None if cheapest is None else round(cheapest[0], 6)) == (
             None if best is None else round(best, 6)
         )
-        if found is not None:
-            assert not open_only or found[1].has_capacity
-            assert not warm_only or asking.group in found[1].models
-            assert not idle_only or not found[1].running
+        if cheapest is not None:
+            assert not open_only or cheapest[1].has_capacity
+            assert not warm_only or request_avoiding.group in cheapest[1].models
+            assert not idle_only or not cheapest[1].running
 
     @invariant()
-    def books_agree(self) -> None:
+    def indexes_are_consistent(self) -> None:
         if not hasattr(self, "fleet"):
             return
         assert self.fleet.open_count == sum(r.has_capacity for r in self.fleet)
@@ -165,11 +167,11 @@ TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 
-def test_a_home_moves_only_when_it_goes() -> None:
-    """Of 20 replicas one leaves: about one key in 20 has another home then, and no other has."""
+def test_a_key_changes_its_home_only_when_the_home_is_removed() -> None:
+    """When one of 20 replicas is removed, only its keys, about one in 20, get a new home."""
     keys = [f"k{index}" for index in range(500)]
     home = {key: min(NAMES[:20], key=lambda name: rendezvous(key, name)) for key in keys}
-    left = {key: min(NAMES[1:20], key=lambda name: rendezvous(key, name)) for key in keys}
-    moved = [key for key in keys if home[key] != left[key]]
+    new_home = {key: min(NAMES[1:20], key=lambda name: rendezvous(key, name)) for key in keys}
+    moved = [key for key in keys if home[key] != new_home[key]]
     assert all(home[key] == NAMES[0] for key in moved)
     assert 5 <= len(moved) <= 60

@@ -1,4 +1,4 @@
-"""Guesses about what a tenant will ask for next, and their bookkeeping."""
+"""Prefetch predictions, their budget and their precision."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from router.prefetch import Prefetcher
 A, B, C = (Blob(name, "", 100) for name in "abc")
 
 
-def test_who_comes_back_is_offered_what_it_had_beside() -> None:
-    guess = Prefetcher(session_s=100.0)
-    assert guess.asked("t", [A], 0.0) == []
-    assert guess.asked("t", [B], 10.0) == []  # within a session it is near anyway
-    assert guess.asked("t", [B], 1000.0) == [A]
-    assert guess.asked("u", [B], 1005.0) == []  # somebody else's habits are no guess
-    assert guess.asked("t", [A], 1010.0) == []
-    assert (guess.guessed, guess.came_true, guess.precision) == (1, 1, 1.0)
+def test_a_returning_tenant_gets_its_other_recent_assets() -> None:
+    prefetcher = Prefetcher(session_s=100.0)
+    assert prefetcher.asked("t", [A], 0.0) == []
+    assert prefetcher.asked("t", [B], 10.0) == []  # within a session assets are resident anyway
+    assert prefetcher.asked("t", [B], 1000.0) == [A]
+    assert prefetcher.asked("u", [B], 1005.0) == []  # another tenant's history does not count
+    assert prefetcher.asked("t", [A], 1010.0) == []
+    assert (prefetcher.guessed, prefetcher.came_true, prefetcher.precision) == (1, 1, 1.0)
 
 
-def test_a_budget_of_bytes_a_minute() -> None:
-    guess = Prefetcher(session_s=100.0, depth=2, budget_bytes=150)
+def test_the_budget_is_in_bytes_per_minute() -> None:
+    prefetcher = Prefetcher(session_s=100.0, depth=2, budget_bytes=150)
     for tenant in ("t", "u"):
-        guess.asked(tenant, [A, B], 0.0)
-    assert guess.asked("t", [C], 1000.0) == [B]
-    assert guess.asked("u", [C], 1010.0) == []
-    assert guess.asked("u", [C], 2000.0) == [B]
+        prefetcher.asked(tenant, [A, B], 0.0)
+    assert prefetcher.asked("t", [C], 1000.0) == [B]
+    assert prefetcher.asked("u", [C], 1010.0) == []
+    assert prefetcher.asked("u", [C], 2000.0) == [B]
 
 
-def test_poor_guesses_become_rare() -> None:
-    guess = Prefetcher(session_s=1.0)
+def test_imprecise_predictions_become_rare() -> None:
+    prefetcher = Prefetcher(session_s=1.0)
 
-    def comes_back(index: int) -> bool:
-        """For something new every time."""
-        return bool(guess.asked("t", [Blob(f"new-{index}", "", 100)], 10.0 * index))
+    def predicts(index: int) -> bool:
+        """Return for a new asset, so that no prediction comes true."""
+        return bool(prefetcher.asked("t", [Blob(f"new-{index}", "", 100)], 10.0 * index))
 
-    assert sum(comes_back(index) for index in range(110)) >= 100
-    assert guess.precision == 0.0
-    assert sum(comes_back(index) for index in range(110, 150)) == 4
+    assert sum(predicts(index) for index in range(110)) >= 100
+    assert prefetcher.precision == 0.0
+    assert sum(predicts(index) for index in range(110, 150)) == 4
