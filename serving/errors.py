@@ -3,23 +3,23 @@
 ::
 
     ServingError
-    ├── Unauthenticated      no key, or one that is not valid
-    ├── NotServed            something that this platform does not do
-    ├── InvalidRequest       a field that does not fit; ``field`` names it
-    ├── NotFound             no key or member of that name
-    ├── Busy                 another request is doing it; try again later
+    ├── Unauthenticated      the API key is missing or invalid
+    ├── NotServed            the platform does not offer this function
+    ├── InvalidRequest       a field has an invalid value; ``field`` names it
+    ├── NotFound             there is no key or member of that name
+    ├── Busy                 a concurrent request does the same; retry later
     ├── Refused              not admitted: 429 or 503, with ``retry_after_s``
-    ├── BudgetExceeded       the month's engine seconds are used up, or held by other requests
-    ├── DeadlineExceeded     not done in time
-    ├── Cancelled            the client went away
-    ├── ReplicaLost          the replica does not answer, or may not be trusted
-    │   └── ReplicaDied      while the request was in it
-    ├── DrawingFailed        the engine could not draw; says why
-    │   ├── NotFinite        the picture is not finite; ``blamed`` names the assets at fault
-    │   └── EngineBroke      the engine raised what it never should; counts against the assets
-    ├── OutOfMemory          the device has no room for this drawing, even after evicting
-    ├── Quarantined          an asset that replicas died of; ``blamed`` names it
-    └── CommonsDamaged       the package's own weights are not what they were
+    ├── BudgetExceeded       the month's engine seconds are used up or reserved
+    ├── DeadlineExceeded     not finished before the deadline
+    ├── Cancelled            the client disconnected
+    ├── ReplicaLost          the replica does not answer, or its state cannot be trusted
+    │   └── ReplicaDied      the replica died during the request
+    ├── GenerationFailed     the engine could not generate; the message says why
+    │   ├── NotFinite        the image is not finite; ``blamed`` names the assets at fault
+    │   └── EngineBroke      an unexpected engine error; counts against the request's assets
+    ├── OutOfMemory          the device lacks memory for the request, even after eviction
+    ├── Quarantined          an asset repeatedly killed replicas; ``blamed`` names it
+    └── CommonsDamaged       the weights shipped with the package are corrupt
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from typing import Self
 
 
 class ServingError(Exception):
-    """Base of everything this package raises on purpose."""
+    """The base class of all errors of this package."""
 
-    #: Engine seconds that went into what failed, where the request and not the platform is at
-    #: fault: they count against its tenant's budget.
+    #: Engine seconds spent on the failed request, if the request is at fault and not the platform:
+    #: they are charged to the tenant's budget.
     engine_s: float = 0.0
 
 
@@ -55,7 +55,7 @@ class InvalidRequest(ServingError):
 
 
 class NotFound(ServingError):
-    """``kind`` is what there is none of: a key, a member."""
+    """A named object does not exist; ``kind`` is its type: key, member."""
 
     def __init__(self, kind: str, name: str) -> None:
         super().__init__(kind, name)
@@ -82,7 +82,7 @@ class Refused(ServingError):
 
 
 class BudgetExceeded(ServingError):
-    """All in engine seconds: what the request would take, what is left, what a month has."""
+    """The estimate of the request, the rest of the budget and its limit, in engine seconds."""
 
     def __init__(self, estimate_s: float, left_s: float, limit_s: float) -> None:
         super().__init__(estimate_s, left_s, limit_s)
@@ -90,13 +90,13 @@ class BudgetExceeded(ServingError):
     def __str__(self) -> str:
         estimate, left, limit = self.args
         return (
-            f"this request needs about {estimate:.3g} s of the engine; of this month's {limit:g} s "
-            f"{left:.3g} s are left (what runs now holds its share until it ends)"
+            f"this request needs about {estimate:.3g} engine seconds; {left:.3g} s of this month's "
+            f"{limit:g} s are left (running requests reserve their estimate until they finish)"
         )
 
 
 class DeadlineExceeded(ServingError):
-    """``attempts``: how often it was begun; none, when it only waited."""
+    """``attempts`` counts how often a replica started the request; 0 if it only waited."""
 
     def __init__(self, message: str, attempts: int = 0) -> None:
         super().__init__(message, attempts)
@@ -123,11 +123,14 @@ class GenerationFailed(ServingError):
 
 
 class Blaming(ServingError):
-    """``blamed`` holds content keys; in the message ``{assets}`` stands for them, until the
-    platform, which knows under which names the request knew them, says it better."""
+    """An error caused by assets; ``blamed`` holds their content keys.
+
+    ``{assets}`` in the message stands for the keys; :meth:`named` replaces them by the names used
+    in the request.
+    """
 
     def __init__(self, message: str, blamed: tuple[str, ...] = ()) -> None:
-        super().__init__(message, blamed)  # as they are: it must unpickle
+        super().__init__(message, blamed)  # the raw arguments, so that it unpickles
         self.message = message
         self.blamed = blamed
 
@@ -135,9 +138,9 @@ class Blaming(ServingError):
         return self.message.replace("{assets}", ", ".join(self.blamed))
 
     def named(self, names: Mapping[str, str]) -> Self:
-        """The same error in the request's own words."""
-        known = dict.fromkeys(names.get(key, key) for key in self.blamed)
-        assets = ", ".join(map(repr, known))
+        """Return the same error with the names that the request used for the assets."""
+        unique_names = dict.fromkeys(names.get(key, key) for key in self.blamed)
+        assets = ", ".join(map(repr, unique_names))
         return type(self)(self.message.replace("{assets}", assets), self.blamed)
 
 

@@ -1,6 +1,6 @@
-"""Logs that can be searched: every line says which request it is about, whose, and of which job.
+"""Structured logging: each line carries the ids of its request, tenant and job.
 
-Never a prompt, a key, or the name of an asset. See docs/logs.md.
+A log line never contains a prompt, an API key or the name of an asset. See docs/logs.md.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pythonjsonlogger.json import JsonFormatter
 
 Format = Literal["text", "json"]
 
-#: ``http``: one exchange with a client, the id in its answer's headers. ``request``: one picture
-#: asked of the dispatcher. ``tenant``: an organisation's id. ``job``: what can be polled.
+#: ``http``: the id of an HTTP exchange, as in the response headers. ``request``: the id of a
+#: generation. ``tenant``: the id of an organisation. ``job``: the id of an asynchronous job.
 FIELDS = ("http", "request", "tenant", "job")
 _OURS = ("assets", "orchestrator", "router", "serving")
 _about: ContextVar[MutableMapping[str, str] | None] = ContextVar("about", default=None)
@@ -24,7 +24,7 @@ _about: ContextVar[MutableMapping[str, str] | None] = ContextVar("about", defaul
 
 @contextmanager
 def about(**fields: str) -> Iterator[None]:
-    """What is logged in this block, by this task and those that it starts, is about these."""
+    """Attach ``fields`` to the log lines of this block, and of the tasks started in it."""
     token = _about.set(dict(fields))
     try:
         yield
@@ -33,20 +33,19 @@ def about(**fields: str) -> Iterator[None]:
 
 
 def note(**fields: str) -> None:
-    """It is about these, too: for the rest of the block, wherever in it this is learnt."""
-    known = _about.get()
-    if known is not None:
-        known.update(fields)
+    """Attach more fields for the rest of the enclosing :func:`about` block."""
+    current = _about.get()
+    if current is not None:
+        current.update(fields)
 
 
 def shortened(job_id: str) -> str:
-    """Enough of a job's id to find it by. Whoever holds the whole may fetch the result."""
+    """Return a prefix of a job's id for logs: the full id gives access to the result."""
     return job_id[:16]
 
 
 def configure(form: Format, level: str) -> None:
-    """The lines of this process go to its standard error: ours from ``level`` on, warnings of
-    anybody else."""
+    """Log to standard error: this project's loggers from ``level`` on, all others from WARNING."""
     handler = logging.StreamHandler()
     handler.addFilter(add_fields)
     handler.setFormatter(_Json() if form == "json" else _Text())
@@ -56,14 +55,14 @@ def configure(form: Format, level: str) -> None:
 
 
 def add_fields(record: logging.LogRecord) -> bool:
-    """A handler's filter: what the line is about becomes its attributes."""
+    """Set the current fields as attributes of ``record``. A logging filter: always true."""
     for name, value in (_about.get() or {}).items():
         setattr(record, name, value)
     return True
 
 
 class _Json(JsonFormatter):
-    """One object a line: the fields, and whatever else the line was given."""
+    """One JSON object per line, with the fields and the line's ``extra`` values."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -74,7 +73,7 @@ class _Json(JsonFormatter):
 
 
 class _Text(logging.Formatter):
-    """For people: the fields at the end."""
+    """Human-readable lines, with the fields at the end."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")

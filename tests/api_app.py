@@ -1,5 +1,7 @@
-"""The application in this process, over real backends, with a backend that generates at once:
-for what the API itself does, in milliseconds a request."""
+"""The application in this process, with real storage and an instant generation backend.
+
+For tests of the API itself, in milliseconds per request.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,13 @@ from serving.generation.service import Platform
 from serving.generation.submission import Submission
 from serving.settings import Settings
 
-#: The bytes of every image that is generated here.
-IMAGE = b"not a picture"
+#: The bytes of every generated image.
+IMAGE = b"not an image"
 _POOL = {"name": "default", "gpu": "", "min": 1, "max": 1, "replicas": [{"state": "up"}]}
 
 
 class InstantBackend:
-    """A :class:`~serving.generation.service.GenerationBackend` that keeps its ``submissions``."""
+    """A :class:`~serving.generation.service.GenerationBackend` that records ``submissions``."""
 
     def __init__(self) -> None:
         self.submissions: list[Submission] = []
@@ -67,7 +69,7 @@ class InstantBackend:
 
 
 class NoIngest:
-    """An :class:`~assets.ingest.runner.IngestRunner` that leaves everything as it was uploaded."""
+    """An :class:`~assets.ingest.runner.IngestRunner` that ingests nothing."""
 
     async def start(self, asset: Asset) -> None: ...
 
@@ -81,9 +83,9 @@ class Api:
     http: httpx.AsyncClient
 
     def key(self, tenant: str, role: str = "owner") -> dict[str, str]:
-        """The header of a new key; the tenant is made when it is new."""
+        """Return the header of a new key of ``tenant``, which is created if needed."""
         directory = self.backends.directory
-        if tenant not in {each.name for each in directory.tenants()}:
+        if tenant not in {known.name for known in directory.tenants()}:
             directory.add_tenant(tenant)
         key = directory.keyring.add_key(tenant, role=role)  # type: ignore[arg-type]
         return {"Authorization": f"Bearer {key.text}"}
@@ -91,7 +93,7 @@ class Api:
 
 @asynccontextmanager
 async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> AsyncIterator[Api]:
-    """On the running event loop, without the work in the background."""
+    """Run the application on the current event loop, without its background tasks."""
     configured = Settings(data_dir=folder, database_url=database_url, **settings)
     backends = open_backends(configured)
     ensure_base(backends)
@@ -125,13 +127,13 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
 
 
 def ensure_base(backends: Backends) -> None:
-    """The checkpoint that requests without one are generated with."""
+    """Add the default checkpoint unless it exists."""
     if backends.records.find_foreign(COMMONS, BASE_NAME) is None:
         backends.records.add(ready_asset(COMMONS, BASE_NAME, "checkpoint", visibility="public"))
 
 
 def ready_asset(tenant: str, name: str, kind: str, tenant_id: str = "", **fields: Any) -> Asset:
-    """As an ingest leaves it, without bytes."""
+    """Return a ready asset without bytes, as an ingest would leave it."""
     asset_id = new_asset_id()
     components = MODEL_COMPONENTS if kind == "checkpoint" else (kind,)
     prefix = "p" if fields.get("visibility") == "public" else "t"

@@ -1,5 +1,7 @@
-"""Every operation of the API and its fields, by its own OpenAPI document: a new route or field is
-tried by the tests that walk through them."""
+"""The operations of the API and their fields, from its OpenAPI document.
+
+Tests that iterate over them cover new routes and fields automatically.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +16,32 @@ Schema = dict[str, Any]
 
 @dataclass(frozen=True)
 class Operation:
+    """A method and path, with the JSON schemas of its fields, body and response."""
+
     method: str
     path: str
     path_fields: dict[str, Schema]
     query_fields: dict[str, Schema]
     body: Schema | None
-    #: Of a 200; None where it is no JSON.
+    #: The schema of a 200; None if it is not JSON.
     answer: Schema | None = None
 
-    def url(self, **given: str) -> str:
-        """The path with its fields filled in."""
+    def url(self, **values: str) -> str:
+        """Return the path with its fields filled in; "x" by default."""
         url = self.path
         for name in self.path_fields:
-            url = url.replace("{" + name + "}", given.get(name, "x"))
+            url = url.replace("{" + name + "}", values.get(name, "x"))
         return url
 
     def example_body(self) -> Any:
+        """Return a small body that is likely to be valid; None if there is no body."""
         return None if self.body is None else example(self.body)
 
     def every_schema(self) -> Iterator[tuple[str, Schema]]:
-        """Each value that a query or body holds, at any depth, with its place. A path is as long
-        as a request's head may be."""
+        """Yield the place and schema of each value of queries and body, at any depth.
+
+        Path fields are omitted: the limit on a request's head bounds them.
+        """
         for name, schema in self.query_fields.items():
             yield from _inside(schema, name)
         if self.body is not None:
@@ -49,37 +56,37 @@ class Operation:
 
 def operations(app: FastAPI) -> list[Operation]:
     document = app.openapi()
-    found = []
+    result = []
     for path, methods in document["paths"].items():
         for method, described in methods.items():
             fields: dict[str, dict[str, Schema]] = {"path": {}, "query": {}}
             for parameter in described.get("parameters", ()):
                 if parameter["in"] in fields:
-                    schema = _whole(parameter["schema"], document)
+                    schema = _dereference(parameter["schema"], document)
                     fields[parameter["in"]][parameter["name"]] = schema
             content = described.get("requestBody", {}).get("content", {})
             body = content.get("application/json", {}).get("schema")
-            found.append(
+            result.append(
                 Operation(
                     method.upper(),
                     path,
                     fields["path"],
                     fields["query"],
-                    None if body is None else _whole(body, document),
+                    None if body is None else _dereference(body, document),
                     _answer(described, document),
                 )
             )
-    return found
+    return result
 
 
 def _answer(described: Schema, document: Schema) -> Schema | None:
     content = described["responses"].get("200", {}).get("content", {})
     schema = content.get("application/json", {}).get("schema")
-    return None if schema is None else _whole(schema, document)
+    return None if schema is None else _dereference(schema, document)
 
 
 def example(schema: Schema) -> Any:
-    """The smallest value that is likely to be accepted."""
+    """Return the smallest value that is likely to be valid."""
     for alternative in _alternatives(schema):
         if alternative.get("type") == "null":
             continue
@@ -114,12 +121,14 @@ def _inside(schema: Schema, place: str) -> Iterator[tuple[str, Schema]]:
             yield from _inside(alternative["additionalProperties"], f"{place}{{}}")
 
 
-def _whole(value: Any, document: Schema) -> Any:
-    """With what its references stand for."""
+def _dereference(value: Any, document: Schema) -> Any:
+    """Return ``value`` with all references resolved."""
     if isinstance(value, list):
-        return [_whole(each, document) for each in value]
+        return [_dereference(item, document) for item in value]
     if not isinstance(value, dict):
         return value
     if "$ref" in value:
-        return _whole(document["components"]["schemas"][value["$ref"].rpartition("/")[2]], document)
-    return {name: _whole(each, document) for name, each in value.items()}
+        return _dereference(
+            document["components"]["schemas"][value["$ref"].rpartition("/")[2]], document
+        )
+    return {name: _dereference(item, document) for name, item in value.items()}

@@ -1,1 +1,1 @@
-"""The door: HTTP in OctoAI's wire shapes, and a simpler one."""
+"""The HTTP API: OctoAI's wire format, and native routes."""

@@ -1,4 +1,4 @@
-"""What the routes answer, for the OpenAPI document. Tests hold real answers against it."""
+"""The response models of the OpenAPI document. Tests validate real responses against them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ErrorDetail(BaseModel):
 
 
 class Error(BaseModel):
-    """Of every status from 400 on; ``detail`` with a 422 alone."""
+    """The body of every error; only a 422 has ``detail``."""
 
     code: str
     message: str
@@ -29,7 +29,7 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """``ok``, or the kind of error, for each part."""
+    """The readiness of each component: ``ok``, or the type of its error."""
 
     status: Literal["ready", "not ready"]
     database: str
@@ -45,8 +45,8 @@ class Status(BaseModel):
 
 
 class Pool(BaseModel):
-    """Its configuration; of one whose dispatcher answers also what waits, each replica, and how
-    far a start is."""
+    """A GPU pool: its configuration and, if its dispatcher responds, its queue, replicas and
+    start-up progress."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -61,7 +61,7 @@ class Pools(BaseModel):
 
 
 class Asset(BaseModel):
-    """Who may not inspect an asset is answered without its last fields."""
+    """An asset. The fields from ``visibility`` on need the right to inspect it."""
 
     id: str
     asset_type: str
@@ -93,6 +93,8 @@ class Asset(BaseModel):
 
 
 class Transfer(BaseModel):
+    """Where to upload or download an asset's file; a URL is empty if it is not allowed."""
+
     type: Literal["presigned-url", "multipart"]
     put_url: str | None = None
     get_url: str | None = None
@@ -109,10 +111,14 @@ class AssetWithTransfer(OneAsset):
 
 
 class CreatedAsset(AssetWithTransfer):
+    """A new asset; ``token`` is always empty, and required by OctoAI's clients."""
+
     token: str
 
 
 class AssetPage(BaseModel):
+    """A page of assets; ``next`` is the value of ``after`` for the next page."""
+
     data: list[Asset]
     has_more: bool
     total: int
@@ -125,6 +131,8 @@ class ArrivedPart(BaseModel):
 
 
 class MissingPart(ArrivedPart):
+    """A part to upload: ``size_bytes`` bytes from ``offset`` on."""
+
     offset: int
     put_url: str
 
@@ -148,6 +156,8 @@ class Completed(BaseModel):
 
 
 class PartResidency(BaseModel):
+    """The replicas that hold a part on their device, and its tiers by node."""
+
     component: str
     content_key: str
     size_bytes: int
@@ -161,7 +171,7 @@ class AssetResidency(BaseModel):
 
 
 class Warmed(BaseModel):
-    """``found_on``: by replica, the tier on which the bytes were found."""
+    """``found_on`` maps each replica to the tier on which the asset was found."""
 
     asset_id: str
     found_on: dict[str, str]
@@ -172,6 +182,8 @@ class Received(BaseModel):
 
 
 class Image(BaseModel):
+    """An image; the safety fields are constant, and required by OctoAI's clients."""
+
     image_b64: str
     removed_for_safety: bool
     safety_score: float | None
@@ -187,14 +199,14 @@ class Generated(BaseModel):
 
 
 class Accepted(BaseModel):
-    """With the header ``X-OctoAI-Async: 1``."""
+    """An accepted job, in response to the header ``X-OctoAI-Async: 1``."""
 
     response_id: str
     poll_url: str
 
 
 class GeneratedOrAccepted(RootModel[Generated | Accepted]):
-    pass
+    """Images, or the accepted job of an asynchronous request."""
 
 
 class StoredImage(BaseModel):
@@ -203,6 +215,8 @@ class StoredImage(BaseModel):
 
 
 class SimplyGenerated(StoredImage):
+    """Generated images by URL; the first one's is repeated at the top level."""
+
     files: list[StoredImage]
     seeds: list[int]
     request_id: str
@@ -210,6 +224,8 @@ class SimplyGenerated(StoredImage):
 
 
 class JobState(BaseModel):
+    """The state of a job; a failed one is ``completed``, and its result is the error."""
+
     status: Literal["pending", "running", "completed"]
     response_url: str | None = None
     starting: Json | None = None
@@ -226,6 +242,8 @@ class Organisation(BaseModel):
 
 
 class UsageRow(BaseModel):
+    """A row of the ledger: an image, an attempt without an image, or an hour of storage."""
+
     id: int
     at: str
     kind: Literal["picture", "attempt", "storage"]
@@ -238,6 +256,8 @@ class UsageRow(BaseModel):
 
 
 class UsagePage(BaseModel):
+    """A page of the ledger; ``totals`` are the sums of the whole period."""
+
     data: list[UsageRow]
     has_more: bool
     next: int | None
@@ -276,6 +296,8 @@ class RemovedMember(BaseModel):
 
 
 class Key(BaseModel):
+    """An API key without its secret."""
+
     id: str
     tenant: str
     label: str
@@ -291,7 +313,7 @@ class Keys(BaseModel):
 
 
 class NewKey(BaseModel):
-    """``key`` is shown this once."""
+    """A new API key; ``key`` is shown only once."""
 
     id: str
     key: str

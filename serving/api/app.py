@@ -1,4 +1,4 @@
-"""The application: routes, errors, a request's id, and the work in the background."""
+"""The ASGI application: routes, error handlers, middleware and background tasks."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ from serving.logs import about
 
 
 def create_app(context: Context) -> FastAPI:
+    """Return the application; its lifespan runs the job worker and the housekeeping."""
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         background = [
@@ -50,10 +52,10 @@ def create_app(context: Context) -> FastAPI:
         title="Asset Orchestrator",
         version=version("asset-orchestrator"),
         lifespan=lifespan,
-        docs_url=None,  # both pages load their scripts from elsewhere
+        docs_url=None,  # both pages load scripts from third-party servers
         redoc_url=None,
-        strict_content_type=False,  # the route reads a body without a type as JSON
-        redirect_slashes=False,  # the target would be of the Host header's choice
+        strict_content_type=False,  # a body without a content type is read as JSON
+        redirect_slashes=False,  # the Host header would choose the target
     )
     app.state.context = context
     app.include_router(generate.router)
@@ -80,7 +82,7 @@ def create_app(context: Context) -> FastAPI:
 
 
 class RequestId:
-    """Gives each request an id and returns it under both names that clients look for."""
+    """Middleware that gives each request an id, returned in both headers that clients read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The Asset Library: /v1/assets."""
+"""The routes of the Asset Library: /v1/assets."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ search_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=Sear
 costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=CostlyRoute)
 
 
-#: Of a listing; ``after`` goes further.
+#: The largest offset of a listing; ``after`` pages further.
 MAX_OFFSET = 1_000_000
 OneText = Annotated[str | None, Query(max_length=128)]
 SomeTexts = Annotated[list[Short] | None, Query(max_length=16)]
 
 
-def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
-    """Always a presigned URL, whatever was asked for: every client follows what it gets.
+def _transfer(context: Context, asset: Asset, principal: Principal) -> dict[str, Any]:
+    """Return the transfer of an asset: multipart if it was created so, else presigned URLs.
 
-    Only who may change an asset that still waits for its bytes gets a URL to put them.
+    ``put_url`` is empty unless the asset awaits its upload and the principal may change it;
+    ``get_url`` is empty unless it may download the original.
     """
     key = upload_key(asset.id)
-    may_put = asset.status == "ready_to_upload" and may(who, "update", asset)
+    may_put = asset.status == "ready_to_upload" and may(principal, "update", asset)
     if may_put and "upload" in asset.data:
         return {"type": "multipart", "upload_url": context.url(f"v1/assets/{asset.id}/upload")}
-    original = asset.original if may(who, "download", asset) else None
+    original = asset.original if may(principal, "download", asset) else None
     return {
         "type": "presigned-url",
         "put_url": context.signed_url("PUT", key) if may_put else "",
@@ -60,26 +61,36 @@ def _transfer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
     }
 
 
-def asset_answer(context: Context, asset: Asset, who: Principal) -> dict[str, Any]:
+def asset_answer(context: Context, asset: Asset, principal: Principal) -> dict[str, Any]:
     preview_url = context.signed_url("GET", asset.preview) if asset.preview else None
-    return asset_body(asset, inspected=may(who, "inspect", asset), preview_url=preview_url)
+    return asset_body(asset, inspected=may(principal, "inspect", asset), preview_url=preview_url)
 
 
-async def _note(context: Context, who: Principal, act: str, asset: Asset, **details: Any) -> None:
-    """For the audit log of the organisation."""
+async def _note(
+    context: Context, principal: Principal, act: str, asset: Asset, **details: Any
+) -> None:
+    """Add an entry to the audit log of the organisation."""
     details["name"] = asset.reference
     await asyncio.to_thread(
-        partial(context.backends.audit.note, who.tenant_id, who.key_id, act, asset.id, **details)
+        partial(
+            context.backends.audit.note,
+            principal.tenant_id,
+            principal.key_id,
+            act,
+            asset.id,
+            **details,
+        )
     )
 
 
 @router.post("", **answers_with(answers.CreatedAsset))
-async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
+async def create(body: CreateAsset, context: Ctx, principal: Who) -> dict[str, Any]:
+    """Create an asset, to be uploaded or imported from ``url`` or ``hf_repo``."""
     if body.hf_token_secret:
         raise InvalidRequest(
             "hf_token_secret",
-            "no secrets are kept here: only public "
-            "repositories are imported; upload the file of a private one",
+            "secrets are not stored and only public repositories are imported; "
+            "upload the file of a private repository",
         )
     if body.url:
         context.fetcher.check(body.url)
@@ -97,63 +108,62 @@ async def create(body: CreateAsset, context: Ctx, who: Who) -> dict[str, Any]:
         hf_repo=body.hf_repo,
         data=stored_data(body),
     )
-    asset = await asyncio.to_thread(context.platform.library.uploads.create, who, new)
+    asset = await asyncio.to_thread(context.platform.library.uploads.create, principal, new)
     if asset.is_import:
         await context.ingest.start(asset)
-    transfer = _transfer(context, asset, who)
-    return {"asset": asset_answer(context, asset, who), "transfer_api": transfer, "token": ""}
+    transfer = _transfer(context, asset, principal)
+    return {"asset": asset_answer(context, asset, principal), "transfer_api": transfer, "token": ""}
 
 
 def _part_upload_size(body: CreateAsset) -> int | None:
     if body.transfer_api_type != "multipart":
         return None
     if body.size_bytes is None:
-        raise InvalidRequest("size_bytes", "say how many bytes will be sent in parts")
+        raise InvalidRequest("size_bytes", "a multipart upload needs its total size in bytes")
     return body.size_bytes
 
 
 @router.get("/{ref:path}/upload", **answers_with(answers.UploadState))
-async def upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
-    """How far an upload in parts is, and where to PUT what is missing. May be asked as often as
-    one likes; each time the URLs are fresh."""
+async def upload(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+    """Return the state of a multipart upload, with new URLs to PUT the missing parts."""
     uploads = context.platform.library.uploads
 
-    def look() -> dict[str, Any]:
-        found = uploads.state(who, ref)
+    def read_state() -> dict[str, Any]:
+        state = uploads.state(principal, ref)
         return {
-            "asset_id": found.asset.id,
-            "size_bytes": found.size_bytes,
-            "part_bytes": found.part_bytes,
-            "part_count": found.part_count,
-            "parts": [{"number": p.number, "size_bytes": p.size_bytes} for p in found.arrived],
+            "asset_id": state.asset.id,
+            "size_bytes": state.size_bytes,
+            "part_bytes": state.part_bytes,
+            "part_count": state.part_count,
+            "parts": [{"number": p.number, "size_bytes": p.size_bytes} for p in state.arrived],
             "missing": [
                 {
                     "number": number,
-                    "offset": (number - 1) * found.part_bytes,
-                    "size_bytes": found.part_size(number),
-                    "put_url": uploads.signed_part(found, number, context.url_expires_s)
+                    "offset": (number - 1) * state.part_bytes,
+                    "size_bytes": state.part_size(number),
+                    "put_url": uploads.signed_part(state, number, context.url_expires_s)
                     or context.signed_url(
-                        "PUT", part_key(upload_key(found.asset.id), found.upload_id, number)
+                        "PUT", part_key(upload_key(state.asset.id), state.upload_id, number)
                     ),
                 }
-                for number in found.missing
+                for number in state.missing
             ],
         }
 
-    return await asyncio.to_thread(look)
+    return await asyncio.to_thread(read_state)
 
 
 @router.delete("/{ref:path}/upload", **answers_with(answers.DeletedAsset))
-async def abort_upload(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
-    """End an upload that is not complete, of either kind."""
-    asset = await asyncio.to_thread(context.platform.library.uploads.abort, who, ref)
+async def abort_upload(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+    """Abort an incomplete upload, multipart or not, and delete the asset."""
+    asset = await asyncio.to_thread(context.platform.library.uploads.abort, principal, ref)
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}
 
 
 @search_router.get("", **answers_with(answers.AssetPage))
 async def listing(
     context: Ctx,
-    who: Who,
+    principal: Who,
     name: OneText = None,
     is_public: bool = False,
     owner: OneText = None,
@@ -172,23 +182,26 @@ async def listing(
     offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
     after: Annotated[str, Query(max_length=64)] = "",
 ) -> JSONResponse:
-    """One's own assets, or with ``is_public`` everybody's public ones, or with ``shared`` those
-    that others share. ``q``: words, with each of which one of its name, description
-    or trigger words begins; ``tag``, repeated: tags that all must be there. ``after``, the last
-    page's ``next``, goes on where that page ended, whatever was added or deleted since."""
+    """List the organisation's assets, all public ones, or those shared with the organisation.
+
+    ``is_public`` selects public assets, ``shared`` those that other organisations share. ``q``
+    holds words, each of which must be a prefix of a word of the name, description or trigger
+    words. ``tag`` can be repeated; all tags must match. ``after`` is the ``next`` of the page
+    before, and stays valid if assets are added or deleted in between.
+    """
     kinds = [kind for kind in asset_type or [] if kind in ASSET_KINDS]
-    served = (
+    is_supported = (
         (not asset_type or kinds)
         and (not engine or ENGINE in engine)
         and data_type in (None, "fp16")
         and (not file_format or "safetensors" in file_format)
         and engine_type in (None, "image")
     )
-    if not served:
+    if not is_supported:
         return JSONResponse({"data": [], "has_more": False, "total": 0, "next": None})
     query = AssetQuery(
         visibility="public" if is_public else None,
-        shared_with=who.tenant_name if shared else None,
+        shared_with=principal.tenant_name if shared else None,
         owner=owner,
         name=name,
         kinds=kinds,
@@ -200,11 +213,11 @@ async def listing(
         offset=offset,
         after=after,
     )
-    page = await asyncio.to_thread(context.platform.library.list, who, query)
-    # It is JSON already; FastAPI would walk through all of it to see.
+    page = await asyncio.to_thread(context.platform.library.list, principal, query)
+    # Already JSON: returning a JSONResponse skips FastAPI's walk through all of it.
     return JSONResponse(
         {
-            "data": [asset_answer(context, asset, who) for asset in page.assets],
+            "data": [asset_answer(context, asset, principal) for asset in page.assets],
             "has_more": page.has_more,
             "total": page.total,
             "next": page.assets[-1].id if page.has_more else None,
@@ -214,22 +227,23 @@ async def listing(
 
 @router.post("/{ref:path}/complete-upload", **answers_with(answers.Completed))
 async def complete_upload(
-    ref: str, context: Ctx, who: Who, body: CompleteUpload | None = None
+    ref: str, context: Ctx, principal: Who, body: CompleteUpload | None = None
 ) -> dict[str, Any]:
-    asset = await asyncio.to_thread(context.platform.library.uploads.complete, who, ref)
+    """Complete an upload and start the ingest. Can be repeated."""
+    asset = await asyncio.to_thread(context.platform.library.uploads.complete, principal, ref)
     if asset.status == "uploaded":
         await context.ingest.start(asset)
     return {"error": None}
 
 
 @router.get("/{ref:path}/residency", **answers_with(answers.AssetResidency))
-async def residency(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
-    """Where each part of an asset lies now: replicas that have it on their device, and the tiers
-    of each node. The store always has it."""
-    found = await context.platform.residency(who, ref)
+async def residency(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+    """Return the locations of each part of an asset: replicas that hold it on their device, and
+    tiers by node. The object store always holds it."""
+    residency = await context.platform.residency(principal, ref)
     parts = []
-    for component, blob in found.asset.parts.items():
-        place = found.places.get(blob.key)
+    for component, blob in residency.asset.parts.items():
+        place = residency.places.get(blob.key)
         parts.append(
             {
                 "component": component,
@@ -239,52 +253,55 @@ async def residency(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
                 "nodes": {n: list(tiers) for n, tiers in place.nodes.items()} if place else {},
             }
         )
-    return {"asset_id": found.asset.id, "parts": parts}
+    return {"asset_id": residency.asset.id, "parts": parts}
 
 
 @router.get("/{ref:path}", **answers_with(answers.AssetWithTransfer))
-async def get(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
-    asset = await asyncio.to_thread(context.platform.library.get, who, ref)
-    transfer = _transfer(context, asset, who)
-    return {"asset": asset_answer(context, asset, who), "transfer_api": transfer}
+async def get(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+    """Return an asset, with a URL to download or upload its file."""
+    asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
+    transfer = _transfer(context, asset, principal)
+    return {"asset": asset_answer(context, asset, principal), "transfer_api": transfer}
 
 
 @costly_router.post("/{ref:path}/warm", **answers_with(answers.Warmed))
-async def warm(ref: str, context: Ctx, who: Who) -> dict[str, Any]:
-    """Bring an asset's bytes up on every node, before anybody waits for them."""
-    tiers = await context.platform.warm(who, ref)
+async def warm(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+    """Load an asset into host RAM on every node ahead of its use."""
+    tiers = await context.platform.warm(principal, ref)
     return {"asset_id": ref, "found_on": tiers}
 
 
 @router.patch("/{ref:path}", **answers_with(answers.OneAsset))
-async def change(ref: str, body: ChangeAsset, context: Ctx, who: Who) -> dict[str, Any]:
-    """What people read of it, who may see it, and what a checkpoint's UNet predicts; an asset's
-    bytes never change."""
-    asset = await asyncio.to_thread(context.platform.library.update, who, ref, body.change())
+async def change(ref: str, body: ChangeAsset, context: Ctx, principal: Who) -> dict[str, Any]:
+    """Change an asset's description, visibility, or a checkpoint's prediction type.
+
+    An asset's bytes never change.
+    """
+    asset = await asyncio.to_thread(context.platform.library.update, principal, ref, body.change())
     is_shared = body.visibility is not None or body.shared_with is not None
     if is_shared:
         seen_by = {"visibility": asset.visibility, "shared_with": list(asset.shared_with)}
-        await _note(context, who, "asset.share", asset, **seen_by)
+        await _note(context, principal, "asset.share", asset, **seen_by)
     if is_shared or body.prediction_type is not None:
-        await context.ingest.start(asset)  # its content keys may have to be others now
-    return {"asset": asset_answer(context, asset, who)}
+        await context.ingest.start(asset)  # its content keys may have to change
+    return {"asset": asset_answer(context, asset, principal)}
 
 
 @router.post("/{asset_id}/restore", **answers_with(answers.OneAsset))
-async def restore(asset_id: str, context: Ctx, who: Who) -> dict[str, Any]:
-    """A deleted asset, for a week after it was deleted."""
-    asset = await asyncio.to_thread(context.platform.library.restore, who, asset_id)
-    await _note(context, who, "asset.restore", asset)
-    return {"asset": asset_answer(context, asset, who)}
+async def restore(asset_id: str, context: Ctx, principal: Who) -> dict[str, Any]:
+    """Restore an asset within a week of its deletion."""
+    asset = await asyncio.to_thread(context.platform.library.restore, principal, asset_id)
+    await _note(context, principal, "asset.restore", asset)
+    return {"asset": asset_answer(context, asset, principal)}
 
 
 @router.delete("/{ref:path}", **answers_with(answers.DeletedAsset))
-async def delete(ref: str, context: Ctx, who: Who, for_good: bool = False) -> dict[str, Any]:
-    """It can be restored for a week, and counts against the storage until then; with ``for_good``
-    neither."""
+async def delete(ref: str, context: Ctx, principal: Who, for_good: bool = False) -> dict[str, Any]:
+    """Delete an asset. It can be restored for a week and counts against the storage until then;
+    ``for_good`` deletes it immediately."""
     asset = await asyncio.to_thread(
-        partial(context.platform.library.delete, who, ref, for_good=for_good)
+        partial(context.platform.library.delete, principal, ref, for_good=for_good)
     )
-    await _note(context, who, "asset.delete", asset)
+    await _note(context, principal, "asset.delete", asset)
     await context.platform.forget_dead({blob.key for blob in asset.parts.values()})
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}

@@ -1,8 +1,7 @@
-"""A request's JSON: parsed under bounds before any model looks at it.
+"""Parsing of JSON bodies within limits, before any model validates them.
 
-Models report every fault that they find: 300,000 wrong elements are 300,000 errors. So the
-number of elements, the depth, and what a text or a number may be are checked here, once, for
-every route.
+Models report every error they find: 300,000 invalid elements are 300,000 errors. So the number of
+elements, the depth, strings and numbers are checked here for all routes.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ from starlette.exceptions import HTTPException
 from assets.text import is_storable
 from serving.errors import InvalidRequest
 
-#: In the body of any model; each model's own limits are lower.
+#: The most elements in any body; each model's own limits are lower.
 MAX_ELEMENTS = 2_000
 MAX_DEPTH = 16
-#: Of commas and brackets, before anything is parsed: parsing a megabyte of them keeps every other
-#: thread waiting. Prompts hold some, too.
+#: The most commas and brackets, checked before parsing: parsing a megabyte of them blocks all other
+#: threads. Prompts contain some, too.
 MAX_MARKS = 20_000
 MAX_INTEGER = 2**63 - 1
 
 
 class JsonRequest(Request):
-    """A request whose JSON is parsed within bounds."""
+    """A request whose JSON body is parsed within limits."""
 
     _document: Any = None
 
     async def json(self) -> Any:
-        """The document that :meth:`parse` found; None where the body is empty."""
+        """Return the document parsed by :meth:`parse`; None if the body is empty."""
         return self._document
 
     async def parse(self) -> None:
         """Read, parse and check the body.
 
         Raises:
-            HTTPException: 415, a content type that is not read; 400, no JSON.
-            InvalidRequest: JSON that no model here can mean.
+            HTTPException: 415, the content type is not JSON; 400, the body is not JSON.
+            InvalidRequest: the JSON exceeds a limit.
         """
         text = await self.body()
         if not text:
@@ -49,7 +48,7 @@ class JsonRequest(Request):
         kind = _media_type(self.headers.get("content-type"))
         if kind != "application/json" and not re.fullmatch(r"application/\S+\+json", kind):
             raise HTTPException(
-                415, f"the body is {kind[:80]}; send Content-Type: application/json"
+                415, f"Content-Type {kind[:80]} is not supported; send application/json"
             )
         if sum(map(text.count, (b",", b"[", b"{"))) > MAX_MARKS:
             raise InvalidRequest("body", f"more than {MAX_ELEMENTS} elements")
@@ -63,23 +62,23 @@ class JsonRequest(Request):
 
 
 def _media_type(content_type: str | None) -> str:
-    """Without its parameters; JSON where the client names none."""
+    """Return the media type without its parameters; JSON if there is no header."""
     return (content_type or "application/json").partition(";")[0].strip().lower()
 
 
 def _no_number(name: str) -> NoReturn:
-    raise InvalidRequest("body", f"{name} is not a number")
+    raise InvalidRequest("body", f"{name} is not a JSON number")
 
 
 def _check(document: Any) -> None:
-    """Raises InvalidRequest."""
-    rest: list[tuple[Any, int]] = [(document, 0)]
+    """Raise InvalidRequest if ``document`` exceeds a limit."""
+    pending: list[tuple[Any, int]] = [(document, 0)]
     elements = 0
-    while rest:
-        value, depth = rest.pop()
+    while pending:
+        value, depth = pending.pop()
         if isinstance(value, str):
             if not is_storable(value):
-                raise InvalidRequest("body", "a text holds NUL or half of a character")
+                raise InvalidRequest("body", "a string contains NUL or a lone surrogate")
         elif isinstance(value, float):
             if not math.isfinite(value):
                 raise InvalidRequest("body", "a number is too large")
@@ -93,7 +92,7 @@ def _check(document: Any) -> None:
             if depth == MAX_DEPTH:
                 raise InvalidRequest("body", f"nested more than {MAX_DEPTH} deep")
             if isinstance(value, dict):
-                rest += [(key, depth + 1) for key in value]
-                rest += [(each, depth + 1) for each in value.values()]
+                pending += [(key, depth + 1) for key in value]
+                pending += [(item, depth + 1) for item in value.values()]
             else:
-                rest += [(each, depth + 1) for each in value]
+                pending += [(item, depth + 1) for item in value]

@@ -1,4 +1,4 @@
-"""What every route needs: the platform, and where URLs point."""
+"""The context of all routes: the platform, its backends and the public URL."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from serving.bootstrap.backends import Backends
 from serving.generation.service import Platform
 from serving.jobs.watch import JobWatch
 
-#: URLs to download are asked for anew with each answer, and need not last.
+#: The longest validity of a download URL; every response has a new one.
 _DOWNLOAD_EXPIRES_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Made once a process by a composition root. ``open_tenant`` pays for ``POST
-    /generate`` without a key; empty means nobody. ``status`` describes the pool for people."""
+    """The dependencies of the routes, created once per process by the composition root.
+
+    ``open_tenant`` is charged for ``POST /generate`` without a key; empty: a key is required.
+    ``status`` returns the response of /v1/status.
+    """
 
     platform: Platform
     backends: Backends
@@ -39,29 +42,32 @@ class Context:
     open_tenant: str
     open_requests_per_min: int
     status: Callable[[], Any]
-    #: Set when a job was accepted: whoever works on jobs need not wait for its next look.
+    #: Set when a job is accepted, so that the worker claims it without waiting for its next poll.
     new_job: asyncio.Event = field(default_factory=asyncio.Event)
     job_watch: JobWatch = field(init=False)
-    #: Questions that look at many rows.
+    #: Serialises each tenant's requests that read many rows.
     searches: Turns = field(default_factory=Turns)
-    #: What anybody may ask for without a key.
+    #: The cached values of public routes.
     recent: Recent = field(default_factory=Recent)
-    #: What is being asked for /readyz, by part: since when (seconds of the loop's clock), and what.
+    #: Running checks of /readyz by component: (start in seconds of the loop's clock, check).
     probes: dict[str, list[tuple[float, asyncio.Future[Any]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "job_watch", JobWatch(self.backends.jobs))  # for it is frozen
+        # The dataclass is frozen.
+        object.__setattr__(self, "job_watch", JobWatch(self.backends.jobs))
 
     def url(self, path: str) -> str:
         return f"{self.public_url}/{path}"
 
     def signed_url(self, verb: str, key: str) -> str:
-        """A URL that may do one thing with one object: the store's own, or one of ours."""
-        own = self.backends.store.signed_put if verb == "PUT" else self.backends.store.signed_get
+        """Return a URL for one verb on one object, signed by the store or else by the platform."""
+        store_signed = (
+            self.backends.store.signed_put if verb == "PUT" else self.backends.store.signed_get
+        )
         expires_s = self.url_expires_s
-        if verb == "GET":  # a store of its own mind does not know of deletions
+        if verb == "GET":  # an external store does not know of deletions
             expires_s = min(expires_s, _DOWNLOAD_EXPIRES_S)
-        if url := own(key, expires_s):
+        if url := store_signed(key, expires_s):
             return url
         token = self.signer.sign(verb, key, int(time.time()) + expires_s)
         return self.url(f"objects/{key}?token={token}")
@@ -72,7 +78,7 @@ def context_of(request: Request) -> Context:
 
 
 def answer_headers(request: Request) -> dict[str, str]:
-    """Headers that the answer will have, an error's too."""
+    """Return the mutable extra headers of the response, which apply to errors, too."""
     headers: dict[str, str] = request.scope.setdefault("answer_headers", {})
     return headers
 

@@ -1,7 +1,7 @@
-"""The one table that turns errors into HTTP, and the one shape they have.
+"""The mapping of exceptions to HTTP errors, all of the form {"code", "message", "request_id"}.
 
-``{"code", "message", "request_id"}``; a 422 has ``detail`` too, a list, because
-OctoAI's client parses it (a string there makes it raise a pydantic error instead).
+A 422 also has ``detail``, a list, because OctoAI's client parses it: a string there makes the
+client raise a pydantic error instead.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from serving.errors import (
 
 log = logging.getLogger(__name__)
 
-#: exception → (status, code). The first class that fits wins.
+#: (exception class, status, code). The first class that matches wins.
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (NotServed, 501, "not_served"),
     (Unauthenticated, 401, "unauthenticated"),
@@ -84,12 +84,12 @@ _BY_STATUS = {
     400: "bad_request", 404: "not_found", 405: "method_not_allowed", 408: "too_slow",
     413: "too_large", 415: "unsupported_media_type", 431: "too_large",
 }  # fmt: skip
-#: Of an answer: texts and lists of the request are repeated in it, and may be long.
+#: Limits on error bodies: they quote texts and lists of the request, which may be long.
 _MAX_MESSAGE, _MAX_DETAILS, _MAX_DETAIL, _MAX_LOC = 1_000, 20, 200, 64
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body (without the request's id) and headers of an error."""
+    """Return the status, body (without ``request_id``) and headers of an error."""
     status, body, headers = _describe(error)
     return status, {**body, "message": _cut(body["message"], _MAX_MESSAGE)}, headers
 
@@ -122,8 +122,8 @@ def _describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
             if status == 401:
                 headers["WWW-Authenticate"] = "Bearer"
             return status, body, headers
-    log.error("unexpected", exc_info=error)
-    message = "something broke on our side; the log has the request's id"
+    log.error("unexpected error", exc_info=error)
+    message = "internal error; the server log has the details under this request id"
     return 500, {"code": "internal", "message": message}, {}
 
 
@@ -139,29 +139,32 @@ def install(app: FastAPI) -> None:
 
 
 def _detail(loc: Sequence[Any], message: str, code: str) -> dict[str, Any]:
-    """One fault, as pydantic describes it, without the value that is at fault."""
-    places = [_cut(place, _MAX_LOC) if isinstance(place, str) else place for place in loc]
-    return {"loc": places, "msg": _cut(message, _MAX_DETAIL), "type": code}
+    """Return one error in pydantic's format, without the invalid value."""
+    cut_loc = [_cut(part, _MAX_LOC) if isinstance(part, str) else part for part in loc]
+    return {"loc": cut_loc, "msg": _cut(message, _MAX_DETAIL), "type": code}
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods of all routes of this path: whichever is looked at first knows its own alone."""
-    found: set[str] = set()
+    """Return the methods of all routes of this path; each route knows only its own."""
+    methods: set[str] = set()
     for included in request.app.routes:
         router = getattr(included, "original_router", None)
         for route in router.routes if router else ():
             if route.path_regex.match(request.scope["path"]):
-                found |= route.methods or set()
-    return sorted(found)
+                methods |= route.methods or set()
+    return sorted(methods)
 
 
 class Caught:
-    """What nobody expects is answered in here, where it is known whose request it is: the handler
-    of an application for everything stands outside of all that we add."""
+    """Middleware that answers unexpected errors.
+
+    An application's own catch-all handler runs outside all middleware, where the request's id and
+    log fields are unknown.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -169,18 +172,18 @@ class Caught:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
 
-        async def send_and_look(message: Message) -> None:
+        async def send_and_watch(message: Message) -> None:
             nonlocal has_begun
             has_begun = has_begun or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_look)
+            await self._app(scope, receive, send_and_watch)
         except Exception as error:
             if scope["type"] != "http":
                 raise
             if has_begun:
-                log.error("broke while it was being sent", exc_info=error)
+                log.error("failed while sending the response", exc_info=error)
                 raise
             status, body, headers = describe(error)
             await _response(Request(scope), status, body, headers)(scope, receive, send)

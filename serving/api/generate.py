@@ -1,4 +1,4 @@
-"""Generation: OctoAI's route, now or later."""
+"""OctoAI's generation route, synchronous and asynchronous."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 _HEADERS = reads_headers(
-    Idempotency_Key="However often it is asked with this key, it is generated once.",
-    X_OctoAI_Async="1: answer at once with where to poll.",
+    Idempotency_Key="Requests with the same key are generated once.",
+    X_OctoAI_Async="1: return at once with a URL to poll.",
 )
 
 
@@ -36,42 +36,48 @@ _HEADERS = reads_headers(
     openapi_extra=_HEADERS,
 )
 async def generate_sdxl(
-    body: GenerateRequest, request: Request, context: Ctx, who: Who
+    body: GenerateRequest, request: Request, context: Ctx, principal: Who
 ) -> dict[str, Any] | Response:
-    """Draw; with the header ``X-OctoAI-Async: 1``, answer at once with where to poll. With an
-    ``Idempotency-Key``, draw once however often it is asked."""
+    """Generate images. With the header ``X-OctoAI-Async: 1``, return at once with a URL to poll.
+
+    Requests with the same ``Idempotency-Key`` are generated once.
+    """
     key = idempotency.key_of(request)
     if request.headers.get("x-octoai-async") == "1":
-        job = await idempotency.accept(context, who, body, key)
+        job = await idempotency.accept(context, principal, body, key)
         return {"response_id": job.id, "poll_url": context.url(f"v1/jobs/{job.id}")}
     if key is not None:
-        done = await once(body, request, context, who, key)
+        done = await once(body, request, context, principal, key)
         return await idempotency.answer_of(context, done)
-    generated = await while_connected(request, context.platform.generate(who, body.order()))
+    generated = await while_connected(request, context.platform.generate(principal, body.order()))
     settle = BackgroundTask(context.platform.settle, generated)
     return JSONResponse(answer(generated), background=settle)
 
 
 async def once(
-    body: GenerateRequest, request: Request, context: Context, who: Principal, key: str
+    body: GenerateRequest, request: Request, context: Context, principal: Principal, key: str
 ) -> Job:
-    """The finished job of this request, whichever arrival of it started the job."""
-    job = await idempotency.accept(context, who, body, key)
+    """Wait for the job of an idempotency key, whichever request started it, and return it."""
+    job = await idempotency.accept(context, principal, body, key)
     waiting = idempotency.finished(context, job, context.platform.timeout_s)
     return await while_connected(request, waiting)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled when the client goes away."""
+    """Return the result of ``work``; cancel it if the client disconnects.
+
+    Raises:
+        Cancelled: the client disconnected.
+    """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Cancelled("the client went away")
+            raise Cancelled("the client disconnected")
         return task.result()
     finally:
-        for other in (task, gone):
+        for other in (task, disconnected):
             if not other.done():
                 other.cancel()
                 with suppress(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""Generation in its simplest form: the images by URL, and no key where a tenant is open."""
+"""The native generation route: images by URL, and no key needed if a tenant is open."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serving.jobs.store import Job
 
 
 class OpenTenantRoute(CostlyRoute):
-    """Takes a request without a key as anonymous, where the operator has named a tenant for it."""
+    """Accepts requests without a key as anonymous if an open tenant is configured."""
 
     needs_key = False
 
@@ -43,52 +43,54 @@ router = APIRouter(tags=["generate"], route_class=OpenTenantRoute)
 
 
 _HEADERS = reads_headers(
-    Idempotency_Key="However often it is asked with this key, it is generated once.",
+    Idempotency_Key="Requests with the same key are generated once.",
 )
 
 
 @router.post("/generate", **answers_with(answers.SimplyGenerated), openapi_extra=_HEADERS)
 async def generate_simply(
-    body: GenerateRequest, request: Request, context: Ctx, who: Who
+    body: GenerateRequest, request: Request, context: Ctx, principal: Who
 ) -> dict[str, Any] | Response:
-    """The picture goes to the object store; the answer says where it can be fetched.
+    """Generate images, store them, and return their URLs.
 
-    Without a key only where the operator has named a tenant for it (AO_OPEN_TENANT).
+    A key is needed unless the operator has set an open tenant (AO_OPEN_TENANT).
     """
     key = idempotency.key_of(request)
     if key is not None:
-        job = await once(body, request, context, who, key)
+        job = await once(body, request, context, principal, key)
         if job.error is not None:
             return await idempotency.answer_of(context, job)
         stored = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))
-        return await _put_pictures(context, who, json.loads(stored), body.image_encoding, job)
-    await check_room(context, who)
-    generated = await while_connected(request, context.platform.generate(who, body.order()))
+        return await _store_images(context, principal, json.loads(stored), body.image_encoding, job)
+    await check_room(context, principal)
+    generated = await while_connected(request, context.platform.generate(principal, body.order()))
     try:
-        simple = await _put_pictures(context, who, answer(generated), body.image_encoding)
+        response = await _store_images(context, principal, answer(generated), body.image_encoding)
     except BaseException:
         await context.platform.release(generated)
         raise
-    return JSONResponse(simple, background=BackgroundTask(context.platform.settle, generated))
+    return JSONResponse(response, background=BackgroundTask(context.platform.settle, generated))
 
 
-async def _put_pictures(
+async def _store_images(
     context: Context,
-    who: Principal,
+    principal: Principal,
     result: dict[str, Any],
     encoding: str,
     job: Job | None = None,
 ) -> dict[str, Any]:
-    """The simple door's answer, once its pictures are in the store."""
+    """Store the images of ``result``; return the response with their URLs."""
     files = []
     for index, image in enumerate(result["images"]):
-        # Of an idempotent request the same each time; nobody can guess either.
+        # A job's names are the same each time; both kinds of name are unguessable.
         secret = context.signer.derived("picture", job.id, str(index)) if job else None
         name = f"{secret or secrets.token_urlsafe(24)}.{encoding}"
         stored_key = image_key(name)
         data = base64.b64decode(image["image_b64"])
         await asyncio.to_thread(put_bytes, context.backends.store, stored_key, data)
-        await asyncio.to_thread(context.backends.blobs.keep, stored_key, who.tenant_id, len(data))
+        await asyncio.to_thread(
+            context.backends.blobs.keep, stored_key, principal.tenant_id, len(data)
+        )
         direct = context.backends.store.signed_get(stored_key, context.url_expires_s)
         files.append({"file_key": stored_key, "public_url": direct or context.url(f"files/{name}")})
     return {

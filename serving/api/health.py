@@ -1,4 +1,4 @@
-"""Is it there, can it draw, what is it doing: for probes, balancers and Prometheus."""
+"""Liveness, readiness, status and metrics, for probes, load balancers and Prometheus."""
 
 from __future__ import annotations
 
@@ -21,82 +21,88 @@ from serving.api.openapi import answers_bytes, answers_with
 router = APIRouter(tags=["health"], route_class=OpenRoute)
 log = logging.getLogger(__name__)
 
-#: For each of the things that are asked.
-_PATIENCE_S = 5.0
-#: After this another asks beside one that is not answered.
-_GIVEN_UP_S = 60.0
+#: The timeout of each component's check.
+_CHECK_TIMEOUT_S = 5.0
+#: After this time, a second check is started beside one that hangs.
+_HUNG_AFTER_S = 60.0
 
 
 @router.get("/healthz", **answers_with(answers.Alive))
 @router.get("/healthcheck", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
 async def alive() -> dict[str, str]:
-    """This gateway answers; says nothing of what is behind it (see /readyz)."""
+    """Return 200 while this gateway runs. /readyz checks what is behind it."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", **answers_with(answers.Ready, statuses=(200, 503)))
 async def ready(context: Ctx) -> JSONResponse:
-    """200 when a request could be drawn: the database answers, the store has the model, and a
-    replica is up or a pool can be woken. 503 otherwise. Either way, each part's state."""
+    """Return 200 if the platform can generate, else 503; both with the state of each component.
+
+    Ready means that the database responds, the object store has the model, and a replica is up or
+    a pool can scale up from zero.
+    """
     body = await context.recent.get("ready", lambda: _parts(context))
     return JSONResponse(body, 200 if body["status"] == "ready" else 503)
 
 
 async def _parts(context: Context) -> dict[str, str]:
     backends = context.backends
-    parts: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+    checks: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
         "database": lambda: asyncio.to_thread(backends.directory.ping),
         "store": lambda: asyncio.to_thread(load_manifest, backends.store, BASE_NAME),
         "pools": lambda: _can_generate(context),
     }
-    states = await asyncio.gather(*(_state(context, part, ask) for part, ask in parts.items()))
-    found = dict(zip(parts, states, strict=True))
-    is_ready = set(found.values()) == {"ok"}
-    return {"status": "ready" if is_ready else "not ready", **found}
+    states = await asyncio.gather(*(_state(context, part, check) for part, check in checks.items()))
+    state_of = dict(zip(checks, states, strict=True))
+    is_ready = set(state_of.values()) == {"ok"}
+    return {"status": "ready" if is_ready else "not ready", **state_of}
 
 
-async def _state(context: Context, part: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> str:
-    """One question at a time: probes of a store that never answers must not take all threads.
-    After a while one more is asked, since it may be only the first that hangs; never a third."""
+async def _state(context: Context, part: str, check: Callable[[], Coroutine[Any, Any, Any]]) -> str:
+    """Return ``ok``, or the type of the component's error.
+
+    Probes share one check per component, so that a store that hangs does not occupy all threads.
+    After _HUNG_AFTER_S a second check is started, in case only the first hangs; never a third.
+    """
     now = asyncio.get_running_loop().time()
-    asked = [one for one in context.probes.get(part, ()) if not one[1].done()]
-    if not asked or (len(asked) == 1 and now - asked[0][0] > _GIVEN_UP_S):
-        asked.append((now, asyncio.ensure_future(ask())))
-    context.probes[part] = asked
+    running = [probe for probe in context.probes.get(part, ()) if not probe[1].done()]
+    if not running or (len(running) == 1 and now - running[0][0] > _HUNG_AFTER_S):
+        running.append((now, asyncio.ensure_future(check())))
+    context.probes[part] = running
     try:
-        async with asyncio.timeout(_PATIENCE_S):
-            await asyncio.shield(asked[-1][1])
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            await asyncio.shield(running[-1][1])
     except Exception as error:
         kind = type(error).__name__
         log.warning("not ready: %s: %s", part, kind)
         log.debug("not ready", exc_info=True)
-        return kind  # and no more: anybody may ask
+        return kind  # without the message: the route is public
     return "ok"
 
 
 class NotReady(Exception):
-    """No replica is up, and no pool may start one."""
+    """No replica is up and no pool can start one."""
 
 
 async def _can_generate(context: Context) -> None:
     for pool in await context.platform.pools():
         if "replicas" not in pool or not pool["max"]:
-            continue  # its dispatcher is away, or it is switched off
-        if pool["min"] == 0 or any(one["state"] == "up" for one in pool["replicas"]):
+            continue  # its dispatcher does not respond, or it is switched off
+        if pool["min"] == 0 or any(replica["state"] == "up" for replica in pool["replicas"]):
             return
     raise NotReady
 
 
 @router.get("/v1/status", **answers_with(answers.Status))
 async def status(context: Ctx) -> Any:
-    """What waits, and what each replica is doing."""
+    """Return the queue length and the state of each replica."""
     return await context.recent.get("status", context.status)
 
 
 @router.get("/metrics", **answers_bytes("text/plain"))
 async def prometheus(context: Ctx) -> Response:
-    """Every pool's figures and this node's gateways' (docs/metrics.md)."""
+    """Return the metrics of all pools and of this node's gateways (docs/metrics.md)."""
 
     async def exposition() -> bytes:
         families = await context.platform.families()

@@ -1,4 +1,4 @@
-"""What a gateway does beside its requests: expire, give back, meter, reconcile, forget."""
+"""Background maintenance of a gateway: expiry, metering, eviction, pins, reconciliation."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from serving.api.context import Context
 
 log = logging.getLogger(__name__)
 
-#: A deleted asset leaves the tiers at once; one whose replica was away, within this.
+#: The interval. A deletion that an unreachable replica missed takes effect within this time.
 SWEEP_S = 30.0
-#: An upload whose ingest has not ended by then is ingested again.
+#: The ingest of an upload is restarted if it has not ended after this time.
 STALE_UPLOAD_S = 300.0
-#: Each hour is metered once, however often it is looked at.
+#: How often to meter storage; each hour is charged once however often this is.
 _METER_S = 600.0
 
 
 async def keep_house(context: Context) -> None:
-    """Until cancelled. A chore that fails is logged, and tried again next time."""
+    """Run all tasks every SWEEP_S until cancelled; failures are logged and retried."""
     while True:
-        for chore in (_expire, _restart_ingests, _account, _forget, _hold_pinned, _reconcile):
+        for task in (_expire, _restart_ingests, _account, _forget, _hold_pinned, _reconcile):
             try:
-                await chore(context)
+                await task(context)
             except Exception:
-                log.exception("%s failed; it will be done again", chore.__name__)
+                log.exception("%s failed; retrying", task.__name__)
         await asyncio.sleep(SWEEP_S)
 
 
@@ -38,7 +38,7 @@ async def _expire(context: Context) -> None:
 
 
 async def _restart_ingests(context: Context) -> None:
-    """Of those that died half way. To start one twice is harmless."""
+    """Restart ingests that died. Starting one twice is harmless."""
     for asset in await asyncio.to_thread(context.platform.library.stale_uploads, STALE_UPLOAD_S):
         await context.ingest.start(asset)
 
@@ -54,7 +54,7 @@ async def _forget(context: Context) -> None:
 
 
 async def _hold_pinned(context: Context) -> None:
-    """Again and again: a dispatcher that was lost has forgotten it."""
+    """Send the pins repeatedly, since a restarted dispatcher does not know them."""
     await context.platform.hold(await asyncio.to_thread(context.backends.pins.keys))
 
 

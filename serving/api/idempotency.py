@@ -1,10 +1,10 @@
-"""``Idempotency-Key``: however often a request arrives, it is drawn once.
+"""``Idempotency-Key``: repeated requests with the same key are generated once.
 
-The request becomes a job whose id follows from the tenant and the key, so the database
-decides which of many arrivals is the first, on whichever gateway. All of them wait for the
-one job and get its answer, an error of the request's own too; a failure of ours is tried again
-when the key comes again. A key that comes back with another body is refused.
-Keys are remembered as long as results are (AO_RESULTS_KEPT_S, a day).
+The request becomes a job whose id is derived from the tenant and the key, so the database decides
+which of many concurrent requests is the first, across all gateways. All of them wait for that job
+and get its response, including an error of the request; after a server error or a refusal, the
+next request with the key restarts the job. A key reused with another body is refused. Keys are
+kept as long as results are (AO_RESULTS_KEPT_S, a day by default).
 """
 
 from __future__ import annotations
@@ -28,56 +28,68 @@ from serving.jobs.store import Job
 from serving.logs import note, shortened
 
 HEADER = "Idempotency-Key"
-_LONGEST = 255
+_MAX_KEY_CHARS = 255
 
 
 def key_of(request: Request) -> str | None:
-    """Raises InvalidRequest when the header is there and no key."""
+    """Return the request's key, if any. Raises InvalidRequest if it is malformed."""
     key = request.headers.get(HEADER)
-    if key is not None and not (0 < len(key) <= _LONGEST and key.isascii() and key.isprintable()):
-        raise InvalidRequest(HEADER, f"a key is 1 to {_LONGEST} printable ASCII characters")
+    if key is not None and not (
+        0 < len(key) <= _MAX_KEY_CHARS and key.isascii() and key.isprintable()
+    ):
+        raise InvalidRequest(
+            HEADER, f"the key must be 1 to {_MAX_KEY_CHARS} printable ASCII characters"
+        )
     return key
 
 
-#: Fields that do not change what is drawn.
+#: Fields that do not change the images.
 _NO_CONTENT = {"priority", "gpu"}
 
 
-async def accept(context: Context, who: Principal, body: GenerateRequest, key: str | None) -> Job:
-    """The job of this request: a new one, or the one that the key has already.
+async def accept(
+    context: Context, principal: Principal, body: GenerateRequest, key: str | None
+) -> Job:
+    """Return the job of this request: a new one, or the existing one of the idempotency key.
 
     Raises:
-        Forbidden: the key's role does not generate.
-        AssetError, InvalidRequest: the request cannot be drawn; the key is not used up.
-        InvalidRequest: the key was used for another request.
-        Refused: too many jobs of this tenant are unfinished.
+        Forbidden: the role of the API key may not generate.
+        AssetError, InvalidRequest: the request is invalid; the idempotency key is not used up.
+        InvalidRequest: the idempotency key was used for another request.
+        Refused: the tenant has too many unfinished jobs.
         BudgetExceeded, QuotaExceeded: the month's budget, or the storage, has no room for it.
     """
-    require(who, "use")
+    require(principal, "use")
     job = job_id = digest = None
     if key is not None:
         digest = hashlib.sha256(body.model_dump_json(exclude=_NO_CONTENT).encode()).hexdigest()
-        # Strangers share a tenant: another's key must tell them nothing.
-        owner = (who.queue_id, digest) if who.role == "anonymous" else (who.tenant_id,)
+        # Anonymous clients share a tenant: a key must not reveal another client's use of it.
+        owner = (
+            (principal.queue_id, digest)
+            if principal.role == "anonymous"
+            else (principal.tenant_id,)
+        )
         job_id = "job_" + context.signer.derived("job", *owner, key)
         job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
-        await check_room(context, who)
-        order = body.order()
-        work, pool = await context.platform.check(who, order)
-        # The seeds are fixed now, so that a second attempt draws the same pictures.
-        fixed = body.model_copy(update={"seed": list(order.seeds), "gpu": pool or None})
+        await check_room(context, principal)
+        generation_request = body.order()
+        work, pool = await context.platform.check(principal, generation_request)
+        # The seeds are fixed now, so that a retry generates the same images.
+        seeds = list(generation_request.seeds)
+        fixed = body.model_copy(update={"seed": seeds, "gpu": pool or None})
         job = await asyncio.to_thread(
-            context.backends.jobs.add, who, fixed.model_dump(), job_id, digest, work, pool
+            context.backends.jobs.add, principal, fixed.model_dump(), job_id, digest, work, pool
         )
         reach("job.accepted")
-    elif job.asked_by.get("member_id", "") != who.member_id:
-        await context.platform.check(who, body.order())  # another member may not see as much
+    elif job.asked_by.get("member_id", "") != principal.member_id:
+        # This member may not have access to all the assets.
+        await context.platform.check(principal, body.order())
     if job.body_digest != digest:
-        raise InvalidRequest(HEADER, "this key was used for another request; take a new one")
+        raise InvalidRequest(HEADER, "this key was used for another request; use a new key")
     if job.error is not None and (job.error["status"] >= 500 or job.error["status"] == 429):
-        work, pool = await context.platform.check(who, body.order())
-        job = await asyncio.to_thread(context.backends.jobs.again, job.id, who, work, pool)
+        work, pool = await context.platform.check(principal, body.order())
+        job = await asyncio.to_thread(context.backends.jobs.again, job.id, principal, work, pool)
         if job is None:
             raise AssetNotFound("the job of this key")
     context.new_job.set()
@@ -85,31 +97,34 @@ async def accept(context: Context, who: Principal, body: GenerateRequest, key: s
     return job
 
 
-async def check_room(context: Context, who: Principal) -> None:
-    """Raises QuotaExceeded: what is generated is stored, and the tenant's plan has no room."""
-    if who.plan.storage_bytes is not None:
+async def check_room(context: Context, principal: Principal) -> None:
+    """Make room for a result, which is stored. Raises QuotaExceeded if the plan has none."""
+    if principal.plan.storage_bytes is not None:
         uploads = context.platform.library.uploads
-        await asyncio.to_thread(uploads.room, who)
-        await asyncio.to_thread(uploads.make_room, who.tenant_id, who.plan.storage_bytes)
+        await asyncio.to_thread(uploads.room, principal)
+        await asyncio.to_thread(
+            uploads.make_room, principal.tenant_id, principal.plan.storage_bytes
+        )
 
 
 async def finished(context: Context, job: Job, timeout_s: float) -> Job:
-    """The job once it is done.
+    """Wait for a job and return it.
 
     Raises:
-        DeadlineExceeded: it is not; it goes on, and the same key asks for it again.
+        DeadlineExceeded: it takes longer than ``timeout_s``. The job continues, and a request with
+            the same key waits for it again.
     """
     try:
         async with asyncio.timeout(timeout_s):
             return await context.job_watch.finished(job.id)
     except TimeoutError:
         raise DeadlineExceeded(
-            f"not done within {timeout_s:.0f} s; it goes on: send it again with the same key"
+            f"not finished within {timeout_s:.0f} s; the job continues: retry with the same key"
         ) from None
 
 
 async def answer_of(context: Context, job: Job) -> Response:
-    """What a finished job answers."""
+    """Return the response of a finished job."""
     if job.error is not None:
         return JSONResponse(job.error["body"], job.error["status"])
     data = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))

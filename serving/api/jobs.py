@@ -1,4 +1,4 @@
-"""Jobs: how far an asynchronous request is, and its result."""
+"""Routes for the state and the result of asynchronous jobs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ router = APIRouter(tags=["generate"], route_class=OpenRoute)
 
 @router.get("/v1/jobs/{job_id}", **answers_with(answers.JobState))
 async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
-    """No key needed: the id is the capability, and one client polls without a key.
+    """Return the state of a job. No key is needed: the id is unguessable.
 
-    While the GPUs that it needs are asleep, ``starting`` says how far they are.
-    A job that failed is ``completed`` on the wire (there is no other last state);
-    its ``response_url`` then answers with the error.
+    ``starting`` is the start-up progress of the GPU pool while it scales up from zero. A failed
+    job is ``completed``, too, as in OctoAI's API; its ``response_url`` returns the error.
     """
     job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
@@ -40,6 +39,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
 
 @router.get("/v1/jobs/{job_id}/result", **answers_with(answers.Generated))
 async def result(job_id: str, context: Ctx) -> Response:
+    """Return the response of a finished job. No key is needed."""
     job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None or job.status not in FINISHED:
         raise AssetNotFound(job_id)

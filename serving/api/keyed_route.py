@@ -1,4 +1,4 @@
-"""Routes that ask for the key first, and what a request spends of its tenant's rate."""
+"""Route classes: authentication and rate limits before the body is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class OpenRoute(APIRoute):
-    """A route without a key: what it returns is public, or its URL is the secret."""
+    """A route without a key: its response is public, or its URL is the secret."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -33,13 +33,13 @@ class OpenRoute(APIRoute):
 
 
 class KeyedRoute(OpenRoute):
-    """Authenticates, and spends of the tenant's rate, before the body is read."""
+    """Authenticates and counts against the tenant's rate limit before the body is read."""
 
-    #: Whether a request without a key is never answered.
+    #: Whether every request needs a key.
     needs_key = True
-    #: Whether it takes engines' or nodes' time, and a whole request of the rate.
+    #: Whether it uses engine or node time, and counts as a whole request.
     is_costly = False
-    #: Whether it looks at many rows: of a tenant's such requests one is worked on at a time.
+    #: Whether it reads many rows; such requests of a tenant run one at a time.
     takes_turns = False
 
     def get_route_handler(self) -> Handler:
@@ -47,30 +47,30 @@ class KeyedRoute(OpenRoute):
 
         async def admit(request: Request) -> Response:
             context = context_of(request)
-            who = await self.authenticate(context, request)
-            note(tenant=who.tenant_id)
-            request.state.principal = who
-            await spend(context, request, who, is_costly=self.is_costly)
+            principal = await self.authenticate(context, request)
+            note(tenant=principal.tenant_id)
+            request.state.principal = principal
+            await spend(context, request, principal, is_costly=self.is_costly)
             if not self.takes_turns:
                 return await handle(request)
-            async with context.searches.of(who.queue_id):
+            async with context.searches.of(principal.queue_id):
                 return await handle(request)
 
         return admit
 
     async def authenticate(self, context: Context, request: Request) -> Principal:
-        """Raises Unauthenticated."""
+        """Return the request's principal. Raises Unauthenticated."""
         return await principal_with(context, bearer(request))
 
 
 class CostlyRoute(KeyedRoute):
-    """Generates, or moves bytes between tiers."""
+    """A route that generates or moves bytes between tiers."""
 
     is_costly = True
 
 
 class SearchRoute(KeyedRoute):
-    """Looks at many rows."""
+    """A route that reads many database rows."""
 
     takes_turns = True
 
@@ -82,30 +82,32 @@ async def _parsed(request: Request) -> JsonRequest:
 
 
 def bearer(request: Request) -> str | None:
+    """Return the Bearer token of the Authorization header, if any."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 
 async def principal_with(context: Context, key: str | None) -> Principal:
-    """Raises Unauthenticated."""
+    """Return the principal of ``key``. Raises Unauthenticated."""
     keyring = context.backends.directory.keyring
-    known = keyring.known(key)
-    return known if known is not None else await asyncio.to_thread(keyring.authenticate, key)
+    cached = keyring.known(key)
+    return cached if cached is not None else await asyncio.to_thread(keyring.authenticate, key)
 
 
-async def spend(context: Context, request: Request, who: Principal, *, is_costly: bool) -> None:
-    """One of the requests that the tenant's plan allows in a minute; the answer says how many are
-    left.
+async def spend(
+    context: Context, request: Request, principal: Principal, *, is_costly: bool
+) -> None:
+    """Count a request against the tenant's rate limit, and add the quota's response headers.
 
     Raises:
-        RateLimited: none is.
+        RateLimited: the quota is used up.
     """
-    if who.plan.requests_per_min is None:
+    if principal.plan.requests_per_min is None:
         return
     limiter = context.backends.limiter
     take = limiter.take if is_costly else limiter.take_cheap
     try:
-        quota = await asyncio.to_thread(take, who)
+        quota = await asyncio.to_thread(take, principal)
     except RateLimited as limited:
         answer_headers(request).update(limited.quota.headers())
         raise
@@ -114,7 +116,7 @@ async def spend(context: Context, request: Request, who: Principal, *, is_costly
 
 
 def principal_of(request: Request) -> Principal:
-    """Whom the route has authenticated."""
+    """Return the principal that the route has authenticated."""
     return cast(Principal, request.state.principal)
 
 

@@ -1,5 +1,4 @@
-"""What a request may be, before any route sees it: its text, the size of its head, and the size
-and pace of its body."""
+"""Limits on requests before routing: valid text, size of the head, size and rate of the body."""
 
 from __future__ import annotations
 
@@ -17,11 +16,11 @@ from serving.api.protocol import MAX_HEAD_BYTES
 from serving.errors import InvalidRequest
 
 MAX_JSON_BYTES = 1 << 20
-#: The limit of any body that is not an upload.
+#: JSON bodies declared longer than this get a 413, shorter ones over MAX_JSON_BYTES a 422.
 MAX_BODY_BYTES = 16 << 20
-#: From its first byte to its last, of a body that is read into memory.
+#: The time to receive a whole body that is read into memory.
 BODY_S = 30.0
-#: An upload that is slower than this, over any span of PACE_S, is ended.
+#: An upload that is slower than this over a period of PACE_S is aborted.
 MIN_UPLOAD_BYTES_PER_S = 8 << 10
 PACE_S = 30.0
 _UPLOAD = re.compile(r"/objects/")
@@ -29,9 +28,13 @@ _PREVIEW = re.compile(r"/v1/assets/.+/preview\Z")
 
 
 class Limits:
-    """Raises HTTPException: 400, text that cannot be stored; 408, a body that comes too slowly;
-    413, one that is far too long; 415, one that is compressed; 431, a head that is too long.
-    InvalidRequest: a body that is too long for what it can be."""
+    """ASGI middleware that enforces the limits.
+
+    Raises:
+        HTTPException: 400, the URL contains NUL; 408, the body is too slow; 413, the body is far
+            too long; 415, the body is compressed; 431, the head is too long.
+        InvalidRequest: the body is longer than any valid one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,12 +45,12 @@ class Limits:
             return
         _check_head(scope)
         if _UPLOAD.match(scope["path"]):
-            receive = _paced(receive)  # how many bytes, the upload itself says
+            receive = _paced(receive)  # the upload route limits the size
         else:
             is_preview = scope["method"] == "PUT" and _PREVIEW.match(scope["path"])
-            most = MAX_PREVIEW_BYTES if is_preview else MAX_JSON_BYTES
+            limit = MAX_PREVIEW_BYTES if is_preview else MAX_JSON_BYTES
             declared = int(Headers(scope=scope).get("content-length", 0))
-            receive = _bounded(receive, most, declared)
+            receive = _bounded(receive, limit, declared)
         await self._app(scope, receive, send)
 
 
@@ -55,18 +58,22 @@ def _check_head(scope: Scope) -> None:
     headers = scope["headers"]
     size = len(scope["query_string"]) + len(scope["raw_path"])
     if size + sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
-        raise HTTPException(431, f"more than {MAX_HEAD_BYTES} bytes of URL and headers")
+        raise HTTPException(431, f"the URL and headers exceed {MAX_HEAD_BYTES} bytes")
     query = unquote_to_bytes(scope["query_string"]).decode(errors="replace")
     if not (is_storable(scope["path"]) and is_storable(query)):
-        raise HTTPException(400, "the URL holds NUL")
+        raise HTTPException(400, "the URL contains NUL")
     encoding = Headers(scope=scope).get("content-encoding", "identity").lower()
     if encoding != "identity":
-        raise HTTPException(415, f"the body is sent as {encoding[:40]}; send it as it is")
+        raise HTTPException(
+            415, f"Content-Encoding {encoding[:40]} is not supported; send the body uncompressed"
+        )
 
 
-def _bounded(receive: Receive, most: int, declared: int) -> Receive:
-    """``receive`` for a body of at most so many bytes, all of them within BODY_S. It is looked at
-    when the body is asked for, which is after the key."""
+def _bounded(receive: Receive, limit: int, declared: int) -> Receive:
+    """Return a ``receive`` that limits a body to ``limit`` bytes within BODY_S.
+
+    Checked when the route reads the body, which is after authentication.
+    """
     received = 0
     deadline: float | None = None
     is_whole = False
@@ -74,18 +81,18 @@ def _bounded(receive: Receive, most: int, declared: int) -> Receive:
     async def receive_bounded() -> Message:
         nonlocal received, deadline, is_whole
         if is_whole:
-            return await receive()  # until the client goes away
-        if declared > most:
-            raise _too_long(declared, most)
+            return await receive()  # waits for the disconnect
+        if declared > limit:
+            raise _too_long(declared, limit)
         deadline = deadline or asyncio.get_running_loop().time() + BODY_S
         try:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"the body took more than {BODY_S:.0f} s") from None
+            raise HTTPException(408, f"the body took longer than {BODY_S:.0f} s") from None
         received += len(message.get("body", b""))
-        if received > most:
-            raise _too_long(None, most)
+        if received > limit:
+            raise _too_long(None, limit)
         is_whole = not message.get("more_body", False)
         return message
 
@@ -93,34 +100,37 @@ def _bounded(receive: Receive, most: int, declared: int) -> Receive:
 
 
 def _paced(receive: Receive) -> Receive:
-    """``receive`` for a body of any length that keeps coming."""
-    in_span, span_ends = 0, 0.0
+    """Return a ``receive`` for a body of any length that enforces a minimum rate."""
+    bytes_in_period, period_end = 0, 0.0
     is_whole = False
 
     async def receive_paced() -> Message:
-        nonlocal in_span, span_ends, is_whole
+        nonlocal bytes_in_period, period_end, is_whole
         if is_whole:
             return await receive()
         now = asyncio.get_running_loop().time()
-        if now >= span_ends or in_span >= MIN_UPLOAD_BYTES_PER_S * PACE_S:
-            in_span, span_ends = 0, now + PACE_S
+        if now >= period_end or bytes_in_period >= MIN_UPLOAD_BYTES_PER_S * PACE_S:
+            bytes_in_period, period_end = 0, now + PACE_S
         try:
-            async with asyncio.timeout_at(span_ends):
+            async with asyncio.timeout_at(period_end):
                 message = await receive()
         except TimeoutError:
             rate = f"{MIN_UPLOAD_BYTES_PER_S >> 10} KiB/s"
-            raise HTTPException(408, f"the body comes at less than {rate}") from None
-        in_span += len(message.get("body", b""))
+            raise HTTPException(408, f"the upload is slower than {rate}") from None
+        bytes_in_period += len(message.get("body", b""))
         is_whole = not message.get("more_body", False)
         return message
 
     return receive_paced
 
 
-def _too_long(declared: int | None, most: int) -> Exception:
-    """The limits of the fields keep every valid JSON body below MAX_JSON_BYTES. A declared body
-    that is somewhat longer must have an invalid field, and is answered as a 422."""
-    reason = f"a body of more than {most} bytes"
-    if most != MAX_JSON_BYTES or declared is None or declared > MAX_BODY_BYTES:
+def _too_long(declared: int | None, limit: int) -> Exception:
+    """Return the error for a body over ``limit``.
+
+    The limits of the fields keep every valid JSON body below MAX_JSON_BYTES: a declared body that
+    is somewhat longer must have an invalid field, hence the 422.
+    """
+    reason = f"the body exceeds {limit} bytes"
+    if limit != MAX_JSON_BYTES or declared is None or declared > MAX_BODY_BYTES:
         return HTTPException(413, reason)
     return InvalidRequest("body", reason)

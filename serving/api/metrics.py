@@ -1,7 +1,7 @@
-"""What the gateways of this machine have answered, counted by all of them together.
+"""Prometheus metrics of HTTP responses, summed over the gateway processes of this machine.
 
-Where ``PROMETHEUS_MULTIPROC_DIR`` names a folder, every gateway process counts there, and any of
-them can show the sum; without it a process shows its own.
+If ``PROMETHEUS_MULTIPROC_DIR`` is set, all gateway processes share it and each exports the sum;
+otherwise a process exports its own counts.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 log = logging.getLogger(__name__)
 
 _OWN = CollectorRegistry()
-#: Asked every few seconds by machines.
+#: Polled every few seconds by monitoring; logged at debug level.
 _PROBES = ("/healthz", "/health", "/healthcheck", "/readyz", "/metrics", "/v1/status")
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 REQUESTS = Counter(
-    "ao_http_requests", "Answers, by route and status.", ("method", "route", "status"),
+    "ao_http_requests", "Responses, by route and status.", ("method", "route", "status"),
     registry=_OWN,
 )  # fmt: skip
 SECONDS = Histogram(
-    "ao_http_seconds", "Until an answer was sent.", ("method", "route"), buckets=_SECONDS,
+    "ao_http_seconds", "Seconds until a response was sent.", ("method", "route"), buckets=_SECONDS,
     registry=_OWN,
 )  # fmt: skip
 
 
 class Counted:
-    """Counts, times and logs every answer. A path that is no route is counted as one: whoever
-    tries many makes no label of each."""
+    """Middleware that counts, times and logs every response.
+
+    All paths without a route share one label, so that a scan does not create labels.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -62,21 +64,21 @@ class Counted:
             level = logging.DEBUG if route in _PROBES else logging.INFO
             log.log(level, "%s %s: %s in %.0f ms", method, route, status, spent_s * 1000)
 
-        async def send_and_look(message: MutableMapping[str, Any]) -> None:
+        async def send_and_watch(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                count()  # here and not at the end: what is done in the background is not waited for
+                count()  # here: background tasks of the response must not delay it
 
         try:
-            await self._app(scope, receive, send_and_look)
+            await self._app(scope, receive, send_and_watch)
         finally:
             count()
 
 
-class _Given(Collector):
+class _StaticCollector(Collector):
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
 
@@ -85,12 +87,12 @@ class _Given(Collector):
 
 
 def exposition(families: Sequence[Metric]) -> bytes:
-    """The gateways' own and ``families``, as Prometheus reads them."""
+    """Return the HTTP metrics and ``families`` in the Prometheus text format."""
     registry = CollectorRegistry()
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         own = b""
     else:
         own = generate_latest(_OWN)
-    registry.register(_Given(families))
+    registry.register(_StaticCollector(families))
     return own + generate_latest(registry)

@@ -1,4 +1,4 @@
-"""What OctoAI's clients can also ask for and is not served here: a 501 that says so."""
+"""Routes of OctoAI's API that this platform does not offer; each answers 501."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from serving.errors import NotServed
 
 router = APIRouter(tags=["not served"], route_class=OpenRoute)
 
-_WHAT = {
-    "/generate/{engine}": "this engine; only sdxl is served",
-    "/predict": "the interface of 2023; use /generate/sdxl",
+_FUNCTIONS = {
+    "/generate/{engine}": "this engine; only sdxl is available",
+    "/predict": "the API of 2023; use /generate/sdxl",
     "/upscaling": "upscaling",
     "/background-removal": "background removal",
     "/adetailer": "detailing",
@@ -27,9 +27,9 @@ _WHAT = {
 
 def _refuse(what: str) -> None:
     async def refuse() -> None:
-        raise NotServed(f"not served here: {what}")
+        raise NotServed(f"not supported: {what}")
 
-    for path, named in _WHAT.items():
+    for path, named in _FUNCTIONS.items():
         if named == what:
             methods = ["GET", "POST", "DELETE"] if "tune" in path else ["POST"]
             router.add_api_route(
@@ -38,5 +38,5 @@ def _refuse(what: str) -> None:
             )  # fmt: skip
 
 
-for _what in dict.fromkeys(_WHAT.values()):
+for _what in dict.fromkeys(_FUNCTIONS.values()):
     _refuse(_what)

@@ -1,5 +1,4 @@
-"""The OpenAPI document: what FastAPI derives, with the key, the errors and the answers that the
-routes have."""
+"""The OpenAPI document: FastAPI's own, completed by security, errors and response models."""
 
 from __future__ import annotations
 
@@ -16,33 +15,33 @@ from serving.api.keyed_route import KeyedRoute
 
 _BINARY = {"type": "string", "format": "binary"}
 _JSON = "application/json"
-#: Of any route; of those that ask for a key; of those that read JSON.
+#: The error statuses of all routes; of routes with a key; of routes with a body.
 _ANY, _KEYED = (400, 403, 404, 422, 431, 503), (401, 429)
 _WITH_BODY = (402, 408, 409, 413, 415)
 
 
 def answers_with(model: type[BaseModel], *, statuses: Sequence[int] = (200,)) -> dict[str, Any]:
-    """For a route's decorator: its answer is this model, with each of these statuses."""
+    """Return decorator arguments of a route that responds with ``model``."""
     content = {_JSON: {"schema": _reference(model)}}
     responses = {status: {"content": content} for status in statuses}
     return {"response_model": None, "responses": responses}
 
 
 def answers_bytes(*media_types: str) -> dict[str, Any]:
-    """For a route's decorator: its answer is a file of one of these types."""
+    """Return decorator arguments of a route that responds with a file of one of these types."""
     content = {media_type: {"schema": _BINARY} for media_type in media_types}
     responses = {200: {"content": content}}
     return {"response_model": None, "response_class": Response, "responses": responses}
 
 
 def reads_bytes(*media_types: str) -> dict[str, Any]:
-    """For a route's ``openapi_extra``: its body is a file."""
+    """Return the ``openapi_extra`` of a route whose body is a file."""
     content = {media_type: {"schema": _BINARY} for media_type in media_types}
     return {"requestBody": {"content": content, "required": True}}
 
 
 def reads_headers(**described: str) -> dict[str, Any]:
-    """For a route's ``openapi_extra``: headers that it looks at, with underscores for dashes."""
+    """Return the ``openapi_extra`` for request headers, named with underscores for dashes."""
     return {
         "parameters": [
             {
@@ -58,12 +57,14 @@ def reads_headers(**described: str) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
+    """Replace the application's OpenAPI document."""
+
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _document(app)
         return app.openapi_schema
 
-    app.openapi = document  # type: ignore[method-assign]  # as FastAPI documents it
+    app.openapi = document  # type: ignore[method-assign]  # the documented way to extend it
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:
@@ -71,18 +72,18 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    found = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    schemas = found["components"]["schemas"]
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for model in _named(found["paths"]) | {"Error"}:
+    for model in _model_names(document["paths"]) | {"Error"}:
         _add(schemas, model)
-    found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     keyed = dict(_security(app))
-    for path, methods in found["paths"].items():
+    for path, methods in document["paths"].items():
         for method, operation in methods.items():
             _complete(operation, keyed.get((method.upper(), path)))
-    return found
+    return document
 
 
 def _complete(operation: dict[str, Any], security: list[Mapping[str, Any]] | None) -> None:
@@ -96,33 +97,33 @@ def _complete(operation: dict[str, Any], security: list[Mapping[str, Any]] | Non
         error = {"description": _MEANING[status], "content": content}
         responses.setdefault(str(status), error)
     for status, response in responses.items():
-        response.setdefault("description", _MEANING.get(int(status), "It was done."))
+        response.setdefault("description", _MEANING.get(int(status), "Success."))
     operation["responses"] = dict(sorted(responses.items()))
 
 
 def _security(app: FastAPI) -> Iterator[tuple[tuple[str, str], list[Mapping[str, Any]]]]:
-    """Of the routes that ask for a key."""
+    """Yield ((method, path), security requirements) of the routes with a key."""
     for included in app.routes:
         router = getattr(included, "original_router", None)
         for route in router.routes if router else ():
             if isinstance(route, KeyedRoute):
-                may: list[Mapping[str, Any]] = [{"key": []}]
+                requirements: list[Mapping[str, Any]] = [{"key": []}]
                 if not route.needs_key:
-                    may.append({})
+                    requirements.append({})
                 for method in route.methods or ():
-                    yield (method, route.path_format), may
+                    yield (method, route.path_format), requirements
 
 
-def _named(value: Any) -> set[str]:
-    """The models of :mod:`serving.api.answers` to which part of the document refers."""
+def _model_names(value: Any) -> set[str]:
+    """Return the names of the models to which ``value``, part of the document, refers."""
     if isinstance(value, list):
-        return set().union(*map(_named, value))
+        return set().union(*map(_model_names, value))
     if not isinstance(value, dict):
         return set()
-    found = set().union(*map(_named, value.values()))
+    names = set().union(*map(_model_names, value.values()))
     if isinstance(reference := value.get("$ref"), str):
-        found.add(reference.rpartition("/")[2])
-    return found
+        names.add(reference.rpartition("/")[2])
+    return names
 
 
 def _add(schemas: dict[str, Any], name: str) -> None:
@@ -135,18 +136,18 @@ def _add(schemas: dict[str, Any], name: str) -> None:
 
 
 _MEANING = {
-    200: "It was done.",
+    200: "Success.",
     400: "The request is malformed, or its body is not JSON.",
     401: "The key is missing or not valid.",
-    402: "The month's budget has no room for it.",
+    402: "The month's budget does not cover the request.",
     403: "The key's role, or the plan, does not allow it.",
-    404: "It does not exist, or this key may not see it.",
-    409: "Another request is doing it now; try again later.",
-    408: "The body came too slowly.",
-    413: "The body is too long.",
-    415: "The body's type or encoding is not read.",
-    422: "A field does not fit; `detail` says which.",
-    429: "Too many requests; `Retry-After` says when to come again.",
-    431: "The URL and headers are too long.",
-    503: "It cannot be done just now; `Retry-After` says when to try again.",
+    404: "The object does not exist, or this key may not see it.",
+    409: "A concurrent request does the same; retry later.",
+    408: "The body arrived too slowly.",
+    413: "The body is too large.",
+    415: "The body's content type or encoding is not supported.",
+    422: "A field is invalid; `detail` names it.",
+    429: "Too many requests; `Retry-After` says when to retry.",
+    431: "The URL and headers are too large.",
+    503: "Temporarily unavailable; `Retry-After` says when to retry.",
 }

@@ -1,4 +1,4 @@
-"""A tenant looks after itself: what it may use and has used, its members, its keys."""
+"""Self-administration of a tenant: plan, usage, audit log, members and API keys."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ search_router = APIRouter(prefix="/v1", tags=["organisation"], route_class=Searc
 _ROWS_AT_ONCE = 200
 
 
-async def owner_of(who: Annotated[Principal, Depends(principal_of)]) -> Principal:
-    require_owner(who)
-    return who
+async def owner_of(principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
+    """Return the principal. Raises Forbidden unless it is an owner."""
+    require_owner(principal)
+    return principal
 
 
 Owner = Annotated[Principal, Depends(owner_of)]
-Since = Annotated[AwareDatetime | None, Query(description="From this moment on.")]
-Until = Annotated[AwareDatetime | None, Query(description="Before this moment.")]
+Since = Annotated[AwareDatetime | None, Query(description="Start of the period, inclusive.")]
+Until = Annotated[AwareDatetime | None, Query(description="End of the period, exclusive.")]
 
 
 class NewMember(RequestModel):
@@ -49,6 +50,8 @@ class NewMember(RequestModel):
 
 
 class NewApiKey(RequestModel):
+    """An API key to create, for the organisation or for ``member``."""
+
     model_config = ConfigDict(extra="forbid")
 
     label: Short = ""
@@ -58,73 +61,77 @@ class NewApiKey(RequestModel):
 
 
 class Rotate(RequestModel):
+    """A key rotation: the old key is valid for ``overlap_s`` more seconds."""
+
     model_config = ConfigDict(extra="forbid")
 
     overlap_s: float = Field(24 * 3600.0, ge=0, le=366 * 24 * 3600.0, allow_inf_nan=False)
 
 
 @router.get("/organisation", **answers_with(answers.Organisation))
-async def organisation(context: Ctx, who: Who) -> dict[str, Any]:
-    """Who asks, the plan, and how much of it is used."""
+async def organisation(context: Ctx, principal: Who) -> dict[str, Any]:
+    """Return the organisation and key of the request, the plan and its usage."""
 
-    def held() -> dict[str, Any]:
-        budget = context.backends.meter.budget(who.tenant_id)
+    def read_usage() -> dict[str, Any]:
+        budget = context.backends.meter.budget(principal.tenant_id)
         count = context.platform.library.list(
-            Principal(who.tenant_id, who.tenant_name), AssetQuery(limit=1)
+            Principal(principal.tenant_id, principal.tenant_name), AssetQuery(limit=1)
         )
         return {
             "assets": count.total,
-            "storage_bytes": context.platform.library.stored_bytes(who),
+            "storage_bytes": context.platform.library.stored_bytes(principal),
             "month": budget.month,
             "gpu_s": budget.used_gpu_s,
             "reserved_gpu_s": budget.reserved_gpu_s,
         }
 
     return {
-        "name": who.tenant_name,
-        "id": who.tenant_id,
-        "role": who.role,
-        "key": who.key_id,
-        "member": who.member_id or None,
-        "plan": asdict(who.plan),
-        "used": await asyncio.to_thread(held),
+        "name": principal.tenant_name,
+        "id": principal.tenant_id,
+        "role": principal.role,
+        "key": principal.key_id,
+        "member": principal.member_id or None,
+        "plan": asdict(principal.plan),
+        "used": await asyncio.to_thread(read_usage),
     }
 
 
 @search_router.get("/usage", **answers_with(answers.UsagePage))
 async def usage(
     context: Ctx,
-    who: Who,
+    principal: Who,
     since: Since = None,
     until: Until = None,
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """Rows of the ledger, one a picture and one a tenant and hour of storage, and their sums.
-    ``after``, the last page's ``next``, goes on where that page ended."""
+    """List the rows of the ledger, one per image and one per hour of storage, with their sums.
+
+    ``after`` is the ``next`` of the page before.
+    """
     since_s, until_s = _span(since, until)
 
     def read() -> tuple[Any, Any]:
-        rows = context.backends.meter.usage(who.tenant_id, since_s, until_s, after, limit + 1)
-        return rows, context.backends.meter.totals(who.tenant_id, since_s, until_s)
+        rows = context.backends.meter.usage(principal.tenant_id, since_s, until_s, after, limit + 1)
+        return rows, context.backends.meter.totals(principal.tenant_id, since_s, until_s)
 
     rows, totals = await asyncio.to_thread(read)
-    more = len(rows) > limit
+    has_more = len(rows) > limit
     return {
         "data": [_usage(row) for row in rows[:limit]],
-        "has_more": more,
-        "next": rows[limit - 1].id if more else None,
+        "has_more": has_more,
+        "next": rows[limit - 1].id if has_more else None,
         "totals": totals,
     }
 
 
 @router.get("/usage.csv", **answers_bytes("text/csv"))
 async def usage_csv(
-    context: Ctx, who: Who, since: Since = None, until: Until = None
+    context: Ctx, principal: Who, since: Since = None, until: Until = None
 ) -> StreamingResponse:
-    """All rows of the span, however many."""
+    """Export all rows of the period as CSV."""
     since_s, until_s = _span(since, until)
-    rows = context.backends.meter.every_usage(who.tenant_id, since_s, until_s)
+    rows = context.backends.meter.every_usage(principal.tenant_id, since_s, until_s)
     headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
     return StreamingResponse(_csv(rows), media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -137,15 +144,15 @@ async def _csv(rows: Iterator[Usage]) -> AsyncIterator[str]:
     writer = csv.DictWriter(text, [*_COLUMNS, "details"])
     writer.writeheader()
     while True:
-        some = await asyncio.to_thread(lambda: list(islice(rows, _ROWS_AT_ONCE)))
-        for row in some:
+        batch = await asyncio.to_thread(lambda: list(islice(rows, _ROWS_AT_ONCE)))
+        for row in batch:
             described = _usage(row)
             details = " ".join(f"{name}={value}" for name, value in described["details"].items())
             writer.writerow({**described, "details": details})
         yield text.getvalue()
         text.seek(0)
         text.truncate()
-        if len(some) < _ROWS_AT_ONCE:
+        if len(batch) < _ROWS_AT_ONCE:
             return
 
 
@@ -170,73 +177,87 @@ def _span(since: AwareDatetime | None, until: AwareDatetime | None) -> tuple[flo
 @router.get("/audit", **answers_with(answers.Acts))
 async def audit(
     context: Ctx,
-    who: Owner,
+    principal: Owner,
     before: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """Administrative acts, newest first; ``before`` is the last id of the page before."""
-    acts = await asyncio.to_thread(context.backends.audit.acts, who.tenant_id, limit, before)
+    """List the audit log, newest first; ``before`` is the last id of the page before."""
+    acts = await asyncio.to_thread(context.backends.audit.acts, principal.tenant_id, limit, before)
     return {"data": [{**asdict(act), "at": timestamp(act.at_s)} for act in acts]}
 
 
 @router.get("/members", **answers_with(answers.Members))
-async def members(context: Ctx, who: Owner) -> dict[str, Any]:
-    found = await asyncio.to_thread(context.backends.directory.members, who.tenant_name)
-    return {"data": [asdict(member) for member in found]}
+async def members(context: Ctx, principal: Owner) -> dict[str, Any]:
+    rows = await asyncio.to_thread(context.backends.directory.members, principal.tenant_name)
+    return {"data": [asdict(member) for member in rows]}
 
 
 @router.post("/members", **answers_with(answers.MemberInfo))
-async def add_member(body: NewMember, context: Ctx, who: Owner) -> dict[str, Any]:
+async def add_member(body: NewMember, context: Ctx, principal: Owner) -> dict[str, Any]:
     member = await asyncio.to_thread(
-        context.backends.directory.add_member, who.tenant_name, body.name, body.role, who.key_id
+        context.backends.directory.add_member,
+        principal.tenant_name,
+        body.name,
+        body.role,
+        principal.key_id,
     )
     return asdict(member)
 
 
 @router.delete("/members/{name}", **answers_with(answers.RemovedMember))
-async def remove_member(name: str, context: Ctx, who: Owner) -> dict[str, Any]:
-    """Its keys are revoked; what is private to it stays the owners'."""
+async def remove_member(name: str, context: Ctx, principal: Owner) -> dict[str, Any]:
+    """Remove a member and revoke its keys; owners keep access to its private assets."""
     await asyncio.to_thread(
-        context.backends.directory.remove_member, who.tenant_name, name, who.key_id
+        context.backends.directory.remove_member, principal.tenant_name, name, principal.key_id
     )
     return {"name": name, "removed": True}
 
 
 @router.get("/keys", **answers_with(answers.Keys))
-async def keys(context: Ctx, who: Owner) -> dict[str, Any]:
-    found = await asyncio.to_thread(context.backends.directory.keyring.keys, who.tenant_name)
-    return {"data": [asdict(key) for key in found]}
+async def keys(context: Ctx, principal: Owner) -> dict[str, Any]:
+    rows = await asyncio.to_thread(context.backends.directory.keyring.keys, principal.tenant_name)
+    return {"data": [asdict(key) for key in rows]}
 
 
 @router.post("/keys", **answers_with(answers.NewKey))
-async def add_key(body: NewApiKey, context: Ctx, who: Owner) -> dict[str, Any]:
-    """The answer is the only time the key is shown."""
+async def add_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, Any]:
+    """Create an API key. Only this response contains it."""
     until_s = body.expires_at.timestamp() if body.expires_at else None
     key = await asyncio.to_thread(
-        context.backends.directory.keyring.add_key, who.tenant_name, body.label, body.role, until_s,
-        body.member, who.key_id,
-    )  # fmt: skip
+        context.backends.directory.keyring.add_key,
+        principal.tenant_name,
+        body.label,
+        body.role,
+        until_s,
+        body.member,
+        principal.key_id,
+    )
     return {"id": key.id, "key": key.text}
 
 
 @router.post("/keys/{key_id}/rotate", **answers_with(answers.RotatedKey))
-async def rotate_key(key_id: str, context: Ctx, who: Owner, body: Rotate | None = None) -> Any:
-    """A new key like that one, which expires after the overlap."""
+async def rotate_key(
+    key_id: str, context: Ctx, principal: Owner, body: Rotate | None = None
+) -> Any:
+    """Create a replacement of a key, which itself expires after the overlap."""
     overlap_s = (body or Rotate()).overlap_s  # type: ignore[call-arg]
     key = await asyncio.to_thread(
         context.backends.directory.keyring.rotate_key,
         key_id,
         overlap_s,
-        who.tenant_name,
-        who.key_id,
+        principal.tenant_name,
+        principal.key_id,
     )
     return {"id": key.id, "key": key.text, "replaces": key_id}
 
 
 @router.delete("/keys/{key_id}", **answers_with(answers.RevokedKey))
-async def revoke_key(key_id: str, context: Ctx, who: Owner) -> dict[str, Any]:
-    """Every gateway refuses it within seconds."""
+async def revoke_key(key_id: str, context: Ctx, principal: Owner) -> dict[str, Any]:
+    """Revoke a key. Every gateway rejects it within seconds."""
     await asyncio.to_thread(
-        context.backends.directory.keyring.revoke_key, key_id, who.tenant_name, who.key_id
+        context.backends.directory.keyring.revoke_key,
+        key_id,
+        principal.tenant_name,
+        principal.key_id,
     )
     return {"id": key_id, "revoked": True}

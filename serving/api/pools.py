@@ -1,4 +1,4 @@
-"""The pools of GPUs: how large they may be, what waits, what starts and how far it is."""
+"""The routes of the GPU pools: limits, queue, replicas and start-up progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/pools", tags=["pools"], route_class=OpenRoute)
 
 @router.get("", **answers_with(answers.Pools))
 async def list_pools(context: Ctx) -> dict[str, Any]:
-    """Every pool, the first of which is for whoever does not say."""
+    """Return all pools. The first is the default."""
     return {"data": await _pools(context)}
 
 

@@ -1,4 +1,4 @@
-"""An asset's preview picture: uploaded, or drawn with the asset by the platform."""
+"""An asset's preview image: uploaded, or generated with the asset."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=Cost
 
 
 class GeneratePreview(RequestModel):
+    """The parameters of a generated preview; ``weight`` is that of a LoRA."""
+
     model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field("a portrait, detailed", max_length=10_000)
@@ -43,66 +45,75 @@ class GeneratePreview(RequestModel):
     **answers_with(answers.OneAsset),
     openapi_extra=reads_bytes("image/png", "image/jpeg", "image/webp"),
 )
-async def upload(ref: str, request: Request, context: Ctx, who: Who) -> dict[str, Any]:
-    """The body is the picture: PNG, JPEG or WebP. A smaller PNG of it is kept."""
+async def upload(ref: str, request: Request, context: Ctx, principal: Who) -> dict[str, Any]:
+    """Upload a preview as PNG, JPEG or WebP. A smaller PNG of it is stored."""
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
         if len(data) > MAX_BYTES:
-            raise TooLarge(f"more than the {MAX_BYTES} bytes that are accepted")
-    asset = await asyncio.to_thread(context.platform.library.get, who, ref)
-    await asyncio.to_thread(context.platform.library.check_update, who, asset.id)
-    return await _keep(context, who, asset, await asyncio.to_thread(preview_of, bytes(data)))
+            raise TooLarge(f"the image exceeds the limit of {MAX_BYTES} bytes")
+    asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
+    await asyncio.to_thread(context.platform.library.check_update, principal, asset.id)
+    return await _store(context, principal, asset, await asyncio.to_thread(preview_of, bytes(data)))
 
 
 @costly_router.post(
     "/{ref:path}/preview",
     **answers_with(answers.OneAsset),
-    openapi_extra=reads_headers(Idempotency_Key="With the same key it is charged once."),
+    openapi_extra=reads_headers(Idempotency_Key="Requests with the same key are charged once."),
 )
 async def generate(
-    ref: str, body: GeneratePreview, request: Request, context: Ctx, who: Who
+    ref: str, body: GeneratePreview, request: Request, context: Ctx, principal: Who
 ) -> dict[str, Any]:
-    """Have the platform draw it, with the asset; charged like any picture, and with an
-    ``Idempotency-Key`` once (the same order draws the same picture)."""
-    asset = await asyncio.to_thread(context.platform.library.get, who, ref)
-    await asyncio.to_thread(context.platform.library.check_update, who, asset.id)
-    order = _order(asset, body)
+    """Generate a preview with the asset.
+
+    Charged like any image, and only once for the same ``Idempotency-Key``; equal requests generate
+    equal images.
+    """
+    asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
+    await asyncio.to_thread(context.platform.library.check_update, principal, asset.id)
+    generation_request = _generation_request(asset, body)
     key = idempotency.key_of(request)
     charge_id = None
     if key is not None:
-        charge_id = "preview_" + context.signer.derived("preview", who.tenant_id, key)
-    generated = await context.platform.generate(who, order, charge_id)
+        charge_id = "preview_" + context.signer.derived("preview", principal.tenant_id, key)
+    generated = await context.platform.generate(principal, generation_request, charge_id)
     try:
         image = preview_of(generated.result.images[0])
-        answer = await _keep(context, who, asset, image)
+        response = await _store(context, principal, asset, image)
     except BaseException:
         await context.platform.release(generated)
         raise
     await context.platform.settle(generated)
-    return answer
+    return response
 
 
-def _order(asset: Asset, body: GeneratePreview) -> GenerationRequest:
-    """With the asset in it, and its words before the prompt."""
+def _generation_request(asset: Asset, body: GeneratePreview) -> GenerationRequest:
+    """Return a request that uses the asset and starts with its trigger words."""
     words = ", ".join(asset.trigger_words)
-    wanted = {
+    selection = {
         "lora": AssetSelection(loras={asset.id: body.weight}),
         "checkpoint": AssetSelection(checkpoint=asset.id),
         "vae": AssetSelection(vae=asset.id),
         "textual_inversion": AssetSelection(inversions={asset.id: ""}),
     }[asset.kind]
     if asset.kind == "textual_inversion" and not words:
-        raise InvalidAsset("trigger_words", "give the inversion a trigger word first")
+        raise InvalidAsset(
+            "trigger_words", "the textual inversion has no trigger word; set one first"
+        )
     prompt = f"{words}, {body.prompt}" if words else body.prompt
     return GenerationRequest(
-        prompt, (body.seed,), wanted, steps=body.steps, cfg_scale=body.cfg_scale, encoding="png"
+        prompt, (body.seed,), selection, steps=body.steps, cfg_scale=body.cfg_scale, encoding="png"
     )
 
 
-async def _keep(context: Context, who: Principal, asset: Asset, image: bytes) -> dict[str, Any]:
+async def _store(
+    context: Context, principal: Principal, asset: Asset, image: bytes
+) -> dict[str, Any]:
     key = preview_key(asset.id, hashlib.sha256(image).hexdigest())
     await asyncio.to_thread(put_bytes, context.backends.store, key, image)
     await asyncio.to_thread(context.backends.blobs.keep, key, asset.tenant_id, len(image))
-    changed = await asyncio.to_thread(context.platform.library.set_preview, who, asset.id, key)
-    return {"asset": asset_answer(context, changed, who)}
+    changed = await asyncio.to_thread(
+        context.platform.library.set_preview, principal, asset.id, key
+    )
+    return {"asset": asset_answer(context, changed, principal)}

@@ -1,8 +1,8 @@
-"""The HTTP/1.1 end of a connection, with the bounds that uvicorn leaves to a proxy.
+"""An HTTP/1.1 protocol with the connection limits that uvicorn leaves to a reverse proxy.
 
-A client that sends half a request, never ends a header or never reads its answer holds a
-connection and its buffers; each of these has an end here. Requests' bodies have theirs in
-:mod:`serving.api.limits`, where an answer can still be given.
+Clients that send half a request, never end a header or never read the response occupy a connection
+and its buffers; timeouts and limits here close such connections. Limits on bodies are in
+:mod:`serving.api.limits`, where an error response is still possible.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.api.throttle import PACE, at_address
 
-#: Request line and headers together, and what a chunked body holds beside its data.
+#: The most bytes of request line and headers, or of a chunked body's framing.
 MAX_HEAD_BYTES = 64 << 10
-#: From the first byte of a request, or of a connection, until its headers are complete.
+#: The time from the start of a request or connection until its headers are complete.
 HEAD_S = 20.0
-#: How long the rest of a body is read and dropped after its answer was sent: a client that
-#: writes its whole request first sees the answer only if the connection stays open.
+#: How long the rest of a body is read and dropped after the response was sent: a client that
+#: writes its whole request first sees the response only if the connection stays open.
 LINGER_S = 30.0
-#: How long a client may read nothing of an answer.
+#: How long a client may read nothing of a response.
 STALLED_S = 60.0
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Ends a connection whose head is too long or too slow, whose answered request goes on for
-    too long, or whose client does not read."""
+    """Closes connections with a head that is too long or too slow, a request body that continues
+    too long after the response, or a client that does not read."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -91,11 +91,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     @property
     def _is_answered(self) -> bool:
-        """No request of this connection is being worked on."""
+        """Whether no request of this connection is being processed."""
         return self.cycle is None or self.cycle.response_complete
 
     def _refuse_head(self) -> None:
-        """Now, or later: a client that comes back at once waits in between."""
+        """Answer 431 and close, after the delay that the client's rate of refusals implies."""
         self._stop_request_timer()
         host = self.client[0] if self.client else ""
         if delay_s := PACE.delay_s(at_address(host)):
@@ -110,7 +110,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._close()
 
     def _close(self) -> None:
-        """After what is written has been sent, if the client takes it."""
+        """Close once all written data is sent, or the client stalls."""
         if not self.transport.is_closing():
             self.transport.close()
             self._abort_when_stalled()
@@ -126,14 +126,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _start_request_timer(self, after_s: float) -> None:
         self._stop_request_timer()
-        self._request_timer = self.loop.call_later(after_s, self._end_if_answered)
+        self._request_timer = self.loop.call_later(after_s, self._close_if_answered)
 
     def _stop_request_timer(self) -> None:
         if self._request_timer is not None:
             self._request_timer.cancel()
             self._request_timer = None
 
-    def _end_if_answered(self) -> None:
+    def _close_if_answered(self) -> None:
         self._request_timer = None
         if self._is_answered:
             self._close()

@@ -1,4 +1,4 @@
-"""A value that anybody may ask for, asked for at most once a second."""
+"""A cache for values of public routes: each is computed at most once a second."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ MAX_AGE_S = 1.0
 
 
 class Recent:
-    """On one event loop. Callers that come together wait for one question."""
+    """The cached values, by name; concurrent callers share one call. For one event loop."""
 
     def __init__(self) -> None:
-        self._asked: dict[str, tuple[float, asyncio.Future[Any]]] = {}
+        self._calls: dict[str, tuple[float, asyncio.Future[Any]]] = {}
 
     async def get(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """The value of ``ask``, or its error, at most MAX_AGE_S old."""
+        """Return the value of ``ask``, or raise its error, at most MAX_AGE_S old."""
         now = asyncio.get_running_loop().time()
-        asked_s, value = self._asked.get(what, (0.0, None))
-        if value is None or (value.done() and now - asked_s > MAX_AGE_S):
+        called_s, value = self._calls.get(what, (0.0, None))
+        if value is None or (value.done() and now - called_s > MAX_AGE_S):
             value = asyncio.ensure_future(ask())
-            value.add_done_callback(_seen)
-            self._asked[what] = now, value
-        found: T = await asyncio.shield(value)
-        return found
+            value.add_done_callback(_mark_retrieved)
+            self._calls[what] = now, value
+        result: T = await asyncio.shield(value)
+        return result
 
 
-def _seen(value: asyncio.Future[Any]) -> None:
-    """Callers may have gone away before its error came."""
+def _mark_retrieved(value: asyncio.Future[Any]) -> None:
+    """Retrieve the error, so that asyncio does not log it if all callers have gone."""
     if not value.cancelled():
         value.exception()

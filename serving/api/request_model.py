@@ -8,11 +8,11 @@ from pydantic import BaseModel, ValidationInfo, field_validator
 
 
 class RequestModel(BaseModel):
-    """The base of all request bodies. Refuses booleans for numbers, which pydantic would accept."""
+    """The base of all request bodies. Rejects booleans in number fields, which pydantic accepts."""
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_boolean(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and info.field_name is not None:
             annotation = cls.model_fields[info.field_name].annotation
             if annotation is not bool and bool not in get_args(annotation):

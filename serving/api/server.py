@@ -1,4 +1,4 @@
-"""How uvicorn serves the application: the same for gateways and for one process."""
+"""The uvicorn configuration, shared by gateways and the single-process mode."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ _OPEN_FILES = 65_536
 
 
 def server_config(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
-    """``app`` is one, or where its factory is; ``options`` are uvicorn's; logs are the platform's
-    own."""
+    """Return uvicorn's configuration with the platform's limits and logging.
+
+    ``app`` is an application, or the import string of a factory; ``options`` are passed to uvicorn.
+    """
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -32,8 +34,8 @@ def server_config(settings: Settings, app: Any, **options: Any) -> uvicorn.Confi
 
 
 def allow_open_files() -> None:
-    """Raise the limit of open files, which many systems set to 1,024: a connection is one."""
+    """Raise the limit on open files, often 1,024 by default: each connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    limit = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

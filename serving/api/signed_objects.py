@@ -1,7 +1,6 @@
-"""Objects by signed URL, for a store that cannot sign its own; and the pictures of the
-simple door, whose names nobody can guess.
+"""Uploads and downloads by signed URL, for stores that cannot sign URLs, and image files.
 
-A body streams through in pieces: a 1 GiB upload costs a gateway no memory.
+Bodies are streamed: a 1 GiB upload needs no more memory than a small one.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from serving.errors import Busy
 router = APIRouter(tags=["objects"], route_class=OpenRoute)
 
 Token = Annotated[str, Query(max_length=256)]
-#: After a gateway died during an upload, another upload to the key may begin after this time.
+#: After a gateway dies during an upload, the key is locked for this time.
 _LEASE_S = 60.0
 _BYTES = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d{1,18})-\Z")
-_PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
+_IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 
 
 @router.put(
@@ -43,15 +42,15 @@ _PICTURE = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
     openapi_extra=reads_bytes(_BYTES),
 )
 async def put(key: str, token: Token, request: Request, context: Ctx) -> Response:
-    """Receive an upload. Until it is complete nothing is visible under its key."""
+    """Upload an object. It becomes visible when it is complete."""
     context.signer.verify("PUT", key, token, time.time())
     uploads = context.platform.library.uploads
     declared = request.headers.get("content-length")
-    async with _alone_at(context, key):
-        most = await asyncio.to_thread(uploads.begin, key, int(declared) if declared else None)
+    async with _upload_lock(context, key):
+        limit = await asyncio.to_thread(uploads.begin, key, int(declared) if declared else None)
         received = 0
         try:
-            received = await _receive(context.backends.store, key, request.stream(), most)
+            received = await _receive(context.backends.store, key, request.stream(), limit)
             reach("upload.received")
         finally:
             await asyncio.to_thread(uploads.ended, key, received)
@@ -59,15 +58,15 @@ async def put(key: str, token: Token, request: Request, context: Ctx) -> Respons
 
 
 @asynccontextmanager
-async def _alone_at(context: Context, key: str) -> AsyncIterator[None]:
-    """One upload at a time to a key, on whichever gateway.
+async def _upload_lock(context: Context, key: str) -> AsyncIterator[None]:
+    """Allow one upload at a time to a key, across all gateways.
 
     Raises:
-        Busy: another is under way.
+        Busy: another upload to the key is in progress.
     """
     periodic, name = context.backends.periodic, f"put/{key}"
     if not await asyncio.to_thread(periodic.claim, name, _LEASE_S):
-        raise Busy("another upload to this URL is under way; wait until it has ended")
+        raise Busy("another upload to this URL is in progress; retry when it has ended")
 
     async def renew() -> None:
         while True:
@@ -83,7 +82,7 @@ async def _alone_at(context: Context, key: str) -> AsyncIterator[None]:
         await asyncio.to_thread(periodic.end, name)
 
 
-async def _receive(store: ObjectStore, key: str, chunks: AsyncIterator[bytes], most: int) -> int:
+async def _receive(store: ObjectStore, key: str, chunks: AsyncIterator[bytes], limit: int) -> int:
     writer = store.write(key)
     file: BinaryIO = await asyncio.to_thread(writer.__enter__)
     received = 0
@@ -92,8 +91,8 @@ async def _receive(store: ObjectStore, key: str, chunks: AsyncIterator[bytes], m
     try:
         async for chunk in chunks:
             received += len(chunk)
-            if received > most:
-                raise TooLarge(f"more than the {most} bytes that are accepted")
+            if received > limit:
+                raise TooLarge(f"the upload exceeds the limit of {limit} bytes")
             pending.append(chunk)
             pending_bytes += len(chunk)
             if pending_bytes >= CHUNK_BYTES:
@@ -114,7 +113,7 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
 
 @router.get("/objects/{key:path}", **answers_bytes(_BYTES, "image/png"))
 async def get(key: str, token: Token, request: Request, context: Ctx) -> Response:
-    """With ``Range: bytes=N-`` what comes from there on, for a download that goes on."""
+    """Download an object; with ``Range: bytes=N-``, from byte N on, to resume a download."""
     context.signer.verify("GET", key, token, time.time())
     if not await asyncio.to_thread(context.platform.library.may_fetch, key):
         raise AssetNotFound(key)
@@ -126,7 +125,8 @@ async def get(key: str, token: Token, request: Request, context: Ctx) -> Respons
 
 @router.get("/files/{name}", **answers_bytes("image/jpeg", "image/png"))
 async def image(name: str, context: Ctx) -> Response:
-    match = _PICTURE.match(name)
+    """Download a generated image. Its name is unguessable, so no key is needed."""
+    match = _IMAGE_NAME.match(name)
     if match is None:
         raise AssetNotFound(name)
     return await _send(context.backends.store, image_key(name), f"image/{match[1]}")

@@ -1,7 +1,7 @@
-"""One question at a time of each tenant, where many rows are looked at.
+"""A lock per tenant for requests that read many rows.
 
-Each is worked on in a thread, and the threads of a process share one interpreter: a tenant that
-searches on fifty connections would have fifty shares of it. What is beyond waits for its turn.
+Such requests run in threads, which share one interpreter: a tenant that searches on fifty
+connections would get fifty shares of it. So each tenant's searches run one at a time.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from contextlib import asynccontextmanager
 
 
 class Turns:
-    """On one event loop; remembers nothing of tenants that ask for nothing."""
+    """The locks of the tenants with current requests. For one event loop."""
 
     def __init__(self) -> None:
-        self._of: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
     @asynccontextmanager
     async def of(self, tenant_id: str) -> AsyncIterator[None]:
-        turn, asking = self._of.get(tenant_id, (asyncio.Lock(), 0))
-        self._of[tenant_id] = turn, asking + 1
+        lock, users = self._locks.get(tenant_id, (asyncio.Lock(), 0))
+        self._locks[tenant_id] = lock, users + 1
         try:
-            async with turn:
+            async with lock:
                 yield
         finally:
-            _, asking = self._of.pop(tenant_id)
-            if asking > 1:
-                self._of[tenant_id] = turn, asking - 1
+            _, users = self._locks.pop(tenant_id)
+            if users > 1:
+                self._locks[tenant_id] = lock, users - 1

@@ -1,1 +1,1 @@
-"""A request for images, from names to a result: its values and the service that answers it."""
+"""Image generation: the request and result values, and the service that runs a request."""

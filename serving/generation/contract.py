@@ -1,4 +1,4 @@
-"""What is asked of a replica and what it answers. Plain values: they cross processes."""
+"""The values exchanged between dispatcher and replicas; plain, for they cross processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Sampler = Literal["DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARR
 
 @dataclass(frozen=True, slots=True)
 class GenerationTask:
-    """A recipe and everything else that decides the picture. Sizes in pixels, one seed an image."""
+    """A resolved generation: the recipe and every parameter that decides the pixels.
+
+    ``width`` and ``height`` are in pixels; ``seeds`` holds one seed per image.
+    """
 
     id: str
     recipe: Recipe
@@ -31,7 +34,7 @@ class GenerationTask:
     steps: int = 30
     cfg_scale: float = 12.0
     encoding: ImageEncoding = "jpeg"
-    #: Whose tier share its assets count against.
+    #: The tenant whose tier share the assets count against.
     tenant_id: str = ""
 
     @property
@@ -42,8 +45,10 @@ class GenerationTask:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, in milliseconds; in the queue, that is both before a replica was
-    chosen and behind the drawing that it was busy with."""
+    """Duration of each phase of a generation, in milliseconds.
+
+    ``queue_ms`` covers the wait for a replica and the wait on that replica while it is busy.
+    """
 
     queue_ms: float = 0.0
     fetch_ms: float = 0.0
@@ -51,19 +56,19 @@ class Timings:
     encode_prompt_ms: float = 0.0
     denoise_ms: float = 0.0
     decode_ms: float = 0.0
-    #: JPEG or PNG, on the CPU, while the engine may already work for the next request.
+    #: JPEG or PNG encoding, on the CPU; may overlap with the next request on the engine.
     encode_image_ms: float = 0.0
 
     @property
     def engine_s(self) -> float:
-        """For how long the engine was this request's: not waiting, fetching or encoding images."""
+        """Seconds of engine time: everything but queueing, fetching and image encoding."""
         engine_ms = self.swap_ms + self.encode_prompt_ms + self.denoise_ms + self.decode_ms
         return engine_ms / 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """How many parameters becoming the recipe wrote, by way."""
+    """The number of parameters written by a recipe switch, by method."""
 
     copied: int
     touched: int
@@ -73,7 +78,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """Encoded pictures in the order of the seeds, and the receipt."""
+    """The encoded images, in the order of the seeds, and the data of the receipt."""
 
     images: tuple[bytes, ...]
     replica: str
@@ -88,7 +93,7 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """A JPEG or PNG file, and the milliseconds that encoding took."""
+    """A JPEG or PNG file and its encoding time in milliseconds."""
 
     data: bytes
     encode_ms: float
@@ -96,13 +101,13 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A generation whose images are still being encoded: ``partial`` is its result without them."""
+    """A generation whose images are still being encoded; ``partial`` is the result without them."""
 
     partial: GenerationResult
     images: tuple[Future[EncodedImage], ...]
 
     def completed(self, images: Sequence[EncodedImage]) -> GenerationResult:
-        """With the images, in order."""
+        """Return the result with ``images``, in the order of the seeds."""
         encode_ms = sum(image.encode_ms for image in images)
         return replace(
             self.partial,
@@ -111,19 +116,21 @@ class Rendered:
         )
 
     def result(self) -> GenerationResult:
-        """Wait for the images."""
+        """Wait for the images and return the complete result."""
         return self.completed([image.result() for image in self.images])
 
 
-#: Has an image encoded, in another thread or at once.
+#: Runs an image encoder, in another thread or immediately.
 SubmitEncoding = Callable[[Callable[[], EncodedImage]], Future[EncodedImage]]
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterDirectives:
-    """What the dispatcher tells every replica: the nodes that can be asked for a blob, each with
-    its endpoint, and the content keys that are to be held, each with the reason; None when it
-    does not know them yet."""
+    """Instructions of the dispatcher to every replica.
+
+    ``nodes`` maps each node that serves blobs to its endpoint. ``pins`` maps each content key
+    to keep to the reason; None while the dispatcher does not know the pins yet.
+    """
 
     nodes: Mapping[str, str] = field(default_factory=dict)
     pins: Mapping[str, str] | None = None
@@ -131,7 +138,7 @@ class ClusterDirectives:
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """Where a blob lies: the replicas that have it on their device, the tiers of each node."""
+    """The locations of a blob: replicas that hold it on their device, and tiers by node."""
 
     replicas: tuple[str, ...]
     nodes: Mapping[str, tuple[str, ...]]
@@ -139,8 +146,12 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class DeviceResidency:
-    """What an engine need not fetch to draw with; the UNets among that, by which requests are
-    grouped; how many models it has room for; and which law of eviction rules each tier."""
+    """What an engine can generate with immediately.
+
+    ``ready`` holds the content keys that need no fetch; ``models`` the UNets among them, by which
+    requests are grouped; ``checkpoint_capacity`` the number of models that fit; ``laws`` the
+    eviction policy of each tier.
+    """
 
     ready: frozenset[str]
     models: frozenset[str]
@@ -150,11 +161,11 @@ class DeviceResidency:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What a replica says of itself: its residency by tier (nothing, after a drawing: then only
-    what it can draw with has changed for sure), its node and its process.
+    """A replica's report: its node, its process and its residency by tier.
 
-    ``ready`` is what it need not fetch to draw with, wherever it keeps it; ``models`` are the
-    UNets among that, and ``checkpoint_capacity`` is for how many there is room.
+    ``resident`` is empty after a generation, when only ``ready`` is certain to have changed.
+    ``ready`` holds the content keys that need no fetch, in whichever tier; ``models`` the UNets
+    among them; ``checkpoint_capacity`` the number of models that fit.
     """
 
     id: str
@@ -164,7 +175,7 @@ class ReplicaReport:
     ready: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
     checkpoint_capacity: int = 1
-    #: Where other nodes find what this one holds; empty for nowhere.
+    #: The endpoint that serves this node's blobs to other nodes; empty if there is none.
     url: str = ""
-    #: Which law of eviction rules each tier.
+    #: The eviction policy of each tier.
     laws: Mapping[str, str] = field(default_factory=dict)

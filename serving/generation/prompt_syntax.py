@@ -1,9 +1,9 @@
-"""Pieces of prompts that other programs obey and this one reads as text.
+"""Detection of prompt syntax of other programs, which this platform treats as plain text.
 
-AUTOMATIC1111's and OctoAI's weights, ``(word:1.2)`` and ``((word))``; A1111's ``<lora:NAME:0.8>``,
-``[a|b]``, ``[a:b:0.5]`` and ``BREAK``; ComfyUI's ``embedding:NAME``; compel's ``(word)1.2`` and
-``(word)++``; wildcards ``__name__`` and ``{a|b}``. A plain bracket, as in ``a house (old)``, is
-none of them.
+Recognised: weights of AUTOMATIC1111 and OctoAI, ``(word:1.2)`` and ``((word))``; A1111's
+``<lora:NAME:0.8>``, ``[a|b]``, ``[a:b:0.5]`` and ``BREAK``; ComfyUI's ``embedding:NAME``; compel's
+``(word)1.2`` and ``(word)++``; wildcards ``__name__`` and ``{a|b}``. Plain brackets, as in
+``a house (old)``, are not.
 """
 
 from __future__ import annotations
@@ -14,32 +14,35 @@ from collections.abc import Sequence
 _SHOWN_CHARS = 60
 _MAX_WARNINGS = 8
 
-#: (what the piece looks like, what to do). No quantifier is nested in another.
+#: (pattern, advice). No quantifier is nested in another, which bounds the backtracking.
 _SYNTAX: Sequence[tuple[re.Pattern[str], str]] = tuple(
     (re.compile(pattern), advice)
     for pattern, advice in (
-        (r"<(?:lora|lyco):[^<>\n]{1,200}>", "put it into loras"),
-        (r"<(?:hypernet|embed):[^<>\n]{1,200}>", "put it into the request's assets"),
-        (r"\bembedding:[\w.\-]+", "put it into textual_inversions"),
-        (r"\([^()\n]{0,500}:\s*[+-]?\d*\.?\d+\s*\)", "prompts have no weights here"),
-        (r"\(\([^()\n]{1,500}\)\)", "prompts have no weights here"),
+        (r"<(?:lora|lyco):[^<>\n]{1,200}>", "use the field loras"),
+        (r"<(?:hypernet|embed):[^<>\n]{1,200}>", "reference the asset in the request"),
+        (r"\bembedding:[\w.\-]+", "use the field textual_inversions"),
+        (r"\([^()\n]{0,500}:\s*[+-]?\d*\.?\d+\s*\)", "prompt weights are not supported"),
+        (r"\(\([^()\n]{1,500}\)\)", "prompt weights are not supported"),
         (
             r"\[[^\[\]|\n]{0,500}:[^\[\]\n]{0,500}:\s*\d*\.?\d+\s*\]",
-            "words do not change between steps",
+            "prompt editing is not supported",
         ),
-        (r"\[[^\[\]\n]{0,500}\|[^\[\]\n]{0,500}\]", "words do not alternate here"),
-        (r"\[[^\[\]:|\n]{1,500}\]", "prompts have no weights here"),
-        (r"\{[^{}\n]{0,500}\|[^{}\n]{0,500}\}", "nothing is chosen by chance here"),
-        (r"\([^()\n]{1,500}\)(?:\d*\.\d+|[+-]{1,8})(?=[\s,.]|$)", "prompts have no weights here"),
-        (r"\b__[\w/\-]{1,100}__\b", "there are no wildcards here"),
-        (r"\bBREAK\b", "prompts are not cut into parts here"),
-        (r"\bAND\b(?=[^,.]{0,200}:\d)", "prompts are not combined here"),
+        (r"\[[^\[\]\n]{0,500}\|[^\[\]\n]{0,500}\]", "alternating words are not supported"),
+        (r"\[[^\[\]:|\n]{1,500}\]", "prompt weights are not supported"),
+        (r"\{[^{}\n]{0,500}\|[^{}\n]{0,500}\}", "random choices are not supported"),
+        (
+            r"\([^()\n]{1,500}\)(?:\d*\.\d+|[+-]{1,8})(?=[\s,.]|$)",
+            "prompt weights are not supported",
+        ),
+        (r"\b__[\w/\-]{1,100}__\b", "wildcards are not supported"),
+        (r"\bBREAK\b", "prompt chunks are not supported"),
+        (r"\bAND\b(?=[^,.]{0,200}:\d)", "prompt composition is not supported"),
     )
 )  # fmt: skip
 
 
 def unserved_syntax(*prompts: str | None) -> tuple[str, ...]:
-    """A warning for each piece that is read as text and means more elsewhere."""
+    """Return a warning for each unsupported piece of syntax; at most ``_MAX_WARNINGS``."""
     warnings: dict[str, None] = {}
     for prompt in prompts:
         for pattern, advice in _SYNTAX if prompt else ():

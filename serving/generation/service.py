@@ -1,7 +1,7 @@
-"""The use cases of the door: generate, now or later; no framework, no Ray, no torch.
+"""The generation service: from an authenticated principal's request to images and a receipt.
 
-Each method is a request's way from an authenticated principal to an answer. The
-rest of the library's verbs need nothing more than the library itself.
+Independent of the web framework, Ray and torch. Operations on the asset library that involve no
+replica are called on the library itself.
 """
 
 from __future__ import annotations
@@ -41,15 +41,19 @@ log = logging.getLogger(__name__)
 MAX_SEED = 2**32 - 1
 
 
-#: Beyond its deadline, until a reservation is taken for one whose gateway died.
+#: How long a reservation outlives the request's deadline; after that its gateway counts as dead.
 _SETTLING_S = 60.0
 
 
 class Accounts(Protocol):
-    """Where a request's cost is reserved before it waits, and settled once it is drawn."""
+    """Reserves the cost of a request before it is queued, and settles it after the generation."""
 
     def reserve(self, charge: Charge, expires_s: float) -> None:
-        """Raises BudgetExceeded."""
+        """Reserve the estimated cost for ``expires_s`` seconds.
+
+        Raises:
+            BudgetExceeded: the month's budget has no room for it.
+        """
 
     def settle(self, spent: Spent) -> None: ...
 
@@ -58,42 +62,48 @@ class Accounts(Protocol):
     def attempted(
         self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, Any]
     ) -> None:
-        """Charge engine time of which no image came."""
+        """Charge the engine time of a request that produced no image."""
 
 
 class GenerationBackend(Protocol):
-    """Whatever draws: a dispatcher in this process, or the cluster's."""
+    """Runs generations: a dispatcher in this process, or that of the cluster."""
 
     async def submit(self, submission: Submission) -> GenerationResult: ...
 
     async def resident(self) -> frozenset[str]:
-        """The content keys of what lies in any tier."""
+        """Return the content keys held in any tier of any node."""
 
     async def forget(self, keys: Collection[str]) -> None:
-        """Drop what nobody may ask for any more."""
+        """Evict ``keys`` from every tier: no live asset refers to them."""
 
     async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
-        """Bring blobs up on every node; by replica, the tier on which they were found."""
+        """Load ``blobs`` into host RAM on every node.
+
+        Return the tier on which they were found, by replica.
+        """
 
     async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
-        """Where each of these content keys lies."""
+        """Return the locations of each of ``keys``."""
 
     async def hold(self, keys: Collection[str]) -> None:
-        """Pin exactly these on every node, from now on."""
+        """Replace the set of pinned content keys on every node by ``keys``."""
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
-        """Every pool of GPUs, for people and scripts."""
+        """Return the state of every GPU pool, as JSON."""
 
     async def starting(self, pool: str) -> Mapping[str, Any] | None:
-        """How far a pool (empty: the first) is in waking up; None when it is awake, or asleep."""
+        """Return the start-up progress of ``pool`` (empty: the first), None if not starting."""
 
     async def families(self) -> Sequence[Metric]:
-        """What all pools have done and are doing, for Prometheus."""
+        """Return the Prometheus metrics of all pools."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A generation as a client orders it, checked but not resolved. One seed an image."""
+    """A validated generation request; its asset names are not resolved yet.
+
+    ``seeds`` holds one seed per image. Sizes are in pixels; None selects the model's native size.
+    """
 
     prompt: str
     seeds: tuple[int, ...]
@@ -107,15 +117,15 @@ class GenerationRequest:
     steps: int = 30
     cfg_scale: float = 12.0
     encoding: ImageEncoding = "jpeg"
-    #: Among the requests of one's own organisation, the higher goes first.
+    #: Higher goes first, among the requests of the same organisation.
     priority: int = 0
-    #: The pool of GPUs by its name or its kind; empty for the tenant's own.
+    #: The GPU pool, by its name or GPU type; empty for the tenant's default.
     gpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """An answer; ``names`` says under which name the request knew each content key."""
+    """A finished generation; ``names`` maps content keys to the names used in the request."""
 
     request_id: str
     result: GenerationResult
@@ -127,7 +137,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class AssetResidency:
-    """Where each part of an asset lies, by content key; a key that is missing lies nowhere."""
+    """The locations of each part of an asset, by content key; keys in no tier are missing."""
 
     asset: Asset
     places: Mapping[str, Residency]
@@ -135,9 +145,9 @@ class AssetResidency:
 
 @dataclass(frozen=True, slots=True)
 class _Resolved:
-    """An order whose names are content by now."""
+    """A request whose asset names are resolved to content keys."""
 
-    request: GenerationTask
+    task: GenerationTask
     size: Size
     resolved: Resolved
     priority: int
@@ -155,7 +165,7 @@ class Platform:
         timeout_s: float,
         pools: Mapping[str, str],
     ) -> None:
-        """``pools`` are the pools of GPUs by what a request may call them."""
+        """``pools`` maps each name or GPU type that a request may give to a pool's name."""
         self.library = library
         self._backend = backend
         self._accounts = accounts
@@ -164,23 +174,26 @@ class Platform:
         self._pools = pools
 
     async def generate(
-        self, principal: Principal, order: GenerationRequest, charge_id: str | None = None
+        self, principal: Principal, request: GenerationRequest, charge_id: str | None = None
     ) -> Generation:
-        """Resolve, reserve, wait, draw. What it costs stays reserved: the caller settles it once
-        the answer is sent, or releases it. What is not answered is not charged, and what has
-        the same ``charge_id`` is charged once.
+        """Resolve the request, reserve its cost, queue it and wait for the result.
+
+        The cost stays reserved: the caller settles it after sending the response, or releases it,
+        so unanswered requests are not charged. Requests with equal ``charge_id`` are charged once.
 
         Raises:
-            AssetError about a reference, InvalidRequest about a field, BudgetExceeded, Refused,
-            DeadlineExceeded, DrawingFailed, OutOfMemory, Quarantined, TierError.
+            AssetError: a reference is invalid.
+            InvalidRequest: a field is invalid.
+            BudgetExceeded, Refused, DeadlineExceeded, GenerationFailed, OutOfMemory, Quarantined,
+            TierError.
         """
-        ready = await self._resolve(principal, order)
-        charge = _charge(charge_id or ready.request.id, principal, ready)
+        resolution = await self._resolve(principal, request)
+        charge = _charge(charge_id or resolution.task.id, principal, resolution)
         if principal.plan.gpu_s_per_month is not None:
             await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
         reach("generate.reserved")
         try:
-            generated = await self._generate(ready, charge)
+            generated = await self._generate(resolution, charge)
             reach("generate.drawn")
         except BaseException:
             await asyncio.to_thread(self._accounts.release, charge.id)
@@ -188,32 +201,34 @@ class Platform:
         return generated
 
     async def settle(self, generated: Generation) -> None:
-        """Its answer was sent."""
+        """Charge a generation after its response was sent."""
         reach("generate.answered")
         for delay_s in (0.1, 1.0, 5.0, None):
             try:
                 await asyncio.to_thread(self._accounts.settle, generated.spent)
                 break
-            except Exception:  # a busy database; the reservation lasts as long
+            except Exception:  # the database is busy; the reservation is still valid
                 if delay_s is None:
                     raise
-                log.warning("%s could not be settled; trying again", generated.request_id)
+                log.warning("charge of %s could not be settled; retrying", generated.request_id)
                 await asyncio.sleep(delay_s)
         reach("generate.settled")
 
     async def release(self, generated: Generation) -> None:
-        """Its answer cannot be sent."""
+        """Release the reservation of a generation whose response cannot be sent."""
         await asyncio.to_thread(self._accounts.release, generated.spent.charge.id)
 
     async def generate_charged(
-        self, principal: Principal, order: GenerationRequest, charge_id: str
+        self, principal: Principal, request: GenerationRequest, charge_id: str
     ) -> Generation:
-        """``generate`` for whoever reserves and settles by itself."""
-        ready = await self._resolve(principal, order)
-        return await self._generate(ready, _charge(charge_id, principal, ready))
+        """Like :meth:`generate`, for callers that reserve and settle themselves."""
+        resolution = await self._resolve(principal, request)
+        return await self._generate(resolution, _charge(charge_id, principal, resolution))
 
     async def warm(self, principal: Principal, reference: str) -> Mapping[str, str]:
-        """Bring an asset up to host RAM on every node; where each replica found it.
+        """Load an asset into host RAM on every node.
+
+        Return the tier on which each replica found it.
 
         Raises:
             AssetNotFound, AssetNotReady.
@@ -222,7 +237,7 @@ class Platform:
         return await self._backend.warm(tuple(asset.parts.values()))
 
     async def residency(self, principal: Principal, reference: str) -> AssetResidency:
-        """Where the parts of an asset lie.
+        """Return the locations of an asset's parts.
 
         Raises:
             AssetNotFound, AssetNotReady.
@@ -232,126 +247,138 @@ class Platform:
         return AssetResidency(asset, await self._backend.residency(keys))
 
     async def hold(self, keys: Collection[str]) -> None:
-        """Have every tier keep exactly these content keys, where it has them."""
+        """Replace the set of pinned content keys in every tier by ``keys``."""
         await self._backend.hold(keys)
 
     async def forget_dead(self, among: Collection[str] | None = None) -> int:
-        """Have every tier drop what no live asset refers to; how many content keys that were.
-        ``among`` are those that have just lost an asset; without it everything is looked at."""
+        """Evict the content keys that no live asset refers to; return how many there were.
+
+        ``among`` limits the check to keys that have just lost an asset; None checks all resident
+        keys.
+        """
         keys = await self._backend.resident() if among is None else among
         dead = await asyncio.to_thread(self.library.dead, keys)
         if dead:
             await self._backend.forget(dead)
         return len(dead)
 
-    async def check(self, principal: Principal, order: GenerationRequest) -> tuple[float, str]:
-        """The work of an order and its pool; raises now what ``generate`` would raise about it."""
-        ready = await self._resolve(principal, order)
-        return ready.request.work, ready.pool
+    async def check(self, principal: Principal, request: GenerationRequest) -> tuple[float, str]:
+        """Validate a request as :meth:`generate` does; return its work and its pool."""
+        resolution = await self._resolve(principal, request)
+        return resolution.task.work, resolution.pool
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
-        """Every pool of GPUs: its configuration, what waits, each replica and how far it is."""
+        """Return every GPU pool: configuration, queue, replicas and their start-up progress."""
         return await self._backend.pools()
 
     async def starting(self, pool: str) -> Mapping[str, Any] | None:
-        """What requests to a pool (empty: the first) wait for while it wakes up."""
+        """Return the start-up progress of ``pool`` (empty: the first), None if not starting."""
         return await self._backend.starting(pool)
 
     async def families(self) -> Sequence[Metric]:
-        """For Prometheus."""
+        """Return the Prometheus metrics of all pools."""
         return await self._backend.families()
 
-    def _pool(self, principal: Principal, order: GenerationRequest) -> str:
-        wanted = order.gpu or principal.gpu
-        if not wanted:
+    def _pool(self, principal: Principal, request: GenerationRequest) -> str:
+        gpu = request.gpu or principal.gpu
+        if not gpu:
             return ""
-        if wanted not in self._pools:
-            whose = "" if order.gpu else " (your organisation's default)"
-            there = ", ".join(self._pools)
-            raise InvalidRequest("gpu", f"there is no GPU {wanted!r}{whose}; there are {there}")
-        return self._pools[wanted]
+        if gpu not in self._pools:
+            source = "" if request.gpu else " (the default of your organisation)"
+            available = ", ".join(self._pools)
+            raise InvalidRequest("gpu", f"unknown GPU {gpu!r}{source}; available: {available}")
+        return self._pools[gpu]
 
-    async def _resolve(self, principal: Principal, order: GenerationRequest) -> _Resolved:
-        most = principal.plan.concurrent_pictures
-        if most is not None and len(order.seeds) > most:
-            raise InvalidRequest("num_images", f"your plan allows {most} pictures at a time")
-        pool = self._pool(principal, order)
-        size = image_size(order.width, order.height, self.native_size)
-        resolved = await asyncio.to_thread(self.library.resolve, principal, order.wanted)
-        request = GenerationTask(
+    async def _resolve(self, principal: Principal, request: GenerationRequest) -> _Resolved:
+        limit = principal.plan.concurrent_pictures
+        if limit is not None and len(request.seeds) > limit:
+            raise InvalidRequest("num_images", f"your plan allows {limit} images at a time")
+        pool = self._pool(principal, request)
+        size = image_size(request.width, request.height, self.native_size)
+        resolved = await asyncio.to_thread(self.library.resolve, principal, request.wanted)
+        task = GenerationTask(
             id="req_" + ulid(),
             recipe=resolved.recipe,
-            prompt=order.prompt,
-            prompt_2=order.prompt_2,
-            negative_prompt=order.negative_prompt,
-            negative_prompt_2=order.negative_prompt_2,
+            prompt=request.prompt,
+            prompt_2=request.prompt_2,
+            negative_prompt=request.negative_prompt,
+            negative_prompt_2=request.negative_prompt_2,
             width=size.width,
             height=size.height,
-            seeds=order.seeds,
-            sampler=order.sampler,
-            steps=order.steps,
-            cfg_scale=order.cfg_scale,
-            encoding=order.encoding,
+            seeds=request.seeds,
+            sampler=request.sampler,
+            steps=request.steps,
+            cfg_scale=request.cfg_scale,
+            encoding=request.encoding,
             tenant_id=principal.tenant_id,
         )
-        prompts = (order.prompt, order.prompt_2, order.negative_prompt, order.negative_prompt_2)
-        warnings = (*resolved.warnings, *unserved_syntax(*prompts))
-        return _Resolved(request, size, resolved, order.priority, pool, warnings)
+        warnings = (
+            *resolved.warnings,
+            *unserved_syntax(
+                request.prompt,
+                request.prompt_2,
+                request.negative_prompt,
+                request.negative_prompt_2,
+            ),
+        )
+        return _Resolved(task, size, resolved, request.priority, pool, warnings)
 
-    async def _count(self, charge: Charge, request: GenerationTask, error: ServingError) -> None:
-        details = {"steps": request.steps, "why": type(error).__name__}
+    async def _charge_attempt(
+        self, charge: Charge, task: GenerationTask, error: ServingError
+    ) -> None:
+        details = {"steps": task.steps, "why": type(error).__name__}
         try:
             await asyncio.to_thread(
-                self._accounts.attempted, charge, request.id, error.engine_s, details
+                self._accounts.attempted, charge, task.id, error.engine_s, details
             )
-        except Exception:  # its own error says more
-            log.exception("%.1f engine seconds of %s were not counted", error.engine_s, request.id)
+        except Exception:  # the generation's own error is the one to report
+            log.exception("%.1f engine seconds of %s were not charged", error.engine_s, task.id)
 
-    async def _generate(self, ready: _Resolved, charge: Charge) -> Generation:
-        request, names = ready.request, ready.resolved.names
+    async def _generate(self, resolution: _Resolved, charge: Charge) -> Generation:
+        task, names = resolution.task, resolution.resolved.names
         principal = charge.principal
-        note(request=request.id, tenant=principal.tenant_id)
+        note(request=task.id, tenant=principal.tenant_id)
         submission = Submission(
-            request,
+            task,
             principal.queue_id,
             principal.weight,
             self.timeout_s,
             named=frozenset(key for key, name in names.items() if name != BASE_NAME),
             max_concurrent_images=principal.plan.concurrent_pictures,
-            priority=ready.priority,
-            pool=ready.pool,
+            priority=resolution.priority,
+            pool=resolution.pool,
             plan=principal.plan.name,
         )
         try:
             result = await self._backend.submit(submission)
         except ServingError as error:
             if error.engine_s:
-                await self._count(charge, request, error)
+                await self._charge_attempt(charge, task, error)
             raise error.named(names) if isinstance(error, Blaming) else error from None
-        result = replace(result, warnings=(*ready.warnings, *result.warnings))
+        result = replace(result, warnings=(*resolution.warnings, *result.warnings))
         timings = {name: round(ms, 1) for name, ms in asdict(result.timings).items()}
-        log.info("drawn by %s", result.replica, extra=timings)
-        if ready.resolved.asset_ids:
+        log.info("generated by %s", result.replica, extra=timings)
+        if resolution.resolved.asset_ids:
             try:
-                await asyncio.to_thread(self.library.used, ready.resolved)
-            except Exception:  # a count that is missed costs nobody a picture
-                log.exception("the uses of %s were not counted", request.id)
+                await asyncio.to_thread(self.library.used, resolution.resolved)
+            except Exception:  # a missed count must not fail the request
+                log.exception("asset uses of %s were not counted", task.id)
         details = {
-            "steps": request.steps,
-            "width": request.width,
-            "height": request.height,
-            "sampler": request.sampler,
+            "steps": task.steps,
+            "width": task.width,
+            "height": task.height,
+            "sampler": task.sampler,
         }
-        spent = Spent(charge, result.timings.engine_s, len(request.seeds), details)
-        return Generation(request.id, result, request.seeds, ready.size, names, spent)
+        spent = Spent(charge, result.timings.engine_s, len(task.seeds), details)
+        return Generation(task.id, result, task.seeds, resolution.size, names, spent)
 
 
-def _charge(charge_id: str, principal: Principal, ready: _Resolved) -> Charge:
-    return Charge(charge_id, principal, ready.request.work, ready.pool)
+def _charge(charge_id: str, principal: Principal, resolution: _Resolved) -> Charge:
+    return Charge(charge_id, principal, resolution.task.work, resolution.pool)
 
 
 def fixed_seeds(given: int | list[int | None] | None, count: int) -> tuple[int, ...]:
-    """One seed an image: a single one counts up; what is missing is drawn by lot."""
+    """Return one seed per image: a single seed counts up, missing seeds are random."""
     if isinstance(given, int):
         return tuple((given + index) % (MAX_SEED + 1) for index in range(count))
     listed = list(given or [])[:count]

@@ -1,4 +1,4 @@
-"""The wire's picture sizes, and what they are on a model of another native size."""
+"""The image sizes of the API, and their equivalents on a model with a smaller native size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from assets.base_model.manifest import LATENT_SCALE
 from serving.errors import InvalidRequest
 
-#: width, height: the nine sizes for a model whose native side is 1024.
+#: (width, height) in pixels: the nine sizes of a model whose native side is 1024.
 WIRE_SIZES: tuple[tuple[int, int], ...] = (
     (640, 1536), (768, 1344), (832, 1216), (896, 1152), (1024, 1024),
     (1152, 896), (1216, 832), (1344, 768), (1536, 640),
@@ -17,7 +17,7 @@ WIRE_NATIVE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """``scaled`` says that the model is smaller than what was asked for."""
+    """An image size in pixels; ``scaled`` if the model is smaller than the requested size."""
 
     width: int
     height: int
@@ -25,18 +25,20 @@ class Size:
 
 
 def image_size(width: int | None, height: int | None, native_size: int) -> Size:
-    """The size to draw at.
+    """Return the size to generate at, in pixels.
 
     Raises:
-        InvalidRequest: only one side is given, or the pair is not on the list.
+        InvalidRequest: only one side is given, or the pair is not in WIRE_SIZES.
     """
     if width is None and height is None:
         return Size(native_size, native_size, scaled=False)
     if width is None or height is None:
-        raise InvalidRequest("width" if width is None else "height", "give both sides or neither")
+        raise InvalidRequest(
+            "width" if width is None else "height", "give both width and height, or neither"
+        )
     if (width, height) not in WIRE_SIZES:
         sizes = ", ".join(f"{w}x{h}" for w, h in WIRE_SIZES)
-        raise InvalidRequest("width", f"{width}x{height} is not offered; the sizes are {sizes}")
+        raise InvalidRequest("width", f"{width}x{height} is not supported; the sizes are {sizes}")
     if native_size >= WIRE_NATIVE:
         return Size(width, height, scaled=False)
     return Size(_scale(width, native_size), _scale(height, native_size), scaled=True)

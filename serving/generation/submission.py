@@ -1,4 +1,4 @@
-"""A request on its way to the waiting room."""
+"""A generation task with its scheduling attributes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from serving.generation.contract import GenerationTask
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request on its way to the waiting room. ``timeout_s`` counts from its arrival there;
-    ``named`` holds the content keys of what it asks for beside the base model."""
+    """A task submitted to a pool's queue.
+
+    ``timeout_s`` counts from its arrival in the queue; ``named`` holds the content keys of the
+    assets it references, without those of the base model.
+    """
 
     request: GenerationTask
-    #: The queue that it waits in (``Principal.queue_id``).
+    #: The queue it waits in (``Principal.queue_id``).
     tenant_id: str
     weight: float
     timeout_s: float
     named: frozenset[str] = frozenset()
-    #: How many pictures of the tenant may be drawn at a time; more wait.
+    #: The most images of the tenant that may be generated at a time; more wait.
     max_concurrent_images: int | None = None
-    #: Among the requests of its tenant, the higher goes first.
+    #: Higher goes first, among the requests of the same tenant.
     priority: int = 0
-    #: Of GPUs; empty for the first that is configured.
+    #: The GPU pool; empty for the first configured one.
     pool: str = ""
-    #: The tenant's class, for figures.
+    #: The name of the tenant's plan, for metrics.
     plan: str = ""

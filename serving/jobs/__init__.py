@@ -1,1 +1,1 @@
-"""Asynchronous requests: rows that outlive the gateway that took them."""
+"""Asynchronous jobs: stored in the database, so they survive their gateway."""

@@ -1,5 +1,4 @@
-"""Work that one gateway does for all of them, once in a while; and leases of what one may do at a
-time."""
+"""Periodic work that one gateway does for all, and named leases, both in the database."""
 
 from __future__ import annotations
 
@@ -20,27 +19,29 @@ class ChoreRow(Base):
 
 
 class PeriodicWork:
+    """Named leases, claimed by one gateway at a time."""
+
     def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self._engine = engine
         self._now = now
 
     def claim(self, name: str, every_s: float) -> bool:
-        """Whether it is due; then it is the caller's, and nobody else's for ``every_s``."""
+        """Claim ``name`` for ``every_s`` seconds; return whether the caller got it."""
         with Session(self._engine) as session, session.begin():
             alone(session, f"chore/{name}")
             row = session.get(ChoreRow, name)
-            # Unless the clock was set back: then it is done rather than never.
+            # A time in the future means that the clock was set back: the work is due then, too.
             if row is not None and 0 <= self._now() - row.done_at_s < every_s:
                 return False
             session.merge(ChoreRow(name=name, done_at_s=self._now()))
         return True
 
     def renew(self, name: str) -> None:
-        """As if it were taken now, by who has it."""
+        """Extend the holder's claim: it starts again now."""
         with Session(self._engine) as session, session.begin():
             session.merge(ChoreRow(name=name, done_at_s=self._now()))
 
     def end(self, name: str) -> None:
-        """It may be taken again at once, and is not remembered."""
+        """Release the claim, so that it can be taken again immediately."""
         with Session(self._engine) as session, session.begin():
             session.execute(delete(ChoreRow).where(ChoreRow.name == name))

@@ -1,4 +1,4 @@
-"""Works on jobs in the background of a gateway: this one's and those a dead one left."""
+"""The background worker of a gateway: runs its own jobs and those of dead gateways."""
 
 from __future__ import annotations
 
@@ -29,28 +29,30 @@ from serving.tenants.meter import Spent
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
-#: Nearly all of them wait at a dispatcher, which orders them fairly and bounds how many a
-#: tenant may have there: more than those, so that nobody's keep others out.
+#: Most of them wait in a dispatcher's queue, which is fair and limits each tenant's requests. This
+#: limit is higher than that one, so that one tenant's jobs cannot block the others'.
 MAX_AT_ONCE = 128
-#: Errors that say nothing of the job itself; it is put back and tried again so many times, after
-#: pauses that double: for some ten minutes in which it could have been drawn.
+#: Transient errors, which are not the job's fault: it is retried up to MOST_FAILURES times, with
+#: delays that double from PUT_BACK_S to LONGEST_PUT_BACK_S, some ten minutes in all.
 PASSING = (
     ReplicaLost, DeadlineExceeded, OutOfMemory, TierError, StoreError, OperationalError,
 )  # fmt: skip
 MOST_FAILURES = 15
 PUT_BACK_S, LONGEST_PUT_BACK_S = 2.0, 60.0
-#: One that there was no room for has not been tried: it waits for as long as a result is kept.
+#: A refused job (no room in the queue) counts no failure: it is retried while results are kept.
 LONGEST_REFUSED_S = 15.0
 
 
 class JobRunner:
+    """Claims jobs and runs up to MAX_AT_ONCE of them concurrently."""
+
     def __init__(self, context: Context) -> None:
         self._context = context
         self._worker = secrets.token_hex(8)
         self._running: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Until cancelled. A claim that is cut off runs out and another gateway takes it."""
+        """Run until cancelled. Unfinished jobs are put back for other gateways."""
         try:
             while True:
                 job = None
@@ -68,7 +70,7 @@ class JobRunner:
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _new_job(self) -> None:
-        """One accepted here, or time to look for another gateway's."""
+        """Wait for a job accepted by this gateway, or for POLL_S to look for others."""
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_S):
                 await self._context.new_job.wait()
@@ -78,11 +80,11 @@ class JobRunner:
         try:
             return await asyncio.to_thread(self._context.backends.jobs.claim, self._worker)
         except Exception:
-            log.exception("could not look for jobs; trying again")
+            log.exception("could not claim jobs; retrying")
             return None
 
     async def _work(self, job: Job) -> None:
-        """Draw, and finish the job; stop at once when the claim is lost to another."""
+        """Run a job; stop as soon as its claim is lost."""
         with about(job=shortened(job.id), tenant=job.tenant_id):
             await self._finish(job)
 
@@ -103,7 +105,9 @@ class JobRunner:
             else:
                 await _persist(jobs.fail, job.id, self._worker, outcome)
             self._context.job_watch.look()
-        except asyncio.CancelledError:  # this gateway ends: another need not wait for the claim
+        except (
+            asyncio.CancelledError
+        ):  # this gateway shuts down: another need not wait for the claim to expire
             put_back = self._context.backends.jobs.put_back
             await asyncio.to_thread(put_back, job.id, self._worker, 0.0, job.failures)
             raise
@@ -113,15 +117,18 @@ class JobRunner:
             await asyncio.gather(result, renewing, return_exceptions=True)
 
     async def _generate(self, job: Job) -> Spent | dict[str, Any] | Later:
-        """What it cost, when the result is stored; the error's answer; or when to try again."""
+        """Run the generation and store its result.
+
+        Return the cost, the error's response body, or when to retry.
+        """
         try:
             directory = self._context.backends.directory
             principal = await asyncio.to_thread(
                 directory.keyring.principal_of_job, job.tenant_id, job.asked_by
             )
-            order = GenerateRequest.model_validate(job.request).order()
+            request = GenerateRequest.model_validate(job.request).order()
             generated = await self._context.platform.generate_charged(
-                principal, order, job.charge_id
+                principal, request, job.charge_id
             )
             data = json.dumps(answer(generated)).encode()
             await asyncio.to_thread(
@@ -133,17 +140,17 @@ class JobRunner:
             reach("job.stored")
         except Exception as failure:
             is_old = await asyncio.to_thread(self._context.backends.jobs.is_old, job)
-            again = None if is_old else later(failure, job.failures)
-            then = "it has failed" if again is None else f"again in {again.for_s:.0f} s"
-            log.info("not drawn, %s: %s", then, type(failure).__name__)
-            if again is not None:
-                return again
+            retry = None if is_old else later(failure, job.failures)
+            outcome = "failed" if retry is None else f"retrying in {retry.for_s:.0f} s"
+            log.info("job not completed, %s: %s", outcome, type(failure).__name__)
+            if retry is not None:
+                return retry
             status, body, _ = describe(failure)
             return {"status": status, "body": {**body, "request_id": job.id}}
         return generated.spent
 
     async def _renew(self, job: Job) -> None:
-        """Until the claim is lost."""
+        """Renew the claim until it is lost."""
         while True:
             await asyncio.sleep(CLAIM_S / 3)
             if not await _persist(self._context.backends.jobs.renew, job.id, self._worker):
@@ -152,29 +159,29 @@ class JobRunner:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """``failures`` of this job then."""
+    """A retry in ``for_s`` seconds; ``failures`` is the job's new failure count."""
 
     for_s: float
     failures: int
 
 
 def later(failure: Exception, failures: int) -> Later | None:
-    """When to try again what has failed so often before; None when this is the job's end."""
+    """Return when to retry a job with ``failures`` earlier failures; None if it has failed."""
     if isinstance(failure, Refused):
         return Later(min(max(PUT_BACK_S, failure.retry_after_s), LONGEST_REFUSED_S), failures)
     if isinstance(failure, DeadlineExceeded) and failure.attempts and failures:
-        return None  # it was begun twice
+        return None  # a replica has started it twice
     if isinstance(failure, PASSING) and failures < MOST_FAILURES:
         return Later(min(PUT_BACK_S * 2**failures, LONGEST_PUT_BACK_S), failures + 1)
     return None
 
 
 async def _persist(call: Callable[..., bool], *arguments: Any) -> bool:
-    """A short write that a busy database may refuse a few times."""
+    """Do a short write; retry up to three times while the database is busy."""
     for delay_s in (0.1, 0.5, 2.0):
         try:
             return await asyncio.to_thread(call, *arguments)
         except OperationalError:
-            log.warning("the database is busy; trying again in %s s", delay_s)
+            log.warning("the database is busy; retrying in %s s", delay_s)
             await asyncio.sleep(delay_s)
     return await asyncio.to_thread(call, *arguments)

@@ -1,8 +1,8 @@
-"""Jobs: an accepted asynchronous request, until its result expires.
+"""The job store: asynchronous requests from acceptance until their results expire.
 
-A gateway claims a job for a while and renews the claim as it works; when it dies,
-the claim runs out and another gateway takes the job over. The seeds are fixed when
-the job is accepted, so a second attempt draws the same pictures.
+A gateway claims a job for CLAIM_S seconds and renews the claim while it works; after a crash the
+claim expires and another gateway takes over. Seeds are fixed when the job is accepted, so a retry
+generates the same images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ JobStatus = Literal["pending", "running", "completed", "failed"]
 CLAIM_S = 30.0
 KEPT_S = 24 * 3600.0
 MAX_UNFINISHED = 256
-#: In one query.
+#: The most ids in one query.
 _AT_ONCE = 500
 _UNFINISHED = ("pending", "running")
 FINISHED = ("completed", "failed")
@@ -58,7 +58,7 @@ class JobRow(Base):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """``error`` is ``{"status": int, "body": {…}}`` of a job that failed."""
+    """A stored request; ``error`` is ``{"status": int, "body": {…}}`` if the job failed."""
 
     id: str
     tenant_id: str
@@ -68,17 +68,20 @@ class Job:
     request: Mapping[str, Any]
     error: Mapping[str, Any] | None
     created_at_s: float
-    #: Of the body as it was sent, where the id follows from an idempotency key.
+    #: The digest of the request body, if the id is derived from an idempotency key.
     body_digest: str | None = None
-    #: ``key_id``, ``member_id`` and ``role`` of who asked.
+    #: ``key_id``, ``member_id`` and ``role`` of the requesting principal.
     asked_by: Mapping[str, str] = field(default_factory=dict)
-    #: How often it was tried in vain, for a reason that may pass.
+    #: The number of attempts that failed with a transient error.
     failures: int = 0
 
     @property
     def charge_id(self) -> str:
-        """Of this life of the job: an idempotency key that is used again when it is long
-        forgotten is another job of the same id."""
+        """The id of this job's charge.
+
+        Includes the time of acceptance: an idempotency key that is reused after it expired makes
+        another job with the same id.
+        """
         return f"{self.id}@{self.created_at_s:.6f}"
 
 
@@ -99,8 +102,11 @@ def _job(row: JobRow) -> Job:
 
 
 class Jobs:
-    """A job reserves its cost in the transaction that accepts it, and settles or releases it in
-    the one that finishes it: so a crash anywhere in between charges nothing twice."""
+    """The jobs in the database.
+
+    The cost is reserved in the transaction that accepts a job, and settled or released in the one
+    that finishes it, so a crash in between never charges twice.
+    """
 
     def __init__(
         self,
@@ -109,7 +115,7 @@ class Jobs:
         now: Callable[[], float] = time.time,
         kept_s: float = KEPT_S,
     ) -> None:
-        """``kept_s``: how long results are kept, and with them idempotency keys."""
+        """``kept_s`` is how long results and idempotency keys are kept, in seconds."""
         self._engine = engine
         self._meter = meter
         self._now = now
@@ -117,20 +123,19 @@ class Jobs:
 
     def add(
         self,
-        who: Principal,
+        principal: Principal,
         request: Mapping[str, Any],
         job_id: str | None = None,
         body_digest: str | None = None,
         work: float = 0.0,
         pool: str = "",
     ) -> Job:
-        """A new job of so much work for a pool, or the one that has this id already, as it is.
+        """Add a job of ``work`` for ``pool``, or return the existing job with this id unchanged.
 
-        An id must be unguessable, as the one made here is: whoever holds it may poll, as
-        OctoAI's clients do.
+        ``job_id`` must be unguessable, since polling needs no key; None generates one.
 
         Raises:
-            Refused: MAX_UNFINISHED jobs of this tenant are not finished yet.
+            Refused: the tenant has MAX_UNFINISHED unfinished jobs.
             BudgetExceeded: the month's budget has no room for it.
         """
         known = None if job_id is None else self.get(job_id)
@@ -138,9 +143,9 @@ class Jobs:
             return known
         row = JobRow(
             id=job_id or "job_" + secrets.token_urlsafe(24),
-            tenant_id=who.tenant_id,
-            tenant_name=who.tenant_name,
-            weight=who.weight,
+            tenant_id=principal.tenant_id,
+            tenant_name=principal.tenant_name,
+            weight=principal.weight,
             status="pending",
             request=dict(request),
             error=None,
@@ -149,20 +154,28 @@ class Jobs:
             created_at_s=self._now(),
             finished_at_s=None,
             body_digest=body_digest,
-            asked_by={"key_id": who.key_id, "member_id": who.member_id, "role": who.role},
+            asked_by={
+                "key_id": principal.key_id,
+                "member_id": principal.member_id,
+                "role": principal.role,
+            },
         )
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
-                alone(session, who.tenant_id)
-                mine = (JobRow.tenant_id == who.tenant_id, JobRow.status.in_(_UNFINISHED))
-                waiting = session.scalar(select(func.count()).select_from(JobRow).where(*mine))
-                if (waiting or 0) >= MAX_UNFINISHED:
-                    raise Refused(429, f"{waiting} of your jobs are not finished yet", 10.0)
+                alone(session, principal.tenant_id)
+                mine = (JobRow.tenant_id == principal.tenant_id, JobRow.status.in_(_UNFINISHED))
+                unfinished = session.scalar(select(func.count()).select_from(JobRow).where(*mine))
+                if (unfinished or 0) >= MAX_UNFINISHED:
+                    raise Refused(
+                        429, f"you have {unfinished} unfinished jobs; wait for some to finish", 10.0
+                    )
                 session.add(row)
                 session.flush()
-                self._meter.reserve_in(session, Charge(_job(row).charge_id, who, work, pool), None)
+                self._meter.reserve_in(
+                    session, Charge(_job(row).charge_id, principal, work, pool), None
+                )
             return _job(row)
-        except IntegrityError:  # another arrival with the same key was first
+        except IntegrityError:  # a concurrent request with the same key was first
             first = None if job_id is None else self.get(job_id)
             if first is None:
                 raise
@@ -174,12 +187,15 @@ class Jobs:
             return None if row is None else _job(row)
 
     def is_old(self, job: Job) -> bool:
-        """Whether it was accepted so long ago that results of then are gone."""
+        """Whether the job is older than the time that results are kept."""
         return self._now() - job.created_at_s > self._kept_s
 
     def claim(self, worker: str) -> Job | None:
-        """A job that nobody works on, now this worker's for CLAIM_S seconds: the oldest of a
-        tenant with the fewest jobs under way, so that nobody's pile is in front of everybody."""
+        """Claim a free job for ``worker``, for CLAIM_S seconds; None if there is none.
+
+        Picks the oldest job of a tenant with the fewest running jobs, so that one tenant's backlog
+        does not delay the others.
+        """
         now = self._now()
         free = JobRow.claimed_until_s < now
         other = aliased(JobRow)
@@ -213,17 +229,19 @@ class Jobs:
             return _job(candidate)
 
     def renew(self, job_id: str, worker: str) -> bool:
-        """False when the claim was lost: stop, another works on it."""
+        """Extend the claim. False if it was lost: another worker may run the job."""
         return self._change(job_id, worker, claimed_until_s=self._now() + CLAIM_S)
 
     def put_back(self, job_id: str, worker: str, for_s: float, failures: int) -> bool:
-        """Let anybody claim the job again, but not before ``for_s`` seconds have passed."""
+        """Release the claim; the job can be claimed again in ``for_s`` seconds."""
         values = {"claimed_until_s": self._now() + for_s, "failures": failures}
         return self._change(job_id, worker, status="pending", **values)
 
     def finish(self, job_id: str, worker: str, spent: Spent) -> bool:
-        """The result is stored; what it cost is charged with it. Only the claim's holder can
-        finish a job, so it finishes once."""
+        """Complete a job whose result is stored, and settle its cost.
+
+        False if the claim was lost: only its holder can finish a job, so it finishes once.
+        """
         with Session(self._engine) as session, session.begin():
             alone(session, spent.charge.principal.tenant_id)
             done = {"status": "completed", "error": None, "finished_at_s": self._now()}
@@ -233,7 +251,7 @@ class Jobs:
             return True
 
     def fail(self, job_id: str, worker: str, error: Mapping[str, Any]) -> bool:
-        """The request cannot be drawn; ``error`` is its answer, and nothing is charged."""
+        """Mark a job as failed with the response ``error``; nothing is charged."""
         failed = {"status": "failed", "error": dict(error), "finished_at_s": self._now()}
         with Session(self._engine) as session, session.begin():
             row = session.get(JobRow, job_id)
@@ -250,14 +268,14 @@ class Jobs:
         with Session(self._engine) as session, session.begin():
             return _change(session, job_id, worker, values)
 
-    def again(self, job_id: str, who: Principal, work: float, pool: str = "") -> Job | None:
-        """A job that failed for no fault of the request's, to be done once more.
+    def again(self, job_id: str, principal: Principal, work: float, pool: str = "") -> Job | None:
+        """Restart a job that failed for no fault of the request; return it as it is now.
 
         Raises:
-            BudgetExceeded: the month's budget has no room for it any more.
+            BudgetExceeded: the month's budget has no room for it.
         """
         with Session(self._engine) as session, session.begin():
-            alone(session, who.tenant_id)
+            alone(session, principal.tenant_id)
             revived = session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.status == "failed")
@@ -268,46 +286,46 @@ class Jobs:
             )  # fmt: skip
             if revived.rowcount:  # type: ignore[attr-defined]
                 row = session.get_one(JobRow, job_id, populate_existing=True)
-                self._meter.reserve_in(session, Charge(_job(row).charge_id, who, work), None)
+                self._meter.reserve_in(session, Charge(_job(row).charge_id, principal, work), None)
         return self.get(job_id)
 
     def expired(self) -> list[str]:
-        """Jobs whose results are old: delete the result, then forget the job."""
+        """Return the ids of jobs whose results have expired."""
         with Session(self._engine) as session:
             old = JobRow.finished_at_s < self._now() - self._kept_s
             return list(session.scalars(select(JobRow.id).where(old)))
 
     def ended(self, job_ids: Collection[str]) -> dict[str, Job | None]:
-        """Of these the ones that are finished; None for those that there are not."""
-        found: dict[str, Job | None] = {}
+        """Return the finished jobs among ``job_ids``; None for unknown ids."""
+        ended: dict[str, Job | None] = {}
         ids = list(job_ids)
         with Session(self._engine) as session:
             for start in range(0, len(ids), _AT_ONCE):
-                some = {*ids[start : start + _AT_ONCE]}
-                asked = select(JobRow.id, JobRow.status).where(JobRow.id.in_(some))
-                states = {row.id: row.status for row in session.execute(asked)}
-                found |= dict.fromkeys(some - states.keys())
-                done = [job_id for job_id, status in states.items() if status in FINISHED]
-                # Again: one that failed may be done once more since.
-                mine = (JobRow.id.in_(done), JobRow.status.in_(FINISHED))
-                rows = session.scalars(select(JobRow).where(*mine)) if done else ()
-                found |= {row.id: _job(row) for row in rows}
-        return found
+                batch = {*ids[start : start + _AT_ONCE]}
+                query = select(JobRow.id, JobRow.status).where(JobRow.id.in_(batch))
+                statuses = {row.id: row.status for row in session.execute(query)}
+                ended |= dict.fromkeys(batch - statuses.keys())
+                done = [job_id for job_id, status in statuses.items() if status in FINISHED]
+                # Check the status again: a failed job may have been restarted in between.
+                still_done = (JobRow.id.in_(done), JobRow.status.in_(FINISHED))
+                rows = session.scalars(select(JobRow).where(*still_done)) if done else ()
+                ended |= {row.id: _job(row) for row in rows}
+        return ended
 
     def unknown(self, job_ids: Collection[str]) -> set[str]:
-        """Those that there are not, or not any more."""
+        """Return the ids among ``job_ids`` that have no job."""
         with Session(self._engine) as session:
             return {job_id for job_id in job_ids if session.get(JobRow, job_id) is None}
 
     def forget(self, job_id: str) -> None:
-        """Unless it has come to life again, as an idempotency key can bring it."""
+        """Delete an expired job, unless its idempotency key has restarted it."""
         old = JobRow.finished_at_s < self._now() - self._kept_s
         with Session(self._engine) as session, session.begin():
             session.execute(delete(JobRow).where(JobRow.id == job_id, old))
 
 
 def _change(session: Session, job_id: str, worker: str, values: Mapping[str, Any]) -> bool:
-    """False when the claim was lost."""
+    """Update a job that ``worker`` has claimed. False if the claim was lost."""
     result = session.execute(
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.claimed_by == worker, JobRow.status == "running")

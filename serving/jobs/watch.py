@@ -1,4 +1,4 @@
-"""Waiting for jobs that any gateway may finish: one question about all of them."""
+"""Waits for jobs that any gateway may finish, with one database query for all of them."""
 
 from __future__ import annotations
 
@@ -7,46 +7,51 @@ import asyncio
 from assets.errors import AssetNotFound
 from serving.jobs.store import Job, Jobs
 
-_LOOK_S = 0.1
+_POLL_S = 0.1
 
 
 class JobWatch:
-    """Of one gateway, on its event loop. However many wait, the database is asked once in a
-    while: else those who wait would take from those who draw what they are waiting for."""
+    """The waiters of one gateway, on its event loop.
+
+    The database is polled once per interval however many requests wait: polling per request would
+    take database time from the workers.
+    """
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
         self._awaited: dict[str, asyncio.Future[Job]] = {}
-        self._news = asyncio.Event()
-        self._looking: asyncio.Task[None] | None = None
+        self._poll_now = asyncio.Event()
+        self._polling: asyncio.Task[None] | None = None
 
     async def finished(self, job_id: str) -> Job:
-        """The job once it is done, as every job is: what cannot be drawn fails in the end.
+        """Wait until the job has completed or failed, and return it.
+
+        Database errors are raised as they are.
 
         Raises:
-            AssetNotFound: there is no such job. Whatever the database raises.
+            AssetNotFound: there is no such job.
         """
         awaited = self._awaited.get(job_id)
         if awaited is None:
             awaited = self._awaited[job_id] = asyncio.get_running_loop().create_future()
-            awaited.add_done_callback(_heard)
-        self._news.set()
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
+            awaited.add_done_callback(_mark_retrieved)
+        self._poll_now.set()
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.create_task(self._poll())
         return await asyncio.shield(awaited)
 
     def look(self) -> None:
-        """Something has just been finished here."""
-        self._news.set()
+        """Poll now: a job has just finished in this gateway."""
+        self._poll_now.set()
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while self._awaited:
-            self._news.clear()
-            asked = list(self._awaited)
+            self._poll_now.clear()
+            job_ids = list(self._awaited)
             try:
-                ended = await asyncio.to_thread(self._jobs.ended, asked)
-            except Exception as error:  # each may ask again
-                for job_id in asked:
+                ended = await asyncio.to_thread(self._jobs.ended, job_ids)
+            except Exception as error:  # every waiter gets the error and may retry
+                for job_id in job_ids:
                     self._awaited.pop(job_id).set_exception(error)
                 continue
             for job_id, job in ended.items():
@@ -56,13 +61,13 @@ class JobWatch:
                 else:
                     awaited.set_result(job)
             try:
-                async with asyncio.timeout(_LOOK_S):
-                    await self._news.wait()
+                async with asyncio.timeout(_POLL_S):
+                    await self._poll_now.wait()
             except TimeoutError:
                 continue
 
 
-def _heard(awaited: asyncio.Future[Job]) -> None:
-    """Who waited may have gone away."""
+def _mark_retrieved(awaited: asyncio.Future[Job]) -> None:
+    """Retrieve the error, so that asyncio does not log it if the waiter has gone."""
     if not awaited.cancelled():
         awaited.exception()

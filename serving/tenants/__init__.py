@@ -1,1 +1,1 @@
-"""Tenants and their API keys."""
+"""Tenants: plans, members, API keys, rate limits, usage and audit log."""

@@ -1,4 +1,4 @@
-"""Who did what to an organisation: one row an administrative act, never changed."""
+"""The audit log: one immutable row per administrative action on an organisation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sqlalchemy.orm import Session
 
 from serving.tenants.rows import AuditRow
 
-#: The actor of what is done on the database itself, with the command line.
+#: The actor of actions by the command line, directly on the database.
 OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """``actor`` is the operator or a key's id; ``subject`` what it was done to."""
+    """One entry: ``actor`` is OPERATOR or a key's id, ``subject`` the object of the action."""
 
     at_s: float
     actor: str
@@ -37,7 +37,7 @@ def note(
     subject: str,
     **details: Any,
 ) -> None:
-    """Within the transaction of what is done: one does not happen without the other."""
+    """Add an audit entry in the transaction of the action, so that both commit or neither."""
     row = AuditRow(
         at_s=at_s, tenant_id=tenant_id, actor=actor, act=act, subject=subject, details=details
     )
@@ -50,15 +50,15 @@ class Audit:
         self._now = now
 
     def note(self, tenant_id: str, actor: str, act: str, subject: str, **details: Any) -> None:
-        """Of something that was done elsewhere."""
+        """Add an audit entry in a transaction of its own."""
         with Session(self._engine) as session, session.begin():
             note(session, self._now(), tenant_id, actor, act, subject, **details)
 
     def acts(self, tenant_id: str, limit: int = 100, before: int | None = None) -> Sequence[Act]:
-        """Newest first; ``before`` is the last id of the page before."""
-        wanted = select(AuditRow).where(AuditRow.tenant_id == tenant_id)
+        """Return up to ``limit`` entries, newest first, with ids below ``before`` if given."""
+        query = select(AuditRow).where(AuditRow.tenant_id == tenant_id)
         if before is not None:
-            wanted = wanted.where(AuditRow.id < before)
+            query = query.where(AuditRow.id < before)
         with Session(self._engine) as session:
-            rows = session.scalars(wanted.order_by(AuditRow.id.desc()).limit(limit))
+            rows = session.scalars(query.order_by(AuditRow.id.desc()).limit(limit))
             return [Act(r.at_s, r.actor, r.act, r.subject, r.details, r.id) for r in rows]

@@ -1,4 +1,4 @@
-"""Who the tenants are, what they may use, and who their members are."""
+"""The directory of tenants, their plans and their members."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ _RESERVED = (COMMONS, "octoai")
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
+    """An organisation; ``weight`` is its own share in the queue, multiplied by its plan's."""
+
     id: str
     name: str
     weight: float
@@ -41,7 +43,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """``role`` bounds what the member's keys may do."""
+    """A member of a tenant; ``role`` limits the rights of the member's keys."""
 
     id: str
     name: str
@@ -50,7 +52,10 @@ class Member:
 
 
 class Directory:
-    """``actor`` is who does it, for the audit log: the operator, or a key's id."""
+    """Tenants, plans and members in the database.
+
+    ``actor`` goes into the audit log: OPERATOR, or the id of the API key.
+    """
 
     def __init__(
         self,
@@ -63,20 +68,25 @@ class Directory:
         self.keyring = keyring or Keyring(engine, now)
 
     def ping(self) -> None:
-        """Raises OperationalError when the database does not answer."""
+        """Query the database. Raises OperationalError if it does not answer."""
         with Session(self._engine) as session:
             session.execute(select(1))
 
     def add_tenant(
         self, name: str, weight: float = 1.0, plan: str | None = None, actor: str = OPERATOR
     ) -> Tenant:
-        """Raises InvalidRequest when the name is malformed, reserved or taken."""
+        """Add a tenant.
+
+        Raises:
+            InvalidRequest: the name is malformed, reserved or taken; or a bad weight or plan.
+        """
         if not _NAME.match(name) or name in _RESERVED:
             raise InvalidRequest(
-                "name", f"{name!r} must be lower-case letters, digits and '-', and not reserved"
+                "name",
+                f"{name!r} is reserved or malformed; use up to 63 lower-case letters, digits, '-'",
             )
         if not 0.0 < weight <= 1000.0:
-            raise InvalidRequest("weight", "the weight must be above 0 and at most 1000")
+            raise InvalidRequest("weight", f"the weight {weight} must be above 0 and at most 1000")
         row = TenantRow(id=str(uuid.uuid4()), name=name, weight=weight, created_at_s=self._now())
         tenant = Tenant(row.id, row.name, row.weight, row.created_at_s, plan or UNLIMITED.name)
         try:
@@ -85,7 +95,7 @@ class Directory:
                 session.add(row)
                 self._note(session, tenant.id, actor, "tenant.create", name, plan=tenant.plan)
         except IntegrityError:
-            raise InvalidRequest("name", f"there is a tenant {name!r} already") from None
+            raise InvalidRequest("name", f"tenant {name!r} already exists") from None
         return tenant
 
     def tenants(self) -> Sequence[Tenant]:
@@ -97,30 +107,30 @@ class Directory:
             ]
 
     def storage_limit(self, tenant_id: str) -> int | None:
-        """How many bytes the tenant's plan allows; None for no limit, or no tenant."""
-        wanted = select(PlanRow.storage_bytes).join(TenantRow, TenantRow.plan == PlanRow.name)
+        """Return the plan's storage limit in bytes; None for no limit or an unknown tenant."""
+        query = select(PlanRow.storage_bytes).join(TenantRow, TenantRow.plan == PlanRow.name)
         with Session(self._engine) as session:
-            return session.scalar(wanted.where(TenantRow.id == tenant_id))
+            return session.scalar(query.where(TenantRow.id == tenant_id))
 
     def put_plan(self, plan: Plan, actor: str = OPERATOR) -> None:
-        """A new plan, or that one as it is from now on, for every tenant that has it.
+        """Add a plan, or replace the plan of that name for all its tenants.
 
         Raises:
-            InvalidRequest: a malformed name, or a limit that makes no sense.
+            InvalidRequest: the name is malformed, or a limit or the weight is not positive.
         """
         if not _NAME.match(plan.name) or plan.name == UNLIMITED.name:
-            raise InvalidRequest("name", f"{plan.name!r} cannot be a plan's name")
+            raise InvalidRequest("name", f"{plan.name!r} is not a valid plan name")
         limits = {name: getattr(plan, name) for name in LIMITS}
         for name, limit in {**limits, "weight": plan.weight}.items():
             if limit is not None and not 0 < limit < math.inf:
-                raise InvalidRequest(name, f"{name} must be above 0, or left out for no limit")
+                raise InvalidRequest(name, f"{name} must be above 0; leave it out for no limit")
         with Session(self._engine) as session, session.begin():
             row = session.get(PlanRow, plan.name) or PlanRow(name=plan.name)
             for name, value in {**limits, "weight": plan.weight}.items():
                 setattr(row, name, value)
             session.add(row)
-            given = {name: limit for name, limit in limits.items() if limit is not None}
-            self._note(session, "", actor, "plan.put", plan.name, **given, weight=plan.weight)
+            set_limits = {name: limit for name, limit in limits.items() if limit is not None}
+            self._note(session, "", actor, "plan.put", plan.name, **set_limits, weight=plan.weight)
         self.keyring.forget()
 
     def plans(self) -> Sequence[Plan]:
@@ -129,7 +139,7 @@ class Directory:
             return [UNLIMITED, *map(plan_of, rows)]
 
     def set_plan(self, tenant: str, plan: str, actor: str = OPERATOR) -> None:
-        """Raises InvalidRequest when there is no such tenant or plan."""
+        """Assign a plan. Raises InvalidRequest if the tenant or plan does not exist."""
         with Session(self._engine) as session, session.begin():
             row = tenant_named(session, tenant)
             row.plan = _plan_name(session, plan)
@@ -137,8 +147,11 @@ class Directory:
         self.keyring.forget()
 
     def set_gpu(self, tenant: str, gpu: str | None, actor: str = OPERATOR) -> None:
-        """The pool that the tenant's requests are drawn in when they do not say; None for the
-        platform's first. Raises InvalidRequest when there is no such tenant."""
+        """Set the default GPU pool of the tenant's requests; None for the platform's first.
+
+        Raises:
+            InvalidRequest: there is no such tenant.
+        """
         with Session(self._engine) as session, session.begin():
             row = tenant_named(session, tenant)
             row.gpu = gpu
@@ -148,47 +161,55 @@ class Directory:
     def add_member(
         self, tenant: str, name: str, role: KeyRole = "member", actor: str = OPERATOR
     ) -> Member:
-        """Raises InvalidRequest when the name is malformed or taken."""
+        """Add a member; a removed member of that name is restored with its id.
+
+        Raises:
+            InvalidRequest: the name is malformed or taken, or the role or tenant does not exist.
+        """
         check_role(role)
         if not _MEMBER.match(name) or not is_storable(name):
-            raise InvalidRequest("name", "a member's name is 1 to 128 characters without spaces")
+            raise InvalidRequest(
+                "name", "a member name has 1 to 128 characters, without spaces or '/'"
+            )
         with Session(self._engine) as session, session.begin():
-            of = tenant_named(session, tenant)
-            named = (MemberRow.tenant_id == of.id, MemberRow.name == name)
+            tenant_row = tenant_named(session, tenant)
+            named = (MemberRow.tenant_id == tenant_row.id, MemberRow.name == name)
             row = session.scalars(select(MemberRow).where(*named)).first()
             if row is None:
-                row = MemberRow(id=f"member_{ulid(self._now())}", tenant_id=of.id, name=name)
+                row = MemberRow(
+                    id=f"member_{ulid(self._now())}", tenant_id=tenant_row.id, name=name
+                )
             elif row.removed_at_s is None:
-                raise InvalidRequest("name", f"{name!r} is a member already")
+                raise InvalidRequest("name", f"{name!r} is already a member")
             row.role, row.created_at_s, row.removed_at_s = role, self._now(), None
             session.add(row)
-            self._note(session, of.id, actor, "member.add", name, role=role)
+            self._note(session, tenant_row.id, actor, "member.add", name, role=role)
             return Member(row.id, name, role, row.created_at_s)
 
     def members(self, tenant: str) -> Sequence[Member]:
         with Session(self._engine) as session:
-            of = tenant_named(session, tenant)
+            tenant_row = tenant_named(session, tenant)
             rows = session.scalars(
                 select(MemberRow)
-                .where(MemberRow.tenant_id == of.id, MemberRow.removed_at_s.is_(None))
+                .where(MemberRow.tenant_id == tenant_row.id, MemberRow.removed_at_s.is_(None))
                 .order_by(MemberRow.name)
             )
             return [Member(r.id, r.name, cast(KeyRole, r.role), r.created_at_s) for r in rows]
 
     def remove_member(self, tenant: str, name: str, actor: str = OPERATOR) -> None:
-        """Its keys stop working; what is private to it stays the owners'.
+        """Remove a member and revoke its keys; owners keep access to its private assets.
 
         Raises:
-            NotFound: no such member.
+            NotFound: there is no such member.
         """
         with Session(self._engine) as session, session.begin():
-            of = tenant_named(session, tenant)
-            row = member_named(session, of.id, name)
+            tenant_row = tenant_named(session, tenant)
+            row = member_named(session, tenant_row.id, name)
             row.removed_at_s = self._now()
             mine = (ApiKeyRow.member_id == row.id, ApiKeyRow.revoked_at_s.is_(None))
             for key in session.scalars(select(ApiKeyRow).where(*mine)):
                 key.revoked_at_s = self._now()
-            self._note(session, of.id, actor, "member.remove", name)
+            self._note(session, tenant_row.id, actor, "member.remove", name)
         self.keyring.forget()
 
     def _note(

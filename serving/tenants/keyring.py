@@ -1,4 +1,4 @@
-"""API keys, and who it is that comes with one."""
+"""API keys: creation, rotation, revocation and authentication."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from serving.tenants.keys import NewKey, key_id, matches, new_key
 from serving.tenants.lookups import check_role, member_named, plan_of, tenant_named
 from serving.tenants.rows import ApiKeyRow, MemberRow, PlanRow, TenantRow
 
-#: A revoked key stops working everywhere within this time.
+#: How long a gateway caches a key: a revoked key stops working everywhere within this time.
 KEY_CACHE_S = 3.0
-_LONGEST_S = 100 * 365 * 24 * 3600.0
-#: Images that anonymous requests, all together, have generated at a time.
-_ANONYMOUS_AT_ONCE = 4
+_MAX_LIFETIME_S = 100 * 365 * 24 * 3600.0
+#: The most images generated at a time for all anonymous requests together.
+_ANONYMOUS_IMAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without its secret part."""
+    """The metadata of an API key, without the secret."""
 
     id: str
     tenant: str
@@ -43,7 +43,10 @@ class ApiKey:
 
 
 class Keyring:
-    """``actor`` is who does it, for the audit log: the operator, or a key's id."""
+    """The API keys in the database, with a short-lived cache.
+
+    ``actor`` goes into the audit log: OPERATOR, or the id of the API key.
+    """
 
     def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self._engine = engine
@@ -52,7 +55,7 @@ class Keyring:
         self._lock = Lock()
 
     def forget(self) -> None:
-        """What this process knows of keys; others learn of a change within KEY_CACHE_S."""
+        """Clear this process's key cache; other processes see a change within KEY_CACHE_S."""
         with self._lock:
             self._known.clear()
 
@@ -65,25 +68,28 @@ class Keyring:
         member: str | None = None,
         actor: str = OPERATOR,
     ) -> NewKey:
-        """A new key for the tenant of that name; its text is never shown again.
+        """Create a key; its text is returned this once and never stored.
 
         Raises:
-            InvalidRequest: no such tenant, member or role, or an expiry that has passed.
+            InvalidRequest: the tenant, member or role does not exist, the label cannot be stored,
+                or the expiry is in the past or more than a hundred years away.
         """
         check_role(role)
         if not is_storable(label):
-            raise InvalidRequest("label", "a label may not hold NUL or half of a character")
+            raise InvalidRequest("label", "the label contains NUL or a lone surrogate")
         if expires_at_s is not None and expires_at_s <= self._now():
-            raise InvalidRequest("expires_at", "the key would have expired already")
-        if expires_at_s is not None and expires_at_s > self._now() + _LONGEST_S:
-            raise InvalidRequest("expires_at", "at most a hundred years from now; or leave it out")
+            raise InvalidRequest("expires_at", "expires_at is in the past")
+        if expires_at_s is not None and expires_at_s > self._now() + _MAX_LIFETIME_S:
+            raise InvalidRequest(
+                "expires_at", "expires_at is over a hundred years away; leave it out"
+            )
         key = new_key()
         with Session(self._engine) as session, session.begin():
             row = tenant_named(session, tenant)
             try:
-                of = None if member is None else member_named(session, row.id, member)
-            except NotFound as none:  # a field of the new key, not what is asked for
-                raise InvalidRequest("member", str(none)) from None
+                member_row = None if member is None else member_named(session, row.id, member)
+            except NotFound as error:  # an invalid field, not a missing resource
+                raise InvalidRequest("member", str(error)) from None
             session.add(
                 ApiKeyRow(
                     id=key.id,
@@ -94,7 +100,7 @@ class Keyring:
                     revoked_at_s=None,
                     role=role,
                     expires_at_s=expires_at_s,
-                    member_id=of and of.id,
+                    member_id=member_row and member_row.id,
                 )
             )
             note(
@@ -105,12 +111,11 @@ class Keyring:
     def rotate_key(
         self, key: str, overlap_s: float, tenant: str | None = None, actor: str = OPERATOR
     ) -> NewKey:
-        """A new key like that one, which expires after the overlap: time to put the new one
-        in its place everywhere.
+        """Create a replacement of ``key``, which itself expires in ``overlap_s`` seconds.
 
         Raises:
-            NotFound: no such key of the tenant.
-            InvalidRequest: it is revoked or expired.
+            NotFound: the tenant has no such key.
+            InvalidRequest: the key is revoked or expired.
         """
         fresh = new_key()
         with Session(self._engine) as session, session.begin():
@@ -147,7 +152,7 @@ class Keyring:
         return row
 
     def revoke_key(self, key: str, tenant: str | None = None, actor: str = OPERATOR) -> None:
-        """Raises NotFound when there is no such key of the tenant."""
+        """Revoke a key. Raises NotFound if the tenant has no such key."""
         with Session(self._engine) as session, session.begin():
             row = self._key(session, key, tenant)
             row.revoked_at_s = row.revoked_at_s or self._now()
@@ -176,7 +181,7 @@ class Keyring:
         return row.revoked_at_s is None and not expired
 
     def authenticate(self, text: str | None) -> Principal:
-        """Raises Unauthenticated unless ``text`` is a live key."""
+        """Return the principal of a key. Raises Unauthenticated unless ``text`` is a live key."""
         if not text:
             raise Unauthenticated("send your API key as 'Authorization: Bearer ao_…'")
         known = self.known(text)
@@ -188,7 +193,7 @@ class Keyring:
         return principal
 
     def known(self, text: str | None) -> Principal | None:
-        """Whose key that is, as far as it can be said without asking the database."""
+        """Return the cached principal of a key; None if it is not cached."""
         with self._lock:
             return self._known.get(text or "")
 
@@ -202,42 +207,44 @@ class Keyring:
         raise Unauthenticated("this API key is not valid (unknown, malformed, expired or revoked)")
 
     def anonymous(self, tenant: str, requests_per_min: int) -> Principal:
-        """The principal of requests without a key, which an open tenant pays for. All of them share
-        one rate.
+        """Return the principal of requests without a key, charged to an open tenant.
+
+        They all share one rate limit.
 
         Raises:
             InvalidRequest: there is no such tenant.
         """
         with Session(self._engine) as session:
-            who = _anonymous(_principal(session, tenant_named(session, tenant)))
-        most = min(who.plan.requests_per_min or requests_per_min, requests_per_min)
-        return replace(who, plan=replace(who.plan, requests_per_min=most))
+            principal = _anonymous(_principal(session, tenant_named(session, tenant)))
+        limit = min(principal.plan.requests_per_min or requests_per_min, requests_per_min)
+        return replace(principal, plan=replace(principal.plan, requests_per_min=limit))
 
     def principal_of_job(self, tenant_id: str, asked_by: Mapping[str, str]) -> Principal:
-        """Who asked for a job that was accepted earlier, with today's plan and role.
+        """Return the principal that submitted a job, with its current plan and role.
 
         Raises:
-            InvalidRequest: the tenant is gone.
-            Unauthenticated: the key was revoked since.
+            InvalidRequest: the tenant does not exist any more.
+            Unauthenticated: the key has been revoked since.
         """
         with Session(self._engine) as session:
             tenant = session.get(TenantRow, tenant_id)
             if tenant is None:
-                raise InvalidRequest("tenant", "the tenant of this job is gone")
+                raise InvalidRequest("tenant", "the tenant of this job does not exist any more")
             if asked_by.get("role") == "anonymous":
                 return _anonymous(_principal(session, tenant))
             key = session.get(ApiKeyRow, asked_by.get("key_id", ""))
-            if key is None:  # asked for in this process, with no key
+            if key is None:  # submitted within this process, without a key
                 return replace(_principal(session, tenant), **asked_by)  # type: ignore[arg-type]
             if key.revoked_at_s is not None:
-                raise Unauthenticated("the key that asked for this was revoked")
+                raise Unauthenticated("the API key that submitted this job was revoked")
             return _principal(session, tenant, key)
 
 
-def _anonymous(of: Principal) -> Principal:
-    """With the open tenant's budget."""
-    most = min(of.plan.concurrent_pictures or _ANONYMOUS_AT_ONCE, _ANONYMOUS_AT_ONCE)
-    return replace(of, role="anonymous", plan=replace(of.plan, concurrent_pictures=most))
+def _anonymous(tenant: Principal) -> Principal:
+    """Return the anonymous principal of ``tenant``, which shares its budget."""
+    limit = min(tenant.plan.concurrent_pictures or _ANONYMOUS_IMAGES, _ANONYMOUS_IMAGES)
+    plan = replace(tenant.plan, concurrent_pictures=limit)
+    return replace(tenant, role="anonymous", plan=plan)
 
 
 def _principal(session: Session, tenant: TenantRow, key: ApiKeyRow | None = None) -> Principal:
@@ -245,11 +252,11 @@ def _principal(session: Session, tenant: TenantRow, key: ApiKeyRow | None = None
     if tenant.plan is not None:
         plan = plan_of(session.get_one(PlanRow, tenant.plan))
     weight = tenant.weight * plan.weight
-    who = Principal(tenant.id, tenant.name, weight, plan=plan, gpu=tenant.gpu or "")
+    principal = Principal(tenant.id, tenant.name, weight, plan=plan, gpu=tenant.gpu or "")
     if key is None:
-        return who
+        return principal
     role = cast(KeyRole, key.role)
     if key.member_id is not None:
         member = session.get_one(MemberRow, key.member_id)
         role = min(role, cast(KeyRole, member.role), key=KEY_ROLES.index)
-    return replace(who, key_id=key.id, role=role, member_id=key.member_id or "")
+    return replace(principal, key_id=key.id, role=role, member_id=key.member_id or "")

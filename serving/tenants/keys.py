@@ -1,4 +1,4 @@
-"""API keys: ``ao_SHORT_LONG``. Shown once, stored hashed, found by their short part."""
+"""The format of API keys, ``ao_SHORT_LONG``: shown once, stored hashed, looked up by SHORT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFIX = "ao"
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key at the one moment when it is known whole."""
+    """A newly created key; the only time its ``text`` is known."""
 
     id: str
     text: str
@@ -26,12 +26,12 @@ def new_key() -> NewKey:
 
 
 def digest(text: str) -> str:
-    """The key has 192 random bits, so a plain hash cannot be searched."""
+    """Return the SHA-256 of a key. It has 192 random bits, so an unsalted hash is safe."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def key_id(text: str) -> str | None:
-    """The short part, or None when this is no key of ours."""
+    """Return the SHORT part of a key; None if ``text`` is malformed."""
     parts = text.split("_")
     return parts[1] if len(parts) == 3 and parts[0] == PREFIX else None
 

@@ -1,9 +1,8 @@
-"""What tenants use: reserved before it is queued, settled once it is there, never twice.
+"""Metering: cost is reserved before a request is queued, and settled once it is done.
 
-A reservation holds a part of the month's budget while a request is under way. Settling turns
-it into rows of the ledger, one a picture; the ledger can hold only one row for a picture, so
-whatever is repeated after a crash is charged once. A request that ends without a picture
-releases what it held.
+A reservation holds part of the month's budget while a request runs. Settling replaces it by ledger
+rows, one per image; the ledger has at most one row per image, so a repetition after a crash is
+charged once. A request that ends without an image releases its reservation.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from serving.tenants.rows import BudgetRow, LedgerRow, ReservationRow, TenantRow
 UsageKind = Literal["picture", "attempt", "storage"]
 UNITS: Mapping[str, str] = {"picture": "gpu_s", "attempt": "gpu_s", "storage": "gb_hours"}
 _HOUR_S = 3600.0
-#: How many of the tenant's own images, or of other tenants' newest ones, one each, the cost of the
-#: next image is estimated from.
+#: Costs are estimated from this many of the tenant's own images, or else from the newest image of
+#: this many other tenants.
 _RECENT, _MOST_TENANTS = 50, 200
-#: Rows of the ledger in which other tenants' newest images are looked for.
+#: The number of newest ledger rows searched for other tenants' images.
 _RECENT_ROWS = 20_000
 _PAGE = 500
 
-#: Settling follows every picture: tables here, and not objects.
+#: Core tables instead of ORM objects, for speed: settling follows every generation.
 _BUDGETS = cast(Table, BudgetRow.__table__)
 _LEDGER = cast(Table, LedgerRow.__table__)
 _RESERVATIONS = cast(Table, ReservationRow.__table__)
@@ -42,7 +41,7 @@ _RESERVATIONS = cast(Table, ReservationRow.__table__)
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A request as the ledger sees it. ``work`` is steps × pixels × images; ``pool`` its GPUs'."""
+    """A request to charge; ``work`` is steps × pixels × images, ``pool`` the GPU pool."""
 
     id: str
     principal: Principal
@@ -52,7 +51,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a charge came to: engine seconds for that many pictures."""
+    """The actual cost of a charge: engine seconds for ``images`` images."""
 
     charge: Charge
     gpu_s: float
@@ -62,8 +61,10 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One row of the ledger. ``quantity`` is in UNITS[kind]: engine seconds of a picture,
-    gigabytes (10⁹ bytes) held for an hour."""
+    """One row of the ledger.
+
+    ``quantity`` is in UNITS[kind]: engine seconds, or gigabytes (10⁹ bytes) stored for an hour.
+    """
 
     id: int
     at_s: float
@@ -77,7 +78,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Of one calendar month in UTC."""
+    """The engine seconds used and reserved in one calendar month, in UTC."""
 
     month: str
     used_gpu_s: float
@@ -97,7 +98,7 @@ class Meter:
         self._now = now
 
     def reserve(self, charge: Charge, expires_s: float) -> None:
-        """Hold what the request will cost, for ``expires_s`` at most.
+        """Reserve the estimated cost of a request, for at most ``expires_s`` seconds.
 
         Raises:
             BudgetExceeded: the month's budget has no room for it.
@@ -109,7 +110,10 @@ class Meter:
             self.reserve_in(session, charge, self._now() + expires_s)
 
     def reserve_in(self, session: Session, charge: Charge, expires_at_s: float | None) -> None:
-        """``reserve`` within a transaction that runs alone for the tenant."""
+        """Like :meth:`reserve`, in a transaction that holds the tenant's lock.
+
+        ``expires_at_s`` is None if the reservation does not expire.
+        """
         principal = charge.principal
         limit = principal.plan.gpu_s_per_month
         if limit is None or session.get(ReservationRow, charge.id) is not None:
@@ -130,8 +134,11 @@ class Meter:
         session.add(row)
 
     def _s_per_work(self, session: Session, tenant_id: str, pool: str) -> float:
-        """The median of the tenant's own images in this pool; of a tenant without any the median
-        over the others' newest. Zero before the first image."""
+        """Return the estimated engine seconds per unit of work in ``pool``.
+
+        The median over the tenant's own images; without any, over the newest images of the other
+        tenants. Zero before the first image.
+        """
         newest = (
             select(LedgerRow.quantity, LedgerRow.details)
             .where(LedgerRow.kind == "picture")
@@ -148,20 +155,20 @@ class Meter:
         return median(rates) if rates else 0.0
 
     def settle(self, spent: Spent) -> None:
-        """The pictures are there. Repeating it changes nothing."""
+        """Charge a finished request and release its reservation. Idempotent."""
         with Session(self._engine) as session, session.begin():
             alone(session, spent.charge.principal.tenant_id)
             self.settle_in(session, spent)
 
     def settle_in(self, session: Session, spent: Spent) -> None:
-        """``settle`` within a transaction that runs alone for the tenant."""
+        """Like :meth:`settle`, in a transaction that holds the tenant's lock."""
         charge = spent.charge
-        held = self.release_in(session, charge.id)
+        reserved_month = self.release_in(session, charge.id)
         first = f"{charge.id}/0"
-        known = select(LedgerRow.id).where(
+        charged = select(LedgerRow.id).where(
             LedgerRow.kind == "picture", LedgerRow.reference == first
         )
-        if session.scalar(known) is not None:
+        if session.scalar(charged) is not None:
             return
         principal = charge.principal
         now = self._now()
@@ -182,17 +189,19 @@ class Meter:
             for index in range(spent.images)
         ]
         session.execute(insert(_LEDGER), images)
-        _add(session, principal.tenant_id, held or month_of(now), used_gpu_s=spent.gpu_s)
+        _add(session, principal.tenant_id, reserved_month or month_of(now), used_gpu_s=spent.gpu_s)
 
     def attempted(
         self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, Any]
     ) -> None:
-        """No image came of it, and the engine worked for it all the same. Repeating it changes
-        nothing; what is reserved stays so."""
+        """Charge the engine time of a request that produced no image. Idempotent.
+
+        The reservation stays.
+        """
         with Session(self._engine) as session, session.begin():
             alone(session, charge.principal.tenant_id)
-            known = (LedgerRow.kind == "attempt", LedgerRow.reference == request_id)
-            if session.scalar(select(LedgerRow.id).where(*known)) is not None:
+            charged = (LedgerRow.kind == "attempt", LedgerRow.reference == request_id)
+            if session.scalar(select(LedgerRow.id).where(*charged)) is not None:
                 return
             principal, now = charge.principal, self._now()
             row = {
@@ -209,7 +218,7 @@ class Meter:
             _add(session, principal.tenant_id, month_of(now), used_gpu_s=engine_s)
 
     def release(self, charge_id: str) -> None:
-        """No picture came of it. Repeating it changes nothing."""
+        """Release the reservation of a request without an image. Idempotent."""
         with Session(self._engine) as session, session.begin():
             row = session.get(ReservationRow, charge_id)
             if row is not None:
@@ -217,30 +226,32 @@ class Meter:
                 self.release_in(session, charge_id)
 
     def release_in(self, session: Session, charge_id: str) -> str | None:
-        """Give back what the charge holds; the month in which it was held, if it was."""
+        """Release the charge's reservation; return its month, or None if there was none."""
         columns = (_RESERVATIONS.c[name] for name in ("tenant_id", "month", "gpu_s"))
         mine = _RESERVATIONS.c.id == charge_id
-        held = session.execute(select(*columns).where(mine)).one_or_none()
-        if held is None:
+        reservation = session.execute(select(*columns).where(mine)).one_or_none()
+        if reservation is None:
             return None
-        tenant_id, month, gpu_s = held
+        tenant_id, month, gpu_s = reservation
         session.execute(delete(_RESERVATIONS).where(mine))
         _add(session, tenant_id, month, reserved_gpu_s=-gpu_s)
         return str(month)
 
     def release_expired(self) -> int:
-        """Reservations of requests that ended with their gateway; how many there were."""
+        """Release expired reservations, left by dead gateways; return how many there were."""
         with Session(self._engine) as session:
-            gone = session.scalars(
+            expired = session.scalars(
                 select(ReservationRow.id).where(ReservationRow.expires_at_s < self._now())
             ).all()
-        for charge_id in gone:
+        for charge_id in expired:
             self.release(charge_id)
-        return len(gone)
+        return len(expired)
 
     def meter_storage(self) -> None:
-        """A row for each tenant that holds something, once in each hour in which this is called:
-        nothing is charged for hours in which the platform stood still."""
+        """Add this hour's ledger row for each tenant with stored bytes, unless it exists.
+
+        Hours in which the platform was down are not charged.
+        """
         hour = int(self._now() // _HOUR_S)
         with Session(self._engine) as session:
             tenants = session.scalars(select(TenantRow.id)).all()
@@ -262,11 +273,11 @@ class Meter:
                 self._add_storage(tenant, reference, stored)
 
     def _add_storage(self, tenant_id: str, reference: str, stored_bytes: int) -> None:
-        """Whichever gateway is first; the others find it there."""
+        """Add the row unless another gateway has added it."""
         with Session(self._engine) as session, session.begin():
             alone(session, tenant_id)
-            known = (LedgerRow.kind == "storage", LedgerRow.reference == reference)
-            if session.scalar(select(LedgerRow.id).where(*known)) is None:
+            charged = (LedgerRow.kind == "storage", LedgerRow.reference == reference)
+            if session.scalar(select(LedgerRow.id).where(*charged)) is None:
                 session.execute(
                     insert(LedgerRow).values(
                         at_s=self._now(), tenant_id=tenant_id, member_id="", key_id="",
@@ -291,14 +302,14 @@ class Meter:
         after: int = 0,
         limit: int = 100,
     ) -> Sequence[Usage]:
-        """Rows of the ledger in their order; ``after`` is the last id of the page before."""
-        wanted = select(LedgerRow).where(
+        """Return up to ``limit`` ledger rows in order, with ids above ``after``."""
+        query = select(LedgerRow).where(
             LedgerRow.tenant_id == tenant_id, LedgerRow.id > after, LedgerRow.at_s >= since_s
         )
         if until_s is not None:
-            wanted = wanted.where(LedgerRow.at_s < until_s)
+            query = query.where(LedgerRow.at_s < until_s)
         with Session(self._engine) as session:
-            rows = session.scalars(wanted.order_by(LedgerRow.id).limit(limit))
+            rows = session.scalars(query.order_by(LedgerRow.id).limit(limit))
             return [
                 Usage(
                     r.id, r.at_s, r.kind, r.reference, r.quantity, r.member_id, r.key_id,  # type: ignore[arg-type]
@@ -310,7 +321,7 @@ class Meter:
     def every_usage(
         self, tenant_id: str, since_s: float = 0.0, until_s: float | None = None
     ) -> Iterator[Usage]:
-        """All of them, a page in memory at a time."""
+        """Iterate over all ledger rows of the span, with one page in memory at a time."""
         after = 0
         while page := self.usage(tenant_id, since_s, until_s, after, _PAGE):
             yield from page
@@ -319,33 +330,33 @@ class Meter:
     def totals(
         self, tenant_id: str, since_s: float = 0.0, until_s: float | None = None
     ) -> Mapping[str, float]:
-        """Engine seconds, pictures and gigabyte-hours."""
-        wanted = (
+        """Return the sums of the span: ``pictures``, ``gpu_s`` and ``gb_hours``."""
+        query = (
             select(LedgerRow.kind, func.count(LedgerRow.id), func.sum(LedgerRow.quantity))
             .where(LedgerRow.tenant_id == tenant_id, LedgerRow.at_s >= since_s)
             .group_by(LedgerRow.kind)
         )
         if until_s is not None:
-            wanted = wanted.where(LedgerRow.at_s < until_s)
+            query = query.where(LedgerRow.at_s < until_s)
         with Session(self._engine) as session:
-            found = {kind: (count, total) for kind, count, total in session.execute(wanted)}
-        images, gpu_s = found.get("picture", (0, 0.0))
+            sums = {kind: (count, total) for kind, count, total in session.execute(query)}
+        images, gpu_s = sums.get("picture", (0, 0.0))
         return {
             "pictures": images,
-            "gpu_s": gpu_s + found.get("attempt", (0, 0.0))[1],
-            "gb_hours": found.get("storage", (0, 0.0))[1],
+            "gpu_s": gpu_s + sums.get("attempt", (0, 0.0))[1],
+            "gb_hours": sums.get("storage", (0, 0.0))[1],
         }
 
     def check_integrity(self) -> None:
-        """Each month's books agree with the rows that they sum up. For tests, at rest."""
+        """Assert that budgets equal the sums of their rows. For tests, while nothing runs."""
         with Session(self._engine) as session:
             for row in session.scalars(select(BudgetRow)):
                 mine = (
                     ReservationRow.tenant_id == row.tenant_id,
                     ReservationRow.month == row.month,
                 )
-                held = session.scalar(select(func.sum(ReservationRow.gpu_s)).where(*mine)) or 0.0
-                assert abs(held - row.reserved_gpu_s) < 1e-6, (held, row.reserved_gpu_s)
+                total = session.scalar(select(func.sum(ReservationRow.gpu_s)).where(*mine)) or 0.0
+                assert abs(total - row.reserved_gpu_s) < 1e-6, (total, row.reserved_gpu_s)
             used = select(BudgetRow.tenant_id, func.sum(BudgetRow.used_gpu_s)).group_by(
                 BudgetRow.tenant_id
             )
@@ -354,17 +365,16 @@ class Meter:
 
 
 def _rates(rows: Iterable[Any], pool: str) -> list[float]:
-    """Engine seconds by work, of a pool's rows."""
-    found = ((row.quantity, row.details) for row in rows)
+    """Return the engine seconds per unit of work of each row of ``pool``."""
     return [
-        quantity / details["work"]
-        for quantity, details in found
-        if details.get("work") and details.get("pool", "") == pool
+        row.quantity / row.details["work"]
+        for row in rows
+        if row.details.get("work") and row.details.get("pool", "") == pool
     ]
 
 
 def _add(session: Session, tenant_id: str, month: str, **amounts: float) -> None:
-    """To the columns of a month's budget; none of them goes below zero."""
+    """Add ``amounts`` to the columns of a month's budget; none goes below zero."""
     sums = {name: _BUDGETS.c[name] + amount for name, amount in amounts.items()}
     change = (
         update(_BUDGETS)

@@ -1,8 +1,8 @@
-"""Requests a minute, kept by the database: the same for every gateway.
+"""The rate limit in requests per minute, kept in the database for all gateways.
 
-One number a tenant, the time at which its quota will be whole again (the generic cell rate
-algorithm, ITU-T I.371): a request moves it on by a request's share of the minute, and is
-refused when that is more than a minute away.
+The generic cell rate algorithm (ITU-T I.371): one number per tenant, the time at which its quota
+is full again. Each request moves it forward by its share of the minute, and is refused if that
+puts it more than a minute ahead.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from serving.errors import Refused
 from serving.tenants.rows import RateRow
 
 WINDOW_S = 60.0
-#: What a request that generates nothing takes, of one.
+#: The cost of a request that generates nothing, in requests.
 _CHEAP = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What is left of a tenant's minute."""
+    """The rest of a tenant's quota; it is full again in ``whole_in_s`` seconds."""
 
     limit: int
     remaining: int
     whole_in_s: float
 
     def headers(self) -> dict[str, str]:
-        """As draft-ietf-httpapi-ratelimit-headers-10 writes them."""
+        """Return the response headers of draft-ietf-httpapi-ratelimit-headers-10."""
         return {
             "RateLimit-Policy": f'"requests";q={self.limit};w={WINDOW_S:.0f}',
             "RateLimit": f'"requests";r={self.remaining};t={math.ceil(self.whole_in_s)}',
@@ -42,10 +42,10 @@ class Quota:
 
 
 class RateLimited(Refused):
-    """Raised with the quota, so that the answer can say when to come again."""
+    """The quota is used up; carries it for the response headers."""
 
     def __init__(self, quota: Quota, retry_after_s: float) -> None:
-        reason = f"your plan allows {quota.limit} requests a minute"
+        reason = f"your plan allows {quota.limit} requests per minute"
         super().__init__(429, reason, retry_after_s)
         self.quota = quota
 
@@ -56,27 +56,28 @@ class RateLimiter:
         self._now = now
 
     def take(self, principal: Principal) -> Quota | None:
-        """Take a request that generates. None where the plan sets no limit.
+        """Count a request that generates. None if the plan has no limit.
 
         Raises:
-            RateLimited: with the seconds until there is one again.
+            RateLimited: the quota is used up; says when to retry.
         """
         return self._take(principal, principal.queue_id, 1.0, WINDOW_S)
 
     def take_cheap(self, principal: Principal) -> Quota | None:
-        """Take a request that generates nothing. Ten times as many are allowed a minute, and as
-        many at once as the plan has requests a minute. The two rates are independent: a tenant
-        that has used up the first can still read.
+        """Count a request that generates nothing, in a quota of its own.
+
+        Ten times as many are allowed per minute, in bursts of up to the plan's requests per minute.
+        A tenant that has used up its generations can still read.
 
         Raises:
-            RateLimited: with the seconds until there is one again.
+            RateLimited: the quota is used up; says when to retry.
         """
         return self._take(principal, f"{principal.queue_id}/cheap", _CHEAP, _CHEAP * WINDOW_S)
 
     def _take(
         self, principal: Principal, bucket: str, share: float, burst_s: float
     ) -> Quota | None:
-        """``share`` of a request; those that come at once may take ``burst_s`` of the window."""
+        """Count ``share`` of a request; a burst may use ``burst_s`` seconds of the window."""
         limit = principal.plan.requests_per_min
         if limit is None:
             return None
@@ -88,7 +89,7 @@ class RateLimiter:
             if row is None:
                 row = RateRow(tenant_id=bucket, whole_at_s=now)
                 session.add(row)
-            # A clock that was set back must not shut a tenant out for longer than a window.
+            # If the clock was set back, a tenant is not locked out for longer than a window.
             ahead_s = min(max(row.whole_at_s - now, 0.0), burst_s)
             if ahead_s + share_s > burst_s + 1e-6:
                 retry_after_s = ahead_s + share_s - burst_s

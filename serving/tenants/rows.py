@@ -1,4 +1,4 @@
-"""The tables of tenants: who they are, what they may use, what they used, what was done."""
+"""The database tables of tenants: plans, members, keys, rates, usage and audit log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from assets.sql.base import Base
 
-#: SQLite counts up only what it calls INTEGER.
+#: SQLite auto-increments only columns of type INTEGER.
 _COUNTER = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -30,12 +30,12 @@ class TenantRow(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
-    #: Its own share in the queue, times its plan's.
+    #: Its own share in the queue, multiplied by its plan's.
     weight: Mapped[float]
     created_at_s: Mapped[float]
-    #: None is the plan without limits.
+    #: None for the plan without limits.
     plan: Mapped[str | None] = mapped_column(ForeignKey("plans.name"))
-    #: The pool of GPUs that it draws on; None for the platform's first.
+    #: The default GPU pool; None for the platform's first.
     gpu: Mapped[str | None]
 
 
@@ -62,12 +62,12 @@ class ApiKeyRow(Base):
     revoked_at_s: Mapped[float | None]
     role: Mapped[str]
     expires_at_s: Mapped[float | None]
-    #: None for a key of the organisation itself.
+    #: None for a key of the organisation, not of a member.
     member_id: Mapped[str | None] = mapped_column(ForeignKey("members.id"))
 
 
 class RateRow(Base):
-    """When the tenant's quota will be whole again, were nothing more asked for."""
+    """The time at which a quota is full again if no more requests come."""
 
     __tablename__ = "rates"
 
@@ -76,8 +76,10 @@ class RateRow(Base):
 
 
 class BudgetRow(Base):
-    """Of a tenant in a month: ``used_gpu_s`` is the sum of its ledger's pictures,
-    ``reserved_gpu_s`` that of its reservations."""
+    """The engine seconds of a tenant in a month.
+
+    ``used_gpu_s`` is the sum of its ledger rows, ``reserved_gpu_s`` that of its reservations.
+    """
 
     __tablename__ = "budgets"
 
@@ -88,7 +90,7 @@ class BudgetRow(Base):
 
 
 class ReservationRow(Base):
-    """What a request that is under way may cost. Ends with the request, or by itself."""
+    """The estimated cost of a running request. Ends with the request, or expires."""
 
     __tablename__ = "reservations"
 
@@ -96,12 +98,12 @@ class ReservationRow(Base):
     tenant_id: Mapped[str]
     month: Mapped[str]
     gpu_s: Mapped[float]
-    #: None while a job answers for it.
+    #: None for a job: the job releases it.
     expires_at_s: Mapped[float | None] = mapped_column(index=True)
 
 
 class LedgerRow(Base):
-    """Append-only, as the database itself sees to."""
+    """The usage ledger; append-only, enforced by database triggers."""
 
     __tablename__ = "ledger"
     __table_args__ = (
@@ -115,14 +117,14 @@ class LedgerRow(Base):
     member_id: Mapped[str]
     key_id: Mapped[str]
     kind: Mapped[str]
-    #: What it is for; a second row for the same is impossible.
+    #: The charged object; unique per ``kind``, so nothing is charged twice.
     reference: Mapped[str]
     quantity: Mapped[float]
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 class AuditRow(Base):
-    """Append-only, as the database itself sees to."""
+    """The audit log; append-only, enforced by database triggers."""
 
     __tablename__ = "audit"
     __table_args__ = (Index("audit_tenant", "tenant_id", "id"),)

@@ -1,1 +1,1 @@
-"""Other services' APIs, each in a package of its own: what they send and expect on the wire."""
+"""Wire formats of other services' APIs, one package each."""

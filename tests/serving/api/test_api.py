@@ -1,4 +1,4 @@
-"""The door, over a real server: shapes, errors, uploads, jobs, the simple door."""
+"""The API of a real server: formats, errors, uploads, jobs and the native route."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def image(answer: dict[str, Any], index: int = 0) -> bytes:
     return base64.b64decode(answer["images"][index]["image_b64"])
 
 
-def test_generation_answers_in_octoais_shape(http: httpx.Client) -> None:
+def test_generation_response_has_octoais_format(http: httpx.Client) -> None:
     response = http.post("/generate/sdxl", json={**PROMPT, "num_images": 2})
     assert response.status_code == 200
     body = response.json()
@@ -66,14 +66,14 @@ def test_generation_answers_in_octoais_shape(http: httpx.Client) -> None:
     assert (first.format, first.size) == ("PNG", (128, 128))
 
 
-def test_defaults_nulls_and_an_older_clients_extra(http: httpx.Client) -> None:
+def test_nulls_and_extra_fields_of_older_clients_are_accepted(http: httpx.Client) -> None:
     request = {**PROMPT, "loras": None, "steps": 1, "width": None, "cfg_scale": None}
     request |= {"image_encoding": None, "enable_safety": True, "use_refiner": True}
     body = http.post("/generate/sdxl", json=request).json()
     assert Image.open(io.BytesIO(image(body))).format == "JPEG"
 
 
-def test_wire_sizes_are_scaled_and_said_so(http: httpx.Client) -> None:
+def test_api_sizes_are_scaled_and_reported(http: httpx.Client) -> None:
     request = {**PROMPT, "width": 1344, "height": 768}
     body = http.post("/generate/sdxl", json=request).json()
     assert Image.open(io.BytesIO(image(body))).size == (168, 96)
@@ -100,7 +100,7 @@ def test_wire_sizes_are_scaled_and_said_so(http: httpx.Client) -> None:
         ({"textual_inversions": {"style": "x"}}, "textual_inversions"),
     ],
 )
-def test_bad_fields_are_422_with_a_list(
+def test_invalid_fields_get_422_with_details(
     http: httpx.Client, lora: dict[str, Any], change: dict[str, Any], loc: str
 ) -> None:
     response = http.post("/generate/sdxl", json={**PROMPT, **change})
@@ -112,7 +112,7 @@ def test_bad_fields_are_422_with_a_list(
     assert any(loc in map(str, item["loc"]) for item in body["detail"]), body
 
 
-def test_keys(platform: Running) -> None:
+def test_missing_or_invalid_keys_get_401(platform: Running) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}):
         response = httpx.post(f"{platform.url}/generate/sdxl", json=PROMPT, headers=headers)
         assert response.status_code == 401
@@ -120,8 +120,8 @@ def test_keys(platform: Running) -> None:
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_a_reader_looks_and_spends_nothing(platform: Running, lora: dict[str, Any]) -> None:
-    """403 whatever it names, its tenant's assets, others' or none."""
+def test_a_reader_may_only_read(platform: Running, lora: dict[str, Any]) -> None:
+    """A reader gets 403 for any write, whether or not the asset exists."""
     key = platform.directory.keyring.add_key("acme", "screen", "reader").text
     with httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}) as http:
         assert http.get(f"/v1/assets/{lora['id']}").status_code == 200
@@ -140,13 +140,13 @@ def test_a_reader_looks_and_spends_nothing(platform: Running, lora: dict[str, An
             assert answer.json()["code"] == "forbidden"
 
 
-def test_unknown_routes_and_methods_have_the_same_shape(http: httpx.Client) -> None:
+def test_unknown_routes_and_methods_have_the_error_format(http: httpx.Client) -> None:
     for response in (http.get("/nowhere"), http.delete("/generate/sdxl")):
         assert response.status_code in (404, 405)
         assert set(response.json()) == {"code", "message", "request_id"}
 
 
-def test_lora_by_id_and_by_name_is_the_same_picture(
+def test_lora_by_id_and_by_name_gives_the_same_image(
     http: httpx.Client, lora: dict[str, Any]
 ) -> None:
     base = image(http.post("/generate/sdxl", json=PROMPT).json())
@@ -165,7 +165,9 @@ def test_lora_by_id_and_by_name_is_the_same_picture(
     assert image(http.post("/generate/sdxl", json=PROMPT).json()) == base
 
 
-def test_an_assets_body_is_what_clients_parse(http: httpx.Client, lora: dict[str, Any]) -> None:
+def test_asset_json_has_the_fields_that_clients_require(
+    http: httpx.Client, lora: dict[str, Any]
+) -> None:
     body = http.get("/v1/assets/style").json()
     asset = body["asset"]
     required = ("id", "asset_type", "name", "description", "size_bytes", "status")
@@ -180,8 +182,8 @@ def test_an_assets_body_is_what_clients_parse(http: httpx.Client, lora: dict[str
     assert len(downloaded.content) > 10_000
 
 
-def test_the_public_library_is_there_from_the_start(http: httpx.Client) -> None:
-    """Everybody's, with words, a description and a picture, under the name that old clients say."""
+def test_the_public_library_is_preinstalled(http: httpx.Client) -> None:
+    """Public assets have trigger words, a description and a preview; "octoai" is an alias."""
     query = {"is_public": True, "owner": "octoai"}
     public = {asset["name"]: asset for asset in http.get("/v1/assets", params=query).json()["data"]}
     assert public.keys() == {"base", *(entry.name for entry in CATALOGUE)}
@@ -198,7 +200,7 @@ def test_the_public_library_is_there_from_the_start(http: httpx.Client) -> None:
     assert http.delete("/v1/assets/commons:outline").status_code == 404
 
 
-def test_an_owner_changes_what_people_read_and_finds_it(
+def test_an_owner_updates_searches_deletes_and_restores(
     http: httpx.Client, platform: Running, lora: dict[str, Any], sample_files: dict[str, Path]
 ) -> None:
     client = platform.client()
@@ -220,25 +222,25 @@ def test_an_owner_changes_what_people_read_and_finds_it(
         ({"tag": ["night", "city"]}, 0),
     ):
         assert http.get("/v1/assets", params=query).json()["total"] == expected, query
-    stranger = {"Authorization": f"Bearer {platform.key('stranger')}"}
-    for refused, status, body in (
-        (stranger, 404, {"name": "mine"}),
+    outsider = {"Authorization": f"Bearer {platform.key('outsider')}"}
+    for headers, status, body in (
+        (outsider, 404, {"name": "mine"}),
         ({}, 422, {"name": "no/slash"}),
         ({}, 422, {"is_public": True}),
         ({}, 422, {"tags": ["two words"]}),
         ({}, 422, {"name": "style"}),
     ):
         url = f"/v1/assets/{asset['id']}"
-        assert http.patch(url, json=body, headers=refused).status_code == status, body
+        assert http.patch(url, json=body, headers=headers).status_code == status, body
     recipe = {**PROMPT, "loras": {asset["id"]: 1.0}}
     before = image(http.post("/generate/sdxl", json=recipe).json())
 
     client.call("DELETE", f"/v1/assets/{asset['id']}")
     assert http.post("/generate/sdxl", json=recipe).status_code == 404
-    back = f"/v1/assets/{asset['id']}/restore"
-    assert http.post(back, headers=stranger).status_code == 404
-    assert http.post(back).json()["asset"]["name"] == "Glow_100"
-    assert http.post(back).status_code == 404
+    restore_url = f"/v1/assets/{asset['id']}/restore"
+    assert http.post(restore_url, headers=outsider).status_code == 404
+    assert http.post(restore_url).json()["asset"]["name"] == "Glow_100"
+    assert http.post(restore_url).status_code == 404
     assert image(http.post("/generate/sdxl", json=recipe).json()) == before
     client.call("DELETE", f"/v1/assets/{asset['id']}")
 
@@ -260,18 +262,20 @@ def test_listing_filters(http: httpx.Client, lora: dict[str, Any]) -> None:
     assert http.get("/v1/assets", params={"limit": 0}).status_code == 422
 
 
-def test_foreign_and_unknown_are_one_404(platform: Running, lora: dict[str, Any]) -> None:
-    stranger = {"Authorization": f"Bearer {platform.key('stranger')}"}
+def test_foreign_and_unknown_assets_get_the_same_404(
+    platform: Running, lora: dict[str, Any]
+) -> None:
+    outsider = {"Authorization": f"Bearer {platform.key('outsider')}"}
     unknown = lora["id"][:-6] + "000000"
     answers = []
     for reference in (lora["id"], unknown, "acme:style", "nobody:style"):
         for call in (
-            lambda r: httpx.get(f"{platform.url}/v1/assets/{r}", headers=stranger),
-            lambda r: httpx.delete(f"{platform.url}/v1/assets/{r}", headers=stranger),
+            lambda r: httpx.get(f"{platform.url}/v1/assets/{r}", headers=outsider),
+            lambda r: httpx.delete(f"{platform.url}/v1/assets/{r}", headers=outsider),
             lambda r: httpx.post(
                 f"{platform.url}/generate/sdxl",
                 json={**PROMPT, "loras": {r: 1.0}},
-                headers=stranger,
+                headers=outsider,
             ),
         ):
             response = call(reference)
@@ -281,7 +285,7 @@ def test_foreign_and_unknown_are_one_404(platform: Running, lora: dict[str, Any]
     assert len(set(answers)) == 1
 
 
-def test_upload_rejection_says_why(platform: Running, tmp_path: Path) -> None:
+def test_a_rejected_upload_states_the_reason(platform: Running, tmp_path: Path) -> None:
     client = platform.client()
     junk = tmp_path / "junk.safetensors"
     junk.write_bytes(b"\x80\x02 pickled")
@@ -294,10 +298,10 @@ def test_upload_rejection_says_why(platform: Running, tmp_path: Path) -> None:
     assert "safetensors" in asset["status_details"]
 
 
-def test_a_picture_that_is_not_finite_names_the_asset(
+def test_a_non_finite_image_names_the_asset(
     platform: Running, http: httpx.Client, schema: Any, tmp_path: Path
 ) -> None:
-    """By the name under which the request knew it; the next request draws as before."""
+    """The error has the name that the request used; the next request is unaffected."""
     before = image(http.post("/generate/sdxl", json=PROMPT).json())
     client = platform.client()
     path = write_wild_lora(tmp_path / "wild.safetensors", schema)
@@ -336,27 +340,27 @@ def test_upload_rules(http: httpx.Client, platform: Running) -> None:
 
 
 def test_only_the_owner_may_put_bytes(platform: Running, sample_files: dict[str, Path]) -> None:
-    owner, stranger = platform.client("acme"), platform.client("stranger")
+    owner, outsider = platform.client("acme"), platform.client("outsider")
     body = {"asset_type": "lora", "name": "shown", "is_public": True}
     created = owner.call("POST", "/v1/assets", json=body)
     asset_id = created["asset"]["id"]
-    listed = stranger.call("GET", "/v1/assets", params={"is_public": "true"})["data"]
+    listed = outsider.call("GET", "/v1/assets", params={"is_public": "true"})["data"]
     assert asset_id not in {asset["id"] for asset in listed}
     with pytest.raises(ApiFailure, match="404"):
-        stranger.asset(asset_id)
+        outsider.asset(asset_id)
     data = sample_files["lora_cross"].read_bytes()
     httpx.put(created["transfer_api"]["put_url"], content=data)
     owner.call("POST", f"/v1/assets/{asset_id}/complete-upload", json={})
     owner.await_ready(asset_id)
-    seen = stranger.call("GET", "/v1/assets/acme:shown")
+    seen = outsider.call("GET", "/v1/assets/acme:shown")
     assert seen["transfer_api"]["put_url"] == ""
-    assert stranger.generate({**PROMPT, "loras": {"acme:shown": 1.0}})["images"]
+    assert outsider.generate({**PROMPT, "loras": {"acme:shown": 1.0}})["images"]
     with pytest.raises(ApiFailure, match="404"):
-        stranger.call("DELETE", f"/v1/assets/{asset_id}")
+        outsider.call("DELETE", f"/v1/assets/{asset_id}")
 
 
 @pytest.mark.parametrize("data", [{"trigger_words": 5}, {"trigger_words": ["\ud800"]}, []])
-def test_odd_data_is_422(platform: Running, data: Any) -> None:
+def test_invalid_data_gets_422(platform: Running, data: Any) -> None:
     import json
 
     content = json.dumps({"asset_type": "lora", "name": "odd", "data": data})
@@ -365,7 +369,7 @@ def test_odd_data_is_422(platform: Running, data: Any) -> None:
     assert response.status_code == 422
 
 
-def test_a_body_that_is_too_large_is_413(http: httpx.Client) -> None:
+def test_a_body_that_is_too_large_gets_413(http: httpx.Client) -> None:
     def endless() -> Iterator[bytes]:
         yield b'{"prompt": "'
         for _ in range(17):
@@ -378,7 +382,7 @@ def test_a_body_that_is_too_large_is_413(http: httpx.Client) -> None:
         assert response.json()["code"] == "too_large"
 
 
-def test_later(http: httpx.Client, platform: Running) -> None:
+def test_asynchronous_generation(http: httpx.Client, platform: Running) -> None:
     now = http.post("/generate/sdxl", json=PROMPT).json()
     accepted = http.post("/generate/sdxl", json=PROMPT, headers={"X-OctoAI-Async": "1"}).json()
     assert set(accepted) == {"response_id", "poll_url"}
@@ -396,10 +400,10 @@ def test_later(http: httpx.Client, platform: Running) -> None:
     assert httpx.get(f"{platform.url}/v1/jobs/job_unknown").status_code == 404
 
 
-def test_a_hundred_requests_with_one_idempotency_key_draw_one_picture(
+def test_a_hundred_requests_with_one_idempotency_key_generate_one_image(
     http: httpx.Client, platform: Running
 ) -> None:
-    """Seeds by lot, so that a second drawing would show; the job is one row of the database."""
+    """The seeds are random, so a second generation would differ; there is one job row."""
     headers = {"Idempotency-Key": "the only one"}
     body = {"prompt": PROMPT["prompt"], "steps": 2}
 
@@ -428,15 +432,13 @@ def test_a_hundred_requests_with_one_idempotency_key_draw_one_picture(
     for bad in ("", "x" * 256):
         answer = http.post("/generate/sdxl", json=body, headers={"Idempotency-Key": bad})
         assert answer.status_code == 422
-    stranger = {"Authorization": f"Bearer {platform.key('stranger')}", **headers}
-    own = httpx.post(f"{platform.url}/generate/sdxl", json=body, headers=stranger, timeout=60)
+    outsider = {"Authorization": f"Bearer {platform.key('outsider')}", **headers}
+    own = httpx.post(f"{platform.url}/generate/sdxl", json=body, headers=outsider, timeout=60)
     assert own.json()["request_id"] != first["request_id"]
 
 
-def test_an_idempotent_request_through_the_simplest_door(
-    http: httpx.Client, platform: Running
-) -> None:
-    """A refusal does not use the key up; the same file each time."""
+def test_an_idempotent_request_to_the_native_route(http: httpx.Client, platform: Running) -> None:
+    """A refused request does not use up the key; repeated ones return the same file."""
     headers = {"Idempotency-Key": "simple"}
     missing = {**PROMPT, "loras": {"nothing": 1.0}}
     assert http.post("/generate", json=missing, headers=headers).status_code == 404
@@ -445,7 +447,7 @@ def test_an_idempotent_request_through_the_simplest_door(
     assert httpx.get(answers[0]["public_url"]).status_code == 200
 
 
-def test_the_simplest_door(http: httpx.Client, platform: Running) -> None:
+def test_the_native_route(http: httpx.Client, platform: Running) -> None:
     response = httpx.post(f"{platform.url}/generate", json=PROMPT, timeout=60)
     assert response.status_code == 200
     body = response.json()
@@ -459,7 +461,7 @@ def test_the_simplest_door(http: httpx.Client, platform: Running) -> None:
     assert httpx.get(f"{platform.url}/files/{'a' * 32}.png").status_code == 404
 
 
-def test_a_client_that_goes_away_frees_the_slot(http: httpx.Client, platform: Running) -> None:
+def test_a_disconnected_client_frees_the_slot(http: httpx.Client, platform: Running) -> None:
     with pytest.raises(httpx.ReadTimeout):
         http.post("/generate/sdxl", json={**PROMPT, "steps": 200}, timeout=0.5)
     deadline = time.monotonic() + 60
@@ -499,12 +501,12 @@ def test_command_line(platform: Running, tmp_path: Path, lora: dict[str, Any]) -
     assert failed.exit_code == 1
 
 
-def test_on_s3_the_client_talks_to_the_store(
+def test_on_s3_clients_transfer_with_the_store(
     s3_server: dict[str, Any],
     sample_files: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """The same application over a real S3 server: presigned upload, tiers, results, pictures."""
+    """On a real S3 server: presigned uploads, tiers, results and images."""
     store = {"store_url": f"{s3_server['url']}/platform", "store_options": s3_server["options"]}
     with running(tmp_path, "--in-process", replicas=1, **store) as platform:
         client = platform.client()
@@ -514,24 +516,22 @@ def test_on_s3_the_client_talks_to_the_store(
         asset = client.upload(sample_files["lora_all"], "lora", "style")
         asset = client.await_ready(asset["id"])
         cold = client.generate({**PROMPT, "loras": {"style": 1.0}})
-        found = {a["asset"]: a["found_on"] for a in cold["receipt"]["assets"]}
-        assert found["style"] == "store"
+        found_on = {a["asset"]: a["found_on"] for a in cold["receipt"]["assets"]}
+        assert found_on["style"] == "store"
         simple = client.call("POST", "/generate", json={**PROMPT, "loras": {"style": 1.0}})
         assert simple["public_url"].startswith(s3_server["options"]["endpoint_url"])
         assert httpx.get(simple["public_url"]).content == image(cold)
 
 
 @pytest.mark.parametrize(("method", "path"), [("DELETE", "/healthz"), ("TRACE", "/v1/usage")])
-def test_a_method_that_is_not_allowed_says_which_are(
-    http: httpx.Client, method: str, path: str
-) -> None:
+def test_405_lists_the_allowed_methods(http: httpx.Client, method: str, path: str) -> None:
     answer = http.request(method, path)
     assert answer.status_code == 405
     assert "GET" in answer.headers["allow"]
     assert answer.json()["code"] == "method_not_allowed"
 
 
-def test_json_that_cannot_be_read_has_a_code_of_its_own(http: httpx.Client) -> None:
+def test_unparseable_json_has_its_own_error_code(http: httpx.Client) -> None:
     headers = {"Content-Type": "application/json"}
     answer = http.post("/generate/sdxl", content="[" * 100_000, headers=headers)
     assert answer.status_code in (400, 422)
@@ -539,7 +539,7 @@ def test_json_that_cannot_be_read_has_a_code_of_its_own(http: httpx.Client) -> N
 
 
 @pytest.mark.parametrize("overlap_s", ["Infinity", "NaN", "-1", "1e300"])
-def test_an_overlap_of_keys_has_an_end(http: httpx.Client, overlap_s: str) -> None:
+def test_a_rotation_overlap_must_be_finite(http: httpx.Client, overlap_s: str) -> None:
     made = http.post("/v1/keys", json={"label": "short"}).json()
     headers = {"Content-Type": "application/json"}
     url, body = f"/v1/keys/{made['id']}/rotate", f'{{"overlap_s": {overlap_s}}}'

@@ -1,5 +1,7 @@
-"""The matrix of docs/authorisation.md over a real server: what may not be done is the very
-answer that an asset gets which does not exist."""
+"""The matrix of docs/authorisation.md on a real server.
+
+A forbidden action gets exactly the response for an asset that does not exist.
+"""
 
 from __future__ import annotations
 
@@ -25,36 +27,36 @@ UNKNOWN = "asset_01hzzzzzzzzzzzzzzzzzzzzzzz"
 
 
 @dataclass
-class House:
-    doors: dict[str, httpx.Client]  # by role, of one member of "us"
-    assets: dict[str, str]  # id, by what the matrix calls it
+class Matrix:
+    clients: dict[str, httpx.Client]  # by role; of one member of "us", and anonymous
+    assets: dict[str, str]  # id, by its row in the matrix
 
 
 @pytest.fixture(scope="module")
-def house(
+def matrix(
     tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path]
-) -> Iterator[House]:
-    """Every asset of the matrix as a real one, seen by a member of "us" with a key of each role."""
+) -> Iterator[Matrix]:
+    """A real asset for each row of the matrix, and a client for each role."""
     file = sample_files["inversion"]
-    place = tmp_path_factory.mktemp("matrix")
+    folder = tmp_path_factory.mktemp("matrix")
     with ExitStack() as stack:
-        server = stack.enter_context(running(place, "--in-process", replicas=1, open_tenant="us"))
+        server = stack.enter_context(running(folder, "--in-process", replicas=1, open_tenant="us"))
         directory = server.directory
         for tenant in ("us", "them"):
             directory.add_tenant(tenant)
         for name in ("ann", "bob"):
             directory.add_member("us", name, "owner")
 
-        def door(tenant: str, role: str = "owner", member: str | None = None) -> httpx.Client:
+        def client_of(tenant: str, role: str = "owner", member: str | None = None) -> httpx.Client:
             key = directory.keyring.add_key(tenant, "", role, member=member).text
             headers = {"Authorization": f"Bearer {key}"}
             client = httpx.Client(base_url=server.url, headers=headers, timeout=60)
             return stack.enter_context(client)
 
-        doors = {role: door("us", role, "ann") for role in KEY_ROLES}
+        clients = {role: client_of("us", role, "ann") for role in KEY_ROLES}
         anonymous = httpx.Client(base_url=server.url, timeout=60)
-        doors["anonymous"] = stack.enter_context(anonymous)
-        bob, them = door("us", member="bob"), door("them")
+        clients["anonymous"] = stack.enter_context(anonymous)
+        bob, them = client_of("us", member="bob"), client_of("them")
 
         def make(http: httpx.Client, *, upload: bool = True, **fields: Any) -> str:
             new = {"asset_type": "textual_inversion", "name": "a" + secrets.token_hex(4), **fields}
@@ -67,25 +69,25 @@ def house(
                 await_ready(http, asset_id)
             return asset_id
 
-        them_waiting = make(them, upload=False, visibility="public")
+        not_uploaded = make(them, upload=False, visibility="public")
         assets = {
-            "own, private": make(doors["owner"]),
-            "own, public": make(doors["owner"], visibility="public"),
-            "own, uploading": make(doors["owner"], upload=False),
+            "own, private": make(clients["owner"]),
+            "own, public": make(clients["owner"], visibility="public"),
+            "own, uploading": make(clients["owner"], upload=False),
             "organisation's": make(bob, visibility="organisation"),
             "a colleague's, private": make(bob),
-            "own, deleted": make(doors["owner"]),
+            "own, deleted": make(clients["owner"]),
             "others', shared with us": make(them, shared_with=["us", "you"]),
             "others', shared with others": make(them, shared_with=["you"]),
             "others', public": make(them, is_public=True),
-            "others', public, not ready": them_waiting,
+            "others', public, not ready": not_uploaded,
             "others', public, deleted": make(them, visibility="public"),
             "others', organisation's": make(them, visibility="organisation"),
             "others', private": make(them),
         }
-        assert doors["owner"].delete(f"/v1/assets/{assets['own, deleted']}").is_success
+        assert clients["owner"].delete(f"/v1/assets/{assets['own, deleted']}").is_success
         assert them.delete(f"/v1/assets/{assets[PUBLIC_DELETED]}").is_success
-        yield House(doors, assets)
+        yield Matrix(clients, assets)
 
 
 def await_ready(http: httpx.Client, asset_id: str) -> None:
@@ -114,7 +116,7 @@ def ask(http: httpx.Client, verb: str, ref: str) -> httpx.Response:
 
 
 def done(verb: str, answer: httpx.Response) -> bool:
-    """Of a read, whether it shows what the verb is about."""
+    """Whether the action succeeded; for a read, whether the response shows the verb's subject."""
     if not answer.is_success:
         return False
     if verb == "inspect":
@@ -129,20 +131,20 @@ VERBS = ("read", "inspect", "download", "use", "update", "share", "delete", "res
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("what", ALLOWED)
-def test_matrix(house: House, what: str, role: str) -> None:
-    http, asset_id = house.doors[role], house.assets[what]
+def test_matrix(matrix: Matrix, what: str, role: str) -> None:
+    http, asset_id = matrix.clients[role], matrix.assets[what]
     allowed = ALLOWED[what][ROLES.index(role)]
     is_uploading = what == "own, uploading"
     for verb in VERBS:
         if is_uploading and verb in ("use", "download"):
-            continue  # which it may, but there is nothing yet
+            continue  # allowed, but there is no content yet
         answer = ask(http, verb, asset_id)
         assert done(verb, answer) == (verb in allowed), (verb, answer.text)
         if verb == "share" and answer.is_error and "update" in allowed:
-            assert answer.status_code == 403  # its own asset, not its role's to say
+            assert answer.status_code == 403  # its own asset, but its role may not share
         elif answer.is_error:
             unknown = ask(http, verb, UNKNOWN)
-            assert _bare(answer, asset_id) == _bare(unknown, UNKNOWN), verb
+            assert _normalised(answer, asset_id) == _normalised(unknown, UNKNOWN), verb
         elif verb == "delete":
             assert ask(http, "restore", asset_id).is_success != is_uploading
         elif verb == "restore":
@@ -153,19 +155,19 @@ def test_matrix(house: House, what: str, role: str) -> None:
             assert http.patch(f"/v1/assets/{asset_id}", json=back).is_success
 
 
-def _bare(answer: httpx.Response, ref: str) -> tuple[int, str, set[str]]:
-    """Status, the bytes without what the asker itself said and the request's own id, and which
-    headers there are."""
+def _normalised(answer: httpx.Response, ref: str) -> tuple[int, str, set[str]]:
+    """Return the status, the body without the reference and the request id, and the header
+    names."""
     text = re.sub(r'"request_id":"[^"]*"', "", answer.text.replace(ref, "?"))
     return answer.status_code, text, set(answer.headers)
 
 
-def test_listings_show_what_may_be_read(house: House) -> None:
-    ids = set(house.assets.values())
+def test_listings_contain_only_readable_assets(matrix: Matrix) -> None:
+    ids = set(matrix.assets.values())
 
     def listed(role: str, **query: Any) -> set[str]:
-        found = house.doors[role].get("/v1/assets", params=query).json()["data"]
-        return {what for what, i in house.assets.items() if i in {a["id"] for a in found} & ids}
+        page = matrix.clients[role].get("/v1/assets", params=query).json()["data"]
+        return {what for what, i in matrix.assets.items() if i in {a["id"] for a in page} & ids}
 
     own = {"own, private", "own, public", "organisation's"}
     for role in ("reader", "member"):
@@ -177,11 +179,11 @@ def test_listings_show_what_may_be_read(house: House) -> None:
         assert listed(role, asset_ids=",".join(ids)) == listed(role)
 
 
-def test_a_member_makes_nothing_that_leaves_its_organisation(house: House) -> None:
+def test_a_member_cannot_publish_or_share(matrix: Matrix) -> None:
     for fields in ({"is_public": True}, {"visibility": "public"}, {"shared_with": ["you"]}):
         new = {"asset_type": "lora", "name": "leaving", **fields}
-        assert house.doors["member"].post("/v1/assets", json=new).status_code == 403
-        assert house.doors["reader"].post("/v1/assets", json=new).status_code == 403
+        assert matrix.clients["member"].post("/v1/assets", json=new).status_code == 403
+        assert matrix.clients["reader"].post("/v1/assets", json=new).status_code == 403
     for fields in ({"visibility": "shared"}, {"visibility": "friends"}, {"shared_with": ["No!"]}):
         new = {"asset_type": "lora", "name": "odd", **fields}
-        assert house.doors["owner"].post("/v1/assets", json=new).status_code == 422
+        assert matrix.clients["owner"].post("/v1/assets", json=new).status_code == 422

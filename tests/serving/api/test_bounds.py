@@ -1,4 +1,4 @@
-"""What strangers and tenants may send to any route: who is asked first, how much, and of what."""
+"""Limits of all routes: authentication first, then the size and content of requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving.api.limits import MAX_BODY_BYTES, MAX_JSON_BYTES
 from tests.api_app import Api, serving_api
 from tests.api_routes import Operation, operations
 
-#: Every route that no key is asked for, on purpose.
+#: All routes that need no key, by design.
 OPEN = {
     "GET /healthz", "GET /health", "GET /healthcheck", "GET /readyz", "GET /metrics",
     "GET /v1/status", "GET /v1/pools", "GET /v1/pools/{name}",
@@ -38,13 +38,13 @@ async def api(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
         yield served
 
 
-async def test_every_route_asks_for_a_key_but_those_that_are_named(api: Api) -> None:
-    found = set()
+async def test_every_route_but_the_listed_ones_needs_a_key(api: Api) -> None:
+    keyless = set()
     for route in routes(api):
         if not isinstance(route, KeyedRoute):
-            found |= {f"{method} {route.path_format}" for method in route.methods}
-    unserved = {name for name in found if _is_unserved(api, name)}
-    assert found - unserved == OPEN
+            keyless |= {f"{method} {route.path_format}" for method in route.methods}
+    unsupported = {name for name in keyless if _is_unsupported(api, name)}
+    assert keyless - unsupported == OPEN
 
 
 def routes(api: Api) -> Iterator[APIRoute]:
@@ -53,7 +53,7 @@ def routes(api: Api) -> Iterator[APIRoute]:
         yield from (r for r in (router.routes if router else ()) if isinstance(r, APIRoute))
 
 
-def _is_unserved(api: Api, name: str) -> bool:
+def _is_unsupported(api: Api, name: str) -> bool:
     method, _, path = name.partition(" ")
     return any(
         "not served" in route.tags
@@ -62,8 +62,8 @@ def _is_unserved(api: Api, name: str) -> bool:
     )
 
 
-async def test_the_key_is_asked_for_before_the_body_is_read(api: Api) -> None:
-    asked = 0
+async def test_authentication_precedes_reading_the_body(api: Api) -> None:
+    count = 0
     for operation in operations(api.app):
         if f"{operation.method} {operation.path}" in OPEN:
             continue
@@ -80,8 +80,8 @@ async def test_the_key_is_asked_for_before_the_body_is_read(api: Api) -> None:
             assert answer.status_code == 401, operation
             assert answer.headers["www-authenticate"] == "Bearer"
             assert not read, operation
-        asked += 1
-    assert asked > 20
+        count += 1
+    assert count > 20
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ async def test_the_key_is_asked_for_before_the_body_is_read(api: Api) -> None:
     ],
     ids=lambda body: f"{body[:24]} {len(body) >> 10} KiB",
 )
-async def test_an_error_is_small_whatever_was_sent(api: Api, body: str) -> None:
+async def test_errors_are_small_for_any_body(api: Api, body: str) -> None:
     headers = {**api.key("acme"), "Content-Type": "application/json"}
     answer = await api.http.post("/generate/sdxl", content=body, headers=headers)
     assert 400 <= answer.status_code < 500
@@ -110,7 +110,7 @@ async def test_an_error_is_small_whatever_was_sent(api: Api, body: str) -> None:
     assert answer.json()["code"] not in ("error", "internal")
 
 
-async def test_a_body_is_bounded_before_it_is_read(api: Api) -> None:
+async def test_body_size_is_limited_before_reading(api: Api) -> None:
     headers = {**api.key("acme"), "Content-Type": "application/json"}
     for size, status in ((MAX_JSON_BYTES + 1, 422), (MAX_BODY_BYTES + 1, 413)):
         headers["Content-Length"] = str(size)
@@ -129,7 +129,7 @@ async def test_a_body_is_bounded_before_it_is_read(api: Api) -> None:
     assert answer.status_code == 413
 
 
-async def test_elements_and_depth_have_limits_of_their_own(api: Api) -> None:
+async def test_elements_and_depth_are_limited(api: Api) -> None:
     headers = api.key("acme")
 
     async def sent(value: Any) -> int:
@@ -146,7 +146,7 @@ async def test_elements_and_depth_have_limits_of_their_own(api: Api) -> None:
     assert (await api.http.post("/generate/sdxl", json=body, headers=headers)).status_code == 422
 
 
-async def test_a_body_of_separators_is_refused_before_it_is_parsed(
+async def test_a_body_of_separators_is_refused_before_parsing(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def parse(*_: Any, **__: Any) -> None:
@@ -200,24 +200,24 @@ def _is_unbounded(schema: dict[str, Any]) -> bool:
         (b'{"prompt":"x","\\ud800":1}', {}, 422),
     ],
 )
-async def test_what_a_body_may_be(
+async def test_content_types_and_json_values(
     api: Api, content: bytes, headers: dict[str, str], status: int
 ) -> None:
-    given = {**api.key("acme"), **headers}
-    answer = await api.http.post("/generate/sdxl", content=content, headers=given)
+    headers = {**api.key("acme"), **headers}
+    answer = await api.http.post("/generate/sdxl", content=content, headers=headers)
     assert answer.status_code == status, answer.text
     if status == 415:
         assert "application/json" in answer.json()["message"] or "gzip" in answer.json()["message"]
 
 
-async def test_an_answer_says_nothing_of_the_value_that_is_at_fault(api: Api) -> None:
+async def test_an_error_does_not_repeat_the_invalid_value(api: Api) -> None:
     body = {"prompt": 7, "negative_prompt": ["a secret heron"], "steps": "a secret heron"}
     answer = await api.http.post("/generate/sdxl", json=body, headers=api.key("acme"))
     assert answer.status_code == 422
     assert "heron" not in answer.text
 
 
-async def test_urls_are_text_that_can_be_stored(api: Api) -> None:
+async def test_urls_contain_storable_text_only(api: Api) -> None:
     headers = api.key("acme")
     for url in ("/v1/assets/a%00b", "/v1/assets?q=%00", "/v1/assets?name=a%00"):
         assert (await api.http.get(url, headers=headers)).status_code == 400
@@ -225,7 +225,7 @@ async def test_urls_are_text_that_can_be_stored(api: Api) -> None:
         assert (await api.http.get(url, headers=headers)).status_code in (200, 404)
 
 
-async def test_no_redirect_to_a_host_that_the_request_named(api: Api) -> None:
+async def test_no_redirect_to_the_host_header(api: Api) -> None:
     headers = {**api.key("acme"), "Host": "evil.example"}
     for path in ("/v1/keys/", "/generate/", "/v1/usage/"):
         answer = await api.http.get(path, headers=headers)
@@ -233,7 +233,7 @@ async def test_no_redirect_to_a_host_that_the_request_named(api: Api) -> None:
         assert "location" not in answer.headers
 
 
-async def test_what_is_not_there_is_404(api: Api) -> None:
+async def test_missing_objects_get_404(api: Api) -> None:
     headers = api.key("acme")
     for method, path in (
         ("DELETE", "/v1/keys/unknown"),
@@ -247,7 +247,7 @@ async def test_what_is_not_there_is_404(api: Api) -> None:
         assert answer.json()["code"] == "not_found"
 
 
-async def test_every_route_spends_and_reading_is_cheap(api: Api) -> None:
+async def test_every_route_is_rate_limited_and_reads_are_cheap(api: Api) -> None:
     api.backends.directory.put_plan(Plan("small", requests_per_min=6))
     headers = api.key("lessee")
     api.backends.directory.set_plan("lessee", "small")
@@ -259,15 +259,19 @@ async def test_every_route_spends_and_reading_is_cheap(api: Api) -> None:
             assert count < 100
         return count
 
-    assert 6 <= await allowed("GET", "/v1/assets") < 12  # at once; ten times as many a minute
+    assert 6 <= await allowed("GET", "/v1/assets") < 12  # a burst of 6; ten times the rate
     other = api.key("other")
     api.backends.directory.set_plan("other", "small")
     headers = other
-    assert 5 <= await allowed("POST", "/generate/sdxl", content=b"[") <= 7  # a bad body spends, too
-    assert (await api.http.get("/v1/assets", headers=headers)).status_code == 200  # may still look
+    assert (
+        5 <= await allowed("POST", "/generate/sdxl", content=b"[") <= 7
+    )  # an invalid body counts, too
+    assert (
+        await api.http.get("/v1/assets", headers=headers)
+    ).status_code == 200  # reads have their own quota
 
 
-async def test_numbers_that_no_database_holds(api: Api) -> None:
+async def test_numbers_outside_64_bits_get_422(api: Api) -> None:
     headers = api.key("acme")
     for path in ("/v1/usage?after=", "/v1/assets?offset=", "/v1/audit?before=", "/v1/usage?limit="):
         for number in (2**63, 10**30, -(2**63) - 1, "9" * 5000):
@@ -276,7 +280,7 @@ async def test_numbers_that_no_database_holds(api: Api) -> None:
             assert len(answer.content) < 2_000
 
 
-async def test_a_search_has_few_words(api: Api) -> None:
+async def test_the_number_of_search_words_is_limited(api: Api) -> None:
     headers = api.key("acme")
 
     async def searched(query: str) -> int:
@@ -284,29 +288,29 @@ async def test_a_search_has_few_words(api: Api) -> None:
 
     assert await searched("q=" + "+".join(f"w{i}" for i in range(8))) == 200
     assert await searched("q=" + "+".join(f"w{i}" for i in range(9))) == 422
-    assert await searched("q=" + "+".join(["a"] * 100)) == 200  # one word
+    assert await searched("q=" + "+".join(["a"] * 100)) == 200  # repeated words count once
     assert await searched("q=a&" + "&".join(f"tag=t{i}" for i in range(8))) == 422
 
 
-async def test_probes_ask_what_is_behind_them_once_a_second(
+async def test_probe_results_are_cached_for_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    calls = []
     pools = api.backend.pools
 
     async def counted() -> Any:
-        asked.append(1)
+        calls.append(1)
         return await pools()
 
     monkeypatch.setattr(api.backend, "pools", counted)
     for _ in range(50):
         assert (await api.http.get("/v1/pools")).status_code == 200
-    assert len(asked) <= 3  # however slow this machine is
+    assert len(calls) <= 3  # a slow machine may take seconds
     for path in ("/readyz", "/metrics", "/v1/status"):
         assert (await api.http.get(path)).status_code in (200, 503)
 
 
-async def test_the_document_says_how_to_ask_and_what_comes_back(api: Api) -> None:
+async def test_the_openapi_document_has_security_errors_and_responses(api: Api) -> None:
     document = (await api.http.get("/openapi.json")).json()
     jsonschema.Draft202012Validator.check_schema(document["components"]["schemas"])
     assert document["components"]["securitySchemes"]
@@ -322,8 +326,8 @@ async def test_the_document_says_how_to_ask_and_what_comes_back(api: Api) -> Non
                 assert "requestBody" in operation, name
 
 
-async def test_operations_cover_bodies_queries_and_paths() -> None:
-    """Of what the other tests walk through."""
-    found = Operation("POST", "/a/{b}", {"b": {"type": "string"}}, {}, None)
-    assert found.url() == "/a/x"
-    assert json.dumps(found.example_body()) == "null"
+async def test_operation_urls_and_bodies() -> None:
+    """The helpers of the other tests."""
+    operation = Operation("POST", "/a/{b}", {"b": {"type": "string"}}, {}, None)
+    assert operation.url() == "/a/x"
+    assert json.dumps(operation.example_body()) == "null"

@@ -1,4 +1,4 @@
-"""Readiness while something hangs, and the end of a gateway that is told to end."""
+"""Readiness while a component hangs, and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from serving.api.context import Context
 from tests.platforms import running
 
 
-async def test_what_hangs_does_not_take_all_threads(
+async def test_hanging_checks_do_not_occupy_all_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked, go = [], threading.Event()
+    calls, release = [], threading.Event()
 
     def hang() -> None:
-        asked.append(1)
-        go.wait(30)
+        calls.append(1)
+        release.wait(30)
 
     async def pools() -> list[dict[str, Any]]:
         return [{"max": 1, "min": 0, "replicas": []}]
 
-    monkeypatch.setattr(health, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(health, "_CHECK_TIMEOUT_S", 0.05)
     monkeypatch.setattr(health, "load_manifest", lambda *_: None)
     context = SimpleNamespace(
         backends=SimpleNamespace(directory=SimpleNamespace(ping=hang), store=None),
@@ -38,34 +38,34 @@ async def test_what_hangs_does_not_take_all_threads(
     )
     try:
         answers = [await health._parts(cast(Context, context)) for _ in range(3)]
-        assert asked == [1]
-        monkeypatch.setattr(health, "_GIVEN_UP_S", 0.0)
+        assert calls == [1]
+        monkeypatch.setattr(health, "_HUNG_AFTER_S", 0.0)
         answers += [await health._parts(cast(Context, context)) for _ in range(4)]
-        assert asked == [1, 1]  # one more in case that only the first hangs, and never a third
+        assert calls == [1, 1]  # one more, in case only the first hangs; never a third
     finally:
-        go.set()
+        release.set()
     assert [answer["status"] for answer in answers] == ["not ready"] * 7
     await asyncio.wait([probe for _, probe in context.probes["database"]])
     assert (await health._parts(cast(Context, context)))["status"] == "ready"
-    assert asked == [1, 1, 1]
+    assert calls == [1, 1, 1]
 
 
-def test_sigterm_lets_what_was_asked_be_answered(tmp_path: Path) -> None:
+def test_sigterm_finishes_running_requests(tmp_path: Path) -> None:
     with running(tmp_path, "--in-process", replicas=1) as platform:
         headers = {"Authorization": f"Bearer {platform.key('acme')}"}
         answers: list[httpx.Response] = []
 
-        def ask() -> None:
+        def generate() -> None:
             body = {"prompt": "a star", "steps": 100, "seed": 1}
             answers.append(
                 httpx.post(f"{platform.url}/generate/sdxl", json=body, headers=headers, timeout=60)
             )
 
-        asking = threading.Thread(target=ask)
-        asking.start()
+        client = threading.Thread(target=generate)
+        client.start()
         while not any(replica["running"] for replica in platform.status()["replicas"]):
-            assert asking.is_alive()
+            assert client.is_alive()
         platform.process.send_signal(signal.SIGTERM)
-        asking.join(timeout=60)
+        client.join(timeout=60)
         assert platform.process.wait(timeout=60) in (0, -signal.SIGTERM)
     assert [answer.status_code for answer in answers] == [200]

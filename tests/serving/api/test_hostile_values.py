@@ -1,5 +1,7 @@
-"""Every field of every route × values that nobody should send: no answer is a 5xx, and whatever
-was stored can be listed afterwards, by every role, on both databases."""
+"""Fuzzing of every field of every route with hostile values, by every role, on both databases.
+
+No response is a 5xx, and everything stored can be listed afterwards.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +38,18 @@ VALUES: list[Any] = [*TEXTS, *NUMBERS, *OTHERS]
 
 
 def nested(schema: dict[str, Any], value: Any) -> list[Any]:
-    """``value`` where the field holds values: as an element, a key, a member."""
-    found = [value, [value]]
+    """Return ``value`` itself, and as an element, a key and a member."""
+    variants = [value, [value]]
     if isinstance(value, str):
-        found.append({value: 1.0})
-    found.append({"a": value})
+        variants.append({value: 1.0})
+    variants.append({"a": value})
     for alternative in schema.get("anyOf", [schema]):
-        found += [{name: value} for name in alternative.get("properties", {})]
-    return found
+        variants += [{name: value} for name in alternative.get("properties", {})]
+    return variants
 
 
 def requests(operation: Operation) -> Iterator[tuple[str, bytes | None]]:
-    """URLs and bodies: one field of each is hostile."""
+    """Yield URLs and bodies, each with one hostile field."""
     example = operation.example_body()
     body = None if example is None else json.dumps(example).encode()
     for name in operation.path_fields:
@@ -61,14 +63,14 @@ def requests(operation: Operation) -> Iterator[tuple[str, bytes | None]]:
                 yield f"{operation.url()}?{name}={quoted(text)}", body
     for name, schema in operation.body_fields().items():
         for value in VALUES:
-            for given in nested(schema, value):
-                yield operation.url(), json.dumps({**example, name: given}).encode()
+            for variant in nested(schema, value):
+                yield operation.url(), json.dumps({**example, name: variant}).encode()
     for value in VALUES:
         yield operation.url(), json.dumps(value).encode()
 
 
 def quoted(text: str) -> str:
-    """Percent-encoded, lone surrogates as UTF-8 would spell them."""
+    """Percent-encode ``text``, with lone surrogates as UTF-8 would encode them."""
     return quote(text.encode(errors="surrogatepass"), safe="")
 
 
@@ -82,38 +84,38 @@ async def api(
 
 
 async def attack(api: Api, share: float) -> Counter[int]:
-    """Send part of all requests, chosen at random; how many answers of each status."""
-    chosen = random.Random(18)
+    """Send a random ``share`` of all requests; return the count of responses by status."""
+    rng = random.Random(18)
     keys = {role: api.key("acme", role) for role in KEY_ROLES}
     tenant = next(t for t in api.backends.directory.tenants() if t.name == "acme")
     asset = ready_asset("acme", "lora", "lora", tenant.id)
-    seen: Counter[int] = Counter()
+    statuses: Counter[int] = Counter()
     api.backends.records.add(asset, new_version=True)
     for operation in operations(api.app):
         for url, body in requests(operation):
-            if chosen.random() >= share:
+            if rng.random() >= share:
                 continue
-            role = chosen.choice(KEY_ROLES)
+            role = rng.choice(KEY_ROLES)
             headers = {**keys[role], "Content-Type": "application/json"}
-            # The key that attacks is needed to the end, and so is the asset.
+            # Do not delete the key in use, or the asset.
             if operation.method == "DELETE" and headers["Authorization"].split("_")[1] in url:
                 continue
             answer = await api.http.request(operation.method, url, content=body, headers=headers)
-            seen[answer.status_code] += 1
+            statuses[answer.status_code] += 1
             what = (operation.method, url[:200], (body or b"")[:200], answer.text[:300])
             assert answer.status_code < 500 or is_expected(operation, answer), what
             assert len(answer.content) < 200_000, what
-            # With dots or slashes in a path another route may have answered.
+            # With dots or slashes in the path, another route may have responded.
             is_own = url.partition("?")[0] == operation.url()
             if answer.status_code == 200 and operation.answer is not None and is_own:
                 jsonschema.validate(answer.json(), operation.answer)
             if answer.is_error and operation.path != "/readyz":
                 assert answer.json()["code"] != "error", what
-    return seen
+    return statuses
 
 
 def is_expected(operation: Operation, answer: httpx.Response) -> bool:
-    """Of a 5xx: no model is imported here, and some of OctoAI's routes are not served."""
+    """Whether a 5xx is expected: no model is imported, and some OctoAI routes are a 501."""
     return operation.path == "/readyz" or answer.json()["code"] == "not_served"
 
 
@@ -121,7 +123,7 @@ LISTS = ["/v1/assets", "/v1/assets?is_public=true", "/v1/assets?shared=true", "/
 LISTS += ["/v1/usage", "/v1/usage.csv", "/v1/audit", "/v1/members", "/v1/keys", "/v1/pools"]
 
 
-async def everything_is_listed(api: Api) -> None:
+async def check_listings(api: Api) -> None:
     owner = api.key("acme")
     for path in LISTS:
         answer = await api.http.get(path, headers=owner)
@@ -133,15 +135,15 @@ async def everything_is_listed(api: Api) -> None:
 
 
 async def test_some_hostile_values(api: Api) -> None:
-    seen = await attack(api, 0.05)
-    assert seen.total() > 800
-    assert seen[200] > 30  # not all of them are refused
-    await everything_is_listed(api)
+    statuses = await attack(api, 0.05)
+    assert statuses.total() > 800
+    assert statuses[200] > 30  # not all of them are refused
+    await check_listings(api)
 
 
 @pytest.mark.slow
 async def test_all_hostile_values(api: Api) -> None:
-    seen = await attack(api, 0.4)
-    print(f"{seen.total()} requests: {dict(sorted(seen.items()))}")
-    assert seen.total() > 10_000
-    await everything_is_listed(api)
+    statuses = await attack(api, 0.4)
+    print(f"{statuses.total()} requests: {dict(sorted(statuses.items()))}")
+    assert statuses.total() > 10_000
+    await check_listings(api)

@@ -1,4 +1,4 @@
-"""Assets that the platform fetches itself, from servers of the test's own on loopback."""
+"""Imports of assets by URL and repository, from a server on loopback."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ ALLOWED = "127.0.0.2"
 
 
 class Origin(BaseHTTPRequestHandler):
-    """Serves what the test has put there: bytes, or a function that answers."""
+    """Serves ``files``: bytes, or a function that responds."""
 
     files: dict[str, bytes | Callable[[BaseHTTPRequestHandler], None]]
 
     def do_GET(self) -> None:
-        given = self.files.get(self.path)
-        if given is None:
+        file = self.files.get(self.path)
+        if file is None:
             self.send_error(404)
-        elif callable(given):
-            given(self)
+        elif callable(file):
+            file(self)
         else:
             self.send_response(200)
-            self.send_header("Content-Length", str(len(given)))
+            self.send_header("Content-Length", str(len(file)))
             self.end_headers()
-            self.wfile.write(given)
+            self.wfile.write(file)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -79,7 +79,9 @@ def create(http: httpx.Client, name: str, **source: str) -> dict[str, Any]:
     return dict(answer.json()["asset"])
 
 
-def ended(http: httpx.Client, asset_id: str, seen: list[str] | None = None) -> dict[str, Any]:
+def await_ingest(
+    http: httpx.Client, asset_id: str, seen: list[str] | None = None
+) -> dict[str, Any]:
     deadline = time.monotonic() + 60
     while True:
         asset = dict(http.get(f"/v1/assets/{asset_id}").json()["asset"])
@@ -91,7 +93,7 @@ def ended(http: httpx.Client, asset_id: str, seen: list[str] | None = None) -> d
         time.sleep(0.05)
 
 
-def test_a_url_is_imported_and_its_progress_seen(
+def test_a_url_import_shows_its_progress(
     http: httpx.Client, origin: Any, sample_files: dict[str, Path]
 ) -> None:
     data = sample_files["inversion_long"].read_bytes()
@@ -110,15 +112,15 @@ def test_a_url_is_imported_and_its_progress_seen(
     created = create(http, "slow", url=url)
     assert created["status"] == "uploaded"
     seen: list[str] = []
-    asset = ended(http, created["id"], seen)
+    asset = await_ingest(http, created["id"], seen)
     assert asset["status"] == "ready", asset
     assert any("%" in details for details in seen), seen
     assert asset["size_bytes"] == len(data)
-    assert asset["url"] == f"{origin.url}/slow.safetensors"  # without what was signed
+    assert asset["url"] == f"{origin.url}/slow.safetensors"  # without the signature
     assert asset["report"]["source_sha256"] == hashlib.sha256(data).hexdigest()
 
 
-def test_a_repository_is_imported_and_its_digest_checked(
+def test_a_repository_import_checks_the_digest(
     http: httpx.Client, origin: Any, sample_files: dict[str, Path]
 ) -> None:
     data = sample_files["inversion"].read_bytes()
@@ -130,21 +132,21 @@ def test_a_repository_is_imported_and_its_digest_checked(
 
     origin.files["/artist/word/resolve/abc/word.safetensors"] = data
     origin.files["/api/models/artist/word?blobs=true"] = listing(digest)
-    asset = ended(http, create(http, "hub", hf_repo="artist/word")["id"])
+    asset = await_ingest(http, create(http, "hub", hf_repo="artist/word")["id"])
     assert (asset["status"], asset["hf_repo"]) == ("ready", "artist/word")
     origin.files["/api/models/artist/word?blobs=true"] = listing("0" * 64)
-    asset = ended(http, create(http, "hub-2", hf_repo="artist/word")["id"])
+    asset = await_ingest(http, create(http, "hub-2", hf_repo="artist/word")["id"])
     assert asset["status"] == "rejected"
     assert "does not have the expected sha256" in asset["status_details"]
     origin.files["/api/models/artist/word?blobs=true"] = json.dumps({"siblings": []}).encode()
-    asset = ended(http, create(http, "hub-3", hf_repo="artist/word")["id"])
+    asset = await_ingest(http, create(http, "hub-3", hf_repo="artist/word")["id"])
     assert "say which file" in asset["status_details"]
 
 
-def test_an_adapters_configuration_comes_with_it(
+def test_a_repository_import_includes_the_adapter_configuration(
     http: httpx.Client, origin: Any, schema: Any, tmp_path: Path
 ) -> None:
-    """PEFT keeps its strength beside the file, and not in it."""
+    """PEFT stores the alpha in adapter_config.json, not in the weights file."""
     module = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     out, inputs = schema.components["unet"][f"{module}.weight"]
     tensors = {
@@ -162,34 +164,34 @@ def test_an_adapters_configuration_comes_with_it(
     created = http.post(
         "/v1/assets", json={"asset_type": "lora", "name": "peft", "hf_repo": "artist/peft"}
     ).json()
-    asset = ended(http, created["asset"]["id"])
+    asset = await_ingest(http, created["asset"]["id"])
     assert (asset["status"], asset["report"]["alpha"]) == ("ready", "configuration")
     origin.files[f"{base}/{names[1]}"] = json.dumps({**config, "lora_bias": True}).encode()
     created = http.post(
         "/v1/assets", json={"asset_type": "lora", "name": "peft-2", "hf_repo": "artist/peft"}
     ).json()
-    asset = ended(http, created["asset"]["id"])
+    asset = await_ingest(http, created["asset"]["id"])
     assert asset["status"] == "rejected"
     assert "lora_bias" in asset["status_details"]
 
 
-def test_what_cannot_be_fetched_is_rejected_with_the_reason(
+def test_a_failed_import_states_the_reason(
     http: httpx.Client, origin: Any, platform: Running
 ) -> None:
-    def inside(handler: BaseHTTPRequestHandler) -> None:
+    def redirect_inside(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(302)
         handler.send_header("Location", f"{platform.url}/v1/status")
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
-    origin.files["/inside"] = inside
+    origin.files["/inside"] = redirect_inside
     origin.files["/page"] = b"<html>not found</html>"
     for name, path, reason in (
         ("inside", "/inside", "not on the public internet"),
         ("missing", "/missing", "answered 404"),
         ("page", "/page", "not a safetensors file"),
     ):
-        asset = ended(http, create(http, name, url=origin.url + path)["id"])
+        asset = await_ingest(http, create(http, name, url=origin.url + path)["id"])
         assert asset["status"] == "rejected"
         assert reason in asset["status_details"]
         assert asset["report"]["reasons"]
@@ -197,7 +199,7 @@ def test_what_cannot_be_fetched_is_rejected_with_the_reason(
     assert not [path for path in folder.glob("**/*") if path.is_file()]
 
 
-def test_bad_sources_are_refused_at_once(http: httpx.Client, origin: Any) -> None:
+def test_invalid_sources_are_refused_immediately(http: httpx.Client, origin: Any) -> None:
     for source in (
         {"url": "file:///etc/passwd"},
         {"url": "http://user:pw@127.0.0.2/"},

@@ -1,4 +1,4 @@
-"""What a tenant does with its library, over a real server: versions, sharing, expiry, deletion."""
+"""A tenant's library on a real server: versions, sharing, expiry, deletion."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def door(platform: Running, tenant: str) -> httpx.Client:
+def client_of(platform: Running, tenant: str) -> httpx.Client:
     headers = {"Authorization": f"Bearer {platform.key(tenant)}"}
     return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
 
 
 @pytest.fixture
 def http(platform: Running) -> Iterator[httpx.Client]:
-    with door(platform, "acme") as client:
+    with client_of(platform, "acme") as client:
         yield client
 
 
 def put(http: httpx.Client, file: Path, name: str, **fields: Any) -> dict[str, Any]:
-    """A ready LoRA."""
+    """Upload a LoRA and wait until it is ready."""
     return put_asset(http, file, "lora", name, **fields)
 
 
@@ -59,7 +59,7 @@ def keys_of(platform: Running, asset_id: str) -> set[str]:
 
 
 def on_disk(platform: Running) -> set[str]:
-    """The content keys in both file tiers."""
+    """Return the content keys in both file tiers."""
     folders = (platform.settings.resolved_disk_dir, platform.settings.resolved_host_dir)
     return {path.name for folder in folders for path in (folder / "objects").iterdir()}
 
@@ -68,36 +68,36 @@ def test_versions_of_a_name(http: httpx.Client, sample_files: dict[str, Path]) -
     first = put(http, sample_files["lora_all"], "look")
     taken = http.post("/v1/assets", json={"asset_type": "lora", "name": "look"})
     assert taken.status_code == 422
-    one = image(generate(http, "look"))
+    image_1 = image(generate(http, "look"))
     second = put(http, sample_files["lora_cross"], "look", new_version=True)
     assert [asset["version"] for asset in (first, second)] == [1, 2]
-    two = image(generate(http, "look"))
-    assert one != two
-    assert image(generate(http, "look@1")) == image(generate(http, "acme:look@1")) == one
-    assert image(generate(http, "look@2")) == image(generate(http, second["id"])) == two
+    image_2 = image(generate(http, "look"))
+    assert image_1 != image_2
+    assert image(generate(http, "look@1")) == image(generate(http, "acme:look@1")) == image_1
+    assert image(generate(http, "look@2")) == image(generate(http, second["id"])) == image_2
     for unknown in ("look@3", "look@0", "look@x", "look@"):
         assert generate(http, unknown).status_code == 404
     listed = http.get("/v1/assets", params={"name": "look"}).json()["data"]
     assert [asset["version"] for asset in listed] == [1, 2]
     renamed = http.patch("/v1/assets/look", json={"name": "gaze"}).json()["asset"]
     assert (renamed["id"], renamed["version"]) == (second["id"], 2)
-    assert image(generate(http, "gaze@1")) == one
+    assert image(generate(http, "gaze@1")) == image_1
     assert generate(http, "look").status_code == 404
     http.delete("/v1/assets/gaze")
-    assert image(generate(http, "gaze")) == one  # the newest that is there
+    assert image(generate(http, "gaze")) == image_1  # the newest existing version
     third = put(http, sample_files["lora_cross"], "gaze", new_version=True)
-    assert third["version"] == 3  # gaze@2 never means other bytes
+    assert third["version"] == 3  # version numbers are never reused
     assert http.get("/v1/assets/gaze@3").json()["asset"]["uses"] == 0
     image(generate(http, "gaze"))
     assert http.get("/v1/assets/gaze@3").json()["asset"]["uses"] == 1
 
 
-def test_what_is_shared_is_used_and_not_taken_away(
+def test_a_shared_asset_can_be_used_but_not_downloaded(
     http: httpx.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
     asset = put(http, sample_files["lora_all"], "team", shared_with=["partner"], licence="CC0")
     mine = image(generate(http, "team"))
-    with door(platform, "partner") as partner, door(platform, "stranger") as stranger:
+    with client_of(platform, "partner") as partner, client_of(platform, "outsider") as outsider:
         assert (
             image(generate(partner, "acme:team")) == image(generate(partner, asset["id"])) == mine
         )
@@ -109,7 +109,7 @@ def test_what_is_shared_is_used_and_not_taken_away(
         assert partner.get("/v1/assets", params={"shared": True}).json()["total"] == 1
         assert partner.get("/v1/assets").json()["total"] == 0
         for ref in ("acme:team", asset["id"], "team"):
-            assert generate(stranger, ref).status_code == 404
+            assert generate(outsider, ref).status_code == 404
         change = {"visibility": "organisation"}
         assert http.patch("/v1/assets/team", json=change).status_code == 200
         assert generate(partner, "acme:team").status_code == 404
@@ -118,7 +118,7 @@ def test_what_is_shared_is_used_and_not_taken_away(
     assert "asset.share" in acts
 
 
-def test_what_becomes_public_gets_a_public_key_and_back(
+def test_content_keys_follow_the_visibility(
     http: httpx.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
     asset = put(http, sample_files["lora_alpha"], "open")
@@ -151,12 +151,12 @@ def test_an_asset_expires(http: httpx.Client, sample_files: dict[str, Path]) -> 
     assert never["expires_at"] is None
 
 
-def test_a_deletion_reaches_every_tier(
+def test_a_deletion_evicts_from_every_tier(
     http: httpx.Client, platform: Running, schema: Any, tmp_path: Path
 ) -> None:
     file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=77, only="attn2")
     asset = put(http, file, "gone")
-    twin = put(http, file, "twin")  # the same bytes, the same key
+    twin = put(http, file, "twin")  # the same bytes, so the same key
     (key,) = keys_of(platform, asset["id"])
     assert keys_of(platform, twin["id"]) == {key}
     url = http.get("/v1/assets/gone").json()["transfer_api"]["get_url"]
@@ -164,7 +164,7 @@ def test_a_deletion_reaches_every_tier(
     assert key in on_disk(platform)
     http.delete("/v1/assets/gone")
     image(generate(http, "twin"))
-    assert key in on_disk(platform)  # it is still wanted
+    assert key in on_disk(platform)  # the twin still refers to it
     assert httpx.get(url).status_code == 200
     http.delete("/v1/assets/twin")
     deadline = time.monotonic() + 10
@@ -174,31 +174,31 @@ def test_a_deletion_reaches_every_tier(
     assert httpx.get(url).status_code == 404
     status = httpx.get(f"{platform.url}/v1/status").json()
     assert status["waiting"] == 0
-    # Restored, it is fetched again, and draws the same.
+    # A restored asset is fetched again from the store.
     assert http.post(f"/v1/assets/{asset['id']}/restore").is_success
     answer = generate(http, "gone")
-    (found,) = (a for a in answer.json()["receipt"]["assets"] if a["asset"] == "gone")
-    assert found["found_on"] == "store"
+    (entry,) = (a for a in answer.json()["receipt"]["assets"] if a["asset"] == "gone")
+    assert entry["found_on"] == "store"
 
 
-def test_what_breaks_others_is_refused(
+def test_invalid_values_and_foreign_previews_are_refused(
     http: httpx.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
     new = {"asset_type": "lora", "name": "odd"}
-    for odd in (
+    for fields in (
         {"expires_at": "9999-12-31T23:59:59-12:00"},
         {"description": "a\u0000b"},
         {"data": {"trigger_words": ["a\u0000b"]}},
     ):
-        assert http.post("/v1/assets", json={**new, **odd}).status_code == 422, odd
-    asset = put(http, sample_files["lora_cross"], "drawn-by-others", visibility="public")
-    with door(platform, "stranger") as stranger:
-        answer = stranger.post(f"/v1/assets/{asset['id']}/preview", json={"steps": 1})
+        assert http.post("/v1/assets", json={**new, **fields}).status_code == 422, fields
+    asset = put(http, sample_files["lora_cross"], "used-by-others", visibility="public")
+    with client_of(platform, "outsider") as outsider:
+        answer = outsider.post(f"/v1/assets/{asset['id']}/preview", json={"steps": 1})
         assert answer.status_code == 404
-        assert stranger.get("/v1/usage").json()["totals"]["pictures"] == 0
+        assert outsider.get("/v1/usage").json()["totals"]["pictures"] == 0
 
 
-def test_members_do_not_stand_in_each_others_way(
+def test_members_and_names_of_assets(
     http: httpx.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
     platform.directory.add_member("acme", "bob", "member")
@@ -214,7 +214,7 @@ def test_members_do_not_stand_in_each_others_way(
         put(http, sample_files["lora_all"], "owners")
         taken = {"asset_type": "lora", "name": "owners", "new_version": True}
         assert bob.post("/v1/assets", json=taken).status_code == 422
-        # A series in which some versions are not one's own is not one's to rename.
+        # A member cannot rename a name with versions of other members.
         put(http, sample_files["lora_all"], "ours", new_version=True)
         assert bob.patch("/v1/assets/ours", json={"name": "mine"}).status_code == 422
     reader = platform.directory.keyring.add_key("acme", "", "member").text
@@ -224,7 +224,7 @@ def test_members_do_not_stand_in_each_others_way(
         assert app.get("/v1/assets/bobs").status_code == 404
 
 
-def test_pages_by_what_comes_after(http: httpx.Client) -> None:
+def test_paging_survives_a_deletion(http: httpx.Client) -> None:
     names = [f"page-{index}" for index in range(5)]
     for name in names:
         body = {"asset_type": "lora", "name": name, "data": {"tags": ["paged"]}}
@@ -236,30 +236,32 @@ def test_pages_by_what_comes_after(http: httpx.Client) -> None:
         page = http.get("/v1/assets", params=query).json()
         seen += [asset["name"] for asset in page["data"]]
         assert page["total"] in (5, 4)
-        if len(seen) == 2:  # one of those that were seen goes
+        if len(seen) == 2:  # delete an asset of the first page
             http.delete(f"/v1/assets/{seen[0]}")
         after = page["next"]
     assert seen == names
 
 
-def test_where_an_asset_lies_and_what_is_pinned(
+def test_residency_and_pins(
     platform: Running, http: httpx.Client, schema: Any, tmp_path: Path
 ) -> None:
     file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=91, only="attn2")
     asset = put(http, file, "near")
-    place = f"/v1/assets/{asset['id']}/residency"
-    (part,) = http.get(place).json()["parts"]
+    residency_url = f"/v1/assets/{asset['id']}/residency"
+    (part,) = http.get(residency_url).json()["parts"]
     assert (part["replicas"], part["nodes"]) == ([], {})
     http.post(f"/v1/assets/{asset['id']}/warm").raise_for_status()
     deadline = time.monotonic() + 30
-    while (part := http.get(place).json()["parts"][0])["nodes"] != {"local": ["host", "disk"]}:
+    while (part := http.get(residency_url).json()["parts"][0])["nodes"] != {
+        "local": ["host", "disk"]
+    }:
         assert time.monotonic() < deadline, part
         time.sleep(0.05)
     assert part["component"] == "lora"
     generate(http, asset["id"]).raise_for_status()
-    assert http.get(place).json()["parts"][0]["replicas"]
-    with door(platform, "stranger") as stranger:
-        assert stranger.get(place).status_code == 404
+    assert http.get(residency_url).json()["parts"][0]["replicas"]
+    with client_of(platform, "outsider") as outsider:
+        assert outsider.get(residency_url).status_code == 404
     shown = CliRunner().invoke(
         main.app, ["assets", "where", "near", "--url", platform.url, "--key", platform.key("acme")]
     )

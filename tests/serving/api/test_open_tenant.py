@@ -1,5 +1,4 @@
-"""Requests without a key, where the operator has opened a tenant; and answers that a key may no
-longer have."""
+"""Requests without a key to an open tenant, and results that a key may no longer get."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
 
 @asynccontextmanager
 async def working(api: Api) -> AsyncIterator[None]:
-    """Jobs are worked on."""
+    """Run a job worker."""
     runner = asyncio.create_task(JobRunner(api.context).run())
     try:
         yield
@@ -43,58 +42,58 @@ def add(api: Api, name: str, visibility: str) -> None:
     api.backends.records.add(asset)
 
 
-async def simply(api: Api, headers: dict[str, str] | None = None, **fields: Any) -> Any:
+async def generate(api: Api, headers: dict[str, str] | None = None, **fields: Any) -> Any:
     answer = await api.http.post("/generate", json={**PROMPT, **fields}, headers=headers)
     return answer.status_code, answer.json()
 
 
-async def test_strangers_use_what_is_public_only(api: Api) -> None:
+async def test_anonymous_clients_use_public_assets_only(api: Api) -> None:
     api.key("open")
     for visibility in ("private", "organisation", "public"):
         add(api, visibility, visibility)
-    assert (await simply(api))[0] == 200
-    assert (await simply(api, loras={"open:public": 1.0}))[0] == 200
+    assert (await generate(api))[0] == 200
+    assert (await generate(api, loras={"open:public": 1.0}))[0] == 200
     for name in ("private", "organisation", "open:private"):
-        status, body = await simply(api, loras={name: 1.0})
-        _, unknown = await simply(api, loras={"nothing": 1.0})
+        status, body = await generate(api, loras={name: 1.0})
+        _, unknown = await generate(api, loras={"nothing": 1.0})
         assert status == 404
         assert body["message"].replace(name, "?") == unknown["message"].replace("nothing", "?")
     assert (await api.http.post("/generate/sdxl", json=PROMPT)).status_code == 401
 
 
-async def test_strangers_have_a_queue_and_a_rate_of_their_own(api: Api) -> None:
+async def test_anonymous_clients_have_their_own_queue_and_rate(api: Api) -> None:
     owner = api.key("open")
-    statuses = [(await simply(api))[0] for _ in range(12)]
+    statuses = [(await generate(api))[0] for _ in range(12)]
     assert statuses == [200] * 10 + [429] * 2
-    assert (await simply(api, owner))[0] == 200
+    assert (await generate(api, owner))[0] == 200
     assert len({submission.tenant_id for submission in api.backend.submissions}) == 2
     assert {s.request.tenant_id for s in api.backend.submissions} == {
         api.backends.directory.tenants()[0].id
     }
 
 
-async def test_an_idempotency_key_tells_a_stranger_nothing(api: Api) -> None:
+async def test_an_idempotency_key_reveals_nothing_to_anonymous_clients(api: Api) -> None:
     named = {"Idempotency-Key": "k"}
     owner = {**api.key("open"), **named}
     async with working(api):
-        _, mine = await simply(api, owner)
-        _, first = await simply(api, named)
-        _, again = await simply(api, named)
+        _, mine = await generate(api, owner)
+        _, first = await generate(api, named)
+        _, again = await generate(api, named)
         assert first["seeds"] == again["seeds"] != mine["seeds"]
-        status, other = await simply(api, named, prompt="another")
-        assert status == 200  # nor that another stranger has used it
+        status, other = await generate(api, named, prompt="another")
+        assert status == 200  # nor that another anonymous client has used it
         assert other["seeds"] != first["seeds"]
 
 
-async def test_a_reader_is_given_no_answer_by_a_key_that_it_knows(api: Api) -> None:
+async def test_a_reader_gets_no_result_by_a_known_idempotency_key(api: Api) -> None:
     owner, reader = (api.key("open", role) for role in ("owner", "reader"))
     named = {"Idempotency-Key": "k"}
     async with working(api):
-        assert (await simply(api, {**owner, **named}))[0] == 200
-        assert (await simply(api, {**reader, **named}))[0] == 403
+        assert (await generate(api, {**owner, **named}))[0] == 200
+        assert (await generate(api, {**reader, **named}))[0] == 403
 
 
-async def test_what_a_revoked_key_has_queued_is_not_generated(api: Api) -> None:
+async def test_jobs_of_a_revoked_key_are_not_generated(api: Api) -> None:
     headers = {**api.key("acme"), "X-OctoAI-Async": "1"}
     accepted = (await api.http.post("/generate/sdxl", json=PROMPT, headers=headers)).json()
     keyring = api.backends.directory.keyring
@@ -107,7 +106,7 @@ async def test_what_a_revoked_key_has_queued_is_not_generated(api: Api) -> None:
     assert api.backend.submissions == []
 
 
-async def test_an_expired_keys_job_is_generated_with_todays_role(api: Api) -> None:
+async def test_an_expired_keys_job_is_generated(api: Api) -> None:
     headers = {**api.key("acme"), "X-OctoAI-Async": "1"}
     accepted = (await api.http.post("/generate/sdxl", json=PROMPT, headers=headers)).json()
     keyring = api.backends.directory.keyring
@@ -119,7 +118,7 @@ async def test_an_expired_keys_job_is_generated_with_todays_role(api: Api) -> No
     assert len(api.backend.submissions) == 1
 
 
-async def test_a_previews_address_ends_with_its_sharing(api: Api) -> None:
+async def test_a_preview_url_expires_with_the_sharing(api: Api) -> None:
     owner = api.key("open")
     add(api, "style", "public")
     file = BytesIO()

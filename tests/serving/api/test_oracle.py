@@ -1,5 +1,7 @@
-"""Whether a tenant can tell that another holds the same private file: from the answers, from the
-receipt, from the tier it is found on, or from the time that anything takes."""
+"""A tenant cannot detect that another has the same private file.
+
+Compares responses, receipts, tiers and durations.
+"""
 
 from __future__ import annotations
 
@@ -21,31 +23,31 @@ from tests.platforms import Running, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FILES = 100
-#: Two samples of the same distribution look more different than this once in a thousand times.
+#: Two samples of one distribution differ more than this once in a thousand times.
 LEAST_P = 1e-3
 PROMPT = {"prompt": "a small red word", "seed": 3, "steps": 1}
 
 
 def rank_test(a: Sequence[float], b: Sequence[float]) -> float:
-    """Mann and Whitney's test, two-sided, by its normal approximation: p."""
+    """Return p of the two-sided Mann-Whitney test, by the normal approximation."""
     ranked = sorted([*((x, 0) for x in a), *((x, 1) for x in b)])
-    of_a = sum(rank for rank, (_, which) in enumerate(ranked, 1) if which == 0)
+    of_a = sum(rank for rank, (_, sample) in enumerate(ranked, 1) if sample == 0)
     n, m = len(a), len(b)
     u = of_a - n * (n + 1) / 2
     z = (u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12)
     return math.erfc(abs(z) / math.sqrt(2))
 
 
-def test_the_rank_test_sees_a_difference() -> None:
-    lot = random.Random(1)
-    a = [lot.gauss(10.0, 1.0) for _ in range(FILES)]
-    assert rank_test(a, [lot.gauss(10.0, 1.0) for _ in range(FILES)]) > LEAST_P
-    assert rank_test(a, [lot.gauss(9.0, 1.0) for _ in range(FILES)]) < LEAST_P
+def test_the_rank_test_detects_a_difference() -> None:
+    rng = random.Random(1)
+    a = [rng.gauss(10.0, 1.0) for _ in range(FILES)]
+    assert rank_test(a, [rng.gauss(10.0, 1.0) for _ in range(FILES)]) > LEAST_P
+    assert rank_test(a, [rng.gauss(9.0, 1.0) for _ in range(FILES)]) < LEAST_P
 
 
 @dataclass
-class Seen:
-    """By what the uploader can see of one kind of file."""
+class Observations:
+    """What the uploader can observe of one kind of file; durations in seconds."""
 
     ready_s: list[float] = field(default_factory=list)
     generated_s: list[float] = field(default_factory=list)
@@ -59,7 +61,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def test_a_second_tenant_learns_nothing(
+def test_a_second_tenant_cannot_detect_an_identical_file(
     platform: Running, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     def files(kind: str, seed: int) -> list[Path]:
@@ -69,21 +71,21 @@ def test_a_second_tenant_learns_nothing(
         ]
 
     held, fresh = files("held", 1000), files("fresh", 5000)
-    with door(platform, "holder") as holder, door(platform, "curious") as curious:
-        for index, path in enumerate(held):  # and has them in every tier
+    with client_of(platform, "holder") as holder, client_of(platform, "curious") as curious:
+        for index, path in enumerate(held):  # and loads them into every tier
             use(holder, upload(holder, path, f"a{index}")[0])
         attempts = 0
         while True:
             attempts += 1
-            seen = {"held": Seen(), "fresh": Seen()}
+            seen = {"held": Observations(), "fresh": Observations()}
             trials = [("held", path) for path in held] + [("fresh", path) for path in fresh]
             random.Random(attempts).shuffle(trials)
             for index, (kind, path) in enumerate(trials):
-                look(curious, path, f"b{attempts}-{index}", seen[kind])
+                observe(curious, path, f"b{attempts}-{index}", seen[kind])
             assert seen["held"].answers == seen["fresh"].answers
             p = {
                 what: rank_test(getattr(seen["held"], what), getattr(seen["fresh"], what))
-                for what in ("ready_s", "drawn_s")
+                for what in ("ready_s", "generated_s")
             }
             for what, value in p.items():
                 medians = [statistics.median(getattr(s, what)) * 1e3 for s in seen.values()]
@@ -92,17 +94,17 @@ def test_a_second_tenant_learns_nothing(
                 )
             if min(p.values()) > LEAST_P:
                 return
-            # Chance does this twice in a row less than once in 100,000 runs.
+            # By chance, this fails twice in a row less than once in 100,000 runs.
             assert attempts < 2, p
 
 
-def door(platform: Running, tenant: str) -> httpx.Client:
+def client_of(platform: Running, tenant: str) -> httpx.Client:
     headers = {"Authorization": f"Bearer {platform.key(tenant)}"}
     return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
 
 
 def upload(http: httpx.Client, path: Path, name: str) -> tuple[str, dict[str, Any], float]:
-    """The asset's id, its body once it is ready, and how long that took."""
+    """Upload a file; return the asset's id, its JSON once ready, and the seconds it took."""
     data = path.read_bytes()
     started = time.perf_counter()
     new = {"asset_type": "textual_inversion", "name": name}
@@ -122,12 +124,12 @@ def use(http: httpx.Client, asset_id: str) -> tuple[dict[str, Any], float]:
     return answer.json(), time.perf_counter() - started
 
 
-def look(http: httpx.Client, path: Path, name: str, seen: Seen) -> None:
+def observe(http: httpx.Client, path: Path, name: str, seen: Observations) -> None:
     asset_id, asset, ready_s = upload(http, path, name)
     answer, generated_s = use(http, asset_id)
-    (found,) = (a for a in answer["receipt"]["assets"] if a["asset"] == asset_id)
+    (entry,) = (a for a in answer["receipt"]["assets"] if a["asset"] == asset_id)
     seen.ready_s.append(ready_s)
     seen.generated_s.append(generated_s)
-    told = (asset["status"], asset["status_details"], asset["size_bytes"], sorted(asset["report"]))
-    seen.answers.add(f"{told} {found['found_on']} {found['bytes_moved']} {sorted(found)}")
+    state = (asset["status"], asset["status_details"], asset["size_bytes"], sorted(asset["report"]))
+    seen.answers.add(f"{state} {entry['found_on']} {entry['bytes_moved']} {sorted(entry)}")
     assert http.delete(f"/v1/assets/{asset_id}").is_success

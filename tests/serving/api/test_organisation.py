@@ -1,4 +1,4 @@
-"""A tenant's plan, its usage and its administration, over a real server."""
+"""A tenant's plan, usage and administration on a real server."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def door(platform: Running, tenant: str, **key: Any) -> httpx.Client:
+def client_of(platform: Running, tenant: str, **key: Any) -> httpx.Client:
     text = platform.directory.keyring.add_key(tenant, **key).text if key else platform.key(tenant)
     headers = {"Authorization": f"Bearer {text}"}
     return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
 
 
 def usage(http: httpx.Client, images: int) -> dict[str, Any]:
-    """Once that many pictures are charged, which is just after they were answered."""
+    """Wait until ``images`` images are charged, shortly after the response; return the usage."""
     deadline = time.monotonic() + 10
     while (body := http.get("/v1/usage").json())["totals"]["pictures"] < images:
         assert time.monotonic() < deadline, body
@@ -41,8 +41,8 @@ def usage(http: httpx.Client, images: int) -> dict[str, Any]:
     return dict(body)
 
 
-def test_pictures_are_charged_and_failures_are_not(platform: Running) -> None:
-    with door(platform, "payer") as http:
+def test_images_are_charged_and_failures_are_not(platform: Running) -> None:
+    with client_of(platform, "payer") as http:
         assert http.post("/generate/sdxl", json={**PROMPT, "num_images": 2}).status_code == 200
         for refused in (
             {**PROMPT, "steps": 0},
@@ -80,32 +80,32 @@ def test_pictures_are_charged_and_failures_are_not(platform: Running) -> None:
     open_backends(platform.settings).meter.check_integrity()
 
 
-def test_a_budget_ends_and_says_so(platform: Running) -> None:
-    with door(platform, "thrifty") as http:
+def test_an_exhausted_budget_gets_402(platform: Running) -> None:
+    with client_of(platform, "thrifty") as http:
         assert http.post("/generate/sdxl", json=PROMPT).status_code == 200
         used = usage(http, 1)["totals"]["gpu_s"]
         platform.directory.put_plan(Plan("thrifty", gpu_s_per_month=used * 1.01))
         platform.directory.set_plan("thrifty", "thrifty")
-        time.sleep(3.1)  # every gateway knows of the change within KEY_CACHE_S
+        time.sleep(3.1)  # longer than KEY_CACHE_S
         for headers in ({}, {"X-OctoAI-Async": "1"}, {"Idempotency-Key": "k"}):
             answer = http.post("/generate/sdxl", json=PROMPT, headers=headers)
             assert answer.status_code == 402, answer.text
             assert answer.json()["code"] == "budget_exceeded"
         assert len(http.get("/v1/usage").json()["data"]) == 1
-        # The key was not used up by the refusal.
+        # The refusal did not use up the idempotency key.
         platform.directory.set_plan("thrifty", "unlimited")
         time.sleep(3.1)
         again = http.post("/generate/sdxl", json=PROMPT, headers={"Idempotency-Key": "k"})
         assert again.status_code == 200
 
 
-def test_requests_a_minute(platform: Running) -> None:
+def test_rate_limits(platform: Running) -> None:
     platform.directory.put_plan(Plan("few", requests_per_min=3, concurrent_pictures=2))
     platform.directory.add_tenant("hasty", plan="few")
-    with door(platform, "hasty", label="x") as http:
+    with client_of(platform, "hasty", label="x") as http:
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(http.post, "/generate/sdxl", json=PROMPT) for _ in range(8)]
-        answers = [future.result() for future in asked]
+            futures = [pool.submit(http.post, "/generate/sdxl", json=PROMPT) for _ in range(8)]
+        answers = [future.result() for future in futures]
         assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 5
         for answer in answers:
             assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=60'
@@ -113,24 +113,24 @@ def test_requests_a_minute(platform: Running) -> None:
             if answer.status_code == 429:
                 assert answer.json()["code"] == "rate_limited"
                 assert 0 < int(answer.headers["retry-after"]) <= 20
-        looks = [http.get("/v1/assets") for _ in range(8)]  # which has a rate of its own
-        assert looks[0].status_code == 200
-        assert looks[-1].status_code == 429
-        assert 0 < int(looks[-1].headers["retry-after"]) <= 2
+        reads = [http.get("/v1/assets") for _ in range(8)]  # reads have their own quota
+        assert reads[0].status_code == 200
+        assert reads[-1].status_code == 429
+        assert 0 < int(reads[-1].headers["retry-after"]) <= 2
         platform.directory.set_plan("hasty", "unlimited")
         deadline = time.monotonic() + 30
-        while "ratelimit" in http.get("/v1/assets").headers:  # keys are known for seconds
+        while "ratelimit" in http.get("/v1/assets").headers:  # keys are cached for seconds
             assert time.monotonic() < deadline
         assert usage(http, 3)["totals"]["pictures"] == 3
     platform.directory.put_plan(Plan("few", concurrent_pictures=2))
     platform.directory.set_plan("hasty", "few")
-    with door(platform, "hasty", label="y") as http:
+    with client_of(platform, "hasty", label="y") as http:
         many = http.post("/generate/sdxl", json={**PROMPT, "num_images": 3})
         assert many.status_code == 422
-        assert "2 pictures at a time" in many.json()["message"]
+        assert "2 images at a time" in many.json()["message"]
 
 
-def test_storage_and_number_of_assets(platform: Running, sample_files: dict[str, Path]) -> None:
+def test_storage_and_asset_limits(platform: Running, sample_files: dict[str, Path]) -> None:
     size = sample_files["inversion"].stat().st_size
     platform.directory.put_plan(Plan("small", storage_bytes=3 * size, assets=3))
     platform.directory.add_tenant("small", plan="small")
@@ -138,7 +138,7 @@ def test_storage_and_number_of_assets(platform: Running, sample_files: dict[str,
     client = platform.client("small")
     one = client.upload(sample_files["inversion"], "textual_inversion", "one")
     client.await_ready(one["id"])
-    with door(platform, "small") as http:
+    with client_of(platform, "small") as http:
         new = {"asset_type": "lora", "name": "two"}
         created = http.post("/v1/assets", json=new).json()
         too_much = httpx.put(
@@ -155,7 +155,7 @@ def test_storage_and_number_of_assets(platform: Running, sample_files: dict[str,
 
 
 def test_an_organisation_administers_itself(platform: Running) -> None:
-    with door(platform, "guild") as http, door(platform, "other") as stranger:
+    with client_of(platform, "guild") as http, client_of(platform, "other") as outsider:
         ann = http.post("/v1/members", json={"name": "ann", "role": "member"}).json()
         key = http.post("/v1/keys", json={"label": "laptop", "member": "ann"}).json()
         with httpx.Client(
@@ -166,9 +166,9 @@ def test_an_organisation_administers_itself(platform: Running) -> None:
             for path in ("/v1/members", "/v1/keys", "/v1/audit"):
                 assert hers.get(path).status_code == 403
             assert hers.post("/v1/keys", json={}).status_code == 403
-            for call in (stranger.delete, http.delete):
+            for call in (outsider.delete, http.delete):
                 assert call("/v1/keys/nothing").status_code == 404
-            assert stranger.delete(f"/v1/keys/{key['id']}").status_code == 404
+            assert outsider.delete(f"/v1/keys/{key['id']}").status_code == 404
             assert hers.get("/v1/usage").status_code == 200
             rotated = http.post(f"/v1/keys/{key['id']}/rotate", json={"overlap_s": 0}).json()
             assert rotated["replaces"] == key["id"]

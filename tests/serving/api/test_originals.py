@@ -1,5 +1,4 @@
-"""What was uploaded comes back as it was; what a checkpoint predicts may be said later; what is
-used in part is said in every answer. Over a real server."""
+"""Downloads of original files, prediction types and partly used assets, on a real server."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ def http(platform: Running) -> Iterator[httpx.Client]:
 def files(
     sample_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """One of each kind, with a trainer's metadata."""
+    """A file of each kind, with a trainer's metadata."""
     folder = tmp_path_factory.mktemp("files")
     vae = {single_file_name("vae", name).name: value for name, value in weights("vae").items()}
     tensors = {
@@ -54,13 +53,15 @@ def files(
     paths = {}
     for kind, values in tensors.items():
         paths[kind] = folder / f"{kind}.safetensors"
-        said = {"ss_training_comment": "mine", "odd": "ネコ"}
-        save_file({name: value.contiguous() for name, value in values.items()}, paths[kind], said)
+        metadata = {"ss_training_comment": "mine", "odd": "ネコ"}
+        save_file(
+            {name: value.contiguous() for name, value in values.items()}, paths[kind], metadata
+        )
     return paths
 
 
 @pytest.mark.parametrize("kind", ["lora", "textual_inversion", "checkpoint", "vae"])
-def test_what_is_downloaded_is_what_was_uploaded(
+def test_a_download_equals_the_upload(
     http: httpx.Client, platform: Running, files: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     name = f"ネコ-{kind}"
@@ -71,12 +72,12 @@ def test_what_is_downloaded_is_what_was_uploaded(
     assert described["asset"]["report"]["source_sha256"] == digest
     pulled = receive(platform.client("acme"), name, tmp_path)
     assert pulled.read_bytes() == files[kind].read_bytes()
-    found = http.get("/v1/assets", params={"sha256": digest}).json()["data"]
-    assert [asset["name"] for asset in found] == [name]
-    # Pushed again, it is the same asset's content.
+    matches = http.get("/v1/assets", params={"sha256": digest}).json()["data"]
+    assert [asset["name"] for asset in matches] == [name]
+    # A second upload has the same content keys.
     again = put_asset(http, pulled, kind, f"again-{kind}")
     records = open_backends(platform.settings).records
-    first, second = (records.get(i) for i in (found[0]["id"], again["id"]))
+    first, second = (records.get(i) for i in (matches[0]["id"], again["id"]))
     assert first is not None
     assert second is not None
     assert (first.parts, first.original) == (second.parts, second.original)
@@ -99,24 +100,24 @@ def test_storage_counts_an_original_once(
     http.delete(f"/v1/assets/{twin['id']}")
 
 
-def test_the_owner_says_what_a_checkpoint_predicts(
+def test_the_owner_sets_the_prediction_type(
     http: httpx.Client, platform: Running, files: dict[str, Path]
 ) -> None:
-    """A changed type is another key and another image; taking it back brings both back."""
+    """Changing the type changes the content key and the image; "auto" restores both."""
     asset = put_asset(http, files["checkpoint"], "checkpoint", "model")
     assert asset["report"]["prediction_type"]["value"] == "epsilon"
     records = open_backends(platform.settings).records
 
     def unet() -> str:
-        found = records.get(asset["id"])
-        assert found is not None
-        return found.parts["unet"].key
+        record = records.get(asset["id"])
+        assert record is not None
+        return record.parts["unet"].key
 
     def image() -> bytes:
         answer = http.post("/generate/sdxl", json={**PROMPT, "checkpoint": "model"})
         return base64.b64decode(answer.raise_for_status().json()["images"][0]["image_b64"])
 
-    def says(value: str, suffix: str) -> dict[str, Any]:
+    def set_type(value: str, suffix: str) -> dict[str, Any]:
         change = http.patch("/v1/assets/model", json={"prediction_type": value})
         change.raise_for_status()
         deadline = time.monotonic() + 30
@@ -127,14 +128,14 @@ def test_the_owner_says_what_a_checkpoint_predicts(
         return dict(report["prediction_type"])
 
     plain, first = unet(), image()
-    own = says("v_prediction", "-v")
+    own = set_type("v_prediction", "-v")
     assert (own["value"], own["source"], own["found"]["value"]) == (
         "v_prediction", "owner", "epsilon",
     )  # fmt: skip
     second = image()
-    assert says("v_prediction_zero_snr", "-vz")["value"] == "v_prediction_zero_snr"
+    assert set_type("v_prediction_zero_snr", "-vz")["value"] == "v_prediction_zero_snr"
     assert len({first, second, image()}) == 3
-    assert says("auto", "") == {"value": "epsilon", "source": "nothing says otherwise"}
+    assert set_type("auto", "") == {"value": "epsilon", "source": "nothing says otherwise"}
     assert image() == first
     wrong = http.patch("/v1/assets/model", json={"prediction_type": "banana"})
     assert wrong.status_code == 422
@@ -143,7 +144,7 @@ def test_the_owner_says_what_a_checkpoint_predicts(
     assert wrong.status_code == 422
 
 
-def test_a_marked_checkpoint_is_drawn_as_it_says(
+def test_a_marked_checkpoint_uses_its_prediction_type(
     http: httpx.Client, files: dict[str, Path], tmp_path: Path
 ) -> None:
     marked = tmp_path / "marked.safetensors"
@@ -161,7 +162,7 @@ def test_a_marked_checkpoint_is_drawn_as_it_says(
     assert images[0] != images[1]
 
 
-def test_what_is_used_in_part_is_said(
+def test_partly_used_assets_are_reported(
     http: httpx.Client, files: dict[str, Path], tmp_path: Path
 ) -> None:
     tensors = load_file(files["lora"])
@@ -185,9 +186,9 @@ def test_what_is_used_in_part_is_said(
     assert f"it contains no {missing}" in asset["status_details"]
 
 
-def test_prompts_in_another_programs_language_are_warned_of(http: httpx.Client) -> None:
+def test_unsupported_prompt_syntax_is_warned_of(http: httpx.Client) -> None:
     body = {**PROMPT, "prompt": "a (red:1.5) star <lora:outline:0.8>", "negative_prompt": "[dull]"}
     answer = http.post("/generate/sdxl", json=body).raise_for_status().json()
-    said = " ".join(answer["receipt"]["warnings"])
+    warnings = " ".join(answer["receipt"]["warnings"])
     for piece in ("(red:1.5)", "<lora:outline:0.8>", "[dull]"):
-        assert piece in said
+        assert piece in warnings

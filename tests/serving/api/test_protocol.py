@@ -1,4 +1,4 @@
-"""Connections of clients that send half a request, never end it, or never read the answer."""
+"""Connections of clients that send half a request, never end it, or never read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ App = Callable[..., Awaitable[None]]
 
 
 async def reads_all(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with how many bytes came."""
+    """Respond with the number of bytes received."""
     received = 0
     while (message := await receive())["type"] == "http.request":
         received += len(message["body"])
@@ -48,7 +48,7 @@ async def answer(send: Any, body: bytes, status: int = 200) -> None:
 
 @asynccontextmanager
 async def serving(app: App, **settings: Any) -> AsyncIterator[int]:
-    """The port of ``app``, served with the platform's own configuration."""
+    """Serve ``app`` with the platform's uvicorn configuration; yield the port."""
     config = server_config(Settings(drain_s=1, **settings), app, lifespan="off")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -71,8 +71,8 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
             await writer.wait_closed()
 
 
-async def is_ended(reader: asyncio.StreamReader) -> bool:
-    """Whether the server closes the connection, within ten seconds."""
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the server closes the connection; TimeoutError after ten seconds."""
     async with asyncio.timeout(10):
         try:
             while await reader.read(1 << 16):
@@ -83,7 +83,7 @@ async def is_ended(reader: asyncio.StreamReader) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_S", "LINGER_S", "STALLED_S"):
         monkeypatch.setattr(protocol, name, 0.2)
 
@@ -92,18 +92,18 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET", GET, GET + b"X: "])
-async def test_half_a_head_is_ended(sent: bytes) -> None:
+async def test_half_a_head_times_out(sent: bytes) -> None:
     async with serving(reads_all) as port, connected(port) as (reader, writer):
         writer.write(sent)
-        assert await is_ended(reader)
+        assert await is_closed(reader)
 
 
-async def test_half_a_head_after_a_whole_request_is_ended() -> None:
+async def test_half_a_head_after_a_request_times_out() -> None:
     async with serving(reads_all) as port, connected(port) as (reader, writer):
         writer.write(GET + b"\r\n")
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
         writer.write(b"GET / HT")
-        assert await is_ended(reader)
+        assert await is_closed(reader)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ async def test_half_a_head_after_a_whole_request_is_ended() -> None:
     ],
     ids=["header", "path", "trailer", "chunk's extension"],
 )
-async def test_what_has_no_end_is_refused(endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_head_is_refused(endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_S", 60.0)
     async with serving(reads_all) as port, connected(port) as (_, writer):
         writer.write(endless)
@@ -129,7 +129,7 @@ async def test_what_has_no_end_is_refused(endless: bytes, monkeypatch: pytest.Mo
                     await writer.drain()
         except ConnectionError:
             pass
-        assert sent < 20 << 20  # the kernel's buffers at both ends are megabytes
+        assert sent < 20 << 20  # the kernel buffers megabytes at both ends
 
 
 async def test_a_body_may_be_long_and_slow() -> None:
@@ -139,21 +139,21 @@ async def test_a_body_may_be_long_and_slow() -> None:
         for _ in range(8):
             writer.write(bytes(size // 8))
             await writer.drain()
-            await asyncio.sleep(0.1)  # together longer than a head may take
+            await asyncio.sleep(0.1)  # in total longer than HEAD_S
         assert (await reader.readuntil(str(size).encode())).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_client_that_goes_on_writing_sees_its_answer_and_is_ended() -> None:
+async def test_a_client_that_keeps_writing_gets_the_response_and_is_closed() -> None:
     async with serving(reads_nothing) as port, connected(port) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
         for _ in range(16):
             writer.write(bytes(1 << 20))
             await writer.drain()
         assert b" 401 " in await reader.readuntil(b"\r\n\r\n")
-        assert await is_ended(reader)
+        assert await is_closed(reader)
 
 
-async def test_a_client_that_reads_nothing_is_ended() -> None:
+async def test_a_client_that_does_not_read_is_closed() -> None:
     ended = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -169,7 +169,7 @@ async def test_a_client_that_reads_nothing_is_ended() -> None:
             await ended.wait()
 
 
-async def test_no_more_connections_than_are_allowed() -> None:
+async def test_the_number_of_connections_is_limited() -> None:
     async with serving(reads_all, max_connections=8) as port, AsyncExitStack() as ends:
         many = [await ends.enter_async_context(connected(port)) for _ in range(9)]
         reader, writer = many[-1]
@@ -177,7 +177,7 @@ async def test_no_more_connections_than_are_allowed() -> None:
         assert b" 503 " in await reader.readuntil(b"\r\n\r\n")
 
 
-async def test_a_head_of_too_many_bytes_that_comes_at_once_is_refused() -> None:
+async def test_a_large_head_in_one_piece_is_refused() -> None:
     async with serving(Limits(reads_all)) as port, connected(port) as (reader, writer):
         writer.write(GET + b"X: " + b"a" * (MAX_HEAD_BYTES + 1) + b"\r\n\r\n")
-        assert await is_ended(reader)
+        assert await is_closed(reader)

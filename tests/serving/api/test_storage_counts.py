@@ -1,4 +1,4 @@
-"""Every byte that is kept for a tenant counts, and what it deletes goes."""
+"""Storage accounting: all bytes stored for a tenant count, and deleted ones are purged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def path_of(made: dict[str, Any]) -> str:
     return f"{url.path}?{url.query}"
 
 
-async def test_what_arrives_counts_before_it_is_complete(api: Api, mine: dict[str, str]) -> None:
+async def test_uploaded_bytes_count_before_completion(api: Api, mine: dict[str, str]) -> None:
     made = [await create(api, mine, f"a{index}") for index in range(3)]
     for index in range(2):
         put = await api.http.put(path_of(made[index]), content=bytes(400))
@@ -62,7 +62,9 @@ async def test_what_arrives_counts_before_it_is_complete(api: Api, mine: dict[st
     assert await stored(api, mine) == 800
     refused = await api.http.put(path_of(made[2]), content=bytes(400))
     assert refused.status_code == 413
-    assert (await api.http.put(path_of(made[0]), content=bytes(600))).status_code == 200  # anew
+    assert (
+        await api.http.put(path_of(made[0]), content=bytes(600))
+    ).status_code == 200  # replaces the first
     assert await stored(api, mine) == 1_000
     refused = await api.http.put(path_of(made[2]), content=bytes(1))
     assert (refused.status_code, refused.json()["code"]) == (403, "quota_exceeded")
@@ -71,26 +73,26 @@ async def test_what_arrives_counts_before_it_is_complete(api: Api, mine: dict[st
     assert await stored(api, mine) == 400
 
 
-async def test_an_upload_that_breaks_off_counts_no_more(api: Api, mine: dict[str, str]) -> None:
+async def test_an_aborted_upload_does_not_count(api: Api, mine: dict[str, str]) -> None:
     made = await create(api, mine, "a")
 
     async def broken() -> AsyncIterator[bytes]:
         yield bytes(300)
-        assert await stored(api, mine) == LIMIT  # nobody has said how many will come
+        assert await stored(api, mine) == LIMIT  # no declared size: all the room is reserved
         raise ConnectionError
 
     assert (await api.http.put(path_of(made), content=broken())).is_error
     assert await stored(api, mine) == 0
 
 
-async def test_one_upload_at_a_time_to_a_key(api: Api, mine: dict[str, str]) -> None:
+async def test_one_upload_at_a_time_per_key(api: Api, mine: dict[str, str]) -> None:
     made = await create(api, mine, "a")
-    begun, go = asyncio.Event(), asyncio.Event()
+    begun, release = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
         yield bytes(100)
         begun.set()
-        await go.wait()
+        await release.wait()
         yield bytes(100)
 
     first = asyncio.create_task(api.http.put(path_of(made), content=slow()))
@@ -98,12 +100,14 @@ async def test_one_upload_at_a_time_to_a_key(api: Api, mine: dict[str, str]) -> 
         await begun.wait()
     second = await api.http.put(path_of(made), content=bytes(10))
     assert (second.status_code, second.json()["code"]) == (409, "busy")
-    go.set()
+    release.set()
     assert (await first).json() == {"size_bytes": 200}
     assert (await api.http.put(path_of(made), content=bytes(10))).status_code == 200
 
 
-async def test_parts_are_announced_and_count_at_once(api: Api, mine: dict[str, str]) -> None:
+async def test_the_declared_size_of_a_multipart_upload_counts(
+    api: Api, mine: dict[str, str]
+) -> None:
     new = {"asset_type": "lora", "name": "a", "transfer_api_type": "multipart", "size_bytes": 700}
     assert (await api.http.post("/v1/assets", json=new, headers=mine)).status_code == 200
     assert await stored(api, mine) == 700
@@ -112,14 +116,14 @@ async def test_parts_are_announced_and_count_at_once(api: Api, mine: dict[str, s
     assert refused.status_code == 422
 
 
-async def test_what_can_be_restored_counts_and_what_is_gone_for_good_does_not(
+async def test_restorable_assets_count_and_purged_ones_do_not(
     api: Api, mine: dict[str, str]
 ) -> None:
     (tenant,) = api.backends.directory.tenants()
     made = [ready_asset("acme", f"a{index}", "lora", tenant.id) for index in range(2)]
     for asset in made:
         api.backends.records.add(asset)
-    assert await stored(api, mine) == 2  # of a byte each
+    assert await stored(api, mine) == 2  # one byte each
     await api.http.delete(f"/v1/assets/{made[0].id}", headers=mine)
     assert await stored(api, mine) == 2
     await api.http.delete(f"/v1/assets/{made[1].id}?for_good=true", headers=mine)
@@ -130,7 +134,7 @@ async def test_what_can_be_restored_counts_and_what_is_gone_for_good_does_not(
     assert lost.status_code == 404
 
 
-async def test_what_was_deleted_gives_way(api: Api, mine: dict[str, str]) -> None:
+async def test_deleted_assets_are_purged_for_new_uploads(api: Api, mine: dict[str, str]) -> None:
     (tenant,) = api.backends.directory.tenants()
     made = [ready_asset("acme", f"a{index}", "lora", tenant.id) for index in range(3)]
     for asset in made:
@@ -138,10 +142,10 @@ async def test_what_was_deleted_gives_way(api: Api, mine: dict[str, str]) -> Non
         api.backends.records.add(replace(asset, parts=parts))  # type: ignore[arg-type]
     for asset in made[:2]:
         await api.http.delete(f"/v1/assets/{asset.id}", headers=mine)
-    assert await stored(api, mine) == 1_200  # a plan that was larger before
+    assert await stored(api, mine) == 1_200  # as if the plan had been larger before
     new = await create(api, mine, "new")
     assert (await api.http.put(path_of(new), content=bytes(100))).status_code == 200
-    assert await stored(api, mine) == 900  # the one that was deleted first is gone
+    assert await stored(api, mine) == 900  # the first deleted one is purged
     restored = await api.http.post(f"/v1/assets/{made[1].id}/restore", headers=mine)
     assert restored.status_code == 200
     lost = await api.http.post(f"/v1/assets/{made[0].id}/restore", headers=mine)
@@ -149,9 +153,7 @@ async def test_what_was_deleted_gives_way(api: Api, mine: dict[str, str]) -> Non
     assert (await api.http.put(path_of(new), content=bytes(201))).status_code == 413
 
 
-async def test_results_and_images_count_as_long_as_they_are_kept(
-    api: Api, mine: dict[str, str]
-) -> None:
+async def test_stored_results_and_images_count(api: Api, mine: dict[str, str]) -> None:
     body = {"prompt": "a star", "steps": 1}
     assert (await api.http.post("/generate", json=body, headers=mine)).status_code == 200
     assert await stored(api, mine) == len(IMAGE)
@@ -169,10 +171,12 @@ async def test_results_and_images_count_as_long_as_they_are_kept(
     assert await stored(api, mine) < LIMIT
 
 
-async def test_what_is_made_and_deleted_leaves_nothing(api: Api, mine: dict[str, str]) -> None:
+async def test_deleted_uploads_leave_no_rows(api: Api, mine: dict[str, str]) -> None:
     for index in range(5):
         made = await create(api, mine, f"a{index}", description="words of an asset")
         await api.http.delete(f"/v1/assets/{made['asset']['id']}", headers=mine)
     with Session(api.backends.database) as session:
-        assert session.scalar(select(func.count()).select_from(WordRow)) <= 1  # the base's
+        assert (
+            session.scalar(select(func.count()).select_from(WordRow)) <= 1
+        )  # that of the base model
         assert session.scalar(select(func.count()).select_from(AssetRow)) == 1

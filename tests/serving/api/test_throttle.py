@@ -1,4 +1,4 @@
-"""Refusals and answers to everybody are paced; what a plan pays for is not."""
+"""Refusals and keyless requests are throttled; requests that count against a plan are not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from assets.principal import Principal
 from serving.api.throttle import ANSWERS_PER_S, BURST, MAX_DELAY_S, ReplyPace, Throttle
 
 
-def test_a_burst_is_free_and_the_rest_is_paced() -> None:
+def test_a_burst_is_not_delayed_and_the_rest_is() -> None:
     now = 100.0
     pace = ReplyPace(lambda: now)
     assert [pace.delay_s("a") for _ in range(BURST)] == pytest.approx([0.0] * BURST, abs=1e-6)
@@ -23,7 +23,7 @@ def test_a_burst_is_free_and_the_rest_is_paced() -> None:
     assert pace.delay_s("a") == 0.0
 
 
-def test_no_delay_grows_beyond_its_bound_and_none_is_owed_for_longer() -> None:
+def test_delays_are_bounded() -> None:
     now = 100.0
     pace = ReplyPace(lambda: now)
     delays = [pace.delay_s("a") for _ in range(BURST + 10 * int(MAX_DELAY_S * ANSWERS_PER_S))]
@@ -45,12 +45,14 @@ def test_no_delay_grows_beyond_its_bound_and_none_is_owed_for_longer() -> None:
         ("/generate", 429, Principal("t1", "me"), None),
     ],
 )
-def test_who_waits(path: str, status: int, principal: Principal | None, client: str | None) -> None:
-    asked: list[tuple[str, float]] = []
+def test_which_client_is_delayed(
+    path: str, status: int, principal: Principal | None, client: str | None
+) -> None:
+    delayed: list[tuple[str, float]] = []
 
-    class Asked(ReplyPace):
+    class RecordingPace(ReplyPace):
         def delay_s(self, client: str, cost: float = 1.0) -> float:
-            asked.append((client, cost))
+            delayed.append((client, cost))
             return 0.0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -67,9 +69,9 @@ def test_who_waits(path: str, status: int, principal: Principal | None, client: 
     async def receive() -> Any:
         raise AssertionError
 
-    throttle = Throttle(app, Asked())
+    throttle = Throttle(app, RecordingPace())
     scope = {"type": "http", "path": path, "state": {}, "client": ("10.0.0.1", 5)}
     scope["headers"] = [(b"content-length", b"131072")]
     asyncio.run(throttle(scope, receive, send))
-    assert asked == ([(client, 3.0)] if client else [])
+    assert delayed == ([(client, 3.0)] if client else [])
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]

@@ -1,4 +1,4 @@
-"""One search of a tenant at a time; other tenants are not waited for."""
+"""Searches of a tenant run one at a time, independent of other tenants."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import asyncio
 from serving.api.turns import Turns
 
 
-async def test_a_tenant_waits_for_itself_alone() -> None:
+async def test_a_tenant_waits_only_for_its_own_requests() -> None:
     turns, order = Turns(), []
-    go = asyncio.Event()
+    release = asyncio.Event()
 
     async def search(tenant: str, name: str) -> None:
         async with turns.of(tenant):
             order.append(name)
             if name == "a1":
-                await go.wait()
+                await release.wait()
 
     first = asyncio.create_task(search("a", "a1"))
     await asyncio.sleep(0)
-    gone = asyncio.create_task(search("a", "gone"))
+    cancelled = asyncio.create_task(search("a", "cancelled"))
     second = asyncio.create_task(search("a", "a2"))
     await search("b", "b1")
     assert order == ["a1", "b1"]
-    gone.cancel()
-    go.set()
+    cancelled.cancel()
+    release.set()
     await asyncio.gather(first, second)
     assert order == ["a1", "b1", "a2"]
-    assert turns._of == {}
+    assert turns._locks == {}

@@ -1,4 +1,4 @@
-"""Files on their way into the library, over a real server: parts, damage, folders, previews."""
+"""Uploads to a real server: multipart, damage in transit, folders, previews."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def http(platform: Running) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def large(sample_files: dict[str, Path]) -> Path:
-    """Three parts."""
+    """A file of three parts."""
     file = sample_files["checkpoint"]
     assert 2 * PART_BYTES < file.stat().st_size < 3 * PART_BYTES
     return file
@@ -63,7 +63,7 @@ def begin(http: httpx.Client, name: str, file: Path, **fields: Any) -> dict[str,
     return dict(answer.json()["asset"])
 
 
-def ended(http: httpx.Client, asset_id: str) -> dict[str, Any]:
+def await_ingest(http: httpx.Client, asset_id: str) -> dict[str, Any]:
     deadline = time.monotonic() + 60
     while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
         assert time.monotonic() < deadline
@@ -71,12 +71,10 @@ def ended(http: httpx.Client, asset_id: str) -> dict[str, Any]:
     return dict(asset)
 
 
-def test_an_upload_in_parts_is_gone_on_with(
-    http: httpx.Client, platform: Running, large: Path
-) -> None:
+def test_a_multipart_upload_is_resumed(http: httpx.Client, platform: Running, large: Path) -> None:
     asset = begin(http, "parts", large)
-    data, where = large.read_bytes(), f"/v1/assets/{asset['id']}/upload"
-    state = http.get(where).json()
+    data, upload_url = large.read_bytes(), f"/v1/assets/{asset['id']}/upload"
+    state = http.get(upload_url).json()
     assert (state["part_count"], state["parts"]) == (3, [])
     assert [part["number"] for part in state["missing"]] == [1, 2, 3]
     for part in state["missing"][::-2]:
@@ -85,42 +83,42 @@ def test_an_upload_in_parts_is_gone_on_with(
     early = http.post(f"/v1/assets/{asset['id']}/complete-upload", json={})
     assert early.status_code == 422
     assert "1 of 3 parts are missing" in early.json()["message"]
-    # Another client, or the same after a crash, asks what is missing and sends that.
-    state = http.get(where).json()
+    # Another client, or the same after a crash, sends the missing part.
+    state = http.get(upload_url).json()
     assert [part["number"] for part in state["parts"]] == [1, 3]
     (part,) = state["missing"]
     assert part["number"] == 2
-    if not platform.settings.store_url:  # (the test's S3 server takes no part twice)
+    if not platform.settings.store_url:  # the test's S3 server does not accept a part twice
         httpx.put(part["put_url"], content=b"x" * 100).raise_for_status()
-        assert [p["number"] for p in http.get(where).json()["missing"]] == [2]  # not whole
+        assert [p["number"] for p in http.get(upload_url).json()["missing"]] == [2]  # incomplete
     piece = data[part["offset"] : part["offset"] + part["size_bytes"]]
     httpx.put(part["put_url"], content=piece).raise_for_status()
     for _ in range(2):
         done = http.post(f"/v1/assets/{asset['id']}/complete-upload", json={})
         assert done.json() == {"error": None}
-    ready = ended(http, asset["id"])
+    ready = await_ingest(http, asset["id"])
     assert (ready["status"], ready["size_bytes"]) == ("ready", len(data)), ready
     assert ready["report"]["source_sha256"] == hashlib.sha256(data).hexdigest()
-    assert http.get(where).status_code == 404
+    assert http.get(upload_url).status_code == 404
     http.delete(f"/v1/assets/{asset['id']}")
 
 
-def test_an_abort_drops_what_has_arrived(
+def test_an_abort_deletes_the_uploaded_parts(
     http: httpx.Client, platform: Running, large: Path
 ) -> None:
     asset = begin(http, "aborted", large)
-    where = f"/v1/assets/{asset['id']}/upload"
-    first = http.get(where).json()["missing"][0]
+    upload_url = f"/v1/assets/{asset['id']}/upload"
+    first = http.get(upload_url).json()["missing"][0]
     httpx.put(first["put_url"], content=large.read_bytes()[: first["size_bytes"]])
-    assert http.delete(where).is_success
-    assert http.delete(where).status_code == 404
+    assert http.delete(upload_url).is_success
+    assert http.delete(upload_url).status_code == 404
     assert http.get(f"/v1/assets/{asset['id']}").status_code == 404
     uploads = open_backends(platform.settings).library.uploads
     assert not [b for b in uploads._parts.begun() if asset["id"] in b.key]
     begin(http, "aborted", large)  # the name is free
 
 
-def test_an_upload_in_parts_that_nobody_completes_expires(
+def test_an_incomplete_multipart_upload_expires(
     http: httpx.Client, platform: Running, large: Path
 ) -> None:
     asset = begin(http, "expired", large)
@@ -135,13 +133,13 @@ def test_an_upload_in_parts_that_nobody_completes_expires(
 @pytest.mark.parametrize(
     "fields", [{"size_bytes": None}, {"size_bytes": 17 << 30}, {"part_bytes": 1}, {"size_bytes": 0}]
 )
-def test_parts_that_make_no_sense(http: httpx.Client, fields: dict[str, Any]) -> None:
+def test_invalid_multipart_parameters(http: httpx.Client, fields: dict[str, Any]) -> None:
     new = {"asset_type": "lora", "name": "odd", "transfer_api_type": "multipart", "size_bytes": 9}
     assert http.post("/v1/assets", json={**new, **fields}).status_code == 422
     assert http.get("/v1/assets", params={"name": "odd"}).json()["total"] == 0
 
 
-def test_damage_on_the_way_is_seen(http: httpx.Client, sample_files: dict[str, Path]) -> None:
+def test_damage_in_transit_is_detected(http: httpx.Client, sample_files: dict[str, Path]) -> None:
     data = bytearray(sample_files["inversion"].read_bytes())
     new = {"asset_type": "textual_inversion", "name": "damaged"}
     new["sha256"] = hashlib.sha256(data).hexdigest()
@@ -149,13 +147,13 @@ def test_damage_on_the_way_is_seen(http: httpx.Client, sample_files: dict[str, P
     data[-1] ^= 1
     httpx.put(created["transfer_api"]["put_url"], content=bytes(data))
     http.post(f"/v1/assets/{created['asset']['id']}/complete-upload", json={})
-    asset = ended(http, created["asset"]["id"])
+    asset = await_ingest(http, created["asset"]["id"])
     assert asset["status"] == "rejected"
     assert "the upload is corrupt" in asset["status_details"]
 
 
 def run(platform: Running, *arguments: str) -> tuple[int, Any]:
-    """The command line as a user runs it; its exit code and JSON."""
+    """Run the command line in a process; return its exit code and JSON."""
     environment = {"AO_URL": platform.url, "AO_API_KEY": platform.key("artist"), "PATH": "/usr/bin"}
     command = [sys.executable, "-m", "serving.cli.main", "assets", *arguments, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -165,7 +163,7 @@ def run(platform: Running, *arguments: str) -> tuple[int, Any]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path]) -> Path:
-    """As AUTOMATIC1111 keeps them."""
+    """A models folder in AUTOMATIC1111's layout."""
     folder = tmp_path_factory.mktemp("webui") / "models"
     lora = folder / "Lora" / "style" / "My Style (v2).safetensors"
     embedding = folder / "embeddings" / "shiny.safetensors"
@@ -185,19 +183,17 @@ def models(tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Pat
     return folder
 
 
-def test_a_models_folder_is_taken_as_it_lies(
-    platform: Running, models: Path, tmp_path: Path
-) -> None:
+def test_a_models_folder_is_imported(platform: Running, models: Path, tmp_path: Path) -> None:
     status, rows = run(platform, "import-folder", str(models), "--dry-run")
     assert status == 0
     assert {row["status"] for row in rows} == {"skipped", "would be sent"}
     status, rows = run(platform, "import-folder", str(models), "--tag", "mine")
     assert status == 0
-    found = {Path(row["file"]).name: row for row in rows}
-    assert found["old.ckpt"]["status"] == "skipped"
-    assert "pickle" in found["old.ckpt"]["details"]
-    assert "not a safetensors file" in found["broken.safetensors"]["details"]
-    assert {found[n]["status"] for n in ("My Style (v2).safetensors", "shiny.safetensors")} == {
+    row_of = {Path(row["file"]).name: row for row in rows}
+    assert row_of["old.ckpt"]["status"] == "skipped"
+    assert "pickle" in row_of["old.ckpt"]["details"]
+    assert "not a safetensors file" in row_of["broken.safetensors"]["details"]
+    assert {row_of[n]["status"] for n in ("My Style (v2).safetensors", "shiny.safetensors")} == {
         "ready"
     }
     assets = {asset["name"]: asset for asset in run(platform, "ls")[1]}
@@ -210,7 +206,7 @@ def test_a_models_folder_is_taken_as_it_lies(
     assert shiny["description"] == "So shiny"
     preview = Image.open(io.BytesIO(httpx.get(style["preview_url"]).content))
     assert (preview.format, preview.size) == ("PNG", (512, 341))
-    # The same again sends nothing; another file of the same name gets one of its own.
+    # A repeated push sends nothing; another file of the same name gets another name.
     _, rows = run(platform, "push", str(models))
     assert {r["status"] for r in rows if r["name"]} == {"there already"}
     other = tmp_path / "other" / "My Style (v2).safetensors"
@@ -229,7 +225,9 @@ def test_a_models_folder_is_taken_as_it_lies(
     assert "a version of a lora is a lora" in row["details"]
 
 
-def test_the_rest_of_the_command_line(platform: Running, models: Path, tmp_path: Path) -> None:
+def test_report_warm_pull_update_rm_and_restore(
+    platform: Running, models: Path, tmp_path: Path
+) -> None:
     run(platform, "push", str(models / "embeddings"))
     assert run(platform, "report", "shiny")[1]["family"] == "SDXL"
     (warmed,) = run(platform, "warm", "shiny")[1]
@@ -237,7 +235,7 @@ def test_the_rest_of_the_command_line(platform: Running, models: Path, tmp_path:
     (pulled,) = run(platform, "pull", "shiny", "--into", str(tmp_path))[1]
     whole = Path(pulled["file"]).read_bytes()
     assert len(whole) > 500
-    # A download that was cut off goes on where it was; one that was damaged begins anew.
+    # An interrupted download resumes; a damaged one restarts.
     part = tmp_path / ".shiny.safetensors.part"
     part.write_bytes(whole[:200])
     run(platform, "pull", "shiny", "--into", str(tmp_path))
@@ -251,7 +249,7 @@ def test_the_rest_of_the_command_line(platform: Running, models: Path, tmp_path:
     assert run(platform, "restore", gone["id"])[1]["name"] == "shiny"
 
 
-def test_a_push_that_was_cut_off_is_gone_on_with(
+def test_an_interrupted_push_is_resumed(
     platform: Running, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "PARTS_FROM_BYTES", 0)
@@ -259,22 +257,22 @@ def test_a_push_that_was_cut_off_is_gone_on_with(
     client = platform.client("artist")
     new = {"asset_type": "checkpoint", "name": "cut", "part_bytes": PART_BYTES}
     digest = transfer.sha256_of(large)
-    really, puts = transfer._put, []
+    original_put, puts = transfer._put, []
 
-    def cut(url: str, path: Path, offset: int, *rest: Any) -> None:
+    def fail_third(url: str, path: Path, offset: int, *rest: Any) -> None:
         if len(puts) == 2:
             raise transfer.ApiFailure("cut off")
         puts.append(offset)
-        really(url, path, offset, *rest)
+        original_put(url, path, offset, *rest)
 
-    monkeypatch.setattr(transfer, "_put", cut)
+    monkeypatch.setattr(transfer, "_put", fail_third)
     with pytest.raises(transfer.ApiFailure):
         transfer.send(client, large, new, digest=digest)
     again: list[int] = []
 
     def counted(url: str, path: Path, offset: int, *rest: Any) -> None:
         again.append(offset)
-        really(url, path, offset, *rest)
+        original_put(url, path, offset, *rest)
 
     monkeypatch.setattr(transfer, "_put", counted)
     begun = named(client, "cut", digest, new_version=False).known
@@ -289,7 +287,7 @@ def test_previews(http: httpx.Client, platform: Running, sample_files: dict[str,
     client = platform.client("acme")
     asset = client.upload(sample_files["inversion"], "textual_inversion", "seen", "", ["seen"])
     asset = client.await_ready(asset["id"])
-    where = f"/v1/assets/{asset['id']}/preview"
+    preview_url = f"/v1/assets/{asset['id']}/preview"
 
     def image(size: tuple[int, int], kind: str = "PNG") -> bytes:
         out = io.BytesIO()
@@ -297,22 +295,24 @@ def test_previews(http: httpx.Client, platform: Running, sample_files: dict[str,
         return out.getvalue()
 
     for good in (image((64, 64)), image((2048, 2048), "JPEG"), image((64, 9), "WEBP")):
-        changed = http.put(where, content=good).json()["asset"]
+        changed = http.put(preview_url, content=good).json()["asset"]
         fetched = httpx.get(changed["preview_url"])
         assert fetched.headers["content-type"] == "image/png"
         assert max(Image.open(io.BytesIO(fetched.content)).size) <= 512
     for bad in (b"", b"GIF89a", image((64, 64), "GIF"), image((5000, 5000)), b"<svg/>"):
-        assert http.put(where, content=bad).status_code == 422
-    assert http.put(where, content=b"x" * (9 << 20)).status_code == 413
-    stranger = {"Authorization": f"Bearer {platform.key('stranger')}"}
-    assert http.put(where, content=image((8, 8)), headers=stranger).status_code == 404
+        assert http.put(preview_url, content=bad).status_code == 422
+    assert http.put(preview_url, content=b"x" * (9 << 20)).status_code == 413
+    outsider = {"Authorization": f"Bearer {platform.key('outsider')}"}
+    assert http.put(preview_url, content=image((8, 8)), headers=outsider).status_code == 404
     before = http.get("/v1/usage").json()["totals"]["pictures"]
     for _ in range(2):
         once = {"Idempotency-Key": "preview"}
-        generated = http.post(where, json={"prompt": "a small red star", "steps": 2}, headers=once)
+        generated = http.post(
+            preview_url, json={"prompt": "a small red star", "steps": 2}, headers=once
+        )
         assert generated.status_code == 200, generated.text
     assert generated.json()["asset"]["preview_url"] != changed["preview_url"]
     assert http.get("/v1/usage").json()["totals"]["pictures"] == before + 1
     store = open_backends(platform.settings).store
     mine = [s for s in store.list("previews/") if asset["id"] in s.key]
-    assert len(mine) == 1  # those of before are gone
+    assert len(mine) == 1  # earlier previews are deleted

@@ -1,4 +1,4 @@
-"""Pieces of prompts that other programs obey are named as read as text."""
+"""Prompt syntax of other programs is reported as plain text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from serving.generation.prompt_syntax import unserved_syntax
         ("(a:1.1), (b:0.9)", ["(a:1.1)", "(b:0.9)"]),
     ],
 )
-def test_it_is_named(prompt: str, pieces: list[str]) -> None:
+def test_unsupported_syntax_is_reported(prompt: str, pieces: list[str]) -> None:
     warnings = unserved_syntax(prompt)
     assert [warning.split(" is read as text: ")[0] for warning in warnings] == pieces
 
@@ -35,11 +35,11 @@ def test_it_is_named(prompt: str, pieces: list[str]) -> None:
     ["", "a house (old)", "a house (old), by night (1999)", "C++ code", "a ratio of 16:9",
      "take a break", "snake_case__name", "an array a, b", "half-open [", "see: (this)"],
 )  # fmt: skip
-def test_plain_text_is_no_reason(prompt: str) -> None:
+def test_plain_text_gives_no_warning(prompt: str) -> None:
     assert unserved_syntax(prompt, None) == ()
 
 
-def test_warnings_are_few_and_short_and_every_prompt_is_read() -> None:
+def test_warnings_are_few_and_short_and_cover_every_prompt() -> None:
     many = " ".join(f"(w{index}:1.5)" for index in range(100))
     assert len(unserved_syntax(many)) == 8
     (warning,) = unserved_syntax(f"({'x' * 400}:1.5)")

@@ -1,4 +1,4 @@
-"""What becomes of a job when its gateway ends, or when it could not be drawn."""
+"""Jobs when their gateway shuts down or their generation fails."""
 
 from __future__ import annotations
 
@@ -29,28 +29,30 @@ from serving.jobs.watch import JobWatch
 from serving.tenants.meter import Meter
 
 
-async def test_a_gateway_that_ends_gives_its_jobs_to_the_others_at_once(tmp_path: Path) -> None:
+async def test_a_gateway_puts_its_jobs_back_on_shutdown(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
     jobs = Jobs(engine, Meter(engine, SqlBlobRecords(engine)))
-    who = Principal("t", "acme")
-    job = jobs.add(who, {"prompt": "a star"})
-    result = asyncio.Event()
+    principal = Principal("t", "acme")
+    job = jobs.add(principal, {"prompt": "a star"})
+    started = asyncio.Event()
 
     async def generate_charged(*_: Any) -> None:
-        result.set()
+        started.set()
         await asyncio.Event().wait()
 
     context = SimpleNamespace(
         backends=SimpleNamespace(
             jobs=jobs,
-            directory=SimpleNamespace(keyring=SimpleNamespace(principal_of_job=lambda *_: who)),
+            directory=SimpleNamespace(
+                keyring=SimpleNamespace(principal_of_job=lambda *_: principal)
+            ),
         ),
         platform=SimpleNamespace(generate_charged=generate_charged),
         new_job=asyncio.Event(),
     )
     running = asyncio.create_task(JobRunner(cast(Context, context)).run())
     async with asyncio.timeout(10):
-        await result.wait()
+        await started.wait()
     assert jobs.claim("another") is None
     running.cancel()
     await asyncio.wait([running])
@@ -59,25 +61,25 @@ async def test_a_gateway_that_ends_gives_its_jobs_to_the_others_at_once(tmp_path
     assert claimed.id == job.id
 
 
-async def test_however_many_wait_the_database_is_asked_once_a_look(tmp_path: Path) -> None:
+async def test_waiters_share_one_database_query(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
     jobs = Jobs(engine, Meter(engine, SqlBlobRecords(engine)))
-    asked: list[int] = []
+    query_sizes: list[int] = []
 
     class Counting:
         def ended(self, job_ids: Collection[str]) -> dict[str, Job | None]:
-            asked.append(len(job_ids))
+            query_sizes.append(len(job_ids))
             return jobs.ended(job_ids)
 
-    who = Principal("t", "acme")
+    principal = Principal("t", "acme")
     watch = JobWatch(cast(Jobs, Counting()))
-    accepted = [jobs.add(who, {}) for _ in range(50)]
+    accepted = [jobs.add(principal, {}) for _ in range(50)]
     waiting = [asyncio.create_task(watch.finished(job.id)) for job in accepted]
     waiting.append(asyncio.create_task(watch.finished(accepted[0].id)))
-    nowhere = asyncio.create_task(watch.finished("job_nowhere"))
+    unknown = asyncio.create_task(watch.finished("job_nowhere"))
     async with asyncio.timeout(10):
         with pytest.raises(AssetNotFound):
-            await nowhere
+            await unknown
         for _ in accepted:
             claimed = jobs.claim("w")
             assert claimed is not None
@@ -86,12 +88,12 @@ async def test_however_many_wait_the_database_is_asked_once_a_look(tmp_path: Pat
         ended = await asyncio.gather(*waiting)
     assert {job.status for job in ended} == {"failed"}
     assert ended[0].id == ended[-1].id
-    assert max(asked) == 51
-    assert len(asked) < 10
+    assert max(query_sizes) == 51
+    assert len(query_sizes) < 10
     assert watch._awaited == {}
 
 
-def test_a_job_that_is_late_is_given_up_after_it_was_begun_twice() -> None:
+def test_a_late_job_fails_after_two_starts() -> None:
     begun, waited = DeadlineExceeded("late", 1), DeadlineExceeded("late", 0)
     first = later(begun, 0)
     assert first is not None
@@ -101,7 +103,7 @@ def test_a_job_that_is_late_is_given_up_after_it_was_begun_twice() -> None:
 
 
 @pytest.mark.parametrize("error", [ReplicaLost("r"), StoreError("s")])
-def test_what_passes_is_tried_again_after_pauses_that_double(error: Exception) -> None:
+def test_transient_errors_are_retried_with_doubling_delays(error: Exception) -> None:
     pauses, failures = [], 0
     while (again := later(error, failures)) is not None:
         assert again.failures == failures + 1
@@ -113,13 +115,13 @@ def test_what_passes_is_tried_again_after_pauses_that_double(error: Exception) -
     assert 600 <= sum(pauses) <= 900
 
 
-def test_one_that_there_was_no_room_for_has_not_been_tried() -> None:
+def test_a_refused_job_counts_no_failure() -> None:
     for retry_after_s, pause_s in ((0.1, PUT_BACK_S), (5.0, 5.0), (900.0, LONGEST_REFUSED_S)):
         again = later(Refused(503, "full", retry_after_s), MOST_FAILURES)
         assert again is not None
         assert (again.for_s, again.failures) == (pause_s, MOST_FAILURES)
 
 
-def test_what_is_wrong_with_the_job_is_its_end() -> None:
+def test_an_error_of_the_job_itself_is_final() -> None:
     assert later(AssetNotFound("a"), 0) is None
     assert later(ValueError("a bug"), 0) is None

@@ -1,4 +1,4 @@
-"""Organisations: their plans, members and keys, and the log of what was done to them."""
+"""Organisations: plans, members, keys and the audit log."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def directory(database: Engine) -> Directory:
     return Directory(database)
 
 
-def test_a_plan_and_its_changes_reach_its_tenants(directory: Directory) -> None:
+def test_a_changed_plan_applies_to_its_tenants(directory: Directory) -> None:
     name, plan = f"t{ulid()}", Plan(f"p{ulid()}", weight=2.0, requests_per_min=60, assets=5)
     with pytest.raises(InvalidRequest, match="no plan"):
         directory.add_tenant(name, plan="nothing")
     directory.put_plan(plan)
     directory.add_tenant(name, weight=1.5, plan=plan.name)
     key = directory.keyring.add_key(name)
-    who = directory.keyring.authenticate(key.text)
-    assert (who.plan, who.weight) == (plan, 3.0)
+    principal = directory.keyring.authenticate(key.text)
+    assert (principal.plan, principal.weight) == (plan, 3.0)
     directory.put_plan(Plan(plan.name, assets=6))
     assert directory.keyring.authenticate(key.text).plan == Plan(plan.name, assets=6)
     directory.set_plan(name, "unlimited")
@@ -36,7 +36,7 @@ def test_a_plan_and_its_changes_reach_its_tenants(directory: Directory) -> None:
             directory.put_plan(bad)
 
 
-def test_a_members_keys_do_the_less_of_both_and_end_with_it(directory: Directory) -> None:
+def test_a_members_keys_are_limited_by_its_role_and_revoked_with_it(directory: Directory) -> None:
     name = f"t{ulid()}"
     directory.add_tenant(name)
     ann = directory.add_member(name, "ann@example.com", "member")
@@ -44,8 +44,8 @@ def test_a_members_keys_do_the_less_of_both_and_end_with_it(directory: Directory
         role: directory.keyring.add_key(name, "", role, member=ann.name)
         for role in ("owner", "reader")
     }  # type: ignore[arg-type]
-    who = directory.keyring.authenticate(keys["owner"].text)
-    assert (who.role, who.member_id) == ("member", ann.id)
+    principal = directory.keyring.authenticate(keys["owner"].text)
+    assert (principal.role, principal.member_id) == ("member", ann.id)
     assert directory.keyring.authenticate(keys["reader"].text).role == "reader"
     rotated = directory.keyring.rotate_key(keys["reader"].id, 0.0)
     assert directory.keyring.authenticate(rotated.text).member_id == ann.id
@@ -59,7 +59,10 @@ def test_a_members_keys_do_the_less_of_both_and_end_with_it(directory: Directory
     with pytest.raises(InvalidRequest, match="no member"):
         directory.keyring.add_key(name, member=ann.name)
     again = directory.add_member(name, ann.name, "owner")
-    assert (again.id, again.role) == (ann.id, "owner")  # what was private to it is its own again
+    assert (again.id, again.role) == (
+        ann.id,
+        "owner",
+    )  # the same id: it owns its private assets again
     for call in (
         lambda: directory.add_member(name, ann.name),
         lambda: directory.add_member(name, "two words"),
@@ -71,7 +74,7 @@ def test_a_members_keys_do_the_less_of_both_and_end_with_it(directory: Directory
         directory.remove_member(name, "nobody")
 
 
-def test_one_organisation_cannot_touch_anothers_keys(directory: Directory) -> None:
+def test_an_organisation_cannot_change_anothers_keys(directory: Directory) -> None:
     mine, theirs = f"t{ulid()}", f"u{ulid()}"
     for name in (mine, theirs):
         directory.add_tenant(name)
@@ -88,7 +91,7 @@ def test_one_organisation_cannot_touch_anothers_keys(directory: Directory) -> No
     assert directory.keyring.authenticate(key.text).tenant_name == theirs
 
 
-def test_every_administrative_act_is_noted(directory: Directory, database: Engine) -> None:
+def test_every_administrative_action_is_audited(directory: Directory, database: Engine) -> None:
     name = f"t{ulid()}"
     tenant = directory.add_tenant(name)
     directory.add_member(name, "ann", actor="k0")

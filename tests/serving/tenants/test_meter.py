@@ -1,4 +1,4 @@
-"""What is used is charged once, on every database; a budget holds; the books agree."""
+"""Metering on every database: usage is charged once, budgets hold, sums are consistent."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def meter(database: Engine, clock: Clock) -> Meter:
     return Meter(database, SqlBlobRecords(database), clock)
 
 
-def somebody(**limits: Any) -> Principal:
+def limited_tenant(**limits: Any) -> Principal:
     return Principal(new_asset_id(), new_asset_id(), plan=Plan("p", **limits))
 
 
@@ -51,28 +51,28 @@ def spent(charge: Charge, gpu_s: float = 2.0, images: int = 2) -> Spent:
     return Spent(charge, gpu_s, images, {"steps": 20})
 
 
-def test_a_picture_is_charged_once_however_often_it_is_settled(meter: Meter) -> None:
-    who = replace(somebody(), key_id="k", member_id="m")
-    charge = Charge(new_asset_id(), who, 1.0)
+def test_repeated_settling_charges_an_image_once(meter: Meter) -> None:
+    principal = replace(limited_tenant(), key_id="k", member_id="m")
+    charge = Charge(new_asset_id(), principal, 1.0)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: meter.settle(spent(charge)), range(8)))
-    rows = meter.usage(who.tenant_id)
+    rows = meter.usage(principal.tenant_id)
     assert [(r.reference, r.quantity, r.key_id, r.member_id) for r in rows] == [
         (f"{charge.id}/0", 1.0, "k", "m"),
         (f"{charge.id}/1", 1.0, "k", "m"),
     ]
     assert rows[0].details == {"steps": 20, "work": 0.5}
-    assert meter.totals(who.tenant_id) == {"pictures": 2, "gpu_s": 2.0, "gb_hours": 0.0}
-    assert meter.budget(who.tenant_id).used_gpu_s == 2.0
+    assert meter.totals(principal.tenant_id) == {"pictures": 2, "gpu_s": 2.0, "gb_hours": 0.0}
+    assert meter.budget(principal.tenant_id).used_gpu_s == 2.0
     meter.check_integrity()
 
 
-def test_a_budget_is_held_while_requests_run(meter: Meter) -> None:
-    who = somebody(gpu_s_per_month=10.0)
-    first = Charge(new_asset_id(), who, 4.0)
+def test_running_requests_reserve_the_budget(meter: Meter) -> None:
+    principal = limited_tenant(gpu_s_per_month=10.0)
+    first = Charge(new_asset_id(), principal, 4.0)
     meter.reserve(first, 60.0)
-    meter.settle(spent(first, gpu_s=4.0))  # a second a unit of work
-    wanted = [Charge(new_asset_id(), who, 2.0) for _ in range(8)]
+    meter.settle(spent(first, gpu_s=4.0))  # one second per unit of work
+    wanted = [Charge(new_asset_id(), principal, 2.0) for _ in range(8)]
 
     def reserve(charge: Charge) -> bool:
         try:
@@ -83,35 +83,35 @@ def test_a_budget_is_held_while_requests_run(meter: Meter) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         held = [c for c, ok in zip(wanted, pool.map(reserve, wanted), strict=True) if ok]
-    # By the pace of what was drawn last, here or elsewhere; never more than the budget.
-    budget = meter.budget(who.tenant_id)
+    # The number depends on the estimate; the sum never exceeds the budget.
+    budget = meter.budget(principal.tenant_id)
     assert 1 <= len(held) < 8
     assert budget.used_gpu_s + budget.reserved_gpu_s <= 10.0
     for charge in held:
         meter.release(charge.id)
         meter.release(charge.id)
-    assert meter.budget(who.tenant_id).reserved_gpu_s == pytest.approx(0.0)
-    assert reserve(Charge(new_asset_id(), who, 2.0))
+    assert meter.budget(principal.tenant_id).reserved_gpu_s == pytest.approx(0.0)
+    assert reserve(Charge(new_asset_id(), principal, 2.0))
     meter.check_integrity()
 
 
 def test_engine_time_without_an_image_is_charged_once(meter: Meter) -> None:
-    who = somebody(gpu_s_per_month=10.0)
-    charge = Charge(new_asset_id(), who, 4.0)
+    principal = limited_tenant(gpu_s_per_month=10.0)
+    charge = Charge(new_asset_id(), principal, 4.0)
     meter.reserve(charge, 60.0)
     reference = new_asset_id()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: meter.attempted(charge, reference, 3.0, {"why": "late"}), range(8)))
-    assert meter.budget(who.tenant_id).used_gpu_s == 3.0
+    assert meter.budget(principal.tenant_id).used_gpu_s == 3.0
     meter.release(charge.id)
-    (row,) = meter.usage(who.tenant_id)
+    (row,) = meter.usage(principal.tenant_id)
     assert (row.kind, row.quantity, row.details) == ("attempt", 3.0, {"why": "late"})
-    assert meter.totals(who.tenant_id) == {"pictures": 0, "gpu_s": 3.0, "gb_hours": 0.0}
+    assert meter.totals(principal.tenant_id) == {"pictures": 0, "gpu_s": 3.0, "gb_hours": 0.0}
     meter.check_integrity()
 
 
-def test_a_price_is_the_tenants_own_in_that_pool_and_nobody_elses(meter: Meter) -> None:
-    who, other, new = (somebody(gpu_s_per_month=1e6) for _ in range(3))
+def test_estimates_use_the_tenants_own_images_in_that_pool(meter: Meter) -> None:
+    principal, other, new = (limited_tenant(gpu_s_per_month=1e6) for _ in range(3))
 
     def generate(tenant: Principal, s_per_work: float, pool: str = "", times: int = 1) -> None:
         for _ in range(times):
@@ -125,94 +125,94 @@ def test_a_price_is_the_tenants_own_in_that_pool_and_nobody_elses(meter: Meter) 
         meter.release(charge.id)
         return held
 
-    generate(who, 1.0, times=5)
-    generate(who, 100.0)  # one that took long for other reasons
-    generate(who, 7.0, "a100")
+    generate(principal, 1.0, times=5)
+    generate(principal, 100.0)  # an outlier
+    generate(principal, 7.0, "a100")
     generate(other, 50.0, times=60)
-    assert price(who) == 1.0
-    assert price(who, "a100") == 7.0
-    assert price(who, "h100") == price(new, "h100")
-    for tenant in (somebody() for _ in range(20)):
+    assert price(principal) == 1.0
+    assert price(principal, "a100") == 7.0
+    assert price(principal, "h100") == price(new, "h100")
+    for tenant in (limited_tenant() for _ in range(20)):
         generate(tenant, 2.0)
-    assert price(new) == pytest.approx(2.0)  # however much one tenant has bought
+    assert price(new) == pytest.approx(2.0)  # each other tenant counts once
     meter.check_integrity()
 
 
-def test_a_month_begins_anew(meter: Meter, clock: Clock) -> None:
-    who = somebody(gpu_s_per_month=3.0)
-    charge = Charge(new_asset_id(), who, 1.0)
+def test_a_budget_resets_each_month(meter: Meter, clock: Clock) -> None:
+    principal = limited_tenant(gpu_s_per_month=3.0)
+    charge = Charge(new_asset_id(), principal, 1.0)
     meter.reserve(charge, 60.0)
-    meter.settle(spent(charge, gpu_s=5.0))  # it took longer than anybody thought
+    meter.settle(spent(charge, gpu_s=5.0))  # it took longer than estimated
     with pytest.raises(BudgetExceeded, match="this month's 3 s"):
-        meter.reserve(Charge(new_asset_id(), who, 0.1), 60.0)
+        meter.reserve(Charge(new_asset_id(), principal, 0.1), 60.0)
     clock.now_s += 31 * 24 * 3600
-    meter.reserve(Charge("next-" + charge.id, who, 0.1), 60.0)
-    assert meter.budget(who.tenant_id).used_gpu_s == 0.0
-    assert meter.totals(who.tenant_id, until_s=clock.now_s)["gpu_s"] == 5.0
-    # What was held in one month and drawn in the next counts where it was held.
-    late = Charge("late-" + charge.id, who, 0.1)
+    meter.reserve(Charge("next-" + charge.id, principal, 0.1), 60.0)
+    assert meter.budget(principal.tenant_id).used_gpu_s == 0.0
+    assert meter.totals(principal.tenant_id, until_s=clock.now_s)["gpu_s"] == 5.0
+    # Cost reserved in one month and settled in the next counts in the first.
+    late = Charge("late-" + charge.id, principal, 0.1)
     meter.reserve(late, 60.0)
     month = month_of(clock.now_s)
     clock.now_s += 31 * 24 * 3600
     meter.settle(spent(late, gpu_s=1.0))
     assert month_of(clock.now_s) != month
-    assert meter.budget(who.tenant_id).used_gpu_s == 0.0
+    assert meter.budget(principal.tenant_id).used_gpu_s == 0.0
     meter.check_integrity()
 
 
-def test_what_a_dead_gateway_held_is_given_back(meter: Meter, clock: Clock) -> None:
-    who = somebody(gpu_s_per_month=10.0)
-    meter.settle(spent(Charge(new_asset_id(), who, 1.0), gpu_s=1.0))
-    meter.reserve(Charge(new_asset_id(), who, 3.0), 60.0)
-    assert meter.budget(who.tenant_id).reserved_gpu_s > 0
+def test_reservations_of_a_dead_gateway_expire(meter: Meter, clock: Clock) -> None:
+    principal = limited_tenant(gpu_s_per_month=10.0)
+    meter.settle(spent(Charge(new_asset_id(), principal, 1.0), gpu_s=1.0))
+    meter.reserve(Charge(new_asset_id(), principal, 3.0), 60.0)
+    assert meter.budget(principal.tenant_id).reserved_gpu_s > 0
     meter.release_expired()
-    assert meter.budget(who.tenant_id).reserved_gpu_s > 0
+    assert meter.budget(principal.tenant_id).reserved_gpu_s > 0
     clock.now_s += 61.0
     assert meter.release_expired() >= 1
-    assert meter.budget(who.tenant_id).reserved_gpu_s == pytest.approx(0.0)
+    assert meter.budget(principal.tenant_id).reserved_gpu_s == pytest.approx(0.0)
     meter.check_integrity()
 
 
-def test_the_books_agree_after_any_history(meter: Meter, clock: Clock) -> None:
-    lot = random.Random(7)
-    tenants = [somebody(gpu_s_per_month=40.0), somebody()]
+def test_budgets_stay_consistent_after_random_operations(meter: Meter, clock: Clock) -> None:
+    rng = random.Random(7)
+    tenants = [limited_tenant(gpu_s_per_month=40.0), limited_tenant()]
     open_charges: list[Charge] = []
     for index in range(200):
-        deed = lot.choice(("reserve", "settle", "release", "repeat", "wait"))
-        if deed == "reserve":
-            charge = Charge(f"{new_asset_id()}-{index}", lot.choice(tenants), lot.uniform(0.1, 3.0))
+        operation = rng.choice(("reserve", "settle", "release", "repeat", "wait"))
+        if operation == "reserve":
+            charge = Charge(f"{new_asset_id()}-{index}", rng.choice(tenants), rng.uniform(0.1, 3.0))
             try:
-                meter.reserve(charge, lot.uniform(1.0, 100.0))
+                meter.reserve(charge, rng.uniform(1.0, 100.0))
                 open_charges.append(charge)
             except BudgetExceeded:
                 pass
-        elif open_charges and deed in ("settle", "repeat"):
-            charge = lot.choice(open_charges)
-            meter.settle(spent(charge, lot.uniform(0.1, 2.0), lot.randint(1, 4)))
-            if deed == "settle":
+        elif open_charges and operation in ("settle", "repeat"):
+            charge = rng.choice(open_charges)
+            meter.settle(spent(charge, rng.uniform(0.1, 2.0), rng.randint(1, 4)))
+            if operation == "settle":
                 open_charges.remove(charge)
-        elif open_charges and deed == "release":
+        elif open_charges and operation == "release":
             meter.release(open_charges.pop().id)
         else:
-            clock.now_s += lot.uniform(0.0, 4e5)
+            clock.now_s += rng.uniform(0.0, 4e5)
             meter.release_expired()
         meter.check_integrity()
 
 
 @pytest.mark.parametrize("table", ["ledger", "audit"])
 @pytest.mark.parametrize("statement", ["UPDATE {} SET at_s = 0", "DELETE FROM {}"])
-def test_the_database_itself_refuses_to_change_the_past(
+def test_the_database_rejects_changes_of_ledger_and_audit(
     database: Engine, meter: Meter, table: str, statement: str
 ) -> None:
-    who = somebody()
-    meter.settle(spent(Charge(new_asset_id(), who, 1.0)))
+    principal = limited_tenant()
+    meter.settle(spent(Charge(new_asset_id(), principal, 1.0)))
     Directory(database).add_tenant("t" + new_asset_id()[6:])
     with pytest.raises(DBAPIError, match="append-only"), database.begin() as connection:
         connection.execute(sa.text(statement.format(table)))
-    assert len(meter.usage(who.tenant_id)) == 2
+    assert len(meter.usage(principal.tenant_id)) == 2
 
 
-def test_storage_is_metered_once_an_hour(meter: Meter, database: Engine, clock: Clock) -> None:
+def test_storage_is_metered_once_per_hour(meter: Meter, database: Engine, clock: Clock) -> None:
     tenant = Directory(database).add_tenant("s" + new_asset_id()[6:])
     blob = Blob(new_asset_id(), "sha", 3_000_000_000)
     asset = Asset(
@@ -230,27 +230,27 @@ def test_storage_is_metered_once_an_hour(meter: Meter, database: Engine, clock: 
     assert [r.id for r in meter.every_usage(tenant.id)] == [r.id for r in rows]
 
 
-def test_requests_a_minute_are_the_same_for_every_gateway(database: Engine, clock: Clock) -> None:
-    who = somebody(requests_per_min=6)
+def test_gateways_share_the_rate_limit(database: Engine, clock: Clock) -> None:
+    principal = limited_tenant(requests_per_min=6)
     gateways = [RateLimiter(database, clock) for _ in range(3)]
-    quotas = [gateways[index % 3].take(who) for index in range(6)]
+    quotas = [gateways[index % 3].take(principal) for index in range(6)]
     assert [quota and quota.remaining for quota in quotas] == [5, 4, 3, 2, 1, 0]
     with pytest.raises(Refused) as refused:
-        gateways[0].take(who)
+        gateways[0].take(principal)
     assert refused.value.status == 429
     assert refused.value.retry_after_s == pytest.approx(10.0)
-    clock.now_s += 10.0  # a share of the minute
-    assert gateways[1].take(who) is not None
+    clock.now_s += 10.0  # a request's share of the minute
+    assert gateways[1].take(principal) is not None
     with pytest.raises(Refused):
-        gateways[2].take(who)
-    clock.now_s -= 3600.0  # a clock set back shuts nobody out for longer than a window
+        gateways[2].take(principal)
+    clock.now_s -= 3600.0  # a clock set back locks nobody out for longer than a window
     with pytest.raises(Refused) as refused:
-        gateways[2].take(who)
+        gateways[2].take(principal)
     assert refused.value.retry_after_s <= 60.0
     clock.now_s += 3600.0 + 60.0
-    headers = gateways[0].take(who).headers()  # type: ignore[union-attr]
+    headers = gateways[0].take(principal).headers()  # type: ignore[union-attr]
     assert headers == {
         "RateLimit-Policy": '"requests";q=6;w=60',
         "RateLimit": '"requests";r=5;t=10',
     }
-    assert gateways[0].take(somebody()) is None
+    assert gateways[0].take(limited_tenant()) is None

@@ -1,1 +1,1 @@
-"""OctoAI's API: its bodies as its clients write and read them."""
+"""The request and response bodies of OctoAI's API."""

@@ -1,4 +1,4 @@
-"""The Asset Library's bodies as OctoAI's clients write and read them."""
+"""Request and response bodies of OctoAI's Asset Library."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Short = Annotated[str, Field(max_length=128)]
 Link = Annotated[str, Field(max_length=2048)]
 Description = Annotated[str, Field(max_length=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-#: PEFT's ``adapter_config.json``; its size is bounded as that of every body.
+#: PEFT's ``adapter_config.json``; limited in size like every body.
 AdapterConfig = Annotated[dict[Annotated[str, Field(max_length=128)], Any], Field(max_length=128)]
 Tag = Annotated[str, Field(pattern=r"^[\w.\-]{1,64}$")]
 
 
 class AssetData(RequestModel):
-    """What means something of the union that ``asset_type`` selects; the rest is dropped."""
+    """The supported fields of an asset's data; other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -37,9 +37,12 @@ class AssetData(RequestModel):
 
 
 class CreateAsset(RequestModel):
-    """OctoAI's, and of ours: ``visibility``, ``shared_with``, ``new_version``, ``licence``,
-    ``expires_at``, ``sha256``, ``prediction_type`` (of a checkpoint), ``adapter_config`` (of a
-    LoRA); and with ``transfer_api_type`` "multipart" ``size_bytes`` and ``part_bytes``."""
+    """A new asset, in OctoAI's format with extensions.
+
+    Extensions: ``visibility``, ``shared_with``, ``new_version``, ``licence``, ``expires_at``,
+    ``sha256``, ``prediction_type`` (checkpoints), ``adapter_config`` (LoRAs); ``size_bytes`` and
+    ``part_bytes`` with the ``transfer_api_type`` "multipart".
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -64,7 +67,7 @@ class CreateAsset(RequestModel):
     hf_token_secret: Short | None = None
 
     def wanted_visibility(self) -> Visibility:
-        """What is shared with somebody is ``shared``, whatever else is left out."""
+        """Return the visibility; by default ``shared`` if ``shared_with`` is not empty."""
         if self.visibility is not None:
             return self.visibility
         if self.is_public:
@@ -73,7 +76,7 @@ class CreateAsset(RequestModel):
 
 
 class ChangeAsset(RequestModel):
-    """What may be changed of an asset; what is left out stays."""
+    """Changes to an asset; omitted fields stay as they are."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -111,7 +114,7 @@ class CompleteUpload(RequestModel):
 
 
 def stored_data(body: CreateAsset) -> dict[str, Any]:
-    """``data`` as it is kept, with the defaults that clients expect."""
+    """Return the asset data to store, with the defaults that clients expect."""
     data = body.data
     return {
         "engine": data.engine or ENGINE,
@@ -127,9 +130,11 @@ def stored_data(body: CreateAsset) -> dict[str, Any]:
 
 
 def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None) -> dict[str, Any]:
-    """Every field that a client requires is there and not null; ``data`` repeats its type.
+    """Return the JSON of an asset; every field that OctoAI's clients require is not null.
 
-    ``inspected``: whoever asks may see the report, and who else may see the asset."""
+    ``inspected`` adds the fields for principals that may inspect the asset: its report, its
+    sharing and its usage.
+    """
     data: dict[str, Any] = {
         "asset_type": asset.kind,
         "engine": asset.data.get("engine") or ENGINE,
@@ -168,15 +173,15 @@ def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None)
             "sha256": asset.data.get("sha256"),
             "uses": asset.uses,
             "last_used_at": asset.last_used_at_s and timestamp(asset.last_used_at_s),
-            "url": _bare(asset.data.get("url")),
+            "url": _without_query(asset.data.get("url")),
             "hf_repo": asset.data.get("hf_repo"),
             "report": dict(asset.report),
         }
     return body
 
 
-def _bare(url: str | None) -> str | None:
-    """Without what may be a signature in its query."""
+def _without_query(url: str | None) -> str | None:
+    """Return ``url`` without its query, which may contain a signature."""
     return url and url.partition("?")[0]
 
 
@@ -185,5 +190,5 @@ def timestamp(at_s: float) -> str:
 
 
 def _uuid(tenant_id: str) -> str:
-    """The commons has no tenant row; clients still parse a UUID."""
+    """Return a UUID for clients to parse: the commons has no tenant row."""
     return tenant_id if len(tenant_id) == 36 else "00000000-0000-0000-0000-000000000000"

@@ -1,4 +1,4 @@
-"""The generation request and answer as OctoAI's clients write and read them."""
+"""Request and response bodies of OctoAI's image generation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Pixels = Annotated[int, Field(ge=1, le=16_384)]
 MAX_IMAGES = 16
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
-#: Fields of the wire that this server does not serve yet, with the values that ask for nothing.
-_UNSERVED: dict[str, tuple[Any, ...]] = {
+#: Unsupported fields of OctoAI's API, with the values that have no effect and are accepted.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "init_image": (None,),
     "strength": (None, 0.8),
     "mask_image": (None,),
@@ -41,12 +41,12 @@ _UNSERVED: dict[str, tuple[Any, ...]] = {
     "controlnet_preprocess": (None, True, False),
     "transfer_images": (None,),
 }
-#: Accepted and of no effect: an older client always sends the first.
+#: Accepted and ignored; older clients always send the first.
 _IGNORED = ("enable_safety", "force_asset_download", "force_asset_gpu_copy", "log_prompt")
 
 
 class LoraWeights(RequestModel):
-    """A LoRA's weights where the UNet and the text encoders are to have different ones."""
+    """Separate weights of a LoRA for the UNet and the text encoders."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -55,7 +55,7 @@ class LoraWeights(RequestModel):
 
 
 class GenerateRequest(RequestModel):
-    """An explicit null means the default, as older clients send it."""
+    """An image generation. A null field has its default, since older clients send nulls."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,9 +77,9 @@ class GenerateRequest(RequestModel):
     num_images: int = Field(1, ge=1, le=MAX_IMAGES)
     seed: Seed | Annotated[list[Seed | None], Field(max_length=MAX_IMAGES)] | None = None
     image_encoding: ImageEncoding = "jpeg"
-    #: Ours: among the requests of one's own organisation that wait, the higher goes first.
+    #: An extension: higher goes first, among the waiting requests of the organisation.
     priority: int = Field(0, ge=-10, le=10)
-    #: Ours: the pool of GPUs, by its name or its kind; else the tenant's own.
+    #: An extension: the GPU pool, by name or GPU type; null for the tenant's default.
     gpu: str | None = Field(None, max_length=64)
 
     @model_validator(mode="before")
@@ -87,37 +87,44 @@ class GenerateRequest(RequestModel):
     def _wire(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        kept = {}
-        for name, given in value.items():
-            if name in _UNSERVED:
-                if given not in _UNSERVED[name]:
-                    raise ValueError(f"{name} is not served here yet; leave it out")
-            elif name not in _IGNORED and (given is not None or name == "prompt"):
-                kept[name] = given
-        return kept
+        fields = {}
+        for name, field in value.items():
+            if name in _UNSUPPORTED:
+                if field not in _UNSUPPORTED[name]:
+                    raise ValueError(f"{name} is not supported; leave it out")
+            elif name not in _IGNORED and (field is not None or name == "prompt"):
+                fields[name] = field
+        return fields
 
-    def _wanted(self) -> AssetSelection:
+    def _asset_selection(self) -> AssetSelection:
         weights, text_weights = {}, {}
-        for name, given in self.loras.items():
-            if isinstance(given, LoraWeights):
-                weights[name], text_weights[name] = given.unet, given.text_encoders
+        for name, weight in self.loras.items():
+            if isinstance(weight, LoraWeights):
+                weights[name], text_weights[name] = weight.unet, weight.text_encoders
             else:
-                weights[name] = given
+                weights[name] = weight
         return AssetSelection(
             self.checkpoint, self.vae, weights, self.textual_inversions, text_weights
         )
 
     def order(self) -> GenerationRequest:
-        """Raises InvalidRequest when the seeds do not fit the number of images."""
+        """Return the internal request.
+
+        Raises:
+            InvalidRequest: there are more seeds than images.
+        """
         if isinstance(self.seed, list) and len(self.seed) > self.num_images:
-            raise InvalidRequest("seed", f"{len(self.seed)} seeds for {self.num_images} images")
+            raise InvalidRequest(
+                "seed",
+                f"{len(self.seed)} seeds for {self.num_images} images; give at most one each",
+            )
         return GenerationRequest(
             prompt=self.prompt,
             prompt_2=self.prompt_2,
             negative_prompt=self.negative_prompt,
             negative_prompt_2=self.negative_prompt_2,
             seeds=fixed_seeds(self.seed, self.num_images),
-            wanted=self._wanted(),
+            wanted=self._asset_selection(),
             width=self.width,
             height=self.height,
             sampler=self.sampler,
@@ -130,7 +137,7 @@ class GenerateRequest(RequestModel):
 
 
 def answer(generated: Generation) -> dict[str, Any]:
-    """OctoAI's answer; ``request_id``, ``receipt`` and ``timings_ms`` are ours."""
+    """Return OctoAI's response, extended by ``request_id``, ``receipt`` and ``timings_ms``."""
     result = generated.result
     timings = result.timings
     return {
@@ -159,19 +166,19 @@ def answer(generated: Generation) -> dict[str, Any]:
 
 
 def receipt(generated: Generation) -> dict[str, Any]:
-    """What was used, where it was found, and what was done about it."""
+    """Return the receipt: assets used, tiers they were found on, and parameters written."""
     result, size = generated.result, generated.size
     return {
         "assets": [
             {
-                "asset": generated.names.get(found.key, ""),
-                "content_key": found.key,
-                "found_on": found.tier,
-                "bytes_moved": found.bytes_moved,
-                "fetch_ms": found.fetch_s * 1000,
-                "matched_parameters": result.matched.get(found.key),
+                "asset": generated.names.get(fetch.key, ""),
+                "content_key": fetch.key,
+                "found_on": fetch.tier,
+                "bytes_moved": fetch.bytes_moved,
+                "fetch_ms": fetch.fetch_s * 1000,
+                "matched_parameters": result.matched.get(fetch.key),
             }
-            for found in result.found
+            for fetch in result.found
         ],
         "replica": result.replica,
         "swap": {
