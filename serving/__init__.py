@@ -1,1 +1,1 @@
-"""The request's own house: the engine, the dispatcher, the door."""
+"""Serving: the engine, the dispatcher, the HTTP API and the command line."""

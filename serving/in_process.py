@@ -1,4 +1,4 @@
-"""The in-process composition root: engines in this process, no Ray. For tests and laptops."""
+"""The in-process composition root: workers in this process, without Ray. For tests and laptops."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class InProcessBackend:
         self._dispatcher.holdings.hold(keys)
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
-        """One, which neither grows nor sleeps: engines live as long as this process."""
+        """The only pool; it does not scale, because workers live as long as this process."""
         return [self._status()]
 
     async def starting(self, pool: str) -> None:
@@ -116,7 +116,7 @@ class LocalIngest:
 
 @asynccontextmanager
 async def local_context(settings: Settings) -> AsyncIterator[Context]:
-    """Everything, on the running event loop. Everything is closed again at the end."""
+    """The whole platform on the running event loop, closed at the end."""
     private_folder(settings.data_dir)
     backends = await asyncio.to_thread(open_backends, settings)
     ingest_service = open_workshop(settings, backends)

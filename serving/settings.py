@@ -23,7 +23,7 @@ from assets.storage.private_folder import private_folder
 from orchestrator.errors import TierUnusable
 from router.autoscaling import Pool
 
-#: On CPUs, where nothing is said.
+#: The default number of replicas without GPUs.
 _REPLICAS = 2
 _POOL_NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
 
@@ -34,7 +34,7 @@ def _default_data_dir() -> Path:
 
 
 class PoolSettings(BaseModel):
-    """GPUs of one kind: as router/autoscaling.py's Pool."""
+    """A pool of replicas on one kind of GPU; the fields are those of router.autoscaling.Pool."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,7 +46,7 @@ class PoolSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Every knob, with the embedded default: one machine, SQLite, a directory, the miniature."""
+    """All settings. The defaults serve the miniature on one machine with SQLite and a folder."""
 
     model_config = SettingsConfigDict(env_prefix="AO_", extra="forbid", frozen=True)
 
@@ -124,8 +124,8 @@ class Settings(BaseSettings):
 
     @property
     def resolved_store_options(self) -> dict[str, Any]:
-        """S3 needs signature version 4 for presigned URLs, and must not check a ranged
-        read against the whole object's checksum."""
+        """AO_STORE_OPTIONS with defaults for S3: presigned URLs need signature version 4, and a
+        ranged read must not be checked against the whole object's checksum."""
         if not self.resolved_store_url.startswith("s3:") or "config_kwargs" in self.store_options:
             return self.store_options
         config = {"signature_version": "s3v4", "response_checksum_validation": "when_required"}
@@ -139,45 +139,53 @@ class Settings(BaseSettings):
 
     @property
     def resolved_pools(self) -> tuple[Pool, ...]:
-        """The first is for whoever does not say. Without any, as many replicas as AO_REPLICAS (or
-        two, see :meth:`with_gpus`), always awake.
+        """The pools; the first is the default.
+
+        Without AO_POOLS, one pool of constant size: AO_REPLICAS or two (see :meth:`with_gpus`).
 
         Raises:
-            ValueError: a name that is none, or a minimum above the maximum.
+            ValueError: an invalid name, or a minimum above the maximum.
         """
         if not self.pools:
             count = self.replicas or _REPLICAS
             return (Pool("default", min=count, max=count),)
         for name, pool in self.pools.items():
             if not _POOL_NAME.fullmatch(name):
-                raise ValueError(f"AO_POOLS: {name!r} is no name: small letters and digits only")
+                raise ValueError(
+                    f"AO_POOLS: {name!r} is not a valid name: use a lower-case letter, then up to "
+                    "31 lower-case letters or digits"
+                )
             if pool.min > pool.max:
-                raise ValueError(f"AO_POOLS: the minimum of {name!r} is above its maximum")
+                raise ValueError(
+                    f"AO_POOLS: {name!r} has min {pool.min} above max {pool.max}: lower min or "
+                    "raise max"
+                )
         return tuple(Pool(name, **pool.model_dump()) for name, pool in self.pools.items())
 
     def with_gpus(self, count: int) -> Settings:
-        """As on a cluster with so many GPUs: one replica each, where nothing else is said."""
+        """These settings with one replica per GPU, unless AO_POOLS, AO_REPLICAS or AO_DEVICE says
+        otherwise."""
         if self.pools or self.replicas or not count or not self._may_use_gpus:
             return self
         return self.model_copy(update={"replicas": count})
 
     def check_gpus(self, count: int) -> None:
-        """Whether a single machine with so many can hold the pools at their largest.
+        """Check that a single machine with ``count`` GPUs can run the pools at their maximum.
 
         Raises:
-            ValueError: what it cannot hold, and what to set.
+            ValueError: it cannot; the message names the setting to change.
         """
         pools = self.resolved_pools
         if kinds := sorted({pool.gpu for pool in pools if pool.gpu}):
             raise ValueError(
-                f"AO_POOLS asks for GPUs of the kind {', '.join(kinds)}: nodes of a cluster have "
-                "kinds (AO_RAY_ADDRESS), one machine has not; leave gpu out"
+                f"AO_POOLS asks for GPUs of kind {', '.join(kinds)}: only nodes of a cluster "
+                "(AO_RAY_ADDRESS) have kinds; on one machine leave gpu out"
             )
         most = sum(pool.max for pool in pools)
         if most > count and (self.device.startswith("cuda") or (count and self._may_use_gpus)):
             raise ValueError(
-                f"{most} replicas want a GPU each, and this machine has {count}: set AO_REPLICAS "
-                "(or max in AO_POOLS) lower, or AO_DEVICE=cpu"
+                f"{most} replicas need a GPU each, but this machine has {count}: lower AO_REPLICAS "
+                "(or max in AO_POOLS), or set AO_DEVICE=cpu"
             )
 
     @property
@@ -186,14 +194,14 @@ class Settings(BaseSettings):
 
     @property
     def pool_names(self) -> dict[str, str]:
-        """The pool that is meant by its name, or by its kind of GPU (the first of that kind)."""
+        """Pool names by pool name and by kind of GPU (the first pool of that kind)."""
         pools = self.resolved_pools
         kinds = {pool.gpu: pool.name for pool in reversed(pools) if pool.gpu}
         return {**kinds, **{pool.name: pool.name for pool in pools}}
 
     @property
     def resolved_public_url(self) -> str:
-        """The origin under which clients reach a gateway; no slash at its end."""
+        """The origin under which clients reach a gateway, without a trailing slash."""
         return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
 
     @property
@@ -202,13 +210,12 @@ class Settings(BaseSettings):
 
     @property
     def resolved_ray_temp_dir(self) -> Path:
-        """Of the Ray that is started here: a short path, because sockets are named in it, and one
-        of this user's own."""
-        return self.ray_temp_dir or Path(f"/tmp/ao-ray-{os.getuid()}-{self._place}")
+        """The folder of a local Ray: private to the user, and short because sockets are in it."""
+        return self.ray_temp_dir or Path(f"/tmp/ao-ray-{os.getuid()}-{self._data_dir_id}")
 
     @property
-    def _place(self) -> str:
-        """Of this data folder, where folders lie outside of it."""
+    def _data_dir_id(self) -> str:
+        """An id of the data folder, for the names of folders outside of it."""
         return hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:12]
 
     @property
@@ -217,39 +224,39 @@ class Settings(BaseSettings):
 
     @cached_property
     def resolved_host_dir(self) -> Path:
-        """On tmpfs where there is one; a laptop without it keeps the tier in its data folder.
+        """The host tier's folder: on tmpfs, or in the data folder on a machine without tmpfs.
 
         Raises:
             TierUnusable: /dev/shm is smaller than the budget (64 MB in many containers).
         """
         if self.host_dir is not None:
             return self.host_dir
-        shared = Path("/dev/shm")
-        if not shared.is_dir():
+        tmpfs = Path("/dev/shm")
+        if not tmpfs.is_dir():
             return self.data_dir / "tiers" / "host"
-        total = shutil.disk_usage(shared).total
+        total = shutil.disk_usage(tmpfs).total
         if total < self.host_bytes:
             raise TierUnusable(
                 f"/dev/shm holds {total >> 20} MiB, less than the host tier's budget of "
                 f"{self.host_bytes >> 20} MiB: start the container with a larger --shm-size, "
-                "or set AO_HOST_BYTES lower, or AO_HOST_DIR to another folder"
+                "lower AO_HOST_BYTES, or set AO_HOST_DIR to another folder"
             )
-        return shared / f"asset-orchestrator-{os.getuid()}-{self._place}"
+        return tmpfs / f"asset-orchestrator-{os.getuid()}-{self._data_dir_id}"
 
     def on_node(self, node: str) -> Settings:
-        """With the folders of one node, where ``{node}`` in AO_DISK_DIR or AO_HOST_DIR stands for
-        its id: so that several nodes can be on one machine."""
+        """These settings with ``{node}`` in AO_DISK_DIR and AO_HOST_DIR replaced by the node's id,
+        so that several nodes can run on one machine."""
         folders = {"disk_dir": self.disk_dir, "host_dir": self.host_dir}
-        placed = {
+        resolved = {
             name: Path(str(folder).replace("{node}", node))
             for name, folder in folders.items()
             if folder is not None
         }
-        return Settings(**{**self.model_dump(), **placed})
+        return Settings(**{**self.model_dump(), **resolved})
 
     @cached_property
     def secret_bytes(self) -> bytes:
-        """The platform's secret: from AO_SECRET, or kept in the data folder (mode 0600)."""
+        """AO_SECRET, or the secret in the data folder (mode 0600), created on first use."""
         if self.secret:
             return self._checked(self.secret.encode(), "AO_SECRET")
         path = self.data_dir / "secret"
@@ -261,7 +268,7 @@ class Settings(BaseSettings):
                 file.write(secrets.token_hex(32).encode())
                 file.flush()
                 os.fsync(file.fileno())
-            with suppress(FileExistsError):  # another process was first: its secret holds
+            with suppress(FileExistsError):  # another process was first: use its secret
                 os.link(temporary, path)
             temporary.unlink()
         return self._checked(path.read_bytes(), str(path))
@@ -269,11 +276,13 @@ class Settings(BaseSettings):
     @staticmethod
     def _checked(secret: bytes, source: str) -> bytes:
         if len(secret) < 32:
-            raise ValueError(f"the secret in {source} is shorter than 32 characters")
+            raise ValueError(
+                f"the secret in {source} is shorter than 32 characters: use a longer one"
+            )
         return secret
 
     def to_environment(self) -> dict[str, str]:
-        """The variables from which another process reads these same settings."""
+        """The environment variables from which another process reads these settings."""
         values = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
         values["data_dir"] = str(self.data_dir)
         return {

@@ -1,4 +1,4 @@
-"""What the tests share: the miniature, engines, real servers; all private, all ended again."""
+"""Fixtures of all tests: the miniature, engines and real servers on private folders."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--formats", action="store_true", help="write what was measured into docs/formats.md"
+        "--formats", action="store_true", help="write the measurements into docs/formats.md"
     )
 
 
 @pytest.fixture(scope="session")
 def formats(request: pytest.FixtureRequest) -> Iterator[FormatMatrix]:
-    """What the tests of formats measure; with ``--formats`` it becomes the document's table."""
+    """Collects the measurements of format tests; ``--formats`` writes them to docs/formats.md."""
     matrix = FormatMatrix()
     yield matrix
     if request.config.getoption("--formats"):
-        before, mark, rest = DOCUMENT.read_text().partition("<!-- measured -->\n")
+        before, start, rest = DOCUMENT.read_text().partition("<!-- measured -->\n")
         _, end, after = rest.partition("<!-- /measured -->")
-        DOCUMENT.write_text(before + mark + matrix.table() + "\n" + end + after)
+        DOCUMENT.write_text(before + start + matrix.table() + "\n" + end + after)
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Files that nobody here wrote; tests that need them are skipped without REAL_DATA."""
+    """The folder of real model files; tests that need it are skipped unless REAL_DATA is set."""
     path = os.environ.get("REAL_DATA")
     if not path:
         pytest.skip("set REAL_DATA to the folder of real files")
@@ -64,7 +64,8 @@ def schema() -> Any:
 
 @dataclass(frozen=True)
 class Bench:
-    """A store with the miniature as its base, a workshop over it, and engines on demand."""
+    """A store with the miniature as base model, an ingest service, and factories for engines and
+    assets."""
 
     store: Any
     records: Any
@@ -78,7 +79,7 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """Session-wide and therefore only added to, never reset."""
+    """Shared by the session: tests add assets to it and never reset it."""
     import torch
 
     from assets.asset import Asset
@@ -111,7 +112,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         return Engine(manifest, Provisioner(StoreSource(store), *tiers), name=name, **options)
 
     def ingest(path: Path, kind: str, tenant: str = "t1", **data: Any) -> Asset:
-        """An asset of the file at ``path``, through the same ingest as any upload."""
+        """Ingest the file at ``path`` like an upload, and return the asset."""
         asset = Asset(
             id=new_asset_id(),
             tenant_id=tenant,
@@ -133,7 +134,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="session")
 def sample_files(schema: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three LoRAs of different reach and rank, two inversions, a second checkpoint."""
+    """Three LoRAs with different target layers and ranks, two inversions, a second checkpoint."""
     import torch
 
     from assets.content import MODEL_COMPONENTS
@@ -170,19 +171,19 @@ def sample_files(schema: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="session")
 def samples(bench: Bench, sample_files: dict[str, Path]) -> dict[str, Any]:
-    """The sample files, ingested."""
+    """The assets ingested from ``sample_files``, by name."""
     kinds = {"lora": "lora", "inversion": "textual_inversion", "checkpoint": "checkpoint"}
     assets = {
         name: bench.ingest(path, kinds[name.split("_")[0]]) for name, path in sample_files.items()
     }
-    refused = {n: a.status_details for n, a in assets.items() if a.status != "ready"}
-    assert not refused, refused
+    rejected = {n: a.status_details for n, a in assets.items() if a.status != "ready"}
+    assert not rejected, rejected
     return assets
 
 
 @pytest.fixture(scope="session")
 def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """Another S3 server, in memory, for what ``s3_server`` cannot do."""
+    """An in-memory S3 server, for features that ``s3_server`` lacks."""
     port = free_port()
     command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path_factory.mktemp("moto"))}
@@ -214,7 +215,8 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """An engine of each database, with every table; PostgreSQL's is the session's."""
+    """A SQLAlchemy engine for each kind of database, with every table. The PostgreSQL database is
+    shared by the session."""
     from serving.bootstrap.database import open_database, upgrade
 
     if request.param == "sqlite":
@@ -222,6 +224,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     else:
         url = request.getfixturevalue("postgres_url")
     engine = open_database(url)
-    upgrade(engine)  # a second time changes nothing
+    upgrade(engine)  # a second upgrade changes nothing
     yield engine
     engine.dispose()

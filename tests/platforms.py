@@ -1,4 +1,4 @@
-"""A running platform in a process of its own, on a free port, in a private folder."""
+"""Starts a platform as a subprocess on a free port and a private folder."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from serving.settings import Settings
 
 @dataclass
 class Running:
+    """A running platform, with API keys and clients by tenant name."""
+
     url: str
     settings: Settings
     process: subprocess.Popen[bytes]
@@ -31,7 +33,7 @@ class Running:
     clients: dict[str, Client] = field(default_factory=dict)
 
     def key(self, tenant: str) -> str:
-        """An API key of the tenant, which is made when it is new."""
+        """An API key of the tenant, which is created if it does not exist."""
         if tenant not in self.keys:
             self.directory.add_tenant(tenant)
             self.keys[tenant] = self.directory.keyring.add_key(tenant).text
@@ -52,17 +54,17 @@ class Running:
 
     def gateways(self) -> list[int]:
         """Process ids of the gateways: the uvicorn workers, which multiprocessing spawned."""
-        found = []
+        pids = []
         for child in self.descendants():
             with suppress(Exception):
                 if any("spawn_main" in part for part in child.cmdline()):
-                    found.append(child.pid)
-        return found
+                    pids.append(child.pid)
+        return pids
 
 
 @contextmanager
 def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
-    """``asset-orchestrator serve`` with ``options``; ended, with all it started, at the end."""
+    """Run ``asset-orchestrator serve`` with ``options``; stop all its processes at the end."""
     port = free_port()
     temporary = Path("/tmp") / f"ao-{os.getpid()}-{port}"  # Ray's sockets need a short path
     configured = Settings(
@@ -100,7 +102,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 def put_asset(
     http: httpx.Client, file: Path, kind: str, name: str, **fields: Any
 ) -> dict[str, Any]:
-    """Upload ``file`` as a client of the API does, and return the asset once it is ready."""
+    """Upload ``file`` through the API and return the asset once it is ready."""
     new = {"asset_type": kind, "name": name, **fields}
     answer = http.post("/v1/assets", json=new)
     assert answer.status_code == 200, answer.text

@@ -1,1 +1,1 @@
-"""Settings become objects: what both ways to run the platform share."""
+"""Builds objects from the settings; shared by the in-process and the cluster platform."""

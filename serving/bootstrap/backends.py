@@ -1,4 +1,4 @@
-"""What both composition roots share, made from the settings; torch-free and Ray-free."""
+"""The database and object-store backends of both composition roots. Imports no torch, no Ray."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from serving.tenants.rate import RateLimiter
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """The durable things: rows and bytes."""
+    """Everything that reads or writes the database and the object store."""
 
     records: SqlAssetRecords
     blobs: SqlBlobRecords
@@ -50,17 +50,17 @@ class Backends:
     database: Engine
 
     def close(self) -> None:
-        """End the database's connections."""
         self.database.dispose()
 
 
 def open_fetcher(settings: Settings) -> Fetcher:
+    """The HTTP client for imports, with the configured restrictions."""
     networks = [ip_network(network) for network in settings.import_networks]
     return Fetcher(Rules(settings.import_schemes, settings.import_hosts, networks))
 
 
 def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> Backends:
-    """``now`` is the reconciler's clock."""
+    """Open all backends. ``now`` is the reconciler's clock, in seconds of the epoch."""
     arm(settings.failpoint)
     engine = open_database(settings.resolved_database_url)
     store = open_store(settings)
@@ -72,17 +72,18 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     meter = Meter(engine, blobs, clock)
     jobs = Jobs(engine, meter, clock, settings.results_kept_s)
 
-    def old_results(old: Sequence[Stored]) -> Collection[str]:
+    def orphaned_results(candidates: Sequence[Stored]) -> Collection[str]:
         keys = {
-            stored.key.removeprefix(RESULTS).removesuffix(".json"): stored.key for stored in old
+            stored.key.removeprefix(RESULTS).removesuffix(".json"): stored.key
+            for stored in candidates
         }
         return [keys[job_id] for job_id in jobs.unknown(keys)]
 
-    def old_images(old: Sequence[Stored]) -> Collection[str]:
-        return [s.key for s in old if s.changed_at_s < now() - settings.pictures_kept_s]
+    def expired_images(candidates: Sequence[Stored]) -> Collection[str]:
+        return [s.key for s in candidates if s.changed_at_s < now() - settings.pictures_kept_s]
 
-    others = {RESULTS: old_results, PICTURES: old_images}
-    reconciler = Reconciler(records, blobs, store, parts, others, now)
+    expired = {RESULTS: orphaned_results, PICTURES: expired_images}
+    reconciler = Reconciler(records, blobs, store, parts, expired, now)
     return Backends(
         records, blobs, store, library, directory, RateLimiter(engine), meter,
         Audit(engine), jobs, PeriodicWork(engine, clock), reconciler, Pins(engine), engine,

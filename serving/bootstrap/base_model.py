@@ -1,4 +1,4 @@
-"""The model to serve and the workshop that imports it, from the settings. Imports torch."""
+"""The base model and the ingest service that imports it, from the settings. Imports torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from serving.settings import Settings
 
 
 def open_workshop(settings: Settings, backends: Backends) -> IngestService:
+    """The ingest service over the backends."""
     return IngestService(
         backends.records,
         backends.blobs,
@@ -37,7 +38,7 @@ _PROBE_BYTES = 1 << 30
 
 def _open_probe(settings: Settings, backends: Backends) -> EngineProbe:
     def provisioner() -> Provisioner:
-        """Tiers of its own: what is only looked at pushes nothing out that is drawn with."""
+        """Separate tiers, so that probing an asset evicts nothing that requests use."""
         folder = settings.scratch_dir / "probe"
         disk, host = (FileTier(name, folder / name, _PROBE_BYTES) for name in ("disk", "host"))
         return Provisioner(StoreSource(backends.store), disk, host)
@@ -50,15 +51,16 @@ def install_model(
     ingest_service: IngestService,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ModelManifest:
-    """The model to serve, imported; without one of the operator's own, the miniature with its
-    public library.
+    """Import the base model and return its manifest.
+
+    Without a configured model this is the miniature, with its public library.
 
     Raises:
-        IngestRejected: the operator's model is no SDXL model.
+        IngestRejected: the configured model is not an SDXL model.
     """
     if settings.model is not None:
-        said = None if settings.prediction_type == "auto" else settings.prediction_type
-        manifest = ingest_service.install_base(settings.model, progress, said)
+        prediction = None if settings.prediction_type == "auto" else settings.prediction_type
+        manifest = ingest_service.install_base(settings.model, progress, prediction)
         withdraw_library(ingest_service)
         return manifest
     folder = settings.data_dir / "models" / f"miniature-{identity()}"

@@ -1,4 +1,4 @@
-"""A warm replica made from the settings. Imports torch."""
+"""Builds a warm worker from the settings. Imports torch."""
 
 from __future__ import annotations
 
@@ -28,61 +28,64 @@ from serving.generation.sizes import image_size
 from serving.settings import Settings
 from serving.worker import Worker
 
-#: What generating takes on the device at SDXL's sizes and the engine's batch: activations, and
-#: the VAE's decoder.
+#: Device memory of a generation at SDXL's sizes and the engine's batch: activations and the
+#: VAE's decoder.
 _ACTIVATION_BYTES = 4 << 30
-#: Memory that captured graphs share; it holds one call's activations.
+#: The memory pool shared by captured graphs; it holds one call's activations.
 _GRAPH_BYTES = 2 << 30
-#: Room on the device for factors and vectors, where pristine weights lie apart.
+#: Device memory for LoRA factors and vectors when pristine weights are in host memory.
 _FACTOR_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """``pristine_bytes`` is None where pristine weights lie on the device like all else."""
+    """Memory budgets of an engine. ``pristine_bytes`` is None when pristine weights are kept on
+    the device and count against ``device_bytes``."""
 
     device_bytes: int
     pristine_bytes: int | None
 
 
 def budgets(settings: Settings, device: str, manifest: ModelManifest) -> Budgets:
-    """As set; else what is free on the card beside the working weights, activations and graphs.
-    A card without room for two checkpoints keeps pristine weights in pinned host memory. A CPU
-    has no memory of its own: there it is room for a few checkpoints in float32."""
+    """The configured budgets, or defaults: on a GPU its free memory less working weights,
+    activations and graphs, with pristine weights in pinned host memory if two checkpoints do not
+    fit; on a CPU a few checkpoints in float32."""
     model_bytes = sum(blob.size_bytes for blob in manifest.parts.values())
-    room = max(8 << 30, 3 * model_bytes)
+    device_bytes = max(8 << 30, 3 * model_bytes)
     if device.startswith("cuda"):
-        # What is free, not what there is: a context, kernels and neighbours take gigabytes.
+        # Free, not total: the context, kernels and other processes take gigabytes.
         free_bytes, _ = torch.cuda.mem_get_info(device)
-        room = max(_FACTOR_BYTES, free_bytes - model_bytes - _ACTIVATION_BYTES - _GRAPH_BYTES)
-    room = settings.device_bytes or room
-    apart = settings.pristine == "host" or (
-        settings.pristine == "auto" and device.startswith("cuda") and room < 2 * model_bytes
+        device_bytes = max(
+            _FACTOR_BYTES, free_bytes - model_bytes - _ACTIVATION_BYTES - _GRAPH_BYTES
+        )
+    device_bytes = settings.device_bytes or device_bytes
+    is_pristine_on_host = settings.pristine == "host" or (
+        settings.pristine == "auto" and device.startswith("cuda") and device_bytes < 2 * model_bytes
     )
-    if not apart:
-        return Budgets(room, None)
+    if not is_pristine_on_host:
+        return Budgets(device_bytes, None)
     pinned = device.startswith("cuda")
-    return Budgets(room, settings.pristine_bytes or _pristine_bytes(manifest, pinned))
+    return Budgets(device_bytes, settings.pristine_bytes or _pristine_bytes(manifest, pinned))
 
 
 def _pristine_bytes(manifest: ModelManifest, pinned: bool) -> int:
-    """Room for three models, but at most three quarters of the machine's memory and at least one
-    model. Pinned memory comes in powers of two."""
+    """The size of three models, limited to three quarters of the machine's memory, and at least
+    one model. Pinned memory is allocated in powers of two."""
     dtype = torch.float16 if pinned else torch.float32
     layouts = layouts_of(manifest.schema)
-    one = sum(layout.size_bytes(dtype, pinned) for layout in layouts.values())
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(one, min(3 * one, memory * 3 // 4))
+    model_bytes = sum(layout.size_bytes(dtype, pinned) for layout in layouts.values())
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(model_bytes, min(3 * model_bytes, memory_bytes * 3 // 4))
 
 
 def engine_options(settings: Settings, device: str) -> EngineOptions:
-    """As set, with what suits the device where nothing is said."""
-    how = settings.compile
-    if how == "auto":
-        how = "regional" if device.startswith("cuda") else "off"
+    """The engine options from the settings, with the device's defaults for unset ones."""
+    compile_mode = settings.compile
+    if compile_mode == "auto":
+        compile_mode = "regional" if device.startswith("cuda") else "off"
     order = default_order(device) if settings.attention is None else settings.attention
     return EngineOptions(
-        compile=how,
+        compile=compile_mode,
         compile_vae=settings.compile_vae,
         graphs=settings.graphs,
         keep_cross_kv=settings.keep_cross_kv,
@@ -100,9 +103,11 @@ def open_replica(
     url: str = "",
     loaded: Callable[[], None] = lambda: None,
 ) -> Worker:
-    """A warm replica: a first request waits for nothing that could have been done before.
-    ``loaded`` is called once the model is there, before the warm-up. ``url`` is where other
-    nodes find what this one holds."""
+    """Load the base model, warm up and return the worker.
+
+    ``loaded`` is called after the model is loaded and before the warm-up. ``url`` is the address
+    where peers fetch assets from this node.
+    """
     torch.set_num_threads(settings.threads_per_replica)
     store = open_store(settings)
     device = pick_device(settings.device)
@@ -114,7 +119,7 @@ def open_replica(
     if options.compile != "off":
         artifacts = ArtifactStore(store, provisioner, settings.secret_bytes)
         key = artifact_key(torch.device(device), manifest, options, sizes, settings.warm_batches)
-        # A folder for each key: PyTorch's own keys know nothing of the order of attention.
+        # One folder per key, because PyTorch's own cache keys omit the order of attention backends.
         keep_artifacts(settings.data_dir / "compiled" / key)
         load_artifacts(artifacts, key)
     engine = Engine(
@@ -127,20 +132,20 @@ def open_replica(
         options=options,
     )
     loaded()
-    replica = Worker(engine, node, url)
-    replica.warm_up(sizes, settings.warm_batches)
+    worker = Worker(engine, node, url)
+    worker.warm_up(sizes, settings.warm_batches)
     if artifacts is not None and compilations()["compiled"]:
         save_artifacts(artifacts, key)
-    return replica
+    return worker
 
 
 def warm_sizes(settings: Settings, manifest: ModelManifest) -> list[tuple[int, int]]:
-    """In pixels of the served model.
+    """The sizes to warm up, as (width, height) in pixels of the served model.
 
     Raises:
-        InvalidRequest: a size that is not on offer.
+        InvalidRequest: AO_WARM_SIZES contains a size that is not supported.
     """
     native = manifest.native_size
-    given = [size.partition("x") for size in settings.warm_sizes]
-    sizes = [image_size(int(w), int(h), native) for w, _, h in given]
+    configured = [size.partition("x") for size in settings.warm_sizes]
+    sizes = [image_size(int(w), int(h), native) for w, _, h in configured]
     return [(size.width, size.height) for size in sizes] or [(native, native)]

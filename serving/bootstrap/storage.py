@@ -1,6 +1,6 @@
 """The object store and this node's file tiers, from the settings.
 
-Light to import: a replica begins to fetch its model with this while it imports the rest.
+Fast to import: a replica fetches its model with this while it imports torch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from serving.settings import Settings
 
 
 def open_store(settings: Settings) -> ObjectStore:
+    """The configured object store."""
     return FsspecStore(settings.resolved_store_url, **settings.resolved_store_options)
 
 
 def give_back_memory(settings: Settings) -> None:
-    """Of a platform that ends: the host tier goes, unless a folder was configured for it; the disk
-    tier stays warm."""
+    """Delete the host tier when the platform stops, unless AO_HOST_DIR configures its folder. The
+    disk tier stays warm."""
     if settings.host_dir is None:
         shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
 
@@ -29,7 +30,7 @@ def open_provisioner(settings: Settings) -> Provisioner:
     """The file tiers of this node, over the object store.
 
     Raises:
-        TierUnusable: the host tier cannot be what it is configured to be.
+        TierUnusable: the host tier cannot have its configured size.
     """
     return Provisioner(
         StoreSource(open_store(settings)),

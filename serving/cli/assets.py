@@ -1,4 +1,4 @@
-"""``asset-orchestrator assets``: a tenant's library, over HTTP."""
+"""``asset-orchestrator assets``: manage a tenant's library over HTTP."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from serving.cli.transfer import progress_bars, receive, send, sha256_of
 
 assets = typer.Typer(help="Your assets (over HTTP).", no_args_is_help=True)
 
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=32, help="Files at a time.")]
-DryRun = Annotated[bool, typer.Option(help="Only say what would be sent.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="For all of them; repeatable.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=32, help="Concurrent files.")]
+DryRun = Annotated[bool, typer.Option(help="Print what would be sent and send nothing.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="Tag every asset; repeatable.")]
 NewVersions = Annotated[
-    bool, typer.Option("--new-version", help="A file whose name is taken is its next version.")
+    bool, typer.Option("--new-version", help="Upload as the next version if the name is taken.")
 ]
 PredictionType = Annotated[
     str | None,
-    typer.Option(help=f"Of a checkpoint, where its file is silent: {', '.join(PREDICTIONS)}."),
+    typer.Option(help=f"Of a checkpoint whose file does not say: {', '.join(PREDICTIONS)}."),
 ]
 
 
@@ -48,14 +48,14 @@ def push(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send files and folders, and wait until each is ready or rejected.
+    """Upload files and folders, and wait until each is ready or rejected.
 
-    What a file is, is told by its keys. A run that was cut off is gone on with by the same
-    command; what the library has already is not sent again. A name that another file has is left
-    to it: the new file gets one of its own.
+    The kind of a file is detected from its tensor keys. Run the command again to resume after an
+    interruption; files that the library already has are not sent again. A file whose name is
+    taken by a different file gets a new name.
     """
-    found = [one for path in paths for one in _found(path)]
-    _push(found, jobs, tag or [], new_version, dry_run, url, key, as_json)
+    files = [file for path in paths for file in _files_at(path)]
+    _push(files, jobs, tag or [], new_version, dry_run, url, key, as_json)
 
 
 @assets.command("import-folder")
@@ -69,19 +69,19 @@ def import_folder(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send a models folder of AUTOMATIC1111, Forge or ComfyUI as it lies: with the trigger words,
-    descriptions and pictures that lie beside the files, and folders as tags."""
+    """Upload a models folder of AUTOMATIC1111, Forge or ComfyUI, with the trigger words,
+    descriptions and preview images stored beside the files. Subfolders become tags."""
     if not folder.is_dir():
-        raise typer.BadParameter(f"{folder} is no folder")
+        raise typer.BadParameter(f"{folder} is not a folder")
     _push(list(scan(folder)), jobs, tag or [], new_version, dry_run, url, key, as_json)
 
 
-def _found(path: Path) -> Iterable[FolderFile]:
+def _files_at(path: Path) -> Iterable[FolderFile]:
     return scan(path) if path.is_dir() else [look(path, path.parent)]
 
 
 def _push(
-    found: Sequence[FolderFile],
+    files: Sequence[FolderFile],
     jobs: int,
     tags: Sequence[str],
     new_versions: bool,
@@ -92,105 +92,107 @@ def _push(
 ) -> None:
     with clear_errors(), client_from_environment(url, key) as client:
         if dry_run:
-            rows = [_row(one, plain_name(one.stem), "would be sent") for one in found]
+            rows = [_row(file, plain_name(file.stem), "would be sent") for file in files]
         else:
             with (
                 progress_bars(as_json or not sys.stderr.isatty()) as bars,
                 ThreadPoolExecutor(jobs) as pool,
                 TemporaryDirectory(prefix="push-") as scratch,
             ):
-                files = list(pool.map(partial(_prepared, Path(scratch)), enumerate(found)))
-                places = Places(client, new_versions=new_versions)
-                placed = [_placed(places, *pair) for pair in zip(found, files, strict=True)]
-                total = bars.add_task("files", total=sum(not one.reason for one in found))
+                payloads = list(pool.map(partial(_prepare, Path(scratch)), enumerate(files)))
+                names = Places(client, new_versions=new_versions)
+                places = [_place(names, *pair) for pair in zip(files, payloads, strict=True)]
+                total = bars.add_task("files", total=sum(not file.reason for file in files))
 
-                def one_of(each: tuple[FolderFile, _File | str, Place | str]) -> dict[str, Any]:
-                    row = _push_one(client, *each, tags, bars)
-                    if not each[0].reason:
+                def push_file(
+                    item: tuple[FolderFile, _Payload | str, Place | str],
+                ) -> dict[str, Any]:
+                    row = _push_file(client, *item, tags, bars)
+                    if not item[0].reason:
                         bars.advance(total)
                     return row
 
-                rows = list(pool.map(one_of, zip(found, files, placed, strict=True)))
+                rows = list(pool.map(push_file, zip(files, payloads, places, strict=True)))
         show(rows, ("file", "name", "kind", "status", "details"), as_json)
         if any(row["status"] in ("rejected", "failed", "error") for row in rows):
             raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    """What is sent: the file itself, or a diffusers folder packed into one."""
+class _Payload:
+    """The file to send: the source file, or a diffusers folder packed into one file."""
 
     path: Path
     digest: str
 
 
-def _prepared(scratch: Path, numbered: tuple[int, FolderFile]) -> _File | str:
-    """Or why there is none."""
-    number, one = numbered
-    if one.reason:
-        return one.reason
+def _prepare(scratch: Path, numbered: tuple[int, FolderFile]) -> _Payload | str:
+    """The payload, or the reason why there is none."""
+    number, file = numbered
+    if file.reason:
+        return file.reason
     try:
-        path = one.path
+        path = file.path
         if path.is_dir():
-            path = _packed(path, scratch / f"{number}.safetensors")
-        return _File(path, sha256_of(path))
+            path = _pack(path, scratch / f"{number}.safetensors")
+        return _Payload(path, sha256_of(path))
     except (OSError, IngestRejected) as error:
         return str(error)
 
 
-def _packed(folder: Path, target: Path, *, is_said: bool = False) -> Path:
+def _pack(folder: Path, target: Path, *, is_said: bool = False) -> Path:
     from assets.formats.pack import pack_folder  # imports torch
 
     return pack_folder(folder, target, prediction_is_said=is_said)
 
 
-def _placed(places: Places, one: FolderFile, file: _File | str) -> Place | str:
-    """Where it goes, or why it cannot go anywhere."""
-    if isinstance(file, str):
-        return file
+def _place(names: Places, file: FolderFile, payload: _Payload | str) -> Place | str:
+    """The file's place in the library, or the reason why it has none."""
+    if isinstance(payload, str):
+        return payload
     try:
-        return places.find(one, file.digest)
+        return names.find(file, payload.digest)
     except ApiFailure as failure:
         return str(failure)
 
 
-def _push_one(
+def _push_file(
     client: Client,
-    one: FolderFile,
-    file: _File | str,
+    file: FolderFile,
+    payload: _Payload | str,
     place: Place | str,
     tags: Sequence[str],
     bars: Any,
 ) -> dict[str, Any]:
-    if one.reason:
-        return _row(one, "", "skipped", one.reason)
-    if isinstance(file, str) or isinstance(place, str):
-        return _row(one, "", "failed", str(file if isinstance(file, str) else place))
+    if file.reason:
+        return _row(file, "", "skipped", file.reason)
+    if isinstance(payload, str) or isinstance(place, str):
+        return _row(file, "", "failed", str(payload if isinstance(payload, str) else place))
     if place.is_repeated:
-        return _row(one, place.name, "repeated", "another of these files has the same bytes")
+        return _row(file, place.name, "repeated", "another file of this run has the same bytes")
     known = place.known
     if known is not None and known["status"] == "ready":
-        return {**_row(one, place.name, "there already"), "id": known["id"]}
-    new = {**one.new_asset(place.name), "new_version": place.new_version}
+        return {**_row(file, place.name, "there already"), "id": known["id"]}
+    new = {**file.new_asset(place.name), "new_version": place.new_version}
     new["data"]["tags"] = [*new["data"]["tags"], *tags]
     try:
-        asset = send(client, file.path, new, bars, digest=file.digest, begun=known)
+        asset = send(client, payload.path, new, bars, digest=payload.digest, begun=known)
         asset = client.await_ready(asset["id"])
-        if one.preview is not None:
+        if file.preview is not None:
             path = f"/v1/assets/{asset['id']}/preview"
-            client.call("PUT", path, content=one.preview.read_bytes())
+            client.call("PUT", path, content=file.preview.read_bytes())
     except ApiFailure as failure:
-        return _row(one, place.name, "failed", str(failure))
+        return _row(file, place.name, "failed", str(failure))
     details = [f"{place.other} is another file's name"] if place.other else []
     details += [asset["status_details"]] if asset["status_details"] else []
-    return {**_row(one, place.name, "ready", "; ".join(details)), "id": asset["id"]}
+    return {**_row(file, place.name, "ready", "; ".join(details)), "id": asset["id"]}
 
 
-def _row(one: FolderFile, name: str, status: str, details: str = "") -> dict[str, Any]:
-    if one.reason:
-        status, details = "skipped", one.reason
+def _row(file: FolderFile, name: str, status: str, details: str = "") -> dict[str, Any]:
+    if file.reason:
+        status, details = "skipped", file.reason
     return {
-        "file": str(one.path), "name": name, "kind": one.kind, "status": status,
+        "file": str(file.path), "name": name, "kind": file.kind, "status": status,
         "details": details,
     }  # fmt: skip
 
@@ -207,14 +209,14 @@ def upload_asset(
         Path | None, typer.Option(help="PEFT's adapter_config.json of a LoRA.")
     ] = None,
     new_version: Annotated[
-        bool, typer.Option("--new-version", help="The next version of that name, if it is taken.")
+        bool, typer.Option("--new-version", help="Upload as the next version if the name is taken.")
     ] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a .safetensors file, or a checkpoint's diffusers folder, and wait until it is
-    ready or rejected."""
+    """Upload a .safetensors file or a checkpoint's diffusers folder, and wait until it is ready
+    or rejected."""
     with (
         clear_errors(),
         client_from_environment(url, key) as client,
@@ -224,7 +226,7 @@ def upload_asset(
         name = name or plain_name(path.name if path.is_dir() else path.stem)
         if path.is_dir():
             is_said = prediction_type is not None
-            path = _packed(path, Path(scratch) / "packed.safetensors", is_said=is_said)
+            path = _pack(path, Path(scratch) / "packed.safetensors", is_said=is_said)
         data = {"asset_type": kind, "trigger_words": trigger_word or []}
         new: dict[str, Any] = {
             "asset_type": kind, "name": name, "description": description, "data": data,
@@ -240,10 +242,10 @@ def upload_asset(
             new["new_version"] = place.new_version
             asset = send(client, path, new, bars, digest=digest, begun=asset)
             asset = client.await_ready(asset["id"])
-    show_one(asset, _is_ready(asset), as_json)
+    show_one(asset, _ready_text(asset), as_json)
 
 
-def _is_ready(asset: Mapping[str, Any]) -> str:
+def _ready_text(asset: Mapping[str, Any]) -> str:
     text = f"{asset['name']} is ready: {asset['id']}"
     return f"{text} ({asset['status_details']})" if asset["status_details"] else text
 
@@ -252,13 +254,13 @@ def _is_ready(asset: Mapping[str, Any]) -> str:
 def import_asset(
     source: Annotated[str, typer.Argument(help="A URL, or OWNER/NAME[:FILE] on Hugging Face.")],
     kind: Annotated[str, typer.Option(help="lora, textual_inversion, checkpoint or vae.")],
-    name: Annotated[str, typer.Option(help="What it is called here.")],
+    name: Annotated[str, typer.Option(help="The asset's name in the library.")],
     prediction_type: PredictionType = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have the platform fetch it, and wait until it is ready or rejected."""
+    """Import from a URL or Hugging Face, and wait until the asset is ready or rejected."""
     field = "url" if "://" in source else "hf_repo"
     with clear_errors(), client_from_environment(url, key) as client:
         new = {"asset_type": kind, "name": name, field: source}
@@ -266,18 +268,18 @@ def import_asset(
             new["prediction_type"] = prediction_type
         asset = client.call("POST", "/v1/assets", json=new)["asset"]
         asset = client.await_ready(asset["id"], timeout_s=24 * 3600.0)
-        show_one(asset, _is_ready(asset), as_json)
+        show_one(asset, _ready_text(asset), as_json)
 
 
 @assets.command("pull")
 def pull(
     references: list[str],
-    into: Annotated[Path, typer.Option(help="A folder.")] = Path(),
+    into: Annotated[Path, typer.Option(help="The target folder.")] = Path(),
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download assets as they were uploaded, each checked by its sha256."""
+    """Download the original files of assets and verify their sha256."""
     with clear_errors(), client_from_environment(url, key) as client:
         rows = [{"asset": ref, "file": str(receive(client, ref, into))} for ref in references]
         show(rows, ("asset", "file"), as_json)
@@ -286,23 +288,23 @@ def pull(
 @assets.command("ls")
 @assets.command("list", hidden=True)
 def list_assets(
-    public: Annotated[bool, typer.Option(help="Everybody's.")] = False,
-    shared: Annotated[bool, typer.Option(help="What others share with you.")] = False,
+    public: Annotated[bool, typer.Option(help="List public assets.")] = False,
+    shared: Annotated[bool, typer.Option(help="List assets that others share with you.")] = False,
     search: str = "",
     tag: Annotated[list[str] | None, typer.Option()] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Your assets."""
+    """List your assets."""
     with clear_errors(), client_from_environment(url, key) as client:
         query: dict[str, Any] = {"is_public": public, "shared": shared, "q": search}
-        rows = list(_every(client, {**query, "tag": tag or []}))
+        rows = list(_all_pages(client, {**query, "tag": tag or []}))
         columns = ("id", "name", "version", "asset_type", "status", "size_bytes")
         show(rows, columns, as_json)
 
 
-def _every(client: Client, query: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _all_pages(client: Client, query: dict[str, Any]) -> Iterable[dict[str, Any]]:
     after: str | None = ""
     while after is not None:
         page = client.call("GET", "/v1/assets", params={**query, "after": after})
@@ -320,22 +322,22 @@ def get_asset(reference: str, url: Url = None, key: Key = None, as_json: AsJson 
 
 @assets.command("report")
 def report(reference: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """What the inspection of an asset found."""
+    """Show an asset's inspection report."""
     with clear_errors(), client_from_environment(url, key) as client:
         asset = client.asset(reference)
         if "report" not in asset:
-            raise ApiFailure(f"the report of {reference} is its owner's")
-        found = {"status": asset["status"], "details": asset["status_details"], **asset["report"]}
+            raise ApiFailure(f"only the owner of {reference} can read its report")
+        report = {"status": asset["status"], "details": asset["status_details"], **asset["report"]}
         if as_json:
-            show_one(found, "", as_json)
+            show_one(report, "", as_json)
         else:
-            rows = [{"what": name, "found": value} for name, value in found.items()]
+            rows = [{"what": name, "found": value} for name, value in report.items()]
             show(rows, ("what", "found"), as_json)
 
 
 @assets.command("warm")
 def warm(references: list[str], url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Bring assets up on every node before anybody waits for them."""
+    """Load assets into the cache tiers of every node ahead of requests."""
     with clear_errors(), client_from_environment(url, key) as client:
         rows = [client.call("POST", f"/v1/assets/{ref}/warm") for ref in references]
         show(rows, ("asset_id", "found_on"), as_json)
@@ -343,15 +345,15 @@ def warm(references: list[str], url: Url = None, key: Key = None, as_json: AsJso
 
 @assets.command("where")
 def where(reference: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Where an asset lies now: on which replicas' devices, in which tiers of which nodes."""
+    """Show where an asset is cached: on which replicas' devices and in which nodes' tiers."""
     with clear_errors(), client_from_environment(url, key) as client:
-        found = client.call("GET", f"/v1/assets/{reference}/residency")
+        residency = client.call("GET", f"/v1/assets/{reference}/residency")
         if as_json:
-            show_one(found, "", as_json)
+            show_one(residency, "", as_json)
             return
         rows = [
             {"component": part["component"], "bytes": part["size_bytes"], "place": place}
-            for part in found["parts"]
+            for part in residency["parts"]
             for place in [
                 *(f"device of {replica}" for replica in part["replicas"]),
                 *(f"{', '.join(tiers)} of {node}" for node, tiers in part["nodes"].items()),
@@ -379,14 +381,14 @@ def update_asset(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change what people read of an asset and who sees it; what is not given stays."""
-    given = {"name": name, "description": description, "trigger_words": trigger_word, "tags": tag}
-    given |= {"licence": licence, "visibility": visibility}
-    given |= {"shared_with": share_with, "prediction_type": prediction_type}
-    body = {field: value for field, value in given.items() if value is not None}
+    """Change an asset's metadata and visibility. Options that are not given stay as they are."""
+    changes = {"name": name, "description": description, "trigger_words": trigger_word, "tags": tag}
+    changes |= {"licence": licence, "visibility": visibility}
+    changes |= {"shared_with": share_with, "prediction_type": prediction_type}
+    body = {field: value for field, value in changes.items() if value is not None}
     with clear_errors(), client_from_environment(url, key) as client:
         asset = client.call("PATCH", f"/v1/assets/{reference}", json=body)["asset"]
-        show_one(asset, f"{asset['id']} {asset['name']} is changed", as_json)
+        show_one(asset, f"{asset['id']} {asset['name']} updated", as_json)
 
 
 @assets.command("rm")
@@ -394,13 +396,13 @@ def update_asset(
 def delete_asset(
     references: list[str],
     for_good: Annotated[
-        bool, typer.Option("--for-good", help="Not to be restored; frees the storage at once.")
+        bool, typer.Option("--for-good", help="Delete permanently and free the storage at once.")
     ] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete assets; for a week they can be restored, and count against the storage."""
+    """Delete assets. For a week they can be restored, and they count against the storage quota."""
     with clear_errors(), client_from_environment(url, key) as client:
         options = {"params": {"for_good": True}} if for_good else {}
         rows = [client.call("DELETE", f"/v1/assets/{ref}", **options) for ref in references]
@@ -409,7 +411,7 @@ def delete_asset(
 
 @assets.command("restore")
 def restore_asset(asset_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Bring a deleted asset back, within a week."""
+    """Restore an asset that was deleted within the last week."""
     with clear_errors(), client_from_environment(url, key) as client:
         asset = client.call("POST", f"/v1/assets/{asset_id}/restore")["asset"]
-        show_one(asset, f"{asset['id']} {asset['name']} is back", as_json)
+        show_one(asset, f"{asset['id']} {asset['name']} restored", as_json)

@@ -1,4 +1,4 @@
-"""A small client of our own API, for the command line and the demonstration."""
+"""A small HTTP client of the platform's API, for the command line and the demonstration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.cli.transfer import send, sha256_of
 
 
 class Client:
-    """``url`` without a slash at its end; ``key`` is an API key."""
+    """An API client. ``url`` has no trailing slash; ``key`` is an API key."""
 
     def __init__(self, url: str, key: str, timeout_s: float = 600.0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -33,13 +33,13 @@ class Client:
         self.close()
 
     def call(self, method: str, path: str, **options: Any) -> Any:
-        """The answer's JSON. Raises ApiFailure with the platform's own message."""
+        """The response's JSON. Raises ApiFailure on an error response or without a response."""
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise ApiFailure(
-                f"{self._url} does not answer ({type(error).__name__}); is "
-                "'asset-orchestrator serve' running there?"
+                f"{self._url} does not answer ({type(error).__name__}): check that "
+                "'asset-orchestrator serve' runs there"
             ) from None
         if response.is_error:
             try:
@@ -52,8 +52,8 @@ class Client:
     def upload(
         self, path: Path, kind: str, name: str, description: str = "", trigger_words: Any = ()
     ) -> dict[str, Any]:
-        """Create, transfer and complete, as the name's next version if it is taken; the asset is
-        still being inspected afterwards. What the name has already is not sent again."""
+        """Upload a file as an asset, or as the next version of a taken name, unless the name has
+        it already. Returns before the inspection ends."""
         data = {"asset_type": kind, "trigger_words": list(trigger_words)}
         new: dict[str, Any] = {
             "asset_type": kind,
@@ -72,7 +72,7 @@ class Client:
         return dict(self.call("GET", f"/v1/assets/{reference}")["asset"])
 
     def await_ready(self, asset_id: str, timeout_s: float = 900.0) -> dict[str, Any]:
-        """Raises ApiFailure when the asset is rejected, with the reasons."""
+        """Wait until the asset is ready. Raises ApiFailure when it is rejected or too late."""
         deadline = time.monotonic() + timeout_s
         while True:
             asset = self.asset(asset_id)
@@ -81,7 +81,9 @@ class Client:
             if asset["status"] not in ("uploaded", "uploading"):
                 raise ApiFailure(f"{asset['name']} is {asset['status']}: {asset['status_details']}")
             if time.monotonic() > deadline:
-                raise ApiFailure(f"{asset['name']} is still {asset['status']}")
+                raise ApiFailure(
+                    f"{asset['name']} is still {asset['status']} after {timeout_s:.0f} s"
+                )
             time.sleep(0.1)
 
     def generate(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +91,7 @@ class Client:
 
 
 def client_from_environment(url: str | None, key: str | None) -> Client:
-    """Options win over AO_URL and AO_API_KEY."""
+    """A client for ``url`` and ``key``, or else for AO_URL and AO_API_KEY."""
     return Client(
         (url or os.environ.get("AO_URL") or "http://127.0.0.1:8000").rstrip("/"),
         key or os.environ.get("AO_API_KEY") or "",

@@ -1,4 +1,4 @@
-"""The demonstration: the platform as a newcomer meets it, over HTTP."""
+"""The demonstration: start the platform and use it as a client over HTTP."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _START_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture of the demonstration."""
+    """An image of the demonstration and its request."""
 
     title: str
     request: Mapping[str, Any]
-    #: The panel whose picture this one must equal, bit for bit.
+    #: The title of the panel whose image this one must equal bit for bit.
     like: str | None = None
 
 
@@ -52,17 +52,20 @@ class DemoImage:
 
 
 def run_demo(folder: Path, port: int, once: bool) -> int:
-    """0 when every picture is as it must be; the platform runs on until Ctrl-C unless ``once``."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the platform ends, too
+    """Run the demonstration and return the exit code: 0 when every image passes its check.
+
+    The platform keeps running until Ctrl-C unless ``once``.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that ``finally`` stops it
     console = Console(width=max(140, Console().width), emoji=False)
     settings = Settings(data_dir=folder.resolve() / "data", port=port)
     server = _start(settings)
     try:
         _await_serving(server, settings)
         with Client(settings.resolved_public_url, _key(settings)) as client:
-            console.print("uploading a LoRA of one's own …")
-            own = _upload_own(client)
-            generated = [_generate(client, panel, console) for panel in _panels(own)]
+            console.print("uploading a private LoRA …")
+            private_id = _upload_private(client)
+            generated = [_generate(client, panel, console) for panel in _panels(private_id)]
         console.print(_table(generated))
         sheet = folder / "contact_sheet.png"
         contact_sheet(generated, sheet)
@@ -73,11 +76,13 @@ def run_demo(folder: Path, port: int, once: bool) -> int:
         if problems:
             return 1
         console.print(
-            "the last picture equals the first, one's own copy of a LoRA draws what the public "
-            "one draws, and every other picture differs from the first: ok"
+            "ok: the last image equals the first, the private copy of a LoRA generates the same "
+            "image as the public one, and every other image differs from the first"
         )
         if not once:
-            console.print(f"the platform runs on at {settings.resolved_public_url}; Ctrl-C ends it")
+            console.print(
+                f"the platform keeps running at {settings.resolved_public_url}; Ctrl-C stops it"
+            )
             server.wait()
         return 0
     except KeyboardInterrupt:
@@ -87,14 +92,15 @@ def run_demo(folder: Path, port: int, once: bool) -> int:
 
 
 def _start(settings: Settings) -> subprocess.Popen[bytes]:
-    """The platform in a process of its own: an operator would start it the same way."""
+    """Start the platform in its own process, as an operator does."""
     with suppress(httpx.HTTPError):
         httpx.get(f"{settings.resolved_public_url}/healthcheck", timeout=2)
         raise ApiFailure(
-            f"something answers on {settings.resolved_public_url} already; end it, or pass --port"
+            f"another server already answers on {settings.resolved_public_url}: stop it, or pass "
+            "--port"
         )
     command = [sys.executable, "-m", "serving.cli.main", "serve"]
-    # A line for each request would bury what is to be seen here.
+    # A log line per request would hide the demonstration's own output.
     environment = {"AO_LOG_LEVEL": "warning", **os.environ, **settings.to_environment()}
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
@@ -122,19 +128,20 @@ def _await_serving(server: subprocess.Popen[bytes], settings: Settings) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         if server.poll() is not None:
-            raise ApiFailure(f"the platform ended with code {server.returncode}; see above")
+            raise ApiFailure(
+                f"the platform exited with code {server.returncode}; see its log above"
+            )
         with suppress(httpx.HTTPError):
             answer = httpx.get(f"{settings.resolved_public_url}/v1/status", timeout=5)
             if answer.is_success:
                 return
         if time.monotonic() > deadline:
-            raise ApiFailure(f"the platform is not up after {_START_TIMEOUT_S:.0f} s")
+            raise ApiFailure(f"the platform did not start within {_START_TIMEOUT_S:.0f} s")
         time.sleep(0.2)
 
 
-def _upload_own(client: Client) -> str:
-    """A private copy of a public LoRA, uploaded as any file is; its id. One that an earlier
-    demonstration uploaded is used again."""
+def _upload_private(client: Client) -> str:
+    """Upload a private copy of a public LoRA, unless an earlier run did, and return its id."""
     from serving.miniature.catalogue import weights_file
 
     name = "my-outline"
@@ -148,8 +155,8 @@ def _upload_own(client: Client) -> str:
     return identifier
 
 
-def _panels(own: str) -> list[Panel]:
-    """What is drawn, in the order of the sheet."""
+def _panels(private_id: str) -> list[Panel]:
+    """The images to generate, in the order of the contact sheet."""
 
     def loras(**weights: float) -> dict[str, Any]:
         return {"loras": {f"commons:{name}": weight for name, weight in weights.items()}}
@@ -174,13 +181,13 @@ def _panels(own: str) -> list[Panel]:
             "mascot+outline+sepia",
             {"prompt": "a picture of mascot", **mascot, **sepia, **loras(outline=1.0)},
         ),
-        Panel("one's own outline", {"loras": {own: 1.0}}, like="LoKr outline"),
+        Panel("private outline", {"loras": {private_id: 1.0}}, like="LoKr outline"),
         Panel("base again", {}, like="base"),
     ]
 
 
 def _generate(client: Client, panel: Panel, console: Console) -> DemoImage:
-    console.print(f"drawing: {panel.title}")
+    console.print(f"generating: {panel.title}")
     request = {
         "prompt": PROMPT,
         "seed": SEED,
@@ -198,25 +205,25 @@ def _generate(client: Client, panel: Panel, console: Console) -> DemoImage:
 
 def _table(generated: list[DemoImage]) -> Table:
     table = Table(title=f"“{PROMPT}”, seed {SEED}, {STEPS} steps; times in ms")
-    for column in ("picture", "assets found on", "replica"):
+    for column in ("image", "assets found on", "replica"):
         table.add_column(column)
     for column in ("queue", "fetch", "swap", "denoise", "decode", "total"):
         table.add_column(column, justify="right")
     for item in generated:
         receipt, timings = item.answer["receipt"], item.answer["timings_ms"]
-        named: dict[str, dict[str, int]] = {}
+        tiers_of: dict[str, dict[str, int]] = {}
         for asset in receipt["assets"]:
-            tiers = named.setdefault(asset["asset"], {})
+            tiers = tiers_of.setdefault(asset["asset"], {})
             tiers[asset["found_on"]] = tiers.get(asset["found_on"], 0) + 1
-        names = {asset: f"…{asset[-6:]}" if len(asset) > 20 else asset for asset in named}
-        found = ", ".join(
+        names = {asset: f"…{asset[-6:]}" if len(asset) > 20 else asset for asset in tiers_of}
+        found_on = ", ".join(
             f"{names[asset]}: " + "+".join(f"{n}×{t}" if n > 1 else t for t, n in tiers.items())
-            for asset, tiers in named.items()
+            for asset, tiers in tiers_of.items()
         )
         cells = [timings[name] for name in ("queue", "fetch", "swap", "denoise", "decode")]
         table.add_row(
             item.panel.title,
-            found,
+            found_on,
             receipt["replica"],
             *(f"{cell:.1f}" for cell in cells),
             f"{item.total_ms:.0f}",
@@ -225,21 +232,22 @@ def _table(generated: list[DemoImage]) -> Table:
 
 
 def check(generated: list[DemoImage]) -> list[str]:
-    """What is not as it must be: some pictures are equal, the others all differ from the first."""
+    """The failed checks: images that must equal another's, and images that must differ from the
+    first one."""
     images = {item.panel.title: item.image for item in generated}
     first = generated[0]
     problems = []
     for item in generated[1:]:
         if item.panel.like is not None:
             if item.image != images[item.panel.like]:
-                problems.append(f"{item.panel.title!r} is not bit for bit {item.panel.like!r}")
+                problems.append(f"{item.panel.title!r} is not bit-identical to {item.panel.like!r}")
         elif item.image == first.image:
-            problems.append(f"{item.panel.title!r} looks like {first.panel.title!r}")
+            problems.append(f"{item.panel.title!r} is identical to {first.panel.title!r}")
     return problems
 
 
 def contact_sheet(generated: list[DemoImage], path: Path, columns: int = 5, scale: int = 2) -> None:
-    """All pictures in a grid with their titles."""
+    """Write all images to ``path`` as a grid with their titles."""
     from PIL import Image, ImageDraw, ImageFont
 
     images = [Image.open(io.BytesIO(item.image)).convert("RGB") for item in generated]

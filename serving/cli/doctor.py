@@ -1,4 +1,4 @@
-"""``asset-orchestrator doctor``: is everything there that the platform needs, and what to do."""
+"""``asset-orchestrator doctor``: check the platform's prerequisites and print remedies."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from serving.cli.finding import Finding
 from serving.settings import Settings
 
 _PACKAGES = ("torch", "diffusers", "transformers", "ray", "safetensors")
-#: Without these it starts, and something else is missing.
+#: Optional packages, and the extra of this distribution that installs each.
 _OPTIONAL = {"s3fs": "s3", "psycopg": "postgres"}
 _LEAST_FREE_BYTES = 2 << 30
 _MOST_SKEW_S = 30.0
-#: One checkpoint's UNet in float16.
+#: The UNet of one checkpoint in float16.
 _SDXL_BYTES = 5 << 30
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every check in turn; what a check itself breaks on is its finding."""
+    """Run every check. A check that raises becomes a failed finding."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _packages, _device, _folders, _memory, _secret, _pools, _database, _store, _port, _ray,
         exposure,
@@ -41,12 +41,12 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _packages(settings: Settings) -> Iterator[Finding]:
-    found = [f"{package} {version(package)}" for package in _PACKAGES]
-    yield Finding("packages", "ok", ", ".join([f"Python {sys.version.split()[0]}", *found]))
-    wanted = {"s3fs": settings.resolved_store_url.startswith("s3:")}
-    wanted["psycopg"] = settings.resolved_database_url.startswith("postgresql")
-    for package, is_wanted in wanted.items():
-        if is_wanted:
+    versions = [f"{package} {version(package)}" for package in _PACKAGES]
+    yield Finding("packages", "ok", ", ".join([f"Python {sys.version.split()[0]}", *versions]))
+    needed = {"s3fs": settings.resolved_store_url.startswith("s3:")}
+    needed["psycopg"] = settings.resolved_database_url.startswith("postgresql")
+    for package, is_needed in needed.items():
+        if is_needed:
             try:
                 version(package)
             except PackageNotFoundError:
@@ -63,10 +63,10 @@ def _device(settings: Settings) -> Iterator[Finding]:
         yield Finding("device", "ok", ", ".join(names))
     elif wants_gpu and settings.ray_address == "local":
         remedy = "install a torch build for your CUDA and its driver, or set AO_DEVICE=cpu"
-        yield Finding("device", "fail", "a GPU is configured, and torch sees none", remedy)
+        yield Finding("device", "fail", "a GPU is configured, but torch finds none", remedy)
     else:
-        cpus = f"no GPU here; {os.cpu_count()} CPUs"
-        remedy = "" if settings.model is None else "SDXL on a CPU takes minutes a picture"
+        cpus = f"no GPU; {os.cpu_count()} CPUs"
+        remedy = "" if settings.model is None else "SDXL on a CPU takes minutes per image"
         yield Finding("device", "ok" if settings.model is None else "warn", cpus, remedy)
 
 
@@ -75,14 +75,14 @@ def _folders(settings: Settings) -> Iterator[Finding]:
         ("data folder", settings.data_dir, _LEAST_FREE_BYTES),
         ("disk tier", settings.resolved_disk_dir, settings.disk_bytes),
     ):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if not os.access(there, os.W_OK):
-            yield Finding(what, "fail", f"{there} cannot be written", "set AO_DATA_DIR")
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(existing, os.W_OK):
+            yield Finding(what, "fail", f"{existing} is not writable", "set AO_DATA_DIR")
             continue
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(existing).free
         text = f"{folder}, {free >> 30} GiB free"
         if free < budget:
-            remedy = f"less than the {budget >> 30} GiB that it may take: free some, or set less"
+            remedy = f"its budget is {budget >> 30} GiB: free disk space or lower the budget"
             yield Finding(what, "warn", text, remedy)
         else:
             yield Finding(what, "ok", text)
@@ -90,12 +90,12 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 
 def _memory(settings: Settings) -> Iterator[Finding]:
     folder = settings.resolved_host_dir  # raises with the remedy when /dev/shm is too small
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     text = f"{folder}, budget {settings.host_bytes >> 20} MiB, {free >> 20} MiB free"
-    remedy = "lower AO_HOST_BYTES or free the memory" if free < settings.host_bytes else ""
+    remedy = "lower AO_HOST_BYTES or free memory" if free < settings.host_bytes else ""
     if not remedy and settings.model is not None and settings.host_bytes < _SDXL_BYTES:
-        remedy = "SDXL's UNet does not fit and is read from disk each time: raise AO_HOST_BYTES"
+        remedy = "SDXL's UNet does not fit and is read from disk every time: raise AO_HOST_BYTES"
     yield Finding("host tier", "warn" if remedy else "ok", text, remedy)
 
 
@@ -107,11 +107,12 @@ def _secret(settings: Settings) -> Iterator[Finding]:
     path = settings.data_dir / "secret"
     if settings.ray_address != "local":
         remedy = "set AO_SECRET to the same value on every node"
-        yield Finding("secret", "warn", f"in {path}, of this machine alone", remedy)
+        yield Finding("secret", "warn", f"in {path}, on this machine only", remedy)
     elif path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        yield Finding("secret", "fail", f"{path} can be read by others", f"chmod 600 {path}")
+        yield Finding("secret", "fail", f"{path} is readable by others", f"chmod 600 {path}")
     else:
-        yield Finding("secret", "ok", f"in {path}" if path.exists() else "made at the first start")
+        text = f"in {path}" if path.exists() else "created at the first start"
+        yield Finding("secret", "ok", text)
 
 
 def _pools(settings: Settings) -> Iterator[Finding]:
@@ -126,16 +127,16 @@ def _pools(settings: Settings) -> Iterator[Finding]:
             text, _, remedy = str(error).partition(": ")
             yield Finding("pools", "fail", text, remedy)
     for pool in settings.resolved_pools:
-        text = f"{pool.min} to {pool.max} of {pool.gpu or 'any machine'}"
+        text = f"{pool.min} to {pool.max} replicas on {pool.gpu or 'any machine'}"
         yield Finding(f"pool {pool.name}", "ok" if pool.max else "warn", text,
-                      "" if pool.max else "a maximum of 0 draws nothing")  # fmt: skip
+                      "" if pool.max else "raise max: with 0 it generates nothing")  # fmt: skip
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
     url = settings.resolved_database_url
     path = Path(url.removeprefix("sqlite:///"))
     if url.startswith("sqlite") and not path.exists():
-        yield Finding("database", "ok", f"{path}, made at the first start")
+        yield Finding("database", "ok", f"{path}, created at the first start")
         return
     from sqlalchemy import text
     from sqlalchemy.engine import make_url
@@ -153,25 +154,25 @@ def _database(settings: Settings) -> Iterator[Finding]:
     yield from _clock("database", clock_of(engine)())
     if url.startswith("sqlite") and settings.ray_address != "local":
         remedy = "gateways on other nodes need PostgreSQL: set AO_DATABASE_URL"
-        yield Finding("database", "warn", "SQLite on a cluster", remedy)
+        yield Finding("database", "warn", "SQLite in a cluster", remedy)
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
-    """Written, read and deleted: an object under a name of its own."""
+    """Write, read and delete an object under a unique key."""
     from assets.storage.object_store import put_bytes, read_bytes
     from serving.bootstrap.storage import open_store
 
     url = settings.resolved_store_url
     if url.startswith("file://") and not Path(url.removeprefix("file://")).exists():
-        yield Finding("store", "ok", f"{url}, made at the first start")
+        yield Finding("store", "ok", f"{url}, created at the first start")
         return
     store, key, data = open_store(settings), f"doctor/{ulid()}", os.urandom(1 << 16)
     started = time.perf_counter()
     put_bytes(store, key, data)
     try:
-        written_s = [one.changed_at_s for one in store.list("doctor/") if one.key == key]
+        written_s = [stored.changed_at_s for stored in store.list("doctor/") if stored.key == key]
         if read_bytes(store, key) != data:
-            yield Finding("store", "fail", url, "it does not return what was written")
+            yield Finding("store", "fail", url, "it does not return the bytes that were written")
             return
     finally:
         store.delete(key)
@@ -181,35 +182,35 @@ def _store(settings: Settings) -> Iterator[Finding]:
         yield from _clock("store", written_s[0])
 
 
-def _clock(whose: str, theirs_s: float) -> Iterator[Finding]:
-    """Claims, signatures and expiries are compared between machines."""
-    ahead_s = time.time() - theirs_s
+def _clock(service: str, service_now_s: float) -> Iterator[Finding]:
+    """Clock skew: claims, signatures and expiries are compared between machines."""
+    ahead_s = time.time() - service_now_s
     if abs(ahead_s) > _MOST_SKEW_S:
-        which = "ahead of" if ahead_s > 0 else "behind"
-        found = f"this machine's is {abs(ahead_s):.0f} s {which} the {whose}'s"
-        yield Finding("clock", "warn", found, "set both by NTP; an S3 refuses from 900 s on")
+        direction = "ahead of" if ahead_s > 0 else "behind"
+        text = f"this machine's is {abs(ahead_s):.0f} s {direction} the {service}'s"
+        yield Finding("clock", "warn", text, "synchronise both by NTP; S3 refuses more than 900 s")
 
 
 def _port(settings: Settings) -> Iterator[Finding]:
-    where = f"{settings.host}:{settings.port}"
-    with socket.socket() as knock:
-        knock.settimeout(2)
-        if knock.connect_ex((settings.host, settings.port)) == 0:
-            remedy = "the platform, if it runs; else set AO_PORT"
-            yield Finding("port", "warn", f"somebody listens on {where}", remedy)
+    address = f"{settings.host}:{settings.port}"
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        if probe.connect_ex((settings.host, settings.port)) == 0:
+            remedy = "set AO_PORT, unless the platform is already running"
+            yield Finding("port", "warn", f"{address} is in use", remedy)
         else:
-            yield Finding("port", "ok", f"{where} is free")
+            yield Finding("port", "ok", f"{address} is free")
 
 
 def _ray(settings: Settings) -> Iterator[Finding]:
     address = settings.ray_address
     if address == "local":
-        yield Finding("ray", "ok", "started on this machine by serve")
+        yield Finding("ray", "ok", "started on this machine by `serve`")
         return
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=5):
         pass
-    kept = Path("~/.ray/auth_token").expanduser()
-    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or kept.exists()
+    token_file = Path("~/.ray/auth_token").expanduser()
+    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or token_file.exists()
     remedy = "" if has_token else "put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token"
     yield Finding("ray", "ok" if has_token else "warn", f"{address} answers", remedy)

@@ -1,4 +1,4 @@
-"""``doctor``'s checks of what others reach or read: the checklist of docs/security.md."""
+"""``doctor``'s security checks: the checklist of docs/security.md."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1", "")
 
 
 def exposure(settings: Settings) -> Iterator[Finding]:
+    """Check what other users and machines can reach or read."""
     yield from _folders(settings)
     yield from _address(settings)
     yield from _open_tenant(settings)
@@ -33,37 +34,40 @@ def _folders(settings: Settings) -> Iterator[Finding]:
         ("Ray folder's owner", settings.resolved_ray_temp_dir),
     ):
         try:
-            found = os.lstat(folder)
+            status = os.lstat(folder)
         except FileNotFoundError:
             continue
-        mode = stat.S_IMODE(found.st_mode)
-        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or mode & 0o022:
-            text = f"{folder}: user {found.st_uid}, mode {mode:o}"
+        mode = stat.S_IMODE(status.st_mode)
+        if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or mode & 0o022:
+            text = f"{folder}: user {status.st_uid}, mode {mode:o}"
             yield Finding(
-                what, "fail", text, "others may write there: remove it, or configure another"
+                what,
+                "fail",
+                text,
+                "others can write to it: remove it, or configure another folder",
             )
         elif mode & 0o055:
             yield Finding(what, "warn", f"{folder}, mode {mode:o}", f"chmod 700 {folder}")
         else:
-            yield Finding(what, "ok", f"{folder} is for user {found.st_uid} alone")
+            yield Finding(what, "ok", f"{folder} is private to user {status.st_uid}")
 
 
 def _address(settings: Settings) -> Iterator[Finding]:
     is_secure = settings.resolved_public_url.startswith("https://")
     if settings.host in _LOOPBACK:
-        yield Finding("address", "ok", f"{settings.host}: this machine, and proxies on it")
+        yield Finding("address", "ok", f"{settings.host}: reachable from this machine only")
     elif is_secure:
-        yield Finding("address", "ok", f"{settings.host}, for {settings.resolved_public_url}")
+        yield Finding("address", "ok", f"{settings.host}, behind {settings.resolved_public_url}")
     else:
-        remedy = "keys travel in clear: put a proxy with TLS before it and set AO_PUBLIC_URL"
+        remedy = "keys are sent in clear text: add a TLS proxy and set AO_PUBLIC_URL"
         yield Finding("address", "warn", f"{settings.host}:{settings.port}, without TLS", remedy)
 
 
 def _open_tenant(settings: Settings) -> Iterator[Finding]:
     if settings.open_tenant:
-        rate = f"{settings.open_requests_per_min} a minute in all"
-        found = f"POST /generate asks for no key: {rate}, paid by {settings.open_tenant}"
-        yield Finding("open tenant", "warn", found, "unset AO_OPEN_TENANT where that is not wanted")
+        rate = f"{settings.open_requests_per_min} requests a minute in total"
+        text = f"POST /generate needs no key: {rate}, charged to {settings.open_tenant}"
+        yield Finding("open tenant", "warn", text, "unset AO_OPEN_TENANT to require a key")
 
 
 def _imports(settings: Settings) -> Iterator[Finding]:
@@ -73,14 +77,14 @@ def _imports(settings: Settings) -> Iterator[Finding]:
     ]
     if opened:
         remedy = "tenants choose these URLs: unset AO_IMPORT_SCHEMES and AO_IMPORT_NETWORKS"
-        yield Finding("imports", "warn", f"beyond https: {', '.join(opened)}", remedy)
+        yield Finding("imports", "warn", f"not only https: {', '.join(opened)}", remedy)
 
 
 def _in_clear(settings: Settings) -> Iterator[Finding]:
-    """Passwords and weights on the way to other machines."""
+    """Passwords and weights that cross the network without TLS."""
     url = make_url(settings.resolved_database_url)
-    is_near = (url.host or "") in _LOOPBACK
-    if not is_near and url.query.get("sslmode") not in ("verify-ca", "verify-full"):
+    is_local = (url.host or "") in _LOOPBACK
+    if not is_local and url.query.get("sslmode") not in ("verify-ca", "verify-full"):
         remedy = "add ?sslmode=verify-full to AO_DATABASE_URL"
         yield Finding("database's TLS", "warn", f"{url.host} is not verified", remedy)
     endpoint = _endpoint(settings.store_options)
@@ -89,9 +93,9 @@ def _in_clear(settings: Settings) -> Iterator[Finding]:
         yield Finding("store's TLS", "warn", f"{endpoint.netloc} without TLS", remedy)
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
         remedy = "set RAY_AUTH_MODE=token: anyone who reaches Ray's ports can run code here"
-        yield Finding("Ray's token", "fail", "switched off", remedy)
+        yield Finding("Ray's token", "fail", "disabled", remedy)
 
 
 def _endpoint(options: dict[str, Any]) -> Any:
-    given = options.get("endpoint_url") or options.get("client_kwargs", {}).get("endpoint_url")
-    return urlsplit(str(given or ""))
+    url = options.get("endpoint_url") or options.get("client_kwargs", {}).get("endpoint_url")
+    return urlsplit(str(url or ""))

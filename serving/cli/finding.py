@@ -1,4 +1,4 @@
-"""What ``doctor`` says of one thing."""
+"""The result of one check of ``doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``remedy`` is empty when there is nothing to do."""
+    """The result of one check. ``remedy`` is empty when there is nothing to do."""
 
     what: str
     state: State

@@ -1,10 +1,10 @@
-"""A folder of models as it lies, in AUTOMATIC1111's, Forge's or ComfyUI's order or in none.
+"""Scan a folder of models in the layout of AUTOMATIC1111, Forge or ComfyUI, or in any other.
 
-What a file is, is told by its keys and shapes and not by where it lies. Beside it may lie what
-those programs and their helpers keep: ``NAME.json`` (AUTOMATIC1111's card), ``NAME.civitai.info``,
-``NAME.yaml`` (of a checkpoint: what it predicts), PEFT's ``adapter_config.json`` and a picture
-``NAME.preview.png`` or ``NAME.png``. Folders between become tags. A folder with a
-``model_index.json`` is a diffusers pipeline: one checkpoint.
+The kind of a file is identified by its keys and shapes, not by its location. These files beside it
+are read: ``NAME.json`` (AUTOMATIC1111's metadata), ``NAME.civitai.info``, ``NAME.yaml`` (a
+checkpoint's prediction type), PEFT's ``adapter_config.json``, and a preview image
+``NAME.preview.png`` or ``NAME.png``. Subfolders become tags. A folder with a ``model_index.json``
+is a diffusers pipeline, which is one checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from assets.formats.identify import identify
 from assets.ingest.rules import check_family
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-_PICTURES = (
+_PREVIEW_SUFFIXES = (
     ".preview.png",
     ".preview.jpg",
     ".preview.jpeg",
@@ -32,13 +32,13 @@ _PICTURES = (
     ".jpg",
     ".webp",
 )
-#: Libraries give these names to every file; the folder's tells more.
-_NAMELESS = frozenset(
+#: File names that libraries use for every model; the folder's name is used instead.
+_GENERIC_STEMS = frozenset(
     ["adapter_model", "pytorch_lora_weights", "diffusion_pytorch_model", "model", "lora"]
 )
 _MOST_CHARS = 1 << 16
-#: What such programs call the folders of a kind; no tags.
-_USUAL = frozenset(
+#: The folder names of a kind in those programs; they do not become tags.
+_KIND_FOLDERS = frozenset(
     [
         "models", "lora", "loras", "lycoris", "stable-diffusion", "checkpoints", "vae",
         "embeddings", "unet", "diffusion_models",
@@ -48,8 +48,11 @@ _USUAL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderFile:
-    """A file, or a diffusers folder. ``reason`` says why it is not for the library. ``stem`` and
-    ``folder`` are what its name is made from."""
+    """A model file or a diffusers folder.
+
+    ``reason`` says why it cannot be uploaded, or is empty. The asset's name is derived from
+    ``stem`` and ``folder``.
+    """
 
     path: Path
     kind: str = ""
@@ -64,7 +67,7 @@ class FolderFile:
     adapter_config: Mapping[str, Any] | None = None
 
     def new_asset(self, name: str) -> dict[str, Any]:
-        """As the library's create takes it."""
+        """The body of ``POST /v1/assets`` for this file."""
         data = {"asset_type": self.kind, "trigger_words": list(self.trigger_words)}
         new = {
             "asset_type": self.kind,
@@ -80,7 +83,7 @@ class FolderFile:
 
 
 def scan(folder: Path) -> Iterator[FolderFile]:
-    """Every file of weights below ``folder``, in order of its path."""
+    """Every file of weights below ``folder``, ordered by path."""
     if _is_pipeline(folder):
         yield look(folder, folder.parent)
         return
@@ -101,32 +104,30 @@ def _is_pipeline(folder: Path) -> bool:
 
 
 def look(path: Path, root: Path) -> FolderFile:
-    """What the file or diffusers folder at ``path`` is; folders below ``root`` become tags."""
+    """Identify the file or diffusers folder at ``path``; folders below ``root`` become tags."""
     if not path.exists():
-        return FolderFile(path=path, reason="there is no such file")
+        return FolderFile(path=path, reason="the file does not exist")
     if path.is_dir():
         if not _is_pipeline(path):
-            return FolderFile(path=path, reason="a folder without a model_index.json")
+            return FolderFile(path=path, reason="the folder has no model_index.json")
         return FolderFile(path=path, kind="checkpoint", stem=path.name, tags=_tags(path, root))
     if path.suffix.lower() in _PICKLES:
-        return FolderFile(
-            path=path, reason="a pickle, which can run code; convert it to .safetensors"
-        )
+        return FolderFile(path=path, reason="a pickle can run code; convert it to .safetensors")
     try:
         identity = identify(read_header(path).shapes)
         check_family(identity)
     except IngestRejected as rejected:
         return FolderFile(path=path, reason=str(rejected).split("; accepted are")[0])
     except OSError as error:
-        return FolderFile(path=path, reason=f"it cannot be read: {error.strerror}")
+        return FolderFile(path=path, reason=f"the file cannot be read: {error.strerror}")
     kind = identity.kind or ""
-    words, description = _card(path)
+    words, description = _metadata(path)
     stem, folder = path.stem, path.parent.name
-    if stem.lower() in _NAMELESS:
+    if stem.lower() in _GENERIC_STEMS:
         stem, folder = path.parent.name, path.parent.parent.name
     if kind == "textual_inversion" and not words:
         words = (stem,)
-    images = (path.with_name(path.stem + suffix) for suffix in _PICTURES)
+    images = (path.with_name(path.stem + suffix) for suffix in _PREVIEW_SUFFIXES)
     return FolderFile(
         path=path,
         kind=kind,
@@ -136,19 +137,23 @@ def look(path: Path, root: Path) -> FolderFile:
         trigger_words=tuple(word[:128] for word in words[:32]),
         description=description[:4096],
         preview=next((image for image in images if image.is_file()), None),
-        prediction_type=_prediction(path) if kind == "checkpoint" else None,
+        prediction_type=_prediction_type(path) if kind == "checkpoint" else None,
         adapter_config=_adapter_config(path) if kind == "lora" else None,
     )
 
 
 def _tags(path: Path, root: Path) -> tuple[str, ...]:
-    between = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
-    tags = (re.sub(r"[^\w.-]+", "-", part)[:64] for part in between if part.lower() not in _USUAL)
+    folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    tags = (
+        re.sub(r"[^\w.-]+", "-", folder)[:64]
+        for folder in folders
+        if folder.lower() not in _KIND_FOLDERS
+    )
     return tuple(dict.fromkeys(tags))
 
 
-def _prediction(path: Path) -> str | None:
-    """By the configuration ``NAME.yaml`` that Forge and AUTOMATIC1111 read beside a checkpoint."""
+def _prediction_type(path: Path) -> str | None:
+    """From ``NAME.yaml``, which Forge and AUTOMATIC1111 read beside a checkpoint."""
     config = path.with_suffix(".yaml")
     if not config.is_file():
         return None
@@ -160,20 +165,20 @@ def _prediction(path: Path) -> str | None:
 
 
 def _adapter_config(path: Path) -> Mapping[str, Any] | None:
-    """PEFT's, where it can only mean this file."""
+    """PEFT's configuration, if it can only belong to this file."""
     config = path.with_name("adapter_config.json")
     if not config.is_file():
         return None
-    is_alone = sum(each.suffix.lower() == ".safetensors" for each in path.parent.iterdir()) == 1
-    return _read(config) if is_alone or path.stem.startswith("adapter_model") else None
+    is_alone = sum(other.suffix.lower() == ".safetensors" for other in path.parent.iterdir()) == 1
+    return _read_json(config) if is_alone or path.stem.startswith("adapter_model") else None
 
 
-def _card(path: Path) -> tuple[tuple[str, ...], str]:
-    """Trigger words and description, as far as somebody wrote them down."""
-    card = _read(path.with_suffix(".json"))
+def _metadata(path: Path) -> tuple[tuple[str, ...], str]:
+    """Trigger words and description from AUTOMATIC1111's and Civitai's files, if there are any."""
+    card = _read_json(path.with_suffix(".json"))
     words = [part.strip() for part in str(card.get("activation text") or "").split(",")]
     description = str(card.get("description") or "")
-    info = _read(path.with_name(path.stem + ".civitai.info"))
+    info = _read_json(path.with_name(path.stem + ".civitai.info"))
     if trained := info.get("trainedWords"):
         words += [str(word).strip(" ,") for word in trained if isinstance(word, str)]
     text = info.get("description") or (info.get("model") or {}).get("description") or ""
@@ -181,9 +186,10 @@ def _card(path: Path) -> tuple[tuple[str, ...], str]:
     return tuple(dict.fromkeys(word for word in words if word)), description or plain
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is none."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return read if isinstance(read, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""``asset-orchestrator``: every command."""
+"""The command line ``asset-orchestrator``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving.cli.output import clear_errors, show, show_one
 from serving.logs import configure
 
 app = typer.Typer(
-    help="One warm SDXL endpoint; any checkpoint, LoRA, inversion or VAE by ID, per request.",
+    help="A warm SDXL endpoint; each request names its checkpoint, LoRAs, inversions and VAE.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -30,6 +30,7 @@ app.command()(reconcile)
 
 
 def progress_printer() -> Any:
+    """A function that prints messages to stderr with the seconds since now."""
     started = time.monotonic()
 
     def progress(message: str) -> None:
@@ -90,7 +91,7 @@ def gateways(
     gateways: Annotated[int | None, typer.Option(help="Gateway processes.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run gateways on one more node of a cluster where `serve` runs, until Ctrl-C."""
+    """Run gateways on an additional node of a cluster where `serve` runs, until Ctrl-C."""
     keep_private()
     options = settings_with(
         ray_address=ray_address, host=host, port=port, gateways=gateways, data_dir=data_dir
@@ -103,6 +104,7 @@ def gateways(
 
 
 def _lora_option(item: str) -> tuple[str, Any]:
+    """Parse NAME=WEIGHT or NAME=UNET:TEXT."""
     name, _, weights = item.partition("=")
     unet, colon, text = weights.partition(":")
     if colon:
@@ -113,7 +115,7 @@ def _lora_option(item: str) -> tuple[str, Any]:
 @app.command()
 def generate(
     prompt: str,
-    out: Annotated[Path, typer.Option(help="Where to write the picture.")] = Path("picture.png"),
+    out: Annotated[Path, typer.Option(help="The image file to write.")] = Path("picture.png"),
     checkpoint: str | None = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="NAME=WEIGHT or NAME=UNET:TEXT, repeatable.")
@@ -129,7 +131,7 @@ def generate(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw one picture."""
+    """Generate one image."""
     request: dict[str, Any] = {
         "prompt": prompt,
         "checkpoint": checkpoint,
@@ -155,32 +157,35 @@ def generate(
 
 @app.command()
 def pools(
-    events: Annotated[bool, typer.Option(help="What started and ended lately, and when.")] = False,
+    events: Annotated[bool, typer.Option(help="List recent starts and stops.")] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """The pools of GPUs: what waits, what is up, what starts and how far it is."""
+    """Show the GPU pools: backlog, running replicas, starting replicas and their phase."""
     with clear_errors(), client_from_environment(url, key) as client:
-        found = client.call("GET", "/v1/pools")["data"]
+        pools = client.call("GET", "/v1/pools")["data"]
         if events:
-            each = ((pool["name"], event) for pool in found for event in pool.get("events", ()))
-            rows = [{"pool": name, **event} for name, event in each]
+            rows = [
+                {"pool": pool["name"], **event}
+                for pool in pools
+                for event in pool.get("events", ())
+            ]
             show(rows, ("at_s", "pool", "what", "replica", "details"), as_json)
             return
         limits = ("gpu", "queue_size", "min", "max", "idle_s")
-        for pool in found:
+        for pool in pools:
             states = [replica["state"] for replica in pool.get("replicas", ())]
             pool["up"] = states.count("up")
             starting = pool.get("starting") or {"phase": ""}
             pool["phase"] = starting["phase"] if not pool["up"] else ""
             pool["coming"] = len(states) - pool["up"]
-        show(found, ("name", *limits, "waiting", "up", "coming", "phase"), as_json)
+        show(pools, ("name", *limits, "waiting", "up", "coming", "phase"), as_json)
 
 
 @app.command()
 def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Whether everything is there that the platform needs, and what to do. Fails when it is not."""
+    """Check the platform's prerequisites and print remedies; exit code 1 if a check fails."""
     from serving.cli.doctor import examine
 
     with clear_errors():
@@ -191,13 +196,13 @@ def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    once: Annotated[bool, typer.Option(help="End the platform after the demonstration.")] = False,
-    folder: Annotated[Path, typer.Option(help="Where the demonstration keeps its files.")] = Path(
+    once: Annotated[bool, typer.Option(help="Stop the platform after the demonstration.")] = False,
+    folder: Annotated[Path, typer.Option(help="The folder of the demonstration's files.")] = Path(
         "demo"
     ),
     port: int = 8000,
 ) -> None:
-    """Start the platform, then be its client: upload, draw every public asset, check, show."""
+    """Start the platform, upload a LoRA, generate with the public assets and check the images."""
     keep_private()
     from serving.cli.demo import run_demo
 

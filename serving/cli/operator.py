@@ -1,4 +1,4 @@
-"""``asset-orchestrator tenants | plans | members | keys``: for the operator, on the database."""
+"""The operator's commands, which work on the database: tenants, plans, members, keys and pins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ tenants = typer.Typer(help="Tenants (operator; works on the database).", no_args
 plans = typer.Typer(help="Service plans (operator; works on the database).", no_args_is_help=True)
 members = typer.Typer(help="Members (operator; works on the database).", no_args_is_help=True)
 keys = typer.Typer(help="API keys (operator; works on the database).", no_args_is_help=True)
-pins = typer.Typer(help="Assets that stay near (operator; on the database).", no_args_is_help=True)
+pins = typer.Typer(help="Pinned assets (operator; works on the database).", no_args_is_help=True)
 GROUPS = {"tenants": tenants, "plans": plans, "members": members, "keys": keys, "pins": pins}
 
 
@@ -34,12 +34,12 @@ def _backends(data_dir: Path | None) -> Any:
 @tenants.command("create")
 def create_tenant(
     name: str,
-    weight: Annotated[float, typer.Option(help="Of the queue, times the plan's.")] = 1.0,
+    weight: Annotated[float, typer.Option(help="Queue share, times the plan's weight.")] = 1.0,
     plan: Annotated[str | None, typer.Option(help="Default: no limits.")] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """A new tenant, which is an organisation."""
+    """Create a tenant, which is an organisation."""
     with clear_errors():
         tenant = _backends(data_dir).directory.add_tenant(name, weight, plan)
         show_one(asdict(tenant), f"tenant {tenant.name} ({tenant.id})", as_json)
@@ -54,32 +54,32 @@ def list_tenants(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 @tenants.command("plan")
 def set_plan(tenant: str, plan: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Give a tenant another plan; "unlimited" takes its limits away."""
+    """Change a tenant's plan; "unlimited" removes its limits."""
     with clear_errors():
         _backends(data_dir).directory.set_plan(tenant, plan)
-        show_one({"tenant": tenant, "plan": plan}, f"{tenant} has the plan {plan}", as_json)
+        show_one({"tenant": tenant, "plan": plan}, f"{tenant} is on plan {plan}", as_json)
 
 
 @tenants.command("gpu")
 def set_gpu(tenant: str, gpu: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Which GPUs a tenant draws on when a request does not say; "any" for the first pool."""
+    """Set the default GPU pool of a tenant's requests; "any" means the first pool."""
     with clear_errors():
-        known = settings_with(data_dir=data_dir).pool_names
-        if gpu != "any" and gpu not in known:
-            raise InvalidRequest("gpu", f"there is no pool {gpu!r}; there are {', '.join(known)}")
-        name = None if gpu == "any" else known[gpu]
+        pool_names = settings_with(data_dir=data_dir).pool_names
+        if gpu != "any" and gpu not in pool_names:
+            raise InvalidRequest("gpu", f"no pool {gpu!r}; choose from {', '.join(pool_names)}")
+        name = None if gpu == "any" else pool_names[gpu]
         _backends(data_dir).directory.set_gpu(tenant, name)
-        show_one({"tenant": tenant, "gpu": name}, f"{tenant} draws on {name or 'any GPU'}", as_json)
+        show_one({"tenant": tenant, "gpu": name}, f"{tenant} uses {name or 'any GPU'}", as_json)
 
 
 @tenants.command("usage")
 def tenant_usage(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """This month's budget, and the sums of the whole ledger."""
+    """Show this month's budget and the totals of the whole ledger."""
     with clear_errors():
         backends = _backends(data_dir)
-        who = backends.directory.keyring.principal_of_tenant(tenant)
-        budget = asdict(backends.meter.budget(who.tenant_id))
-        row = {**budget, **backends.meter.totals(who.tenant_id)}
+        principal = backends.directory.keyring.principal_of_tenant(tenant)
+        budget = asdict(backends.meter.budget(principal.tenant_id))
+        row = {**budget, **backends.meter.totals(principal.tenant_id)}
         show([row], tuple(row), as_json)
 
 
@@ -87,31 +87,31 @@ def tenant_usage(tenant: str, data_dir: DataDir = None, as_json: AsJson = False)
 def tenant_audit(
     tenant: str, limit: int = 50, data_dir: DataDir = None, as_json: AsJson = False
 ) -> None:
-    """Administrative acts, newest first."""
+    """List the audit log of administrative actions, newest first."""
     with clear_errors():
         backends = _backends(data_dir)
-        who = backends.directory.keyring.principal_of_tenant(tenant)
-        rows = [asdict(act) for act in backends.audit.acts(who.tenant_id, limit)]
+        principal = backends.directory.keyring.principal_of_tenant(tenant)
+        rows = [asdict(act) for act in backends.audit.acts(principal.tenant_id, limit)]
         show(rows, ("at_s", "actor", "act", "subject", "details"), as_json)
 
 
 def reconcile(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Bring records and stored bytes back together now; a running platform does so by itself."""
+    """Reconcile records with stored objects now; a running platform does so periodically."""
     with clear_errors():
-        done = _backends(data_dir).reconciler.run()
-        rows = [{"deed": deed, "count": count} for deed, count in done.items()]
+        counts = _backends(data_dir).reconciler.run()
+        rows = [{"deed": deed, "count": count} for deed, count in counts.items()]
         show(rows, ("deed", "count"), as_json)
-        if done.get("failed"):
+        if counts.get("failed"):
             raise typer.Exit(1)  # the log says why
 
 
 @pins.command("add")
 def add_pin(asset: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Hold an asset (its id, or OWNER:NAME) in the tiers of every node that has it."""
+    """Pin an asset (its id, or OWNER:NAME) in the tiers of every node that has it."""
     with clear_errors():
-        found = _backends(data_dir).pins.add(asset)
-        text = f"{found.owner}:{found.reference} is pinned; running nodes hold it within a minute"
-        show_one({"id": found.id, "pinned": True}, text, as_json)
+        pinned = _backends(data_dir).pins.add(asset)
+        text = f"{pinned.owner}:{pinned.reference} is pinned on running nodes within a minute"
+        show_one({"id": pinned.id, "pinned": True}, text, as_json)
 
 
 @pins.command("remove")
@@ -141,19 +141,19 @@ def put_plan(
     requests_per_min: int | None = None,
     concurrent_pictures: int | None = None,
     storage_gb: Annotated[float | None, typer.Option(help="In 10^9 bytes.")] = None,
-    assets: Annotated[int | None, typer.Option(help="How many.")] = None,
-    gpu_seconds: Annotated[float | None, typer.Option(help="A calendar month, in UTC.")] = None,
+    assets: Annotated[int | None, typer.Option(help="Number of assets.")] = None,
+    gpu_seconds: Annotated[float | None, typer.Option(help="Per calendar month (UTC).")] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """A plan as it is from now on; a limit that is left out is none."""
+    """Create or replace a plan; an omitted limit means no limit."""
     storage_bytes = None if storage_gb is None else int(storage_gb * 1e9)
     plan = Plan(
         name, weight, requests_per_min, concurrent_pictures, storage_bytes, assets, gpu_seconds
     )
     with clear_errors():
         _backends(data_dir).directory.put_plan(plan)
-        show_one(asdict(plan), f"plan {name} is kept", as_json)
+        show_one(asdict(plan), f"plan {name} saved", as_json)
 
 
 @plans.command("list")
@@ -171,7 +171,7 @@ def add_member(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """A person of the organisation; its keys can do no more than its role."""
+    """Add a person to an organisation; their keys are limited to their role."""
     with clear_errors():
         member = _backends(data_dir).directory.add_member(tenant, name, cast(KeyRole, role))
         show_one(asdict(member), f"{name} is a {role} of {tenant}", as_json)
@@ -188,10 +188,10 @@ def list_members(tenant: str, data_dir: DataDir = None, as_json: AsJson = False)
 def remove_member(
     tenant: str, name: str, data_dir: DataDir = None, as_json: AsJson = False
 ) -> None:
-    """Its keys are revoked."""
+    """Remove a member and revoke their keys."""
     with clear_errors():
         _backends(data_dir).directory.remove_member(tenant, name)
-        show_one({"name": name, "removed": True}, f"{name} is removed", as_json)
+        show_one({"name": name, "removed": True}, f"{name} removed", as_json)
 
 
 @keys.command("create")
@@ -204,11 +204,11 @@ def create_key(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """A new key. It is shown this once."""
+    """Create a key and print it; it cannot be shown again."""
     with clear_errors():
-        until = None if expires_days is None else time.time() + expires_days * 86400
+        expires_at_s = None if expires_days is None else time.time() + expires_days * 86400
         key = _backends(data_dir).directory.keyring.add_key(
-            tenant, label, cast(KeyRole, role), until, member
+            tenant, label, cast(KeyRole, role), expires_at_s, member
         )
         show_one({"id": key.id, "tenant": tenant, "key": key.text}, key.text, as_json)
 
@@ -216,11 +216,11 @@ def create_key(
 @keys.command("rotate")
 def rotate_key(
     key_id: str,
-    overlap_hours: Annotated[float, typer.Option(help="How long the old one still works.")] = 24.0,
+    overlap_hours: Annotated[float, typer.Option(help="How long the old key still works.")] = 24.0,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """A new key like that one, which expires after the overlap."""
+    """Create a key with the same rights; the old key expires after the overlap."""
     with clear_errors():
         key = _backends(data_dir).directory.keyring.rotate_key(key_id, overlap_hours * 3600)
         show_one({"id": key.id, "replaces": key_id, "key": key.text}, key.text, as_json)
@@ -239,7 +239,7 @@ def list_keys(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) ->
 
 @keys.command("revoke")
 def revoke_key(key_id: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Every gateway refuses the key within seconds."""
+    """Revoke a key; every gateway refuses it within seconds."""
     with clear_errors():
         _backends(data_dir).directory.keyring.revoke_key(key_id)
-        show_one({"id": key_id, "revoked": True}, f"key {key_id} is revoked", as_json)
+        show_one({"id": key_id, "revoked": True}, f"key {key_id} revoked", as_json)

@@ -1,4 +1,4 @@
-"""Options that many commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Key = Annotated[str | None, typer.Option("--key", help="An API key. Default: AO_
 
 
 def settings_with(**options: Any) -> Settings:
-    """The environment's settings, with the command line's options over them.
+    """The settings from the environment, overridden by ``options`` that are not None.
 
     Raises:
-        typer.BadParameter: a setting that makes no sense; names its variable.
+        typer.BadParameter: an invalid setting; the message names its variable.
     """
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except (ValidationError, SettingsError) as error:
-        said = (
+        message = (
             str(error)
             if isinstance(error, SettingsError)
-            else "; ".join(map(_said, error.errors()))
+            else "; ".join(map(_message, error.errors()))
         )
-        raise typer.BadParameter(said) from None
+        raise typer.BadParameter(message) from None
 
 
-def _said(error: Any) -> str:
+def _message(error: Any) -> str:
     variable = "".join(f"AO_{part}".upper() for part in error["loc"][:1])
     return f"{variable}: {error['msg']}".removeprefix(": ")

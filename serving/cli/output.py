@@ -1,4 +1,4 @@
-"""What every command prints: tables for people, JSON for scripts, errors with a remedy."""
+"""Output of the commands: tables for people, JSON for scripts, errors on stderr."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from serving.errors import ServingError
 
 
 class ApiFailure(ServingError):
-    """The platform answered with an error, or not at all; or a file did not get through."""
+    """The platform answered with an error or not at all, or a file transfer failed."""
 
 
 def printable(text: str) -> str:
-    """Text of strangers as a terminal may show it: what steers one is spelled out, and so is what
-    its encoding lacks."""
+    """Escape control characters in untrusted text, and characters that stdout cannot encode."""
     shown = "".join(
         character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
         for character in text
@@ -34,7 +33,7 @@ def printable(text: str) -> str:
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Rows as a table, or whole as JSON."""
+    """Print the given columns of rows as a table, or complete rows as JSON."""
     if as_json:
         print(json.dumps(list(rows), indent=2, default=str))
         return
@@ -50,7 +49,7 @@ def show_one(row: Mapping[str, Any], text: str, as_json: bool) -> None:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Our own errors are a line on stderr and exit code 1, never a traceback."""
+    """Turn the platform's errors into a line on stderr and exit code 1, without a traceback."""
     try:
         yield
     except (AssetError, ServingError, TierError) as error:

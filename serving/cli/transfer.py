@@ -1,4 +1,4 @@
-"""Sending files to the library: in parts where they are large, going on where one left off."""
+"""Resumable transfer of files to and from the library; large files are sent in parts."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from rich.progress import (
 from serving.cli.output import ApiFailure
 
 _CHUNK_BYTES = 1 << 20
-#: Larger files are sent in parts, and those beside each other.
+#: Larger files are sent in concurrent parts.
 PARTS_FROM_BYTES = 64 << 20
 _PARTS_AT_ONCE = 4
 _ATTEMPTS = 4
 _TIMEOUT_S = 3600.0
 
+#: Called with the number of bytes that were sent; negative when an attempt is repeated.
 Sent = Callable[[int], None]
 
 
 class Api(Protocol):
-    """The platform's, as far as a transfer needs it. Both raise ApiFailure."""
+    """The part of the platform's API that a transfer needs. Both methods raise ApiFailure."""
 
     def call(self, method: str, path: str, **options: Any) -> Any: ...
 
@@ -42,7 +43,7 @@ class Api(Protocol):
 
 @contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Progress]:
-    """On standard error, so that what is printed stays for scripts."""
+    """Progress bars on stderr, so that stdout stays usable for scripts."""
     with Progress(
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(),
         TransferSpeedColumn(),
@@ -65,11 +66,13 @@ def send(
     digest: str,
     begun: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The asset that ``new`` describes, with the bytes at ``path``, whose sha256 is ``digest``.
-    ``begun`` is the asset of an earlier run that was cut off: it is gone on with.
+    """Create the asset that ``new`` describes and upload the file at ``path`` to it.
+
+    ``digest`` is the file's sha256. ``begun`` is the asset of an interrupted run, whose upload is
+    resumed.
 
     Raises:
-        ApiFailure: with the platform's reason; what has arrived stays for the next run.
+        ApiFailure: with the platform's reason; parts that arrived are kept for the next run.
     """
     size = path.stat().st_size
     body = {**new, "sha256": digest}
@@ -106,8 +109,7 @@ def _send_parts(client: Api, path: Path, asset_id: str, sent: Sent) -> None:
 
 
 def _put(url: str, path: Path, offset: int, size: int, sent: Sent) -> None:
-    """PUT a piece of a file; tries again when the connection breaks, never holding more than a
-    chunk in memory."""
+    """PUT a range of a file, one chunk in memory at a time; retry when the connection breaks."""
     for attempt in range(1, _ATTEMPTS + 1):
         counted = 0
 
@@ -118,13 +120,13 @@ def _put(url: str, path: Path, offset: int, size: int, sent: Sent) -> None:
 
         try:
             answer = httpx.put(
-                url, content=_piece(path, offset, size, counting),
+                url, content=_chunks(path, offset, size, counting),
                 headers={"Content-Length": str(size)}, timeout=_TIMEOUT_S,
             )  # fmt: skip
         except httpx.TransportError as error:
             sent(-counted)
             if attempt == _ATTEMPTS:
-                raise ApiFailure(f"the transfer of {path.name} broke off: {error}") from None
+                raise ApiFailure(f"the transfer of {path.name} was interrupted: {error}") from None
             continue
         if answer.is_success:
             return
@@ -135,47 +137,50 @@ def _put(url: str, path: Path, offset: int, size: int, sent: Sent) -> None:
             )
 
 
-def _piece(path: Path, offset: int, size: int, sent: Sent) -> Iterator[bytes]:
+def _chunks(path: Path, offset: int, size: int, sent: Sent) -> Iterator[bytes]:
     with open(path, "rb") as file:
         file.seek(offset)
         while size:
             chunk = file.read(min(size, _CHUNK_BYTES))
             if not chunk:
-                raise ApiFailure(f"{path} became shorter while it was sent")
+                raise ApiFailure(f"{path} was truncated during the transfer")
             size -= len(chunk)
             yield chunk
             sent(len(chunk))
 
 
 def receive(client: Api, reference: str, folder: Path) -> Path:
-    """An asset's file as it was uploaded, whole and checked. What a cut left is gone on with.
+    """Download an asset's original file into ``folder``, verify its sha256 and return its path.
+    An interrupted download is resumed.
 
     Raises:
-        ApiFailure: it may not be downloaded, or did not arrive as it is.
+        ApiFailure: the file may not be downloaded, or the download failed or was corrupted.
     """
     described = client.call("GET", f"/v1/assets/{reference}")
     asset, url = described["asset"], described["transfer_api"].get("get_url")
     if not url:
         raise ApiFailure(
-            f"{reference} has no file that you may download: it is another's, its file was not "
-            "kept (AO_KEEP_ORIGINALS), or it was uploaded before files were kept"
+            f"{reference} has no file that you may download: it belongs to another tenant, its "
+            "original was not kept (AO_KEEP_ORIGINALS), or it is older than that setting"
         )
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{asset['name']}.safetensors"
     part = target.with_name(f".{target.name}.part")
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    received_bytes = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={received_bytes}-"} if received_bytes else {}
     try:
         with httpx.stream("GET", url, headers=headers, timeout=_TIMEOUT_S) as answer:
-            if answer.is_success:  # not every store says 206 when it sends a part
+            if answer.is_success:  # not every store answers a range with 206
                 _write(answer, part, "ab" if "content-range" in answer.headers else "wb")
             elif answer.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise ApiFailure(f"the download failed: {answer.status_code}")
     except httpx.TransportError as error:
-        raise ApiFailure(f"the download broke off ({error}); the same again goes on") from None
+        raise ApiFailure(
+            f"the download was interrupted ({error}); run the command again to resume"
+        ) from None
     if sha256_of(part) != described["transfer_api"]["sha256"]:
         part.unlink()
-        raise ApiFailure(f"{reference} was damaged on its way; try again")
+        raise ApiFailure(f"{reference} was corrupted in transit; try again")
     part.replace(target)
     return target
 

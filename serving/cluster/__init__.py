@@ -1,1 +1,1 @@
-"""Ray: the only place that imports it; adapters without logic."""
+"""The Ray adapters, without logic; the only package that imports Ray."""

@@ -1,7 +1,7 @@
-"""Ray's control plane (GCS) on this machine: its tables lie on disk; when it dies it comes back.
+"""Ray's control plane (GCS) on this machine: keeps its tables on disk and restarts it when it dies.
 
-With its tables in memory alone a control plane that comes back knows nothing: what runs goes on,
-but whatever dies from then on is never replaced.
+A control plane that restarts without its tables knows no actors: those that run keep running, but
+none that dies is replaced.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ import ray
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 0.2
+_CHECK_S = 0.2
 _LONGEST_PAUSE_S = 30.0
-#: One that lived for as long is started again at once.
+#: After running for this long it is restarted without a pause.
 _HEALTHY_S = 60.0
 
 
 class ControlPlane:
-    """That of the Ray that this process starts: ``settings`` are for ``ray.init``; between
-    :meth:`watch` and :meth:`close` it is started anew when it dies.
+    """The control plane of the Ray that this process starts.
 
-    Of a cluster that was started with ``ray start`` nobody does that: see docs/runbook.md.
+    ``settings`` are passed to ``ray.init``. Between :meth:`watch` and :meth:`close` a control plane
+    that dies is restarted. A cluster started with ``ray start`` has no such supervision: see
+    docs/runbook.md.
     """
 
     def __init__(self, data_dir: Path) -> None:
-        """Its tables are in a folder of ``data_dir``, which must be this process's alone. What an
-        earlier Ray has left there is forgotten: nothing of it runs any more.
+        """Prepare a folder for the tables in ``data_dir``, which only this process may use. The
+        tables of an earlier Ray are deleted, because none of its processes run any more.
 
         Raises:
-            OSError: it cannot be forgotten, or the folder not be made.
+            OSError: the old tables cannot be deleted, or the folder cannot be created.
         """
         self._tables = data_dir / "control-plane"
         if self._tables.exists():
             shutil.rmtree(self._tables)
         self._tables.mkdir(parents=True)
-        self._ended = Event()
-        # The thread must outlive Ray: the control plane dies with the thread that started it.
+        self._closing = Event()
+        # The thread must outlive Ray, because the control plane dies with the thread that started
+        # it.
         self._thread = Thread(target=self._watch, name="control-plane", daemon=True)
 
     @property
@@ -50,36 +52,36 @@ class ControlPlane:
         return {"gcs_storage": "rocksdb", "gcs_storage_path": str(self._tables)}
 
     def watch(self) -> None:
-        """Call after ``ray.init``."""
+        """Start supervision; call after ``ray.init``."""
         self._thread.start()
 
     def close(self) -> None:
-        """Call after Ray was shut down, or did not start."""
-        self._ended.set()
+        """Stop supervision and delete the tables; call after Ray was shut down or did not start."""
+        self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
         shutil.rmtree(self._tables, ignore_errors=True)
 
     def _watch(self) -> None:
-        is_missing, started_s, pause_s = False, time.monotonic(), _LOOK_S
-        while not self._ended.wait(pause_s if is_missing else _LOOK_S):
+        is_missing, started_s, pause_s = False, time.monotonic(), _CHECK_S
+        while not self._closing.wait(pause_s if is_missing else _CHECK_S):
             node = _node()
             if node is None:
                 continue
             if not is_missing and any(kind == "gcs_server" for kind, _ in node.dead_processes()):
                 is_missing = True
-                lived_s = time.monotonic() - started_s
-                pause_s = _LOOK_S if lived_s > _HEALTHY_S else _longer(pause_s)
-                log.error("Ray's control plane died; it is started anew on its tables")
+                uptime_s = time.monotonic() - started_s
+                pause_s = _CHECK_S if uptime_s > _HEALTHY_S else _longer(pause_s)
+                log.error("Ray's control plane died; restarting it on its tables")
             elif is_missing:
                 started_s = time.monotonic()
                 try:
-                    node.kill_gcs_server(check_alive=False)  # so that Ray forgets the dead one
+                    node.kill_gcs_server(check_alive=False)  # unregister the dead process
                     node.start_gcs_server()
                     is_missing = False
                 except Exception:
                     pause_s = _longer(pause_s)
-                    log.exception("Ray's control plane does not start; again in %.1f s", pause_s)
+                    log.exception("Ray's control plane does not start; retrying in %.1f s", pause_s)
 
 
 def _longer(pause_s: float) -> float:
@@ -87,5 +89,5 @@ def _longer(pause_s: float) -> float:
 
 
 def _node() -> Any:
-    """Of the Ray that this process has started: Ray has no public name for it."""
+    """The node object of the Ray that this process started; Ray has no public access to it."""
     return ray._private.worker.global_worker.node

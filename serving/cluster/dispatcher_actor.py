@@ -1,7 +1,7 @@
-"""The dispatcher as a Ray actor, and the gateways' way to it.
+"""The dispatcher as a Ray actor, and the gateways' client for it.
 
-Requests come by the wire, everything else as calls of the actor. When it dies Ray starts it
-anew, with an empty waiting room; the gateways submit again, under the same request ids.
+Requests arrive over RPC (serving/cluster/rpc.py), everything else as actor calls. When the actor
+dies, Ray restarts it with an empty queue and the gateways submit again under the same request ids.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ from serving.pool.residency import PATIENCE_S, WARM_S
 from serving.settings import Settings
 
 _RETRY_S = 0.2
-#: For an answer that is on its way when the time is over.
+#: Extra time for an answer that is in transit at the deadline.
 _GRACE_S = 5.0
-#: For what the dispatcher knows, and for what it asks its replicas to do.
-_SHORT_S = 10.0
-_PATIENCE_S = {"warm": WARM_S + _SHORT_S, "forget": PATIENCE_S + _SHORT_S}
-_SILENT = object()
+#: Timeout of calls that the dispatcher answers itself; those in the table wait for replicas.
+_CALL_S = 10.0
+_CALL_TIMEOUTS_S = {"warm": WARM_S + _CALL_S, "forget": PATIENCE_S + _CALL_S}
+_NO_ANSWER = object()
 
 
 class DispatcherActor:
-    """Of one pool, with the keeper of its size. Runs on one event loop; every method is
-    asynchronous and short but ``submit``."""
+    """The dispatcher and the autoscaler of one pool, on one event loop."""
 
     def __init__(self, sealed: SealedSettings, pool: Pool) -> None:
         keep_private()
@@ -56,15 +55,15 @@ class DispatcherActor:
         key = wire_key(settings)
         limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
         self._dispatcher = Dispatcher([], limits, pool=pool.name)
-        self._keeper = Autoscaler(pool, self._dispatcher, ServeReplicaLauncher(settings, pool))
+        self._autoscaler = Autoscaler(pool, self._dispatcher, ServeReplicaLauncher(settings, pool))
         self._wire = WireServer({"submit": self._submit}, key)
         self._address = ""
-        self._keeping: asyncio.Task[None] | None = None
+        self._autoscaling: asyncio.Task[None] | None = None
 
     async def _ready(self) -> Dispatcher:
-        if self._keeping is None:
+        if self._autoscaling is None:
             self._dispatcher.start()
-            self._keeping = asyncio.create_task(self._keeper.run())
+            self._autoscaling = asyncio.create_task(self._autoscaler.run())
         return self._dispatcher
 
     async def _submit(self, submission: Submission) -> Any:
@@ -72,15 +71,15 @@ class DispatcherActor:
         return await caught(dispatcher.submit(submission))
 
     async def address(self) -> str:
-        """Where requests are taken."""
+        """The RPC address that accepts requests."""
         await self._ready()
         if not self._address:
             self._address = await self._wire.start(ray.util.get_node_ip_address())
         return self._address
 
     async def told(self, name: str, phase: Phase, at_s: float) -> None:
-        """By a replica that starts."""
-        self._keeper.told(name, phase, at_s)
+        """Called by a starting replica when a phase of its start begins."""
+        self._autoscaler.told(name, phase, at_s)
 
     async def resident(self) -> frozenset[str]:
         return (await self._ready()).holdings.resident()
@@ -105,28 +104,28 @@ class DispatcherActor:
 
     async def pool(self) -> dict[str, Any]:
         await self._ready()
-        return self._keeper.status()
+        return self._autoscaler.status()
 
     async def starting(self) -> dict[str, Any] | None:
         await self._ready()
-        return self._keeper.starting()
+        return self._autoscaler.starting()
 
     async def families(self) -> list[Metric]:
         await self._ready()
-        return self._keeper.families()
+        return self._autoscaler.families()
 
     async def process(self) -> tuple[str, int]:
-        """Which it is: node and process."""
+        """The node id and process id of this actor."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     async def renew(self) -> None:
         """Begin to replace every replica."""
         await self._ready()
-        self._keeper.renew()
+        self._autoscaler.renew()
 
 
 def start_dispatcher(settings: Settings, pool: Pool) -> Any:
-    """The one dispatcher of the pool."""
+    """Start the pool's dispatcher and return its actor handle."""
     actor = ray.remote(DispatcherActor).options(
         name=dispatcher_name(pool.name),
         namespace=settings.ray_namespace,
@@ -139,11 +138,11 @@ def start_dispatcher(settings: Settings, pool: Pool) -> Any:
 
 
 class _NoDispatcher(Exception):
-    """Ray knows no such actor: it is not there yet, or not any more."""
+    """The dispatcher's actor does not exist or does not answer."""
 
 
-class _Line:
-    """To one pool's dispatcher, which may die and come back."""
+class _DispatcherClient:
+    """A client of one pool's dispatcher that survives the dispatcher's restarts."""
 
     def __init__(self, settings: Settings, pool: str) -> None:
         self._namespace = settings.ray_namespace
@@ -170,16 +169,16 @@ class _Line:
         return self._wire
 
     async def submit(self, submission: Submission) -> GenerationResult:
-        """Asks again when the dispatcher dies; the time that has passed is not given twice."""
+        """Submit a request; submit again when the dispatcher dies, with the time that is left."""
         deadline = time.monotonic() + submission.timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
             wire = None
             try:
-                # The dispatcher says itself that it is too late, unless it hangs.
+                # The dispatcher enforces the deadline itself, unless it hangs.
                 async with asyncio.timeout(left_s + _GRACE_S):
                     wire = await self._open()
-                    asked = replace(submission, timeout_s=left_s)
-                    return thrown(await wire.call("submit", asked))  # type: ignore[no-any-return]
+                    attempt = replace(submission, timeout_s=left_s)
+                    return thrown(await wire.call("submit", attempt))  # type: ignore[no-any-return]
             except RemoteFailed as error:
                 raise GenerationFailed(f"the dispatcher failed: {error}") from None
             except (RayActorError, WireError, _NoDispatcher, TimeoutError):
@@ -187,12 +186,12 @@ class _Line:
                 if self._wire is wire:
                     self._wire = None
                 await asyncio.sleep(_RETRY_S)
-        raise DeadlineExceeded("the dispatcher did not come back in time")
+        raise DeadlineExceeded("the dispatcher did not restart before the deadline")
 
     async def ask(self, method: str, *arguments: Any) -> Any:
-        """Raises _NoDispatcher when it is not there; it will be, and can be asked again."""
+        """Call the actor. Raises _NoDispatcher while it is down; the call may be repeated."""
         try:
-            async with asyncio.timeout(_PATIENCE_S.get(method, _SHORT_S)):
+            async with asyncio.timeout(_CALL_TIMEOUTS_S.get(method, _CALL_S)):
                 return await getattr(await self._find(), method).remote(*arguments)
         except (RayActorError, TimeoutError):
             self._actor = None
@@ -201,29 +200,31 @@ class _Line:
 
 class ClusterBackend:
     """A :class:`~serving.generation.service.GenerationBackend` over the dispatchers of all pools.
-    It outlives them: a call to a dispatcher that is absent is repeated in time."""
+
+    Submissions survive a dispatcher's restart; other calls skip a dispatcher that does not answer.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._pools = {pool.name: pool for pool in settings.resolved_pools}
-        self._lines = {name: _Line(settings, name) for name in self._pools}
+        self._clients = {name: _DispatcherClient(settings, name) for name in self._pools}
 
     async def submit(self, submission: Submission) -> GenerationResult:
-        return await self._line(submission.pool).submit(submission)
+        return await self._client(submission.pool).submit(submission)
 
-    def _line(self, pool: str) -> _Line:
-        return self._lines[pool or next(iter(self._lines))]
+    def _client(self, pool: str) -> _DispatcherClient:
+        return self._clients[pool or next(iter(self._clients))]
 
     async def _ask_all(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """What each that is there says."""
+        """The answers by pool, of the dispatchers that answer."""
 
         async def ask(name: str) -> tuple[str, Any]:
             try:
-                return name, await self._lines[name].ask(method, *arguments)
+                return name, await self._clients[name].ask(method, *arguments)
             except _NoDispatcher:
-                return name, _SILENT
+                return name, _NO_ANSWER
 
-        answers = await asyncio.gather(*map(ask, self._lines))
-        return {name: answer for name, answer in answers if answer is not _SILENT}
+        answers = await asyncio.gather(*map(ask, self._clients))
+        return {name: answer for name, answer in answers if answer is not _NO_ANSWER}
 
     async def resident(self) -> frozenset[str]:
         return frozenset[str]().union(*(await self._ask_all("resident")).values())
@@ -232,33 +233,33 @@ class ClusterBackend:
         await self._ask_all("forget", set(keys))
 
     async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
-        found: dict[str, str] = {}
+        tier_of_replica: dict[str, str] = {}
         for tiers in (await self._ask_all("warm", blobs)).values():
-            found |= tiers
-        return found
+            tier_of_replica |= tiers
+        return tier_of_replica
 
     async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
-        found: dict[str, Residency] = {}
-        for places in (await self._ask_all("residency", list(keys))).values():
-            for key, there in places.items():
-                known = found.get(key, Residency((), {}))
-                found[key] = Residency(
-                    known.replicas + there.replicas, {**known.nodes, **there.nodes}
+        merged: dict[str, Residency] = {}
+        for residencies in (await self._ask_all("residency", list(keys))).values():
+            for key, residency in residencies.items():
+                known = merged.get(key, Residency((), {}))
+                merged[key] = Residency(
+                    known.replicas + residency.replicas, {**known.nodes, **residency.nodes}
                 )
-        return found
+        return merged
 
     async def hold(self, keys: Collection[str]) -> None:
         await self._ask_all("hold", set(keys))
 
     async def status(self) -> dict[str, Any]:
-        """All dispatchers as one, and each pool's own."""
-        each = await self._ask_all("status")
+        """The totals of all dispatchers, and the status of each pool."""
+        statuses = await self._ask_all("status")
         return {
-            "waiting": sum(one["waiting"] for one in each.values()),
-            "replicas": [replica for one in each.values() for replica in one["replicas"]],
+            "waiting": sum(status["waiting"] for status in statuses.values()),
+            "replicas": [replica for status in statuses.values() for replica in status["replicas"]],
             "pools": {
-                name: {k: v for k, v in one.items() if k != "replicas"}
-                for name, one in each.items()
+                name: {k: v for k, v in status.items() if k != "replicas"}
+                for name, status in statuses.items()
             },
         }
 
@@ -267,12 +268,12 @@ class ClusterBackend:
 
     async def starting(self, pool: str) -> Mapping[str, Any] | None:
         try:
-            found: Mapping[str, Any] | None = await self._line(pool).ask("starting")
+            progress: Mapping[str, Any] | None = await self._client(pool).ask("starting")
         except _NoDispatcher:
             return None
-        return found
+        return progress
 
     async def pools(self) -> list[dict[str, Any]]:
-        """Every pool; of one whose dispatcher is not there, its configuration."""
-        there = await self._ask_all("pool")
-        return [there.get(name) or {**asdict(pool)} for name, pool in self._pools.items()]
+        """The status of every pool; only its configuration if its dispatcher does not answer."""
+        statuses = await self._ask_all("pool")
+        return [statuses.get(name) or {**asdict(pool)} for name, pool in self._pools.items()]

@@ -1,5 +1,7 @@
-"""A dispatcher that hangs holds up its whole pool, and Ray sees nothing amiss: here it is noticed,
-and ended, so that Ray starts it anew."""
+"""Kills a dispatcher that hangs, so that Ray restarts it.
+
+A hanging dispatcher stops its whole pool, and Ray does not notice, because the process is alive.
+"""
 
 from __future__ import annotations
 
@@ -15,47 +17,47 @@ from ray.exceptions import GetTimeoutError, RayError
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 2.0
+_CHECK_S = 2.0
 _ANSWER_S = 10.0
-#: So many answers in a row must be missing: one process may be slow for a while.
+#: It counts as hanging after this many timeouts in a row; a process may be slow for a while.
 _MISSED = 3
 
 
 class DispatcherWatch:
-    """Over one dispatcher, from a thread of its own, until :meth:`close`."""
+    """Watches one dispatcher from a thread, until :meth:`close`."""
 
     def __init__(self, name: str, actor: Any) -> None:
         self._name = name
         self._actor = actor
-        self._ended = Event()
+        self._closing = Event()
         self._thread = Thread(target=self._watch, name=f"watch {name}", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Before Ray is shut down."""
-        self._ended.set()
+        """Stop watching; call before Ray is shut down."""
+        self._closing.set()
         self._thread.join()
 
     def _watch(self) -> None:
         missed = 0
-        process: tuple[str, int] | None = None  # known once it has answered: then it can hang
-        while not self._ended.wait(_LOOK_S):
+        process: tuple[str, int] | None = None  # None until it answers: starting is not hanging
+        while not self._closing.wait(_CHECK_S):
             try:
                 process = ray.get(self._actor.process.remote(), timeout=_ANSWER_S)
                 missed = 0
             except GetTimeoutError:
                 missed += 1
-            except RayError:  # it is dead, and Ray is about to start it
+            except RayError:  # it is dead, and Ray restarts it
                 missed, process = 0, None
             if process is not None and missed >= _MISSED:
-                log.error("dispatcher %s hangs; it is started anew", self._name)
-                self._end(process)
+                log.error("dispatcher %s hangs; restarting it", self._name)
+                self._kill(process)
                 missed, process = 0, None
 
-    def _end(self, process: tuple[str, int]) -> None:
+    def _kill(self, process: tuple[str, int]) -> None:
         node, pid = process
         if node == ray.get_runtime_context().get_node_id():
-            # Ray asks a process to end itself, which one that is stopped does not do.
+            # ray.kill asks the process to exit, which a stopped process does not do.
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         else:

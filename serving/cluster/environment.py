@@ -1,5 +1,5 @@
-"""What Ray is told: its security settings, which it reads once, when it is imported; where the
-one of a kind belongs. Imports no Ray."""
+"""Ray's environment variables, which it reads once on import, and the placement of actors on the
+head node. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import os
 import secrets
 import sys
 
-#: For an actor that must be where `serve` runs: its folders are there, and no autoscaler takes it.
+#: Resources of an actor that must run on the head, beside `serve`: its folders are there, and the
+#: autoscaler never removes the head.
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
 
 
 def require_tokens() -> None:
-    """Make a Ray that is started here require a token; call before Ray is imported.
+    """Make the Ray that this process starts require a token; call before Ray is imported.
 
-    A token or a mode that the operator has set already is left as it is.
+    A token or mode that the operator has set is kept.
+
+    Raises:
+        RuntimeError: Ray is already imported.
     """
     if "ray" in sys.modules:
         raise RuntimeError("require_tokens() must run before Ray is imported")
@@ -25,7 +29,7 @@ def require_tokens() -> None:
 
 
 def listen_on_loopback() -> None:
-    """Make a Ray of one node, which is started here, listen on loopback only, including its metrics
-    exporters; call before Ray is imported."""
-    # On Linux its only effect is that a node's address is 127.0.0.1.
+    """Make a single-node Ray that this process starts listen on loopback only, including its
+    metrics exporters; call before Ray is imported."""
+    # On Linux the only effect of this variable is that the node's address is 127.0.0.1.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -1,4 +1,4 @@
-"""A gateway process: the application over the cluster's dispatcher. No torch here."""
+"""A gateway process: the HTTP application over the cluster's dispatchers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from serving.settings import Settings
 
 
 def app() -> ASGIApp:
-    """Called once in each gateway; the settings come through the environment."""
+    """The ASGI application; called once in each gateway. Reads the settings from the
+    environment."""
     keep_private()
     settings = Settings()
     configure(settings.log_format, settings.log_level)
     if not ray.is_initialized():
-        # Ray takes SIGTERM for itself; here it means "drain and end", which is uvicorn's to do.
+        # ray.init replaces the SIGTERM handler; keep uvicorn's, which drains and exits.
         on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(
             address=settings.ray_address,
@@ -39,14 +40,14 @@ def app() -> ASGIApp:
         signal.signal(signal.SIGTERM, on_sigterm)
     backends = open_backends(settings)
     backend = ClusterBackend(settings)
-    native = load_manifest(backends.store, BASE_NAME).native_size
+    native_size = load_manifest(backends.store, BASE_NAME).native_size
     application = create_app(
         Context(
             platform=Platform(
                 backends.library,
                 backend,
                 backends.meter,
-                native,
+                native_size,
                 settings.request_timeout_s,
                 settings.pool_names,
             ),

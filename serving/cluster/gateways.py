@@ -1,4 +1,4 @@
-"""The gateway processes of this machine, watched over; renewed on SIGHUP."""
+"""The supervisor of this machine's gateway processes; SIGHUP replaces them."""
 
 from __future__ import annotations
 
@@ -20,56 +20,59 @@ log = logging.getLogger(__name__)
 
 
 class Gateways(Multiprocess):
-    """One socket, shared: what a dead gateway had not accepted, another accepts, and the
-    supervisor starts a dead one anew."""
+    """Supervises the gateways, which share one socket.
+
+    A connection that a dead gateway had not accepted is accepted by another one. The supervisor
+    restarts a dead gateway.
+    """
 
     def __init__(
         self, config: uvicorn.Config, sockets: list[socket], renew: Callable[[Event], None]
     ) -> None:
-        """``renew`` renews what is behind the gateways, and gives up when the event is set."""
+        """``renew`` replaces the actors behind the gateways, and aborts when the event is set."""
         super().__init__(config, sockets)
         self._renew = renew
-        self._renewing: Thread | None = None
-        self._is_renewed = False
-        for number in (signal.SIGTERM, signal.SIGINT):  # while it waits for a gateway, too
-            # By a thread: this one may hold the event's lock when the signal comes.
+        self._rollout: Thread | None = None
+        self._must_restart_gateways = False
+        for number in (signal.SIGTERM, signal.SIGINT):  # also while it waits for a gateway
+            # In a thread, because this one may hold the event's lock when the signal arrives.
             signal.signal(number, lambda *_: Thread(target=self.should_exit.set).start())
 
     def close(self) -> None:
-        """Whatever it was that ended: nothing of this may outlive Ray."""
+        """Stop the gateways and a rollout, which must not outlive Ray."""
         self.should_exit.set()
         self.terminate_all()
         self.join_all()
-        if self._renewing is not None:
-            self._renewing.join(timeout=10)
+        if self._rollout is not None:
+            self._rollout.join(timeout=10)
 
     def handle_hup(self) -> None:
-        """New code is on the disk: first those behind the gateways, then they themselves, each
-        once the one that replaces it serves. Beside this thread, which watches over them."""
-        if self._renewing is not None and self._renewing.is_alive():
-            log.warning("a renewal is under way already")
+        """Roll out new code: replace the actors behind the gateways, then the gateways, each once
+        its replacement serves. Runs in a thread, because this thread supervises the gateways."""
+        if self._rollout is not None and self._rollout.is_alive():
+            log.warning("a rollout is already in progress")
             return
-        self._renewing = Thread(target=self._renew_pools, name="renewal", daemon=True)
-        self._renewing.start()
+        self._rollout = Thread(target=self._renew_pools, name="renewal", daemon=True)
+        self._rollout.start()
 
     def _renew_pools(self) -> None:
         try:
             self._renew(self.should_exit)
-            self._is_renewed = True
+            self._must_restart_gateways = True
         except Exception:
-            log.exception("the pools are not renewed, and the gateways stay")
+            log.exception("the rollout of the pools failed; the gateways are not restarted")
 
     def keep_subprocess_alive(self) -> None:
         super().keep_subprocess_alive()
-        if self._is_renewed:
-            self._is_renewed = False
+        if self._must_restart_gateways:
+            self._must_restart_gateways = False
             self.restart_all()
 
 
 def run_gateways(
     settings: Settings, renew: Callable[[Event], None], progress: Callable[[str], None]
 ) -> None:
-    """Until a signal ends them; ``renew`` as :class:`Gateways` takes it."""
+    """Run the gateways until a signal ends them; ``renew`` as in :class:`Gateways`."""
     with TemporaryDirectory() as counters:
         os.environ.update(settings.to_environment(), PROMETHEUS_MULTIPROC_DIR=counters)
         allow_open_files()

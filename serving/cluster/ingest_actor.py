@@ -1,4 +1,4 @@
-"""Ingest in a process of its own: a crash there costs no gateway and no replica."""
+"""Ingest in its own process, so that a crash there affects no gateway and no replica."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NAME = "ingest"
 
 
 class IngestActor:
-    """Keeps torch imported between ingests. When it dies Ray starts it anew, and it goes on with
-    what it finds waiting."""
+    """The ingest queue as a Ray actor; keeps torch imported between ingests. When it dies, Ray
+    restarts it and it resumes the pending ingests."""
 
     def __init__(self, sealed: SealedSettings) -> None:
         from assets.ingest.queue import IngestQueue
@@ -32,16 +32,16 @@ class IngestActor:
         configure(settings.log_format, settings.log_level)
         self._settings = settings
         backends = open_backends(settings)
-        self._workshop = open_workshop(settings, backends)
-        self._queue = IngestQueue(self._workshop, backends.library)
+        self._ingest_service = open_workshop(settings, backends)
+        self._queue = IngestQueue(self._ingest_service, backends.library)
 
     def install_base(self) -> int | Exception:
-        """The base model's native size, once it is in the store with the public library that
-        fits it; or why it cannot be."""
+        """Import the base model with its public library into the store and return its native size
+        in pixels, or the error."""
         from serving.bootstrap.base_model import install_model
 
         try:
-            return install_model(self._settings, self._workshop).native_size
+            return install_model(self._settings, self._ingest_service).native_size
         except AssetError as error:
             return error.with_traceback(None)
 
@@ -49,11 +49,12 @@ class IngestActor:
         self._queue.submit(asset)
 
     def process(self) -> tuple[str, int]:
-        """Which it is: node and process."""
+        """The node id and process id of this actor."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 def start_ingest(settings: Settings) -> Any:
+    """Start the ingest actor and return its handle."""
     actor = ray.remote(IngestActor).options(
         name=NAME,
         namespace=settings.ray_namespace,

@@ -1,4 +1,4 @@
-"""The cluster's composition root: Ray, the base model, the slots, the dispatcher, the gateways."""
+"""The cluster's composition root: Ray, the base model, dispatchers, replicas and gateways."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from serving.settings import Settings
 Progress = Callable[[str], None]
 
 _OBJECT_STORE_BYTES = 256 << 20
-#: A new machine may have to be bought and set up first.
+#: Ray's autoscaler may have to create machines first.
 _START_TIMEOUT_S = 1800.0
 
 
 class StartFailed(ServingError):
-    """The platform did not come up; says which part and what Ray said of it."""
+    """The platform did not start; the message names the part and Ray's reason."""
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """With this data folder, which another would take the tiers and Ray's tables of."""
+def _lock_data_dir(folder: Path) -> Iterator[None]:
+    """Lock the data folder: a second platform would delete this one's tiers and Ray's tables."""
     private_folder(folder)
     lock = acquire(folder / "serve.lock", shared=False, wait=False)
     if lock is None:
         raise StartFailed(
-            f"another asset-orchestrator serve uses {folder}: end it, or set AO_DATA_DIR"
+            f"another asset-orchestrator serve uses {folder}: stop it, or set AO_DATA_DIR"
         )
     try:
         yield
@@ -56,25 +56,27 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
-    """A warm pool behind a dispatcher; yields the settings with Ray's real address.
+    """Run warm pools behind their dispatchers; yields the settings with Ray's real address.
 
-    With ``ray_address`` "local" Ray is started here and ended here; any other cluster
-    is only joined and, at the end, rid of what was deployed.
+    With ``ray_address`` "local" Ray is started and stopped here. Any other cluster is joined, and
+    at the end the deployed actors are removed from it.
 
     Raises:
-        StartFailed: it does not come up, or another one uses the data folder.
+        StartFailed: the platform does not start, or another one uses the data folder.
     """
-    with _alone(settings.data_dir):
+    with _lock_data_dir(settings.data_dir):
         yield from _running_pool(settings, progress)
 
 
 def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
-    own = settings.ray_address == "local"
-    progress("starting Ray on this machine" if own else f"joining Ray at {settings.ray_address}")
+    is_local = settings.ray_address == "local"
+    progress(
+        "starting Ray on this machine" if is_local else f"joining Ray at {settings.ray_address}"
+    )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     dispatchers: dict[str, Any] = {}
     watches: list[DispatcherWatch] = []
-    control_plane = ControlPlane(settings.data_dir) if own else None
+    control_plane = ControlPlane(settings.data_dir) if is_local else None
     is_started = False
     try:
         _connect(settings, control_plane)
@@ -82,36 +84,36 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         address = ray.get_runtime_context().gcs_address
         gpus = int(ray.cluster_resources().get("GPU", 0))
         settings = settings.with_gpus(gpus).model_copy(update={"ray_address": address})
-        if own:
-            _check(settings, gpus)
+        if is_local:
+            _check_gpus(settings, gpus)
         ingest = start_ingest(settings)
         progress("importing the base model")
-        native = thrown(ray.get(ingest.install_base.remote(), timeout=_START_TIMEOUT_S))
+        native_size = thrown(ray.get(ingest.install_base.remote(), timeout=_START_TIMEOUT_S))
         serve.start(proxy_location="Disabled")
         pools = settings.resolved_pools
-        least = sum(pool.min for pool in pools)
-        progress(f"warming {least} replicas (native size {native} px)")
+        replicas = sum(pool.min for pool in pools)
+        progress(f"warming up {replicas} replicas (native size {native_size} px)")
         dispatchers = {pool.name: start_dispatcher(settings, pool) for pool in pools}
         watches += [DispatcherWatch(name, actor) for name, actor in dispatchers.items()]
         _await_pools(dispatchers, progress)
-        if own:
-            _close_to_others(settings)
+        if is_local:
+            _make_private(settings)
         yield settings
         del ingest
     finally:
         progress("stopping")
         for watch in watches:
             watch.close()
-        if not own:
-            _withdraw(dispatchers)
+        if not is_local:
+            _undeploy(dispatchers)
         ray.shutdown()
         if control_plane is not None:
             control_plane.close()
-        if own and is_started:
+        if is_local and is_started:
             give_back_memory(settings)
 
 
-def _check(settings: Settings, gpus: int) -> None:
+def _check_gpus(settings: Settings, gpus: int) -> None:
     try:
         settings.check_gpus(gpus)
     except ValueError as error:
@@ -126,12 +128,12 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
             log_to_driver=False,
         )
         return
-    # Ray makes its folder accessible to all users; this parent keeps them out.
+    # Ray makes its folder accessible to all users; the parent folder is private.
     folder = private_folder(settings.resolved_ray_temp_dir) / "r"
     ray.init(
         address="local",
         namespace=settings.ray_namespace,
-        # Logical CPUs, one a replica and a few for Serve itself; threads are set by the engine.
+        # Logical CPUs: one per replica and two for Serve. The engine sets its threads itself.
         num_cpus=max(os.cpu_count() or 1, sum(pool.max for pool in settings.resolved_pools)) + 2,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
@@ -142,18 +144,22 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
     control_plane.watch()
 
 
-def _close_to_others(settings: Settings) -> None:
+def _make_private(settings: Settings) -> None:
     """Remove other users' permissions from Ray's folders, which every starting Ray process makes
-    world-writable. Their parent is private already."""
-    for each, _, _ in os.walk(settings.resolved_ray_temp_dir):
-        if not os.path.islink(each):
-            os.chmod(each, 0o700)
+    world-writable. Their parent is already private."""
+    for folder, _, _ in os.walk(settings.resolved_ray_temp_dir):
+        if not os.path.islink(folder):
+            os.chmod(folder, 0o700)
 
 
 def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
-    """Until each pool has as many replicas as it has at least."""
+    """Wait until each pool has its minimum of warm replicas.
+
+    Raises:
+        StartFailed: a replica failed to start, or a pool was not warm in time.
+    """
     deadline = time.monotonic() + _START_TIMEOUT_S
-    said: dict[str, str] = {}
+    reported: dict[str, str] = {}
     pending = dict(dispatchers)
     while pending:
         for name, dispatcher in list(pending.items()):
@@ -164,19 +170,22 @@ def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
                     raise StartFailed(f"{event['replica']} did not start: {reason}")
             phases = {replica["id"]: replica["phase"] or "warm" for replica in pool["replicas"]}
             for replica, phase in sorted(phases.items()):
-                if said.get(replica) != phase:
+                if reported.get(replica) != phase:
                     progress(f"{replica} {'is' if phase == 'warm' else 'starts:'} {phase}")
-            said |= phases
+            reported |= phases
             if list(phases.values()).count("warm") >= pool["min"]:
                 del pending[name]
         if time.monotonic() > deadline:
-            raise StartFailed(f"{', '.join(pending)} not warm in {_START_TIMEOUT_S:.0f} s")
+            raise StartFailed(
+                f"pools {', '.join(pending)} are not warm after {_START_TIMEOUT_S:.0f} s"
+            )
         if pending:
             time.sleep(0.2)
 
 
-def _withdraw(dispatchers: Mapping[str, Any]) -> None:
-    """From a cluster that goes on without us: first those who would start more."""
+def _undeploy(dispatchers: Mapping[str, Any]) -> None:
+    """Remove the platform from a shared cluster: the dispatchers first, because they start
+    replicas."""
     if not dispatchers:
         return
     for dispatcher in dispatchers.values():
@@ -187,17 +196,18 @@ def _withdraw(dispatchers: Mapping[str, Any]) -> None:
 
 
 def serve_forever(settings: Settings, progress: Progress) -> None:
-    """Run the platform until a signal ends it. SIGHUP renews it, part by part, while it serves."""
+    """Run the platform until a signal ends it. SIGHUP replaces its processes one by one while it
+    serves."""
     with running_pool(settings, progress) as running:
         run_gateways(running, partial(renew, running, progress), progress)
 
 
 def serve_gateways(settings: Settings, progress: Progress) -> None:
-    """Gateways alone, until a signal ends them, on another node of a cluster where
+    """Run only gateways, until a signal ends them, on another node of a cluster where
     :func:`serve_forever` runs with the same settings. SIGHUP replaces them one by one.
 
     Raises:
-        StartFailed: there is no such platform.
+        StartFailed: no platform runs on the cluster.
     """
     if settings.ray_address == "local":
         raise StartFailed("set AO_RAY_ADDRESS to the cluster where the platform runs")
@@ -207,8 +217,7 @@ def serve_gateways(settings: Settings, progress: Progress) -> None:
             ray.get_actor(dispatcher_name(pool.name), settings.ray_namespace)
     except ValueError:
         raise StartFailed(
-            f"no pool {pool.name} runs on the cluster: start it with `serve` first, and give "
-            "both the same settings"
+            f"no pool {pool.name} runs on the cluster: start `serve` first, with the same settings"
         ) from None
     finally:
         ray.shutdown()

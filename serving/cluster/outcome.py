@@ -1,4 +1,4 @@
-"""Our errors cross process borders as values: Ray wraps what is raised beyond recognition."""
+"""Return errors across processes as values, because Ray wraps raised exceptions in its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OURS = ("assets.", "orchestrator.", "router.", "serving.")
 
 
 async def caught(work: Awaitable[T]) -> T | Exception:
-    """The result, or an error of our own trees; anything else is raised as it is."""
+    """The result of ``work``, or the platform's error that it raised. Other errors propagate."""
     try:
         return await work
     except Exception as error:
@@ -21,7 +21,7 @@ async def caught(work: Awaitable[T]) -> T | Exception:
 
 
 def thrown(outcome: T | Exception) -> T:
-    """The other side of :func:`caught`."""
+    """Raise or return an outcome of :func:`caught`."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome

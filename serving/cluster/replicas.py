@@ -1,6 +1,6 @@
-"""Slots: each replica is a Serve application of one, addressed by its name.
+"""Replicas on Ray Serve: each is an application with one replica, addressed by name.
 
-See docs/adr/0001-addressing-replicas.md for the alternative and the measurement.
+docs/adr/0001-addressing-replicas.md compares the alternative and gives measurements.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_ASK_S = 5.0
-#: Two slots of the router, and room for questions about the replica itself.
+_CALL_S = 5.0
+#: More than the router's requests in flight, to leave room for calls about the replica itself.
 _MAX_ONGOING = 32
 
 
 def dispatcher_name(pool: str) -> str:
-    """Of a pool's dispatcher, as an actor."""
+    """The actor name of a pool's dispatcher."""
     return f"dispatcher-{pool}"
 
 
@@ -66,28 +66,28 @@ def dispatcher_name(pool: str) -> str:
     health_check_timeout_s=10,
 )
 class ReplicaActor:
-    """A replica under Serve: built warm, then only forwards."""
+    """A replica under Serve: builds a warm worker, then forwards calls to it."""
 
     def __init__(self, sealed: SealedSettings, pool: str, name: str) -> None:
         keep_private()
         settings = sealed.open()
         configure(settings.log_format, settings.log_level)
-        tell = partial(_tell, settings.ray_namespace, pool, name)
-        tell("process", _process_started_s())
+        report_phase = partial(_report_phase, settings.ray_namespace, pool, name)
+        report_phase("process", _process_started_s())
         node = ray.get_runtime_context().get_node_id()
         settings = settings.on_node(node)
         provisioner = open_provisioner(settings)
         address = ray.util.get_node_ip_address()
         _bind_serve_to(address)
         url = provisioner.join(node, address, Signer(settings.secret_bytes))
-        provisioner.set_peers({**_neighbours(settings.ray_namespace, pool), node: url})
-        # The model's bytes come while torch and diffusers are imported, which takes seconds.
+        provisioner.set_peers({**_peer_nodes(settings.ray_namespace, pool), node: url})
+        # Fetches the model while torch and diffusers are imported, which takes seconds.
         fetch_base(settings, provisioner)
         from serving.bootstrap.engine import open_replica
 
-        tell("model")
-        self._replica = open_replica(
-            settings, name, provisioner, node, url, lambda: tell("warm-up")
+        report_phase("model")
+        self._worker = open_replica(
+            settings, name, provisioner, node, url, lambda: report_phase("warm-up")
         )
         self._node_address = address
         self._wire = WireServer({"draw": self._generate}, wire_key(settings))
@@ -95,36 +95,36 @@ class ReplicaActor:
 
     async def _generate(self, request: GenerationTask) -> Any:
         with about(request=request.id, tenant=request.tenant_id):
-            return await caught(self._replica.generate(request))
+            return await caught(self._worker.generate(request))
 
     async def describe(self, directives: ClusterDirectives) -> tuple[ReplicaReport, str]:
-        """And where it is asked to draw."""
+        """The worker's report, and the RPC address for generation."""
         if not self._address:
             self._address = await self._wire.start(self._node_address)
-        return self._replica.report(directives), self._address
+        return self._worker.report(directives), self._address
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
-        return await self._replica.forget(keys)
+        return await self._worker.forget(keys)
 
     async def warm(self, blobs: Sequence[Blob]) -> Any:
-        return await caught(self._replica.warm(blobs))
+        return await caught(self._worker.warm(blobs))
 
     def check_health(self) -> None:
-        """Serve's question; a replica that raises is replaced."""
-        self._replica.check_health()
+        """Called by Serve, which replaces a replica that raises."""
+        self._worker.check_health()
 
     async def digest(self) -> str:
-        return await self._replica.digest()
+        return await self._worker.digest()
 
     async def __del__(self) -> None:
-        """Serve awaits this before it ends a replica that is no longer wanted, and knows nothing
-        of the drawings."""
+        """Finish running generations. Serve awaits this before it stops a replica; it does not
+        count RPC calls itself."""
         await self._wire.drain()
 
 
 def _bind_serve_to(host: str) -> None:
-    """Make Serve's gRPC port of each replica listen on ``host``. Serve opens it on all interfaces
-    and has no setting for it; it requires Ray's token, and this platform does not use it."""
+    """Bind the gRPC port that Serve opens for each replica to ``host``; Serve binds it to all
+    interfaces, without a setting. The port requires Ray's token and is not used here."""
     from ray.serve._private import replica
 
     add_port = replica.add_port_to_grpc_server
@@ -132,13 +132,13 @@ def _bind_serve_to(host: str) -> None:
 
 
 def wire_key(settings: Settings) -> bytes:
-    """What the two ends of a wire prove to each other that they hold."""
+    """The shared key that both ends of an RPC connection prove to each other."""
     return Signer(settings.secret_bytes).derived("wire").encode()
 
 
 def fetch_base(settings: Settings, provisioner: Provisioner) -> Thread:
-    """Begin to bring the model to the node's host tier. What goes wrong there goes wrong
-    again, and is said, when the engine wants it."""
+    """Fetch the base model into the node's host tier in a thread. Errors are ignored here; they
+    recur when the engine loads the model."""
 
     def fetch() -> None:
         with suppress(AssetError, TierError, OSError):
@@ -151,37 +151,42 @@ def fetch_base(settings: Settings, provisioner: Provisioner) -> Thread:
     return thread
 
 
-def _tell(namespace: str, pool: str, name: str, phase: Phase, at_s: float | None = None) -> None:
-    """Whoever waits for the replica hears how far it is; nobody is waited for."""
+def _report_phase(
+    namespace: str, pool: str, name: str, phase: Phase, at_s: float | None = None
+) -> None:
+    """Report a phase of the replica's start to its dispatcher, without waiting for an answer."""
     with suppress(ValueError, RayError):
         dispatcher = ray.get_actor(dispatcher_name(pool), namespace)
         dispatcher.told.remote(name, phase, time.time() if at_s is None else at_s)
 
 
 def _process_started_s() -> float:
-    """In seconds of the epoch; Linux says so, elsewhere it is now."""
+    """When this process started, in seconds of the epoch; on other systems than Linux, now."""
     try:
         stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return time.time()
-    up_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / os.sysconf("SC_CLK_TCK")
-    return time.time() - up_s
+    uptime_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - uptime_s
 
 
-def _neighbours(namespace: str, pool: str) -> Mapping[str, str]:
-    """The nodes that are there already; none when the pool starts. Later the dispatcher tells."""
+def _peer_nodes(namespace: str, pool: str) -> Mapping[str, str]:
+    """The peer URLs of the pool's existing nodes, by node id; empty when the pool starts. Later the
+    dispatcher's directives update them."""
     try:
         dispatcher = ray.get_actor(dispatcher_name(pool), namespace)
-        directives = ray.get(dispatcher.directives.remote(), timeout=_ASK_S)
+        directives = ray.get(dispatcher.directives.remote(), timeout=_CALL_S)
     except (ValueError, RayError):
         return {}
     return cast(ClusterDirectives, directives).nodes
 
 
 class ServeReplicaLauncher:
-    """A :class:`~serving.pool.autoscaler.ReplicaLauncher`: each replica is a Serve application. A
-    pool with a kind of GPU asks for nodes with the resource ``gpu_KIND``, which Ray's autoscaler
-    adds and removes (ray_cluster.yaml)."""
+    """A :class:`~serving.pool.autoscaler.ReplicaLauncher` whose replicas are Serve applications.
+
+    A pool with a kind of GPU requests nodes with the resource ``gpu_KIND``, which Ray's autoscaler
+    adds and removes (ray_cluster.yaml).
+    """
 
     def __init__(self, settings: Settings, pool: Pool) -> None:
         self._settings = settings
@@ -229,20 +234,20 @@ class ServeReplicaLauncher:
 
     async def failed(self, names: Sequence[str]) -> Mapping[str, str]:
         applications = (await asyncio.to_thread(serve.status)).applications
-        found = {}
+        reasons = {}
         for name in names:
             application = applications.get(name)
             if application is None:
-                found[name] = "Ray Serve does not know it"
+                reasons[name] = "Ray Serve has no such application"
             elif application.status == ApplicationStatus.DEPLOY_FAILED:
-                reasons = "; ".join(d.message for d in application.deployments.values())
-                found[name] = reasons or application.message
-        return found
+                messages = "; ".join(d.message for d in application.deployments.values())
+                reasons[name] = messages or application.message
+        return reasons
 
 
 class ServeReplicaClient:
-    """A :class:`~serving.pool.replica_state.ReplicaClient`: questions through Serve, which knows
-    when the replica is up; drawings by the wire."""
+    """A :class:`~serving.pool.replica_state.ReplicaClient`. Generations go over RPC; other calls
+    go through Serve, which waits until the replica is up."""
 
     def __init__(self, name: str, key: bytes) -> None:
         self.id = name
@@ -260,14 +265,14 @@ class ServeReplicaClient:
 
     async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
         if self._wire is None:
-            raise ReplicaLost(f"{self.id} was never up")
+            raise ReplicaLost(f"{self.id} has not started yet")
         try:
             return thrown(await self._wire.call("draw", request))  # type: ignore[no-any-return]
         except RemoteFailed as error:
-            # The replica lives and says so: what it raised is about this request.
+            # The replica answered, so its error concerns this request alone.
             raise GenerationFailed(f"the engine failed: {error}") from None
         except WireBroken:
-            raise ReplicaDied(f"{self.id} went away while it drew") from None
+            raise ReplicaDied(f"{self.id} died during a generation") from None
         except WireDown as error:
             raise ReplicaLost(f"{self.id}: {error}") from None
 
@@ -293,7 +298,7 @@ class ServeReplicaClient:
                 response.cancel()
             raise
         except RayTaskError as error:
-            log.error("%s raised within %s", self.id, method, exc_info=error)
+            log.error("%s raised an error in %s", self.id, method, exc_info=error)
             raise ReplicaLost(f"{self.id} failed: {type(error.cause).__name__}") from None
         except (RayServeException, RayError) as error:
             raise ReplicaLost(f"{self.id}: {type(error).__name__}") from None

@@ -1,4 +1,4 @@
-"""What runs behind the gateways, replaced by new processes: after an upgrade, while it serves."""
+"""Rollout of new code: replaces the actors behind the gateways while the platform serves."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from serving.cluster.replicas import dispatcher_name
 from serving.errors import ServingError
 from serving.settings import Settings
 
-#: For one actor to come back.
+#: How long one actor may take to restart.
 PATIENCE_S = 120.0
-#: What the processes import that a renewal starts.
+#: The modules that the new processes import; a rollout first checks that they can be imported.
 IMPORTED = (
     "serving.cluster.dispatcher_actor",
     "serving.cluster.gateway",
@@ -30,39 +30,40 @@ IMPORTED = (
 
 
 class NotRenewed(ServingError):
-    """Says why, and what of it."""
+    """A rollout was aborted; the message names the part and the reason."""
 
 
 def renew(settings: Settings, progress: Callable[[str], None], is_ending: Event) -> None:
-    """The dispatchers and the ingest at once (what was asked of them is asked again of the new
-    ones); then, by and by, every replica. Nothing, when the new code cannot be imported.
+    """Restart the dispatchers and the ingest, whose callers repeat their calls; the dispatchers
+    then replace the replicas one by one.
 
     Raises:
-        NotRenewed: that, or one did not come back in time, or ``is_ending`` was set.
+        NotRenewed: the code cannot be imported (nothing is restarted), an actor did not restart in
+            time, or ``is_ending`` was set.
     """
-    tried = subprocess.run(
+    imported = subprocess.run(
         [sys.executable, "-c", f"import {', '.join(IMPORTED)}"], capture_output=True, text=True
     )
-    if tried.returncode:
-        raise NotRenewed(f"the code on the disk cannot be imported: {tried.stderr[-2000:]}")
+    if imported.returncode:
+        raise NotRenewed(f"the code on disk cannot be imported: {imported.stderr[-2000:]}")
     for name in (*(dispatcher_name(pool.name) for pool in settings.resolved_pools), INGEST):
-        progress(f"renewing {name}")
+        progress(f"restarting {name}")
         actor = ray.get_actor(name, settings.ray_namespace)
         old = _process(actor)
         ray.kill(actor, no_restart=False)
         deadline = time.monotonic() + PATIENCE_S
-        while _process(actor) in (None, old):  # it may still answer, and then is away
+        while _process(actor) in (None, old):  # the old process may still answer at first
             if is_ending.is_set() or time.monotonic() > deadline:
-                raise NotRenewed(f"{name} did not come back")
+                raise NotRenewed(f"{name} did not restart")
             time.sleep(0.1)
         if name != INGEST:
             ray.get(actor.renew.remote(), timeout=PATIENCE_S)
 
 
 def _process(actor: Any) -> tuple[str, int] | None:
-    """None while there is none, or none that can say so."""
+    """The actor's node id and process id; None while it restarts."""
     try:
-        found: tuple[str, int] = ray.get(actor.process.remote(), timeout=PATIENCE_S)
+        process: tuple[str, int] = ray.get(actor.process.remote(), timeout=PATIENCE_S)
     except (RayActorError, RayTaskError):
         return None
-    return found
+    return process

@@ -1,15 +1,14 @@
-"""A request's way between processes: calls over one TCP connection, many of them at a time.
+"""RPC between processes: concurrent calls over one TCP connection.
 
-A call through a Serve handle costs both of its ends milliseconds of work (docs/adr/0006) for a
-choice that the dispatcher has made already. Ray starts processes, watches and replaces them, and
-tells where they listen; what is asked of one that is known goes straight there.
+A Serve handle costs both ends milliseconds per call (docs/adr/0006) to choose a replica, which the
+dispatcher has already done. Ray supervises processes and tells their addresses.
 
-A frame is its length in four bytes, a code and a pickle: ``(id, method, arguments)`` there,
-``(id, method)`` to withdraw the call, ``(id, ok, value)`` back, where ``ok`` is None of a call
-that was not taken. Both ends prove that they hold the same key, and derive one for each direction
-of this connection from it; the code authenticates a frame's content and its number. So nothing is
-unpickled that the other end has not sent: a relay between them can end the connection, and no
-more. As little is encrypted as on Ray's own channels.
+A frame is its length in four bytes, a code and a pickle: ``(id, method, arguments)`` is a call,
+``(id, method)`` cancels it, and ``(id, ok, value)`` is the answer, where ``ok`` is None if the
+server is draining and did not take the call. Both ends prove that they hold the same key and
+derive from it one key per direction of the connection. The code authenticates a frame's content
+and number. So nothing is unpickled that the other end did not send; a relay between the ends can
+only break the connection. Frames are not encrypted, as on Ray's own channels.
 """
 
 from __future__ import annotations
@@ -37,49 +36,50 @@ _LARGEST_BYTES = 1 << 30
 _PROOF_BYTES = 32
 _CODE_BYTES = 32
 _HANDSHAKE_S = 5.0
-#: Connections that have proved nothing yet; further ones are closed at once.
-_MOST_STRANGERS = 64
-#: A machine that is gone says nothing; this long, in seconds, until the connection is.
+#: Connections that have not authenticated yet; further ones are closed at once.
+_MOST_UNAUTHENTICATED = 64
+#: The connection to a machine that stopped answering breaks after this many seconds.
 _SILENCE_S = 15
 
 
 class WireError(Exception):
-    """A call that was not answered; whoever makes it says what that means."""
+    """A call got no answer."""
 
 
 class WireDown(WireError):
-    """Nobody answers at the address, or not somebody who holds the key."""
+    """The call was not taken: nothing listens at the address, it does not hold the key, or it is
+    draining."""
 
 
 class WireBroken(WireError):
-    """The other end went away with the call."""
+    """The connection broke during the call."""
 
 
 class RemoteFailed(WireError):
-    """The method raised what it should not: the text names it, the other end's log says more."""
+    """The method raised an exception. The text is its type; the other end's log has the details."""
 
 
 class WireServer:
-    """Answers calls, each in a task of its own. A caller that withdraws its call, or goes away,
-    has the task cancelled."""
+    """Answers calls, each in its own task. The task is cancelled when the caller cancels the call
+    or disconnects."""
 
     def __init__(self, methods: Mapping[str, Method], key: bytes) -> None:
         self._methods = methods
         self._key = key
         self._server: asyncio.Server | None = None
         self._is_draining = False
-        self._strangers = 0
+        self._unauthenticated = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
     async def start(self, host: str) -> str:
-        """Listen on a free port of ``host``; the address to give to callers."""
+        """Listen on a free port of ``host`` and return the address for callers."""
         self._server = await asyncio.start_server(self._serve, host, 0)
         port = self._server.sockets[0].getsockname()[1]
         return f"{host}:{port}"
 
     async def drain(self) -> None:
-        """Take no new connection and no new call, and wait until what was asked is answered."""
+        """Refuse new connections and calls, and wait until the running calls are answered."""
         self._is_draining = True
         if self._server is not None:
             self._server.close()
@@ -91,46 +91,48 @@ class WireServer:
             self._server.close()
         for writer in self._connections.values():
             writer.close()
-        while ending := {*self._tasks, *self._connections}:
-            await asyncio.wait(ending)
+        while tasks := {*self._tasks, *self._connections}:
+            await asyncio.wait(tasks)
 
-    async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Frames:
-        """Raises WireDown, or an OSError or EOFError of the connection."""
-        if self._strangers >= _MOST_STRANGERS:
-            raise WireDown("too many callers that have proved nothing")
-        self._strangers += 1
+    async def _authenticate(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Frames:
+        """Do the handshake. Raises WireDown, or an OSError or EOFError of the connection."""
+        if self._unauthenticated >= _MOST_UNAUTHENTICATED:
+            raise WireDown("too many unauthenticated callers")
+        self._unauthenticated += 1
         try:
             async with asyncio.timeout(_HANDSHAKE_S):
                 return await _prove_to_caller(reader, writer, self._key)
         finally:
-            self._strangers -= 1
+            self._unauthenticated -= 1
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        mine: dict[int, asyncio.Task[None]] = {}
+        calls: dict[int, asyncio.Task[None]] = {}
         connection = cast("asyncio.Task[Any]", asyncio.current_task())
         self._connections[connection] = writer
         connection.add_done_callback(self._connections.pop)
         try:
             _keep_alive(writer)
-            frames = await self._prove(reader, writer)
+            frames = await self._authenticate(reader, writer)
             while True:
                 number, *call = await frames.read()
                 if len(call) == 1:
-                    if number in mine:
-                        mine[number].cancel()
+                    if number in calls:
+                        calls[number].cancel()
                     continue
                 if self._is_draining:
                     await frames.write((number, None, None))
                     continue
                 task = asyncio.create_task(self._answer(frames, number, *call))
-                mine[number] = task
+                calls[number] = task
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-                task.add_done_callback(partial(_forget, mine, number))
+                task.add_done_callback(partial(_forget, calls, number))
         except (OSError, EOFError, WireDown):  # a TimeoutError is an OSError
             pass
         finally:
-            for task in mine.values():
+            for task in calls.values():
                 task.cancel()
             await _close(writer)
 
@@ -146,12 +148,12 @@ class WireServer:
             await frames.write_body(body)
 
 
-#: The loop holds its tasks weakly: who lets a wire go still has it read to its end.
+#: Strong references: the event loop holds tasks weakly, and a reader outlives its Wire.
 _READING: set[asyncio.Task[None]] = set()
 
 
 class Wire:
-    """The caller's end. It connects when it is first used, and again after it was lost."""
+    """The caller's end. Connects on the first call, and again after the connection was lost."""
 
     def __init__(self, address: str, key: bytes) -> None:
         """``address`` as :meth:`WireServer.start` returned it."""
@@ -164,10 +166,12 @@ class Wire:
         self._connecting = asyncio.Lock()
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Cancelling it cancels the method.
+        """Call a method of the server. Cancelling the call cancels the method.
 
         Raises:
-            WireDown, WireBroken, RemoteFailed.
+            WireDown: the call was not taken.
+            WireBroken: the connection broke before the answer.
+            RemoteFailed: the method raised an exception.
         """
         frames = self._frames or await self._connect()
         number = next(self._numbers)
@@ -181,11 +185,11 @@ class Wire:
                 frames.put((number, method))
             raise
         except OSError:
-            raise WireBroken(f"{self.address} went away") from None
+            raise WireBroken(f"the connection to {self.address} broke") from None
         finally:
             self._waiting.pop(number, None)
         if ok is None:
-            raise WireDown(f"{self.address} is ending and takes no more")
+            raise WireDown(f"{self.address} is draining and takes no more calls")
         if not ok:
             raise RemoteFailed(value)
         return value
@@ -204,7 +208,7 @@ class Wire:
                         await _close(writer)
                         raise
             except (OSError, EOFError) as error:  # a TimeoutError is an OSError
-                raise WireDown(f"nobody at {self.address}: {error or 'no answer'}") from None
+                raise WireDown(f"cannot connect to {self.address}: {error or 'timeout'}") from None
             _keep_alive(writer)
             self._frames = frames
             self._reading = asyncio.create_task(self._read(frames, writer))
@@ -225,7 +229,7 @@ class Wire:
             self._frames = None
             for answer in self._waiting.values():
                 if not answer.done():
-                    answer.set_exception(WireBroken(f"{self.address} went away"))
+                    answer.set_exception(WireBroken(f"the connection to {self.address} broke"))
             await _close(writer)
 
     async def close(self) -> None:
@@ -239,8 +243,8 @@ def _forget(tasks: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[N
 
 
 class Frames:
-    """One end of a connection after the handshake: messages out and in, each with a code over its
-    number and content, under a key of its direction."""
+    """One end of a connection after the handshake. Sends and receives messages, each with a code
+    over its number and content under the key of its direction."""
 
     def __init__(
         self,
@@ -257,15 +261,19 @@ class Frames:
         self._read = 0
 
     async def read(self) -> Any:
-        """Raises EOFError at the end (IncompleteReadError is one); WireDown, a frame that the
-        other end has not sent, or not now."""
+        """The next message.
+
+        Raises:
+            EOFError: the connection ended.
+            WireDown: the frame is too large, or its code is wrong.
+        """
         (size_bytes,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
         if size_bytes > _LARGEST_BYTES:
-            raise WireDown(f"a frame of {size_bytes} bytes")
+            raise WireDown(f"a frame of {size_bytes} bytes is above {_LARGEST_BYTES}")
         code = await self._reader.readexactly(_CODE_BYTES)
         body = await self._reader.readexactly(size_bytes)
         if not hmac.compare_digest(code, _code(self._other_key, self._read, body)):
-            raise WireDown("a frame that the other end did not send")
+            raise WireDown("a frame has a wrong code: the other end did not send it")
         self._read += 1
         return pickle.loads(body)
 
@@ -277,7 +285,7 @@ class Frames:
         await self._writer.drain()
 
     def put(self, message: tuple[Any, ...]) -> None:
-        """Write without waiting until it is sent."""
+        """Write a message without waiting until it is sent."""
         self._put_body(_pickled(message))
 
     def _put_body(self, body: bytes) -> None:
@@ -287,8 +295,8 @@ class Frames:
 
 
 def _code(key: bytes, number: int, body: bytes) -> bytes:
-    """BLAKE2b with a key (RFC 7693), which is faster than HMAC-SHA256 without special
-    instructions."""
+    """A frame's code: keyed BLAKE2b (RFC 7693), which is faster than HMAC-SHA256 on CPUs without
+    SHA instructions."""
     code = blake2b(number.to_bytes(8, "big"), digest_size=_CODE_BYTES, key=key)
     code.update(body)
     return code.digest()
@@ -320,13 +328,14 @@ def _proof(key: bytes, who: bytes, nonces: bytes) -> bytes:
 async def _prove_to_caller(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes
 ) -> Frames:
-    mine = secrets.token_bytes(_PROOF_BYTES)
-    writer.write(mine)
-    theirs = await reader.readexactly(_PROOF_BYTES)
+    """The server's end of the handshake."""
+    own_nonce = secrets.token_bytes(_PROOF_BYTES)
+    writer.write(own_nonce)
+    caller_nonce = await reader.readexactly(_PROOF_BYTES)
     proof = await reader.readexactly(_PROOF_BYTES)
-    nonces = mine + theirs
+    nonces = own_nonce + caller_nonce
     if not hmac.compare_digest(proof, _proof(key, b"caller", nonces)):
-        raise WireDown("a caller without the key")
+        raise WireDown("the caller does not hold the key")
     writer.write(_proof(key, b"server", nonces))
     await writer.drain()
     return Frames(
@@ -337,13 +346,14 @@ async def _prove_to_caller(
 async def _prove_to_server(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes
 ) -> Frames:
-    theirs = await reader.readexactly(_PROOF_BYTES)
-    mine = secrets.token_bytes(_PROOF_BYTES)
-    nonces = theirs + mine
-    writer.write(mine + _proof(key, b"caller", nonces))
+    """The caller's end of the handshake."""
+    server_nonce = await reader.readexactly(_PROOF_BYTES)
+    own_nonce = secrets.token_bytes(_PROOF_BYTES)
+    nonces = server_nonce + own_nonce
+    writer.write(own_nonce + _proof(key, b"caller", nonces))
     proof = await reader.readexactly(_PROOF_BYTES)
     if not hmac.compare_digest(proof, _proof(key, b"server", nonces)):
-        raise WireDown("it does not hold the key")
+        raise WireDown("the server does not hold the key")
     return Frames(
         reader, writer, _proof(key, b"to server", nonces), _proof(key, b"to caller", nonces)
     )

@@ -1,8 +1,8 @@
-"""Settings on their way to the processes of a Ray cluster.
+"""Settings as arguments of Ray actors, with their secrets encrypted.
 
-Ray keeps an actor's arguments in its tables, on disk and in memory. So the secrets among the
-settings are encrypted with a key derived from the cluster's token, which every process of the
-cluster has and which is not in the tables.
+Ray keeps an actor's arguments in its tables, on disk and in memory. So the secrets are encrypted
+with a key derived from the cluster's token, which every process of the cluster has and which is
+not in the tables.
 """
 
 from __future__ import annotations
@@ -25,30 +25,41 @@ _PURPOSE = b"asset-orchestrator settings"
 
 
 class NotSealed(ServingError):
-    """The token is missing, or differs from the one that sealed; the message says what to do."""
+    """The cluster's token is missing, or is not the one that encrypted the secrets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedSettings:
-    """``public`` are the settings without their secrets; ``sealed`` holds those, encrypted."""
+    """``public`` holds the settings without their secrets; ``sealed`` holds the encrypted
+    secrets."""
 
     public: dict[str, Any]
     sealed: bytes
 
     def open(self) -> Settings:
-        """Raises NotSealed: this process does not have the cluster's token."""
+        """Decrypt the settings.
+
+        Raises:
+            NotSealed: this process does not have the cluster's token.
+        """
         try:
             secrets = json.loads(Fernet(_key()).decrypt(self.sealed))
         except InvalidToken:
             raise NotSealed(
-                "this node has another Ray token than the one that serves: give all nodes the same"
+                "this node has another Ray token than the node that runs `serve`: use the same "
+                "token on all nodes"
             ) from None
         return Settings(**self.public, **secrets)
 
 
 def seal(settings: Settings) -> SealedSettings:
-    """Raises NotSealed: Ray runs without a token."""
-    public = settings.model_dump(exclude=set(SECRETS))  # all: a node's variables say nothing
+    """Encrypt the secrets of ``settings``.
+
+    Raises:
+        NotSealed: Ray runs without a token.
+    """
+    # Includes defaults, so that the environment variables of another node change nothing.
+    public = settings.model_dump(exclude=set(SECRETS))
     secrets = settings.model_dump(mode="json", include=set(SECRETS))
     secrets["secret"] = settings.secret_bytes.decode()
     sealed = Fernet(_key()).encrypt(json.dumps(secrets).encode())
@@ -56,16 +67,16 @@ def seal(settings: Settings) -> SealedSettings:
 
 
 def _key() -> bytes:
-    """As Fernet takes it. The token has 256 random bits, so a plain keyed hash will do."""
+    """The Fernet key. The token has 256 random bits, so a plain keyed hash suffices."""
     digest = hashlib.blake2b(_PURPOSE, key=_token().encode()[:64], digest_size=32).digest()
     return base64.urlsafe_b64encode(digest)
 
 
 def _token() -> str:
-    """As Ray itself looks for it.
+    """The cluster's token, looked up as Ray does.
 
     Raises:
-        NotSealed: there is none.
+        NotSealed: there is no token.
     """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
@@ -76,6 +87,6 @@ def _token() -> str:
     except OSError:
         pass
     raise NotSealed(
-        "this Ray has no token, and its tables would hold the platform's secrets: start it with "
+        "Ray has no token, so its tables would hold the platform's secrets in clear: start it with "
         "RAY_AUTH_MODE=token and a token (`ray get-auth-token --generate`) on every node"
     )

@@ -1,1 +1,1 @@
-"""A pool of replicas: its dispatcher, its autoscaler and what it knows of each replica."""
+"""A pool of replicas: its dispatcher, its autoscaler and the state of each replica."""

@@ -1,8 +1,8 @@
-"""A pool of GPUs that sleeps and wakes: the async shell around the router's scaler.
+"""The autoscaler of a pool: the async shell around router.autoscaling, which decides.
 
-Mutable, all of it on one event loop: the history of each replica's start, the events. What is
-decided is carried out by a :class:`ReplicaLauncher`; the replicas
-themselves report the phases of their start.
+Its state (the timeline of each replica's start and the events) is used on one event loop only. A
+:class:`ReplicaLauncher` starts and stops replicas, and the replicas report the phases of their
+start.
 """
 
 from __future__ import annotations
@@ -27,42 +27,43 @@ from serving.pool.replica_state import ReplicaClient
 
 log = logging.getLogger(__name__)
 
-#: What a start is made of: a machine is found, a process starts on it and imports, the model is
-#: loaded, a first picture is drawn; then it is ready.
+#: The phases of a start: wait for a node, start a process and import, load the model, generate a
+#: first image; then the replica is ready.
 Phase = Literal["node", "process", "model", "warm-up", "ready"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
-#: The scaler looks this often.
-_LOOK_S = 0.2
-#: And after as long whether a start has failed.
+#: Interval of the scaling decision.
+_INTERVAL_S = 0.2
+#: Interval of the check for failed starts.
 _FAILURES_S = 2.0
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
-#: One that is not up for as long is given up: Ray Serve tries again and again what was up once.
+#: A replica that is down for this long is given up. Ray Serve restarts a replica that was up once
+#: without limit.
 _LONGEST_START_S = 1800.0
 _EVENTS = 500
 
 
 class ReplicaLauncher(Protocol):
-    """How replicas of one pool start and end. Their names are the pool's to give."""
+    """Starts and stops the replicas of one pool, under names that the autoscaler chooses."""
 
     def client(self, name: str) -> ReplicaClient: ...
 
     async def existing(self) -> Sequence[str]:
-        """Those that a keeper before this one has started."""
+        """The names of the replicas that exist, such as those of an earlier autoscaler."""
 
     async def start(self, names: Sequence[str]) -> None:
-        """Order them; returns before they are up."""
+        """Order replicas; returns before they are up."""
 
     async def stop(self, name: str) -> None:
-        """End one that draws nothing, and give its GPU back."""
+        """Stop a replica that generates nothing, and release its GPU."""
 
     async def failed(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Those of them that will never be up, and why."""
+        """The reasons of failed starts, by name."""
 
 
 @dataclass(slots=True)
 class StartupTimeline:
-    """When each phase of a replica's start began, in seconds of the epoch."""
+    """The time at which each phase of a replica's start began, in seconds of the epoch."""
 
     began_s: dict[Phase, float] = field(default_factory=dict)
 
@@ -71,9 +72,9 @@ class StartupTimeline:
         return max(self.began_s, key=PHASES.index, default="node")
 
     def durations_s(self, now_s: float) -> dict[str, float]:
-        """Of the phases that are over, and of the one that goes on."""
+        """The duration of each finished phase, and of the current one so far."""
         marks = [(phase, self.began_s[phase]) for phase in PHASES if phase in self.began_s]
-        if not marks:  # it was there before its keeper
+        if not marks:  # the replica is older than this autoscaler
             return {}
         ends = [at for _, at in marks[1:]] + [now_s]
         return {
@@ -85,7 +86,7 @@ class StartupTimeline:
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """``what`` is ordered, ready, released or failed."""
+    """Something that happened to a replica: ``what`` is ordered, ready, released or failed."""
 
     at_s: float
     what: str
@@ -94,70 +95,71 @@ class PoolEvent:
 
 
 class Autoscaler:
-    """Keeps one pool as large as the scaler says."""
+    """Keeps one pool at the size that the scaler decides."""
 
     def __init__(
         self,
         pool: Pool,
         dispatcher: Dispatcher,
-        starter: ReplicaLauncher,
+        launcher: ReplicaLauncher,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """``clock`` must be the dispatcher's; ``now`` is for people and other machines."""
+        """``clock`` must be the dispatcher's; ``now`` is the wall clock, for events and
+        timelines."""
         self.pool = pool
         self._dispatcher = dispatcher
-        self._starter = starter
+        self._launcher = launcher
         self._clock = clock
         self._now = now
         self._names = count()
-        self._births: dict[str, StartupTimeline] = {}
+        self._timelines: dict[str, StartupTimeline] = {}
         self._down_since_s: dict[str, float] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
-        self._renewal = Rollout()
-        self._is_renewal_due = False
+        self._rollout = Rollout()
+        self._is_rollout_due = False
         self._events: deque[PoolEvent] = deque(maxlen=_EVENTS)
         self._failures = 0
         self._paused_until_s = 0.0
-        self._looked_s = 0.0
+        self._failures_checked_s = 0.0
 
     async def run(self) -> None:
-        """Until cancelled. Takes over what an earlier keeper has started."""
+        """Scale the pool until cancelled. First adopts the replicas of an earlier autoscaler."""
         is_first = True
         while True:
             try:
                 if is_first:
-                    await self._take_over()
+                    await self._adopt_existing()
                     is_first = False
                 await self.look()
-            except Exception:  # Ray is away for a moment, say: the pool must go on being kept
-                log.exception("pool %s cannot be looked after; trying again", self.pool.name)
+            except Exception:  # such as a short outage of Ray: scaling must continue
+                log.exception("pool %s cannot be scaled; retrying", self.pool.name)
                 await asyncio.sleep(1.0)
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_INTERVAL_S)
 
-    async def _take_over(self) -> None:
-        for name in await self._starter.existing():
-            self._births[name] = StartupTimeline()
-            self._dispatcher.add(self._starter.client(name))
+    async def _adopt_existing(self) -> None:
+        for name in await self._launcher.existing():
+            self._timelines[name] = StartupTimeline()
+            self._dispatcher.add(self._launcher.client(name))
 
     async def look(self) -> None:
-        """Once: what has become of those that start, and what should change."""
+        """One step: note which starts are ready or failed, then start and stop replicas."""
         now = self._clock()
         members = self._dispatcher.members()
         for member in members:
-            birth = self._births.get(member.id)
-            if member.is_up and birth is not None and "ready" not in birth.began_s:
-                self._ready(member.id, birth)
-        late = [member.id for member in members if not member.is_up]
-        self._down_since_s = {name: self._down_since_s.get(name, now) for name in late}
-        if late and now >= self._looked_s + _FAILURES_S:
-            self._looked_s = now
+            timeline = self._timelines.get(member.id)
+            if member.is_up and timeline is not None and "ready" not in timeline.began_s:
+                self._ready(member.id, timeline)
+        down = [member.id for member in members if not member.is_up]
+        self._down_since_s = {name: self._down_since_s.get(name, now) for name in down}
+        if down and now >= self._failures_checked_s + _FAILURES_S:
+            self._failures_checked_s = now
             overdue = {
-                name: f"it was not up for {now - since:.0f} s"
+                name: f"it was down for {now - since:.0f} s"
                 for name, since in self._down_since_s.items()
                 if now - since > _LONGEST_START_S
             }
-            for name, reason in {**overdue, **await self._starter.failed(late)}.items():
+            for name, reason in {**overdue, **await self._launcher.failed(down)}.items():
                 await self._failed(name, reason)
             members = self._dispatcher.members()
         leaving = len(self._stopping)
@@ -167,26 +169,26 @@ class Autoscaler:
         for name in plan.stop:
             self._begin_to_stop(name)
         if not plan.start:
-            await self._renew(now)
-        await asyncio.sleep(0)  # and let those that stop leave the members
+            await self._step_rollout(now)
+        await asyncio.sleep(0)  # let the stopping tasks remove their replicas from the members
 
     def renew(self) -> None:
-        """Replace every replica that is there now, one after another; none while it draws. Where
-        the pool may have one more, that is started first."""
-        self._is_renewal_due = True
+        """Replace every replica one by one when it is idle; below the pool's maximum, a new one is
+        started first."""
+        self._is_rollout_due = True
 
-    async def _renew(self, now_s: float) -> None:
+    async def _step_rollout(self, now_s: float) -> None:
         members = self._dispatcher.members()
-        if self._is_renewal_due:
-            self._is_renewal_due = False
-            self._renewal.begin(members)
-        if not self._renewal.outdated or self._stopping or now_s < self._paused_until_s:
+        if self._is_rollout_due:
+            self._is_rollout_due = False
+            self._rollout.begin(members)
+        if not self._rollout.outdated or self._stopping or now_s < self._paused_until_s:
             return
-        plan = self._renewal.step(self.pool, members, now_s)
-        if self._renewal.is_given_up:
-            log.error("pool %s is not renewed any further: a new one is not up", self.pool.name)
-        elif not self._renewal.outdated:
-            log.info("pool %s is renewed", self.pool.name)
+        plan = self._rollout.step(self.pool, members, now_s)
+        if self._rollout.is_given_up:
+            log.error("the rollout of pool %s stops: a new replica is not up", self.pool.name)
+        elif not self._rollout.outdated:
+            log.info("the rollout of pool %s is complete", self.pool.name)
         if plan.start:
             await self._start(plan.start)
         for name in plan.stop:
@@ -201,7 +203,7 @@ class Autoscaler:
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
 
     async def _start(self, number: int) -> None:
-        taken = {*self._births, *self._stopping, *await self._starter.existing()}
+        taken = {*self._timelines, *self._stopping, *await self._launcher.existing()}
         names: list[str] = []
         while len(names) < number:
             name = f"{self.pool.name}-{next(self._names)}"
@@ -209,54 +211,54 @@ class Autoscaler:
                 names.append(name)
         ordered_s = self._now()
         for name in names:
-            self._births[name] = StartupTimeline({"node": ordered_s})
+            self._timelines[name] = StartupTimeline({"node": ordered_s})
             self._note("ordered", name, waiting=self._dispatcher.waiting)
-            self._dispatcher.add(self._starter.client(name))
-        await self._starter.start(names)
+            self._dispatcher.add(self._launcher.client(name))
+        await self._launcher.start(names)
 
     async def _stop(self, name: str) -> None:
         await self._dispatcher.remove(name)
         with suppress(KeyError):
-            del self._births[name]
+            del self._timelines[name]
         self._note("released", name)
-        await self._starter.stop(name)
+        await self._launcher.stop(name)
 
     def _stopped(self, name: str, task: asyncio.Task[None]) -> None:
         self._stopping.pop(name, None)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s could not be stopped", name, exc_info=task.exception())
 
-    def _ready(self, name: str, birth: StartupTimeline) -> None:
-        birth.began_s["ready"] = self._now()
+    def _ready(self, name: str, timeline: StartupTimeline) -> None:
+        timeline.began_s["ready"] = self._now()
         self._failures = 0
-        spent_s = birth.durations_s(self._now())
-        if spent_s:  # else it was there before its keeper
+        spent_s = timeline.durations_s(self._now())
+        if spent_s:  # empty for a replica that is older than this autoscaler
             self._dispatcher.tally.started(spent_s)
             self._note("ready", name, seconds=spent_s)
 
     async def _failed(self, name: str, reason: str) -> None:
-        """It is given up, and the next is not ordered at once."""
+        """Give a replica up, and pause before the next start; the pause doubles each time."""
         self._failures += 1
         pause_s = min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** (self._failures - 1))
         self._paused_until_s = self._clock() + pause_s
-        log.error("%s did not start (the next in %.0f s): %s", name, pause_s, reason)
-        self._births.pop(name, None)
+        log.error("%s did not start (next attempt in %.0f s): %s", name, pause_s, reason)
+        self._timelines.pop(name, None)
         self._note("failed", name, reason=reason.strip().rpartition("\n")[2])
-        if self._renewal.outdated:
-            log.error("pool %s is not renewed any further: a new one failed", self.pool.name)
-            self._renewal.give_up()
+        if self._rollout.outdated:
+            log.error("the rollout of pool %s stops: a new replica failed", self.pool.name)
+            self._rollout.give_up()
         await self._dispatcher.remove(name)
-        await self._starter.stop(name)
+        await self._launcher.stop(name)
 
     def told(self, name: str, phase: Phase, at_s: float) -> None:
-        """A replica's process says that a phase of its start began. One that was ready is being
-        replaced; one that was given up is not heard."""
-        birth = self._births.get(name)
-        if birth is None:
+        """Record that a phase of a replica's start began, as its process reports. A replica that
+        was ready is restarting; one that was given up is ignored."""
+        timeline = self._timelines.get(name)
+        if timeline is None:
             return
-        if "ready" in birth.began_s:
-            birth.began_s.clear()
-        birth.began_s[phase] = at_s
+        if "ready" in timeline.began_s:
+            timeline.began_s.clear()
+        timeline.began_s[phase] = at_s
 
     def _note(self, what: str, name: str, **details: Any) -> None:
         self._events.append(PoolEvent(self._now(), what, name, details))
@@ -264,23 +266,27 @@ class Autoscaler:
         log.info("pool %s: %s %s %s", self.pool.name, name, what, details or "")
 
     def _starting(self, members: Sequence[ScalingCandidate]) -> dict[str, Any] | None:
-        """When nothing is up but something starts: the phase of the one that is furthest, and
-        how long each of its phases took."""
-        births = [b for m in members if not m.is_up and (b := self._births.get(m.id)) is not None]
-        if not births or any(member.is_up for member in members):
+        """The phase and durations of the start that is furthest; None if a replica is up or none
+        starts."""
+        timelines = [
+            timeline
+            for member in members
+            if not member.is_up and (timeline := self._timelines.get(member.id)) is not None
+        ]
+        if not timelines or any(member.is_up for member in members):
             return None
-        first = max(
-            births, key=lambda b: (PHASES.index(b.phase), -min(b.began_s.values(), default=0))
+        furthest = max(
+            timelines, key=lambda t: (PHASES.index(t.phase), -min(t.began_s.values(), default=0))
         )
-        return {"phase": first.phase, "start_s": first.durations_s(self._now())}
+        return {"phase": furthest.phase, "start_s": furthest.durations_s(self._now())}
 
     def starting(self) -> dict[str, Any] | None:
-        """How far the pool is in waking up; None when somebody is up, or nothing starts."""
-        found = self._starting(self._dispatcher.members())
-        return None if found is None else {"name": self.pool.name, **found}
+        """The progress of a pool that is waking up; None if a replica is up or none starts."""
+        progress = self._starting(self._dispatcher.members())
+        return None if progress is None else {"name": self.pool.name, **progress}
 
     def status(self) -> dict[str, Any]:
-        """For people and scripts."""
+        """The pool's status, as JSON values."""
         now = self._now()
         members = self._dispatcher.members()
         return {
@@ -290,8 +296,8 @@ class Autoscaler:
                 {
                     "id": member.id,
                     "state": "up" if member.is_up else "starting",
-                    "phase": None if member.is_up else self._birth(member.id).phase,
-                    "start_s": self._birth(member.id).durations_s(now),
+                    "phase": None if member.is_up else self._timeline(member.id).phase,
+                    "start_s": self._timeline(member.id).durations_s(now),
                     "running": member.running,
                     "idle_s": self._clock() - member.idle_since_s
                     if member.is_up and not member.running
@@ -300,14 +306,14 @@ class Autoscaler:
                 for member in members
             ],
             "starting": self._starting(members),
-            "outdated": sorted(self._renewal.outdated),
+            "outdated": sorted(self._rollout.outdated),
             "stopping": list(self._stopping),
             "events": [asdict(event) for event in self._events],
         }
 
     def families(self) -> list[Metric]:
-        """For Prometheus."""
+        """The pool's metric families for Prometheus."""
         return self._dispatcher.tally.families(self._dispatcher.status(), self.status())
 
-    def _birth(self, name: str) -> StartupTimeline:
-        return self._births.get(name) or StartupTimeline()
+    def _timeline(self, name: str) -> StartupTimeline:
+        return self._timelines.get(name) or StartupTimeline()

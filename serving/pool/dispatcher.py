@@ -1,9 +1,8 @@
-"""The dispatcher: an async shell around the router's waiting room.
+"""The dispatcher: the async shell around the router's scheduler.
 
-Mutable state, all of it touched on one event loop only: the room (what waits, what each
-replica does and is believed to hold), the tickets, the replicas' clients. ``_assign`` runs
-at every change. Sends happen outside of it; a request that ends, however it ends,
-gives its slot back in one place (``_ended``).
+All mutable state is used on one event loop only: the scheduler (the queue, and what each replica
+runs and holds), the tickets and the replicas' clients. ``_assign`` runs after every change and
+starts a task per assignment. However an attempt ends, ``_ended`` frees its capacity.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ from serving.pool.throughput import ThroughputEstimator
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-#: A replica that is up is asked this often, and must answer within the patience.
+#: Interval at which a replica is asked for its report; it must answer within PATIENCE_S.
 _WATCH_S = 2.0
 _RETRY_S = 0.5
 
 
 class Dispatcher:
-    """Holds what waits for one pool of replicas. Lives on one event loop."""
+    """Queues the requests of one pool and assigns them to its replicas. Bound to one event loop."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class Dispatcher:
         self._clock = clock
         self.tally = PoolMetrics(pool)
         self.holdings = ResidencyIndex(
-            self._states, self._scheduler.popular, self._heard_from, clock
+            self._states, self._scheduler.popular, self._take_report, clock
         )
         self._throughput = ThroughputEstimator()
         self._quarantine = CrashQuarantine()
@@ -91,16 +90,17 @@ class Dispatcher:
             state.watcher = asyncio.create_task(self._watch(state))
 
     def add(self, client: ReplicaClient) -> None:
-        """One more replica; it is waited for until it is up."""
+        """Add a replica; it gets requests once it is up."""
         state = self._states[client.id] = ReplicaState(client)
         if self._started:
             state.watcher = asyncio.create_task(self._watch(state))
 
     async def remove(self, replica_id: str) -> None:
-        """Give a replica nothing new, wait until it has drawn what it has, and forget it."""
+        """Drain a replica: assign nothing to it, wait until it finishes its requests, and remove
+        it."""
         state = self._states[replica_id]
         state.leaving = True
-        self._down(state)
+        self._mark_down(state)
         if state.watcher is not None:
             state.watcher.cancel()
         while tasks := [t.task for t in state.running.values() if t.task is not None]:
@@ -108,7 +108,7 @@ class Dispatcher:
         self._states.pop(replica_id, None)
 
     def members(self) -> list[ScalingCandidate]:
-        """Every replica, as the scaler sees it."""
+        """Every replica that is not leaving, as the scaler sees it."""
         now = self._clock()
         return [
             ScalingCandidate(
@@ -124,7 +124,7 @@ class Dispatcher:
 
     @property
     def waiting(self) -> int:
-        """How many requests a replica could be given, if one had room."""
+        """The number of queued requests that a replica with capacity could start now."""
         return len(self._scheduler.queue) - self._scheduler.queue.held
 
     async def close(self) -> None:
@@ -136,7 +136,7 @@ class Dispatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def status(self) -> dict[str, Any]:
-        """What waits and what each replica is doing, for people."""
+        """The state of the queue and of each replica, as JSON values."""
         now = self._clock()
         return {
             "waiting": len(self._scheduler.queue),
@@ -168,14 +168,15 @@ class Dispatcher:
         return 0.0 if replica is None else replica.busy_s(now_s)
 
     async def submit(self, submission: Submission) -> GenerationResult:
-        """Wait for a replica and draw. Submitting an id again joins the first.
+        """Queue a request and return its result. A second submission of an id joins the first.
 
         Raises:
-            Refused: the queue is full, or the wait would outlast the deadline, or a tenant that
-                has less waiting needed the place.
-            InvalidRequest: its own work would.
-            Quarantined: replicas died of one of its assets.
-            DeadlineExceeded, and whatever the engine raises.
+            Refused: the queue is full, the wait would outlast the deadline, or the request was
+                displaced by a tenant with a smaller backlog.
+            InvalidRequest: the request alone takes longer than its deadline.
+            Quarantined: replicas died during generations with one of its assets.
+            DeadlineExceeded: the result was not ready in time.
+            Exception: any error of the engine.
         """
         outcome: Outcome = "failed"
         try:
@@ -206,13 +207,13 @@ class Dispatcher:
             async with asyncio.timeout(deadline):
                 return await asyncio.shield(ticket.answer)
         except TimeoutError:
-            late = DeadlineExceeded(
-                f"not done within {submission.timeout_s:.0f} s ({ticket.attempts} attempts)",
+            error = DeadlineExceeded(
+                f"not finished within {submission.timeout_s:.0f} s ({ticket.attempts} attempts)",
                 ticket.attempts,
             )
-            late.engine_s = ticket.engine_s(self._clock())
+            error.engine_s = ticket.engine_s(self._clock())
             self._leave(ticket)
-            raise late from None
+            raise error from None
         except asyncio.CancelledError:
             self._leave(ticket)
             raise
@@ -222,7 +223,7 @@ class Dispatcher:
         request = submission.request
         self._check_quarantine(submission)
         recipe = request.recipe
-        waiting = QueuedRequest(
+        queued = QueuedRequest(
             id=request.id,
             tenant_id=submission.tenant_id,
             work=request.work,
@@ -236,34 +237,34 @@ class Dispatcher:
             images=len(request.seeds),
             max_concurrent_images=submission.max_concurrent_images,
         )
-        admitted = self._scheduler.arrive(waiting, now)
-        refusal = admitted.refusal
+        admission = self._scheduler.arrive(queued, now)
+        refusal = admission.refusal
         if refusal is not None and refusal.status == 422:
             raise InvalidRequest("steps", refusal.reason)
         if refusal is not None:
             raise _refused(refusal)
-        if admitted.displaced is not None:
-            displaced, reason = admitted.displaced
+        if admission.displaced is not None:
+            displaced, reason = admission.displaced
             _answer(self._tickets.pop(displaced.id).answer, _refused(reason))
-        ticket = Ticket(submission, waiting, asyncio.get_running_loop().create_future())
-        ticket.answer.add_done_callback(_heard)
+        ticket = Ticket(submission, queued, asyncio.get_running_loop().create_future())
+        ticket.answer.add_done_callback(_retrieve)
         self._tickets[request.id] = ticket
         self._assign()
-        self._promote(self._scheduler.promote(waiting, now))
+        self._promote(self._scheduler.promote(queued, now))
         return ticket
 
     def _check_quarantine(self, submission: Submission) -> None:
-        held = self._quarantine.held(submission.tenant_id, submission.named, self._clock())
-        if held:
-            minutes = max(held.values()) / 60
+        blamed = self._quarantine.held(submission.tenant_id, submission.named, self._clock())
+        if blamed:
+            minutes = max(blamed.values()) / 60
             raise Quarantined(
-                "replicas died twice while they drew {assets}; for "
-                f"{minutes:.0f} minutes it is refused",
-                tuple(sorted(held)),
+                "two replicas died while they generated with {assets}; it is refused for "
+                f"{minutes:.0f} minutes",
+                tuple(sorted(blamed)),
             )
 
     def _leave(self, ticket: Ticket) -> None:
-        """One waits for it no more. When nobody does, it is not drawn."""
+        """Remove one waiter. Without waiters the request is cancelled."""
         ticket.waiters -= 1
         if ticket.waiters:
             return
@@ -272,42 +273,42 @@ class Dispatcher:
         if ticket.task is None:
             self._tickets.pop(request_id, None)
         else:
-            ticket.lost = False  # and it shall not be drawn elsewhere, if that was the plan
+            ticket.lost = False  # do not retry on another replica
             ticket.task.cancel()
 
     def _assign(self) -> None:
-        """Called at every change; starts what the room says, and nothing else."""
+        """Start what the scheduler assigns; called after every change."""
         for assignment in self._scheduler.assign(self._clock()):
-            waiting = assignment.request
-            ticket = self._tickets[waiting.id]
-            ticket.waiting = waiting
+            request = assignment.request
+            ticket = self._tickets[request.id]
+            ticket.waiting = request
             state = self._states[assignment.replica_id]
-            state.running[waiting.id] = ticket
+            state.running[request.id] = ticket
             state.first_begins(self._clock())
             ticket.attempts += 1
             ticket.task = asyncio.create_task(self._run(ticket, state))
             ticket.task.add_done_callback(partial(self._ended, ticket, state, assignment))
 
     def _promote(self, promotion: Promotion | None) -> None:
-        """Begin to bring up what a waiting request will want where it will probably be drawn."""
+        """Begin to prefetch a queued request's assets on the replica that will probably run it."""
         if promotion is None:
             return
         state = self._states[promotion.replica_id]
         if state.promoting:
-            return  # one at a time: it must not stand in the way of drawings and questions
+            return  # one at a time, so that it does not delay generations and reports
         blobs = promotion.blobs
         state.promoting = True
 
-        async def acquire() -> None:
+        async def prefetch() -> None:
             try:
-                # What does not work here will be tried again, and said, when it is drawn.
+                # An error here occurs again, and is reported, when the request runs.
                 with suppress(ServingError, TierError, AssetError, TimeoutError):
                     async with asyncio.timeout(WARM_S):
                         await state.client.warm(blobs)
             finally:
                 state.promoting = False
 
-        task = asyncio.create_task(acquire())
+        task = asyncio.create_task(prefetch())
         self._promotions.add(task)
         task.add_done_callback(self._promotions.discard)
 
@@ -326,38 +327,39 @@ class Dispatcher:
                 result, ticket.submission.request, self._scheduler.speeds
             )
             self._scheduler.speeds = speeds
-            self._heard_from(state, report)
+            self._take_report(state, report)
             timings = replace(result.timings, queue_ms=queue_ms + result.timings.queue_ms)
             _answer(ticket.answer, replace(result, timings=timings))
         except (ReplicaLost, EngineBroke) as lost:
             log.warning("replica %s lost: %s", state.client.id, lost)
             self.tally.retried()
             if isinstance(lost, ReplicaLost):
-                self._down(state)
-            self._try_again(ticket, lost, died=isinstance(lost, ReplicaDied | EngineBroke))
+                self._mark_down(state)
+            self._retry(ticket, lost, died=isinstance(lost, ReplicaDied | EngineBroke))
         except Exception as error:
-            if isinstance(error, NotFinite):  # of all that an engine raises, the request's fault
+            if isinstance(error, NotFinite):  # the only engine error that is the request's fault
                 error.engine_s = ticket.engine_s(self._clock())
                 self._scheduler.charge_overrun(ticket.waiting, error.engine_s)
             _answer(ticket.answer, error)
 
-    def _stop_waiting(self) -> None:
-        """Of those that wait, the ones whose asset has just been quarantined."""
-        for waiting in list(self._scheduler.queue):
-            ticket = self._tickets[waiting.id]
+    def _reject_quarantined(self) -> None:
+        """Reject the queued requests whose asset has just been quarantined."""
+        for request in list(self._scheduler.queue):
+            ticket = self._tickets[request.id]
             try:
                 self._check_quarantine(ticket.submission)
             except Quarantined as quarantined:
-                self._scheduler.queue.withdraw(waiting.id)
-                del self._tickets[waiting.id]
+                self._scheduler.queue.withdraw(request.id)
+                del self._tickets[request.id]
                 _answer(ticket.answer, quarantined)
 
-    def _try_again(self, ticket: Ticket, error: ServingError, *, died: bool) -> None:
-        """Another attempt, on another replica, unless it is the request that kills them."""
+    def _retry(self, ticket: Ticket, error: ServingError, *, died: bool) -> None:
+        """Mark the request for another attempt on another replica, unless its asset is quarantined
+        or its attempts are used up. ``died`` counts a crash against its assets."""
         if died:
             submission = ticket.submission
             self._quarantine.crashed(submission.tenant_id, submission.named, self._clock())
-            self._stop_waiting()
+            self._reject_quarantined()
         try:
             self._check_quarantine(ticket.submission)
         except Quarantined as quarantined:
@@ -370,8 +372,8 @@ class Dispatcher:
     def _ended(
         self, ticket: Ticket, state: ReplicaState, assignment: Assignment, task: asyncio.Task[None]
     ) -> None:
-        """Whatever became of an attempt, and even if it was cancelled before its first step,
-        the slot is given back here."""
+        """Free the replica's capacity after an attempt. A done callback, so that it also runs when
+        the task is cancelled before its first step."""
         del state.running[ticket.waiting.id]
         ticket.began_s = None
         state.first_begins(self._clock())
@@ -388,27 +390,27 @@ class Dispatcher:
         self._scheduler.ended(assignment, self._clock())
         self._assign()
 
-    def _down(self, state: ReplicaState) -> None:
-        """It gets nothing new until it has answered again."""
+    def _mark_down(self, state: ReplicaState) -> None:
+        """Assign nothing to the replica until it reports again."""
         if state.report is not None:
             state.report = None
             self._scheduler.fleet.remove(state.client.id)
 
     def _hangs(self, state: ReplicaState) -> None:
-        """It does not answer: what it has is drawn elsewhere."""
-        self._down(state)
+        """Mark a replica that does not answer as down, and retry its requests elsewhere."""
+        self._mark_down(state)
         for ticket in list(state.running.values()):
             if ticket.task is not None and not ticket.answer.done():
                 self.tally.retried()
-                self._try_again(ticket, ReplicaLost(f"{state.client.id} hangs"), died=True)
+                self._retry(ticket, ReplicaLost(f"{state.client.id} hangs"), died=True)
                 ticket.task.cancel()
 
-    def _heard_from(self, state: ReplicaState, report: ReplicaReport) -> None:
+    def _take_report(self, state: ReplicaState, report: ReplicaReport) -> None:
         if state.leaving:
             return
         fleet = self._scheduler.fleet
         if state.report is not None and state.report.node != report.node:
-            self._down(state)  # another one, of the same name
+            self._mark_down(state)  # it restarted on another node under the same name
         if state.client.id not in fleet:
             state.idle_since_s = self._clock()
             fleet.add(
@@ -422,7 +424,7 @@ class Dispatcher:
             state.report = replace(report, resident=state.report.resident)
             return
         state.report = report
-        # The file tiers belong to the node: what one replica sees there, its neighbours have.
+        # The node's replicas share its file tiers.
         shared = {tier: keys for tier, keys in report.resident.items() if tier != "gpu"}
         fleet.on_node(report.node, shared)
         for other in self._states.values():
@@ -431,10 +433,10 @@ class Dispatcher:
                 other.report = replace(other.report, resident=resident)
 
     async def _watch(self, state: ReplicaState) -> None:
-        """Ask the replica how it is, for as long as the dispatcher lives.
+        """Poll the replica's report until cancelled.
 
-        One that is up must answer in time; one that is down is waited for. What it
-        reports corrects what was believed of it.
+        A replica that is up must answer within PATIENCE_S; one that is down may take any time. Its
+        report corrects what the scheduler assumes about it.
         """
         while True:
             state.news.clear()
@@ -446,19 +448,21 @@ class Dispatcher:
                     report = await state.client.describe(self.holdings.directives())
             except (ServingError, TimeoutError):
                 if state.report is not None:
-                    log.warning("replica %s does not answer: it gets nothing new", state.client.id)
+                    log.warning(
+                        "replica %s does not answer: it gets no new requests", state.client.id
+                    )
                     self._hangs(state)
                 await asyncio.sleep(_RETRY_S)
                 continue
             try:
                 is_new = state.report is None
-                self._heard_from(state, report)
+                self._take_report(state, report)
                 self._assign()
                 if is_new:
-                    wanted = self._scheduler.most_wanted(MOST_POPULAR, self._clock())
-                    self._promote(Promotion(state.client.id, tuple(wanted)) if wanted else None)
-            except Exception:  # whatever it is, the replica must go on being watched
-                log.exception("what %s reports cannot be taken", state.client.id)
+                    popular = self._scheduler.most_wanted(MOST_POPULAR, self._clock())
+                    self._promote(Promotion(state.client.id, tuple(popular)) if popular else None)
+            except Exception:  # polling must continue
+                log.exception("the report of %s cannot be processed", state.client.id)
             if self.holdings.directives().nodes != known:
                 for other in self._states.values():
                     other.news.set()
@@ -481,8 +485,8 @@ def _answer(
             future.set_result(outcome)
 
 
-def _heard(future: asyncio.Future[GenerationResult]) -> None:
-    """An answer that nobody waits for is no error."""
+def _retrieve(future: asyncio.Future[GenerationResult]) -> None:
+    """Retrieve an exception, so that asyncio does not log one that has no waiter."""
     if not future.cancelled():
         with suppress(Exception):
             future.exception()

@@ -1,8 +1,8 @@
-"""What one pool has done and is doing, as Prometheus' families.
+"""The Prometheus metrics of one pool.
 
-The dispatcher counts; a gateway asks every pool's and shows them together, so that it does
-not matter which gateway is asked. Labels are few and known: a pool, a plan (a class of tenants),
-a tier, a phase. No tenant, no asset and no prompt is in any.
+The dispatcher counts. A gateway collects the metrics of all pools, so every gateway shows the same
+values. Labels have few, known values (a pool, a plan, a tier, a phase) and never contain a tenant,
+an asset or a prompt.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ _QUEUE_S = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0)
 
 
 class PoolMetrics:
-    """Counters since the dispatcher began; those of one that died begin at zero again, as
-    Prometheus expects."""
+    """Counters since the dispatcher started. After a restart they begin at zero, which Prometheus
+    expects of counters."""
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
-            "ao_requests", "Requests that ended, by how.", ("pool", "plan", "outcome"),
+            "ao_requests", "Finished requests by outcome.", ("pool", "plan", "outcome"),
             registry=registry,
         )  # fmt: skip
         self._images = Counter(
-            "ao_pictures", "Pictures drawn.", ("pool", "plan"), registry=registry
+            "ao_pictures", "Generated images.", ("pool", "plan"), registry=registry
         )
         self._work = Counter(
-            "ao_work", "Steps × pixels × pictures drawn.", ("pool",), registry=registry
+            "ao_work", "Generated steps × pixels × images.", ("pool",), registry=registry
         )
         self._queue_s = Histogram(
-            "ao_queue_seconds", "Between a request's arrival and its drawing.", ("pool", "plan"),
+            "ao_queue_seconds", "Time from a request's arrival to its start.", ("pool", "plan"),
             buckets=_QUEUE_S, registry=registry,
         )  # fmt: skip
         self._engine_s = Summary(
-            "ao_engine_seconds", "Of the engine, by what it did.", ("pool", "phase"),
+            "ao_engine_seconds", "Engine time by phase.", ("pool", "phase"),
             registry=registry,
         )  # fmt: skip
         self._found = Counter(
-            "ao_assets_found", "Assets that a drawing wanted, by the tier they were found on.",
+            "ao_assets_found", "Assets used by generations, by the tier they were found on.",
             ("pool", "tier"), registry=registry,
         )  # fmt: skip
         self._moved = Counter(
-            "ao_asset_moved_bytes", "Bytes moved for drawings, by the tier they came from.",
+            "ao_asset_moved_bytes", "Bytes moved for generations, by source tier.",
             ("pool", "tier"), registry=registry,
         )  # fmt: skip
         self._fallbacks = Counter(
-            "ao_unet_fallbacks", "Calls of UNet or VAE that were not warmed, by shape.",
+            "ao_unet_fallbacks", "Calls of UNet or VAE at a shape that was not warmed up.",
             ("pool", "shape"), registry=registry,
         )  # fmt: skip
         self._retries = Counter(
-            "ao_retries", "Attempts that ended with their replica.", ("pool",), registry=registry
+            "ao_retries", "Attempts whose replica was lost.", ("pool",), registry=registry
         )
         self._events = Counter(
             "ao_pool_events", "Replicas ordered, ready, released and failed.", ("pool", "what"),
             registry=registry,
         )  # fmt: skip
         self._start_s = Summary(
-            "ao_start_seconds", "Of a replica's start, by phase.", ("pool", "phase"),
+            "ao_start_seconds", "Duration of a replica's start by phase.", ("pool", "phase"),
             registry=registry,
         )  # fmt: skip
 
@@ -97,41 +97,40 @@ class PoolMetrics:
         for phase, spent_s in phases_s.items():
             self._start_s.labels(self.pool, phase).observe(spent_s)
 
-    def families(self, room: Mapping[str, Any], pool: Mapping[str, Any]) -> list[Metric]:
-        """All of them: what was counted, and what is so now by the dispatcher's ``status`` and
-        by the pool's."""
+    def families(self, dispatcher: Mapping[str, Any], pool: Mapping[str, Any]) -> list[Metric]:
+        """All families: the counters, and gauges from the dispatcher's and the pool's status."""
         name = self.pool
         states = [replica["state"] for replica in pool["replicas"]]
         replicas = [((name, state), states.count(state)) for state in ("up", "starting")]
         resident = [
             ((name, replica["id"], tier), count)
-            for replica in room["replicas"]
+            for replica in dispatcher["replicas"]
             for tier, count in replica["resident"].items()
         ]
         laws = [
             ((name, replica["id"], tier, law), 1)
-            for replica in room["replicas"]
+            for replica in dispatcher["replicas"]
             for tier, law in replica["eviction"].items()
         ]
-        running = sum(replica["running"] for replica in room["replicas"])
+        running = sum(replica["running"] for replica in dispatcher["replicas"])
         limits = [((name, limit), pool[limit]) for limit in ("queue_size", "min", "max", "idle_s")]
         return [
             *self._registry.collect(),
-            _gauge("ao_waiting_requests", "No replica has them yet.", (), name, room["waiting"]),
-            _gauge("ao_held_requests", "By their plan's limit.", (), name, room["held"]),
-            _gauge("ao_running_requests", "Replicas have them.", (), name, running),
-            _gauges("ao_replicas", "By state.", ("state",), replicas),
-            _gauges("ao_pool_limit", "As configured.", ("limit",), limits),
-            _gauges("ao_resident_assets", "On each tier.", ("replica", "tier"), resident),
-            _gauges("ao_eviction_law", "The law in force.", ("replica", "tier", "law"), laws),
-            _gauge("ao_quarantined", "Assets refused for now.", (), name, room["quarantined"]),
+            _gauge("ao_waiting_requests", "Queued requests.", (), name, dispatcher["waiting"]),
+            _gauge("ao_held_requests", "Held by their plan's limit.", (), name, dispatcher["held"]),
+            _gauge("ao_running_requests", "Requests on replicas.", (), name, running),
+            _gauges("ao_replicas", "Replicas by state.", ("state",), replicas),
+            _gauges("ao_pool_limit", "Configured limits.", ("limit",), limits),
+            _gauges("ao_resident_assets", "Assets on each tier.", ("replica", "tier"), resident),
+            _gauges("ao_eviction_law", "Active policy.", ("replica", "tier", "law"), laws),
+            _gauge("ao_quarantined", "Quarantined assets.", (), name, dispatcher["quarantined"]),
             _gauge(
-                "ao_prefetch_precision", "Of the last guesses, those that came true.", (), name,
-                room["prefetch_precision"],
+                "ao_prefetch_precision", "Share of recent prefetches that were used.", (), name,
+                dispatcher["prefetch_precision"],
             ),
             _gauge(
-                "ao_speed_work_per_second", "As learnt from drawings.", (), name,
-                room["work_per_s"],
+                "ao_speed_work_per_second", "Measured speed of generation.", (), name,
+                dispatcher["work_per_s"],
             ),
         ]  # fmt: skip
 
@@ -150,12 +149,12 @@ def _gauges(
 
 
 def together(pools: Iterable[Sequence[Metric]]) -> list[Metric]:
-    """The families of several pools, each once."""
-    found: dict[str, Metric] = {}
+    """Merge the families of several pools, such that each family occurs once."""
+    merged: dict[str, Metric] = {}
     for families in pools:
         for family in families:
-            known = found.setdefault(
+            known = merged.setdefault(
                 family.name, Metric(family.name, family.documentation, family.type)
             )
             known.samples += family.samples
-    return list(found.values())
+    return list(merged.values())

@@ -1,4 +1,4 @@
-"""A replica as its dispatcher knows it, and a request that waits or is being drawn."""
+"""The dispatcher's state of a replica, and of a request that is queued or running."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from serving.generation.submission import Submission
 
 
 class ReplicaClient(Protocol):
-    """How a dispatcher reaches a replica. Both raise ReplicaLost when it is dead."""
+    """The dispatcher's client of a replica. Every method raises ReplicaLost when it is dead."""
 
     id: str
 
     async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
-        """Tell it what the dispatcher knows, and hear what it holds. Waits until the replica is
-        up, for as long as that takes."""
+        """Send the directives and return the replica's report. Waits until the replica is up."""
 
     async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
-        """Cancelling the call stops the drawing."""
+        """Generate images. Cancelling the call stops the generation."""
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
-        """Drop the values of these content keys from every tier that it reaches."""
+        """Delete the values of these content keys from every tier of the replica."""
 
     async def warm(self, blobs: Sequence[Blob]) -> str:
-        """Bring blobs up to host RAM; the lowest tier on which one of them was found."""
+        """Load blobs into host RAM and return the lowest tier on which one was found."""
 
 
 @dataclass(slots=True)
 class ReplicaState:
-    """Only the dispatcher changes it."""
+    """The state of a replica; only the dispatcher changes it."""
 
     client: ReplicaClient
     report: ReplicaReport | None = None  # None: down, or not up yet
     running: dict[str, Ticket] = field(default_factory=dict)
-    #: Whether something is brought up there ahead of the requests that will want it.
+    #: Whether a prefetch runs on it.
     promoting: bool = False
-    #: Set when there is something to tell it before it is asked again anyway.
+    #: Set to poll it before the interval has passed.
     news: asyncio.Event = field(default_factory=asyncio.Event)
     watcher: asyncio.Task[None] | None = None
-    #: Since when it has had nothing to do.
+    #: When it became idle.
     idle_since_s: float = 0.0
-    #: It finishes what it has, and is not asked again.
+    #: It finishes its requests and gets no new ones.
     leaving: bool = False
 
     def first_begins(self, now_s: float) -> None:
-        """The engine is the first one's; what comes behind it is prepared and waits."""
+        """Start the engine time of the first running request. The engine works on one request; the
+        next is only prepared."""
         first = next(iter(self.running.values()), None)
         if first is not None and first.began_s is None:
             first.began_s = now_s
@@ -63,20 +63,20 @@ class ReplicaState:
 
 @dataclass(slots=True)
 class Ticket:
-    """Only the dispatcher changes it; whoever submitted waits for ``answer``."""
+    """A submitted request; only the dispatcher changes it, and its submitters await ``answer``."""
 
     submission: Submission
     waiting: QueuedRequest
     answer: asyncio.Future[GenerationResult]
-    #: How many wait for it: who submits an id again may be there before the first has gone.
+    #: The number of submitters that wait; a second submission of the id joins the first.
     waiters: int = 0
     attempts: int = 0
-    lost: bool = False  # the last attempt ended with its replica
+    lost: bool = False  # the last attempt's replica was lost; to be retried
     task: asyncio.Task[None] | None = None
-    #: Since when an engine has been its own.
+    #: When an engine began to work on it.
     began_s: float | None = None
 
     def engine_s(self, now_s: float) -> float:
-        """Of the attempt that is under way; earlier ones ended with their replica, which is not
-        the request's fault."""
+        """The engine time of the current attempt in seconds. Earlier attempts lost their replica
+        and are not charged."""
         return 0.0 if self.began_s is None else now_s - self.began_s

@@ -1,4 +1,4 @@
-"""What the replicas of a pool hold, as they report it, and what they are told to hold."""
+"""Where assets are cached in a pool, as replicas report it, and the directives to the replicas."""
 
 from __future__ import annotations
 
@@ -17,45 +17,46 @@ from serving.pool.replica_state import ReplicaState
 
 #: A replica must answer within this.
 PATIENCE_S = 10.0
-#: For as long somebody is told where it was found; the bytes come on.
+#: How long a caller waits for a warm-up; the transfer itself continues.
 WARM_S = 60.0
-#: So many of the most wanted assets are held wherever they are.
+#: How many of the most popular assets are pinned on the nodes that have them.
 MOST_POPULAR = 8
 
-_Guided = tuple[float, frozenset[str], frozenset[str] | None, ClusterDirectives]
+#: Directives with their inputs: when they were made, and for which nodes and pins.
+_CachedDirectives = tuple[float, frozenset[str], frozenset[str] | None, ClusterDirectives]
 
 
 class ResidencyIndex:
-    """Reads the slots, which are the dispatcher's, and changes none."""
+    """Which replicas and nodes hold which assets. Reads the dispatcher's replica states and changes
+    none."""
 
     def __init__(
         self,
-        slots: Mapping[str, ReplicaState],
+        states: Mapping[str, ReplicaState],
         popular: Callable[[int, float], Sequence[str]],
-        heard: Callable[[ReplicaState, ReplicaReport], None],
+        take_report: Callable[[ReplicaState, ReplicaReport], None],
         clock: Callable[[], float],
     ) -> None:
-        """``popular``: the content keys most asked for lately, so many, now. ``heard``: whom to
-        tell what a replica has reported."""
-        self._slots = slots
+        """``popular(count, now_s)`` returns the most requested content keys. ``take_report`` is
+        called with each report that a replica returns."""
+        self._states = states
         self._popular = popular
-        self._heard = heard
+        self._take_report = take_report
         self._clock = clock
-        #: By the operator; None until somebody has said so, and then all that is held stays held.
+        #: The operator's pins; None until they are known, and until then no pin is released.
         self._pinned: frozenset[str] | None = None
-        #: When guidance was made, for which nodes and pins, and what it was.
-        self._guided: _Guided = (-inf, frozenset(), None, ClusterDirectives())
+        self._cached: _CachedDirectives = (-inf, frozenset(), None, ClusterDirectives())
 
     def resident(self) -> frozenset[str]:
-        """The content keys of what lies in any tier of any replica that is up."""
-        reports = [slot.report for slot in self._slots.values() if slot.report is not None]
+        """The content keys in any tier of any replica that is up."""
+        reports = [state.report for state in self._states.values() if state.report is not None]
         return frozenset().union(*(keys for r in reports for keys in r.resident.values()))
 
     def residency(self, keys: Collection[str]) -> dict[str, Residency]:
-        """Where each of these content keys lies; what lies nowhere is left out."""
-        found = {}
+        """The replicas and nodes that hold each content key; keys held nowhere are left out."""
+        residencies = {}
         for key in keys:
-            up = [s for s in self._slots.values() if s.report is not None]
+            up = [s for s in self._states.values() if s.report is not None]
             replicas = tuple(s.client.id for s in up if s.report and key in s.report.ready)
             nodes = {
                 s.report.node: tuple(
@@ -65,26 +66,26 @@ class ResidencyIndex:
             }  # fmt: skip
             nodes = {node: tiers for node, tiers in nodes.items() if tiers}
             if replicas or nodes:
-                found[key] = Residency(replicas, nodes)
-        return found
+                residencies[key] = Residency(replicas, nodes)
+        return residencies
 
     def hold(self, keys: Collection[str]) -> None:
-        """What the operator has pinned: exactly these. The replicas hear of it within seconds."""
+        """Replace the operator's pins by these content keys. Replicas apply them within seconds."""
         self._pinned = frozenset(keys)
 
     def directives(self) -> ClusterDirectives:
-        """What every replica should know; made anew once a second."""
+        """The directives to every replica; cached for a second unless nodes or pins change."""
         now = self._clock()
-        nodes = frozenset(s.report.node for s in self._slots.values() if s.report is not None)
-        made_s, of_nodes, pinned, directives = self._guided
+        nodes = frozenset(s.report.node for s in self._states.values() if s.report is not None)
+        made_s, of_nodes, pinned, directives = self._cached
         if now < made_s + 1.0 and nodes == of_nodes and pinned == self._pinned:
             return directives
-        directives = self._make_guidance(now)
-        self._guided = now, nodes, self._pinned, directives
+        directives = self._make_directives(now)
+        self._cached = now, nodes, self._pinned, directives
         return directives
 
-    def _make_guidance(self, now_s: float) -> ClusterDirectives:
-        reports = [slot.report for slot in self._slots.values() if slot.report is not None]
+    def _make_directives(self, now_s: float) -> ClusterDirectives:
+        reports = [state.report for state in self._states.values() if state.report is not None]
         nodes = {report.node: report.url for report in reports if report.url}
         if self._pinned is None:
             return ClusterDirectives(nodes)
@@ -93,27 +94,27 @@ class ResidencyIndex:
         return ClusterDirectives(nodes, pins)
 
     async def forget(self, keys: Collection[str]) -> None:
-        """Have every replica that holds one of these drop it. One that is down, or still leases
-        it, is asked again when whoever calls this looks at ``resident`` again."""
+        """Delete these content keys from every replica that is up. A replica that is down or still
+        leases one keeps it; callers check ``resident`` and repeat the call."""
 
-        async def ask(slot: ReplicaState) -> None:
+        async def ask(state: ReplicaState) -> None:
             with suppress(ServingError, TimeoutError):
                 async with asyncio.timeout(PATIENCE_S):
-                    self._heard(slot, await slot.client.forget(keys))
+                    self._take_report(state, await state.client.forget(keys))
 
-        up = [slot for slot in self._slots.values() if slot.report is not None]
+        up = [state for state in self._states.values() if state.report is not None]
         await asyncio.gather(*map(ask, up))
 
     async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
-        """Bring blobs up on every replica's node; the tier on which each found them. A replica
-        that is down, or has no room for them, is left out."""
-        found: dict[str, str] = {}
+        """Load blobs on every replica's node and return, by replica, the tier they were found on.
+        Replicas that are down, fail or take too long are left out."""
+        tiers: dict[str, str] = {}
 
-        async def ask(slot: ReplicaState) -> None:
+        async def ask(state: ReplicaState) -> None:
             with suppress(ServingError, TierError, AssetError, TimeoutError):
                 async with asyncio.timeout(WARM_S):
-                    found[slot.client.id] = await slot.client.warm(blobs)
-            slot.news.set()  # it holds more now, and is to say so
+                    tiers[state.client.id] = await state.client.warm(blobs)
+            state.news.set()  # poll it now, because it holds more than it last reported
 
-        await asyncio.gather(*(ask(s) for s in self._slots.values() if s.report is not None))
-        return found
+        await asyncio.gather(*(ask(s) for s in self._states.values() if s.report is not None))
+        return tiers

@@ -1,4 +1,4 @@
-"""A platform that is killed at every labelled step, started again, and found in order."""
+"""Recovery: the platform is killed at every failpoint, restarted and checked for consistency."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def documented() -> dict[str, int]:
-    """Pictures charged, by the step that the document tells of."""
+    """Charged images by failpoint, from docs/crashes.md."""
     rows = re.findall(r"^\| `([a-z.]+)` \|.*\| (\d+) \|$", DOCUMENT.read_text(), re.MULTILINE)
     return {label: int(charged) for label, charged in rows}
 
 
-def test_the_document_tells_of_every_step() -> None:
+def test_every_failpoint_is_documented() -> None:
     assert list(documented()) == list(FAILPOINTS)
 
 
-def door(server: Running) -> httpx.Client:
+def client_of(server: Running) -> httpx.Client:
     if not server.directory.tenants():
         server.directory.add_tenant("acme")
     key = server.directory.keyring.add_key("acme").text
@@ -47,13 +47,13 @@ def door(server: Running) -> httpx.Client:
 
 
 def upload(http: httpx.Client, file: Path) -> str:
-    """As a client does that may have begun before: what is there already is gone on with."""
-    found = http.get("/v1/assets", params={"name": NAME}).json()["data"]
-    if not found:
+    """Upload an asset as a client that resumes an interrupted upload; returns its id."""
+    assets = http.get("/v1/assets", params={"name": NAME}).json()["data"]
+    if not assets:
         data = {"asset_type": "textual_inversion", "trigger_words": [NAME]}
         new = {"asset_type": "textual_inversion", "name": NAME, "data": data}
-        found = [http.post("/v1/assets", json=new).json()["asset"]]
-    asset_id = str(found[0]["id"])
+        assets = [http.post("/v1/assets", json=new).json()["asset"]]
+    asset_id = str(assets[0]["id"])
     described = http.get(f"/v1/assets/{asset_id}").json()
     if described["asset"]["status"] == "ready_to_upload":
         httpx.put(described["transfer_api"]["put_url"], content=file.read_bytes())
@@ -72,7 +72,7 @@ def delete(http: httpx.Client, _: Path) -> None:
 
 
 def collect(settings: Settings, label: str | None) -> int:
-    """The reconciler, long after, in a process of its own."""
+    """Run the reconciler in a subprocess, after every retention period; returns its exit code."""
     script = (
         "import time; from serving.bootstrap.backends import open_backends; "
         "from serving.settings import Settings; "
@@ -99,7 +99,9 @@ WORK: dict[str, Callable[[httpx.Client, Path], Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("label", FAILPOINTS)
-def test_killed_at(label: str, tmp_path: Path, sample_files: dict[str, Path]) -> None:
+def test_recovery_after_a_kill_at(
+    label: str, tmp_path: Path, sample_files: dict[str, Path]
+) -> None:
     file, kind = sample_files["inversion"], label.split(".")[0]
 
     def started(**settings: Any) -> Any:
@@ -107,7 +109,7 @@ def test_killed_at(label: str, tmp_path: Path, sample_files: dict[str, Path]) ->
 
     answered = False
     if kind in ("ingest", "delete", "collect"):  # the first start ingests the public library
-        with started() as server, door(server) as http:
+        with started() as server, client_of(server) as http:
             if kind != "ingest":
                 upload(http, file)
             if kind == "collect":
@@ -116,7 +118,7 @@ def test_killed_at(label: str, tmp_path: Path, sample_files: dict[str, Path]) ->
         assert collect(server.settings, label) == -signal.SIGKILL
         assert collect(server.settings, None) == 0
     else:
-        with started(failpoint=label) as server, door(server) as http:
+        with started(failpoint=label) as server, client_of(server) as http:
             try:
                 WORK[kind](http, file)
                 answered = True
@@ -124,7 +126,7 @@ def test_killed_at(label: str, tmp_path: Path, sample_files: dict[str, Path]) ->
                 pass
             assert server.process.wait(60) == -signal.SIGKILL
         assert answered == (label in ("generate.answered", "generate.settled"))
-        with started() as server, door(server) as http:
+        with started() as server, client_of(server) as http:
             if not answered:
                 WORK[kind](http, file)
             if kind in ("upload", "ingest"):
@@ -135,12 +137,12 @@ def test_killed_at(label: str, tmp_path: Path, sample_files: dict[str, Path]) ->
 
 
 def _check(settings: Settings, charged: int) -> None:
-    """After everything that only waits for its time has had it."""
+    """Check consistency after all expiries have passed."""
     later = open_backends(settings, lambda: time.time() + 2 * 3600.0)
     later.reconciler.run()
     engine = later.database
     Meter(engine, later.blobs, lambda: time.time() + 2 * 3600.0).release_expired()
-    assert not any(later.reconciler.run().values()), "a second time nothing is left to do"
+    assert not any(later.reconciler.run().values()), "the second run still found work"
     later.meter.check_integrity()
     (tenant_id,) = (t.id for t in later.directory.tenants() if t.name == "acme")
     budget = later.meter.budget(tenant_id)

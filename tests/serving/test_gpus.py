@@ -1,4 +1,4 @@
-"""How many replicas a machine with so many GPUs gets, and is refused."""
+"""The number of replicas by the machine's number of GPUs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serving.settings import PoolSettings, Settings
         ({"replicas": 3}, 8, 3),
     ],
 )
-def test_a_replica_on_each_gpu_unless_something_else_is_said(
+def test_one_replica_per_gpu_unless_configured(
     values: dict[str, Any], gpus: int, replicas: int
 ) -> None:
     sized = Settings(**values).with_gpus(gpus)
@@ -38,7 +38,7 @@ def test_a_replica_on_each_gpu_unless_something_else_is_said(
         ({"pools": {"a": PoolSettings(gpu="a10g")}}, 1, "leave gpu out"),
     ],
 )
-def test_more_than_there_are_is_refused_at_once(
+def test_more_replicas_than_gpus_are_refused(
     values: dict[str, Any], gpus: int, remedy: str
 ) -> None:
     with pytest.raises(ValueError, match=remedy):

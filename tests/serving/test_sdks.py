@@ -1,5 +1,5 @@
-"""OctoAI's own Python clients, both of them, as they lie on PyPI, each in an environment of its
-own. What they do is in the folder sdk."""
+"""Both of OctoAI's Python clients from PyPI, each in its own virtual environment. The scripts that
+use them are in the folder sdk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def source(sample_files: dict[str, Path]) -> Iterator[str]:
-    """A URL to import from, at an address that the operator allows."""
+    """A URL for imports, at an address that AO_IMPORT_NETWORKS allows."""
     file = sample_files["inversion"]
     handler = partial(Quiet, directory=str(file.parent))
     server = ThreadingHTTPServer(("127.0.0.2", 0), handler)
@@ -56,11 +56,12 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def files(tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path]) -> list[str]:
     folder = tmp_path_factory.mktemp("large")
     large = write_padded(sample_files["checkpoint"], folder / "large.safetensors", LARGE_BYTES)
-    named = [sample_files[name] for name in ("lora_all", "inversion", "checkpoint")]
-    return [str(file) for file in (*named, large, weights_file("sepia"))]
+    samples = [sample_files[name] for name in ("lora_all", "inversion", "checkpoint")]
+    return [str(file) for file in (*samples, large, weights_file("sepia"))]
 
 
-def seen_by(requirement: str, script: str, folder: Path, *arguments: str) -> dict[str, Any]:
+def run_script(requirement: str, script: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run a script of the folder sdk with the given client installed; returns its JSON output."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", requirement]
@@ -73,10 +74,10 @@ def seen_by(requirement: str, script: str, folder: Path, *arguments: str) -> dic
 
 def test_octoai_1_11(platform: Running, files: list[str], source: str, tmp_path: Path) -> None:
     arguments = [platform.url, platform.key("new"), source, *files]
-    seen = seen_by("octoai==1.11.0", "octoai_1_11.py", tmp_path / "venv", *arguments)
-    large = seen.pop("large")
+    results = run_script("octoai==1.11.0", "octoai_1_11.py", tmp_path / "venv", *arguments)
+    large = results.pop("large")
     assert large > 64 << 20
-    assert seen == {
+    assert results == {
         "statuses": ["ready"],
         "listed": [1, True, False],
         "loras": 1,
@@ -104,9 +105,9 @@ def test_octoai_1_11(platform: Running, files: list[str], source: str, tmp_path:
 
 def test_octoai_sdk_0_10(platform: Running, files: list[str], source: str, tmp_path: Path) -> None:
     arguments = [platform.url, platform.key("old"), source, *files]
-    seen = seen_by("octoai-sdk==0.10.1", "octoai_0_10.py", tmp_path / "venv", *arguments)
-    assert seen.pop("large") > 64 << 20
-    assert seen == {
+    results = run_script("octoai-sdk==0.10.1", "octoai_0_10.py", tmp_path / "venv", *arguments)
+    assert results.pop("large") > 64 << 20
+    assert results == {
         "statuses": ["ready"],
         "listed": True,
         "total": 5,
@@ -118,8 +119,8 @@ def test_octoai_sdk_0_10(platform: Running, files: list[str], source: str, tmp_p
         "later": True,
         "unknown": "OctoAIClientError",
         "bad size": "OctoAIValidationError",
-        "tunes": seen["tunes"],
+        "tunes": results["tunes"],
         "deleted": True,
         "after": "OctoAIClientError",
     }
-    assert "501" in seen["tunes"]
+    assert "501" in results["tunes"]

@@ -1,4 +1,4 @@
-"""Sizes, seeds, keys, jobs, settings: small decisions, each by itself."""
+"""Unit tests of sizes, seeds, keys, jobs, settings and migrations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from serving.tenants.keys import new_key
 from serving.tenants.meter import Charge, Meter, Spent
 
 
-def test_sizes() -> None:
+def test_image_sizes() -> None:
     assert image_size(None, None, 128).width == 128
     assert image_size(None, None, 1024).scaled is False
     for width, height in WIRE_SIZES:
@@ -57,12 +57,12 @@ def test_sizes() -> None:
             image_size(width, height, 1024)
 
 
-def test_seeds() -> None:
+def test_fixed_seeds() -> None:
     assert fixed_seeds(5, 3) == (5, 6, 7)
     assert fixed_seeds(2**32 - 1, 2) == (2**32 - 1, 0)
-    given = fixed_seeds([1, None], 3)
-    assert given[0] == 1
-    assert len(given) == 3
+    seeds = fixed_seeds([1, None], 3)
+    assert seeds[0] == 1
+    assert len(seeds) == 3
     assert len(set(fixed_seeds(None, 16))) == 16
 
 
@@ -95,7 +95,7 @@ def spent(job: Job) -> Spent:
     return Spent(Charge(job.id, ACME, 1.0), 1.0, 1)
 
 
-def test_a_job_that_failed_for_no_fault_of_its_own_is_done_once_more(tmp_path: Path) -> None:
+def test_a_failed_job_is_retried_on_request(tmp_path: Path) -> None:
     now = [1000.0]
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
     job = jobs.add(ACME, {}, "job_x", "digest")
@@ -103,15 +103,15 @@ def test_a_job_that_failed_for_no_fault_of_its_own_is_done_once_more(tmp_path: P
     assert jobs.fail(job.id, "w", {"status": 503, "body": {}})
     now[0] += KEPT_S + 1
     assert jobs.expired() == [job.id]
-    again = jobs.again(job.id, ACME, 1.0)
-    assert again is not None
-    assert (again.status, again.error) == ("pending", None)
-    jobs.forget(job.id)  # of a sweep that saw it expired: it lives again
+    retried = jobs.again(job.id, ACME, 1.0)
+    assert retried is not None
+    assert (retried.status, retried.error) == ("pending", None)
+    jobs.forget(job.id)  # by a sweep that saw it expired before the retry; it keeps the job
     assert jobs.get(job.id) is not None
     assert jobs.claim("w") is not None
 
 
-def test_a_key_that_is_used_again_when_it_is_forgotten_is_charged_again(tmp_path: Path) -> None:
+def test_an_expired_idempotency_key_is_charged_again(tmp_path: Path) -> None:
     now = [1000.0]
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
     for _ in range(2):
@@ -123,20 +123,20 @@ def test_a_key_that_is_used_again_when_it_is_forgotten_is_charged_again(tmp_path
     assert jobs._meter.totals(ACME.tenant_id)["pictures"] == 2
 
 
-def test_two_that_ask_again_hold_the_budget_once(tmp_path: Path) -> None:
-    who = replace(ACME, plan=Plan("p", gpu_s_per_month=100.0))
+def test_concurrent_retries_reserve_the_budget_once(tmp_path: Path) -> None:
+    principal = replace(ACME, plan=Plan("p", gpu_s_per_month=100.0))
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db")
-    jobs._meter.settle(Spent(Charge("before", who, 1.0), 1.0, 1))
-    job = jobs.add(who, {}, "job_key", "digest", work=5.0)
+    jobs._meter.settle(Spent(Charge("before", principal, 1.0), 1.0, 1))
+    job = jobs.add(principal, {}, "job_key", "digest", work=5.0)
     assert jobs.claim("w") is not None
     assert jobs.fail(job.id, "w", {"status": 503, "body": {}})
     for _ in range(2):
-        again = jobs.again(job.id, who, 5.0)
-    assert again is not None
+        retried = jobs.again(job.id, principal, 5.0)
+    assert retried is not None
     assert jobs._meter.budget("t").reserved_gpu_s == 5.0
     assert jobs.claim("w") is not None
-    assert jobs.finish(job.id, "w", Spent(Charge(again.charge_id, who, 5.0), 5.0, 1))
-    assert jobs.again(job.id, who, 5.0) is not None  # of one that is done: nothing happens
+    assert jobs.finish(job.id, "w", Spent(Charge(retried.charge_id, principal, 5.0), 5.0, 1))
+    assert jobs.again(job.id, principal, 5.0) is not None  # no effect on a completed job
     assert jobs._meter.budget("t").reserved_gpu_s == 0.0
     jobs._meter.check_integrity()
 
@@ -151,7 +151,7 @@ def test_keys_expire_and_are_rotated_with_an_overlap(tmp_path: Path) -> None:
     for key in (old, new):
         assert directory.keyring.authenticate(key.text).role == "reader"
     now[0] = 1100.0
-    directory.keyring._known.clear()  # which forgets by itself within seconds
+    directory.keyring._known.clear()  # this cache expires within seconds
     with pytest.raises(Unauthenticated, match="expired"):
         directory.keyring.authenticate(old.text)
     assert directory.keyring.authenticate(new.text).key_id == new.id
@@ -179,16 +179,16 @@ def test_keys_expire_and_are_rotated_with_an_overlap(tmp_path: Path) -> None:
     ],
 )
 def test_failures_cross_processes_and_become_http(error: Exception, status: int, code: str) -> None:
-    same = pickle.loads(pickle.dumps(error))
-    assert (type(same), str(same)) == (type(error), str(error))
-    assert describe(same)[0] == status
-    assert describe(same)[1]["code"] == code
-    if isinstance(same, Blaming):
-        assert str(same.named({"k": "mine"})) == str(error).replace("k is", "'mine' is")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy)) == (type(error), str(error))
+    assert describe(copy)[0] == status
+    assert describe(copy)[1]["code"] == code
+    if isinstance(copy, Blaming):
+        assert str(copy.named({"k": "mine"})) == str(error).replace("k is", "'mine' is")
 
 
-def test_a_database_of_an_earlier_release_is_brought_forward(tmp_path: Path) -> None:
-    """With what is in it."""
+def test_a_database_of_an_earlier_release_is_migrated(tmp_path: Path) -> None:
+    """The migration keeps its data."""
     url = f"sqlite:///{tmp_path}/old.db"
     engine = connect(url)
     upgrade(engine, "0001")
@@ -225,9 +225,9 @@ def test_a_database_of_an_earlier_release_is_brought_forward(tmp_path: Path) -> 
     assert (second.version, second.visibility, second.is_deleted) == (2, "public", False)
     assert blobs.live(["k1", "k2"]) == {"k2"}
     assert records.list(Query(text="sty")).total == 1
-    who = Directory(open_database(url)).keyring.authenticate(key.text)
-    assert who == Principal("t", "acme", 2.0, key.id, "owner")
-    assert blobs.stored_bytes("t") == 11  # with the deleted one, which can be restored
+    principal = Directory(open_database(url)).keyring.authenticate(key.text)
+    assert principal == Principal("t", "acme", 2.0, key.id, "owner")
+    assert blobs.stored_bytes("t") == 11  # includes the deleted asset, which can be restored
     jobs = jobs_of(url)
     old = jobs.get("job_old")
     assert old is not None
@@ -236,7 +236,7 @@ def test_a_database_of_an_earlier_release_is_brought_forward(tmp_path: Path) -> 
     assert jobs.add(ACME, {"other": 1}, "job_new", "more").body_digest == "digest"
 
 
-def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
+def test_a_job_is_claimed_by_one_worker_and_finished_once(tmp_path: Path) -> None:
     now = [1000.0]
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
     job = jobs.add(ACME, {"prompt": "x", "seed": [1]})
@@ -250,7 +250,7 @@ def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
     now[0] += CLAIM_S - 1
     assert jobs.claim("w2") is None
     now[0] += 2
-    assert jobs.claim("w2") is not None  # the first one died
+    assert jobs.claim("w2") is not None  # w1's claim expired
     assert not jobs.renew(job_id, "w1")
     assert not jobs.finish(job_id, "w1", spent(job))
     assert jobs.finish(job_id, "w2", spent(job))
@@ -265,25 +265,25 @@ def test_a_job_is_worked_on_by_one_and_finished_once(tmp_path: Path) -> None:
     assert jobs.get(job_id) is None
 
 
-def test_one_tenants_pile_of_jobs_is_in_nobodys_way(
+def test_a_tenants_backlog_of_jobs_does_not_delay_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db")
-    many, other = Principal("many", "many"), Principal("one", "one")
-    pile = [jobs.add(many, {}).id for _ in range(5)]
-    one = jobs.add(other, {}).id
+    heavy, light = Principal("many", "many"), Principal("one", "one")
+    backlog = [jobs.add(heavy, {}).id for _ in range(5)]
+    light_id = jobs.add(light, {}).id
     first, second = jobs.claim("w"), jobs.claim("w")
     assert first is not None
     assert second is not None
-    assert (first.id, second.id) == (pile[0], one)
-    assert jobs.put_back(one, "w", 0.0, 1)
-    again = jobs.get(one)
-    assert again is not None
-    assert (again.status, again.failures) == ("pending", 1)
+    assert (first.id, second.id) == (backlog[0], light_id)
+    assert jobs.put_back(light_id, "w", 0.0, 1)
+    returned = jobs.get(light_id)
+    assert returned is not None
+    assert (returned.status, returned.failures) == ("pending", 1)
     monkeypatch.setattr("serving.jobs.store.MAX_UNFINISHED", 5)
     with pytest.raises(Refused):
-        jobs.add(many, {})
-    jobs.add(other, {})
+        jobs.add(heavy, {})
+    jobs.add(light, {})
 
 
 def test_a_short_secret_is_refused(tmp_path: Path) -> None:
@@ -294,7 +294,9 @@ def test_a_short_secret_is_refused(tmp_path: Path) -> None:
         _ = Settings(data_dir=tmp_path).secret_bytes
 
 
-def test_settings_survive_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_round_trip_through_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = Settings(
         data_dir=tmp_path, replicas=3, store_options={"key": "k"}, open_tenant="demo", port=81
     )
@@ -305,7 +307,7 @@ def test_settings_survive_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_results_are_kept_as_long_as_is_said(tmp_path: Path) -> None:
+def test_results_are_kept_as_long_as_configured(tmp_path: Path) -> None:
     now = [1000.0]
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
     clock = lambda: now[0]  # noqa: E731
@@ -319,37 +321,37 @@ def test_results_are_kept_as_long_as_is_said(tmp_path: Path) -> None:
     assert jobs.expired() == [job.id]
 
 
-def test_a_machine_whose_clock_is_ahead_takes_nobody_elses_claim(
+def test_clock_skew_does_not_take_over_claims(
     database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where machines share a database, its clock is theirs; SQLite's users share a machine."""
+    """Claims use PostgreSQL's clock, which all machines share. With SQLite there is one machine."""
 
-    def room() -> Jobs:
+    def open_jobs() -> Jobs:
         clock = clock_of(database)
         meter = Meter(database, SqlBlobRecords(database), clock)
         return Jobs(database, meter, clock, kept_s=600.0)
 
     def claimed_by(jobs: Jobs, worker: str) -> set[str]:
-        """Everything that can be claimed: other tests' jobs lie in the same database."""
+        """Claim everything, because the database also has other tests' jobs."""
         claims = iter(lambda: jobs.claim(worker), None)
         return {job.id for job in claims if job is not None}
 
-    right = room()
-    job = right.add(ACME, {}, f"job_{secrets.token_hex(8)}")
-    assert job.id in claimed_by(right, "right")
+    exact = open_jobs()
+    job = exact.add(ACME, {}, f"job_{secrets.token_hex(8)}")
+    assert job.id in claimed_by(exact, "right")
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 900.0)
-    ahead = room()
+    ahead = open_jobs()
     stolen = claimed_by(ahead, "ahead")
     if database.dialect.name == "postgresql":
         assert job.id not in stolen
         assert not ahead.is_old(job)
-        assert right.finish(job.id, "right", spent(job))
+        assert exact.finish(job.id, "right", spent(job))
     else:
         assert job.id in stolen
 
 
-def test_an_error_of_the_database_does_not_say_what_was_to_be_written(database: Any) -> None:
+def test_database_errors_do_not_contain_the_parameters(database: Any) -> None:
     with pytest.raises(sa.exc.SQLAlchemyError) as failed, database.begin() as connection:
         connection.execute(
             sa.text("INSERT INTO no_such_table VALUES (:prompt)"), {"prompt": "a secret heron"}

@@ -1,4 +1,4 @@
-"""A database of before is brought to the newest schema, and what it holds stays."""
+"""Migration of an older database to the newest schema keeps its data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ASSET = {
 }  # fmt: skip
 
 
-def test_digests_of_assets_from_before_are_found(tmp_path: Path) -> None:
+def test_assets_of_an_older_schema_are_found_by_digest(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/platform.db"
     engine = connect(url)
     upgrade(engine, "0013")

@@ -1,4 +1,4 @@
-"""Under which names files go: a name never comes to mean another file by a push."""
+"""Names of pushed files: a push never changes which file a name means."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from serving.cli.output import ApiFailure
 
 
 class Library:
-    """An :class:`~serving.cli.transfer.Api` over rows, newest last; lists what is asked for."""
+    """A fake :class:`~serving.cli.transfer.Api` over rows, newest last; it only lists assets."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         assert (method, path) == ("GET", "/v1/assets")
-        wanted: Mapping[str, str] = options["params"]
-        found = self.rows
-        if "name" in wanted:
-            found = [row for row in found if row["name"] == wanted["name"]]
-        if "sha256" in wanted:
-            found = [r for r in found if r["report"].get("source_sha256") == wanted["sha256"]]
-        return {"data": found}
+        query: Mapping[str, str] = options["params"]
+        rows = self.rows
+        if "name" in query:
+            rows = [row for row in rows if row["name"] == query["name"]]
+        if "sha256" in query:
+            rows = [r for r in rows if r["report"].get("source_sha256") == query["sha256"]]
+        return {"data": rows}
 
     def asset(self, reference: str) -> dict[str, Any]:
         raise NotImplementedError
@@ -50,37 +50,37 @@ def file(path: str, kind: str = "lora") -> FolderFile:
 
 
 def push(library: Library, *files: tuple[str, str], new_versions: bool = False) -> list[Place]:
-    """Paths and digests, in the order of one run; each becomes ready."""
-    places = Places(library, new_versions=new_versions)
-    found = []
+    """Push files, given as (path, digest), in one run; each becomes ready."""
+    chooser = Places(library, new_versions=new_versions)
+    places = []
     for path, digest in files:
-        place = places.find(file(path), digest)
-        found.append(place)
+        place = chooser.find(file(path), digest)
+        places.append(place)
         if place.known is None and not place.is_repeated:
             library.has(place.name, digest)
-    return found
+    return places
 
 
 def names(places: Sequence[Place]) -> list[str]:
     return [place.name for place in places]
 
 
-def test_letters_of_every_script_stay_apart() -> None:
+def test_names_keep_letters_of_every_script() -> None:
     files = ["ネコ", "イヌ", "日本", "кот", "قطة", "बिल्ली", "แมว", "café", "Straße"]
     library = Library()
-    found = names(push(library, *((f"a/{name}.safetensors", name) for name in files)))
-    assert found == [normal_name(name) for name in files]
-    for name in found:
+    pushed = names(push(library, *((f"a/{name}.safetensors", name) for name in files)))
+    assert pushed == [normal_name(name) for name in files]
+    for name in pushed:
         check_name(name)
 
 
-def test_two_spellings_of_one_text_are_one_name() -> None:
-    composed, apart = "café", unicodedata.normalize("NFD", "café")
-    assert composed != apart
-    assert plain_name(apart) == composed
+def test_unicode_forms_of_a_text_give_one_name() -> None:
+    composed, decomposed = "café", unicodedata.normalize("NFD", "café")
+    assert composed != decomposed
+    assert plain_name(decomposed) == composed
 
 
-def test_a_file_more_in_a_folder_moves_no_name() -> None:
+def test_an_added_file_changes_no_existing_name() -> None:
     library = Library()
     first = push(library, ("r/chars/v1.x", "c"), ("r/styles/v1.x", "s"))
     assert names(first) == ["v1", "styles-v1"]
@@ -92,7 +92,7 @@ def test_a_file_more_in_a_folder_moves_no_name() -> None:
     assert third[0].other == "v1"
 
 
-def test_bytes_that_the_library_has_are_found_under_any_name() -> None:
+def test_known_bytes_keep_the_name_they_have() -> None:
     library = Library()
     library.has("renamed-long-ago", "d")
     (place,) = push(library, ("x/fresh.x", "d"))
@@ -104,13 +104,13 @@ def test_bytes_that_the_library_has_are_found_under_any_name() -> None:
     assert (place.name, place.known) == ("other", None)
 
 
-def test_one_file_twice_in_a_run_is_sent_once() -> None:
+def test_a_repeated_file_is_sent_once() -> None:
     first, again = push(Library(), ("a/x.s", "d"), ("b/y.s", "d"))
     assert (first.is_repeated, again.is_repeated) == (False, True)
     assert again.name == "x"
 
 
-def test_a_new_version_only_when_it_is_asked_for() -> None:
+def test_a_new_version_only_on_request() -> None:
     library = Library()
     library.has("style", "old")
     assert names(push(library, ("new/style.x", "one"))) == ["new-style"]
@@ -121,7 +121,7 @@ def test_a_new_version_only_when_it_is_asked_for() -> None:
     assert named(library, "style", "three", new_version=True).new_version
 
 
-def test_what_was_rejected_or_cut_off_keeps_its_name() -> None:
+def test_rejected_and_interrupted_uploads_keep_their_name() -> None:
     library = Library()
     library.has("broken", "x", status="rejected")
     (place,) = push(library, ("a/broken.x", "mended"))
@@ -147,7 +147,7 @@ def test_what_was_rejected_or_cut_off_keeps_its_name() -> None:
         ("\u0301abc", "abc"),
     ],
 )
-def test_a_name_that_can_be_written(stem: str, name: str) -> None:
+def test_plain_names(stem: str, name: str) -> None:
     assert plain_name(stem) == name
     (place,) = push(Library(), (f"f/{stem.replace('/', ' ')}.x", "0123456789abcdef" * 4))
     check_name(place.name)
@@ -155,11 +155,11 @@ def test_a_name_that_can_be_written(stem: str, name: str) -> None:
 
 @given(st.text(max_size=300), st.text(max_size=200))
 @settings(max_examples=300, deadline=None)
-def test_whatever_a_file_is_called_its_names_are_names(stem: str, folder: str) -> None:
+def test_every_file_gets_a_valid_unused_name(stem: str, folder: str) -> None:
     library = Library()
-    one = FolderFile(path=Path("x"), kind="lora", stem=stem, folder=folder)
+    source = FolderFile(path=Path("x"), kind="lora", stem=stem, folder=folder)
     for digest in ("0" * 64, "1" * 64, "2" * 64, "3" * 64):
-        place = Places(library, new_versions=False).find(one, digest)
+        place = Places(library, new_versions=False).find(source, digest)
         check_name(place.name)
         assert place.name not in [row["name"] for row in library.rows]
         library.has(place.name, digest)
@@ -167,6 +167,6 @@ def test_whatever_a_file_is_called_its_names_are_names(stem: str, folder: str) -
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "a b", "a/b", "a:b", "a@1", "a\u200bb", "x" * 129,
                                   "日" * 75, "\u0301a", "a\x00"])  # fmt: skip
-def test_what_is_no_name(name: str) -> None:
+def test_invalid_names_are_rejected(name: str) -> None:
     with pytest.raises(InvalidAsset, match="letters, digits"):
         check_name(name)

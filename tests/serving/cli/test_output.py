@@ -1,4 +1,4 @@
-"""What strangers have written is shown, and steers neither rich nor the terminal."""
+"""Untrusted text is printed without effect on rich's markup or the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from serving.cli.output import ApiFailure, clear_errors, show, show_one
 
-STRANGE = [
+UNTRUSTED = [
     "[red]x[/red]",
     "[/]",
     "[link=http://evil]a[/link]",
@@ -21,28 +21,28 @@ STRANGE = [
 ]
 
 
-@pytest.mark.parametrize("text", STRANGE)
-def test_a_table_shows_it_as_it_is_written(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("text", UNTRUSTED)
+def test_untrusted_text_is_escaped(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     show([{"name": text}], ("name",), as_json=False)
     show_one({}, text, as_json=False)
     with pytest.raises(typer.Exit), clear_errors():
         raise ApiFailure(text)
-    shown, wrong = capsys.readouterr()
-    for each in (shown, wrong):
-        assert "\x1b" not in each
-        assert "\x9b" not in each
-        assert "\r" not in each
+    out, err = capsys.readouterr()
+    for printed in (out, err):
+        assert "\x1b" not in printed
+        assert "\x9b" not in printed
+        assert "\r" not in printed
     if text.isprintable():
-        assert shown.count(text) == 2
-        assert text in wrong
+        assert out.count(text) == 2
+        assert text in err
 
 
-def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     show([{"name": "\ud800é"}], ("name",), as_json=True)
     assert capsys.readouterr().out.isascii()
 
 
-def test_a_terminal_without_unicode_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_stdout_cannot_encode_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
     show_one({}, "héron", as_json=False)

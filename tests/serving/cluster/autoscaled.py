@@ -1,5 +1,5 @@
-"""Ray's own autoscaler on fake nodes, with the node types of ray_cluster.yaml: raylets on this
-machine that have a GPU by name only."""
+"""Ray's autoscaler on fake nodes with the node types of ray_cluster.yaml. The nodes are raylets on
+this machine, and their GPUs are only declared resources."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ START_S = 90.0
 
 @dataclass(frozen=True)
 class AutoscaledCluster:
-    """``environment`` is what a process needs to join it."""
+    """A running cluster. ``environment`` holds the variables that a process needs to join it."""
 
     address: str
     environment: Mapping[str, str]
@@ -34,8 +34,8 @@ class AutoscaledCluster:
 
 
 def cluster_config(address: str, idle_min: float) -> dict[str, Any]:
-    """ray_cluster.yaml for a provider that makes nodes of processes. The head carries the
-    control plane alone; where no GPU is asked for nothing else may start there."""
+    """ray_cluster.yaml for a provider whose nodes are processes. The head only runs the control
+    plane; no node starts without a request for a GPU."""
     document: dict[str, Any] = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
     for kind in document["available_node_types"].values():
         kind["node_config"] = {}
@@ -60,8 +60,8 @@ def cluster_config(address: str, idle_min: float) -> dict[str, Any]:
 
 @contextmanager
 def autoscaled(idle_s: float) -> Iterator[AutoscaledCluster]:
-    """A head, and an autoscaler that brings nodes when something asks for their resources and
-    takes them back when they were idle for that long."""
+    """Start a head with an autoscaler, which adds nodes for requested resources and removes nodes
+    that are idle for ``idle_s`` seconds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -71,9 +71,9 @@ def autoscaled(idle_s: float) -> Iterator[AutoscaledCluster]:
     config = folder / "cluster.json"
     document = cluster_config(address, idle_s / 60)
     config.write_text(json.dumps(document))
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
     environment = {
-        **ours,
+        **inherited,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -105,11 +105,11 @@ def autoscaled(idle_s: float) -> Iterator[AutoscaledCluster]:
 
 
 def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """It, and what it started: all that has the private folder in its command line, a node
-    that was about to start in this moment too."""
+    """End the head and every process with the private folder in its command line, including nodes
+    that are just starting."""
     import psutil
 
-    def mine() -> list[Any]:
+    def descendants() -> list[Any]:
         return [
             other
             for other in psutil.process_iter(["cmdline"])
@@ -117,7 +117,7 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
             and any(str(folder) in part for part in other.info["cmdline"] or ())
         ]
 
-    children = mine()
+    children = descendants()
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout=30)
@@ -125,8 +125,8 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
         process.kill()
         process.wait()
     psutil.wait_procs(children, timeout=10)
-    while left := mine():
-        for other in left:
+    while remaining := descendants():
+        for other in remaining:
             with suppress(psutil.NoSuchProcess):
                 other.kill()
-        psutil.wait_procs(left, timeout=10)
+        psutil.wait_procs(remaining, timeout=10)

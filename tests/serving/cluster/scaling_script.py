@@ -1,6 +1,6 @@
-"""One case of the scaler on a cluster with an autoscaler; prints what happened as JSON.
+"""Runs one scaling case on a cluster with an autoscaler and prints what happened as JSON.
 
-Run by test_scaling.py in a process of its own: ``ADDRESS FOLDER CASE IDLE_S``.
+Run by test_scaling.py as a subprocess with the arguments ``ADDRESS FOLDER CASE IDLE_S``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Submit = Callable[..., "asyncio.Task[GenerationResult]"]
 
 
 class Case:
-    """A pool that is watched while requests come."""
+    """Submits requests to a platform and observes its pools."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -86,12 +86,12 @@ async def two_and_two(case: Case) -> dict[str, Any]:
     first = [case.submit(200), case.submit(200)]
     await case.until(lambda p: any(r["running"] for r in p["replicas"]))
     waiting = (await case.pool())["waiting"]
-    await asyncio.sleep(1.0)  # in which a scaler that counts wrongly would order another
+    await asyncio.sleep(1.0)  # a scaler that counts wrongly would order another replica
     before = ordered(await case.pool())
-    more = [case.submit(8), case.submit(8)]
+    second = [case.submit(8), case.submit(8)]
     queue = (await case.until(lambda p: ordered(p) > before or p["waiting"] >= 3))["waiting"]
     await case.until(lambda p: ordered(p) == 2)
-    results = await asyncio.gather(*first, *more)
+    results = await asyncio.gather(*first, *second)
     pool = await case.until(lambda pool: not pool["replicas"])
     return {
         "waiting with one GPU": waiting,
@@ -103,7 +103,7 @@ async def two_and_two(case: Case) -> dict[str, Any]:
 
 
 async def two_kinds(case: Case) -> dict[str, Any]:
-    """Two tenants on one kind of GPU; then one is moved to another kind."""
+    """Two tenants on one kind of GPU; then one tenant is moved to another kind."""
     backends = open_backends(case.settings)
     directory, keyring = backends.directory, backends.directory.keyring
     keys = {}
@@ -117,8 +117,8 @@ async def two_kinds(case: Case) -> dict[str, Any]:
 
     async def generate(tenant: str) -> dict[str, Any]:
         started = time.monotonic()
-        order = GenerationRequest("a star", (3,), steps=2)
-        generated = await platform.generate(keyring.authenticate(keys[tenant]), order)
+        request = GenerationRequest("a star", (3,), steps=2)
+        generated = await platform.generate(keyring.authenticate(keys[tenant]), request)
         await platform.settle(generated)
         return {
             "tenant": tenant,
@@ -138,7 +138,7 @@ async def two_kinds(case: Case) -> dict[str, Any]:
 
 
 async def nodes_gone(timeout_s: float = 120.0) -> int:
-    """How many nodes are left beside the head."""
+    """Wait until only the head is left; the number of other nodes at the end."""
     deadline = time.monotonic() + timeout_s
     while (alive := sum(node["Alive"] for node in ray.nodes()) - 1) and (
         time.monotonic() < deadline
@@ -168,14 +168,14 @@ def main() -> None:
         host_dir=Path(folder) / "host",
     )
 
-    async def whole(settings: Settings) -> dict[str, Any]:
+    async def run_case(settings: Settings) -> dict[str, Any]:
         case = Case(settings)
-        found = await run(case)
-        return {**found, "submitted_s": case.submitted_s, "nodes_left": await nodes_gone()}
+        result = await run(case)
+        return {**result, "submitted_s": case.submitted_s, "nodes_left": await nodes_gone()}
 
     with running_pool(settings, lambda text: print(text, file=sys.stderr)) as running:
-        found = asyncio.run(whole(running))
-    print(json.dumps(found))
+        result = asyncio.run(run_case(running))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The whole platform on Ray: two replicas, two gateways; killed, one after the other."""
+"""The whole platform on Ray with two replicas and two gateways; its processes are killed one by
+one."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def door(platform: Running) -> Endpoint:
+def endpoint(platform: Running) -> Endpoint:
     return Endpoint([platform.url], platform.key("acme"))
 
 
@@ -46,23 +47,23 @@ def up(platform: Running) -> list[dict[str, Any]]:
 
 
 def golden_of(platform: Running) -> dict[int, str | None]:
-    golden = {seed: ask(door(platform), seed).image for seed in SEEDS}
+    golden = {seed: ask(endpoint(platform), seed).image for seed in SEEDS}
     assert None not in golden.values()
     assert len(set(golden.values())) == len(SEEDS)
     return golden
 
 
 def check(load: Load, golden: dict[int, str | None]) -> None:
-    """A connection may be refused or cut; no answer is an error or another picture."""
+    """Connections may be refused or broken; no answer is an error or a different image."""
     assert not load.errors
     assert all(answer.image == golden[answer.seed] for answer in load.answers)
-    said = [said for answer in load.answers for said in answer.said.split("; ")]
-    assert not [one for one in said if one[:1].isdigit()]
+    messages = [message for answer in load.answers for message in answer.said.split("; ")]
+    assert not [message for message in messages if message[:1].isdigit()]
 
 
-def test_kill_a_replica_then_a_gateway_under_load(platform: Running) -> None:
+def test_killing_a_replica_and_a_gateway_under_load(platform: Running) -> None:
     golden = golden_of(platform)
-    with Load(known(door(platform)), clients=4) as load:
+    with Load(known(endpoint(platform)), clients=4) as load:
         load.await_more(8)
         busy = max(up(platform), key=lambda r: r["running"])
         os.kill(busy["pid"], signal.SIGKILL)
@@ -82,8 +83,8 @@ def test_kill_a_replica_then_a_gateway_under_load(platform: Running) -> None:
         assert time.monotonic() < deadline
 
 
-def test_nothing_of_it_is_open_to_the_network_or_to_other_users(platform: Running) -> None:
-    golden_of(platform)  # everything is up, and has worked
+def test_nothing_is_open_to_the_network_or_to_other_users(platform: Running) -> None:
+    golden_of(platform)  # every process is up and has worked
     family = [psutil.Process(platform.process.pid), *platform.descendants()]
     listening = {
         (process.name(), connection.laddr.ip)
@@ -98,38 +99,40 @@ def test_nothing_of_it_is_open_to_the_network_or_to_other_users(platform: Runnin
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     written = [path for folder in (data, ray_folder) for path in folder.rglob("*")]
     files = [path for path in written if path.is_file() and not path.is_symlink()]
-    assert not [path for path in files if path.is_relative_to(data) and others_may(path)]
+    assert not [
+        path for path in files if path.is_relative_to(data) and is_accessible_to_others(path)
+    ]
     secret = platform.settings.secret_bytes
     assert [path for path in files if secret in path.read_bytes()] == [data / "secret"]
-    for process in family:  # what `ps` shows to everybody
+    for process in family:  # `ps` shows command lines to every user
         assert secret.decode() not in " ".join(process.cmdline())
 
 
-def others_may(path: Path) -> bool:
-    """Read it or write to it."""
+def is_accessible_to_others(path: Path) -> bool:
+    """Whether other users may read or write it."""
     return bool(path.stat().st_mode & 0o077)
 
 
-def test_every_gateway_shows_what_all_have_answered(platform: Running) -> None:
-    """Not its own alone: whoever scrapes gets one of them, another each time."""
-    answered = "ao_http_requests_total{"
+def test_every_gateway_exports_the_metrics_of_all_gateways(platform: Running) -> None:
+    """A scrape reaches a random gateway, so each must export the counters of all."""
+    metric = "ao_http_requests_total{"
     route = 'route="/healthz"'
 
     def count() -> float:
         lines = httpx.get(f"{platform.url}/metrics", timeout=30).text.splitlines()
-        found = [line for line in lines if line.startswith(answered) and route in line]
-        return sum(float(line.rpartition(" ")[2]) for line in found)
+        samples = [line for line in lines if line.startswith(metric) and route in line]
+        return sum(float(line.rpartition(" ")[2]) for line in samples)
 
     before = count()
-    for _ in range(40):  # a connection each: some to one gateway, some to the other
+    for _ in range(40):  # one connection each, so that both gateways get some
         httpx.get(f"{platform.url}/healthz", timeout=30).raise_for_status()
-    deadline = time.monotonic() + 30  # an answer is counted when it was sent
+    deadline = time.monotonic() + 30  # a response is counted after it was sent
     while {count() for _ in range(10)} != {before + 40}:
         assert time.monotonic() < deadline
 
 
-def test_another_does_not_start_on_the_same_data_folder(platform: Running) -> None:
-    """It would take the first one's tiers with it when it ends."""
+def test_a_second_platform_does_not_start_on_the_same_data_folder(platform: Running) -> None:
+    """It would delete the first platform's tiers when it stops."""
     second = platform.settings.model_copy(update={"port": free_port()})
     environment = {**clean_environment(), **second.to_environment()}
     done = subprocess.run(
@@ -139,25 +142,25 @@ def test_another_does_not_start_on_the_same_data_folder(platform: Running) -> No
     assert done.returncode != 0
     assert "another asset-orchestrator serve uses" in done.stderr
     assert "AO_DATA_DIR" in done.stderr
-    assert ask(door(platform), 0).image is not None
+    assert ask(endpoint(platform), 0).image is not None
 
 
-def test_a_dispatcher_that_dies_is_replaced(platform: Running) -> None:
+def test_a_killed_dispatcher_is_restarted(platform: Running) -> None:
     golden = golden_of(platform)
     dispatcher = next(
         p for p in platform.descendants() if any("DispatcherActor" in c for c in p.cmdline())
     )
-    with Load(known(door(platform)), clients=4) as load:
+    with Load(known(endpoint(platform)), clients=4) as load:
         load.await_more(4)
         dispatcher.kill()
         load.await_more(8)
     check(load, golden)
 
 
-def test_a_control_plane_that_dies_comes_back_with_all_it_knew(platform: Running) -> None:
+def test_a_killed_control_plane_restarts_with_its_tables(platform: Running) -> None:
     golden = golden_of(platform)
     (old,) = [p for p in platform.descendants() if p.name() == "gcs_server"]
-    with Load(known(door(platform)), clients=4) as load:
+    with Load(known(endpoint(platform)), clients=4) as load:
         load.await_more(4)
         old.kill()
         load.await_more(8)
@@ -173,20 +176,20 @@ def test_a_control_plane_that_dies_comes_back_with_all_it_knew(platform: Running
         time.sleep(0.2)
 
 
-def test_sighup_replaces_every_process_while_it_serves(platform: Running) -> None:
+def test_sighup_replaces_every_process_while_serving(platform: Running) -> None:
     golden = golden_of(platform)
 
     def processes() -> set[int]:
         ours = ("ray::DispatcherActor", "ray::IngestActor", "ray::ServeReplica", "spawn_main")
         found = set()
         for process in platform.descendants():
-            with suppress(psutil.Error):  # it has just ended
+            with suppress(psutil.Error):  # it has just exited
                 if any(name in part for name in ours for part in process.cmdline()):
                     found.add(process.pid)
         return found
 
     old = processes()
-    with Load(known(door(platform)), clients=4) as load:
+    with Load(known(endpoint(platform)), clients=4) as load:
         load.await_more(4)
         platform.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + 240
@@ -206,7 +209,7 @@ def _inspected(client: Any, asset: dict[str, Any]) -> dict[str, Any]:
     return asset
 
 
-def test_a_trace_is_played_against_it(platform: Running, tmp_path: Path) -> None:
+def test_a_trace_is_replayed_against_the_platform(platform: Running, tmp_path: Path) -> None:
     import csv
     import json
 
@@ -228,8 +231,8 @@ def test_a_trace_is_played_against_it(platform: Running, tmp_path: Path) -> None
 
 
 def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path) -> None:
-    """Resident memory of every process of the platform, sampled while 1 GiB streams in and
-    is inspected; the file is a well-formed safetensors file of a kind that is refused."""
+    """Samples the resident memory of every process while 1 GiB is uploaded and inspected. The file
+    is a well-formed safetensors file of an unknown kind, which is rejected."""
     import torch
 
     from assets.formats.tensors import Planned, write_tensors
@@ -239,8 +242,8 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
     planned = {f"block.{i}": Planned("F16", (1 << 26,), lambda c=chunk: c) for i in range(8)}
     assert write_tensors(big, planned, {}).size_bytes > 1 << 30
     del chunk, planned
-    ask(door(platform), 0)
-    junk = tmp_path / "junk.safetensors"  # so that the process that inspects is there
+    ask(endpoint(platform), 0)
+    junk = tmp_path / "junk.safetensors"  # starts the sandbox process before the measurement
     junk.write_bytes(b"junk")
     _inspected(platform.client(), platform.client().upload(junk, "lora", "junk"))
     before = {p.pid: p.memory_info().rss for p in platform.descendants()}
@@ -281,51 +284,51 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
 def test_a_deletion_reaches_the_tiers_of_the_cluster(
     platform: Running, schema: Any, tmp_path: Path
 ) -> None:
-    """Through the gateways, the dispatcher's actor and Serve's replicas; and so does a warming."""
+    """Warming and deletion go through gateways, the dispatcher's actor and Serve's replicas."""
     client = platform.client()
     file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=78, only="attn2")
     asset = client.await_ready(client.upload(file, "lora", "own")["id"])
-    found = client.call("POST", f"/v1/assets/{asset['id']}/warm")["found_on"]
-    assert set(found) == {replica["id"] for replica in up(platform)}
-    assert len(found) == 2
+    found_on = client.call("POST", f"/v1/assets/{asset['id']}/warm")["found_on"]
+    assert set(found_on) == {replica["id"] for replica in up(platform)}
+    assert len(found_on) == 2
     record = open_backends(platform.settings).records.get(asset["id"])
     assert record is not None
     (key,) = (blob.key for blob in record.parts.values())
     folders = (platform.settings.resolved_disk_dir, platform.settings.resolved_host_dir)
 
-    def is_there() -> bool:
+    def is_cached() -> bool:
         return any((folder / "objects" / key).exists() for folder in folders)
 
-    assert is_there()
+    assert is_cached()
     client.generate(body(0, {"loras": {asset["id"]: 1.0}}))
     client.call("DELETE", f"/v1/assets/{asset['id']}")
     deadline = time.monotonic() + 30
-    while is_there():
+    while is_cached():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_sigterm_lets_what_was_asked_be_answered(platform: Running) -> None:
-    """The last that is asked of this platform."""
+def test_sigterm_finishes_running_requests(platform: Running) -> None:
+    """Must run last, because it stops the module's platform."""
     slow = {**body(0), "steps": 60}
-    with ThreadPoolExecutor(4) as crowd:
-        asked = [
-            crowd.submit(
+    with ThreadPoolExecutor(4) as pool:
+        requests = [
+            pool.submit(
                 httpx.post, f"{platform.url}/generate/sdxl", json=slow,
-                headers=door(platform).headers, timeout=120,
+                headers=endpoint(platform).headers, timeout=120,
             )
             for _ in range(4)
         ]  # fmt: skip
         while sum(replica["running"] for replica in platform.status()["replicas"]) < 4:
-            assert not any(one.done() for one in asked)
+            assert not any(request.done() for request in requests)
         platform.process.send_signal(signal.SIGTERM)
-        assert [one.result().status_code for one in asked] == [200] * 4
+        assert [request.result().status_code for request in requests] == [200] * 4
     assert platform.process.wait(timeout=120) in (0, -signal.SIGTERM)
 
 
-def test_the_same_application_on_two_nodes(tmp_path: Path, s3_server: dict[str, Any]) -> None:
-    """Each with tiers of its own. An asset that both want leaves the store once; the node that
-    asks second has it from the first."""
+def test_the_platform_on_two_nodes(tmp_path: Path, s3_server: dict[str, Any]) -> None:
+    """Each node has its own tiers. An asset that both need is fetched from the store once; the
+    second node gets it from the first."""
     import json
     import shutil
 
@@ -349,10 +352,10 @@ def test_the_same_application_on_two_nodes(tmp_path: Path, s3_server: dict[str, 
     assert done.returncode == 0, done.stderr[-4000:]
     answer = json.loads(done.stdout.splitlines()[-1])
     lora = answer.pop("lora")
-    asked = sum(count for path, count in proxy.gets.items() if path.endswith(lora))
-    print(f"{lora}: {asked} request to the store; {answer}")
-    assert asked == 1
-    assert "peer" in answer["warmed from"]  # the other one is its owner
+    gets = sum(count for path, count in proxy.gets.items() if path.endswith(lora))
+    print(f"{lora}: {gets} request to the store; {answer}")
+    assert gets == 1
+    assert "peer" in answer["warmed from"]  # the other node owns the key
     assert answer["nodes that hold it"] == [["disk", "host"]] * 2
-    assert answer["pictures"] == 1
-    assert answer["another door"] == 200
+    assert answer["distinct images"] == 1
+    assert answer["second gateway"] == 200

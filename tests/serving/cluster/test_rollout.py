@@ -1,4 +1,4 @@
-"""What a renewal asks before it ends anything."""
+"""The checks of a rollout before it stops anything."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from threading import Event
 
 import pytest
 
-from serving.cluster import rollout as renewal
+from serving.cluster import rollout
 from serving.settings import Settings
 
 
-def test_code_that_cannot_be_imported_renews_nothing(
+def test_code_that_cannot_be_imported_restarts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ended(*_: object, **__: object) -> None:
-        raise AssertionError("something was ended")
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("an actor was looked up or killed")
 
-    monkeypatch.setattr(renewal, "IMPORTED", ("serving.cluster.no_such_room",))
-    monkeypatch.setattr(renewal.ray, "kill", ended)
-    monkeypatch.setattr(renewal.ray, "get_actor", ended)
-    with pytest.raises(renewal.NotRenewed, match=r"(?s)cannot be imported.*no_such_room"):
-        renewal.renew(Settings(data_dir=tmp_path), print, Event())
+    monkeypatch.setattr(rollout, "IMPORTED", ("serving.cluster.no_such_module",))
+    monkeypatch.setattr(rollout.ray, "kill", fail)
+    monkeypatch.setattr(rollout.ray, "get_actor", fail)
+    with pytest.raises(rollout.NotRenewed, match=r"(?s)cannot be imported.*no_such_module"):
+        rollout.renew(Settings(data_dir=tmp_path), print, Event())
 
 
-def test_what_a_renewal_imports_is_there() -> None:
-    for name in renewal.IMPORTED:
+def test_modules_of_the_import_check_exist() -> None:
+    for name in rollout.IMPORTED:
         assert (Path(__file__).parents[3] / f"{name.replace('.', '/')}.py").exists()

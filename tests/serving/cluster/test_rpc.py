@@ -1,4 +1,4 @@
-"""The wire: every call ends once, whatever becomes of the other end."""
+"""RPC: every call ends exactly once, whatever happens to the other end."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Methods:
     async def broken(self) -> None:
         raise KeyError("a secret")
 
-    async def unspeakable(self) -> Any:
+    async def unpicklable(self) -> Any:
         return lambda: None
 
 
 @asynccontextmanager
-async def line(key: bytes = KEY) -> AsyncIterator[tuple[Wire, Methods, WireServer]]:
+async def connection(key: bytes = KEY) -> AsyncIterator[tuple[Wire, Methods, WireServer]]:
     methods = Methods()
-    names = ("echo", "slow", "broken", "unspeakable")
+    names = ("echo", "slow", "broken", "unpicklable")
     server = WireServer({name: getattr(methods, name) for name in names}, KEY)
     wire = Wire(await server.start(HOST), key)
     try:
@@ -58,7 +58,7 @@ async def line(key: bytes = KEY) -> AsyncIterator[tuple[Wire, Methods, WireServe
 
 
 async def test_many_calls_share_a_connection() -> None:
-    async with line() as (wire, methods, _):
+    async with connection() as (wire, methods, _):
         slow = asyncio.create_task(wire.call("slow", "last"))
         answers = await asyncio.gather(*(wire.call("echo", i) for i in range(100)))
         assert answers == list(range(100))
@@ -69,21 +69,21 @@ async def test_many_calls_share_a_connection() -> None:
 
 async def test_large_values_pass() -> None:
     value = os.urandom(5 << 20)
-    async with line() as (wire, _, _):
+    async with connection() as (wire, _, _):
         assert await wire.call("echo", value) == value
 
 
-@pytest.mark.parametrize("method", ["broken", "unspeakable", "unknown"])
-async def test_what_fails_over_there_fails_here_and_tells_no_secret(method: str) -> None:
-    async with line() as (wire, _, _):
+@pytest.mark.parametrize("method", ["broken", "unpicklable", "unknown"])
+async def test_remote_errors_are_raised_without_their_text(method: str) -> None:
+    async with connection() as (wire, _, _):
         with pytest.raises(RemoteFailed) as failed:
             await wire.call(method)
         assert "a secret" not in str(failed.value)
         assert await wire.call("echo", 1) == 1
 
 
-async def test_a_withdrawn_call_is_cancelled_over_there() -> None:
-    async with line() as (wire, methods, _):
+async def test_a_cancelled_call_is_cancelled_on_the_server() -> None:
+    async with connection() as (wire, methods, _):
         call = asyncio.create_task(wire.call("slow", 1))
         await methods.started.wait()
         call.cancel()
@@ -92,8 +92,8 @@ async def test_a_withdrawn_call_is_cancelled_over_there() -> None:
         assert await wire.call("echo", 1) == 1
 
 
-async def test_a_caller_that_goes_away_withdraws_its_calls() -> None:
-    async with line() as (wire, methods, _):
+async def test_calls_of_a_disconnected_caller_are_cancelled() -> None:
+    async with connection() as (wire, methods, _):
         call = asyncio.create_task(wire.call("slow", 1))
         await methods.started.wait()
         await wire.close()
@@ -102,8 +102,8 @@ async def test_a_caller_that_goes_away_withdraws_its_calls() -> None:
         await asyncio.wait_for(methods.cancelled.wait(), 10)
 
 
-async def test_an_end_that_dies_breaks_its_calls_and_is_found_again() -> None:
-    async with line() as (wire, methods, server):
+async def test_a_dead_server_breaks_its_calls_and_is_reconnected() -> None:
+    async with connection() as (wire, methods, server):
         call = asyncio.create_task(wire.call("slow", 1))
         await methods.started.wait()
         port = int(wire.address.rpartition(":")[2])
@@ -120,8 +120,8 @@ async def test_an_end_that_dies_breaks_its_calls_and_is_found_again() -> None:
             await again.close()
 
 
-async def test_draining_waits_for_what_was_asked() -> None:
-    async with line() as (wire, methods, server):
+async def test_draining_waits_for_running_calls() -> None:
+    async with connection() as (wire, methods, server):
         call = asyncio.create_task(wire.call("slow", 1))
         await methods.started.wait()
         draining = asyncio.create_task(server.drain())
@@ -136,51 +136,51 @@ async def test_draining_waits_for_what_was_asked() -> None:
             await Wire(wire.address, KEY).call("echo", 1)
 
 
-async def test_without_the_key_nothing_is_answered() -> None:
-    async with line(b"another key") as (wire, _, _):
+async def test_a_caller_without_the_key_gets_no_answer() -> None:
+    async with connection(b"another key") as (wire, _, _):
         with pytest.raises(WireDown):
             await wire.call("echo", 1)
 
 
-async def test_nothing_is_unpickled_for_a_stranger() -> None:
+async def test_nothing_is_unpickled_before_authentication() -> None:
     class Bomb:
         def __reduce__(self) -> Any:
             return os.mkdir, ("/nonexistent/bomb",)
 
-    async with line() as (wire, _, _):
+    async with connection() as (wire, _, _):
         host, _, port = wire.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         await reader.readexactly(32)
         body = pickle.dumps(Bomb())
         writer.write(os.urandom(64) + struct.pack(">I", len(body)) + body)
-        assert await reader.read() == b""  # closed, and no proof was given
+        assert await reader.read() == b""  # closed without a proof
         writer.close()
 
 
-async def test_a_stranger_at_the_address_is_not_told_anything() -> None:
-    """It says something that is no proof, and hears a nonce and a proof of nothing else."""
-    heard = bytearray()
+async def test_a_server_without_the_key_receives_no_call() -> None:
+    """A server with a wrong proof receives only the caller's nonce and proof."""
+    received = bytearray()
 
-    async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"n" * 32)
-        heard.extend(await reader.readexactly(64))
+        received.extend(await reader.readexactly(64))
         writer.write(b"p" * 32)
-        heard.extend(await reader.read())
+        received.extend(await reader.read())
         writer.close()
 
-    server = await asyncio.start_server(stranger, HOST, 0)
+    server = await asyncio.start_server(impostor, HOST, 0)
     port = server.sockets[0].getsockname()[1]
     try:
         with pytest.raises(WireDown, match="key"):
             await Wire(f"{HOST}:{port}", KEY).call("echo", "private")
-        assert len(heard) == 64
+        assert len(received) == 64
     finally:
         server.close()
 
 
-async def test_nobody_there() -> None:
+async def test_nothing_listens_at_the_address() -> None:
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    with pytest.raises(WireDown, match="nobody"):
+    with pytest.raises(WireDown, match="cannot connect"):
         await Wire(f"{HOST}:{port}", KEY).call("echo", 1)

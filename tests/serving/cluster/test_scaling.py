@@ -1,6 +1,6 @@
-"""The two cases of the scaler, exactly, on Ray's own autoscaler with fake nodes.
+"""Scaling cases on Ray's autoscaler with fake nodes.
 
-Each is run with a short idle time; with ``AO_TEST_IDLE_S=30`` as an operator would see it.
+They use a short idle time; set ``AO_TEST_IDLE_S=30`` for a realistic one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def times(found: dict[str, Any], what: str) -> dict[str, float]:
 
 
 def table(case: str, found: dict[str, Any]) -> str:
-    """The event log: seconds since the last request came, or since the first event."""
+    """The event log, in seconds since the last request was submitted, or since the first event."""
     last = max(found["submitted_s"], default=found["events"][0]["at_s"])
     lines = [f"{case}:"]
     for event in found["events"]:
@@ -54,16 +54,16 @@ def table(case: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def idled_out(found: dict[str, Any]) -> None:
-    """Every replica was released, none before its idle time; and its node went too."""
+def assert_idled_out(found: dict[str, Any]) -> None:
+    """Every replica was released, none before its idle time, and its node was removed."""
     ready, released = times(found, "ready"), times(found, "released")
     assert ready.keys() == released.keys()
-    # It is noticed to be ready up to a look of the keeper after its idle time began.
+    # The autoscaler notes "ready" up to one interval after the idle time began.
     assert all(released[name] - ready[name] >= IDLE_S - 1.0 for name in ready)
     assert found["nodes_left"] == 0
 
 
-def test_ten_at_once_start_four_which_drain_the_queue_and_idle_out(tmp_path: Path) -> None:
+def test_ten_requests_start_four_replicas_which_idle_out(tmp_path: Path) -> None:
     found = run("ten at once", tmp_path)
     ordered = times(found, "ordered")
     assert len(ordered) == 4
@@ -71,29 +71,29 @@ def test_ten_at_once_start_four_which_drain_the_queue_and_idle_out(tmp_path: Pat
     assert max(ordered.values()) - tenth <= 1.0
     assert set(found["replicas"]) <= ordered.keys()
     assert times(found, "ready").keys() == ordered.keys()
-    idled_out(found)
+    assert_idled_out(found)
 
 
-def test_a_second_starts_when_more_wait_than_the_queue_holds(tmp_path: Path) -> None:
+def test_a_second_replica_starts_when_the_backlog_exceeds_queue_size(tmp_path: Path) -> None:
     found = run("two and two", tmp_path)
     assert found["waiting with one GPU"] == 1  # the second request waits for the one GPU
     assert found["ordered with two requests"] == 1
     assert found["queue with four"] == 3
     assert len(times(found, "ordered")) == 2
-    idled_out(found)
+    assert_idled_out(found)
 
 
-def test_who_moves_to_another_kind_of_gpu_pays_one_cold_start(tmp_path: Path) -> None:
+def test_a_tenant_that_moves_to_another_gpu_pays_one_cold_start(tmp_path: Path) -> None:
     found = run("two kinds", tmp_path, idle_s=40.0)
     starts = times(found, "ready")
-    assert sorted(starts) == ["a10g-0", "h100-0"]  # one for both on the first, one for the move
+    assert sorted(starts) == ["a10g-0", "h100-0"]  # one shared by both tenants, one for the move
     generated = {
         tenant: [a for a in found["answers"] if a["tenant"] == tenant]
         for tenant in ("moves", "stays")
     }
     assert [a["replica"] for a in generated["moves"]] == ["a10g-0"] * 2 + ["h100-0"] * 3
     assert {a["replica"] for a in generated["stays"]} == {"a10g-0"}
-    # Measured against the same tenant's own warm requests, in the same run.
+    # Compared with warm requests of the same tenant in the same run.
     cold, *warm = [a["seconds"] for a in generated["moves"][2:]]
     assert cold > 4 * max(warm)
     for answer in found["answers"]:

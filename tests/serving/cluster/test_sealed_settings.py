@@ -1,4 +1,4 @@
-"""What Ray is given of the settings tells nobody the secrets."""
+"""The settings that Ray stores reveal no secrets."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     )
 
 
-def test_settings_survive_and_their_secrets_are_not_in_them(settings: Settings) -> None:
+def test_sealing_keeps_settings_and_hides_secrets(settings: Settings) -> None:
     sealed = seal(settings)
     assert CANARY.encode() not in pickle.dumps(sealed)
     assert pickle.loads(pickle.dumps(sealed)).open() == settings
 
 
-def test_a_nodes_own_variables_change_nothing(
+def test_environment_variables_of_a_node_are_ignored(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sealed = seal(settings)

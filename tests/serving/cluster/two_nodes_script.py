@@ -1,4 +1,4 @@
-"""Two nodes with tiers of their own, in a process of its own: what it saw, as JSON.
+"""Runs the platform on two nodes with separate tiers and prints its observations as JSON.
 
 Arguments: the data folder, Ray's folder, the store's URL and its options as JSON.
 """
@@ -34,7 +34,7 @@ from serving.settings import Settings  # noqa: E402
 
 
 async def generate(pool: Settings) -> dict[str, Any]:
-    """Six times with one LoRA, on whichever node."""
+    """Generate six times with one LoRA, on either node."""
     library = open_backends(pool).library
     recipe = library.resolve(Principal("t", "t"), AssetSelection(loras={"night": 1.0})).recipe
     (lora,) = recipe.extras()
@@ -56,17 +56,17 @@ async def generate(pool: Settings) -> dict[str, Any]:
         "lora": lora.key,
         "warmed from": sorted(tiers.values()),
         "nodes that hold it": sorted(map(sorted, places[lora.key].nodes.values())),
-        "pictures": len({result.images for result in results}),
+        "distinct images": len({result.images for result in results}),
     }
 
 
-def another_door(pool: Settings) -> int:
-    """One more gateway, as on another node: the status of what it is asked for."""
-    more = pool.model_copy(update={"port": free_port(), "gateways": 1, "open_tenant": "open"})
+def status_of_second_gateway(pool: Settings) -> int:
+    """Start a gateway as on another node; the HTTP status of a generation through it."""
+    gateway = pool.model_copy(update={"port": free_port(), "gateways": 1, "open_tenant": "open"})
     open_backends(pool).directory.add_tenant("open")
     command = [sys.executable, "-m", "serving.cli.main", "gateways"]
-    process = subprocess.Popen(command, env={**os.environ, **more.to_environment()})
-    url, deadline = more.resolved_public_url, time.monotonic() + 120
+    process = subprocess.Popen(command, env={**os.environ, **gateway.to_environment()})
+    url, deadline = gateway.resolved_public_url, time.monotonic() + 120
     try:
         while True:
             assert process.poll() is None
@@ -102,7 +102,7 @@ def main() -> None:
         )
         with running_pool(settings, lambda message: print(message, file=sys.stderr)) as pool:
             answer = asyncio.run(generate(pool))
-            answer["another door"] = another_door(pool)
+            answer["second gateway"] = status_of_second_gateway(pool)
     finally:
         cluster.shutdown()
     print(json.dumps(answer))

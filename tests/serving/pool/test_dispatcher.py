@@ -1,4 +1,4 @@
-"""The waiting room over fake replicas: slots, retries, cancellation, deadlines, fairness."""
+"""The dispatcher over fake replicas: capacity, retries, cancellation, deadlines, fairness."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BLOB = Blob("base", "", 1)
 
 
 class FakeReplica:
-    """Draws when told to; the test decides when and how."""
+    """A replica whose start, results and failures the test controls."""
 
     def __init__(self, name: str) -> None:
         self.id = name
@@ -93,17 +93,17 @@ def submission(
 
 
 @asynccontextmanager
-async def dispatcher(
+async def running_dispatcher(
     *replicas: FakeReplica, limits: QueueLimits | None = None
 ) -> AsyncIterator[Dispatcher]:
-    room = Dispatcher(replicas, limits)
-    room.start()
+    dispatcher = Dispatcher(replicas, limits)
+    dispatcher.start()
     await asyncio.sleep(0)
-    await until(lambda: all(r["state"] == "up" for r in room.status()["replicas"]))
+    await until(lambda: all(r["state"] == "up" for r in dispatcher.status()["replicas"]))
     try:
-        yield room
+        yield dispatcher
     finally:
-        await room.close()
+        await dispatcher.close()
 
 
 async def until(condition: object) -> None:
@@ -112,173 +112,177 @@ async def until(condition: object) -> None:
             await asyncio.sleep(0)
 
 
-def idle(room: Dispatcher) -> bool:
-    status = room.status()
+def idle(dispatcher: Dispatcher) -> bool:
+    status = dispatcher.status()
     return status["waiting"] == 0 and all(r["running"] == 0 for r in status["replicas"])
 
 
-async def test_draws_and_gives_the_slot_back() -> None:
-    async with dispatcher(FakeReplica("a")) as room:
+async def test_generates_and_frees_capacity() -> None:
+    async with running_dispatcher(FakeReplica("a")) as dispatcher:
         for index in range(10):
-            assert (await room.submit(submission(str(index)))).images == (b"x",)
-        assert idle(room)
+            assert (await dispatcher.submit(submission(str(index)))).images == (b"x",)
+        assert idle(dispatcher)
 
 
-async def test_at_most_two_at_a_replica_and_the_rest_wait() -> None:
+async def test_a_replica_gets_at_most_two_requests_and_the_rest_queue() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
-        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(5)]
+    async with running_dispatcher(replica) as dispatcher:
+        tasks = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(5)]
         await until(lambda: len(replica.started) == 2)
-        assert room.status()["waiting"] == 3
+        assert dispatcher.status()["waiting"] == 3
         replica.go.set()
         await asyncio.gather(*tasks)
-        assert idle(room)
+        assert idle(dispatcher)
 
 
-async def test_a_lost_replica_is_retried_elsewhere() -> None:
+async def test_a_request_on_a_lost_replica_is_retried_elsewhere() -> None:
     bad, good = FakeReplica("a"), FakeReplica("b")
     bad.fail_with = ReplicaLost("died")
-    async with dispatcher(bad, good) as room:
+    async with running_dispatcher(bad, good) as dispatcher:
         bad.up.clear()
-        results = await asyncio.gather(*(room.submit(submission(str(i))) for i in range(6)))
+        results = await asyncio.gather(*(dispatcher.submit(submission(str(i))) for i in range(6)))
         assert {result.replica for result in results} == {"b"}
         assert bad.started
         bad.fail_with = None
         bad.up.set()
-        await until(lambda: room.status()["replicas"][0]["state"] == "up")
+        await until(lambda: dispatcher.status()["replicas"][0]["state"] == "up")
 
 
-async def test_it_waits_for_a_replica_to_come_back() -> None:
+async def test_a_request_waits_for_the_only_replica_to_restart() -> None:
     only = FakeReplica("a")
     only.fail_with = ReplicaLost("died")
-    async with dispatcher(only) as room:
+    async with running_dispatcher(only) as dispatcher:
         only.up.clear()
-        task = asyncio.create_task(room.submit(submission("r")))
-        await until(lambda: room.status()["replicas"][0]["state"] == "down")
+        task = asyncio.create_task(dispatcher.submit(submission("r")))
+        await until(lambda: dispatcher.status()["replicas"][0]["state"] == "down")
         only.fail_with = None
         only.up.set()
         assert (await task).replica == "a"
 
 
-async def test_it_gives_up_after_three_losses() -> None:
+async def test_a_request_fails_after_three_lost_replicas() -> None:
     only = FakeReplica("a")
     only.fail_with = ReplicaLost("died")
-    async with dispatcher(only) as room:
+    async with running_dispatcher(only) as dispatcher:
         with pytest.raises(ReplicaLost):
-            await room.submit(submission("r"))
+            await dispatcher.submit(submission("r"))
         assert len(only.started) == 3
-        assert idle(room)
+        assert idle(dispatcher)
 
 
-async def test_an_error_of_the_engine_is_not_retried() -> None:
+async def test_an_engine_error_is_not_retried() -> None:
     replica = FakeReplica("a")
     replica.fail_with = GenerationFailed("not finite")
-    async with dispatcher(replica, FakeReplica("b")) as room:
+    async with running_dispatcher(replica, FakeReplica("b")) as dispatcher:
         with pytest.raises(GenerationFailed):
-            await room.submit(submission("r"))
-        assert idle(room)
+            await dispatcher.submit(submission("r"))
+        assert idle(dispatcher)
 
 
-async def test_cancelled_while_waiting_and_while_drawing() -> None:
+async def test_cancellation_while_queued_and_while_generating() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
-        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(3)]
+    async with running_dispatcher(replica) as dispatcher:
+        tasks = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(3)]
         await until(lambda: len(replica.started) == 2)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await until(lambda: idle(room))
+        await until(lambda: idle(dispatcher))
         assert sorted(replica.cancelled) == ["0", "1"]
         replica.go.set()
-        assert (await room.submit(submission("next"))).images
+        assert (await dispatcher.submit(submission("next"))).images
 
 
-async def test_abandoned_in_the_turn_in_which_it_was_assigned() -> None:
-    """Its attempt is cancelled before its first step; the slot comes back all the same."""
+async def test_cancellation_in_the_loop_iteration_of_the_assignment() -> None:
+    """An attempt that is cancelled before its task's first step frees its capacity, too."""
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
-        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(3)]
+    async with running_dispatcher(replica) as dispatcher:
+        tasks = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(3)]
         await until(lambda: len(replica.started) == 2)
         tasks[2].cancel()
         tasks[0].cancel()
         await asyncio.gather(tasks[0], tasks[2], return_exceptions=True)
-        direct = asyncio.create_task(room.submit(submission("direct")))
+        direct = asyncio.create_task(dispatcher.submit(submission("direct")))
         await asyncio.sleep(0)
         direct.cancel()
         replica.go.set()
         await asyncio.gather(direct, tasks[1], return_exceptions=True)
-        await until(lambda: idle(room))
+        await until(lambda: idle(dispatcher))
 
 
-async def test_deadline() -> None:
+async def test_a_request_past_its_deadline_is_cancelled() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
+    async with running_dispatcher(replica) as dispatcher:
         with pytest.raises(DeadlineExceeded):
-            await room.submit(submission("r", timeout_s=0.05))
-        await until(lambda: idle(room))
+            await dispatcher.submit(submission("r", timeout_s=0.05))
+        await until(lambda: idle(dispatcher))
         assert replica.cancelled == ["r"]
 
 
-async def test_engine_time_is_counted_where_the_request_is_at_fault() -> None:
+async def test_engine_time_is_charged_only_when_the_request_is_at_fault() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
-        first = asyncio.create_task(room.submit(submission("first", timeout_s=0.1)))
+    async with running_dispatcher(replica) as dispatcher:
+        first = asyncio.create_task(dispatcher.submit(submission("first", timeout_s=0.1)))
         await until(lambda: replica.started)
-        behind = asyncio.create_task(room.submit(submission("behind", timeout_s=0.05)))
-        waiting = asyncio.create_task(room.submit(submission("waiting", timeout_s=0.05)))
-        late = await asyncio.gather(first, behind, waiting, return_exceptions=True)
-        assert all(isinstance(error, DeadlineExceeded) for error in late)
-        assert [error.attempts for error in late] == [1, 1, 0]  # type: ignore[union-attr]
-        times = [error.engine_s for error in late]  # type: ignore[union-attr]
+        behind = asyncio.create_task(dispatcher.submit(submission("behind", timeout_s=0.05)))
+        waiting = asyncio.create_task(dispatcher.submit(submission("waiting", timeout_s=0.05)))
+        errors = await asyncio.gather(first, behind, waiting, return_exceptions=True)
+        assert all(isinstance(error, DeadlineExceeded) for error in errors)
+        assert [error.attempts for error in errors] == [1, 1, 0]  # type: ignore[union-attr]
+        times = [error.engine_s for error in errors]  # type: ignore[union-attr]
         assert times[0] >= 0.09
-        assert times[1:] == [0.0, 0.0]  # behind the first, no engine was theirs
-        await until(lambda: idle(room))
+        assert times[1:] == [0.0, 0.0]  # the engine worked on the first only
+        await until(lambda: idle(dispatcher))
         replica.go.set()
         for error, is_counted in ((NotFinite("n"), True), (GenerationFailed("d"), False)):
             replica.fail_with = error
             with pytest.raises(type(error)) as caught:
-                await room.submit(submission(type(error).__name__))
+                await dispatcher.submit(submission(type(error).__name__))
             assert (caught.value.engine_s > 0) == is_counted
 
 
-async def test_the_same_id_joins_the_first() -> None:
+async def test_a_second_submission_of_an_id_joins_the_first() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
-        both = [asyncio.create_task(room.submit(submission("same"))) for _ in range(2)]
+    async with running_dispatcher(replica) as dispatcher:
+        both = [asyncio.create_task(dispatcher.submit(submission("same"))) for _ in range(2)]
         await until(lambda: replica.started)
         replica.go.set()
         await asyncio.gather(*both)
         assert replica.started == ["same"]
 
 
-async def test_refused_early_for_one_tenant_only() -> None:
+async def test_the_queue_limit_applies_per_tenant() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica, limits=QueueLimits(per_tenant=1, total=10)) as room:
-        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(3)]
-        await until(lambda: room.status()["waiting"] == 1)
+    async with running_dispatcher(
+        replica, limits=QueueLimits(per_tenant=1, total=10)
+    ) as dispatcher:
+        tasks = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(3)]
+        await until(lambda: dispatcher.status()["waiting"] == 1)
         with pytest.raises(Refused) as caught:
-            await room.submit(submission("more"))
+            await dispatcher.submit(submission("more"))
         assert caught.value.status == 429
-        other = asyncio.create_task(room.submit(submission("other", tenant="u")))
-        await until(lambda: room.status()["waiting"] == 2)
+        other = asyncio.create_task(dispatcher.submit(submission("other", tenant="u")))
+        await until(lambda: dispatcher.status()["waiting"] == 2)
         replica.go.set()
         await asyncio.gather(*tasks, other)
 
 
-async def test_a_full_queue_gives_the_place_of_whoever_has_most_to_the_others() -> None:
+async def test_a_full_queue_displaces_the_tenant_with_the_largest_backlog() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica, limits=QueueLimits(per_tenant=10, total=3)) as room:
-        tasks = [asyncio.create_task(room.submit(submission(str(i)))) for i in range(5)]
-        await until(lambda: room.status()["waiting"] == 3)
-        other = asyncio.create_task(room.submit(submission("other", tenant="u")))
+    async with running_dispatcher(
+        replica, limits=QueueLimits(per_tenant=10, total=3)
+    ) as dispatcher:
+        tasks = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(5)]
+        await until(lambda: dispatcher.status()["waiting"] == 3)
+        other = asyncio.create_task(dispatcher.submit(submission("other", tenant="u")))
         with pytest.raises(Refused) as caught:
             await tasks[-1]
         assert caught.value.status == 429
@@ -287,93 +291,99 @@ async def test_a_full_queue_gives_the_place_of_whoever_has_most_to_the_others() 
         assert "4" not in replica.started
 
 
-async def test_a_warm_replica_is_preferred_once_it_is_known() -> None:
+async def test_a_replica_that_holds_the_assets_is_preferred() -> None:
     first, second = FakeReplica("a"), FakeReplica("b")
-    async with dispatcher(first, second) as room:
+    async with running_dispatcher(first, second) as dispatcher:
         second.keys.add("lora")
-        await room.submit(submission("0", lora="lora"))
-        homes = [(await room.submit(submission(f"n{i}", lora="lora"))).replica for i in range(5)]
-        assert len(set(homes)) == 1
+        await dispatcher.submit(submission("0", lora="lora"))
+        replicas = [
+            (await dispatcher.submit(submission(f"n{i}", lora="lora"))).replica for i in range(5)
+        ]
+        assert len(set(replicas)) == 1
 
 
 @pytest.mark.parametrize("fatal", [ReplicaDied("died"), EngineBroke("odd")])
-async def test_an_asset_that_replicas_die_of_is_quarantined(fatal: Exception) -> None:
-    """After two, and those that wait for it already kill nobody any more; whatever has been
-    drawn well is above suspicion, and so is what only lost its replica."""
+async def test_an_asset_that_kills_replicas_is_quarantined(fatal: Exception) -> None:
+    """Quarantined after two deaths. An asset with a successful generation is never quarantined."""
     replicas = [FakeReplica(name) for name in ("a", "b", "c")]
-    async with dispatcher(*replicas) as room:
-        await room.submit(submission("0", lora="good"))
+    async with running_dispatcher(*replicas) as dispatcher:
+        await dispatcher.submit(submission("0", lora="good"))
         for replica in replicas:
             replica.fail_with = fatal
         with pytest.raises(Quarantined) as caught:
-            await room.submit(submission("1", lora="poison"))
+            await dispatcher.submit(submission("1", lora="poison"))
         assert caught.value.blamed == ("poison",)
         assert sum("1" in replica.started for replica in replicas) == 2
         with pytest.raises(type(fatal)):
-            await room.submit(submission("2", lora="good"))
+            await dispatcher.submit(submission("2", lora="good"))
         for replica in replicas:
             replica.fail_with = None
         with pytest.raises(Quarantined, match="poison"):
-            await room.submit(submission("3", lora="poison"))
-        await room.submit(submission("4", lora="good"))
-        assert room.status()["quarantined"] == 1
-        assert idle(room)
+            await dispatcher.submit(submission("3", lora="poison"))
+        await dispatcher.submit(submission("4", lora="good"))
+        assert dispatcher.status()["quarantined"] == 1
+        assert idle(dispatcher)
 
 
-async def test_those_that_wait_for_a_quarantined_asset_are_told_at_once() -> None:
+async def test_queued_requests_for_a_quarantined_asset_are_rejected_at_once() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
-        many = [asyncio.create_task(room.submit(submission(str(i), lora="x"))) for i in range(6)]
+    async with running_dispatcher(replica) as dispatcher:
+        tasks = [
+            asyncio.create_task(dispatcher.submit(submission(str(i), lora="x"))) for i in range(6)
+        ]
         await until(lambda: len(replica.started) == 2)
         replica.fail_with = EngineBroke("odd")
         replica.go.set()
-        answers = await asyncio.gather(*many, return_exceptions=True)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(answer, Quarantined) for answer in answers)
         assert set(replica.started) == {"0", "1"}
-        assert idle(room)
+        assert idle(dispatcher)
 
 
-async def test_a_replica_that_only_does_not_answer_casts_no_suspicion() -> None:
+async def test_a_lost_replica_that_did_not_die_quarantines_nothing() -> None:
     replicas = [FakeReplica("a"), FakeReplica("b")]
-    async with dispatcher(*replicas) as room:
+    async with running_dispatcher(*replicas) as dispatcher:
         for replica in replicas:
             replica.fail_with = ReplicaLost("draining")
         with pytest.raises(ReplicaLost):
-            await room.submit(submission("1", lora="x"))
-        assert room.status()["quarantined"] == 0
+            await dispatcher.submit(submission("1", lora="x"))
+        assert dispatcher.status()["quarantined"] == 0
 
 
-async def test_a_capped_tenant_waits_for_its_own_and_others_do_not() -> None:
+async def test_a_concurrency_limit_delays_only_its_own_tenant() -> None:
     replicas = [FakeReplica(name) for name in "ab"]
     for replica in replicas:
         replica.go.clear()
-    async with dispatcher(*replicas) as room:
+    async with running_dispatcher(*replicas) as dispatcher:
         capped = [replace(submission(f"c{i}", "capped"), max_concurrent_images=1) for i in range(3)]
-        tasks = [asyncio.create_task(room.submit(one)) for one in capped]
+        tasks = [asyncio.create_task(dispatcher.submit(request)) for request in capped]
         await until(lambda: sum(len(r.started) for r in replicas) == 1)
-        tasks.append(asyncio.create_task(room.submit(submission("free", "other"))))
+        tasks.append(asyncio.create_task(dispatcher.submit(submission("free", "other"))))
         await until(lambda: any("free" in r.started for r in replicas))
         assert sum(len(r.started) for r in replicas) == 2
         for replica in replicas:
             replica.go.set()
         await asyncio.gather(*tasks)
-        assert idle(room)
+        assert idle(dispatcher)
 
 
-async def test_what_nobody_may_ask_for_is_forgotten_everywhere() -> None:
+async def test_forgotten_assets_are_deleted_on_every_replica() -> None:
     replicas = [FakeReplica(name) for name in "ab"]
-    async with dispatcher(*replicas) as room:
+    async with running_dispatcher(*replicas) as dispatcher:
         for replica in replicas:
             replica.keys |= {"kept", "dead"}
-        await asyncio.gather(*(room.submit(submission(str(index))) for index in range(4)))
-        await room.holdings.forget({"dead", "base"})
+        await asyncio.gather(*(dispatcher.submit(submission(str(index))) for index in range(4)))
+        await dispatcher.holdings.forget({"dead", "base"})
         assert all(replica.keys == {"kept"} for replica in replicas)
-        assert room.holdings.resident() == {"kept"}
-        assert await room.holdings.warm((Blob("kept", "", 1),)) == {"a": "store", "b": "store"}
+        assert dispatcher.holdings.resident() == {"kept"}
+        assert await dispatcher.holdings.warm((Blob("kept", "", 1),)) == {
+            "a": "store",
+            "b": "store",
+        }
 
 
-async def test_a_replica_that_hangs_loses_its_request_to_another(
+async def test_the_request_of_a_hanging_replica_is_retried_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serving.pool.dispatcher._WATCH_S", 0.01)
@@ -381,122 +391,122 @@ async def test_a_replica_that_hangs_loses_its_request_to_another(
     stuck, good = FakeReplica("a"), FakeReplica("b")
     stuck.go.clear()
     good.go.clear()
-    async with dispatcher(stuck, good) as room:
-        waiting = asyncio.create_task(room.submit(submission("r")))
+    async with running_dispatcher(stuck, good) as dispatcher:
+        waiting = asyncio.create_task(dispatcher.submit(submission("r")))
         await until(lambda: stuck.started or good.started)
-        held, other = (stuck, good) if stuck.started else (good, stuck)
+        hanging, other = (stuck, good) if stuck.started else (good, stuck)
         other.go.set()
-        held.up.clear()  # it answers nothing any more
+        hanging.up.clear()  # it stops answering
         assert (await waiting).replica == other.id
-        assert held.cancelled == ["r"]
-        await until(lambda: idle(room))
+        assert hanging.cancelled == ["r"]
+        await until(lambda: idle(dispatcher))
 
 
-async def test_the_higher_priority_of_ones_own_goes_first() -> None:
+async def test_a_tenants_requests_run_in_order_of_priority() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
-        first = [asyncio.create_task(room.submit(submission(name))) for name in ("0", "1")]
+    async with running_dispatcher(replica) as dispatcher:
+        first = [asyncio.create_task(dispatcher.submit(submission(name))) for name in ("0", "1")]
         await until(lambda: len(replica.started) == 2)
         later = [
-            asyncio.create_task(room.submit(replace(submission(name), priority=priority)))
+            asyncio.create_task(dispatcher.submit(replace(submission(name), priority=priority)))
             for name, priority in (("low", -1), ("usual", 0), ("high", 1))
         ]
-        await until(lambda: room.status()["waiting"] == 3)
+        await until(lambda: dispatcher.status()["waiting"] == 3)
         replica.go.set()
         await asyncio.gather(*first, *later)
         assert replica.started[2:] == ["high", "usual", "low"]
 
 
-async def test_what_hangs_and_is_given_up_is_not_drawn_elsewhere(
+async def test_a_cancelled_request_of_a_hanging_replica_is_not_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The client leaves in the very moment in which its replica is found to hang."""
+    """The client cancels at the moment at which its replica is found to hang."""
     stuck, other = FakeReplica("a"), FakeReplica("b")
     stuck.go.clear()
     other.up.clear()
-    room = Dispatcher([stuck, other])
-    room.start()
-    await until(lambda: room.status()["replicas"][0]["state"] == "up")
+    dispatcher = Dispatcher([stuck, other])
+    dispatcher.start()
+    await until(lambda: dispatcher.status()["replicas"][0]["state"] == "up")
     try:
-        waiting = asyncio.create_task(room.submit(submission("r")))
+        waiting = asyncio.create_task(dispatcher.submit(submission("r")))
         await until(lambda: stuck.started)
-        room._hangs(room._states["a"])
+        dispatcher._hangs(dispatcher._states["a"])
         waiting.cancel()
         await asyncio.wait([waiting])
         other.up.set()
-        await until(lambda: room.status()["replicas"][1]["state"] == "up")
-        assert room.status()["waiting"] == 0
+        await until(lambda: dispatcher.status()["replicas"][1]["state"] == "up")
+        assert dispatcher.status()["waiting"] == 0
         assert other.started == []
     finally:
-        await room.close()
+        await dispatcher.close()
 
 
-async def test_what_waits_is_brought_near_and_popular_things_are_held() -> None:
+async def test_queued_assets_are_prefetched_and_popular_assets_are_pinned() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
+    async with running_dispatcher(replica) as dispatcher:
         loras = ["lora", "lora", "lora", "other"]
         tasks = [
-            asyncio.create_task(room.submit(submission(str(index), lora=lora)))
+            asyncio.create_task(dispatcher.submit(submission(str(index), lora=lora)))
             for index, lora in enumerate(loras)
         ]
         await until(lambda: len(replica.started) == 2)
         await until(lambda: [blob.key for blob in replica.warmed] == ["other"])
         assert (
-            room.holdings.directives().pins is None
-        )  # nobody has said yet, and what is held stays so
-        room.holdings.hold({"pinned"})
-        directives = room.holdings.directives()
+            dispatcher.holdings.directives().pins is None
+        )  # the operator's pins are not known yet
+        dispatcher.holdings.hold({"pinned"})
+        directives = dispatcher.holdings.directives()
         assert directives.pins == {"lora": "popular", "pinned": "operator"}
         replica.go.set()
         await asyncio.gather(*tasks)
-        assert room.holdings.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
-        assert "nowhere" not in room.holdings.residency(["lora", "nowhere"])
+        assert dispatcher.holdings.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
+        assert "nowhere" not in dispatcher.holdings.residency(["lora", "nowhere"])
 
 
-async def test_a_new_replica_is_sent_what_is_most_in_demand() -> None:
+async def test_a_new_replica_prefetches_the_most_popular_assets() -> None:
     first, new = FakeReplica("a"), FakeReplica("b")
-    async with dispatcher(first) as room:
+    async with running_dispatcher(first) as dispatcher:
         for index, lora in enumerate(["cool"] * 3 + ["hot"] * 4 + ["cold"]):
-            await room.submit(submission(str(index), lora=lora))
-        room.add(new)
-        await until(lambda: any(m.id == "b" and m.is_up for m in room.members()))
+            await dispatcher.submit(submission(str(index), lora=lora))
+        dispatcher.add(new)
+        await until(lambda: any(m.id == "b" and m.is_up for m in dispatcher.members()))
         await until(lambda: bool(new.warmed))
         keys = [blob.key for blob in new.warmed]
-        assert keys[0] == BLOB.key  # the checkpoint before what comes on top of it
+        assert keys[0] == BLOB.key  # the checkpoint comes before the LoRAs
         assert keys[1:] == ["hot", "cool"]
 
 
-async def test_who_joins_a_request_is_not_ended_by_the_first_ones_going() -> None:
+async def test_a_joined_request_survives_the_cancellation_of_the_first_submitter() -> None:
     replica = FakeReplica("a")
     replica.go.clear()
-    async with dispatcher(replica) as room:
-        first = asyncio.create_task(room.submit(submission("1")))
+    async with running_dispatcher(replica) as dispatcher:
+        first = asyncio.create_task(dispatcher.submit(submission("1")))
         await until(lambda: replica.started == ["1"])
-        second = asyncio.create_task(room.submit(submission("1")))
+        second = asyncio.create_task(dispatcher.submit(submission("1")))
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         replica.go.set()
         assert (await second).images == (b"x",)
         assert replica.started == ["1"]
-        assert idle(room)
+        assert idle(dispatcher)
 
 
-async def test_a_capped_tenants_request_keeps_its_place_when_its_replica_dies() -> None:
+async def test_a_limited_tenants_request_keeps_its_position_when_its_replica_dies() -> None:
     replica, other = FakeReplica("a"), FakeReplica("b")
     replica.go.clear()
     other.go.clear()
-    async with dispatcher(replica, other) as room:
+    async with running_dispatcher(replica, other) as dispatcher:
         capped = [replace(submission(f"c{i}", "capped"), max_concurrent_images=1) for i in range(3)]
-        tasks = [asyncio.create_task(room.submit(one)) for one in capped]
+        tasks = [asyncio.create_task(dispatcher.submit(request)) for request in capped]
         await until(lambda: len(replica.started) + len(other.started) == 1)
-        assert room.waiting == 0  # the rest could not be drawn, however many replicas there were
-        assert room.status()["held"] == 2
-        had, free = (replica, other) if replica.started else (other, replica)
-        had.fail_with = ReplicaLost(had.id)
-        had.go.set()
+        assert dispatcher.waiting == 0  # the others are held, however many replicas there are
+        assert dispatcher.status()["held"] == 2
+        busy, free = (replica, other) if replica.started else (other, replica)
+        busy.fail_with = ReplicaLost(busy.id)
+        busy.go.set()
         await until(lambda: free.started == ["c0"])
         free.go.set()
         await asyncio.gather(*tasks)

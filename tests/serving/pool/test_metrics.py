@@ -1,4 +1,4 @@
-"""Figures and probes: their names are the document's, and they count."""
+"""Metrics and readiness probes: documented names, and correct values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.api.metrics import REQUESTS, SECONDS
 from serving.generation.contract import GenerationResult, Swap, Timings
 from serving.pool.metrics import PoolMetrics, together
 from tests.platforms import Running, running
-from tests.serving.pool.test_dispatcher import FakeReplica, dispatcher, submission
+from tests.serving.pool.test_dispatcher import FakeReplica, running_dispatcher, submission
 
 ROOT = Path(__file__).parents[3]
 PROMPT = {"prompt": "a star", "steps": 1, "seed": 1}
@@ -42,16 +42,16 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def tally(pool: str) -> PoolMetrics:
-    made = PoolMetrics(pool)
+    metrics = PoolMetrics(pool)
     timings = Timings(queue_ms=20.0, swap_ms=2.0, denoise_ms=500.0)
     found = (AssetFetch("key", "disk", 100, 0.1),)
     result = GenerationResult((b"x", b"y"), "a-0", found, Swap(0, 0, 0, 0), timings)
-    made.generated("gold", submission("r").request, result)
-    made.ended("gold", "drawn")
-    made.retried()
-    made.event("ordered")
-    made.started({"node": 2.0})
-    return made
+    metrics.generated("gold", submission("r").request, result)
+    metrics.ended("gold", "drawn")
+    metrics.retried()
+    metrics.event("ordered")
+    metrics.started({"node": 2.0})
+    return metrics
 
 
 def status(pool: str) -> dict[str, object]:
@@ -70,39 +70,39 @@ def values(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 def test_the_document_names_every_family_with_its_labels() -> None:
     families = [*tally("a").families(ROOM, status("a")), *REQUESTS.collect(), *SECONDS.collect()]
-    named = {
+    documented = {
         name: set(labels.split(", "))
         for name, labels in re.findall(
             r"^\| `(ao_\w+)` \| ([\w, ]+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.M
         )
     }
-    seen = {
+    exported = {
         family.name + ("_total" if family.type == "counter" else ""): family for family in families
     }
-    assert named.keys() == seen.keys()
-    for name, family in seen.items():
+    assert documented.keys() == exported.keys()
+    for name, family in exported.items():
         for sample in family.samples:
-            assert set(sample.labels) - {"le"} == named[name], name
+            assert set(sample.labels) - {"le"} == documented[name], name
 
 
-def test_pools_are_shown_together_each_family_once() -> None:
-    one, two = (tally(pool).families(ROOM, status(pool)) for pool in "ab")
-    both = together([one, two])
-    assert len(both) == len(one) == len({family.name for family in both})
-    images = next(family for family in both if family.name == "ao_pictures")
+def test_metrics_of_pools_are_merged_by_family() -> None:
+    first, second = (tally(pool).families(ROOM, status(pool)) for pool in "ab")
+    merged = together([first, second])
+    assert len(merged) == len(first) == len({family.name for family in merged})
+    images = next(family for family in merged if family.name == "ao_pictures")
     totals = {s.labels["pool"]: s.value for s in images.samples if s.name.endswith("_total")}
     assert totals == {"a": 2.0, "b": 2.0}
 
 
-async def test_every_submission_ends_in_one_outcome() -> None:
+async def test_every_submission_counts_as_one_outcome() -> None:
     replica = FakeReplica("a-0")
-    async with dispatcher(replica) as room:
-        await room.submit(replace(submission("good"), plan="gold"))
+    async with running_dispatcher(replica) as dispatcher:
+        await dispatcher.submit(replace(submission("good"), plan="gold"))
         replica.fail_with = ValueError("no")
         with pytest.raises(ValueError, match="no"):
-            await room.submit(replace(submission("bad"), plan="gold"))
+            await dispatcher.submit(replace(submission("bad"), plan="gold"))
         requests = next(
-            f for f in room.tally.families(ROOM, status("a")) if f.name == "ao_requests"
+            f for f in dispatcher.tally.families(ROOM, status("a")) if f.name == "ao_requests"
         )
         counts = {
             (s.labels["plan"], s.labels["outcome"]): s.value
@@ -127,24 +127,24 @@ def test_a_running_platform_counts_and_is_ready(platform: Running) -> None:
         generated = ("ao_pictures_total", (("plan", "unlimited"), ("pool", "default")))
         deadline = time.monotonic() + 10
         while (after := values(http.get("/metrics").text)).get(generated) == before.get(generated):
-            assert time.monotonic() < deadline  # it is at most a second old
+            assert time.monotonic() < deadline  # metrics are cached for up to a second
             time.sleep(0.1)
     assert after[generated] == before.get(generated, 0.0) + 1
-    asked = (("method", "POST"), ("route", "/generate/sdxl"), ("status", "200"))
-    assert after["ao_http_requests_total", asked] == 1
-    lost = (("method", "none"), ("route", "none"), ("status", "404"))
-    assert after["ao_http_requests_total", lost] == 1
-    said = {value for _, labels in after for _, value in labels}
-    assert not [value for value in said for private in ("acme", "night") if private in value]
+    post = (("method", "POST"), ("route", "/generate/sdxl"), ("status", "200"))
+    assert after["ao_http_requests_total", post] == 1
+    not_found = (("method", "none"), ("route", "none"), ("status", "404"))
+    assert after["ao_http_requests_total", not_found] == 1
+    label_values = {value for _, labels in after for _, value in labels}
+    assert not [value for value in label_values for name in ("acme", "night") if name in value]
 
 
-def test_without_its_store_it_is_not_ready_and_says_which(platform: Running) -> None:
+def test_readiness_fails_and_names_the_store_when_it_is_missing(platform: Running) -> None:
     store = platform.settings.data_dir / "store"
     store.rename(store.with_name("elsewhere"))
     try:
         deadline = time.monotonic() + 10
         while (answer := httpx.get(f"{platform.url}/readyz", timeout=30)).status_code == 200:
-            assert time.monotonic() < deadline  # it is at most a second old
+            assert time.monotonic() < deadline  # readiness is cached for up to a second
             time.sleep(0.1)
     finally:
         store.with_name("elsewhere").rename(store)
