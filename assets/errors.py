@@ -102,7 +102,7 @@ class StoreError(AssetError):
     pass
 
 
-class StoreBroke(StoreError):
+class StoreUnavailable(StoreError):
     pass
 
 

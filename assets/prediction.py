@@ -27,7 +27,7 @@ _BY_SUFFIX = {suffix: prediction for prediction, suffix in _SUFFIXES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Predicts:
+class PredictionFinding:
     """A prediction type, the ``source`` that stated it and the sources that contradict it."""
 
     value: Prediction
@@ -41,7 +41,7 @@ class Predicts:
         return report
 
     @classmethod
-    def from_report(cls, report: Mapping[str, Any] | None) -> Predicts:
+    def from_report(cls, report: Mapping[str, Any] | None) -> PredictionFinding:
         """Parse the result of :meth:`report`. None stands for a report from before other types
         than ``epsilon`` were served."""
         if report is None:

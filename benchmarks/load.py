@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from assets.formats.tensors import DTYPE_NAMES, Planned, TensorFile, write_tensors
+from assets.formats.tensors import DTYPE_NAMES, PlannedTensor, TensorFile, write_tensors
 from serving.engine.slabs import SlabLayout, load_slabs
 
 RESULTS = Path(__file__).parent / "results" / "load.json"
@@ -75,7 +75,7 @@ def measure(
             files[medium] = folder / "weights.safetensors"
             torch.manual_seed(0)
             planned = {
-                name: Planned(DTYPE_NAMES[dtype], shape, _random(shape, dtype))
+                name: PlannedTensor(DTYPE_NAMES[dtype], shape, _random(shape, dtype))
                 for name, shape in parameters.items()
             }
             write_tensors(files[medium], planned, {}, order)

@@ -2,8 +2,8 @@
 
 One line per use: ``KEY SIZE SECONDS TENANT``. Each line is a single ``O_APPEND`` write, so lines of
 several processes do not interleave on a local file system. Before it evicts, a process reads the
-new lines into its own :class:`~orchestrator.ghosts.Ruler`. The ruler's state depends on the file
-alone, so all processes agree on it without a lock and a killed process corrupts nothing. When the
+new lines into its own :class:`~orchestrator.policy_selection.PolicySelector`, whose state depends
+on the file alone, so all processes agree on it without a lock and a killed process corrupts nothing. When the
 file exceeds its limit, a rename drops the older half and every process rereads the file.
 """
 
@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.eviction import TierEntry
-from orchestrator.ghosts import Ruler
+from orchestrator.policy_selection import PolicySelector
 
 #: About 90,000 uses, which take less than a second to read.
 MAX_BYTES = 8 << 20
@@ -31,7 +31,7 @@ class AccessLog:
         self._path = path
         self._budget_bytes = budget_bytes
         self._max_bytes = max_bytes
-        self.ruler = Ruler(budget_bytes)
+        self.policy_selector = PolicySelector(budget_bytes)
         #: The file that was read last, and the read position in it.
         self._inode = 0
         self._offset = 0
@@ -69,7 +69,7 @@ class AccessLog:
             status = os.fstat(file.fileno())
             if status.st_ino != self._inode or status.st_size < self._offset:
                 self._inode, self._offset = status.st_ino, 0
-                self.ruler = Ruler(self._budget_bytes)
+                self.policy_selector = PolicySelector(self._budget_bytes)
             file.seek(self._offset)
             new = file.read()
         whole = new.rfind(b"\n") + 1  # another process may still be writing the last line
@@ -84,9 +84,11 @@ class AccessLog:
         except ValueError:  # a torn line, e.g. from a full disk
             return
         if size_bytes <= 0:
-            self.ruler.forget(key)
+            self.policy_selector.forget(key)
         else:
-            self.ruler.used(key, size_bytes, "" if tenant_id == _PLATFORM else tenant_id, at_s)
+            self.policy_selector.used(
+                key, size_bytes, "" if tenant_id == _PLATFORM else tenant_id, at_s
+            )
 
     def shorten(self) -> bool:
         """Drop the older half of the log if it exceeds ``max_bytes``; return whether it did."""
@@ -109,4 +111,4 @@ class AccessLog:
     def entry(self, key: str, size_bytes: int, last_used_s: float) -> TierEntry:
         """Return the entry's eviction data. ``last_used_s`` is the fallback if the log no longer
         holds a use of it."""
-        return self.ruler.entry(key, size_bytes, last_used_s)
+        return self.policy_selector.entry(key, size_bytes, last_used_s)

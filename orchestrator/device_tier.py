@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from orchestrator.errors import TierFull, TooLargeForTier
 from orchestrator.eviction import SHARE, victims
-from orchestrator.ghosts import Ruler
+from orchestrator.policy_selection import PolicySelector
 
 V = TypeVar("V")
 
@@ -72,7 +72,7 @@ class DeviceTier(Generic[V]):
         self.budget_bytes = budget_bytes
         self._share = share
         self._clock = clock
-        self.ruler = Ruler(budget_bytes)
+        self.policy_selector = PolicySelector(budget_bytes)
         self._entries: dict[str, _Entry[V]] = {}
         self._resident_bytes = 0
         self._loading: dict[str, int] = {}
@@ -124,7 +124,7 @@ class DeviceTier(Generic[V]):
         with self._changed:
             del self._loading[key]
             self._entries[key] = _Entry(value, size_bytes, leases=1)
-            self.ruler.used(key, size_bytes, tenant_id, self._clock())
+            self.policy_selector.used(key, size_bytes, tenant_id, self._clock())
             self._resident_bytes += size_bytes
             self._changed.notify_all()
         return DeviceLease(self, key, value), True
@@ -134,7 +134,7 @@ class DeviceTier(Generic[V]):
         if entry is None:
             return None
         entry.leases += 1
-        self.ruler.used(key, entry.size_bytes, tenant_id, self._clock())
+        self.policy_selector.used(key, entry.size_bytes, tenant_id, self._clock())
         return DeviceLease(self, key, entry.value)
 
     def _make_room(self, size_bytes: int) -> None:
@@ -143,7 +143,7 @@ class DeviceTier(Generic[V]):
             return
         idle, owned = [], Counter[str]()
         for key, entry in self._entries.items():
-            tier_entry = self.ruler.entry(key, entry.size_bytes)
+            tier_entry = self.policy_selector.entry(key, entry.size_bytes)
             owned[tier_entry.tenant_id] += entry.size_bytes
             if entry.leases == 0 and not entry.pinned:
                 idle.append(tier_entry)
@@ -152,7 +152,7 @@ class DeviceTier(Generic[V]):
         del owned[""]
         for key in victims(
             idle, needed, self.budget_bytes, self._share, owned,
-            self._clock(), self.ruler.session_bytes,
+            self._clock(), self.policy_selector.session_bytes,
         ):  # fmt: skip
             self._drop(key)
 
@@ -166,7 +166,7 @@ class DeviceTier(Generic[V]):
     def forget(self, key: str) -> None:
         """Drop a value, pinned or not, as soon as its last lease ends."""
         with self._changed:
-            self.ruler.forget(key)
+            self.policy_selector.forget(key)
             entry = self._entries.get(key)
             if entry is not None:
                 entry.forgotten = True
@@ -193,7 +193,7 @@ class DeviceTier(Generic[V]):
         with self._changed:
             self._entries[key].pinned = pinned
 
-    def pin_just(self, keys: Collection[str]) -> None:
+    def pin_exactly(self, keys: Collection[str]) -> None:
         """Pin the resident values among ``keys``, up to half of the budget; unpin all others."""
         with self._changed:
             left_bytes = self.budget_bytes // 2

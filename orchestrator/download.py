@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from assets.content import Blob
-from assets.errors import StoreBroke, StoreError
+from assets.errors import StoreError, StoreUnavailable
 from assets.storage.object_paths import blob_key
 from assets.storage.object_store import ObjectStore
 from orchestrator.breaker import Breaker
@@ -105,10 +105,10 @@ class StoreSource:
                 )
             try:
                 data = self._store.read_range(key, start + len(received), stop, timeout_s)
-            except StoreBroke as error:
+            except StoreUnavailable as error:
                 data, reason = b"", error
             else:
-                reason = StoreBroke(f"{len(data)} bytes of {key} instead of {stop - start}")
+                reason = StoreUnavailable(f"{len(data)} bytes of {key} instead of {stop - start}")
             if data:
                 received += data
                 continue

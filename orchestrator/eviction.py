@@ -36,7 +36,7 @@ class TierEntry:
     tenant_id: str
     last_used_s: float
     #: Bytes of the tier used since this entry's last use.
-    since_bytes: float
+    bytes_since_use: float
     worth: float
 
 
@@ -58,9 +58,9 @@ def victims(
     """
 
     def rank(entry: TierEntry) -> tuple[bool, float, float]:
-        if entry.since_bytes <= session_bytes:
-            return True, 0.0, -entry.since_bytes
-        return False, entry.worth, -entry.since_bytes
+        if entry.bytes_since_use <= session_bytes:
+            return True, 0.0, -entry.bytes_since_use
+        return False, entry.worth, -entry.bytes_since_use
 
     order = sorted(entries, key=rank)
     owned = dict(owned_bytes)
@@ -77,7 +77,7 @@ def victims(
     if max(owned.values(), default=0) > share_bytes:
         for entry in order:
             forgotten = (
-                entry.since_bytes > FORGOTTEN_BUDGETS * budget_bytes
+                entry.bytes_since_use > FORGOTTEN_BUDGETS * budget_bytes
                 and now_s - entry.last_used_s > FORGOTTEN_S
             )
             if needed_bytes > 0 and (forgotten or owned.get(entry.tenant_id, 0) > share_bytes):
@@ -92,14 +92,14 @@ def victims(
 _SHARED = "*"
 
 
-def user_of(tenant_id: str, user: str) -> str:
+def owner_after(tenant_id: str, user: str) -> str:
     """Return an entry's owner after ``user`` has used it; the platform (empty) changes nothing."""
     if not user or tenant_id in (user, _SHARED):
         return tenant_id
     return _SHARED if tenant_id else user
 
 
-def alone(tenant_id: str) -> str:
+def sole_owner(tenant_id: str) -> str:
     """Return the only tenant that has used an entry; empty when there is none or several."""
     return "" if tenant_id == _SHARED else tenant_id
 
@@ -125,7 +125,7 @@ class AccessHistory:
         visits, owner = (last.visits, last.tenant_id) if last else (0, tenant_id)
         if last is None or now_bytes - last.at_bytes > self._session_bytes:
             visits += 1
-        self._assets[key] = _KeyHistory(visits, now_bytes, now_s, user_of(owner, tenant_id))
+        self._assets[key] = _KeyHistory(visits, now_bytes, now_s, owner_after(owner, tenant_id))
         if tenant_id:
             visits, at_bytes = self._owners.get(tenant_id, (0, -inf))
             is_new = now_bytes - at_bytes > self._session_bytes
@@ -135,7 +135,7 @@ class AccessHistory:
     def worth(self, key: str) -> float:
         """Return the key's visits, plus a part of its owner's visits if it has a single owner."""
         seen = self._assets.get(key, _NO_HISTORY)
-        tenant_id = alone(seen.tenant_id)
+        tenant_id = sole_owner(seen.tenant_id)
         return seen.visits + (
             _OWNER_VISIT_WORTH * self._owners.get(tenant_id, (0, 0))[0] if tenant_id else 0.0
         )
@@ -143,10 +143,10 @@ class AccessHistory:
     def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> TierEntry:
         """Return the eviction data of a key; ``last_used_s`` is the fallback for an unknown key."""
         seen = self._assets.get(key, _NO_HISTORY)
-        since_bytes = self._now_bytes - seen.at_bytes
-        tenant_id = alone(seen.tenant_id)
+        bytes_since_use = self._now_bytes - seen.at_bytes
+        tenant_id = sole_owner(seen.tenant_id)
         last_used_s = max(last_used_s, seen.at_s)
-        return TierEntry(key, size_bytes, tenant_id, last_used_s, since_bytes, self.worth(key))
+        return TierEntry(key, size_bytes, tenant_id, last_used_s, bytes_since_use, self.worth(key))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from assets.content import Blob
-from assets.storage.object_store import Digesting
+from assets.storage.object_store import HashingWriter
 from assets.storage.private_folder import UnsafeFolder, private_folder
 from orchestrator.access_log import AccessLog
 from orchestrator.errors import Corrupt, TierError, TierFull, TierUnusable, TooLargeForTier
 from orchestrator.eviction import SHARE, TierEntry, victims
-from orchestrator.ghosts import Law
 from orchestrator.locks import acquire, exclusive
+from orchestrator.policy_selection import EvictionPolicy
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class FileTier:
         self._reserve(blob, part)
         try:
             with open(part, "r+b") as file:
-                writer = Digesting(file)
+                writer = HashingWriter(file)
                 fill(writer)  # type: ignore[arg-type]  # fill may only write
                 if writer.size_bytes != blob.size_bytes or writer.hexdigest() != blob.sha256:
                     raise Corrupt(
@@ -233,7 +233,7 @@ class FileTier:
             self._access_log.shorten()
         self._access_log.follow()
         entries, owned, now_s = self._entries(), Counter[str](), self._clock()
-        session_bytes = self._access_log.ruler.session_bytes
+        session_bytes = self._access_log.policy_selector.session_bytes
         for entry in entries:
             if entry.tenant_id:
                 owned[entry.tenant_id] += entry.size_bytes
@@ -343,7 +343,7 @@ class FileTier:
                 pins[path.name] = path.read_text() or OPERATOR
         return pins
 
-    def pin_just(self, pins: Mapping[str, str]) -> None:
+    def pin_exactly(self, pins: Mapping[str, str]) -> None:
         """Pin exactly ``pins`` (key → reason) and unpin all others."""
         current = self.pins()
         for key, reason in pins.items():
@@ -363,9 +363,9 @@ class FileTier:
         return sum(sum(_sizes(folder).values()) for folder in folders)
 
     @property
-    def law(self) -> Law:
+    def policy(self) -> EvictionPolicy:
         """The current eviction policy, as of this process's last read of the access log."""
-        return self._access_log.ruler.law
+        return self._access_log.policy_selector.policy
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the folder exceeds its budget or holds abandoned fetches. Call it

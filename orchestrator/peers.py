@@ -124,7 +124,7 @@ class _PeerUnavailable(Exception):
 
 #: Leases the blob on this node, fetching it from the store if necessary. It must not ask a peer:
 #: two nodes with different views of the cluster could wait for each other.
-Bring = Callable[[Blob], FileLease]
+AcquireBlob = Callable[[Blob], FileLease]
 
 
 class PeerServer:
@@ -134,7 +134,7 @@ class PeerServer:
     is verified, and ``sendfile`` copies the file to the socket within the kernel.
     """
 
-    def __init__(self, bring: Bring, signer: Signer, host: str = "127.0.0.1") -> None:
+    def __init__(self, bring: AcquireBlob, signer: Signer, host: str = "127.0.0.1") -> None:
         self._bring = bring
         self._signer = signer
         self._unauthenticated = 0

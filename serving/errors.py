@@ -40,7 +40,7 @@ class Unauthenticated(ServingError):
     pass
 
 
-class NotServed(ServingError):
+class NotSupported(ServingError):
     pass
 
 
@@ -122,7 +122,7 @@ class GenerationFailed(ServingError):
     pass
 
 
-class Blaming(ServingError):
+class AssetFault(ServingError):
     """An error caused by assets; ``blamed`` holds their content keys.
 
     ``{assets}`` in the message stands for the keys; :meth:`named` replaces them by the names used
@@ -144,11 +144,11 @@ class Blaming(ServingError):
         return type(self)(self.message.replace("{assets}", assets), self.blamed)
 
 
-class NotFinite(Blaming, GenerationFailed):
+class NotFinite(AssetFault, GenerationFailed):
     pass
 
 
-class EngineBroke(GenerationFailed):
+class UnexpectedEngineError(GenerationFailed):
     pass
 
 
@@ -156,7 +156,7 @@ class OutOfMemory(ServingError):
     pass
 
 
-class Quarantined(Blaming):
+class Quarantined(AssetFault):
     pass
 
 

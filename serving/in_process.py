@@ -29,7 +29,7 @@ from serving.generation.contract import (
     ReplicaReport,
     Residency,
 )
-from serving.generation.service import Platform
+from serving.generation.service import GenerationService
 from serving.generation.submission import Submission
 from serving.pool.dispatcher import Dispatcher
 from serving.settings import Settings
@@ -136,7 +136,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
 
     try:
         yield Context(
-            platform=Platform(
+            platform=GenerationService(
                 backends.library,
                 InProcessBackend(dispatcher, pool),
                 backends.meter,

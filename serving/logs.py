@@ -23,7 +23,7 @@ _about: ContextVar[MutableMapping[str, str] | None] = ContextVar("about", defaul
 
 
 @contextmanager
-def about(**fields: str) -> Iterator[None]:
+def log_fields(**fields: str) -> Iterator[None]:
     """Attach ``fields`` to the log lines of this block, and of the tasks started in it."""
     token = _about.set(dict(fields))
     try:
@@ -33,7 +33,7 @@ def about(**fields: str) -> Iterator[None]:
 
 
 def note(**fields: str) -> None:
-    """Attach more fields for the rest of the enclosing :func:`about` block."""
+    """Attach more fields for the rest of the enclosing :func:`log_fields` block."""
     current = _about.get()
     if current is not None:
         current.update(fields)

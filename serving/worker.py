@@ -117,7 +117,7 @@ class Worker:
             holding.models,
             holding.checkpoint_capacity,
             self._url,
-            holding.laws,
+            holding.eviction_policies,
         )
 
     async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:

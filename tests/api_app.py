@@ -24,7 +24,7 @@ from serving.api.app import create_app
 from serving.api.context import Context
 from serving.bootstrap.backends import Backends, open_backends, open_fetcher
 from serving.generation.contract import GenerationResult, Residency, Swap, Timings
-from serving.generation.service import Platform
+from serving.generation.service import GenerationService
 from serving.generation.submission import Submission
 from serving.settings import Settings
 
@@ -103,7 +103,7 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
         return {"waiting": 0, "replicas": []}
 
     context = Context(
-        platform=Platform(
+        platform=GenerationService(
             backends.library, backend, backends.meter, 1024, 60.0, configured.pool_names
         ),
         backends=backends,

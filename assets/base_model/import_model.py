@@ -19,8 +19,8 @@ from assets.formats.findings import Findings
 from assets.formats.folder_weights import folder_config, folder_weights
 from assets.formats.names import long_name
 from assets.formats.prediction_source import find_prediction, prediction_of_scheduler
-from assets.formats.tensors import Planned, TensorFile, write_tensors
-from assets.prediction import Prediction, Predicts
+from assets.formats.tensors import PlannedTensor, TensorFile, write_tensors
+from assets.prediction import Prediction, PredictionFinding
 from assets.storage.object_paths import blob_key
 from assets.storage.object_store import ObjectStore, put_file
 
@@ -48,7 +48,7 @@ def import_model(
     if not path.exists():
         raise IngestRejected(f"there is no model at {path}")
     source = _fingerprint(path)
-    predicts = _predicts(path) if prediction is None else Predicts(prediction, "operator")
+    predicts = _predicts(path) if prediction is None else PredictionFinding(prediction, "operator")
     known = find_manifest(store, name)
     if known is not None and (known.source, known.predicts.value) == (source, predicts.value):
         return known
@@ -100,7 +100,7 @@ def _check_topology(path: Path, configs: Configs, schema: ParameterSchema) -> No
                 )
 
 
-def _predicts(path: Path) -> Predicts:
+def _predicts(path: Path) -> PredictionFinding:
     """Read the prediction type from the files. Raises IngestRejected."""
     if path.is_dir():
         return prediction_of_scheduler(folder_config(path, "scheduler", "scheduler_config.json"))
@@ -120,12 +120,12 @@ def _fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-_Read = tuple[dict[Component, dict[str, Any]], dict[Component, dict[str, Planned]]]
+_Read = tuple[dict[Component, dict[str, Any]], dict[Component, dict[str, PlannedTensor]]]
 
 
 def _from_folder(path: Path, stack: ExitStack) -> _Read:
     configs: dict[Component, dict[str, Any]] = {}
-    planned: dict[Component, dict[str, Planned]] = {}
+    planned: dict[Component, dict[str, PlannedTensor]] = {}
     for component in MODEL_COMPONENTS:
         config = folder_config(path, component)
         if not config:

@@ -14,7 +14,7 @@ from typing import Any
 from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.errors import StoreError
 from assets.families.schema import ParameterSchema
-from assets.prediction import Predicts
+from assets.prediction import PredictionFinding
 from assets.storage.object_paths import model_key
 from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
 
@@ -32,7 +32,7 @@ class ModelManifest:
     configs: Mapping[Component, Mapping[str, Any]]
     parts: Mapping[Component, Blob]
     schema: ParameterSchema
-    predicts: Predicts = Predicts("epsilon", "nothing says otherwise")  # noqa: RUF009 (frozen)
+    predicts: PredictionFinding = PredictionFinding("epsilon", "nothing says otherwise")  # noqa: RUF009 (frozen)
 
     @property
     def native_size(self) -> int:
@@ -57,7 +57,7 @@ class ModelManifest:
             configs={c: value["configs"][c] for c in MODEL_COMPONENTS},
             parts={c: Blob(*value["parts"][c]) for c in MODEL_COMPONENTS},
             schema=ParameterSchema.from_json(value["skeleton"]),
-            predicts=Predicts.from_report(value.get("prediction_type")),
+            predicts=PredictionFinding.from_report(value.get("prediction_type")),
         )
 
 

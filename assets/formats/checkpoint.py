@@ -13,7 +13,7 @@ from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema, Shape
 from assets.formats.findings import Findings
 from assets.formats.names import SingleFileName, short_name, single_file_name
-from assets.formats.tensors import CANONICAL_FLOATS, TORCH_DTYPES, Planned, TensorFile
+from assets.formats.tensors import CANONICAL_FLOATS, TORCH_DTYPES, PlannedTensor, TensorFile
 
 #: Parts of tensor names that many single files contain and generation does not use.
 _SKIPPED = (
@@ -23,7 +23,7 @@ _SKIPPED = (
 #: Leaf name of the scalar that multiplies a module's 8-bit weight.
 _SCALE_LEAF = "scale_weight"
 
-Tensors = dict[str, Planned]
+Tensors = dict[str, PlannedTensor]
 
 
 def convert_checkpoint(
@@ -141,7 +141,7 @@ def _plan_component(
             problems.append(f"{_scale_name(source.name)!r} is not a single floating-point number")
         else:
             dtype = findings.stored_dtype(source.name, info.dtype)
-            planned[name] = Planned(
+            planned[name] = PlannedTensor(
                 dtype, shape, _value_reader(file, source, shape, dtype, findings)
             )
     if problems:

@@ -19,7 +19,7 @@ def used_share(kind: AssetKind, report: Mapping[str, Any]) -> tuple[int, int, st
     return matched, int(report.get("tensors_for_the_model", matched)), "tensors"
 
 
-def shortfalls(kind: AssetKind, report: Mapping[str, Any]) -> tuple[str, ...]:
+def owner_warnings(kind: AssetKind, report: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the warnings for the owner of a usable file, one sentence each."""
     warnings: list[str] = []
     used, total, parts = used_share(kind, report)

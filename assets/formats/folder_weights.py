@@ -10,14 +10,14 @@ from typing import Any
 
 from assets.content import Component
 from assets.errors import IngestRejected
-from assets.formats.tensors import CANONICAL_FLOATS, Planned, TensorFile
+from assets.formats.tensors import CANONICAL_FLOATS, PlannedTensor, TensorFile
 
 _STEMS = ("diffusion_pytorch_model", "model")
 
 
 def folder_weights(
     model: Path, component: Component, stack: ExitStack, *, canonical: bool = False
-) -> dict[str, Planned] | None:
+) -> dict[str, PlannedTensor] | None:
     """Return the component's tensors by name, or None if the folder lacks the component.
 
     Prefers the fp16 variant. Files stay open until ``stack`` closes. ``canonical`` converts
@@ -52,7 +52,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
                 yield folder / f"{stem}{variant}.safetensors.index.json"
 
 
-def _from_index(index: Path, stack: ExitStack, *, canonical: bool) -> dict[str, Planned]:
+def _from_index(index: Path, stack: ExitStack, *, canonical: bool) -> dict[str, PlannedTensor]:
     shards = _read_index(index)
     files: dict[str, TensorFile] = {}
     for name in sorted(set(shards.values())):
@@ -84,11 +84,11 @@ def _read_index(index: Path) -> Mapping[str, str]:
     return shards
 
 
-def _planned(file: TensorFile, name: str, *, canonical: bool) -> Planned:
+def _planned(file: TensorFile, name: str, *, canonical: bool) -> PlannedTensor:
     info = file.header.tensors[name]
     if not canonical or info.dtype not in CANONICAL_FLOATS:
-        return Planned(info.dtype, info.shape, lambda: file.read(name))
-    return Planned(CANONICAL_FLOATS[info.dtype], info.shape, lambda: file.read_weights(name))
+        return PlannedTensor(info.dtype, info.shape, lambda: file.read(name))
+    return PlannedTensor(CANONICAL_FLOATS[info.dtype], info.shape, lambda: file.read_weights(name))
 
 
 def folder_config(model: Path, component: str, name: str = "config.json") -> Mapping[str, Any]:

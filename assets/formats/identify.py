@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from assets.asset import AssetKind
 from assets.families.schema import Shape
-from assets.formats.relatives import relative_of
+from assets.formats.relatives import find_unsupported
 
 #: Key pairs (first and second text encoder) in textual inversions.
 PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
@@ -72,7 +72,7 @@ def identify(listing: Listing) -> Identity:
     inversion = _inversion(listing)
     if inversion is not None:
         return inversion
-    if (relative := relative_of(listing)) is not None:
+    if (relative := find_unsupported(listing)) is not None:
         return Identity(None, None, relative.evidence, relative.name)
     return _weights(listing)
 

@@ -21,7 +21,7 @@ from assets.families.schema import ParameterSchema, Shape
 from assets.formats.findings import Findings
 from assets.formats.header import TensorInfo
 from assets.formats.identify import PAIRS
-from assets.formats.tensors import Planned, TensorFile
+from assets.formats.tensors import PlannedTensor, TensorFile
 
 MAX_VECTORS = 75
 _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
@@ -29,7 +29,7 @@ _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
 
 def convert(
     file: TensorFile, schema: ParameterSchema, findings: Findings, prefix: str = ""
-) -> tuple[dict[str, Planned], dict[str, Any]]:
+) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
     """Return canonical tensors and report of an inversion whose keys begin with ``prefix``.
 
     Non-finite values are added to ``findings`` when they are read.
@@ -58,8 +58,8 @@ def _pair(
     pair: tuple[str, str],
     schema: ParameterSchema,
     findings: Findings,
-) -> tuple[dict[str, Planned], dict[str, Any]]:
-    planned: dict[str, Planned] = {}
+) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
+    planned: dict[str, PlannedTensor] = {}
     problems: list[str] = []
     counts: set[int] = set()
     for key, component, width in zip(pair, _ENCODERS, schema.text_widths, strict=True):
@@ -77,7 +77,7 @@ def _pair(
         problems += _too_many(name, shape)
         counts.add(shape[0])
         dtype = findings.stored_dtype(name, info.dtype)
-        planned[component] = Planned(
+        planned[component] = PlannedTensor(
             dtype, shape, partial(_values, file, name, shape, slice(None), findings)
         )
     if len(counts) > 1:
@@ -91,7 +91,7 @@ def _pair(
 
 def _single(
     file: TensorFile, name: str, info: TensorInfo, schema: ParameterSchema, findings: Findings
-) -> tuple[dict[str, Planned], dict[str, Any]]:
+) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
     first, second = schema.text_widths
     shape = _rows(info.shape)
     count, width = shape[0], shape[-1]
@@ -109,8 +109,8 @@ def _single(
     if problems := _too_many(name, shape):
         raise IngestRejected(*problems)
     dtype = findings.stored_dtype(name, info.dtype)
-    planned: dict[str, Planned] = {
-        component: Planned(
+    planned: dict[str, PlannedTensor] = {
+        component: PlannedTensor(
             dtype,
             (count, len(range(width)[part])),
             partial(_values, file, name, shape, part, findings),

@@ -24,11 +24,11 @@ from assets.formats import inversion
 from assets.formats.findings import Findings
 from assets.formats.header import Header
 from assets.formats.identify import BUNDLE_PREFIX
-from assets.formats.lora_kinds import Adapter, Piece, Unfit, adapter_of, split_key
-from assets.formats.lora_names import BIAS, MOVED_COMPONENTS, TargetModule, module_spellings
-from assets.formats.lora_strength import Strengths, read_strengths
+from assets.formats.lora_kinds import Adapter, AdapterMismatch, Piece, adapter_of, split_key
+from assets.formats.lora_names import ADAPTED_COMPONENTS, BIAS, TargetModule, module_spellings
+from assets.formats.lora_strength import LoraScales, read_scales
 from assets.formats.magnitude import LARGEST, change_bound, piece_bound
-from assets.formats.tensors import Planned, TensorFile
+from assets.formats.tensors import PlannedTensor, TensorFile
 
 SUPPORTED = "LoRA, LoCon, LoHa, LoKr, DoRA on any of them, and differences of weights and biases"
 _UNSUPPORTED = re.compile(r"\.(?:(oft_\w+|boft_\w+)(?:\.[\w-]+)*|(on_input))$")
@@ -36,7 +36,7 @@ _KINDS = {"oft": "OFT", "bof": "BOFT", "on_": "IA3"}
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
+class MatchedModule:
     """A module of the file that the served model has: its ``keys`` by role, and its adapter."""
 
     keys: Mapping[str, str]
@@ -47,13 +47,13 @@ class Matched:
 class Coverage:
     """The modules of a file that match the served model. ``errors`` are fatal."""
 
-    matched: Mapping[TargetModule, Matched]
+    matched: Mapping[TargetModule, MatchedModule]
     unmatched: tuple[str, ...]
     errors: tuple[str, ...]
     modules: int
 
     def report(self) -> dict[str, Any]:
-        by_component = {c: sum(t.component == c for t in self.matched) for c in MOVED_COMPONENTS}
+        by_component = {c: sum(t.component == c for t in self.matched) for c in ADAPTED_COMPONENTS}
         adapters = [match.adapter for match in self.matched.values()]
         return {
             "modules": self.modules,
@@ -90,7 +90,7 @@ def cover(listing: Mapping[str, Shape], schema: ParameterSchema) -> Coverage:
         if role in keys:
             errors.append(f"{keys[role]!r} and {key!r} are two adapters for one module")
         keys[role] = key
-    matched: dict[TargetModule, Matched] = {}
+    matched: dict[TargetModule, MatchedModule] = {}
     unmatched = list(unknown_keys)
     for module, keys in modules.items():
         targets = spellings.get(module)
@@ -101,13 +101,13 @@ def cover(listing: Mapping[str, Shape], schema: ParameterSchema) -> Coverage:
             target, adapter = _match_target(
                 {role: listing[key] for role, key in keys.items()}, targets
             )
-        except Unfit as problem:
+        except AdapterMismatch as problem:
             errors.append(f"{module!r} {problem}")
             continue
         if target in matched:
             errors.append(f"{target.name} is changed twice: by {module!r} and under another name")
             continue
-        matched[target] = Matched(keys, adapter)
+        matched[target] = MatchedModule(keys, adapter)
     return Coverage(matched, tuple(unmatched), tuple(errors), len(modules) + len(unknown_keys))
 
 
@@ -125,7 +125,9 @@ def _match_target(
         if actual == (target.out_features, target.in_features):
             return target, adapter
     expected = (targets[0].out_features, targets[0].in_features)
-    raise Unfit(f"is for a parameter of {actual} (out, in); the served model needs {expected}")
+    raise AdapterMismatch(
+        f"is for a parameter of {actual} (out, in); the served model needs {expected}"
+    )
 
 
 def convert(
@@ -133,7 +135,7 @@ def convert(
     schema: ParameterSchema,
     findings: Findings,
     adapter_config: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Planned], dict[str, Any]]:
+) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
     """Return the canonical tensors of a LoRA file, values not yet read, and the report.
 
     ``adapter_config`` is the content of PEFT's ``adapter_config.json``, if there is one.
@@ -153,13 +155,13 @@ def convert(
             f"none of its {coverage.modules} modules is in the served model (for example {names}); "
             "accepted: a LoRA for SDXL with kohya, diffusers or PEFT names"
         )
-    strengths = read_strengths(header.metadata, adapter_config)
-    planned: dict[str, Planned] = {}
+    strengths = read_scales(header.metadata, adapter_config)
+    planned: dict[str, PlannedTensor] = {}
     scales: list[float] = []
     bounds: dict[str, dict[str, float]] = {}
     for target, match in sorted(coverage.matched.items(), key=lambda item: item[0].name):
         is_dora = {"magnitude", "dora_scale"} & set(match.keys)
-        if strengths.says_dora(target.component) and not is_dora:
+        if strengths.uses_dora(target.component) and not is_dora:
             raise IngestRejected("its configuration enables DoRA, but the file has no magnitudes")
         scales.append(_scale(file, target, match, strengths))
         for name, piece in match.adapter.pieces.items():
@@ -177,7 +179,7 @@ def convert(
     values = torch.tensor(scales, dtype=torch.float32)
     if not torch.isfinite(values).all():
         raise IngestRejected("an alpha is not a finite number")
-    planned[SCALES] = Planned("F32", (len(scales),), lambda: values)
+    planned[SCALES] = PlannedTensor("F32", (len(scales),), lambda: values)
     by_target = dict(zip(sorted(bounds), scales, strict=True))
     findings.at_the_end(lambda: _check_changes(bounds, by_target, findings))
     return planned, report
@@ -216,7 +218,7 @@ def stacks(
             member, _, piece = tensor.rpartition(".")
             pieces_of.setdefault(member, []).append(piece)
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for component in MOVED_COMPONENTS:
+    for component in ADAPTED_COMPONENTS:
         for parameter in row_order(schema.components[component]):
             member = f"{component}/{parameter}"
             if member in pieces_of:
@@ -229,7 +231,7 @@ def stacks(
     ]
 
 
-def stacking_order(tensors: Mapping[str, Planned], schema: ParameterSchema) -> list[str]:
+def stacking_order(tensors: Mapping[str, PlannedTensor], schema: ParameterSchema) -> list[str]:
     """Return the file order of a canonical LoRA's tensors: stack by stack."""
     shapes = {name: planned.shape for name, planned in tensors.items()}
     order = [
@@ -259,7 +261,9 @@ def _bundled_words(header: Header) -> list[str]:
     return list(words)
 
 
-def _scale(file: TensorFile, target: TargetModule, match: Matched, strengths: Strengths) -> float:
+def _scale(
+    file: TensorFile, target: TargetModule, match: MatchedModule, strengths: LoraScales
+) -> float:
     rank = match.adapter.rank
     if rank is None:
         return 1.0
@@ -268,7 +272,7 @@ def _scale(file: TensorFile, target: TargetModule, match: Matched, strengths: St
     return strengths.scale(target.component, target.parameter.rpartition(".")[0], rank)
 
 
-def _alpha_source(coverage: Coverage, strengths: Strengths) -> str:
+def _alpha_source(coverage: Coverage, strengths: LoraScales) -> str:
     """Return where the scales come from, for the report: tensors, configuration or rank."""
     sources = {
         "tensors" if "alpha" in match.keys
@@ -285,7 +289,7 @@ def _planned(
     keys: Mapping[str, str],
     bounds: dict[str, float],
     findings: Findings,
-) -> Planned:
+) -> PlannedTensor:
     def values() -> torch.Tensor:
         tensors = {role: file.read_weights(keys[role]) for role in piece.roles}
         for role, source in tensors.items():
@@ -298,4 +302,4 @@ def _planned(
         findings.stored_dtype(keys[role], file.header.tensors[keys[role]].dtype)
         for role in piece.roles
     ]
-    return Planned(dtypes[0] if len(dtypes) == 1 else "F32", piece.shape, values)
+    return PlannedTensor(dtypes[0] if len(dtypes) == 1 else "F32", piece.shape, values)

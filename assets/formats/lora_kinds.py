@@ -96,7 +96,7 @@ class Adapter:
     in_features: int
 
 
-class Unfit(Exception):
+class AdapterMismatch(Exception):
     """The roles or shapes of a module do not form a supported adapter."""
 
 
@@ -116,19 +116,21 @@ def adapter_of(shapes: Shapes) -> Adapter:
     elif any(role.startswith("lokr") for role in roles):
         adapter = _kronecker(shapes)
     else:
-        raise Unfit("has no factors")
+        raise AdapterMismatch("has no factors")
     if roles & {"magnitude", "dora_scale"}:
         adapter = _decomposed(adapter, shapes)
     used = {role for piece in adapter.pieces.values() for role in piece.roles}
     if roles - used:
-        raise Unfit(f"has {', '.join(sorted(roles - used))} in addition to a {adapter.kind}")
+        raise AdapterMismatch(
+            f"has {', '.join(sorted(roles - used))} in addition to a {adapter.kind}"
+        )
     ranks = [adapter.rank] if adapter.rank is not None else []
     ranks += [piece.shape[1] for name, piece in adapter.pieces.items() if name in ("up", "up_2")]
     for rank in ranks:
         if not 0 < rank <= MAX_RANK:
-            raise Unfit(f"has rank {rank}; at most {MAX_RANK} is accepted")
+            raise AdapterMismatch(f"has rank {rank}; at most {MAX_RANK} is accepted")
     if "alpha" in shapes and _elements(shapes["alpha"]) != 1:
-        raise Unfit("has an alpha that is not a single number")
+        raise AdapterMismatch("has an alpha that is not a single number")
     return adapter
 
 
@@ -141,20 +143,20 @@ def _elements(shape: Shape) -> int:
 
 def _flat(shape: Shape) -> tuple[int, int]:
     if not shape:
-        raise Unfit("has a factor without dimensions")
+        raise AdapterMismatch("has a factor without dimensions")
     return shape[0], _elements(shape[1:])
 
 
 def _require(shapes: Shapes, *roles: str) -> list[Shape]:
     for role in roles:
         if role not in shapes:
-            raise Unfit(f"has no {role} factor")
+            raise AdapterMismatch(f"has no {role} factor")
     return [shapes[role] for role in roles]
 
 
 def _require_equal(what: str, left: int, right: int) -> None:
     if left != right:
-        raise Unfit(
+        raise AdapterMismatch(
             f"has factors of different sizes: {what} is {left} in one and {right} in another"
         )
 
@@ -181,7 +183,9 @@ def _low_rank(shapes: Shapes) -> Adapter:
 def _with_core(core: str, down: str, shapes: Shapes) -> Piece:
     """Merge ``down`` [r, in] and a Tucker core [s, r, kh, kw] into one factor [s, in·kh·kw]."""
     if len(shapes[core]) < 3:
-        raise Unfit(f"has a {core} of {len(shapes[core])} dimensions; at least 3 are required")
+        raise AdapterMismatch(
+            f"has a {core} of {len(shapes[core])} dimensions; at least 3 are required"
+        )
     outer, inner, *kernel = shapes[core]
     rank, inputs = _flat(shapes[down])
     _require_equal("the core's rank", inner, rank)
@@ -240,7 +244,7 @@ def _decomposed(adapter: Adapter, shapes: Shapes) -> Adapter:
     if per_output:
         _require_equal("out", adapter.out_features, count)
     elif count == 0 or adapter.in_features % count:
-        raise Unfit(f"has {count} input magnitudes for {adapter.in_features} inputs")
+        raise AdapterMismatch(f"has {count} input magnitudes for {adapter.in_features} inputs")
     piece = Piece((count,), (role,), lambda tensors: tensors[role].reshape(count))
     name = "magnitude" if per_output else "magnitude_in"
     pieces = {**adapter.pieces, name: piece}

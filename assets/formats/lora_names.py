@@ -18,7 +18,7 @@ _TEXT_ENCODERS: Mapping[Component, tuple[str, str]] = {
 #: Suffix on a module's name that denotes its bias.
 BIAS = "#bias"
 #: The components that adapters can change.
-MOVED_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2")
+ADAPTED_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def module_spellings(schema: ParameterSchema) -> dict[str, tuple[TargetModule, .
     A name without a component prefix can have two targets, one per text encoder; shapes decide.
     """
     spellings: dict[str, tuple[TargetModule, ...]] = {}
-    for component in MOVED_COMPONENTS:
+    for component in ADAPTED_COMPONENTS:
         for parameter, shape in schema.components[component].items():
             module, _, leaf = parameter.rpartition(".")
             if leaf not in ("weight", "bias"):

@@ -19,7 +19,7 @@ from typing import Any
 
 from assets.content import Component
 from assets.errors import IngestRejected
-from assets.formats.lora_names import MOVED_COMPONENTS
+from assets.formats.lora_names import ADAPTED_COMPONENTS
 
 Config = Mapping[str, Any]
 
@@ -57,7 +57,7 @@ _SUFFIX = re.compile(r"[\w.\\-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Strengths:
+class LoraScales:
     """A file's configurations by component; the one under None covers all other components."""
 
     configs: Mapping[Component | None, Config] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Strengths:
             return 1.0
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
-    def says_dora(self, component: Component) -> bool:
+    def uses_dora(self, component: Component) -> bool:
         config = self.configs.get(component, self.configs.get(None))
         return bool(config and config.get("use_dora"))
 
@@ -86,7 +86,7 @@ class Strengths:
         return component in self.configs or None in self.configs
 
 
-def read_strengths(metadata: Mapping[str, str], adapter_config: Config | None) -> Strengths:
+def read_scales(metadata: Mapping[str, str], adapter_config: Config | None) -> LoraScales:
     """Read a file's metadata and the PEFT configuration uploaded with it. Metadata wins.
 
     Raises:
@@ -107,7 +107,7 @@ def read_strengths(metadata: Mapping[str, str], adapter_config: Config | None) -
                 raise IngestRejected(f"its {source} {refused}") from None
             warnings |= dict.fromkeys(f"its {source} {unknown}" for unknown in _unknown(config))
         configs |= sections
-    return Strengths(configs, tuple(warnings))
+    return LoraScales(configs, tuple(warnings))
 
 
 class _Refused(Exception):
@@ -132,7 +132,7 @@ def _sections(config: Config) -> dict[Component | None, Config]:
     sections: dict[Component | None, dict[str, Any]] = {}
     for name, value in config.items():
         prefix, _, rest = name.partition(".")
-        section = next((c for c in MOVED_COMPONENTS if c == prefix and rest), None)
+        section = next((c for c in ADAPTED_COMPONENTS if c == prefix and rest), None)
         sections.setdefault(section, {})[rest if section else name] = value
     return dict(sections)
 

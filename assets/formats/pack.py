@@ -15,13 +15,13 @@ from assets.errors import IngestRejected
 from assets.families.sdxl import other_arithmetic
 from assets.formats.folder_weights import folder_config, folder_weights
 from assets.formats.prediction_source import SCHEDULER_METADATA, prediction_of_scheduler
-from assets.formats.tensors import Planned, write_tensors
+from assets.formats.tensors import PlannedTensor, write_tensors
 
 
-def pack_folder(model: Path, target: Path, *, prediction_is_said: bool = False) -> Path:
+def pack_folder(model: Path, target: Path, *, prediction_is_declared: bool = False) -> Path:
     """Pack the folder ``model`` into the file ``target`` and return ``target``.
 
-    ``prediction_is_said``: the owner declares the prediction type, so the scheduler's
+    ``prediction_is_declared``: the owner declares the prediction type, so the scheduler's
     configuration is not checked.
 
     Raises:
@@ -29,10 +29,10 @@ def pack_folder(model: Path, target: Path, *, prediction_is_said: bool = False) 
         arithmetic.
     """
     scheduler = folder_config(model, "scheduler", "scheduler_config.json")
-    if not prediction_is_said:
+    if not prediction_is_declared:
         prediction_of_scheduler(scheduler)  # reject before gigabytes are uploaded
     with ExitStack() as stack:
-        planned: dict[str, Planned] = {}
+        planned: dict[str, PlannedTensor] = {}
         for component in MODEL_COMPONENTS:
             tensors = folder_weights(model, component, stack)
             if tensors is None:

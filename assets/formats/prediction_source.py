@@ -16,7 +16,7 @@ from typing import Any
 from assets.errors import IngestRejected
 from assets.families.sdxl import SDXL_SCHEDULE
 from assets.formats.tensors import CANONICAL_FLOATS, TensorFile
-from assets.prediction import PREDICTIONS, Prediction, Predicts
+from assets.prediction import PREDICTIONS, Prediction, PredictionFinding
 
 #: Metadata key of the scheduler's configuration in a packed diffusers folder.
 SCHEDULER_METADATA = "scheduler_config"
@@ -51,7 +51,7 @@ class _Evidence:
     is_zero_snr: bool = False
 
 
-def find_prediction(file: TensorFile) -> Predicts:
+def find_prediction(file: TensorFile) -> PredictionFinding:
     """Return the prediction type that a checkpoint's file states.
 
     Raises:
@@ -68,7 +68,7 @@ def find_prediction(file: TensorFile) -> Predicts:
     return _resolve(evidence)
 
 
-def prediction_of_scheduler(config: Mapping[str, Any]) -> Predicts:
+def prediction_of_scheduler(config: Mapping[str, Any]) -> PredictionFinding:
     """Return the prediction type that a diffusers folder's ``scheduler_config.json`` states.
 
     Raises:
@@ -77,7 +77,7 @@ def prediction_of_scheduler(config: Mapping[str, Any]) -> Predicts:
     return _resolve(list(_from_scheduler(config)))
 
 
-def _resolve(evidence: Sequence[_Evidence]) -> Predicts:
+def _resolve(evidence: Sequence[_Evidence]) -> PredictionFinding:
     typed = next((each for each in evidence if each.type is not None), None)
     zero = next((each for each in evidence if each.is_zero_snr), None)
     value: Prediction = "epsilon"
@@ -91,7 +91,7 @@ def _resolve(evidence: Sequence[_Evidence]) -> Predicts:
     kind = _EPSILON if value == "epsilon" else _VELOCITY
     contradictions = tuple(each.source for each in evidence if each.type not in (None, kind))
     source = ", ".join(dict.fromkeys(sources)) or "nothing says otherwise"
-    return Predicts(value, source, contradictions)
+    return PredictionFinding(value, source, contradictions)
 
 
 def _markers(file: TensorFile) -> Iterator[_Evidence]:

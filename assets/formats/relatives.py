@@ -17,7 +17,7 @@ Listing = Mapping[str, Shape]
 
 
 @dataclass(frozen=True, slots=True)
-class Relative:
+class UnsupportedModel:
     """An unsupported model: its ``name`` with article, and the deciding key."""
 
     name: str
@@ -61,20 +61,20 @@ _DISTILLED = {4: "SSD-1B", 2: "Segmind Vega", 5: "KOALA-700M", 6: "KOALA-1B"}
 _TRANSFORMER = re.compile(r"down_blocks\.\d+\.attentions\.\d+\.transformer_blocks\.(\d+)\.")
 
 
-def relative_of(listing: Listing) -> Relative | None:
+def find_unsupported(listing: Listing) -> UnsupportedModel | None:
     """Return the unsupported model that keys and shapes identify, or None. Pure."""
     has_unet = any(first in listing for first, _ in _LAYOUTS)
     if not has_unet:
         for name, prefixes in _PREFIXES:
             for key in listing:
                 if key.startswith(prefixes):
-                    return Relative(name, f"key {key!r}")
+                    return UnsupportedModel(name, f"key {key!r}")
     for key in listing:
         for name, piece in _PIECES:
             if piece in key and (not has_unet or key.startswith(("model.", "unet", piece, "time"))):
-                return Relative(name, f"key {key!r}")
+                return UnsupportedModel(name, f"key {key!r}")
         if key.startswith("conditioner.embedders.0.model."):
-            return Relative(_REFINER, f"key {key!r}: its only text encoder is OpenCLIP's")
+            return UnsupportedModel(_REFINER, f"key {key!r}: its only text encoder is OpenCLIP's")
     for first, sizes in _LAYOUTS:
         shape = listing.get(first, ())
         if len(shape) == 4:
@@ -82,17 +82,17 @@ def relative_of(listing: Listing) -> Relative | None:
     return None
 
 
-def _by_first_convolution(key: str, shape: Shape, *, has_sizes: bool) -> Relative | None:
+def _by_first_convolution(key: str, shape: Shape, *, has_sizes: bool) -> UnsupportedModel | None:
     family = "an SDXL" if has_sizes else "a Stable Diffusion"
     if shape[1] in _INPUTS:
         name = f"{family} {_INPUTS[shape[1]]}"
-        return Relative(name, f"{key!r} has {shape[1]} input channels; text-to-image has 4")
+        return UnsupportedModel(name, f"{key!r} has {shape[1]} input channels; text-to-image has 4")
     if has_sizes and shape[0] == _REFINER_CHANNELS:
-        return Relative(_REFINER, f"{key!r} has {shape[0]} channels")
+        return UnsupportedModel(_REFINER, f"{key!r} has {shape[0]} channels")
     return None
 
 
-def distilled(listing: Listing, schema: ParameterSchema) -> Relative | None:
+def find_distilled(listing: Listing, schema: ParameterSchema) -> UnsupportedModel | None:
     """Return the distilled model: a UNet with SDXL's widths and fewer transformer layers. Pure."""
     expected = schema.components["unet"]
     for prefix, rename in (
@@ -108,8 +108,10 @@ def distilled(listing: Listing, schema: ParameterSchema) -> Relative | None:
         known = _DISTILLED.get(layers) if expected_layers == 10 else None
         name = known or "a distilled variant of SDXL, such as SSD-1B or Segmind Vega"
         if layers < expected_layers:
-            return Relative(name, f"{layers} transformer layers where SDXL has {expected_layers}")
-        return Relative(name, "no attention in its middle block")
+            return UnsupportedModel(
+                name, f"{layers} transformer layers where SDXL has {expected_layers}"
+            )
+        return UnsupportedModel(name, "no attention in its middle block")
     return None
 
 

@@ -105,7 +105,7 @@ class TensorFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedTensor:
     """A tensor to write: its dtype and shape; ``values`` is called when it is written."""
 
     dtype: str
@@ -121,7 +121,7 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenFile:
     """Digest and size of a written file."""
 
     sha256: str
@@ -130,10 +130,10 @@ class Written:
 
 def write_tensors(
     path: Path,
-    tensors: Mapping[str, Planned],
+    tensors: Mapping[str, PlannedTensor],
     metadata: Mapping[str, str],
     order: Sequence[str] | None = None,
-) -> Written:
+) -> WrittenFile:
     """Write a safetensors file tensor by tensor, in ``order`` or sorted by name.
 
     Raises:
@@ -173,4 +173,4 @@ def write_tensors(
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return Written(digest.hexdigest(), 8 + len(raw) + position)
+    return WrittenFile(digest.hexdigest(), 8 + len(raw) + position)

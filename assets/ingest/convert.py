@@ -16,17 +16,17 @@ from assets.formats.findings import Findings
 from assets.formats.header import Header, read_header
 from assets.formats.identify import identify
 from assets.formats.prediction_source import find_prediction
-from assets.formats.relatives import distilled
-from assets.formats.tensors import CANONICAL_FLOATS, Planned, TensorFile, write_tensors
+from assets.formats.relatives import find_distilled
+from assets.formats.tensors import CANONICAL_FLOATS, PlannedTensor, TensorFile, write_tensors
 from assets.ingest.rules import ACCEPTED, SERVED_FAMILY, check_family, mismatch
-from assets.prediction import PREDICTIONS, Prediction, Predicts
+from assets.prediction import PREDICTIONS, Prediction, PredictionFinding
 
 _OWNER = "owner"
 _MAX_TRAINING_CHARS, _MAX_VALUE_CHARS = 32_768, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnersWord:
+class OwnerDeclaration:
     """What the owner declares about a file besides its kind.
 
     ``adapter_config`` is the content of PEFT's ``adapter_config.json``.
@@ -36,7 +36,7 @@ class OwnersWord:
     adapter_config: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> OwnersWord:
+    def of(cls, data: Mapping[str, Any]) -> OwnerDeclaration:
         """Read the declarations from an asset's ``data`` or the result of ``to_json``."""
         return cls(
             prediction=data.get("prediction_type"), adapter_config=data.get("adapter_config")
@@ -60,7 +60,7 @@ def ingest_file(
     schema: ParameterSchema,
     salt: bytes | None,
     scratch: Path,
-    word: OwnersWord = OwnersWord(),
+    word: OwnerDeclaration = OwnerDeclaration(),
 ) -> Ingested:
     """Write the canonical form of ``path`` into ``scratch``, one tensor in memory at a time.
 
@@ -72,7 +72,7 @@ def ingest_file(
     header = read_header(path)
     identity = identify(header.shapes)
     check_family(identity)
-    if identity.kind == "checkpoint" and (relative := distilled(header.shapes, schema)):
+    if identity.kind == "checkpoint" and (relative := find_distilled(header.shapes, schema)):
         raise IngestRejected(f"this is {relative.name} ({relative.evidence}); {ACCEPTED}")
     assert identity.kind is not None
     findings = Findings()
@@ -128,7 +128,7 @@ def with_owners_prediction(
     current = report.get("prediction_type")
     if current is None and declared is None:
         return dict(report)
-    current = current or Predicts.from_report(None).report()
+    current = current or PredictionFinding.from_report(None).report()
     from_file = current.get("found") if current["source"] == _OWNER else current
     if declared is None:
         return {**report, "prediction_type": from_file or current}
@@ -160,7 +160,7 @@ def _training(header: Header) -> dict[str, str]:
 
 
 def _order(
-    component: Component, tensors: Mapping[str, Planned], schema: ParameterSchema
+    component: Component, tensors: Mapping[str, PlannedTensor], schema: ParameterSchema
 ) -> list[str] | None:
     """Return tensor names in the engine's stacking order, so that it reads a stack at a time.
 
@@ -176,8 +176,8 @@ def _convert(
     kind: AssetKind,
     schema: ParameterSchema,
     findings: Findings,
-    word: OwnersWord,
-) -> tuple[dict[Component, dict[str, Planned]], dict[str, Any]]:
+    word: OwnerDeclaration,
+) -> tuple[dict[Component, dict[str, PlannedTensor]], dict[str, Any]]:
     if kind == "lora":
         tensors, report = lora.convert(file, schema, findings, word.adapter_config)
         return {"lora": tensors}, report

@@ -28,7 +28,7 @@ from assets.asset import AssetKind
 from assets.content import Blob, Component, content_key
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
-from assets.ingest.convert import Ingested, OwnersWord, prediction_in
+from assets.ingest.convert import Ingested, OwnerDeclaration, prediction_in
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _GRACE_S = 30.0
 _START_TIMEOUT_S = 120.0
 
 
-class CageBroke(Exception):
+class SandboxFailed(Exception):
     """The inspection failed for a reason other than the file's content."""
 
 
@@ -70,7 +70,7 @@ class Cost:
     more_bytes: int
 
 
-class Cage:
+class Sandbox:
     """Converts one file at a time in a sandbox process. Starts on first use; close it once."""
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -87,7 +87,7 @@ class Cage:
         schema: ParameterSchema,
         salt: bytes | None,
         scratch: Path,
-        word: OwnersWord = OwnersWord(),  # noqa: B008 (frozen)
+        word: OwnerDeclaration = OwnerDeclaration(),  # noqa: B008 (frozen)
     ) -> Ingested:
         """Run ``assets.ingest.convert.ingest_file`` in the sandbox.
 
@@ -110,7 +110,7 @@ class Cage:
         if "rejected" in answer:
             raise IngestRejected(*answer["rejected"])
         if "broke" in answer:
-            raise CageBroke(answer["broke"])
+            raise SandboxFailed(answer["broke"])
         files: dict[Component, tuple[Blob, Path]] = {}
         for component in get_args(Component):
             if component in answer["components"]:
@@ -139,7 +139,7 @@ class Cage:
                 return answer
             log.warning("the sandbox worker exited (%s), attempt %s", worker.poll(), attempt)
             self._stop_worker()
-        raise CageBroke("the sandbox worker exited twice without an answer; see its output")
+        raise SandboxFailed("the sandbox worker exited twice without an answer; see its output")
 
     def _ensure_worker(self) -> subprocess.Popen[bytes]:
         if self._worker is None or self._worker.poll() is not None:
@@ -155,7 +155,7 @@ class Cage:
             assert self._worker.stdout is not None
             if self._read_line(self._worker.stdout, _START_TIMEOUT_S) != b"ready\n":
                 self._stop_worker()
-                raise CageBroke("the sandbox worker did not start; see its output")
+                raise SandboxFailed("the sandbox worker did not start; see its output")
         return self._worker
 
     def _read_line(self, pipe: IO[bytes], timeout_s: float) -> bytes:
@@ -196,13 +196,13 @@ def _digest(path: Path) -> tuple[str, int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise CageBroke(
+        raise SandboxFailed(
             f"cannot open the inspection's output {path.name}: {error.strerror}"
         ) from None
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise CageBroke(f"the inspection's output {path.name} is not a regular file")
+            raise SandboxFailed(f"the inspection's output {path.name} is not a regular file")
         return hashlib.file_digest(file, "sha256").hexdigest(), status.st_size
 
 

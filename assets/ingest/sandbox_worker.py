@@ -21,7 +21,7 @@ from typing import Any
 
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
-from assets.ingest.convert import OwnersWord, ingest_file
+from assets.ingest.convert import OwnerDeclaration, ingest_file
 
 #: Audit events that no conversion needs. A file that triggers one is rejected.
 _FORBIDDEN = frozenset(
@@ -111,7 +111,7 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
         _limit(job)
         sys.addaudithook(_refuse)
         schema = ParameterSchema.from_json(job["skeleton"])
-        word = OwnersWord.of(job["word"])
+        word = OwnerDeclaration.of(job["word"])
         scratch = Path(job["scratch"])
         done = ingest_file(Path(job["path"]), job["kind"], schema, None, scratch, word)
     except IngestRejected as rejection:

@@ -27,17 +27,17 @@ from assets.errors import (
     TooLarge,
 )
 from assets.failpoint import reach
-from assets.formats.coverage import shortfalls
+from assets.formats.coverage import owner_warnings
 from assets.ids import new_asset_id
 from assets.ingest.convert import (
     Ingested,
-    OwnersWord,
+    OwnerDeclaration,
     ingest_file,
     prediction_in,
     with_owners_prediction,
 )
 from assets.ingest.effect import EffectProbe
-from assets.ingest.sandbox import Cage
+from assets.ingest.sandbox import Sandbox
 from assets.library.records import AssetRecords
 from assets.library.references import BlobRecords
 from assets.library.resolve import BASE_NAME
@@ -46,7 +46,7 @@ from assets.prediction import Prediction
 from assets.remote.guarded_http import Fetcher
 from assets.remote.huggingface import HUB, find_file
 from assets.storage.object_paths import blob_key, preview_key, upload_key
-from assets.storage.object_store import CHUNK_BYTES, Digesting, ObjectStore, put_file
+from assets.storage.object_store import CHUNK_BYTES, HashingWriter, ObjectStore, put_file
 from assets.text import is_storable
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class IngestService:
         secret: bytes,
         scratch: Path,
         now: Callable[[], float] = time.time,
-        cage: Cage | None = None,
+        cage: Sandbox | None = None,
         fetcher: Fetcher | None = None,
         hub: str = HUB,
         probe: EffectProbe | None = None,
@@ -98,7 +98,7 @@ class IngestService:
         self._fetcher = fetcher or Fetcher()
         self._hub = hub
         self._stopped = threading.Event()
-        self._cage = cage or Cage()
+        self._cage = cage or Sandbox()
         self._records = records
         self._blobs = blobs
         self._store = store
@@ -178,7 +178,7 @@ class IngestService:
                     raise _Cancelled  # deleted in the meantime
 
         with self._store.write(upload_key(asset.id)) as target:
-            digest = Digesting(target)
+            digest = HashingWriter(target)
             received = self._fetcher.fetch(url, digest, max_bytes, progress)
             if sha256 and digest.hexdigest() != sha256:
                 raise FetchFailed(f"the downloaded file does not have the expected sha256 {sha256}")
@@ -212,7 +212,7 @@ class IngestService:
                         "upload it again"
                     )
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
-                word = OwnersWord.of(asset.data)
+                word = OwnerDeclaration.of(asset.data)
                 ingested = self._cage.ingest(source, asset.kind, schema, salt, scratch, word)
                 reach("ingest.converted")
                 converted = self._keep(ingested, source, digest, asset.tenant_id)
@@ -247,7 +247,7 @@ class IngestService:
         the prediction type that the owner declares, or else the file's.
         """
         salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
-        report = with_owners_prediction(asset.report, OwnersWord.of(asset.data).prediction)
+        report = with_owners_prediction(asset.report, OwnerDeclaration.of(asset.data).prediction)
         prediction = prediction_in(report)
         parts: dict[Component, Blob] = {}
         for component, blob in asset.parts.items():
@@ -305,7 +305,7 @@ class IngestService:
         Raises:
             IngestRejected: the test image is not finite.
         """
-        details = [self._probe_effect(kind, converted), *shortfalls(kind, converted["report"])]
+        details = [self._probe_effect(kind, converted), *owner_warnings(kind, converted["report"])]
         if converted["original"] is None:
             details.append("the uploaded file was not kept: it cannot be downloaded")
         return "; ".join(detail for detail in details if detail)

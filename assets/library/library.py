@@ -48,7 +48,7 @@ LOST = "its bytes were lost; upload it again"
 #: How many versions of a name a rename checks.
 MAX_VERSIONS = 10_000
 #: How long a deleted asset can be restored.
-KEPT_DELETED_S = 7 * 24 * 3600.0
+RESTORABLE_S = 7 * 24 * 3600.0
 #: How long the base checkpoint's record is cached: every request needs it.
 _BASE_CACHED_S = 3.0
 
@@ -264,7 +264,7 @@ class Library:
         asset = self._records.get(asset_id)
         if asset is None or not may(principal, "restore", asset) or not asset.parts:
             raise AssetNotFound(asset_id)
-        if self._now() - (asset.deleted_at_s or 0.0) > KEPT_DELETED_S:
+        if self._now() - (asset.deleted_at_s or 0.0) > RESTORABLE_S:
             raise AssetNotFound(asset_id)
         namesake = self._records.find(asset.tenant_id, asset.name)
         if namesake is not None and namesake.kind != asset.kind:
@@ -308,7 +308,7 @@ class Library:
         """The bytes stored for the tenant, including assets that can be restored."""
         return self._blobs.stored_bytes(principal.tenant_id)
 
-    def may_fetch(self, key: str) -> bool:
+    def is_downloadable(self, key: str) -> bool:
         """Return whether an object may still be downloaded: a signed URL ends with the deletion of
         its asset or a change of its content key."""
         if key.startswith(BLOBS):

@@ -16,7 +16,7 @@ from typing import Any
 from assets.asset import Asset
 from assets.content import ORIGINAL
 from assets.failpoint import reach
-from assets.library.library import KEPT_DELETED_S, LOST
+from assets.library.library import LOST, RESTORABLE_S
 from assets.library.records import AssetRecords
 from assets.library.references import BlobRecords
 from assets.storage.multipart import PartStore, open_parts
@@ -29,7 +29,7 @@ from assets.storage.object_paths import (
     stored_blob_key,
     upload_key,
 )
-from assets.storage.object_store import ObjectStore, Stored
+from assets.storage.object_store import ObjectStore, StoredObject
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ UPLOAD_KEPT_S = 24 * 3600.0
 _IN_PROGRESS = ("ready_to_upload", "uploading", "uploaded")
 
 #: Returns the keys of those stored objects that are orphans.
-Unwanted = Callable[[Sequence[Stored]], Collection[str]]
+OrphanFilter = Callable[[Sequence[StoredObject]], Collection[str]]
 
 
 class Reconciler:
@@ -54,7 +54,7 @@ class Reconciler:
         blobs: BlobRecords,
         store: ObjectStore,
         parts: PartStore | None = None,
-        others: Mapping[str, Unwanted] | None = None,
+        others: Mapping[str, OrphanFilter] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._records = records
@@ -134,7 +134,7 @@ class Reconciler:
 
     def _purge(self) -> int:
         """Purge deleted assets that can no longer be restored."""
-        purgeable = self._records.forgotten(self._now() - KEPT_DELETED_S)
+        purgeable = self._records.forgotten(self._now() - RESTORABLE_S)
         return sum(self._records.purge(asset.id) for asset in purgeable)
 
     def _collect(self) -> int:
@@ -150,7 +150,7 @@ class Reconciler:
                 collected += 1
         return collected
 
-    def _remove(self, prefix: str, unwanted: Unwanted) -> int:
+    def _remove(self, prefix: str, unwanted: OrphanFilter) -> int:
         present = self._store.list(prefix)
         old = [stored for stored in present if stored.changed_at_s < self._now() - GRACE_S]
         orphans = unwanted(old)
@@ -159,7 +159,7 @@ class Reconciler:
             self._store.delete(key)
         return len(orphans)
 
-    def _unknown_blobs(self, old: Sequence[Stored]) -> Collection[str]:
+    def _unknown_blobs(self, old: Sequence[StoredObject]) -> Collection[str]:
         keys = {blob_of(stored.key): stored.key for stored in old}
         known = self._blobs.known(keys)
         return [path for key, path in keys.items() if key not in known]
@@ -202,7 +202,7 @@ class Reconciler:
         updated = [self._records.update(a.id, changes, expect=("error",)) for a in found]
         return sum(asset is not None for asset in updated)
 
-    def _finished_uploads(self, old: Sequence[Stored]) -> Collection[str]:
+    def _finished_uploads(self, old: Sequence[StoredObject]) -> Collection[str]:
         def is_open(asset: Asset | None) -> bool:
             return asset is not None and asset.status in _IN_PROGRESS
 
@@ -212,6 +212,6 @@ class Reconciler:
             s.key for s in old if UPLOADS + s.key.removeprefix(UPLOADS).split("/")[0] in finished
         ]
 
-    def _unused_previews(self, old: Sequence[Stored]) -> Collection[str]:
+    def _unused_previews(self, old: Sequence[StoredObject]) -> Collection[str]:
         used = self._records.previews()
         return [stored.key for stored in old if stored.key not in used]

@@ -28,7 +28,7 @@ from assets.library.resolve import find
 from assets.library.validation import check_expiry, check_name, checked_visibility, normal_name
 from assets.principal import Principal
 from assets.remote.huggingface import check_repository, download_url
-from assets.storage.multipart import LEAST_PART_BYTES, MOST_PART_BYTES, PART_BYTES, Part, PartStore
+from assets.storage.multipart import MAX_PART_BYTES, MIN_PART_BYTES, PART_BYTES, Part, PartStore
 from assets.storage.object_paths import PARTS, UPLOADS, upload_key
 from assets.storage.object_store import ObjectStore
 
@@ -369,8 +369,8 @@ def _check_parts(new: NewAsset, room: int) -> None:
     assert new.size_bytes is not None
     if not 0 < new.size_bytes <= room:
         raise InvalidAsset("size_bytes", f"{new.size_bytes} bytes; at most {room} are accepted")
-    if not LEAST_PART_BYTES <= new.part_bytes <= MOST_PART_BYTES:
-        limits = f"{LEAST_PART_BYTES} to {MOST_PART_BYTES}"
+    if not MIN_PART_BYTES <= new.part_bytes <= MAX_PART_BYTES:
+        limits = f"{MIN_PART_BYTES} to {MAX_PART_BYTES}"
         raise InvalidAsset("part_bytes", f"{new.part_bytes} bytes; a part must have {limits}")
 
 

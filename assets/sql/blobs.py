@@ -42,7 +42,7 @@ class BlobRefRow(Base):
     asset_id: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
-class KeptRow(Base):
+class CountedObjectRow(Base):
     """An object that counts towards a tenant's storage but is not an asset's file."""
 
     __tablename__ = "kept_bytes"
@@ -129,18 +129,20 @@ class SqlBlobRecords:
         has_blobs = exists().where(BlobRefRow.asset_id == AssetRow.id)
         is_upload = (AssetRow.status.in_(_UPLOADED), ~has_blobs)
         uploads = select(func.sum(AssetRow.size_bytes)).where(of_tenant, _IS_LIVE, *is_upload)
-        kept = select(func.sum(KeptRow.size_bytes)).where(KeptRow.tenant_id == tenant_id)
+        kept = select(func.sum(CountedObjectRow.size_bytes)).where(
+            CountedObjectRow.tenant_id == tenant_id
+        )
         with Session(self._engine) as session:
             return sum(int(session.scalar(query) or 0) for query in (blobs, uploads, kept))
 
     def keep(self, key: str, tenant_id: str, size_bytes: int) -> None:
         with Session(self._engine) as session, session.begin():
-            session.merge(KeptRow(key=key, tenant_id=tenant_id, size_bytes=size_bytes))
+            session.merge(CountedObjectRow(key=key, tenant_id=tenant_id, size_bytes=size_bytes))
 
     def unkeep(self, keys: Collection[str]) -> None:
         for chunk in _chunks(keys):
             with Session(self._engine) as session, session.begin():
-                session.execute(delete(KeptRow).where(KeptRow.key.in_(chunk)))
+                session.execute(delete(CountedObjectRow).where(CountedObjectRow.key.in_(chunk)))
 
     def garbage(self, before_s: float) -> Sequence[str]:
         with Session(self._engine) as session:

@@ -18,7 +18,7 @@ from assets.library.records import Page, Query
 from assets.sql.base import alone
 from assets.sql.blobs import BlobRefRow, refer
 from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values
-from assets.sql.search_index import keep_words, search_terms, with_all
+from assets.sql.search_index import assets_matching, index_words, search_terms
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
 #: False for a purged row, which keeps only its version number.
@@ -49,7 +49,7 @@ class SqlAssetRecords:
             asset = replace(asset, version=(last or 0) + 1)
             values = row_values({name: getattr(asset, name) for name in FIELDS})
             session.add(AssetRow(**values, changed_at_s=self._now()))
-            keep_words(session, asset)
+            index_words(session, asset)
             refer(session, asset.id, asset.blobs, self._now())
             _set_shares(session, asset.id, asset.shared_with)
         return asset
@@ -101,7 +101,7 @@ class SqlAssetRecords:
             if {"parts", "original"} & changes.keys():
                 refer(session, asset_id, asset.blobs, self._now())
             if {"data", "description", "deleted_at_s"} & changes.keys():
-                keep_words(session, asset)
+                index_words(session, asset)
         return asset
 
     def purge(self, asset_id: str) -> bool:
@@ -154,7 +154,7 @@ class SqlAssetRecords:
                 for version in versions:
                     version.name, version.version = name, version.version + used
                     version.changed_at_s = self._now()
-                    keep_words(session, asset_of(version))
+                    index_words(session, asset_of(version))
                 session.flush()
                 values = row_values({name: getattr(placeholder, name) for name in FIELDS})
                 session.add(AssetRow(**values, changed_at_s=self._now()))
@@ -174,7 +174,7 @@ class SqlAssetRecords:
             return Page([], 0, has_more=False)  # the text contains no word
         conditions = _conditions(query)
         if terms:
-            conditions.append(AssetRow.id.in_(with_all(terms, query.tenant_id)))
+            conditions.append(AssetRow.id.in_(assets_matching(terms, query.tenant_id)))
         # One statement evaluates the conditions once, for the count and the page.
         found = select(AssetRow.id).where(*conditions).cte("found")
         page = select(found.c.id).where(found.c.id > query.after).order_by(found.c.id)

@@ -41,7 +41,7 @@ def words_in(text: str) -> set[str]:
     return {word[:_LONGEST] for word in whole | parts if word.strip("_")}
 
 
-def keep_words(session: Session, asset: Asset) -> None:
+def index_words(session: Session, asset: Asset) -> None:
     """Update the index to the asset's present words and tags (none when it is deleted), within the
     session's transaction."""
     text = " ".join((asset.name, asset.description, *asset.trigger_words))
@@ -77,7 +77,7 @@ def _extends(term: str) -> Callable[[str], bool]:
     return lambda other: other != term and not term.startswith("#") and other.startswith(term)
 
 
-def with_all(terms: Sequence[str], tenant_id: str | None) -> SelectBase:
+def assets_matching(terms: Sequence[str], tenant_id: str | None) -> SelectBase:
     """Select the ids of assets that match every term: tags exactly, words by prefix."""
     matches = [_with(term, tenant_id) for term in terms]
     return matches[0] if len(matches) == 1 else intersect(*matches)

@@ -20,9 +20,9 @@ from assets.storage.object_paths import PARTS, UPLOADS, part_key, parts_prefix
 from assets.storage.object_store import CHUNK_BYTES, FsspecStore, ObjectStore
 
 #: S3 requires at least 5 MiB in each part but the last, and at most 10,000 parts.
-LEAST_PART_BYTES = 5 << 20
+MIN_PART_BYTES = 5 << 20
 PART_BYTES = 64 << 20
-MOST_PART_BYTES = 1 << 30
+MAX_PART_BYTES = 1 << 30
 _NUMBER = re.compile(r"[0-9]{5}\Z")
 
 
@@ -36,7 +36,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class OpenUpload:
     """A multipart upload that is neither finished nor aborted."""
 
     key: str
@@ -63,7 +63,7 @@ class PartStore(Protocol):
     def abort(self, key: str, upload_id: str) -> None:
         """Delete the parts and end the upload; no error when there is no such upload."""
 
-    def begun(self) -> Iterator[Begun]:
+    def begun(self) -> Iterator[OpenUpload]:
         """Iterate over the uploads in progress."""
 
 
@@ -104,13 +104,13 @@ class ObjectParts:
         for stored in list(self._store.list(parts_prefix(key, upload_id))):
             self._store.delete(stored.key)
 
-    def begun(self) -> Iterator[Begun]:
+    def begun(self) -> Iterator[OpenUpload]:
         newest: dict[tuple[str, str], float] = {}
         for stored in self._store.list(PARTS):
             key, upload_id, _ = stored.key.removeprefix(PARTS).rsplit("/", 2)
             changed_at_s = newest.get((key, upload_id), 0.0)
             newest[key, upload_id] = max(changed_at_s, stored.changed_at_s)
-        return (Begun(key, upload_id, at_s) for (key, upload_id), at_s in newest.items())
+        return (OpenUpload(key, upload_id, at_s) for (key, upload_id), at_s in newest.items())
 
 
 class S3Parts:
@@ -181,7 +181,7 @@ class S3Parts:
         except FileNotFoundError:
             return
 
-    def begun(self) -> Iterator[Begun]:
+    def begun(self) -> Iterator[OpenUpload]:
         location = self._location(UPLOADS + "x")
         prefix = location["Key"].removesuffix("x")  # uploads outside it are not ours
         marker: dict[str, str] = {}
@@ -194,7 +194,7 @@ class S3Parts:
                 return
             for upload in page.get("Uploads") or ():
                 key = UPLOADS + upload["Key"].removeprefix(prefix)
-                yield Begun(key, upload["UploadId"], upload["Initiated"].timestamp())
+                yield OpenUpload(key, upload["UploadId"], upload["Initiated"].timestamp())
             if not page.get("IsTruncated"):
                 return
             marker = {

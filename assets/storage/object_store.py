@@ -18,13 +18,13 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import fsspec
 
-from assets.errors import StoreBroke, StoreError
+from assets.errors import StoreError, StoreUnavailable
 
 CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredObject:
     """An object of a listing. ``changed_at_s`` is by the store's clock."""
 
     key: str
@@ -60,7 +60,7 @@ class ObjectStore(Protocol):
     def copy(self, source: str, target: str) -> None:
         """Copy an object to another key. Raises StoreError when ``source`` does not exist."""
 
-    def list(self, prefix: str) -> Iterator[Stored]:
+    def list(self, prefix: str) -> Iterator[StoredObject]:
         """Iterate over the objects under ``prefix``, which ends with a slash. A directory store
         also lists the temporary files of unfinished writes."""
 
@@ -130,7 +130,7 @@ class FsspecStore:
         except FileNotFoundError:
             raise StoreError(f"the object store holds no {key!r}") from None
         except Exception as error:  # each store's client raises types of its own
-            raise StoreBroke(f"{key}: {type(error).__name__}: {error}") from error
+            raise StoreUnavailable(f"{key}: {type(error).__name__}: {error}") from error
 
     def size(self, key: str) -> int | None:
         try:
@@ -155,14 +155,14 @@ class FsspecStore:
         except FileNotFoundError:
             raise StoreError(f"the object store holds no {source!r}") from None
 
-    def list(self, prefix: str) -> Iterator[Stored]:
+    def list(self, prefix: str) -> Iterator[StoredObject]:
         self._fs.invalidate_cache()
         infos = self._fs.find(self.path(prefix).rstrip("/"), detail=True)
         for path, info in infos.items():
             changed = info.get("mtime") or info["LastModified"]
             changed_at_s = changed if isinstance(changed, int | float) else changed.timestamp()
             key = path.removeprefix(self._root).lstrip("/")
-            yield Stored(key, int(info["size"]), changed_at_s)
+            yield StoredObject(key, int(info["size"]), changed_at_s)
 
     def signed_put(self, key: str, expires_s: int) -> str | None:
         if self._is_local:
@@ -196,7 +196,7 @@ def _atomic_write(path: str) -> Iterator[BinaryIO]:
         raise
 
 
-class Digesting:
+class HashingWriter:
     """A writer that counts and hashes (sha256) the bytes it passes on."""
 
     def __init__(self, file: BinaryIO) -> None:

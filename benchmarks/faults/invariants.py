@@ -122,7 +122,7 @@ class Invariants:
             time.sleep(1.0)
         return Counter(
             usage.reference.partition("/")[0].partition("@")[0]
-            for usage in meter.every_usage(self.harness.tenant_id)
+            for usage in meter.iter_usage(self.harness.tenant_id)
             if usage.kind == "picture"
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from assets.content import Component
-from assets.formats.tensors import Planned, write_tensors
+from assets.formats.tensors import PlannedTensor, write_tensors
 from benchmarks.miniature import text, unet, vae
 from serving.engine.modules import published_names
 from serving.miniature.model import TOKEN_EMBEDDING, weights
@@ -59,7 +59,7 @@ def export(component: Component, module: Any, path: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     planned = {
-        name: Planned("F16", tuple(tensor.shape), lambda tensor=tensor: tensor)  # type: ignore[misc]
+        name: PlannedTensor("F16", tuple(tensor.shape), lambda tensor=tensor: tensor)  # type: ignore[misc]
         for name, tensor in tensors.items()
     }
     write_tensors(path, planned, {})

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from assets.content import Component
 from benchmarks.miniature.training import Plan, train
 from benchmarks.miniature.world import COLOURS, PLACES, SHAPES, SIZES, caption, training_scene
-from serving.engine.text import Prompts
+from serving.engine.text import PromptTokenizer
 from serving.engine.vocabulary import vocabulary
 from serving.miniature.model import MINIATURE_CONFIGS, token_rows
 
@@ -99,7 +99,7 @@ def build(component: Component) -> Any:
     return module
 
 
-def tokens_of(prompts: Prompts, texts: Sequence[str], component: Component) -> torch.Tensor:
+def tokens_of(prompts: PromptTokenizer, texts: Sequence[str], component: Component) -> torch.Tensor:
     """Return token ids, (n, 77)."""
     return torch.tensor([prompts.tokenize(text, component, {}).ids for text in texts])
 
@@ -114,7 +114,7 @@ def train_text(folder: Path, plan: Plan = PLAN) -> dict[Component, Any]:
     rng = np.random.default_rng(10)
     texts = [distracted(caption(training_scene(rng), rng), rng) for _ in range(_POOL)]
     labels = torch.tensor([said(text) for text in texts])
-    prompts = Prompts()
+    prompts = PromptTokenizer()
     modules: dict[Component, Any] = {}
     for component in ENCODERS:
         module = modules[component] = build(component)

@@ -23,7 +23,7 @@ from benchmarks.miniature.text import ENCODERS, distracted, tokens_of
 from benchmarks.miniature.training import Plan, batches, train
 from benchmarks.miniature.vae import to_signal
 from benchmarks.miniature.world import SIDE, caption, render, training_scene
-from serving.engine.text import Prompts
+from serving.engine.text import PromptTokenizer
 from serving.miniature.model import MINIATURE_CONFIGS
 
 PLAN = Plan(steps=3800, rate=1e-3, weight_decay=1e-2, save_every=400)
@@ -53,7 +53,7 @@ class Lessons:
 
 @torch.no_grad()
 def encode_words(encoders: Any, texts: Sequence[str], batch: int = 250) -> Words:
-    prompts = Prompts()
+    prompts = PromptTokenizer()
     contexts, pooled = [], []
     for first in range(0, len(texts), batch):
         states = []

@@ -12,7 +12,7 @@ from assets.content import Blob
 from benchmarks.replay.trace import TraceRequest
 from orchestrator.device_tier import DeviceTier
 from orchestrator.eviction import AccessHistory
-from orchestrator.ghosts import SESSION, Ghost, Law
+from orchestrator.policy_selection import SESSION, EvictionPolicy, SimulatedTier
 from router.prefetch import Prefetcher
 
 #: The time in seconds, the tenant and the asset.
@@ -95,14 +95,18 @@ def played(uses: Sequence[Use], slots: int) -> Played:
         lease.release()
         misses += loaded
     tier.check_integrity()
-    ruled = tier.ruler.ruled
-    return Played(misses, tier.ruler.changes, ruled[Law.RECENCY] / max(1, sum(ruled.values())))
+    uses_by_policy = tier.policy_selector.uses_by_policy
+    return Played(
+        misses,
+        tier.policy_selector.changes,
+        uses_by_policy[EvictionPolicy.RECENCY] / max(1, sum(uses_by_policy.values())),
+    )
 
 
 def visits_misses(uses: Sequence[Use], slots: int) -> int:
     """Return the misses of the visits policy alone."""
     history = AccessHistory(SESSION * slots)
-    ghost = Ghost(slots, SESSION * slots, history.worth)
+    ghost = SimulatedTier(slots, SESSION * slots, history.worth)
     return sum(
         ghost.used(name, 1, history.used(name, 1, tenant, at_s)) for at_s, tenant, name in uses
     )

@@ -16,7 +16,7 @@ from serving.api import (
     assets,
     errors,
     generate,
-    generate_simply,
+    generate_native,
     health,
     jobs,
     not_implemented,
@@ -27,11 +27,11 @@ from serving.api import (
     signed_objects,
 )
 from serving.api.context import Context
-from serving.api.housekeeping import keep_house
+from serving.api.housekeeping import run_housekeeping
 from serving.api.limits import Limits
-from serving.api.metrics import Counted
+from serving.api.metrics import MetricsMiddleware
 from serving.jobs.runner import JobRunner
-from serving.logs import about
+from serving.logs import log_fields
 
 
 def create_app(context: Context) -> FastAPI:
@@ -41,7 +41,7 @@ def create_app(context: Context) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         background = [
             asyncio.create_task(JobRunner(context).run()),
-            asyncio.create_task(keep_house(context)),
+            asyncio.create_task(run_housekeeping(context)),
         ]
         yield
         for task in background:
@@ -59,7 +59,7 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.include_router(generate.router)
-    app.include_router(generate_simply.router)
+    app.include_router(generate_native.router)
     app.include_router(jobs.router)
     app.include_router(previews.router)
     app.include_router(previews.costly_router)
@@ -75,8 +75,8 @@ def create_app(context: Context) -> FastAPI:
     openapi.install(app)
     app.include_router(health.router)
     app.add_middleware(Limits)
-    app.add_middleware(errors.Caught)
-    app.add_middleware(Counted)
+    app.add_middleware(errors.ErrorMiddleware)
+    app.add_middleware(MetricsMiddleware)
     app.add_middleware(RequestId)
     return app
 
@@ -103,5 +103,5 @@ class RequestId:
                     message["headers"].append((name.lower().encode(), value.encode()))
             await send(message)
 
-        with about(http=request_id):
+        with log_fields(http=request_id):
             await self._app(scope, receive, send_with_id)

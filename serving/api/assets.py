@@ -16,7 +16,7 @@ from assets.library.records import Query as AssetQuery
 from assets.library.uploads import NewAsset
 from assets.principal import Principal
 from assets.storage.object_paths import blob_key, part_key, upload_key
-from serving.api import answers
+from serving.api import response_models as response_models
 from serving.api.context import Context, Ctx
 from serving.api.dialects.octoai.assets import (
     ChangeAsset,
@@ -27,7 +27,7 @@ from serving.api.dialects.octoai.assets import (
     stored_data,
     timestamp,
 )
-from serving.api.keyed_route import CostlyRoute, KeyedRoute, SearchRoute, Who
+from serving.api.keyed_route import Authenticated, CostlyRoute, KeyedRoute, SearchRoute
 from serving.api.openapi import answers_with
 from serving.errors import InvalidRequest
 
@@ -83,8 +83,8 @@ async def _note(
     )
 
 
-@router.post("", **answers_with(answers.CreatedAsset))
-async def create(body: CreateAsset, context: Ctx, principal: Who) -> dict[str, Any]:
+@router.post("", **answers_with(response_models.CreatedAsset))
+async def create(body: CreateAsset, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Create an asset, to be uploaded or imported from ``url`` or ``hf_repo``."""
     if body.hf_token_secret:
         raise InvalidRequest(
@@ -123,8 +123,8 @@ def _part_upload_size(body: CreateAsset) -> int | None:
     return body.size_bytes
 
 
-@router.get("/{ref:path}/upload", **answers_with(answers.UploadState))
-async def upload(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+@router.get("/{ref:path}/upload", **answers_with(response_models.UploadState))
+async def upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Return the state of a multipart upload, with new URLs to PUT the missing parts."""
     uploads = context.platform.library.uploads
 
@@ -153,17 +153,17 @@ async def upload(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
     return await asyncio.to_thread(read_state)
 
 
-@router.delete("/{ref:path}/upload", **answers_with(answers.DeletedAsset))
-async def abort_upload(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+@router.delete("/{ref:path}/upload", **answers_with(response_models.DeletedAsset))
+async def abort_upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Abort an incomplete upload, multipart or not, and delete the asset."""
     asset = await asyncio.to_thread(context.platform.library.uploads.abort, principal, ref)
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}
 
 
-@search_router.get("", **answers_with(answers.AssetPage))
+@search_router.get("", **answers_with(response_models.AssetPage))
 async def listing(
     context: Ctx,
-    principal: Who,
+    principal: Authenticated,
     name: OneText = None,
     is_public: bool = False,
     owner: OneText = None,
@@ -225,9 +225,9 @@ async def listing(
     )
 
 
-@router.post("/{ref:path}/complete-upload", **answers_with(answers.Completed))
+@router.post("/{ref:path}/complete-upload", **answers_with(response_models.Completed))
 async def complete_upload(
-    ref: str, context: Ctx, principal: Who, body: CompleteUpload | None = None
+    ref: str, context: Ctx, principal: Authenticated, body: CompleteUpload | None = None
 ) -> dict[str, Any]:
     """Complete an upload and start the ingest. Can be repeated."""
     asset = await asyncio.to_thread(context.platform.library.uploads.complete, principal, ref)
@@ -236,8 +236,8 @@ async def complete_upload(
     return {"error": None}
 
 
-@router.get("/{ref:path}/residency", **answers_with(answers.AssetResidency))
-async def residency(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+@router.get("/{ref:path}/residency", **answers_with(response_models.AssetResidency))
+async def residency(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Return the locations of each part of an asset: replicas that hold it on their device, and
     tiers by node. The object store always holds it."""
     residency = await context.platform.residency(principal, ref)
@@ -256,23 +256,25 @@ async def residency(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
     return {"asset_id": residency.asset.id, "parts": parts}
 
 
-@router.get("/{ref:path}", **answers_with(answers.AssetWithTransfer))
-async def get(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+@router.get("/{ref:path}", **answers_with(response_models.AssetWithTransfer))
+async def get(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Return an asset, with a URL to download or upload its file."""
     asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
     transfer = _transfer(context, asset, principal)
     return {"asset": asset_answer(context, asset, principal), "transfer_api": transfer}
 
 
-@costly_router.post("/{ref:path}/warm", **answers_with(answers.Warmed))
-async def warm(ref: str, context: Ctx, principal: Who) -> dict[str, Any]:
+@costly_router.post("/{ref:path}/warm", **answers_with(response_models.Warmed))
+async def warm(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Load an asset into host RAM on every node ahead of its use."""
     tiers = await context.platform.warm(principal, ref)
     return {"asset_id": ref, "found_on": tiers}
 
 
-@router.patch("/{ref:path}", **answers_with(answers.OneAsset))
-async def change(ref: str, body: ChangeAsset, context: Ctx, principal: Who) -> dict[str, Any]:
+@router.patch("/{ref:path}", **answers_with(response_models.OneAsset))
+async def change(
+    ref: str, body: ChangeAsset, context: Ctx, principal: Authenticated
+) -> dict[str, Any]:
     """Change an asset's description, visibility, or a checkpoint's prediction type.
 
     An asset's bytes never change.
@@ -287,16 +289,18 @@ async def change(ref: str, body: ChangeAsset, context: Ctx, principal: Who) -> d
     return {"asset": asset_answer(context, asset, principal)}
 
 
-@router.post("/{asset_id}/restore", **answers_with(answers.OneAsset))
-async def restore(asset_id: str, context: Ctx, principal: Who) -> dict[str, Any]:
+@router.post("/{asset_id}/restore", **answers_with(response_models.OneAsset))
+async def restore(asset_id: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Restore an asset within a week of its deletion."""
     asset = await asyncio.to_thread(context.platform.library.restore, principal, asset_id)
     await _note(context, principal, "asset.restore", asset)
     return {"asset": asset_answer(context, asset, principal)}
 
 
-@router.delete("/{ref:path}", **answers_with(answers.DeletedAsset))
-async def delete(ref: str, context: Ctx, principal: Who, for_good: bool = False) -> dict[str, Any]:
+@router.delete("/{ref:path}", **answers_with(response_models.DeletedAsset))
+async def delete(
+    ref: str, context: Ctx, principal: Authenticated, for_good: bool = False
+) -> dict[str, Any]:
     """Delete an asset. It can be restored for a week and counts against the storage until then;
     ``for_good`` deletes it immediately."""
     asset = await asyncio.to_thread(

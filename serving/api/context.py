@@ -13,11 +13,11 @@ from fastapi import Depends, Request
 from assets.ingest.runner import IngestRunner
 from assets.remote.guarded_http import Fetcher
 from assets.storage.signing import Signer
-from serving.api.recent import Recent
-from serving.api.turns import Turns
+from serving.api.recent import RecentCache
+from serving.api.turns import TenantLocks
 from serving.bootstrap.backends import Backends
-from serving.generation.service import Platform
-from serving.jobs.watch import JobWatch
+from serving.generation.service import GenerationService
+from serving.jobs.watch import JobWatcher
 
 #: The longest validity of a download URL; every response has a new one.
 _DOWNLOAD_EXPIRES_S = 3600
@@ -31,7 +31,7 @@ class Context:
     ``status`` returns the response of /v1/status.
     """
 
-    platform: Platform
+    platform: GenerationService
     backends: Backends
     reconcile_s: float
     ingest: IngestRunner
@@ -44,17 +44,17 @@ class Context:
     status: Callable[[], Any]
     #: Set when a job is accepted, so that the worker claims it without waiting for its next poll.
     new_job: asyncio.Event = field(default_factory=asyncio.Event)
-    job_watch: JobWatch = field(init=False)
+    job_watch: JobWatcher = field(init=False)
     #: Serialises each tenant's requests that read many rows.
-    searches: Turns = field(default_factory=Turns)
+    searches: TenantLocks = field(default_factory=TenantLocks)
     #: The cached values of public routes.
-    recent: Recent = field(default_factory=Recent)
+    recent: RecentCache = field(default_factory=RecentCache)
     #: Running checks of /readyz by component: (start in seconds of the loop's clock, check).
     probes: dict[str, list[tuple[float, asyncio.Future[Any]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # The dataclass is frozen.
-        object.__setattr__(self, "job_watch", JobWatch(self.backends.jobs))
+        object.__setattr__(self, "job_watch", JobWatcher(self.backends.jobs))
 
     def url(self, path: str) -> str:
         return f"{self.public_url}/{path}"

@@ -41,7 +41,7 @@ from serving.errors import (
     InvalidRequest,
     NotFinite,
     NotFound,
-    NotServed,
+    NotSupported,
     OutOfMemory,
     Quarantined,
     Refused,
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 #: (exception class, status, code). The first class that matches wins.
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
-    (NotServed, 501, "not_served"),
+    (NotSupported, 501, "not_served"),
     (Unauthenticated, 401, "unauthenticated"),
     (BadSignature, 403, "bad_signature"),
     (Forbidden, 403, "forbidden"),
@@ -159,7 +159,7 @@ def _allowed(request: Request) -> list[str]:
     return sorted(methods)
 
 
-class Caught:
+class ErrorMiddleware:
     """Middleware that answers unexpected errors.
 
     An application's own catch-all handler runs outside all middleware, where the request's id and

@@ -12,10 +12,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
 
 from assets.principal import Principal
-from serving.api import answers, idempotency
+from serving.api import idempotency, response_models
 from serving.api.context import Context, Ctx
 from serving.api.dialects.octoai.generate import GenerateRequest, answer
-from serving.api.keyed_route import CostlyRoute, Who
+from serving.api.keyed_route import Authenticated, CostlyRoute
 from serving.api.openapi import answers_with, reads_headers
 from serving.errors import Cancelled
 from serving.jobs.store import Job
@@ -32,11 +32,11 @@ _HEADERS = reads_headers(
 
 @router.post(
     "/generate/sdxl",
-    **answers_with(answers.GeneratedOrAccepted),
+    **answers_with(response_models.GeneratedOrAccepted),
     openapi_extra=_HEADERS,
 )
 async def generate_sdxl(
-    body: GenerateRequest, request: Request, context: Ctx, principal: Who
+    body: GenerateRequest, request: Request, context: Ctx, principal: Authenticated
 ) -> dict[str, Any] | Response:
     """Generate images. With the header ``X-OctoAI-Async: 1``, return at once with a URL to poll.
 
@@ -49,7 +49,9 @@ async def generate_sdxl(
     if key is not None:
         done = await once(body, request, context, principal, key)
         return await idempotency.answer_of(context, done)
-    generated = await while_connected(request, context.platform.generate(principal, body.order()))
+    generated = await run_while_connected(
+        request, context.platform.generate(principal, body.order())
+    )
     settle = BackgroundTask(context.platform.settle, generated)
     return JSONResponse(answer(generated), background=settle)
 
@@ -60,10 +62,10 @@ async def once(
     """Wait for the job of an idempotency key, whichever request started it, and return it."""
     job = await idempotency.accept(context, principal, body, key)
     waiting = idempotency.finished(context, job, context.platform.timeout_s)
-    return await while_connected(request, waiting)
+    return await run_while_connected(request, waiting)
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of ``work``; cancel it if the client disconnects.
 
     Raises:

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from assets.base_model.manifest import load_manifest
 from assets.library.resolve import BASE_NAME
-from serving.api import answers, metrics
+from serving.api import metrics, response_models
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
 from serving.api.openapi import answers_bytes, answers_with
@@ -27,7 +27,7 @@ _CHECK_TIMEOUT_S = 5.0
 _HUNG_AFTER_S = 60.0
 
 
-@router.get("/healthz", **answers_with(answers.Alive))
+@router.get("/healthz", **answers_with(response_models.Alive))
 @router.get("/healthcheck", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
 async def alive() -> dict[str, str]:
@@ -35,7 +35,7 @@ async def alive() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", **answers_with(answers.Ready, statuses=(200, 503)))
+@router.get("/readyz", **answers_with(response_models.Ready, statuses=(200, 503)))
 async def ready(context: Ctx) -> JSONResponse:
     """Return 200 if the platform can generate, else 503; both with the state of each component.
 
@@ -94,7 +94,7 @@ async def _can_generate(context: Context) -> None:
     raise NotReady
 
 
-@router.get("/v1/status", **answers_with(answers.Status))
+@router.get("/v1/status", **answers_with(response_models.Status))
 async def status(context: Ctx) -> Any:
     """Return the queue length and the state of each replica."""
     return await context.recent.get("status", context.status)

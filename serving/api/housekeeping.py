@@ -18,7 +18,7 @@ STALE_UPLOAD_S = 300.0
 _METER_S = 600.0
 
 
-async def keep_house(context: Context) -> None:
+async def run_housekeeping(context: Context) -> None:
     """Run all tasks every SWEEP_S until cancelled; failures are logged and retried."""
     while True:
         for task in (_expire, _restart_ingests, _account, _forget, _hold_pinned, _reconcile):

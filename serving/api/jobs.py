@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from assets.errors import AssetNotFound, StoreError
-from serving.api import answers, idempotency
+from serving.api import idempotency, response_models
 from serving.api.context import Ctx
 from serving.api.keyed_route import OpenRoute
 from serving.api.openapi import answers_with
@@ -18,7 +18,7 @@ from serving.jobs.store import FINISHED
 router = APIRouter(tags=["generate"], route_class=OpenRoute)
 
 
-@router.get("/v1/jobs/{job_id}", **answers_with(answers.JobState))
+@router.get("/v1/jobs/{job_id}", **answers_with(response_models.JobState))
 async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     """Return the state of a job. No key is needed: the id is unguessable.
 
@@ -37,7 +37,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     return body
 
 
-@router.get("/v1/jobs/{job_id}/result", **answers_with(answers.Generated))
+@router.get("/v1/jobs/{job_id}/result", **answers_with(response_models.Generated))
 async def result(job_id: str, context: Ctx) -> Response:
     """Return the response of a finished job. No key is needed."""
     job = await asyncio.to_thread(context.backends.jobs.get, job_id)

@@ -105,7 +105,7 @@ async def spend(
     if principal.plan.requests_per_min is None:
         return
     limiter = context.backends.limiter
-    take = limiter.take if is_costly else limiter.take_cheap
+    take = limiter.take if is_costly else limiter.take_read
     try:
         quota = await asyncio.to_thread(take, principal)
     except RateLimited as limited:
@@ -121,4 +121,4 @@ def principal_of(request: Request) -> Principal:
 
 
 #: The authenticated principal of a request.
-Who = Annotated[Principal, Depends(principal_of)]
+Authenticated = Annotated[Principal, Depends(principal_of)]

@@ -34,7 +34,7 @@ SECONDS = Histogram(
 )  # fmt: skip
 
 
-class Counted:
+class MetricsMiddleware:
     """Middleware that counts, times and logs every response.
 
     All paths without a route share one label, so that a scan does not create labels.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from serving.api.keyed_route import OpenRoute
-from serving.errors import NotServed
+from serving.errors import NotSupported
 
 router = APIRouter(tags=["not served"], route_class=OpenRoute)
 
@@ -27,7 +27,7 @@ _FUNCTIONS = {
 
 def _refuse(what: str) -> None:
     async def refuse() -> None:
-        raise NotServed(f"not supported: {what}")
+        raise NotSupported(f"not supported: {what}")
 
     for path, named in _FUNCTIONS.items():
         if named == what:

@@ -9,9 +9,9 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from serving.api import answers
-from serving.api.answers import Error
+from serving.api import response_models as response_models
 from serving.api.keyed_route import KeyedRoute
+from serving.api.response_models import Error
 
 _BINARY = {"type": "string", "format": "binary"}
 _JSON = "application/json"
@@ -127,7 +127,7 @@ def _model_names(value: Any) -> set[str]:
 
 
 def _add(schemas: dict[str, Any], name: str) -> None:
-    model = getattr(answers, name, None)
+    model = getattr(response_models, name, None)
     if model is None or name in schemas:
         return
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -17,11 +17,11 @@ from pydantic import AwareDatetime, ConfigDict, Field
 from assets.access import require_owner
 from assets.library.records import Query as AssetQuery
 from assets.principal import KeyRole, Principal
-from serving.api import answers
+from serving.api import response_models as response_models
 from serving.api.body import MAX_INTEGER
 from serving.api.context import Ctx
 from serving.api.dialects.octoai.assets import Short, timestamp
-from serving.api.keyed_route import KeyedRoute, SearchRoute, Who, principal_of
+from serving.api.keyed_route import Authenticated, KeyedRoute, SearchRoute, principal_of
 from serving.api.openapi import answers_bytes, answers_with
 from serving.api.request_model import RequestModel
 from serving.tenants.meter import UNITS, Usage
@@ -68,8 +68,8 @@ class Rotate(RequestModel):
     overlap_s: float = Field(24 * 3600.0, ge=0, le=366 * 24 * 3600.0, allow_inf_nan=False)
 
 
-@router.get("/organisation", **answers_with(answers.Organisation))
-async def organisation(context: Ctx, principal: Who) -> dict[str, Any]:
+@router.get("/organisation", **answers_with(response_models.Organisation))
+async def organisation(context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Return the organisation and key of the request, the plan and its usage."""
 
     def read_usage() -> dict[str, Any]:
@@ -96,10 +96,10 @@ async def organisation(context: Ctx, principal: Who) -> dict[str, Any]:
     }
 
 
-@search_router.get("/usage", **answers_with(answers.UsagePage))
+@search_router.get("/usage", **answers_with(response_models.UsagePage))
 async def usage(
     context: Ctx,
-    principal: Who,
+    principal: Authenticated,
     since: Since = None,
     until: Until = None,
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
@@ -127,11 +127,11 @@ async def usage(
 
 @router.get("/usage.csv", **answers_bytes("text/csv"))
 async def usage_csv(
-    context: Ctx, principal: Who, since: Since = None, until: Until = None
+    context: Ctx, principal: Authenticated, since: Since = None, until: Until = None
 ) -> StreamingResponse:
     """Export all rows of the period as CSV."""
     since_s, until_s = _span(since, until)
-    rows = context.backends.meter.every_usage(principal.tenant_id, since_s, until_s)
+    rows = context.backends.meter.iter_usage(principal.tenant_id, since_s, until_s)
     headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
     return StreamingResponse(_csv(rows), media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -174,7 +174,7 @@ def _span(since: AwareDatetime | None, until: AwareDatetime | None) -> tuple[flo
     return (since.timestamp() if since else 0.0, until.timestamp() if until else None)
 
 
-@router.get("/audit", **answers_with(answers.Acts))
+@router.get("/audit", **answers_with(response_models.Acts))
 async def audit(
     context: Ctx,
     principal: Owner,
@@ -186,13 +186,13 @@ async def audit(
     return {"data": [{**asdict(act), "at": timestamp(act.at_s)} for act in acts]}
 
 
-@router.get("/members", **answers_with(answers.Members))
+@router.get("/members", **answers_with(response_models.Members))
 async def members(context: Ctx, principal: Owner) -> dict[str, Any]:
     rows = await asyncio.to_thread(context.backends.directory.members, principal.tenant_name)
     return {"data": [asdict(member) for member in rows]}
 
 
-@router.post("/members", **answers_with(answers.MemberInfo))
+@router.post("/members", **answers_with(response_models.MemberInfo))
 async def add_member(body: NewMember, context: Ctx, principal: Owner) -> dict[str, Any]:
     member = await asyncio.to_thread(
         context.backends.directory.add_member,
@@ -204,7 +204,7 @@ async def add_member(body: NewMember, context: Ctx, principal: Owner) -> dict[st
     return asdict(member)
 
 
-@router.delete("/members/{name}", **answers_with(answers.RemovedMember))
+@router.delete("/members/{name}", **answers_with(response_models.RemovedMember))
 async def remove_member(name: str, context: Ctx, principal: Owner) -> dict[str, Any]:
     """Remove a member and revoke its keys; owners keep access to its private assets."""
     await asyncio.to_thread(
@@ -213,13 +213,13 @@ async def remove_member(name: str, context: Ctx, principal: Owner) -> dict[str, 
     return {"name": name, "removed": True}
 
 
-@router.get("/keys", **answers_with(answers.Keys))
+@router.get("/keys", **answers_with(response_models.Keys))
 async def keys(context: Ctx, principal: Owner) -> dict[str, Any]:
     rows = await asyncio.to_thread(context.backends.directory.keyring.keys, principal.tenant_name)
     return {"data": [asdict(key) for key in rows]}
 
 
-@router.post("/keys", **answers_with(answers.NewKey))
+@router.post("/keys", **answers_with(response_models.NewKey))
 async def add_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, Any]:
     """Create an API key. Only this response contains it."""
     until_s = body.expires_at.timestamp() if body.expires_at else None
@@ -235,7 +235,7 @@ async def add_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, 
     return {"id": key.id, "key": key.text}
 
 
-@router.post("/keys/{key_id}/rotate", **answers_with(answers.RotatedKey))
+@router.post("/keys/{key_id}/rotate", **answers_with(response_models.RotatedKey))
 async def rotate_key(
     key_id: str, context: Ctx, principal: Owner, body: Rotate | None = None
 ) -> Any:
@@ -251,7 +251,7 @@ async def rotate_key(
     return {"id": key.id, "key": key.text, "replaces": key_id}
 
 
-@router.delete("/keys/{key_id}", **answers_with(answers.RevokedKey))
+@router.delete("/keys/{key_id}", **answers_with(response_models.RevokedKey))
 async def revoke_key(key_id: str, context: Ctx, principal: Owner) -> dict[str, Any]:
     """Revoke a key. Every gateway rejects it within seconds."""
     await asyncio.to_thread(

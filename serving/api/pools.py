@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from assets.errors import AssetNotFound
-from serving.api import answers
+from serving.api import response_models as response_models
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
 from serving.api.openapi import answers_with
@@ -16,13 +16,13 @@ from serving.api.openapi import answers_with
 router = APIRouter(prefix="/v1/pools", tags=["pools"], route_class=OpenRoute)
 
 
-@router.get("", **answers_with(answers.Pools))
+@router.get("", **answers_with(response_models.Pools))
 async def list_pools(context: Ctx) -> dict[str, Any]:
     """Return all pools. The first is the default."""
     return {"data": await _pools(context)}
 
 
-@router.get("/{name}", **answers_with(answers.Pool))
+@router.get("/{name}", **answers_with(response_models.Pool))
 async def get_pool(name: str, context: Ctx) -> Any:
     for pool in await _pools(context):
         if pool["name"] == name:

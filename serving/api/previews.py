@@ -16,10 +16,10 @@ from assets.library.resolve import AssetSelection
 from assets.principal import Principal
 from assets.storage.object_paths import preview_key
 from assets.storage.object_store import put_bytes
-from serving.api import answers, idempotency
+from serving.api import idempotency, response_models
 from serving.api.assets import asset_answer
 from serving.api.context import Context, Ctx
-from serving.api.keyed_route import CostlyRoute, KeyedRoute, Who
+from serving.api.keyed_route import Authenticated, CostlyRoute, KeyedRoute
 from serving.api.openapi import answers_with, reads_bytes, reads_headers
 from serving.api.request_model import RequestModel
 from serving.generation.service import GenerationRequest
@@ -42,10 +42,12 @@ class GeneratePreview(RequestModel):
 
 @router.put(
     "/{ref:path}/preview",
-    **answers_with(answers.OneAsset),
+    **answers_with(response_models.OneAsset),
     openapi_extra=reads_bytes("image/png", "image/jpeg", "image/webp"),
 )
-async def upload(ref: str, request: Request, context: Ctx, principal: Who) -> dict[str, Any]:
+async def upload(
+    ref: str, request: Request, context: Ctx, principal: Authenticated
+) -> dict[str, Any]:
     """Upload a preview as PNG, JPEG or WebP. A smaller PNG of it is stored."""
     data = bytearray()
     async for chunk in request.stream():
@@ -59,11 +61,11 @@ async def upload(ref: str, request: Request, context: Ctx, principal: Who) -> di
 
 @costly_router.post(
     "/{ref:path}/preview",
-    **answers_with(answers.OneAsset),
+    **answers_with(response_models.OneAsset),
     openapi_extra=reads_headers(Idempotency_Key="Requests with the same key are charged once."),
 )
 async def generate(
-    ref: str, body: GeneratePreview, request: Request, context: Ctx, principal: Who
+    ref: str, body: GeneratePreview, request: Request, context: Ctx, principal: Authenticated
 ) -> dict[str, Any]:
     """Generate a preview with the asset.
 

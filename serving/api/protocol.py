@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.api.throttle import PACE, at_address
+from serving.api.throttle import THROTTLE, at_address
 
 #: The most bytes of request line and headers, or of a chunked body's framing.
 MAX_HEAD_BYTES = 64 << 10
@@ -98,7 +98,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Answer 431 and close, after the delay that the client's rate of refusals implies."""
         self._stop_request_timer()
         host = self.client[0] if self.client else ""
-        if delay_s := PACE.delay_s(at_address(host)):
+        if delay_s := THROTTLE.delay_s(at_address(host)):
             self.transport.pause_reading()
             self.loop.call_later(delay_s, self._refuse_head_now)
         else:

@@ -10,7 +10,7 @@ T = TypeVar("T")
 MAX_AGE_S = 1.0
 
 
-class Recent:
+class RecentCache:
     """The cached values, by name; concurrent callers share one call. For one event loop."""
 
     def __init__(self) -> None:

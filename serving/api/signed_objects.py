@@ -20,7 +20,7 @@ from assets.errors import AssetNotFound, TooLarge
 from assets.failpoint import reach
 from assets.storage.object_paths import image_key
 from assets.storage.object_store import CHUNK_BYTES, ObjectStore
-from serving.api import answers
+from serving.api import response_models as response_models
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
 from serving.api.openapi import answers_bytes, answers_with, reads_bytes
@@ -38,7 +38,7 @@ _IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 
 @router.put(
     "/objects/{key:path}",
-    **answers_with(answers.Received),
+    **answers_with(response_models.Received),
     openapi_extra=reads_bytes(_BYTES),
 )
 async def put(key: str, token: Token, request: Request, context: Ctx) -> Response:
@@ -115,7 +115,7 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
 async def get(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """Download an object; with ``Range: bytes=N-``, from byte N on, to resume a download."""
     context.signer.verify("GET", key, token, time.time())
-    if not await asyncio.to_thread(context.platform.library.may_fetch, key):
+    if not await asyncio.to_thread(context.platform.library.is_downloadable, key):
         raise AssetNotFound(key)
     is_image = key.startswith("previews/")
     begin = _RANGE.match(request.headers.get("range", ""))

@@ -30,7 +30,7 @@ _RATE_LIMITED = 429
 _SECRET_URLS = ("/objects/", "/v1/jobs/", "/files/")
 
 
-class ReplyPace:
+class ResponseThrottle:
     """The time at which each client's next response is due."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -50,13 +50,13 @@ class ReplyPace:
 
 
 #: The shared instance of this process.
-PACE = ReplyPace()
+THROTTLE = ResponseThrottle()
 
 
-class Throttle:
+class ThrottleMiddleware:
     """Middleware around a whole application that delays responses."""
 
-    def __init__(self, app: ASGIApp, pace: ReplyPace = PACE) -> None:
+    def __init__(self, app: ASGIApp, pace: ResponseThrottle = THROTTLE) -> None:
         self._app = app
         self._pace = pace
 

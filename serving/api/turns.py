@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
+class TenantLocks:
     """The locks of the tenants with current requests. For one event loop."""
 
     def __init__(self) -> None:

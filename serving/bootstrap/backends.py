@@ -19,11 +19,11 @@ from assets.sql.pins import Pins
 from assets.sql.records import SqlAssetRecords
 from assets.storage.multipart import open_parts
 from assets.storage.object_paths import PICTURES, RESULTS
-from assets.storage.object_store import ObjectStore, Stored
+from assets.storage.object_store import ObjectStore, StoredObject
 from serving.bootstrap.database import open_database
 from serving.bootstrap.storage import open_store
 from serving.jobs.periodic import PeriodicWork
-from serving.jobs.store import Jobs
+from serving.jobs.store import JobStore
 from serving.settings import Settings
 from serving.tenants.audit import Audit
 from serving.tenants.directory import Directory
@@ -43,7 +43,7 @@ class Backends:
     limiter: RateLimiter
     meter: Meter
     audit: Audit
-    jobs: Jobs
+    jobs: JobStore
     periodic: PeriodicWork
     reconciler: Reconciler
     pins: Pins
@@ -70,16 +70,16 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     library = Library(records, blobs, store, parts, quota=directory.storage_limit)
     clock = clock_of(engine)
     meter = Meter(engine, blobs, clock)
-    jobs = Jobs(engine, meter, clock, settings.results_kept_s)
+    jobs = JobStore(engine, meter, clock, settings.results_kept_s)
 
-    def orphaned_results(candidates: Sequence[Stored]) -> Collection[str]:
+    def orphaned_results(candidates: Sequence[StoredObject]) -> Collection[str]:
         keys = {
             stored.key.removeprefix(RESULTS).removesuffix(".json"): stored.key
             for stored in candidates
         }
         return [keys[job_id] for job_id in jobs.unknown(keys)]
 
-    def expired_images(candidates: Sequence[Stored]) -> Collection[str]:
+    def expired_images(candidates: Sequence[StoredObject]) -> Collection[str]:
         return [s.key for s in candidates if s.changed_at_s < now() - settings.pictures_kept_s]
 
     expired = {RESULTS: orphaned_results, PICTURES: expired_images}

@@ -25,7 +25,7 @@ from serving.cli.transfer import progress_bars, receive, send, sha256_of
 
 assets = typer.Typer(help="Your assets (over HTTP).", no_args_is_help=True)
 
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=32, help="Concurrent files.")]
+JobStore = Annotated[int, typer.Option("--jobs", "-j", min=1, max=32, help="Concurrent files.")]
 DryRun = Annotated[bool, typer.Option(help="Print what would be sent and send nothing.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="Tag every asset; repeatable.")]
 NewVersions = Annotated[
@@ -40,7 +40,7 @@ PredictionType = Annotated[
 @assets.command("push")
 def push(
     paths: list[Path],
-    jobs: Jobs = 4,
+    jobs: JobStore = 4,
     tag: Tags = None,
     new_version: NewVersions = False,
     dry_run: DryRun = False,
@@ -61,7 +61,7 @@ def push(
 @assets.command("import-folder")
 def import_folder(
     folder: Path,
-    jobs: Jobs = 4,
+    jobs: JobStore = 4,
     tag: Tags = None,
     new_version: NewVersions = False,
     dry_run: DryRun = False,
@@ -143,7 +143,7 @@ def _prepare(scratch: Path, numbered: tuple[int, FolderFile]) -> _Payload | str:
 def _pack(folder: Path, target: Path, *, is_said: bool = False) -> Path:
     from assets.formats.pack import pack_folder  # imports torch
 
-    return pack_folder(folder, target, prediction_is_said=is_said)
+    return pack_folder(folder, target, prediction_is_declared=is_said)
 
 
 def _place(names: Places, file: FolderFile, payload: _Payload | str) -> Place | str:

@@ -11,7 +11,7 @@ import uvicorn
 
 from serving.api.app import create_app
 from serving.api.server import allow_open_files, server_config
-from serving.api.throttle import Throttle
+from serving.api.throttle import ThrottleMiddleware
 from serving.in_process import local_context
 from serving.settings import Settings
 
@@ -27,7 +27,7 @@ def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> Non
             # After shutdown uvicorn raises the signal that ended it once more. Turn it into an
             # exception, so that the context is closed before the process exits.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-            app = Throttle(create_app(context))
+            app = ThrottleMiddleware(create_app(context))
             await uvicorn.Server(server_config(settings, app)).serve()
 
     asyncio.run(run())

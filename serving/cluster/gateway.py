@@ -13,11 +13,11 @@ from assets.storage.private_folder import keep_private
 from assets.storage.signing import Signer
 from serving.api.app import create_app
 from serving.api.context import Context
-from serving.api.throttle import Throttle
+from serving.api.throttle import ThrottleMiddleware
 from serving.bootstrap.backends import open_backends, open_fetcher
 from serving.cluster.dispatcher_actor import ClusterBackend
 from serving.cluster.ingest_actor import ClusterIngest
-from serving.generation.service import Platform
+from serving.generation.service import GenerationService
 from serving.logs import configure
 from serving.settings import Settings
 
@@ -43,7 +43,7 @@ def app() -> ASGIApp:
     native_size = load_manifest(backends.store, BASE_NAME).native_size
     application = create_app(
         Context(
-            platform=Platform(
+            platform=GenerationService(
                 backends.library,
                 backend,
                 backends.meter,
@@ -63,4 +63,4 @@ def app() -> ASGIApp:
             status=backend.status,
         )
     )
-    return Throttle(application)
+    return ThrottleMiddleware(application)

@@ -42,7 +42,7 @@ from serving.generation.contract import (
     GenerationTask,
     ReplicaReport,
 )
-from serving.logs import about, configure
+from serving.logs import configure, log_fields
 from serving.pool.autoscaler import Phase
 from serving.settings import Settings
 
@@ -94,7 +94,7 @@ class ReplicaActor:
         self._address = ""
 
     async def _generate(self, request: GenerationTask) -> Any:
-        with about(request=request.id, tenant=request.tenant_id):
+        with log_fields(request=request.id, tenant=request.tenant_id):
             return await caught(self._worker.generate(request))
 
     async def describe(self, directives: ClusterDirectives) -> tuple[ReplicaReport, str]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as functional
 
 
-class KeptCrossAttention:
+class CachedCrossAttention:
     """A processor for diffusers' ``Attention`` that reads ``kept_key`` and ``kept_value``."""
 
     def __call__(
@@ -40,7 +40,7 @@ class CrossKeyValues:
         blocks = [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
         self._attentions = [b.attn2 for b in blocks if _is_plain(b.attn2)]
         for attention in self._attentions:
-            attention.set_processor(KeptCrossAttention())
+            attention.set_processor(CachedCrossAttention())
         self._buffers: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def write(self, context: torch.Tensor, *, keep: bool) -> None:

@@ -104,13 +104,13 @@ class DeviceCache:
         return self._optional_provisioner
 
     @property
-    def is_apart(self) -> bool:
+    def has_pristine_tier(self) -> bool:
         """Whether pristine weights have a tier of their own in host memory."""
         return self.pristine_tier is not self.tier
 
     @property
     def _pins(self) -> bool:
-        return self.is_apart and self._device.type == "cuda"
+        return self.has_pristine_tier and self._device.type == "cuda"
 
     def prepare(self, recipe: Recipe, tenant_id: str = "") -> Prepared:
         """Load every value of the recipe onto the device and lease it. ``tenant_id`` is charged
@@ -189,7 +189,7 @@ class DeviceCache:
     def make_room(self) -> None:
         """Evict every idle value and return the memory to the device."""
         self.tier.evict_idle()
-        if self.is_apart:
+        if self.has_pristine_tier:
             self.pristine_tier.evict_idle()
         self._spare.clear()  # evicted components have just put their slabs here
         if self._device.type == "cuda":
@@ -207,7 +207,7 @@ class DeviceCache:
             if component == "textual_inversion":
                 return load_inversion(file, self._device, self._dtypes["unet"])
             layout, dtype = self._layouts[component], self._dtypes[component]
-            device = torch.device("cpu") if self.is_apart else self._device
+            device = torch.device("cpu") if self.has_pristine_tier else self._device
             slabs = load_slabs(file, layout, device, dtype, self._pins, spare)
             return Pristine(slabs, component)
 
@@ -250,9 +250,9 @@ class DeviceCache:
         if directives.pins is None:
             return
         for tier in self._provisioner.tiers:
-            tier.pin_just(directives.pins)
+            tier.pin_exactly(directives.pins)
         for device_tier in {self.tier, self.pristine_tier}:
-            device_tier.pin_just(directives.pins.keys())
+            device_tier.pin_exactly(directives.pins.keys())
 
     def forget(self, keys: Collection[str]) -> None:
         """Drop content keys from every tier, each as soon as it is not leased."""
@@ -267,16 +267,16 @@ class DeviceCache:
         """Return the content keys ready for generation and how many checkpoints fit."""
         pristine = frozenset(self.pristine_tier.resident())
         ready = pristine | frozenset(self.tier.resident())
-        laws = {"gpu": self.tier.ruler.law.value}
+        eviction_policies = {"gpu": self.tier.policy_selector.policy.value}
         if self._optional_provisioner is not None:
             host, disk = self._optional_provisioner.tiers
-            laws |= {"host": host.law.value, "disk": disk.law.value}
+            eviction_policies |= {"host": host.policy.value, "disk": disk.policy.value}
         models = pristine.intersection(self._unets)
-        return DeviceResidency(ready, models, self._checkpoint_capacity, laws)
+        return DeviceResidency(ready, models, self._checkpoint_capacity, eviction_policies)
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Return content keys by tier: ``gpu``, ``host`` and ``disk``."""
-        pinned = frozenset(self.pristine_tier.resident()) if self.is_apart else frozenset()
+        pinned = frozenset(self.pristine_tier.resident()) if self.has_pristine_tier else frozenset()
         gpu = frozenset(self.tier.resident())
         if self._optional_provisioner is None:
             return {"gpu": gpu, "host": pinned, "disk": frozenset()}

@@ -31,7 +31,7 @@ from serving.engine.device_cache import DeviceCache, Prepared
 from serving.engine.diagnosis import blame, blame_vae
 from serving.engine.graphs import Capture, CudaCapture, StandInCapture
 from serving.engine.images import copy_pixels, encode_image
-from serving.engine.laps import Laps
+from serving.engine.laps import PhaseTimer
 from serving.engine.modules import bind_modules, build_modules
 from serving.engine.options import EngineOptions
 from serving.engine.prompt_cache import PromptCache
@@ -41,7 +41,7 @@ from serving.engine.text import TextEncoders
 from serving.engine.unet import UnetRunner
 from serving.engine.values import DeviceValue
 from serving.engine.working import WorkingSet, target_weights
-from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ServingError
+from serving.errors import Cancelled, NotFinite, OutOfMemory, ServingError, UnexpectedEngineError
 from serving.generation.contract import (
     ClusterDirectives,
     DeviceResidency,
@@ -180,7 +180,7 @@ class Engine:
         except Exception as error:
             raise self._fail("preparing", error) from error
 
-    def _fail(self, activity: str, error: Exception) -> EngineBroke:
+    def _fail(self, activity: str, error: Exception) -> UnexpectedEngineError:
         """Return the error to raise. A CUDA error outlives its kernel and makes the device
         unusable for this process: then mark the engine unhealthy."""
         log.exception("the engine failed while %s", activity)
@@ -190,7 +190,7 @@ class Engine:
             except Exception as device_error:
                 self.unhealthy = f"the device is lost: {device_error}"
                 self._is_lost = True
-        return EngineBroke(f"the engine failed: {type(error).__name__}")
+        return UnexpectedEngineError(f"the engine failed: {type(error).__name__}")
 
     def resident(self) -> Mapping[str, frozenset[str]]:
         """Return content keys by tier."""
@@ -338,7 +338,7 @@ class Engine:
     ) -> Rendered:
         if is_cancelled():
             raise Cancelled("the request was cancelled before it started")
-        laps = Laps(self.device)
+        laps = PhaseTimer(self.device)
         fallbacks_before = self.unet.fallbacks.copy()
         swap = self.switch_to(prepared)
         laps.lap("swap")

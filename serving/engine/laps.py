@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 
-class Laps:
+class PhaseTimer:
     """A lap timer: measures between stream events on CUDA, by the clock on a CPU."""
 
     def __init__(self, device: torch.device) -> None:

@@ -33,7 +33,7 @@ class Tokens:
     dropped: int
 
 
-class Prompts:
+class PromptTokenizer:
     """The tokenizer of both encoders."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class TextEncoders:
 
     def __init__(self, first: torch.nn.Module, second: torch.nn.Module) -> None:
         self._modules: dict[Component, Any] = {"text_encoder": first, "text_encoder_2": second}
-        self._prompts = Prompts()
+        self._prompts = PromptTokenizer()
         self._hooks = {
             component: TokenEmbeddingHook(token_embedding(module))
             for component, module in self._modules.items()

@@ -149,14 +149,14 @@ class DeviceResidency:
     """What an engine can generate with immediately.
 
     ``ready`` holds the content keys that need no fetch; ``models`` the UNets among them, by which
-    requests are grouped; ``checkpoint_capacity`` the number of models that fit; ``laws`` the
-    eviction policy of each tier.
+    requests are grouped; ``checkpoint_capacity`` the number of models that fit;
+    ``eviction_policies`` the eviction policy of each tier.
     """
 
     ready: frozenset[str]
     models: frozenset[str]
     checkpoint_capacity: int
-    laws: Mapping[str, str] = field(default_factory=dict)
+    eviction_policies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,4 +178,4 @@ class ReplicaReport:
     #: The endpoint that serves this node's blobs to other nodes; empty if there is none.
     url: str = ""
     #: The eviction policy of each tier.
-    laws: Mapping[str, str] = field(default_factory=dict)
+    eviction_policies: Mapping[str, str] = field(default_factory=dict)

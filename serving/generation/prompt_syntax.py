@@ -41,7 +41,7 @@ _SYNTAX: Sequence[tuple[re.Pattern[str], str]] = tuple(
 )  # fmt: skip
 
 
-def unserved_syntax(*prompts: str | None) -> tuple[str, ...]:
+def unsupported_syntax(*prompts: str | None) -> tuple[str, ...]:
     """Return a warning for each unsupported piece of syntax; at most ``_MAX_WARNINGS``."""
     warnings: dict[str, None] = {}
     for prompt in prompts:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from assets.sql.base import Base, alone
 
 
-class ChoreRow(Base):
+class PeriodicRow(Base):
     __tablename__ = "chores"
 
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -29,19 +29,19 @@ class PeriodicWork:
         """Claim ``name`` for ``every_s`` seconds; return whether the caller got it."""
         with Session(self._engine) as session, session.begin():
             alone(session, f"chore/{name}")
-            row = session.get(ChoreRow, name)
+            row = session.get(PeriodicRow, name)
             # A time in the future means that the clock was set back: the work is due then, too.
             if row is not None and 0 <= self._now() - row.done_at_s < every_s:
                 return False
-            session.merge(ChoreRow(name=name, done_at_s=self._now()))
+            session.merge(PeriodicRow(name=name, done_at_s=self._now()))
         return True
 
     def renew(self, name: str) -> None:
         """Extend the holder's claim: it starts again now."""
         with Session(self._engine) as session, session.begin():
-            session.merge(ChoreRow(name=name, done_at_s=self._now()))
+            session.merge(PeriodicRow(name=name, done_at_s=self._now()))
 
     def end(self, name: str) -> None:
         """Release the claim, so that it can be taken again immediately."""
         with Session(self._engine) as session, session.begin():
-            session.execute(delete(ChoreRow).where(ChoreRow.name == name))
+            session.execute(delete(PeriodicRow).where(PeriodicRow.name == name))

@@ -23,8 +23,8 @@ from serving.api.dialects.octoai.generate import GenerateRequest, answer
 from serving.api.errors import describe
 from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
 from serving.jobs.store import CLAIM_S, Job
-from serving.logs import about, shortened
-from serving.tenants.meter import Spent
+from serving.logs import log_fields, shortened
+from serving.tenants.meter import Settlement
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,10 @@ POLL_S = 0.25
 MAX_AT_ONCE = 128
 #: Transient errors, which are not the job's fault: it is retried up to MOST_FAILURES times, with
 #: delays that double from PUT_BACK_S to LONGEST_PUT_BACK_S, some ten minutes in all.
-PASSING = (
+TRANSIENT = (
     ReplicaLost, DeadlineExceeded, OutOfMemory, TierError, StoreError, OperationalError,
 )  # fmt: skip
-MOST_FAILURES = 15
+MAX_FAILURES = 15
 PUT_BACK_S, LONGEST_PUT_BACK_S = 2.0, 60.0
 #: A refused job (no room in the queue) counts no failure: it is retried while results are kept.
 LONGEST_REFUSED_S = 15.0
@@ -85,7 +85,7 @@ class JobRunner:
 
     async def _work(self, job: Job) -> None:
         """Run a job; stop as soon as its claim is lost."""
-        with about(job=shortened(job.id), tenant=job.tenant_id):
+        with log_fields(job=shortened(job.id), tenant=job.tenant_id):
             await self._finish(job)
 
     async def _finish(self, job: Job) -> None:
@@ -97,9 +97,9 @@ class JobRunner:
                 return
             outcome = result.result()
             jobs = self._context.backends.jobs
-            if isinstance(outcome, Later):
+            if isinstance(outcome, Retry):
                 await _persist(jobs.put_back, job.id, self._worker, outcome.for_s, outcome.failures)
-            elif isinstance(outcome, Spent):
+            elif isinstance(outcome, Settlement):
                 await _persist(jobs.finish, job.id, self._worker, outcome)
                 reach("job.finished")
             else:
@@ -116,7 +116,7 @@ class JobRunner:
                 task.cancel()
             await asyncio.gather(result, renewing, return_exceptions=True)
 
-    async def _generate(self, job: Job) -> Spent | dict[str, Any] | Later:
+    async def _generate(self, job: Job) -> Settlement | dict[str, Any] | Retry:
         """Run the generation and store its result.
 
         Return the cost, the error's response body, or when to retry.
@@ -140,7 +140,7 @@ class JobRunner:
             reach("job.stored")
         except Exception as failure:
             is_old = await asyncio.to_thread(self._context.backends.jobs.is_old, job)
-            retry = None if is_old else later(failure, job.failures)
+            retry = None if is_old else retry_after(failure, job.failures)
             outcome = "failed" if retry is None else f"retrying in {retry.for_s:.0f} s"
             log.info("job not completed, %s: %s", outcome, type(failure).__name__)
             if retry is not None:
@@ -158,21 +158,21 @@ class JobRunner:
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class Retry:
     """A retry in ``for_s`` seconds; ``failures`` is the job's new failure count."""
 
     for_s: float
     failures: int
 
 
-def later(failure: Exception, failures: int) -> Later | None:
+def retry_after(failure: Exception, failures: int) -> Retry | None:
     """Return when to retry a job with ``failures`` earlier failures; None if it has failed."""
     if isinstance(failure, Refused):
-        return Later(min(max(PUT_BACK_S, failure.retry_after_s), LONGEST_REFUSED_S), failures)
+        return Retry(min(max(PUT_BACK_S, failure.retry_after_s), LONGEST_REFUSED_S), failures)
     if isinstance(failure, DeadlineExceeded) and failure.attempts and failures:
         return None  # a replica has started it twice
-    if isinstance(failure, PASSING) and failures < MOST_FAILURES:
-        return Later(min(PUT_BACK_S * 2**failures, LONGEST_PUT_BACK_S), failures + 1)
+    if isinstance(failure, TRANSIENT) and failures < MAX_FAILURES:
+        return Retry(min(PUT_BACK_S * 2**failures, LONGEST_PUT_BACK_S), failures + 1)
     return None
 
 

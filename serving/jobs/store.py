@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 from assets.principal import Principal
 from assets.sql.base import Base, alone
 from serving.errors import Refused
-from serving.tenants.meter import Charge, Meter, Spent
+from serving.tenants.meter import Charge, Meter, Settlement
 
 JobStatus = Literal["pending", "running", "completed", "failed"]
 CLAIM_S = 30.0
@@ -101,7 +101,7 @@ def _job(row: JobRow) -> Job:
     )
 
 
-class Jobs:
+class JobStore:
     """The jobs in the database.
 
     The cost is reserved in the transaction that accepts a job, and settled or released in the one
@@ -237,7 +237,7 @@ class Jobs:
         values = {"claimed_until_s": self._now() + for_s, "failures": failures}
         return self._change(job_id, worker, status="pending", **values)
 
-    def finish(self, job_id: str, worker: str, spent: Spent) -> bool:
+    def finish(self, job_id: str, worker: str, spent: Settlement) -> bool:
         """Complete a job whose result is stored, and settle its cost.
 
         False if the claim was lost: only its holder can finish a job, so it finishes once.

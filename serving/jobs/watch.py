@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 
 from assets.errors import AssetNotFound
-from serving.jobs.store import Job, Jobs
+from serving.jobs.store import Job, JobStore
 
 _POLL_S = 0.1
 
 
-class JobWatch:
+class JobWatcher:
     """The waiters of one gateway, on its event loop.
 
     The database is polled once per interval however many requests wait: polling per request would
     take database time from the workers.
     """
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: JobStore) -> None:
         self._jobs = jobs
         self._awaited: dict[str, asyncio.Future[Job]] = {}
         self._poll_now = asyncio.Event()

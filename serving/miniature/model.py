@@ -21,7 +21,7 @@ import torch
 from assets.content import MODEL_COMPONENTS, Component
 from assets.families.schema import Shape
 from assets.families.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, schema_of
-from assets.formats.tensors import Planned, TensorFile, write_tensors
+from assets.formats.tensors import PlannedTensor, TensorFile, write_tensors
 from serving.engine.vocabulary import END, write_tokenizer
 from serving.errors import CommonsDamaged
 from serving.miniature.catalogue import weights_file
@@ -115,7 +115,7 @@ def write_miniature(folder: Path) -> Path:
         (target / "config.json").write_text(json.dumps(MINIATURE_CONFIGS[component], indent=1))
         tensors = weights(component)
         planned = {
-            name: Planned("F16", shape, partial(tensors.__getitem__, name))
+            name: PlannedTensor("F16", shape, partial(tensors.__getitem__, name))
             for name, shape in schema.components[component].items()
         }
         write_tensors(target / _FILES[component], planned, {"format": "pt"})

@@ -11,7 +11,7 @@ import torch
 from assets.content import MODEL_COMPONENTS, Component
 from assets.families.schema import ParameterSchema, Shape
 from assets.formats.names import single_file_name
-from assets.formats.tensors import DTYPE_NAMES, Planned, write_tensors
+from assets.formats.tensors import DTYPE_NAMES, PlannedTensor, write_tensors
 
 Value = Callable[[Component, str, Shape], torch.Tensor]
 
@@ -33,7 +33,7 @@ def write_single_file(path: Path, schema: ParameterSchema, value: Value) -> Path
     for name, thirds in fused.items():
         tensors[name] = torch.cat([thirds[i] for i in range(3)])
     planned = {
-        name: Planned(DTYPE_NAMES[t.dtype], tuple(t.shape), partial(_identity, t))
+        name: PlannedTensor(DTYPE_NAMES[t.dtype], tuple(t.shape), partial(_identity, t))
         for name, t in tensors.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)

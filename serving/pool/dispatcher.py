@@ -27,7 +27,6 @@ from router.request import QueuedRequest
 from router.scheduler import Assignment, Promotion, Scheduler
 from serving.errors import (
     DeadlineExceeded,
-    EngineBroke,
     InvalidRequest,
     NotFinite,
     Quarantined,
@@ -35,10 +34,11 @@ from serving.errors import (
     ReplicaDied,
     ReplicaLost,
     ServingError,
+    UnexpectedEngineError,
 )
 from serving.generation.contract import GenerationResult, ReplicaReport
 from serving.generation.submission import Submission
-from serving.logs import about
+from serving.logs import log_fields
 from serving.pool.metrics import Outcome, PoolMetrics
 from serving.pool.replica_state import ReplicaClient, ReplicaState, Ticket
 from serving.pool.residency import MOST_POPULAR, PATIENCE_S, WARM_S, ResidencyIndex
@@ -157,7 +157,7 @@ class Dispatcher:
                         tier: len(keys)
                         for tier, keys in (state.report.resident if state.report else {}).items()
                     },
-                    "eviction": dict(state.report.laws) if state.report else {},
+                    "eviction": dict(state.report.eviction_policies) if state.report else {},
                 }
                 for state in self._states.values()
             ],
@@ -314,7 +314,7 @@ class Dispatcher:
 
     async def _run(self, ticket: Ticket, state: ReplicaState) -> None:
         """One attempt on one replica."""
-        with about(request=ticket.waiting.id, tenant=ticket.submission.tenant_id):
+        with log_fields(request=ticket.waiting.id, tenant=ticket.submission.tenant_id):
             await self._attempt(ticket, state)
 
     async def _attempt(self, ticket: Ticket, state: ReplicaState) -> None:
@@ -330,12 +330,12 @@ class Dispatcher:
             self._take_report(state, report)
             timings = replace(result.timings, queue_ms=queue_ms + result.timings.queue_ms)
             _answer(ticket.answer, replace(result, timings=timings))
-        except (ReplicaLost, EngineBroke) as lost:
+        except (ReplicaLost, UnexpectedEngineError) as lost:
             log.warning("replica %s lost: %s", state.client.id, lost)
             self.tally.retried()
             if isinstance(lost, ReplicaLost):
                 self._mark_down(state)
-            self._retry(ticket, lost, died=isinstance(lost, ReplicaDied | EngineBroke))
+            self._retry(ticket, lost, died=isinstance(lost, ReplicaDied | UnexpectedEngineError))
         except Exception as error:
             if isinstance(error, NotFinite):  # the only engine error that is the request's fault
                 error.engine_s = ticket.engine_s(self._clock())

@@ -107,7 +107,7 @@ class PoolMetrics:
             for replica in dispatcher["replicas"]
             for tier, count in replica["resident"].items()
         ]
-        laws = [
+        policies = [
             ((name, replica["id"], tier, law), 1)
             for replica in dispatcher["replicas"]
             for tier, law in replica["eviction"].items()
@@ -122,7 +122,7 @@ class PoolMetrics:
             _gauges("ao_replicas", "Replicas by state.", ("state",), replicas),
             _gauges("ao_pool_limit", "Configured limits.", ("limit",), limits),
             _gauges("ao_resident_assets", "Assets on each tier.", ("replica", "tier"), resident),
-            _gauges("ao_eviction_law", "Active policy.", ("replica", "tier", "law"), laws),
+            _gauges("ao_eviction_law", "Active policy.", ("replica", "tier", "law"), policies),
             _gauge("ao_quarantined", "Quarantined assets.", (), name, dispatcher["quarantined"]),
             _gauge(
                 "ao_prefetch_precision", "Share of recent prefetches that were used.", (), name,

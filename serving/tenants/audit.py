@@ -17,7 +17,7 @@ OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class AuditEntry:
     """One entry: ``actor`` is OPERATOR or a key's id, ``subject`` the object of the action."""
 
     at_s: float
@@ -54,11 +54,13 @@ class Audit:
         with Session(self._engine) as session, session.begin():
             note(session, self._now(), tenant_id, actor, act, subject, **details)
 
-    def acts(self, tenant_id: str, limit: int = 100, before: int | None = None) -> Sequence[Act]:
+    def acts(
+        self, tenant_id: str, limit: int = 100, before: int | None = None
+    ) -> Sequence[AuditEntry]:
         """Return up to ``limit`` entries, newest first, with ids below ``before`` if given."""
         query = select(AuditRow).where(AuditRow.tenant_id == tenant_id)
         if before is not None:
             query = query.where(AuditRow.id < before)
         with Session(self._engine) as session:
             rows = session.scalars(query.order_by(AuditRow.id.desc()).limit(limit))
-            return [Act(r.at_s, r.actor, r.act, r.subject, r.details, r.id) for r in rows]
+            return [AuditEntry(r.at_s, r.actor, r.act, r.subject, r.details, r.id) for r in rows]

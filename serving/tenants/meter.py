@@ -50,7 +50,7 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class Settlement:
     """The actual cost of a charge: engine seconds for ``images`` images."""
 
     charge: Charge
@@ -154,13 +154,13 @@ class Meter:
         rates = _rates(session.execute(others), pool)
         return median(rates) if rates else 0.0
 
-    def settle(self, spent: Spent) -> None:
+    def settle(self, spent: Settlement) -> None:
         """Charge a finished request and release its reservation. Idempotent."""
         with Session(self._engine) as session, session.begin():
             alone(session, spent.charge.principal.tenant_id)
             self.settle_in(session, spent)
 
-    def settle_in(self, session: Session, spent: Spent) -> None:
+    def settle_in(self, session: Session, spent: Settlement) -> None:
         """Like :meth:`settle`, in a transaction that holds the tenant's lock."""
         charge = spent.charge
         reserved_month = self.release_in(session, charge.id)
@@ -318,7 +318,7 @@ class Meter:
                 for r in rows
             ]  # fmt: skip
 
-    def every_usage(
+    def iter_usage(
         self, tenant_id: str, since_s: float = 0.0, until_s: float | None = None
     ) -> Iterator[Usage]:
         """Iterate over all ledger rows of the span, with one page in memory at a time."""

@@ -63,7 +63,7 @@ class RateLimiter:
         """
         return self._take(principal, principal.queue_id, 1.0, WINDOW_S)
 
-    def take_cheap(self, principal: Principal) -> Quota | None:
+    def take_read(self, principal: Principal) -> Quota | None:
         """Count a request that generates nothing, in a quota of its own.
 
         Ten times as many are allowed per minute, in bursts of up to the plan's requests per minute.

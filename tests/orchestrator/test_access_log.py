@@ -12,15 +12,21 @@ import time
 from pathlib import Path
 
 from orchestrator.access_log import AccessLog
-from orchestrator.ghosts import Law
+from orchestrator.policy_selection import EvictionPolicy
 
 
 def state(log: AccessLog) -> tuple[object, ...]:
     """Return everything that decides evictions."""
     log.follow()
-    ruler = log.ruler
-    entries = tuple(ruler.entry(f"k{index}", 1) for index in range(40))
-    return ruler.law, ruler.changes, dict(ruler.ruled), ruler._behind_bytes, entries
+    policy_selector = log.policy_selector
+    entries = tuple(policy_selector.entry(f"k{index}", 1) for index in range(40))
+    return (
+        policy_selector.law,
+        policy_selector.changes,
+        dict(policy_selector.uses_by_policy),
+        policy_selector._behind_bytes,
+        entries,
+    )
 
 
 def test_all_readers_agree_whenever_they_read(tmp_path: Path) -> None:
@@ -36,7 +42,7 @@ def test_all_readers_agree_whenever_they_read(tmp_path: Path) -> None:
     assert state(frequent) == state(late) == state(writers[0])
     late.forget("k1")
     frequent.follow()
-    assert "k1" not in frequent.ruler._by_visits
+    assert "k1" not in frequent.policy_selector._by_visits
 
 
 def test_a_torn_line_is_skipped_and_an_incomplete_line_is_read_later(tmp_path: Path) -> None:
@@ -46,11 +52,11 @@ def test_a_torn_line_is_skipped_and_an_incomplete_line_is_read_later(tmp_path: P
     with open(path, "ab") as file:
         file.write(b"b 1 2.\nc x 3.0 t\n\xff 1 1.0 -\nd 1 4.0")
     log.follow()
-    assert log.ruler.ruled[Law.VISITS] == 1
+    assert log.policy_selector.uses_by_policy[EvictionPolicy.VISITS] == 1
     with open(path, "ab") as file:
         file.write(b"0 t\n")
     log.follow()
-    assert log.ruler.ruled[Law.VISITS] == 2
+    assert log.policy_selector.uses_by_policy[EvictionPolicy.VISITS] == 2
     assert log.entry("d", 1, 0.0).last_used_s == 4.0
 
 
@@ -102,4 +108,4 @@ def test_killed_writers_leave_no_torn_lines(tmp_path: Path) -> None:
     assert lines.pop() == b""
     assert all(len(line.split(b" ")) == 4 for line in lines)
     assert state(reader) == state(AccessLog(path, 16))
-    assert sum(reader.ruler.ruled.values()) == len(lines)
+    assert sum(reader.policy_selector.uses_by_policy.values()) == len(lines)

@@ -59,10 +59,10 @@ def test_uses_within_a_session_are_one_visit() -> None:
     visits.used("a", 2, "", 3.0)
     assert visits.worth("a") == 2
     known = visits.entry("a", 2)
-    assert (known.since_bytes, known.last_used_s) == (0, 3.0)
-    assert visits.entry("b", 20).since_bytes == 2
+    assert (known.bytes_since_use, known.last_used_s) == (0, 3.0)
+    assert visits.entry("b", 20).bytes_since_use == 2
     unknown = visits.entry("c", 1, last_used_s=7.0)
-    assert (unknown.worth, unknown.since_bytes, unknown.last_used_s) == (0, math.inf, 7.0)
+    assert (unknown.worth, unknown.bytes_since_use, unknown.last_used_s) == (0, math.inf, 7.0)
 
 
 def test_a_frequent_owner_raises_the_worth_of_its_assets() -> None:

@@ -122,7 +122,7 @@ def test_at_most_half_of_a_tier_can_be_pinned(tier: FileTier) -> None:
     blob = blob_of("c", 40)
     tier.admit(blob, fill(blob))[0].release()
     assert set(tier.resident()) == {"a", "c"}  # the pins exceed half of the budget
-    tier.pin_just({"c": "popular"})
+    tier.pin_exactly({"c": "popular"})
     assert tier.pins() == {"c": "popular"}
 
 

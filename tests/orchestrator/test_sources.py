@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from assets.content import Blob
-from assets.errors import StoreBroke, StoreError
+from assets.errors import StoreError, StoreUnavailable
 from assets.storage.object_paths import blob_key
 from assets.storage.object_store import FsspecStore, put_bytes
 from assets.storage.signing import Signer
@@ -95,7 +95,7 @@ def test_a_truncated_range_resumes_at_its_first_missing_byte(store: MisbehavingS
 def test_only_the_failed_range_is_retried(store: MisbehavingStore) -> None:
     def reset(data: bytes, start: int, times: int) -> bytes:
         if start == 50_000 and times < 3:
-            raise StoreBroke("connection reset")
+            raise StoreUnavailable("connection reset")
         return data
 
     store.faults = reset
@@ -109,7 +109,7 @@ def test_the_breaker_opens_after_repeated_failures_and_recovers(store: Misbehavi
     breaker = Breaker("the store", failures=3, cool_s=10.0, clock=lambda: now_s)
 
     def broken(data: bytes, start: int, times: int) -> bytes:
-        raise StoreBroke("503")
+        raise StoreUnavailable("503")
 
     store.faults = broken
     for _ in range(3):

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from assets.failpoint import FAILPOINTS
-from assets.library.library import KEPT_DELETED_S
+from assets.library.library import RESTORABLE_S
 from assets.storage.object_paths import BLOBS
 from serving.bootstrap.backends import open_backends
 from serving.settings import Settings
@@ -76,7 +76,7 @@ def collect(settings: Settings, label: str | None) -> int:
     script = (
         "import time; from serving.bootstrap.backends import open_backends; "
         "from serving.settings import Settings; "
-        f"open_backends(Settings(), lambda: time.time() + {2 * KEPT_DELETED_S}).reconciler.run()"
+        f"open_backends(Settings(), lambda: time.time() + {2 * RESTORABLE_S}).reconciler.run()"
     )
     chosen = settings.model_copy(update={"failpoint": label})
     return subprocess.run([sys.executable, "-c", script], env=chosen.to_environment()).returncode

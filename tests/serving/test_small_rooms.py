@@ -25,22 +25,22 @@ from assets.sql.records import SqlAssetRecords
 from serving.api.errors import describe
 from serving.bootstrap.database import open_database, upgrade
 from serving.errors import (
-    Blaming,
-    EngineBroke,
+    AssetFault,
     InvalidRequest,
     NotFinite,
     OutOfMemory,
     Quarantined,
     Refused,
     Unauthenticated,
+    UnexpectedEngineError,
 )
 from serving.generation.service import fixed_seeds
 from serving.generation.sizes import WIRE_SIZES, image_size
-from serving.jobs.store import CLAIM_S, KEPT_S, Job, Jobs
+from serving.jobs.store import CLAIM_S, KEPT_S, Job, JobStore
 from serving.settings import Settings
 from serving.tenants.directory import Directory
 from serving.tenants.keys import new_key
-from serving.tenants.meter import Charge, Meter, Spent
+from serving.tenants.meter import Charge, Meter, Settlement
 
 
 def test_image_sizes() -> None:
@@ -86,13 +86,13 @@ def test_keys_are_hashed_found_and_revoked(tmp_path: Path) -> None:
 ACME = Principal("t", "acme")
 
 
-def jobs_of(url: str, now: Callable[[], float] = time.time) -> Jobs:
+def jobs_of(url: str, now: Callable[[], float] = time.time) -> JobStore:
     engine = open_database(url)
-    return Jobs(engine, Meter(engine, SqlBlobRecords(engine), now), now)
+    return JobStore(engine, Meter(engine, SqlBlobRecords(engine), now), now)
 
 
-def spent(job: Job) -> Spent:
-    return Spent(Charge(job.id, ACME, 1.0), 1.0, 1)
+def spent(job: Job) -> Settlement:
+    return Settlement(Charge(job.id, ACME, 1.0), 1.0, 1)
 
 
 def test_a_failed_job_is_retried_on_request(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_an_expired_idempotency_key_is_charged_again(tmp_path: Path) -> None:
     for _ in range(2):
         job = jobs.add(ACME, {}, "job_key", "digest")
         assert jobs.claim("w") is not None
-        assert jobs.finish(job.id, "w", Spent(Charge(job.charge_id, ACME, 1.0), 1.0, 1))
+        assert jobs.finish(job.id, "w", Settlement(Charge(job.charge_id, ACME, 1.0), 1.0, 1))
         now[0] += KEPT_S + 1
         jobs.forget(job.id)
     assert jobs._meter.totals(ACME.tenant_id)["pictures"] == 2
@@ -126,7 +126,7 @@ def test_an_expired_idempotency_key_is_charged_again(tmp_path: Path) -> None:
 def test_concurrent_retries_reserve_the_budget_once(tmp_path: Path) -> None:
     principal = replace(ACME, plan=Plan("p", gpu_s_per_month=100.0))
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db")
-    jobs._meter.settle(Spent(Charge("before", principal, 1.0), 1.0, 1))
+    jobs._meter.settle(Settlement(Charge("before", principal, 1.0), 1.0, 1))
     job = jobs.add(principal, {}, "job_key", "digest", work=5.0)
     assert jobs.claim("w") is not None
     assert jobs.fail(job.id, "w", {"status": 503, "body": {}})
@@ -135,7 +135,7 @@ def test_concurrent_retries_reserve_the_budget_once(tmp_path: Path) -> None:
     assert retried is not None
     assert jobs._meter.budget("t").reserved_gpu_s == 5.0
     assert jobs.claim("w") is not None
-    assert jobs.finish(job.id, "w", Spent(Charge(retried.charge_id, principal, 5.0), 5.0, 1))
+    assert jobs.finish(job.id, "w", Settlement(Charge(retried.charge_id, principal, 5.0), 5.0, 1))
     assert jobs.again(job.id, principal, 5.0) is not None  # no effect on a completed job
     assert jobs._meter.budget("t").reserved_gpu_s == 0.0
     jobs._meter.check_integrity()
@@ -174,7 +174,7 @@ def test_keys_expire_and_are_rotated_with_an_overlap(tmp_path: Path) -> None:
         (NotFinite("the LoRA {assets} is wild", ("k",)), 422, "not_finite"),
         (Quarantined("{assets} is refused", ("k",)), 422, "quarantined"),
         (Forbidden("reader", "delete"), 403, "forbidden"),
-        (EngineBroke("odd"), 500, "drawing_failed"),
+        (UnexpectedEngineError("odd"), 500, "drawing_failed"),
         (OutOfMemory("full"), 503, "out_of_memory"),
     ],
 )
@@ -183,7 +183,7 @@ def test_failures_cross_processes_and_become_http(error: Exception, status: int,
     assert (type(copy), str(copy)) == (type(error), str(error))
     assert describe(copy)[0] == status
     assert describe(copy)[1]["code"] == code
-    if isinstance(copy, Blaming):
+    if isinstance(copy, AssetFault):
         assert str(copy.named({"k": "mine"})) == str(error).replace("k is", "'mine' is")
 
 
@@ -311,7 +311,7 @@ def test_results_are_kept_as_long_as_configured(tmp_path: Path) -> None:
     now = [1000.0]
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
     clock = lambda: now[0]  # noqa: E731
-    jobs = Jobs(engine, Meter(engine, SqlBlobRecords(engine), clock), clock, kept_s=60.0)
+    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine), clock), clock, kept_s=60.0)
     job = jobs.add(ACME, {}, "job_x")
     assert jobs.claim("w") is not None
     assert jobs.finish(job.id, "w", spent(job))
@@ -326,12 +326,12 @@ def test_clock_skew_does_not_take_over_claims(
 ) -> None:
     """Claims use PostgreSQL's clock, which all machines share. With SQLite there is one machine."""
 
-    def open_jobs() -> Jobs:
+    def open_jobs() -> JobStore:
         clock = clock_of(database)
         meter = Meter(database, SqlBlobRecords(database), clock)
-        return Jobs(database, meter, clock, kept_s=600.0)
+        return JobStore(database, meter, clock, kept_s=600.0)
 
-    def claimed_by(jobs: Jobs, worker: str) -> set[str]:
+    def claimed_by(jobs: JobStore, worker: str) -> set[str]:
         """Claim everything, because the database also has other tests' jobs."""
         claims = iter(lambda: jobs.claim(worker), None)
         return {job.id for job in claims if job is not None}

@@ -25,7 +25,7 @@ from benchmarks.miniature.unet import (
     save_row,
 )
 from benchmarks.miniature.world import SIDE, Scene, caption, random_scene, render
-from serving.engine.text import Prompts
+from serving.engine.text import PromptTokenizer
 
 PLAN = Plan(steps=400, rate=2e-3, weight_decay=0.0)
 UNET_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|ff\.net\.2|resnets\.\d\.conv1)"
@@ -58,7 +58,7 @@ def train(folder: Path, base: Base, target: Path) -> None:
         pixels[index] = render(scene, rng)
         texts.append(caption(scene, rng))
     latents = encode_images(base.vae, torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    prompts = Prompts()
+    prompts = PromptTokenizer()
     ids = {component: tokens_of(prompts, texts, component) for component in ENCODERS}
 
     def loss(_: int) -> torch.Tensor:

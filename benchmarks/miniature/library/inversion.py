@@ -15,7 +15,7 @@ from benchmarks.miniature.text import ENCODERS
 from benchmarks.miniature.training import Plan, train
 from benchmarks.miniature.unet import Words, encode_images, generate, noise_loss, save_row
 from benchmarks.miniature.world import SIDE, Scene, render
-from serving.engine.text import Prompts, TokenEmbeddingHook, token_embedding
+from serving.engine.text import PromptTokenizer, TokenEmbeddingHook, token_embedding
 from serving.miniature.model import MINIATURE_CONFIGS
 
 BATCH = 24
@@ -35,7 +35,7 @@ class Inverted:
             for component in ENCODERS
         }
         self._base, self._word, self._count = base, word, count
-        self._prompts = Prompts()
+        self._prompts = PromptTokenizer()
         self._hooks = {
             component: TokenEmbeddingHook(token_embedding(base.encoders[component]))
             for component in ENCODERS

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from assets.asset import Asset, AssetKind
-from assets.formats.coverage import coverage_warning, shortfalls
+from assets.formats.coverage import coverage_warning, owner_warnings
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from assets.formats.coverage import coverage_warning, shortfalls
 def test_warnings_for_the_owner(
     kind: AssetKind, report: dict[str, Any], warnings: tuple[str]
 ) -> None:
-    assert shortfalls(kind, report) == warnings
+    assert owner_warnings(kind, report) == warnings
 
 
 def test_responses_state_the_share_and_no_private_names() -> None:

@@ -17,7 +17,7 @@ from assets.errors import IngestRejected
 from assets.families.sdxl import schema_of
 from assets.formats.pack import pack_folder
 from assets.formats.tensors import TensorFile
-from assets.ingest.convert import OwnersWord, ingest_file
+from assets.ingest.convert import OwnerDeclaration, ingest_file
 from assets.storage.object_store import FsspecStore
 from serving.miniature.model import MINIATURE_CONFIGS
 
@@ -155,8 +155,8 @@ def test_the_owners_prediction_type_overrides_the_scheduler(folder: Path, tmp_pa
     with pytest.raises(IngestRejected, match="set prediction_type on the asset"):
         pack_folder(folder, target)
     assert not target.exists()
-    pack_folder(folder, target, prediction_is_said=True)
-    word = OwnersWord(prediction="epsilon")
+    pack_folder(folder, target, prediction_is_declared=True)
+    word = OwnerDeclaration(prediction="epsilon")
     (tmp_path / "scratch").mkdir()
     schema = schema_of(MINIATURE_CONFIGS)
     done = ingest_file(target, "checkpoint", schema, None, tmp_path / "scratch", word)

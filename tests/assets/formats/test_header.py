@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from assets.errors import HeaderError
 from assets.formats.header import parse_header, read_header
-from assets.formats.tensors import Planned, TensorFile, write_tensors
+from assets.formats.tensors import PlannedTensor, TensorFile, write_tensors
 
 
 def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: tuple[int, ...] = (1,)) -> str:
@@ -115,7 +115,7 @@ def test_files_are_compatible_with_the_safetensors_library(tmp_path: Path) -> No
     ours = tmp_path / "ours.safetensors"
     names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
     planned = {
-        name: Planned(names[value.dtype], tuple(value.shape), lambda value=value: value)
+        name: PlannedTensor(names[value.dtype], tuple(value.shape), lambda value=value: value)
         for name, value in tensors.items()
     }
     written = write_tensors(ours, planned, {})

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
-from assets.formats.lora_strength import read_strengths
+from assets.formats.lora_strength import read_scales
 from assets.formats.tensors import TensorFile
-from assets.ingest.convert import Ingested, OwnersWord, ingest_file
+from assets.ingest.convert import Ingested, OwnerDeclaration, ingest_file
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 K = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"
@@ -42,7 +42,7 @@ def ingest(
         named = {f"unet.{name}": value for name, value in config.items()}
         metadata["lora_adapter_metadata"] = json.dumps(named)
     save_file(tensors, folder / "lora.safetensors", metadata)
-    word = OwnersWord(adapter_config=None if inside else config)
+    word = OwnerDeclaration(adapter_config=None if inside else config)
     (folder / "scratch").mkdir(exist_ok=True)
     return ingest_file(folder / "lora.safetensors", "lora", schema, None, folder / "scratch", word)
 
@@ -126,7 +126,7 @@ def test_an_alpha_tensor_takes_precedence(tmp_path: Path, schema: ParameterSchem
 
 def test_sections_apply_to_their_components() -> None:
     config = {"unet.lora_alpha": 4, "text_encoder.lora_alpha": 8, "text_encoder.use_rslora": True}
-    strengths = read_strengths({"lora_adapter_metadata": json.dumps(config)}, {"lora_alpha": 2})
+    strengths = read_scales({"lora_adapter_metadata": json.dumps(config)}, {"lora_alpha": 2})
     assert strengths.scale("unet", Q, 16) == 0.25
     assert strengths.scale("text_encoder", "x", 16) == 8 / math.sqrt(16)
     # adapter_config.json covers the other components.

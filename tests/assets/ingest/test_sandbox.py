@@ -18,13 +18,13 @@ import torch
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
 from assets.ingest.convert import ingest_file
-from assets.ingest.sandbox import Cage, CageBroke, Limits, _digest
+from assets.ingest.sandbox import Limits, Sandbox, SandboxFailed, _digest
 from benchmarks.samples import write_kohya_lora
 
 
 @pytest.fixture
-def cage() -> Iterator[Cage]:
-    cage = Cage()
+def cage() -> Iterator[Sandbox]:
+    cage = Sandbox()
     yield cage
     cage.close()
 
@@ -40,7 +40,7 @@ def children(process: int) -> list[int]:
 
 
 def test_the_result_equals_an_unsandboxed_ingest(
-    cage: Cage, lora: Path, schema: ParameterSchema, tmp_path: Path
+    cage: Sandbox, lora: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     folders = [tmp_path / name for name in ("in", "out")]
     for folder in folders:
@@ -60,21 +60,21 @@ def test_the_result_equals_an_unsandboxed_ingest(
 
 
 def test_memory_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) -> None:
-    cage = Cage(replace(Limits(), memory_bytes=1 << 18))
+    cage = Sandbox(replace(Limits(), memory_bytes=1 << 18))
     with pytest.raises(IngestRejected, match="bytes of memory"):
         cage.ingest(lora, "lora", schema, None, tmp_path)
     cage.close()
 
 
 def test_time_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) -> None:
-    cage = Cage(Limits(base_s=0.0, least_bytes_per_s=1e12))
+    cage = Sandbox(Limits(base_s=0.0, least_bytes_per_s=1e12))
     with pytest.raises(IngestRejected, match="took longer"):
         cage.ingest(lora, "lora", schema, None, tmp_path)
     cage.close()
 
 
 def test_a_killed_worker_is_restarted(
-    cage: Cage, lora: Path, schema: ParameterSchema, tmp_path: Path
+    cage: Sandbox, lora: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     cage.ingest(lora, "lora", schema, None, tmp_path)
     worker = cage._worker
@@ -92,7 +92,7 @@ class Evil:
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "x.bin", "x.ckpt"])
 def test_a_pickle_is_refused_without_unpickling_under_any_name(
-    cage: Cage, schema: ParameterSchema, tmp_path: Path, name: str
+    cage: Sandbox, schema: ParameterSchema, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
     for write in (
@@ -139,7 +139,11 @@ def test_forbidden_operations_are_refused() -> None:
 
 
 def test_a_stale_answer_is_discarded(
-    cage: Cage, lora: Path, schema: ParameterSchema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cage: Sandbox,
+    lora: Path,
+    schema: ParameterSchema,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A worker that answers another job is stopped; a new one inspects the file."""
     cage.ingest(lora, "lora", schema, None, tmp_path)
@@ -155,12 +159,12 @@ def test_only_regular_files_are_accepted_as_output(tmp_path: Path) -> None:
     (tmp_path / "lora").symlink_to(tmp_path / "secret")
     os.mkfifo(tmp_path / "vae")
     for name in ("lora", "vae", "unet"):
-        with pytest.raises(CageBroke):
+        with pytest.raises(SandboxFailed):
             _digest(tmp_path / name)
 
 
 def test_an_unexpected_failure_is_not_a_rejection(
-    cage: Cage, schema: ParameterSchema, tmp_path: Path, lora: Path
+    cage: Sandbox, schema: ParameterSchema, tmp_path: Path, lora: Path
 ) -> None:
-    with pytest.raises(CageBroke, match="Error"):
+    with pytest.raises(SandboxFailed, match="Error"):
         cage.ingest(lora, "lora", schema, None, tmp_path / "missing")

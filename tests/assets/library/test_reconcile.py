@@ -15,7 +15,7 @@ from assets.asset import Asset
 from assets.content import Blob
 from assets.errors import StoreError
 from assets.ids import new_asset_id
-from assets.library.library import KEPT_DELETED_S, LOST, Library
+from assets.library.library import LOST, RESTORABLE_S, Library
 from assets.library.reconcile import GRACE_S, Reconciler
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
@@ -166,18 +166,18 @@ def test_deleted_asset_keeps_its_bytes_for_a_week(storage: Storage) -> None:
     path = blob_key(asset.parts["lora"])
     for deleted in (asset, twin):
         library.delete(ME, deleted.id)
-    storage.reconcile(KEPT_DELETED_S - 60.0)
+    storage.reconcile(RESTORABLE_S - 60.0)
     assert library.restore(ME, twin.id).parts == asset.parts
-    counts = storage.reconcile(KEPT_DELETED_S + LATER_S)
+    counts = storage.reconcile(RESTORABLE_S + LATER_S)
     assert counts["assets_purged"] == 1
     assert read_bytes(storage.store, path) == b"12345"  # the twin still uses it
     library.delete(ME, twin.id)
-    counts = storage.reconcile(KEPT_DELETED_S + LATER_S)
+    counts = storage.reconcile(RESTORABLE_S + LATER_S)
     assert (counts["assets_purged"], counts["blobs_collected"]) == (1, 1)
     with pytest.raises(StoreError):
         read_bytes(storage.store, path)
     assert storage.blobs.known([asset.parts["lora"].key]) == set()
-    assert storage.reconcile(KEPT_DELETED_S + LATER_S) == {}
+    assert storage.reconcile(RESTORABLE_S + LATER_S) == {}
 
 
 def test_uncompleted_upload_expires(storage: Storage) -> None:

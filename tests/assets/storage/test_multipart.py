@@ -12,12 +12,12 @@ import pytest
 
 from assets.errors import StoreError
 from assets.ids import new_asset_id
-from assets.storage.multipart import LEAST_PART_BYTES, ObjectParts, PartStore, S3Parts, open_parts
+from assets.storage.multipart import MIN_PART_BYTES, ObjectParts, PartStore, S3Parts, open_parts
 from assets.storage.object_paths import part_key, upload_key
 from assets.storage.object_store import FsspecStore, put_bytes, read_bytes
 from serving.settings import Settings
 
-SIZES = (LEAST_PART_BYTES, LEAST_PART_BYTES, 1000)
+SIZES = (MIN_PART_BYTES, MIN_PART_BYTES, 1000)
 DATA = [random.Random(n).randbytes(size) for n, size in enumerate(SIZES)]
 
 

@@ -9,12 +9,18 @@ from typing import Any
 import pytest
 
 from assets.principal import Principal
-from serving.api.throttle import ANSWERS_PER_S, BURST, MAX_DELAY_S, ReplyPace, Throttle
+from serving.api.throttle import (
+    ANSWERS_PER_S,
+    BURST,
+    MAX_DELAY_S,
+    ResponseThrottle,
+    ThrottleMiddleware,
+)
 
 
 def test_a_burst_is_not_delayed_and_the_rest_is() -> None:
     now = 100.0
-    pace = ReplyPace(lambda: now)
+    pace = ResponseThrottle(lambda: now)
     assert [pace.delay_s("a") for _ in range(BURST)] == pytest.approx([0.0] * BURST, abs=1e-6)
     assert pace.delay_s("a") == pytest.approx(1 / ANSWERS_PER_S)
     assert pace.delay_s("a") == pytest.approx(2 / ANSWERS_PER_S)
@@ -25,7 +31,7 @@ def test_a_burst_is_not_delayed_and_the_rest_is() -> None:
 
 def test_delays_are_bounded() -> None:
     now = 100.0
-    pace = ReplyPace(lambda: now)
+    pace = ResponseThrottle(lambda: now)
     delays = [pace.delay_s("a") for _ in range(BURST + 10 * int(MAX_DELAY_S * ANSWERS_PER_S))]
     assert max(delays) == MAX_DELAY_S
     now += MAX_DELAY_S
@@ -50,7 +56,7 @@ def test_which_client_is_delayed(
 ) -> None:
     delayed: list[tuple[str, float]] = []
 
-    class RecordingPace(ReplyPace):
+    class RecordingPace(ResponseThrottle):
         def delay_s(self, client: str, cost: float = 1.0) -> float:
             delayed.append((client, cost))
             return 0.0
@@ -69,7 +75,7 @@ def test_which_client_is_delayed(
     async def receive() -> Any:
         raise AssertionError
 
-    throttle = Throttle(app, RecordingPace())
+    throttle = ThrottleMiddleware(app, RecordingPace())
     scope = {"type": "http", "path": path, "state": {}, "client": ("10.0.0.1", 5)}
     scope["headers"] = [(b"content-length", b"131072")]
     asyncio.run(throttle(scope, receive, send))

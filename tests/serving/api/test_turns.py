@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from serving.api.turns import Turns
+from serving.api.turns import TenantLocks
 
 
 async def test_a_tenant_waits_only_for_its_own_requests() -> None:
-    turns, order = Turns(), []
+    turns, order = TenantLocks(), []
     release = asyncio.Event()
 
     async def search(tenant: str, name: str) -> None:

@@ -25,7 +25,7 @@ from serving.bootstrap.backends import open_backends  # noqa: E402
 from serving.cluster.dispatcher_actor import ClusterBackend  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
 from serving.generation.contract import GenerationResult, GenerationTask  # noqa: E402
-from serving.generation.service import GenerationRequest, Platform  # noqa: E402
+from serving.generation.service import GenerationRequest, GenerationService  # noqa: E402
 from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import PoolSettings, Settings  # noqa: E402
 
@@ -111,7 +111,7 @@ async def two_kinds(case: Case) -> dict[str, Any]:
         directory.add_tenant(tenant)
         directory.set_gpu(tenant, "a10g")
         keys[tenant] = keyring.add_key(tenant).text
-    platform = Platform(
+    platform = GenerationService(
         backends.library, case.backend, backends.meter, 128, 300.0, case.settings.pool_names
     )
 

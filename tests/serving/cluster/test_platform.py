@@ -235,11 +235,11 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
     is a well-formed safetensors file of an unknown kind, which is rejected."""
     import torch
 
-    from assets.formats.tensors import Planned, write_tensors
+    from assets.formats.tensors import PlannedTensor, write_tensors
 
     big = tmp_path / "big.safetensors"
     chunk = torch.zeros(1 << 26, dtype=torch.float16)
-    planned = {f"block.{i}": Planned("F16", (1 << 26,), lambda c=chunk: c) for i in range(8)}
+    planned = {f"block.{i}": PlannedTensor("F16", (1 << 26,), lambda c=chunk: c) for i in range(8)}
     assert write_tensors(big, planned, {}).size_bytes > 1 << 30
     del chunk, planned
     ask(endpoint(platform), 0)

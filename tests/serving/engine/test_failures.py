@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
 from benchmarks.samples import write_wild_lora
-from serving.errors import Cancelled, EngineBroke, NotFinite, OutOfMemory, ReplicaLost
+from serving.errors import Cancelled, NotFinite, OutOfMemory, ReplicaLost, UnexpectedEngineError
 from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import weights_file
 from serving.worker import Worker
@@ -183,7 +183,7 @@ def test_a_failed_swap_restores_the_base_weights(engine: Any, recipes: dict[str,
     factors = groups[last][0]
     invalid = replace(factors, pieces={**factors.pieces, "up": factors.pieces["up"][:, :1]})
     lease.value = replace(real, groups={**groups, last: (invalid,)})
-    with pytest.raises(EngineBroke, match="RuntimeError"):
+    with pytest.raises(UnexpectedEngineError, match="RuntimeError"):
         engine.generate(prepared, request(recipes["lora"]))
     assert engine.unhealthy is None
     assert engine.digest() == engine._base_digest
@@ -204,7 +204,7 @@ def test_an_engine_that_cannot_restore_the_base_is_unhealthy(
     error = RuntimeError("torn")
     monkeypatch.setattr(engine._working, "switch_to", failing(1, error, engine._working.switch_to))
     prepared = engine.prepare(engine.base)
-    with pytest.raises(EngineBroke, match="RuntimeError"):
+    with pytest.raises(UnexpectedEngineError, match="RuntimeError"):
         engine.generate(prepared, request(engine.base))
     prepared.release()
     assert engine.unhealthy == "the digest of the restored base weights has changed"
@@ -219,7 +219,7 @@ def test_an_error_during_generation_fails_only_its_request(
     before = generate(engine, recipes["lora"])
     fail_once = failing(1, ZeroDivisionError("odd"), engine.unet.call)
     monkeypatch.setattr(engine.unet, "call", fail_once)
-    with pytest.raises(EngineBroke, match="ZeroDivisionError"):
+    with pytest.raises(UnexpectedEngineError, match="ZeroDivisionError"):
         generate(engine, recipes["lora"])
     assert generate(engine, recipes["lora"]) == before
     prepared = engine.prepare(recipes["base"])

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from assets.recipe import InversionUse, LoraUse, Recipe
 from orchestrator.errors import TierError
-from serving.errors import Cancelled, EngineBroke
+from serving.errors import Cancelled, UnexpectedEngineError
 from serving.generation.contract import GenerationTask
 
 WORD = "qzebra"
@@ -108,7 +108,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
             engine.unet.call = failing
             prepared = engine.prepare(recipes[index])
             try:
-                with pytest.raises(EngineBroke):
+                with pytest.raises(UnexpectedEngineError):
                     engine.generate(prepared, request(recipes[index], tenant))
             finally:
                 engine.unet.call = predict

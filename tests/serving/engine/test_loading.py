@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from assets.formats.tensors import DTYPE_NAMES, Planned, TensorFile, write_tensors
+from assets.formats.tensors import DTYPE_NAMES, PlannedTensor, TensorFile, write_tensors
 from serving.engine import loading
 from serving.engine.slabs import SlabLayout, load_slabs
 
@@ -35,7 +35,7 @@ def write_file(
     layout = SlabLayout({name: tuple(t.shape) for name, t in tensors.items()})
     names = [name for group in layout.rows.values() for name in group]
     planned = {
-        name: Planned(DTYPE_NAMES[dtype], tuple(t.shape), lambda t=t: t)
+        name: PlannedTensor(DTYPE_NAMES[dtype], tuple(t.shape), lambda t=t: t)
         for name, t in tensors.items()
     }
     path = folder / "w.safetensors"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from assets.formats.lora_kinds import MAX_RANK, Unfit, adapter_of
+from assets.formats.lora_kinds import MAX_RANK, AdapterMismatch, adapter_of
 from assets.recipe import LoraUse
 from serving.engine.modules import published_names
 from tests.namings import NAMINGS
@@ -269,6 +269,6 @@ def test_every_pair_of_factors_has_a_bounded_rank() -> None:
         "hada_w1_a": (8, 4), "hada_w1_b": (4, 8),
         "hada_w2_a": (8, MAX_RANK + 1), "hada_w2_b": (MAX_RANK + 1, 8),
     }  # fmt: skip
-    with pytest.raises(Unfit, match=f"at most {MAX_RANK}"):
+    with pytest.raises(AdapterMismatch, match=f"at most {MAX_RANK}"):
         adapter_of(shapes)
     assert adapter_of(shapes | {"hada_w2_a": (8, 4), "hada_w2_b": (4, 8)}).rank == 4

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.engine.text import Prompts
+from serving.engine.text import PromptTokenizer
 from serving.engine.vocabulary import merges, vocabulary
 
-PROMPTS = Prompts()
+PROMPTS = PromptTokenizer()
 
 
 def test_vocabulary_is_the_published_one(real_data: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.generation.prompt_syntax import unserved_syntax
+from serving.generation.prompt_syntax import unsupported_syntax
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from serving.generation.prompt_syntax import unserved_syntax
     ],
 )
 def test_unsupported_syntax_is_reported(prompt: str, pieces: list[str]) -> None:
-    warnings = unserved_syntax(prompt)
+    warnings = unsupported_syntax(prompt)
     assert [warning.split(" is read as text: ")[0] for warning in warnings] == pieces
 
 
@@ -36,12 +36,12 @@ def test_unsupported_syntax_is_reported(prompt: str, pieces: list[str]) -> None:
      "take a break", "snake_case__name", "an array a, b", "half-open [", "see: (this)"],
 )  # fmt: skip
 def test_plain_text_gives_no_warning(prompt: str) -> None:
-    assert unserved_syntax(prompt, None) == ()
+    assert unsupported_syntax(prompt, None) == ()
 
 
 def test_warnings_are_few_and_short_and_cover_every_prompt() -> None:
     many = " ".join(f"(w{index}:1.5)" for index in range(100))
-    assert len(unserved_syntax(many)) == 8
-    (warning,) = unserved_syntax(f"({'x' * 400}:1.5)")
+    assert len(unsupported_syntax(many)) == 8
+    (warning,) = unsupported_syntax(f"({'x' * 400}:1.5)")
     assert len(warning) < 120
-    assert len(unserved_syntax("(a:1.5)", "(b:1.5)", None, "(b:1.5)")) == 2
+    assert len(unsupported_syntax("(a:1.5)", "(b:1.5)", None, "(b:1.5)")) == 2

@@ -19,19 +19,19 @@ from serving.errors import DeadlineExceeded, Refused, ReplicaLost
 from serving.jobs.runner import (
     LONGEST_PUT_BACK_S,
     LONGEST_REFUSED_S,
-    MOST_FAILURES,
+    MAX_FAILURES,
     PUT_BACK_S,
     JobRunner,
     later,
 )
-from serving.jobs.store import Job, Jobs
-from serving.jobs.watch import JobWatch
+from serving.jobs.store import Job, JobStore
+from serving.jobs.watch import JobWatcher
 from serving.tenants.meter import Meter
 
 
 async def test_a_gateway_puts_its_jobs_back_on_shutdown(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
-    jobs = Jobs(engine, Meter(engine, SqlBlobRecords(engine)))
+    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
     principal = Principal("t", "acme")
     job = jobs.add(principal, {"prompt": "a star"})
     started = asyncio.Event()
@@ -63,7 +63,7 @@ async def test_a_gateway_puts_its_jobs_back_on_shutdown(tmp_path: Path) -> None:
 
 async def test_waiters_share_one_database_query(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
-    jobs = Jobs(engine, Meter(engine, SqlBlobRecords(engine)))
+    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
     query_sizes: list[int] = []
 
     class Counting:
@@ -72,7 +72,7 @@ async def test_waiters_share_one_database_query(tmp_path: Path) -> None:
             return jobs.ended(job_ids)
 
     principal = Principal("t", "acme")
-    watch = JobWatch(cast(Jobs, Counting()))
+    watch = JobWatcher(cast(JobStore, Counting()))
     accepted = [jobs.add(principal, {}) for _ in range(50)]
     waiting = [asyncio.create_task(watch.finished(job.id)) for job in accepted]
     waiting.append(asyncio.create_task(watch.finished(accepted[0].id)))
@@ -109,7 +109,7 @@ def test_transient_errors_are_retried_with_doubling_delays(error: Exception) -> 
         assert again.failures == failures + 1
         failures = again.failures
         pauses.append(again.for_s)
-    assert len(pauses) == MOST_FAILURES
+    assert len(pauses) == MAX_FAILURES
     assert pauses[:3] == [PUT_BACK_S, 2 * PUT_BACK_S, 4 * PUT_BACK_S]
     assert max(pauses) == LONGEST_PUT_BACK_S
     assert 600 <= sum(pauses) <= 900
@@ -117,9 +117,9 @@ def test_transient_errors_are_retried_with_doubling_delays(error: Exception) -> 
 
 def test_a_refused_job_counts_no_failure() -> None:
     for retry_after_s, pause_s in ((0.1, PUT_BACK_S), (5.0, 5.0), (900.0, LONGEST_REFUSED_S)):
-        again = later(Refused(503, "full", retry_after_s), MOST_FAILURES)
+        again = later(Refused(503, "full", retry_after_s), MAX_FAILURES)
         assert again is not None
-        assert (again.for_s, again.failures) == (pause_s, MOST_FAILURES)
+        assert (again.for_s, again.failures) == (pause_s, MAX_FAILURES)
 
 
 def test_an_error_of_the_job_itself_is_final() -> None:

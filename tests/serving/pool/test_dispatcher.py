@@ -14,13 +14,13 @@ from assets.recipe import LoraUse, Recipe
 from router.admission import QueueLimits
 from serving.errors import (
     DeadlineExceeded,
-    EngineBroke,
     GenerationFailed,
     NotFinite,
     Quarantined,
     Refused,
     ReplicaDied,
     ReplicaLost,
+    UnexpectedEngineError,
 )
 from serving.generation.contract import (
     ClusterDirectives,
@@ -302,7 +302,7 @@ async def test_a_replica_that_holds_the_assets_is_preferred() -> None:
         assert len(set(replicas)) == 1
 
 
-@pytest.mark.parametrize("fatal", [ReplicaDied("died"), EngineBroke("odd")])
+@pytest.mark.parametrize("fatal", [ReplicaDied("died"), UnexpectedEngineError("odd")])
 async def test_an_asset_that_kills_replicas_is_quarantined(fatal: Exception) -> None:
     """Quarantined after two deaths. An asset with a successful generation is never quarantined."""
     replicas = [FakeReplica(name) for name in ("a", "b", "c")]
@@ -333,7 +333,7 @@ async def test_queued_requests_for_a_quarantined_asset_are_rejected_at_once() ->
             asyncio.create_task(dispatcher.submit(submission(str(i), lora="x"))) for i in range(6)
         ]
         await until(lambda: len(replica.started) == 2)
-        replica.fail_with = EngineBroke("odd")
+        replica.fail_with = UnexpectedEngineError("odd")
         replica.go.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(answer, Quarantined) for answer in answers)

@@ -21,7 +21,7 @@ from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
 from serving.errors import BudgetExceeded, Refused
 from serving.tenants.directory import Directory
-from serving.tenants.meter import Charge, Meter, Spent, month_of
+from serving.tenants.meter import Charge, Meter, Settlement, month_of
 from serving.tenants.rate import RateLimiter
 
 
@@ -47,8 +47,8 @@ def limited_tenant(**limits: Any) -> Principal:
     return Principal(new_asset_id(), new_asset_id(), plan=Plan("p", **limits))
 
 
-def spent(charge: Charge, gpu_s: float = 2.0, images: int = 2) -> Spent:
-    return Spent(charge, gpu_s, images, {"steps": 20})
+def spent(charge: Charge, gpu_s: float = 2.0, images: int = 2) -> Settlement:
+    return Settlement(charge, gpu_s, images, {"steps": 20})
 
 
 def test_repeated_settling_charges_an_image_once(meter: Meter) -> None:
@@ -227,7 +227,7 @@ def test_storage_is_metered_once_per_hour(meter: Meter, database: Engine, clock:
     rows = meter.usage(tenant.id)
     assert [(r.kind, r.quantity) for r in rows] == [("storage", 3.0)] * 3
     assert meter.totals(tenant.id)["gb_hours"] == 9.0
-    assert [r.id for r in meter.every_usage(tenant.id)] == [r.id for r in rows]
+    assert [r.id for r in meter.iter_usage(tenant.id)] == [r.id for r in rows]
 
 
 def test_gateways_share_the_rate_limit(database: Engine, clock: Clock) -> None:

@@ -214,7 +214,7 @@ class StoredImage(BaseModel):
     public_url: str
 
 
-class SimplyGenerated(StoredImage):
+class GeneratedFiles(StoredImage):
     """Generated images by URL; the first one's is repeated at the top level."""
 
     files: list[StoredImage]
@@ -264,7 +264,7 @@ class UsagePage(BaseModel):
     totals: dict[str, float]
 
 
-class Act(BaseModel):
+class AuditEntry(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     id: int
@@ -276,7 +276,7 @@ class Act(BaseModel):
 
 
 class Acts(BaseModel):
-    data: list[Act]
+    data: list[AuditEntry]
 
 
 class MemberInfo(BaseModel):

@@ -1,9 +1,8 @@
-"""The choice between two eviction policies (:class:`Law`), by simulating both on the tier's own
-uses. Pure.
+"""The choice between two eviction policies, by simulating both on the tier's own uses. Pure.
 
 Neither policy is better on every stream. The visits policy keeps entries that users return to and
-drops one-time ones; the recency policy (LRU) follows a changing popular set at once. A ghost
-simulates a tier under one policy with keys and sizes only; the policy whose ghost has missed fewer
+drops one-time ones; the recency policy (LRU) follows a changing popular set at once. A simulated tier
+simulates a tier under one policy with keys and sizes only; the policy whose simulation has missed fewer
 bytes lately is used (Subramanian, Smaragdakis and Loh, Adaptive caches, MICRO 2006). A saturating
 counter holds the difference (as in Qureshi et al., Adaptive insertion policies, ISCA 2007), so old
 misses are forgotten without a half-life to tune.
@@ -31,14 +30,14 @@ _SWITCH_BUDGETS, _SWITCH_SHARE_OF_MISSED = 1 / 4, 0.01
 SESSION = 0.75
 
 
-class Law(StrEnum):
+class EvictionPolicy(StrEnum):
     """An eviction policy."""
 
     VISITS = "visits"
     RECENCY = "recency"
 
 
-class Ghost:
+class SimulatedTier:
     """The keys that a tier under one policy would hold. The recency policy is the visits policy
     with an infinite session."""
 
@@ -93,20 +92,20 @@ class Ghost:
         return next(iter(self._in_session))
 
 
-class Ruler:
+class PolicySelector:
     """A tier's access history and its current eviction policy. Mutable."""
 
     def __init__(self, budget_bytes: int) -> None:
-        self.law = Law.VISITS
+        self.policy = EvictionPolicy.VISITS
         #: The number of policy changes, and of uses under each policy.
         self.changes = 0
-        self.ruled = dict.fromkeys(Law, 0)
+        self.uses_by_policy = dict.fromkeys(EvictionPolicy, 0)
         self._budget_bytes = budget_bytes
         session_bytes = SESSION * budget_bytes
         self._history = AccessHistory(session_bytes)
-        self._sessions_bytes = {Law.VISITS: session_bytes, Law.RECENCY: inf}
-        self._by_visits = Ghost(budget_bytes, session_bytes, self._history.worth)
-        self._by_recency = Ghost(budget_bytes, inf, self._history.worth)
+        self._sessions_bytes = {EvictionPolicy.VISITS: session_bytes, EvictionPolicy.RECENCY: inf}
+        self._by_visits = SimulatedTier(budget_bytes, session_bytes, self._history.worth)
+        self._by_recency = SimulatedTier(budget_bytes, inf, self._history.worth)
         #: Bytes missed by the visits ghost minus those by the recency ghost, within bounds.
         self._behind_bytes = 0.0
         self._missed_bytes = 0
@@ -114,28 +113,32 @@ class Ruler:
     @property
     def session_bytes(self) -> float:
         """The ``session_bytes`` of the current policy, for ``victims``."""
-        return self._sessions_bytes[self.law]
+        return self._sessions_bytes[self.policy]
 
     def used(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> None:
         """Record a use; ``tenant_id`` is empty for the platform itself."""
         at_bytes = self._history.used(key, size_bytes, tenant_id, now_s)
         visits_missed = self._by_visits.used(key, size_bytes, at_bytes)
         recency_missed = self._by_recency.used(key, size_bytes, at_bytes)
-        if visits_missed if self.law is Law.VISITS else recency_missed:
+        if visits_missed if self.policy is EvictionPolicy.VISITS else recency_missed:
             self._missed_bytes += size_bytes
         if visits_missed != recency_missed:
             self._update_law(size_bytes if visits_missed else -size_bytes)
-        self.ruled[self.law] += 1
+        self.uses_by_policy[self.policy] += 1
 
     def _update_law(self, difference_bytes: int) -> None:
         bound = _MAX_LEAD_BUDGETS * self._budget_bytes
         self._behind_bytes = max(-bound, min(bound, self._behind_bytes + difference_bytes))
-        behind = self._behind_bytes if self.law is Law.VISITS else -self._behind_bytes
+        behind = self._behind_bytes if self.policy is EvictionPolicy.VISITS else -self._behind_bytes
         margin = min(
             _SWITCH_BUDGETS * self._budget_bytes, _SWITCH_SHARE_OF_MISSED * self._missed_bytes
         )
         if behind > margin:
-            self.law = Law.RECENCY if self.law is Law.VISITS else Law.VISITS
+            self.policy = (
+                EvictionPolicy.RECENCY
+                if self.policy is EvictionPolicy.VISITS
+                else EvictionPolicy.VISITS
+            )
             self.changes += 1
 
     def forget(self, key: str) -> None:

@@ -15,12 +15,12 @@ from starlette.background import BackgroundTask
 from assets.principal import Principal
 from assets.storage.object_paths import image_key, result_key
 from assets.storage.object_store import put_bytes, read_bytes
-from serving.api import answers, idempotency
+from serving.api import idempotency, response_models
 from serving.api.context import Context, Ctx
 from serving.api.dialects.octoai.generate import GenerateRequest, answer
-from serving.api.generate import once, while_connected
+from serving.api.generate import once, run_while_connected
 from serving.api.idempotency import check_room
-from serving.api.keyed_route import CostlyRoute, Who, bearer
+from serving.api.keyed_route import Authenticated, CostlyRoute, bearer
 from serving.api.openapi import answers_with, reads_headers
 from serving.jobs.store import Job
 
@@ -47,9 +47,9 @@ _HEADERS = reads_headers(
 )
 
 
-@router.post("/generate", **answers_with(answers.SimplyGenerated), openapi_extra=_HEADERS)
-async def generate_simply(
-    body: GenerateRequest, request: Request, context: Ctx, principal: Who
+@router.post("/generate", **answers_with(response_models.GeneratedFiles), openapi_extra=_HEADERS)
+async def generate_native(
+    body: GenerateRequest, request: Request, context: Ctx, principal: Authenticated
 ) -> dict[str, Any] | Response:
     """Generate images, store them, and return their URLs.
 
@@ -63,7 +63,9 @@ async def generate_simply(
         stored = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))
         return await _store_images(context, principal, json.loads(stored), body.image_encoding, job)
     await check_room(context, principal)
-    generated = await while_connected(request, context.platform.generate(principal, body.order()))
+    generated = await run_while_connected(
+        request, context.platform.generate(principal, body.order())
+    )
     try:
         response = await _store_images(context, principal, answer(generated), body.image_encoding)
     except BaseException:

@@ -15,7 +15,7 @@ from benchmarks.replay.caches import belady_misses, lru_misses, tier_misses, vis
 from benchmarks.replay.streams import HELD_OUT, TUNED_ON
 from orchestrator.device_tier import DeviceTier
 from orchestrator.eviction import AccessHistory, victims
-from orchestrator.ghosts import SESSION, Ghost, Law, Ruler
+from orchestrator.policy_selection import SESSION, EvictionPolicy, PolicySelector, SimulatedTier
 
 
 def keys(seed: int, count: int = 600) -> Iterator[tuple[str, int]]:
@@ -28,7 +28,7 @@ def keys(seed: int, count: int = 600) -> Iterator[tuple[str, int]]:
 
 def test_a_ghost_with_an_infinite_session_misses_like_lru() -> None:
     visits = AccessHistory(inf)
-    ghost = Ghost(12, inf, visits.worth)
+    ghost = SimulatedTier(12, inf, visits.worth)
     kept: OrderedDict[str, int] = OrderedDict()
     for key, size in keys(1):
         at = visits.used(key, size, "", 0.0)
@@ -45,7 +45,7 @@ def test_a_ghost_evicts_in_the_order_of_victims(seed: int) -> None:
     """A ghost's lazy heap gives the same order as ``victims``, which sorts."""
     budget, session = 12, 9.0
     visits = AccessHistory(session)
-    ghost = Ghost(budget, session, visits.worth)
+    ghost = SimulatedTier(budget, session, visits.worth)
     held: dict[str, int] = {}
     for key, size in keys(seed):
         before = {k: visits.entry(k, s) for k, s in held.items() if k != key}
@@ -63,14 +63,14 @@ def test_a_ghost_evicts_in_the_order_of_victims(seed: int) -> None:
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9), st.booleans()), max_size=300))
 @settings(max_examples=100, deadline=None)
 def test_ghosts_stay_within_their_budget(uses: list[tuple[int, int, bool]]) -> None:
-    ruler = Ruler(16)
+    policy_selector = PolicySelector(16)
     for number, size, is_dropped in uses:
         key = f"k{number}"
         if is_dropped:
-            ruler.forget(key)
+            policy_selector.forget(key)
         else:
-            ruler.used(key, size, "t", 0.0)
-        for ghost in (ruler._by_visits, ruler._by_recency):
+            policy_selector.used(key, size, "t", 0.0)
+        for ghost in (policy_selector._by_visits, policy_selector._by_recency):
             held = [*ghost._in_session.items(), *ghost._idle.items()]
             assert sum(size for _, (_, size) in held) == ghost._held_bytes <= 16
             assert len(ghost._heap) <= 2 * len(ghost._idle) + 66
@@ -79,25 +79,25 @@ def test_ghosts_stay_within_their_budget(uses: list[tuple[int, int, bool]]) -> N
 
 def test_the_policy_follows_the_stream_and_changes_are_counted() -> None:
     rng = random.Random(4)
-    ruler = Ruler(32)
-    assert ruler.law is Law.VISITS
+    policy_selector = PolicySelector(32)
+    assert policy_selector.policy is EvictionPolicy.VISITS
     for index in range(6_000):  # bursts: each key is used for a while and never again
-        ruler.used(f"b{index // 40 + rng.randrange(20)}", 1, "", 0.0)
-    assert ruler.law is Law.RECENCY
+        policy_selector.used(f"b{index // 40 + rng.randrange(20)}", 1, "", 0.0)
+    assert policy_selector.policy is EvictionPolicy.RECENCY
     for index in range(12_000):  # popular keys among one-time keys
         key = f"p{index}" if index % 3 == 0 else f"z{int(rng.paretovariate(0.9))}"
-        ruler.used(key, 1, "", 0.0)
-    assert ruler.law is Law.VISITS
-    assert ruler.changes >= 2
-    assert sum(ruler.ruled.values()) == 18_000
+        policy_selector.used(key, 1, "", 0.0)
+    assert policy_selector.policy is EvictionPolicy.VISITS
+    assert policy_selector.changes >= 2
+    assert sum(policy_selector.uses_by_policy.values()) == 18_000
 
 
 def test_a_forgotten_key_is_in_no_ghost() -> None:
     tier: DeviceTier[None] = DeviceTier(4, clock=lambda: 0.0)
     tier.admit("a", 1, lambda: None)[0].release()
     tier.forget("a")
-    assert "a" not in tier.ruler._by_visits
-    assert "a" not in tier.ruler._by_recency
+    assert "a" not in tier.policy_selector._by_visits
+    assert "a" not in tier.policy_selector._by_recency
 
 
 #: A subset short enough for every run; the benchmark runs all streams at more sizes.
