@@ -21,7 +21,7 @@ def state(log: AccessLog) -> tuple[object, ...]:
     policy_selector = log.policy_selector
     entries = tuple(policy_selector.entry(f"k{index}", 1) for index in range(40))
     return (
-        policy_selector.law,
+        policy_selector.policy,
         policy_selector.changes,
         dict(policy_selector.uses_by_policy),
         policy_selector._behind_bytes,
