@@ -48,71 +48,139 @@ class PoolSettings(BaseModel):
 class Settings(BaseSettings):
     """All settings. The defaults serve the miniature on one machine with SQLite and a folder."""
 
-    model_config = SettingsConfigDict(env_prefix="AO_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="AO_", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
 
     data_dir: Path = Field(default_factory=_default_data_dir)
+    """The folder for everything kept on this machine; by default under `$XDG_DATA_HOME`."""
     database_url: str = ""
+    """SQLite in the data folder when empty; `postgresql+psycopg://…` on a cluster (extra
+    `postgres`)."""
     store_url: str = ""
+    """The object store: a folder in the data folder when empty, or `s3://bucket/prefix` (extra
+    `s3`)."""
     store_options: dict[str, Any] = Field(default_factory=dict)
+    """fsspec options of the object store, as JSON."""
     secret: str = ""
+    """Signs URLs and salts content keys; the same on every node. Made once in the data folder when
+    empty."""
 
     model: Path | None = None
+    """An SDXL diffusers folder or single file; the miniature when unset."""
     prediction_type: Prediction | Literal["auto"] = "auto"
+    """What the model predicts where its files do not say: `epsilon`, `v_prediction`,
+    `v_prediction_zero_snr`."""
     device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
     threads_per_replica: int = 1
+    """Threads of a replica that generates on the CPU."""
 
     disk_dir: Path | None = None
+    """The disk tier's folder; in the data folder when unset. `{node}` stands for the node's ID."""
     disk_bytes: int = 20 << 30
+    """Budget of the disk tier."""
     host_dir: Path | None = None
+    """The host tier's folder; in `/dev/shm` when unset."""
     host_bytes: int = 1 << 30
+    """Budget of the host tier."""
     device_bytes: int = 0
+    """Budget of the GPU tier; 0 takes what the card has to spare."""
     pristine: Literal["auto", "device", "host"] = "auto"
+    """Where pristine weights are kept: `device`, `host` (pinned memory), or `auto`: `host` on a
+    card without room for two checkpoints."""
     pristine_bytes: int = 0
+    """Budget for pristine weights in host memory; 0 is three models."""
     compile: Literal["auto", "off", "regional", "full"] = "auto"
+    """The UNet through torch.compile: `off`, `regional`, `full`, or `auto`: `regional` on CUDA.
+    Compiled code is kept in the data folder."""
     compile_vae: bool = True
+    """Compile the VAE's decoder with the UNet."""
     graphs: Literal["auto", "on", "off"] = "auto"
+    """Capture one CUDA graph per warmed size and batch: `on`, `off`, or `auto`: on CUDA. On a CPU
+    `on` is a stand-in for tests."""
     keep_cross_kv: bool = True
+    """Compute the prompt's keys and values once per image instead of once per step."""
     attention: tuple[Literal["cudnn", "flash", "efficient", "math"], ...] | None = None
+    """JSON list: the order in which attention kernels are tried (`cudnn`, `flash`, `efficient`,
+    `math`); by the GPU when unset, PyTorch's own order when `[]`."""
     cudnn_benchmark: bool = False
+    """Let cuDNN time its algorithms at the start. Replicas may then differ in the last bits."""
     prompt_cache_bytes: int = Field(default=64 << 20, ge=0)
+    """Budget per device for embeddings of tenants' prompts; 0 disables the cache."""
     warm_sizes: tuple[str, ...] = ()
+    """JSON list of sizes to compile and capture before a replica is up, such as `["1024x1024",
+    "832x1216"]`; the native size when empty. Other sizes run uncompiled and are counted
+    (`ao_unet_fallbacks_total`)."""
     warm_batches: tuple[int, ...] = (1,)
+    """JSON list of batch sizes to compile and capture."""
 
     host: str = "127.0.0.1"
+    """The address that gateways listen on."""
     port: int = 8000
+    """The port that gateways listen on."""
     public_url: str = ""
+    """The origin in URLs; made of host and port when empty."""
     gateways: int = 2
+    """Gateway processes."""
     max_connections: int = Field(default=1024, ge=8)
+    """Connections of a gateway; more are answered with 503."""
     keep_alive_s: int = Field(default=75, ge=1)
+    """Seconds that an idle connection is kept; a proxy's own time must be shorter."""
     replicas: int = Field(default=0, ge=0)
+    """Engine replicas; 0 is one per GPU, or 2 without GPUs."""
     pools: dict[str, PoolSettings] = Field(default_factory=dict)
+    """Pools of GPUs that sleep and wake, by name, as JSON ([pools.md](pools.md))."""
     ray_address: str = "local"
+    """A running Ray cluster's address; `local` starts Ray here."""
     ray_temp_dir: Path | None = None
+    """The session folder of a Ray that `serve` starts."""
     ray_namespace: str = "asset-orchestrator"
+    """The Ray namespace of the platform's actors."""
 
     request_timeout_s: float = 300.0
+    """A request's deadline in seconds."""
     drain_s: int = 30
+    """Seconds that an ending gateway has to finish its requests."""
     url_expires_s: int = 24 * 3600
+    """Lifetime of signed URLs in seconds."""
     queue_per_tenant: int = 64
+    """Requests of one tenant that may wait in each pool."""
     queue_total: int = 512
+    """Requests that may wait in each pool."""
     open_tenant: str = ""
+    """The tenant that pays for `POST /generate` without a key; nobody when empty."""
     open_requests_per_min: int = Field(default=60, ge=1)
+    """Requests without a key that are answered per minute."""
 
     effect_probe: bool = True
+    """Generate with every upload to see its effect, where the served model is small."""
     keep_originals: bool = True
+    """Keep uploaded files for downloads. Without them storage is about half and nothing can be
+    downloaded."""
 
     log_format: Literal["text", "json"] = "text"
+    """`text`, or `json` for one object per line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """`debug`, `info`, `warning` or `error`."""
 
     import_schemes: tuple[str, ...] = ("https",)
+    """JSON list of URL schemes that assets are imported from."""
     import_hosts: tuple[str, ...] = ("*",)
+    """JSON list of hosts that assets are imported from."""
     import_networks: tuple[str, ...] = ()
+    """JSON list of networks that imports may reach although they are not public."""
     hub_url: str = HUB
+    """Hugging Face or a mirror."""
 
     pictures_kept_s: float = 7 * 24 * 3600.0
+    """Seconds that images of `POST /generate` are kept."""
     results_kept_s: float = 24 * 3600.0
+    """Seconds that results of jobs and idempotency keys are kept."""
     reconcile_s: float = 600.0
+    """Seconds between comparisons of rows and stored bytes."""
     failpoint: Failpoint | None = None
+    """For tests: where to kill the process."""
 
     @property
     def resolved_database_url(self) -> str:
