@@ -3,8 +3,8 @@
 One line per use: ``KEY SIZE SECONDS TENANT``. Each line is a single ``O_APPEND`` write, so lines of
 several processes do not interleave on a local file system. Before it evicts, a process reads the
 new lines into its own :class:`~orchestrator.policy_selection.PolicySelector`, whose state depends
-on the file alone, so all processes agree on it without a lock and a killed process corrupts nothing. When the
-file exceeds its limit, a rename drops the older half and every process rereads the file.
+on the file alone: all processes agree on it without a lock, and a killed process corrupts nothing.
+When the file exceeds its limit, a rename drops the older half and every process rereads the file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The choice between two eviction policies, by simulating both on the tier's own uses. Pure.
 
 Neither policy is better on every stream. The visits policy keeps entries that users return to and
-drops one-time ones; the recency policy (LRU) follows a changing popular set at once. A simulated tier
-simulates a tier under one policy with keys and sizes only; the policy whose simulation has missed fewer
+drops one-time ones; the recency policy (LRU) follows a changing popular set at once. A simulated
+tier obeys one policy, with keys and sizes only; the policy whose simulation has missed fewer
 bytes lately is used (Subramanian, Smaragdakis and Loh, Adaptive caches, MICRO 2006). A saturating
 counter holds the difference (as in Qureshi et al., Adaptive insertion policies, ISCA 2007), so old
 misses are forgotten without a half-life to tune.

@@ -18,9 +18,10 @@ _HEAD = """# Configuration
 
 Generated from `serving/settings.py` by `python -m tests.support.configuration`.
 
-Every setting is an environment variable; `serve` has options for the common ones. Commands that call a running platform read
-`AO_URL` and `AO_API_KEY`. On a cluster see [operations.md](operations.md) and `ray_cluster.yaml`. The default budgets suit the
-miniature; for SDXL set, say, `AO_HOST_BYTES=34359738368` and `AO_DISK_BYTES=214748364800`.
+Every setting is an environment variable; `serve` has options for the common ones. Commands that
+call a running platform read `AO_URL` and `AO_API_KEY`. On a cluster see
+[operations.md](operations.md) and `ray_cluster.yaml`. The default budgets suit the miniature; for
+SDXL set, say, `AO_HOST_BYTES=34359738368` and `AO_DISK_BYTES=214748364800`.
 
 | variable | default | what |
 |---|---|---|

@@ -25,7 +25,7 @@ def summary(path: Path) -> str:
     return re.sub(r":class:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", sentence).replace("|", "\\|")
 
 
-def _modules() -> Iterator[Path]:
+def modules() -> Iterator[Path]:
     for package in PACKAGES:
         paths = (ROOT / package).rglob("*.py")
         for path in sorted(paths, key=lambda path: (str(path.parent), path.name)):
@@ -35,7 +35,7 @@ def _modules() -> Iterator[Path]:
 
 def document() -> str:
     parts = [_HEAD]
-    for folder, paths in groupby(_modules(), key=lambda path: path.parent):
+    for folder, paths in groupby(modules(), key=lambda path: path.parent):
         package = summary(folder / "__init__.py") if (folder / "__init__.py").exists() else ""
         name = folder.relative_to(ROOT)
         parts.append(f"\n## {name}\n\n{package}\n\n| file | what |\n|---|---|\n")
