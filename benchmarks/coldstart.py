@@ -58,7 +58,7 @@ def start(way: str) -> dict[str, float]:
     laps = [time.perf_counter()]
     import ray.serve  # noqa: F401  (part of a replica's imports)
 
-    from serving.bootstrap.storage import open_provisioner
+    from serving.bootstrap.tiers import open_provisioner
     from serving.cluster.replicas import fetch_base
     from serving.settings import Settings
 

@@ -5,29 +5,17 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from assets.content import Blob
 from assets.storage.signing import Signer
+from orchestrator.asset_fetch import AssetFetch, TierName
 from orchestrator.download import BlobSource
 from orchestrator.errors import Corrupt, SourceDown, TierError
 from orchestrator.file_tier import FileLease, FileTier
 from orchestrator.peers import PeerServer, PeerSource
 
-TierName = Literal["gpu", "host", "disk", "peer", "store"]
-
 CHUNK_BYTES = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class AssetFetch:
-    """A receipt line: the tier a blob was found on, and the bytes and seconds to acquire it."""
-
-    key: str
-    tier: TierName
-    bytes_moved: int
-    fetch_s: float
 
 
 class Provisioner:

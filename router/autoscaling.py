@@ -10,18 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """A pool of replicas on one type of GPU. ``gpu`` is the type ("a10g"); empty means any
-    machine."""
-
-    name: str
-    gpu: str = ""
-    queue_size: int = 2
-    min: int = 0
-    max: int = 1
-    idle_s: float = 180.0
+from router.pool import Pool
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from router.autoscaling import Pool, Scaling, ScalingCandidate
+from router.autoscaling import Scaling, ScalingCandidate
+from router.pool import Pool
 
 #: The time a replica has to come up. A spare that misses it is given up: no machine has room.
 PATIENCE_S = 600.0

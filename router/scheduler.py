@@ -178,7 +178,7 @@ class Scheduler:
         """Return the content keys of the ``count`` most requested extras."""
         return self._popular_extras.most(count, now_s)
 
-    def most_wanted(self, count: int, now_s: float) -> list[Blob]:
+    def most_popular(self, count: int, now_s: float) -> list[Blob]:
         """Return the blobs that a new replica is likely to need: those of the two most requested
         checkpoints and of the ``count`` most requested extras."""
         keys = [*self._popular_checkpoints.most(2, now_s), *self._popular_extras.most(count, now_s)]

@@ -16,12 +16,13 @@ from assets.ingest.queue import IngestQueue
 from assets.storage.private_folder import private_folder
 from assets.storage.signing import Signer
 from router.admission import QueueLimits
-from router.autoscaling import Pool, queued
+from router.autoscaling import queued
+from router.pool import Pool
 from serving.api.context import Context
 from serving.bootstrap.backends import open_backends, open_fetcher
 from serving.bootstrap.base_model import install_model, open_workshop
 from serving.bootstrap.engine import open_replica
-from serving.bootstrap.storage import give_back_memory, open_provisioner
+from serving.bootstrap.tiers import delete_host_tier, open_provisioner
 from serving.generation.contract import (
     ClusterDirectives,
     GenerationResult,
@@ -161,4 +162,4 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
         ingest_service.close()
         for replica in replicas:
             replica.close()
-        give_back_memory(settings)
+        delete_host_tier(settings)

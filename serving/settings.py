@@ -21,7 +21,7 @@ from assets.prediction import Prediction
 from assets.remote.huggingface import HUB
 from assets.storage.private_folder import private_folder
 from orchestrator.errors import TierUnusable
-from router.autoscaling import Pool
+from router.pool import Pool
 
 #: The default number of replicas without GPUs.
 _REPLICAS = 2

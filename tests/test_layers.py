@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+TORCH = ("diffusers", "torch", "transformers")
 
 
 def test_import_contracts() -> None:
@@ -15,21 +19,41 @@ def test_import_contracts() -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_a_gateway_does_not_import_torch() -> None:
-    code = (
-        "import sys, router.scheduler, serving.api.app, serving.pool.dispatcher;"
-        "import serving.cluster.gateway;"
-        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
-    )
+def imported(code: str, names: Collection[str]) -> list[str]:
+    """The modules among ``names`` that a process has imported after ``code``."""
+    code += f"\nimport sys; print([name for name in {sorted(names)} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.returncode == 0, done.stderr
+    found: list[str] = ast.literal_eval(done.stdout)
+    return found
+
+
+def test_a_gateway_imports_no_torch_and_no_code_of_the_pool() -> None:
+    names = {
+        *TORCH,
+        "orchestrator.file_tier",
+        "router.scheduler",
+        "serving.cluster.dispatcher_actor",
+        "serving.cluster.replicas",
+        "serving.pool.dispatcher",
+        "serving.worker",
+    }
+    assert imported("import serving.cluster.gateway", names) == []
+
+
+def test_a_dispatcher_imports_no_torch_and_no_web_framework() -> None:
+    names = {*TORCH, "fastapi", "sqlalchemy"}
+    assert imported("import serving.pool.autoscaler", names) == []
 
 
 def test_core_packages_import_no_ray_web_framework_or_torch() -> None:
     code = (
-        "import sys, assets.library.library, orchestrator.provision, router.scheduler;"
-        "import serving.generation.service;"
-        "print([m for m in ('ray', 'fastapi', 'starlette', 'torch') if m in sys.modules])"
+        "import assets.library.library, orchestrator.provision, router.scheduler\n"
+        "import serving.generation.service"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert imported(code, {*TORCH, "ray", "fastapi", "starlette"}) == []
+
+
+def test_torchvision_is_not_importable() -> None:
+    """Nothing may install it: without CUDA, transformers and diffusers fail to import beside it."""
+    assert importlib.util.find_spec("torchvision") is None

@@ -12,7 +12,8 @@ import os
 
 import ray
 
-from serving.cluster.replicas import ServeReplicaClient, ServeReplicaLauncher, wire_key
+from serving.cluster.addressing import wire_key
+from serving.cluster.replicas import ServeReplicaClient, ServeReplicaLauncher
 from serving.settings import Settings
 
 

@@ -28,9 +28,9 @@ from serving.api import (
 )
 from serving.api.context import Context
 from serving.api.housekeeping import run_housekeeping
+from serving.api.job_work import job_runner
 from serving.api.limits import Limits
 from serving.api.metrics import MetricsMiddleware
-from serving.jobs.runner import JobRunner
 from serving.logs import log_fields
 
 
@@ -39,8 +39,9 @@ def create_app(context: Context) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        runner = job_runner(context)
         background = [
-            asyncio.create_task(JobRunner(context).run()),
+            asyncio.create_task(runner.run()),
             asyncio.create_task(run_housekeeping(context)),
         ]
         yield

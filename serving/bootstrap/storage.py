@@ -1,39 +1,11 @@
-"""The object store and this node's file tiers, from the settings.
-
-Fast to import: a replica fetches its model with this while it imports torch.
-"""
+"""The object store, from the settings."""
 
 from __future__ import annotations
 
-import shutil
-
 from assets.storage.object_store import FsspecStore, ObjectStore
-from orchestrator.download import StoreSource
-from orchestrator.file_tier import FileTier
-from orchestrator.provision import Provisioner
 from serving.settings import Settings
 
 
 def open_store(settings: Settings) -> ObjectStore:
     """The configured object store."""
     return FsspecStore(settings.resolved_store_url, **settings.resolved_store_options)
-
-
-def give_back_memory(settings: Settings) -> None:
-    """Delete the host tier when the platform stops, unless AO_HOST_DIR configures its folder. The
-    disk tier stays warm."""
-    if settings.host_dir is None:
-        shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
-
-
-def open_provisioner(settings: Settings) -> Provisioner:
-    """The file tiers of this node, over the object store.
-
-    Raises:
-        TierUnusable: the host tier cannot have its configured size.
-    """
-    return Provisioner(
-        StoreSource(open_store(settings)),
-        disk=FileTier("disk", settings.resolved_disk_dir, settings.disk_bytes),
-        host=FileTier("host", settings.resolved_host_dir, settings.host_bytes),
-    )

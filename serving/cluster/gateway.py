@@ -15,8 +15,8 @@ from serving.api.app import create_app
 from serving.api.context import Context
 from serving.api.throttle import ThrottleMiddleware
 from serving.bootstrap.backends import open_backends, open_fetcher
-from serving.cluster.dispatcher_actor import ClusterBackend
-from serving.cluster.ingest_actor import ClusterIngest
+from serving.cluster.dispatcher_client import ClusterBackend
+from serving.cluster.ingest_client import ClusterIngest
 from serving.generation.service import GenerationService
 from serving.logs import configure
 from serving.settings import Settings

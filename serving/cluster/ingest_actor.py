@@ -11,12 +11,11 @@ from assets.asset import Asset
 from assets.errors import AssetError
 from assets.storage.private_folder import keep_private
 from serving.bootstrap.backends import open_backends
+from serving.cluster.addressing import INGEST_NAME
 from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.logs import configure
 from serving.settings import Settings
-
-NAME = "ingest"
 
 
 class IngestActor:
@@ -56,7 +55,7 @@ class IngestActor:
 def start_ingest(settings: Settings) -> Any:
     """Start the ingest actor and return its handle."""
     actor = ray.remote(IngestActor).options(
-        name=NAME,
+        name=INGEST_NAME,
         namespace=settings.ray_namespace,
         num_cpus=0,
         resources=ON_THE_HEAD,
@@ -64,16 +63,3 @@ def start_ingest(settings: Settings) -> Any:
         max_task_retries=2,
     )
     return actor.remote(seal(settings))
-
-
-class ClusterIngest:
-    """An :class:`~assets.ingest.runner.IngestRunner` over the actor."""
-
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
-        self._actor: Any = None
-
-    async def start(self, asset: Asset) -> None:
-        if self._actor is None:
-            self._actor = ray.get_actor(NAME, self._namespace)
-        self._actor.start.remote(asset)

@@ -16,14 +16,14 @@ from ray import serve
 
 from assets.storage.private_folder import private_folder
 from orchestrator.locks import acquire
-from serving.bootstrap.storage import give_back_memory
+from serving.bootstrap.tiers import delete_host_tier
+from serving.cluster.addressing import dispatcher_name
 from serving.cluster.control_plane import ControlPlane
 from serving.cluster.dispatcher_actor import start_dispatcher
 from serving.cluster.dispatcher_watch import DispatcherWatch
 from serving.cluster.gateways import run_gateways
 from serving.cluster.ingest_actor import start_ingest
 from serving.cluster.outcome import thrown
-from serving.cluster.replicas import dispatcher_name
 from serving.cluster.rollout import renew
 from serving.errors import ServingError
 from serving.settings import Settings
@@ -110,7 +110,7 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         if control_plane is not None:
             control_plane.close()
         if is_local and is_started:
-            give_back_memory(settings)
+            delete_host_tier(settings)
 
 
 def _check_gpus(settings: Settings, gpus: int) -> None:

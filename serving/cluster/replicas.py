@@ -30,8 +30,10 @@ from assets.storage.private_folder import keep_private
 from assets.storage.signing import Signer
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
-from router.autoscaling import Pool
-from serving.bootstrap.storage import open_provisioner, open_store
+from router.pool import Pool
+from serving.bootstrap.storage import open_store
+from serving.bootstrap.tiers import open_provisioner
+from serving.cluster.addressing import dispatcher_name, wire_key
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.rpc import RemoteFailed, Wire, WireBroken, WireDown, WireServer
 from serving.cluster.sealed_settings import SealedSettings, seal
@@ -40,10 +42,10 @@ from serving.generation.contract import (
     ClusterDirectives,
     GenerationResult,
     GenerationTask,
+    Phase,
     ReplicaReport,
 )
 from serving.logs import configure, log_fields
-from serving.pool.autoscaler import Phase
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,11 +53,6 @@ log = logging.getLogger(__name__)
 _CALL_S = 5.0
 #: More than the router's requests in flight, to leave room for calls about the replica itself.
 _MAX_ONGOING = 32
-
-
-def dispatcher_name(pool: str) -> str:
-    """The actor name of a pool's dispatcher."""
-    return f"dispatcher-{pool}"
 
 
 @serve.deployment(
@@ -129,11 +126,6 @@ def _bind_serve_to(host: str) -> None:
 
     add_port = replica.add_port_to_grpc_server
     replica.add_port_to_grpc_server = lambda server, _address: add_port(server, f"{host}:0")
-
-
-def wire_key(settings: Settings) -> bytes:
-    """The shared key that both ends of an RPC connection prove to each other."""
-    return Signer(settings.secret_bytes).derived("wire").encode()
 
 
 def fetch_base(settings: Settings, provisioner: Provisioner) -> Thread:

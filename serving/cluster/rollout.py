@@ -12,8 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from serving.cluster.ingest_actor import NAME as INGEST
-from serving.cluster.replicas import dispatcher_name
+from serving.cluster.addressing import INGEST_NAME, dispatcher_name
 from serving.errors import ServingError
 from serving.settings import Settings
 
@@ -46,7 +45,7 @@ def renew(settings: Settings, progress: Callable[[str], None], is_ending: Event)
     )
     if imported.returncode:
         raise NotRenewed(f"the code on disk cannot be imported: {imported.stderr[-2000:]}")
-    for name in (*(dispatcher_name(pool.name) for pool in settings.resolved_pools), INGEST):
+    for name in (*(dispatcher_name(pool.name) for pool in settings.resolved_pools), INGEST_NAME):
         progress(f"restarting {name}")
         actor = ray.get_actor(name, settings.ray_namespace)
         old = _process(actor)
@@ -56,7 +55,7 @@ def renew(settings: Settings, progress: Callable[[str], None], is_ending: Event)
             if is_ending.is_set() or time.monotonic() > deadline:
                 raise NotRenewed(f"{name} did not restart")
             time.sleep(0.1)
-        if name != INGEST:
+        if name != INGEST_NAME:
             ray.get(actor.renew.remote(), timeout=PATIENCE_S)
 
 

@@ -14,9 +14,10 @@ from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.families.schema import ParameterSchema
 from assets.formats.tensors import TensorFile
 from assets.recipe import Recipe
+from orchestrator.asset_fetch import AssetFetch, TierName
 from orchestrator.device_tier import DeviceLease, DeviceTier
 from orchestrator.errors import TierError
-from orchestrator.provision import AssetFetch, Provisioner, TierName
+from orchestrator.provision import Provisioner
 from serving.engine.slabs import SlabLayout, Slabs, load_slabs
 from serving.engine.values import (
     DeviceValue,

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from assets.recipe import Recipe
-from orchestrator.provision import AssetFetch
+from orchestrator.asset_fetch import AssetFetch
 
 ImageEncoding = Literal["jpeg", "png"]
 Sampler = Literal["DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS"]
+
+#: The phases of a replica's start: wait for a node, start a process and import, load the model,
+#: generate a first image; then the replica is ready.
+Phase = Literal["node", "process", "model", "warm-up", "ready"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+#: A replica must answer a call about itself within this.
+REPORT_TIMEOUT_S = 10.0
+#: How long a caller waits for a warm-up; the transfer itself continues.
+WARM_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

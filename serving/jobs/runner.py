@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.exc import OperationalError
 
 from assets.errors import StoreError
 from assets.failpoint import reach
-from assets.storage.object_paths import result_key
-from assets.storage.object_store import put_bytes
 from orchestrator.errors import TierError
-from serving.api.context import Context
-from serving.api.dialects.octoai.generate import GenerateRequest, answer
-from serving.api.errors import describe
 from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
-from serving.jobs.store import CLAIM_S, Job
+from serving.jobs.store import CLAIM_S, Job, JobStore
+from serving.jobs.watch import JobWatcher
 from serving.logs import log_fields, shortened
 from serving.tenants.meter import Settlement
 
@@ -43,11 +38,29 @@ PUT_BACK_S, LONGEST_PUT_BACK_S = 2.0, 60.0
 LONGEST_REFUSED_S = 15.0
 
 
-class JobRunner:
-    """Claims jobs and runs up to MAX_AT_ONCE of them concurrently."""
+class JobWork(Protocol):
+    """What a job does, in the wire format of its request."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    async def generate(self, job: Job) -> Settlement:
+        """Run the generation, store its result and return its cost. Any error may be raised."""
+
+    def failed(self, job: Job, failure: Exception) -> dict[str, Any]:
+        """Return the stored form of an error: ``status`` and ``body`` of the response."""
+
+
+class JobRunner:
+    """Claims jobs and runs up to MAX_AT_ONCE of them concurrently.
+
+    ``accepted`` is set when this gateway accepts a job, which then need not wait for a poll.
+    """
+
+    def __init__(
+        self, jobs: JobStore, work: JobWork, accepted: asyncio.Event, watch: JobWatcher
+    ) -> None:
+        self._jobs = jobs
+        self._work = work
+        self._accepted = accepted
+        self._watch = watch
         self._worker = secrets.token_hex(8)
         self._running: set[asyncio.Task[None]] = set()
 
@@ -61,7 +74,7 @@ class JobRunner:
                 if job is None:
                     await self._new_job()
                     continue
-                task = asyncio.create_task(self._work(job))
+                task = asyncio.create_task(self._run(job))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
         finally:
@@ -73,17 +86,17 @@ class JobRunner:
         """Wait for a job accepted by this gateway, or for POLL_S to look for others."""
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_S):
-                await self._context.new_job.wait()
-        self._context.new_job.clear()
+                await self._accepted.wait()
+        self._accepted.clear()
 
     async def _claim(self) -> Job | None:
         try:
-            return await asyncio.to_thread(self._context.backends.jobs.claim, self._worker)
+            return await asyncio.to_thread(self._jobs.claim, self._worker)
         except Exception:
             log.exception("could not claim jobs; retrying")
             return None
 
-    async def _work(self, job: Job) -> None:
+    async def _run(self, job: Job) -> None:
         """Run a job; stop as soon as its claim is lost."""
         with log_fields(job=shortened(job.id), tenant=job.tenant_id):
             await self._finish(job)
@@ -96,19 +109,20 @@ class JobRunner:
             if not result.done():
                 return
             outcome = result.result()
-            jobs = self._context.backends.jobs
             if isinstance(outcome, Retry):
-                await _persist(jobs.put_back, job.id, self._worker, outcome.for_s, outcome.failures)
+                await _persist(
+                    self._jobs.put_back, job.id, self._worker, outcome.for_s, outcome.failures
+                )
             elif isinstance(outcome, Settlement):
-                await _persist(jobs.finish, job.id, self._worker, outcome)
+                await _persist(self._jobs.finish, job.id, self._worker, outcome)
                 reach("job.finished")
             else:
-                await _persist(jobs.fail, job.id, self._worker, outcome)
-            self._context.job_watch.look()
+                await _persist(self._jobs.fail, job.id, self._worker, outcome)
+            self._watch.look()
         except (
             asyncio.CancelledError
         ):  # this gateway shuts down: another need not wait for the claim to expire
-            put_back = self._context.backends.jobs.put_back
+            put_back = self._jobs.put_back
             await asyncio.to_thread(put_back, job.id, self._worker, 0.0, job.failures)
             raise
         finally:
@@ -117,43 +131,21 @@ class JobRunner:
             await asyncio.gather(result, renewing, return_exceptions=True)
 
     async def _generate(self, job: Job) -> Settlement | dict[str, Any] | Retry:
-        """Run the generation and store its result.
-
-        Return the cost, the error's response body, or when to retry.
-        """
+        """Run the job. Return its cost, the stored form of its error, or when to retry."""
         try:
-            directory = self._context.backends.directory
-            principal = await asyncio.to_thread(
-                directory.keyring.principal_of_job, job.tenant_id, job.asked_by
-            )
-            request = GenerateRequest.model_validate(job.request).order()
-            generated = await self._context.platform.generate_charged(
-                principal, request, job.charge_id
-            )
-            data = json.dumps(answer(generated)).encode()
-            await asyncio.to_thread(
-                put_bytes, self._context.backends.store, result_key(job.id), data
-            )
-            await asyncio.to_thread(
-                self._context.backends.blobs.keep, result_key(job.id), job.tenant_id, len(data)
-            )
-            reach("job.stored")
+            return await self._work.generate(job)
         except Exception as failure:
-            is_old = await asyncio.to_thread(self._context.backends.jobs.is_old, job)
+            is_old = await asyncio.to_thread(self._jobs.is_old, job)
             retry = None if is_old else retry_after(failure, job.failures)
             outcome = "failed" if retry is None else f"retrying in {retry.for_s:.0f} s"
             log.info("job not completed, %s: %s", outcome, type(failure).__name__)
-            if retry is not None:
-                return retry
-            status, body, _ = describe(failure)
-            return {"status": status, "body": {**body, "request_id": job.id}}
-        return generated.spent
+            return retry or self._work.failed(job, failure)
 
     async def _renew(self, job: Job) -> None:
         """Renew the claim until it is lost."""
         while True:
             await asyncio.sleep(CLAIM_S / 3)
-            if not await _persist(self._context.backends.jobs.renew, job.id, self._worker):
+            if not await _persist(self._jobs.renew, job.id, self._worker):
                 return
 
 

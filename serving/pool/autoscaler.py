@@ -16,21 +16,18 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 from prometheus_client.metrics_core import Metric
 
-from router.autoscaling import Pool, ScalingCandidate, queued, scale
+from router.autoscaling import ScalingCandidate, queued, scale
+from router.pool import Pool
 from router.rollout import Rollout
+from serving.generation.contract import PHASES, Phase
 from serving.pool.dispatcher import Dispatcher
 from serving.pool.replica_state import ReplicaClient
 
 log = logging.getLogger(__name__)
-
-#: The phases of a start: wait for a node, start a process and import, load the model, generate a
-#: first image; then the replica is ready.
-Phase = Literal["node", "process", "model", "warm-up", "ready"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 
 #: Interval of the scaling decision.
 _INTERVAL_S = 0.2

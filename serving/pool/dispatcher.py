@@ -36,18 +36,23 @@ from serving.errors import (
     ServingError,
     UnexpectedEngineError,
 )
-from serving.generation.contract import GenerationResult, ReplicaReport
+from serving.generation.contract import (
+    REPORT_TIMEOUT_S,
+    WARM_TIMEOUT_S,
+    GenerationResult,
+    ReplicaReport,
+)
 from serving.generation.submission import Submission
 from serving.logs import log_fields
 from serving.pool.metrics import Outcome, PoolMetrics
 from serving.pool.replica_state import ReplicaClient, ReplicaState, Ticket
-from serving.pool.residency import MOST_POPULAR, PATIENCE_S, WARM_S, ResidencyIndex
+from serving.pool.residency import MOST_POPULAR, ResidencyIndex
 from serving.pool.throughput import ThroughputEstimator
 
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-#: Interval at which a replica is asked for its report; it must answer within PATIENCE_S.
+#: Interval at which a replica is asked for its report; it must answer within REPORT_TIMEOUT_S.
 _WATCH_S = 2.0
 _RETRY_S = 0.5
 
@@ -303,7 +308,7 @@ class Dispatcher:
             try:
                 # An error here occurs again, and is reported, when the request runs.
                 with suppress(ServingError, TierError, AssetError, TimeoutError):
-                    async with asyncio.timeout(WARM_S):
+                    async with asyncio.timeout(WARM_TIMEOUT_S):
                         await state.client.warm(blobs)
             finally:
                 state.promoting = False
@@ -435,13 +440,13 @@ class Dispatcher:
     async def _watch(self, state: ReplicaState) -> None:
         """Poll the replica's report until cancelled.
 
-        A replica that is up must answer within PATIENCE_S; one that is down may take any time. Its
-        report corrects what the scheduler assumes about it.
+        A replica that is up must answer within REPORT_TIMEOUT_S; one that is down may take any
+        time. Its report corrects what the scheduler assumes about it.
         """
         while True:
             state.news.clear()
             known = self.holdings.directives().nodes
-            patience_s = None if state.report is None else PATIENCE_S
+            patience_s = None if state.report is None else REPORT_TIMEOUT_S
             try:
                 # Not wait_for: before Python 3.12 it may swallow the cancellation of close().
                 async with asyncio.timeout(patience_s):
@@ -459,7 +464,7 @@ class Dispatcher:
                 self._take_report(state, report)
                 self._assign()
                 if is_new:
-                    popular = self._scheduler.most_wanted(MOST_POPULAR, self._clock())
+                    popular = self._scheduler.most_popular(MOST_POPULAR, self._clock())
                     self._promote(Promotion(state.client.id, tuple(popular)) if popular else None)
             except Exception:  # polling must continue
                 log.exception("the report of %s cannot be processed", state.client.id)

@@ -7,7 +7,7 @@ an asset or a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
@@ -146,15 +146,3 @@ def _gauges(
     for label_values, value in values:
         family.add_metric(label_values, value)
     return family
-
-
-def together(pools: Iterable[Sequence[Metric]]) -> list[Metric]:
-    """Merge the families of several pools, such that each family occurs once."""
-    merged: dict[str, Metric] = {}
-    for families in pools:
-        for family in families:
-            known = merged.setdefault(
-                family.name, Metric(family.name, family.documentation, family.type)
-            )
-            known.samples += family.samples
-    return list(merged.values())

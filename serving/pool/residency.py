@@ -12,13 +12,15 @@ from assets.errors import AssetError
 from orchestrator.errors import TierError
 from orchestrator.file_tier import OPERATOR, POPULAR
 from serving.errors import ServingError
-from serving.generation.contract import ClusterDirectives, ReplicaReport, Residency
+from serving.generation.contract import (
+    REPORT_TIMEOUT_S,
+    WARM_TIMEOUT_S,
+    ClusterDirectives,
+    ReplicaReport,
+    Residency,
+)
 from serving.pool.replica_state import ReplicaState
 
-#: A replica must answer within this.
-PATIENCE_S = 10.0
-#: How long a caller waits for a warm-up; the transfer itself continues.
-WARM_S = 60.0
 #: How many of the most popular assets are pinned on the nodes that have them.
 MOST_POPULAR = 8
 
@@ -99,7 +101,7 @@ class ResidencyIndex:
 
         async def ask(state: ReplicaState) -> None:
             with suppress(ServingError, TimeoutError):
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(REPORT_TIMEOUT_S):
                     self._take_report(state, await state.client.forget(keys))
 
         up = [state for state in self._states.values() if state.report is not None]
@@ -112,7 +114,7 @@ class ResidencyIndex:
 
         async def ask(state: ReplicaState) -> None:
             with suppress(ServingError, TierError, AssetError, TimeoutError):
-                async with asyncio.timeout(WARM_S):
+                async with asyncio.timeout(WARM_TIMEOUT_S):
                     tiers[state.client.id] = await state.client.warm(blobs)
             state.news.set()  # poll it now, because it holds more than it last reported
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.autoscaling import Pool, Scaling, ScalingCandidate, queued, scale
+from router.autoscaling import Scaling, ScalingCandidate, queued, scale
+from router.pool import Pool
 
 
 def test_ten_requests_at_once_start_the_maximum() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.autoscaling import Pool, Scaling, ScalingCandidate
+from router.autoscaling import Scaling, ScalingCandidate
+from router.pool import Pool
 from router.rollout import PATIENCE_S, Rollout
 
 

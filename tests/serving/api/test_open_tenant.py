@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serving.jobs.runner import JobRunner
+from serving.api.job_work import job_runner
 from tests.api_app import Api, ready_asset, serving_api
 
 PROMPT = {"prompt": "a star", "steps": 1}
@@ -28,7 +28,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
 @asynccontextmanager
 async def working(api: Api) -> AsyncIterator[None]:
     """Run a job worker."""
-    runner = asyncio.create_task(JobRunner(api.context).run())
+    runner = asyncio.create_task(job_runner(api.context).run())
     try:
         yield
     finally:

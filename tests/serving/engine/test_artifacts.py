@@ -35,7 +35,7 @@ from serving.bootstrap import engine as compose
 from serving.engine.compiled import compilations
 from serving.engine.options import EngineOptions
 from serving.settings import Settings
-from serving.bootstrap.storage import open_provisioner
+from serving.bootstrap.tiers import open_provisioner
 settings = Settings()
 few = EngineOptions(compile="regional", compile_blocks=("Downsample2D", "Upsample2D"))
 compose.engine_options = lambda *_: few

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from assets.errors import AssetNotFound, StoreError
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
-from serving.api.context import Context
 from serving.bootstrap.database import open_database
 from serving.errors import DeadlineExceeded, Refused, ReplicaLost
 from serving.jobs.runner import (
@@ -22,11 +20,11 @@ from serving.jobs.runner import (
     MAX_FAILURES,
     PUT_BACK_S,
     JobRunner,
-    later,
+    retry_after,
 )
 from serving.jobs.store import Job, JobStore
 from serving.jobs.watch import JobWatcher
-from serving.tenants.meter import Meter
+from serving.tenants.meter import Meter, Settlement
 
 
 async def test_a_gateway_puts_its_jobs_back_on_shutdown(tmp_path: Path) -> None:
@@ -36,21 +34,17 @@ async def test_a_gateway_puts_its_jobs_back_on_shutdown(tmp_path: Path) -> None:
     job = jobs.add(principal, {"prompt": "a star"})
     started = asyncio.Event()
 
-    async def generate_charged(*_: Any) -> None:
-        started.set()
-        await asyncio.Event().wait()
+    class Work:
+        async def generate(self, job: Job) -> Settlement:
+            started.set()
+            await asyncio.Event().wait()
+            raise AssertionError
 
-    context = SimpleNamespace(
-        backends=SimpleNamespace(
-            jobs=jobs,
-            directory=SimpleNamespace(
-                keyring=SimpleNamespace(principal_of_job=lambda *_: principal)
-            ),
-        ),
-        platform=SimpleNamespace(generate_charged=generate_charged),
-        new_job=asyncio.Event(),
-    )
-    running = asyncio.create_task(JobRunner(cast(Context, context)).run())
+        def failed(self, job: Job, failure: Exception) -> dict[str, Any]:
+            raise AssertionError
+
+    runner = JobRunner(jobs, Work(), asyncio.Event(), JobWatcher(jobs))
+    running = asyncio.create_task(runner.run())
     async with asyncio.timeout(10):
         await started.wait()
     assert jobs.claim("another") is None
@@ -95,17 +89,17 @@ async def test_waiters_share_one_database_query(tmp_path: Path) -> None:
 
 def test_a_late_job_fails_after_two_starts() -> None:
     begun, waited = DeadlineExceeded("late", 1), DeadlineExceeded("late", 0)
-    first = later(begun, 0)
+    first = retry_after(begun, 0)
     assert first is not None
     assert first.failures == 1
-    assert later(begun, 1) is None
-    assert later(waited, 1) is not None
+    assert retry_after(begun, 1) is None
+    assert retry_after(waited, 1) is not None
 
 
 @pytest.mark.parametrize("error", [ReplicaLost("r"), StoreError("s")])
 def test_transient_errors_are_retried_with_doubling_delays(error: Exception) -> None:
     pauses, failures = [], 0
-    while (again := later(error, failures)) is not None:
+    while (again := retry_after(error, failures)) is not None:
         assert again.failures == failures + 1
         failures = again.failures
         pauses.append(again.for_s)
@@ -117,11 +111,11 @@ def test_transient_errors_are_retried_with_doubling_delays(error: Exception) -> 
 
 def test_a_refused_job_counts_no_failure() -> None:
     for retry_after_s, pause_s in ((0.1, PUT_BACK_S), (5.0, 5.0), (900.0, LONGEST_REFUSED_S)):
-        again = later(Refused(503, "full", retry_after_s), MAX_FAILURES)
+        again = retry_after(Refused(503, "full", retry_after_s), MAX_FAILURES)
         assert again is not None
         assert (again.for_s, again.failures) == (pause_s, MAX_FAILURES)
 
 
 def test_an_error_of_the_job_itself_is_final() -> None:
-    assert later(AssetNotFound("a"), 0) is None
-    assert later(ValueError("a bug"), 0) is None
+    assert retry_after(AssetNotFound("a"), 0) is None
+    assert retry_after(ValueError("a bug"), 0) is None

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from router.autoscaling import Pool
+from router.pool import Pool
 from serving.errors import ReplicaLost
 from serving.pool.autoscaler import Autoscaler
 from serving.pool.dispatcher import Dispatcher

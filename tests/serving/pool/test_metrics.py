@@ -12,11 +12,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator.provision import AssetFetch
-from router.autoscaling import Pool
+from orchestrator.asset_fetch import AssetFetch
+from router.pool import Pool
 from serving.api.metrics import REQUESTS, SECONDS
+from serving.cluster.dispatcher_client import merge_families
 from serving.generation.contract import GenerationResult, Swap, Timings
-from serving.pool.metrics import PoolMetrics, together
+from serving.pool.metrics import PoolMetrics
 from tests.platforms import Running, running
 from tests.serving.pool.test_dispatcher import FakeReplica, running_dispatcher, submission
 
@@ -87,7 +88,7 @@ def test_the_document_names_every_family_with_its_labels() -> None:
 
 def test_metrics_of_pools_are_merged_by_family() -> None:
     first, second = (tally(pool).families(ROOM, status(pool)) for pool in "ab")
-    merged = together([first, second])
+    merged = merge_families([first, second])
     assert len(merged) == len(first) == len({family.name for family in merged})
     images = next(family for family in merged if family.name == "ao_pictures")
     totals = {s.labels["pool"]: s.value for s in images.samples if s.name.endswith("_total")}

@@ -1,0 +1,18 @@
+"""The configuration of a pool of replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool of replicas on one type of GPU. ``gpu`` is the type ("a10g"); empty means any
+    machine."""
+
+    name: str
+    gpu: str = ""
+    queue_size: int = 2
+    min: int = 0
+    max: int = 1
+    idle_s: float = 180.0

@@ -1,0 +1,193 @@
+"""The gateways' client for the dispatchers of all pools.
+
+Imports neither the dispatcher's nor the replica's code. When a dispatcher dies, Ray restarts it
+with an empty queue, and this client submits again under the same request IDs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import ray
+from prometheus_client.metrics_core import Metric
+from ray.exceptions import RayActorError
+
+from assets.content import Blob
+from serving.cluster.addressing import dispatcher_name, wire_key
+from serving.cluster.outcome import thrown
+from serving.cluster.rpc import RemoteFailed, Wire, WireError
+from serving.errors import DeadlineExceeded, GenerationFailed
+from serving.generation.contract import (
+    REPORT_TIMEOUT_S,
+    WARM_TIMEOUT_S,
+    GenerationResult,
+    Residency,
+)
+from serving.generation.submission import Submission
+from serving.settings import Settings
+
+_RETRY_S = 0.2
+#: Extra time for an answer that is in transit at the deadline.
+_GRACE_S = 5.0
+#: Timeout of calls that the dispatcher answers itself; those in the table wait for replicas.
+_CALL_S = 10.0
+_CALL_TIMEOUTS_S = {"warm": WARM_TIMEOUT_S + _CALL_S, "forget": REPORT_TIMEOUT_S + _CALL_S}
+_NO_ANSWER = object()
+
+
+class _NoDispatcher(Exception):
+    """The dispatcher's actor does not exist or does not answer."""
+
+
+class _DispatcherClient:
+    """A client of one pool's dispatcher that survives the dispatcher's restarts."""
+
+    def __init__(self, settings: Settings, pool: str) -> None:
+        self._namespace = settings.ray_namespace
+        self._key = wire_key(settings)
+        self._pool = pool
+        self._actor: Any = None
+        self._wire: Wire | None = None
+
+    async def _find(self) -> Any:
+        if self._actor is None:
+            try:
+                self._actor = await asyncio.to_thread(
+                    ray.get_actor, dispatcher_name(self._pool), self._namespace
+                )
+            except ValueError:
+                raise _NoDispatcher from None
+        return self._actor
+
+    async def _open(self) -> Wire:
+        if self._wire is None:
+            address = await (await self._find()).address.remote()
+            if self._wire is None or self._wire.address != address:
+                self._wire = Wire(address, self._key)
+        return self._wire
+
+    async def submit(self, submission: Submission) -> GenerationResult:
+        """Submit a request; submit again when the dispatcher dies, with the time that is left."""
+        deadline = time.monotonic() + submission.timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            wire = None
+            try:
+                # The dispatcher enforces the deadline itself, unless it hangs.
+                async with asyncio.timeout(left_s + _GRACE_S):
+                    wire = await self._open()
+                    attempt = replace(submission, timeout_s=left_s)
+                    return thrown(await wire.call("submit", attempt))  # type: ignore[no-any-return]
+            except RemoteFailed as error:
+                raise GenerationFailed(f"the dispatcher failed: {error}") from None
+            except (RayActorError, WireError, _NoDispatcher, TimeoutError):
+                self._actor = None
+                if self._wire is wire:
+                    self._wire = None
+                await asyncio.sleep(_RETRY_S)
+        raise DeadlineExceeded("the dispatcher did not restart before the deadline")
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Call the actor. Raises _NoDispatcher while it is down; the call may be repeated."""
+        try:
+            async with asyncio.timeout(_CALL_TIMEOUTS_S.get(method, _CALL_S)):
+                return await getattr(await self._find(), method).remote(*arguments)
+        except (RayActorError, TimeoutError):
+            self._actor = None
+            raise _NoDispatcher from None
+
+
+class ClusterBackend:
+    """A :class:`~serving.generation.service.GenerationBackend` over the dispatchers of all pools.
+
+    Submissions survive a dispatcher's restart; other calls skip a dispatcher that does not answer.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._pools = {pool.name: pool for pool in settings.resolved_pools}
+        self._clients = {name: _DispatcherClient(settings, name) for name in self._pools}
+
+    async def submit(self, submission: Submission) -> GenerationResult:
+        return await self._client(submission.pool).submit(submission)
+
+    def _client(self, pool: str) -> _DispatcherClient:
+        return self._clients[pool or next(iter(self._clients))]
+
+    async def _ask_all(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """The answers by pool, of the dispatchers that answer."""
+
+        async def ask(name: str) -> tuple[str, Any]:
+            try:
+                return name, await self._clients[name].ask(method, *arguments)
+            except _NoDispatcher:
+                return name, _NO_ANSWER
+
+        answers = await asyncio.gather(*map(ask, self._clients))
+        return {name: answer for name, answer in answers if answer is not _NO_ANSWER}
+
+    async def resident(self) -> frozenset[str]:
+        return frozenset[str]().union(*(await self._ask_all("resident")).values())
+
+    async def forget(self, keys: Collection[str]) -> None:
+        await self._ask_all("forget", set(keys))
+
+    async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
+        tier_of_replica: dict[str, str] = {}
+        for tiers in (await self._ask_all("warm", blobs)).values():
+            tier_of_replica |= tiers
+        return tier_of_replica
+
+    async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
+        merged: dict[str, Residency] = {}
+        for residencies in (await self._ask_all("residency", list(keys))).values():
+            for key, residency in residencies.items():
+                known = merged.get(key, Residency((), {}))
+                merged[key] = Residency(
+                    known.replicas + residency.replicas, {**known.nodes, **residency.nodes}
+                )
+        return merged
+
+    async def hold(self, keys: Collection[str]) -> None:
+        await self._ask_all("hold", set(keys))
+
+    async def status(self) -> dict[str, Any]:
+        """The totals of all dispatchers, and the status of each pool."""
+        statuses = await self._ask_all("status")
+        return {
+            "waiting": sum(status["waiting"] for status in statuses.values()),
+            "replicas": [replica for status in statuses.values() for replica in status["replicas"]],
+            "pools": {
+                name: {k: v for k, v in status.items() if k != "replicas"}
+                for name, status in statuses.items()
+            },
+        }
+
+    async def families(self) -> list[Metric]:
+        return merge_families((await self._ask_all("families")).values())
+
+    async def starting(self, pool: str) -> Mapping[str, Any] | None:
+        try:
+            progress: Mapping[str, Any] | None = await self._client(pool).ask("starting")
+        except _NoDispatcher:
+            return None
+        return progress
+
+    async def pools(self) -> list[dict[str, Any]]:
+        """The status of every pool; only its configuration if its dispatcher does not answer."""
+        statuses = await self._ask_all("pool")
+        return [statuses.get(name) or {**asdict(pool)} for name, pool in self._pools.items()]
+
+
+def merge_families(pools: Iterable[Sequence[Metric]]) -> list[Metric]:
+    """Merge the families of several pools, such that each family occurs once."""
+    merged: dict[str, Metric] = {}
+    for families in pools:
+        for family in families:
+            known = merged.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            known.samples += family.samples
+    return list(merged.values())
