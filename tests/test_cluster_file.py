@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -14,25 +15,25 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def document() -> dict:
-    return yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
+def document() -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "ray_cluster.yaml").read_text()))
 
 
-def test_valid_against_rays_schema(document: dict) -> None:
+def test_valid_against_rays_schema(document: dict[str, Any]) -> None:
     import ray
 
     schema = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
     jsonschema.validate(document, json.loads(schema.read_text()))
 
 
-def test_ray_accepts_the_configuration(document: dict) -> None:
+def test_ray_accepts_the_configuration(document: dict[str, Any]) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(document))
 
 
 def test_rays_launcher_creates_a_node_of_each_type(
-    document: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's launcher runs against moto, a simulation of the AWS API."""
     from moto import mock_aws
@@ -60,7 +61,7 @@ def test_rays_launcher_creates_a_node_of_each_type(
             )
 
 
-def test_a_head_without_gpu_and_three_kinds_of_worker(document: dict) -> None:
+def test_a_head_without_gpu_and_three_kinds_of_worker(document: dict[str, Any]) -> None:
     types = document["available_node_types"]
     head = types[document["head_node_type"]]
     assert head["resources"]["GPU"] == 0

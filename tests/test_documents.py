@@ -176,7 +176,8 @@ def test_faults_match_results_and_have_runbooks() -> None:
 
 def test_soak_figures_match_results() -> None:
     from benchmarks.faults.command import HARMLESS
-    from benchmarks.soak.command import RESULT, table
+    from benchmarks.soak.command import RESULT
+    from benchmarks.soak.figures import table
 
     result = json.loads(RESULT.read_text())
     assert table(result) in (ROOT / "docs" / "faults.md").read_text()

@@ -142,8 +142,8 @@ def rig(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Rig:
     assets = {entry.name: ingest(weights_file(entry.name), entry.kind) for entry in CATALOGUE}
     wild = write_wild_lora(folder / "wild.safetensors", manifest.schema)
     assets["wild"] = ingest(wild, "lora")
-    tiers = [FileTier(name, folder / name, 4 << 30) for name in ("disk", "host")]
-    return Rig(device, manifest, Provisioner(StoreSource(store), *tiers), assets)
+    disk, host = (FileTier(name, folder / name, 4 << 30) for name in ("disk", "host"))
+    return Rig(device, manifest, Provisioner(StoreSource(store), disk, host), assets)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pytest
 from hypothesis import settings
@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from assets.content import Blob
 from orchestrator.errors import Corrupt, TierFull, TooLargeForTier
-from orchestrator.file_tier import FileLease, FileTier
+from orchestrator.file_tier import FileLease, FileTier, Fill
 from orchestrator.provision import Provisioner
 
 
@@ -32,8 +32,15 @@ def blob_of(name: str, size: int) -> Blob:
     return Blob(name, hashlib.sha256(content(name, size)).hexdigest(), size)
 
 
-def fill(blob: Blob) -> Any:
-    return lambda file: file.write(content(blob.key, blob.size_bytes))
+def write(data: bytes) -> Fill:
+    def write_data(file: BinaryIO) -> None:
+        file.write(data)
+
+    return write_data
+
+
+def fill(blob: Blob) -> Fill:
+    return write(content(blob.key, blob.size_bytes))
 
 
 @pytest.fixture
@@ -130,7 +137,7 @@ def test_wrong_bytes_are_not_kept(tier: FileTier) -> None:
     blob = blob_of("a", 40)
     for wrong in (b"x" * 40, content("a", 40)[:-1], content("a", 40) + b"x"):
         with pytest.raises(Corrupt):
-            tier.admit(blob, lambda file, wrong=wrong: file.write(wrong))
+            tier.admit(blob, write(wrong))
     assert tier.used_bytes() == 0
     tier.check_integrity()
 
@@ -267,7 +274,7 @@ class FileTierMachine(RuleBasedStateMachine):
         blob = blob_of(name, self.size(name))
         if name not in self.tier.resident():
             with pytest.raises((Corrupt, TierFull)):
-                self.tier.admit(blob, lambda file: file.write(b"?"))
+                self.tier.admit(blob, write(b"?"))
 
     @precondition(lambda self: self.leases)
     @rule(index=st.integers(0, 100))

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class MisbehavingStore(FsspecStore):
         super().__init__(f"file://{root}")
         put_bytes(self, blob_key(BLOB), DATA)
         self.asked: Counter[int] = Counter()
-        self.faults = lambda data, start, times: data
+        self.faults: Callable[[bytes, int, int], bytes] = lambda data, start, times: data
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
 
@@ -317,8 +317,8 @@ def test_unauthenticated_connections_take_no_thread_and_are_limited(cluster: Clu
 
 async def test_an_endpoint_starts_within_a_running_event_loop(tmp_path: Path) -> None:
     """As in a Ray actor, whose constructor runs on its event loop."""
-    tiers = [FileTier(name, tmp_path / name, 1 << 20) for name in ("disk", "host")]
-    node = Provisioner(StoreSource(FsspecStore(f"file://{tmp_path}/store")), *tiers)
+    disk, host = (FileTier(name, tmp_path / name, 1 << 20) for name in ("disk", "host"))
+    node = Provisioner(StoreSource(FsspecStore(f"file://{tmp_path}/store")), disk, host)
     assert node.join("n", "127.0.0.1", Signer(b"s" * 32)).startswith("http://127.0.0.1:")
     node.close()
 
@@ -341,7 +341,7 @@ def test_an_endpoint_serves_when_uvloop_is_the_default_loop(
 
 def test_owners_are_the_same_on_every_node_and_spread_evenly(cluster: Cluster) -> None:
     backwards = dict(reversed(cluster.urls.items()))
-    firsts = Counter()
+    firsts: Counter[str] = Counter()
     for index in range(400):
         assert owners(f"k{index}", cluster.urls) == owners(f"k{index}", backwards)
         firsts[owners(f"k{index}", cluster.urls)[0]] += 1

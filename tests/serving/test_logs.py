@@ -114,8 +114,12 @@ async def test_an_unexpected_error_is_logged_with_its_request_id() -> None:
         raise RuntimeError("the unexpected")
 
     records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+
+    class Recorder(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Recorder()
     handler.addFilter(add_fields)
     log = logging.getLogger("serving.api")
     log.addHandler(handler)

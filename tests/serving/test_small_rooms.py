@@ -52,9 +52,10 @@ def test_image_sizes() -> None:
         small = image_size(width, height, 128)
         assert small.scaled
         assert (small.width * 8, small.height * 8) == (width, height)
-    for width, height in ((512, 512), (1024, None), (None, 1024)):
+    refused: tuple[tuple[int | None, int | None], ...] = ((512, 512), (1024, None), (None, 1024))
+    for wide, high in refused:
         with pytest.raises(InvalidRequest):
-            image_size(width, height, 1024)
+            image_size(wide, high, 1024)
 
 
 def test_fixed_seeds() -> None:
@@ -161,9 +162,10 @@ def test_keys_expire_and_are_rotated_with_an_overlap(tmp_path: Path) -> None:
     directory.keyring._known.clear()
     with pytest.raises(Unauthenticated):
         directory.keyring.authenticate(new.text)
-    for changes in ({"role": "king"}, {"expires_at_s": 4999.0}):
+    refused: tuple[dict[str, Any], ...] = ({"role": "king"}, {"expires_at_s": 4999.0})
+    for changes in refused:
         with pytest.raises(InvalidRequest):
-            directory.keyring.add_key("acme", **changes)  # type: ignore[arg-type]
+            directory.keyring.add_key("acme", **changes)
     listed = {key.id: (key.role, key.expires_at_s) for key in directory.keyring.keys("acme")}
     assert listed == {old.id: ("reader", 1100.0), new.id: ("reader", 5000.0)}
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from assets.content import Component
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
 from assets.families.sdxl import SDXL_CONFIGS, schema_of
@@ -17,7 +20,7 @@ from assets.ingest.rules import check_family
 from serving.engine.modules import build_modules, published_names
 from serving.miniature.model import MINIATURE_CONFIGS
 
-FILES = {
+FILES: dict[Component, str] = {
     "unet": "unet/diffusion_pytorch_model",
     "text_encoder": "text_encoder/model",
     "text_encoder_2": "text_encoder_2/model",
@@ -40,7 +43,7 @@ def test_parameter_counts_of_sdxl(full: ParameterSchema) -> None:
 
 
 @pytest.mark.parametrize("configs", [SDXL_CONFIGS, MINIATURE_CONFIGS], ids=["sdxl", "miniature"])
-def test_schema_matches_the_libraries(configs: dict) -> None:
+def test_schema_matches_the_libraries(configs: Mapping[Component, Mapping[str, Any]]) -> None:
     """Also at full size, on the meta device, which needs no memory."""
     schema = schema_of(configs)
     for component, module in build_modules(configs).items():
@@ -66,7 +69,9 @@ def test_single_file_names_match_a_published_map(full: ParameterSchema, real_dat
     document = json.loads((real_data / "keymaps" / "stable_diffusion_sdxl.json").read_text())
     theirs = {v: k for k, v in document["ldm_diffusers_keymap"].items()}
     fused = document["diffusers_ldm_operator_map"]
-    prefixes = {"unet": "unet_", "text_encoder": "te0_", "text_encoder_2": "te1_", "vae": "vae_"}
+    prefixes: dict[Component, str] = {
+        "unet": "unet_", "text_encoder": "te0_", "text_encoder_2": "te1_", "vae": "vae_",
+    }  # fmt: skip
     compared = 0
     for component, prefix in prefixes.items():
         for name in full.components[component]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,9 @@ def test_files_are_compatible_with_the_safetensors_library(tmp_path: Path) -> No
     ours = tmp_path / "ours.safetensors"
     names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
     planned = {
-        name: PlannedTensor(names[value.dtype], tuple(value.shape), lambda value=value: value)
+        name: PlannedTensor(
+            names[value.dtype], tuple(value.shape), partial(tensors.__getitem__, name)
+        )
         for name, value in tensors.items()
     }
     written = write_tensors(ours, planned, {})

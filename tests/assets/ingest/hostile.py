@@ -42,7 +42,15 @@ class Bomb:
 
 def raw(header: bytes, data: bytes = b"", length: int | None = None) -> Write:
     size = len(header) if length is None else length
-    return lambda path: path.write_bytes(size.to_bytes(8, "little") + header + data) and None
+
+    def write(path: Path) -> None:
+        path.write_bytes(size.to_bytes(8, "little") + header + data)
+
+    return write
+
+
+def write_nothing(path: Path) -> None:
+    path.write_bytes(b"")
 
 
 def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: Any = (1,)) -> str:
@@ -113,7 +121,7 @@ def malformed_headers() -> Iterator[Hostile]:
         "header of 100 MB", "lora", raw(b"{" + b" " * 100_000_000 + b"}"), "header length"
     )
     yield Hostile("header beyond the file", "lora", raw(b"{}", length=1 << 60), "header length")
-    yield Hostile("empty file", "lora", lambda path: path.write_bytes(b"") and None, "no header")
+    yield Hostile("empty file", "lora", write_nothing, "no header")
 
 
 def pickles(canary: Path) -> Iterator[Hostile]:

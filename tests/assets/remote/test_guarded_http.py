@@ -367,14 +367,21 @@ def test_file_of_a_repository() -> None:
     for malformed in ("style", "a/b/c", "a/..", "a/b?x", "a b/c", "/b"):
         with pytest.raises(FetchFailed, match="not a repository"):
             find_file(malformed, answer)
-    for invalid in ([], {"siblings": "x"}, {"siblings": [{"rfilename": 5}]}):
+    malformed_answers: tuple[object, ...] = (
+        [], {"siblings": "x"}, {"siblings": [{"rfilename": 5}]},
+    )  # fmt: skip
+    for document in malformed_answers:
         with pytest.raises(FetchFailed):
-            find_file("artist/style", lambda _, n=invalid: n)  # type: ignore[misc]
+            find_file("artist/style", _answering(document))
 
 
-def _repository(*files: str) -> Any:
+def _answering(document: object) -> Callable[[str], object]:
+    return lambda _: document
+
+
+def _repository(*files: str) -> Callable[[str], object]:
     siblings = [{"rfilename": path, "lfs": {"sha256": "d" * 64}} for path in files]
-    return lambda _: {"sha": "abc123", "siblings": siblings}
+    return _answering({"sha": "abc123", "siblings": siblings})
 
 
 def test_diffusers_repository_is_refused_with_advice() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -170,8 +170,10 @@ def test_asset_json_has_the_fields_that_clients_require(
 ) -> None:
     body = http.get("/v1/assets/style").json()
     asset = body["asset"]
-    required = ("id", "asset_type", "name", "description", "size_bytes", "status")
-    required += ("status_details", "created_at", "data", "tenant_uuid")
+    required = (
+        "id", "asset_type", "name", "description", "size_bytes", "status",
+        "status_details", "created_at", "data", "tenant_uuid",
+    )  # fmt: skip
     assert all(asset[name] is not None for name in required)
     assert asset["data"]["asset_type"] == "lora"
     assert asset["data"]["trigger_words"] == ["stylish"]
@@ -184,7 +186,7 @@ def test_asset_json_has_the_fields_that_clients_require(
 
 def test_the_public_library_is_preinstalled(http: httpx.Client) -> None:
     """Public assets have trigger words, a description and a preview; "octoai" is an alias."""
-    query = {"is_public": True, "owner": "octoai"}
+    query: dict[str, str | bool] = {"is_public": True, "owner": "octoai"}
     public = {asset["name"]: asset for asset in http.get("/v1/assets", params=query).json()["data"]}
     assert public.keys() == {"base", *(entry.name for entry in CATALOGUE)}
     heart = public["heart"]
@@ -267,17 +269,18 @@ def test_foreign_and_unknown_assets_get_the_same_404(
 ) -> None:
     outsider = {"Authorization": f"Bearer {platform.key('outsider')}"}
     unknown = lora["id"][:-6] + "000000"
+    calls: tuple[Callable[[str], httpx.Response], ...] = (
+        lambda r: httpx.get(f"{platform.url}/v1/assets/{r}", headers=outsider),
+        lambda r: httpx.delete(f"{platform.url}/v1/assets/{r}", headers=outsider),
+        lambda r: httpx.post(
+            f"{platform.url}/generate/sdxl",
+            json={**PROMPT, "loras": {r: 1.0}},
+            headers=outsider,
+        ),
+    )
     answers = []
     for reference in (lora["id"], unknown, "acme:style", "nobody:style"):
-        for call in (
-            lambda r: httpx.get(f"{platform.url}/v1/assets/{r}", headers=outsider),
-            lambda r: httpx.delete(f"{platform.url}/v1/assets/{r}", headers=outsider),
-            lambda r: httpx.post(
-                f"{platform.url}/generate/sdxl",
-                json={**PROMPT, "loras": {r: 1.0}},
-                headers=outsider,
-            ),
-        ):
+        for call in calls:
             response = call(reference)
             assert response.status_code == 404
             body = response.json()

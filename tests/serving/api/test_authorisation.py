@@ -53,7 +53,9 @@ def matrix(
             client = httpx.Client(base_url=server.url, headers=headers, timeout=60)
             return stack.enter_context(client)
 
-        clients = {role: client_of("us", role, "ann") for role in KEY_ROLES}
+        clients: dict[str, httpx.Client] = {
+            role: client_of("us", role, "ann") for role in KEY_ROLES
+        }
         anonymous = httpx.Client(base_url=server.url, timeout=60)
         clients["anonymous"] = stack.enter_context(anonymous)
         bob, them = client_of("us", member="bob"), client_of("them")

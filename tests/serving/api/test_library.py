@@ -232,7 +232,7 @@ def test_paging_survives_a_deletion(http: httpx.Client) -> None:
     seen: list[str] = []
     after: str | None = ""
     while after is not None:
-        query = {"tag": "paged", "limit": 2, "after": after}
+        query: dict[str, str | int] = {"tag": "paged", "limit": 2, "after": after}
         page = http.get("/v1/assets", params=query).json()
         seen += [asset["name"] for asset in page["data"]]
         assert page["total"] in (5, 4)

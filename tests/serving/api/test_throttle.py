@@ -76,7 +76,7 @@ def test_which_client_is_delayed(
         raise AssertionError
 
     throttle = ThrottleMiddleware(app, RecordingPace())
-    scope = {"type": "http", "path": path, "state": {}, "client": ("10.0.0.1", 5)}
+    scope: dict[str, Any] = {"type": "http", "path": path, "state": {}, "client": ("10.0.0.1", 5)}
     scope["headers"] = [(b"content-length", b"131072")]
     asyncio.run(throttle(scope, receive, send))
     assert delayed == ([(client, 3.0)] if client else [])

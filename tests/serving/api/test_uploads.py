@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from serving.bootstrap.backends import open_backends
 from serving.cli import transfer
 from serving.cli.naming import named
+from serving.cli.output import ApiFailure
 from tests.platforms import Running, running
 
 PART_BYTES = 12 << 20
@@ -55,8 +56,13 @@ def large(sample_files: dict[str, Path]) -> Path:
 
 
 def begin(http: httpx.Client, name: str, file: Path, **fields: Any) -> dict[str, Any]:
-    new = {"asset_type": "checkpoint", "name": name, "transfer_api_type": "multipart"}
-    new |= {"size_bytes": file.stat().st_size, "part_bytes": PART_BYTES, **fields}
+    new: dict[str, Any] = {"asset_type": "checkpoint", "name": name}
+    new |= {
+        "transfer_api_type": "multipart",
+        "size_bytes": file.stat().st_size,
+        "part_bytes": PART_BYTES,
+        **fields,
+    }
     answer = http.post("/v1/assets", json=new)
     assert answer.status_code == 200, answer.text
     assert answer.json()["transfer_api"]["type"] == "multipart"
@@ -257,16 +263,17 @@ def test_an_interrupted_push_is_resumed(
     client = platform.client("artist")
     new = {"asset_type": "checkpoint", "name": "cut", "part_bytes": PART_BYTES}
     digest = transfer.sha256_of(large)
-    original_put, puts = transfer._put, []
+    original_put = transfer._put
+    puts: list[int] = []
 
     def fail_third(url: str, path: Path, offset: int, *rest: Any) -> None:
         if len(puts) == 2:
-            raise transfer.ApiFailure("cut off")
+            raise ApiFailure("cut off")
         puts.append(offset)
         original_put(url, path, offset, *rest)
 
     monkeypatch.setattr(transfer, "_put", fail_third)
-    with pytest.raises(transfer.ApiFailure):
+    with pytest.raises(ApiFailure):
         transfer.send(client, large, new, digest=digest)
     again: list[int] = []
 

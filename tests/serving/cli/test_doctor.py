@@ -7,20 +7,22 @@ import re
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from serving.cli import main
-from serving.cli.doctor import Finding, examine
-from serving.settings import Settings
+from serving.cli.doctor import examine
+from serving.cli.finding import Finding
+from serving.settings import PoolSettings, Settings
 
 
 def findings_of(settings: Settings) -> dict[str, Finding]:
     return {finding.what: finding for finding in examine(settings)}
 
 
-def settings(folder: Path, **more: object) -> Settings:
+def settings(folder: Path, **more: Any) -> Settings:
     return Settings(data_dir=folder, port=1, disk_bytes=1 << 20, host_bytes=1 << 20, **more)
 
 
@@ -62,7 +64,7 @@ def test_each_fault_has_a_remedy(tmp_path: Path) -> None:
         (tmp_path / "secret").write_text("s" * 64)
         (tmp_path / "secret").chmod(0o644)
         (tmp_path / "platform.db").write_text("no database at all, but long enough for a header")
-        pools = {"a": {"gpu": "a10g", "max": 0}}
+        pools = {"a": PoolSettings(gpu="a10g", max=0)}
         findings = findings_of(
             Settings(data_dir=tmp_path, port=listener.getsockname()[1], pools=pools,
                      disk_bytes=1 << 60, host_bytes=1 << 20)

@@ -47,4 +47,4 @@ def test_characters_that_stdout_cannot_encode_are_escaped(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stdout", out)
     show_one({}, "héron", as_json=False)
     out.flush()
-    assert out.buffer.getvalue() == b"h\\xe9ron\n"  # type: ignore[attr-defined]
+    assert out.buffer.getvalue() == b"h\\xe9ron\n"

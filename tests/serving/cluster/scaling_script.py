@@ -140,7 +140,7 @@ async def two_kinds(case: Case) -> dict[str, Any]:
 async def nodes_gone(timeout_s: float = 120.0) -> int:
     """Wait until only the head is left; the number of other nodes at the end."""
     deadline = time.monotonic() + timeout_s
-    while (alive := sum(node["Alive"] for node in ray.nodes()) - 1) and (
+    while (alive := sum(bool(node["Alive"]) for node in ray.nodes()) - 1) and (
         time.monotonic() < deadline
     ):
         await asyncio.sleep(0.5)

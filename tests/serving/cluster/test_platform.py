@@ -214,7 +214,9 @@ def test_a_trace_is_replayed_against_the_platform(platform: Running, tmp_path: P
     import json
 
     trace = tmp_path / "trace.csv"
-    loras = ([{"id": "night", "scale": 1.0}], [{"id": "somebody's own", "scale": 0.5}], [])
+    loras: tuple[list[dict[str, Any]], ...] = (
+        [{"id": "night", "scale": 1.0}], [{"id": "somebody's own", "scale": 0.5}], [],
+    )  # fmt: skip
     columns = "arrival_s tenant checkpoint loras steps images width height"
     with open(trace, "w", newline="") as file:
         lines = csv.writer(file)
@@ -238,10 +240,9 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
     from assets.formats.tensors import PlannedTensor, write_tensors
 
     big = tmp_path / "big.safetensors"
-    chunk = torch.zeros(1 << 26, dtype=torch.float16)
-    planned = {f"block.{i}": PlannedTensor("F16", (1 << 26,), lambda c=chunk: c) for i in range(8)}
+    block = PlannedTensor("F16", (1 << 26,), lambda: torch.zeros(1 << 26, dtype=torch.float16))
+    planned = {f"block.{i}": block for i in range(8)}
     assert write_tensors(big, planned, {}).size_bytes > 1 << 30
-    del chunk, planned
     ask(endpoint(platform), 0)
     junk = tmp_path / "junk.safetensors"  # starts the sandbox process before the measurement
     junk.write_bytes(b"junk")

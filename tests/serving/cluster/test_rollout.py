@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+import ray
 
 from serving.cluster import rollout
 from serving.settings import Settings
@@ -18,8 +19,8 @@ def test_code_that_cannot_be_imported_restarts_nothing(
         raise AssertionError("an actor was looked up or killed")
 
     monkeypatch.setattr(rollout, "IMPORTED", ("serving.cluster.no_such_module",))
-    monkeypatch.setattr(rollout.ray, "kill", fail)
-    monkeypatch.setattr(rollout.ray, "get_actor", fail)
+    monkeypatch.setattr(ray, "kill", fail)
+    monkeypatch.setattr(ray, "get_actor", fail)
     with pytest.raises(rollout.NotRenewed, match=r"(?s)cannot be imported.*no_such_module"):
         rollout.renew(Settings(data_dir=tmp_path), print, Event())
 

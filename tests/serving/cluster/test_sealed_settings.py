@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.cluster.sealed_settings import NotSealed, seal
-from serving.settings import Settings
+from serving.settings import PoolSettings, Settings
 
 CANARY = "canary-of-a-secret-0123456789abcdef"
 
@@ -23,7 +23,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         database_url=f"postgresql+psycopg://u:{CANARY}@host/db",
         store_url="s3://bucket",
         store_options={"secret": CANARY},
-        pools={"a10g": {"gpu": "a10g"}},
+        pools={"a10g": PoolSettings(gpu="a10g")},
         port=81,
     )
 

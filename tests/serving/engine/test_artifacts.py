@@ -51,8 +51,8 @@ def node(tmp_path: Path) -> Callable[..., ArtifactStore]:
 
     def start(name: str = "a", secret: bytes = SECRET) -> ArtifactStore:
         store = FsspecStore(f"file://{tmp_path}/store")
-        tiers = [FileTier(n, tmp_path / name / n, 1 << 20) for n in ("disk", "host")]
-        return ArtifactStore(store, Provisioner(StoreSource(store), *tiers), secret)
+        disk, host = (FileTier(n, tmp_path / name / n, 1 << 20) for n in ("disk", "host"))
+        return ArtifactStore(store, Provisioner(StoreSource(store), disk, host), secret)
 
     return start
 

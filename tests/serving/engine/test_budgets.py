@@ -54,6 +54,7 @@ def test_a_small_gpu_keeps_pristine_weights_in_pinned_memory(
         monkeypatch.setattr("os.sysconf", pages.__getitem__)
         budget = budgets(settings(tmp_path), "cuda", sdxl)
         assert budget.device_bytes < 12 * GIB
+        assert budget.pristine_bytes is not None
         pristine_budgets.append(budget.pristine_bytes)
     large, medium, small = pristine_budgets
     assert large == 3 * small  # pinned memory comes in powers of two: more than the files' 6.5 GiB

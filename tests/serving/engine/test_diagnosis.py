@@ -12,7 +12,7 @@ from assets.content import Blob
 from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.engine.diagnosis import blame
 
-UNET, *OTHERS = (Blob(f"p{name}", name, 1) for name in ("unet", "one", "two", "vae"))
+UNET, ONE, TWO, VAE = (Blob(f"p{name}", name, 1) for name in ("unet", "one", "two", "vae"))
 NAMES = [f"a{index}" for index in range(8)]
 
 
@@ -26,7 +26,8 @@ class Model:
     tried: list[frozenset[str]] = field(default_factory=list)
 
     def breaks_at(self, recipe: Recipe, within: int) -> int | None:
-        names = {use.blob.sha256 for use in (*recipe.loras, *recipe.inversions)}
+        uses: tuple[LoraUse | InversionUse, ...] = (*recipe.loras, *recipe.inversions)
+        names = {use.blob.sha256 for use in uses}
         self.tried.append(frozenset(names))
         is_broken = self.guilty <= names and self.step <= within
         self.steps += self.step if is_broken else within
@@ -36,7 +37,7 @@ class Model:
 def recipe(loras: dict[str, float], inversions: tuple[str, ...] = ()) -> Recipe:
     uses = tuple(LoraUse(Blob(f"t{name}", name, 1), weight) for name, weight in loras.items())
     words = tuple(InversionUse(Blob(f"t{name}", name, 1), name) for name in inversions)
-    return Recipe(UNET, *OTHERS, loras=uses, inversions=words)
+    return Recipe(UNET, ONE, TWO, VAE, loras=uses, inversions=words)
 
 
 @pytest.mark.parametrize("guilty", NAMES)

@@ -13,10 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
+from assets.content import Component
 from assets.prediction import Prediction, key_suffix
 from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.storage.object_paths import blob_key
-from serving.engine.weight_update import TargetWeights, WeightUpdate, plan_update
+from serving.engine.weight_update import (
+    Contributions,
+    SlabRow,
+    TargetWeights,
+    WeightUpdate,
+    plan_update,
+)
 from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
 from tests.generation import image_of
@@ -131,19 +138,20 @@ def rows_of(update: WeightUpdate) -> dict[Any, Any]:
 
 
 def test_an_update_writes_as_little_as_possible() -> None:
-    a, b = ("unet", (2, 2), 0), ("unet", (2, 2), 1)
-    te = ("text_encoder", (2, 2), 0)
-    keys = {"unet": "u", "text_encoder": "t"}
-    m1 = (("l", 1.0, 0),)
-    current = TargetWeights(keys, {a: m1, b: m1, te: m1})  # type: ignore[arg-type,dict-item]
-    update = plan_update(current, TargetWeights(keys, {a: m1, b: m1}))  # type: ignore[arg-type,dict-item]
+    a: SlabRow = ("unet", (2, 2), 0)
+    b: SlabRow = ("unet", (2, 2), 1)
+    te: SlabRow = ("text_encoder", (2, 2), 0)
+    keys: dict[Component, str] = {"unet": "u", "text_encoder": "t"}
+    m1: Contributions = (("l", 1.0, 0),)
+    current = TargetWeights(keys, {a: m1, b: m1, te: m1})
+    update = plan_update(current, TargetWeights(keys, {a: m1, b: m1}))
     assert (update.copy, set(update.restore), rows_of(update), update.kept) == (
         frozenset(),
         {te},
         {},
         2,
     )
-    update = plan_update(current, TargetWeights({**keys, "unet": "v"}, {a: m1}))  # type: ignore[arg-type,dict-item]
+    update = plan_update(current, TargetWeights({**keys, "unet": "v"}, {a: m1}))
     assert (set(update.copy), set(update.restore), rows_of(update)) == ({"unet"}, {te}, {a: m1})
     assert plan_update(None, current).copy == {"unet", "text_encoder"}
     unchanged = plan_update(current, current)
@@ -157,17 +165,19 @@ def test_an_update_writes_as_little_as_possible() -> None:
 
 def test_a_group_of_rows_is_written_whole() -> None:
     """The rows of one product depend on the wanted recipe alone, not on the current weights."""
-    rows = [("unet", (2, 2), index) for index in range(4)]
-    keys, contributions, other = {"unet": "u"}, (("l", 1.0, 0),), (("k", 1.0, 0),)
-    wanted = TargetWeights(keys, dict.fromkeys(rows, contributions))  # type: ignore[arg-type]
+    rows: list[SlabRow] = [("unet", (2, 2), index) for index in range(4)]
+    keys: dict[Component, str] = {"unet": "u"}
+    contributions: Contributions = (("l", 1.0, 0),)
+    other: Contributions = (("k", 1.0, 0),)
+    wanted = TargetWeights(keys, dict.fromkeys(rows, contributions))
     for known in range(4):  # the number of rows that are already right
         held = {row: contributions if index < known else other for index, row in enumerate(rows)}
-        update = plan_update(TargetWeights(keys, held), wanted)  # type: ignore[arg-type]
+        update = plan_update(TargetWeights(keys, held), wanted)
         assert rows_of(update) == dict.fromkeys(rows, contributions)
         assert update.kept == 0
     # The same if the current weights come from a larger group, a different product.
     larger = {**wanted.moved, ("unet", (2, 2), 4): contributions}
-    update = plan_update(TargetWeights(keys, larger), wanted)  # type: ignore[arg-type]
+    update = plan_update(TargetWeights(keys, larger), wanted)
     assert rows_of(update) == dict.fromkeys(rows, contributions)
 
 

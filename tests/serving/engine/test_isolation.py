@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -121,12 +122,17 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
 
             write, left = working._write, [writes]
 
-            def failing(*arguments: Any) -> None:
+            def failing(
+                source: torch.Tensor,
+                target: torch.Tensor,
+                changes: Sequence[working.Change],
+                staged: bool,
+            ) -> None:
                 left[0] -= 1
                 if left[0] < 0:
                     working._write = write  # restoring the base must succeed
                     raise Broken
-                write(*arguments)
+                write(source, target, changes, staged)
 
             working._write = failing
             prepared = engine.prepare(recipes[index])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def write_file(
     layout = SlabLayout({name: tuple(t.shape) for name, t in tensors.items()})
     names = [name for group in layout.rows.values() for name in group]
     planned = {
-        name: PlannedTensor(DTYPE_NAMES[dtype], tuple(t.shape), lambda t=t: t)
+        name: PlannedTensor(DTYPE_NAMES[dtype], tuple(t.shape), partial(tensors.__getitem__, name))
         for name, t in tensors.items()
     }
     path = folder / "w.safetensors"

@@ -196,8 +196,9 @@ def test_the_change_equals_lycoris(
         for parameter, before in pristine.items():
             wanted = before
             for weight, change in zip(weights, changes, strict=True):
-                if change[parameter] is not None:
-                    wanted = wanted + weight * change[parameter]
+                delta = change[parameter]
+                if delta is not None:
+                    wanted = wanted + weight * delta
             working = engine._working.parameter(component, parameter)
             if not torch.equal(working, before):
                 moved += 1

@@ -4,6 +4,8 @@ library, and what happens with the rest. Prints what it saw as JSON."""
 import json
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 from octoai.client import Client
 from octoai.clients.asset_orch import (
@@ -22,10 +24,10 @@ generator = ImageGenerator(api_endpoint=f"{url}/", token=key)
 ENGINE = "image/stable-diffusion-xl-v1-0"
 common = {"data_type": "fp16", "engine": ENGINE, "file_format": "safetensors"}
 ASK = {"engine": "sdxl", "prompt": "a qzebra star", "seed": 5, "steps": 2}
-seen = {}
+seen: dict[str, Any] = {}
 
 
-def refused(call, kind):
+def refused(call: Callable[[], object], kind: type[Exception]) -> str:
     try:
         call()
     except kind as error:
@@ -35,7 +37,7 @@ def refused(call, kind):
     return "no error"
 
 
-def ready(asset):
+def ready(asset: Any) -> Any:
     return library.wait_for_ready(asset, poll_interval=1)
 
 

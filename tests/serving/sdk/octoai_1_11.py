@@ -6,6 +6,8 @@ import base64
 import json
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 from octoai.asset_library import Data_Checkpoint, Data_Lora, Data_TextualInversion, Data_Vae
@@ -22,10 +24,10 @@ common = {
     "data_type": "fp16", "engine": "image/stable-diffusion-xl-v1-0", "file_format": "safetensors",
 }  # fmt: skip
 ASK = {"prompt": "a qzebra star", "seed": 5, "steps": 2}
-seen = {}
+seen: dict[str, Any] = {}
 
 
-def refused(call):
+def refused(call: Callable[[], object]) -> list[Any] | str:
     """The status of the error that the client raises; its own class, not pydantic's."""
     try:
         call()
@@ -35,7 +37,7 @@ def refused(call):
     return "no error"
 
 
-def assets():
+def assets() -> tuple[Any, Any, Any, Any]:
     style = library.create_from_file(
         file=lora, data=Data_Lora(trigger_words=["stylish"], **common), name="octo-style",
         description="d", transfer_api_type="sts",
@@ -68,7 +70,7 @@ def assets():
     return style, word, other, decoder
 
 
-def images(style, word, other, decoder):
+def images(style: Any, word: Any, other: Any, decoder: Any) -> Any:
     by_id = client.image_gen.generate_sdxl(
         loras={style.id: 0.8}, checkpoint=other.id, vae=decoder.id,
         textual_inversions={word.id: "qzebra"}, num_images=2, **ASK,
@@ -86,7 +88,7 @@ def images(style, word, other, decoder):
     return base
 
 
-def errors():
+def errors() -> None:
     seen["422"] = [
         type(error).__name__
         for error in (caught(steps=1000), caught(width=5, height=5), caught(loras={"octo-word": 1}))
@@ -99,7 +101,7 @@ def errors():
     seen["401"] = refused(lambda: wrong.image_gen.generate_sdxl(prompt="x"))
 
 
-def caught(**fields):
+def caught(**fields: object) -> UnprocessableEntityError | str:
     try:
         client.image_gen.generate_sdxl(**{**ASK, **fields})
     except UnprocessableEntityError as error:
@@ -107,7 +109,7 @@ def caught(**fields):
     raise AssertionError(fields)
 
 
-def not_served():
+def not_served() -> None:
     image, tune, text = client.image_gen, client.fine_tuning, client.text_gen
     calls = [
         lambda: image.generate_controlnet_sdxl(prompt="x", controlnet="octoai:canny_sdxl"),
@@ -124,7 +126,7 @@ def not_served():
     seen["501"] = sorted({json.dumps(refused(call)) for call in calls})
 
 
-def later():
+def later() -> None:
     """Asynchronous inference: this client sends no key with it unless its caller does."""
     own = httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=60)
     with_key = OctoAI(api_key=key, environment=environment, httpx_client=own)
@@ -139,7 +141,7 @@ def later():
     seen["health"] = with_key.health_check(f"{url}/healthcheck")
 
 
-async def asynchronously(style):
+async def asynchronously(style: Any) -> None:
     """What the other half of the client can do."""
     other = AsyncOctoAI(api_key=key, environment=environment)
     made = await other.asset_library.create_from_file(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from sqlalchemy import Engine
 
 from assets.ids import ulid
 from assets.plan import UNLIMITED, Plan
+from assets.principal import KeyRole
 from serving.errors import InvalidRequest, NotFound, Unauthenticated
 from serving.tenants.audit import Audit
-from serving.tenants.directory import Directory
+from serving.tenants.directory import Directory, Member
 
 
 @pytest.fixture
@@ -40,10 +43,8 @@ def test_a_members_keys_are_limited_by_its_role_and_revoked_with_it(directory: D
     name = f"t{ulid()}"
     directory.add_tenant(name)
     ann = directory.add_member(name, "ann@example.com", "member")
-    keys = {
-        role: directory.keyring.add_key(name, "", role, member=ann.name)
-        for role in ("owner", "reader")
-    }  # type: ignore[arg-type]
+    roles: tuple[KeyRole, ...] = ("owner", "reader")
+    keys = {role: directory.keyring.add_key(name, "", role, member=ann.name) for role in roles}
     principal = directory.keyring.authenticate(keys["owner"].text)
     assert (principal.role, principal.member_id) == ("member", ann.id)
     assert directory.keyring.authenticate(keys["reader"].text).role == "reader"
@@ -63,11 +64,12 @@ def test_a_members_keys_are_limited_by_its_role_and_revoked_with_it(directory: D
         ann.id,
         "owner",
     )  # the same id: it owns its private assets again
-    for call in (
+    calls: tuple[Callable[[], Member], ...] = (
         lambda: directory.add_member(name, ann.name),
         lambda: directory.add_member(name, "two words"),
         lambda: directory.add_member(name, "x", "king"),  # type: ignore[arg-type]
-    ):
+    )
+    for call in calls:
         with pytest.raises(InvalidRequest):
             call()
     with pytest.raises(NotFound):
