@@ -28,8 +28,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.servers import await_port, clean_environment, end_serving, free_port
 from serving.settings import Settings
+from tests.support.servers import await_port, clean_environment, end_serving, free_port
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "attacks.json"

@@ -25,7 +25,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.servers import s3_options, s3_server
+from tests.support.servers import s3_options, s3_server
 
 RESULT = Path(__file__).parent / "results" / "coldstart.json"
 RATE_BYTES_S = 4e6
@@ -76,7 +76,7 @@ def start(way: str) -> dict[str, float]:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
-    from benchmarks.store_proxy import StoreProxy
+    from tests.support.store_proxy import StoreProxy
 
     starts: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with s3_server(folder / "s3") as port:

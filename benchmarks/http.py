@@ -30,12 +30,12 @@ from rich.console import Console
 from rich.table import Table
 
 from assets.families.sdxl import schema_of
-from benchmarks.samples import write_kohya_lora
-from benchmarks.servers import end_serving, free_port, start_serving
 from serving.bootstrap.backends import open_backends
 from serving.cli.client import Client
 from serving.miniature.model import MINIATURE_CONFIGS
 from serving.settings import Settings
+from tests.support.samples import write_kohya_lora
+from tests.support.servers import end_serving, free_port, start_serving
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "http.json"

@@ -33,13 +33,13 @@ from assets.ingest.convert import ingest_file
 from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.storage.object_paths import blob_key
 from assets.storage.object_store import FsspecStore, put_file
-from benchmarks.samples import write_inversion, write_kohya_lora
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
 from serving.engine.device_cache import Prepared
 from serving.engine.engine import Engine
 from serving.miniature.model import write_miniature
+from tests.support.samples import write_inversion, write_kohya_lora
 
 RESULT = Path(__file__).parent / "results" / "swap.json"
 WORD = "qzebra"

@@ -25,11 +25,11 @@ import psutil
 from assets.content import MODEL_COMPONENTS
 from assets.families.sdxl import schema_of
 from benchmarks.http import platform_for
-from benchmarks.samples import write_padded
 from serving.cli.client import Client
 from serving.cli.transfer import send, sha256_of
 from serving.miniature.model import MINIATURE_CONFIGS, weights
 from serving.miniature.single_file import write_single_file
+from tests.support.samples import write_padded
 
 RESULT = Path(__file__).parent / "results" / "upload.json"
 _EVERY_S = 0.05

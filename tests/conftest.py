@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks import servers
-from benchmarks.servers import await_port, free_port, s3_options
-from tests.format_matrix import DOCUMENT, FormatMatrix
+from tests.support import servers
+from tests.support.format_matrix import DOCUMENT, FormatMatrix
+from tests.support.servers import await_port, free_port, s3_options
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -138,9 +138,9 @@ def sample_files(schema: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
     import torch
 
     from assets.content import MODEL_COMPONENTS
-    from benchmarks.samples import write_inversion, write_kohya_lora
     from serving.miniature.model import weights
     from serving.miniature.single_file import write_single_file
+    from tests.support.samples import write_inversion, write_kohya_lora
 
     folder = tmp_path_factory.mktemp("samples")
 

@@ -221,7 +221,7 @@ def test_routing_figures_match_results_and_goals() -> None:
 
 
 def test_formats_table_has_every_case() -> None:
-    from tests.format_matrix import DOCUMENT, TITLES
+    from tests.support.format_matrix import DOCUMENT, TITLES
 
     text = DOCUMENT.read_text()
     for case, title in TITLES.items():

@@ -23,8 +23,13 @@ from assets.families.sdxl import schema_of
 from assets.storage.object_paths import stored_blob_key
 from benchmarks.faults.client import Endpoint
 from benchmarks.faults.nodes import GPU, RayNodes
-from benchmarks.samples import write_kohya_lora
-from benchmarks.servers import (
+from orchestrator.file_tier import FileTier
+from serving.bootstrap.backends import Backends, open_backends
+from serving.cli.client import Client
+from serving.miniature.model import MINIATURE_CONFIGS
+from serving.settings import PoolSettings, Settings
+from tests.support.samples import write_kohya_lora
+from tests.support.servers import (
     POSTGRES,
     clean_environment,
     end_serving,
@@ -34,12 +39,7 @@ from benchmarks.servers import (
     s3_server,
     start_serving,
 )
-from benchmarks.store_proxy import StoreProxy
-from orchestrator.file_tier import FileTier
-from serving.bootstrap.backends import Backends, open_backends
-from serving.cli.client import Client
-from serving.miniature.model import MINIATURE_CONFIGS
-from serving.settings import PoolSettings, Settings
+from tests.support.store_proxy import StoreProxy
 
 TENANT = "faults"
 #: Size of the disk tier's own file system, where one can be mounted.

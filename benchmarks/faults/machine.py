@@ -18,7 +18,7 @@ import httpx
 from benchmarks.faults.client import SEEDS, Endpoint, answered, ask, body
 from benchmarks.faults.fault import Harm
 from benchmarks.faults.harness import Skipped
-from benchmarks.servers import await_port, free_port
+from tests.support.servers import await_port, free_port
 
 _LOCKED_S = 6.0
 #: S3 refuses signatures that are more than 15 minutes away from its own clock.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.servers import clean_environment, free_port
+from tests.support.servers import clean_environment, free_port
 
 GPU = "test"
 _START_S = 90.0

@@ -15,7 +15,7 @@ SLOW_BYTES_S, DRIP_BYTES_S = 2e5, 5e3
 
 
 def store(fault: str) -> Inject:
-    """Return the injection of one of :data:`benchmarks.store_proxy.FAULTS`."""
+    """Return the injection of one of :data:`tests.support.store_proxy.FAULTS`."""
 
     def inject(harm: Harm) -> None:
         proxy = harm.harness.proxy

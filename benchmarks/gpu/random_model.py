@@ -10,9 +10,9 @@ import torch
 
 from assets.content import Component
 from assets.families.schema import Shape
-from benchmarks.samples import reached_by_trainers
 from serving.engine.slabs import SlabLayout
 from serving.engine.values import Factors
+from tests.support.samples import reached_by_trainers
 
 
 def random_slabs(

@@ -209,8 +209,8 @@ def batches(world: World, engine: Engine) -> Row:
 
 def stock_lora(world: World) -> Row:
     """Time stock's way to a LoRA and back: load, fuse, unfuse, unload."""
-    from benchmarks.samples import write_kohya_lora
     from benchmarks.swap import stock_lora as there_and_back
+    from tests.support.samples import write_kohya_lora
 
     shm = Path("/dev/shm")
     with TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:

@@ -242,7 +242,7 @@ def _merged(before: Any, now: Any) -> Any:
 def main() -> None:
     import asyncio
 
-    from tests.api_app import serving_api
+    from tests.support.api_app import serving_api
 
     async def now() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

@@ -23,10 +23,10 @@ import httpx
 
 from assets.families.sdxl import schema_of
 from assets.plan import Plan
-from benchmarks.samples import write_inversion, write_kohya_lora
 from serving.bootstrap.backends import open_backends
 from serving.miniature.model import MINIATURE_CONFIGS
-from tests.platforms import Running, put_asset, running, wait_until
+from tests.support.platforms import Running, put_asset, running, wait_until
+from tests.support.samples import write_inversion, write_kohya_lora
 
 ARCHIVE = Path(__file__).parent / "data_folder.tar.xz"
 #: The request that is sent before and after the upgrade.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.api_app import serving_api
 from tests.golden.freeze import FROZEN, differences, frozen
+from tests.support.api_app import serving_api
 
 
 def test_differences_are_reported() -> None:

@@ -25,7 +25,7 @@ from serving.bootstrap.database import upgrade
 from serving.bootstrap.storage import open_store
 from serving.settings import Settings
 from tests.golden.make_data_folder import ARCHIVE, REQUEST, image_of, job_status
-from tests.platforms import Running, put_asset, running, wait_until
+from tests.support.platforms import Running, put_asset, running, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

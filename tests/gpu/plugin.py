@@ -20,7 +20,6 @@ from assets.ingest.convert import ingest_file
 from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.storage.object_paths import blob_key
 from assets.storage.object_store import FsspecStore, put_file
-from benchmarks.samples import write_wild_lora
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
@@ -30,6 +29,7 @@ from serving.engine.options import EngineOptions
 from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import CATALOGUE, weights_file
 from serving.miniature.model import write_miniature
+from tests.support.samples import write_wild_lora
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

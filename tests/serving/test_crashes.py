@@ -20,7 +20,7 @@ from assets.storage.object_paths import BLOBS
 from serving.bootstrap.backends import open_backends
 from serving.settings import Settings
 from serving.tenants.meter import Meter
-from tests.platforms import Running, running
+from tests.support.platforms import Running, running
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "crashes.md"
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 1}

@@ -15,7 +15,7 @@ import httpx
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.logs import add_fields, note
-from tests.platforms import running
+from tests.support.platforms import running
 
 WRITE = """
 import asyncio, logging, sys

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.samples import write_padded
 from serving.miniature.catalogue import CATALOGUE, weights_file
-from tests.platforms import Running, running
+from tests.support.platforms import Running, running
+from tests.support.samples import write_padded
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent / "sdk"

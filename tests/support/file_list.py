@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "files.md"
-PACKAGES = ("assets", "orchestrator", "router", "serving", "benchmarks")
+PACKAGES = ("assets", "orchestrator", "router", "serving", "benchmarks", "tests/support")
 _HEAD = "# Files\n\nGenerated from the docstrings by `python -m tests.support.file_list`.\n"
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from assets.families.schema import ParameterSchema
-from benchmarks.samples import write_kohya_lora
+from tests.support.samples import write_kohya_lora
 
 Write = Callable[[Path], None]
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}

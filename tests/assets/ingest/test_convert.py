@@ -19,9 +19,9 @@ from assets.formats.tensors import TensorFile
 from assets.ingest.convert import ingest_file
 from assets.storage.object_paths import blob_key
 from assets.storage.object_store import FsspecStore, read_bytes
-from benchmarks.samples import write_kohya_lora
 from serving.miniature.model import MINIATURE_CONFIGS, weights
 from serving.miniature.single_file import write_single_file
+from tests.support.samples import write_kohya_lora
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "down_blocks.0.resnets.0.conv1"

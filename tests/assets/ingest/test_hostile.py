@@ -152,7 +152,7 @@ def test_all_reasons_are_reported_at_once(
     import torch
     from safetensors.torch import load_file, save_file
 
-    from benchmarks.samples import write_kohya_lora
+    from tests.support.samples import write_kohya_lora
 
     path = write_kohya_lora(tmp_path / "x.safetensors", schema, rank=2)
     tensors = load_file(path)

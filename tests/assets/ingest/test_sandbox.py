@@ -19,7 +19,7 @@ from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
 from assets.ingest.convert import ingest_file
 from assets.ingest.sandbox import Limits, Sandbox, SandboxFailed, _digest
-from benchmarks.samples import write_kohya_lora
+from tests.support.samples import write_kohya_lora
 
 
 @pytest.fixture

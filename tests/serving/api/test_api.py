@@ -16,12 +16,12 @@ from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from benchmarks.samples import write_wild_lora
 from serving.bootstrap.backends import open_backends
 from serving.cli.output import ApiFailure
 from serving.jobs.store import JobRow
 from serving.miniature.catalogue import CATALOGUE
-from tests.platforms import Running, running
+from tests.support.platforms import Running, running
+from tests.support.samples import write_wild_lora
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
 

@@ -19,7 +19,7 @@ import pytest
 
 from assets.principal import KEY_ROLES, ROLES
 from tests.assets.test_access import ALLOWED
-from tests.platforms import running
+from tests.support.platforms import running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 1}
 PUBLIC_DELETED = "others', public, deleted"

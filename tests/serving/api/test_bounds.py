@@ -16,8 +16,8 @@ from assets.plan import Plan
 from serving.api.body import MAX_DEPTH, MAX_ELEMENTS, MAX_MARKS
 from serving.api.keyed_route import KeyedRoute
 from serving.api.limits import MAX_BODY_BYTES, MAX_JSON_BYTES
-from tests.api_app import Api, serving_api
-from tests.api_routes import Operation, operations
+from tests.support.api_app import Api, serving_api
+from tests.support.api_routes import Operation, operations
 
 #: All routes that need no key, by design.
 OPEN = {

@@ -14,7 +14,7 @@ import pytest
 
 from serving.api import health
 from serving.api.context import Context
-from tests.platforms import running
+from tests.support.platforms import running
 
 
 async def test_hanging_checks_do_not_occupy_all_threads(

@@ -18,8 +18,8 @@ import pytest
 import pytest_asyncio
 
 from assets.principal import KEY_ROLES
-from tests.api_app import Api, ready_asset, serving_api
-from tests.api_routes import Operation, operations
+from tests.support.api_app import Api, ready_asset, serving_api
+from tests.support.api_routes import Operation, operations
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

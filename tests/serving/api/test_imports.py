@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.platforms import Running, running
+from tests.support.platforms import Running, running
 
 ALLOWED = "127.0.0.2"
 

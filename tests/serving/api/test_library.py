@@ -13,10 +13,10 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.samples import write_kohya_lora
 from serving.bootstrap.backends import open_backends
 from serving.cli import main
-from tests.platforms import Running, put_asset, running
+from tests.support.platforms import Running, put_asset, running
+from tests.support.samples import write_kohya_lora
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from serving.api.job_work import job_runner
-from tests.api_app import Api, ready_asset, serving_api
+from tests.support.api_app import Api, ready_asset, serving_api
 
 PROMPT = {"prompt": "a star", "steps": 1}
 

@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 from assets.families.schema import ParameterSchema
-from benchmarks.samples import write_inversion
-from tests.platforms import Running, running
+from tests.support.platforms import Running, running
+from tests.support.samples import write_inversion
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FILES = 100

@@ -15,7 +15,7 @@ import pytest
 
 from assets.plan import Plan
 from serving.bootstrap.backends import open_backends
-from tests.platforms import Running, running
+from tests.support.platforms import Running, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2}
 

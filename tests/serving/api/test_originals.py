@@ -19,7 +19,7 @@ from assets.formats.names import single_file_name
 from serving.bootstrap.backends import open_backends
 from serving.cli.transfer import receive
 from serving.miniature.model import weights
-from tests.platforms import Running, put_asset, running
+from tests.support.platforms import Running, put_asset, running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
 

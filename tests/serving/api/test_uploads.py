@@ -21,7 +21,7 @@ from serving.bootstrap.backends import open_backends
 from serving.cli import transfer
 from serving.cli.naming import named
 from serving.cli.output import ApiFailure
-from tests.platforms import Running, running
+from tests.support.platforms import Running, running
 
 PART_BYTES = 12 << 20
 STORES = ("directory", pytest.param("s3", marks=pytest.mark.slow))

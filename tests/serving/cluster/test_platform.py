@@ -21,11 +21,11 @@ import psutil
 import pytest
 
 from benchmarks.faults.client import SEEDS, Endpoint, Load, ask, body, known
-from benchmarks.samples import write_kohya_lora
-from benchmarks.servers import clean_environment, free_port
-from benchmarks.store_proxy import StoreProxy
 from serving.bootstrap.backends import open_backends
-from tests.platforms import Running, running
+from tests.support.platforms import Running, running
+from tests.support.samples import write_kohya_lora
+from tests.support.servers import clean_environment, free_port
+from tests.support.store_proxy import StoreProxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

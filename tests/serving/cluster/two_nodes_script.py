@@ -24,13 +24,13 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from assets.library.resolve import AssetSelection  # noqa: E402
 from assets.principal import Principal  # noqa: E402
-from benchmarks.servers import free_port  # noqa: E402
 from serving.bootstrap.backends import open_backends  # noqa: E402
 from serving.cluster.dispatcher_client import ClusterBackend  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
 from serving.generation.contract import GenerationTask  # noqa: E402
 from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import Settings  # noqa: E402
+from tests.support.servers import free_port  # noqa: E402
 
 
 async def generate(pool: Settings) -> dict[str, Any]:

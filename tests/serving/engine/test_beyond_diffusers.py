@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.generation.contract import GenerationTask
-from tests.generation import image_of
-from tests.namings import NAMINGS
+from tests.support.generation import image_of
+from tests.support.namings import NAMINGS
 
 WORD = "star"  # already in the vocabulary
 

@@ -26,7 +26,7 @@ from serving.engine.weight_update import (
 )
 from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
-from tests.generation import image_of
+from tests.support.generation import image_of
 
 #: Not a single token in the vocabulary: diffusers accepts it as a new token.
 WORD = "qzebra"

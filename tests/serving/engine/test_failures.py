@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
-from benchmarks.samples import write_wild_lora
 from serving.errors import Cancelled, NotFinite, OutOfMemory, ReplicaLost, UnexpectedEngineError
 from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import weights_file
 from serving.worker import Worker
-from tests.generation import image_of
+from tests.support.generation import image_of
+from tests.support.samples import write_wild_lora
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:

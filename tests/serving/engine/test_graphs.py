@@ -16,7 +16,7 @@ from assets.recipe import LoraUse, Recipe
 from serving.engine.graphs import CaptureFailed, StandInCapture, UnetKey
 from serving.engine.options import EngineOptions
 from serving.generation.contract import GenerationTask
-from tests.generation import image_of
+from tests.support.generation import image_of
 
 PLAIN = EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0)
 SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")

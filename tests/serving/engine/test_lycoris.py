@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from assets.formats.lora_kinds import MAX_RANK, AdapterMismatch, adapter_of
 from assets.recipe import LoraUse
 from serving.engine.modules import published_names
-from tests.namings import NAMINGS
+from tests.support.namings import NAMINGS
 
 #: name → network options; every kind with and without convolutions and Tucker cores.
 NETWORKS: dict[str, dict[str, Any]] = {

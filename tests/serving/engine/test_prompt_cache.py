@@ -13,7 +13,7 @@ from serving.engine.options import EngineOptions
 from serving.engine.prompt_cache import PromptCache, PromptKey
 from serving.engine.text import Embeddings, Encoded
 from serving.generation.contract import GenerationTask
-from tests.generation import image_of
+from tests.support.generation import image_of
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from serving.api.metrics import REQUESTS, SECONDS
 from serving.cluster.dispatcher_client import merge_families
 from serving.generation.contract import GenerationResult, Swap, Timings
 from serving.pool.metrics import PoolMetrics
-from tests.platforms import Running, running
 from tests.serving.pool.test_dispatcher import FakeReplica, running_dispatcher, submission
+from tests.support.platforms import Running, running
 
 ROOT = Path(__file__).parents[3]
 PROMPT = {"prompt": "a star", "steps": 1, "seed": 1}

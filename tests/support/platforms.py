@@ -14,10 +14,10 @@ from typing import Any
 
 import httpx
 
-from benchmarks.servers import end_serving, free_port, start_serving
 from serving.bootstrap.backends import open_backends
 from serving.cli.client import Client
 from serving.settings import Settings
+from tests.support.servers import end_serving, free_port, start_serving
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "formats.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
 
 #: Titles in the document of the cases in test_lycoris.py and test_peft.py.
 TITLES = {
