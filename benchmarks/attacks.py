@@ -26,7 +26,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
+import httpx2
 
 from serving.settings import Settings
 from tests.support.servers import await_port, clean_environment, end_serving, free_port
@@ -38,8 +38,8 @@ _LONGEST_S = 20.0
 _IMAGE = {"prompt": "a small red star", "steps": 16, "seed": 7}
 
 
-def ask(http: httpx.Client, method: str, path: str, **sent: Any) -> None:
-    with suppress(httpx.HTTPError):
+def ask(http: httpx2.Client, method: str, path: str, **sent: Any) -> None:
+    with suppress(httpx2.HTTPError):
         http.request(method, path, **sent)
 
 
@@ -47,44 +47,44 @@ def wrong_elements(size: int) -> bytes:
     return b'{"prompt":"x","seed":[' + b'"",' * (size // 3) + b'""]}'
 
 
-def long_bodies_without_a_key(http: httpx.Client, _key: str) -> None:
+def long_bodies_without_a_key(http: httpx2.Client, _key: str) -> None:
     ask(http, "POST", "/generate", content=wrong_elements(1 << 20), headers=_JSON)
 
 
-def wrong_bodies_with_a_key(http: httpx.Client, key: str) -> None:
+def wrong_bodies_with_a_key(http: httpx2.Client, key: str) -> None:
     headers = {**_JSON, "Authorization": f"Bearer {key}"}
     ask(http, "POST", "/generate/sdxl", content=wrong_elements(900_000), headers=headers)
 
 
-def wrong_keys(http: httpx.Client, _key: str) -> None:
+def wrong_keys(http: httpx2.Client, _key: str) -> None:
     headers = {"Authorization": f"Bearer ao_{os.urandom(5).hex()}_{'x' * 32}"}
     ask(http, "GET", "/v1/assets", headers=headers)
 
 
-def searches_of_many_words(http: httpx.Client, key: str) -> None:
+def searches_of_many_words(http: httpx2.Client, key: str) -> None:
     query = {"is_public": "true", "q": " ".join(f"w{index}" for index in range(60))}
     ask(http, "GET", "/v1/assets", params=query, headers={"Authorization": f"Bearer {key}"})
 
 
-def long_trigger_words(http: httpx.Client, key: str) -> None:
+def long_trigger_words(http: httpx2.Client, key: str) -> None:
     body = {"prompt": "x", "steps": 1, "textual_inversions": {"commons:lagoon": "x" * 500_000}}
     ask(http, "POST", "/generate/sdxl", json=body, headers={"Authorization": f"Bearer {key}"})
 
 
-def probes(http: httpx.Client, _key: str) -> None:
+def probes(http: httpx2.Client, _key: str) -> None:
     for path in ("/metrics", "/readyz", "/v1/pools"):
         ask(http, "GET", path)
 
 
-def bodies_that_stop_short(http: httpx.Client, _key: str) -> None:
+def bodies_that_stop_short(http: httpx2.Client, _key: str) -> None:
     _half(http, b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 15000000\r\n\r\n", 4 << 20)
 
 
-def heads_without_an_end(http: httpx.Client, _key: str) -> None:
+def heads_without_an_end(http: httpx2.Client, _key: str) -> None:
     _half(http, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: ", 8 << 20)
 
 
-def _half(http: httpx.Client, begin: bytes, more_bytes: int) -> None:
+def _half(http: httpx2.Client, begin: bytes, more_bytes: int) -> None:
     with (
         suppress(OSError),
         socket.create_connection((http.base_url.host, http.base_url.port)) as connection,
@@ -96,7 +96,7 @@ def _half(http: httpx.Client, begin: bytes, more_bytes: int) -> None:
 
 
 _JSON = {"Content-Type": "application/json"}
-ATTACKS: Mapping[str, Callable[[httpx.Client, str], None]] = {
+ATTACKS: Mapping[str, Callable[[httpx2.Client, str], None]] = {
     attack.__name__.replace("_", " "): attack
     for attack in (
         long_bodies_without_a_key,
@@ -116,7 +116,7 @@ def attack(name: str, url: str, key: str) -> None:
     os.nice(19)
 
     def repeat() -> None:
-        with httpx.Client(base_url=url, timeout=120) as http:
+        with httpx2.Client(base_url=url, timeout=120) as http:
             while True:
                 ATTACKS[name](http, key)
 
@@ -159,8 +159,8 @@ def platform(checkout: Path, folder: Path) -> Iterator[tuple[str, list[str]]]:
 def image_s(url: str, key: str) -> float:
     began = time.perf_counter()
     headers = {"Authorization": f"Bearer {key}"}
-    with suppress(httpx.TimeoutException):  # counts as _LONGEST_S
-        answer = httpx.post(
+    with suppress(httpx2.TimeoutException):  # counts as _LONGEST_S
+        answer = httpx2.post(
             f"{url}/generate/sdxl", json=_IMAGE, headers=headers, timeout=_LONGEST_S
         )
         answer.raise_for_status()
@@ -183,8 +183,8 @@ def _probe_s(url: str) -> float:
     slowest = 0.0
     for _ in range(10):
         began = time.perf_counter()
-        with suppress(httpx.TimeoutException):
-            httpx.get(f"{url}/healthz", timeout=_LONGEST_S)
+        with suppress(httpx2.TimeoutException):
+            httpx2.get(f"{url}/healthz", timeout=_LONGEST_S)
         slowest = max(slowest, time.perf_counter() - began)
         if slowest > _LONGEST_S:
             break
@@ -195,8 +195,8 @@ def recover(url: str) -> None:
     """Wait until the platform has worked off the attack's requests."""
     while True:
         began = time.perf_counter()
-        with suppress(httpx.HTTPError):
-            httpx.get(f"{url}/healthz", timeout=300)
+        with suppress(httpx2.HTTPError):
+            httpx2.get(f"{url}/healthz", timeout=300)
             if time.perf_counter() - began < 0.1:
                 break
     time.sleep(2)

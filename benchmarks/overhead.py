@@ -29,7 +29,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
+import httpx2
 
 from benchmarks.http import platform_for, tool_path
 
@@ -98,8 +98,8 @@ def echo(address: str, size_bytes: int) -> Iterator[str]:
     try:
         deadline = time.monotonic() + 120
         while True:
-            with suppress(httpx.HTTPError):
-                if httpx.post(f"{url}/generate/sdxl", json={}, timeout=30).is_success:
+            with suppress(httpx2.HTTPError):
+                if httpx2.post(f"{url}/generate/sdxl", json={}, timeout=30).is_success:
                     break
             if server.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("the echo did not start; its errors are above")

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 
 from assets.content import MODEL_COMPONENTS
@@ -105,7 +105,7 @@ def single_put(client: Client, path: Path, name: str) -> dict[str, Any]:
     with open(path, "rb") as file:
         length = {"Content-Length": str(path.stat().st_size)}
         put = created["transfer_api"]["put_url"]
-        httpx.put(put, content=file, headers=length, timeout=600).raise_for_status()
+        httpx2.put(put, content=file, headers=length, timeout=600).raise_for_status()
     client.call("POST", f"/v1/assets/{created['asset']['id']}/complete-upload", json={})
     return dict(created["asset"])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support import servers
@@ -191,7 +191,7 @@ def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     server = subprocess.Popen(command, env=environment, **quiet)
     await_port(server, port)
     options = s3_options(port)
-    httpx.put(f"http://127.0.0.1:{port}/bucket").raise_for_status()
+    httpx2.put(f"http://127.0.0.1:{port}/bucket").raise_for_status()
     yield {"url": "s3://bucket", "options": options}
     server.terminate()
     server.wait()

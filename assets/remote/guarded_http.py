@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-import httpcore
+import httpcore2
 
 from assets.errors import FetchFailed, FetchRefused, TooLarge
 
@@ -146,11 +146,11 @@ class Fetcher:
             raise FetchFailed(f"{urlsplit(url).hostname} did not answer with JSON") from None
 
     @contextmanager
-    def _opened(self, url: str) -> Iterator[tuple[httpcore.Response, _Watch]]:
+    def _opened(self, url: str) -> Iterator[tuple[httpcore2.Response, _Watch]]:
         """Follow redirects, checking each, and yield the final response."""
         watch = _Watch(self._limits)
         backend = _GuardedBackend(self._rules, self._limits, self._resolve, watch)
-        with httpcore.ConnectionPool(
+        with httpcore2.ConnectionPool(
             ssl_context=self._ssl, network_backend=backend, max_keepalive_connections=0
         ) as pool:
             for _ in range(self._limits.redirects + 1):
@@ -167,8 +167,8 @@ class Fetcher:
 
     @contextmanager
     def _request(
-        self, pool: httpcore.ConnectionPool, url: str, watch: _Watch
-    ) -> Iterator[httpcore.Response]:
+        self, pool: httpcore2.ConnectionPool, url: str, watch: _Watch
+    ) -> Iterator[httpcore2.Response]:
         limits = self._limits
         timeouts = {
             "connect": limits.connect_s, "read": limits.answer_s, "write": limits.answer_s,
@@ -223,7 +223,7 @@ class _Watch:
             self._window_began, self._in_window = time.monotonic(), 0
 
 
-class _GuardedBackend(httpcore.NetworkBackend):
+class _GuardedBackend(httpcore2.NetworkBackend):
     """Resolves host names once and connects to checked addresses only."""
 
     def __init__(self, rules: Rules, limits: FetchLimits, resolve: Resolve, watch: _Watch) -> None:
@@ -231,7 +231,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         self._limits = limits
         self._resolve = resolve
         self._watch = watch
-        self._inner = httpcore.SyncBackend()
+        self._inner = httpcore2.SyncBackend()
 
     def connect_tcp(
         self,
@@ -240,7 +240,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Any = None,
-    ) -> httpcore.NetworkStream:
+    ) -> httpcore2.NetworkStream:
         try:
             addresses = list(dict.fromkeys(self._resolve(host, port)))
         except (OSError, UnicodeError):
@@ -252,12 +252,12 @@ class _GuardedBackend(httpcore.NetworkBackend):
             limit = min(self._watch.left_s(), self._limits.connect_s)
             try:
                 stream = self._inner.connect_tcp(address, port, limit, local_address)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 continue
             return _WatchedStream(stream, self._watch)
         raise FetchFailed(f"{host} cannot be reached")
 
-    def connect_unix_socket(self, path: str, *_: Any, **__: Any) -> httpcore.NetworkStream:
+    def connect_unix_socket(self, path: str, *_: Any, **__: Any) -> httpcore2.NetworkStream:
         raise FetchRefused("only addresses on the public internet are allowed")
 
     def _check_address(self, host: str, address: str, port: int) -> None:
@@ -275,10 +275,10 @@ def _not_public(host: str) -> str:
     return f"{host!r} cannot be resolved, or is not on the public internet"
 
 
-class _WatchedStream(httpcore.NetworkStream):
+class _WatchedStream(httpcore2.NetworkStream):
     """A connection whose reads and writes time out at the transfer's deadline."""
 
-    def __init__(self, inner: httpcore.NetworkStream, watch: _Watch) -> None:
+    def __init__(self, inner: httpcore2.NetworkStream, watch: _Watch) -> None:
         self._inner = inner
         self._watch = watch
 
@@ -293,7 +293,7 @@ class _WatchedStream(httpcore.NetworkStream):
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
         timeout: float | None = None,
-    ) -> httpcore.NetworkStream:
+    ) -> httpcore2.NetworkStream:
         secure = self._inner.start_tls(ssl_context, server_hostname, self._sooner(timeout))
         return _WatchedStream(secure, self._watch)
 
@@ -333,24 +333,24 @@ def embedded(address: IpAddress) -> Iterator[ipaddress.IPv4Address]:
 
 @contextmanager
 def _translated(parts: SplitResult) -> Iterator[None]:
-    """Translate httpcore's errors."""
+    """Translate httpcore2's errors."""
     host = parts.hostname
     try:
         yield
-    except httpcore.TimeoutException:
+    except httpcore2.TimeoutException:
         raise FetchFailed(f"{host} does not answer") from None
-    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+    except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
         raise FetchFailed(f"the transfer from {host} broke off: {error}") from None
-    except httpcore.UnsupportedProtocol as error:
+    except httpcore2.UnsupportedProtocol as error:
         raise FetchRefused(str(error)) from None
 
 
-def _header(response: httpcore.Response, name: bytes) -> str | None:
+def _header(response: httpcore2.Response, name: bytes) -> str | None:
     values = [value for key, value in response.headers if key.lower() == name]
     return values[0].decode("latin-1").strip() if values else None
 
 
-def _location(response: httpcore.Response) -> str | None:
+def _location(response: httpcore2.Response) -> str | None:
     if response.status not in (301, 302, 303, 307, 308):
         return None
     location = _header(response, b"location")
@@ -366,14 +366,14 @@ def _joined(url: str, location: str) -> str:
         raise FetchFailed("the server sent a redirect to an invalid URL") from None
 
 
-def _check_answer(parts: SplitResult, response: httpcore.Response) -> None:
+def _check_answer(parts: SplitResult, response: httpcore2.Response) -> None:
     if response.status != 200:
         raise FetchFailed(f"{parts.hostname} answered {response.status}")
     if (_header(response, b"content-encoding") or "identity").lower() != "identity":
         raise FetchFailed(f"{parts.hostname} sent a compressed body, which was not requested")
 
 
-def _content_length(response: httpcore.Response) -> int | None:
+def _content_length(response: httpcore2.Response) -> int | None:
     text = _header(response, b"content-length")
     return int(text) if text is not None and text.isascii() and text.isdigit() else None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import httpx
+import httpx2
 
 AssetSelection = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ DEADLINE_S = 240.0
 #: Statuses after which a request is retried.
 _RETRIED = (429, 500, 502, 503, 504)
 #: Shared: a new client per request would cost more than the request.
-_CLIENT = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=None), verify=False)
+_CLIENT = httpx2.Client(timeout=120, limits=httpx2.Limits(max_connections=None), verify=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def ask(
             response = _CLIENT.post(
                 f"{url}/generate/sdxl", json=body(seed, wanted), headers=headers
             )
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             errors.append(type(error).__name__)
             time.sleep(0.1)
             continue

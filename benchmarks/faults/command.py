@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from benchmarks.faults.client import Load, known
 from benchmarks.faults.fault import Fault, Harm
@@ -83,7 +83,7 @@ def suffer(fault: Fault, invariants: Invariants) -> dict[str, Any]:
         try:
             fault.inject(harm)
             load.await_more(6, since_s=time.monotonic())
-        except (httpx.HTTPError, TimeoutError, LookupError, ValueError) as error:
+        except (httpx2.HTTPError, TimeoutError, LookupError, ValueError) as error:
             harm.lost.append(repr(error))
     harm.lost += map(repr, load.errors)
     whole_s = invariants.await_quiet() - harmed_s

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 
 from assets.families.sdxl import schema_of
@@ -173,7 +173,7 @@ class Harness:
                 shutil.rmtree(path, ignore_errors=True)
 
     def status(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.url}/v1/status", timeout=30).json())
+        return dict(httpx2.get(f"{self.url}/v1/status", timeout=30).json())
 
     def up(self) -> list[dict[str, Any]]:
         return [replica for replica in self.status()["replicas"] if replica["state"] == "up"]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import httpx
+import httpx2
 
 from assets.storage.signing import Signer
 from benchmarks.faults.client import SEEDS, Answer, ask
@@ -64,7 +64,7 @@ class Invariants:
             status = self.harness.status()
             is_idle = not status["waiting"] and not any(r["running"] for r in status["replicas"])
             return is_idle and len(self.harness.up()) >= self.harness.replicas
-        except (httpx.HTTPError, KeyError, ValueError):
+        except (httpx2.HTTPError, KeyError, ValueError):
             return False
 
     def examine(self, answers: Sequence[Answer]) -> dict[str, Any]:

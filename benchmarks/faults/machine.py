@@ -13,7 +13,7 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from benchmarks.faults.client import SEEDS, Endpoint, answered, ask, body
 from benchmarks.faults.fault import Harm
@@ -83,7 +83,7 @@ def clock_skewed(harm: Harm) -> None:
             await_port(gateway, port, timeout_s=90)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         for url, skew_s in zip(urls, (_SKEW_S, -_SKEW_S), strict=True):
-            date = httpx.get(f"{url}/readyz", timeout=60).raise_for_status().headers["date"]
+            date = httpx2.get(f"{url}/readyz", timeout=60).raise_for_status().headers["date"]
             if abs(parsedate_to_datetime(date).timestamp() - time.time() - skew_s) > 60:
                 harm.lost.append(f"a gateway's clock is not {skew_s:+.0f} s away: {date}")
         key = harness.endpoint.key
@@ -130,18 +130,18 @@ def _jobs(harm: Harm, urls: list[str]) -> None:
     asked_s = time.monotonic()
     for index in range(_JOBS):
         url = urls[index % len(urls)]
-        accepted = httpx.post(
+        accepted = httpx2.post(
             f"{url}/generate/sdxl", json=body(SEEDS[2]), headers=headers, timeout=60
         )
         jobs[accepted.raise_for_status().json()["response_id"]] = url
     until = time.monotonic() + _JOB_S
     ended = 0
     for job, url in jobs.items():
-        while httpx.get(f"{url}/v1/jobs/{job}", timeout=60).json()["status"] != "completed":
+        while httpx2.get(f"{url}/v1/jobs/{job}", timeout=60).json()["status"] != "completed":
             if time.monotonic() > until:
                 break
             time.sleep(0.1)
-        result = httpx.get(f"{url}/v1/jobs/{job}/result", timeout=60)
+        result = httpx2.get(f"{url}/v1/jobs/{job}/result", timeout=60)
         if result.is_success:
             ended += 1
             harm.asked.append(replace(answered(SEEDS[2], {}, asked_s, result.json()), charge=job))

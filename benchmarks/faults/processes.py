@@ -7,7 +7,7 @@ import signal
 import time
 from contextlib import suppress
 
-import httpx
+import httpx2
 
 from benchmarks.faults.fault import Harm, Inject
 
@@ -71,7 +71,7 @@ def renewed(harm: Harm) -> None:
     started = time.monotonic()
     harness.process.send_signal(signal.SIGHUP)
     while time.monotonic() < started + _RENEWED_S:
-        with suppress(httpx.HTTPError, KeyError, ValueError):
+        with suppress(httpx2.HTTPError, KeyError, ValueError):
             current = {pid for part in _RENEWED for pid in harness.pids(part)}
             if len(harness.up()) == harness.replicas and not old & current:
                 harm.seen = f"{len(old)} processes replaced in {time.monotonic() - started:.0f} s"

@@ -7,7 +7,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
+import httpx2
 
 from benchmarks.faults.client import answered, ask, body
 from benchmarks.faults.fault import Harm
@@ -53,13 +53,13 @@ def overload(harm: Harm) -> None:
         time.sleep(index / (_OVERLOAD * rate))
         asked_s = time.monotonic()
         try:
-            response = httpx.post(
+            response = httpx2.post(
                 f"{harness.url}/generate/sdxl",
                 json=body(0),
                 headers=harness.endpoint.headers,
                 timeout=300,
             )
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             harm.lost.append(type(error).__name__)
             return
         if response.is_success:
@@ -90,7 +90,7 @@ def poison(harm: Harm) -> None:
         request = {**body(0, {"loras": {asset: 1.0}}), "steps": 100}
         while time.monotonic() < until:
             asking = alone.submit(
-                httpx.post, f"{harness.url}/generate/sdxl", json=request, headers=endpoint.headers,
+                httpx2.post, f"{harness.url}/generate/sdxl", json=request, headers=endpoint.headers,
                 timeout=120,
             )  # fmt: skip
             while not asking.done():
@@ -110,10 +110,12 @@ def poison(harm: Harm) -> None:
 def _kill_those_with(harm: Harm, asset: str, headers: dict[str, str]) -> set[int]:
     harness = harm.harness
     try:
-        where = httpx.get(f"{harness.url}/v1/assets/{asset}/residency", headers=headers, timeout=10)
+        where = httpx2.get(
+            f"{harness.url}/v1/assets/{asset}/residency", headers=headers, timeout=10
+        )
         replicas = {name for part in where.json()["parts"] for name in part["replicas"]}
         pids = {r["pid"] for r in harness.up() if r["id"] in replicas and r["running"]}
-    except (httpx.HTTPError, KeyError, ValueError):
+    except (httpx2.HTTPError, KeyError, ValueError):
         return set()
     died = set()
     for pid in pids:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
+import httpx2
 
 from benchmarks.replay.figures import quantile
 from benchmarks.replay.trace import BASE_MODEL, TraceRequest, checkpoint_key, lora_key
@@ -25,7 +25,7 @@ def play(trace: Sequence[TraceRequest], url: str, key: str, speed: float, as_jso
     """Send the trace and print the results. Raises SystemExit when the platform is unreachable."""
     try:
         result = asyncio.run(_play(trace, url.rstrip("/"), key, speed))
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise SystemExit(f"replay: {url}: {error or type(error).__name__}") from None
     if as_json:
         print(json.dumps(result, indent=1))
@@ -36,8 +36,8 @@ def play(trace: Sequence[TraceRequest], url: str, key: str, speed: float, as_jso
 
 async def _play(trace: Sequence[TraceRequest], url: str, key: str, speed: float) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(
         base_url=url, headers=headers, timeout=600.0, limits=limits
     ) as client:
         names = await _names(client, trace)
@@ -68,7 +68,7 @@ async def _play(trace: Sequence[TraceRequest], url: str, key: str, speed: float)
 
 
 async def _send(
-    client: httpx.AsyncClient, request: TraceRequest, names: dict[str, str]
+    client: httpx2.AsyncClient, request: TraceRequest, names: dict[str, str]
 ) -> tuple[int, float, list[str]]:
     """Send a request; return the status (0: no answer), the seconds, and each asset's tier."""
     body: dict[str, Any] = {
@@ -86,7 +86,7 @@ async def _send(
     started = time.monotonic()
     try:
         response = await client.post("/generate/sdxl", json=body)
-    except httpx.HTTPError:
+    except httpx2.HTTPError:
         return 0, math.nan, []
     spent_s = time.monotonic() - started
     if response.status_code != 200:
@@ -95,7 +95,7 @@ async def _send(
     return 200, spent_s, [line["found_on"] for line in receipt.get("assets", [])]
 
 
-async def _names(client: httpx.AsyncClient, trace: Sequence[TraceRequest]) -> dict[str, str]:
+async def _names(client: httpx2.AsyncClient, trace: Sequence[TraceRequest]) -> dict[str, str]:
     """Map each key of the trace to an asset; an empty string is the base model."""
     names: dict[str, str] = {checkpoint_key(BASE_MODEL): ""}
     for kind, key, used in (
@@ -113,7 +113,7 @@ async def _names(client: httpx.AsyncClient, trace: Sequence[TraceRequest]) -> di
     return names
 
 
-async def _assets(client: httpx.AsyncClient, kind: str) -> dict[str, str]:
+async def _assets(client: httpx2.AsyncClient, kind: str) -> dict[str, str]:
     """Return the names of the ready assets that the key may use, by ID."""
     names: dict[str, str] = {}
     for public in (False, True):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 
 from benchmarks.faults.harness import Harness
@@ -70,7 +70,7 @@ class Killer(Background):
             finders[name] = lambda: [
                 int(r["pid"]) for r in self._harness.up() if r["id"] != self._replica
             ]
-        with suppress(httpx.HTTPError, KeyError, ValueError, psutil.Error):
+        with suppress(httpx2.HTTPError, KeyError, ValueError, psutil.Error):
             pids = finders.get(kind, lambda: self._harness.pids(_WORDS[kind]))()
             return pids[0] if pids else None
         return None

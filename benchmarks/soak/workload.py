@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-import httpx
+import httpx2
 
 from benchmarks.faults.client import Answer, AssetSelection, Load, ask
 from benchmarks.faults.harness import Harness
@@ -82,7 +82,7 @@ class Workload:
 
 def _public(harness: Harness) -> Sequence[AssetSelection]:
     """Return one selection for each asset of the public library."""
-    answer = httpx.get(
+    answer = httpx2.get(
         f"{harness.url}/v1/assets", params={"is_public": True}, headers=harness.endpoint.headers
     )
     wishes: list[dict[str, Any]] = []

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
+import httpx2
 
 from serving.cli.naming import named
 from serving.cli.output import ApiFailure
@@ -21,7 +21,7 @@ class Client:
     def __init__(self, url: str, key: str, timeout_s: float = 600.0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._url = url
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout_s)
 
     def close(self) -> None:
         self._http.close()
@@ -36,7 +36,7 @@ class Client:
         """The response's JSON. Raises ApiFailure on an error response or without a response."""
         try:
             response = self._http.request(method, path, **options)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise ApiFailure(
                 f"{self._url} does not answer ({type(error).__name__}): check that "
                 "'asset-orchestrator serve' runs there"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from rich.console import Console
 from rich.table import Table
 
@@ -93,8 +93,8 @@ def run_demo(folder: Path, port: int, once: bool) -> int:
 
 def _start(settings: Settings) -> subprocess.Popen[bytes]:
     """Start the platform in its own process, as an operator does."""
-    with suppress(httpx.HTTPError):
-        httpx.get(f"{settings.resolved_public_url}/healthcheck", timeout=2)
+    with suppress(httpx2.HTTPError):
+        httpx2.get(f"{settings.resolved_public_url}/healthcheck", timeout=2)
         raise ApiFailure(
             f"another server already answers on {settings.resolved_public_url}: stop it, or pass "
             "--port"
@@ -131,8 +131,8 @@ def _await_serving(server: subprocess.Popen[bytes], settings: Settings) -> None:
             raise ApiFailure(
                 f"the platform exited with code {server.returncode}; see its log above"
             )
-        with suppress(httpx.HTTPError):
-            answer = httpx.get(f"{settings.resolved_public_url}/v1/status", timeout=5)
+        with suppress(httpx2.HTTPError):
+            answer = httpx2.get(f"{settings.resolved_public_url}/v1/status", timeout=5)
             if answer.is_success:
                 return
         if time.monotonic() > deadline:

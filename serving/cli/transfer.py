@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
+import httpx2
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -119,11 +119,11 @@ def _put(url: str, path: Path, offset: int, size: int, sent: Sent) -> None:
             sent(count)
 
         try:
-            answer = httpx.put(
+            answer = httpx2.put(
                 url, content=_chunks(path, offset, size, counting),
                 headers={"Content-Length": str(size)}, timeout=_TIMEOUT_S,
             )  # fmt: skip
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             sent(-counted)
             if attempt == _ATTEMPTS:
                 raise ApiFailure(f"the transfer of {path.name} was interrupted: {error}") from None
@@ -169,12 +169,12 @@ def receive(client: Api, reference: str, folder: Path) -> Path:
     received_bytes = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={received_bytes}-"} if received_bytes else {}
     try:
-        with httpx.stream("GET", url, headers=headers, timeout=_TIMEOUT_S) as answer:
+        with httpx2.stream("GET", url, headers=headers, timeout=_TIMEOUT_S) as answer:
             if answer.is_success:  # not every store answers a range with 206
                 _write(answer, part, "ab" if "content-range" in answer.headers else "wb")
-            elif answer.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            elif answer.status_code != httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise ApiFailure(f"the download failed: {answer.status_code}")
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         raise ApiFailure(
             f"the download was interrupted ({error}); run the command again to resume"
         ) from None
@@ -185,7 +185,7 @@ def receive(client: Api, reference: str, folder: Path) -> Path:
     return target
 
 
-def _write(answer: httpx.Response, part: Path, mode: str) -> None:
+def _write(answer: httpx2.Response, part: Path, mode: str) -> None:
     with open(part, mode) as file:
         for chunk in answer.iter_bytes(_CHUNK_BYTES):
             file.write(chunk)

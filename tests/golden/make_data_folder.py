@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from assets.families.sdxl import schema_of
 from assets.plan import Plan
@@ -44,15 +44,15 @@ def image_of(answer: dict[str, Any]) -> bytes:
     return base64.b64decode(answer["images"][0]["image_b64"])
 
 
-def job_status(http: httpx.Client, job_id: str) -> str:
+def job_status(http: httpx2.Client, job_id: str) -> str:
     return str(http.get(f"/v1/jobs/{job_id}").json()["status"])
 
 
-def usage(http: httpx.Client) -> dict[str, Any]:
+def usage(http: httpx2.Client) -> dict[str, Any]:
     return dict(http.get("/v1/organisation").json())
 
 
-def _fill(server: Running, http: httpx.Client, folder: Path) -> dict[str, Any]:
+def _fill(server: Running, http: httpx2.Client, folder: Path) -> dict[str, Any]:
     schema = schema_of(MINIATURE_CONFIGS)
     files = {
         "lora": write_kohya_lora(folder / "lora.safetensors", schema, rank=1, only="mid_block"),
@@ -63,7 +63,7 @@ def _fill(server: Running, http: httpx.Client, folder: Path) -> dict[str, Any]:
         kind: put_asset(http, path, kind, names[kind], data={}) for kind, path in files.items()
     }
     half = http.post("/v1/assets", json={"asset_type": "lora", "name": "half"}).json()
-    httpx.put(half["transfer_api"]["put_url"], content=files["lora"].read_bytes())
+    httpx2.put(half["transfer_api"]["put_url"], content=files["lora"].read_bytes())
     generated = http.post("/generate/sdxl", json=REQUEST, headers={"Idempotency-Key": "finished"})
     assert generated.status_code == 200, generated.text
     queued = http.post("/generate/sdxl", json=REQUEST, headers={"X-OctoAI-Async": "1"}).json()
@@ -102,7 +102,7 @@ def main() -> None:
             server.directory.put_plan(Plan("gold", gpu_s_per_month=10_000.0, storage_bytes=1 << 30))
             key = server.key("acme")
             server.directory.set_plan("acme", "gold")
-            http = httpx.Client(
+            http = httpx2.Client(
                 base_url=server.url, headers={"Authorization": f"Bearer {key}"}, timeout=120
             )
             expected = _fill(server, http, folder)

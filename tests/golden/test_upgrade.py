@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -120,7 +120,7 @@ def old(
 def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
     server, expected = old
     key = {"Authorization": f"Bearer {expected['key']}"}
-    http = httpx.Client(base_url=server.url, headers=key, timeout=120)
+    http = httpx2.Client(base_url=server.url, headers=key, timeout=120)
     backends = open_backends(server.settings)
     keys = {
         asset_id: {part: [b.key, b.sha256, b.size_bytes] for part, b in asset.parts.items()}
@@ -132,7 +132,7 @@ def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
     for asset_id, asset in expected["assets"].items():
         answer = http.get(f"/v1/assets/{asset_id}", params={"transfer_api_type": "presigned-url"})
         assert answer.json()["asset"]["name"] == asset["name"]
-        data = httpx.get(answer.json()["transfer_api"]["get_url"]).content
+        data = httpx2.get(answer.json()["transfer_api"]["get_url"]).content
         assert hashlib.sha256(data).hexdigest() == asset["sha256"]
 
     # The plan and usage are kept; every accepted job is done once and charged once.
@@ -174,13 +174,13 @@ def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
     file = server.log.parent / "new.safetensors"
     lora, *_ = [a for a in expected["assets"] if expected["assets"][a]["name"] == "стиль"]
     described = http.get(f"/v1/assets/{lora}", params={"transfer_api_type": "presigned-url"})
-    file.write_bytes(httpx.get(described.json()["transfer_api"]["get_url"]).content)
+    file.write_bytes(httpx2.get(described.json()["transfer_api"]["get_url"]).content)
     put_asset(http, file, "lora", "new")
     http.close()
     backends.close()
 
 
-def asset_status(http: httpx.Client, asset_id: str) -> str:
+def asset_status(http: httpx2.Client, asset_id: str) -> str:
     return str(http.get(f"/v1/assets/{asset_id}").json()["asset"]["status"])
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from assets.content import Blob
@@ -284,7 +284,7 @@ def test_the_endpoint_serves_peers_only(cluster: Cluster) -> None:
         Signer(b"s" * 32).sign("PEER", scope, soon - 120): 403,
         valid: 200,
     }
-    with httpx.Client() as client:
+    with httpx2.Client() as client:
         for token, status in tokens.items():
             headers = {"Authorization": f"Bearer {token}"}
             answer = client.get(url, params=query, headers=headers)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from assets.failpoint import FAILPOINTS
@@ -38,15 +38,15 @@ def test_every_failpoint_is_documented() -> None:
     assert list(documented()) == list(FAILPOINTS)
 
 
-def client_of(server: Running) -> httpx.Client:
+def client_of(server: Running) -> httpx2.Client:
     if not server.directory.tenants():
         server.directory.add_tenant("acme")
     key = server.directory.keyring.add_key("acme").text
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.Client(base_url=server.url, headers=headers, timeout=60)
+    return httpx2.Client(base_url=server.url, headers=headers, timeout=60)
 
 
-def upload(http: httpx.Client, file: Path) -> str:
+def upload(http: httpx2.Client, file: Path) -> str:
     """Upload an asset as a client that resumes an interrupted upload; returns its id."""
     assets = http.get("/v1/assets", params={"name": NAME}).json()["data"]
     if not assets:
@@ -56,7 +56,7 @@ def upload(http: httpx.Client, file: Path) -> str:
     asset_id = str(assets[0]["id"])
     described = http.get(f"/v1/assets/{asset_id}").json()
     if described["asset"]["status"] == "ready_to_upload":
-        httpx.put(described["transfer_api"]["put_url"], content=file.read_bytes())
+        httpx2.put(described["transfer_api"]["put_url"], content=file.read_bytes())
         http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).raise_for_status()
     deadline = time.monotonic() + 60
     while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] != "ready":
@@ -66,7 +66,7 @@ def upload(http: httpx.Client, file: Path) -> str:
     return asset_id
 
 
-def delete(http: httpx.Client, _: Path) -> None:
+def delete(http: httpx2.Client, _: Path) -> None:
     http.delete(f"/v1/assets/{NAME}")
     assert http.get(f"/v1/assets/{NAME}").status_code == 404
 
@@ -82,16 +82,16 @@ def collect(settings: Settings, label: str | None) -> int:
     return subprocess.run([sys.executable, "-c", script], env=chosen.to_environment()).returncode
 
 
-def generate(http: httpx.Client, _: Path) -> None:
+def generate(http: httpx2.Client, _: Path) -> None:
     http.post("/generate/sdxl", json=PROMPT).raise_for_status()
 
 
-def generate_once(http: httpx.Client, _: Path) -> None:
+def generate_once(http: httpx2.Client, _: Path) -> None:
     answer = http.post("/generate/sdxl", json=PROMPT, headers={"Idempotency-Key": "k"})
     answer.raise_for_status()
 
 
-WORK: dict[str, Callable[[httpx.Client, Path], Any]] = {
+WORK: dict[str, Callable[[httpx2.Client, Path], Any]] = {
     "upload": upload, "ingest": upload, "delete": delete,
     "generate": generate, "job": generate_once,
 }  # fmt: skip
@@ -122,7 +122,7 @@ def test_recovery_after_a_kill_at(
             try:
                 WORK[kind](http, file)
                 answered = True
-            except httpx.HTTPError:
+            except httpx2.HTTPError:
                 pass
             assert server.process.wait(60) == -signal.SIGKILL
         assert answered == (label in ("generate.answered", "generate.settled"))

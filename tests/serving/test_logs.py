@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import httpx
+import httpx2
 
 from serving.api.app import create_app
 from serving.api.context import Context
@@ -79,9 +79,9 @@ def test_logs_trace_a_request_without_its_prompt(tmp_path: Path) -> None:
         (tenant,) = (t.id for t in platform.directory.tenants() if t.name == "acme")
         body = {"prompt": "a very secret heron", "steps": 1, "seed": 1}
         url = f"{platform.url}/generate/sdxl"
-        answer = httpx.post(url, json=body, headers=headers, timeout=60)
+        answer = httpx2.post(url, json=body, headers=headers, timeout=60)
         keyed = {**headers, "Idempotency-Key": "once"}
-        by_key = httpx.post(url, json=body, headers=keyed, timeout=60)
+        by_key = httpx2.post(url, json=body, headers=keyed, timeout=60)
     assert answer.status_code == by_key.status_code == 200
     text = platform.log.read_text()
     assert "heron" not in text
@@ -125,8 +125,8 @@ async def test_an_unexpected_error_is_logged_with_its_request_id() -> None:
     log.addHandler(handler)
     log.setLevel("INFO")
     try:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://here") as client:
             answer = await client.get("/breaks")
     finally:
         log.removeHandler(handler)

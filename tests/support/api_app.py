@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from fastapi import FastAPI
 from prometheus_client.metrics_core import Metric
 
@@ -80,7 +80,7 @@ class Api:
     context: Context
     backends: Backends
     backend: InstantBackend
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
 
     def key(self, tenant: str, role: str = "owner") -> dict[str, str]:
         """Return the header of a new key of ``tenant``, which is created if needed."""
@@ -118,9 +118,9 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
         status=status,
     )
     app = create_app(context)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://api") as http:
             yield Api(app, context, backends, backend, http)
     finally:
         backends.close()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from serving.bootstrap.backends import open_backends
 from serving.cli.client import Client
@@ -45,7 +45,7 @@ class Running:
         return self.clients[tenant]
 
     def status(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.url}/v1/status", timeout=30).json())
+        return dict(httpx2.get(f"{self.url}/v1/status", timeout=30).json())
 
     def descendants(self) -> list[Any]:
         import psutil
@@ -100,14 +100,14 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 
 def put_asset(
-    http: httpx.Client, file: Path, kind: str, name: str, **fields: Any
+    http: httpx2.Client, file: Path, kind: str, name: str, **fields: Any
 ) -> dict[str, Any]:
     """Upload ``file`` through the API and return the asset once it is ready."""
     new = {"asset_type": kind, "name": name, **fields}
     answer = http.post("/v1/assets", json=new)
     assert answer.status_code == 200, answer.text
     created = answer.json()
-    httpx.put(created["transfer_api"]["put_url"], content=file.read_bytes()).raise_for_status()
+    httpx2.put(created["transfer_api"]["put_url"], content=file.read_bytes()).raise_for_status()
     asset_id = created["asset"]["id"]
     http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).raise_for_status()
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from serving.settings import Settings
 
@@ -60,8 +60,8 @@ def start_serving(
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
-            with suppress(httpx.HTTPError):
-                if httpx.get(f"{settings.resolved_public_url}/readyz", timeout=10).is_success:
+            with suppress(httpx2.HTTPError):
+                if httpx2.get(f"{settings.resolved_public_url}/readyz", timeout=10).is_success:
                     return process
             if process.poll() is not None or time.monotonic() > deadline:
                 raise NotStarted(log.read_text()[-4000:])

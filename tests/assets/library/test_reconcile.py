@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from assets.asset import Asset
@@ -150,7 +150,7 @@ def test_long_import_is_left_alone(storage: Storage) -> None:
     if url is None:
         put_bytes(storage.store, part_key(upload_key(importing.id), upload_id, 1), b"x")
     else:
-        httpx.put(url, content=b"x").raise_for_status()
+        httpx2.put(url, content=b"x").raise_for_status()
     assert storage.reconcile(2 * LATER_S) == {}
     assert [b.upload_id for b in parts.begun()] == [upload_id]
     storage.records.update(importing.id, {"status": "rejected"})

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from assets.errors import StoreError
@@ -43,7 +43,7 @@ def send(store: FsspecStore, parts: PartStore, key: str, upload_id: str, number:
     if url is None:
         put_bytes(store, part_key(key, upload_id, number), DATA[number - 1])
     else:
-        httpx.put(url, content=DATA[number - 1]).raise_for_status()
+        httpx2.put(url, content=DATA[number - 1]).raise_for_status()
 
 
 def test_parts_in_any_order_are_assembled(store: FsspecStore, parts: PartStore) -> None:
@@ -74,7 +74,7 @@ def test_incomplete_part_can_be_sent_again(
     if url is None:
         put_bytes(store, part_key(key, upload_id, 1), b"short")
     else:
-        httpx.put(url, content=b"short").raise_for_status()
+        httpx2.put(url, content=b"short").raise_for_status()
     assert [part.size_bytes for part in parts.parts(key, upload_id)] == [5]
     for number in (1, 2, 3):
         send(store, parts, key, upload_id, number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from assets.errors import StoreError
@@ -62,6 +62,6 @@ def test_signed_urls(store: Any) -> None:
     if url is None:
         assert store.signed_get("signed", 600) is None
         pytest.skip("a directory store does not sign URLs; the gateway does")
-    assert httpx.put(url, content=b"direct").status_code == 200
-    assert httpx.get(store.signed_get("signed", 600)).content == b"direct"
+    assert httpx2.put(url, content=b"direct").status_code == 200
+    assert httpx2.get(store.signed_get("signed", 600)).content == b"direct"
     assert read_bytes(store, "signed") == b"direct"

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from PIL import Image
 from sqlalchemy import select
@@ -35,9 +35,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def http(platform: Running) -> Iterator[httpx.Client]:
+def http(platform: Running) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Bearer {platform.key('acme')}"}
-    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as client:
+    with httpx2.Client(base_url=platform.url, headers=headers, timeout=60) as client:
         yield client
 
 
@@ -52,7 +52,7 @@ def image(answer: dict[str, Any], index: int = 0) -> bytes:
     return base64.b64decode(answer["images"][index]["image_b64"])
 
 
-def test_generation_response_has_octoais_format(http: httpx.Client) -> None:
+def test_generation_response_has_octoais_format(http: httpx2.Client) -> None:
     response = http.post("/generate/sdxl", json={**PROMPT, "num_images": 2})
     assert response.status_code == 200
     body = response.json()
@@ -66,14 +66,14 @@ def test_generation_response_has_octoais_format(http: httpx.Client) -> None:
     assert (first.format, first.size) == ("PNG", (128, 128))
 
 
-def test_nulls_and_extra_fields_of_older_clients_are_accepted(http: httpx.Client) -> None:
+def test_nulls_and_extra_fields_of_older_clients_are_accepted(http: httpx2.Client) -> None:
     request = {**PROMPT, "loras": None, "steps": 1, "width": None, "cfg_scale": None}
     request |= {"image_encoding": None, "enable_safety": True, "use_refiner": True}
     body = http.post("/generate/sdxl", json=request).json()
     assert Image.open(io.BytesIO(image(body))).format == "JPEG"
 
 
-def test_api_sizes_are_scaled_and_reported(http: httpx.Client) -> None:
+def test_api_sizes_are_scaled_and_reported(http: httpx2.Client) -> None:
     request = {**PROMPT, "width": 1344, "height": 768}
     body = http.post("/generate/sdxl", json=request).json()
     assert Image.open(io.BytesIO(image(body))).size == (168, 96)
@@ -101,7 +101,7 @@ def test_api_sizes_are_scaled_and_reported(http: httpx.Client) -> None:
     ],
 )
 def test_invalid_fields_get_422_with_details(
-    http: httpx.Client, lora: dict[str, Any], change: dict[str, Any], loc: str
+    http: httpx2.Client, lora: dict[str, Any], change: dict[str, Any], loc: str
 ) -> None:
     response = http.post("/generate/sdxl", json={**PROMPT, **change})
     assert response.status_code == 422
@@ -114,7 +114,7 @@ def test_invalid_fields_get_422_with_details(
 
 def test_missing_or_invalid_keys_get_401(platform: Running) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}):
-        response = httpx.post(f"{platform.url}/generate/sdxl", json=PROMPT, headers=headers)
+        response = httpx2.post(f"{platform.url}/generate/sdxl", json=PROMPT, headers=headers)
         assert response.status_code == 401
         assert set(response.json()) == {"code", "message", "request_id"}
         assert response.headers["www-authenticate"] == "Bearer"
@@ -123,7 +123,7 @@ def test_missing_or_invalid_keys_get_401(platform: Running) -> None:
 def test_a_reader_may_only_read(platform: Running, lora: dict[str, Any]) -> None:
     """A reader gets 403 for any write, whether or not the asset exists."""
     key = platform.directory.keyring.add_key("acme", "screen", "reader").text
-    with httpx.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}) as http:
+    with httpx2.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}) as http:
         assert http.get(f"/v1/assets/{lora['id']}").status_code == 200
         new = {"asset_type": "lora", "name": "x"}
         for answer in (
@@ -140,14 +140,14 @@ def test_a_reader_may_only_read(platform: Running, lora: dict[str, Any]) -> None
             assert answer.json()["code"] == "forbidden"
 
 
-def test_unknown_routes_and_methods_have_the_error_format(http: httpx.Client) -> None:
+def test_unknown_routes_and_methods_have_the_error_format(http: httpx2.Client) -> None:
     for response in (http.get("/nowhere"), http.delete("/generate/sdxl")):
         assert response.status_code in (404, 405)
         assert set(response.json()) == {"code", "message", "request_id"}
 
 
 def test_lora_by_id_and_by_name_gives_the_same_image(
-    http: httpx.Client, lora: dict[str, Any]
+    http: httpx2.Client, lora: dict[str, Any]
 ) -> None:
     base = image(http.post("/generate/sdxl", json=PROMPT).json())
     answers = [
@@ -166,7 +166,7 @@ def test_lora_by_id_and_by_name_gives_the_same_image(
 
 
 def test_asset_json_has_the_fields_that_clients_require(
-    http: httpx.Client, lora: dict[str, Any]
+    http: httpx2.Client, lora: dict[str, Any]
 ) -> None:
     body = http.get("/v1/assets/style").json()
     asset = body["asset"]
@@ -179,19 +179,19 @@ def test_asset_json_has_the_fields_that_clients_require(
     assert asset["data"]["trigger_words"] == ["stylish"]
     assert asset["report"]["matched"] == asset["report"]["modules"]
     assert body["transfer_api"]["type"] == "presigned-url"
-    downloaded = httpx.get(body["transfer_api"]["get_url"])
+    downloaded = httpx2.get(body["transfer_api"]["get_url"])
     assert downloaded.status_code == 200
     assert len(downloaded.content) > 10_000
 
 
-def test_the_public_library_is_preinstalled(http: httpx.Client) -> None:
+def test_the_public_library_is_preinstalled(http: httpx2.Client) -> None:
     """Public assets have trigger words, a description and a preview; "octoai" is an alias."""
     query: dict[str, str | bool] = {"is_public": True, "owner": "octoai"}
     public = {asset["name"]: asset for asset in http.get("/v1/assets", params=query).json()["data"]}
     assert public.keys() == {"base", *(entry.name for entry in CATALOGUE)}
     heart = public["heart"]
     assert (heart["owner"], heart["data"]["trigger_words"]) == ("commons", ["heart"])
-    preview = httpx.get(heart["preview_url"])
+    preview = httpx2.get(heart["preview_url"])
     assert preview.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(preview.content)).size == (128, 128)
     answers = [
@@ -203,7 +203,7 @@ def test_the_public_library_is_preinstalled(http: httpx.Client) -> None:
 
 
 def test_an_owner_updates_searches_deletes_and_restores(
-    http: httpx.Client, platform: Running, lora: dict[str, Any], sample_files: dict[str, Path]
+    http: httpx2.Client, platform: Running, lora: dict[str, Any], sample_files: dict[str, Path]
 ) -> None:
     client = platform.client()
     asset = client.upload(sample_files["lora_cross"], "lora", "plain")
@@ -247,7 +247,7 @@ def test_an_owner_updates_searches_deletes_and_restores(
     client.call("DELETE", f"/v1/assets/{asset['id']}")
 
 
-def test_listing_filters(http: httpx.Client, lora: dict[str, Any]) -> None:
+def test_listing_filters(http: httpx2.Client, lora: dict[str, Any]) -> None:
     for query, expected in (
         ({}, 1),
         ({"name": "style"}, 1),
@@ -269,10 +269,10 @@ def test_foreign_and_unknown_assets_get_the_same_404(
 ) -> None:
     outsider = {"Authorization": f"Bearer {platform.key('outsider')}"}
     unknown = lora["id"][:-6] + "000000"
-    calls: tuple[Callable[[str], httpx.Response], ...] = (
-        lambda r: httpx.get(f"{platform.url}/v1/assets/{r}", headers=outsider),
-        lambda r: httpx.delete(f"{platform.url}/v1/assets/{r}", headers=outsider),
-        lambda r: httpx.post(
+    calls: tuple[Callable[[str], httpx2.Response], ...] = (
+        lambda r: httpx2.get(f"{platform.url}/v1/assets/{r}", headers=outsider),
+        lambda r: httpx2.delete(f"{platform.url}/v1/assets/{r}", headers=outsider),
+        lambda r: httpx2.post(
             f"{platform.url}/generate/sdxl",
             json={**PROMPT, "loras": {r: 1.0}},
             headers=outsider,
@@ -302,7 +302,7 @@ def test_a_rejected_upload_states_the_reason(platform: Running, tmp_path: Path) 
 
 
 def test_a_non_finite_image_names_the_asset(
-    platform: Running, http: httpx.Client, schema: Any, tmp_path: Path
+    platform: Running, http: httpx2.Client, schema: Any, tmp_path: Path
 ) -> None:
     """The error has the name that the request used; the next request is unaffected."""
     before = image(http.post("/generate/sdxl", json=PROMPT).json())
@@ -317,7 +317,7 @@ def test_a_non_finite_image_names_the_asset(
     client.call("DELETE", f"/v1/assets/{asset['id']}")
 
 
-def test_upload_rules(http: httpx.Client, platform: Running) -> None:
+def test_upload_rules(http: httpx2.Client, platform: Running) -> None:
     body = {"asset_type": "lora", "name": "rules", "data": {"asset_type": "lora"}}
     created = http.post("/v1/assets", json=body).json()
     asset_id, put_url = created["asset"]["id"], created["transfer_api"]["put_url"]
@@ -330,11 +330,11 @@ def test_upload_rules(http: httpx.Client, platform: Running) -> None:
         assert bad.status_code == 422
     another = http.post("/v1/assets", json={**body, "name": "rules-2"}).json()
     other = another["transfer_api"]["put_url"].split("token=")[1]
-    forged = httpx.put(put_url.split("token=")[0] + "token=" + other, content=b"x")
+    forged = httpx2.put(put_url.split("token=")[0] + "token=" + other, content=b"x")
     assert forged.status_code == 403
-    assert httpx.put(put_url, content=b"not a model").status_code == 200
+    assert httpx2.put(put_url, content=b"not a model").status_code == 200
     assert http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).json() == {"error": None}
-    assert httpx.put(put_url, content=b"changed later").status_code == 404
+    assert httpx2.put(put_url, content=b"changed later").status_code == 404
     for gone in (asset_id, another["asset"]["id"]):
         assert http.delete(f"/v1/assets/{gone}").json()["id"] == gone
     assert http.get(f"/v1/assets/{asset_id}").status_code == 404
@@ -352,7 +352,7 @@ def test_only_the_owner_may_put_bytes(platform: Running, sample_files: dict[str,
     with pytest.raises(ApiFailure, match="404"):
         outsider.asset(asset_id)
     data = sample_files["lora_cross"].read_bytes()
-    httpx.put(created["transfer_api"]["put_url"], content=data)
+    httpx2.put(created["transfer_api"]["put_url"], content=data)
     owner.call("POST", f"/v1/assets/{asset_id}/complete-upload", json={})
     owner.await_ready(asset_id)
     seen = outsider.call("GET", "/v1/assets/acme:shown")
@@ -368,11 +368,11 @@ def test_invalid_data_gets_422(platform: Running, data: Any) -> None:
 
     content = json.dumps({"asset_type": "lora", "name": "odd", "data": data})
     headers = {"Authorization": f"Bearer {platform.key('acme')}"}
-    response = httpx.post(f"{platform.url}/v1/assets", content=content, headers=headers)
+    response = httpx2.post(f"{platform.url}/v1/assets", content=content, headers=headers)
     assert response.status_code == 422
 
 
-def test_a_body_that_is_too_large_gets_413(http: httpx.Client) -> None:
+def test_a_body_that_is_too_large_gets_413(http: httpx2.Client) -> None:
     def endless() -> Iterator[bytes]:
         yield b'{"prompt": "'
         for _ in range(17):
@@ -385,32 +385,32 @@ def test_a_body_that_is_too_large_gets_413(http: httpx.Client) -> None:
         assert response.json()["code"] == "too_large"
 
 
-def test_asynchronous_generation(http: httpx.Client, platform: Running) -> None:
+def test_asynchronous_generation(http: httpx2.Client, platform: Running) -> None:
     now = http.post("/generate/sdxl", json=PROMPT).json()
     accepted = http.post("/generate/sdxl", json=PROMPT, headers={"X-OctoAI-Async": "1"}).json()
     assert set(accepted) == {"response_id", "poll_url"}
     deadline = time.monotonic() + 60
-    while (poll := httpx.get(accepted["poll_url"]).json())["status"] != "completed":
+    while (poll := httpx2.get(accepted["poll_url"]).json())["status"] != "completed":
         assert poll["status"] in ("pending", "running")
         assert time.monotonic() < deadline
-    result = httpx.get(poll["response_url"]).json()
+    result = httpx2.get(poll["response_url"]).json()
     assert image(result) == image(now)
     missing = {**PROMPT, "loras": {"nothing": 1.0}}
     assert (
         http.post("/generate/sdxl", json=missing, headers={"X-OctoAI-Async": "1"}).status_code
         == 404
     )
-    assert httpx.get(f"{platform.url}/v1/jobs/job_unknown").status_code == 404
+    assert httpx2.get(f"{platform.url}/v1/jobs/job_unknown").status_code == 404
 
 
 def test_a_hundred_requests_with_one_idempotency_key_generate_one_image(
-    http: httpx.Client, platform: Running
+    http: httpx2.Client, platform: Running
 ) -> None:
     """The seeds are random, so a second generation would differ; there is one job row."""
     headers = {"Idempotency-Key": "the only one"}
     body = {"prompt": PROMPT["prompt"], "steps": 2}
 
-    def ask(_: int) -> httpx.Response:
+    def ask(_: int) -> httpx2.Response:
         return http.post("/generate/sdxl", json=body, headers=headers, timeout=120)
 
     before = http.get("/v1/usage").json()["totals"]
@@ -421,8 +421,8 @@ def test_a_hundred_requests_with_one_idempotency_key_generate_one_image(
     first = answers[0].json()
     assert ask(0).json() == first
     later = http.post("/generate/sdxl", json=body, headers={**headers, "X-OctoAI-Async": "1"})
-    poll = httpx.get(later.json()["poll_url"]).json()
-    assert httpx.get(poll["response_url"]).json() == first
+    poll = httpx2.get(later.json()["poll_url"]).json()
+    assert httpx2.get(poll["response_url"]).json() == first
     jobs = open_backends(platform.settings).jobs
     with Session(jobs._engine) as session:
         generated = session.scalars(select(JobRow).where(JobRow.body_digest.is_not(None))).all()
@@ -436,36 +436,36 @@ def test_a_hundred_requests_with_one_idempotency_key_generate_one_image(
         answer = http.post("/generate/sdxl", json=body, headers={"Idempotency-Key": bad})
         assert answer.status_code == 422
     outsider = {"Authorization": f"Bearer {platform.key('outsider')}", **headers}
-    own = httpx.post(f"{platform.url}/generate/sdxl", json=body, headers=outsider, timeout=60)
+    own = httpx2.post(f"{platform.url}/generate/sdxl", json=body, headers=outsider, timeout=60)
     assert own.json()["request_id"] != first["request_id"]
 
 
-def test_an_idempotent_request_to_the_native_route(http: httpx.Client, platform: Running) -> None:
+def test_an_idempotent_request_to_the_native_route(http: httpx2.Client, platform: Running) -> None:
     """A refused request does not use up the key; repeated ones return the same file."""
     headers = {"Idempotency-Key": "simple"}
     missing = {**PROMPT, "loras": {"nothing": 1.0}}
     assert http.post("/generate", json=missing, headers=headers).status_code == 404
     answers = [http.post("/generate", json=PROMPT, headers=headers).json() for _ in range(2)]
     assert answers[0] == answers[1]
-    assert httpx.get(answers[0]["public_url"]).status_code == 200
+    assert httpx2.get(answers[0]["public_url"]).status_code == 200
 
 
-def test_the_native_route(http: httpx.Client, platform: Running) -> None:
-    response = httpx.post(f"{platform.url}/generate", json=PROMPT, timeout=60)
+def test_the_native_route(http: httpx2.Client, platform: Running) -> None:
+    response = httpx2.post(f"{platform.url}/generate", json=PROMPT, timeout=60)
     assert response.status_code == 200
     body = response.json()
     assert {"file_key", "public_url"} <= set(body)
-    fetched = httpx.get(body["public_url"])
+    fetched = httpx2.get(body["public_url"])
     assert fetched.headers["content-type"] == "image/png"
     assert fetched.content == image(http.post("/generate/sdxl", json=PROMPT).json())
     assert http.post("/generate", json={"prompt": "x", "steps": 1}).status_code == 200
     wrong = {"Authorization": "Bearer wrong"}
-    assert httpx.post(f"{platform.url}/generate", json=PROMPT, headers=wrong).status_code == 401
-    assert httpx.get(f"{platform.url}/files/{'a' * 32}.png").status_code == 404
+    assert httpx2.post(f"{platform.url}/generate", json=PROMPT, headers=wrong).status_code == 401
+    assert httpx2.get(f"{platform.url}/files/{'a' * 32}.png").status_code == 404
 
 
-def test_a_disconnected_client_frees_the_slot(http: httpx.Client, platform: Running) -> None:
-    with pytest.raises(httpx.ReadTimeout):
+def test_a_disconnected_client_frees_the_slot(http: httpx2.Client, platform: Running) -> None:
+    with pytest.raises(httpx2.ReadTimeout):
         http.post("/generate/sdxl", json={**PROMPT, "steps": 200}, timeout=0.5)
     deadline = time.monotonic() + 60
     while any(replica["running"] for replica in platform.status()["replicas"]):
@@ -523,18 +523,18 @@ def test_on_s3_clients_transfer_with_the_store(
         assert found_on["style"] == "store"
         simple = client.call("POST", "/generate", json={**PROMPT, "loras": {"style": 1.0}})
         assert simple["public_url"].startswith(s3_server["options"]["endpoint_url"])
-        assert httpx.get(simple["public_url"]).content == image(cold)
+        assert httpx2.get(simple["public_url"]).content == image(cold)
 
 
 @pytest.mark.parametrize(("method", "path"), [("DELETE", "/healthz"), ("TRACE", "/v1/usage")])
-def test_405_lists_the_allowed_methods(http: httpx.Client, method: str, path: str) -> None:
+def test_405_lists_the_allowed_methods(http: httpx2.Client, method: str, path: str) -> None:
     answer = http.request(method, path)
     assert answer.status_code == 405
     assert "GET" in answer.headers["allow"]
     assert answer.json()["code"] == "method_not_allowed"
 
 
-def test_unparseable_json_has_its_own_error_code(http: httpx.Client) -> None:
+def test_unparseable_json_has_its_own_error_code(http: httpx2.Client) -> None:
     headers = {"Content-Type": "application/json"}
     answer = http.post("/generate/sdxl", content="[" * 100_000, headers=headers)
     assert answer.status_code in (400, 422)
@@ -542,7 +542,7 @@ def test_unparseable_json_has_its_own_error_code(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("overlap_s", ["Infinity", "NaN", "-1", "1e300"])
-def test_a_rotation_overlap_must_be_finite(http: httpx.Client, overlap_s: str) -> None:
+def test_a_rotation_overlap_must_be_finite(http: httpx2.Client, overlap_s: str) -> None:
     made = http.post("/v1/keys", json={"label": "short"}).json()
     headers = {"Content-Type": "application/json"}
     url, body = f"/v1/keys/{made['id']}/rotate", f'{{"overlap_s": {overlap_s}}}'

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from assets.principal import KEY_ROLES, ROLES
@@ -28,7 +28,7 @@ UNKNOWN = "asset_01hzzzzzzzzzzzzzzzzzzzzzzz"
 
 @dataclass
 class Matrix:
-    clients: dict[str, httpx.Client]  # by role; of one member of "us", and anonymous
+    clients: dict[str, httpx2.Client]  # by role; of one member of "us", and anonymous
     assets: dict[str, str]  # id, by its row in the matrix
 
 
@@ -47,26 +47,26 @@ def matrix(
         for name in ("ann", "bob"):
             directory.add_member("us", name, "owner")
 
-        def client_of(tenant: str, role: str = "owner", member: str | None = None) -> httpx.Client:
+        def client_of(tenant: str, role: str = "owner", member: str | None = None) -> httpx2.Client:
             key = directory.keyring.add_key(tenant, "", role, member=member).text
             headers = {"Authorization": f"Bearer {key}"}
-            client = httpx.Client(base_url=server.url, headers=headers, timeout=60)
+            client = httpx2.Client(base_url=server.url, headers=headers, timeout=60)
             return stack.enter_context(client)
 
-        clients: dict[str, httpx.Client] = {
+        clients: dict[str, httpx2.Client] = {
             role: client_of("us", role, "ann") for role in KEY_ROLES
         }
-        anonymous = httpx.Client(base_url=server.url, timeout=60)
+        anonymous = httpx2.Client(base_url=server.url, timeout=60)
         clients["anonymous"] = stack.enter_context(anonymous)
         bob, them = client_of("us", member="bob"), client_of("them")
 
-        def make(http: httpx.Client, *, upload: bool = True, **fields: Any) -> str:
+        def make(http: httpx2.Client, *, upload: bool = True, **fields: Any) -> str:
             new = {"asset_type": "textual_inversion", "name": "a" + secrets.token_hex(4), **fields}
             new["data"] = {"asset_type": "textual_inversion", "trigger_words": ["word"]}
             created = http.post("/v1/assets", json=new).json()
             asset_id = str(created["asset"]["id"])
             if upload:
-                httpx.put(created["transfer_api"]["put_url"], content=file.read_bytes())
+                httpx2.put(created["transfer_api"]["put_url"], content=file.read_bytes())
                 http.post(f"/v1/assets/{asset_id}/complete-upload", json={})
                 await_ready(http, asset_id)
             return asset_id
@@ -92,7 +92,7 @@ def matrix(
         yield Matrix(clients, assets)
 
 
-def await_ready(http: httpx.Client, asset_id: str) -> None:
+def await_ready(http: httpx2.Client, asset_id: str) -> None:
     deadline = time.monotonic() + 60
     while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] != "ready":
         assert asset["status"] == "uploaded", asset
@@ -100,7 +100,7 @@ def await_ready(http: httpx.Client, asset_id: str) -> None:
         time.sleep(0.02)
 
 
-def ask(http: httpx.Client, verb: str, ref: str) -> httpx.Response:
+def ask(http: httpx2.Client, verb: str, ref: str) -> httpx2.Response:
     path = f"/v1/assets/{ref}"
     if verb in ("read", "inspect", "download"):
         return http.get(path)
@@ -117,7 +117,7 @@ def ask(http: httpx.Client, verb: str, ref: str) -> httpx.Response:
     return http.post(f"{path}/restore")
 
 
-def done(verb: str, answer: httpx.Response) -> bool:
+def done(verb: str, answer: httpx2.Response) -> bool:
     """Whether the action succeeded; for a read, whether the response shows the verb's subject."""
     if not answer.is_success:
         return False
@@ -157,7 +157,7 @@ def test_matrix(matrix: Matrix, what: str, role: str) -> None:
             assert http.patch(f"/v1/assets/{asset_id}", json=back).is_success
 
 
-def _normalised(answer: httpx.Response, ref: str) -> tuple[int, str, set[str]]:
+def _normalised(answer: httpx2.Response, ref: str) -> tuple[int, str, set[str]]:
     """Return the status, the body without the reference and the request id, and the header
     names."""
     text = re.sub(r'"request_id":"[^"]*"', "", answer.text.replace(ref, "?"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import httpx
+import httpx2
 import pytest
 
 from serving.api import health
@@ -53,12 +53,12 @@ async def test_hanging_checks_do_not_occupy_all_threads(
 def test_sigterm_finishes_running_requests(tmp_path: Path) -> None:
     with running(tmp_path, "--in-process", replicas=1) as platform:
         headers = {"Authorization": f"Bearer {platform.key('acme')}"}
-        answers: list[httpx.Response] = []
+        answers: list[httpx2.Response] = []
 
         def generate() -> None:
             body = {"prompt": "a star", "steps": 100, "seed": 1}
             answers.append(
-                httpx.post(f"{platform.url}/generate/sdxl", json=body, headers=headers, timeout=60)
+                httpx2.post(f"{platform.url}/generate/sdxl", json=body, headers=headers, timeout=60)
             )
 
         client = threading.Thread(target=generate)

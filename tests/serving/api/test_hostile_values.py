@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import jsonschema
 import pytest
 import pytest_asyncio
@@ -114,7 +114,7 @@ async def attack(api: Api, share: float) -> Counter[int]:
     return statuses
 
 
-def is_expected(operation: Operation, answer: httpx.Response) -> bool:
+def is_expected(operation: Operation, answer: httpx2.Response) -> bool:
     """Whether a 5xx is expected: no model is imported, and some OctoAI routes are a 501."""
     return operation.path == "/readyz" or answer.json()["code"] == "not_served"
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -66,13 +66,13 @@ def platform(tmp_path_factory: pytest.TempPathFactory, origin: Any) -> Iterator[
 
 
 @pytest.fixture
-def http(platform: Running) -> Iterator[httpx.Client]:
+def http(platform: Running) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Bearer {platform.key('acme')}"}
-    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as client:
+    with httpx2.Client(base_url=platform.url, headers=headers, timeout=60) as client:
         yield client
 
 
-def create(http: httpx.Client, name: str, **source: str) -> dict[str, Any]:
+def create(http: httpx2.Client, name: str, **source: str) -> dict[str, Any]:
     new = {"asset_type": "textual_inversion", "name": name, **source}
     answer = http.post("/v1/assets", json=new)
     assert answer.status_code == 200, answer.text
@@ -80,7 +80,7 @@ def create(http: httpx.Client, name: str, **source: str) -> dict[str, Any]:
 
 
 def await_ingest(
-    http: httpx.Client, asset_id: str, seen: list[str] | None = None
+    http: httpx2.Client, asset_id: str, seen: list[str] | None = None
 ) -> dict[str, Any]:
     deadline = time.monotonic() + 60
     while True:
@@ -94,7 +94,7 @@ def await_ingest(
 
 
 def test_a_url_import_shows_its_progress(
-    http: httpx.Client, origin: Any, sample_files: dict[str, Path]
+    http: httpx2.Client, origin: Any, sample_files: dict[str, Path]
 ) -> None:
     data = sample_files["inversion_long"].read_bytes()
 
@@ -121,7 +121,7 @@ def test_a_url_import_shows_its_progress(
 
 
 def test_a_repository_import_checks_the_digest(
-    http: httpx.Client, origin: Any, sample_files: dict[str, Path]
+    http: httpx2.Client, origin: Any, sample_files: dict[str, Path]
 ) -> None:
     data = sample_files["inversion"].read_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -144,7 +144,7 @@ def test_a_repository_import_checks_the_digest(
 
 
 def test_a_repository_import_includes_the_adapter_configuration(
-    http: httpx.Client, origin: Any, schema: Any, tmp_path: Path
+    http: httpx2.Client, origin: Any, schema: Any, tmp_path: Path
 ) -> None:
     """PEFT stores the alpha in adapter_config.json, not in the weights file."""
     module = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -176,7 +176,7 @@ def test_a_repository_import_includes_the_adapter_configuration(
 
 
 def test_a_failed_import_states_the_reason(
-    http: httpx.Client, origin: Any, platform: Running
+    http: httpx2.Client, origin: Any, platform: Running
 ) -> None:
     def redirect_inside(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(302)
@@ -199,7 +199,7 @@ def test_a_failed_import_states_the_reason(
     assert not [path for path in folder.glob("**/*") if path.is_file()]
 
 
-def test_invalid_sources_are_refused_immediately(http: httpx.Client, origin: Any) -> None:
+def test_invalid_sources_are_refused_immediately(http: httpx2.Client, origin: Any) -> None:
     for source in (
         {"url": "file:///etc/passwd"},
         {"url": "http://user:pw@127.0.0.2/"},
@@ -214,7 +214,7 @@ def test_invalid_sources_are_refused_immediately(http: httpx.Client, origin: Any
     assert http.get("/v1/assets", params={"name": "bad"}).json()["total"] == 0
 
 
-def test_a_deleted_import_stops(http: httpx.Client, origin: Any, platform: Running) -> None:
+def test_a_deleted_import_stops(http: httpx2.Client, origin: Any, platform: Running) -> None:
     stopped = threading.Event()
 
     def endless(handler: BaseHTTPRequestHandler) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from typer.testing import CliRunner
 
@@ -27,27 +27,27 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def client_of(platform: Running, tenant: str) -> httpx.Client:
+def client_of(platform: Running, tenant: str) -> httpx2.Client:
     headers = {"Authorization": f"Bearer {platform.key(tenant)}"}
-    return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
+    return httpx2.Client(base_url=platform.url, headers=headers, timeout=60)
 
 
 @pytest.fixture
-def http(platform: Running) -> Iterator[httpx.Client]:
+def http(platform: Running) -> Iterator[httpx2.Client]:
     with client_of(platform, "acme") as client:
         yield client
 
 
-def put(http: httpx.Client, file: Path, name: str, **fields: Any) -> dict[str, Any]:
+def put(http: httpx2.Client, file: Path, name: str, **fields: Any) -> dict[str, Any]:
     """Upload a LoRA and wait until it is ready."""
     return put_asset(http, file, "lora", name, **fields)
 
 
-def generate(http: httpx.Client, reference: str) -> httpx.Response:
+def generate(http: httpx2.Client, reference: str) -> httpx2.Response:
     return http.post("/generate/sdxl", json={**PROMPT, "loras": {reference: 0.8}})
 
 
-def image(answer: httpx.Response) -> bytes:
+def image(answer: httpx2.Response) -> bytes:
     assert answer.status_code == 200, answer.text
     return base64.b64decode(answer.json()["images"][0]["image_b64"])
 
@@ -64,7 +64,7 @@ def on_disk(platform: Running) -> set[str]:
     return {path.name for folder in folders for path in (folder / "objects").iterdir()}
 
 
-def test_versions_of_a_name(http: httpx.Client, sample_files: dict[str, Path]) -> None:
+def test_versions_of_a_name(http: httpx2.Client, sample_files: dict[str, Path]) -> None:
     first = put(http, sample_files["lora_all"], "look")
     taken = http.post("/v1/assets", json={"asset_type": "lora", "name": "look"})
     assert taken.status_code == 422
@@ -93,7 +93,7 @@ def test_versions_of_a_name(http: httpx.Client, sample_files: dict[str, Path]) -
 
 
 def test_a_shared_asset_can_be_used_but_not_downloaded(
-    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+    http: httpx2.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
     asset = put(http, sample_files["lora_all"], "team", shared_with=["partner"], licence="CC0")
     mine = image(generate(http, "team"))
@@ -119,7 +119,7 @@ def test_a_shared_asset_can_be_used_but_not_downloaded(
 
 
 def test_content_keys_follow_the_visibility(
-    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+    http: httpx2.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
     asset = put(http, sample_files["lora_alpha"], "open")
     (private,) = keys_of(platform, asset["id"])
@@ -134,7 +134,7 @@ def test_content_keys_follow_the_visibility(
     assert keys_of(platform, asset["id"]) == {private}
 
 
-def test_an_asset_expires(http: httpx.Client, sample_files: dict[str, Path]) -> None:
+def test_an_asset_expires(http: httpx2.Client, sample_files: dict[str, Path]) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=3)
     put(http, sample_files["lora_cross"], "brief", expires_at=soon.isoformat())
     deadline = time.monotonic() + 30
@@ -152,7 +152,7 @@ def test_an_asset_expires(http: httpx.Client, sample_files: dict[str, Path]) -> 
 
 
 def test_a_deletion_evicts_from_every_tier(
-    http: httpx.Client, platform: Running, schema: Any, tmp_path: Path
+    http: httpx2.Client, platform: Running, schema: Any, tmp_path: Path
 ) -> None:
     file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=77, only="attn2")
     asset = put(http, file, "gone")
@@ -165,14 +165,14 @@ def test_a_deletion_evicts_from_every_tier(
     http.delete("/v1/assets/gone")
     image(generate(http, "twin"))
     assert key in on_disk(platform)  # the twin still refers to it
-    assert httpx.get(url).status_code == 200
+    assert httpx2.get(url).status_code == 200
     http.delete("/v1/assets/twin")
     deadline = time.monotonic() + 10
     while key in on_disk(platform):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert httpx.get(url).status_code == 404
-    status = httpx.get(f"{platform.url}/v1/status").json()
+    assert httpx2.get(url).status_code == 404
+    status = httpx2.get(f"{platform.url}/v1/status").json()
     assert status["waiting"] == 0
     # A restored asset is fetched again from the store.
     assert http.post(f"/v1/assets/{asset['id']}/restore").is_success
@@ -182,7 +182,7 @@ def test_a_deletion_evicts_from_every_tier(
 
 
 def test_invalid_values_and_foreign_previews_are_refused(
-    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+    http: httpx2.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
     new = {"asset_type": "lora", "name": "odd"}
     for fields in (
@@ -199,12 +199,12 @@ def test_invalid_values_and_foreign_previews_are_refused(
 
 
 def test_members_and_names_of_assets(
-    http: httpx.Client, platform: Running, sample_files: dict[str, Path]
+    http: httpx2.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
     platform.directory.add_member("acme", "bob", "member")
     key = platform.directory.keyring.add_key("acme", member="bob").text
     put(http, sample_files["lora_cross"], "ours", visibility="organisation")
-    with httpx.Client(
+    with httpx2.Client(
         base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=60
     ) as bob:
         theirs = put(bob, sample_files["inversion"], "bobs", asset_type="textual_inversion")
@@ -218,13 +218,13 @@ def test_members_and_names_of_assets(
         put(http, sample_files["lora_all"], "ours", new_version=True)
         assert bob.patch("/v1/assets/ours", json={"name": "mine"}).status_code == 422
     reader = platform.directory.keyring.add_key("acme", "", "member").text
-    with httpx.Client(
+    with httpx2.Client(
         base_url=platform.url, headers={"Authorization": f"Bearer {reader}"}, timeout=60
     ) as app:
         assert app.get("/v1/assets/bobs").status_code == 404
 
 
-def test_paging_survives_a_deletion(http: httpx.Client) -> None:
+def test_paging_survives_a_deletion(http: httpx2.Client) -> None:
     names = [f"page-{index}" for index in range(5)]
     for name in names:
         body = {"asset_type": "lora", "name": name, "data": {"tags": ["paged"]}}
@@ -243,7 +243,7 @@ def test_paging_survives_a_deletion(http: httpx.Client) -> None:
 
 
 def test_residency_and_pins(
-    platform: Running, http: httpx.Client, schema: Any, tmp_path: Path
+    platform: Running, http: httpx2.Client, schema: Any, tmp_path: Path
 ) -> None:
     file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=91, only="attn2")
     asset = put(http, file, "near")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from assets.families.schema import ParameterSchema
@@ -98,33 +98,33 @@ def test_a_second_tenant_cannot_detect_an_identical_file(
             assert attempts < 2, p
 
 
-def client_of(platform: Running, tenant: str) -> httpx.Client:
+def client_of(platform: Running, tenant: str) -> httpx2.Client:
     headers = {"Authorization": f"Bearer {platform.key(tenant)}"}
-    return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
+    return httpx2.Client(base_url=platform.url, headers=headers, timeout=60)
 
 
-def upload(http: httpx.Client, path: Path, name: str) -> tuple[str, dict[str, Any], float]:
+def upload(http: httpx2.Client, path: Path, name: str) -> tuple[str, dict[str, Any], float]:
     """Upload a file; return the asset's id, its JSON once ready, and the seconds it took."""
     data = path.read_bytes()
     started = time.perf_counter()
     new = {"asset_type": "textual_inversion", "name": name}
     created = http.post("/v1/assets", json=new).json()
     asset_id = str(created["asset"]["id"])
-    httpx.put(created["transfer_api"]["put_url"], content=data).raise_for_status()
+    httpx2.put(created["transfer_api"]["put_url"], content=data).raise_for_status()
     http.post(f"/v1/assets/{asset_id}/complete-upload", json={}).raise_for_status()
     while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
         time.sleep(0.002)
     return asset_id, asset, time.perf_counter() - started
 
 
-def use(http: httpx.Client, asset_id: str) -> tuple[dict[str, Any], float]:
+def use(http: httpx2.Client, asset_id: str) -> tuple[dict[str, Any], float]:
     started = time.perf_counter()
     answer = http.post("/generate/sdxl", json={**PROMPT, "textual_inversions": {asset_id: "word"}})
     answer.raise_for_status()
     return answer.json(), time.perf_counter() - started
 
 
-def observe(http: httpx.Client, path: Path, name: str, seen: Observations) -> None:
+def observe(http: httpx2.Client, path: Path, name: str, seen: Observations) -> None:
     asset_id, asset, ready_s = upload(http, path, name)
     answer, generated_s = use(http, asset_id)
     (entry,) = (a for a in answer["receipt"]["assets"] if a["asset"] == asset_id)

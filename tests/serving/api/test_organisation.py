@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from assets.plan import Plan
@@ -26,13 +26,13 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def client_of(platform: Running, tenant: str, **key: Any) -> httpx.Client:
+def client_of(platform: Running, tenant: str, **key: Any) -> httpx2.Client:
     text = platform.directory.keyring.add_key(tenant, **key).text if key else platform.key(tenant)
     headers = {"Authorization": f"Bearer {text}"}
-    return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
+    return httpx2.Client(base_url=platform.url, headers=headers, timeout=60)
 
 
-def usage(http: httpx.Client, images: int) -> dict[str, Any]:
+def usage(http: httpx2.Client, images: int) -> dict[str, Any]:
     """Wait until ``images`` images are charged, shortly after the response; return the usage."""
     deadline = time.monotonic() + 10
     while (body := http.get("/v1/usage").json())["totals"]["pictures"] < images:
@@ -50,7 +50,7 @@ def test_images_are_charged_and_failures_are_not(platform: Running) -> None:
             {**PROMPT, "width": 5, "height": 5},
         ):
             assert http.post("/generate/sdxl", json=refused).is_client_error
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             http.post("/generate/sdxl", json={**PROMPT, "steps": 200}, timeout=0.5)
         accepted = http.post("/generate/sdxl", json=PROMPT, headers={"X-OctoAI-Async": "1"}).json()
         deadline = time.monotonic() + 60
@@ -141,7 +141,7 @@ def test_storage_and_asset_limits(platform: Running, sample_files: dict[str, Pat
     with client_of(platform, "small") as http:
         new = {"asset_type": "lora", "name": "two"}
         created = http.post("/v1/assets", json=new).json()
-        too_much = httpx.put(
+        too_much = httpx2.put(
             created["transfer_api"]["put_url"], content=sample_files["lora_all"].read_bytes()
         )
         assert too_much.status_code == 413
@@ -158,7 +158,7 @@ def test_an_organisation_administers_itself(platform: Running) -> None:
     with client_of(platform, "guild") as http, client_of(platform, "other") as outsider:
         ann = http.post("/v1/members", json={"name": "ann", "role": "member"}).json()
         key = http.post("/v1/keys", json={"label": "laptop", "member": "ann"}).json()
-        with httpx.Client(
+        with httpx2.Client(
             base_url=platform.url, headers={"Authorization": f"Bearer {key['key']}"}
         ) as hers:
             me = hers.get("/v1/organisation").json()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,9 +31,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def http(platform: Running) -> Iterator[httpx.Client]:
+def http(platform: Running) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Bearer {platform.key('acme')}"}
-    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as client:
+    with httpx2.Client(base_url=platform.url, headers=headers, timeout=60) as client:
         yield client
 
 
@@ -62,7 +62,7 @@ def files(
 
 @pytest.mark.parametrize("kind", ["lora", "textual_inversion", "checkpoint", "vae"])
 def test_a_download_equals_the_upload(
-    http: httpx.Client, platform: Running, files: dict[str, Path], tmp_path: Path, kind: str
+    http: httpx2.Client, platform: Running, files: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     name = f"ネコ-{kind}"
     put_asset(http, files[kind], kind, name)
@@ -84,7 +84,7 @@ def test_a_download_equals_the_upload(
 
 
 def test_storage_counts_an_original_once(
-    http: httpx.Client, platform: Running, files: dict[str, Path]
+    http: httpx2.Client, platform: Running, files: dict[str, Path]
 ) -> None:
     def stored() -> int:
         return int(http.get("/v1/organisation").json()["used"]["storage_bytes"])
@@ -101,7 +101,7 @@ def test_storage_counts_an_original_once(
 
 
 def test_the_owner_sets_the_prediction_type(
-    http: httpx.Client, platform: Running, files: dict[str, Path]
+    http: httpx2.Client, platform: Running, files: dict[str, Path]
 ) -> None:
     """Changing the type changes the content key and the image; "auto" restores both."""
     asset = put_asset(http, files["checkpoint"], "checkpoint", "model")
@@ -145,7 +145,7 @@ def test_the_owner_sets_the_prediction_type(
 
 
 def test_a_marked_checkpoint_uses_its_prediction_type(
-    http: httpx.Client, files: dict[str, Path], tmp_path: Path
+    http: httpx2.Client, files: dict[str, Path], tmp_path: Path
 ) -> None:
     marked = tmp_path / "marked.safetensors"
     tensors = load_file(files["checkpoint"])
@@ -163,7 +163,7 @@ def test_a_marked_checkpoint_uses_its_prediction_type(
 
 
 def test_partly_used_assets_are_reported(
-    http: httpx.Client, files: dict[str, Path], tmp_path: Path
+    http: httpx2.Client, files: dict[str, Path], tmp_path: Path
 ) -> None:
     tensors = load_file(files["lora"])
     more = {n.replace("lora_unet_", "lora_elsewhere_"): t.clone() for n, t in tensors.items()}
@@ -186,7 +186,7 @@ def test_partly_used_assets_are_reported(
     assert f"it contains no {missing}" in asset["status_details"]
 
 
-def test_unsupported_prompt_syntax_is_warned_of(http: httpx.Client) -> None:
+def test_unsupported_prompt_syntax_is_warned_of(http: httpx2.Client) -> None:
     body = {**PROMPT, "prompt": "a (red:1.5) star <lora:outline:0.8>", "negative_prompt": "[dull]"}
     answer = http.post("/generate/sdxl", json=body).raise_for_status().json()
     warnings = " ".join(answer["receipt"]["warnings"])

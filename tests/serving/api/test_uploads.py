@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -41,9 +41,9 @@ def platform(
 
 
 @pytest.fixture
-def http(platform: Running) -> Iterator[httpx.Client]:
+def http(platform: Running) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Bearer {platform.key('acme')}"}
-    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as client:
+    with httpx2.Client(base_url=platform.url, headers=headers, timeout=60) as client:
         yield client
 
 
@@ -55,7 +55,7 @@ def large(sample_files: dict[str, Path]) -> Path:
     return file
 
 
-def begin(http: httpx.Client, name: str, file: Path, **fields: Any) -> dict[str, Any]:
+def begin(http: httpx2.Client, name: str, file: Path, **fields: Any) -> dict[str, Any]:
     new: dict[str, Any] = {"asset_type": "checkpoint", "name": name}
     new |= {
         "transfer_api_type": "multipart",
@@ -69,7 +69,7 @@ def begin(http: httpx.Client, name: str, file: Path, **fields: Any) -> dict[str,
     return dict(answer.json()["asset"])
 
 
-def await_ingest(http: httpx.Client, asset_id: str) -> dict[str, Any]:
+def await_ingest(http: httpx2.Client, asset_id: str) -> dict[str, Any]:
     deadline = time.monotonic() + 60
     while (asset := http.get(f"/v1/assets/{asset_id}").json()["asset"])["status"] == "uploaded":
         assert time.monotonic() < deadline
@@ -77,7 +77,7 @@ def await_ingest(http: httpx.Client, asset_id: str) -> dict[str, Any]:
     return dict(asset)
 
 
-def test_a_multipart_upload_is_resumed(http: httpx.Client, platform: Running, large: Path) -> None:
+def test_a_multipart_upload_is_resumed(http: httpx2.Client, platform: Running, large: Path) -> None:
     asset = begin(http, "parts", large)
     data, upload_url = large.read_bytes(), f"/v1/assets/{asset['id']}/upload"
     state = http.get(upload_url).json()
@@ -85,7 +85,7 @@ def test_a_multipart_upload_is_resumed(http: httpx.Client, platform: Running, la
     assert [part["number"] for part in state["missing"]] == [1, 2, 3]
     for part in state["missing"][::-2]:
         piece = data[part["offset"] : part["offset"] + part["size_bytes"]]
-        httpx.put(part["put_url"], content=piece).raise_for_status()
+        httpx2.put(part["put_url"], content=piece).raise_for_status()
     early = http.post(f"/v1/assets/{asset['id']}/complete-upload", json={})
     assert early.status_code == 422
     assert "1 of 3 parts are missing" in early.json()["message"]
@@ -95,10 +95,10 @@ def test_a_multipart_upload_is_resumed(http: httpx.Client, platform: Running, la
     (part,) = state["missing"]
     assert part["number"] == 2
     if not platform.settings.store_url:  # the test's S3 server does not accept a part twice
-        httpx.put(part["put_url"], content=b"x" * 100).raise_for_status()
+        httpx2.put(part["put_url"], content=b"x" * 100).raise_for_status()
         assert [p["number"] for p in http.get(upload_url).json()["missing"]] == [2]  # incomplete
     piece = data[part["offset"] : part["offset"] + part["size_bytes"]]
-    httpx.put(part["put_url"], content=piece).raise_for_status()
+    httpx2.put(part["put_url"], content=piece).raise_for_status()
     for _ in range(2):
         done = http.post(f"/v1/assets/{asset['id']}/complete-upload", json={})
         assert done.json() == {"error": None}
@@ -110,12 +110,12 @@ def test_a_multipart_upload_is_resumed(http: httpx.Client, platform: Running, la
 
 
 def test_an_abort_deletes_the_uploaded_parts(
-    http: httpx.Client, platform: Running, large: Path
+    http: httpx2.Client, platform: Running, large: Path
 ) -> None:
     asset = begin(http, "aborted", large)
     upload_url = f"/v1/assets/{asset['id']}/upload"
     first = http.get(upload_url).json()["missing"][0]
-    httpx.put(first["put_url"], content=large.read_bytes()[: first["size_bytes"]])
+    httpx2.put(first["put_url"], content=large.read_bytes()[: first["size_bytes"]])
     assert http.delete(upload_url).is_success
     assert http.delete(upload_url).status_code == 404
     assert http.get(f"/v1/assets/{asset['id']}").status_code == 404
@@ -125,11 +125,11 @@ def test_an_abort_deletes_the_uploaded_parts(
 
 
 def test_an_incomplete_multipart_upload_expires(
-    http: httpx.Client, platform: Running, large: Path
+    http: httpx2.Client, platform: Running, large: Path
 ) -> None:
     asset = begin(http, "expired", large)
     first = http.get(f"/v1/assets/{asset['id']}/upload").json()["missing"][0]
-    httpx.put(first["put_url"], content=large.read_bytes()[: first["size_bytes"]])
+    httpx2.put(first["put_url"], content=large.read_bytes()[: first["size_bytes"]])
     later = open_backends(platform.settings, lambda: time.time() + 25 * 3600.0)
     later.reconciler.run()
     assert http.get(f"/v1/assets/{asset['id']}").status_code == 404
@@ -139,19 +139,19 @@ def test_an_incomplete_multipart_upload_expires(
 @pytest.mark.parametrize(
     "fields", [{"size_bytes": None}, {"size_bytes": 17 << 30}, {"part_bytes": 1}, {"size_bytes": 0}]
 )
-def test_invalid_multipart_parameters(http: httpx.Client, fields: dict[str, Any]) -> None:
+def test_invalid_multipart_parameters(http: httpx2.Client, fields: dict[str, Any]) -> None:
     new = {"asset_type": "lora", "name": "odd", "transfer_api_type": "multipart", "size_bytes": 9}
     assert http.post("/v1/assets", json={**new, **fields}).status_code == 422
     assert http.get("/v1/assets", params={"name": "odd"}).json()["total"] == 0
 
 
-def test_damage_in_transit_is_detected(http: httpx.Client, sample_files: dict[str, Path]) -> None:
+def test_damage_in_transit_is_detected(http: httpx2.Client, sample_files: dict[str, Path]) -> None:
     data = bytearray(sample_files["inversion"].read_bytes())
     new = {"asset_type": "textual_inversion", "name": "damaged"}
     new["sha256"] = hashlib.sha256(data).hexdigest()
     created = http.post("/v1/assets", json=new).json()
     data[-1] ^= 1
-    httpx.put(created["transfer_api"]["put_url"], content=bytes(data))
+    httpx2.put(created["transfer_api"]["put_url"], content=bytes(data))
     http.post(f"/v1/assets/{created['asset']['id']}/complete-upload", json={})
     asset = await_ingest(http, created["asset"]["id"])
     assert asset["status"] == "rejected"
@@ -210,7 +210,7 @@ def test_a_models_folder_is_imported(platform: Running, models: Path, tmp_path: 
     assert style["description"] == "what I trained in May"
     assert shiny["data"]["trigger_words"] == ["sparkle"]
     assert shiny["description"] == "So shiny"
-    preview = Image.open(io.BytesIO(httpx.get(style["preview_url"]).content))
+    preview = Image.open(io.BytesIO(httpx2.get(style["preview_url"]).content))
     assert (preview.format, preview.size) == ("PNG", (512, 341))
     # A repeated push sends nothing; another file of the same name gets another name.
     _, rows = run(platform, "push", str(models))
@@ -290,7 +290,7 @@ def test_an_interrupted_push_is_resumed(
     assert named(client, "cut", digest, new_version=False).known == client.asset(asset["id"])
 
 
-def test_previews(http: httpx.Client, platform: Running, sample_files: dict[str, Path]) -> None:
+def test_previews(http: httpx2.Client, platform: Running, sample_files: dict[str, Path]) -> None:
     client = platform.client("acme")
     asset = client.upload(sample_files["inversion"], "textual_inversion", "seen", "", ["seen"])
     asset = client.await_ready(asset["id"])
@@ -303,7 +303,7 @@ def test_previews(http: httpx.Client, platform: Running, sample_files: dict[str,
 
     for good in (image((64, 64)), image((2048, 2048), "JPEG"), image((64, 9), "WEBP")):
         changed = http.put(preview_url, content=good).json()["asset"]
-        fetched = httpx.get(changed["preview_url"])
+        fetched = httpx2.get(changed["preview_url"])
         assert fetched.headers["content-type"] == "image/png"
         assert max(Image.open(io.BytesIO(fetched.content)).size) <= 512
     for bad in (b"", b"GIF89a", image((64, 64), "GIF"), image((5000, 5000)), b"<svg/>"):

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -119,13 +119,13 @@ def test_every_gateway_exports_the_metrics_of_all_gateways(platform: Running) ->
     route = 'route="/healthz"'
 
     def count() -> float:
-        lines = httpx.get(f"{platform.url}/metrics", timeout=30).text.splitlines()
+        lines = httpx2.get(f"{platform.url}/metrics", timeout=30).text.splitlines()
         samples = [line for line in lines if line.startswith(metric) and route in line]
         return sum(float(line.rpartition(" ")[2]) for line in samples)
 
     before = count()
     for _ in range(40):  # one connection each, so that both gateways get some
-        httpx.get(f"{platform.url}/healthz", timeout=30).raise_for_status()
+        httpx2.get(f"{platform.url}/healthz", timeout=30).raise_for_status()
     deadline = time.monotonic() + 30  # a response is counted after it was sent
     while {count() for _ in range(10)} != {before + 40}:
         assert time.monotonic() < deadline
@@ -315,7 +315,7 @@ def test_sigterm_finishes_running_requests(platform: Running) -> None:
     with ThreadPoolExecutor(4) as pool:
         requests = [
             pool.submit(
-                httpx.post, f"{platform.url}/generate/sdxl", json=slow,
+                httpx2.post, f"{platform.url}/generate/sdxl", json=slow,
                 headers=endpoint(platform).headers, timeout=120,
             )
             for _ in range(4)

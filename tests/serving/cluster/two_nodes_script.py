@@ -19,7 +19,7 @@ from serving.cluster.environment import require_tokens
 
 require_tokens()
 
-import httpx  # noqa: E402
+import httpx2  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from assets.library.resolve import AssetSelection  # noqa: E402
@@ -71,12 +71,12 @@ def status_of_second_gateway(pool: Settings) -> int:
         while True:
             assert process.poll() is None
             assert time.monotonic() < deadline
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{url}/readyz", timeout=30).status_code == 200:
+            with suppress(httpx2.TransportError):
+                if httpx2.get(f"{url}/readyz", timeout=30).status_code == 200:
                     break
             time.sleep(0.1)
         body = {"prompt": "a star", "steps": 2}
-        return httpx.post(f"{url}/generate", json=body, timeout=120).status_code
+        return httpx2.post(f"{url}/generate", json=body, timeout=120).status_code
     finally:
         process.terminate()
         process.wait(60)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -115,7 +115,7 @@ async def test_every_submission_counts_as_one_outcome() -> None:
 
 def test_a_running_platform_counts_and_is_ready(platform: Running) -> None:
     headers = {"Authorization": f"Bearer {platform.key('acme')}"}
-    with httpx.Client(base_url=platform.url, headers=headers, timeout=60) as http:
+    with httpx2.Client(base_url=platform.url, headers=headers, timeout=60) as http:
         assert http.get("/healthz").json() == {"status": "ok"}
         ready = http.get("/readyz")
         assert (ready.status_code, ready.json()) == (
@@ -144,7 +144,7 @@ def test_readiness_fails_and_names_the_store_when_it_is_missing(platform: Runnin
     store.rename(store.with_name("elsewhere"))
     try:
         deadline = time.monotonic() + 10
-        while (answer := httpx.get(f"{platform.url}/readyz", timeout=30)).status_code == 200:
+        while (answer := httpx2.get(f"{platform.url}/readyz", timeout=30)).status_code == 200:
             assert time.monotonic() < deadline  # readiness is cached for up to a second
             time.sleep(0.1)
     finally:
