@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Collection
@@ -52,8 +51,3 @@ def test_core_packages_import_no_ray_web_framework_or_torch() -> None:
         "import serving.generation.service"
     )
     assert imported(code, {*TORCH, "ray", "fastapi", "starlette"}) == []
-
-
-def test_torchvision_is_not_importable() -> None:
-    """Nothing may install it: without CUDA, transformers and diffusers fail to import beside it."""
-    assert importlib.util.find_spec("torchvision") is None
