@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 DEVICE ?= cpu
 
-.PHONY: demo serve test test-gpu test-slow check format bench-http bench-swap bench-addressing bench-gpu clean
+.PHONY: demo serve test test-gpu test-slow test-full check format bench-http bench-swap bench-addressing bench-gpu clean
 
 # The environment with what the platform needs to run.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -39,6 +39,11 @@ test-gpu: $(VENV)/developed
 test-slow: $(VENV)/developed
 	$(PYTEST) -m slow $(ARGS)
 	$(if $(ARGS),,$(MAKE) test-gpu)
+
+# Before a release: the whole crash table, the SDKs in their own environments, a short soak.
+test-full: $(VENV)/developed
+	$(PYTEST) -m full $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m benchmarks soak --minutes 15 --out $(VENV)/soak.json --plot $(VENV)/soak.png)
 
 check: $(VENV)/developed
 	$(BIN)/ruff format --check .

@@ -64,8 +64,8 @@ def run_demo(folder: Path, port: int, once: bool) -> int:
         _await_serving(server, settings)
         with Client(settings.resolved_public_url, _key(settings)) as client:
             console.print("uploading a private LoRA …")
-            private_id = _upload_private(client)
-            generated = [_generate(client, panel, console) for panel in _panels(private_id)]
+            private_id = upload_private(client)
+            generated = [_generate(client, panel, console) for panel in panels(private_id)]
         console.print(_table(generated))
         sheet = folder / "contact_sheet.png"
         contact_sheet(generated, sheet)
@@ -140,7 +140,7 @@ def _await_serving(server: subprocess.Popen[bytes], settings: Settings) -> None:
         time.sleep(0.2)
 
 
-def _upload_private(client: Client) -> str:
+def upload_private(client: Client) -> str:
     """Upload a private copy of a public LoRA, unless an earlier run did, and return its id."""
     from serving.miniature.catalogue import weights_file
 
@@ -155,7 +155,7 @@ def _upload_private(client: Client) -> str:
     return identifier
 
 
-def _panels(private_id: str) -> list[Panel]:
+def panels(private_id: str) -> list[Panel]:
     """The images to generate, in the order of the contact sheet."""
 
     def loras(**weights: float) -> dict[str, Any]:
@@ -186,9 +186,9 @@ def _panels(private_id: str) -> list[Panel]:
     ]
 
 
-def _generate(client: Client, panel: Panel, console: Console) -> DemoImage:
-    console.print(f"generating: {panel.title}")
-    request = {
+def request_of(panel: Panel) -> dict[str, Any]:
+    """The request body of a panel's image."""
+    return {
         "prompt": PROMPT,
         "seed": SEED,
         "steps": STEPS,
@@ -196,6 +196,11 @@ def _generate(client: Client, panel: Panel, console: Console) -> DemoImage:
         "image_encoding": "png",
         **panel.request,
     }
+
+
+def _generate(client: Client, panel: Panel, console: Console) -> DemoImage:
+    console.print(f"generating: {panel.title}")
+    request = request_of(panel)
     started = time.perf_counter()
     answer = client.generate(request)
     total_ms = (time.perf_counter() - started) * 1000

@@ -25,6 +25,11 @@ from tests.support.platforms import Running, running
 DOCUMENT = Path(__file__).parents[2] / "docs" / "crashes.md"
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 1}
 NAME = "word"
+#: A failpoint of each kind, for the slow tests; the full tests have the others.
+SAMPLE = (
+    "upload.completed", "ingest.stored", "delete.recorded", "collect.removed", "generate.drawn",
+    "job.stored",
+)  # fmt: skip
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -97,8 +102,13 @@ WORK: dict[str, Callable[[httpx2.Client, Path], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("label", FAILPOINTS)
+@pytest.mark.parametrize(
+    "label",
+    [
+        pytest.param(label, marks=pytest.mark.slow if label in SAMPLE else pytest.mark.full)
+        for label in FAILPOINTS
+    ],
+)
 def test_recovery_after_a_kill_at(
     label: str, tmp_path: Path, sample_files: dict[str, Path]
 ) -> None:

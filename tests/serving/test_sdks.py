@@ -19,7 +19,7 @@ from serving.miniature.catalogue import CATALOGUE, weights_file
 from tests.support.platforms import Running, running
 from tests.support.samples import write_padded
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent / "sdk"
 PUBLIC = 1 + len(CATALOGUE)
 LARGE_BYTES = 66 << 20

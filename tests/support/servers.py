@@ -40,18 +40,25 @@ def clean_environment() -> dict[str, str]:
 
 
 def start_serving(
-    settings: Settings, log: Path, *options: str, environment: Mapping[str, str] | None = None
+    settings: Settings,
+    log: Path,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    checkout: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Run ``asset-orchestrator serve`` until it is ready. Its output is appended to ``log``.
+    ``checkout`` is another checkout to run it from, with its own environment in ``.venv``.
 
     Raises:
         NotStarted: it ended, or it was not ready within START_TIMEOUT_S.
     """
-    command = [sys.executable, "-m", "serving.cli.main", "serve", *options]
+    python = sys.executable if checkout is None else str(checkout / ".venv" / "bin" / "python")
+    command = [python, "-m", "serving.cli.main", "serve", *options]
     inherited = clean_environment() if environment is None else environment
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command,
+            cwd=checkout,
             env={**inherited, **settings.to_environment()},
             stdout=output,
             stderr=subprocess.STDOUT,
