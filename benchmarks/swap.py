@@ -173,13 +173,13 @@ def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], 
     engine = stage.engine
     loras = (LoraUse(stage.lora, 0.8),)
     inversions = (InversionUse(stage.inversion, WORD),)
-    wanted = {
+    recipes = {
         "LoRA": (stage.lora, stage.recipe(loras=loras)),
         "inversion": (stage.inversion, stage.recipe(inversions=inversions)),
         "checkpoint": (stage.unet, stage.recipe(unet=stage.unet)),
     }
     steps: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {}
-    for kind, (blob, recipe) in wanted.items():
+    for kind, (blob, recipe) in recipes.items():
         for tier in TIERS:
 
             def place(tier: str = tier, blob: Blob = blob, recipe: Recipe = recipe) -> None:

@@ -134,8 +134,8 @@ class PeerServer:
     is verified, and ``sendfile`` copies the file to the socket within the kernel.
     """
 
-    def __init__(self, bring: AcquireBlob, signer: Signer, host: str = "127.0.0.1") -> None:
-        self._bring = bring
+    def __init__(self, acquire: AcquireBlob, signer: Signer, host: str = "127.0.0.1") -> None:
+        self._acquire = acquire
         self._signer = signer
         self._unauthenticated = 0
         self._threads = ThreadPoolExecutor(_MAX_FETCHES, "peer")
@@ -182,7 +182,7 @@ class PeerServer:
         except (ValueError, KeyError):
             return await _send_error(writer, 400)
         try:
-            lease = await self._loop.run_in_executor(self._threads, self._bring, blob)
+            lease = await self._loop.run_in_executor(self._threads, self._acquire, blob)
         except (TierError, AssetError) as error:
             log.info("cannot send %s to a peer: %s", blob.key, error)
             return await _send_error(writer, 503)

@@ -54,17 +54,17 @@ class Prefetcher:
         while self._pending and next(iter(self._pending.values())) < now_s - self._session_s:
             self._pending.popitem(last=False)
             self._outcomes.append(False)
-        wanted = {blob.key: blob for blob in extras}
-        for key in wanted:
+        chosen = {blob.key: blob for blob in extras}
+        for key in chosen:
             if self._pending.pop(key, None) is not None:
                 self.came_true += 1
                 self._outcomes.append(True)
         last_s, recent = self._recent.get(tenant_id, (now_s, OrderedDict[str, Blob]()))
         guesses = []
         if now_s - last_s > self._session_s:
-            candidates = [blob for key, blob in reversed(recent.items()) if key not in wanted]
+            candidates = [blob for key, blob in reversed(recent.items()) if key not in chosen]
             guesses = self._allowed(candidates[: self._depth], now_s)
-        for key, blob in wanted.items():
+        for key, blob in chosen.items():
             recent[key] = blob
             recent.move_to_end(key)
         while len(recent) > _MAX_ASSETS:

@@ -164,14 +164,14 @@ class Scheduler:
         """Return what to prefetch for an arriving request, and where: the request's own assets if
         it is queued, and the assets that its tenant is predicted to use next."""
         guesses = self.prefetcher.asked(request.tenant_id, request.extras, now_s)
-        wanted = [*request.blobs, *guesses] if request.id in self.queue else guesses
-        if not wanted:
+        chosen = [*request.blobs, *guesses] if request.id in self.queue else guesses
+        if not chosen:
             return None
         cheapest = self.fleet.cheapest(request, self.speeds, now_s, self._displacement_s)
         if cheapest is None:
             return None
         replica = cheapest[1]
-        distant = [blob for blob in wanted if replica.tier_of(blob.key) in ("disk", "store")]
+        distant = [blob for blob in chosen if replica.tier_of(blob.key) in ("disk", "store")]
         return Promotion(replica.id, tuple(dict.fromkeys(distant))) if distant else None
 
     def popular(self, count: int, now_s: float) -> list[str]:

@@ -68,19 +68,19 @@ class InProcessBackend:
         return await self._dispatcher.submit(submission)
 
     async def resident(self) -> frozenset[str]:
-        return self._dispatcher.holdings.resident()
+        return self._dispatcher.residency.resident()
 
     async def forget(self, keys: Collection[str]) -> None:
-        await self._dispatcher.holdings.forget(keys)
+        await self._dispatcher.residency.forget(keys)
 
     async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
-        return await self._dispatcher.holdings.warm(blobs)
+        return await self._dispatcher.residency.warm(blobs)
 
     async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
-        return self._dispatcher.holdings.residency(keys)
+        return self._dispatcher.residency.residency(keys)
 
     async def hold(self, keys: Collection[str]) -> None:
-        self._dispatcher.holdings.hold(keys)
+        self._dispatcher.residency.hold(keys)
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
         """The only pool; it does not scale, because workers live as long as this process."""
@@ -90,7 +90,7 @@ class InProcessBackend:
         return None
 
     async def families(self) -> Sequence[Metric]:
-        return self._dispatcher.tally.families(self._dispatcher.status(), self._status())
+        return self._dispatcher.metrics.families(self._dispatcher.status(), self._status())
 
     def _status(self) -> dict[str, Any]:
         members = self._dispatcher.members()

@@ -54,7 +54,7 @@ class GenerationEngine(Protocol):
 
     def resident(self) -> Mapping[str, frozenset[str]]: ...
 
-    def holding(self) -> DeviceResidency: ...
+    def residency(self) -> DeviceResidency: ...
 
     def apply_directives(self, directives: ClusterDirectives) -> None: ...
 
@@ -107,17 +107,17 @@ class Worker:
     def _report(self, *, briefly: bool = False) -> ReplicaReport:
         """``briefly`` leaves out the resident keys by tier, which need a scan of folders."""
         engine = self._engine
-        holding = engine.holding()
+        residency = engine.residency()
         return ReplicaReport(
             engine.name,
             self._node,
             os.getpid(),
             {} if briefly else engine.resident(),
-            holding.ready,
-            holding.models,
-            holding.checkpoint_capacity,
+            residency.ready,
+            residency.models,
+            residency.checkpoint_capacity,
             self._url,
-            holding.eviction_policies,
+            residency.eviction_policies,
         )
 
     async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:

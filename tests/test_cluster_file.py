@@ -54,10 +54,10 @@ def test_rays_launcher_creates_a_node_of_each_type(
         for name, kind in config["available_node_types"].items():
             tags = {"ray-user-node-type": name}
             (instance,) = provider.create_node(kind["node_config"], tags, 1).values()
-            wanted = document["available_node_types"][name]["node_config"]
+            config = document["available_node_types"][name]["node_config"]
             assert (instance.instance_type, instance.image_id) == (
-                wanted["InstanceType"],
-                wanted["ImageId"],
+                config["InstanceType"],
+                config["ImageId"],
             )
 
 

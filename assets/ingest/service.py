@@ -69,7 +69,7 @@ class IngestService:
     Args:
         secret: the platform's secret, from which the tenants' salts are derived.
         scratch: a local folder for files in conversion; needs twice the largest upload's size.
-        cage: the sandbox for uploads; the operator's own files are converted in this process.
+        sandbox: the sandbox for uploads; the operator's own files are converted in this process.
         fetcher: downloads imports.
         hub: the base URL of Hugging Face repositories.
         probe: generates test images with uploads.
@@ -85,7 +85,7 @@ class IngestService:
         secret: bytes,
         scratch: Path,
         now: Callable[[], float] = time.time,
-        cage: Sandbox | None = None,
+        sandbox: Sandbox | None = None,
         fetcher: Fetcher | None = None,
         hub: str = HUB,
         probe: EffectProbe | None = None,
@@ -98,7 +98,7 @@ class IngestService:
         self._fetcher = fetcher or Fetcher()
         self._hub = hub
         self._stopped = threading.Event()
-        self._cage = cage or Sandbox()
+        self._sandbox = sandbox or Sandbox()
         self._records = records
         self._blobs = blobs
         self._store = store
@@ -112,7 +112,7 @@ class IngestService:
         self._stopped.set()
 
     def close(self) -> None:
-        self._cage.close()
+        self._sandbox.close()
 
     def fetch(self, asset_id: str, attempts: int = 3) -> bool:
         """Download an import into the object store and return whether its bytes are there.
@@ -213,7 +213,7 @@ class IngestService:
                     )
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
                 word = OwnerDeclaration.of(asset.data)
-                ingested = self._cage.ingest(source, asset.kind, schema, salt, scratch, word)
+                ingested = self._sandbox.ingest(source, asset.kind, schema, salt, scratch, word)
                 reach("ingest.converted")
                 converted = self._keep(ingested, source, digest, asset.tenant_id)
             details = self._details(asset.kind, converted)

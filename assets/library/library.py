@@ -291,13 +291,13 @@ class Library:
             raise AssetNotFound(asset_id)
         return changed
 
-    def resolve(self, principal: Principal, wanted: AssetSelection) -> Resolved:
+    def resolve(self, principal: Principal, selection: AssetSelection) -> Resolved:
         """Resolve a selection. Raises as ``assets.library.resolve.resolve`` and ``find_base``."""
         with self._base_lock:
             base = self._base.get(BASE_NAME)
             if base is None:
                 base = self._base[BASE_NAME] = find_base(self._records)
-        return resolve(self._records, principal, wanted, self._now(), base)
+        return resolve(self._records, principal, selection, self._now(), base)
 
     def used(self, resolved: Resolved) -> None:
         """Count one use of each resolved asset, after a generation."""

@@ -107,7 +107,11 @@ def find_base(records: AssetRecords) -> Asset:
 
 
 def resolve(
-    records: AssetRecords, principal: Principal, wanted: AssetSelection, now_s: float, base: Asset
+    records: AssetRecords,
+    principal: Principal,
+    selection: AssetSelection,
+    now_s: float,
+    base: Asset,
 ) -> Resolved:
     """Resolve the references of a selection to a recipe of content keys.
 
@@ -138,22 +142,24 @@ def resolve(
             warnings.append(warning)
         return asset
 
-    if len(wanted.loras) > MAX_LORAS:
-        raise InvalidAsset("loras", f"{len(wanted.loras)} LoRAs; at most {MAX_LORAS} are accepted")
-    if len(wanted.inversions) > MAX_INVERSIONS:
-        number = f"{len(wanted.inversions)} inversions"
+    if len(selection.loras) > MAX_LORAS:
+        raise InvalidAsset(
+            "loras", f"{len(selection.loras)} LoRAs; at most {MAX_LORAS} are accepted"
+        )
+    if len(selection.inversions) > MAX_INVERSIONS:
+        number = f"{len(selection.inversions)} inversions"
         raise InvalidAsset("textual_inversions", f"{number}; at most {MAX_INVERSIONS} are accepted")
     parts = dict(base.parts)
     for blob in base.parts.values():
         names[blob.key] = BASE_NAME
-    if wanted.checkpoint is not None:
-        parts.update(usable(wanted.checkpoint, "checkpoint", "checkpoint").parts)
-    if wanted.vae is not None:
-        parts.update(usable(wanted.vae, "vae", "vae").parts)
+    if selection.checkpoint is not None:
+        parts.update(usable(selection.checkpoint, "checkpoint", "checkpoint").parts)
+    if selection.vae is not None:
+        parts.update(usable(selection.vae, "vae", "vae").parts)
 
     weights: dict[str, LoraUse] = {}
-    for reference, weight in wanted.loras.items():
-        text_weight = wanted.lora_text_weights.get(reference, weight)
+    for reference, weight in selection.loras.items():
+        text_weight = selection.lora_text_weights.get(reference, weight)
         for value in (weight, text_weight):
             if not -MAX_LORA_WEIGHT <= value <= MAX_LORA_WEIGHT:
                 limit = f"between {-MAX_LORA_WEIGHT} and {MAX_LORA_WEIGHT}"
@@ -164,7 +170,7 @@ def resolve(
         weights[blob.key] = LoraUse(blob, float(weight), float(text_weight))
 
     inversions = []
-    for reference, token in wanted.inversions.items():
+    for reference, token in selection.inversions.items():
         asset = usable(reference, "textual_inversion", "textual_inversions")
         word = token.strip() or (asset.trigger_words[0] if asset.trigger_words else "")
         if not word:

@@ -79,28 +79,28 @@ def find_file(repository: str, fetch_json: Callable[[str], Any], endpoint: str =
         FetchFailed: there is no such file, or several candidates, which the message lists.
     """
     check_repository(repository)
-    name, _, wanted = repository.partition(":")
+    name, _, path = repository.partition(":")
     info = fetch_json(f"{endpoint}/api/models/{name}?blobs=true")
     files = _files(info)
-    if not wanted:
+    if not path:
         candidates = [path for path in files if "/" not in path and path.endswith(_SUFFIX)]
         if len(candidates) != 1 and _PIPELINE in files:
             raise FetchFailed(_pipeline_advice(name, candidates))
         if len(candidates) != 1:
             raise FetchFailed(_which_file(name, candidates, files))
-        (wanted,) = candidates
-    if wanted not in files:
+        (path,) = candidates
+    if path not in files:
         raise FetchFailed(_which_file(name, [], files))
-    if _PIPELINE in files and wanted.partition("/")[0] in _COMPONENTS and "/" in wanted:
+    if _PIPELINE in files and path.partition("/")[0] in _COMPONENTS and "/" in path:
         raise FetchFailed(_pipeline_advice(name, []))
     revision = info.get("sha")
     revision = revision if isinstance(revision, str) and revision.isalnum() else "main"
     base = f"{endpoint}/{name}/resolve/{revision}"
-    folder, _, file = wanted.rpartition("/")
+    folder, _, file = path.rpartition("/")
     config = f"{folder}/{_ADAPTER_CONFIG}" if folder else _ADAPTER_CONFIG
     has_config = file.startswith("adapter_model") and config in files
     config_url = f"{base}/{quote(config)}" if has_config else None
-    return HubFile(f"{base}/{quote(wanted)}", files[wanted], config_url)
+    return HubFile(f"{base}/{quote(path)}", files[path], config_url)
 
 
 def _pipeline_advice(name: str, singles: Sequence[str]) -> str:

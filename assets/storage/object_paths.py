@@ -6,7 +6,7 @@ from assets.content import Blob
 
 UPLOADS, BLOBS, PREVIEWS = "uploads/", "blobs/", "previews/"
 PARTS = "parts/"
-RESULTS, PICTURES = "results/", "pictures/"
+RESULTS, IMAGES = "results/", "pictures/"
 #: Compiled code, to which no asset record refers.
 COMPILED = "compiled/"
 
@@ -61,7 +61,7 @@ def asset_of_preview(key: str) -> str:
 
 def image_key(image_id: str) -> str:
     """The key of an image that is served by URL; ``image_id`` is unguessable."""
-    return f"{PICTURES}{image_id}"
+    return f"{IMAGES}{image_id}"
 
 
 def result_key(job_id: str) -> str:

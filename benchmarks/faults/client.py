@@ -50,7 +50,7 @@ class Answer:
     said: str = ""
     replica: str = ""
     #: The requested assets, as JSON.
-    wanted: str = "{}"
+    selection: str = "{}"
     #: The idempotency key, or "" if it had none.
     key: str = ""
     #: The ledger's reference of a request without a key.
@@ -58,16 +58,16 @@ class Answer:
 
 
 def body(
-    seed: int, wanted: AssetSelection = MappingProxyType({}), steps: int = 4
+    seed: int, selection: AssetSelection = MappingProxyType({}), steps: int = 4
 ) -> dict[str, Any]:
     base: dict[str, Any] = {"prompt": "a small red star", "steps": steps, "seed": seed}
-    return {**base, "image_encoding": "png", **wanted}
+    return {**base, "image_encoding": "png", **selection}
 
 
 def ask(
     endpoint: Endpoint,
     seed: int,
-    wanted: AssetSelection = MappingProxyType({}),
+    selection: AssetSelection = MappingProxyType({}),
     deadline_s: float = DEADLINE_S,
 ) -> Answer:
     """Request one image with its own idempotency key, and retry until ``deadline_s``."""
@@ -81,37 +81,45 @@ def ask(
         attempts += 1
         try:
             response = _CLIENT.post(
-                f"{url}/generate/sdxl", json=body(seed, wanted), headers=headers
+                f"{url}/generate/sdxl", json=body(seed, selection), headers=headers
             )
         except httpx2.HTTPError as error:
             errors.append(type(error).__name__)
             time.sleep(0.1)
             continue
         if response.is_success:
-            answer = answered(seed, wanted, asked_s, response.json())
+            answer = answered(seed, selection, asked_s, response.json())
             return replace(answer, attempts=attempts, said="; ".join(errors), key=key, charge="")
         errors.append(f"{response.status_code} {response.text[:200]}")
         if response.status_code not in _RETRIED:
             break
         time.sleep(min(10.0, float(response.headers.get("retry-after", 0.5))))
     return Answer(
-        seed, asked_s, time.monotonic(), None, attempts, "; ".join(errors), "", _names(wanted), key
+        seed,
+        asked_s,
+        time.monotonic(),
+        None,
+        attempts,
+        "; ".join(errors),
+        "",
+        _names(selection),
+        key,
     )
 
 
 def answered(
-    seed: int, wanted: AssetSelection, asked_s: float, answer: Mapping[str, Any]
+    seed: int, selection: AssetSelection, asked_s: float, answer: Mapping[str, Any]
 ) -> Answer:
     """Build the Answer of a request without an idempotency key from its response body."""
     image = hashlib.sha256(base64.b64decode(answer["images"][0]["image_b64"])).hexdigest()
     return Answer(
         seed, asked_s, time.monotonic(), image, 1, "", answer["receipt"]["replica"],
-        _names(wanted), charge=answer["request_id"],
+        _names(selection), charge=answer["request_id"],
     )  # fmt: skip
 
 
-def _names(wanted: AssetSelection) -> str:
-    return json.dumps(dict(wanted), sort_keys=True)
+def _names(selection: AssetSelection) -> str:
+    return json.dumps(dict(selection), sort_keys=True)
 
 
 class Load:

@@ -41,7 +41,7 @@ class Invariants:
         """Return whether the image equals the first one of the same request."""
         if answer.image is None:
             return True  # lost requests are counted elsewhere
-        known = self._golden.setdefault((answer.seed, answer.wanted), answer.image)
+        known = self._golden.setdefault((answer.seed, answer.selection), answer.image)
         return answer.image == known
 
     def forgive(self) -> None:
@@ -73,9 +73,11 @@ class Invariants:
         Requests with assets are repeated on every replica; then every replica generates with the
         base model alone, whose weights' digest is known.
         """
-        again = {(a.seed, a.wanted) for a in answers if a.wanted != "{}"}
+        again = {(a.seed, a.selection) for a in answers if a.selection != "{}"}
         after = [
-            answer for seed, wanted in sorted(again) for answer in self._everywhere(seed, wanted)
+            answer
+            for seed, selection in sorted(again)
+            for answer in self._everywhere(seed, selection)
         ]
         after += self._everywhere(SEEDS[0], "{}")
         left = [f"{answer.said}: lost afterwards" for answer in after if answer.image is None]
@@ -100,13 +102,13 @@ class Invariants:
         tenant_id = self.harness.tenant_id
         return answer.charge or "job_" + self._signer.derived("job", tenant_id, answer.key)
 
-    def _everywhere(self, seed: int, wanted: str) -> list[Answer]:
+    def _everywhere(self, seed: int, selection: str) -> list[Answer]:
         """Repeat a request until every replica has generated its image."""
         answers: list[Answer] = []
         count = 2 * self.harness.replicas
         for _ in range(_ROUNDS):
             with ThreadPoolExecutor(count) as pool:
-                ask_one = partial(ask, self.harness.endpoint, seed, json.loads(wanted))
+                ask_one = partial(ask, self.harness.endpoint, seed, json.loads(selection))
                 requests = [pool.submit(ask_one) for _ in range(count)]
                 answers += [request.result() for request in requests]
             replicas = {answer.replica for answer in answers if answer.replica}

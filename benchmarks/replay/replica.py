@@ -58,7 +58,7 @@ class SimulatedNode:
         self.from_store_bytes = 0
         self.loras_from_store = Counter[str]()  # by tenant
 
-    def bring(self, asset: str, owner: str) -> float:
+    def acquire(self, asset: str, owner: str) -> float:
         """Fetch an asset into the file tiers; return the seconds to load it to a device."""
         size = self._hardware.size_bytes(asset)
         found = "store"
@@ -156,7 +156,7 @@ class SimulatedReplica:
                 job.leases.append(lease)
             job.missing.popleft()
             if loaded:
-                at_s += self.node.bring(asset, job.request.tenant)
+                at_s += self.node.acquire(asset, job.request.tenant)
                 if is_checkpoint(asset):
                     self.checkpoint_loads += 1
                 else:

@@ -76,8 +76,8 @@ class Workload:
                     minute = next(minutes)
         return [request.result() for request in requests]
 
-    def _ask_at(self, at_s: float, seed: int, wanted: AssetSelection) -> Answer:
-        return replace(ask(self._harness.endpoint, seed, wanted), asked_s=at_s)
+    def _ask_at(self, at_s: float, seed: int, selection: AssetSelection) -> Answer:
+        return replace(ask(self._harness.endpoint, seed, selection), asked_s=at_s)
 
 
 def _public(harness: Harness) -> Sequence[AssetSelection]:

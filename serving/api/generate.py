@@ -50,7 +50,7 @@ async def generate_sdxl(
         done = await once(body, request, context, principal, key)
         return await idempotency.answer_of(context, done)
     generated = await run_while_connected(
-        request, context.platform.generate(principal, body.order())
+        request, context.platform.generate(principal, body.to_request())
     )
     settle = BackgroundTask(context.platform.settle, generated)
     return JSONResponse(answer(generated), background=settle)

@@ -64,7 +64,7 @@ async def generate_native(
         return await _store_images(context, principal, json.loads(stored), body.image_encoding, job)
     await check_room(context, principal)
     generated = await run_while_connected(
-        request, context.platform.generate(principal, body.order())
+        request, context.platform.generate(principal, body.to_request())
     )
     try:
         response = await _store_images(context, principal, answer(generated), body.image_encoding)

@@ -73,7 +73,7 @@ async def accept(
         job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
         await check_room(context, principal)
-        generation_request = body.order()
+        generation_request = body.to_request()
         work, pool = await context.platform.check(principal, generation_request)
         # The seeds are fixed now, so that a retry generates the same images.
         seeds = list(generation_request.seeds)
@@ -84,11 +84,11 @@ async def accept(
         reach("job.accepted")
     elif job.asked_by.get("member_id", "") != principal.member_id:
         # This member may not have access to all the assets.
-        await context.platform.check(principal, body.order())
+        await context.platform.check(principal, body.to_request())
     if job.body_digest != digest:
         raise InvalidRequest(HEADER, "this key was used for another request; use a new key")
     if job.error is not None and (job.error["status"] >= 500 or job.error["status"] == 429):
-        work, pool = await context.platform.check(principal, body.order())
+        work, pool = await context.platform.check(principal, body.to_request())
         job = await asyncio.to_thread(context.backends.jobs.again, job.id, principal, work, pool)
         if job is None:
             raise AssetNotFound("the job of this key")

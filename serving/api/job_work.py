@@ -30,7 +30,7 @@ class ApiJobWork:
         principal = await asyncio.to_thread(
             self._backends.directory.keyring.principal_of_job, job.tenant_id, job.asked_by
         )
-        request = GenerateRequest.model_validate(job.request).order()
+        request = GenerateRequest.model_validate(job.request).to_request()
         generated = await self._platform.generate_charged(principal, request, job.charge_id)
         data = json.dumps(answer(generated)).encode()
         key = result_key(job.id)

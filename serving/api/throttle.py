@@ -56,9 +56,9 @@ THROTTLE = ResponseThrottle()
 class ThrottleMiddleware:
     """Middleware around a whole application that delays responses."""
 
-    def __init__(self, app: ASGIApp, pace: ResponseThrottle = THROTTLE) -> None:
+    def __init__(self, app: ASGIApp, throttle: ResponseThrottle = THROTTLE) -> None:
         self._app = app
-        self._pace = pace
+        self._throttle = throttle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,7 +69,7 @@ class ThrottleMiddleware:
             if message["type"] == "http.response.start":
                 client = _uncounted_client(scope, message["status"])
                 if client is not None:
-                    await asyncio.sleep(self._pace.delay_s(client, _cost(scope)))
+                    await asyncio.sleep(self._throttle.delay_s(client, _cost(scope)))
             await send(message)
 
         await self._app(scope, receive, send_delayed)

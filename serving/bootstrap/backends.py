@@ -18,7 +18,7 @@ from assets.sql.clock import clock_of
 from assets.sql.pins import Pins
 from assets.sql.records import SqlAssetRecords
 from assets.storage.multipart import open_parts
-from assets.storage.object_paths import PICTURES, RESULTS
+from assets.storage.object_paths import IMAGES, RESULTS
 from assets.storage.object_store import ObjectStore, StoredObject
 from serving.bootstrap.database import open_database
 from serving.bootstrap.storage import open_store
@@ -82,7 +82,7 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     def expired_images(candidates: Sequence[StoredObject]) -> Collection[str]:
         return [s.key for s in candidates if s.changed_at_s < now() - settings.pictures_kept_s]
 
-    expired = {RESULTS: orphaned_results, PICTURES: expired_images}
+    expired = {RESULTS: orphaned_results, IMAGES: expired_images}
     reconciler = Reconciler(records, blobs, store, parts, expired, now)
     return Backends(
         records, blobs, store, library, directory, RateLimiter(engine), meter,

@@ -64,27 +64,27 @@ class DispatcherActor:
             self._address = await self._wire.start(ray.util.get_node_ip_address())
         return self._address
 
-    async def told(self, name: str, phase: Phase, at_s: float) -> None:
+    async def phase_began(self, name: str, phase: Phase, at_s: float) -> None:
         """Called by a starting replica when a phase of its start begins."""
-        self._autoscaler.told(name, phase, at_s)
+        self._autoscaler.phase_began(name, phase, at_s)
 
     async def resident(self) -> frozenset[str]:
-        return (await self._ready()).holdings.resident()
+        return (await self._ready()).residency.resident()
 
     async def forget(self, keys: Collection[str]) -> None:
-        await (await self._ready()).holdings.forget(keys)
+        await (await self._ready()).residency.forget(keys)
 
     async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
-        return await (await self._ready()).holdings.warm(blobs)
+        return await (await self._ready()).residency.warm(blobs)
 
     async def residency(self, keys: Collection[str]) -> dict[str, Residency]:
-        return (await self._ready()).holdings.residency(keys)
+        return (await self._ready()).residency.residency(keys)
 
     async def directives(self) -> ClusterDirectives:
-        return (await self._ready()).holdings.directives()
+        return (await self._ready()).residency.directives()
 
     async def hold(self, keys: Collection[str]) -> None:
-        (await self._ready()).holdings.hold(keys)
+        (await self._ready()).residency.hold(keys)
 
     async def status(self) -> dict[str, Any]:
         return (await self._ready()).status()

@@ -149,7 +149,7 @@ def _report_phase(
     """Report a phase of the replica's start to its dispatcher, without waiting for an answer."""
     with suppress(ValueError, RayError):
         dispatcher = ray.get_actor(dispatcher_name(pool), namespace)
-        dispatcher.told.remote(name, phase, time.time() if at_s is None else at_s)
+        dispatcher.phase_began.remote(name, phase, time.time() if at_s is None else at_s)
 
 
 def _process_started_s() -> float:

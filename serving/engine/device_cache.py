@@ -38,7 +38,7 @@ class Prepared:
 
     recipe: Recipe
     leases: dict[str, DeviceLease[DeviceValue]] = field(default_factory=dict)
-    found: list[AssetFetch] = field(default_factory=list)
+    fetches: list[AssetFetch] = field(default_factory=list)
     fetch_s: float = 0.0
 
     def __enter__(self) -> Prepared:
@@ -146,7 +146,7 @@ class DeviceCache:
         if lease is not None:
             prepared.leases[blob.key] = lease
             where: TierName = "gpu" if tier is self.tier else "host"
-            prepared.found.append(AssetFetch(blob.key, where, 0, 0.0))
+            prepared.fetches.append(AssetFetch(blob.key, where, 0, 0.0))
             return
         file_lease, fetch = self._provisioner.acquire(blob, tenant_id)
         with file_lease, TensorFile(file_lease.path) as file:
@@ -160,7 +160,7 @@ class DeviceCache:
             fetch_s = fetch.fetch_s + time.perf_counter() - started
         prepared.leases[blob.key] = lease
         bytes_moved = fetch.bytes_moved + (blob.size_bytes if loaded else 0)
-        prepared.found.append(AssetFetch(blob.key, fetch.tier, bytes_moved, fetch_s))
+        prepared.fetches.append(AssetFetch(blob.key, fetch.tier, bytes_moved, fetch_s))
 
     def _admit(
         self,
@@ -264,7 +264,7 @@ class DeviceCache:
                 self._optional_provisioner.forget(key)
         self._spare.clear()  # no load follows, and spare memory is outside the tier's budget
 
-    def holding(self) -> DeviceResidency:
+    def residency(self) -> DeviceResidency:
         """Return the content keys ready for generation and how many checkpoints fit."""
         pristine = frozenset(self.pristine_tier.resident())
         ready = pristine | frozenset(self.tier.resident())

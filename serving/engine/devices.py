@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import torch
 
 
-def pick_device(wanted: str) -> str:
+def pick_device(name: str) -> str:
     """Resolve "auto" to "cuda" if a GPU is available, else "cpu"; return others unchanged."""
-    if wanted != "auto":
-        return wanted
+    if name != "auto":
+        return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -200,9 +200,9 @@ class Engine:
         """Apply the dispatcher's list of nodes and of pinned content keys."""
         self.device_cache.apply_directives(directives)
 
-    def holding(self) -> DeviceResidency:
+    def residency(self) -> DeviceResidency:
         """Return the content keys ready for generation and how many checkpoints fit."""
-        return self.device_cache.holding()
+        return self.device_cache.residency()
 
     def forget(self, keys: Collection[str]) -> None:
         """Drop content keys from the prompt cache and from every tier. Any thread."""
@@ -367,7 +367,7 @@ class Engine:
         result = GenerationResult(
             images=(),
             replica=self.name,
-            found=tuple(prepared.found),
+            fetches=tuple(prepared.fetches),
             swap=swap,
             timings=Timings(fetch_ms=prepared.fetch_s * 1000, **phases_ms),
             matched={

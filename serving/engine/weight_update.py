@@ -56,8 +56,8 @@ class WeightUpdate:
         return sum(map(len, self.touch.values()))
 
 
-def plan_update(current: TargetWeights | None, wanted: TargetWeights) -> WeightUpdate:
-    """Return the writes that turn ``current`` into ``wanted``. Pure.
+def plan_update(current: TargetWeights | None, target: TargetWeights) -> WeightUpdate:
+    """Return the writes that turn ``current`` into ``target``. Pure.
 
     Rows of one slab with the same contributions form a group, which one batched product writes. A
     group is kept only if ``current`` has the same group with the same rows; otherwise all of it is
@@ -68,19 +68,19 @@ def plan_update(current: TargetWeights | None, wanted: TargetWeights) -> WeightU
     then everything is written.
     """
     if current is None:
-        return WeightUpdate(frozenset(wanted.pristine), frozenset(), wanted.groups, 0)
+        return WeightUpdate(frozenset(target.pristine), frozenset(), target.groups, 0)
     copy = frozenset(
         component
-        for component, key in wanted.pristine.items()
+        for component, key in target.pristine.items()
         if current.pristine.get(component) != key
     )
     restore = frozenset(
-        row for row in current.moved if row not in wanted.moved and row[0] not in copy
+        row for row in current.moved if row not in target.moved and row[0] not in copy
     )
     touch = {
         group: rows
-        for group, rows in wanted.groups.items()
+        for group, rows in target.groups.items()
         if group[0] in copy or current.groups.get(group) != rows
     }
-    kept = len(wanted.moved) - sum(map(len, touch.values()))
+    kept = len(target.moved) - sum(map(len, touch.values()))
     return WeightUpdate(copy, restore, touch, kept)

@@ -60,12 +60,12 @@ class WorkingSet:
     @torch.no_grad()
     def switch_to(
         self,
-        wanted: TargetWeights,
+        target: TargetWeights,
         pristine: Mapping[Component, Pristine],
         loras: Mapping[str, Lora],
     ) -> Swap:
-        """Write the weights of ``wanted`` in place. Every value that it names must be leased."""
-        update = plan_update(self._current, wanted)
+        """Write the weights of ``target`` in place. Every value that it names must be leased."""
+        update = plan_update(self._current, target)
         self._current = None
         copied = self._copy(update.copy, pristine)
         for component, shape, run in _slab_runs(update.restore):
@@ -73,7 +73,7 @@ class WorkingSet:
                 pristine[component].slabs[shape][run], non_blocking=True
             )
         self._touch(update, pristine, loras)
-        self._current = wanted
+        self._current = target
         return Swap(copied, update.touched, len(update.restore), update.kept)
 
     def _copy(

@@ -92,7 +92,7 @@ class GenerationResult:
 
     images: tuple[bytes, ...]
     replica: str
-    found: tuple[AssetFetch, ...]
+    fetches: tuple[AssetFetch, ...]
     swap: Swap
     timings: Timings
     matched: Mapping[str, int] = field(default_factory=dict)

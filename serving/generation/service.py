@@ -107,7 +107,7 @@ class GenerationRequest:
 
     prompt: str
     seeds: tuple[int, ...]
-    wanted: AssetSelection = field(default_factory=AssetSelection)
+    selection: AssetSelection = field(default_factory=AssetSelection)
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
@@ -295,7 +295,7 @@ class GenerationService:
             raise InvalidRequest("num_images", f"your plan allows {limit} images at a time")
         pool = self._pool(principal, request)
         size = image_size(request.width, request.height, self.native_size)
-        resolved = await asyncio.to_thread(self.library.resolve, principal, request.wanted)
+        resolved = await asyncio.to_thread(self.library.resolve, principal, request.selection)
         task = GenerationTask(
             id="req_" + ulid(),
             recipe=resolved.recipe,

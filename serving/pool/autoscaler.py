@@ -230,7 +230,7 @@ class Autoscaler:
         self._failures = 0
         spent_s = timeline.durations_s(self._now())
         if spent_s:  # empty for a replica that is older than this autoscaler
-            self._dispatcher.tally.started(spent_s)
+            self._dispatcher.metrics.started(spent_s)
             self._note("ready", name, seconds=spent_s)
 
     async def _failed(self, name: str, reason: str) -> None:
@@ -247,7 +247,7 @@ class Autoscaler:
         await self._dispatcher.remove(name)
         await self._launcher.stop(name)
 
-    def told(self, name: str, phase: Phase, at_s: float) -> None:
+    def phase_began(self, name: str, phase: Phase, at_s: float) -> None:
         """Record that a phase of a replica's start began, as its process reports. A replica that
         was ready is restarting; one that was given up is ignored."""
         timeline = self._timelines.get(name)
@@ -259,7 +259,7 @@ class Autoscaler:
 
     def _note(self, what: str, name: str, **details: Any) -> None:
         self._events.append(PoolEvent(self._now(), what, name, details))
-        self._dispatcher.tally.event(what)
+        self._dispatcher.metrics.event(what)
         log.info("pool %s: %s %s %s", self.pool.name, name, what, details or "")
 
     def _starting(self, members: Sequence[ScalingCandidate]) -> dict[str, Any] | None:
@@ -310,7 +310,7 @@ class Autoscaler:
 
     def families(self) -> list[Metric]:
         """The pool's metric families for Prometheus."""
-        return self._dispatcher.tally.families(self._dispatcher.status(), self.status())
+        return self._dispatcher.metrics.families(self._dispatcher.status(), self.status())
 
     def _timeline(self, name: str) -> StartupTimeline:
         return self._timelines.get(name) or StartupTimeline()

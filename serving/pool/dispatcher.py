@@ -71,8 +71,8 @@ class Dispatcher:
         self._states = {client.id: ReplicaState(client) for client in clients}
         self._scheduler = Scheduler(speeds, limits)
         self._clock = clock
-        self.tally = PoolMetrics(pool)
-        self.holdings = ResidencyIndex(
+        self.metrics = PoolMetrics(pool)
+        self.residency = ResidencyIndex(
             self._states, self._scheduler.popular, self._take_report, clock
         )
         self._throughput = ThroughputEstimator()
@@ -187,7 +187,7 @@ class Dispatcher:
         try:
             result = await self._submit(submission)
             outcome = "drawn"
-            self.tally.generated(submission.plan, submission.request, result)
+            self.metrics.generated(submission.plan, submission.request, result)
             return result
         except Refused:
             outcome = "refused"
@@ -199,7 +199,7 @@ class Dispatcher:
             outcome = "cancelled"
             raise
         finally:
-            self.tally.ended(submission.plan, outcome)
+            self.metrics.ended(submission.plan, outcome)
 
     async def _submit(self, submission: Submission) -> GenerationResult:
         request_id = submission.request.id
@@ -337,7 +337,7 @@ class Dispatcher:
             _answer(ticket.answer, replace(result, timings=timings))
         except (ReplicaLost, UnexpectedEngineError) as lost:
             log.warning("replica %s lost: %s", state.client.id, lost)
-            self.tally.retried()
+            self.metrics.retried()
             if isinstance(lost, ReplicaLost):
                 self._mark_down(state)
             self._retry(ticket, lost, died=isinstance(lost, ReplicaDied | UnexpectedEngineError))
@@ -406,7 +406,7 @@ class Dispatcher:
         self._mark_down(state)
         for ticket in list(state.running.values()):
             if ticket.task is not None and not ticket.answer.done():
-                self.tally.retried()
+                self.metrics.retried()
                 self._retry(ticket, ReplicaLost(f"{state.client.id} hangs"), died=True)
                 ticket.task.cancel()
 
@@ -445,12 +445,12 @@ class Dispatcher:
         """
         while True:
             state.news.clear()
-            known = self.holdings.directives().nodes
+            known = self.residency.directives().nodes
             patience_s = None if state.report is None else REPORT_TIMEOUT_S
             try:
                 # Not wait_for: before Python 3.12 it may swallow the cancellation of close().
                 async with asyncio.timeout(patience_s):
-                    report = await state.client.describe(self.holdings.directives())
+                    report = await state.client.describe(self.residency.directives())
             except (ServingError, TimeoutError):
                 if state.report is not None:
                     log.warning(
@@ -468,7 +468,7 @@ class Dispatcher:
                     self._promote(Promotion(state.client.id, tuple(popular)) if popular else None)
             except Exception:  # polling must continue
                 log.exception("the report of %s cannot be processed", state.client.id)
-            if self.holdings.directives().nodes != known:
+            if self.residency.directives().nodes != known:
                 for other in self._states.values():
                     other.news.set()
             with suppress(TimeoutError):

@@ -81,9 +81,9 @@ class PoolMetrics:
         for phase in ("fetch", "swap", "encode_prompt", "denoise", "decode", "encode_image"):
             spent_ms = getattr(timings, f"{phase}_ms")
             self._engine_s.labels(self.pool, phase).observe(spent_ms / 1000)
-        for found in result.found:
-            self._found.labels(self.pool, found.tier).inc()
-            self._moved.labels(self.pool, found.tier).inc(found.bytes_moved)
+        for fetch in result.fetches:
+            self._found.labels(self.pool, fetch.tier).inc()
+            self._moved.labels(self.pool, fetch.tier).inc(fetch.bytes_moved)
         for shape, steps in result.fallbacks.items():
             self._fallbacks.labels(self.pool, shape).inc(steps)
 

@@ -28,7 +28,7 @@ class ThroughputEstimator:
             work_per_s = self._smoothed("work", speeds.work_per_s, request.work / spent_s)
             speeds = replace(speeds, work_per_s=work_per_s, is_measured=True)
         sizes = {blob.key: blob.size_bytes for blob in request.recipe.blobs()}
-        for fetch in result.found:
+        for fetch in result.fetches:
             size_bytes = sizes.get(fetch.key, 0)
             known = speeds.bytes_per_s.get(fetch.tier)
             if known is not None and fetch.fetch_s > 0 and size_bytes >= _MIN_MEASURED_BYTES:

@@ -99,7 +99,7 @@ class FakeEngine:
     def resident(self) -> dict[str, frozenset[str]]:
         return {}
 
-    def holding(self) -> DeviceResidency:
+    def residency(self) -> DeviceResidency:
         return DeviceResidency(frozenset(), frozenset(), 1)
 
 

@@ -93,7 +93,7 @@ def ingest(bench: Any, hostile: Hostile, folder: Path) -> tuple[Any, Cost]:
     _watching.append(True)
     asset = bench.ingest(path, hostile.kind)
     _watching.clear()
-    grown = max(_resident_bytes() - resident, bench.ingest_service._cage.last_cost.more_bytes)
+    grown = max(_resident_bytes() - resident, bench.ingest_service._sandbox.last_cost.more_bytes)
     if hostile.reason:
         assert left_behind(bench) == before
     return asset, Cost(time.monotonic() - started, grown)

@@ -23,15 +23,15 @@ from tests.support.samples import write_kohya_lora
 
 
 @pytest.fixture
-def cage() -> Iterator[Sandbox]:
-    cage = Sandbox()
-    yield cage
-    cage.close()
+def sandbox() -> Iterator[Sandbox]:
+    sandbox = Sandbox()
+    yield sandbox
+    sandbox.close()
 
 
 @pytest.fixture(scope="module")
 def lora(schema: ParameterSchema, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_kohya_lora(tmp_path_factory.mktemp("cage") / "lora.safetensors", schema)
+    return write_kohya_lora(tmp_path_factory.mktemp("sandbox") / "lora.safetensors", schema)
 
 
 def children(process: int) -> list[int]:
@@ -40,49 +40,49 @@ def children(process: int) -> list[int]:
 
 
 def test_the_result_equals_an_unsandboxed_ingest(
-    cage: Sandbox, lora: Path, schema: ParameterSchema, tmp_path: Path
+    sandbox: Sandbox, lora: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
     folders = [tmp_path / name for name in ("in", "out")]
     for folder in folders:
         folder.mkdir()
     results = [
         run(lora, "lora", schema, b"salt", folder)
-        for run, folder in zip((cage.ingest, ingest_file), folders, strict=True)
+        for run, folder in zip((sandbox.ingest, ingest_file), folders, strict=True)
     ]
     assert results[0].report == results[1].report
     (blob, path), (other, _) = (result.files["lora"] for result in results)
     assert blob == other
     assert path.stat().st_size == blob.size_bytes
     with pytest.raises(IngestRejected, match="declared as vae"):
-        cage.ingest(lora, "vae", schema, None, tmp_path)
-    assert cage._worker is not None
-    assert children(cage._worker.pid) == []
+        sandbox.ingest(lora, "vae", schema, None, tmp_path)
+    assert sandbox._worker is not None
+    assert children(sandbox._worker.pid) == []
 
 
 def test_memory_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) -> None:
-    cage = Sandbox(replace(Limits(), memory_bytes=1 << 18))
+    sandbox = Sandbox(replace(Limits(), memory_bytes=1 << 18))
     with pytest.raises(IngestRejected, match="bytes of memory"):
-        cage.ingest(lora, "lora", schema, None, tmp_path)
-    cage.close()
+        sandbox.ingest(lora, "lora", schema, None, tmp_path)
+    sandbox.close()
 
 
 def test_time_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) -> None:
-    cage = Sandbox(Limits(base_s=0.0, least_bytes_per_s=1e12))
+    sandbox = Sandbox(Limits(base_s=0.0, least_bytes_per_s=1e12))
     with pytest.raises(IngestRejected, match="took longer"):
-        cage.ingest(lora, "lora", schema, None, tmp_path)
-    cage.close()
+        sandbox.ingest(lora, "lora", schema, None, tmp_path)
+    sandbox.close()
 
 
 def test_a_killed_worker_is_restarted(
-    cage: Sandbox, lora: Path, schema: ParameterSchema, tmp_path: Path
+    sandbox: Sandbox, lora: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
-    cage.ingest(lora, "lora", schema, None, tmp_path)
-    worker = cage._worker
+    sandbox.ingest(lora, "lora", schema, None, tmp_path)
+    worker = sandbox._worker
     assert worker is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
-    assert cage.ingest(lora, "lora", schema, None, tmp_path).files
-    assert cage._worker is not worker
+    assert sandbox.ingest(lora, "lora", schema, None, tmp_path).files
+    assert sandbox._worker is not worker
 
 
 class Evil:
@@ -92,7 +92,7 @@ class Evil:
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "x.bin", "x.ckpt"])
 def test_a_pickle_is_refused_without_unpickling_under_any_name(
-    cage: Sandbox, schema: ParameterSchema, tmp_path: Path, name: str
+    sandbox: Sandbox, schema: ParameterSchema, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
     for write in (
@@ -101,7 +101,7 @@ def test_a_pickle_is_refused_without_unpickling_under_any_name(
     ):
         write()
         with pytest.raises(IngestRejected) as caught:
-            cage.ingest(path, "textual_inversion", schema, None, tmp_path)
+            sandbox.ingest(path, "textual_inversion", schema, None, tmp_path)
         assert "forbidden operation" not in str(caught.value)  # unpickling was not attempted
 
 
@@ -139,19 +139,19 @@ def test_forbidden_operations_are_refused() -> None:
 
 
 def test_a_stale_answer_is_discarded(
-    cage: Sandbox,
+    sandbox: Sandbox,
     lora: Path,
     schema: ParameterSchema,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A worker that answers another job is stopped; a new one inspects the file."""
-    cage.ingest(lora, "lora", schema, None, tmp_path)
-    worker, read_line = cage._worker, cage._read_line
+    sandbox.ingest(lora, "lora", schema, None, tmp_path)
+    worker, read_line = sandbox._worker, sandbox._read_line
     stale = [b'{"id": "another-job", "components": ["lora"], "report": {}}\n']
-    monkeypatch.setattr(cage, "_read_line", lambda *a: stale.pop() if stale else read_line(*a))
-    assert cage.ingest(lora, "lora", schema, None, tmp_path).report["kind"] == "lora"
-    assert cage._worker is not worker
+    monkeypatch.setattr(sandbox, "_read_line", lambda *a: stale.pop() if stale else read_line(*a))
+    assert sandbox.ingest(lora, "lora", schema, None, tmp_path).report["kind"] == "lora"
+    assert sandbox._worker is not worker
 
 
 def test_only_regular_files_are_accepted_as_output(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_only_regular_files_are_accepted_as_output(tmp_path: Path) -> None:
 
 
 def test_an_unexpected_failure_is_not_a_rejection(
-    cage: Sandbox, schema: ParameterSchema, tmp_path: Path, lora: Path
+    sandbox: Sandbox, schema: ParameterSchema, tmp_path: Path, lora: Path
 ) -> None:
     with pytest.raises(SandboxFailed, match="Error"):
-        cage.ingest(lora, "lora", schema, None, tmp_path / "missing")
+        sandbox.ingest(lora, "lora", schema, None, tmp_path / "missing")

@@ -14,8 +14,8 @@ from assets.principal import Principal
 T1, T2 = Principal("t1", "t1"), Principal("t2", "t2")
 
 
-def resolve(records: Any, principal: Principal, wanted: AssetSelection) -> Resolved:
-    return resolve_at(records, principal, wanted, 0.0, find_base(records))
+def resolve(records: Any, principal: Principal, selection: AssetSelection) -> Resolved:
+    return resolve_at(records, principal, selection, 0.0, find_base(records))
 
 
 def test_every_form_of_a_reference_resolves_to_the_same_content(
@@ -64,7 +64,7 @@ def test_checkpoint_replaces_only_its_own_components(bench: Any, samples: dict[s
 
 def test_invalid_selections_are_refused(bench: Any, samples: dict[str, Any], tmp_path: Any) -> None:
     lora, inversion = samples["lora_all"], samples["inversion"]
-    for wanted, reason in (
+    for selection, reason in (
         (AssetSelection(loras={inversion.id: 1.0}), "not a lora"),
         (AssetSelection(checkpoint=lora.id), "not a checkpoint"),
         (AssetSelection(loras={lora.id: 1.0, lora.name: 0.5}), "named twice"),
@@ -77,7 +77,7 @@ def test_invalid_selections_are_refused(bench: Any, samples: dict[str, Any], tmp
         ),
     ):
         with pytest.raises(InvalidAsset, match=reason):
-            resolve(bench.records, T1, wanted)
+            resolve(bench.records, T1, selection)
     junk = tmp_path / "junk.safetensors"
     junk.write_bytes(b"junk")
     rejected = bench.ingest(junk, "lora")

@@ -164,20 +164,20 @@ def test_an_update_writes_as_little_as_possible() -> None:
 
 
 def test_a_group_of_rows_is_written_whole() -> None:
-    """The rows of one product depend on the wanted recipe alone, not on the current weights."""
+    """The rows of one product depend on the target recipe alone, not on the current weights."""
     rows: list[SlabRow] = [("unet", (2, 2), index) for index in range(4)]
     keys: dict[Component, str] = {"unet": "u"}
     contributions: Contributions = (("l", 1.0, 0),)
     other: Contributions = (("k", 1.0, 0),)
-    wanted = TargetWeights(keys, dict.fromkeys(rows, contributions))
+    target = TargetWeights(keys, dict.fromkeys(rows, contributions))
     for known in range(4):  # the number of rows that are already right
         held = {row: contributions if index < known else other for index, row in enumerate(rows)}
-        update = plan_update(TargetWeights(keys, held), wanted)
+        update = plan_update(TargetWeights(keys, held), target)
         assert rows_of(update) == dict.fromkeys(rows, contributions)
         assert update.kept == 0
     # The same if the current weights come from a larger group, a different product.
-    larger = {**wanted.moved, ("unet", (2, 2), 4): contributions}
-    update = plan_update(TargetWeights(keys, larger), wanted)
+    larger = {**target.moved, ("unet", (2, 2), 4): contributions}
+    update = plan_update(TargetWeights(keys, larger), target)
     assert rows_of(update) == dict.fromkeys(rows, contributions)
 
 
@@ -211,8 +211,8 @@ def test_bits_do_not_depend_on_history(
 def test_a_weight_change_moves_no_bytes(engine: Any, recipes: dict[str, Recipe]) -> None:
     engine.prepare(recipes["lora"]).release()
     prepared = engine.prepare(recipes["weaker"])
-    assert {found.tier for found in prepared.found} == {"gpu"}
-    assert sum(found.bytes_moved for found in prepared.found) == 0
+    assert {fetch.tier for fetch in prepared.fetches} == {"gpu"}
+    assert sum(fetch.bytes_moved for fetch in prepared.fetches) == 0
     prepared.release()
 
 

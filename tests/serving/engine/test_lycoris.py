@@ -194,17 +194,17 @@ def test_the_change_equals_lycoris(
         engine.switch_to(prepared)
         moved = 0
         for parameter, before in pristine.items():
-            wanted = before
+            expected = before
             for weight, change in zip(weights, changes, strict=True):
                 delta = change[parameter]
                 if delta is not None:
-                    wanted = wanted + weight * delta
+                    expected = expected + weight * delta
             working = engine._working.parameter(component, parameter)
             if not torch.equal(working, before):
                 moved += 1
-                largest = (wanted - before).abs().max()
-                error = max(error, float((working - wanted).abs().max() / largest))
-            torch.testing.assert_close(working, wanted, atol=2e-6, rtol=2e-5)
+                largest = (expected - before).abs().max()
+                error = max(error, float((working - expected).abs().max() / largest))
+            torch.testing.assert_close(working, expected, atol=2e-6, rtol=2e-5)
         assert moved == report["matched"]
         prepared.release()
     prepared = engine.prepare(engine.base)

@@ -66,12 +66,14 @@ def test_the_change_equals_peft(
     for module_name, module in modules.items():
         before = module.get_base_layer().weight.clone()
         module.merge()
-        working, wanted = (
+        working, expected = (
             engine._unet.get_submodule(module_name).weight,
             module.get_base_layer().weight,
         )
-        error = max(error, float((working - wanted).abs().max() / (wanted - before).abs().max()))
-        torch.testing.assert_close(working, wanted, atol=3e-6, rtol=3e-5)
+        error = max(
+            error, float((working - expected).abs().max() / (expected - before).abs().max())
+        )
+        torch.testing.assert_close(working, expected, atol=3e-6, rtol=3e-5)
     prepared.release()
     formats.measured(name, "unet", "peft", error)
 

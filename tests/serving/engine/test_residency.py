@@ -54,7 +54,7 @@ def test_pristine_weights_in_host_memory_give_the_same_images(
         assert images[0] == images[1]
         assert near.digest() == apart.digest()
     again = apart.prepare(recipes[2])
-    tiers = {found.key: found.tier for found in again.found}
+    tiers = {fetch.key: fetch.tier for fetch in again.fetches}
     assert tiers[recipes[2].unet.key] == "host"
     assert tiers[recipes[2].loras[0].blob.key] == "gpu"
     again.release()

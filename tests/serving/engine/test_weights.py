@@ -45,8 +45,10 @@ def test_weights_on_the_wire(bench: Any, samples: dict[str, Any]) -> None:
     who = Principal("t1", "t1")
 
     def used(weight: Any) -> LoraUse:
-        wanted = GenerateRequest.model_validate({"prompt": "p", "loras": {name: weight}}).order()
-        use: LoraUse = bench.library.resolve(who, wanted.wanted).recipe.loras[0]
+        request = GenerateRequest.model_validate(
+            {"prompt": "p", "loras": {name: weight}}
+        ).to_request()
+        use: LoraUse = bench.library.resolve(who, request.selection).recipe.loras[0]
         return use
 
     blob = samples["lora_all"].parts["lora"]

@@ -120,7 +120,7 @@ async def test_phases_of_a_start_are_timed_and_shown() -> None:
         await autoscaler.look()
         for at_s, phase in ((3.0, "process"), (5.0, "model"), (6.0, "warm-up")):
             clock.now_s = at_s
-            autoscaler.told("a-0", phase, at_s)  # type: ignore[arg-type]
+            autoscaler.phase_began("a-0", phase, at_s)  # type: ignore[arg-type]
         clock.now_s = 6.5
         (replica,) = autoscaler.status()["replicas"]
         assert replica["phase"] == autoscaler.status()["starting"]["phase"] == "warm-up"
@@ -173,7 +173,7 @@ async def test_a_failed_start_is_given_up_and_retried_later() -> None:
         clock.now_s = 3.0
         await autoscaler.look()
         assert launcher.stopped == ["a-0"]
-        autoscaler.told("a-0", "model", 3.0)  # a late report of its process is ignored
+        autoscaler.phase_began("a-0", "model", 3.0)  # a late report of its process is ignored
         assert autoscaler.status()["replicas"] == []
         assert events_of(autoscaler)[-1] == ("failed", "a-0")
         assert autoscaler.status()["events"][-1]["details"] == {

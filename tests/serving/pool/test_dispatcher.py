@@ -374,10 +374,10 @@ async def test_forgotten_assets_are_deleted_on_every_replica() -> None:
         for replica in replicas:
             replica.keys |= {"kept", "dead"}
         await asyncio.gather(*(dispatcher.submit(submission(str(index))) for index in range(4)))
-        await dispatcher.holdings.forget({"dead", "base"})
+        await dispatcher.residency.forget({"dead", "base"})
         assert all(replica.keys == {"kept"} for replica in replicas)
-        assert dispatcher.holdings.resident() == {"kept"}
-        assert await dispatcher.holdings.warm((Blob("kept", "", 1),)) == {
+        assert dispatcher.residency.resident() == {"kept"}
+        assert await dispatcher.residency.warm((Blob("kept", "", 1),)) == {
             "a": "store",
             "b": "store",
         }
@@ -454,15 +454,15 @@ async def test_queued_assets_are_prefetched_and_popular_assets_are_pinned() -> N
         await until(lambda: len(replica.started) == 2)
         await until(lambda: [blob.key for blob in replica.warmed] == ["other"])
         assert (
-            dispatcher.holdings.directives().pins is None
+            dispatcher.residency.directives().pins is None
         )  # the operator's pins are not known yet
-        dispatcher.holdings.hold({"pinned"})
-        directives = dispatcher.holdings.directives()
+        dispatcher.residency.hold({"pinned"})
+        directives = dispatcher.residency.directives()
         assert directives.pins == {"lora": "popular", "pinned": "operator"}
         replica.go.set()
         await asyncio.gather(*tasks)
-        assert dispatcher.holdings.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
-        assert "nowhere" not in dispatcher.holdings.residency(["lora", "nowhere"])
+        assert dispatcher.residency.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
+        assert "nowhere" not in dispatcher.residency.residency(["lora", "nowhere"])
 
 
 async def test_a_new_replica_prefetches_the_most_popular_assets() -> None:

@@ -103,7 +103,7 @@ async def test_every_submission_counts_as_one_outcome() -> None:
         with pytest.raises(ValueError, match="no"):
             await dispatcher.submit(replace(submission("bad"), plan="gold"))
         requests = next(
-            f for f in dispatcher.tally.families(ROOM, status("a")) if f.name == "ao_requests"
+            f for f in dispatcher.metrics.families(ROOM, status("a")) if f.name == "ao_requests"
         )
         counts = {
             (s.labels["plan"], s.labels["outcome"]): s.value

@@ -72,7 +72,7 @@ def test_running_requests_reserve_the_budget(meter: Meter) -> None:
     first = Charge(new_asset_id(), principal, 4.0)
     meter.reserve(first, 60.0)
     meter.settle(spent(first, gpu_s=4.0))  # one second per unit of work
-    wanted = [Charge(new_asset_id(), principal, 2.0) for _ in range(8)]
+    charges = [Charge(new_asset_id(), principal, 2.0) for _ in range(8)]
 
     def reserve(charge: Charge) -> bool:
         try:
@@ -82,7 +82,7 @@ def test_running_requests_reserve_the_budget(meter: Meter) -> None:
         return True
 
     with ThreadPoolExecutor(8) as pool:
-        held = [c for c, ok in zip(wanted, pool.map(reserve, wanted), strict=True) if ok]
+        held = [c for c, ok in zip(charges, pool.map(reserve, charges), strict=True) if ok]
     # The number depends on the estimate; the sum never exceeds the budget.
     budget = meter.budget(principal.tenant_id)
     assert 1 <= len(held) < 8

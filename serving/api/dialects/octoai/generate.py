@@ -107,7 +107,7 @@ class GenerateRequest(RequestModel):
             self.checkpoint, self.vae, weights, self.textual_inversions, text_weights
         )
 
-    def order(self) -> GenerationRequest:
+    def to_request(self) -> GenerationRequest:
         """Return the internal request.
 
         Raises:
@@ -124,7 +124,7 @@ class GenerateRequest(RequestModel):
             negative_prompt=self.negative_prompt,
             negative_prompt_2=self.negative_prompt_2,
             seeds=fixed_seeds(self.seed, self.num_images),
-            wanted=self._asset_selection(),
+            selection=self._asset_selection(),
             width=self.width,
             height=self.height,
             sampler=self.sampler,
@@ -178,7 +178,7 @@ def receipt(generated: Generation) -> dict[str, Any]:
                 "fetch_ms": fetch.fetch_s * 1000,
                 "matched_parameters": result.matched.get(fetch.key),
             }
-            for fetch in result.found
+            for fetch in result.fetches
         ],
         "replica": result.replica,
         "swap": {
