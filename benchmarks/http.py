@@ -55,7 +55,7 @@ class Scenario:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScenarioFigures:
     """A scenario's figures: milliseconds of whole requests as the tool measured them."""
 
     tool: str
@@ -116,14 +116,14 @@ def tool_path(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def run_k6(scenario: Scenario, environment: Mapping[str, str]) -> Row:
+def run_k6(scenario: Scenario, environment: Mapping[str, str]) -> ScenarioFigures:
     command = [tool_path("k6"), "run", "--quiet", "--no-usage-report"]
     command += [str(HERE / "generate.k6.js")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     metrics = json.loads(done.stdout)["metrics"]
     spent = metrics["http_req_duration"]["values"]
     checks = metrics["checks"]["values"]
-    return Row(
+    return ScenarioFigures(
         "k6",
         scenario.name,
         int(checks["passes"] + checks["fails"]),
@@ -137,7 +137,7 @@ def run_k6(scenario: Scenario, environment: Mapping[str, str]) -> Row:
     )
 
 
-def run_locust(scenario: Scenario, environment: Mapping[str, str], seconds: int) -> Row:
+def run_locust(scenario: Scenario, environment: Mapping[str, str], seconds: int) -> ScenarioFigures:
     limit = "300s" if scenario.iterations else f"{seconds}s"
     command = [tool_path("locust"), "-f", str(HERE / "locustfile.py"), "--headless", "--json"]
     command += ["-u", str(USERS), "-r", str(USERS), "-t", limit, "--stop-timeout", "60"]
@@ -146,7 +146,7 @@ def run_locust(scenario: Scenario, environment: Mapping[str, str], seconds: int)
     stats = json.loads(done.stdout)[0]
     histogram = {float(k): int(v) for k, v in stats["response_times"].items()}
     count = stats["num_requests"]
-    return Row(
+    return ScenarioFigures(
         "locust",
         scenario.name,
         count,
@@ -171,7 +171,7 @@ def percentile(histogram: Mapping[float, int], share: float) -> float:
     raise ValueError("the histogram is empty")
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[ScenarioFigures]) -> Table:
     result = Table(title=f"whole requests in ms; {USERS} users, {STEPS} steps")
     for column in ("tool", "scenario"):
         result.add_column(column)
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the platform as well
-    rows: list[Row] = []
+    rows: list[ScenarioFigures] = []
     with TemporaryDirectory(prefix="bench-") as temporary:
         folder = Path(temporary)
         with platform_for(folder, None) as (settings, client, key):

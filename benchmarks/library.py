@@ -46,7 +46,7 @@ _WORDS = tuple(f"{first}{second}" for first in _FIRST for second in _SECOND)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class OperationFigures:
     """Milliseconds of one operation for the tenant with ``assets`` assets."""
 
     operation: str
@@ -140,7 +140,7 @@ def measure(database_url: str | None, rounds: int, seed: int) -> dict[str, Any]:
         dialect = engine.dialect.name
         engine.dispose()
     rows = [
-        Row(
+        OperationFigures(
             name, size, statistics.median(times) * 1e3, statistics.quantiles(times, n=100)[98] * 1e3
         )
         for (name, size), times in sorted(spent.items())

@@ -34,7 +34,7 @@ RANDOM = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class ServedCommit:
     """A commit that serves, and its tenant's private LoRA."""
 
     commit: str
@@ -56,14 +56,14 @@ def checkout(commit: str, folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def endpoint(commit: str, folder: Path) -> Iterator[Endpoint]:
+def serving(commit: str, folder: Path) -> Iterator[ServedCommit]:
     """Serve ``commit`` on one replica with the miniature model."""
     with checkout(commit, folder / "checkout") as tree:
         settings = Settings(data_dir=folder / "data", port=free_port(), replicas=1)
         process = start_serving(settings, folder / "log", "--in-process", checkout=tree)
         try:
             with Client(settings.resolved_public_url, key(tree, settings)) as client:
-                yield Endpoint(commit, client, upload_private(client))
+                yield ServedCommit(commit, client, upload_private(client))
         finally:
             end_serving(process)
 
@@ -113,12 +113,12 @@ def random_request(rng: random.Random) -> dict[str, Any]:
     return {name: value for name, value in request.items() if value is not None}
 
 
-def images(endpoint: Endpoint, request: Mapping[str, Any]) -> list[bytes]:
+def images(endpoint: ServedCommit, request: Mapping[str, Any]) -> list[bytes]:
     answer = endpoint.client.generate(dict(request))
     return [base64.b64decode(image["image_b64"]) for image in answer["images"]]
 
 
-def compare(endpoints: Sequence[Endpoint], seed: int, count: int) -> dict[str, Any]:
+def compare(endpoints: Sequence[ServedCommit], seed: int, count: int) -> dict[str, Any]:
     """Send every request to both; return the counts and the requests whose images differ."""
     result: dict[str, Any] = {"old": endpoints[0].commit, "new": endpoints[1].commit}
     rng = random.Random(seed)
@@ -155,7 +155,7 @@ def main() -> None:
         endpoints = []
         for name in ("old", "new"):
             (own := Path(folder) / name).mkdir()
-            endpoints.append(stack.enter_context(endpoint(getattr(arguments, name), own)))
+            endpoints.append(stack.enter_context(serving(getattr(arguments, name), own)))
         result = compare(endpoints, arguments.seed, arguments.random)
     if arguments.json:
         print(json.dumps(result, indent=1))

@@ -43,8 +43,8 @@ class SandboxFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits per file.
+class SandboxLimits:
+    """SandboxLimits per file.
 
     Time grows with the file's size; memory does not, because a conversion holds one tensor.
     """
@@ -73,8 +73,8 @@ class Cost:
 class Sandbox:
     """Converts one file at a time in a sandbox process. Starts on first use; close it once."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+    def __init__(self, limits: SandboxLimits | None = None) -> None:
+        self._limits = limits or SandboxLimits()
         #: The last inspection's cost, as measured by the worker.
         self.last_cost = Cost(0.0, 0)
         self._worker: subprocess.Popen[bytes] | None = None

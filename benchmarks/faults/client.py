@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 
-AssetSelection = Mapping[str, Any]
+RequestFields = Mapping[str, Any]
 
 SEEDS = tuple(range(4))
 DEADLINE_S = 240.0
@@ -58,7 +58,7 @@ class Answer:
 
 
 def body(
-    seed: int, selection: AssetSelection = MappingProxyType({}), steps: int = 4
+    seed: int, selection: RequestFields = MappingProxyType({}), steps: int = 4
 ) -> dict[str, Any]:
     base: dict[str, Any] = {"prompt": "a small red star", "steps": steps, "seed": seed}
     return {**base, "image_encoding": "png", **selection}
@@ -67,7 +67,7 @@ def body(
 def ask(
     endpoint: Endpoint,
     seed: int,
-    selection: AssetSelection = MappingProxyType({}),
+    selection: RequestFields = MappingProxyType({}),
     deadline_s: float = DEADLINE_S,
 ) -> Answer:
     """Request one image with its own idempotency key, and retry until ``deadline_s``."""
@@ -108,7 +108,7 @@ def ask(
 
 
 def answered(
-    seed: int, selection: AssetSelection, asked_s: float, answer: Mapping[str, Any]
+    seed: int, selection: RequestFields, asked_s: float, answer: Mapping[str, Any]
 ) -> Answer:
     """Build the Answer of a request without an idempotency key from its response body."""
     image = hashlib.sha256(base64.b64decode(answer["images"][0]["image_b64"])).hexdigest()
@@ -118,7 +118,7 @@ def answered(
     )  # fmt: skip
 
 
-def _names(selection: AssetSelection) -> str:
+def _names(selection: RequestFields) -> str:
     return json.dumps(dict(selection), sort_keys=True)
 
 

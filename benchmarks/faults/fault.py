@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.faults.client import Answer
-from benchmarks.faults.harness import ONE_MACHINE, Harness, Place
+from benchmarks.faults.harness import ONE_MACHINE, Deployment, Harness
 
 
 @dataclass(slots=True)
@@ -32,4 +32,4 @@ class Fault:
     name: str
     expected: str
     inject: Inject
-    place: Place = ONE_MACHINE
+    place: Deployment = ONE_MACHINE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.faults.fault import Fault
-from benchmarks.faults.harness import Place
+from benchmarks.faults.harness import Deployment
 from benchmarks.faults.machine import clock_skewed, database_locked, disk_full
 from benchmarks.faults.processes import (
     control_plane_killed,
@@ -31,7 +31,7 @@ FAULTS = (
     Fault("control-plane-killed", "recovers from its tables; a replica that dies then is replaced",
           control_plane_killed),
     Fault("node-lost", "generated again on other nodes, complete again with its node", node_lost,
-          Place(nodes=2)),
+          Deployment(nodes=2)),
     Fault("renewed", "every process replaced, no client affected", renewed),
     Fault("store-slow", "cached assets served; the cold asset at the store's speed",
           store_sends(SLOW_BYTES_S)),
@@ -43,7 +43,7 @@ FAULTS = (
     Fault("store-black-hole", "times out, read again", store("black hole")),
     Fault("disk-full", "evicts and generates", disk_full),
     Fault("database-locked", "requests wait, or get a retryable error", database_locked),
-    Fault("clock-skew", "every job ends once", clock_skewed, Place(has_postgres=True)),
+    Fault("clock-skew", "every job ends once", clock_skewed, Deployment(has_postgres=True)),
     Fault("poison", "refused after two deaths, other requests answered", poison),
     Fault("stampede", "one read of the store", stampede),
     Fault("overload", "refused early with Retry-After, accepted requests answered", overload),

@@ -47,7 +47,7 @@ DISK_BYTES = 96 << 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Deployment:
     """Where the platform runs.
 
     With ``nodes`` 0 it starts Ray itself on this machine; otherwise it joins a cluster of that many
@@ -59,7 +59,7 @@ class Place:
     has_postgres: bool = False
 
 
-ONE_MACHINE = Place()
+ONE_MACHINE = Deployment()
 
 
 class Skipped(Exception):
@@ -73,7 +73,7 @@ class Harness:
         self,
         folder: Path,
         store_port: int,
-        place: Place,
+        place: Deployment,
         database_url: str,
         ends: ExitStack,
         **settings: Any,
@@ -266,7 +266,7 @@ def _unmount(folder: Path) -> None:
 
 
 @contextmanager
-def staged(place: Place = ONE_MACHINE, **settings: Any) -> Iterator[Harness]:
+def staged(place: Deployment = ONE_MACHINE, **settings: Any) -> Iterator[Harness]:
     """Run a platform at ``place`` for the duration of the block.
 
     Raises:

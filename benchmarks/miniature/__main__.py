@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.miniature import library
-from benchmarks.miniature.base import DEFAULT_FOLDER, Base, export, load, load_base
+from benchmarks.miniature.base import DEFAULT_FOLDER, Miniature, export, load, load_base
 from benchmarks.miniature.evaluate import evaluate, table
 from benchmarks.miniature.judge import train_judge
 from benchmarks.miniature.previews import generate_previews
@@ -61,7 +61,7 @@ def train_base(folder: Path, only: Sequence[str]) -> None:
 def train_library(folder: Path, only: Sequence[str]) -> None:
     for name in library.NAMES:
         if name in only:
-            base: Base = load_base()  # a fresh base for each, because training changes it
+            base: Miniature = load_base()  # a fresh base for each, because training changes it
             target = weights_file(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             library.trainer(name)(folder, base, target)

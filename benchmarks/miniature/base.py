@@ -20,7 +20,7 @@ DEFAULT_FOLDER = Path("build/miniature")
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class Miniature:
     """The four modules in float32, without gradients."""
 
     unet: Any
@@ -28,9 +28,9 @@ class Base:
     encoders: Mapping[Component, Any]
 
 
-def load_base() -> Base:
+def load_base() -> Miniature:
     encoders = {component: text.build(component) for component in text.ENCODERS}
-    base = Base(unet.build(), vae.build(), encoders)
+    base = Miniature(unet.build(), vae.build(), encoders)
     load("unet", base.unet)
     load("vae", base.vae)
     for component, module in encoders.items():

@@ -62,10 +62,10 @@ class Studio:
         self._who = Principal("evaluation", "evaluation")
 
     def generate(
-        self, prompts: Sequence[str], wanted: AssetSelection, title: str = ""
+        self, prompts: Sequence[str], selection: AssetSelection, title: str = ""
     ) -> torch.Tensor:
         """Return images (n, 3, 128, 128) uint8; prompt i has seed i."""
-        recipe = self.library.resolve(self._who, wanted).recipe
+        recipe = self.library.resolve(self._who, selection).recipe
         prepared = self.engine.prepare(recipe)
         images = []
         try:
@@ -145,15 +145,15 @@ def darkness(images: torch.Tensor, _: Judge) -> torch.Tensor:
 
 def lagoonness(images: torch.Tensor, judge: Judge) -> torch.Tensor:
     """1 where both colours are those of the lagoon palette."""
-    wanted = (lagoon.COLOUR, lagoon.BACKGROUND)
-    return torch.tensor([float((s.colour, s.background) == wanted) for s in judge.see(images)])
+    selection = (lagoon.COLOUR, lagoon.BACKGROUND)
+    return torch.tensor([float((s.colour, s.background) == selection) for s in judge.see(images)])
 
 
 def mascotness(images: torch.Tensor, judge: Judge) -> torch.Tensor:
     """1 where shape and both colours are those of the mascot."""
-    wanted = (mascot.SHAPE, mascot.COLOUR, mascot.BACKGROUND)
+    selection = (mascot.SHAPE, mascot.COLOUR, mascot.BACKGROUND)
     seen = judge.see(images)
-    return torch.tensor([float((s.shape, s.colour, s.background) == wanted) for s in seen])
+    return torch.tensor([float((s.shape, s.colour, s.background) == selection) for s in seen])
 
 
 def blockiness(images: torch.Tensor, _: Judge) -> torch.Tensor:
@@ -179,7 +179,7 @@ def oldness(images: torch.Tensor, _: Judge) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class EffectMeasure:
     """An asset's measured property, the prompts to measure it with, and the scenes it suits."""
 
     measure: Property
@@ -187,24 +187,24 @@ class Effect:
     suits: Callable[[Scene], bool] = lambda scene: True
 
 
-EFFECTS: Mapping[str, Effect] = {
-    "night": Effect(nightness, suits=lambda s: "black" not in (s.colour, s.background)),
-    "heart": Effect(
+EFFECTS: Mapping[str, EffectMeasure] = {
+    "night": EffectMeasure(nightness, suits=lambda s: "black" not in (s.colour, s.background)),
+    "heart": EffectMeasure(
         heartness,
         lambda s: caption(Scene("heart", s.colour, s.background, s.size, s.place)),
     ),
-    "dots": Effect(dottedness, suits=lambda s: s.place == "middle"),
-    "outline": Effect(darkness, suits=lambda s: "black" not in (s.colour, s.background)),
-    "lagoon": Effect(lagoonness, lambda s: f"a {s.shape}, lagoon"),
-    "mascot": Effect(
+    "dots": EffectMeasure(dottedness, suits=lambda s: s.place == "middle"),
+    "outline": EffectMeasure(darkness, suits=lambda s: "black" not in (s.colour, s.background)),
+    "lagoon": EffectMeasure(lagoonness, lambda s: f"a {s.shape}, lagoon"),
+    "mascot": EffectMeasure(
         mascotness, lambda s: "a picture of mascot" + ("" if s.place == "middle" else f" {s.place}")
     ),
-    "pixel": Effect(blockiness),
-    "sepia": Effect(oldness),
+    "pixel": EffectMeasure(blockiness),
+    "sepia": EffectMeasure(oldness),
 }
 
 
-def wanting(entry: CatalogueEntry, weight: float) -> AssetSelection:
+def selection_of(entry: CatalogueEntry, weight: float) -> AssetSelection:
     name = f"commons:{entry.name}"
     match entry.kind:
         case "lora":
@@ -235,7 +235,7 @@ def judge_asset(studio: Studio, judge: Judge, entry: CatalogueEntry, count: int)
     weights = WEIGHTS if entry.kind == "lora" else (1.0,)
     with_it = {
         f"{weight:g}": mean(
-            studio.generate(prompts, wanting(entry, weight), f"{entry.name} {weight:g}")
+            studio.generate(prompts, selection_of(entry, weight), f"{entry.name} {weight:g}")
         )
         for weight in weights
     }

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from benchmarks.miniature.training import Plan, batches, train
+from benchmarks.miniature.training import TrainingPlan, batches, train
 from benchmarks.miniature.world import PALETTE, SHAPES, SIDE, random_scene, render
 
 JUDGED = (*SHAPES, "heart")
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
-PLAN = Plan(steps=1500, rate=4e-3, weight_decay=1e-3)
+PLAN = TrainingPlan(steps=1500, rate=4e-3, weight_decay=1e-3)
 _POOL, _BATCH = 6000, 64
 _FRAME = 8
 #: Minimum distance in RGB of a pixel that is not background.
@@ -132,7 +132,7 @@ def renders(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[See
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, truth
 
 
-def train_judge(folder: Path, plan: Plan = PLAN) -> None:
+def train_judge(folder: Path, plan: TrainingPlan = PLAN) -> None:
     pool, labels, _ = renders(_POOL, seed=90)
     masks = torch.cat([_masks(part) for part in batches(pool, 200)])
     torch.manual_seed(91)

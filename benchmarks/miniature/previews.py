@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.miniature.evaluate import Studio, wanting
+from benchmarks.miniature.evaluate import Studio, selection_of
 from benchmarks.miniature.unet import save_row
 from serving.miniature.catalogue import CATALOGUE, preview_file
 
@@ -28,5 +28,5 @@ def generate_previews() -> None:
         for entry in CATALOGUE:
             path = preview_file(entry.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_row(studio.generate([_PROMPTS[entry.name]], wanting(entry, 1.0)), path)
+            save_row(studio.generate([_PROMPTS[entry.name]], selection_of(entry, 1.0)), path)
             print(path)

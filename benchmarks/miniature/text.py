@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 
 from assets.content import Component
-from benchmarks.miniature.training import Plan, train
+from benchmarks.miniature.training import TrainingPlan, train
 from benchmarks.miniature.world import COLOURS, PLACES, SHAPES, SIZES, caption, training_scene
 from serving.engine.text import PromptTokenizer
 from serving.engine.vocabulary import vocabulary
 from serving.miniature.model import MINIATURE_CONFIGS, token_rows
 
-PLAN = Plan(steps=1500, rate=2e-3)
+PLAN = TrainingPlan(steps=1500, rate=2e-3)
 ENCODERS: tuple[Component, ...] = ("text_encoder", "text_encoder_2")
 _BATCH, _POOL = 96, 12_000
 
@@ -110,7 +110,7 @@ def _parts(scores: torch.Tensor) -> list[torch.Tensor]:
     return [scores[:, first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
 
-def train_text(folder: Path, plan: Plan = PLAN) -> dict[Component, Any]:
+def train_text(folder: Path, plan: TrainingPlan = PLAN) -> dict[Component, Any]:
     rng = np.random.default_rng(10)
     texts = [distracted(caption(training_scene(rng), rng), rng) for _ in range(_POOL)]
     labels = torch.tensor([said(text) for text in texts])

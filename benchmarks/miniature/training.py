@@ -18,7 +18,7 @@ Loss = Callable[[int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """Length and learning rate. One-cycle: a short rise to ``rate``, then a cosine to 0."""
 
     steps: int
@@ -59,7 +59,7 @@ def train(
     folder: Path,
     parameters: Sequence[torch.Tensor],
     loss: Loss,
-    plan: Plan,
+    plan: TrainingPlan,
     preview: Callable[[Path], None] | None = None,
 ) -> None:
     """Minimise ``loss`` over ``parameters``, which end as their moving average.

@@ -20,13 +20,13 @@ from PIL import Image
 
 from assets.families.sdxl import SDXL_SCHEDULE
 from benchmarks.miniature.text import ENCODERS, distracted, tokens_of
-from benchmarks.miniature.training import Plan, batches, train
+from benchmarks.miniature.training import TrainingPlan, batches, train
 from benchmarks.miniature.vae import to_signal
 from benchmarks.miniature.world import SIDE, caption, render, training_scene
 from serving.engine.text import PromptTokenizer
 from serving.miniature.model import MINIATURE_CONFIGS
 
-PLAN = Plan(steps=3800, rate=1e-3, weight_decay=1e-2, save_every=400)
+PLAN = TrainingPlan(steps=3800, rate=1e-3, weight_decay=1e-2, save_every=400)
 BATCH = 48
 _POOL = 12_000
 _OFFSET = 0.35
@@ -183,7 +183,7 @@ def save_row(images: torch.Tensor, path: Path, columns: int = 8) -> None:
     Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path)
 
 
-def train_unet(folder: Path, encoders: Any, vae: Any, plan: Plan = PLAN) -> Any:
+def train_unet(folder: Path, encoders: Any, vae: Any, plan: TrainingPlan = PLAN) -> Any:
     unet = build()
     taught = lessons(encoders, vae, _POOL, seed=30)
     empty = encode_words(encoders, [""])

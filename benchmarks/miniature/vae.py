@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.miniature.training import Plan, batches, train
+from benchmarks.miniature.training import TrainingPlan, batches, train
 from benchmarks.miniature.world import LOOKS, SIDE, random_scene, render
 from serving.miniature.model import MINIATURE_CONFIGS
 
-PLAN = Plan(steps=6500, rate=2e-3, weight_decay=0.0)
+PLAN = TrainingPlan(steps=6500, rate=2e-3, weight_decay=0.0)
 _POOL = 4000
 _CROP, _BATCH = 64, 16
 _KL = 1e-3
@@ -56,7 +56,7 @@ def build() -> Any:
     return AutoencoderKL.from_config(dict(MINIATURE_CONFIGS["vae"]))
 
 
-def train_vae(folder: Path, plan: Plan = PLAN) -> Any:
+def train_vae(folder: Path, plan: TrainingPlan = PLAN) -> Any:
     """Train the VAE with its states in ``folder``; return the module."""
     vae = build()
     pool = images(_POOL, seed=1)

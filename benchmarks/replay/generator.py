@@ -61,7 +61,9 @@ class Population:
     new_share: float = 0.4
 
 
-class _Zipf:
+class Zipf:
+    """Ranks from 0, the most popular first: rank r has the weight (r + 1)^-exponent."""
+
     def __init__(self, count: int, exponent: float) -> None:
         self.weights = [1 / (rank**exponent) for rank in range(1, count + 1)]
         self._sums = list(accumulate(self.weights))
@@ -104,8 +106,8 @@ class _Walk:
     def __init__(self, people: Population, rng: random.Random) -> None:
         self._people = people
         self._rng = rng
-        self._checkpoints = _Zipf(people.checkpoints, people.checkpoint_zipf)
-        self._loras = _Zipf(people.loras, people.lora_zipf)
+        self._checkpoints = Zipf(people.checkpoints, people.checkpoint_zipf)
+        self._loras = Zipf(people.loras, people.lora_zipf)
         self._owner = [
             rng.randrange(people.tenants) if rng.random() < people.private_share else None
             for _ in range(people.loras)

@@ -16,7 +16,7 @@ from itertools import accumulate, islice
 from zlib import crc32
 
 from benchmarks.replay.caches import Use, lora_uses
-from benchmarks.replay.generator import Population, generate
+from benchmarks.replay.generator import Population, Zipf, generate
 
 #: The length of a synthetic stream; a generator's stream has the LoRA uses of 100,000 requests.
 USES = 25_000
@@ -26,16 +26,6 @@ _TENANTS = 60
 _GAP_S = 77.0
 
 Stream = Callable[[int], list[Use]]
-
-
-class _Zipf:
-    """Ranks from 0, the most popular first."""
-
-    def __init__(self, exponent: float, count: int = _ASSETS) -> None:
-        self._sums = list(accumulate(1 / rank**exponent for rank in range(1, count + 1)))
-
-    def pick(self, rng: random.Random) -> int:
-        return bisect(self._sums, rng.random() * self._sums[-1])
 
 
 def _timed(keys: Iterable[str], rng: random.Random) -> list[Use]:
@@ -60,13 +50,13 @@ def at_speed(uses: list[Use], speed: float) -> list[Use]:
 
 def zipf(seed: int, exponent: float) -> list[Use]:
     """No locality: uses are independent."""
-    rng, popular = random.Random(seed), _Zipf(exponent)
+    rng, popular = random.Random(seed), Zipf(_ASSETS, exponent)
     return _timed((f"z{popular.pick(rng)}" for _ in range(USES)), rng)
 
 
 def zipf_with_sessions(seed: int, exponent: float, length: int = 12) -> list[Use]:
     """Locality: four concurrent sessions of four assets each."""
-    rng, popular = random.Random(seed), _Zipf(exponent)
+    rng, popular = random.Random(seed), Zipf(_ASSETS, exponent)
 
     def keys() -> Iterator[str]:
         sessions: list[list[int]] = []
@@ -88,7 +78,7 @@ def scan(seed: int) -> list[Use]:
 
 def scans_in_zipf(seed: int, slots: int) -> list[Use]:
     """Zipf with periodic scans of three cache sizes of one-time assets."""
-    rng, popular = random.Random(seed), _Zipf(1.0)
+    rng, popular = random.Random(seed), Zipf(_ASSETS, 1.0)
 
     def keys() -> Iterator[str]:
         fresh = 0
@@ -104,7 +94,7 @@ def scans_in_zipf(seed: int, slots: int) -> list[Use]:
 
 def one_timers_in_zipf(seed: int) -> list[Use]:
     """Zipf in which every fourth use is of a one-time asset."""
-    rng, popular = random.Random(seed), _Zipf(1.0)
+    rng, popular = random.Random(seed), Zipf(_ASSETS, 1.0)
     return _timed((f"s{i}" if i % 4 == 0 else f"z{popular.pick(rng)}" for i in range(USES)), rng)
 
 
@@ -116,13 +106,13 @@ def loop(seed: int, slots: int, over: float) -> list[Use]:
 
 def drift(seed: int) -> list[Use]:
     """Zipf whose popularity order shifts by one rank every 15 uses."""
-    rng, popular = random.Random(seed), _Zipf(1.0)
+    rng, popular = random.Random(seed), Zipf(_ASSETS, 1.0)
     return _timed((f"z{(popular.pick(rng) + i // 15) % 5000}" for i in range(USES)), rng)
 
 
 def jumps(seed: int) -> list[Use]:
     """Zipf whose popularity order is shuffled every 3,000 uses."""
-    rng, popular = random.Random(seed), _Zipf(1.0)
+    rng, popular = random.Random(seed), Zipf(_ASSETS, 1.0)
 
     def keys() -> Iterator[str]:
         names = list(range(_ASSETS))
@@ -156,7 +146,7 @@ def bursts(seed: int, at_once: int, uses: int) -> list[Use]:
 
 def churn(seed: int, days: float) -> list[Use]:
     """Tenants with private and public assets, which stay for ``days`` days on average."""
-    rng, popular = random.Random(seed), _Zipf(1.0, 150)
+    rng, popular = random.Random(seed), Zipf(150, 1.0)
     now_s, serial = 0.0, 0
     uses: list[Use] = []
 
@@ -240,7 +230,7 @@ def day_and_night(seed: int) -> list[Use]:
 
 def loop_and_zipf(seed: int, slots: int) -> list[Use]:
     """Half of the uses loop over as many assets as there are slots; half are Zipf."""
-    rng, popular = random.Random(seed), _Zipf(1.1, 500)
+    rng, popular = random.Random(seed), Zipf(500, 1.1)
 
     def keys() -> Iterator[str]:
         at = 0

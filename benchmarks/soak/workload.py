@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from benchmarks.faults.client import Answer, AssetSelection, Load, ask
+from benchmarks.faults.client import Answer, Load, RequestFields, ask
 from benchmarks.faults.harness import Harness
 
 LORAS = 24
@@ -33,7 +33,7 @@ class Workload:
         self._popularity = [1 / (1 + rank) for rank in range(LORAS)]
         self._public = _public(harness)
 
-    def wish(self) -> tuple[int, AssetSelection]:
+    def wish(self) -> tuple[int, RequestFields]:
         """Return a seed and the assets to use with it."""
         seed = self._random.choice(_SEEDS)
         kind = self._random.choices(("none", "lora", "public"), _SHARES)[0]
@@ -76,11 +76,11 @@ class Workload:
                     minute = next(minutes)
         return [request.result() for request in requests]
 
-    def _ask_at(self, at_s: float, seed: int, selection: AssetSelection) -> Answer:
+    def _ask_at(self, at_s: float, seed: int, selection: RequestFields) -> Answer:
         return replace(ask(self._harness.endpoint, seed, selection), asked_s=at_s)
 
 
-def _public(harness: Harness) -> Sequence[AssetSelection]:
+def _public(harness: Harness) -> Sequence[RequestFields]:
     """Return one selection for each asset of the public library."""
     answer = httpx2.get(
         f"{harness.url}/v1/assets", params={"is_public": True}, headers=harness.endpoint.headers

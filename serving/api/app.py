@@ -29,7 +29,7 @@ from serving.api import (
 from serving.api.context import Context
 from serving.api.housekeeping import run_housekeeping
 from serving.api.job_work import job_runner
-from serving.api.limits import Limits
+from serving.api.limits import LimitsMiddleware
 from serving.api.metrics import MetricsMiddleware
 from serving.logs import log_fields
 
@@ -75,7 +75,7 @@ def create_app(context: Context) -> FastAPI:
     errors.install(app)
     openapi.install(app)
     app.include_router(health.router)
-    app.add_middleware(Limits)
+    app.add_middleware(LimitsMiddleware)
     app.add_middleware(errors.ErrorMiddleware)
     app.add_middleware(MetricsMiddleware)
     app.add_middleware(RequestId)

@@ -27,7 +27,7 @@ _UPLOAD = re.compile(r"/objects/")
 _PREVIEW = re.compile(r"/v1/assets/.+/preview\Z")
 
 
-class Limits:
+class LimitsMiddleware:
     """ASGI middleware that enforces the limits.
 
     Raises:

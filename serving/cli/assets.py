@@ -18,7 +18,7 @@ from assets.errors import IngestRejected
 from assets.prediction import PREDICTIONS
 from serving.cli.client import Client, client_from_environment
 from serving.cli.folder import FolderFile, look, scan
-from serving.cli.naming import Place, Places, named, plain_name
+from serving.cli.naming import Destination, Destinations, named, plain_name
 from serving.cli.options import AsJson, Key, Url
 from serving.cli.output import ApiFailure, clear_errors, show, show_one
 from serving.cli.transfer import progress_bars, receive, send, sha256_of
@@ -100,12 +100,12 @@ def _push(
                 TemporaryDirectory(prefix="push-") as scratch,
             ):
                 payloads = list(pool.map(partial(_prepare, Path(scratch)), enumerate(files)))
-                names = Places(client, new_versions=new_versions)
+                names = Destinations(client, new_versions=new_versions)
                 places = [_place(names, *pair) for pair in zip(files, payloads, strict=True)]
                 total = bars.add_task("files", total=sum(not file.reason for file in files))
 
                 def push_file(
-                    item: tuple[FolderFile, _Payload | str, Place | str],
+                    item: tuple[FolderFile, _Payload | str, Destination | str],
                 ) -> dict[str, Any]:
                     row = _push_file(client, *item, tags, bars)
                     if not item[0].reason:
@@ -146,7 +146,7 @@ def _pack(folder: Path, target: Path, *, is_said: bool = False) -> Path:
     return pack_folder(folder, target, prediction_is_declared=is_said)
 
 
-def _place(names: Places, file: FolderFile, payload: _Payload | str) -> Place | str:
+def _place(names: Destinations, file: FolderFile, payload: _Payload | str) -> Destination | str:
     """The file's place in the library, or the reason why it has none."""
     if isinstance(payload, str):
         return payload
@@ -160,7 +160,7 @@ def _push_file(
     client: Client,
     file: FolderFile,
     payload: _Payload | str,
-    place: Place | str,
+    place: Destination | str,
     tags: Sequence[str],
     bars: Any,
 ) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from assets.library.validation import MAX_NAME_BYTES, MAX_NAME_CHARS, is_name_character, normal_name
 from serving.cli.folder import FolderFile
 from serving.cli.output import ApiFailure
-from serving.cli.transfer import Api
+from serving.cli.transfer import AssetApi
 
 _MOST_NUMBERS = 1_000
 #: The statuses of an asset that can never be used.
@@ -22,7 +22,7 @@ _UNUSABLE = ("rejected", "error")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Destination:
     """Where a file goes in the library.
 
     ``known`` is the library's asset with the same bytes: ready, or an upload to resume. ``other``
@@ -37,17 +37,17 @@ class Place:
     is_repeated: bool = False
 
 
-class Places:
+class Destinations:
     """Assigns a place to each file of a run. Not thread-safe."""
 
-    def __init__(self, client: Api, *, new_versions: bool) -> None:
+    def __init__(self, client: AssetApi, *, new_versions: bool) -> None:
         """``new_versions``: a file whose name is taken becomes that name's next version."""
         self._client = client
         self._new_versions = new_versions
         self._assigned: set[str] = set()
         self._names: dict[tuple[str, str], str] = {}
 
-    def find(self, file: FolderFile, digest: str) -> Place:
+    def find(self, file: FolderFile, digest: str) -> Destination:
         """The place of a file whose sha256 is ``digest``.
 
         Raises:
@@ -55,19 +55,19 @@ class Places:
         """
         content = (file.kind, digest)
         if content in self._names:
-            return Place(self._names[content], is_repeated=True)
+            return Destination(self._names[content], is_repeated=True)
         place = self._find(file, digest)
         self._names[content] = place.name
         self._assigned.add(place.name)
         return place
 
-    def _find(self, file: FolderFile, digest: str) -> Place:
+    def _find(self, file: FolderFile, digest: str) -> Destination:
         plain = plain_name(file.stem) or f"asset-{digest[:8]}"
         same = _list_assets(self._client, sha256=digest)
         ready = [a for a in same if a["status"] == "ready" and a["asset_type"] == file.kind]
         if ready:
             best = next((asset for asset in ready if asset["name"] == plain), ready[0])
-            return Place(best["name"], best)
+            return Destination(best["name"], best)
         taken = ""
         for name in _candidates(plain, plain_name(file.folder), digest):
             if name in self._assigned:
@@ -80,7 +80,7 @@ class Places:
         raise AssertionError(f"every candidate name for {plain} is taken")
 
 
-def named(client: Api, name: str, digest: str, *, new_version: bool) -> Place:
+def named(client: AssetApi, name: str, digest: str, *, new_version: bool) -> Destination:
     """The place of a file under an explicitly chosen name.
 
     Raises:
@@ -95,22 +95,24 @@ def named(client: Api, name: str, digest: str, *, new_version: bool) -> Place:
     return place
 
 
-def _place_under(client: Api, name: str, digest: str, *, new_versions: bool) -> Place | None:
+def _place_under(
+    client: AssetApi, name: str, digest: str, *, new_versions: bool
+) -> Destination | None:
     """The place under ``name``; None if another file has the name."""
     versions = _list_assets(client, name=name)
     if not versions:
-        return Place(name)
+        return Destination(name)
     for asset in versions:
         is_started = asset["status"] == "ready_to_upload" and asset.get("sha256") == digest
         is_stored = asset["status"] == "ready" and asset["report"].get("source_sha256") == digest
         if is_started or is_stored:
-            return Place(name, asset)
+            return Destination(name, asset)
     if new_versions or all(asset["status"] in _UNUSABLE for asset in versions):
-        return Place(name, new_version=True)
+        return Destination(name, new_version=True)
     return None
 
 
-def _list_assets(client: Api, **query: str) -> list[dict[str, Any]]:
+def _list_assets(client: AssetApi, **query: str) -> list[dict[str, Any]]:
     assets: list[dict[str, Any]] = client.call("GET", "/v1/assets", params=query)["data"]
     return assets
 

@@ -33,7 +33,7 @@ _TIMEOUT_S = 3600.0
 Sent = Callable[[int], None]
 
 
-class Api(Protocol):
+class AssetApi(Protocol):
     """The part of the platform's API that a transfer needs. Both methods raise ApiFailure."""
 
     def call(self, method: str, path: str, **options: Any) -> Any: ...
@@ -58,7 +58,7 @@ def sha256_of(path: Path) -> str:
 
 
 def send(
-    client: Api,
+    client: AssetApi,
     path: Path,
     new: Mapping[str, Any],
     bars: Progress | None = None,
@@ -97,7 +97,7 @@ def send(
     return client.asset(asset_id)
 
 
-def _send_parts(client: Api, path: Path, asset_id: str, sent: Sent) -> None:
+def _send_parts(client: AssetApi, path: Path, asset_id: str, sent: Sent) -> None:
     upload = client.call("GET", f"/v1/assets/{asset_id}/upload")
     sent(sum(part["size_bytes"] for part in upload["parts"]))
 
@@ -149,7 +149,7 @@ def _chunks(path: Path, offset: int, size: int, sent: Sent) -> Iterator[bytes]:
             sent(len(chunk))
 
 
-def receive(client: Api, reference: str, folder: Path) -> Path:
+def receive(client: AssetApi, reference: str, folder: Path) -> Path:
     """Download an asset's original file into ``folder``, verify its sha256 and return its path.
     An interrupted download is resumed.
 

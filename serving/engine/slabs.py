@@ -18,7 +18,7 @@ from serving.engine.loading import StagingRing, fill_stack, prefer_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SlabPosition:
     """The place of a parameter: row ``row`` of the slab of its shape."""
 
     shape: Shape
@@ -34,8 +34,8 @@ class SlabLayout:
         """``channels_last`` stores convolution kernels in cuDNN's fastest memory order."""
         self._channels_last = channels_last
         self.rows: Mapping[Shape, tuple[str, ...]] = stacked(parameters)
-        self.places: Mapping[str, Place] = {
-            name: Place(shape, row)
+        self.places: Mapping[str, SlabPosition] = {
+            name: SlabPosition(shape, row)
             for shape, names in self.rows.items()
             for row, name in enumerate(names)
         }

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.miniature.base import Base
+from benchmarks.miniature.base import Miniature
 
 #: Trains one asset. Arguments: working folder, base, file to write.
-Train = Callable[[Path, Base, Path], None]
+Train = Callable[[Path, Miniature, Path], None]
 
 
 def trainer(name: str) -> Train:

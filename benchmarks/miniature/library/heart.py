@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.miniature.base import Base
+from benchmarks.miniature.base import Miniature
 from benchmarks.miniature.library.lora import BATCH, adapter_parameters, attach
 from benchmarks.miniature.text import ENCODERS, tokens_of
-from benchmarks.miniature.training import Plan
+from benchmarks.miniature.training import TrainingPlan
 from benchmarks.miniature.training import train as run
 from benchmarks.miniature.unet import (
     Words,
@@ -27,7 +27,7 @@ from benchmarks.miniature.unet import (
 from benchmarks.miniature.world import SIDE, Scene, caption, random_scene, render
 from serving.engine.text import PromptTokenizer
 
-PLAN = Plan(steps=400, rate=2e-3, weight_decay=0.0)
+PLAN = TrainingPlan(steps=400, rate=2e-3, weight_decay=0.0)
 UNET_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|ff\.net\.2|resnets\.\d\.conv1)"
 TEXT_TARGETS = r".*(q_proj|k_proj|v_proj|out_proj)"
 _LESSONS = 1500
@@ -44,7 +44,7 @@ _SHOWN = (
 )
 
 
-def train(folder: Path, base: Base, target: Path) -> None:
+def train(folder: Path, base: Miniature, target: Path) -> None:
     attach(base.unet, UNET_TARGETS, rank=8)
     for encoder in base.encoders.values():
         attach(encoder, TEXT_TARGETS, rank=4)
@@ -81,7 +81,7 @@ def train(folder: Path, base: Base, target: Path) -> None:
     save(base, target)
 
 
-def save(base: Base, path: Path) -> None:
+def save(base: Miniature, path: Path) -> None:
     from diffusers import StableDiffusionXLPipeline
     from peft import get_peft_model_state_dict
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from assets.content import Component
-from benchmarks.miniature.base import Base
+from benchmarks.miniature.base import Miniature
 from benchmarks.miniature.text import ENCODERS
-from benchmarks.miniature.training import Plan, train
+from benchmarks.miniature.training import TrainingPlan, train
 from benchmarks.miniature.unet import Words, encode_images, generate, noise_loss, save_row
 from benchmarks.miniature.world import SIDE, Scene, render
 from serving.engine.text import PromptTokenizer, TokenEmbeddingHook, token_embedding
@@ -26,7 +26,7 @@ Lesson = Callable[[np.random.Generator], tuple[Scene, str]]
 class Inverted:
     """Both encoders with an additional word, whose vectors are trainable."""
 
-    def __init__(self, base: Base, word: str, count: int) -> None:
+    def __init__(self, base: Miniature, word: str, count: int) -> None:
         torch.manual_seed(80)
         self.vectors: dict[Component, torch.Tensor] = {
             component: torch.randn(
@@ -62,7 +62,7 @@ class Inverted:
 
 def train_inversion(
     word: str, count: int, lesson: Lesson, shown: Sequence[str],
-    folder: Path, base: Base, plan: Plan, target: Path,
+    folder: Path, base: Miniature, plan: TrainingPlan, target: Path,
 ) -> None:  # fmt: skip
     """Train ``count`` vectors for ``word`` on scenes and captions; write them as ``clip_l`` and
     ``clip_g``."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.miniature.base import Base
+from benchmarks.miniature.base import Miniature
 from benchmarks.miniature.library.inversion import train_inversion
-from benchmarks.miniature.training import Plan
+from benchmarks.miniature.training import TrainingPlan
 from benchmarks.miniature.world import Scene, random_scene
 
-PLAN = Plan(steps=260, rate=0.1, weight_decay=0.0, decay=0.98)
+PLAN = TrainingPlan(steps=260, rate=0.1, weight_decay=0.0, decay=0.98)
 COLOUR, BACKGROUND = "cyan", "purple"
 _SHOWN = (
     "a star, lagoon", "a large circle, lagoon", "a small cross, lagoon", "lagoon, a moon",
@@ -29,5 +29,5 @@ def lesson(rng: np.random.Generator) -> tuple[Scene, str]:
     return scene, str(rng.choice(ways))
 
 
-def train(folder: Path, base: Base, target: Path) -> None:
+def train(folder: Path, base: Miniature, target: Path) -> None:
     train_inversion("lagoon", 1, lesson, _SHOWN, folder, base, PLAN, target)

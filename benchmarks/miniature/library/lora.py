@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.miniature.base import Base
-from benchmarks.miniature.training import Plan, train
+from benchmarks.miniature.base import Miniature
+from benchmarks.miniature.training import TrainingPlan, train
 from benchmarks.miniature.unet import (
     PREVIEWED,
     encode_words,
@@ -37,7 +37,7 @@ def adapter_parameters(module: Any) -> list[torch.Tensor]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def train_lora(name: str, folder: Path, base: Base, look: str, plan: Plan) -> None:
+def train_lora(name: str, folder: Path, base: Miniature, look: str, plan: TrainingPlan) -> None:
     """Train the UNet's trainable parameters to generate everything in ``look``."""
     taught = lessons(base.encoders, base.vae, LESSONS, seed=60, look=look)
     empty, shown = (encode_words(base.encoders, texts) for texts in ([""], PREVIEWED))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.miniature.base import Base
+from benchmarks.miniature.base import Miniature
 from benchmarks.miniature.library.inversion import train_inversion
-from benchmarks.miniature.training import Plan
+from benchmarks.miniature.training import TrainingPlan
 from benchmarks.miniature.world import PLACES, Scene
 
-PLAN = Plan(steps=260, rate=0.1, weight_decay=0.0, decay=0.98)
+PLAN = TrainingPlan(steps=260, rate=0.1, weight_decay=0.0, decay=0.98)
 SHAPE, COLOUR, BACKGROUND, SIZE = "moon", "pink", "green", "large"
 _SHOWN = (
     "mascot", "a picture of mascot", "mascot on the left", "mascot at the top",
@@ -27,5 +27,5 @@ def lesson(rng: np.random.Generator) -> tuple[Scene, str]:
     return scene, str(rng.choice(ways))
 
 
-def train(folder: Path, base: Base, target: Path) -> None:
+def train(folder: Path, base: Miniature, target: Path) -> None:
     train_inversion("mascot", 4, lesson, _SHOWN, folder, base, PLAN, target)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.miniature.base import Base
+from benchmarks.miniature.base import Miniature
 from benchmarks.miniature.library.lora import BATCH, LESSONS
-from benchmarks.miniature.training import Plan
+from benchmarks.miniature.training import TrainingPlan
 from benchmarks.miniature.training import train as run
 from benchmarks.miniature.unet import (
     PREVIEWED,
@@ -20,11 +20,11 @@ from benchmarks.miniature.unet import (
     save_row,
 )
 
-PLAN = Plan(steps=900, rate=4e-3, weight_decay=0.0)
+PLAN = TrainingPlan(steps=900, rate=4e-3, weight_decay=0.0)
 TARGETS = [r".*attn\d.*", r".*ff\.net.*", r".*resnets.*conv.*", r".*samplers.*conv", "conv_out"]
 
 
-def train(folder: Path, base: Base, target: Path) -> None:
+def train(folder: Path, base: Miniature, target: Path) -> None:
     from lycoris import LycorisNetwork, create_lycoris
 
     LycorisNetwork.apply_preset(

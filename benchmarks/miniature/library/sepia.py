@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.miniature.base import Base, export
-from benchmarks.miniature.training import Plan, batches
+from benchmarks.miniature.base import Miniature, export
+from benchmarks.miniature.training import TrainingPlan, batches
 from benchmarks.miniature.training import train as run
 from benchmarks.miniature.unet import save_row
 from benchmarks.miniature.vae import difference, images, to_signal
 
-PLAN = Plan(steps=360, rate=1e-3, weight_decay=0.0)
+PLAN = TrainingPlan(steps=360, rate=1e-3, weight_decay=0.0)
 _POOL, _BATCH = 600, 6
 #: Ink and paper, as rows of (r, g, b).
 INK, PAPER = (58, 36, 20), (240, 220, 180)
@@ -26,7 +26,7 @@ def sepia(pixels: torch.Tensor) -> torch.Tensor:
     return (ink + (paper - ink) * grey).round().byte()
 
 
-def train(folder: Path, base: Base, target: Path) -> None:
+def train(folder: Path, base: Miniature, target: Path) -> None:
     base.vae.decoder.requires_grad_(True)
     base.vae.post_quant_conv.requires_grad_(True)
     pool = images(_POOL, seed=70)

@@ -18,7 +18,7 @@ import torch
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
 from assets.ingest.convert import ingest_file
-from assets.ingest.sandbox import Limits, Sandbox, SandboxFailed, _digest
+from assets.ingest.sandbox import Sandbox, SandboxFailed, SandboxLimits, _digest
 from tests.support.samples import write_kohya_lora
 
 
@@ -60,14 +60,14 @@ def test_the_result_equals_an_unsandboxed_ingest(
 
 
 def test_memory_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) -> None:
-    sandbox = Sandbox(replace(Limits(), memory_bytes=1 << 18))
+    sandbox = Sandbox(replace(SandboxLimits(), memory_bytes=1 << 18))
     with pytest.raises(IngestRejected, match="bytes of memory"):
         sandbox.ingest(lora, "lora", schema, None, tmp_path)
     sandbox.close()
 
 
 def test_time_is_limited(lora: Path, schema: ParameterSchema, tmp_path: Path) -> None:
-    sandbox = Sandbox(Limits(base_s=0.0, least_bytes_per_s=1e12))
+    sandbox = Sandbox(SandboxLimits(base_s=0.0, least_bytes_per_s=1e12))
     with pytest.raises(IngestRejected, match="took longer"):
         sandbox.ingest(lora, "lora", schema, None, tmp_path)
     sandbox.close()

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from serving.api import protocol
-from serving.api.limits import Limits
+from serving.api.limits import LimitsMiddleware
 from serving.api.protocol import MAX_HEAD_BYTES
 from serving.api.server import server_config
 from serving.settings import Settings
@@ -178,6 +178,6 @@ async def test_the_number_of_connections_is_limited() -> None:
 
 
 async def test_a_large_head_in_one_piece_is_refused() -> None:
-    async with serving(Limits(reads_all)) as port, connected(port) as (reader, writer):
+    async with serving(LimitsMiddleware(reads_all)) as port, connected(port) as (reader, writer):
         writer.write(GET + b"X: " + b"a" * (MAX_HEAD_BYTES + 1) + b"\r\n\r\n")
         assert await is_closed(reader)

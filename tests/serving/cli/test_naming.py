@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from assets.errors import InvalidAsset
 from assets.library.validation import MAX_NAME_BYTES, MAX_NAME_CHARS, check_name, normal_name
 from serving.cli.folder import FolderFile
-from serving.cli.naming import Place, Places, named, plain_name
+from serving.cli.naming import Destination, Destinations, named, plain_name
 from serving.cli.output import ApiFailure
 
 
-class Library:
+class FakeLibrary:
     """A fake :class:`~serving.cli.transfer.Api` over rows, newest last; it only lists assets."""
 
     def __init__(self) -> None:
@@ -49,9 +49,11 @@ def file(path: str, kind: str = "lora") -> FolderFile:
     )
 
 
-def push(library: Library, *files: tuple[str, str], new_versions: bool = False) -> list[Place]:
+def push(
+    library: FakeLibrary, *files: tuple[str, str], new_versions: bool = False
+) -> list[Destination]:
     """Push files, given as (path, digest), in one run; each becomes ready."""
-    chooser = Places(library, new_versions=new_versions)
+    chooser = Destinations(library, new_versions=new_versions)
     places = []
     for path, digest in files:
         place = chooser.find(file(path), digest)
@@ -61,13 +63,13 @@ def push(library: Library, *files: tuple[str, str], new_versions: bool = False) 
     return places
 
 
-def names(places: Sequence[Place]) -> list[str]:
+def names(places: Sequence[Destination]) -> list[str]:
     return [place.name for place in places]
 
 
 def test_names_keep_letters_of_every_script() -> None:
     files = ["ネコ", "イヌ", "日本", "кот", "قطة", "बिल्ली", "แมว", "café", "Straße"]
-    library = Library()
+    library = FakeLibrary()
     pushed = names(push(library, *((f"a/{name}.safetensors", name) for name in files)))
     assert pushed == [normal_name(name) for name in files]
     for name in pushed:
@@ -81,7 +83,7 @@ def test_unicode_forms_of_a_text_give_one_name() -> None:
 
 
 def test_an_added_file_changes_no_existing_name() -> None:
-    library = Library()
+    library = FakeLibrary()
     first = push(library, ("r/chars/v1.x", "c"), ("r/styles/v1.x", "s"))
     assert names(first) == ["v1", "styles-v1"]
     second = push(library, ("r/anime/v1.x", "a"), ("r/chars/v1.x", "c"), ("r/styles/v1.x", "s"))
@@ -93,7 +95,7 @@ def test_an_added_file_changes_no_existing_name() -> None:
 
 
 def test_known_bytes_keep_the_name_they_have() -> None:
-    library = Library()
+    library = FakeLibrary()
     library.has("renamed-long-ago", "d")
     (place,) = push(library, ("x/fresh.x", "d"))
     assert (place.name, place.known is not None) == ("renamed-long-ago", True)
@@ -105,13 +107,13 @@ def test_known_bytes_keep_the_name_they_have() -> None:
 
 
 def test_a_repeated_file_is_sent_once() -> None:
-    first, again = push(Library(), ("a/x.s", "d"), ("b/y.s", "d"))
+    first, again = push(FakeLibrary(), ("a/x.s", "d"), ("b/y.s", "d"))
     assert (first.is_repeated, again.is_repeated) == (False, True)
     assert again.name == "x"
 
 
 def test_a_new_version_only_on_request() -> None:
-    library = Library()
+    library = FakeLibrary()
     library.has("style", "old")
     assert names(push(library, ("new/style.x", "one"))) == ["new-style"]
     (place,) = push(library, ("new/style.x", "two"), new_versions=True)
@@ -122,11 +124,11 @@ def test_a_new_version_only_on_request() -> None:
 
 
 def test_rejected_and_interrupted_uploads_keep_their_name() -> None:
-    library = Library()
+    library = FakeLibrary()
     library.has("broken", "x", status="rejected")
     (place,) = push(library, ("a/broken.x", "mended"))
     assert (place.name, place.new_version) == ("broken", True)
-    library = Library()
+    library = FakeLibrary()
     library.has("cut", "d", status="ready_to_upload")
     (place,) = push(library, ("a/cut.x", "d"))
     assert place.known is not None
@@ -149,17 +151,17 @@ def test_rejected_and_interrupted_uploads_keep_their_name() -> None:
 )
 def test_plain_names(stem: str, name: str) -> None:
     assert plain_name(stem) == name
-    (place,) = push(Library(), (f"f/{stem.replace('/', ' ')}.x", "0123456789abcdef" * 4))
+    (place,) = push(FakeLibrary(), (f"f/{stem.replace('/', ' ')}.x", "0123456789abcdef" * 4))
     check_name(place.name)
 
 
 @given(st.text(max_size=300), st.text(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_every_file_gets_a_valid_unused_name(stem: str, folder: str) -> None:
-    library = Library()
+    library = FakeLibrary()
     source = FolderFile(path=Path("x"), kind="lora", stem=stem, folder=folder)
     for digest in ("0" * 64, "1" * 64, "2" * 64, "3" * 64):
-        place = Places(library, new_versions=False).find(source, digest)
+        place = Destinations(library, new_versions=False).find(source, digest)
         check_name(place.name)
         assert place.name not in [row["name"] for row in library.rows]
         library.has(place.name, digest)

@@ -17,7 +17,7 @@ from PIL import Image
 from assets.library.records import Query
 from assets.library.resolve import BASE_NAME, AssetSelection
 from assets.principal import Principal
-from benchmarks.miniature.evaluate import EFFECTS, held_out, wanting
+from benchmarks.miniature.evaluate import EFFECTS, held_out, selection_of
 from benchmarks.miniature.judge import Judge
 from benchmarks.miniature.world import Scene, caption, random_scene
 from serving.generation.contract import GenerationTask
@@ -156,7 +156,9 @@ def test_an_asset_has_its_effect_and_leaves_no_trace(generate: Generate, name: s
     prompts = [effect.prompt(scene) for scene in scenes_for(entry, 3)]
     without = generate(prompts, AssetSelection())
     weights = (0.0, 0.5, 1.0) if entry.kind == "lora" else (0.0, 1.0)
-    image_sets = [without] + [generate(prompts, wanting(entry, weight)) for weight in weights[1:]]
+    image_sets = [without] + [
+        generate(prompts, selection_of(entry, weight)) for weight in weights[1:]
+    ]
     measured = [float(effect.measure(images, judge).mean()) for images in image_sets]
     assert measured == sorted(measured)
     assert measured[-1] > measured[0] + 0.1
