@@ -61,7 +61,7 @@ class Change:
     description: str | None = None
     trigger_words: Sequence[str] | None = None
     tags: Sequence[str] | None = None
-    licence: str | None = None
+    license: str | None = None
     visibility: str | None = None
     shared_with: Sequence[str] | None = None
     expires_at_s: float | None = None
@@ -155,7 +155,7 @@ class Library:
         if change.description is not None:
             changes["description"] = change.description
         metadata = {
-            "trigger_words": change.trigger_words, "tags": change.tags, "licence": change.licence,
+            "trigger_words": change.trigger_words, "tags": change.tags, "licence": change.license,
         }  # fmt: skip
         data: dict[str, Any] = {
             name: value if isinstance(value, str) else list(value)

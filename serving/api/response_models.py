@@ -78,6 +78,8 @@ class Asset(BaseModel):
     file_structure: str
     data: Json
     tags: list[str]
+    license: str | None
+    #: The former name of ``license``.
     licence: str | None
     preview_url: str | None
     expires_at: str | None

@@ -369,7 +369,7 @@ def update_asset(
     description: str | None = None,
     trigger_word: Annotated[list[str] | None, typer.Option()] = None,
     tag: Annotated[list[str] | None, typer.Option()] = None,
-    licence: str | None = None,
+    license_: Annotated[str | None, typer.Option("--license", "--licence")] = None,
     prediction_type: Annotated[
         str | None, typer.Option(help=f"Of a checkpoint: {', '.join(PREDICTIONS)} or auto.")
     ] = None,
@@ -383,7 +383,7 @@ def update_asset(
 ) -> None:
     """Change an asset's metadata and visibility. Options that are not given stay as they are."""
     changes = {"name": name, "description": description, "trigger_words": trigger_word, "tags": tag}
-    changes |= {"licence": licence, "visibility": visibility}
+    changes |= {"license": license_, "visibility": visibility}
     changes |= {"shared_with": share_with, "prediction_type": prediction_type}
     body = {field: value for field, value in changes.items() if value is not None}
     with clear_errors(), client_from_environment(url, key) as client:

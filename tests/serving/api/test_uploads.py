@@ -250,7 +250,7 @@ def test_report_warm_pull_update_rm_and_restore(
     with pytest.raises(AssertionError, match="damaged"):
         run(platform, "pull", "shiny", "--into", str(tmp_path))
     assert not part.exists()
-    assert run(platform, "update", "shiny", "--licence", "CC0")[1]["licence"] == "CC0"
+    assert run(platform, "update", "shiny", "--licence", "CC0")[1]["license"] == "CC0"
     (gone,) = run(platform, "rm", "shiny")[1]
     assert run(platform, "restore", gone["id"])[1]["name"] == "shiny"
 

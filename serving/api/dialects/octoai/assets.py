@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, ConfigDict, Field
+from pydantic import AliasChoices, AwareDatetime, ConfigDict, Field
 
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, Visibility
@@ -18,6 +18,8 @@ from serving.api.request_model import RequestModel
 Short = Annotated[str, Field(max_length=128)]
 Link = Annotated[str, Field(max_length=2048)]
 Description = Annotated[str, Field(max_length=4096)]
+#: ``licence`` is the field's former name.
+License = Annotated[Short | None, Field(validation_alias=AliasChoices("license", "licence"))]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: PEFT's ``adapter_config.json``; limited in size like every body.
 AdapterConfig = Annotated[dict[Annotated[str, Field(max_length=128)], Any], Field(max_length=128)]
@@ -39,7 +41,7 @@ class AssetData(RequestModel):
 class CreateAsset(RequestModel):
     """A new asset, in OctoAI's format with extensions.
 
-    Extensions: ``visibility``, ``shared_with``, ``new_version``, ``licence``, ``expires_at``,
+    Extensions: ``visibility``, ``shared_with``, ``new_version``, ``license``, ``expires_at``,
     ``sha256``, ``prediction_type`` (checkpoints), ``adapter_config`` (LoRAs); ``size_bytes`` and
     ``part_bytes`` with the ``transfer_api_type`` "multipart".
     """
@@ -54,7 +56,7 @@ class CreateAsset(RequestModel):
     visibility: Visibility | None = None
     shared_with: list[Short] = Field(default_factory=list, max_length=MAX_SHARED_WITH)
     new_version: bool = False
-    licence: Short | None = None
+    license: License = None
     expires_at: AwareDatetime | None = None
     sha256: Sha256 | None = None
     prediction_type: Prediction | None = None
@@ -84,7 +86,7 @@ class ChangeAsset(RequestModel):
     description: Description | None = None
     trigger_words: Annotated[list[Short], Field(max_length=32)] | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
-    licence: Short | None = None
+    license: License = None
     visibility: Visibility | None = None
     shared_with: Annotated[list[Short], Field(max_length=MAX_SHARED_WITH)] | None = None
     expires_at: AwareDatetime | Literal["never"] | None = None
@@ -99,7 +101,7 @@ class ChangeAsset(RequestModel):
             self.description,
             self.trigger_words,
             self.tags,
-            self.licence,
+            self.license,
             self.visibility,
             self.shared_with,
             expires_at_s,
@@ -122,7 +124,7 @@ def stored_data(body: CreateAsset) -> dict[str, Any]:
         "trigger_words": data.trigger_words or [],
         "checkpoint": data.checkpoint,
         "tags": data.tags or [],
-        "licence": body.licence,
+        "licence": body.license,
         "sha256": body.sha256,
         "prediction_type": body.prediction_type,
         "adapter_config": body.adapter_config,
@@ -161,6 +163,7 @@ def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None)
         "file_structure": "single_file",
         "data": data,
         "tags": list(asset.tags),
+        "license": asset.data.get("licence"),
         "licence": asset.data.get("licence"),
         "preview_url": preview_url,
         "expires_at": asset.expires_at_s and timestamp(asset.expires_at_s),
