@@ -51,3 +51,16 @@ def test_core_packages_import_no_ray_web_framework_or_torch() -> None:
         "import serving.generation.service"
     )
     assert imported(code, {*TORCH, "ray", "fastapi", "starlette"}) == []
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    """Except for the wire's models, which are named like what they describe."""
+    defined: dict[str, Path] = {}
+    for package in ("assets", "orchestrator", "router", "serving", "benchmarks"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.name == "response_models.py":
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    assert node.name not in defined, (path, defined[node.name])
+                    defined[node.name] = path

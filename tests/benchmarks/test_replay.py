@@ -32,7 +32,7 @@ from benchmarks.replay.trace import (
 )
 from router.fleet import rendezvous
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

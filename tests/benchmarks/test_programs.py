@@ -13,7 +13,7 @@ from benchmarks.gpu.programs import PROGRAMS
 from benchmarks.gpu.stages import Stages
 from benchmarks.gpu.table import tables
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str) -> str:
