@@ -118,10 +118,10 @@ class Harness:
         self.process: subprocess.Popen[bytes] | None = None
         ends.callback(self.end)
         self.start()
-        self.endpoint = self.door_of(TENANT)
+        self.endpoint = self.endpoint_of(TENANT)
         self.tenant_id = self.tenant_id_of(TENANT)
 
-    def door_of(self, tenant: str) -> Endpoint:
+    def endpoint_of(self, tenant: str) -> Endpoint:
         directory = self.backends().directory
         directory.add_tenant(tenant)
         return Endpoint([self.url], directory.keyring.add_key(tenant).text)

@@ -82,7 +82,7 @@ def overload(harm: Harm) -> None:
 def poison(harm: Harm) -> None:
     """Request another tenant's asset; kill every replica that has it on its device."""
     harness = harm.harness
-    endpoint = harness.door_of(_POISONER)
+    endpoint = harness.endpoint_of(_POISONER)
     asset = harness.new_lora("poison", endpoint)
     deaths: set[int] = set()
     with ThreadPoolExecutor(1) as alone:

@@ -1,6 +1,6 @@
 """Files that stock diffusers rejects or ignores and this engine supports.
 
-Each row of the second table in docs/formats.md is a test here, which first checks that diffusers
+Each row of the fourth table of docs/formats.md is a test here, which first checks that diffusers
 fails.
 """
 
