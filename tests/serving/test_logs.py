@@ -19,13 +19,13 @@ from tests.support.platforms import running
 
 WRITE = """
 import asyncio, logging, sys
-from serving.logs import about, configure, note
+from serving.logs import configure, log_fields, note
 
 configure(sys.argv[1], "info")
 log = logging.getLogger("serving.test")
 
 async def one(name):
-    with about(http=name):
+    with log_fields(http=name):
         await asyncio.sleep(0)
         note(tenant="t-" + name)
         log.info("hello %s", name, extra={"seconds": 1.5})

@@ -110,9 +110,9 @@ def test_an_index_that_disagrees_with_its_files_is_refused(
 @pytest.mark.parametrize(
     ("file", "changes", "reason"),
     [
-        ("vae/config.json", {"scaling_factor": 0.5}, "scaling_factor 0.5"),
-        ("text_encoder/config.json", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim 256"),
+        ("vae/config.json", {"scaling_factor": 0.5}, "scaling_factor to 0.5"),
+        ("text_encoder/config.json", {"hidden_act": "gelu"}, "hidden_act to 'gelu'"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim to 256"),
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "EDM"),
         ("scheduler/scheduler_config.json", {"beta_start": 0.1}, "beta_start 0.1"),
     ],

@@ -156,5 +156,5 @@ def test_keys_carry_the_prediction_type_and_epsilon_adds_no_suffix() -> None:
             "ab", "vae", "m", salt
         )
     assert content_key("ab", "unet", "m", None) == "p68fd74b7c11e534275f1c55a6c9d5171aaa1ae2b"
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="unknown prediction type"):
         prediction_of("p" + "0" * 40 + "-x")

@@ -247,7 +247,7 @@ def test_report_warm_pull_update_rm_and_restore(
     run(platform, "pull", "shiny", "--into", str(tmp_path))
     assert Path(pulled["file"]).read_bytes() == whole
     part.write_bytes(b"x" * 200)
-    with pytest.raises(AssertionError, match="damaged"):
+    with pytest.raises(AssertionError, match="corrupted in transit"):
         run(platform, "pull", "shiny", "--into", str(tmp_path))
     assert not part.exists()
     assert run(platform, "update", "shiny", "--licence", "CC0")[1]["license"] == "CC0"
