@@ -19,7 +19,7 @@ from benchmarks.gpu.world import DRY, FULL, SMALL, World, make_world
 from benchmarks.swap import quietly
 
 ROOT = Path(__file__).parents[2]
-#: Size limit of what is sent to a remote GPU machine.
+#: Limit of what is sent to a remote machine.
 TRAVEL_BYTES = 64 << 20
 
 
@@ -49,10 +49,10 @@ def main() -> None:
 
 
 def run(name: str, budget_s: float, out: Path | None, device: str, is_dry: bool = False) -> Stages:
-    """Run one program in this process."""
+    """Run one program."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/gpu-inductor")
     is_cuda = device.startswith("cuda")
-    started = os.environ.get("GPU_STARTED", "")  # the budget includes imports
+    started = os.environ.get("GPU_STARTED", "")  # includes imports
     if started:
         budget_s -= time.time() - float(started)
     stages = Stages(name, out, budget_s, torch.cuda.synchronize if is_cuda else lambda: None)
@@ -60,7 +60,7 @@ def run(name: str, budget_s: float, out: Path | None, device: str, is_dry: bool 
     if not is_dry:
         stages.arm()
     with quietly():
-        if is_cuda:  # PyTorch fixes its order of attention kernels at the first call
+        if is_cuda:  # PyTorch fixes its order at the first call
             zeros = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.float16)
             torch.nn.functional.scaled_dot_product_attention(zeros, zeros, zeros)
         scale = DRY if is_dry else FULL if is_cuda else SMALL
@@ -78,7 +78,7 @@ def run(name: str, budget_s: float, out: Path | None, device: str, is_dry: bool 
 
 
 def dry_run(only: str, budget_s: float, out: Path | None) -> None:
-    """Run every stage of all programs, or of ``only``, small, on the CPU; exit 1 on failure."""
+    """Run ``only`` or all programs, small, on the CPU; exit 1 on failure."""
     failed: list[str] = []
     for name in [only] if only else PROGRAMS:
         into = None if out is None else out.with_name(f"{out.stem}-{name}.json")
@@ -93,7 +93,7 @@ def dry_run(only: str, budget_s: float, out: Path | None) -> None:
 
 
 def check_size() -> None:
-    """Print the size of what is sent to a remote machine: tracked and new files, wheels in .whl."""
+    """Print the size of tracked and new files, wheels in .whl."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=False,

@@ -33,7 +33,7 @@ def facts(world: World) -> Row:
 
 @torch.inference_mode()
 def ceilings(world: World) -> Row:
-    """Measure the device's peak rates: a plain matrix product, plain copies."""
+    """Measure peak rates: matrix product and copies."""
     size = world.scale.matrix
     dtype = torch.float16 if world.is_cuda else torch.float32
     a, b = (torch.randn(size, size, device=world.device, dtype=dtype) for _ in range(2))

@@ -13,13 +13,12 @@ from benchmarks.gpu.world import World, median
 from serving.engine.attention import attention_order
 from serving.engine.options import AttentionBackend, EngineOptions
 
-#: The attention backends that are compared.
 ATTENTION: tuple[AttentionBackend, ...] = ("cudnn", "flash", "efficient", "math")
 
 
 @torch.inference_mode()
 def attention_backends(world: World) -> Row:
-    """Time the four shapes of SDXL's attention (guided, batch 1) by backend, in ms."""
+    """Time SDXL's four shapes (guided, batch 1) by backend, in ms."""
     config = world.scale.configs["unet"]
     widths = config["block_out_channels"][1:]
     heads = config["attention_head_dim"][1:]
@@ -45,7 +44,7 @@ def attention_backends(world: World) -> Row:
 
 @torch.inference_mode()
 def fused_projections(world: World) -> Row:
-    """Time query, key and value as three products and as one, at the inner resolution."""
+    """Time query, key and value as three products and as one."""
     width = world.scale.configs["unet"]["block_out_channels"][-1]
     rows = 2 * (world.scale.side // 8 // 4) ** 2
     dtype = torch.float16 if world.is_cuda else torch.float32
@@ -61,7 +60,7 @@ def fused_projections(world: World) -> Row:
 
 @torch.inference_mode()
 def convolutions(world: World) -> Row:
-    """Time a step with cuDNN's heuristics and with cuDNN's benchmark mode."""
+    """Time a step with cuDNN's heuristics and benchmark mode."""
     row: dict[str, Any] = {}
     engine = world.engine(EngineOptions(graphs="off"), "plain")
     switch_to(engine, world)

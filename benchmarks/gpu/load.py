@@ -22,8 +22,7 @@ from serving.generation.contract import GenerationTask
 def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) -> Row:
     """Test which batches fit on a card of ``gibibytes`` with pristine weights in host memory.
 
-    The world's values stay on the device, leased, and do not count. One GiB of the limit is
-    reserved for CUDA's context and kernels.
+    Leased values do not count; one GiB is for CUDA's context and kernels.
     """
     leases = [world.tier.lease(key) for key in world.tier.resident()]
     if world.is_cuda:
@@ -60,11 +59,10 @@ def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) ->
 
 
 def soak(world: World, engine: Engine) -> Row:
-    """Generate images while another thread loads and drops assets. Every image must equal the one
-    generated without loads; the row has the growth of reserved memory.
+    """Generate while assets load and drop; return the growth of reserved memory.
 
     Raises:
-        AssertionError: an image differs.
+        AssertionError: an image differs from one without loads.
     """
     alone = {
         index: world.generate(engine, world.request(world.with_lora(index), encoding="png")).images
@@ -131,7 +129,6 @@ def soak(world: World, engine: Engine) -> Row:
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """Return the wall time of ``work`` in seconds."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

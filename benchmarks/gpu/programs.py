@@ -1,7 +1,7 @@
 """The programs: their stages in order, the most valuable first.
 
-Each program runs in its own process, so a compilation that hangs or a lost device ends one program.
-Expected seconds are for an H100; a dry run ignores them.
+Each has its own process: a hanging compilation or lost device ends only that. Expected seconds are
+for an H100; a dry run ignores them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from serving.engine.attention import default_order
 from serving.engine.engine import Engine
 from serving.engine.options import AttentionBackend, EngineOptions
 
-#: Only the guided batch: the unguided one would double compile time, and the self-check has both.
+#: Unguided doubles compile time; the self-check covers it.
 _GUIDED = (True,)
 
 Program = Callable[[World, Stages, bool], None]
 
 
 class _Run:
-    """Runs the stages of one program on one world."""
-
     def __init__(self, world: World, stages: Stages, is_dry: bool) -> None:
         self.world = world
         self.stages = stages
@@ -39,7 +37,6 @@ class _Run:
         return default_order(str(self.world.device))
 
     def engine(self) -> Engine:
-        """Return the engine that ``start`` made. Raises KeyError if ``start`` failed."""
         return self.world.engines["engine"]
 
     def start(self, options: EngineOptions, expected_s: float) -> None:
@@ -62,7 +59,7 @@ class _Run:
 
 
 def _options(run: _Run, **changes: object) -> EngineOptions:
-    """Options with graphs on; on a CPU a stand-in for graphs, and a backend that only traces."""
+    """Graphs on; on a CPU a stand-in and a backend that only traces."""
     backend = "inductor" if run.world.is_cuda else "eager"
     named: dict[str, object] = {
         "graphs": "on", "attention": run.order, "compile_backend": backend, **changes,
@@ -71,7 +68,7 @@ def _options(run: _Run, **changes: object) -> EngineOptions:
 
 
 def plain(world: World, stages: Stages, is_dry: bool) -> None:
-    """Uncompiled: exactness, switches, steps, graphs, whole images of the engine and of stock."""
+    """Uncompiled: exactness, switches, steps, graphs, whole images."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
     run("switch is exact", 10, lambda: switching.switch_is_exact(world, run.engine()))
@@ -103,7 +100,7 @@ def regional(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def full(world: World, stages: Stages, is_dry: bool) -> None:
-    """The whole UNet and decoder are compiled; the goals' figures against every stock variant."""
+    """UNet and decoder are compiled whole; the goals' figures against every stock variant."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run, compile="full"), 8)
     run("warm-up", 110, lambda: whole_images.warm_up(world, run.engine(), _GUIDED))
@@ -119,7 +116,7 @@ def full(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def tuned(world: World, stages: Stages, is_dry: bool) -> None:
-    """Regional compilation with tuned matrix products and cuDNN's benchmark mode."""
+    """Regional, with tuned matrix products and cuDNN's benchmark mode."""
     run = _Run(world, stages, is_dry)
     options = _options(
         run, compile="regional", cudnn_benchmark=True,
@@ -133,7 +130,7 @@ def tuned(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def savings(world: World, stages: Stages, is_dry: bool) -> None:
-    """Each exact saving on and off, interleaved, uncompiled. Also meaningful on a CPU."""
+    """Each saving on and off, interleaved, uncompiled. Also for CPUs."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
     run("call", 5, lambda: unet_calls.call_times(world, run.engine()))
@@ -142,7 +139,7 @@ def savings(world: World, stages: Stages, is_dry: bool) -> None:
 
 
 def soak(world: World, stages: Stages, is_dry: bool) -> None:
-    """A card with 24 GB, and a card on which assets come and go."""
+    """A card with 24 GB; assets that come and go."""
     run = _Run(world, stages, is_dry)
     run.start(_options(run), 8)
     world.forget("engine")

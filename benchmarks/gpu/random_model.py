@@ -18,7 +18,7 @@ from tests.support.samples import reached_by_trainers
 def random_slabs(
     layout: SlabLayout, device: torch.device, dtype: torch.dtype, generator: torch.Generator
 ) -> dict[Shape, torch.Tensor]:
-    """Make small random weights, with biases 0 and norms 1, so that predictions are finite."""
+    """Make random weights; biases are 0 and norms 1, which keeps predictions finite."""
     slabs = layout.allocate(device, dtype)
     for shape, names in layout.rows.items():
         for row, name in enumerate(names):
@@ -39,7 +39,7 @@ def random_lora(
     generator: torch.Generator,
     rank: int,
 ) -> dict[tuple[Component, Shape], tuple[Factors]]:
-    """Make a LoRA on every linear layer that trainers usually cover: 722, 72 and 192 layers."""
+    """Make a LoRA on the 722, 72 and 192 linear layers that trainers usually cover."""
     groups: dict[tuple[Component, Shape], tuple[Factors]] = {}
     parts = ("unet", "text_encoder", "text_encoder_2")
     for component in cast(tuple[Component, ...], parts):

@@ -14,7 +14,7 @@ from serving.engine.options import EngineOptions
 from serving.generation.contract import GenerationTask
 from serving.worker import Worker
 
-#: The options that :func:`savings` compares with all savings on.
+#: Compared with all savings on.
 WITHOUT = {
     "everything off": EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0),
     "no graphs": EngineOptions(graphs="off"),
@@ -24,8 +24,8 @@ WITHOUT = {
 
 
 def savings(world: World, compared: EngineOptions) -> Row:
-    """Time each saving on and off, interleaved: one image of the same recipe and one with another
-    LoRA. Ratios are off ÷ on. ``compared`` holds the options that all engines share."""
+    """Time each saving on and off, interleaved, for the same and another LoRA. Ratios are off ÷
+    on."""
 
     def on_top(options: EngineOptions) -> EngineOptions:
         names = ("graphs", "keep_cross_kv", "prompt_cache_bytes")
@@ -56,7 +56,7 @@ def savings(world: World, compared: EngineOptions) -> Row:
     for kind in ("same", "lora"):
         with_all = rows[f"{kind}, all"][1:]
         row[f"{kind}_ms"] = median(with_all)
-        for name in WITHOUT:  # paired by round, because a machine's speed drifts
+        for name in WITHOUT:  # paired by round: the machine's speed drifts
             pairs = zip(rows[f"{kind}, {name}"][1:], with_all, strict=True)
             row[f"{kind}: {name}"] = median([without / with_it for without, with_it in pairs])
     world.forget(*(f"saving: {name}" for name in options))
@@ -70,12 +70,9 @@ def _generate_into(
 
 
 def overlap(world: World, engine: Engine) -> Row:
-    """Time consecutive requests on one replica with images encoded by the generating thread, and
-    concurrently. Large images of few steps, as PNG."""
+    """Time requests encoded by the generating thread and concurrently: large PNGs of few steps."""
 
     class InTurn(Worker):
-        """A worker whose generating thread waits until each image is encoded."""
-
         def _generate(self, *arguments: Any) -> Any:
             rendered = super()._generate(*arguments)
             for image in rendered.images:

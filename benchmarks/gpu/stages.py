@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-#: A stage's result: figures by name; a list holds all samples of a figure.
+#: Figures by name; a list holds all samples.
 Row = Mapping[str, Any]
 _ERROR_CHARACTERS = 4000
 
 
 class Stages:
-    """Runs stages one after another; a failed stage does not affect the others."""
+    """Runs stages in order; a failed stage does not affect the others."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Stages:
         synchronize: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``out`` is rewritten after each stage; ``synchronize`` waits for the device."""
+        """``synchronize`` waits for the device."""
         self._out = out
         self._clock = clock
         self._synchronize = synchronize
@@ -35,7 +35,7 @@ class Stages:
         self.document: dict[str, Any] = {"program": program, "stages": {}}
 
     def arm(self) -> None:
-        """Dump all stacks and exit if a stage runs 5 s past the deadline."""
+        """Dump all stacks and exit 5 s after the deadline."""
         faulthandler.dump_traceback_later(self._end_s - self._clock() + 5, exit=True)
 
     def disarm(self) -> None:
@@ -47,11 +47,10 @@ class Stages:
 
     @property
     def failed(self) -> list[str]:
-        """The names of stages that ended with an error."""
         return [name for name, row in self.document["stages"].items() if "error" in row]
 
     def run(self, name: str, expected_s: float, work: Callable[[], Row]) -> None:
-        """Run ``work`` if ``expected_s`` are left; record its result, its error or the skip."""
+        """Record the result, error or, without ``expected_s`` left, the skip."""
         started = self._clock()
         if expected_s > self.left_s:
             row: dict[str, Any] = {
@@ -64,7 +63,7 @@ class Stages:
             except BaseException as error:
                 text = "".join(traceback.format_exception(error))
                 row = {"error": text[-_ERROR_CHARACTERS:]}
-                if not isinstance(error, Exception):  # interrupted: keep the results so far
+                if not isinstance(error, Exception):  # interrupted
                     self._keep(name, row, expected_s, started)
                     raise
         self._keep(name, row, expected_s, started)

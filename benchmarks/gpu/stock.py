@@ -20,7 +20,7 @@ from serving.engine.vocabulary import tokenizer
 def stock_pipeline(
     manifest: ModelManifest, tier: DeviceTier[DeviceValue], device: torch.device
 ) -> Any:
-    """Make stock diffusers' SDXL pipeline with copies of ``tier``'s base weights, in NCHW."""
+    """Make stock's pipeline with copies of ``tier``'s base weights, in NCHW."""
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,

@@ -15,7 +15,7 @@ from serving.engine.engine import Engine
 
 
 def switch_is_exact(world: World, engine: Engine) -> Row:
-    """Check that each recipe's weights are equal after three histories, and the base is restored.
+    """Check weights after three histories, and the restored base.
 
     Raises:
         AssertionError: weights depend on earlier recipes.
@@ -42,8 +42,7 @@ def switch_is_exact(world: World, engine: Engine) -> Row:
 
 
 def switch_times(world: World, engine: Engine) -> Row:
-    """Time switches from the base to a LoRA, another weight, back and to a checkpoint, and the
-    bare copy."""
+    """Time switches to a LoRA, another weight, back, to a checkpoint, and the bare copy."""
     base, other = engine.prepare(world.base), engine.prepare(world.with_checkpoint)
     loras = [engine.prepare(world.with_lora(i)) for i in range(len(world.loras))]
     lighter = [engine.prepare(world.with_lora(i, 0.3)) for i in range(len(world.loras))]

@@ -11,7 +11,7 @@ PREDICTIONS = Path(__file__).with_name("predictions.json")
 
 
 def tables(files: Sequence[Path]) -> str:
-    """Return a table per device in the results ``files``; without files, the predictions alone."""
+    """Return a table per device; without files, the predictions."""
     predictions = json.loads(PREDICTIONS.read_text())
     documents = [json.loads(path.read_text()) for path in files]
     devices = list(dict.fromkeys(d["device"] for d in documents)) or [""]
@@ -53,7 +53,7 @@ def _table(
 
 
 def _measured(figure: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the figure from its program, or else from the last document that has it."""
+    """Prefers the figure's program, then the last document."""
     measured = None
     for document in documents:
         if figure.get("program", document["program"]) == document["program"]:
@@ -68,7 +68,7 @@ def _number(value: float) -> str:
 
 
 def savings_table(document: Mapping[str, Any]) -> str:
-    """Return the tables of the program ``savings``; ratios are without a saving ÷ with all."""
+    """Return the tables of ``savings``; ratios are without a saving ÷ with all."""
     stages = document["stages"]
     call, savings, overlap = stages["call"], stages["savings"], stages["overlap"]
     lines = [

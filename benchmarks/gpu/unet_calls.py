@@ -23,7 +23,7 @@ def switch_to(engine: Engine, world: World, lora: int | None = None) -> None:
 
 @torch.inference_mode()
 def step_is_right(world: World, engine: Engine) -> Row:
-    """Compare our prediction and stock's with a float32 reference with the same weights.
+    """Compare our prediction and stock's with a float32 reference.
 
     Raises:
         AssertionError: our error exceeds 1.2 times stock's.
@@ -55,8 +55,7 @@ def step_is_right(world: World, engine: Engine) -> Row:
 
 @torch.inference_mode()
 def step_flop(world: World) -> float:
-    """Count the FLOPs of one guided call at batch 1 in stock's UNet, without the prompt's keys and
-    values, which we compute once per image."""
+    """Count stock's FLOPs (guided, batch 1) without the prompt's keys and values."""
     from torch.utils.flop_counter import FlopCounterMode
 
     _, sample, context, added = world.call_inputs()
@@ -73,8 +72,7 @@ def step_flop(world: World) -> float:
 
 @torch.inference_mode()
 def step_times(world: World, engine: Engine) -> Row:
-    """Time a guided call without a graph: until the device has finished, and until the host has
-    launched it."""
+    """Time a guided call without a graph, until launched and until finished."""
     switch_to(engine, world)
     key, sample, context, added = world.call_inputs()
     time = torch.tensor(500.0, device=world.device)
@@ -91,7 +89,7 @@ def step_times(world: World, engine: Engine) -> Row:
 
 @torch.inference_mode()
 def profile_step(world: World, engine: Engine) -> Row:
-    """Profile one call; return its kernels by time."""
+    """Return one call's kernels by time."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -104,7 +102,7 @@ def profile_step(world: World, engine: Engine) -> Row:
         world.synchronize()
     time_attribute = "self_device_time_total" if world.is_cuda else "self_cpu_time_total"
     device_type = DeviceType.CUDA if world.is_cuda else DeviceType.CPU
-    # Count kernels only: operators include the time of their kernels.
+    # Operators include their kernels' time.
     averages = [e for e in profiler.key_averages() if e.device_type == device_type]
     events = sorted(averages, key=lambda e: -getattr(e, time_attribute))
     kernels = [
@@ -116,8 +114,7 @@ def profile_step(world: World, engine: Engine) -> Row:
 
 @torch.inference_mode()
 def capture_is_exact(world: World, engine: Engine) -> Row:
-    """Check that a replay equals the call without a graph bit for bit, with several recipes; time
-    the replay.
+    """Compare replays and calls bit for bit, with several recipes; time the replay.
 
     Raises:
         AssertionError: the call was not captured, or a replay differs.
@@ -150,10 +147,7 @@ def capture_is_exact(world: World, engine: Engine) -> Row:
 
 @torch.inference_mode()
 def call_times(world: World, engine: Engine) -> Row:
-    """Time the host's work for a call of the UNet: eager, a replay, and a replay's copies alone.
-
-    On a CPU the replay is a stand-in that computes.
-    """
+    """Time the host in an eager call, a replay (on a CPU a stand-in), and its copies."""
     key, sample, context, added = world.call_inputs()
     time = torch.tensor(500.0, device=world.device)
     with engine.unet.warming():

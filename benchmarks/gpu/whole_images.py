@@ -32,7 +32,7 @@ def start_engine(world: World, options: EngineOptions, name: str = "engine") -> 
 
 
 def warm_up(world: World, engine: Engine, guided: tuple[bool, ...] = (True, False)) -> Row:
-    """Compile and capture everything for one image of the native size; return times and memory."""
+    """Warm up one image of the native size; return times and memory."""
     before, free = compilations(), free_bytes(world)
     side = world.scale.side
     spent_ms = world.timed_ms(lambda: engine.warm_up([(side, side)], (1,), guided))
@@ -47,7 +47,7 @@ def warm_up(world: World, engine: Engine, guided: tuple[bool, ...] = (True, Fals
 
 
 def no_fallback(world: World, engine: Engine, count: int) -> Row:
-    """Check with mixed recipes that every step is a replay and nothing is compiled.
+    """Run mixed recipes, which must neither fall back nor compile.
 
     Raises:
         AssertionError: a step fell back, or something was compiled.
@@ -73,9 +73,10 @@ def images(
     matrix_tflops: float,
     left_s: Callable[[], float],
 ) -> Row:
-    """Time whole images, interleaved: ours with the same recipe (nothing is restored), ours with
-    another LoRA each time, and stock diffusers. Every prompt is new, so that all times include its
-    encoding. Ends early when little time is left."""
+    """Time images, interleaved: same recipe, another LoRA each time, stock diffusers.
+
+    Prompts are new: times include encoding. Ends early when time is short.
+    """
     side, rows, kept = world.scale.side, dict[str, list[float]](), dict[str, Any]()
     key = world.call_inputs()[0]
     if key not in engine.unet.graphs:
@@ -85,7 +86,7 @@ def images(
         rows.setdefault(name, []).append(world.timed_ms(lambda: kept.__setitem__(name, work())))
 
     before = engine.unet.fallbacks.total()
-    for index in range(len(world.loras)):  # resident, like popular LoRAs
+    for index in range(len(world.loras)):  # resident
         world.generate(engine, world.request(world.with_lora(index), steps=2))
     pipelines = {
         rival: world.stock("its best" if rival == "its best" else "as it comes") for rival in rivals
@@ -94,7 +95,7 @@ def images(
         if index > 1 and left_s() < 25:
             break
         prompt = f"{PROMPT} {index}"
-        switch_to(engine, world)  # outside the measurement: restores the weights of the last LoRA
+        switch_to(engine, world)  # unmeasured: restores the last LoRA's weights
         same = world.request(prompt=prompt)
         another = world.request(world.with_lora(index), prompt=prompt)
         measure("same_recipe_ms", partial(world.generate, engine, same))
@@ -143,7 +144,7 @@ def images(
 
 
 def _psnr(ours: bytes, theirs: Image.Image) -> float:
-    """Return the PSNR in dB for a peak of 255; 99 if the images are equal."""
+    """Return dB for a peak of 255; 99 if equal."""
     images = [np.asarray(image.convert("RGB"), np.float64) for image in (
         Image.open(io.BytesIO(ours)), theirs,
     )]  # fmt: skip
@@ -153,7 +154,7 @@ def _psnr(ours: bytes, theirs: Image.Image) -> float:
 
 @torch.inference_mode()
 def around(world: World, engine: Engine) -> Row:
-    """Time the parts of an image outside its steps: text encoders, VAE, JPEG and PNG."""
+    """Time text encoders, VAE, JPEG and PNG."""
     switch_to(engine, world)
     texts: Any = {"text_encoder": "a red star", "text_encoder_2": "a red star"}
     text_ms = [world.timed_ms(lambda: engine.prompts.text.encode(texts, {})) for _ in range(8)]
@@ -190,7 +191,7 @@ def _decode_ms(world: World, engine: Engine) -> float:
 
 @torch.inference_mode()
 def batches(world: World, engine: Engine) -> Row:
-    """Return images per second in batches of 1, 2, 4 and 8, from step and decode times."""
+    """Return images per second in batches of 1, 2, 4, 8, from step and decode times."""
     row: dict[str, Any] = {}
     decode_ms = _decode_ms(world, engine)
     for batch in (1, 2, 4, 8):
@@ -208,7 +209,7 @@ def batches(world: World, engine: Engine) -> Row:
 
 
 def stock_lora(world: World) -> Row:
-    """Time stock's way to a LoRA and back: load, fuse, unfuse, unload."""
+    """Time stock's load, fuse, unfuse, unload of a LoRA."""
     from benchmarks.swap import stock_lora as there_and_back
     from tests.support.samples import write_kohya_lora
 
@@ -219,5 +220,5 @@ def stock_lora(world: World) -> Row:
             rank=world.scale.rank, strength=0.1, linears=True,
         )  # fmt: skip
         spent_ms = [world.timed_ms(lambda: there_and_back(world.stock(), path)) for _ in range(2)]
-    world.forget("as it comes")  # peft has wrapped its layers
+    world.forget("as it comes")  # peft wrapped its layers
     return {"there_and_back_ms": spent_ms[-1], "first_ms": spent_ms[0]}

@@ -35,7 +35,7 @@ _TIER_BYTES = 64 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Sizes of a run. ``side`` is in pixels; ``rounds`` is the number of samples per figure."""
+    """Sizes of a run: ``side`` in pixels, ``rounds`` of samples per figure."""
 
     configs: Mapping[Component, Mapping[str, Any]]
     side: int
@@ -47,7 +47,7 @@ class Scale:
     matrix: int
     copy_bytes: int
     soak_s: float
-    #: (width, height) of sizes other than the native one.
+    #: (width, height), without the native size.
     other_sizes: tuple[tuple[int, int], ...]
 
 
@@ -56,7 +56,7 @@ FULL = Scale(
     matrix=8192, copy_bytes=2 << 30, soak_s=25.0,
     other_sizes=((832, 1216), (1216, 832), (896, 1152), (1344, 768)),
 )  # fmt: skip
-#: On a CPU: the miniature at its own size.
+#: The miniature, for CPUs.
 SMALL = replace(
     FULL, configs=MINIATURE_CONFIGS, side=128, rank=32, matrix=512, copy_bytes=1 << 26,
     other_sizes=((64, 96),),
@@ -69,7 +69,7 @@ DRY = Scale(
 
 @dataclass
 class World:
-    """A random model on one device. ``tier`` holds base, second UNet and LoRAs for all engines."""
+    """A random model. ``tier`` holds base, second UNet and LoRAs for all engines."""
 
     device: torch.device
     scale: Scale
@@ -89,7 +89,7 @@ class World:
             torch.cuda.synchronize(self.device)
 
     def timed_ms(self, work: Callable[[], Any]) -> float:
-        """Return the wall time until the device has finished."""
+        """Wall time until the device has finished."""
         self.synchronize()
         started = time.perf_counter()
         work()
@@ -97,7 +97,7 @@ class World:
         return (time.perf_counter() - started) * 1000
 
     def host_ms(self, work: Callable[[], Any]) -> float:
-        """Return the wall time until the call returns; the device may still be busy."""
+        """Wall time until the call returns."""
         self.synchronize()
         started = time.perf_counter()
         work()
@@ -105,10 +105,8 @@ class World:
         self.synchronize()
         return spent_ms
 
-    # Engines and recipes
-
     def engine(self, options: EngineOptions, name: str = "engine") -> Engine:
-        """Return the engine of that name over the shared tier; create it at the first call."""
+        """Return the named engine, created at the first call."""
         if name not in self.engines:
             self.engines[name] = Engine(
                 self.manifest, None, str(self.device), _TIER_BYTES, name,
@@ -150,12 +148,9 @@ class World:
         with engine.prepare(request.recipe) as prepared:
             return engine.generate(prepared, request)
 
-    # One call of the UNet
-
     def call_inputs(
         self, batch: int = 1, *, guided: bool = True, side: int = 0, seed: int = 5
     ) -> tuple[UnetKey, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the key, sample, context and added vectors of a call, determined by ``seed``."""
         config = self.scale.configs["unet"]
         side = side or self.scale.side
         key = UnetKey(
@@ -179,10 +174,8 @@ class World:
         sample = noise(key.rows, config["in_channels"], side // 8, side // 8)
         return key, sample, noise(key.rows, 77, config["cross_attention_dim"]), added
 
-    # Stock diffusers
-
     def stock(self, how: str = "as it comes") -> Any:
-        """Return stock's pipeline with a copy of the base weights, made once for each ``how``."""
+        """Stock's pipeline, made once per ``how``."""
         if how not in self.stocks:
             with torch.inference_mode(False):  # inference tensors cannot be cast to float32
                 self.stocks[how] = stock_pipeline(self.manifest, self.tier, self.device)
@@ -199,8 +192,7 @@ class World:
     def stock_image(
         self, pipeline: Any, vae_dtype: torch.dtype | None = None, prompt: str = PROMPT
     ) -> Any:
-        """Generate a PIL image from the noise of our seed 7; with ``vae_dtype`` the VAE decodes in
-        that type instead of stock's."""
+        """Uses the noise of our seed 7; ``vae_dtype`` replaces stock's."""
         side = self.scale.side
         generator = torch.Generator().manual_seed(7)
         noise = torch.randn(1, 4, side // 8, side // 8, generator=generator)
@@ -219,7 +211,6 @@ class World:
         return pipeline.image_processor.postprocess(decoded.float())[0]
 
     def forget(self, *names: str) -> None:
-        """Free the engines and pipelines of these names."""
         for name in names:
             self.engines.pop(name, None)
             self.stocks.pop(name, None)
@@ -229,7 +220,7 @@ class World:
 
 
 def make_world(device: torch.device, scale: Scale) -> World:
-    """Make a world with everything resident on the device; no files are used."""
+    """Make a world resident on the device."""
     is_cuda = device.type == "cuda"
     schema = schema_of(scale.configs)
     layouts = layouts_of(schema, channels_last=is_cuda)
@@ -263,7 +254,7 @@ def make_world(device: torch.device, scale: Scale) -> World:
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """Make cuDNN compute float32 convolutions in float32; by default it uses TF32 (10 bits)."""
+    """Turn off cuDNN's TF32 (10 bits) for float32 convolutions."""
     flags = torch.backends.cudnn.flags
     with flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
         yield

@@ -1,9 +1,7 @@
 """Bundles of compiled code in the object store, for replicas that start on an empty node.
 
-A bundle contains native code and pickles, so changing one runs code in a replica. A bundle is
-loaded only if an HMAC with the platform's secret proves that a replica of this platform wrote
-these bytes for this key. Anything else (another GPU, another version, a changed byte) is a miss,
-and the replica compiles.
+Bundles execute code: one is loaded only if its HMAC, with the platform's secret, proves that a
+replica wrote it for this key. Otherwise the replica compiles.
 """
 
 from __future__ import annotations
@@ -44,8 +42,8 @@ def artifact_key(
     sizes: Sequence[tuple[int, int]],
     batches: Sequence[int],
 ) -> str:
-    """Return the digest of everything that compiled code depends on: processor, versions, model,
-    options, sizes and batches. ``sizes`` are (width, height) in pixels."""
+    """Return the digest of all that compiled code depends on; ``sizes`` are (width, height) in
+    pixels."""
     if device.type == "cuda":
         processor = (
             f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
@@ -75,7 +73,7 @@ def _version(package: str) -> str:
 
 
 class ArtifactStore:
-    """Bundles by key. A record per key names the bundle's blob and holds an HMAC over both."""
+    """Bundles by key; a record per key names the blob and has an HMAC over both."""
 
     def __init__(self, store: ObjectStore, provisioner: Provisioner, secret: bytes) -> None:
         self._store = store
@@ -83,7 +81,7 @@ class ArtifactStore:
         self._secret = hmac.new(secret, b"compiled artifacts", hashlib.sha256).digest()
 
     def fetch(self, key: str) -> bytes | None:
-        """Return the bundle of ``key`` through this node's tiers; None without a trusted one."""
+        """Return the bundle of ``key``; None without a trusted one."""
         blob = self._recorded(key)
         if blob is None:
             return None
@@ -101,7 +99,7 @@ class ArtifactStore:
         return bundle
 
     def publish(self, key: str, bundle: bytes) -> None:
-        """Upload the bundle of ``key`` and delete the one it replaces. Raises StoreError."""
+        """Upload a bundle, replacing the previous one. Raises StoreError."""
         digest = hashlib.sha256(bundle).hexdigest()
         blob = Blob(
             f"c{hashlib.sha256(f'{key}/{digest}'.encode()).hexdigest()[:40]}", digest, len(bundle)
@@ -117,7 +115,7 @@ class ArtifactStore:
             self._store.delete(blob_key(previous))
 
     def _recorded(self, key: str) -> Blob | None:
-        """Return the blob that the record of ``key`` names, if its HMAC is valid."""
+        """Return the record's blob, if its HMAC is valid."""
         try:
             size_bytes = self._store.size(_record_key(key))
             if size_bytes is None or size_bytes > _RECORD_BYTES:
@@ -126,7 +124,7 @@ class ArtifactStore:
             blob = Blob(str(record["key"]), str(record["sha256"]), int(record["size_bytes"]))
             signature = str(record["hmac"]).encode()
             is_valid = hmac.compare_digest(signature, self._signature(key, blob).encode())
-        except Exception as error:  # the record is untrusted input: any error is a miss
+        except Exception as error:  # the record is untrusted input
             log.warning("the record of the compiled bundle %s cannot be read: %s", key, error)
             return None
         if not is_valid:
@@ -144,15 +142,14 @@ def _record_key(key: str) -> str:
 
 
 def load_artifacts(artifacts: ArtifactStore, key: str) -> bool:
-    """Load the bundle of ``key`` into torch.compile. Return False for a missing or unusable
-    bundle."""
+    """Load a bundle into torch.compile; False if missing or unusable."""
     bundle = artifacts.fetch(key)
     if bundle is None:
         return False
     try:
         if torch.compiler.load_cache_artifacts(bundle) is None:
             raise ValueError("PyTorch does not recognize its format")
-    except Exception:  # PyTorch documents no exceptions; the replica compiles instead
+    except Exception:  # PyTorch documents no exceptions
         log.exception("the compiled bundle %s cannot be loaded", key)
         return False
     log.info("loaded the compiled bundle %s, %d KiB", key, len(bundle) >> 10)
@@ -160,12 +157,11 @@ def load_artifacts(artifacts: ArtifactStore, key: str) -> bool:
 
 
 def save_artifacts(artifacts: ArtifactStore, key: str) -> None:
-    """Publish all code that this process compiled or loaded. A failure is only logged: this
-    replica does not need the bundle."""
+    """Publish all compiled code. Failures are only logged."""
     try:
         saved = torch.compiler.save_cache_artifacts()
         if saved is not None:
             artifacts.publish(key, saved[0])
             log.info("published the compiled bundle %s, %d KiB", key, len(saved[0]) >> 10)
-    except Exception:  # from the store or PyTorch; the next replica compiles
+    except Exception:  # from the store or PyTorch
         log.exception("the compiled bundle %s cannot be published", key)

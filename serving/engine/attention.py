@@ -21,7 +21,7 @@ _BACKENDS: dict[AttentionBackend, SDPBackend] = {
 def default_order(device: str) -> tuple[AttentionBackend, ...]:
     """Return the order for ``device``; empty on a CPU.
 
-    cuDNN's kernels are faster on Hopper and later, FlashAttention's on earlier GPUs.
+    cuDNN is faster from Hopper on, FlashAttention on earlier GPUs.
     """
     if not device.startswith("cuda"):
         return ()
@@ -33,8 +33,10 @@ def default_order(device: str) -> tuple[AttentionBackend, ...]:
 
 @contextmanager
 def attention_order(order: Sequence[AttentionBackend]) -> Iterator[None]:
-    """Within the context, attention uses the first backend of ``order`` that supports the call;
-    an empty order leaves PyTorch's own. Compiled code and captured graphs keep their backend."""
+    """Use the first backend of ``order`` that supports a call; empty means PyTorch's.
+
+    Compiled code and captured graphs keep theirs.
+    """
     if not order:
         yield
         return

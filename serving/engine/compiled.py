@@ -1,8 +1,6 @@
 """Modules compiled by ``torch.compile``: once for each warmed shape, never for a recipe.
 
-The weights that a recipe changes are inputs of the compiled code and always the same tensors, so
-no adapter triggers a compilation. A shape that was not warmed runs eagerly: a request never waits
-for a compilation.
+Weights that recipes change are inputs. Shapes that were not warmed run eagerly.
 """
 
 from __future__ import annotations
@@ -25,19 +23,15 @@ Stance = Literal["default", "eager_on_recompile", "force_eager", "fail_on_recomp
 
 
 def keep_artifacts(folder: Path) -> None:
-    """Use ``folder`` as this process's cache of compiled code.
-
-    Overwrites the variable: torch sets its own default at import.
-    """
+    """Cache compiled code in ``folder``, overriding the default that torch sets at import."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # its contents are executed
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 class CompiledModule:
-    """A compiled module, called as the module with a key in front.
+    """A compiled module; calls take a key first.
 
-    ``fallbacks`` counts calls in which a compiled piece ran eagerly because a guard failed, for
-    example after a change of torch's number of threads.
+    ``fallbacks`` counts calls with a failed guard, e.g. after torch's number of threads changed.
     """
 
     def __init__(self, module: Any, options: EngineOptions) -> None:
@@ -59,16 +53,14 @@ class CompiledModule:
         self.fallbacks = 0
 
     def __contains__(self, key: object) -> bool:
-        """Return whether calls with this key are compiled."""
         return key in self._pieces
 
     def compile(self, key: object, *inputs: Any, **named: Any) -> Any:
-        """Run the call, compiling what is missing for ``key``. Compiler errors propagate."""
+        """Run, compiling what ``key`` lacks. Compiler errors propagate."""
         with _STANCE:
             return self._run_counted("default", key, inputs, named)
 
     def __call__(self, key: object, *inputs: Any, **named: Any) -> Any:
-        """Run compiled if ``key`` was compiled, else eagerly."""
         with _STANCE:
             if key not in self._pieces:
                 with torch.compiler.set_stance("force_eager"):
@@ -80,39 +72,35 @@ class CompiledModule:
             return result
 
     def _run_counted(self, stance: Stance, key: object, inputs: Any, named: Any) -> Any:
-        """Run the call and record how many compiled pieces ran for ``key``.
-
-        The caller holds ``_STANCE``: the stance and the counter are process-wide.
-        """
+        """The caller holds ``_STANCE``: stance and counter are process-wide."""
         before = _ran[0]
-        # Set for each call: from torch 2.13 on these limits are per thread.
+        # Per call: from torch 2.13 on the limits are per thread.
         with _without_limits(), torch.compiler.set_stance(stance):
             result = self._call(*inputs, **named)
         self._pieces[key] = _ran[0] - before
         return result
 
     def forbid_fallbacks(self) -> None:
-        """Make a failed guard an error from now on. For tests and benchmarks."""
+        """Make failed guards errors."""
         self._frozen = "fail_on_recompile"
 
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Within the context nothing is compiled and no compiled code runs."""
+    """Neither compile nor run compiled code."""
     with _STANCE, torch.compiler.set_stance("force_eager"):
         yield
 
 
 def _without_limits() -> Any:
-    """Raise PyTorch's limit of 8 compiled variants of one code object: one warmed size of SDXL
-    needs 34 for its ResNet blocks alone."""
+    """Raise PyTorch's limit of 8 variants per code object: one size needs 34 for ResNet blocks."""
     import torch._dynamo as dynamo
 
     config: Any = dynamo.config
     return config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16)
 
 
-#: Number of compiled pieces that this process has run.
+#: Compiled pieces run by this process.
 _ran = [0]
 
 
@@ -122,10 +110,9 @@ def _counting(
     options: tuple[tuple[str, bool | int | str], ...],
     attention: tuple[AttentionBackend, ...],
 ) -> Any:
-    """Return a compile backend that counts the runs of its code.
+    """Return a compile backend that counts its runs.
 
-    Cached, one object for each backend, options and order of ``attention``: Dynamo recompiles for
-    another backend object, but not for another attention order, which compiled code keeps.
+    Cached: Dynamo recompiles for another object, not for another ``attention`` order.
     """
     compiler: Any
     if backend == "inductor":
@@ -150,8 +137,8 @@ def _counting(
 
 
 def compilations() -> Mapping[str, int]:
-    """Return this process's counts: ``graphs`` traced, ``compiled`` by Inductor, and ``taken``
-    from the folder of :func:`keep_artifacts`."""
+    """Return the process's counts: ``graphs`` traced, ``compiled``, and ``taken`` from the
+    cache."""
     from torch._dynamo.utils import counters
 
     inductor = counters["inductor"]

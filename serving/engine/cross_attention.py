@@ -1,8 +1,6 @@
 """Cross-attention keys and values of the prompt, computed once for all steps.
 
-The products of the prompt's embeddings with ``to_k`` and ``to_v`` do not change between steps:
-140 matrix products a step in SDXL. They are written once per batch into static buffers, which
-also makes them inputs of a captured graph.
+Saves 140 matrix products a step in SDXL. The buffers are inputs of captured graphs.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import torch.nn.functional as functional
 
 
 class CachedCrossAttention:
-    """A processor for diffusers' ``Attention`` that reads ``kept_key`` and ``kept_value``."""
+    """A processor for diffusers' ``Attention`` with kept keys and values."""
 
     def __call__(
         self,
@@ -24,7 +22,7 @@ class CachedCrossAttention:
         attention_mask: torch.Tensor | None = None,
         **ignored: Any,
     ) -> torch.Tensor:
-        """``hidden_states`` is [rows, pixels, width]; so is the result."""
+        """``hidden_states`` and the result are [rows, pixels, width]."""
         rows, pixels, _ = hidden_states.shape
         query = attn.to_q(hidden_states).view(rows, pixels, attn.heads, -1).transpose(1, 2)
         mixed = functional.scaled_dot_product_attention(query, attn.kept_key, attn.kept_value)
@@ -33,10 +31,10 @@ class CachedCrossAttention:
 
 
 class CrossKeyValues:
-    """The buffers of all cross-attentions of a UNet, by the shape of the context."""
+    """The buffers of a UNet's cross-attentions, by the context's shape."""
 
     def __init__(self, unet: Any) -> None:
-        """Take over every cross-attention that has no options beyond SDXL's; skip the others."""
+        """Skips cross-attentions with options beyond SDXL's."""
         blocks = [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
         self._attentions = [b.attn2 for b in blocks if _is_plain(b.attn2)]
         for attention in self._attentions:
@@ -44,9 +42,10 @@ class CrossKeyValues:
         self._buffers: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def write(self, context: torch.Tensor, *, keep: bool) -> None:
-        """Compute keys and values of ``context`` ([rows, tokens, width]) with the current weights
-        and point the attentions at them. ``keep`` retains the buffers of this shape for a
-        captured graph; otherwise they last until the next call."""
+        """Fill the buffers from ``context`` [rows, tokens, width] with the current weights.
+
+        ``keep`` retains them for a captured graph; others last until the next call.
+        """
         rows, tokens, _ = context.shape
         buffers = self._buffers.get(context.shape)
         if buffers is None:

@@ -25,8 +25,7 @@ class ImageDecoder:
         compiled: CompiledModule | None,
         attention: Sequence[AttentionBackend],
     ) -> None:
-        """``factor`` is the VAE's scaling factor. ``unet`` tells whether the engine is warming up
-        and counts fallbacks."""
+        """``unet`` tells whether the engine warms up, and counts fallbacks."""
         self.compiled = compiled
         self._vae = vae
         self._factor = factor
@@ -35,8 +34,8 @@ class ImageDecoder:
         self._attention = attention
 
     def decode(self, latents: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield for each of ``latents`` ([n, channels, height / 8, width / 8]) the VAE's input,
-        [1, channels, height / 8, width / 8], and the image, [3, height, width] in -1..1."""
+        """Yield per latent the VAE's input [1, channels, height / 8, width / 8] and the image [3,
+        height, width] in -1..1."""
         for latent in latents:
             scaled = latent[None] / self._factor
             with attention_order(self._attention):

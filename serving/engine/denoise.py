@@ -1,8 +1,6 @@
 """The denoising loop around the UNet: from noise to latents.
 
-The loop never waits for the device's results: coefficients and timesteps are on the CPU, and noise
-is generated before the loop. To keep cancellation prompt, the host queues at most
-:data:`STEPS_AHEAD` steps ahead of the device.
+It never waits for results; queueing few steps keeps cancellation prompt.
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ from serving.generation.contract import GenerationTask
 #: Called between steps; True stops the generation.
 IsCancelled = Callable[[], bool]
 
-#: Steps that may be queued on the device, including the one being computed.
+#: Steps queued on the device, including the current one.
 STEPS_AHEAD = 2
 
 
 class Denoiser:
-    """Generates latents of shape [n, channels, height / 8, width / 8], one row for each seed."""
+    """Generates latents [n, channels, height / 8, width / 8], one row per seed."""
 
     def __init__(
         self,
@@ -46,7 +44,7 @@ class Denoiser:
         self._channels = channels
         self._device = device
         self._record = record
-        # Shared by the batches of a request: the next one starts while the last is decoded.
+        # Shared by a request's batches: one starts while the last is decoded.
         self._queued: deque[Event] = deque()
 
     def steps(
@@ -57,7 +55,7 @@ class Denoiser:
         negative: Embeddings,
         is_cancelled: IsCancelled,
     ) -> Iterator[torch.Tensor]:
-        """Yield the latents after each step; on CUDA their computation may still be queued.
+        """Yield the latents after each step, perhaps still queued.
 
         Raises:
             Cancelled: at most ``STEPS_AHEAD`` + 1 steps after ``is_cancelled`` returns True.
@@ -78,7 +76,7 @@ class Denoiser:
             return torch.cat(both if guided else both[1:])
 
         context = rows(negative.context, positive.context)
-        # SDXL's size conditioning: original size, crop and target size.
+        # SDXL's original size, crop and target size.
         ids = [request.height, request.width, 0, 0, request.height, request.width]
         numbers = to_device(torch.tensor([ids], dtype=context.dtype), self._device)
         added = {
@@ -90,7 +88,7 @@ class Denoiser:
             guided=guided, context_chunks=context.shape[1] // MAX_TOKENS,
         )  # fmt: skip
         predict = self.unet.start(key, context, added)
-        # Samplers keep timesteps as integers or floats; a compiled UNet accepts one type.
+        # Samplers use integers or floats; a compiled UNet accepts one type.
         times = to_device(sampler.timesteps.to(torch.float32), self._device)
         queued = self._queued
         for step, time in zip(sampler.timesteps, times, strict=True):
@@ -100,7 +98,7 @@ class Denoiser:
                 raise Cancelled("the generation was cancelled between two steps")
             sample = torch.cat([latents, latents]) if guided else latents
             sample = sampler.scale_model_input(sample, step).to(context.dtype)
-            # Copied: a captured graph overwrites its output with the next prediction.
+            # Copied: the next prediction overwrites a graph's output.
             predicted = predict(sample, time).to(torch.float32, copy=True)
             if guided:
                 without, with_prompt = predicted.chunk(2)

@@ -34,7 +34,7 @@ from serving.generation.contract import ClusterDirectives, DeviceResidency
 
 @dataclass(slots=True)
 class Prepared:
-    """A recipe with a device lease on each of its values. Release it exactly once."""
+    """A recipe with a device lease on each value. Release it exactly once."""
 
     recipe: Recipe
     leases: dict[str, DeviceLease[DeviceValue]] = field(default_factory=dict)
@@ -65,8 +65,7 @@ class Prepared:
 class DeviceCache:
     """The device tier and the loading into it. ``prepare`` is thread-safe.
 
-    For a small GPU, ``pristine_tier`` keeps pristine components in pinned host memory, and ``tier``
-    only LoRAs and inversions. Otherwise both are one tier.
+    On a small GPU ``pristine_tier`` is pinned host memory; otherwise both are one tier.
     """
 
     def __init__(
@@ -91,13 +90,12 @@ class DeviceCache:
         self._stream: Any = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._unets = set[str]()  # content keys of every UNet ever prepared
+        self._unets = set[str]()
         sizes = (layouts[part].size_bytes(dtypes[part], self._pins) for part in MODEL_COMPONENTS)
         self._checkpoint_capacity = max(1, self.pristine_tier.budget_bytes // sum(sizes))
 
     @property
     def _provisioner(self) -> Provisioner:
-        """Raises TierError without a provisioner, where only the device tier can serve."""
         if self._optional_provisioner is None:
             raise TierError(
                 "this engine has no file tiers: every asset must already be in its device tier"
@@ -106,7 +104,6 @@ class DeviceCache:
 
     @property
     def has_pristine_tier(self) -> bool:
-        """Whether pristine weights have a tier of their own in host memory."""
         return self.pristine_tier is not self.tier
 
     @property
@@ -114,8 +111,7 @@ class DeviceCache:
         return self.has_pristine_tier and self._device.type == "cuda"
 
     def prepare(self, recipe: Recipe, tenant_id: str = "") -> Prepared:
-        """Load every value of the recipe onto the device and lease it. ``tenant_id`` is charged
-        for the tier space; empty means the platform itself.
+        """Load and lease the recipe's values; ``tenant_id`` is charged ("": the platform).
 
         Raises:
             TierError: no room, or corrupt bytes.
@@ -171,12 +167,11 @@ class DeviceCache:
         component: Component,
         tenant_id: str,
     ) -> tuple[DeviceLease[DeviceValue], bool]:
-        """Admit a value; if the device runs out of memory below the tier's budget, evict idle
-        values and retry once. Return the lease and whether this call loaded the value."""
+        """Return the lease and whether this call loaded; if out of memory, evict and retry once."""
         for attempt in (1, 2):
             try:
                 return tier.admit(key, size_bytes, lambda: self._load(file, component), tenant_id)
-            except RuntimeError as error:  # a failed pinned allocation has no type of its own
+            except RuntimeError as error:  # pinned memory has no error type of its own
                 if not isinstance(error, torch.OutOfMemoryError) and not (
                     self._pins and "memory" in str(error)
                 ):
@@ -188,17 +183,16 @@ class DeviceCache:
         raise OutOfMemory(f"the device has no memory for an asset of {size_bytes} bytes: {reason}")
 
     def make_room(self) -> None:
-        """Evict every idle value and return the memory to the device."""
         self.tier.evict_idle()
         if self.has_pristine_tier:
             self.pristine_tier.evict_idle()
-        self._spare.clear()  # evicted components have just put their slabs here
+        self._spare.clear()  # the evicted components' slabs
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _load(self, file: TensorFile, component: Component) -> DeviceValue:
         spare = self._spare.pop(component, None)
-        if self._device.type == "cuda":  # spare memory is outside the tier's budget
+        if self._device.type == "cuda":  # spare memory is outside the budget
             self._spare.clear()
         with self._arriving():
             if component == "lora":
@@ -213,15 +207,13 @@ class DeviceCache:
             return Pristine(slabs, component)
 
     def keep_spare(self, value: DeviceValue) -> None:
-        """Keep the slabs of an evicted component for the next load: allocating memory takes
-        longer than filling it."""
+        """Keep evicted slabs for the next load: allocating takes longer than filling."""
         if isinstance(value, Pristine):
             self._spare[value.component] = value.slabs
 
     @contextmanager
     def _arriving(self) -> Iterator[None]:
-        """Load on a separate stream, so that loading and generating do not wait for each other.
-        The load is complete when the context exits."""
+        """Load on a separate stream, in parallel with generation; complete on exit."""
         if self._stream is None:
             yield
             return
@@ -230,8 +222,7 @@ class DeviceCache:
         self._stream.synchronize()
 
     def warm(self, blobs: Sequence[Blob]) -> TierName:
-        """Fetch blobs into host RAM without leasing them. Return the lowest tier at which any of
-        them was found.
+        """Fetch into host RAM, unleased; return the lowest tier that had any.
 
         Raises:
             TierError: no room, or corrupt bytes.
@@ -246,7 +237,6 @@ class DeviceCache:
         return order[lowest]
 
     def apply_directives(self, directives: ClusterDirectives) -> None:
-        """Apply the dispatcher's list of nodes and of pinned content keys."""
         self._provisioner.set_peers(directives.nodes)
         if directives.pins is None:
             return
@@ -256,16 +246,15 @@ class DeviceCache:
             device_tier.pin_exactly(directives.pins.keys())
 
     def forget(self, keys: Collection[str]) -> None:
-        """Drop content keys from every tier, each as soon as it is not leased."""
+        """Drop keys from every tier once not leased."""
         for key in keys:
             for tier in {self.tier, self.pristine_tier}:
                 tier.forget(key)
             if self._optional_provisioner is not None:
                 self._optional_provisioner.forget(key)
-        self._spare.clear()  # no load follows, and spare memory is outside the tier's budget
+        self._spare.clear()  # spare memory is outside the budget
 
     def residency(self) -> DeviceResidency:
-        """Return the content keys ready for generation and how many checkpoints fit."""
         pristine = frozenset(self.pristine_tier.resident())
         ready = pristine | frozenset(self.tier.resident())
         eviction_policies = {"gpu": self.tier.policy_selector.policy.value}
@@ -276,7 +265,7 @@ class DeviceCache:
         return DeviceResidency(ready, models, self._checkpoint_capacity, eviction_policies)
 
     def resident(self) -> Mapping[str, frozenset[str]]:
-        """Return content keys by tier: ``gpu``, ``host`` and ``disk``."""
+        """Return content keys by tier: ``gpu``, ``host``, ``disk``."""
         pinned = frozenset(self.pristine_tier.resident()) if self.has_pristine_tier else frozenset()
         gpu = frozenset(self.tier.resident())
         if self._optional_provisioner is None:

@@ -8,20 +8,19 @@ import torch
 
 
 def pick_device(name: str) -> str:
-    """Resolve "auto" to "cuda" if a GPU is available, else "cpu"; return others unchanged."""
+    """Resolve "auto" to "cuda" if available, else "cpu"; return others unchanged."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def gpu_names() -> list[str]:
-    """Return the names of the GPUs that torch sees."""
+    """Return the names of torch's GPUs."""
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a CPU tensor to ``device`` without waiting for it: from pinned memory, on the current
-    stream."""
+    """Copy without waiting: from pinned memory, on the current stream."""
     if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -30,13 +29,12 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 class Event(Protocol):
     """A point in the device's queue of work."""
 
-    def wait(self) -> None:
-        """Block this thread until the device has reached the point."""
+    def wait(self) -> None: ...
 
 
 class _NoEvent:
     def wait(self) -> None:
-        """Return at once: CPU work is synchronous."""
+        """CPU work is synchronous."""
 
 
 class _CudaEvent:
@@ -50,5 +48,5 @@ class _CudaEvent:
 
 
 def record_event(device: torch.device) -> Event:
-    """Return an event at the end of the work queued on the current stream so far."""
+    """Return an event after the current stream's queued work."""
     return _CudaEvent(device) if device.type == "cuda" else _NoEvent()

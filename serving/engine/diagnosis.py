@@ -12,10 +12,9 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.engine.compiled import eagerly
 from serving.errors import NotFinite
 
-#: (recipe, maximum steps) → the step at which its latents became non-finite, or None.
+#: (recipe, maximum steps) → the step that becomes non-finite, or None.
 BreaksAt = Callable[[Recipe, int], int | None]
-#: Steps that may be spent on the search: a multiple of the failed request's steps, and at least
-#: ``_LEAST_STEPS``.
+#: Limits of the search: a multiple of the failed request's steps, and at least ``_LEAST_STEPS``.
 _MOST_EFFORT, _LEAST_STEPS = 1.75, 10
 
 
@@ -23,9 +22,8 @@ def blame(recipe: Recipe, steps: int, breaks_at: BreaksAt, *, is_proven: bool = 
     """Return the error that names the asset at fault in ``recipe``, which failed in ``steps``
     steps.
 
-    Generates up to the step that fails: first with the checkpoint alone, then with halves of the
-    LoRAs and inversions, until one asset is left or the effort is spent. LoRAs of weight zero
-    are not suspects. ``is_proven`` skips the checkpoint, which has generated finite images before.
+    Tries the checkpoint alone (unless ``is_proven``), then halves of the inversions and LoRAs of
+    nonzero weight, until one is left or the effort is spent.
     """
     bare = replace(recipe, loras=(), inversions=())
     loras = [lora for lora in recipe.loras if lora.weight or lora.text_weight]
@@ -68,8 +66,6 @@ class _EffortSpent(Exception):
 
 
 class _Trials:
-    """Trial generations with subsets of the suspects, within a budget of steps."""
-
     def __init__(self, bare: Recipe, steps: int, breaks_at: BreaksAt) -> None:
         self._bare = bare
         self._steps = steps
@@ -77,15 +73,11 @@ class _Trials:
         self._left = max(int(steps * _MOST_EFFORT), _LEAST_STEPS)
 
     def find_step(self, suspects: Sequence[LoraUse | InversionUse]) -> None:
-        """Run all suspects once, to limit later trials to the step that fails."""
+        """Limit later trials to the step that fails with all suspects."""
         self._steps = self._try(suspects, self._steps) or self._steps
 
     def breaks(self, suspects: Sequence[LoraUse | InversionUse]) -> bool:
-        """Return whether a generation with ``suspects`` fails.
-
-        Raises:
-            _EffortSpent: too few steps are left to tell.
-        """
+        """Raises _EffortSpent if too few steps are left."""
         within = min(self._steps, self._left)
         if not within:
             raise _EffortSpent
@@ -104,8 +96,7 @@ class _Trials:
 
 
 def blame_vae(vae: Any, key: str, latents: torch.Tensor, dtype: torch.dtype) -> NotFinite:
-    """Return the error about a VAE that decodes finite ``latents`` to a non-finite image in
-    ``dtype``; it tells whether float32 would help."""
+    """Return the error about a VAE that overflows in ``dtype``; says whether float32 helps."""
     decoded = latents.float()
     try:
         with eagerly():

@@ -1,6 +1,6 @@
 """The engine: switches to a recipe and generates. One thread generates; others may prepare.
 
-The same code runs on a CPU (float32) and on CUDA (float16, the VAE in bfloat16).
+It computes in float32 on a CPU, in float16 on CUDA (the VAE in bfloat16).
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ _DEFAULTS = EngineOptions()
 
 
 class Engine:
-    """An SDXL engine on one device. ``prepare`` may run in any thread; ``warm_up``, ``render`` and
-    ``generate`` must all run in one thread.
+    """An SDXL engine on one device. Thread-safe: ``prepare`` and ``forget``; generate in one
+    thread.
 
-    ``unhealthy`` is the reason why this engine must stop generating, or None.
+    ``unhealthy`` is why it must stop, or None.
     """
 
     def __init__(
@@ -81,9 +81,8 @@ class Engine:
         options: EngineOptions = _DEFAULTS,
         tier: DeviceTier[DeviceValue] | None = None,
     ) -> None:
-        """``pristine_budget_bytes`` keeps pristine weights in host memory (pinned on CUDA), under
-        a separate budget, instead of on the device. ``tier`` is an existing device tier; without
-        a provisioner it must already contain every asset of every recipe."""
+        """``pristine_budget_bytes`` moves pristine weights to host memory (pinned on CUDA). Without
+        a provisioner ``tier`` must contain every asset."""
         self.name = name
         self.manifest = manifest
         self.device = torch.device(device)
@@ -147,30 +146,28 @@ class Engine:
         )
         #: (width, height) → warmed batch sizes, largest first.
         self._warmed: dict[tuple[int, int], tuple[int, ...]] = {}
-        #: Content keys of UNets that have generated finite images.
+        #: UNets that have generated finite images.
         self._proven: LRUCache[str, bool] = LRUCache(1_000)
-        # Leased for the engine's lifetime: a failed swap is undone by switching to the base.
+        # Leased for the engine's lifetime: a failed swap switches to the base.
         self._base = self.device_cache.prepare(self.base)
         self.switch_to(self._base)
         self._base_digest = self.digest()
 
     @property
     def base(self) -> Recipe:
-        """The recipe of the base model alone."""
         parts = self.manifest.parts
         return Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
 
     def digest(self) -> str:
-        """Return a digest of the current working weights."""
         return self._working.digest()
 
     def prepare(self, recipe: Recipe, tenant_id: str = "") -> Prepared:
-        """Load every value of the recipe onto the device and lease it, for a tenant.
+        """Load and lease every value of the recipe.
 
         Raises:
             TierError, OutOfMemory: no room, or corrupt bytes.
             AssetError: from the object store.
-            EngineBroke: an unexpected error.
+            UnexpectedEngineError: any other error.
             After any error nothing stays leased.
         """
         try:
@@ -181,8 +178,7 @@ class Engine:
             raise self._fail("preparing", error) from error
 
     def _fail(self, activity: str, error: Exception) -> UnexpectedEngineError:
-        """Return the error to raise. A CUDA error outlives its kernel and makes the device
-        unusable for this process: then mark the engine unhealthy."""
+        """A lost device makes the engine unhealthy."""
         log.exception("the engine failed while %s", activity)
         if self.device.type == "cuda":
             try:
@@ -193,31 +189,28 @@ class Engine:
         return UnexpectedEngineError(f"the engine failed: {type(error).__name__}")
 
     def resident(self) -> Mapping[str, frozenset[str]]:
-        """Return content keys by tier."""
         return self.device_cache.resident()
 
     def apply_directives(self, directives: ClusterDirectives) -> None:
-        """Apply the dispatcher's list of nodes and of pinned content keys."""
         self.device_cache.apply_directives(directives)
 
     def residency(self) -> DeviceResidency:
-        """Return the content keys ready for generation and how many checkpoints fit."""
         return self.device_cache.residency()
 
     def forget(self, keys: Collection[str]) -> None:
-        """Drop content keys from the prompt cache and from every tier. Any thread."""
+        """Drop content keys from every cache."""
         self.prompts.forget(keys)
         self.device_cache.forget(keys)
 
     def warm(self, blobs: Sequence[Blob]) -> str:
-        """Fetch blobs into host RAM. Return the lowest tier at which any of them was found."""
+        """Fetch into host RAM; return the lowest tier that had any."""
         return self.device_cache.warm(blobs)
 
     def switch_to(self, prepared: Prepared) -> Swap:
         """Write the recipe into the working weights.
 
-        After an error the weights are the base's again, checked by digest, or the engine is
-        ``unhealthy``. Out of memory is the exception: the next swap rewrites every weight.
+        After an error they are the base's, checked by digest, or the engine is ``unhealthy``; after
+        out of memory the next swap rewrites all.
         """
         try:
             return self._write(prepared)
@@ -251,10 +244,10 @@ class Engine:
         batches: Sequence[int] = (1,),
         guided: Sequence[bool] = (True, False),
     ) -> None:
-        """Compile, capture and build plans for every combination of ``sizes`` (width, height),
-        ``batches`` (images at once; 1 is always included) and ``guided``.
+        """Compile, capture and plan all combinations of ``sizes`` (width, height), ``batches`` (and
+        1) and ``guided``.
 
-        Call it in the generating thread: cuDNN and attention cache their plans per thread.
+        In the generating thread: cuDNN and attention plan per thread.
         """
         request = GenerationTask("warm-up", self.base, "warm up", 0, 0, seeds=(0,), steps=2)
         with self.unet.warming():
@@ -276,7 +269,7 @@ class Engine:
     def generate(
         self, prepared: Prepared, request: GenerationTask, is_cancelled: IsCancelled = lambda: False
     ) -> GenerationResult:
-        """Render, and encode the images in this thread. Raises as :meth:`render`."""
+        """Render and encode here. Raises as :meth:`render`."""
         return self.render(prepared, request, is_cancelled, _encode_now).result()
 
     def render(
@@ -286,14 +279,13 @@ class Engine:
         is_cancelled: IsCancelled,
         submit: SubmitEncoding,
     ) -> Rendered:
-        """Switch to the recipe and generate every image of the request. Encoding, through
-        ``submit``, continues after the return; the leases may be released then.
+        """Switch to the recipe and generate; encoding, by ``submit``, may outlast the leases.
 
         Raises:
             Cancelled: at most three steps after ``is_cancelled`` returns True.
             NotFinite: an image is not finite; names the asset at fault.
-            OutOfMemory: even after evicting every idle value.
-            EngineBroke: an unexpected error.
+            OutOfMemory: even after evicting idle values.
+            UnexpectedEngineError: any other error.
         """
         try:
             return self._with_room(lambda: self._render(prepared, request, is_cancelled, submit))
@@ -305,14 +297,13 @@ class Engine:
             self._settle()
 
     def _settle(self) -> None:
-        """Wait until the device has finished. Leases end after this, and a load on another stream
-        may then overwrite their memory."""
+        """Wait: a load on another stream may overwrite released memory."""
         if self.device.type == "cuda" and not self._is_lost:
             with suppress(RuntimeError):  # a lost device; already reported
                 torch.cuda.current_stream(self.device).synchronize()
 
     def _with_room(self, work: Callable[[], T]) -> T:
-        """Run ``work``; if the device runs out of memory, evict idle values and retry once."""
+        """If out of memory, evict idle values and retry once."""
         try:
             return work()
         except RuntimeError as error:
@@ -358,7 +349,7 @@ class Engine:
                 batch.decoded.append((scaled, torch.isfinite(decoded).all()))
                 images.append(submit(partial(encode_image, copy_pixels(decoded), request.encoding)))
             laps.lap("decode")
-            if self.device.type == "cpu":  # reading the flags costs no wait here
+            if self.device.type == "cpu":  # reading flags costs no wait
                 self._check(prepared, request, batches, is_cancelled)
         self._settle()
         self._check(prepared, request, batches, is_cancelled)
@@ -385,10 +376,9 @@ class Engine:
         batches: Sequence[_Batch],
         is_cancelled: IsCancelled,
     ) -> None:
-        """Raises NotFinite for the first batch of which something is not finite."""
         for batch in batches:
             if not batch.latents_finite:
-                self.prompts.clear()  # cached embeddings may not be finite either
+                self.prompts.clear()  # may not be finite either
                 raise self._blame(prepared, request, batch.seeds, is_cancelled)
             for scaled, is_finite in batch.decoded:
                 if not is_finite:
@@ -396,8 +386,7 @@ class Engine:
                     raise blame_vae(self._vae, key, scaled, self._dtypes["vae"])
 
     def _in_batches(self, request: GenerationTask) -> Iterator[tuple[int, ...]]:
-        """Yield the seeds of each batch: as many as were warmed at this size, at most
-        ``MAX_BATCH``."""
+        """Uses the batch sizes warmed for this image size."""
         seeds = request.seeds
         warmed = self._warmed.get((request.width, request.height))
         while seeds:
@@ -432,12 +421,12 @@ class Engine:
 
 @dataclass(slots=True)
 class _Batch:
-    """Images that were denoised together. The flags are read once the device has finished."""
+    """Images denoised together. Flags are valid once the device has finished."""
 
     seeds: tuple[int, ...]
     latents: torch.Tensor
     latents_finite: torch.Tensor
-    #: For each image the VAE's input and whether its output is finite.
+    #: Per image: the VAE's input; whether its output is finite.
     decoded: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
 
@@ -448,7 +437,7 @@ def _capture(options: EngineOptions, device: torch.device) -> Capture | None:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether ``error`` means out of memory; some libraries raise it only as a text."""
+    """Some libraries report it only in text."""
     messages = (
         "unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
     )  # fmt: skip

@@ -1,8 +1,6 @@
 """Captured calls of the UNet: one CUDA graph per shape serves every recipe.
 
-Working weights never change address, so a replay uses the current weights whatever recipe the
-graph was captured with. A replay is one launch instead of about 1,900, needs neither guards nor the
-interpreter, and cannot trigger a compilation.
+Working weights never change address. A replay is one launch instead of about 1,900.
 """
 
 from __future__ import annotations
@@ -16,11 +14,10 @@ import torch
 
 @dataclass(frozen=True, slots=True, order=True, kw_only=True)
 class UnetKey:
-    """Everything that determines the shapes of a UNet call.
+    """What determines the shapes of a UNet call.
 
-    Sizes are in pixels; ``schema`` is the fingerprint of the UNet's configuration;
-    ``context_chunks`` is the number of 77-token chunks; ``controls`` are the fingerprints of
-    ControlNets.
+    Sizes are in pixels, a chunk is 77 tokens; ``schema`` and ``controls`` are fingerprints of
+    configurations.
     """
 
     schema: str
@@ -33,7 +30,7 @@ class UnetKey:
 
     @property
     def rows(self) -> int:
-        """Batch rows of the UNet call: guidance predicts with and without the prompt."""
+        """Guidance predicts with and without the prompt."""
         return self.batch * (2 if self.guided else 1)
 
     def __str__(self) -> str:
@@ -48,33 +45,28 @@ class UnetKey:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A captured call: ``replay()`` recomputes ``output`` from the call's static inputs."""
+    """A captured call: ``replay()`` recomputes ``output`` from static inputs."""
 
     replay: Callable[[], None]
     output: torch.Tensor
 
 
 class CaptureFailed(RuntimeError):
-    """A call cannot be captured; the process can continue without the graph."""
+    """A call cannot be captured; the process can continue."""
 
 
 class Capture(Protocol):
     """Captures calls on static inputs for replay."""
 
     def __call__(self, call: Callable[[], torch.Tensor]) -> Captured:
-        """Capture ``call``. Raises CaptureFailed; errors of the call propagate."""
+        """Raises CaptureFailed; errors of the call propagate."""
 
     @property
-    def pool_bytes(self) -> int:
-        """Device memory that all captured calls share."""
+    def pool_bytes(self) -> int: ...
 
 
 class StandInCapture:
-    """Capture for devices without graphs: a replay runs the call again, into a static output.
-
-    It saves no time; it lets CPU tests check that inputs are copied in and that the output is read
-    before the next replay.
-    """
+    """Capture for CPU tests: a replay runs the call again, into a static output."""
 
     pool_bytes = 0
 
@@ -88,10 +80,9 @@ class StandInCapture:
 
 
 class CudaCapture:
-    """Capture as CUDA graphs, for use in the generating thread: cuDNN and attention cache their
-    plans per thread.
+    """Capture as CUDA graphs, in the generating thread: cuDNN and attention plan per thread.
 
-    All graphs share one memory pool: read an output before replaying another graph.
+    One memory pool: read an output before the next replay.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -103,21 +94,20 @@ class CudaCapture:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            for _ in range(3):  # creates plans and workspaces, loads kernels
+            for _ in range(3):  # creates plans and workspaces
                 call()
         current.wait_stream(self._stream)
         torch.cuda.synchronize(self._device)
         graph: Any = torch.cuda.CUDAGraph()
         try:
-            # thread_local: another thread may allocate memory for an asset during the capture.
+            # thread_local: another thread may allocate during the capture.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
                 output = call()
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a failed capture does not restore it
-            # Raises if the failed capture left the allocator unusable: then this process must
-            # stop. AO_GRAPHS=off starts it without graphs.
+            # Raises if the allocator is now unusable: the process must stop (see AO_GRAPHS=off).
             torch.cuda.empty_cache()
             raise CaptureFailed(str(error)) from error
         return Captured(graph.replay, output)

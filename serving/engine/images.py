@@ -15,14 +15,14 @@ from serving.generation.contract import EncodedImage, ImageEncoding
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """An image in CPU memory: ``levels`` [height, width, 3] uint8, valid once ``ready`` passed."""
+    """``levels`` [height, width, 3] uint8 in CPU memory, valid once ``ready`` passed."""
 
     levels: torch.Tensor
     ready: Event
 
 
 def copy_pixels(decoded: torch.Tensor) -> Pixels:
-    """Start copying ``decoded`` ([3, height, width] in -1..1) to the host, without waiting."""
+    """Start copying ``decoded`` ([3, height, width] in -1..1) to the host."""
     levels = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
     levels = levels.to(torch.uint8).permute(1, 2, 0).contiguous()
     if levels.device.type == "cuda":
@@ -32,7 +32,7 @@ def copy_pixels(decoded: torch.Tensor) -> Pixels:
 
 
 def encode_image(pixels: Pixels, encoding: ImageEncoding) -> EncodedImage:
-    """Wait for the pixels and encode them on the CPU. Any thread."""
+    """Wait for the pixels and encode them. Any thread."""
     pixels.ready.wait()
     started = time.perf_counter()
     buffer = io.BytesIO()

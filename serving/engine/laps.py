@@ -11,7 +11,7 @@ import torch
 
 
 class PhaseTimer:
-    """A lap timer: measures between stream events on CUDA, by the clock on a CPU."""
+    """A lap timer by stream events on CUDA, by the clock on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

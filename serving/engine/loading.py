@@ -1,8 +1,7 @@
 """Loading of canonical files into stacked tensors, at about the speed of the medium.
 
-If the file's bytes are the CPU tensor's bytes, readers fill the tensor directly, in huge pages
-(a page fault costs more than filling the page). Otherwise the bytes go through a ring of staging
-buffers, pinned on CUDA: while one is copied to the device, the next are read.
+Files are read into huge pages (page faults cost more than filling) if the tensor has their bytes,
+else into a ring of staging buffers, pinned on CUDA.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ def _cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-#: Parallel readers: a disk gains nothing from more, and eight suffice for a large machine's RAM.
+#: A disk gains nothing from more; eight suffice for a large machine's RAM.
 _READERS = min(8, max(2, _cpu_count() // 2))
 _CHUNK_BYTES = 8 << 20
-#: Staging buffers: one being copied, one full, two being read.
+#: Buffers: one being copied, one full, two being read.
 _RING = 4
 _STAGING_BYTES = 16 << 20
-#: A staging buffer is read in pieces of at least this size.
+#: Least size of a parallel read.
 _PIECE_BYTES = 1 << 20
 #: Smaller tensors gain nothing from huge pages.
 _HUGE_BYTES = 4 << 20
@@ -45,7 +44,7 @@ _readers = ThreadPoolExecutor(_READERS, thread_name_prefix="load")
 
 
 def prefer_huge_pages(tensor: torch.Tensor) -> None:
-    """Hint that a CPU tensor, about to be filled, should use huge pages. Linux only."""
+    """Use huge pages for an unfilled CPU tensor. Linux only."""
     size = tensor.untyped_storage().nbytes()
     if tensor.device.type != "cpu" or size < _HUGE_BYTES or sys.platform != "linux":
         return
@@ -59,8 +58,7 @@ def prefer_huge_pages(tensor: torch.Tensor) -> None:
 
 
 class StagingRing:
-    """The staging buffers of one load, owned by one thread. What was loaded is complete when the
-    context exits."""
+    """The staging buffers of one load, in one thread. Loads are complete on exit."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_pinned = device.type == "cuda"
@@ -77,7 +75,7 @@ class StagingRing:
         self._copying.clear()
 
     def take(self, size_bytes: int) -> torch.Tensor | None:
-        """Return a free buffer of at least ``size_bytes``; None if all are being filled."""
+        """Return a free buffer, or None if all are being filled."""
         if not self._free and self._count < _RING:
             self._count += 1
             return self._new(size_bytes)
@@ -95,11 +93,10 @@ class StagingRing:
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=self.is_pinned)
 
     def give(self, buffer: torch.Tensor) -> None:
-        """Return a buffer to the ring."""
         self._free.append(buffer)
 
     def copying(self, buffer: torch.Tensor) -> None:
-        """Return a buffer to the ring once the work queued so far on the stream is done."""
+        """Give a buffer back once the stream's queued work is done."""
         event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._copying.append((buffer, event))
@@ -108,12 +105,12 @@ class StagingRing:
 def fill_stack(
     file: TensorFile, names: Sequence[str], stack: torch.Tensor, ring: StagingRing
 ) -> None:
-    """Fill ``stack`` ([n, *shape]) from the ``n`` named tensors of that shape, in that order.
+    """Fill ``stack`` [n, *shape] from the tensors, in order.
 
-    On CUDA it is complete for the current stream, and for all streams once ``ring`` exits.
+    On CUDA it is complete for the current stream; for all once ``ring`` exits.
 
     Raises:
-        KeyError: the file lacks one of the tensors.
+        KeyError: the file lacks a tensor.
         OSError: the file is shorter than its header says.
     """
     infos = [file.header.tensors[name] for name in names]
@@ -134,7 +131,7 @@ def fill_stack(
 
 def _fill_directly(file: TensorFile, begin: int, end: int, stack: torch.Tensor) -> None:
     target = memoryview(stack.view(-1).view(torch.uint8).numpy().data)
-    if end - begin <= _CHUNK_BYTES:  # one reader suffices: this thread
+    if end - begin <= _CHUNK_BYTES:  # one reader suffices
         file.fill(target, begin, end)
         return
     futures = [
@@ -177,7 +174,7 @@ def _fill_staged(
             continue
         if dtype == stack.dtype and target.is_contiguous():
             target.copy_(source, non_blocking=True)
-        else:  # transfer the file's bytes unchanged; the device converts them
+        else:  # the device converts
             target.copy_(source.to(stack.device, non_blocking=True))
         ring.copying(buffer)
 
@@ -185,7 +182,6 @@ def _fill_staged(
 def _read_into(
     buffer: torch.Tensor, file: TensorFile, begin: int, size_bytes: int
 ) -> list[Future[None]]:
-    """Read ``size_bytes`` of the file from ``begin`` into ``buffer``, with all readers."""
     view = memoryview(buffer.numpy().data)
     piece = max(_PIECE_BYTES, -(-size_bytes // _READERS))
     return [

@@ -17,8 +17,7 @@ Parameters = Callable[[Component, str], torch.Tensor]
 
 
 def build_modules(configs: Configs) -> dict[Component, Any]:
-    """Return the four modules on the meta device. torch's device context is per thread: nothing
-    is patched process-wide."""
+    """Return the modules on the meta device; patches nothing process-wide."""
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel.from_config(dict(configs["unet"])),
@@ -34,8 +33,8 @@ def clip_config(config: Mapping[str, Any]) -> CLIPTextConfig:
 
 
 def published_names(component: Component, module: torch.nn.Module) -> dict[str, str]:
-    """Return module parameter name → published name. From transformers 5.6 on, CLIPTextModel
-    lacks the ``text_model.`` prefix of the published files."""
+    """Return parameter → published name: transformers 5.6 dropped CLIPTextModel's
+    ``text_model.``."""
     names = [name for name, _ in module.named_parameters()]
     if component in ("text_encoder", "text_encoder_2"):
         kept = ("text_model.", "text_projection.")
@@ -44,7 +43,7 @@ def published_names(component: Component, module: torch.nn.Module) -> dict[str, 
 
 
 def bind_modules(modules: Mapping[Component, Any], parameters: Parameters, device: Any) -> None:
-    """Point every parameter at its working tensor and create the buffers on ``device``.
+    """Point parameters at working tensors; create the buffers on ``device``.
 
     Raises:
         NotImplementedError: a buffer other than ``position_ids``.

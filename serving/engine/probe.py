@@ -23,7 +23,7 @@ from serving.generation.contract import GenerationTask
 
 log = logging.getLogger(__name__)
 
-#: Uploads are not probed if the base model's files are larger.
+#: With larger base models uploads are not probed.
 LARGEST_MODEL_BYTES = 256 << 20
 _STEPS = 2
 _WORD = "probe"
@@ -31,8 +31,8 @@ _PROMPT = f"a {_WORD}"
 
 
 class EngineProbe:
-    """An :class:`~assets.ingest.effect.EffectProbe`. The engine is created at the first use, and
-    again when the base model is replaced."""
+    """An :class:`~assets.ingest.effect.EffectProbe`, with an engine per base model, made when
+    needed."""
 
     def __init__(
         self, manifest: Callable[[], ModelManifest], provisioner: Callable[[], Provisioner]
@@ -62,7 +62,7 @@ class EngineProbe:
         return Effect(round(float(np.sqrt(np.mean(difference**2))), 4))
 
     def _generate(self, recipe: Recipe) -> np.ndarray | None:
-        """Return the image as (height, width, 3) uint8; None if it is not finite."""
+        """Return (height, width, 3) uint8; None if not finite."""
         assert self._engine is not None
         assert self._engine_manifest is not None
         size = self._engine_manifest.native_size

@@ -1,6 +1,6 @@
 """A cache of prompt embeddings, for repeated prompts such as a tenant's negative prompt.
 
-The tenant is part of the key: the timing of a shared cache would reveal other tenants' prompts.
+Keyed by tenant: a shared cache's timing would reveal prompts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from serving.engine.text import Encoded
 
 @dataclass(frozen=True, slots=True)
 class PromptKey:
-    """Everything that determines a prompt's embeddings.
+    """What determines a prompt's embeddings.
 
-    ``encoders`` are the content keys of both text encoders; ``loras`` are those that change the
-    encoders, as (content key, weight on the first, weight on the second); ``inversions`` are
-    (trigger word, content key); ``texts`` is the prompt for each encoder.
+    ``loras``: (content key, weights on both encoders); ``inversions``: (trigger word, content key);
+    ``encoders``: content keys.
     """
 
     tenant_id: str
@@ -32,14 +31,13 @@ class PromptKey:
 
     @property
     def assets(self) -> frozenset[str]:
-        """The content keys that the embeddings depend on."""
         loras = (key for key, _, _ in self.loras)
         inversions = (key for _, key in self.inversions)
         return frozenset((*self.encoders, *loras, *inversions))
 
 
 class PromptCache:
-    """An LRU cache within ``budget_bytes`` of device memory. Thread-safe."""
+    """An LRU cache in device memory. Thread-safe."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._entries: LRUCache[PromptKey, Encoded] = LRUCache(
@@ -52,13 +50,12 @@ class PromptCache:
             return self._entries.get(key)
 
     def put(self, key: PromptKey, encoded: Encoded) -> None:
-        """Cache an entry, unless it is larger than the budget or belongs to no tenant."""
+        """Ignores entries larger than the budget or without a tenant."""
         if key.tenant_id and encoded.size_bytes <= self._entries.maxsize:
             with self._lock:
                 self._entries[key] = encoded
 
     def forget(self, assets: Collection[str]) -> None:
-        """Drop entries that depend on any of these content keys."""
         with self._lock:
             for key in [key for key in self._entries if key.assets.intersection(assets)]:
                 del self._entries[key]

@@ -15,13 +15,12 @@ from serving.engine.text import Embeddings, Encoded, TextEncoders
 from serving.engine.values import Inversion
 from serving.generation.contract import GenerationTask
 
-#: Trigger word → content key of the asset that defines it, and its vectors.
+#: Trigger word → its asset's content key and vectors.
 Inversions = Mapping[str, tuple[str, Inversion]]
 
 
 class PromptEncoder:
-    """The cached prompt encoder. Owned by the generating thread, except for ``forget`` and
-    ``clear``."""
+    """The cached prompt encoder. Thread-safe: only ``forget`` and ``clear``."""
 
     def __init__(
         self, text: TextEncoders, cache: PromptCache, attention: Sequence[AttentionBackend]
@@ -31,20 +30,18 @@ class PromptEncoder:
         self._attention = attention
 
     def forget(self, keys: Collection[str]) -> None:
-        """Drop cached embeddings that depend on these content keys."""
         self._cache.forget(keys)
 
     def clear(self) -> None:
-        """Drop all cached embeddings."""
         self._cache.clear()
 
     def encode(
         self, prepared: Prepared, request: GenerationTask
     ) -> tuple[Embeddings, Embeddings, list[str]]:
-        """Return the embeddings of the prompt and of the negative prompt, and warnings. The
-        recipe's weights must be in place."""
+        """Return embeddings of prompt and negative prompt with the current weights, and
+        warnings."""
         recipe = prepared.recipe
-        # Requested inversions take precedence over those bundled with a LoRA.
+        # Requested inversions override those bundled with a LoRA.
         inversions = {
             use.token: (use.blob.key, prepared.inversion(use.blob)) for use in recipe.inversions
         }
@@ -56,7 +53,7 @@ class PromptEncoder:
         )
         positive, warnings, seen = prompt.embeddings, list(prompt.warnings), set(prompt.seen)
         if request.negative_prompt is None and request.negative_prompt_2 is None:
-            # SDXL was trained with zeros for an absent prompt (force_zeros_for_empty_prompt).
+            # SDXL's training used zeros for an absent prompt (force_zeros_for_empty_prompt).
             negative = Embeddings(
                 torch.zeros_like(positive.context), torch.zeros_like(positive.pooled)
             )
@@ -82,7 +79,6 @@ class PromptEncoder:
         text: str,
         text_2: str | None,
     ) -> Encoded:
-        """Encode one prompt, or return it from this tenant's cache entries."""
         texts: dict[Component, str] = {"text_encoder": text, "text_encoder_2": text_2 or text}
         key = _cache_key(prepared, request.tenant_id, inversions, texts)
         encoded = self._cache.get(key)

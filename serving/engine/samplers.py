@@ -18,8 +18,7 @@ from assets.prediction import Prediction
 from serving.engine.devices import to_device
 from serving.generation.contract import Sampler
 
-#: Changes to SDXL's schedule by prediction type. A schedule that ends in pure noise must start
-#: sampling there: "trailing" timesteps (Lin et al. 2023, arXiv:2305.08891).
+#: Schedules that end in pure noise start there: Lin et al. 2023, arXiv:2305.08891.
 _PREDICTIONS: Mapping[Prediction, Mapping[str, Any]] = {
     "epsilon": {},
     "v_prediction": {"prediction_type": "v_prediction"},
@@ -28,16 +27,17 @@ _PREDICTIONS: Mapping[Prediction, Mapping[str, Any]] = {
         "timestep_spacing": "trailing",
     },
 }  # fmt: skip
-#: Guidance rescale for schedules that end in pure noise: the value of the same paper. Without it
-#: images are overexposed.
+#: The same paper's value: without it images are overexposed.
 GUIDANCE_RESCALE: Mapping[Prediction, float] = {"v_prediction_zero_snr": 0.7}
 
 
 def guided_prediction(
     without: torch.Tensor, with_prompt: torch.Tensor, scale: float, rescale: float
 ) -> torch.Tensor:
-    """Apply classifier-free guidance to predictions [n, channels, height, width]. ``rescale`` is
-    the fraction by which each image's standard deviation moves towards that of ``with_prompt``."""
+    """Apply classifier-free guidance to predictions [n, channels, height, width].
+
+    ``rescale``: how far (0..1) standard deviations move towards ``with_prompt``'s.
+    """
     guided = without + scale * (with_prompt - without)
     if not rescale:
         return guided
@@ -54,10 +54,9 @@ def scheduler(
     device: torch.device,
     prediction: Prediction = "epsilon",
 ) -> Any:
-    """Return a new, stateful scheduler for one batch. ``shape`` is [1, channels, height, width] of
-    one image's latents; ``generators``, one for each image, produce the sampler's noise.
+    """Return a stateful scheduler for one batch, with CPU coefficients: no waits.
 
-    Timesteps and coefficients stay on the CPU: a step reads them without waiting for the device.
+    ``shape`` is one image's latents, [1, channels, height, width]; each image has a generator.
     """
     schedule: dict[str, Any] = {**SDXL_SCHEDULE, **_PREDICTIONS[prediction]}
     result: Any
@@ -76,8 +75,7 @@ def scheduler(
 class EulerAncestral:
     """Euler's method with ancestral noise (Karras et al. 2022, as in k-diffusion).
 
-    Generates the noise of all steps first and copies it once: diffusers' own step copies noise in
-    each step and waits for the device.
+    Unlike diffusers' own, copies all noise at once and never waits.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class EulerAncestral:
         sample: torch.Tensor,
         return_dict: bool = False,
     ) -> tuple[torch.Tensor]:
-        """Return the next latents, in a tuple as diffusers' schedulers do."""
+        """Return (next latents,), as diffusers does."""
         sigmas = self._scheduler.sigmas
         sigma, next_sigma = sigmas[self._step], sigmas[self._step + 1]
         up = (next_sigma**2 * (sigma**2 - next_sigma**2) / sigma**2) ** 0.5
@@ -124,7 +122,6 @@ class EulerAncestral:
     def _clean(
         self, sample: torch.Tensor, sigma: torch.Tensor, predicted: torch.Tensor
     ) -> torch.Tensor:
-        """Return the noise-free latents predicted at ``sigma``."""
         if self._predicts_noise:
             return sample - sigma * predicted
         square = sigma**2 + 1

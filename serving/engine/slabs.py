@@ -1,7 +1,6 @@
 """Slabs: all parameters of one shape in one tensor, so that one product changes many.
 
-SDXL's 722 LoRA-bearing linear layers have seven shapes; with slabs a swap is seven batched
-products, bit-equal to 722 single ones.
+SDXL's 722 LoRA-bearing linear layers have seven shapes; the products are bit-equal.
 """
 
 from __future__ import annotations
@@ -19,19 +18,18 @@ from serving.engine.loading import StagingRing, fill_stack, prefer_huge_pages
 
 @dataclass(frozen=True, slots=True)
 class SlabPosition:
-    """The place of a parameter: row ``row`` of the slab of its shape."""
+    """A parameter's row in the slab of its shape."""
 
     shape: Shape
     row: int
 
 
 class SlabLayout:
-    """The places of one component's parameters. Rows are ordered by
-    ``assets.families.schema.stacked``, so that rows that adapters change together are written in
-    few products."""
+    """The places of a component's parameters, ordered by ``assets.families.schema.stacked``: rows
+    that change together are adjacent."""
 
     def __init__(self, parameters: Mapping[str, Shape], channels_last: bool = False) -> None:
-        """``channels_last`` stores convolution kernels in cuDNN's fastest memory order."""
+        """``channels_last`` is cuDNN's fastest order."""
         self._channels_last = channels_last
         self.rows: Mapping[Shape, tuple[str, ...]] = stacked(parameters)
         self.places: Mapping[str, SlabPosition] = {
@@ -41,7 +39,7 @@ class SlabLayout:
         }
 
     def allocate(self, device: torch.device, dtype: torch.dtype, pinned: bool = False) -> Slabs:
-        """Return uninitialized slabs. ``pinned`` is for CPU memory that a GPU copies from."""
+        """Return uninitialized slabs, ``pinned`` for copies to a GPU."""
 
         def slab(shape: Shape, count: int) -> torch.Tensor:
             permuted = self._channels_last and len(shape) == 4
@@ -54,7 +52,7 @@ class SlabLayout:
         return {shape: slab(shape, len(names)) for shape, names in self.rows.items()}
 
     def size_bytes(self, dtype: torch.dtype, pinned: bool = False) -> int:
-        """The bytes that ``allocate`` takes; PyTorch rounds pinned memory up to powers of two."""
+        """PyTorch rounds pinned memory up to powers of two."""
         sizes = [len(n) * _numel(s) * dtype.itemsize for s, n in self.rows.items()]
         return sum(1 << (size - 1).bit_length() if pinned else size for size in sizes)
 
@@ -85,11 +83,11 @@ def load_slabs(
     pinned: bool = False,
     spare: Slabs | None = None,
 ) -> Slabs:
-    """Load a canonical component file into pristine slabs. ``spare`` slabs of the same layout are
-    overwritten instead of allocating: allocation can take longer than filling.
+    """Load a canonical component file; overwrite ``spare`` slabs, as allocating can take longer
+    than filling.
 
     Raises:
-        KeyError: the file lacks a parameter (a canonical file never does).
+        KeyError: the file lacks a parameter.
     """
     slabs = layout.allocate(device, dtype, pinned) if spare is None else spare
     with StagingRing(device) as ring:

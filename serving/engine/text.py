@@ -1,7 +1,7 @@
 """Text encoding with textual inversions.
 
-A trigger word becomes as many placeholder tokens as its inversion has vectors; the vectors replace
-the placeholders' rows after the embedding lookup. Tokenizer and embedding table never change.
+Placeholder tokens, one per vector, replace a trigger word; after the embedding lookup the vectors
+replace their rows.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from serving.engine.trigger_words import split
 from serving.engine.values import Inversion
 from serving.engine.vocabulary import MAX_TOKENS, tokenizer
 
-#: Token id of placeholders: must not be the highest id, which marks the end of the prompt.
+#: Token id of placeholders; not the highest, which marks the prompt's end.
 _PLACEHOLDER = 0
 _MAX_BODY_TOKENS = MAX_TOKENS - 2
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A tokenized prompt: 77 ``ids``; ``vectors`` holds for each placeholder (position, trigger
-    word, vector index); ``dropped`` is the number of tokens cut off."""
+    """77 ``ids``, placeholders (position, trigger word, vector index), and the number of tokens
+    dropped."""
 
     ids: tuple[int, ...]
     vectors: tuple[tuple[int, str, int], ...]
@@ -43,7 +43,7 @@ class PromptTokenizer:
         self._pads: Mapping[Component, int] = {"text_encoder": self._end, "text_encoder_2": 0}
 
     def tokenize(self, text: str, component: Component, sizes: Mapping[str, int]) -> Tokens:
-        """Tokenize ``text``. ``sizes`` maps each trigger word to its number of vectors."""
+        """``sizes``: trigger word → number of vectors."""
         body: list[int] = []
         places: list[tuple[int, str, int]] = []
         for piece, is_trigger in split(text, sizes):
@@ -61,7 +61,7 @@ class PromptTokenizer:
 
 
 class TokenEmbeddingHook:
-    """A forward hook that replaces the placeholders' rows with inversion vectors."""
+    """A forward hook that replaces placeholders' rows with vectors."""
 
     def __init__(self, embedding: torch.nn.Module) -> None:
         self._rows: list[tuple[int, int, torch.Tensor]] = []
@@ -76,13 +76,13 @@ class TokenEmbeddingHook:
         return output
 
     def set(self, rows: Sequence[tuple[int, int, torch.Tensor]]) -> None:
-        """Set the rows to replace, as (batch row, position, vector)."""
+        """Set the (batch row, position, vector)."""
         self._rows = list(rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """The embeddings of n prompts: ``context`` [n, 77, w₁+w₂] and ``pooled`` [n, p]."""
+    """n prompts: ``context`` [n, 77, w₁+w₂], ``pooled`` [n, p]."""
 
     context: torch.Tensor
     pooled: torch.Tensor
@@ -90,7 +90,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An encoded prompt: its embeddings, warnings, and the trigger words that it contains."""
+    """A prompt's embeddings, warnings, trigger words."""
 
     embeddings: Embeddings
     warnings: tuple[str, ...]
@@ -116,11 +116,8 @@ class TextEncoders:
     def encode(
         self, texts: Mapping[Component, str], inversions: Mapping[str, Inversion]
     ) -> Encoded:
-        """Encode one prompt with the current working weights.
-
-        SDXL reads the penultimate hidden state of both encoders and the second's
-        pooled projection (Podell et al. 2023, section 2.1).
-        """
+        """Return both penultimate hidden states and the second's pooled projection (Podell et al.
+        2023, section 2.1)."""
         contexts: list[torch.Tensor] = []
         warnings: list[str] = []
         seen: set[str] = set()
@@ -159,7 +156,7 @@ class TextEncoders:
 
 
 def token_embedding(module: Any) -> torch.nn.Module:
-    """Return the token embedding of a CLIP text encoder, for any version of transformers."""
+    """Return the token embedding, for any version of transformers."""
     inner = getattr(module, "text_model", module)
     embedding: torch.nn.Module = inner.embeddings.token_embedding
     return embedding

@@ -1,7 +1,6 @@
 """Search for trigger words in a prompt.
 
-Not by regular expressions: Python caches hundreds of compiled patterns, and these would contain
-the words of every tenant.
+Not by regular expressions: Python's pattern cache would keep tenants' words.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ from collections.abc import Iterable, Iterator
 
 
 def split(text: str, words: Iterable[str]) -> list[tuple[str, bool]]:
-    """Split ``text`` at trigger words into (piece, is trigger word).
+    """Split ``text`` into (piece, is trigger word).
 
-    Trigger words match as whole words in any case, and are returned as spelled in ``words``. The
-    longest of several that begin at one position wins.
+    Whole words match in any case, spelled as in ``words``; the longest wins.
     """
     pieces: list[tuple[str, bool]] = []
     position = 0
@@ -28,7 +26,7 @@ def split(text: str, words: Iterable[str]) -> list[tuple[str, bool]]:
 
 
 def _matches(text: str, words: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Yield the position and word of each match; matches do not overlap."""
+    """Yield (position, word); matches do not overlap."""
     folded = _fold(text)
     following = {word: _next(folded, _fold(word), 0) for word in words if word}
     position = 0
@@ -45,7 +43,7 @@ def _matches(text: str, words: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def _next(text: str, word: str, begin: int) -> int:
-    """Return the next position of ``word`` as a whole word, from ``begin`` on; -1 for none."""
+    """Return the next whole-word position, or -1."""
     while (begin := text.find(word, begin)) >= 0:
         end = begin + len(word)
         starts = begin == 0 or not _is_word_character(text[begin - 1])
@@ -60,7 +58,7 @@ def _is_word_character(character: str) -> bool:
 
 
 def _fold(text: str) -> str:
-    """Return ``text`` case-folded, at its original length."""
+    """Case-fold, keeping the length."""
     folded = text.casefold()
     if len(folded) == len(text):
         return folded

@@ -20,15 +20,14 @@ from serving.engine.options import AttentionBackend
 
 log = logging.getLogger(__name__)
 
-#: (sample [rows, channels, height, width], time []) → the prediction, of the sample's shape and
-#: valid until the next call.
+#: (sample [rows, channels, height, width], time []) → prediction, valid until the next call.
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-#: Distinct keys in ``fallbacks``; further ones are counted as "other".
+#: Distinct keys in ``fallbacks``; others count as "other".
 _MAX_COUNTED = 64
 
 
 class UnetRunner:
-    """Runs the UNet. Owned by the generating thread. ``call`` is the module; tests replace it."""
+    """Runs the UNet. Owned by the generating thread. Tests replace ``call``."""
 
     def __init__(
         self,
@@ -47,17 +46,15 @@ class UnetRunner:
         self._graphs: dict[UnetKey, tuple[_Static, Captured]] = {}
         self._attention = attention
         self._warming = False
-        #: Calls without a captured graph (or uncompiled, if graphs are off), by key.
+        #: Calls without a graph (uncompiled, if graphs are off), by key.
         self.fallbacks = Counter[str]()
 
     @property
     def is_faster_when_warm(self) -> bool:
-        """Whether warmed shapes run faster than others."""
         return self._capture is not None or self.compiled is not None
 
     @property
     def is_warming(self) -> bool:
-        """Whether new shapes are being compiled and captured."""
         return self._warming
 
     @property
@@ -66,12 +63,11 @@ class UnetRunner:
 
     @property
     def pool_bytes(self) -> int:
-        """Device memory that the captured graphs share."""
         return self._capture.pool_bytes if self._capture else 0
 
     @contextmanager
     def warming(self) -> Iterator[None]:
-        """Within the context, new keys are compiled and captured."""
+        """Compile and capture new keys."""
         self._warming = True
         try:
             yield
@@ -81,15 +77,16 @@ class UnetRunner:
     def start(
         self, key: UnetKey, context: torch.Tensor, added: Mapping[str, torch.Tensor]
     ) -> Predict:
-        """Return the predict function of one batch. ``context`` is [rows, tokens, width];
-        ``added`` are SDXL's additional conditioning vectors, [rows, …] each. The recipe's weights
-        must be in place."""
+        """Return one batch's predict function for the current weights.
+
+        ``context`` is [rows, tokens, width]; ``added`` is SDXL's conditioning, [rows, …].
+        """
         if self._cross is not None:
             self._cross.write(context, keep=self._warming)
         if self._capture is not None and self._warming and key not in self._graphs:
             try:
                 self._graphs[key] = self._capture_call(key, context, added)
-            except CaptureFailed:  # the shape is served without a graph, slower, and counted
+            except CaptureFailed:  # served slower, and counted
                 log.exception("the UNet's call cannot be captured for %s", key)
         if key in self._graphs:
             static, captured = self._graphs[key]
@@ -118,14 +115,14 @@ class UnetRunner:
         context: torch.Tensor,
         added: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
-        """Run one call without a graph, compiled if ``key`` was. Call :meth:`start` first."""
+        """Run without a graph, compiled if ``key`` was; after :meth:`start`."""
         call: Callable[..., Any] = self.call
         if self.compiled is not None:
             call = partial(self.compiled.compile if self._warming else self.compiled, key)
         named = {"encoder_hidden_states": context, "added_cond_kwargs": added}
         order = self._attention
         if self.is_faster_when_warm and not self._warming and not self._is_warm(key):
-            # cuDNN's attention takes seconds to build a plan for a new shape.
+            # cuDNN takes seconds to plan a new shape.
             order = [backend for backend in order if backend != "cudnn"]
         with attention_order(order):
             predicted: torch.Tensor = call(sample, time, **named, return_dict=False)[0]
@@ -135,7 +132,6 @@ class UnetRunner:
         return key in self._graphs or (self.compiled is not None and key in self.compiled)
 
     def count(self, name: str) -> None:
-        """Count one fallback of the call ``name``."""
         if name not in self.fallbacks and len(self.fallbacks) >= _MAX_COUNTED:
             name = "other"
         self.fallbacks[name] += 1
@@ -160,8 +156,6 @@ class UnetRunner:
 
 
 class _Static:
-    """The static input buffers of a captured call."""
-
     def __init__(
         self,
         sample: torch.Tensor,
@@ -181,7 +175,7 @@ class _Static:
 
 
 class Replay:
-    """A captured call that copies its inputs in first. The next call overwrites its output."""
+    """A captured call on copied inputs. The next call overwrites its output."""
 
     def __init__(self, static: _Static, captured: Captured) -> None:
         self.static = static

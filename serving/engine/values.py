@@ -19,7 +19,7 @@ from serving.engine.slabs import SlabLayout, Slabs
 
 @dataclass(frozen=True, slots=True)
 class Pristine:
-    """The published weights of a component. Never written to while leased."""
+    """A component's published weights. Not written to while leased."""
 
     slabs: Slabs
     component: Component
@@ -27,10 +27,10 @@ class Pristine:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """A LoRA's factors for ``rows`` of one slab, all of the same form and shapes.
+    """A LoRA's factors for ``rows`` of one slab, of one form and shape.
 
-    Each piece (see assets/formats/lora_kinds.py) is [rows, …] and includes alpha / rank. At weight
-    w the change is w · Δ for every kind of LoRA.
+    Pieces (assets/formats/lora_kinds.py) are [rows, …] and include alpha / rank; the change is
+    weight · Δ.
     """
 
     rows: tuple[int, ...]
@@ -38,12 +38,12 @@ class Factors:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether Δ is just ``up @ down``, which is added without a buffer for Δ."""
+        """Δ is ``up @ down``: no buffer needed."""
         return self.pieces.keys() == {"up", "down"}
 
     def change(self, part: slice, pristine: torch.Tensor) -> torch.Tensor:
-        """Return Δ [n, out, in] of the rows ``part`` (indices into ``rows``); ``pristine`` are the
-        parameters' pristine values, [n, out, in]."""
+        """Return Δ [n, out, in] of ``part`` (indices into ``rows``); ``pristine`` has that
+        shape."""
         pieces = {name: tensor[part] for name, tensor in self.pieces.items()}
         inner = pieces["full"] if "full" in pieces else torch.bmm(pieces["up"], pieces["down"])
         if "up_2" in pieces:
@@ -68,32 +68,30 @@ class Factors:
 
 Layouts = Mapping[Component, SlabLayout]
 
-#: Pieces that may carry the scale; the first one present does.
+#: The first of these that is present carries the scale.
 _SCALED = ("kron", "up", "full")
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A LoRA: ``groups[component, shape]`` holds the factors for one slab, one for each form."""
+    """A LoRA: ``groups`` holds each slab's factors, one for each form."""
 
     groups: Mapping[tuple[Component, Shape], tuple[Factors, ...]]
-    #: Textual inversions bundled in the LoRA's file, by trigger word.
+    #: By trigger word.
     bundled: Mapping[str, Inversion] = field(default_factory=dict)
 
     @property
     def moves_text(self) -> bool:
-        """Whether the LoRA changes a text encoder."""
         return any(component != "unet" for component, _ in self.groups)
 
     @property
     def matched(self) -> int:
-        """The number of parameters that the LoRA changes."""
         return sum(len(f.rows) for factors in self.groups.values() for f in factors)
 
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
-    """A textual inversion: vectors [n, width] for one or both text encoders."""
+    """A textual inversion: [n, width] for one or both text encoders."""
 
     vectors: Mapping[Component, torch.Tensor]
 
@@ -108,8 +106,7 @@ def load_lora(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Lora:
-    """Load a canonical LoRA onto the device. Its tensors are stacked in slab order, so that each
-    stack takes one read and one copy."""
+    """Load a canonical LoRA in slab order: one read and copy per stack."""
     shapes = file.header.shapes
     bundled: dict[str, dict[Component, torch.Tensor]] = {}
     for tensor in shapes:
@@ -145,13 +142,13 @@ def load_lora(
 
 
 def load_inversion(file: TensorFile, device: torch.device, dtype: torch.dtype) -> Inversion:
-    """Load a canonical textual inversion: for the second text encoder, or for both."""
+    """Load a canonical textual inversion."""
     encoders = cast(list[Component], sorted(file.header.tensors))
     return Inversion({encoder: file.read(encoder).to(device, dtype) for encoder in encoders})
 
 
 def elements(file: TensorFile) -> int:
-    """Return the number of elements in the file; times the item size, its bytes on the device."""
+    """Return the number of elements."""
     total = 0
     for info in file.header.tensors.values():
         count = 1

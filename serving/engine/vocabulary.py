@@ -1,7 +1,7 @@
 """CLIP's byte-pair vocabulary: 49,408 tokens from the merges published by OpenAI.
 
-The file is ``bpe_simple_vocab_16e6.txt.gz`` of openai/CLIP (MIT; see NOTICE). Training fixed the
-token order: 256 bytes, the same 256 at a word's end, 48,894 merges, two special tokens.
+openai/CLIP (MIT; see NOTICE): 256 bytes, the same at a word's end, 48,894 merges, two special
+tokens.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ _MERGES = 49_152 - 256 - 2
 
 
 def _byte_characters() -> list[str]:
-    """Return a printable character for each byte: the byte itself if printable, else from U+0100
-    on. Printable bytes come first, as in the published vocabulary."""
+    """Printable bytes first, others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
@@ -29,7 +28,7 @@ def _byte_characters() -> list[str]:
 
 @cache
 def merges() -> tuple[str, ...]:
-    """Return the 48,894 merges, as two tokens separated by a space."""
+    """Return the merges, separated by a space."""
     raw = (files("serving.engine") / "data" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
     lines = gzip.decompress(raw).decode("utf-8").split("\n")
     return tuple(lines[1 : 1 + _MERGES])
@@ -46,7 +45,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def tokenizer(pad_token: str = END) -> CLIPTokenizer:
-    """Return the tokenizer of the first text encoder; the second's pads with ``!`` instead."""
+    """Return the first text encoder's tokenizer; the second's pads with ``!``."""
     return CLIPTokenizer(
         vocab=vocabulary(),
         merges=[tuple(merge.split()) for merge in merges()],
@@ -59,7 +58,7 @@ def tokenizer(pad_token: str = END) -> CLIPTokenizer:
 
 
 def write_tokenizer(folder: Path, pad_token: str) -> None:
-    """Write the files that stock diffusers expects in ``tokenizer/`` and ``tokenizer_2/``."""
+    """Write diffusers' ``tokenizer/`` or ``tokenizer_2/``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary(), ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges()) + "\n")

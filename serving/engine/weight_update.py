@@ -8,24 +8,22 @@ from dataclasses import dataclass, field
 from assets.content import Component
 from assets.families.schema import Shape
 
-#: A LoRA's contribution to a row: content key, weight, index of its factors.
+#: LoRA's content key, weight, index of its factors.
 Contribution = tuple[str, float, int]
-#: All contributions to a row, in the recipe's order.
+#: To one row, in the recipe's order.
 Contributions = tuple[Contribution, ...]
-#: A row of a slab: component, shape, row.
 SlabRow = tuple[Component, Shape, int]
-#: Rows of one slab with the same contributions.
+#: Rows of one slab with the same contributions; one product writes them.
 Group = tuple[Component, Shape, Contributions]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetWeights:
-    """The weights of a recipe: the content key of each component's pristine weights, and the
-    contributions to each changed row. Equal targets mean equal weights, bit for bit."""
+    """Pristine content keys by component, contributions by changed row. Equal targets mean equal
+    weights, bit for bit."""
 
     pristine: Mapping[Component, str]
     moved: Mapping[SlabRow, Contributions] = field(default_factory=dict)
-    #: The rows that one product writes, by group.
     groups: Mapping[Group, tuple[int, ...]] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -40,9 +38,8 @@ class TargetWeights:
 class WeightUpdate:
     """The writes of one swap.
 
-    ``copy``: components copied whole from pristine. ``restore``: rows copied from pristine.
-    ``touch``: rows computed from pristine, by group. ``kept``: the number of changed rows that
-    need no write.
+    ``copy``: whole components; ``restore``: pristine rows; ``touch``: rows to compute, by group;
+    ``kept``: number of changed rows without a write.
     """
 
     copy: frozenset[Component]
@@ -52,20 +49,14 @@ class WeightUpdate:
 
     @property
     def touched(self) -> int:
-        """The number of rows to compute."""
         return sum(map(len, self.touch.values()))
 
 
 def plan_update(current: TargetWeights | None, target: TargetWeights) -> WeightUpdate:
-    """Return the writes that turn ``current`` into ``target``. Pure.
+    """Return the writes that turn ``current`` (None: unknown) into ``target``. Pure.
 
-    Rows of one slab with the same contributions form a group, which one batched product writes. A
-    group is kept only if ``current`` has the same group with the same rows; otherwise all of it is
-    written. With another number of rows a product may use another kernel and differ in the last
-    bits, and the weights of a recipe must not depend on the previous recipe.
-
-    ``current`` is None if the working weights are unknown (at the start, or after a failed swap):
-    then everything is written.
+    A group is kept only whole: a product of other rows may use another kernel and differ in the
+    last bits, and weights must not depend on the previous recipe.
     """
     if current is None:
         return WeightUpdate(frozenset(target.pristine), frozenset(), target.groups, 0)

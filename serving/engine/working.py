@@ -1,7 +1,6 @@
 """The working weights: the tensors that the modules' parameters point at.
 
-``working = pristine + Σ weight · Δ``, written in place and always from pristine. Nothing is
-subtracted, so errors cannot accumulate.
+``working = pristine + Σ weight · Δ``, always from pristine: errors cannot accumulate.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ from serving.generation.contract import Swap
 class WorkingSet:
     """The working slabs of an engine. Owned by the generating thread.
 
-    ``_current`` describes the contents of the slabs; it is None after a swap that failed halfway,
-    and then the next one rewrites everything.
+    ``_current`` is their content; None after a failed swap, then the next rewrites all.
     """
 
     def __init__(
@@ -43,7 +41,7 @@ class WorkingSet:
         dtypes: Mapping[Component, torch.dtype],
         staged: bool = False,
     ) -> None:
-        """``staged``: the pristine weights are on another device than the working weights."""
+        """``staged``: pristine weights are on another device."""
         self.layouts = layouts
         self._staged = staged
         self._slabs: dict[Component, Slabs] = {
@@ -53,7 +51,7 @@ class WorkingSet:
         self._current: TargetWeights | None = None
 
     def parameter(self, component: Component, name: str) -> torch.Tensor:
-        """Return the view that a module's parameter is bound to. Its address never changes."""
+        """Return a view whose address never changes."""
         place = self.layouts[component].places[name]
         return self._slabs[component][place.shape][place.row]
 
@@ -64,7 +62,7 @@ class WorkingSet:
         pristine: Mapping[Component, Pristine],
         loras: Mapping[str, Lora],
     ) -> Swap:
-        """Write the weights of ``target`` in place. Every value that it names must be leased."""
+        """Write ``target`` in place. Its values must be leased."""
         update = plan_update(self._current, target)
         self._current = None
         copied = self._copy(update.copy, pristine)
@@ -110,8 +108,7 @@ class WorkingSet:
         rows: Sequence[int],
         loras: Mapping[str, Lora],
     ) -> Iterator[slice]:
-        """Yield the runs of rows that are written at once: whole for low-rank changes, limited in
-        size for others, whose Δ needs a float32 buffer."""
+        """Limits runs whose Δ needs a float32 buffer."""
         factor_groups = (
             loras[key].groups[component, shape][group] for key, _, group in contributions
         )
@@ -124,8 +121,8 @@ class WorkingSet:
 
     @torch.no_grad()
     def digest(self) -> str:
-        """Return the sha256 of two sums over each slab's words, one weighted by position. The
-        sums are computed on the device; any single changed word changes the digest."""
+        """Return the sha256 of two sums over each slab's words, one weighted by position: any
+        changed word shows."""
         slabs = [
             self._slabs[component][shape]
             for component in sorted(self._slabs)
@@ -144,8 +141,8 @@ _CHANGED_AT_ONCE = 1 << 26
 
 
 def _sums(slab: torch.Tensor) -> torch.Tensor:
-    """Return [2] int64 on the slab's device, both sums modulo 2^64."""
-    if not slab.is_contiguous():  # channels-last kernels, summed in memory order
+    """Return [2] int64 on the device, modulo 2^64."""
+    if not slab.is_contiguous():  # channels-last, summed in memory order
         slab = slab.permute(0, 1, 3, 4, 2)
     words = slab.contiguous().view(-1).view(torch.int16 if slab.itemsize == 2 else torch.int32)
     positions = torch.arange(min(len(words), _WORDS_AT_ONCE), device=slab.device)
@@ -153,13 +150,13 @@ def _sums(slab: torch.Tensor) -> torch.Tensor:
     for first in range(0, len(words), _WORDS_AT_ONCE):
         part = words[first : first + _WORDS_AT_ONCE].to(torch.int64)
         sums[0] += part.sum()
-        # Knuth's multiplicative hash of the position; odd, so that no word has weight zero.
+        # Knuth's multiplicative hash of the position; odd: no word has weight zero.
         weights = (positions[: len(part)] + first).mul_(2654435761).bitwise_or_(1)
         sums[1] += (part * weights).sum()
     return sums
 
 
-#: One LoRA's change to a run of rows: its factors, the slice of their rows, its weight.
+#: Factors, the slice of their rows, weight.
 Change = tuple[Factors, slice, float]
 
 
@@ -181,8 +178,8 @@ def _write(
 ) -> None:
     """Write ``target`` = ``source`` + Σ weight · Δ, for rows [n, *shape].
 
-    All low-rank changes are one product, with their factors concatenated along the rank.
-    ``staged``: the source is on another device and is copied to the target first.
+    Low-rank changes are one product, concatenated along the rank. ``staged``: ``source`` is on
+    another device.
     """
     if staged:
         target.copy_(source, non_blocking=True)
@@ -210,7 +207,6 @@ def _write(
 
 
 def _runs(rows: Sequence[int]) -> Iterator[slice]:
-    """Yield the contiguous runs of ascending ``rows``."""
     start = 0
     for index in range(1, len(rows) + 1):
         if index == len(rows) or rows[index] != rows[index - 1] + 1:
@@ -219,7 +215,6 @@ def _runs(rows: Sequence[int]) -> Iterator[slice]:
 
 
 def _slab_runs(rows: frozenset[SlabRow]) -> Iterator[tuple[Component, Shape, slice]]:
-    """Yield the contiguous runs of rows of each slab."""
     slabs: dict[tuple[Component, Shape], list[int]] = {}
     for component, shape, row in rows:
         slabs.setdefault((component, shape), []).append(row)
@@ -231,7 +226,7 @@ def _slab_runs(rows: frozenset[SlabRow]) -> Iterator[tuple[Component, Shape, sli
 def target_weights(
     pristine: Mapping[Component, str], uses: Sequence[tuple[LoraUse, Lora]]
 ) -> TargetWeights:
-    """Return the target weights of a recipe. LoRAs of weight zero contribute nothing."""
+    """Return a recipe's target weights; LoRAs of weight zero contribute nothing."""
     moved: dict[SlabRow, list[Contribution]] = {}
     for use, lora in uses:
         for (component, shape), groups in lora.groups.items():

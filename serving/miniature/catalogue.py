@@ -11,8 +11,8 @@ from assets.asset import AssetKind
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One public asset. Its weights are in ``weights/NAME.safetensors`` (for a checkpoint only the
-    UNet's), its preview in ``previews/NAME.png``."""
+    """One public asset: ``weights/NAME.safetensors`` (only the UNet's for a checkpoint) and
+    ``previews/NAME.png``."""
 
     name: str
     kind: AssetKind
@@ -21,12 +21,10 @@ class CatalogueEntry:
 
 
 def weights_file(name: str) -> Path:
-    """Return the path of a weights file in the package."""
     return Path(str(files("serving.miniature"))) / "weights" / f"{name}.safetensors"
 
 
 def preview_file(name: str) -> Path:
-    """Return the path of an asset's preview in the package."""
     return Path(str(files("serving.miniature"))) / "previews" / f"{name}.png"
 
 

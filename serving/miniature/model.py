@@ -1,7 +1,6 @@
 """The miniature: SDXL's exact topology at small widths, trained on a tiny world of shapes.
 
-It uses the same import and loading code as SDXL. Stock diffusers opens its folder, too.
-``benchmarks/miniature`` trained it.
+SDXL's import and loading code and stock diffusers open it. ``benchmarks/miniature`` trained it.
 """
 
 from __future__ import annotations
@@ -72,11 +71,10 @@ _FILES: Mapping[Component, str] = {
 
 
 def weights(component: Component) -> dict[str, torch.Tensor]:
-    """Return the trained parameters of a component (float16), by published name.
+    """Return a component's trained parameters (float16), by published name.
 
     Raises:
-        CommonsDamaged: the token embeddings, generated from a seed, differ from those that the
-            model was trained with.
+        CommonsDamaged: generated token embeddings differ from those used in training.
     """
     with TensorFile(weights_file(component)) as file:
         tensors = {name: file.read(name) for name in file.header.tensors}
@@ -94,7 +92,7 @@ def weights(component: Component) -> dict[str, torch.Tensor]:
 
 @cache
 def identity() -> str:
-    """Return 12 hexadecimal digits that identify the model's weights files."""
+    """Return 12 hexadecimal digits that identify the weights files."""
     digest = hashlib.sha256()
     for component in MODEL_COMPONENTS:
         digest.update(weights_file(component).read_bytes())
@@ -102,7 +100,7 @@ def identity() -> str:
 
 
 def write_miniature(folder: Path) -> Path:
-    """Write the model as a diffusers folder, atomically, or keep an existing one."""
+    """Write a diffusers folder, atomically, or keep an existing one."""
     if (folder / "model_index.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -143,17 +141,16 @@ def write_miniature(folder: Path) -> Path:
     (unfinished / "model_index.json").write_text(json.dumps(index, indent=1))
     try:
         unfinished.rename(folder)
-    except OSError:  # another process wrote the folder first
+    except OSError:  # another process was first
         shutil.rmtree(unfinished)
     return folder
 
 
 def token_rows(component: Component, shape: Shape) -> torch.Tensor:
-    """Return a token embedding table (float16, standard deviation 1), generated because 49,408
-    untrained rows need not be shipped.
+    """Return a token embedding table (float16, standard deviation 1).
 
-    The values are sums of four 16-bit integers (close enough to normal) of raw Philox bits, whose
-    stream NumPy guarantees: the same bits on every machine and in every version.
+    Not shipped but generated: sums of four 16-bit integers of raw Philox bits, which NumPy
+    guarantees on every machine and version.
     """
     digest = hashlib.sha256(f"{_SEED}/{component}/token_embedding".encode()).digest()
     bits = np.random.Philox(key=int.from_bytes(digest[:16], "little"))

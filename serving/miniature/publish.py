@@ -18,8 +18,8 @@ Progress = Callable[[str], None]
 
 
 def publish_library(ingest_service: IngestService, progress: Progress = lambda _: None) -> None:
-    """Publish every asset of the catalogue as a public asset of the commons; skip those already
-    published for this base model with the same bytes and description.
+    """Publish the catalogue in the commons, except assets already published for this base model
+    with the same bytes and description.
 
     Raises:
         IngestRejected: the base model is not the miniature.
@@ -42,19 +42,19 @@ def publish_library(ingest_service: IngestService, progress: Progress = lambda _
 
 
 def withdraw_library(ingest_service: IngestService) -> None:
-    """Withdraw every asset of the catalogue, which fits no base model but the miniature."""
+    """Withdraw the catalogue's assets, which fit only the miniature."""
     for entry in CATALOGUE:
         ingest_service.withdraw(entry.name)
 
 
 def preview(entry: CatalogueEntry) -> bytes | None:
-    """Return the asset's preview as a PNG; None if the package has none."""
+    """Return the asset's preview PNG, if any."""
     path = preview_file(entry.name)
     return path.read_bytes() if path.is_file() else None
 
 
 def assembled(entry: CatalogueEntry, folder: Path) -> Path:
-    """Write a single-file checkpoint of the entry's UNet and the base's other components."""
+    """Write a checkpoint of the entry's UNet and the base's other components."""
     with TensorFile(weights_file(entry.name)) as file:
         unet = {name: file.read(name) for name in file.header.tensors}
     components: tuple[Component, ...] = ("text_encoder", "text_encoder_2", "vae")

@@ -17,7 +17,7 @@ Value = Callable[[Component, str, Shape], torch.Tensor]
 
 
 def write_single_file(path: Path, schema: ParameterSchema, value: Value) -> Path:
-    """Write every parameter of ``schema``, as returned by ``value``, under its single-file name."""
+    """Write every parameter of ``schema`` under its single-file name."""
     tensors: dict[str, torch.Tensor] = {}
     fused: dict[str, dict[int, torch.Tensor]] = {}
     for component in MODEL_COMPONENTS:
@@ -25,7 +25,7 @@ def write_single_file(path: Path, schema: ParameterSchema, value: Value) -> Path
             place = single_file_name(component, name)
             tensor = value(component, name, shape)
             if component == "vae" and ".attn_1." in place.name and tensor.ndim == 2:
-                tensor = tensor[:, :, None, None]  # a 1×1 convolution in such files
+                tensor = tensor[:, :, None, None]  # a 1×1 convolution
             if place.third is not None:
                 fused.setdefault(place.name, {})[place.third] = tensor
             else:

@@ -1,7 +1,4 @@
-"""The option and fixtures of the GPU self-check; loaded by tests/gpu/pytest.ini, not a conftest.
-
-The miniature and its library go through the real import and ingest code, without a database.
-"""
+"""The option and fixtures of the GPU self-check; loaded by tests/gpu/pytest.ini, not a conftest."""
 
 from __future__ import annotations
 
@@ -37,13 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that compile last: they take longest and tell least."""
+    """Tests that compile run last: they take longest."""
     items.sort(key=lambda item: item.get_closest_marker("compiles") is not None)
 
 
 @dataclass(frozen=True)
 class Rig:
-    """The miniature and its library in an object store, and a factory of engines on one device."""
+    """The miniature and its library, really imported and ingested, without a database."""
 
     device: torch.device
     manifest: ModelManifest
@@ -56,7 +53,6 @@ class Rig:
 
     @property
     def options(self) -> EngineOptions:
-        """Captured graphs without compilation; on a CPU the stand-in for graphs."""
         return EngineOptions(graphs="on", attention=default_order(self.device.type))
 
     def compiled(self, how: Any = "regional") -> EngineOptions:
@@ -81,7 +77,6 @@ class Rig:
         return LoraUse(self.assets[name]["lora"], weight)
 
     def recipes(self) -> list[Recipe]:
-        """Recipes with every kind of asset of the library, alone and combined."""
         base = self.base
         other = replace(base, unet=self.assets["pixel"]["unet"])
         word = InversionUse(self.assets["mascot"]["textual_inversion"], "mascot")
@@ -108,7 +103,7 @@ def request(recipe: Recipe, **changes: Any) -> GenerationTask:
 
 
 def image(engine: Engine, task: GenerationTask) -> bytes:
-    """Generate, release all leases and return the first image."""
+    """Return the first image, with all leases released."""
     with engine.prepare(task.recipe) as prepared:
         return engine.generate(prepared, task).images[0]
 
@@ -122,7 +117,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def rig(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Rig:
     if device.type == "cpu":
         torch.set_num_threads(2)
-    else:  # PyTorch fixes its own order of attention kernels at the first call
+    else:  # PyTorch fixes its order at the first call
         zeros = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.float16)
         torch.nn.functional.scaled_dot_product_attention(zeros, zeros, zeros)
     folder = tmp_path_factory.mktemp("rig")
@@ -148,7 +143,7 @@ def rig(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Rig:
 
 @pytest.fixture(scope="session")
 def engine(rig: Rig) -> Engine:
-    """An engine with captured graphs, warmed at two sizes."""
+    """An engine with graphs, warmed at two sizes."""
     engine = rig.engine()
     engine.warm_up([(128, 128), (128, 96)], (1, 2))
     return engine
@@ -156,7 +151,7 @@ def engine(rig: Rig) -> Engine:
 
 @pytest.fixture
 def syncs_are_errors(rig: Rig) -> Iterator[Callable[[bool], None]]:
-    """A switch that makes waiting for the device an error; off again after the test."""
+    """A switch that makes waits for the device errors."""
 
     def switch(on: bool) -> None:
         if rig.is_cuda:

@@ -46,8 +46,7 @@ def call_inputs(rig: Rig, seed: int) -> tuple[UnetKey, torch.Tensor, torch.Tenso
 @pytest.mark.compiles
 @torch.inference_mode()
 def test_a_step_is_as_exact_as_stock(rig: Rig) -> None:
-    """(e) A step's error against the same weights in float32 is at most 1.2 × that of the plain
-    module in the working dtype; eager, compiled and from a graph."""
+    """(e) Error to float32 of at most 1.2 × the plain module's."""
     key, sample, context, added = call_inputs(rig, 1)
     timestep = torch.tensor(300.0, device=rig.device)
     plain = rig.engine(EngineOptions(graphs="off", keep_cross_kv=False))
@@ -71,8 +70,7 @@ def test_a_step_is_as_exact_as_stock(rig: Rig) -> None:
 
 @torch.inference_mode()
 def test_a_replay_equals_the_call(rig: Rig, engine: Engine) -> None:
-    """(f) Bit for bit, for several recipes and inputs in any order. Would catch an input that is
-    not copied in, and a weight at an address that the graph does not use."""
+    """(f) Catches inputs not copied in, and weights at other addresses."""
     inputs = [call_inputs(rig, seed) for seed in (1, 2)]
     assert inputs[0][0] in engine.unet.graphs
     dice = random.Random(1)
@@ -87,10 +85,9 @@ def test_a_replay_equals_the_call(rig: Rig, engine: Engine) -> None:
 
 
 def check_mixed_recipes(rig: Rig, options: EngineOptions, guided: tuple[bool, ...]) -> None:
-    """Generate with mixed recipes, samplers, guidance and warmed sizes, in one thread that is not
-    the main one and that warmed up: nothing is compiled, everything is a replay."""
+    """Nothing is compiled, all is replayed, in one thread that is not the main one."""
     sizes = [(128, 128), (128, 96)] if True in guided and False in guided else [(128, 128)]
-    engine = rig.engine(options)  # created in another thread, as in a replica
+    engine = rig.engine(options)  # in another thread, as in a replica
     with ThreadPoolExecutor(1) as thread:
         thread.submit(engine.warm_up, sizes, (1,), guided).result()
         before = compilations()["graphs"]
@@ -107,13 +104,13 @@ def check_mixed_recipes(rig: Rig, options: EngineOptions, guided: tuple[bool, ..
 
 
 def test_warmed_shapes_do_not_fall_back(rig: Rig) -> None:
-    """(g) Would catch an unwarmed batch, guided or not, and plans built in another thread."""
+    """(g) Catches unwarmed batches and plans of another thread."""
     check_mixed_recipes(rig, rig.options, (True, False))
 
 
 @pytest.mark.compiles
 def test_compiled_shapes_do_not_fall_back(rig: Rig) -> None:
-    """(g) Would catch failing guards. One shape only: each takes seconds to compile."""
+    """(g) Catches failing guards. One shape: compilation takes seconds."""
     check_mixed_recipes(rig, rig.compiled(), (True,))
 
 
@@ -121,8 +118,7 @@ def test_compiled_shapes_do_not_fall_back(rig: Rig) -> None:
 def test_the_loop_never_waits_for_the_device(
     rig: Rig, engine: Engine, sampler: Any, syncs_are_errors: Callable[[bool], None]
 ) -> None:
-    """(h) From the noise to the last latents, waiting is an error. Would catch an ``.item()`` or a
-    copy from pageable memory."""
+    """(h) Catches ``.item()`` and copies from pageable memory."""
     task = request(rig.base, sampler=sampler)
     with engine.prepare(rig.base) as prepared, torch.inference_mode():
         engine.switch_to(prepared)
@@ -137,9 +133,8 @@ def test_the_loop_never_waits_for_the_device(
 
 
 def test_images_are_right_while_assets_load_and_evict(rig: Rig, engine: Engine) -> None:
-    """(i) One thread generates, two load and evict under a small budget; every image equals the
-    one generated alone, and memory does not grow. Would catch slabs that are reused while they
-    are read, and memory blocks that belong to a stream no longer in use."""
+    """(i) Catches slabs reused while read, blocks of streams no longer in use, and growth of
+    memory."""
     recipes = rig.recipes() if rig.is_cuda else rig.recipes()[:4]
     tasks = [request(recipe, steps=2) for recipe in recipes]
     alone = [image(engine, task) for task in tasks]
@@ -178,8 +173,7 @@ def test_images_are_right_while_assets_load_and_evict(rig: Rig, engine: Engine) 
 
 
 def test_cancelled_within_three_steps(rig: Rig, engine: Engine) -> None:
-    """(j) At each check for cancellation at most two steps are queued. Would catch a host that
-    queues all steps before it checks."""
+    """(j) Catches a host that queues all steps first."""
     before = image(engine, request(rig.base))
     recorded: list[Any] = []
     ahead: list[int] = []
@@ -208,8 +202,7 @@ def test_cancelled_within_three_steps(rig: Rig, engine: Engine) -> None:
 
 
 def test_out_of_memory_costs_one_request(rig: Rig) -> None:
-    """(k) Without memory for large images the request raises OutOfMemory and the next small one is
-    right. Would catch leaked leases and half-written weights."""
+    """(k) Catches leaked leases and half-written weights."""
     engine = rig.engine(EngineOptions(graphs="off"))
     small = request(rig.base)
     before = image(engine, small)
@@ -240,8 +233,7 @@ def _out_of_memory(*_: Any, **__: Any) -> Any:
 
 
 def test_a_lora_that_overflows_is_blamed(rig: Rig, engine: Engine) -> None:
-    """(l) With a real overflow, in float16 on CUDA, in float32 on a CPU. Would catch flags read
-    before the device has written them."""
+    """(l) A real overflow (float16 on CUDA, float32 on a CPU). Catches flags read too early."""
     wild = replace(rig.base, loras=(rig.lora("night"), rig.lora("wild", 10.0)))
     before = image(engine, request(rig.base))
     with pytest.raises(NotFinite) as caught:
@@ -252,7 +244,7 @@ def test_a_lora_that_overflows_is_blamed(rig: Rig, engine: Engine) -> None:
 
 @torch.inference_mode()
 def test_the_vae_is_exact_enough_in_its_working_dtype(rig: Rig, engine: Engine) -> None:
-    """(m) In its working dtype (bfloat16 on CUDA) the VAE has 40 dB PSNR or more to float32."""
+    """(m) At least 40 dB PSNR to float32."""
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     latents = latents.to(rig.device)
     with engine.prepare(rig.base) as prepared:
@@ -268,8 +260,7 @@ def test_the_vae_is_exact_enough_in_its_working_dtype(rig: Rig, engine: Engine) 
 def test_the_first_image_of_a_warmed_size_is_as_fast_as_later_ones(
     rig: Rig, engine: Engine
 ) -> None:
-    """(n) Print the time of the first image ÷ that of later ones: no plan is built after the
-    warm-up. Not asserted, because times vary."""
+    """(n) Print first ÷ later. Times vary: no assertion."""
     ratios = []
     for width, height in ((128, 128), (128, 96)):
         task = request(rig.base, width=width, height=height, steps=10)
@@ -283,7 +274,7 @@ def test_the_first_image_of_a_warmed_size_is_as_fast_as_later_ones(
 
 
 def test_images_do_not_depend_on_how_they_were_computed(rig: Rig, engine: Engine) -> None:
-    """Graphs, kept keys and values, and cached prompts change no bit of an image."""
+    """Graphs, kept keys and values, cached prompts change no bit."""
     bare = rig.engine(
         EngineOptions(
             graphs="off", keep_cross_kv=False, prompt_cache_bytes=0,

@@ -18,8 +18,8 @@ from tests.gpu.plugin import Rig
 
 
 def test_parameters_have_the_layout_of_fast_kernels(rig: Rig, engine: Engine) -> None:
-    """(a) Every parameter is aligned to 16 bytes (else cuBLAS and TMA take slow paths), and
-    convolution kernels are channels-last on CUDA (else each convolution transposes its weight)."""
+    """(a) 16-byte alignment (else cuBLAS and TMA are slow), channels-last convolutions (else each
+    transposes its weight)."""
     for module in (engine._unet, engine._vae):
         for name, parameter in module.named_parameters():
             assert parameter.numel() < 8 or parameter.data_ptr() % 16 == 0, name
@@ -28,7 +28,7 @@ def test_parameters_have_the_layout_of_fast_kernels(rig: Rig, engine: Engine) ->
 
 
 def test_a_convolution_transposes_no_weights(rig: Rig) -> None:
-    """(a) A convolution with a row of a slab launches no kernel that changes a memory layout."""
+    """(a) No kernel changes a layout."""
     if not rig.is_cuda:
         pytest.skip("needs CUDA: inspects launched kernels")
     slab = layouts_of(schema_of(SDXL_CONFIGS), channels_last=True)["unet"]
@@ -50,8 +50,7 @@ def test_a_convolution_transposes_no_weights(rig: Rig) -> None:
 
 
 def test_every_history_gives_the_same_weights(rig: Rig, engine: Engine) -> None:
-    """(b) Over 60 switches in random order each recipe's weights equal a fresh engine's, and the
-    base is unchanged. Would catch drift, stale rows, and kernels chosen by the previous recipe."""
+    """(b) Catches drift, stale rows, and kernels chosen by the previous recipe."""
     recipes = rig.recipes()
     fresh = {}
     for recipe in recipes:
@@ -72,8 +71,7 @@ def test_every_history_gives_the_same_weights(rig: Rig, engine: Engine) -> None:
 
 @pytest.mark.parametrize("rank", [4, 32])
 def test_rows_written_together_and_alone(rig: Rig, rank: int) -> None:
-    """(c) Print whether a batched product of SDXL's shapes gives other bits than single rows do.
-    Either is fine, because groups of rows are written whole."""
+    """(c) Print whether bits differ. Either is fine: groups are written whole."""
     dtype = torch.float16 if rig.is_cuda else torch.float32
     shapes = [(1280, 1280), (10240, 1280), (1280, 5120), (640, 640), (1280, 2048)]
     if not rig.is_cuda:
@@ -87,7 +85,7 @@ def test_rows_written_together_and_alone(rig: Rig, rank: int) -> None:
         )
         together = torch.baddbmm(base, up, down)
         again = torch.baddbmm(base, up, down)
-        assert torch.equal(together, again)  # the same product gives the same bits
+        assert torch.equal(together, again)  # the same product, the same bits
         alone = torch.cat([
             torch.baddbmm(base[i : i + 1], up[i : i + 1], down[i : i + 1]) for i in range(6)
         ])  # fmt: skip
@@ -98,9 +96,7 @@ def test_rows_written_together_and_alone(rig: Rig, rank: int) -> None:
 
 @pytest.mark.parametrize("shape", [(640, 640), (320, 320, 3, 3)])
 def test_a_changed_weight_is_rounded_about_once(rig: Rig, shape: tuple[int, ...]) -> None:
-    """(d) The error of pristine + weight · up @ down, as the engine writes it, against float64 is
-    about that of rounding the exact value to the working dtype once. Would catch a product in
-    lower precision (TF32, reduced accumulation)."""
+    """(d) Against float64. Catches products in lower precision (TF32, reduced accumulation)."""
     dtype = torch.float16 if rig.is_cuda else torch.float32
     generator = torch.Generator(rig.device).manual_seed(2)
 
@@ -119,6 +115,6 @@ def test_a_changed_weight_is_rounded_about_once(rig: Rig, shape: tuple[int, ...]
     exact = source.double() + change.view(source.shape)
     error = (target.double() - exact).abs().mean()
     rounding = (exact.to(dtype).double() - exact).abs().mean()
-    # In float32 the sum of 16 products rounds too; a channels-last change is rounded separately.
+    # In float32 the sum of 16 products rounds too; channels-last rounds the change separately.
     limit = 3.0 if not rig.is_cuda else 1.05 if len(shape) == 2 else 1.2
     assert error <= limit * rounding
