@@ -3,23 +3,23 @@
 ::
 
     ServingError
-    ├── Unauthenticated      the API key is missing or invalid
-    ├── NotServed            the platform does not offer this function
-    ├── InvalidRequest       a field has an invalid value; ``field`` names it
-    ├── NotFound             there is no key or member of that name
+    ├── Unauthenticated      no valid API key
+    ├── NotSupported         a function that is not offered
+    ├── InvalidRequest       an invalid ``field``
+    ├── NotFound             no such key or member
     ├── Busy                 a concurrent request does the same; retry later
-    ├── Refused              not admitted: 429 or 503, with ``retry_after_s``
-    ├── BudgetExceeded       the month's engine seconds are used up or reserved
-    ├── DeadlineExceeded     not finished before the deadline
+    ├── Refused              429 or 503, with ``retry_after_s``
+    ├── BudgetExceeded       the month's engine seconds are used or reserved
+    ├── DeadlineExceeded     not finished in time
     ├── Cancelled            the client disconnected
-    ├── ReplicaLost          the replica does not answer, or its state cannot be trusted
-    │   └── ReplicaDied      the replica died during the request
-    ├── GenerationFailed     the engine could not generate; the message says why
-    │   ├── NotFinite        the image is not finite; ``blamed`` names the assets at fault
-    │   └── EngineBroke      an unexpected engine error; counts against the request's assets
-    ├── OutOfMemory          the device lacks memory for the request, even after eviction
-    ├── Quarantined          an asset repeatedly killed replicas; ``blamed`` names it
-    └── CommonsDamaged       the weights shipped with the package are corrupt
+    ├── ReplicaLost          no answer, or an untrusted state
+    │   └── ReplicaDied      died during the request
+    ├── GenerationFailed     the engine could not generate
+    │   ├── NotFinite        the image is not finite
+    │   └── UnexpectedEngineError  counts against the request's assets
+    ├── OutOfMemory          of the device, even after eviction
+    ├── Quarantined          an asset repeatedly killed replicas
+    └── CommonsDamaged       corrupt weights in the package
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from typing import Self
 
 
 class ServingError(Exception):
-    """The base class of all errors of this package."""
+    """The base of this package's errors."""
 
-    #: Engine seconds spent on the failed request, if the request is at fault and not the platform:
-    #: they are charged to the tenant's budget.
+    #: Engine seconds to charge, if the request is at fault.
     engine_s: float = 0.0
 
 
@@ -55,7 +54,7 @@ class InvalidRequest(ServingError):
 
 
 class NotFound(ServingError):
-    """A named object does not exist; ``kind`` is its type: key, member."""
+    """There is no such ``kind``: key or member."""
 
     def __init__(self, kind: str, name: str) -> None:
         super().__init__(kind, name)
@@ -82,7 +81,7 @@ class Refused(ServingError):
 
 
 class BudgetExceeded(ServingError):
-    """The estimate of the request, the rest of the budget and its limit, in engine seconds."""
+    """The estimate, rest and limit in engine seconds."""
 
     def __init__(self, estimate_s: float, left_s: float, limit_s: float) -> None:
         super().__init__(estimate_s, left_s, limit_s)
@@ -96,7 +95,7 @@ class BudgetExceeded(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    """``attempts`` counts how often a replica started the request; 0 if it only waited."""
+    """``attempts`` counts starts on replicas."""
 
     def __init__(self, message: str, attempts: int = 0) -> None:
         super().__init__(message, attempts)
@@ -123,14 +122,13 @@ class GenerationFailed(ServingError):
 
 
 class AssetFault(ServingError):
-    """An error caused by assets; ``blamed`` holds their content keys.
+    """An error caused by assets, by content key in ``blamed``.
 
-    ``{assets}`` in the message stands for the keys; :meth:`named` replaces them by the names used
-    in the request.
+    ``{assets}`` in the message stands for them.
     """
 
     def __init__(self, message: str, blamed: tuple[str, ...] = ()) -> None:
-        super().__init__(message, blamed)  # the raw arguments, so that it unpickles
+        super().__init__(message, blamed)  # raw, for unpickling
         self.message = message
         self.blamed = blamed
 
@@ -138,7 +136,7 @@ class AssetFault(ServingError):
         return self.message.replace("{assets}", ", ".join(self.blamed))
 
     def named(self, names: Mapping[str, str]) -> Self:
-        """Return the same error with the names that the request used for the assets."""
+        """Return the error with the request's names of the assets."""
         unique_names = dict.fromkeys(names.get(key, key) for key in self.blamed)
         assets = ", ".join(map(repr, unique_names))
         return type(self)(self.message.replace("{assets}", assets), self.blamed)

@@ -1,6 +1,6 @@
-"""Structured logging: each line carries the ids of its request, tenant and job.
+"""Structured logs with the ids of request, tenant and job (docs/logs.md).
 
-A log line never contains a prompt, an API key or the name of an asset. See docs/logs.md.
+They never contain prompts, API keys or asset names.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 Format = Literal["text", "json"]
 
-#: ``http``: the id of an HTTP exchange, as in the response headers. ``request``: the id of a
-#: generation. ``tenant``: the id of an organisation. ``job``: the id of an asynchronous job.
+#: Ids of an HTTP exchange (in the response headers), generation, organisation and asynchronous job.
 FIELDS = ("http", "request", "tenant", "job")
 _OURS = ("assets", "orchestrator", "router", "serving")
 _about: ContextVar[MutableMapping[str, str] | None] = ContextVar("about", default=None)
@@ -24,7 +23,7 @@ _about: ContextVar[MutableMapping[str, str] | None] = ContextVar("about", defaul
 
 @contextmanager
 def log_fields(**fields: str) -> Iterator[None]:
-    """Attach ``fields`` to the log lines of this block, and of the tasks started in it."""
+    """Attach ``fields`` to log lines of this block and its tasks."""
     token = _about.set(dict(fields))
     try:
         yield
@@ -33,19 +32,19 @@ def log_fields(**fields: str) -> Iterator[None]:
 
 
 def note(**fields: str) -> None:
-    """Attach more fields for the rest of the enclosing :func:`log_fields` block."""
+    """Attach fields until the :func:`log_fields` block ends."""
     current = _about.get()
     if current is not None:
         current.update(fields)
 
 
 def shortened(job_id: str) -> str:
-    """Return a prefix of a job's id for logs: the full id gives access to the result."""
+    """Return a loggable prefix: the full id gives access to the result."""
     return job_id[:16]
 
 
 def configure(form: Format, level: str) -> None:
-    """Log to standard error: this project's loggers from ``level`` on, all others from WARNING."""
+    """Log to stderr: this project from ``level``, others from WARNING."""
     handler = logging.StreamHandler()
     handler.addFilter(add_fields)
     handler.setFormatter(_Json() if form == "json" else _Text())
@@ -55,15 +54,13 @@ def configure(form: Format, level: str) -> None:
 
 
 def add_fields(record: logging.LogRecord) -> bool:
-    """Set the current fields as attributes of ``record``. A logging filter: always true."""
+    """Set the current fields on ``record``. A filter, always true."""
     for name, value in (_about.get() or {}).items():
         setattr(record, name, value)
     return True
 
 
 class _Json(JsonFormatter):
-    """One JSON object per line, with the fields and the line's ``extra`` values."""
-
     def __init__(self) -> None:
         super().__init__(
             ["levelname", "name", "message"],
@@ -73,8 +70,6 @@ class _Json(JsonFormatter):
 
 
 class _Text(logging.Formatter):
-    """Human-readable lines, with the fields at the end."""
-
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 

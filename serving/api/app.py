@@ -35,7 +35,7 @@ from serving.logs import log_fields
 
 
 def create_app(context: Context) -> FastAPI:
-    """Return the application; its lifespan runs the job worker and the housekeeping."""
+    """Return the application, with job worker and housekeeping."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,9 +53,9 @@ def create_app(context: Context) -> FastAPI:
         title="Asset Orchestrator",
         version=version("asset-orchestrator"),
         lifespan=lifespan,
-        docs_url=None,  # both pages load scripts from third-party servers
+        docs_url=None,  # both pages load third-party scripts
         redoc_url=None,
-        strict_content_type=False,  # a body without a content type is read as JSON
+        strict_content_type=False,  # no content type means JSON
         redirect_slashes=False,  # the Host header would choose the target
     )
     app.state.context = context
@@ -83,7 +83,7 @@ def create_app(context: Context) -> FastAPI:
 
 
 class RequestId:
-    """Middleware that gives each request an id, returned in both headers that clients read."""
+    """Middleware that sets each request's id, in both headers that clients read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -36,18 +36,14 @@ search_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=Sear
 costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=CostlyRoute)
 
 
-#: The largest offset of a listing; ``after`` pages further.
+#: ``after`` pages further.
 MAX_OFFSET = 1_000_000
 OneText = Annotated[str | None, Query(max_length=128)]
 SomeTexts = Annotated[list[Short] | None, Query(max_length=16)]
 
 
 def _transfer(context: Context, asset: Asset, principal: Principal) -> dict[str, Any]:
-    """Return the transfer of an asset: multipart if it was created so, else presigned URLs.
-
-    ``put_url`` is empty unless the asset awaits its upload and the principal may change it;
-    ``get_url`` is empty unless it may download the original.
-    """
+    """URLs are empty unless the principal may use them now."""
     key = upload_key(asset.id)
     may_put = asset.status == "ready_to_upload" and may(principal, "update", asset)
     if may_put and "upload" in asset.data:
@@ -69,7 +65,6 @@ def asset_answer(context: Context, asset: Asset, principal: Principal) -> dict[s
 async def _note(
     context: Context, principal: Principal, act: str, asset: Asset, **details: Any
 ) -> None:
-    """Add an entry to the audit log of the organisation."""
     details["name"] = asset.reference
     await asyncio.to_thread(
         partial(
@@ -85,7 +80,7 @@ async def _note(
 
 @router.post("", **answers_with(response_models.CreatedAsset))
 async def create(body: CreateAsset, context: Ctx, principal: Authenticated) -> dict[str, Any]:
-    """Create an asset, to be uploaded or imported from ``url`` or ``hf_repo``."""
+    """Create an asset to upload, or to import from ``url`` or ``hf_repo``."""
     if body.hf_token_secret:
         raise InvalidRequest(
             "hf_token_secret",
@@ -125,7 +120,7 @@ def _part_upload_size(body: CreateAsset) -> int | None:
 
 @router.get("/{ref:path}/upload", **answers_with(response_models.UploadState))
 async def upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
-    """Return the state of a multipart upload, with new URLs to PUT the missing parts."""
+    """Return a multipart upload's state, with new URLs for missing parts."""
     uploads = context.platform.library.uploads
 
     def read_state() -> dict[str, Any]:
@@ -155,7 +150,7 @@ async def upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, 
 
 @router.delete("/{ref:path}/upload", **answers_with(response_models.DeletedAsset))
 async def abort_upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
-    """Abort an incomplete upload, multipart or not, and delete the asset."""
+    """Abort an incomplete upload and delete the asset."""
     asset = await asyncio.to_thread(context.platform.library.uploads.abort, principal, ref)
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}
 
@@ -182,12 +177,10 @@ async def listing(
     offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
     after: Annotated[str, Query(max_length=64)] = "",
 ) -> JSONResponse:
-    """List the organisation's assets, all public ones, or those shared with the organisation.
+    """List the organisation's assets, all public ones, or those shared with it.
 
-    ``is_public`` selects public assets, ``shared`` those that other organisations share. ``q``
-    holds words, each of which must be a prefix of a word of the name, description or trigger
-    words. ``tag`` can be repeated; all tags must match. ``after`` is the ``next`` of the page
-    before, and stays valid if assets are added or deleted in between.
+    Each word of ``q`` must be a prefix of a word of the name, description or trigger words; all
+    ``tag`` values must match. ``after`` is the last page's ``next``, valid despite changes.
     """
     kinds = [kind for kind in asset_type or [] if kind in ASSET_KINDS]
     is_supported = (
@@ -214,7 +207,7 @@ async def listing(
         after=after,
     )
     page = await asyncio.to_thread(context.platform.library.list, principal, query)
-    # Already JSON: returning a JSONResponse skips FastAPI's walk through all of it.
+    # skips FastAPI's walk through all of it
     return JSONResponse(
         {
             "data": [asset_answer(context, asset, principal) for asset in page.assets],
@@ -229,7 +222,7 @@ async def listing(
 async def complete_upload(
     ref: str, context: Ctx, principal: Authenticated, body: CompleteUpload | None = None
 ) -> dict[str, Any]:
-    """Complete an upload and start the ingest. Can be repeated."""
+    """Complete an upload and start the ingest; repeatable."""
     asset = await asyncio.to_thread(context.platform.library.uploads.complete, principal, ref)
     if asset.status == "uploaded":
         await context.ingest.start(asset)
@@ -238,8 +231,7 @@ async def complete_upload(
 
 @router.get("/{ref:path}/residency", **answers_with(response_models.AssetResidency))
 async def residency(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
-    """Return the locations of each part of an asset: replicas that hold it on their device, and
-    tiers by node. The object store always holds it."""
+    """Return the replicas and tiers by node that hold each part."""
     residency = await context.platform.residency(principal, ref)
     parts = []
     for component, blob in residency.asset.parts.items():
@@ -258,7 +250,7 @@ async def residency(ref: str, context: Ctx, principal: Authenticated) -> dict[st
 
 @router.get("/{ref:path}", **answers_with(response_models.AssetWithTransfer))
 async def get(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
-    """Return an asset, with a URL to download or upload its file."""
+    """Return an asset, with its download or upload URL."""
     asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
     transfer = _transfer(context, asset, principal)
     return {"asset": asset_answer(context, asset, principal), "transfer_api": transfer}
@@ -266,7 +258,7 @@ async def get(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any
 
 @costly_router.post("/{ref:path}/warm", **answers_with(response_models.Warmed))
 async def warm(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
-    """Load an asset into host RAM on every node ahead of its use."""
+    """Load an asset into every node's host RAM."""
     tiers = await context.platform.warm(principal, ref)
     return {"asset_id": ref, "found_on": tiers}
 
@@ -275,17 +267,14 @@ async def warm(ref: str, context: Ctx, principal: Authenticated) -> dict[str, An
 async def change(
     ref: str, body: ChangeAsset, context: Ctx, principal: Authenticated
 ) -> dict[str, Any]:
-    """Change an asset's description, visibility, or a checkpoint's prediction type.
-
-    An asset's bytes never change.
-    """
+    """Change an asset's description, visibility or prediction type, never its bytes."""
     asset = await asyncio.to_thread(context.platform.library.update, principal, ref, body.change())
     is_shared = body.visibility is not None or body.shared_with is not None
     if is_shared:
         seen_by = {"visibility": asset.visibility, "shared_with": list(asset.shared_with)}
         await _note(context, principal, "asset.share", asset, **seen_by)
     if is_shared or body.prediction_type is not None:
-        await context.ingest.start(asset)  # its content keys may have to change
+        await context.ingest.start(asset)  # content keys may change
     return {"asset": asset_answer(context, asset, principal)}
 
 
@@ -301,8 +290,7 @@ async def restore(asset_id: str, context: Ctx, principal: Authenticated) -> dict
 async def delete(
     ref: str, context: Ctx, principal: Authenticated, for_good: bool = False
 ) -> dict[str, Any]:
-    """Delete an asset. It can be restored for a week and counts against the storage until then;
-    ``for_good`` deletes it immediately."""
+    """Delete an asset; restorable and stored for a week unless ``for_good``."""
     asset = await asyncio.to_thread(
         partial(context.platform.library.delete, principal, ref, for_good=for_good)
     )

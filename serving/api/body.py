@@ -1,7 +1,6 @@
 """Parsing of JSON bodies within limits, before any model validates them.
 
-Models report every error they find: 300,000 invalid elements are 300,000 errors. So the number of
-elements, the depth, strings and numbers are checked here for all routes.
+Models report every error: 300,000 invalid elements are 300,000 errors.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ from starlette.exceptions import HTTPException
 from assets.text import is_storable
 from serving.errors import InvalidRequest
 
-#: The most elements in any body; each model's own limits are lower.
+#: Each model's own limits are lower.
 MAX_ELEMENTS = 2_000
 MAX_DEPTH = 16
-#: The most commas and brackets, checked before parsing: parsing a megabyte of them blocks all other
-#: threads. Prompts contain some, too.
+#: Commas and brackets: parsing a megabyte of them blocks all threads. Prompts contain some.
 MAX_MARKS = 20_000
 MAX_INTEGER = 2**63 - 1
 
@@ -32,14 +30,14 @@ class JsonRequest(Request):
     _document: Any = None
 
     async def json(self) -> Any:
-        """Return the document parsed by :meth:`parse`; None if the body is empty."""
+        """Return the parsed document; None if the body is empty."""
         return self._document
 
     async def parse(self) -> None:
         """Read, parse and check the body.
 
         Raises:
-            HTTPException: 415, the content type is not JSON; 400, the body is not JSON.
+            HTTPException: 415, not a JSON content type; 400, not JSON.
             InvalidRequest: the JSON exceeds a limit.
         """
         text = await self.body()
@@ -62,7 +60,6 @@ class JsonRequest(Request):
 
 
 def _media_type(content_type: str | None) -> str:
-    """Return the media type without its parameters; JSON if there is no header."""
     return (content_type or "application/json").partition(";")[0].strip().lower()
 
 
@@ -71,7 +68,6 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _check(document: Any) -> None:
-    """Raise InvalidRequest if ``document`` exceeds a limit."""
     pending: list[tuple[Any, int]] = [(document, 0)]
     elements = 0
     while pending:

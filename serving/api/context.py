@@ -19,16 +19,16 @@ from serving.bootstrap.backends import Backends
 from serving.generation.service import GenerationService
 from serving.jobs.watch import JobWatcher
 
-#: The longest validity of a download URL; every response has a new one.
+#: Every response has a new download URL.
 _DOWNLOAD_EXPIRES_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The dependencies of the routes, created once per process by the composition root.
+    """The dependencies of the routes, one per process.
 
-    ``open_tenant`` is charged for ``POST /generate`` without a key; empty: a key is required.
-    ``status`` returns the response of /v1/status.
+    ``POST /generate`` without a key uses ``open_tenant``; empty: a key is required. ``status``
+    answers /v1/status.
     """
 
     platform: GenerationService
@@ -42,30 +42,29 @@ class Context:
     open_tenant: str
     open_requests_per_min: int
     status: Callable[[], Any]
-    #: Set when a job is accepted, so that the worker claims it without waiting for its next poll.
+    #: Wakes the worker for a job.
     new_job: asyncio.Event = field(default_factory=asyncio.Event)
     job_watch: JobWatcher = field(init=False)
-    #: Serialises each tenant's requests that read many rows.
+    #: Serialises a tenant's requests that read many rows.
     searches: TenantLocks = field(default_factory=TenantLocks)
-    #: The cached values of public routes.
+    #: Of public routes.
     recent: RecentCache = field(default_factory=RecentCache)
-    #: Running checks of /readyz by component: (start in seconds of the loop's clock, check).
+    #: Running /readyz checks: (start on the loop's clock, check).
     probes: dict[str, list[tuple[float, asyncio.Future[Any]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # The dataclass is frozen.
         object.__setattr__(self, "job_watch", JobWatcher(self.backends.jobs))
 
     def url(self, path: str) -> str:
         return f"{self.public_url}/{path}"
 
     def signed_url(self, verb: str, key: str) -> str:
-        """Return a URL for one verb on one object, signed by the store or else by the platform."""
+        """Return a URL for one verb and object, signed by store or platform."""
         store_signed = (
             self.backends.store.signed_put if verb == "PUT" else self.backends.store.signed_get
         )
         expires_s = self.url_expires_s
-        if verb == "GET":  # an external store does not know of deletions
+        if verb == "GET":  # external stores do not know of deletions
             expires_s = min(expires_s, _DOWNLOAD_EXPIRES_S)
         if url := store_signed(key, expires_s):
             return url
@@ -78,7 +77,7 @@ def context_of(request: Request) -> Context:
 
 
 def answer_headers(request: Request) -> dict[str, str]:
-    """Return the mutable extra headers of the response, which apply to errors, too."""
+    """Return the mutable extra headers, also of errors."""
     headers: dict[str, str] = request.scope.setdefault("answer_headers", {})
     return headers
 

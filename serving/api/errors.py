@@ -1,7 +1,6 @@
-"""The mapping of exceptions to HTTP errors, all of the form {"code", "message", "request_id"}.
+"""Maps exceptions to HTTP errors: {"code", "message", "request_id"}.
 
-A 422 also has ``detail``, a list, because OctoAI's client parses it: a string there makes the
-client raise a pydantic error instead.
+A 422 also has the list ``detail``; OctoAI's client cannot parse a string.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from serving.errors import (
 
 log = logging.getLogger(__name__)
 
-#: (exception class, status, code). The first class that matches wins.
+#: (exception class, status, code); the first match wins.
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (NotSupported, 501, "not_served"),
     (Unauthenticated, 401, "unauthenticated"),
@@ -84,12 +83,12 @@ _BY_STATUS = {
     400: "bad_request", 404: "not_found", 405: "method_not_allowed", 408: "too_slow",
     413: "too_large", 415: "unsupported_media_type", 431: "too_large",
 }  # fmt: skip
-#: Limits on error bodies: they quote texts and lists of the request, which may be long.
+#: Error bodies quote the request's texts and lists.
 _MAX_MESSAGE, _MAX_DETAILS, _MAX_DETAIL, _MAX_LOC = 1_000, 20, 200, 64
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Return the status, body (without ``request_id``) and headers of an error."""
+    """Return an error's status, body (without ``request_id``) and headers."""
     status, body, headers = _describe(error)
     return status, {**body, "message": _cut(body["message"], _MAX_MESSAGE)}, headers
 
@@ -139,7 +138,6 @@ def install(app: FastAPI) -> None:
 
 
 def _detail(loc: Sequence[Any], message: str, code: str) -> dict[str, Any]:
-    """Return one error in pydantic's format, without the invalid value."""
     cut_loc = [_cut(part, _MAX_LOC) if isinstance(part, str) else part for part in loc]
     return {"loc": cut_loc, "msg": _cut(message, _MAX_DETAIL), "type": code}
 
@@ -149,7 +147,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _allowed(request: Request) -> list[str]:
-    """Return the methods of all routes of this path; each route knows only its own."""
+    """Each route knows only its own methods."""
     methods: set[str] = set()
     for included in request.app.routes:
         router = getattr(included, "original_router", None)
@@ -162,8 +160,7 @@ def _allowed(request: Request) -> list[str]:
 class ErrorMiddleware:
     """Middleware that answers unexpected errors.
 
-    An application's own catch-all handler runs outside all middleware, where the request's id and
-    log fields are unknown.
+    A catch-all handler would run outside all middleware, without request id and log fields.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -38,9 +38,9 @@ _HEADERS = reads_headers(
 async def generate_sdxl(
     body: GenerateRequest, request: Request, context: Ctx, principal: Authenticated
 ) -> dict[str, Any] | Response:
-    """Generate images. With the header ``X-OctoAI-Async: 1``, return at once with a URL to poll.
+    """Generate images, once per ``Idempotency-Key``.
 
-    Requests with the same ``Idempotency-Key`` are generated once.
+    ``X-OctoAI-Async: 1`` returns at once with a URL to poll.
     """
     key = idempotency.key_of(request)
     if request.headers.get("x-octoai-async") == "1":
@@ -59,7 +59,7 @@ async def generate_sdxl(
 async def once(
     body: GenerateRequest, request: Request, context: Context, principal: Principal, key: str
 ) -> Job:
-    """Wait for the job of an idempotency key, whichever request started it, and return it."""
+    """Wait for an idempotency key's job and return it."""
     job = await idempotency.accept(context, principal, body, key)
     waiting = idempotency.finished(context, job, context.platform.timeout_s)
     return await run_while_connected(request, waiting)

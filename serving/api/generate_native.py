@@ -1,4 +1,4 @@
-"""The native generation route: images by URL, and no key needed if a tenant is open."""
+"""The native generation route: images by URL, keyless for an open tenant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serving.jobs.store import Job
 
 
 class OpenTenantRoute(CostlyRoute):
-    """Accepts requests without a key as anonymous if an open tenant is configured."""
+    """Accepts keyless requests to an open tenant."""
 
     needs_key = False
 
@@ -51,9 +51,9 @@ _HEADERS = reads_headers(
 async def generate_native(
     body: GenerateRequest, request: Request, context: Ctx, principal: Authenticated
 ) -> dict[str, Any] | Response:
-    """Generate images, store them, and return their URLs.
+    """Generate and store images; return their URLs.
 
-    A key is needed unless the operator has set an open tenant (AO_OPEN_TENANT).
+    A key is needed unless AO_OPEN_TENANT is set.
     """
     key = idempotency.key_of(request)
     if key is not None:
@@ -81,10 +81,9 @@ async def _store_images(
     encoding: str,
     job: Job | None = None,
 ) -> dict[str, Any]:
-    """Store the images of ``result``; return the response with their URLs."""
     files = []
     for index, image in enumerate(result["images"]):
-        # A job's names are the same each time; both kinds of name are unguessable.
+        # Stable for a job; always unguessable.
         secret = context.signer.derived("picture", job.id, str(index)) if job else None
         name = f"{secret or secrets.token_urlsafe(24)}.{encoding}"
         stored_key = image_key(name)

@@ -21,9 +21,8 @@ from serving.api.openapi import answers_bytes, answers_with
 router = APIRouter(tags=["health"], route_class=OpenRoute)
 log = logging.getLogger(__name__)
 
-#: The timeout of each component's check.
 _CHECK_TIMEOUT_S = 5.0
-#: After this time, a second check is started beside one that hangs.
+#: Then a second check starts beside a hanging one.
 _HUNG_AFTER_S = 60.0
 
 
@@ -31,16 +30,15 @@ _HUNG_AFTER_S = 60.0
 @router.get("/healthcheck", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
 async def alive() -> dict[str, str]:
-    """Return 200 while this gateway runs. /readyz checks what is behind it."""
+    """Return 200 while this gateway runs; /readyz checks its backends."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", **answers_with(response_models.Ready, statuses=(200, 503)))
 async def ready(context: Ctx) -> JSONResponse:
-    """Return 200 if the platform can generate, else 503; both with the state of each component.
+    """Return 200 if the platform can generate, else 503, by component.
 
-    Ready means that the database responds, the object store has the model, and a replica is up or
-    a pool can scale up from zero.
+    It needs the database, the model in the store, and a replica up or a pool that scales from zero.
     """
     body = await context.recent.get("ready", lambda: _parts(context))
     return JSONResponse(body, 200 if body["status"] == "ready" else 503)
@@ -60,10 +58,9 @@ async def _parts(context: Context) -> dict[str, str]:
 
 
 async def _state(context: Context, part: str, check: Callable[[], Coroutine[Any, Any, Any]]) -> str:
-    """Return ``ok``, or the type of the component's error.
+    """Return ``ok`` or the error's type.
 
-    Probes share one check per component, so that a store that hangs does not occupy all threads.
-    After _HUNG_AFTER_S a second check is started, in case only the first hangs; never a third.
+    Probes share a check, so a hanging store occupies few threads; at most two run.
     """
     now = asyncio.get_running_loop().time()
     running = [probe for probe in context.probes.get(part, ()) if not probe[1].done()]
@@ -77,7 +74,7 @@ async def _state(context: Context, part: str, check: Callable[[], Coroutine[Any,
         kind = type(error).__name__
         log.warning("not ready: %s: %s", part, kind)
         log.debug("not ready", exc_info=True)
-        return kind  # without the message: the route is public
+        return kind  # the route is public
     return "ok"
 
 
@@ -88,7 +85,7 @@ class NotReady(Exception):
 async def _can_generate(context: Context) -> None:
     for pool in await context.platform.pools():
         if "replicas" not in pool or not pool["max"]:
-            continue  # its dispatcher does not respond, or it is switched off
+            continue  # unresponsive or switched off
         if pool["min"] == 0 or any(replica["state"] == "up" for replica in pool["replicas"]):
             return
     raise NotReady
@@ -96,13 +93,13 @@ async def _can_generate(context: Context) -> None:
 
 @router.get("/v1/status", **answers_with(response_models.Status))
 async def status(context: Ctx) -> Any:
-    """Return the queue length and the state of each replica."""
+    """Return the queue length and each replica's state."""
     return await context.recent.get("status", context.status)
 
 
 @router.get("/metrics", **answers_bytes("text/plain"))
 async def prometheus(context: Ctx) -> Response:
-    """Return the metrics of all pools and of this node's gateways (docs/metrics.md)."""
+    """Return the metrics of all pools and this node's gateways (docs/metrics.md)."""
 
     async def exposition() -> bytes:
         families = await context.platform.families()

@@ -10,16 +10,16 @@ from serving.api.context import Context
 
 log = logging.getLogger(__name__)
 
-#: The interval. A deletion that an unreachable replica missed takes effect within this time.
+#: Bounds the delay of deletions that unreachable replicas missed.
 SWEEP_S = 30.0
-#: The ingest of an upload is restarted if it has not ended after this time.
+#: Then an upload's ingest is restarted.
 STALE_UPLOAD_S = 300.0
-#: How often to meter storage; each hour is charged once however often this is.
+#: Each hour is charged once however often this is.
 _METER_S = 600.0
 
 
 async def run_housekeeping(context: Context) -> None:
-    """Run all tasks every SWEEP_S until cancelled; failures are logged and retried."""
+    """Run all tasks every SWEEP_S, despite failures."""
     while True:
         for task in (_expire, _restart_ingests, _account, _forget, _hold_pinned, _reconcile):
             try:
@@ -38,7 +38,7 @@ async def _expire(context: Context) -> None:
 
 
 async def _restart_ingests(context: Context) -> None:
-    """Restart ingests that died. Starting one twice is harmless."""
+    """Starting one twice is harmless."""
     for asset in await asyncio.to_thread(context.platform.library.stale_uploads, STALE_UPLOAD_S):
         await context.ingest.start(asset)
 
@@ -54,7 +54,7 @@ async def _forget(context: Context) -> None:
 
 
 async def _hold_pinned(context: Context) -> None:
-    """Send the pins repeatedly, since a restarted dispatcher does not know them."""
+    """Repeat the pins: a restarted dispatcher has none."""
     await context.platform.hold(await asyncio.to_thread(context.backends.pins.keys))
 
 

@@ -1,10 +1,8 @@
-"""``Idempotency-Key``: repeated requests with the same key are generated once.
+"""``Idempotency-Key``: requests with the same key are generated once.
 
-The request becomes a job whose id is derived from the tenant and the key, so the database decides
-which of many concurrent requests is the first, across all gateways. All of them wait for that job
-and get its response, including an error of the request; after a server error or a refusal, the
-next request with the key restarts the job. A key reused with another body is refused. Keys are
-kept as long as results are (AO_RESULTS_KEPT_S, a day by default).
+The tenant and key determine a job's id: the database decides which request is first, across
+gateways. All get its response, request errors included; after a server error or refusal, the next
+request restarts it. Keys live as long as results (AO_RESULTS_KEPT_S).
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ _MAX_KEY_CHARS = 255
 
 
 def key_of(request: Request) -> str | None:
-    """Return the request's key, if any. Raises InvalidRequest if it is malformed."""
+    """Return the key, if any. Raises InvalidRequest if malformed."""
     key = request.headers.get(HEADER)
     if key is not None and not (
         0 < len(key) <= _MAX_KEY_CHARS and key.isascii() and key.isprintable()
@@ -43,27 +41,27 @@ def key_of(request: Request) -> str | None:
     return key
 
 
-#: Fields that do not change the images.
+#: Without effect on the images.
 _NO_CONTENT = {"priority", "gpu"}
 
 
 async def accept(
     context: Context, principal: Principal, body: GenerateRequest, key: str | None
 ) -> Job:
-    """Return the job of this request: a new one, or the existing one of the idempotency key.
+    """Return the request's job, new or existing.
 
     Raises:
-        Forbidden: the role of the API key may not generate.
-        AssetError, InvalidRequest: the request is invalid; the idempotency key is not used up.
-        InvalidRequest: the idempotency key was used for another request.
-        Refused: the tenant has too many unfinished jobs.
-        BudgetExceeded, QuotaExceeded: the month's budget, or the storage, has no room for it.
+        Forbidden: the role may not generate.
+        AssetError, InvalidRequest: invalid; the key stays unused.
+        InvalidRequest: the key of another request.
+        Refused: too many unfinished jobs.
+        BudgetExceeded, QuotaExceeded: no budget or storage left.
     """
     require(principal, "use")
     job = job_id = digest = None
     if key is not None:
         digest = hashlib.sha256(body.model_dump_json(exclude=_NO_CONTENT).encode()).hexdigest()
-        # Anonymous clients share a tenant: a key must not reveal another client's use of it.
+        # Anonymous clients must not learn of each other's keys in their shared tenant.
         owner = (
             (principal.queue_id, digest)
             if principal.role == "anonymous"
@@ -75,7 +73,7 @@ async def accept(
         await check_room(context, principal)
         generation_request = body.to_request()
         work, pool = await context.platform.check(principal, generation_request)
-        # The seeds are fixed now, so that a retry generates the same images.
+        # A retry must generate the same images.
         seeds = list(generation_request.seeds)
         fixed = body.model_copy(update={"seed": seeds, "gpu": pool or None})
         job = await asyncio.to_thread(
@@ -83,7 +81,7 @@ async def accept(
         )
         reach("job.accepted")
     elif job.asked_by.get("member_id", "") != principal.member_id:
-        # This member may not have access to all the assets.
+        # This member may lack access to the assets.
         await context.platform.check(principal, body.to_request())
     if job.body_digest != digest:
         raise InvalidRequest(HEADER, "this key was used for another request; use a new key")
@@ -98,7 +96,7 @@ async def accept(
 
 
 async def check_room(context: Context, principal: Principal) -> None:
-    """Make room for a result, which is stored. Raises QuotaExceeded if the plan has none."""
+    """Make room for a result. Raises QuotaExceeded if impossible."""
     if principal.plan.storage_bytes is not None:
         uploads = context.platform.library.uploads
         await asyncio.to_thread(uploads.room, principal)
@@ -108,11 +106,10 @@ async def check_room(context: Context, principal: Principal) -> None:
 
 
 async def finished(context: Context, job: Job, timeout_s: float) -> Job:
-    """Wait for a job and return it.
+    """Wait for a job.
 
     Raises:
-        DeadlineExceeded: it takes longer than ``timeout_s``. The job continues, and a request with
-            the same key waits for it again.
+        DeadlineExceeded: after ``timeout_s``; the job continues.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -124,7 +121,7 @@ async def finished(context: Context, job: Job, timeout_s: float) -> Job:
 
 
 async def answer_of(context: Context, job: Job) -> Response:
-    """Return the response of a finished job."""
+    """Return a finished job's response."""
     if job.error is not None:
         return JSONResponse(job.error["body"], job.error["status"])
     data = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))

@@ -1,4 +1,4 @@
-"""The work of a job, in OctoAI's wire format: its stored request, its result and its error."""
+"""A job's work, in OctoAI's format: its request, result and error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ApiJobWork:
 
 
 def job_runner(context: Context) -> JobRunner:
-    """The background worker of this gateway's application."""
+    """Return this gateway's background worker."""
     backends = context.backends
     work = ApiJobWork(context.platform, backends)
     return JobRunner(backends.jobs, work, context.new_job, context.job_watch)

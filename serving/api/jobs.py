@@ -1,4 +1,4 @@
-"""Routes for the state and the result of asynchronous jobs."""
+"""Routes for asynchronous jobs' states and results."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ router = APIRouter(tags=["generate"], route_class=OpenRoute)
 
 @router.get("/v1/jobs/{job_id}", **answers_with(response_models.JobState))
 async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
-    """Return the state of a job. No key is needed: the id is unguessable.
+    """Return a job's state, keyless: the id is unguessable.
 
-    ``starting`` is the start-up progress of the GPU pool while it scales up from zero. A failed
-    job is ``completed``, too, as in OctoAI's API; its ``response_url`` returns the error.
+    ``starting`` is the GPU pool's progress from zero. Failed jobs are ``completed``, as in OctoAI's
+    API, with the error at ``response_url``.
     """
     job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None:
@@ -39,7 +39,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
 
 @router.get("/v1/jobs/{job_id}/result", **answers_with(response_models.Generated))
 async def result(job_id: str, context: Ctx) -> Response:
-    """Return the response of a finished job. No key is needed."""
+    """Return a finished job's response, keyless."""
     job = await asyncio.to_thread(context.backends.jobs.get, job_id)
     if job is None or job.status not in FINISHED:
         raise AssetNotFound(job_id)

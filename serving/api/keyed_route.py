@@ -19,7 +19,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class OpenRoute(APIRoute):
-    """A route without a key: its response is public, or its URL is the secret."""
+    """A route without a key: public, or with a secret URL."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -33,13 +33,12 @@ class OpenRoute(APIRoute):
 
 
 class KeyedRoute(OpenRoute):
-    """Authenticates and counts against the tenant's rate limit before the body is read."""
+    """Authenticates and counts a request before reading the body."""
 
-    #: Whether every request needs a key.
     needs_key = True
-    #: Whether it uses engine or node time, and counts as a whole request.
+    #: Uses engine or node time; counts as a whole request.
     is_costly = False
-    #: Whether it reads many rows; such requests of a tenant run one at a time.
+    #: Reads many rows; one at a time per tenant.
     takes_turns = False
 
     def get_route_handler(self) -> Handler:
@@ -59,7 +58,7 @@ class KeyedRoute(OpenRoute):
         return admit
 
     async def authenticate(self, context: Context, request: Request) -> Principal:
-        """Return the request's principal. Raises Unauthenticated."""
+        """Return the principal. Raises Unauthenticated."""
         return await principal_with(context, bearer(request))
 
 
@@ -70,7 +69,7 @@ class CostlyRoute(KeyedRoute):
 
 
 class SearchRoute(KeyedRoute):
-    """A route that reads many database rows."""
+    """A route that reads many rows."""
 
     takes_turns = True
 
@@ -82,13 +81,13 @@ async def _parsed(request: Request) -> JsonRequest:
 
 
 def bearer(request: Request) -> str | None:
-    """Return the Bearer token of the Authorization header, if any."""
+    """Return the Bearer token, if any."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 
 async def principal_with(context: Context, key: str | None) -> Principal:
-    """Return the principal of ``key``. Raises Unauthenticated."""
+    """Return a key's principal. Raises Unauthenticated."""
     keyring = context.backends.directory.keyring
     cached = keyring.known(key)
     return cached if cached is not None else await asyncio.to_thread(keyring.authenticate, key)
@@ -97,7 +96,7 @@ async def principal_with(context: Context, key: str | None) -> Principal:
 async def spend(
     context: Context, request: Request, principal: Principal, *, is_costly: bool
 ) -> None:
-    """Count a request against the tenant's rate limit, and add the quota's response headers.
+    """Count a request; set the quota headers.
 
     Raises:
         RateLimited: the quota is used up.
@@ -116,9 +115,8 @@ async def spend(
 
 
 def principal_of(request: Request) -> Principal:
-    """Return the principal that the route has authenticated."""
+    """Return the authenticated principal."""
     return cast(Principal, request.state.principal)
 
 
-#: The authenticated principal of a request.
 Authenticated = Annotated[Principal, Depends(principal_of)]

@@ -1,4 +1,4 @@
-"""Limits on requests before routing: valid text, size of the head, size and rate of the body."""
+"""Limits on requests before routing: text, head size, body size and rate."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from serving.api.protocol import MAX_HEAD_BYTES
 from serving.errors import InvalidRequest
 
 MAX_JSON_BYTES = 1 << 20
-#: JSON bodies declared longer than this get a 413, shorter ones over MAX_JSON_BYTES a 422.
+#: JSON declared longer gets a 413, shorter over MAX_JSON_BYTES a 422.
 MAX_BODY_BYTES = 16 << 20
-#: The time to receive a whole body that is read into memory.
+#: For a whole body in memory.
 BODY_S = 30.0
-#: An upload that is slower than this over a period of PACE_S is aborted.
+#: Slower uploads over PACE_S are aborted.
 MIN_UPLOAD_BYTES_PER_S = 8 << 10
 PACE_S = 30.0
 _UPLOAD = re.compile(r"/objects/")
@@ -31,9 +31,9 @@ class LimitsMiddleware:
     """ASGI middleware that enforces the limits.
 
     Raises:
-        HTTPException: 400, the URL contains NUL; 408, the body is too slow; 413, the body is far
-            too long; 415, the body is compressed; 431, the head is too long.
-        InvalidRequest: the body is longer than any valid one.
+        HTTPException: 400, NUL in the URL; 408, slow body; 413, long body; 415, compressed body;
+            431, long head.
+        InvalidRequest: the body exceeds any valid one.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -45,7 +45,7 @@ class LimitsMiddleware:
             return
         _check_head(scope)
         if _UPLOAD.match(scope["path"]):
-            receive = _paced(receive)  # the upload route limits the size
+            receive = _paced(receive)  # the route limits the size
         else:
             is_preview = scope["method"] == "PUT" and _PREVIEW.match(scope["path"])
             limit = MAX_PREVIEW_BYTES if is_preview else MAX_JSON_BYTES
@@ -70,10 +70,7 @@ def _check_head(scope: Scope) -> None:
 
 
 def _bounded(receive: Receive, limit: int, declared: int) -> Receive:
-    """Return a ``receive`` that limits a body to ``limit`` bytes within BODY_S.
-
-    Checked when the route reads the body, which is after authentication.
-    """
+    """Checked when the route reads the body: after authentication."""
     received = 0
     deadline: float | None = None
     is_whole = False
@@ -100,7 +97,6 @@ def _bounded(receive: Receive, limit: int, declared: int) -> Receive:
 
 
 def _paced(receive: Receive) -> Receive:
-    """Return a ``receive`` for a body of any length that enforces a minimum rate."""
     bytes_in_period, period_end = 0, 0.0
     is_whole = False
 
@@ -125,11 +121,7 @@ def _paced(receive: Receive) -> Receive:
 
 
 def _too_long(declared: int | None, limit: int) -> Exception:
-    """Return the error for a body over ``limit``.
-
-    The limits of the fields keep every valid JSON body below MAX_JSON_BYTES: a declared body that
-    is somewhat longer must have an invalid field, hence the 422.
-    """
+    """Valid fields keep JSON below MAX_JSON_BYTES, so slightly longer bodies get a 422."""
     reason = f"the body exceeds {limit} bytes"
     if limit != MAX_JSON_BYTES or declared is None or declared > MAX_BODY_BYTES:
         return HTTPException(413, reason)

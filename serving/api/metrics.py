@@ -1,7 +1,6 @@
-"""Prometheus metrics of HTTP responses, summed over the gateway processes of this machine.
+"""Prometheus metrics of HTTP responses, summed over this machine's gateways.
 
-If ``PROMETHEUS_MULTIPROC_DIR`` is set, all gateway processes share it and each exports the sum;
-otherwise a process exports its own counts.
+They share ``PROMETHEUS_MULTIPROC_DIR``; unset, each exports its own.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 log = logging.getLogger(__name__)
 
 _OWN = CollectorRegistry()
-#: Polled every few seconds by monitoring; logged at debug level.
+#: Frequent; logged at debug level.
 _PROBES = ("/healthz", "/health", "/healthcheck", "/readyz", "/metrics", "/v1/status")
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 REQUESTS = Counter(
@@ -35,9 +34,9 @@ SECONDS = Histogram(
 
 
 class MetricsMiddleware:
-    """Middleware that counts, times and logs every response.
+    """Middleware that counts, times and logs responses.
 
-    All paths without a route share one label, so that a scan does not create labels.
+    Paths without a route share a label, so scans create none.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -70,7 +69,7 @@ class MetricsMiddleware:
                 status = str(message["status"])
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                count()  # here: background tasks of the response must not delay it
+                count()  # not after the response's background tasks
 
         try:
             await self._app(scope, receive, send_and_watch)
@@ -87,7 +86,7 @@ class _StaticCollector(Collector):
 
 
 def exposition(families: Sequence[Metric]) -> bytes:
-    """Return the HTTP metrics and ``families`` in the Prometheus text format."""
+    """Return the HTTP metrics and ``families`` as Prometheus text."""
     registry = CollectorRegistry()
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

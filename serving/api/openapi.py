@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own, completed by security, errors and response models."""
+"""The OpenAPI document: FastAPI's own, with security, errors and response models."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from serving.api.response_models import Error
 
 _BINARY = {"type": "string", "format": "binary"}
 _JSON = "application/json"
-#: The error statuses of all routes; of routes with a key; of routes with a body.
+#: Of all routes; of routes with a key; of routes with a body.
 _ANY, _KEYED = (400, 403, 404, 422, 431, 503), (401, 429)
 _WITH_BODY = (402, 408, 409, 413, 415)
 
 
 def answers_with(model: type[BaseModel], *, statuses: Sequence[int] = (200,)) -> dict[str, Any]:
-    """Return decorator arguments of a route that responds with ``model``."""
+    """Return the decorator arguments of a route that responds with ``model``."""
     content = {_JSON: {"schema": _reference(model)}}
     responses = {status: {"content": content} for status in statuses}
     return {"response_model": None, "responses": responses}
 
 
 def answers_bytes(*media_types: str) -> dict[str, Any]:
-    """Return decorator arguments of a route that responds with a file of one of these types."""
+    """Return the decorator arguments of a route that responds with a file."""
     content = {media_type: {"schema": _BINARY} for media_type in media_types}
     responses = {200: {"content": content}}
     return {"response_model": None, "response_class": Response, "responses": responses}
 
 
 def reads_bytes(*media_types: str) -> dict[str, Any]:
-    """Return the ``openapi_extra`` of a route whose body is a file."""
+    """Return the ``openapi_extra`` of a file body."""
     content = {media_type: {"schema": _BINARY} for media_type in media_types}
     return {"requestBody": {"content": content, "required": True}}
 
 
 def reads_headers(**described: str) -> dict[str, Any]:
-    """Return the ``openapi_extra`` for request headers, named with underscores for dashes."""
+    """Return the ``openapi_extra`` of headers, with underscores for dashes."""
     return {
         "parameters": [
             {
@@ -91,7 +91,7 @@ def _complete(operation: dict[str, Any], security: list[Mapping[str, Any]] | Non
     statuses = (*_ANY, *(_KEYED if security else ()))
     statuses += _WITH_BODY if "requestBody" in operation else ()
     responses = operation["responses"]
-    responses.pop("422", None)  # FastAPI's own error model, which this API does not use
+    responses.pop("422", None)  # FastAPI's unused error model
     for status in statuses:
         content = {_JSON: {"schema": _reference(Error)}}
         error = {"description": _MEANING[status], "content": content}
@@ -102,7 +102,6 @@ def _complete(operation: dict[str, Any], security: list[Mapping[str, Any]] | Non
 
 
 def _security(app: FastAPI) -> Iterator[tuple[tuple[str, str], list[Mapping[str, Any]]]]:
-    """Yield ((method, path), security requirements) of the routes with a key."""
     for included in app.routes:
         router = getattr(included, "original_router", None)
         for route in router.routes if router else ():
@@ -115,7 +114,6 @@ def _security(app: FastAPI) -> Iterator[tuple[tuple[str, str], list[Mapping[str,
 
 
 def _model_names(value: Any) -> set[str]:
-    """Return the names of the models to which ``value``, part of the document, refers."""
     if isinstance(value, list):
         return set().union(*map(_model_names, value))
     if not isinstance(value, dict):

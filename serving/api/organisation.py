@@ -32,7 +32,7 @@ _ROWS_AT_ONCE = 200
 
 
 async def owner_of(principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
-    """Return the principal. Raises Forbidden unless it is an owner."""
+    """Return the principal. Raises Forbidden unless an owner."""
     require_owner(principal)
     return principal
 
@@ -50,7 +50,7 @@ class NewMember(RequestModel):
 
 
 class NewApiKey(RequestModel):
-    """An API key to create, for the organisation or for ``member``."""
+    """A new API key, of the organisation or ``member``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -61,7 +61,7 @@ class NewApiKey(RequestModel):
 
 
 class Rotate(RequestModel):
-    """A key rotation: the old key is valid for ``overlap_s`` more seconds."""
+    """A key rotation; the old key expires in ``overlap_s``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -70,7 +70,7 @@ class Rotate(RequestModel):
 
 @router.get("/organisation", **answers_with(response_models.Organisation))
 async def organisation(context: Ctx, principal: Authenticated) -> dict[str, Any]:
-    """Return the organisation and key of the request, the plan and its usage."""
+    """Return the request's organisation and key, plan and usage."""
 
     def read_usage() -> dict[str, Any]:
         budget = context.backends.meter.budget(principal.tenant_id)
@@ -105,10 +105,7 @@ async def usage(
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """List the rows of the ledger, one per image and one per hour of storage, with their sums.
-
-    ``after`` is the ``next`` of the page before.
-    """
+    """List ledger rows and sums; ``after`` is the last page's ``next``."""
     since_s, until_s = _span(since, until)
 
     def read() -> tuple[Any, Any]:
@@ -129,7 +126,7 @@ async def usage(
 async def usage_csv(
     context: Ctx, principal: Authenticated, since: Since = None, until: Until = None
 ) -> StreamingResponse:
-    """Export all rows of the period as CSV."""
+    """Export the period's rows as CSV."""
     since_s, until_s = _span(since, until)
     rows = context.backends.meter.iter_usage(principal.tenant_id, since_s, until_s)
     headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
@@ -181,7 +178,7 @@ async def audit(
     before: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """List the audit log, newest first; ``before`` is the last id of the page before."""
+    """List the audit log, newest first; ``before`` is the last page's last id."""
     acts = await asyncio.to_thread(context.backends.audit.acts, principal.tenant_id, limit, before)
     return {"data": [{**asdict(act), "at": timestamp(act.at_s)} for act in acts]}
 
@@ -206,7 +203,7 @@ async def add_member(body: NewMember, context: Ctx, principal: Owner) -> dict[st
 
 @router.delete("/members/{name}", **answers_with(response_models.RemovedMember))
 async def remove_member(name: str, context: Ctx, principal: Owner) -> dict[str, Any]:
-    """Remove a member and revoke its keys; owners keep access to its private assets."""
+    """Remove a member and revoke its keys; owners keep private assets."""
     await asyncio.to_thread(
         context.backends.directory.remove_member, principal.tenant_name, name, principal.key_id
     )
@@ -221,7 +218,7 @@ async def keys(context: Ctx, principal: Owner) -> dict[str, Any]:
 
 @router.post("/keys", **answers_with(response_models.NewKey))
 async def add_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, Any]:
-    """Create an API key. Only this response contains it."""
+    """Create an API key, shown only once."""
     until_s = body.expires_at.timestamp() if body.expires_at else None
     key = await asyncio.to_thread(
         context.backends.directory.keyring.add_key,
@@ -239,7 +236,7 @@ async def add_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, 
 async def rotate_key(
     key_id: str, context: Ctx, principal: Owner, body: Rotate | None = None
 ) -> Any:
-    """Create a replacement of a key, which itself expires after the overlap."""
+    """Replace a key, which expires after the overlap."""
     overlap_s = (body or Rotate()).overlap_s  # type: ignore[call-arg]
     key = await asyncio.to_thread(
         context.backends.directory.keyring.rotate_key,
@@ -253,7 +250,7 @@ async def rotate_key(
 
 @router.delete("/keys/{key_id}", **answers_with(response_models.RevokedKey))
 async def revoke_key(key_id: str, context: Ctx, principal: Owner) -> dict[str, Any]:
-    """Revoke a key. Every gateway rejects it within seconds."""
+    """Revoke a key, within seconds everywhere."""
     await asyncio.to_thread(
         context.backends.directory.keyring.revoke_key,
         key_id,

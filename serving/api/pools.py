@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/pools", tags=["pools"], route_class=OpenRoute)
 
 @router.get("", **answers_with(response_models.Pools))
 async def list_pools(context: Ctx) -> dict[str, Any]:
-    """Return all pools. The first is the default."""
+    """Return all pools, the default first."""
     return {"data": await _pools(context)}
 
 

@@ -29,7 +29,7 @@ costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=Cost
 
 
 class GeneratePreview(RequestModel):
-    """The parameters of a generated preview; ``weight`` is that of a LoRA."""
+    """A generated preview; ``weight`` is a LoRA's."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,7 +48,7 @@ class GeneratePreview(RequestModel):
 async def upload(
     ref: str, request: Request, context: Ctx, principal: Authenticated
 ) -> dict[str, Any]:
-    """Upload a preview as PNG, JPEG or WebP. A smaller PNG of it is stored."""
+    """Upload a PNG, JPEG or WebP; a smaller PNG is stored."""
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
@@ -67,11 +67,7 @@ async def upload(
 async def generate(
     ref: str, body: GeneratePreview, request: Request, context: Ctx, principal: Authenticated
 ) -> dict[str, Any]:
-    """Generate a preview with the asset.
-
-    Charged like any image, and only once for the same ``Idempotency-Key``; equal requests generate
-    equal images.
-    """
+    """Generate a preview, deterministically; charged once per ``Idempotency-Key``."""
     asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
     await asyncio.to_thread(context.platform.library.check_update, principal, asset.id)
     generation_request = _generation_request(asset, body)
@@ -91,7 +87,6 @@ async def generate(
 
 
 def _generation_request(asset: Asset, body: GeneratePreview) -> GenerationRequest:
-    """Return a request that uses the asset and starts with its trigger words."""
     words = ", ".join(asset.trigger_words)
     selection = {
         "lora": AssetSelection(loras={asset.id: body.weight}),

@@ -1,8 +1,6 @@
-"""An HTTP/1.1 protocol with the connection limits that uvicorn leaves to a reverse proxy.
+"""HTTP/1.1 with the connection limits that uvicorn leaves to a reverse proxy.
 
-Clients that send half a request, never end a header or never read the response occupy a connection
-and its buffers; timeouts and limits here close such connections. Limits on bodies are in
-:mod:`serving.api.limits`, where an error response is still possible.
+:mod:`serving.api.limits` limits bodies, where an error response is still possible.
 """
 
 from __future__ import annotations
@@ -14,20 +12,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.api.throttle import THROTTLE, at_address
 
-#: The most bytes of request line and headers, or of a chunked body's framing.
+#: Of a request's head, or a chunked body's framing.
 MAX_HEAD_BYTES = 64 << 10
-#: The time from the start of a request or connection until its headers are complete.
+#: From the start of a request or connection to its headers' end.
 HEAD_S = 20.0
-#: How long the rest of a body is read and dropped after the response was sent: a client that
-#: writes its whole request first sees the response only if the connection stays open.
+#: How long the rest of a body is dropped after the response: some clients read only after writing
+#: it.
 LINGER_S = 30.0
-#: How long a client may read nothing of a response.
+#: How long a client may read nothing.
 STALLED_S = 60.0
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes connections with a head that is too long or too slow, a request body that continues
-    too long after the response, or a client that does not read."""
+    """Closes connections with a bad head, endless body or stalled reader."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -91,11 +88,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     @property
     def _is_answered(self) -> bool:
-        """Whether no request of this connection is being processed."""
         return self.cycle is None or self.cycle.response_complete
 
     def _refuse_head(self) -> None:
-        """Answer 431 and close, after the delay that the client's rate of refusals implies."""
+        """Answer 431 and close, throttled."""
         self._stop_request_timer()
         host = self.client[0] if self.client else ""
         if delay_s := THROTTLE.delay_s(at_address(host)):
@@ -110,7 +106,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._close()
 
     def _close(self) -> None:
-        """Close once all written data is sent, or the client stalls."""
+        """Close once all is sent, or the client stalls."""
         if not self.transport.is_closing():
             self.transport.close()
             self._abort_when_stalled()

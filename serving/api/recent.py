@@ -1,4 +1,4 @@
-"""A cache for values of public routes: each is computed at most once a second."""
+"""A cache that computes values of public routes once a second at most."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MAX_AGE_S = 1.0
 
 
 class RecentCache:
-    """The cached values, by name; concurrent callers share one call. For one event loop."""
+    """Values by name; concurrent callers share a call. For one event loop."""
 
     def __init__(self) -> None:
         self._calls: dict[str, tuple[float, asyncio.Future[Any]]] = {}
 
     async def get(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """Return the value of ``ask``, or raise its error, at most MAX_AGE_S old."""
+        """Return the value or error of ``ask``, at most MAX_AGE_S old."""
         now = asyncio.get_running_loop().time()
         called_s, value = self._calls.get(what, (0.0, None))
         if value is None or (value.done() and now - called_s > MAX_AGE_S):
@@ -29,6 +29,6 @@ class RecentCache:
 
 
 def _mark_retrieved(value: asyncio.Future[Any]) -> None:
-    """Retrieve the error, so that asyncio does not log it if all callers have gone."""
+    """Else asyncio logs it if no caller remains."""
     if not value.cancelled():
         value.exception()

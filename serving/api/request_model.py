@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationInfo, field_validator
 
 
 class RequestModel(BaseModel):
-    """The base of all request bodies. Rejects booleans in number fields, which pydantic accepts."""
+    """The base of request bodies; rejects booleans as numbers, which pydantic accepts."""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The response models of the OpenAPI document. Tests validate real responses against them."""
+"""The OpenAPI document's response models, tested against real responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ErrorDetail(BaseModel):
 
 
 class Error(BaseModel):
-    """The body of every error; only a 422 has ``detail``."""
+    """The body of every error; only 422s have ``detail``."""
 
     code: str
     message: str
@@ -29,7 +29,7 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """The readiness of each component: ``ok``, or the type of its error."""
+    """``ok`` or an error type by component."""
 
     status: Literal["ready", "not ready"]
     database: str
@@ -45,8 +45,7 @@ class Status(BaseModel):
 
 
 class Pool(BaseModel):
-    """A GPU pool: its configuration and, if its dispatcher responds, its queue, replicas and
-    start-up progress."""
+    """A GPU pool, with its queue, replicas and start-up progress if it responds."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -61,7 +60,7 @@ class Pools(BaseModel):
 
 
 class Asset(BaseModel):
-    """An asset. The fields from ``visibility`` on need the right to inspect it."""
+    """An asset; fields from ``visibility`` on need the right to inspect it."""
 
     id: str
     asset_type: str
@@ -79,7 +78,7 @@ class Asset(BaseModel):
     data: Json
     tags: list[str]
     license: str | None
-    #: The former name of ``license``.
+    #: The former name.
     licence: str | None
     preview_url: str | None
     expires_at: str | None
@@ -95,7 +94,7 @@ class Asset(BaseModel):
 
 
 class Transfer(BaseModel):
-    """Where to upload or download an asset's file; a URL is empty if it is not allowed."""
+    """A file transfer; disallowed URLs are empty."""
 
     type: Literal["presigned-url", "multipart"]
     put_url: str | None = None
@@ -113,13 +112,13 @@ class AssetWithTransfer(OneAsset):
 
 
 class CreatedAsset(AssetWithTransfer):
-    """A new asset; ``token`` is always empty, and required by OctoAI's clients."""
+    """A new asset; the empty ``token`` is for OctoAI's clients."""
 
     token: str
 
 
 class AssetPage(BaseModel):
-    """A page of assets; ``next`` is the value of ``after`` for the next page."""
+    """A page of assets; ``next`` is the next ``after``."""
 
     data: list[Asset]
     has_more: bool
@@ -133,7 +132,7 @@ class ArrivedPart(BaseModel):
 
 
 class MissingPart(ArrivedPart):
-    """A part to upload: ``size_bytes`` bytes from ``offset`` on."""
+    """A part to upload, from ``offset`` on."""
 
     offset: int
     put_url: str
@@ -158,7 +157,7 @@ class Completed(BaseModel):
 
 
 class PartResidency(BaseModel):
-    """The replicas that hold a part on their device, and its tiers by node."""
+    """A part's replicas, and tiers by node."""
 
     component: str
     content_key: str
@@ -173,7 +172,7 @@ class AssetResidency(BaseModel):
 
 
 class Warmed(BaseModel):
-    """``found_on`` maps each replica to the tier on which the asset was found."""
+    """The tier on which each replica found the asset."""
 
     asset_id: str
     found_on: dict[str, str]
@@ -184,7 +183,7 @@ class Received(BaseModel):
 
 
 class Image(BaseModel):
-    """An image; the safety fields are constant, and required by OctoAI's clients."""
+    """An image; the constant safety fields are for OctoAI's clients."""
 
     image_b64: str
     removed_for_safety: bool
@@ -201,14 +200,14 @@ class Generated(BaseModel):
 
 
 class Accepted(BaseModel):
-    """An accepted job, in response to the header ``X-OctoAI-Async: 1``."""
+    """An accepted asynchronous job."""
 
     response_id: str
     poll_url: str
 
 
 class GeneratedOrAccepted(RootModel[Generated | Accepted]):
-    """Images, or the accepted job of an asynchronous request."""
+    """Images, or an accepted job."""
 
 
 class StoredImage(BaseModel):
@@ -217,7 +216,7 @@ class StoredImage(BaseModel):
 
 
 class GeneratedFiles(StoredImage):
-    """Generated images by URL; the first one's is repeated at the top level."""
+    """Image URLs, the first also at the top level."""
 
     files: list[StoredImage]
     seeds: list[int]
@@ -226,7 +225,7 @@ class GeneratedFiles(StoredImage):
 
 
 class JobState(BaseModel):
-    """The state of a job; a failed one is ``completed``, and its result is the error."""
+    """A job's state; a failed job is ``completed``, with the error as its result."""
 
     status: Literal["pending", "running", "completed"]
     response_url: str | None = None
@@ -244,7 +243,7 @@ class Organisation(BaseModel):
 
 
 class UsageRow(BaseModel):
-    """A row of the ledger: an image, an attempt without an image, or an hour of storage."""
+    """A ledger row: an image, attempt or hour of storage."""
 
     id: int
     at: str
@@ -258,7 +257,7 @@ class UsageRow(BaseModel):
 
 
 class UsagePage(BaseModel):
-    """A page of the ledger; ``totals`` are the sums of the whole period."""
+    """A page of the ledger, with the period's ``totals``."""
 
     data: list[UsageRow]
     has_more: bool

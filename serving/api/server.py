@@ -14,10 +14,7 @@ _OPEN_FILES = 65_536
 
 
 def server_config(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
-    """Return uvicorn's configuration with the platform's limits and logging.
-
-    ``app`` is an application, or the import string of a factory; ``options`` are passed to uvicorn.
-    """
+    """Return uvicorn's configuration; ``app`` may be a factory's import string."""
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -34,7 +31,7 @@ def server_config(settings: Settings, app: Any, **options: Any) -> uvicorn.Confi
 
 
 def allow_open_files() -> None:
-    """Raise the limit on open files, often 1,024 by default: each connection is one."""
+    """Raise the limit on open files: each connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft < limit:

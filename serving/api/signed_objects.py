@@ -1,6 +1,6 @@
-"""Uploads and downloads by signed URL, for stores that cannot sign URLs, and image files.
+"""Uploads and downloads by signed URL, for stores that cannot sign, and image files.
 
-Bodies are streamed: a 1 GiB upload needs no more memory than a small one.
+Bodies are streamed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from serving.errors import Busy
 router = APIRouter(tags=["objects"], route_class=OpenRoute)
 
 Token = Annotated[str, Query(max_length=256)]
-#: After a gateway dies during an upload, the key is locked for this time.
+#: How long a key stays locked after a gateway dies.
 _LEASE_S = 60.0
 _BYTES = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d{1,18})-\Z")
@@ -42,7 +42,7 @@ _IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
     openapi_extra=reads_bytes(_BYTES),
 )
 async def put(key: str, token: Token, request: Request, context: Ctx) -> Response:
-    """Upload an object. It becomes visible when it is complete."""
+    """Upload an object, visible when complete."""
     context.signer.verify("PUT", key, token, time.time())
     uploads = context.platform.library.uploads
     declared = request.headers.get("content-length")
@@ -59,10 +59,10 @@ async def put(key: str, token: Token, request: Request, context: Ctx) -> Respons
 
 @asynccontextmanager
 async def _upload_lock(context: Context, key: str) -> AsyncIterator[None]:
-    """Allow one upload at a time to a key, across all gateways.
+    """Allow one upload at a time to a key, across gateways.
 
     Raises:
-        Busy: another upload to the key is in progress.
+        Busy: another is in progress.
     """
     periodic, name = context.backends.periodic, f"put/{key}"
     if not await asyncio.to_thread(periodic.claim, name, _LEASE_S):
@@ -113,7 +113,7 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
 
 @router.get("/objects/{key:path}", **answers_bytes(_BYTES, "image/png"))
 async def get(key: str, token: Token, request: Request, context: Ctx) -> Response:
-    """Download an object; with ``Range: bytes=N-``, from byte N on, to resume a download."""
+    """Download an object; ``Range: bytes=N-`` resumes at byte N."""
     context.signer.verify("GET", key, token, time.time())
     if not await asyncio.to_thread(context.platform.library.is_downloadable, key):
         raise AssetNotFound(key)
@@ -125,7 +125,7 @@ async def get(key: str, token: Token, request: Request, context: Ctx) -> Respons
 
 @router.get("/files/{name}", **answers_bytes("image/jpeg", "image/png"))
 async def image(name: str, context: Ctx) -> Response:
-    """Download a generated image. Its name is unguessable, so no key is needed."""
+    """Download a generated image by its unguessable name."""
     match = _IMAGE_NAME.match(name)
     if match is None:
         raise AssetNotFound(name)

@@ -1,9 +1,7 @@
-"""Throttling of responses that count against no plan.
+"""Delays responses that count against no plan: refusals, and requests without a key.
 
-Refusals and requests without a key are not limited by a plan; sent in a loop over a few
-connections, they would take a CPU core from the engines. Once a client has had too many, its
-responses are delayed: after the work, before the response. A client is a tenant, or an address if
-no key was accepted; successful requests without a key are counted per address and path.
+In a loop, they would take a CPU core from the engines. They count by tenant, or by address without
+an accepted key; successes without a key by address and path.
 """
 
 from __future__ import annotations
@@ -16,32 +14,29 @@ from cachetools import LRUCache
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Responses per second and client in this process, and the size of a burst.
+#: Per client and process.
 ANSWERS_PER_S = 50.0
 BURST = 50
-#: This many bytes of a body count as one more response, up to _MAX_COST in all.
+#: Body bytes per additional response, up to _MAX_COST.
 _BODY_BYTES = 64 << 10
 _MAX_COST = 10.0
-#: The longest delay: a delayed response occupies a connection.
+#: A delayed response occupies a connection.
 MAX_DELAY_S = 5.0
 _MAX_CLIENTS = 10_000
 _RATE_LIMITED = 429
-#: Paths whose URL is a secret itself: it contains a signature or an unguessable id.
+#: The URL itself is secret: it holds a signature or an unguessable id.
 _SECRET_URLS = ("/objects/", "/v1/jobs/", "/files/")
 
 
 class ResponseThrottle:
-    """The time at which each client's next response is due."""
+    """The due time of each client's next response."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._due_s: LRUCache[str, float] = LRUCache(_MAX_CLIENTS)
 
     def delay_s(self, client: str, cost: float = 1.0) -> float:
-        """Count a response to ``client``; return its delay in seconds.
-
-        ``cost`` is in short responses.
-        """
+        """Count a response of ``cost`` short ones; return its delay."""
         now = self._now()
         earliest = now - BURST / ANSWERS_PER_S
         due = max(self._due_s.get(client, 0.0), earliest) + cost / ANSWERS_PER_S
@@ -49,7 +44,6 @@ class ResponseThrottle:
         return min(max(0.0, due - now), MAX_DELAY_S)
 
 
-#: The shared instance of this process.
 THROTTLE = ResponseThrottle()
 
 
@@ -81,12 +75,11 @@ def _cost(scope: Scope) -> float:
 
 
 def at_address(host: str) -> str:
-    """Return the client for an address without an accepted key."""
+    """Return the client for an address."""
     return f"address {host}"
 
 
 def _uncounted_client(scope: Scope, status: int) -> str | None:
-    """Return the client of a response that counts against no plan; None for other responses."""
     principal = scope.get("state", {}).get("principal")
     if principal is not None:
         is_refused = status >= 400 and status != _RATE_LIMITED  # a 429 has a Retry-After

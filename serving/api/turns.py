@@ -1,7 +1,6 @@
 """A lock per tenant for requests that read many rows.
 
-Such requests run in threads, which share one interpreter: a tenant that searches on fifty
-connections would get fifty shares of it. So each tenant's searches run one at a time.
+Threads share one interpreter: fifty connections would get fifty shares.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from contextlib import asynccontextmanager
 
 
 class TenantLocks:
-    """The locks of the tenants with current requests. For one event loop."""
+    """The locks of tenants with current requests. For one event loop."""
 
     def __init__(self) -> None:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}

@@ -1,4 +1,4 @@
-"""The database and object-store backends of both composition roots. Imports no torch, no Ray."""
+"""The database and object-store backends. Imports no torch or Ray."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from serving.tenants.rate import RateLimiter
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """Everything that reads or writes the database and the object store."""
+    """All users of database and object store."""
 
     records: SqlAssetRecords
     blobs: SqlBlobRecords
@@ -54,13 +54,13 @@ class Backends:
 
 
 def open_fetcher(settings: Settings) -> Fetcher:
-    """The HTTP client for imports, with the configured restrictions."""
+    """Return the HTTP client for imports."""
     networks = [ip_network(network) for network in settings.import_networks]
     return Fetcher(Rules(settings.import_schemes, settings.import_hosts, networks))
 
 
 def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> Backends:
-    """Open all backends. ``now`` is the reconciler's clock, in seconds of the epoch."""
+    """Open all backends. ``now`` is in epoch seconds."""
     arm(settings.failpoint)
     engine = open_database(settings.resolved_database_url)
     store = open_store(settings)

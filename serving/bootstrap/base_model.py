@@ -1,4 +1,4 @@
-"""The base model and the ingest service that imports it, from the settings. Imports torch."""
+"""The base model and its ingest service. Imports torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.settings import Settings
 
 
 def open_workshop(settings: Settings, backends: Backends) -> IngestService:
-    """The ingest service over the backends."""
+    """Return the ingest service over the backends."""
     return IngestService(
         backends.records,
         backends.blobs,
@@ -38,7 +38,7 @@ _PROBE_BYTES = 1 << 30
 
 def _open_probe(settings: Settings, backends: Backends) -> EngineProbe:
     def provisioner() -> Provisioner:
-        """Separate tiers, so that probing an asset evicts nothing that requests use."""
+        """Separate tiers: probing evicts nothing that requests use."""
         folder = settings.scratch_dir / "probe"
         disk, host = (FileTier(name, folder / name, _PROBE_BYTES) for name in ("disk", "host"))
         return Provisioner(StoreSource(backends.store), disk, host)
@@ -51,12 +51,10 @@ def install_model(
     ingest_service: IngestService,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ModelManifest:
-    """Import the base model and return its manifest.
-
-    Without a configured model this is the miniature, with its public library.
+    """Import the base model, by default the miniature and its library.
 
     Raises:
-        IngestRejected: the configured model is not an SDXL model.
+        IngestRejected: the model is not SDXL.
     """
     if settings.model is not None:
         prediction = None if settings.prediction_type == "auto" else settings.prediction_type

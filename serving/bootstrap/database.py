@@ -1,4 +1,4 @@
-"""The database: registers every table and migrates to the newest schema."""
+"""The database: registers all tables and migrates to the newest schema."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from assets.sql.base import connect
 
 
 def open_database(url: str) -> Engine:
-    """Open the database and upgrade its schema. Safe to call from several processes in turn."""
+    """Open and upgrade the database; safe in several processes in turn."""
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     engine = connect(url)
@@ -26,7 +26,7 @@ def open_database(url: str) -> Engine:
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Apply the migrations up to ``revision``."""
+    """Migrate up to ``revision``."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
     config.set_main_option("path_separator", "os")

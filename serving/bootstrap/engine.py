@@ -28,32 +28,31 @@ from serving.generation.sizes import image_size
 from serving.settings import Settings
 from serving.worker import Worker
 
-#: Device memory of a generation at SDXL's sizes and the engine's batch: activations and the
-#: VAE's decoder.
+#: Activations and VAE decoder, at SDXL's sizes.
 _ACTIVATION_BYTES = 4 << 30
-#: The memory pool shared by captured graphs; it holds one call's activations.
+#: One call's activations, shared by captured graphs.
 _GRAPH_BYTES = 2 << 30
-#: Device memory for LoRA factors and vectors when pristine weights are in host memory.
+#: LoRA factors and vectors, with pristine weights on the host.
 _FACTOR_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Memory budgets of an engine. ``pristine_bytes`` is None when pristine weights are kept on
-    the device and count against ``device_bytes``."""
+    """Memory budgets; pristine weights use ``device_bytes`` if ``pristine_bytes`` is None."""
 
     device_bytes: int
     pristine_bytes: int | None
 
 
 def budgets(settings: Settings, device: str, manifest: ModelManifest) -> Budgets:
-    """The configured budgets, or defaults: on a GPU its free memory less working weights,
-    activations and graphs, with pristine weights in pinned host memory if two checkpoints do not
-    fit; on a CPU a few checkpoints in float32."""
+    """Return the configured or default budgets.
+
+    By default, pristine weights use pinned host memory if two checkpoints do not fit a GPU.
+    """
     model_bytes = sum(blob.size_bytes for blob in manifest.parts.values())
     device_bytes = max(8 << 30, 3 * model_bytes)
     if device.startswith("cuda"):
-        # Free, not total: the context, kernels and other processes take gigabytes.
+        # Contexts, kernels and other processes take gigabytes.
         free_bytes, _ = torch.cuda.mem_get_info(device)
         device_bytes = max(
             _FACTOR_BYTES, free_bytes - model_bytes - _ACTIVATION_BYTES - _GRAPH_BYTES
@@ -69,8 +68,7 @@ def budgets(settings: Settings, device: str, manifest: ModelManifest) -> Budgets
 
 
 def _pristine_bytes(manifest: ModelManifest, pinned: bool) -> int:
-    """The size of three models, limited to three quarters of the machine's memory, and at least
-    one model. Pinned memory is allocated in powers of two."""
+    """Pinned memory is allocated in powers of two."""
     dtype = torch.float16 if pinned else torch.float32
     layouts = layouts_of(manifest.schema)
     model_bytes = sum(layout.size_bytes(dtype, pinned) for layout in layouts.values())
@@ -79,7 +77,7 @@ def _pristine_bytes(manifest: ModelManifest, pinned: bool) -> int:
 
 
 def engine_options(settings: Settings, device: str) -> EngineOptions:
-    """The engine options from the settings, with the device's defaults for unset ones."""
+    """Return the engine options, with the device's defaults."""
     compile_mode = settings.compile
     if compile_mode == "auto":
         compile_mode = "regional" if device.startswith("cuda") else "off"
@@ -103,10 +101,9 @@ def open_replica(
     url: str = "",
     loaded: Callable[[], None] = lambda: None,
 ) -> Worker:
-    """Load the base model, warm up and return the worker.
+    """Load and warm up a worker.
 
-    ``loaded`` is called after the model is loaded and before the warm-up. ``url`` is the address
-    where peers fetch assets from this node.
+    ``loaded`` is called before the warm-up; ``url`` is for peers.
     """
     torch.set_num_threads(settings.threads_per_replica)
     store = open_store(settings)
@@ -119,7 +116,7 @@ def open_replica(
     if options.compile != "off":
         artifacts = ArtifactStore(store, provisioner, settings.secret_bytes)
         key = artifact_key(torch.device(device), manifest, options, sizes, settings.warm_batches)
-        # One folder per key, because PyTorch's own cache keys omit the order of attention backends.
+        # PyTorch's cache keys omit the order of attention backends.
         keep_artifacts(settings.data_dir / "compiled" / key)
         load_artifacts(artifacts, key)
     engine = Engine(
@@ -140,10 +137,10 @@ def open_replica(
 
 
 def warm_sizes(settings: Settings, manifest: ModelManifest) -> list[tuple[int, int]]:
-    """The sizes to warm up, as (width, height) in pixels of the served model.
+    """Return the sizes to warm up, (width, height) in pixels.
 
     Raises:
-        InvalidRequest: AO_WARM_SIZES contains a size that is not supported.
+        InvalidRequest: AO_WARM_SIZES has an unsupported size.
     """
     native = manifest.native_size
     configured = [size.partition("x") for size in settings.warm_sizes]

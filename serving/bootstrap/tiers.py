@@ -1,6 +1,6 @@
 """This node's file tiers, from the settings.
 
-Fast to import: a replica fetches its model with this while it imports torch.
+Fast to import: a replica fetches its model while importing torch.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from serving.settings import Settings
 
 
 def delete_host_tier(settings: Settings) -> None:
-    """Delete the host tier when the platform stops, unless AO_HOST_DIR configures its folder. The
-    disk tier stays warm."""
+    """Delete the host tier at the platform's stop, unless AO_HOST_DIR sets it.
+
+    The disk tier stays warm.
+    """
     if settings.host_dir is None:
         shutil.rmtree(settings.resolved_host_dir, ignore_errors=True)
 
 
 def open_provisioner(settings: Settings) -> Provisioner:
-    """The file tiers of this node, over the object store.
+    """Return this node's file tiers.
 
     Raises:
-        TierUnusable: the host tier cannot have its configured size.
+        TierUnusable: the host tier's size is impossible.
     """
     return Provisioner(
         StoreSource(open_store(settings)),

@@ -1,4 +1,4 @@
-"""The audit log: one immutable row per administrative action on an organisation."""
+"""The audit log: an immutable row per administrative action."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sqlalchemy.orm import Session
 
 from serving.tenants.rows import AuditRow
 
-#: The actor of actions by the command line, directly on the database.
+#: The command line.
 OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One entry: ``actor`` is OPERATOR or a key's id, ``subject`` the object of the action."""
+    """An entry; ``actor`` is OPERATOR or a key's id, ``subject`` the object."""
 
     at_s: float
     actor: str
@@ -37,7 +37,7 @@ def note(
     subject: str,
     **details: Any,
 ) -> None:
-    """Add an audit entry in the transaction of the action, so that both commit or neither."""
+    """Add an entry in the action's transaction."""
     row = AuditRow(
         at_s=at_s, tenant_id=tenant_id, actor=actor, act=act, subject=subject, details=details
     )
@@ -50,14 +50,14 @@ class Audit:
         self._now = now
 
     def note(self, tenant_id: str, actor: str, act: str, subject: str, **details: Any) -> None:
-        """Add an audit entry in a transaction of its own."""
+        """Add an entry in its own transaction."""
         with Session(self._engine) as session, session.begin():
             note(session, self._now(), tenant_id, actor, act, subject, **details)
 
     def acts(
         self, tenant_id: str, limit: int = 100, before: int | None = None
     ) -> Sequence[AuditEntry]:
-        """Return up to ``limit`` entries, newest first, with ids below ``before`` if given."""
+        """Return entries, newest first, below id ``before``."""
         query = select(AuditRow).where(AuditRow.tenant_id == tenant_id)
         if before is not None:
             query = query.where(AuditRow.id < before)

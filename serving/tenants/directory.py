@@ -1,4 +1,4 @@
-"""The directory of tenants, their plans and their members."""
+"""The directory of tenants, plans and members."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RESERVED = (COMMONS, "octoai")
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """An organisation; ``weight`` is its own share in the queue, multiplied by its plan's."""
+    """An organisation; the plan multiplies its ``weight`` in the queue."""
 
     id: str
     name: str
@@ -43,7 +43,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of a tenant; ``role`` limits the rights of the member's keys."""
+    """A tenant's member; ``role`` limits its keys."""
 
     id: str
     name: str
@@ -52,10 +52,7 @@ class Member:
 
 
 class Directory:
-    """Tenants, plans and members in the database.
-
-    ``actor`` goes into the audit log: OPERATOR, or the id of the API key.
-    """
+    """Tenants, plans and members; ``actor`` is OPERATOR or a key's id."""
 
     def __init__(
         self,
@@ -68,7 +65,7 @@ class Directory:
         self.keyring = keyring or Keyring(engine, now)
 
     def ping(self) -> None:
-        """Query the database. Raises OperationalError if it does not answer."""
+        """Query the database. Raises OperationalError."""
         with Session(self._engine) as session:
             session.execute(select(1))
 
@@ -78,7 +75,7 @@ class Directory:
         """Add a tenant.
 
         Raises:
-            InvalidRequest: the name is malformed, reserved or taken; or a bad weight or plan.
+            InvalidRequest: bad, reserved or taken name; bad weight or plan.
         """
         if not _NAME.match(name) or name in _RESERVED:
             raise InvalidRequest(
@@ -107,16 +104,16 @@ class Directory:
             ]
 
     def storage_limit(self, tenant_id: str) -> int | None:
-        """Return the plan's storage limit in bytes; None for no limit or an unknown tenant."""
+        """Return the plan's storage limit in bytes, if any."""
         query = select(PlanRow.storage_bytes).join(TenantRow, TenantRow.plan == PlanRow.name)
         with Session(self._engine) as session:
             return session.scalar(query.where(TenantRow.id == tenant_id))
 
     def put_plan(self, plan: Plan, actor: str = OPERATOR) -> None:
-        """Add a plan, or replace the plan of that name for all its tenants.
+        """Add or replace a plan, for all its tenants.
 
         Raises:
-            InvalidRequest: the name is malformed, or a limit or the weight is not positive.
+            InvalidRequest: bad name, or a number is not positive.
         """
         if not _NAME.match(plan.name) or plan.name == UNLIMITED.name:
             raise InvalidRequest("name", f"{plan.name!r} is not a valid plan name")
@@ -139,7 +136,7 @@ class Directory:
             return [UNLIMITED, *map(plan_of, rows)]
 
     def set_plan(self, tenant: str, plan: str, actor: str = OPERATOR) -> None:
-        """Assign a plan. Raises InvalidRequest if the tenant or plan does not exist."""
+        """Assign a plan. Raises InvalidRequest if either is missing."""
         with Session(self._engine) as session, session.begin():
             row = tenant_named(session, tenant)
             row.plan = _plan_name(session, plan)
@@ -147,10 +144,10 @@ class Directory:
         self.keyring.forget()
 
     def set_gpu(self, tenant: str, gpu: str | None, actor: str = OPERATOR) -> None:
-        """Set the default GPU pool of the tenant's requests; None for the platform's first.
+        """Set the default GPU pool; None is the platform's first.
 
         Raises:
-            InvalidRequest: there is no such tenant.
+            InvalidRequest: no such tenant.
         """
         with Session(self._engine) as session, session.begin():
             row = tenant_named(session, tenant)
@@ -161,10 +158,10 @@ class Directory:
     def add_member(
         self, tenant: str, name: str, role: KeyRole = "member", actor: str = OPERATOR
     ) -> Member:
-        """Add a member; a removed member of that name is restored with its id.
+        """Add a member, or restore a removed one with its id.
 
         Raises:
-            InvalidRequest: the name is malformed or taken, or the role or tenant does not exist.
+            InvalidRequest: bad or taken name; unknown role or tenant.
         """
         check_role(role)
         if not _MEMBER.match(name) or not is_storable(name):
@@ -197,10 +194,10 @@ class Directory:
             return [Member(r.id, r.name, cast(KeyRole, r.role), r.created_at_s) for r in rows]
 
     def remove_member(self, tenant: str, name: str, actor: str = OPERATOR) -> None:
-        """Remove a member and revoke its keys; owners keep access to its private assets.
+        """Remove a member and revoke its keys; owners keep its private assets.
 
         Raises:
-            NotFound: there is no such member.
+            NotFound: no such member.
         """
         with Session(self._engine) as session, session.begin():
             tenant_row = tenant_named(session, tenant)

@@ -21,16 +21,16 @@ from serving.tenants.keys import NewKey, key_id, matches, new_key
 from serving.tenants.lookups import check_role, member_named, plan_of, tenant_named
 from serving.tenants.rows import ApiKeyRow, MemberRow, PlanRow, TenantRow
 
-#: How long a gateway caches a key: a revoked key stops working everywhere within this time.
+#: Revoked keys stop working everywhere within this time.
 KEY_CACHE_S = 3.0
 _MAX_LIFETIME_S = 100 * 365 * 24 * 3600.0
-#: The most images generated at a time for all anonymous requests together.
+#: Of all anonymous requests together.
 _ANONYMOUS_IMAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """The metadata of an API key, without the secret."""
+    """An API key without its secret."""
 
     id: str
     tenant: str
@@ -43,10 +43,7 @@ class ApiKey:
 
 
 class Keyring:
-    """The API keys in the database, with a short-lived cache.
-
-    ``actor`` goes into the audit log: OPERATOR, or the id of the API key.
-    """
+    """The API keys, cached; ``actor`` is OPERATOR or a key's id."""
 
     def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self._engine = engine
@@ -55,7 +52,7 @@ class Keyring:
         self._lock = Lock()
 
     def forget(self) -> None:
-        """Clear this process's key cache; other processes see a change within KEY_CACHE_S."""
+        """Clear this process's cache; others expire within KEY_CACHE_S."""
         with self._lock:
             self._known.clear()
 
@@ -68,11 +65,10 @@ class Keyring:
         member: str | None = None,
         actor: str = OPERATOR,
     ) -> NewKey:
-        """Create a key; its text is returned this once and never stored.
+        """Create a key; its text is not stored.
 
         Raises:
-            InvalidRequest: the tenant, member or role does not exist, the label cannot be stored,
-                or the expiry is in the past or more than a hundred years away.
+            InvalidRequest: unknown tenant, member or role; unstorable label; bad expiry.
         """
         check_role(role)
         if not is_storable(label):
@@ -88,7 +84,7 @@ class Keyring:
             row = tenant_named(session, tenant)
             try:
                 member_row = None if member is None else member_named(session, row.id, member)
-            except NotFound as error:  # an invalid field, not a missing resource
+            except NotFound as error:  # not a missing resource
                 raise InvalidRequest("member", str(error)) from None
             session.add(
                 ApiKeyRow(
@@ -111,11 +107,11 @@ class Keyring:
     def rotate_key(
         self, key: str, overlap_s: float, tenant: str | None = None, actor: str = OPERATOR
     ) -> NewKey:
-        """Create a replacement of ``key``, which itself expires in ``overlap_s`` seconds.
+        """Replace a key, which expires in ``overlap_s`` seconds.
 
         Raises:
-            NotFound: the tenant has no such key.
-            InvalidRequest: the key is revoked or expired.
+            NotFound: no such key.
+            InvalidRequest: revoked or expired.
         """
         fresh = new_key()
         with Session(self._engine) as session, session.begin():
@@ -152,7 +148,7 @@ class Keyring:
         return row
 
     def revoke_key(self, key: str, tenant: str | None = None, actor: str = OPERATOR) -> None:
-        """Revoke a key. Raises NotFound if the tenant has no such key."""
+        """Revoke a key. Raises NotFound."""
         with Session(self._engine) as session, session.begin():
             row = self._key(session, key, tenant)
             row.revoked_at_s = row.revoked_at_s or self._now()
@@ -181,7 +177,7 @@ class Keyring:
         return row.revoked_at_s is None and not expired
 
     def authenticate(self, text: str | None) -> Principal:
-        """Return the principal of a key. Raises Unauthenticated unless ``text`` is a live key."""
+        """Return a live key's principal. Raises Unauthenticated."""
         if not text:
             raise Unauthenticated("send your API key as 'Authorization: Bearer ao_…'")
         known = self.known(text)
@@ -193,7 +189,7 @@ class Keyring:
         return principal
 
     def known(self, text: str | None) -> Principal | None:
-        """Return the cached principal of a key; None if it is not cached."""
+        """Return a cached key's principal."""
         with self._lock:
             return self._known.get(text or "")
 
@@ -207,12 +203,10 @@ class Keyring:
         raise Unauthenticated("this API key is not valid (unknown, malformed, expired or revoked)")
 
     def anonymous(self, tenant: str, requests_per_min: int) -> Principal:
-        """Return the principal of requests without a key, charged to an open tenant.
-
-        They all share one rate limit.
+        """Return the principal of keyless requests, which share a rate limit.
 
         Raises:
-            InvalidRequest: there is no such tenant.
+            InvalidRequest: no such tenant.
         """
         with Session(self._engine) as session:
             principal = _anonymous(_principal(session, tenant_named(session, tenant)))
@@ -220,11 +214,11 @@ class Keyring:
         return replace(principal, plan=replace(principal.plan, requests_per_min=limit))
 
     def principal_of_job(self, tenant_id: str, asked_by: Mapping[str, str]) -> Principal:
-        """Return the principal that submitted a job, with its current plan and role.
+        """Return a job's principal, with current plan and role.
 
         Raises:
-            InvalidRequest: the tenant does not exist any more.
-            Unauthenticated: the key has been revoked since.
+            InvalidRequest: the tenant no longer exists.
+            Unauthenticated: the key was revoked.
         """
         with Session(self._engine) as session:
             tenant = session.get(TenantRow, tenant_id)
@@ -233,7 +227,7 @@ class Keyring:
             if asked_by.get("role") == "anonymous":
                 return _anonymous(_principal(session, tenant))
             key = session.get(ApiKeyRow, asked_by.get("key_id", ""))
-            if key is None:  # submitted within this process, without a key
+            if key is None:  # submitted in-process
                 return replace(_principal(session, tenant), **asked_by)  # type: ignore[arg-type]
             if key.revoked_at_s is not None:
                 raise Unauthenticated("the API key that submitted this job was revoked")
@@ -241,7 +235,6 @@ class Keyring:
 
 
 def _anonymous(tenant: Principal) -> Principal:
-    """Return the anonymous principal of ``tenant``, which shares its budget."""
     limit = min(tenant.plan.concurrent_pictures or _ANONYMOUS_IMAGES, _ANONYMOUS_IMAGES)
     plan = replace(tenant.plan, concurrent_pictures=limit)
     return replace(tenant, role="anonymous", plan=plan)

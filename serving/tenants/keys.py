@@ -1,4 +1,4 @@
-"""The format of API keys, ``ao_SHORT_LONG``: shown once, stored hashed, looked up by SHORT."""
+"""API keys, ``ao_SHORT_LONG``: shown once, stored hashed, looked up by SHORT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFIX = "ao"
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A newly created key; the only time its ``text`` is known."""
+    """A new key; ``text`` is not stored."""
 
     id: str
     text: str
@@ -26,12 +26,12 @@ def new_key() -> NewKey:
 
 
 def digest(text: str) -> str:
-    """Return the SHA-256 of a key. It has 192 random bits, so an unsalted hash is safe."""
+    """Return a SHA-256: 192 random bits need no salt."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def key_id(text: str) -> str | None:
-    """Return the SHORT part of a key; None if ``text`` is malformed."""
+    """Return the SHORT part; None if malformed."""
     parts = text.split("_")
     return parts[1] if len(parts) == 3 and parts[0] == PREFIX else None
 

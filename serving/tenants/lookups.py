@@ -16,7 +16,7 @@ LIMITS = (
 
 
 def tenant_named(session: Session, name: str) -> TenantRow:
-    """Return a tenant's row. Raises InvalidRequest if there is none."""
+    """Return a tenant's row. Raises InvalidRequest if missing."""
     row = session.scalars(select(TenantRow).where(TenantRow.name == name)).first()
     if row is None:
         raise InvalidRequest("tenant", f"there is no tenant {name!r}")
@@ -24,7 +24,7 @@ def tenant_named(session: Session, name: str) -> TenantRow:
 
 
 def member_named(session: Session, tenant_id: str, name: str) -> MemberRow:
-    """Return a current member's row. Raises NotFound if there is none."""
+    """Return a current member's row. Raises NotFound."""
     named = (MemberRow.tenant_id == tenant_id, MemberRow.name == name)
     row = session.scalars(select(MemberRow).where(*named, MemberRow.removed_at_s.is_(None))).first()
     if row is None:
@@ -37,6 +37,6 @@ def plan_of(row: PlanRow) -> Plan:
 
 
 def check_role(role: str) -> None:
-    """Raise InvalidRequest unless ``role`` is one of KEY_ROLES."""
+    """Raise InvalidRequest unless ``role`` is known."""
     if role not in KEY_ROLES:
         raise InvalidRequest("role", f"unknown role {role!r}; use one of {', '.join(KEY_ROLES)}")

@@ -1,8 +1,6 @@
-"""Metering: cost is reserved before a request is queued, and settled once it is done.
+"""Metering: reserves the estimated cost of a request and settles the actual one.
 
-A reservation holds part of the month's budget while a request runs. Settling replaces it by ledger
-rows, one per image; the ledger has at most one row per image, so a repetition after a crash is
-charged once. A request that ends without an image releases its reservation.
+Settling replaces the reservation by ledger rows, at most one per image, so it is idempotent.
 """
 
 from __future__ import annotations
@@ -26,14 +24,12 @@ from serving.tenants.rows import BudgetRow, LedgerRow, ReservationRow, TenantRow
 UsageKind = Literal["picture", "attempt", "storage"]
 UNITS: Mapping[str, str] = {"picture": "gpu_s", "attempt": "gpu_s", "storage": "gb_hours"}
 _HOUR_S = 3600.0
-#: Costs are estimated from this many of the tenant's own images, or else from the newest image of
-#: this many other tenants.
+#: Own images to estimate costs from, or else tenants whose newest image is used.
 _RECENT, _MOST_TENANTS = 50, 200
-#: The number of newest ledger rows searched for other tenants' images.
 _RECENT_ROWS = 20_000
 _PAGE = 500
 
-#: Core tables instead of ORM objects, for speed: settling follows every generation.
+#: Faster than ORM objects.
 _BUDGETS = cast(Table, BudgetRow.__table__)
 _LEDGER = cast(Table, LedgerRow.__table__)
 _RESERVATIONS = cast(Table, ReservationRow.__table__)
@@ -41,7 +37,7 @@ _RESERVATIONS = cast(Table, ReservationRow.__table__)
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A request to charge; ``work`` is steps × pixels × images, ``pool`` the GPU pool."""
+    """A request to charge; ``work`` is steps × pixels × images."""
 
     id: str
     principal: Principal
@@ -51,7 +47,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The actual cost of a charge: engine seconds for ``images`` images."""
+    """The actual cost of a charge."""
 
     charge: Charge
     gpu_s: float
@@ -61,10 +57,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One row of the ledger.
-
-    ``quantity`` is in UNITS[kind]: engine seconds, or gigabytes (10⁹ bytes) stored for an hour.
-    """
+    """A ledger row; ``quantity`` in engine seconds or GB-hours (10⁹ bytes)."""
 
     id: int
     at_s: float
@@ -78,7 +71,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The engine seconds used and reserved in one calendar month, in UTC."""
+    """Engine seconds in one calendar month (UTC)."""
 
     month: str
     used_gpu_s: float
@@ -98,10 +91,10 @@ class Meter:
         self._now = now
 
     def reserve(self, charge: Charge, expires_s: float) -> None:
-        """Reserve the estimated cost of a request, for at most ``expires_s`` seconds.
+        """Reserve the estimated cost for ``expires_s`` seconds at most.
 
         Raises:
-            BudgetExceeded: the month's budget has no room for it.
+            BudgetExceeded: no room in the month's budget.
         """
         if charge.principal.plan.gpu_s_per_month is None:
             return
@@ -110,10 +103,7 @@ class Meter:
             self.reserve_in(session, charge, self._now() + expires_s)
 
     def reserve_in(self, session: Session, charge: Charge, expires_at_s: float | None) -> None:
-        """Like :meth:`reserve`, in a transaction that holds the tenant's lock.
-
-        ``expires_at_s`` is None if the reservation does not expire.
-        """
+        """Like :meth:`reserve`, in a transaction with the tenant's lock."""
         principal = charge.principal
         limit = principal.plan.gpu_s_per_month
         if limit is None or session.get(ReservationRow, charge.id) is not None:
@@ -134,11 +124,7 @@ class Meter:
         session.add(row)
 
     def _s_per_work(self, session: Session, tenant_id: str, pool: str) -> float:
-        """Return the estimated engine seconds per unit of work in ``pool``.
-
-        The median over the tenant's own images; without any, over the newest images of the other
-        tenants. Zero before the first image.
-        """
+        """The median of own images, else others' newest; zero without images."""
         newest = (
             select(LedgerRow.quantity, LedgerRow.details)
             .where(LedgerRow.kind == "picture")
@@ -155,13 +141,13 @@ class Meter:
         return median(rates) if rates else 0.0
 
     def settle(self, spent: Settlement) -> None:
-        """Charge a finished request and release its reservation. Idempotent."""
+        """Charge a request and release its reservation. Idempotent."""
         with Session(self._engine) as session, session.begin():
             alone(session, spent.charge.principal.tenant_id)
             self.settle_in(session, spent)
 
     def settle_in(self, session: Session, spent: Settlement) -> None:
-        """Like :meth:`settle`, in a transaction that holds the tenant's lock."""
+        """Like :meth:`settle`, in a transaction with the tenant's lock."""
         charge = spent.charge
         reserved_month = self.release_in(session, charge.id)
         first = f"{charge.id}/0"
@@ -194,10 +180,7 @@ class Meter:
     def attempted(
         self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, Any]
     ) -> None:
-        """Charge the engine time of a request that produced no image. Idempotent.
-
-        The reservation stays.
-        """
+        """Charge a request without an image; its reservation stays. Idempotent."""
         with Session(self._engine) as session, session.begin():
             alone(session, charge.principal.tenant_id)
             charged = (LedgerRow.kind == "attempt", LedgerRow.reference == request_id)
@@ -218,7 +201,7 @@ class Meter:
             _add(session, principal.tenant_id, month_of(now), used_gpu_s=engine_s)
 
     def release(self, charge_id: str) -> None:
-        """Release the reservation of a request without an image. Idempotent."""
+        """Release a reservation. Idempotent."""
         with Session(self._engine) as session, session.begin():
             row = session.get(ReservationRow, charge_id)
             if row is not None:
@@ -226,7 +209,7 @@ class Meter:
                 self.release_in(session, charge_id)
 
     def release_in(self, session: Session, charge_id: str) -> str | None:
-        """Release the charge's reservation; return its month, or None if there was none."""
+        """Release a reservation; return its month, if any."""
         columns = (_RESERVATIONS.c[name] for name in ("tenant_id", "month", "gpu_s"))
         mine = _RESERVATIONS.c.id == charge_id
         reservation = session.execute(select(*columns).where(mine)).one_or_none()
@@ -238,7 +221,7 @@ class Meter:
         return str(month)
 
     def release_expired(self) -> int:
-        """Release expired reservations, left by dead gateways; return how many there were."""
+        """Release expired reservations; return their number."""
         with Session(self._engine) as session:
             expired = session.scalars(
                 select(ReservationRow.id).where(ReservationRow.expires_at_s < self._now())
@@ -248,10 +231,7 @@ class Meter:
         return len(expired)
 
     def meter_storage(self) -> None:
-        """Add this hour's ledger row for each tenant with stored bytes, unless it exists.
-
-        Hours in which the platform was down are not charged.
-        """
+        """Add this hour's missing storage rows; downtime is free."""
         hour = int(self._now() // _HOUR_S)
         with Session(self._engine) as session:
             tenants = session.scalars(select(TenantRow.id)).all()
@@ -273,7 +253,6 @@ class Meter:
                 self._add_storage(tenant, reference, stored)
 
     def _add_storage(self, tenant_id: str, reference: str, stored_bytes: int) -> None:
-        """Add the row unless another gateway has added it."""
         with Session(self._engine) as session, session.begin():
             alone(session, tenant_id)
             charged = (LedgerRow.kind == "storage", LedgerRow.reference == reference)
@@ -302,7 +281,7 @@ class Meter:
         after: int = 0,
         limit: int = 100,
     ) -> Sequence[Usage]:
-        """Return up to ``limit`` ledger rows in order, with ids above ``after``."""
+        """Return ledger rows in order, above id ``after``."""
         query = select(LedgerRow).where(
             LedgerRow.tenant_id == tenant_id, LedgerRow.id > after, LedgerRow.at_s >= since_s
         )
@@ -321,7 +300,7 @@ class Meter:
     def iter_usage(
         self, tenant_id: str, since_s: float = 0.0, until_s: float | None = None
     ) -> Iterator[Usage]:
-        """Iterate over all ledger rows of the span, with one page in memory at a time."""
+        """Iterate over a span's rows, page by page."""
         after = 0
         while page := self.usage(tenant_id, since_s, until_s, after, _PAGE):
             yield from page
@@ -330,7 +309,7 @@ class Meter:
     def totals(
         self, tenant_id: str, since_s: float = 0.0, until_s: float | None = None
     ) -> Mapping[str, float]:
-        """Return the sums of the span: ``pictures``, ``gpu_s`` and ``gb_hours``."""
+        """Return the sums of a span."""
         query = (
             select(LedgerRow.kind, func.count(LedgerRow.id), func.sum(LedgerRow.quantity))
             .where(LedgerRow.tenant_id == tenant_id, LedgerRow.at_s >= since_s)
@@ -348,7 +327,7 @@ class Meter:
         }
 
     def check_integrity(self) -> None:
-        """Assert that budgets equal the sums of their rows. For tests, while nothing runs."""
+        """Assert that budgets match rows. For tests, while nothing runs."""
         with Session(self._engine) as session:
             for row in session.scalars(select(BudgetRow)):
                 mine = (
@@ -365,7 +344,6 @@ class Meter:
 
 
 def _rates(rows: Iterable[Any], pool: str) -> list[float]:
-    """Return the engine seconds per unit of work of each row of ``pool``."""
     return [
         row.quantity / row.details["work"]
         for row in rows
@@ -374,7 +352,6 @@ def _rates(rows: Iterable[Any], pool: str) -> list[float]:
 
 
 def _add(session: Session, tenant_id: str, month: str, **amounts: float) -> None:
-    """Add ``amounts`` to the columns of a month's budget; none goes below zero."""
     sums = {name: _BUDGETS.c[name] + amount for name, amount in amounts.items()}
     change = (
         update(_BUDGETS)

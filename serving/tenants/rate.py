@@ -1,8 +1,7 @@
-"""The rate limit in requests per minute, kept in the database for all gateways.
+"""The rate limit in requests per minute, shared by all gateways.
 
-The generic cell rate algorithm (ITU-T I.371): one number per tenant, the time at which its quota
-is full again. Each request moves it forward by its share of the minute, and is refused if that
-puts it more than a minute ahead.
+Generic cell rate algorithm (ITU-T I.371): each request postpones the time when the quota is full
+again, at most a minute ahead.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ _CHEAP = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The rest of a tenant's quota; it is full again in ``whole_in_s`` seconds."""
+    """The remaining quota, full again in ``whole_in_s`` seconds."""
 
     limit: int
     remaining: int
     whole_in_s: float
 
     def headers(self) -> dict[str, str]:
-        """Return the response headers of draft-ietf-httpapi-ratelimit-headers-10."""
+        """Return the headers of draft-ietf-httpapi-ratelimit-headers-10."""
         return {
             "RateLimit-Policy": f'"requests";q={self.limit};w={WINDOW_S:.0f}',
             "RateLimit": f'"requests";r={self.remaining};t={math.ceil(self.whole_in_s)}',
@@ -42,7 +41,7 @@ class Quota:
 
 
 class RateLimited(Refused):
-    """The quota is used up; carries it for the response headers."""
+    """The quota is used up; the response headers show it."""
 
     def __init__(self, quota: Quota, retry_after_s: float) -> None:
         reason = f"your plan allows {quota.limit} requests per minute"
@@ -56,28 +55,26 @@ class RateLimiter:
         self._now = now
 
     def take(self, principal: Principal) -> Quota | None:
-        """Count a request that generates. None if the plan has no limit.
+        """Count a generation. None without a limit.
 
         Raises:
-            RateLimited: the quota is used up; says when to retry.
+            RateLimited: the quota is used up.
         """
         return self._take(principal, principal.queue_id, 1.0, WINDOW_S)
 
     def take_read(self, principal: Principal) -> Quota | None:
-        """Count a request that generates nothing, in a quota of its own.
+        """Count a request that generates nothing, in a separate quota.
 
-        Ten times as many are allowed per minute, in bursts of up to the plan's requests per minute.
-        A tenant that has used up its generations can still read.
+        Ten times as many are allowed, in bursts of the plan's requests per minute.
 
         Raises:
-            RateLimited: the quota is used up; says when to retry.
+            RateLimited: the quota is used up.
         """
         return self._take(principal, f"{principal.queue_id}/cheap", _CHEAP, _CHEAP * WINDOW_S)
 
     def _take(
         self, principal: Principal, bucket: str, share: float, burst_s: float
     ) -> Quota | None:
-        """Count ``share`` of a request; a burst may use ``burst_s`` seconds of the window."""
         limit = principal.plan.requests_per_min
         if limit is None:
             return None
@@ -89,7 +86,7 @@ class RateLimiter:
             if row is None:
                 row = RateRow(tenant_id=bucket, whole_at_s=now)
                 session.add(row)
-            # If the clock was set back, a tenant is not locked out for longer than a window.
+            # Setting the clock back locks out for a window at most.
             ahead_s = min(max(row.whole_at_s - now, 0.0), burst_s)
             if ahead_s + share_s > burst_s + 1e-6:
                 retry_after_s = ahead_s + share_s - burst_s

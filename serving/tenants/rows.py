@@ -1,4 +1,4 @@
-"""The database tables of tenants: plans, members, keys, rates, usage and audit log."""
+"""The tenants' tables: plans, members, keys, rates, usage and audit log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from assets.sql.base import Base
 
-#: SQLite auto-increments only columns of type INTEGER.
+#: SQLite auto-increments only INTEGER columns.
 _COUNTER = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -30,12 +30,12 @@ class TenantRow(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
-    #: Its own share in the queue, multiplied by its plan's.
+    #: Multiplied by the plan's.
     weight: Mapped[float]
     created_at_s: Mapped[float]
-    #: None for the plan without limits.
+    #: None has no limits.
     plan: Mapped[str | None] = mapped_column(ForeignKey("plans.name"))
-    #: The default GPU pool; None for the platform's first.
+    #: None is the platform's first.
     gpu: Mapped[str | None]
 
 
@@ -62,12 +62,12 @@ class ApiKeyRow(Base):
     revoked_at_s: Mapped[float | None]
     role: Mapped[str]
     expires_at_s: Mapped[float | None]
-    #: None for a key of the organisation, not of a member.
+    #: None for the organisation's keys.
     member_id: Mapped[str | None] = mapped_column(ForeignKey("members.id"))
 
 
 class RateRow(Base):
-    """The time at which a quota is full again if no more requests come."""
+    """The time at which an unused quota is full again."""
 
     __tablename__ = "rates"
 
@@ -76,10 +76,7 @@ class RateRow(Base):
 
 
 class BudgetRow(Base):
-    """The engine seconds of a tenant in a month.
-
-    ``used_gpu_s`` is the sum of its ledger rows, ``reserved_gpu_s`` that of its reservations.
-    """
+    """Monthly engine seconds: sums of ledger and reservation rows."""
 
     __tablename__ = "budgets"
 
@@ -90,7 +87,7 @@ class BudgetRow(Base):
 
 
 class ReservationRow(Base):
-    """The estimated cost of a running request. Ends with the request, or expires."""
+    """A running request's estimated cost."""
 
     __tablename__ = "reservations"
 
@@ -98,12 +95,12 @@ class ReservationRow(Base):
     tenant_id: Mapped[str]
     month: Mapped[str]
     gpu_s: Mapped[float]
-    #: None for a job: the job releases it.
+    #: None: the job releases it.
     expires_at_s: Mapped[float | None] = mapped_column(index=True)
 
 
 class LedgerRow(Base):
-    """The usage ledger; append-only, enforced by database triggers."""
+    """The usage ledger, append-only by database triggers."""
 
     __tablename__ = "ledger"
     __table_args__ = (
@@ -117,14 +114,14 @@ class LedgerRow(Base):
     member_id: Mapped[str]
     key_id: Mapped[str]
     kind: Mapped[str]
-    #: The charged object; unique per ``kind``, so nothing is charged twice.
+    #: Unique per ``kind``: charged once.
     reference: Mapped[str]
     quantity: Mapped[float]
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 class AuditRow(Base):
-    """The audit log; append-only, enforced by database triggers."""
+    """The audit log, append-only by database triggers."""
 
     __tablename__ = "audit"
     __table_args__ = (Index("audit_tenant", "tenant_id", "id"),)

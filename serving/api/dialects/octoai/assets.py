@@ -18,16 +18,16 @@ from serving.api.request_model import RequestModel
 Short = Annotated[str, Field(max_length=128)]
 Link = Annotated[str, Field(max_length=2048)]
 Description = Annotated[str, Field(max_length=4096)]
-#: ``licence`` is the field's former name.
+#: ``licence`` is the former name.
 License = Annotated[Short | None, Field(validation_alias=AliasChoices("license", "licence"))]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-#: PEFT's ``adapter_config.json``; limited in size like every body.
+#: PEFT's ``adapter_config.json``.
 AdapterConfig = Annotated[dict[Annotated[str, Field(max_length=128)], Any], Field(max_length=128)]
 Tag = Annotated[str, Field(pattern=r"^[\w.\-]{1,64}$")]
 
 
 class AssetData(RequestModel):
-    """The supported fields of an asset's data; other fields are ignored."""
+    """An asset's data; unsupported fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -43,7 +43,7 @@ class CreateAsset(RequestModel):
 
     Extensions: ``visibility``, ``shared_with``, ``new_version``, ``license``, ``expires_at``,
     ``sha256``, ``prediction_type`` (checkpoints), ``adapter_config`` (LoRAs); ``size_bytes`` and
-    ``part_bytes`` with the ``transfer_api_type`` "multipart".
+    ``part_bytes`` ("multipart").
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -69,7 +69,7 @@ class CreateAsset(RequestModel):
     hf_token_secret: Short | None = None
 
     def wanted_visibility(self) -> Visibility:
-        """Return the visibility; by default ``shared`` if ``shared_with`` is not empty."""
+        """Return the visibility, ``shared`` by default with ``shared_with``."""
         if self.visibility is not None:
             return self.visibility
         if self.is_public:
@@ -78,7 +78,7 @@ class CreateAsset(RequestModel):
 
 
 class ChangeAsset(RequestModel):
-    """Changes to an asset; omitted fields stay as they are."""
+    """Changes to an asset; omitted fields stay."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -116,7 +116,7 @@ class CompleteUpload(RequestModel):
 
 
 def stored_data(body: CreateAsset) -> dict[str, Any]:
-    """Return the asset data to store, with the defaults that clients expect."""
+    """Return the data to store, with clients' defaults."""
     data = body.data
     return {
         "engine": data.engine or ENGINE,
@@ -132,10 +132,9 @@ def stored_data(body: CreateAsset) -> dict[str, Any]:
 
 
 def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None) -> dict[str, Any]:
-    """Return the JSON of an asset; every field that OctoAI's clients require is not null.
+    """Return an asset's JSON; fields required by OctoAI's clients are not null.
 
-    ``inspected`` adds the fields for principals that may inspect the asset: its report, its
-    sharing and its usage.
+    ``inspected`` adds report, sharing and usage.
     """
     data: dict[str, Any] = {
         "asset_type": asset.kind,
@@ -184,7 +183,7 @@ def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None)
 
 
 def _without_query(url: str | None) -> str | None:
-    """Return ``url`` without its query, which may contain a signature."""
+    """The query may contain a signature."""
     return url and url.partition("?")[0]
 
 
@@ -193,5 +192,5 @@ def timestamp(at_s: float) -> str:
 
 
 def _uuid(tenant_id: str) -> str:
-    """Return a UUID for clients to parse: the commons has no tenant row."""
+    """Clients parse it; the commons has no tenant row."""
     return tenant_id if len(tenant_id) == 36 else "00000000-0000-0000-0000-000000000000"

@@ -14,7 +14,7 @@ from serving.generation.contract import ImageEncoding, Sampler
 from serving.generation.service import MAX_SEED, Generation, GenerationRequest, fixed_seeds
 
 Prompt = Annotated[str, Field(max_length=10_000)]
-#: An asset's id, or ``owner:name@version``.
+#: An id, or ``owner:name@version``.
 Reference = Annotated[str, Field(max_length=256)]
 Word = Annotated[str, Field(max_length=128)]
 Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
@@ -22,7 +22,7 @@ Pixels = Annotated[int, Field(ge=1, le=16_384)]
 MAX_IMAGES = 16
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
-#: Unsupported fields of OctoAI's API, with the values that have no effect and are accepted.
+#: Unsupported, with the values that have no effect.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "init_image": (None,),
     "strength": (None, 0.8),
@@ -41,12 +41,12 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "controlnet_preprocess": (None, True, False),
     "transfer_images": (None,),
 }
-#: Accepted and ignored; older clients always send the first.
+#: Older clients always send the first.
 _IGNORED = ("enable_safety", "force_asset_download", "force_asset_gpu_copy", "log_prompt")
 
 
 class LoraWeights(RequestModel):
-    """Separate weights of a LoRA for the UNet and the text encoders."""
+    """A LoRA's weights by component."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -55,7 +55,7 @@ class LoraWeights(RequestModel):
 
 
 class GenerateRequest(RequestModel):
-    """An image generation. A null field has its default, since older clients send nulls."""
+    """An image generation; nulls of older clients mean defaults."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,9 +77,9 @@ class GenerateRequest(RequestModel):
     num_images: int = Field(1, ge=1, le=MAX_IMAGES)
     seed: Seed | Annotated[list[Seed | None], Field(max_length=MAX_IMAGES)] | None = None
     image_encoding: ImageEncoding = "jpeg"
-    #: An extension: higher goes first, among the waiting requests of the organisation.
+    #: Extension: higher goes first within the organisation.
     priority: int = Field(0, ge=-10, le=10)
-    #: An extension: the GPU pool, by name or GPU type; null for the tenant's default.
+    #: Extension: pool or GPU type; null is the tenant's default.
     gpu: str | None = Field(None, max_length=64)
 
     @model_validator(mode="before")
@@ -111,7 +111,7 @@ class GenerateRequest(RequestModel):
         """Return the internal request.
 
         Raises:
-            InvalidRequest: there are more seeds than images.
+            InvalidRequest: more seeds than images.
         """
         if isinstance(self.seed, list) and len(self.seed) > self.num_images:
             raise InvalidRequest(
@@ -137,7 +137,7 @@ class GenerateRequest(RequestModel):
 
 
 def answer(generated: Generation) -> dict[str, Any]:
-    """Return OctoAI's response, extended by ``request_id``, ``receipt`` and ``timings_ms``."""
+    """Return OctoAI's response with ``request_id``, ``receipt`` and ``timings_ms``."""
     result = generated.result
     timings = result.timings
     return {
@@ -166,7 +166,7 @@ def answer(generated: Generation) -> dict[str, Any]:
 
 
 def receipt(generated: Generation) -> dict[str, Any]:
-    """Return the receipt: assets used, tiers they were found on, and parameters written."""
+    """Return the assets, their tiers and parameters written."""
     result, size = generated.result, generated.size
     return {
         "assets": [
