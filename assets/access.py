@@ -9,8 +9,8 @@ from assets.asset import Asset
 from assets.errors import Forbidden
 from assets.principal import Principal, Role
 
-#: ``read`` covers the public fields, ``inspect`` the ingest report and training metadata,
-#: ``download`` the bytes; ``share`` changes the visibility.
+#: ``read``: public fields; ``inspect``: ingest report, training metadata; ``download``: bytes;
+#: ``share``: visibility.
 Verb = Literal[
     "read", "inspect", "download", "use", "create", "update", "share", "delete", "restore"
 ]
@@ -18,21 +18,21 @@ Verb = Literal[
 _LOOKS: frozenset[Verb] = frozenset({"read", "inspect", "download"})
 _WORKS: frozenset[Verb] = _LOOKS | {"use", "create", "update"}
 
-#: What each role may do with its own tenant's assets.
+#: On its own tenant's assets.
 _VERBS: Mapping[Role, frozenset[Verb]] = {
     "anonymous": frozenset({"use"}),
     "reader": _LOOKS,
     "member": _WORKS,
     "owner": _WORKS | {"share", "delete", "restore"},
 }
-#: What other tenants may do. The weights of a shared asset cannot be downloaded.
+#: Other tenants cannot download shared weights.
 _WITH_PUBLIC: frozenset[Verb] = frozenset({"read", "use", "download"})
 _WITH_SHARED: frozenset[Verb] = frozenset({"read", "use"})
 
 
 def require(principal: Principal, verb: Verb) -> None:
-    """Raise Forbidden when the role allows ``verb`` on no asset. Called before every lookup, so
-    that the error does not reveal which assets exist."""
+    """Raise Forbidden when the role allows ``verb`` on no asset. Called before lookups, to reveal
+    none."""
     if verb not in _VERBS[principal.role]:
         raise Forbidden(principal.role, f"{verb} assets")
 
@@ -46,9 +46,8 @@ def require_owner(principal: Principal) -> None:
 def may(principal: Principal, verb: Verb, asset: Asset) -> bool:
     """Return whether ``principal`` may do ``verb`` to ``asset``. Pure; called on every request.
 
-    The asset's tenant may do what the role allows, but a private asset is limited to its creator
-    and the owners, and a deleted asset can only be restored. Other tenants reach ready assets that
-    are public or shared with them; anonymous requests reach public assets only.
+    Only creator and owners reach a private asset; a deleted one can only be restored. Other tenants
+    reach ready public or shared assets, anonymous requests public ones.
     """
     if verb not in _VERBS[principal.role]:
         return False

@@ -12,15 +12,15 @@ AssetKind = Literal["checkpoint", "lora", "textual_inversion", "vae"]
 AssetStatus = Literal[
     "ready_to_upload", "uploading", "uploaded", "ready", "rejected", "error", "deleted"
 ]
-#: Visible to: the creator and the tenant's owners; the whole tenant; listed tenants too; everyone.
+#: To creator and owners; the tenant; listed tenants too; everyone.
 Visibility = Literal["private", "organisation", "shared", "public"]
 
 ASSET_KINDS: tuple[AssetKind, ...] = get_args(AssetKind)
 VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
 
-#: The tenant that owns the assets that the platform provides.
+#: Owns the platform's assets.
 COMMONS = "commons"
-#: The served model family, as named by OctoAI's API.
+#: OctoAI's name of the served family.
 SERVED_ENGINE = "image/stable-diffusion-xl-v1-0"
 
 
@@ -28,10 +28,8 @@ SERVED_ENGINE = "image/stable-diffusion-xl-v1-0"
 class Asset:
     """One version of a named asset; its bytes never change. Times are seconds since the epoch.
 
-    ``parts`` maps each component of the canonical form to its blob: four for a full checkpoint,
-    one for a LoRA; ``original`` is the file as uploaded. ``report`` is the result of inspection.
-    ``data`` holds user-supplied metadata and the state of the upload. ``shared_with`` lists tenant
-    names.
+    ``parts``: canonical blobs (one for a LoRA); ``original``: the file as uploaded; ``report``: of
+    the inspection; ``data``: user metadata and upload state; ``shared_with``: tenant names.
     """
 
     id: str
@@ -59,7 +57,7 @@ class Asset:
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
-        """Every blob of the asset in the object store, including the original."""
+        """Including the original."""
         return (*self.parts.values(), *((self.original,) if self.original else ()))
 
     @property
@@ -72,17 +70,16 @@ class Asset:
 
     @property
     def reference(self) -> str:
-        """The owner's reference to this version: ``name@version``."""
         return f"{self.name}@{self.version}"
 
     @property
     def is_import(self) -> bool:
-        """Whether the platform downloads the bytes instead of receiving an upload."""
+        """Whether the platform downloads the bytes."""
         return bool(self.data.get("url") or self.data.get("hf_repo"))
 
     @property
     def preview(self) -> str | None:
-        """The object key of the preview image."""
+        """Its object key."""
         return self.data.get("preview")
 
     @property

@@ -1,9 +1,8 @@
 """Content keys: how blobs are identified once asset names are resolved.
 
-A key is a digest of the sha256 of the canonical bytes, the component, the fingerprint of the base
-model, the converter version and, for a UNet, the prediction type. A private asset's digest is an
-HMAC with the tenant's salt: two tenants that hold the same file have different keys, so no cache
-hit, receipt or timing reveals one tenant's assets to the other.
+A key digests the canonical bytes' sha256, component, base model's fingerprint, converter version
+and a UNet's prediction type. A private asset's is an HMAC with its tenant's salt: no cache hit,
+receipt or timing reveals that another tenant holds the file.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Literal
 
 from assets.prediction import Prediction, key_suffix
 
-#: Increment when the canonical form changes, so that old canonical files are never read again.
+#: Increment when the canonical form changes: old files are ignored.
 CONVERTER_VERSION = 1
 
 Component = Literal["unet", "text_encoder", "text_encoder_2", "vae", "lora", "textual_inversion"]
@@ -25,7 +24,7 @@ MODEL_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder
 
 @dataclass(frozen=True, slots=True, order=True)
 class Blob:
-    """One stored file: its content key, the sha256 of its bytes and its size."""
+    """One stored file."""
 
     key: str
     sha256: str
@@ -39,10 +38,10 @@ def content_key(
     salt: bytes | None,
     prediction: Prediction = "epsilon",
 ) -> str:
-    """Return the content key of canonical bytes with this sha256.
+    """Return the content key of canonical bytes.
 
-    ``model_fingerprint`` is the digest of the base model's parameter schema; ``salt`` is None for
-    a public asset; ``prediction`` is used for a UNet only.
+    ``model_fingerprint``: the base model's schema digest; ``salt``: None if public; ``prediction``:
+    for a UNet only.
     """
     message = f"{CONVERTER_VERSION}/{component}/{model_fingerprint}/{sha256}".encode()
     suffix = key_suffix(prediction) if component == "unet" else ""
@@ -51,15 +50,15 @@ def content_key(
     return "t" + hmac.new(salt, message, hashlib.sha256).hexdigest()[:40] + suffix
 
 
-#: Key prefix of original files, which no engine loads.
+#: Original files, which no engine loads.
 ORIGINAL = "o"
 
 
 def original_key(sha256: str, salt: bytes) -> str:
-    """Return the key of a file as uploaded. It is salted by tenant, for public assets too."""
+    """The key of a file as uploaded, salted even if public."""
     return ORIGINAL + hmac.new(salt, f"original/{sha256}".encode(), hashlib.sha256).hexdigest()[:40]
 
 
 def tenant_salt(secret: bytes, tenant_id: str) -> bytes:
-    """Return a tenant's salt, derived from the platform's secret so that it need not be stored."""
+    """Derived from the platform's secret, not stored."""
     return hmac.new(secret, f"tenant-salt/{tenant_id}".encode(), hashlib.sha256).digest()

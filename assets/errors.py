@@ -3,20 +3,20 @@
 ::
 
     AssetError
-    ├── AssetNotFound      unknown, deleted or not accessible: the same error for all three
-    ├── Forbidden          the role allows the action on no asset
-    ├── AssetNotReady      not usable in a recipe (yet)
-    ├── NameTaken          the tenant already has a live asset of that name
-    ├── QuotaExceeded      more than the tenant's plan allows
-    ├── InvalidAsset       an invalid field in a request about an asset
-    ├── BadSignature       a signed URL is forged, altered or expired
-    ├── TooLarge           more bytes than the limit
-    ├── FetchFailed        an import could not be downloaded
-    │   └── FetchRefused   the import rules forbid the URL
-    ├── StoreError         the object store failed or lost a blob
-    │   └── StoreBroke     a transient failure: retry
-    └── IngestRejected     the uploaded bytes cannot be served; carries every reason
-        └── HeaderError    the safetensors header is malformed
+    ├── AssetNotFound         unknown, deleted or inaccessible: not distinguished
+    ├── Forbidden             the role allows it on no asset
+    ├── AssetNotReady         not usable (yet)
+    ├── NameTaken             by a live asset
+    ├── QuotaExceeded         of the plan
+    ├── InvalidAsset          invalid request field
+    ├── BadSignature          signed URL forged, altered or expired
+    ├── TooLarge
+    ├── FetchFailed           download of an import failed
+    │   └── FetchRefused      by the import rules
+    ├── StoreError            object store failed or lost a blob
+    │   └── StoreUnavailable  transient: retry
+    └── IngestRejected        carries every reason
+        └── HeaderError       malformed safetensors header
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 
 class AssetError(Exception):
-    """Base class of the errors that this package raises."""
+    """Base of this package's errors."""
 
 
 class AssetNotFound(AssetError):
@@ -36,7 +36,7 @@ class AssetNotFound(AssetError):
 
 class Forbidden(AssetError):
     def __init__(self, role: str, action: str) -> None:
-        super().__init__(role, action)  # the plain arguments, so that the error unpickles
+        super().__init__(role, action)  # plain arguments, to unpickle
 
     def __str__(self) -> str:
         role, action = self.args
@@ -64,7 +64,7 @@ class NameTaken(AssetError):
 
 class QuotaExceeded(AssetError):
     def __init__(self, resource: str, limit: int) -> None:
-        super().__init__(resource, limit)  # the plain arguments, so that the error unpickles
+        super().__init__(resource, limit)  # plain arguments, to unpickle
 
     def __str__(self) -> str:
         resource, limit = self.args
@@ -75,7 +75,7 @@ class QuotaExceeded(AssetError):
 
 
 class InvalidAsset(AssetError):
-    """The value of ``field`` is invalid; the message states what is accepted."""
+    """The message states what ``field`` accepts."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -107,7 +107,7 @@ class StoreUnavailable(StoreError):
 
 
 class IngestRejected(AssetError):
-    """The uploaded file cannot be used with the served model."""
+    """The served model cannot use the file."""
 
     def __init__(self, *reasons: str) -> None:
         super().__init__("; ".join(reasons))

@@ -1,6 +1,6 @@
 """Failpoints: places where a test kills the process, to check recovery after a crash.
 
-None is armed unless the configuration names one (``AO_FAILPOINT``).
+Only the configuration (``AO_FAILPOINT``) arms one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _armed: str | None = None
 
 
 def arm(label: Failpoint | None) -> None:
-    """Make the process kill itself with SIGKILL when it reaches ``label``; None disarms."""
+    """SIGKILL this process when it reaches ``label``; None disarms."""
     global _armed
     _armed = label
 

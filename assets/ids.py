@@ -1,7 +1,6 @@
 """Asset identifiers: ``asset_`` and a ULID in lower-case Crockford base32.
 
-48 bits of milliseconds and 80 random bits: sortable by age, unguessable, and in the form of
-OctoAI's ids (``asset_01hdpjv7bxe1n99eazrv23ca1k``).
+48 bits of milliseconds, 80 random bits. OctoAI's form (``asset_01hdpjv7bxe1n99eazrv23ca1k``).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _PATTERN = re.compile(r"asset_[0-9a-hjkmnp-tv-z]{26}\Z")
 
 
 def ulid(now_s: float | None = None) -> str:
-    """Return a new ULID: 26 characters of lower-case Crockford base32."""
+    """Return a new ULID of 26 characters."""
     stamp = int((time.time() if now_s is None else now_s) * 1000)
     value = (stamp & (1 << 48) - 1) << 80 | secrets.randbits(80)
     return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))

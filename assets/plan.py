@@ -9,9 +9,8 @@ from dataclasses import dataclass
 class Plan:
     """A service plan. None means unlimited.
 
-    ``weight`` is the tenant's share of the queue; ``concurrent_pictures`` is how many images are
-    generated at a time, the rest being queued; ``gpu_s_per_month`` is a budget of engine seconds
-    per calendar month in UTC.
+    ``weight`` is the queue share; ``concurrent_pictures`` are generated at a time, others queue;
+    ``gpu_s_per_month``: engine seconds per calendar month in UTC.
     """
 
     name: str = "unlimited"

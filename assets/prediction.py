@@ -1,11 +1,10 @@
 """The prediction type of a UNet, which neither its weights nor their shapes reveal.
 
 ``epsilon``: noise. ``v_prediction``: velocity (Salimans and Ho 2022, arXiv:2202.00512).
-``…_zero_snr``: with a noise schedule rescaled so that the last step is pure noise (Lin et al. 2023,
-arXiv:2305.08891).
+``…_zero_snr``: with a schedule rescaled to end in pure noise (Lin et al. 2023, arXiv:2305.08891).
 
-The type is a suffix of a UNet's content key, because the same weights generate other images under
-another type. ``epsilon`` adds no suffix, so keys from before the other types remain valid.
+It changes the images, so a UNet's content key ends with it; not for ``epsilon``, so older keys stay
+valid.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 _SUFFIXES: Mapping[Prediction, str] = {
     "epsilon": "", "v_prediction": "-v", "v_prediction_zero_snr": "-vz",
 }  # fmt: skip
-#: Length of a content key without its suffix.
+#: Without the suffix.
 KEY_CHARS = 41
 _BY_SUFFIX = {suffix: prediction for prediction, suffix in _SUFFIXES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionFinding:
-    """A prediction type, the ``source`` that stated it and the sources that contradict it."""
+    """A prediction type, its ``source`` and the sources that contradict it."""
 
     value: Prediction
     source: str
@@ -42,8 +41,7 @@ class PredictionFinding:
 
     @classmethod
     def from_report(cls, report: Mapping[str, Any] | None) -> PredictionFinding:
-        """Parse the result of :meth:`report`. None stands for a report from before other types
-        than ``epsilon`` were served."""
+        """None is from before other types than ``epsilon``."""
         if report is None:
             return cls("epsilon", "nothing says otherwise")
         return cls(report["value"], report["source"], tuple(report.get("contradicted_by", ())))
@@ -54,10 +52,10 @@ def key_suffix(prediction: Prediction) -> str:
 
 
 def prediction_of(content_key: str) -> Prediction:
-    """Return the prediction type of the UNet with this content key.
+    """Return the type of a UNet's content key.
 
     Raises:
-        ValueError: the suffix is unknown: a newer version made the key.
+        ValueError: unknown suffix (from a newer version).
     """
     suffix = content_key[KEY_CHARS:]
     prediction = _BY_SUFFIX.get(suffix)

@@ -1,7 +1,4 @@
-"""A recipe: the weights that a request needs, identified by content key and not by name.
-
-Requests with equal recipes are served by the same weights, whatever their tenants and asset names.
-"""
+"""A recipe: the weights that a request needs, identified by content key and not by name."""
 
 from __future__ import annotations
 
@@ -14,11 +11,8 @@ from assets.prediction import Prediction, prediction_of
 
 @dataclass(frozen=True, slots=True)
 class LoraUse:
-    """A LoRA and its weight. The weight is a run-time value and not part of the content key.
-
-    ``text_weight`` applies to the text encoders; None, or the value of ``weight``, means that
-    ``weight`` applies to them too.
-    """
+    """A LoRA and its run-time weight, outside the content key. ``text_weight`` is the text
+    encoders'; None: as ``weight``."""
 
     blob: Blob
     weight: float
@@ -35,7 +29,7 @@ class LoraUse:
 
 @dataclass(frozen=True, slots=True, order=True)
 class InversionUse:
-    """A textual inversion and the trigger word that activates it in the prompt."""
+    """A textual inversion and its trigger word."""
 
     blob: Blob
     token: str
@@ -43,8 +37,7 @@ class InversionUse:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All blobs of a request in canonical order: LoRAs are sorted, because a floating-point sum
-    depends on the order of its terms."""
+    """Blobs in canonical order: LoRAs are sorted, as floating-point sums depend on order."""
 
     unet: Blob
     text_encoder: Blob
@@ -61,22 +54,20 @@ class Recipe:
 
     @property
     def prediction(self) -> Prediction:
-        """The prediction type of the UNet."""
         return prediction_of(self.unet.key)
 
     def components(self) -> Iterator[tuple[str, Blob]]:
-        """The model's four components by name."""
         yield "unet", self.unet
         yield "text_encoder", self.text_encoder
         yield "text_encoder_2", self.text_encoder_2
         yield "vae", self.vae
 
     def extras(self) -> tuple[Blob, ...]:
-        """The blobs of the LoRAs and inversions, without duplicates."""
+        """LoRAs and inversions, without duplicates."""
         blobs = [use.blob for use in self.loras] + [use.blob for use in self.inversions]
         return tuple(dict.fromkeys(blobs))
 
     def blobs(self) -> tuple[Blob, ...]:
-        """Every blob of the recipe, without duplicates, the model's components first."""
+        """Without duplicates, the model's components first."""
         components = [blob for _, blob in self.components()]
         return tuple(dict.fromkeys([*components, *self.extras()]))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 
 def is_storable(text: str) -> bool:
-    """Return whether ``text`` has neither NUL, which PostgreSQL rejects, nor a lone surrogate
-    (JSON's ``\\ud800``), which UTF-8 cannot encode in a response."""
+    """Whether there is no NUL (PostgreSQL rejects it) or lone surrogate (not UTF-8)."""
     if "\0" in text:
         return False
     try:

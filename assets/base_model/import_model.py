@@ -37,13 +37,13 @@ def import_model(
     single_file_configs: Configs = SDXL_CONFIGS,
     prediction: Prediction | None = None,
 ) -> ModelManifest:
-    """Convert and store the model at ``path``; at once when it was imported before.
+    """Convert and store the model, unless imported before.
 
-    ``single_file_configs`` are the configurations of a single file, which contains none.
-    ``prediction`` overrides the type that the files state.
+    ``single_file_configs``: for a single file, which contains none. ``prediction`` overrides the
+    files' type.
 
     Raises:
-        IngestRejected: ``path`` is not an SDXL model; states what is missing.
+        IngestRejected: not an SDXL model; states what is missing.
     """
     if not path.exists():
         raise IngestRejected(f"there is no model at {path}")
@@ -68,7 +68,7 @@ def import_model(
             file = scratch / component
             order = stacking_order(schema.components[component])
             written = write_tensors(file, planned[component], {"component": component}, order)
-            # Keyed by the canonical bytes, because a model folder has no single digest.
+            # A model folder has no single digest.
             key = content_key(written.sha256, component, schema.digest, None, predicts.value)
             blob = Blob(key, written.sha256, written.size_bytes)
             if store.size(blob_key(blob)) != blob.size_bytes:
@@ -81,7 +81,6 @@ def import_model(
 
 
 def _check_topology(path: Path, configs: Configs, schema: ParameterSchema) -> None:
-    """Raise IngestRejected unless the files hold exactly the tensors of their configurations."""
     for component, expected in schema_of(configs).components.items():
         actual = schema.components[component]
         if missing := sorted(set(expected) - set(actual)):
@@ -101,7 +100,6 @@ def _check_topology(path: Path, configs: Configs, schema: ParameterSchema) -> No
 
 
 def _predicts(path: Path) -> PredictionFinding:
-    """Read the prediction type from the files. Raises IngestRejected."""
     if path.is_dir():
         return prediction_of_scheduler(folder_config(path, "scheduler", "scheduler_config.json"))
     with TensorFile(path) as file:
@@ -109,8 +107,7 @@ def _predicts(path: Path) -> PredictionFinding:
 
 
 def _fingerprint(path: Path) -> str:
-    """Return a digest of the files' names, sizes and modification times, so that no file is
-    read."""
+    """Digest names, sizes and modification times; read no file."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256(str(path.resolve()).encode())
     for file in files:

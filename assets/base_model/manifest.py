@@ -1,8 +1,4 @@
-"""The manifest of a base model, which `--model` names and which is imported once.
-
-It holds the published configurations, from which the engine builds the modules, and the parameter
-schema, against which ingest checks assets.
-"""
+"""The manifest of a base model, which `--model` names and which is imported once."""
 
 from __future__ import annotations
 
@@ -18,14 +14,14 @@ from assets.prediction import PredictionFinding
 from assets.storage.object_paths import model_key
 from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
 
-#: Image pixels per latent pixel, along one side, in every SDXL autoencoder.
+#: SDXL's image pixels per latent pixel, along a side.
 LATENT_SCALE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ModelManifest:
-    """``configs[component]`` is the published ``config.json``; ``source`` is a digest that
-    identifies the imported files."""
+    """``configs``: the published ``config.json`` files; ``source`` identifies the imported
+    files."""
 
     name: str
     source: str
@@ -36,7 +32,7 @@ class ModelManifest:
 
     @property
     def native_size(self) -> int:
-        """The side in pixels of the images that the model was trained on: 1024 for SDXL."""
+        """Side of the training images in pixels; SDXL: 1024."""
         return int(self.configs["unet"]["sample_size"]) * LATENT_SCALE
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +58,7 @@ class ModelManifest:
 
 
 def load_manifest(store: ObjectStore, name: str) -> ModelManifest:
-    """Read a manifest. Raises StoreError when no such model was imported."""
+    """Read a manifest. Raises StoreError: not imported."""
     return ModelManifest.from_json(json.loads(read_bytes(store, model_key(name))))
 
 
@@ -71,7 +67,7 @@ def save_manifest(store: ObjectStore, manifest: ModelManifest) -> None:
 
 
 def find_manifest(store: ObjectStore, name: str) -> ModelManifest | None:
-    """Read a manifest; None when no such model was imported."""
+    """Read a manifest; None when not imported."""
     try:
         return load_manifest(store, name)
     except StoreError:

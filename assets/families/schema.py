@@ -1,7 +1,6 @@
 """The parameter names and shapes of a model, which an asset must match.
 
-Names are the *published* ones, as in the files that diffusers and transformers publish; from
-transformers 5.6 on, the names in memory differ.
+Names are as diffusers and transformers publish; from transformers 5.6 on, those in memory differ.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ Shape = tuple[int, ...]
 
 
 def stacked(parameters: Mapping[str, Shape]) -> dict[Shape, tuple[str, ...]]:
-    """Group parameters by shape, in the order of the engine's stacks and of canonical files: by
-    role first (``attn1.to_q.weight`` of every block), so that an adapter changes adjacent rows."""
+    """Group parameters by shape, in the order of stacks and canonical files: by role
+    (``attn1.to_q.weight`` of every block), so that an adapter changes adjacent rows."""
     by_shape: dict[Shape, list[str]] = {}
     for name in sorted(parameters, key=lambda name: (_role(name), name)):
         by_shape.setdefault(parameters[name], []).append(name)
@@ -27,7 +26,7 @@ def stacked(parameters: Mapping[str, Shape]) -> dict[Shape, tuple[str, ...]]:
 
 
 def stacking_order(parameters: Mapping[str, Shape]) -> list[str]:
-    """Return all parameter names, one stack after another."""
+    """Return all names, stack by stack."""
     return [name for names in stacked(parameters).values() for name in names]
 
 
@@ -50,7 +49,7 @@ class ParameterSchema:
 
     @property
     def text_widths(self) -> tuple[int, int]:
-        """The widths of both text encoders' token embeddings (768 and 1280 in SDXL)."""
+        """Token embedding widths (SDXL: 768, 1280)."""
         name = "text_model.embeddings.token_embedding.weight"
         first = self.components["text_encoder"][name]
         second = self.components["text_encoder_2"][name]
@@ -58,7 +57,7 @@ class ParameterSchema:
 
     @property
     def digest(self) -> str:
-        """The model's fingerprint: equal for models that can use the same assets."""
+        """Equal for models that can use the same assets."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

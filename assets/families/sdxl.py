@@ -1,7 +1,7 @@
 """SDXL base 1.0's published configurations, and the parameter schema of any SDXL configuration.
 
-The values are from the ``config.json`` files of stabilityai/stable-diffusion-xl-base-1.0
-(CreativeML Open RAIL++-M); see NOTICE. Only values that determine shapes or arithmetic are kept.
+From the ``config.json`` files of stabilityai/stable-diffusion-xl-base-1.0 (CreativeML Open
+RAIL++-M; see NOTICE), as far as they determine shapes or arithmetic.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ SDXL_CONFIGS: Mapping[Component, Mapping[str, Any]] = {
     },
 }
 
-#: The noise schedule that SDXL was trained with.
+#: SDXL's training noise schedule.
 SDXL_SCHEDULE: Mapping[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -98,7 +98,7 @@ SDXL_SCHEDULE: Mapping[str, Any] = {
     "timestep_spacing": "leading",
 }
 
-#: Configuration values that change a component's arithmetic but no shape. Only SDXL's are served.
+#: Change arithmetic but no shape; only SDXL's are served.
 _ARITHMETIC: Mapping[Component, Mapping[str, Any]] = {
     "unet": {
         "act_fn": "silu", "addition_embed_type": "text_time", "center_input_sample": False,
@@ -115,7 +115,7 @@ _ARITHMETIC: Mapping[Component, Mapping[str, Any]] = {
 
 
 def other_arithmetic(component: Component, config: Mapping[str, Any]) -> list[str]:
-    """Return a message for each configuration value that is not served. Pure."""
+    """Return messages for configuration values not served. Pure."""
     return [
         f"its config.json sets {name} to {config[name]!r:.60}; only {served!r} is served"
         for name, served in _ARITHMETIC.get(component, {}).items()
@@ -127,7 +127,7 @@ Named = Iterator[tuple[str, Shape]]
 
 
 def schema_of(configs: Mapping[Component, Mapping[str, Any]]) -> ParameterSchema:
-    """Return the parameter schema of a model with SDXL's topology, at any width. Pure."""
+    """Return the schema of SDXL's topology, at any width. Pure."""
     return ParameterSchema(
         {
             "unet": dict(_unet(configs["unet"])),

@@ -1,6 +1,6 @@
-"""The library's use cases: list, get, update, delete, restore, resolve; uploads are in ``uploads``.
+"""The library's use cases: list, get, update, delete, restore, resolve.
 
-No module here imports torch, so that gateways can import it; conversion is in ``assets.ingest``.
+Nothing in this package imports torch: gateways import it.
 """
 
 from __future__ import annotations
@@ -43,19 +43,17 @@ from assets.storage.object_paths import (
 )
 from assets.storage.object_store import ObjectStore, put_bytes, read_bytes
 
-#: ``status_details`` of an asset whose blobs are missing from the store.
 LOST = "its bytes were lost; upload it again"
-#: How many versions of a name a rename checks.
+#: In one rename.
 MAX_VERSIONS = 10_000
-#: How long a deleted asset can be restored.
 RESTORABLE_S = 7 * 24 * 3600.0
-#: How long the base checkpoint's record is cached: every request needs it.
+#: Every request needs the base checkpoint's record.
 _BASE_CACHED_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An update of an asset; None leaves a field unchanged. ``expires_at_s`` 0 means never."""
+    """An update of an asset. None leaves a field unchanged; ``expires_at_s`` 0 means never."""
 
     name: str | None = None
     description: str | None = None
@@ -65,12 +63,12 @@ class Change:
     visibility: str | None = None
     shared_with: Sequence[str] | None = None
     expires_at_s: float | None = None
-    #: For checkpoints only; ``auto`` means as detected from the file.
+    #: Checkpoints only; ``auto``: as detected from the file.
     prediction_type: Prediction | Literal["auto"] | None = None
 
 
 class Library:
-    """The library's use cases. Each method that takes a principal authorizes the call itself."""
+    """Methods that take a principal authorize the call."""
 
     def __init__(
         self,
@@ -81,7 +79,6 @@ class Library:
         now: Callable[[], float] = time.time,
         quota: Quota = lambda _: None,
     ) -> None:
-        """``quota`` returns a tenant's storage limit in bytes, None for no limit."""
         self._records = records
         self._blobs = blobs
         self._store = store
@@ -99,8 +96,7 @@ class Library:
         return self._find(principal, reference, "read")
 
     def list(self, principal: Principal, query: Query) -> Page:
-        """List ready assets when the query is for public or shared ones, else the tenant's own
-        that the member can see."""
+        """List what the member sees of its tenant's; ready assets for a public or shared query."""
         owner = COMMONS if query.owner == "octoai" else query.owner
         query = replace(query, name=query.name and normal_name(query.name))
         if query.visibility == "public" or query.shared_with is not None:
@@ -109,15 +105,15 @@ class Library:
         return self._records.list(replace(query, tenant_id=principal.tenant_id, member_id=member))
 
     def delete(self, principal: Principal, reference: str, *, for_good: bool = False) -> Asset:
-        """Delete an asset: it is unusable at once, and its name refers to the previous version or
-        is free. ``for_good`` also frees its storage; it cannot be restored then.
+        """Delete an asset; its name refers to the previous version or is free. ``for_good`` also
+        frees its storage and rules out restoration.
 
         Raises:
             AssetNotFound.
         """
         asset = self._find(principal, reference, "delete")
         changed = self._delete(asset)
-        if changed is None:  # its status changed in between: deleted, or ingest ended
+        if changed is None:  # its status changed meanwhile
             return self.delete(principal, asset.id, for_good=for_good)
         if for_good:
             self._purge(changed)
@@ -135,7 +131,7 @@ class Library:
         return changed
 
     def delete_expired(self) -> Sequence[Asset]:
-        """Delete the assets that have expired and return them. They were unusable already."""
+        """Delete and return expired assets."""
         deleted = (self._delete(asset) for asset in self._records.expired(self._now()))
         return [asset for asset in deleted if asset is not None]
 
@@ -144,7 +140,7 @@ class Library:
 
         Raises:
             AssetNotFound, InvalidAsset, NameTaken.
-            Forbidden: the role may not share the asset outside its tenant.
+            Forbidden: the role may not share.
         """
         asset = self._find(principal, reference, "update")
         changes: dict[str, Any] = {}
@@ -195,7 +191,7 @@ class Library:
         if asset.preview and "visibility" in changes:
             changes["data"] = {**asset.data, **data, "preview": self._moved_preview(asset)}
         changed = self._records.update(asset.id, changes, expect=(asset.status,))
-        if changed is None:  # its status changed in between: deleted, or ingest ended
+        if changed is None:  # its status changed meanwhile
             return self.update(principal, asset.id, replace(change, name=None))
         if asset.preview and changed.preview != asset.preview:
             self._drop_preview(asset.preview)
@@ -206,8 +202,7 @@ class Library:
         self._store.delete(key)
 
     def _moved_preview(self, asset: Asset) -> str | None:
-        """Copy the preview to a new key and return the key. URLs made under the old visibility,
-        including those that the store signed, then stop working."""
+        """A new key ends old URLs, even those that the store signed."""
         if asset.preview is None or self._store.size(asset.preview) is None:
             return None
         key = preview_key(asset.id, secrets.token_hex(32))
@@ -217,11 +212,6 @@ class Library:
         return key
 
     def _check_series(self, principal: Principal, asset: Asset) -> None:
-        """Check that the principal may update every version, since a rename renames them all.
-
-        Raises:
-            InvalidAsset: some versions belong to other members.
-        """
         query = Query(tenant_id=asset.tenant_id, name=asset.name, limit=MAX_VERSIONS)
         if not all(may(principal, "update", each) for each in self._records.list(query).assets):
             raise InvalidAsset(
@@ -230,7 +220,7 @@ class Library:
             )
 
     def check_update(self, principal: Principal, reference: str) -> None:
-        """Raise AssetNotFound or Forbidden unless the principal may update the asset."""
+        """Raise AssetNotFound or Forbidden unless the principal may update."""
         self._find(principal, reference, "update")
 
     def usable(self, principal: Principal, reference: str) -> Asset:
@@ -241,7 +231,7 @@ class Library:
         return asset
 
     def set_preview(self, principal: Principal, reference: str, key: str) -> Asset:
-        """Make the image stored under ``key`` the asset's preview. Raises AssetNotFound."""
+        """Make the image under ``key`` the preview. Raises AssetNotFound."""
         asset = self._find(principal, reference, "update")
         changed = self._records.update(
             asset.id, {"data": {**asset.data, "preview": key}}, expect=(asset.status,)
@@ -253,12 +243,12 @@ class Library:
         return changed
 
     def restore(self, principal: Principal, asset_id: str) -> Asset:
-        """Restore an asset within KEPT_DELETED_S of its deletion.
+        """Restore an asset within RESTORABLE_S of its deletion.
 
         Raises:
-            AssetNotFound: unknown, another tenant's, not deleted, or deleted too long ago.
-            NameTaken: a live asset of another kind has its name; rename that asset first.
-            QuotaExceeded: the tenant's plan has no room for it.
+            AssetNotFound: also when not deleted, or deleted too long ago.
+            NameTaken: by a live asset of another kind.
+            QuotaExceeded: no room in the plan.
         """
         require(principal, "restore")
         asset = self._records.get(asset_id)
@@ -292,7 +282,7 @@ class Library:
         return changed
 
     def resolve(self, principal: Principal, selection: AssetSelection) -> Resolved:
-        """Resolve a selection. Raises as ``assets.library.resolve.resolve`` and ``find_base``."""
+        """Resolve a selection. Raises as ``resolve`` and ``find_base``."""
         with self._base_lock:
             base = self._base.get(BASE_NAME)
             if base is None:
@@ -300,17 +290,16 @@ class Library:
         return resolve(self._records, principal, selection, self._now(), base)
 
     def used(self, resolved: Resolved) -> None:
-        """Count one use of each resolved asset, after a generation."""
+        """Count a use of each asset."""
         if resolved.asset_ids:
             self._records.used(resolved.asset_ids)
 
     def stored_bytes(self, principal: Principal) -> int:
-        """The bytes stored for the tenant, including assets that can be restored."""
+        """The tenant's stored bytes, including restorable assets."""
         return self._blobs.stored_bytes(principal.tenant_id)
 
     def is_downloadable(self, key: str) -> bool:
-        """Return whether an object may still be downloaded: a signed URL ends with the deletion of
-        its asset or a change of its content key."""
+        """Whether a signed URL still works: its asset is not deleted or rekeyed."""
         if key.startswith(BLOBS):
             return bool(self._blobs.live([blob_of(key)]))
         if key.startswith(PREVIEWS):
@@ -319,17 +308,15 @@ class Library:
         return True
 
     def dead(self, keys: Collection[str]) -> set[str]:
-        """Return the content keys among ``keys`` to which no live asset refers."""
+        """Return those ``keys`` to which no live asset refers."""
         return set(keys) - self._blobs.live(keys)
 
     def miskeyed(self) -> Sequence[Asset]:
-        """Assets whose content keys do not match their visibility or prediction type; to be
-        ingested again."""
+        """Assets to ingest again: their content keys do not match visibility or prediction type."""
         return self._records.miskeyed()
 
     def stale_uploads(self, older_than_s: float) -> Sequence[Asset]:
-        """Uploads whose ingest seems to have died: unchanged for ``older_than_s``. Each returned
-        one counts as changed now."""
+        """Uploads unchanged for ``older_than_s`` (dead ingest). They count as changed now."""
         stale = self._records.stale("uploaded", self._now() - older_than_s)
         touched = (self._records.update(a.id, {}, expect=("uploaded",)) for a in stale)
         return [asset for asset in touched if asset is not None]

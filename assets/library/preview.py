@@ -1,8 +1,7 @@
 """Preview images: uploads are checked by size, decoded, scaled down and encoded again.
 
-Pillow decodes a 20 KiB file of 13,000 × 13,000 pixels with only a warning and half a gigabyte of
-memory, so the size in the header is checked first. Only the new encoding is served: no metadata
-or appended data of the uploaded file.
+Pillow only warns at 13,000 × 13,000 pixels in 20 KiB (half a gigabyte decoded), so the header is
+checked first. Encoding drops metadata and appended data.
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ from assets.errors import InvalidAsset
 
 MAX_BYTES = 8 << 20
 MAX_PIXELS = 2048 * 2048
-#: The longer side of a stored preview, in pixels.
+#: The longer side, in pixels.
 KEPT_SIDE = 512
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def preview_of(data: bytes) -> bytes:
-    """Return a PNG of at most KEPT_SIDE pixels a side, with the same aspect ratio.
+    """Return a PNG of at most KEPT_SIDE pixels a side, same aspect ratio.
 
     Raises:
-        InvalidAsset: not a PNG, JPEG or WebP, animated, too large (MAX_BYTES, MAX_PIXELS) or
-            broken.
+        InvalidAsset: not a still PNG, JPEG or WebP, too large (MAX_BYTES, MAX_PIXELS) or broken.
     """
     if len(data) > MAX_BYTES:
         raise _bad(f"at most {MAX_BYTES >> 20} MiB are accepted")

@@ -1,5 +1,4 @@
-"""Permanent deletion of an asset: its row, search words, preview, and its blobs unless another
-asset may refer to them."""
+"""Permanent deletion of an asset: its row, search words, preview and unshared blobs."""
 
 from __future__ import annotations
 
@@ -18,18 +17,18 @@ class Purge:
         self._store = store
 
     def __call__(self, asset: Asset) -> None:
-        """Purge a deleted asset; nothing happens to one that is not deleted."""
+        """Purge a deleted asset; ignore any other."""
         if asset.deleted_at_s is None or not self._records.purge(asset.id):
             return
         if asset.preview:
             self._blobs.unkeep([asset.preview])
             self._store.delete(asset.preview)
-        # A tenant's private blob can only be claimed by an ingest of that tenant. Other blobs are
-        # left to the garbage collector, which waits until no running ingest can claim them.
+        # Only the tenant's ingests claim its private blobs. The garbage collector waits for running
+        # ingests before it deletes others.
         if self._records.list(Query(tenant_id=asset.tenant_id, status="uploaded", limit=1)).total:
             return
         for key in {blob.key for blob in asset.blobs if blob.key.startswith(("t", ORIGINAL))}:
-            # A claim after the deletion comes from another asset that is about to use the blob.
+            # A later claim: another asset is about to use it.
             if self._blobs.mark_for_deletion(key, asset.deleted_at_s):
                 self._store.delete(stored_blob_key(key))
                 self._blobs.forget(key)

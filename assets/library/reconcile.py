@@ -1,7 +1,6 @@
 """Reconcile records and stored bytes after crashes and data loss.
 
-Idempotent, and safe while requests are served: anything younger than the grace period may be in
-use by a running upload or ingest and is left alone.
+Idempotent, and safe while requests are served.
 """
 
 from __future__ import annotations
@@ -33,20 +32,19 @@ from assets.storage.object_store import ObjectStore, StoredObject
 
 log = logging.getLogger(__name__)
 
-#: Objects and records younger than this may belong to work in progress.
+#: Younger items may be in use.
 GRACE_S = 3600.0
-#: An upload that is not completed within this time is deleted.
+#: For uploads not completed.
 UPLOAD_KEPT_S = 24 * 3600.0
 
-#: Statuses of an asset whose bytes are being uploaded or ingested.
 _IN_PROGRESS = ("ready_to_upload", "uploading", "uploaded")
 
-#: Returns the keys of those stored objects that are orphans.
+#: Returns the orphans' keys.
 OrphanFilter = Callable[[Sequence[StoredObject]], Collection[str]]
 
 
 class Reconciler:
-    """``others`` maps further prefixes of the store to functions that select their orphans."""
+    """Repairs a store. ``others``: orphan filters of further prefixes."""
 
     def __init__(
         self,
@@ -65,8 +63,7 @@ class Reconciler:
         self._now = now
 
     def run(self) -> Mapping[str, int]:
-        """Run every action and return how many items each changed; all zero when records and
-        store agree."""
+        """Return how many items each action changed: none when records and store agree."""
         done: Counter[str] = Counter()
         actions: dict[str, Callable[[], int]] = {
             "uploads_expired": self._expire_uploads,
@@ -95,9 +92,8 @@ class Reconciler:
         return done
 
     def _expire_uploads(self) -> int:
-        """Delete uploads that were begun and never completed."""
         for asset in self._records.stale("uploading", self._now() - GRACE_S):
-            # The process that assembled the parts died; the parts are still in the store.
+            # The assembling process died; the parts are still stored.
             self._records.update(asset.id, {"status": "ready_to_upload"}, expect=("uploading",))
         waiting = self._records.stale("ready_to_upload", self._now())
         stale = [a for a in waiting if a.created_at_s < self._now() - UPLOAD_KEPT_S]
@@ -111,7 +107,7 @@ class Reconciler:
         return len(deleted)
 
     def _record_sizes(self, waiting: Sequence[Asset]) -> None:
-        """Record the size of uploads that clients sent directly to the store."""
+        """Record what clients sent directly to the store."""
         if not waiting:
             return
         present = {stored.key: stored.size_bytes for stored in self._store.list(UPLOADS)}
@@ -122,7 +118,6 @@ class Reconciler:
                 self._records.update(asset.id, changes, expect=("ready_to_upload",))
 
     def _abort_uploads(self) -> int:
-        """Abort multipart uploads that no asset waits for."""
         aborted = 0
         for begun in list(self._parts.begun()):
             asset = self._records.get(begun.key.removeprefix(UPLOADS))
@@ -133,12 +128,11 @@ class Reconciler:
         return aborted
 
     def _purge(self) -> int:
-        """Purge deleted assets that can no longer be restored."""
         purgeable = self._records.forgotten(self._now() - RESTORABLE_S)
         return sum(self._records.purge(asset.id) for asset in purgeable)
 
     def _collect(self) -> int:
-        """Delete blobs that nothing refers to: first the bytes, then the record."""
+        """First the bytes, then the record."""
         before_s = self._now() - GRACE_S
         collected = 0
         for key in self._blobs.garbage(before_s):
@@ -165,10 +159,10 @@ class Reconciler:
         return [path for key, path in keys.items() if key not in known]
 
     def _mark_lost(self) -> int:
-        """Mark assets whose blobs are missing, e.g. after the store was restored from a backup.
-        When more than half are missing, the store itself is at fault and nothing is marked."""
+        """Mark assets with missing blobs. When over half are missing, the store itself is at fault:
+        mark none."""
         present = {stored.key for stored in self._store.list(BLOBS)}
-        # Without its original an asset is still usable.
+        # An asset is usable without its original.
         every = self._records.referred()
         referred = {key: ids for key, ids in every.items() if not key.startswith(ORIGINAL)}
         missing = [
@@ -190,7 +184,7 @@ class Reconciler:
         return sum(asset is not None for asset in updated)
 
     def _mark_found(self) -> int:
-        """Make assets ready whose missing blobs are in the store again."""
+        """Undo :meth:`_mark_lost` when the blobs are back."""
         found = [
             asset
             for asset in self._records.stale("error", self._now())

@@ -11,10 +11,9 @@ from assets.asset import Asset, AssetKind, Visibility
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A listing of live assets; each given field is a filter.
+    """Selects live assets by each given field.
 
-    ``member_id`` excludes assets that are private to other members; ``shared_with`` selects assets
-    that are shared with the tenant of that name.
+    ``member_id`` excludes other members' private assets; ``shared_with`` is a tenant's name.
     """
 
     tenant_id: str | None = None
@@ -26,20 +25,20 @@ class Query:
     name: str | None = None
     kinds: Sequence[AssetKind] = ()
     ids: Sequence[str] = ()
-    #: sha256 of the uploaded file.
+    #: Of the uploaded file.
     sha256: str | None = None
-    #: Search words: each must be a prefix of a word in the name, description or trigger words.
+    #: Prefixes, each of a word in name, description or trigger words.
     text: str = ""
     tags: Sequence[str] = ()
     limit: int = 100
     offset: int = 0
-    #: Only assets with a greater id: pages stay stable while assets are added and deleted.
+    #: Only greater ids: pages stay stable during changes.
     after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a listing; ``total`` counts the assets of all pages."""
+    """One page; ``total`` counts all."""
 
     assets: Sequence[Asset]
     total: int
@@ -53,8 +52,8 @@ class AssetRecords(Protocol):
         """Add the asset and return it with its version number, which is never reused.
 
         Raises:
-            NameTaken: the tenant has a live asset of that name and ``new_version`` is False.
-            QuotaExceeded: the tenant already has ``most`` live assets.
+            NameTaken: a live asset has the name, without ``new_version``.
+            QuotaExceeded: ``most`` live assets exist.
         """
 
     def get(self, asset_id: str) -> Asset | None: ...
@@ -62,54 +61,50 @@ class AssetRecords(Protocol):
     def find(
         self, tenant_id: str, name: str, version: int | None = None, member_id: str | None = None
     ) -> Asset | None:
-        """Return a tenant's live asset by name: the given version, or the newest ready one, or the
-        newest. ``member_id`` excludes assets that are private to other members."""
+        """Return a live version: the given one, else the newest ready, else the newest.
+        ``member_id``: see :class:`Query`."""
 
     def find_foreign(
         self, owner: str, name: str, version: int | None = None, reader: str = ""
     ) -> Asset | None:
-        """Return another tenant's live asset that is public or shared with tenant ``reader``."""
+        """Return a live asset that is public or shared with tenant ``reader``."""
 
     def update(
         self, asset_id: str, changes: Mapping[str, Any], *, expect: Sequence[str] = ()
     ) -> Asset | None:
-        """Change fields and return the asset; None when the row does not exist or its status is not
-        in ``expect``."""
+        """Change fields; None when absent, or its status is not in ``expect``."""
 
     def purge(self, asset_id: str) -> bool:
-        """Remove a deleted asset for good. If it was ingested and is the last version of its name,
-        a row with the version number remains. Return whether the asset was a deleted one."""
+        """Remove a deleted asset; False if it is not. A name's last version, if ingested, leaves a
+        row with its number."""
 
     def rename(self, asset_id: str, name: str) -> Asset | None:
-        """Rename every live version of the asset's name; None when the asset is deleted.
+        """Rename every live version of the name; None when deleted.
 
         Raises:
-            NameTaken: the tenant has another live asset of the new name.
+            NameTaken: by another live asset.
         """
 
-    def used(self, asset_ids: Sequence[str]) -> None:
-        """Count one use of each asset."""
+    def used(self, asset_ids: Sequence[str]) -> None: ...
 
     def list(self, query: Query) -> Page: ...
 
     def previews(self) -> set[str]:
-        """The object keys of the preview images of live and restorable assets."""
+        """Preview keys of live and restorable assets."""
 
     def referred(self) -> Mapping[str, Sequence[str]]:
-        """The ids of ready assets, by the content keys that they refer to."""
+        """Ready assets' ids by content key."""
 
     def miskeyed(self) -> Sequence[Asset]:
-        """Ready assets whose visibility or prediction type changed so that their content keys are
-        wrong."""
+        """Ready assets whose content keys do not match visibility or prediction type."""
 
     def forgotten(self, before_s: float) -> Sequence[Asset]:
-        """Assets that were deleted before ``before_s`` and are not yet purged."""
+        """Assets deleted before ``before_s``, not purged."""
 
     def restorable(self, tenant_id: str) -> Sequence[Asset]:
-        """A tenant's deleted assets that still refer to blobs, in the order of deletion."""
+        """Deleted assets that refer to blobs, by time of deletion."""
 
     def stale(self, status: str, before_s: float) -> Sequence[Asset]:
-        """Assets of that status that were last changed before ``before_s``."""
+        """Assets last changed before ``before_s``."""
 
-    def expired(self, now_s: float) -> Sequence[Asset]:
-        """Live assets whose ``expires_at_s`` has passed."""
+    def expired(self, now_s: float) -> Sequence[Asset]: ...

@@ -1,7 +1,7 @@
 """References from assets to blobs: the basis of garbage collection.
 
-A blob's record is written before its bytes are stored and removed after its bytes are deleted, so
-that after a crash every stored blob still has a record.
+A blob's record is written before its bytes and removed after them: no crash leaves bytes without a
+record.
 """
 
 from __future__ import annotations
@@ -16,35 +16,31 @@ class BlobRecords(Protocol):
     """Every method is one transaction."""
 
     def claim(self, blob: Blob) -> bool:
-        """Protect a blob from garbage collection before an asset refers to it. Return False while
-        the blob is being deleted; retry a little later."""
+        """Protect a blob that an asset will refer to. False during its deletion: retry."""
 
     def live(self, keys: Collection[str]) -> set[str]:
-        """Return the keys to which a live asset refers."""
+        """Return the keys that a live asset refers to."""
 
     def known(self, keys: Collection[str]) -> set[str]:
-        """Return the keys that have a record, whether referred to or not."""
+        """Return the keys with a record."""
 
     def stored_bytes(self, tenant_id: str, *, restorable: bool = True) -> int:
-        """Return a tenant's stored bytes: the blobs of its assets, each once, including deleted
-        assets that can be restored; uploads until their ingest has ended; and the objects recorded
-        by :meth:`keep`. ``restorable=False`` leaves deleted assets out."""
+        """Sum a tenant's blobs, each once, uploads until ingested, and kept objects. ``restorable``
+        includes deleted assets."""
 
     def keep(self, key: str, tenant_id: str, size_bytes: int) -> None:
-        """Record an object that is not an asset's file (a result, image or preview) in the tenant's
-        stored bytes. Call it after the object was stored."""
+        """Count a stored result, image or preview. Call it after storing."""
 
     def unkeep(self, keys: Collection[str]) -> None:
-        """Remove these objects from the stored bytes. Call it before they are deleted: an object
-        that a crash leaves behind is an orphan, which is removed later."""
+        """Stop counting objects. Call it before deleting: a crash leaves an orphan."""
 
     def garbage(self, before_s: float) -> Sequence[str]:
-        """Return the keys to which no asset refers, not even a restorable one, and that were last
-        claimed before ``before_s``."""
+        """Return unreferenced keys last claimed before ``before_s``; restorable assets refer,
+        too."""
 
     def mark_for_deletion(self, key: str, before_s: float) -> bool:
-        """Mark a blob for deletion; its bytes may then be deleted. Return False when it is not
-        garbage any more, or another collector marked it since ``before_s``."""
+        """Allow deletion of the bytes. False when not garbage, or marked by another collector since
+        ``before_s``."""
 
     def forget(self, key: str) -> None:
-        """Remove the record of a blob that was marked and whose bytes are deleted."""
+        """Remove a marked blob's record, after its bytes."""

@@ -1,7 +1,7 @@
 """Resolution of asset references to a recipe: once per request, at admission, after ``may()``.
 
-A reference is an asset id, a name of the tenant's own, or ``owner:name`` of a public or shared
-asset. ``name@2`` selects a version; a plain name means the newest ready version.
+A reference is an asset id, an own name, or ``owner:name`` of a public or shared asset. ``name@2``
+is a version; the default is the newest ready one.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from assets.library.validation import normal_name
 from assets.principal import Principal
 from assets.recipe import InversionUse, LoraUse, Recipe
 
-#: The name, in ``commons``, of the default checkpoint.
+#: The default checkpoint, in ``commons``.
 BASE_NAME = "base"
 MAX_LORAS = 32
 MAX_INVERSIONS = 32
-#: Length of an inversion's trigger word.
+#: Of a trigger word.
 MAX_WORD_CHARS = 128
 MAX_LORA_WEIGHT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class AssetSelection:
-    """A request's asset references: LoRAs with weights, inversions with trigger words."""
+    """LoRAs with weights, inversions with trigger words."""
 
     checkpoint: str | None = None
     vae: str | None = None
     loras: Mapping[str, float] = field(default_factory=dict)
     inversions: Mapping[str, str] = field(default_factory=dict)
-    #: Weights on the text encoders, for LoRAs where they differ from the weight on the UNet.
+    #: Where they differ from the UNet's.
     lora_text_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A recipe, the request's reference for each content key, and the ids of its assets."""
+    """A recipe, its references by content key, and its asset ids."""
 
     recipe: Recipe
     names: Mapping[str, str]
     asset_ids: tuple[str, ...] = ()
-    #: For the response, e.g. about a LoRA of which few parameters match.
+    #: For the response.
     warnings: tuple[str, ...] = ()
 
 
@@ -57,8 +57,8 @@ def find(
     """Return the live asset that ``reference`` means for ``principal``.
 
     Raises:
-        AssetNotFound: unknown, deleted, expired or not allowed; the error does not say which.
-        Forbidden: the key's role does not allow the verb.
+        AssetNotFound: unknown, deleted, expired or not allowed: undistinguished.
+        Forbidden: the role does not allow the verb.
     """
     require(principal, verb)
     asset = _lookup(records, principal, reference)
@@ -84,7 +84,7 @@ def _lookup(records: AssetRecords, principal: Principal, reference: str) -> Asse
         return records.find_foreign(public_owner, name, version)
     member = None if principal.role == "owner" else principal.member_id
     if not colon:
-        # The tenant's own name wins; older applications omit the owner of public assets.
+        # Own names win; older applications omit public owners.
         own = records.find(principal.tenant_id, name, version, member)
         return own or records.find_foreign(COMMONS, name, version)
     if owner == "octoai":
@@ -98,7 +98,7 @@ def find_base(records: AssetRecords) -> Asset:
     """Return the default checkpoint.
 
     Raises:
-        AssetNotReady: no base model is imported yet.
+        AssetNotReady: no base model is imported.
     """
     base = records.find_foreign(COMMONS, BASE_NAME)
     if base is None or base.status != "ready":
@@ -113,12 +113,11 @@ def resolve(
     now_s: float,
     base: Asset,
 ) -> Resolved:
-    """Resolve the references of a selection to a recipe of content keys.
+    """Resolve a selection to a recipe of content keys.
 
     Raises:
-        AssetNotFound, AssetNotReady: names the reference at fault.
-        InvalidAsset: an asset of the wrong kind, too many assets, or an invalid weight or trigger
-            word.
+        AssetNotFound, AssetNotReady: names the reference.
+        InvalidAsset: a kind, number, weight or trigger word is invalid.
     """
     require(principal, "use")
     names: dict[str, str] = {}

@@ -1,7 +1,4 @@
-"""Uploads: create an asset, transfer its bytes, complete or abort.
-
-No module here imports torch, so that gateways can import it.
-"""
+"""Uploads: create an asset, transfer its bytes, complete or abort."""
 
 from __future__ import annotations
 
@@ -33,16 +30,15 @@ from assets.storage.object_paths import PARTS, UPLOADS, upload_key
 from assets.storage.object_store import ObjectStore
 
 MAX_UPLOAD_BYTES = 16 << 30
-#: Returns the storage limit in bytes of the tenant with this id; None for no limit.
+#: A tenant's storage limit in bytes, by id; None: unlimited.
 Quota = Callable[[str], int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class NewAsset:
-    """A client's description of an asset, before its bytes are uploaded.
+    """A client's description of an asset. ``new_version`` extends an existing name.
 
-    ``new_version`` adds a version to an existing name. With ``url``, or ``hf_repo`` as
-    ``owner/name`` or ``owner/name:file``, the platform downloads the bytes itself.
+    The platform downloads ``url``, or ``hf_repo`` (``owner/name`` or ``owner/name:file``).
     """
 
     name: str
@@ -54,7 +50,7 @@ class NewAsset:
     new_version: bool = False
     url: str | None = None
     hf_repo: str | None = None
-    #: For a multipart upload: the size of the file and of its parts.
+    #: For a multipart upload.
     size_bytes: int | None = None
     part_bytes: int = PART_BYTES
     data: Mapping[str, Any] | None = None
@@ -62,7 +58,7 @@ class NewAsset:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The state of a multipart upload. All parts but the last have ``part_bytes`` bytes."""
+    """A multipart upload; all parts but the last have ``part_bytes``."""
 
     asset: Asset
     upload_id: str
@@ -79,13 +75,12 @@ class Upload:
 
     @property
     def missing(self) -> Sequence[int]:
-        """The numbers of the parts that are absent or incomplete."""
         complete = {p.number for p in self.arrived if p.size_bytes == self.part_size(p.number)}
         return [number for number in range(1, self.part_count + 1) if number not in complete]
 
 
 class Uploads:
-    """The upload use cases. Each method that takes a principal authorizes the call itself."""
+    """Methods that take a principal authorize the call."""
 
     def __init__(
         self,
@@ -96,7 +91,6 @@ class Uploads:
         now: Callable[[], float],
         quota: Quota,
     ) -> None:
-        """``quota`` returns a tenant's storage limit in bytes, None for no limit."""
         self._records = records
         self._blobs = blobs
         self._store = store
@@ -109,7 +103,7 @@ class Uploads:
         return find(self._records, principal, reference, verb, self._now())
 
     def create(self, principal: Principal, new: NewAsset) -> Asset:
-        """Add the asset's record and begin its upload or import.
+        """Begin an asset's upload or import.
 
         Raises:
             Forbidden, InvalidAsset, NameTaken, QuotaExceeded.
@@ -177,7 +171,7 @@ class Uploads:
         return self._room(principal.tenant_id, principal.plan.storage_bytes)
 
     def _room(self, tenant_id: str, limit: int | None, held_bytes: int = 0) -> int:
-        """``held_bytes``: how many of the stored bytes are reserved by the upload itself."""
+        """``held_bytes``: stored bytes that the upload reserves."""
         if limit is None:
             return MAX_UPLOAD_BYTES
         room = limit - self._blobs.stored_bytes(tenant_id, restorable=False) + held_bytes
@@ -186,10 +180,10 @@ class Uploads:
         return min(room, MAX_UPLOAD_BYTES)
 
     def make_room(self, tenant_id: str, limit: int | None) -> None:
-        """Purge deleted assets, oldest first, until the tenant is within its limit.
+        """Purge deleted assets, oldest first, to get within the limit.
 
         Raises:
-            QuotaExceeded: no deleted asset is left and the tenant is still over its limit.
+            QuotaExceeded: none is left to purge.
         """
         if limit is None:
             return
@@ -201,10 +195,10 @@ class Uploads:
             self._purge(asset)
 
     def state(self, principal: Principal, reference: str) -> Upload:
-        """Return the state of a multipart upload.
+        """Return a multipart upload's state.
 
         Raises:
-            AssetNotFound: also when the asset has no multipart upload in progress.
+            AssetNotFound: also when no multipart upload is in progress.
         """
         asset = self._find(principal, reference, "update")
         multipart = asset.data.get("upload")
@@ -216,15 +210,15 @@ class Uploads:
         )
 
     def signed_part(self, upload: Upload, number: int, expires_s: int) -> str | None:
-        """Return the store's signed URL to PUT a part to; None when the gateway must receive it."""
+        """Return the store's signed PUT URL; None when the gateway must receive the part."""
         key = upload_key(upload.asset.id)
         return self._parts.signed_put(key, upload.upload_id, number, expires_s)
 
     def abort(self, principal: Principal, reference: str) -> Asset:
-        """Abort an incomplete upload: delete its bytes and free its name.
+        """Delete an incomplete upload's bytes and free its name.
 
         Raises:
-            AssetNotFound: also when the upload is complete.
+            AssetNotFound: also when complete.
         """
         asset = self._find(principal, reference, "update")
         if asset.status != "ready_to_upload":
@@ -238,11 +232,10 @@ class Uploads:
         return changed
 
     def _assemble(self, asset: Asset) -> None:
-        """Assemble the parts into one object. Raises InvalidAsset when a part is missing."""
         multipart = asset.data["upload"]
         key = upload_key(asset.id)
         if self._store.size(key) == multipart["size_bytes"]:
-            return  # an earlier call did it, but its response was lost
+            return  # an earlier call did it
         arrived = self._parts.parts(key, multipart["id"])
         upload = Upload(
             asset, multipart["id"], multipart["size_bytes"], multipart["part_bytes"], arrived
@@ -256,11 +249,11 @@ class Uploads:
         self._parts.finish(key, multipart["id"], arrived[: upload.part_count])
 
     def complete(self, principal: Principal, reference: str) -> Asset:
-        """Complete an upload, so that its ingest can start. Idempotent.
+        """Complete an upload; its ingest can start. Idempotent.
 
         Raises:
-            InvalidAsset: the store holds no bytes for this asset, too many, or not all parts.
-            QuotaExceeded: more bytes than the tenant's plan has room for; they are deleted.
+            InvalidAsset: bytes are missing or too many.
+            QuotaExceeded: no room in the plan; the bytes are deleted.
         """
         asset = self._find(principal, reference, "update")
         if asset.status != "ready_to_upload":
@@ -296,16 +289,16 @@ class Uploads:
         return changed or self._find(principal, asset.id, "read")
 
     def begin(self, key: str, declared_bytes: int | None) -> int:
-        """Begin to receive an upload, or one part of it, under ``key``; return how many bytes to
-        accept. The declared bytes, or all accepted bytes if none are declared, count towards the
-        tenant's storage from now on.
+        """Begin to receive an upload or part; return how many bytes to accept.
+
+        The declared bytes, else all accepted, count as stored from now on.
 
         Raises:
-            AssetNotFound: no upload to this key is in progress.
+            AssetNotFound: no upload to ``key`` is in progress.
             TooLarge, QuotaExceeded.
         """
         asset = self._open_upload(key)
-        if asset.data.get("upload") is not None:  # the size declared at creation counts already
+        if asset.data.get("upload") is not None:  # counted at creation
             return _checked_size(declared_bytes, self._part_bytes(asset, key))
         limit = self._quota(asset.tenant_id)
         room = self._room(asset.tenant_id, limit, asset.size_bytes)
@@ -321,7 +314,7 @@ class Uploads:
         return size
 
     def ended(self, key: str, received_bytes: int) -> None:
-        """End what :meth:`begin` began: only the received bytes count from now on."""
+        """End what :meth:`begin` began: only received bytes still count."""
         asset = self._records.get(_asset_id(key))
         if asset is not None and "upload" not in asset.data:
             self._reserve(asset, received_bytes)
@@ -337,7 +330,6 @@ class Uploads:
 
     @staticmethod
     def _part_bytes(asset: Asset, key: str) -> int:
-        """Return the size of the part stored under ``key``. Raises AssetNotFound."""
         multipart = asset.data["upload"]
         upload = Upload(
             asset, multipart["id"], multipart["size_bytes"], multipart["part_bytes"], ()
@@ -348,7 +340,7 @@ class Uploads:
         return upload.part_size(int(number))
 
     def discard(self, asset: Asset) -> None:
-        """Delete the uploaded bytes of a deleted asset."""
+        """Delete a deleted asset's uploaded bytes."""
         self._store.delete(upload_key(asset.id))
         if asset.status == "ready_to_upload" and "upload" in asset.data:
             self._parts.abort(upload_key(asset.id), asset.data["upload"]["id"])
@@ -359,7 +351,6 @@ def _asset_id(key: str) -> str:
 
 
 def _checked_size(declared_bytes: int | None, max_bytes: int) -> int:
-    """Return ``max_bytes``. Raises TooLarge when more are declared."""
     if declared_bytes is not None and declared_bytes > max_bytes:
         raise TooLarge(f"{declared_bytes} bytes; at most {max_bytes} are accepted")
     return max_bytes
@@ -375,7 +366,6 @@ def _check_parts(new: NewAsset, room: int) -> None:
 
 
 def _check_kind_fields(new: NewAsset) -> None:
-    """Raise InvalidAsset when a field is given that the kind does not support."""
     data = new.data or {}
     for field, kind in (("prediction_type", "checkpoint"), ("adapter_config", "lora")):
         if data.get(field) is not None and new.kind != kind:
@@ -383,12 +373,7 @@ def _check_kind_fields(new: NewAsset) -> None:
 
 
 def _checked_source(new: NewAsset) -> dict[str, str]:
-    """Return the ``data`` fields of an import's source. The import rules are checked later, at
-    download.
-
-    Raises:
-        InvalidAsset: the URL or repository is not usable.
-    """
+    """The import rules are checked at download."""
     if new.url and new.hf_repo:
         raise InvalidAsset("url", "give url or hf_repo, not both")
     if new.hf_repo:

@@ -11,7 +11,7 @@ from assets.asset import VISIBILITIES, Visibility
 from assets.errors import InvalidAsset
 from assets.principal import Principal
 
-#: Limits of a name in characters and in bytes of UTF-8, so that it is a valid file name.
+#: A name fits a file name; bytes of UTF-8.
 MAX_NAME_CHARS, MAX_NAME_BYTES = 128, 224
 _MARKS = ("Mn", "Mc")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
@@ -20,17 +20,17 @@ _LONGEST_S = 100 * 365 * 24 * 3600.0
 
 
 def normal_name(name: str) -> str:
-    """Return the name in Unicode normal form C, so that names that look equal are equal."""
+    """Return Unicode normal form C: names that look equal are equal."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_name_character(character: str) -> bool:
-    """Return whether it is a letter, digit or combining mark of any script, or one of ``-_.``"""
+    """Whether it is any script's letter, digit or mark, or ``-_.``"""
     return character in "-_." or character.isalnum() or unicodedata.category(character) in _MARKS
 
 
 def check_name(name: str) -> None:
-    """Raise InvalidAsset unless ``name``, in normal form, is a valid asset name."""
+    """Raise InvalidAsset unless ``name``, in normal form, is valid."""
     has_valid_length = 0 < len(name) <= MAX_NAME_CHARS and len(name.encode()) <= MAX_NAME_BYTES
     if not (has_valid_length and name[0].isalnum() and all(map(is_name_character, name))):
         raise InvalidAsset(
@@ -40,8 +40,7 @@ def check_name(name: str) -> None:
 
 
 def check_expiry(expires_at_s: float | None, now_s: float) -> None:
-    """Raise InvalidAsset when the time has passed or is more than a hundred years away, which
-    calendar functions may not represent."""
+    """Raise InvalidAsset for a past time, or over a hundred years ahead (calendar limits)."""
     if expires_at_s is None:
         return
     if expires_at_s <= now_s:
@@ -53,7 +52,7 @@ def check_expiry(expires_at_s: float | None, now_s: float) -> None:
 def checked_visibility(
     principal: Principal, visibility: str, shared_with: Sequence[str]
 ) -> Visibility:
-    """Return the visibility. Raises InvalidAsset, or Forbidden when the role may not share."""
+    """Return the visibility. Raises InvalidAsset; Forbidden: the role may not share."""
     if visibility not in VISIBILITIES:
         raise InvalidAsset(
             "visibility", f"{visibility!r} is not supported; accepted: {', '.join(VISIBILITIES)}"

@@ -1,9 +1,7 @@
 """An HTTP client for user-supplied URLs that reaches only the public internet (SSRF guard).
 
-Addresses are checked where a connection is made: a name is resolved once, all its addresses are
-checked, and the connection goes to a checked address. DNS rebinding, unusual spellings of an
-address and redirects therefore cannot bypass the check. Proxies and credentials of the environment
-are not used.
+A name is resolved once, all its addresses are checked, and one is connected: DNS rebinding, odd
+spellings and redirects cannot bypass it. The environment's proxies and credentials are unused.
 """
 
 from __future__ import annotations
@@ -27,15 +25,15 @@ from assets.errors import FetchFailed, FetchRefused, TooLarge
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-#: Returns all addresses of a host name and port, as text.
+#: All addresses of a host and port.
 Resolve = Callable[[str, int], Sequence[str]]
-#: Receives the bytes received so far and the total, None when the server does not state it.
+#: Receives the bytes so far and in total, if stated.
 Progress = Callable[[int, int | None], None]
 
 _PORTS = {"https": 443, "http": 80}
 _CHUNK_BYTES = 1 << 20
 _MAX_URL_CHARS = 2048
-#: RFC 9637; ``ipaddress`` in some supported Python versions lacks it.
+#: RFC 9637; some supported Pythons lack it.
 _DOCUMENTATION = (ipaddress.IPv6Network("3fff::/20"),)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -46,8 +44,8 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Which URLs may be fetched. ``hosts`` are patterns such as ``*.example.org``. ``networks`` are
-    allowed at any port although they are not public, e.g. for an operator's own model store."""
+    """What may be fetched. ``hosts`` are patterns (``*.example.org``); ``networks``, at any port,
+    need not be public, e.g. an operator's model store."""
 
     schemes: Sequence[str] = ("https",)
     hosts: Sequence[str] = ("*",)
@@ -56,7 +54,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """Timeouts of a transfer, and the least rate within every ``window_s``."""
+    """Timeouts, and the least rate within every ``window_s``."""
 
     connect_s: float = 10.0
     answer_s: float = 30.0
@@ -72,7 +70,7 @@ def system_resolve(host: str, port: int) -> Sequence[str]:
 
 
 class Fetcher:
-    """The guarded client. Thread-safe; each transfer has its own connection."""
+    """The guarded client. Thread-safe; one connection per transfer."""
 
     def __init__(
         self,
@@ -87,10 +85,10 @@ class Fetcher:
         self._ssl = ssl_context or ssl.create_default_context()
 
     def check(self, url: str) -> SplitResult:
-        """Check a URL against the rules without resolving its host.
+        """Check a URL without resolving its host.
 
         Raises:
-            FetchRefused: names the rule that is violated.
+            FetchRefused: names the violated rule.
         """
         if len(url) > _MAX_URL_CHARS or not url.isascii() or not url.isprintable():
             raise FetchRefused(f"a URL has at most {_MAX_URL_CHARS} printable ASCII characters")
@@ -113,13 +111,12 @@ class Fetcher:
     def fetch(
         self, url: str, target: Writer, most_bytes: int, progress: Progress = lambda *_: None
     ) -> int:
-        """Stream the body of ``url`` into ``target`` and return the number of bytes.
+        """Stream the body into ``target``; return its bytes.
 
         Raises:
-            FetchRefused: the URL, one of its addresses or a redirect is not allowed.
-            TooLarge: more than ``most_bytes``, declared or received.
-            FetchFailed: the server cannot be reached, answers with an error, breaks off or is too
-                slow.
+            FetchRefused: the URL, an address or a redirect is not allowed.
+            TooLarge: over ``most_bytes``, declared or received.
+            FetchFailed: the server is unreachable, too slow, breaks off or answers with an error.
         """
         with self._opened(url) as (response, watch):
             declared = _content_length(response)
@@ -136,8 +133,7 @@ class Fetcher:
             return received
 
     def fetch_json(self, url: str, most_bytes: int = 8 << 20) -> Any:
-        """Return the body of ``url`` as parsed JSON. Raises as ``fetch``, and FetchFailed when it
-        is not JSON."""
+        """Return parsed JSON. Raises as ``fetch``; FetchFailed: not JSON."""
         body = io.BytesIO()
         self.fetch(url, body, most_bytes)
         try:
@@ -147,7 +143,6 @@ class Fetcher:
 
     @contextmanager
     def _opened(self, url: str) -> Iterator[tuple[httpcore2.Response, _Watch]]:
-        """Follow redirects, checking each, and yield the final response."""
         watch = _Watch(self._limits)
         backend = _GuardedBackend(self._rules, self._limits, self._resolve, watch)
         with httpcore2.ConnectionPool(
@@ -186,8 +181,6 @@ class Fetcher:
 
 
 class _Watch:
-    """The deadlines and the rate of one transfer."""
-
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
         self._overall_deadline = time.monotonic() + limits.overall_s
@@ -203,14 +196,12 @@ class _Watch:
         self._window_began = time.monotonic()
 
     def left_s(self) -> float:
-        """Return the time left. Raises FetchFailed when the deadline has passed."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise FetchFailed("the transfer took too long")
         return left
 
     def received(self, count: int) -> None:
-        """Count received bytes. Raises FetchFailed when the rate of the last window is too low."""
         self._in_window += count
         elapsed = time.monotonic() - self._window_began
         if elapsed >= self._limits.window_s:
@@ -224,8 +215,6 @@ class _Watch:
 
 
 class _GuardedBackend(httpcore2.NetworkBackend):
-    """Resolves host names once and connects to checked addresses only."""
-
     def __init__(self, rules: Rules, limits: FetchLimits, resolve: Resolve, watch: _Watch) -> None:
         self._rules = rules
         self._limits = limits
@@ -245,7 +234,7 @@ class _GuardedBackend(httpcore2.NetworkBackend):
             addresses = list(dict.fromkeys(self._resolve(host, port)))
         except (OSError, UnicodeError):
             raise FetchFailed(_not_public(host)) from None
-        # All are checked first: a name with one forbidden address is refused.
+        # One forbidden address refuses the name.
         for address in addresses:
             self._check_address(host, address, port)
         for address in addresses:
@@ -271,12 +260,12 @@ class _GuardedBackend(httpcore2.NetworkBackend):
 
 
 def _not_public(host: str) -> str:
-    """One message for unknown and internal names, so that it reveals no internal host."""
+    """The same for unknown names: reveals no internal host."""
     return f"{host!r} cannot be resolved, or is not on the public internet"
 
 
 class _WatchedStream(httpcore2.NetworkStream):
-    """A connection whose reads and writes time out at the transfer's deadline."""
+    """Times out at the transfer's deadline."""
 
     def __init__(self, inner: httpcore2.NetworkStream, watch: _Watch) -> None:
         self._inner = inner
@@ -309,7 +298,7 @@ class _WatchedStream(httpcore2.NetworkStream):
 
 
 def is_public(address: IpAddress) -> bool:
-    """Return whether the address is globally routable unicast."""
+    """Whether the address is globally routable unicast."""
     if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:
         return False
     is_documentation = any(address in network for network in _DOCUMENTATION)
@@ -318,7 +307,7 @@ def is_public(address: IpAddress) -> bool:
 
 
 def embedded(address: IpAddress) -> Iterator[ipaddress.IPv4Address]:
-    """Yield the IPv4 addresses embedded in an IPv6 address: mapped, 6to4, Teredo, NAT64."""
+    """Yield mapped, 6to4, Teredo and NAT64 IPv4 addresses."""
     if isinstance(address, ipaddress.IPv4Address):
         return
     if address.ipv4_mapped is not None:
@@ -333,7 +322,6 @@ def embedded(address: IpAddress) -> Iterator[ipaddress.IPv4Address]:
 
 @contextmanager
 def _translated(parts: SplitResult) -> Iterator[None]:
-    """Translate httpcore2's errors."""
     host = parts.hostname
     try:
         yield

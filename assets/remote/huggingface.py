@@ -16,7 +16,7 @@ from assets.errors import FetchFailed
 HUB = "https://huggingface.co"
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}\Z", re.ASCII)
 _SUFFIX = ".safetensors"
-#: The top-level file of a diffusers folder, and the folders of its components.
+#: Of a diffusers folder.
 _PIPELINE = "model_index.json"
 _COMPONENTS = (
     "unet", "vae", "text_encoder", "text_encoder_2", "transformer", "text_encoder_3",
@@ -26,8 +26,8 @@ _ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file to download. ``sha256`` is as stated by the hub, None if it states none;
-    ``adapter_config_url`` is the PEFT configuration beside an adapter's file."""
+    """``sha256`` is the hub's, if stated; ``adapter_config_url`` is the PEFT configuration beside
+    an adapter."""
 
     url: str
     sha256: str | None
@@ -35,7 +35,7 @@ class HubFile:
 
 
 def check_repository(repository: str) -> None:
-    """Raise FetchFailed unless the reference is ``owner/name`` or ``owner/name:file``."""
+    """Raise FetchFailed unless it is ``owner/name`` or ``owner/name:file``."""
     name, _, file = repository.partition(":")
     if not _REPOSITORY.match(name) or ".." in repository or len(file) > 512:
         raise FetchFailed(
@@ -44,10 +44,10 @@ def check_repository(repository: str) -> None:
 
 
 def download_url(url: str) -> str:
-    """Return the download URL of a file for the URL of its page; other URLs are returned unchanged.
+    """Return the download URL of a file's page; other URLs unchanged.
 
     Raises:
-        FetchFailed: the URL is a web page that does not identify a file.
+        FetchFailed: the page identifies no file.
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
@@ -72,11 +72,10 @@ def download_url(url: str) -> str:
 
 
 def find_file(repository: str, fetch_json: Callable[[str], Any], endpoint: str = HUB) -> HubFile:
-    """Return the file of ``owner/name:file``, or the only .safetensors file at the top of
-    ``owner/name``.
+    """Return the named file, or the only top-level .safetensors file.
 
     Raises:
-        FetchFailed: there is no such file, or several candidates, which the message lists.
+        FetchFailed: no such file, or several, which are listed.
     """
     check_repository(repository)
     name, _, path = repository.partition(":")
@@ -104,7 +103,6 @@ def find_file(repository: str, fetch_json: Callable[[str], Any], endpoint: str =
 
 
 def _pipeline_advice(name: str, singles: Sequence[str]) -> str:
-    """The message for a repository that is a diffusers folder."""
     alternative = f", or import one of its single files as {name}:FILE ({', '.join(singles[:5])})"
     return (
         f"{name} is a diffusers folder (it has a {_PIPELINE}), and an import is one file: download "
@@ -114,7 +112,6 @@ def _pipeline_advice(name: str, singles: Sequence[str]) -> str:
 
 
 def _files(info: Any) -> dict[str, str | None]:
-    """Return the repository's paths with the sha256 that the hub states, or None."""
     siblings = info.get("siblings") if isinstance(info, dict) else None
     files: dict[str, str | None] = {}
     for sibling in siblings if isinstance(siblings, list) else []:

@@ -13,11 +13,11 @@ class Base(DeclarativeBase):
 
 
 def connect(url: str) -> Engine:
-    """Return an engine for ``url``. Its errors do not contain bound values, which may be prompts.
-    SQLite uses write-ahead logging, so that readers never wait.
+    """Return an engine. Its errors omit bound values, which may be prompts; SQLite readers never
+    wait (write-ahead logging).
 
-    ``synchronous=NORMAL``: a power failure may lose the newest commits, never part of one. The cost
-    is an upload or job that must be sent again, or an image that is not charged.
+    ``synchronous=NORMAL``: a power failure may lose the newest commits, never part of one: uploads
+    or jobs to send again, uncharged images.
     """
     if not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True, hide_parameters=True)
@@ -28,7 +28,7 @@ def connect(url: str) -> Engine:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
-        # Checkpoint and truncate the log at 1 MB instead of the default 4 MB.
+        # Checkpoint and truncate at 1 MB, not 4 MB.
         cursor.execute("PRAGMA wal_autocheckpoint=250")
         cursor.execute("PRAGMA journal_size_limit=1048576")
         cursor.execute("PRAGMA foreign_keys=ON")
@@ -38,8 +38,8 @@ def connect(url: str) -> Engine:
 
 
 def alone(session: Session, about: str) -> None:
-    """Serialize the rest of this transaction with all others of the same ``about``, so that what it
-    reads stays true until it commits. SQLite requires this as the transaction's first statement."""
+    """Serialize this transaction with others of the same ``about``: its reads stay true until it
+    commits. On SQLite, call it first."""
     if session.get_bind().dialect.name == "sqlite":
         connection = session.connection().connection
         if not connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]

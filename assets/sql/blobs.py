@@ -1,5 +1,4 @@
-"""The tables of blobs and references, and the SQL implementation of
-:class:`~assets.library.references.BlobRecords`."""
+"""The tables of blobs and references; :class:`~assets.library.references.BlobRecords` in SQL."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ class BlobRefRow(Base):
 
 
 class CountedObjectRow(Base):
-    """An object that counts towards a tenant's storage but is not an asset's file."""
+    """In a tenant's storage, but not an asset's file."""
 
     __tablename__ = "kept_bytes"
     __table_args__ = (Index("kept_bytes_tenant", "tenant_id"),)
@@ -54,7 +53,7 @@ class CountedObjectRow(Base):
 
 
 def refer(session: Session, asset_id: str, blobs: Iterable[Blob], now_s: float) -> None:
-    """Make ``asset_id`` refer to exactly these blobs, within the session's transaction."""
+    """Make ``asset_id`` refer to exactly these blobs."""
     session.execute(delete(BlobRefRow).where(BlobRefRow.asset_id == asset_id))
     for blob in {blob.key: blob for blob in blobs}.values():
         if session.get(BlobRow, blob.key) is None:
@@ -63,13 +62,13 @@ def refer(session: Session, asset_id: str, blobs: Iterable[Blob], now_s: float) 
 
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
-#: Statuses in which the store may hold an asset's uploaded file.
+#: The store may hold the uploaded file.
 _UPLOADED = ("ready_to_upload", "uploading", "uploaded", "error")
 _CHUNK = 500
 
 
 def _chunks(keys: Iterable[str]) -> Iterable[list[str]]:
-    """Split ``keys``, since databases limit the number of bound values."""
+    """Databases limit the number of bound values."""
     ordered = list(keys)
     return (ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK))
 
@@ -90,12 +89,12 @@ class SqlBlobRecords:
                 if session.execute(claimed).rowcount:  # type: ignore[attr-defined]
                     return True
                 existing = session.get(BlobRow, blob.key)
-                if existing is not None:  # marked for deletion, or inserted since the update
+                if existing is not None:  # marked, or inserted since
                     return existing.doomed_at_s is None
                 row = BlobRow(key=blob.key, size_bytes=blob.size_bytes, claimed_at_s=self._now())
                 session.add(row)
             return True
-        except IntegrityError:  # a concurrent claim inserted the row first
+        except IntegrityError:  # a concurrent claim inserted it
             return self.claim(blob)
 
     def live(self, keys: Collection[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""The clock of a database, so that timestamps from several machines are comparable."""
+"""The clock of a database: timestamps from several machines are comparable."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from sqlalchemy.pool import NullPool
 
 log = logging.getLogger(__name__)
 
-#: How long the offset to the server's clock is used before it is measured again.
+#: Then the offset is measured again.
 _FRESH_S = 60.0
 
 
 def clock_of(engine: Engine) -> Callable[[], float]:
-    """Return a clock in seconds since the epoch: the PostgreSQL server's, so that a wrong local
-    clock does not expire other machines' claims; with SQLite, which one machine uses, its own."""
+    """Return seconds since the epoch by PostgreSQL's clock: a wrong local one would expire other
+    machines' claims. SQLite's single machine uses its own."""
     if engine.dialect.name != "postgresql":
         return time.time
     return _ServerClock(engine)
 
 
 class _ServerClock:
-    """The monotonic clock plus a periodically measured offset. The measurement has its own
-    connection, because the caller may hold the pool's last one and locks that others wait for."""
+    """The monotonic clock plus an offset, measured on its own connection: the caller may hold the
+    pool's last one and locks."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = create_engine(engine.url, poolclass=NullPool)
@@ -36,7 +36,6 @@ class _ServerClock:
         self._due_s = time.monotonic() + _FRESH_S
 
     def _measure(self) -> float:
-        """Measure the server's clock minus this process's monotonic clock, in seconds."""
         query = text("SELECT extract(epoch FROM clock_timestamp())")
         with self._engine.connect() as connection:
             before = time.monotonic()

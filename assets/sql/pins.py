@@ -1,4 +1,4 @@
-"""Assets that the operator has pinned: the tiers of a node that holds them do not evict them."""
+"""Assets that the operator pinned: node tiers do not evict them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PinRow(Base):
 
 
 class Pins:
-    """The pinned assets. A reference is an asset id, or ``OWNER:NAME`` for its newest version."""
+    """A reference is an asset id or ``OWNER:NAME`` (the newest version)."""
 
     def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self._engine = engine
@@ -41,7 +41,7 @@ class Pins:
             return asset
 
     def remove(self, reference: str) -> Asset:
-        """Unpin an asset. Raises AssetNotFound, also when it is not pinned."""
+        """Unpin an asset. Raises AssetNotFound, also when not pinned."""
         with Session(self._engine) as session, session.begin():
             asset = _find(session, reference)
             if session.get(PinRow, asset.id) is None:
@@ -55,7 +55,7 @@ class Pins:
             return [asset_of(row) for row in session.scalars(pinned.order_by(AssetRow.id))]
 
     def keys(self) -> frozenset[str]:
-        """The content keys of pinned, live assets, without the original files."""
+        """Content keys of live assets, without originals."""
         referred = (
             select(BlobRefRow.blob_key)
             .join(PinRow, PinRow.asset_id == BlobRefRow.asset_id)

@@ -21,10 +21,10 @@ from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values
 from assets.sql.search_index import assets_matching, index_words, search_terms
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
-#: False for a purged row, which keeps only its version number.
+#: False for a purged row.
 _HAS_CONTENT = or_(AssetRow.description != "", AssetRow.size_bytes > 0)
 _HAS_BLOBS = AssetRow.id.in_(select(BlobRefRow.asset_id))
-#: Plain columns for reads, without the cost of ORM objects.
+#: Plain columns read faster than ORM objects.
 _ROWS = select(*(getattr(AssetRow, name) for name in FIELDS))
 _BEST_FIRST = (case((AssetRow.status == "ready", 0), else_=1), AssetRow.version.desc())
 
@@ -90,7 +90,7 @@ class SqlAssetRecords:
             condition.append(AssetRow.status.in_(expect))
         values = {**row_values(changes), "changed_at_s": self._now()}
         with Session(self._engine) as session, session.begin():
-            # One statement, so that the comparison of the status is atomic on every database.
+            # One statement: an atomic comparison of the status.
             result = session.execute(update(AssetRow).where(*condition).values(**values))
             if result.rowcount != 1:  # type: ignore[attr-defined]
                 return None
@@ -116,7 +116,7 @@ class SqlAssetRecords:
             _set_shares(session, asset_id, ())
             refer(session, asset_id, (), self._now())
             if was_inspected and session.scalar(later) is None:
-                # The emptied row stays, so that its version number is not reused.
+                # The emptied row reserves its version number.
                 row.parts, row.report, row.data, row.original = {}, {"purged": True}, {}, None
                 row.description, row.status_details, row.size_bytes = "", "", 0
                 row.changed_at_s = self._now()
@@ -139,8 +139,7 @@ class SqlAssetRecords:
                 namesakes = (*of_tenant, AssetRow.name == name)
                 if session.scalar(select(AssetRow.id).where(*namesakes, _IS_LIVE)):
                     raise NameTaken(name)
-                # Version numbers are not reused: the new name continues after its last one, and a
-                # deleted row keeps the last one of the old name.
+                # The new name's numbers continue; a deleted row reserves the old name's.
                 used = session.scalar(select(func.max(AssetRow.version)).where(*namesakes)) or 0
                 series = (*of_tenant, AssetRow.name == row.name, _IS_LIVE)
                 versions = session.scalars(select(AssetRow).where(*series)).all()
@@ -168,14 +167,14 @@ class SqlAssetRecords:
             session.execute(update(AssetRow).where(AssetRow.id.in_(asset_ids)).values(**values))
 
     def list(self, query: Query) -> Page:
-        """Return one page. Raises InvalidAsset: more words and tags than a search may have."""
+        """Return one page. Raises InvalidAsset: too many search terms."""
         terms = search_terms(query.text, query.tags)
         if query.text.strip() and not any(word for word in terms if not word.startswith("#")):
             return Page([], 0, has_more=False)  # the text contains no word
         conditions = _conditions(query)
         if terms:
             conditions.append(AssetRow.id.in_(assets_matching(terms, query.tenant_id)))
-        # One statement evaluates the conditions once, for the count and the page.
+        # The conditions are evaluated once.
         found = select(AssetRow.id).where(*conditions).cte("found")
         page = select(found.c.id).where(found.c.id > query.after).order_by(found.c.id)
         page = page.limit(query.limit + 1).offset(query.offset)
@@ -237,14 +236,13 @@ class SqlAssetRecords:
 
 
 def _visible_to(member_id: str | None) -> tuple[Any, ...]:
-    """The condition that an asset is not private to another member; None sees all assets."""
+    """Not private to another member; None sees all."""
     if member_id is None:
         return ()
     return (or_(AssetRow.visibility != "private", AssetRow.created_by == member_id),)
 
 
 def _conditions(query: Query) -> list[Any]:
-    """The conditions of a listing, except its search terms."""
     conditions: list[Any] = [_IS_LIVE]
     for column, value in (
         (AssetRow.tenant_id, query.tenant_id),

@@ -1,4 +1,4 @@
-"""The tables of assets and of the tenants that they are shared with."""
+"""The tables of assets and their shares."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AssetRow(Base):
     __tablename__ = "assets"
     __table_args__ = (
         Index("assets_version", "tenant_id", "name", "version", unique=True),
-        # Covers listings of a tenant's live assets by age, without reading the rows.
+        # Covers listings of live assets by age.
         Index("assets_live", "tenant_id", "id", sqlite_where=_LIVE, postgresql_where=_LIVE),
         Index("assets_owner_name", "owner", "name"),
         Index("assets_status", "status", "changed_at_s"),
@@ -44,7 +44,7 @@ class AssetRow(Base):
     parts: Mapped[dict[str, Any]] = mapped_column(JSON)
     original: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     report: Mapped[dict[str, Any]] = mapped_column(JSON)
-    #: Copied from the report, for the index.
+    #: For the index.
     source_sha256: Mapped[str | None]
     deleted_at_s: Mapped[float | None]
     expires_at_s: Mapped[float | None]
@@ -53,15 +53,13 @@ class AssetRow(Base):
 
 
 class ShareRow(Base):
-    """A tenant that an asset is shared with."""
-
     __tablename__ = "asset_shares"
 
     tenant_name: Mapped[str] = mapped_column(primary_key=True)
     asset_id: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
-#: Fields of :class:`Asset` that are columns of :class:`AssetRow`.
+#: Fields that are columns of :class:`AssetRow`.
 FIELDS = tuple(name for name in Asset.__dataclass_fields__ if name != "shared_with")
 
 

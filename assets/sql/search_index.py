@@ -1,4 +1,4 @@
-"""The search index: one row per asset and word, so that a search reads only matching rows."""
+"""The search index: one row per asset and word."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from assets.errors import InvalidAsset
 from assets.sql.base import Base
 
 _LONGEST = 64
-#: Each term costs one more set to intersect.
+#: Each is one more set to intersect.
 MAX_TERMS = 8
-#: Appended to a prefix, it sorts after every word with that prefix.
+#: Sorts after any character.
 _LAST = "\U0010ffff"
 
 
 class WordRow(Base):
-    """A case-folded word of an asset, or a tag with a # before it."""
+    """A case-folded word of an asset, or ``#`` and a tag."""
 
     __tablename__ = "asset_words"
     __table_args__ = (Index("asset_words_word", "word", "asset_id"),)
 
     tenant_id: Mapped[str] = mapped_column(primary_key=True)
-    #: Collation C (byte order), so that a prefix search is one range of the index.
+    #: Byte order: a prefix is one index range.
     word: Mapped[str] = mapped_column(
         String().with_variant(String(collation="C"), "postgresql"), primary_key=True
     )
@@ -34,16 +34,14 @@ class WordRow(Base):
 
 
 def words_in(text: str) -> set[str]:
-    """Return the case-folded words of ``text``. A word with underscores counts as a whole and in
-    parts."""
+    """Return case-folded words, those with underscores also in parts."""
     whole = set(re.findall(r"\w+", text.casefold()))
     parts = {part for word in whole for part in word.split("_") if part}
     return {word[:_LONGEST] for word in whole | parts if word.strip("_")}
 
 
 def index_words(session: Session, asset: Asset) -> None:
-    """Update the index to the asset's present words and tags (none when it is deleted), within the
-    session's transaction."""
+    """Index the asset's words and tags; none when it is deleted."""
     text = " ".join((asset.name, asset.description, *asset.trigger_words))
     present = words_in(text) | set(map(_tag, asset.tags))
     words = set() if asset.is_deleted else present
@@ -57,8 +55,7 @@ def index_words(session: Session, asset: Asset) -> None:
 
 
 def search_terms(text: str, tags: Sequence[str]) -> list[str]:
-    """Return the distinct words of ``text``, and each tag with a # before it. A word that is a
-    prefix of another one is left out.
+    """Return distinct words that no other extends, and each tag after a #.
 
     Raises:
         InvalidAsset: more than MAX_TERMS.
@@ -68,17 +65,17 @@ def search_terms(text: str, tags: Sequence[str]) -> list[str]:
     distinct = list(dict.fromkeys(terms))
     if len(distinct) > MAX_TERMS:
         raise InvalidAsset("q", f"a search has at most {MAX_TERMS} different words and tags")
-    # An asset that matches the longer word matches its prefixes too.
+    # The longer word's matches are enough.
     return [term for term in distinct if not any(map(_extends(term), distinct))]
 
 
 def _extends(term: str) -> Callable[[str], bool]:
-    """Return a predicate: does a word have ``term`` as a proper prefix? Nothing extends a tag."""
+    """Whether a word has ``term`` as a proper prefix; nothing extends a tag."""
     return lambda other: other != term and not term.startswith("#") and other.startswith(term)
 
 
 def assets_matching(terms: Sequence[str], tenant_id: str | None) -> SelectBase:
-    """Select the ids of assets that match every term: tags exactly, words by prefix."""
+    """Select assets that match every term: tags exactly, words by prefix."""
     matches = [_with(term, tenant_id) for term in terms]
     return matches[0] if len(matches) == 1 else intersect(*matches)
 

@@ -1,7 +1,6 @@
 """Multipart uploads: parts can be sent in any order and again, and an upload can be resumed.
 
-On S3 these are S3's multipart uploads, and clients send parts to the store. Any other store holds
-each part as an object until the upload is finished.
+On S3 they are S3's, sent directly; elsewhere each part is an object.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from assets.errors import StoreError
 from assets.storage.object_paths import PARTS, UPLOADS, part_key, parts_prefix
 from assets.storage.object_store import CHUNK_BYTES, FsspecStore, ObjectStore
 
-#: S3 requires at least 5 MiB in each part but the last, and at most 10,000 parts.
+#: S3: at least 5 MiB except the last; at most 10,000 parts.
 MIN_PART_BYTES = 5 << 20
 PART_BYTES = 64 << 20
 MAX_PART_BYTES = 1 << 30
@@ -28,7 +27,7 @@ _NUMBER = re.compile(r"[0-9]{5}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part that has arrived. Numbers count from 1; ``tag`` is S3's ETag."""
+    """An arrived part. Numbers count from 1; ``tag`` is S3's ETag."""
 
     number: int
     size_bytes: int
@@ -37,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
-    """A multipart upload that is neither finished nor aborted."""
+    """A multipart upload in progress."""
 
     key: str
     upload_id: str
@@ -45,26 +44,25 @@ class OpenUpload:
 
 
 class PartStore(Protocol):
-    """Multipart uploads of a store; ``key`` is that of the finished object."""
+    """Multipart uploads; ``key`` is the finished object's."""
 
     def begin(self, key: str) -> str:
-        """Begin an upload and return its id."""
+        """Return a new upload's id."""
 
     def signed_put(self, key: str, upload_id: str, number: int, expires_s: int) -> str | None:
-        """Return a URL to PUT the part to, or None when the gateway must receive it as the object
+        """Return a URL to PUT the part to; None when the gateway must store it at
         ``part_key(...)``."""
 
     def parts(self, key: str, upload_id: str) -> Sequence[Part]:
-        """Return the parts that have arrived, by number; empty when there is no such upload."""
+        """Return arrived parts by number; none without such an upload."""
 
     def finish(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
-        """Assemble the parts into the object ``key``. Raises StoreError when one is missing."""
+        """Assemble the object. Raises StoreError: a part is missing."""
 
     def abort(self, key: str, upload_id: str) -> None:
-        """Delete the parts and end the upload; no error when there is no such upload."""
+        """Delete the parts, if any."""
 
-    def begun(self) -> Iterator[OpenUpload]:
-        """Iterate over the uploads in progress."""
+    def begun(self) -> Iterator[OpenUpload]: ...
 
 
 def open_parts(store: ObjectStore) -> PartStore:
@@ -89,7 +87,7 @@ class ObjectParts:
         arrived = []
         for stored in self._store.list(parts_prefix(key, upload_id)):
             number = stored.key.rpartition("/")[2]
-            if _NUMBER.match(number):  # not a temporary file that is being written
+            if _NUMBER.match(number):  # not a temporary file
                 arrived.append(Part(int(number), stored.size_bytes))
         return sorted(arrived, key=lambda part: part.number)
 
@@ -190,7 +188,7 @@ class S3Parts:
                 page = self._fs.call_s3(
                     "list_multipart_uploads", Bucket=location["Bucket"], Prefix=prefix, **marker
                 )
-            except FileNotFoundError:  # some servers answer 404 when there are no uploads
+            except FileNotFoundError:  # some servers answer 404 for none
                 return
             for upload in page.get("Uploads") or ():
                 key = UPLOADS + upload["Key"].removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""Object keys by kind of object. They contain ids and digests, never names that users chose."""
+"""Object keys by kind of object. They contain ids and digests, never users' names."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from assets.content import Blob
 UPLOADS, BLOBS, PREVIEWS = "uploads/", "blobs/", "previews/"
 PARTS = "parts/"
 RESULTS, IMAGES = "results/", "pictures/"
-#: Compiled code, to which no asset record refers.
+#: No asset record refers to it.
 COMPILED = "compiled/"
 
 
 def upload_key(asset_id: str) -> str:
-    """The key of an asset's file as uploaded."""
+    """The file as uploaded."""
     return f"{UPLOADS}{asset_id}"
 
 
 def parts_prefix(key: str, upload_id: str) -> str:
-    """The prefix of the parts of a multipart upload to ``key``."""
     return f"{PARTS}{key}/{upload_id}/"
 
 
@@ -26,44 +25,39 @@ def part_key(key: str, upload_id: str, number: int) -> str:
 
 
 def blob_key(blob: Blob) -> str:
-    """The key of a blob."""
     return stored_blob_key(blob.key)
 
 
 def stored_blob_key(content_key: str) -> str:
-    """The object key of a content key: compiled code (``c…``) is stored apart from blobs of assets
-    (``p…`` public, ``t…`` a tenant's)."""
+    """By content key: ``c…`` compiled code, ``p…`` public, ``t…`` a tenant's."""
     if content_key.startswith("c"):
         return f"{COMPILED}{content_key}"
     return f"{BLOBS}{content_key[:3]}/{content_key}"
 
 
 def blob_of(key: str) -> str:
-    """The content key of the blob stored under ``key``."""
+    """The content key of an object key."""
     return key.rpartition("/")[2]
 
 
 def model_key(name: str) -> str:
-    """The key of a base model's manifest."""
     return f"models/{name}.json"
 
 
 def preview_key(asset_id: str, sha256: str) -> str:
-    """The key of an asset's preview image. It contains a digest, so that HTTP caches never return
-    an old image."""
+    """The digest keeps HTTP caches from returning old images."""
     return f"{PREVIEWS}{asset_id}-{sha256[:16]}.png"
 
 
 def asset_of_preview(key: str) -> str:
-    """The id of the asset whose preview image is stored under ``key``."""
+    """The asset id of a preview's key."""
     return key.removeprefix(PREVIEWS).rpartition("-")[0]
 
 
 def image_key(image_id: str) -> str:
-    """The key of an image that is served by URL; ``image_id`` is unguessable."""
+    """Served by URL: ``image_id`` is unguessable."""
     return f"{IMAGES}{image_id}"
 
 
 def result_key(job_id: str) -> str:
-    """The key of a job's result."""
     return f"{RESULTS}{job_id}.json"

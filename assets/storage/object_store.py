@@ -1,7 +1,6 @@
 """The object store: bytes by key, over fsspec (``file://`` or ``s3://``).
 
-Writes are atomic: a directory store writes to a temporary name and renames, S3 shows an object
-only when its upload is complete.
+Writes are atomic: files are renamed, S3 shows complete uploads only.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object of a listing. ``changed_at_s`` is by the store's clock."""
+    """A listed object; ``changed_at_s`` is by the store's clock."""
 
     key: str
     size_bytes: int
@@ -33,42 +32,40 @@ class StoredObject:
 
 
 class ObjectStore(Protocol):
-    """Bytes by key. Keys are relative POSIX paths made by the platform, never by a user."""
+    """Bytes by key. Keys are relative POSIX paths, never from a user."""
 
     def write(self, key: str) -> Any:
-        """Return a context manager that yields a binary writer. The object appears after an exit
-        without an exception only."""
+        """Yield a binary writer; the object appears only after success."""
 
     def open(self, key: str) -> BinaryIO:
-        """Return a binary reader. Raises StoreError when the key does not exist."""
+        """Open for reading. Raises StoreError: no such key."""
 
     def read_range(self, key: str, start: int, stop: int, timeout_s: float) -> bytes:
-        """Return the bytes from ``start`` up to but excluding ``stop``; fewer when the object ends
-        before or the read was cut short.
+        """Return the bytes [start, stop); fewer at the end or when cut short.
 
         Raises:
-            StoreBroke: the read failed or timed out.
-            StoreError: the key does not exist.
+            StoreUnavailable: the read failed or timed out.
+            StoreError: no such key.
         """
 
     def size(self, key: str) -> int | None:
-        """Return the size of the object in bytes, or None when the key does not exist."""
+        """Return the size in bytes; None: no such key."""
 
     def delete(self, key: str) -> None:
-        """Delete the object; no error when the key does not exist."""
+        """Delete the object, if any."""
 
     def copy(self, source: str, target: str) -> None:
-        """Copy an object to another key. Raises StoreError when ``source`` does not exist."""
+        """Copy an object. Raises StoreError: no ``source``."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Iterate over the objects under ``prefix``, which ends with a slash. A directory store
-        also lists the temporary files of unfinished writes."""
+        """Iterate under ``prefix``, which ends with a slash; directories include temporary files of
+        unfinished writes."""
 
     def signed_put(self, key: str, expires_s: int) -> str | None:
-        """Return a URL to PUT the object to, or None when the gateway must receive it."""
+        """Return a URL to PUT to; None when the gateway must receive the object."""
 
     def signed_get(self, key: str, expires_s: int) -> str | None:
-        """Return a URL to GET the object from, or None when the gateway must send it."""
+        """Return a URL to GET from; None when the gateway must send the object."""
 
 
 class FsspecStore:
@@ -83,12 +80,11 @@ class FsspecStore:
 
     @property
     def filesystem(self) -> Any:
-        """The fsspec filesystem, for operations that only one kind of store has."""
+        """For operations of one kind of store."""
         return self._fs
 
     def path(self, key: str) -> str:
-        """Return the path of ``key`` in the filesystem. Raises StoreError for an absolute key or
-        one with ``..``."""
+        """The path in the filesystem. Raises StoreError: absolute, or with ``..``."""
         if key.startswith("/") or ".." in key.split("/"):
             raise StoreError(f"{key!r} is not a key: keys are relative paths without '..'")
         return f"{self._root}/{key}"
@@ -129,7 +125,7 @@ class FsspecStore:
             return bytes(self._fs.cat_file(path, start=start, end=stop, timeout=timeout_s))
         except FileNotFoundError:
             raise StoreError(f"the object store holds no {key!r}") from None
-        except Exception as error:  # each store's client raises types of its own
+        except Exception as error:  # each client has its own types
             raise StoreUnavailable(f"{key}: {type(error).__name__}: {error}") from error
 
     def size(self, key: str) -> int | None:
@@ -197,7 +193,7 @@ def _atomic_write(path: str) -> Iterator[BinaryIO]:
 
 
 class HashingWriter:
-    """A writer that counts and hashes (sha256) the bytes it passes on."""
+    """Counts and hashes (sha256) the bytes it passes on."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -214,7 +210,6 @@ class HashingWriter:
 
 
 def put_file(store: ObjectStore, key: str, path: Path) -> None:
-    """Copy a local file into the store."""
     with open(path, "rb") as source, store.write(key) as target:
         shutil.copyfileobj(source, target, CHUNK_BYTES)
 
@@ -225,6 +220,6 @@ def put_bytes(store: ObjectStore, key: str, data: bytes) -> None:
 
 
 def read_bytes(store: ObjectStore, key: str) -> bytes:
-    """Return a whole object; for small ones (manifests, images)."""
+    """Return a whole small object."""
     with store.open(key) as source:
         return source.read()

@@ -13,19 +13,19 @@ log = logging.getLogger(__name__)
 
 
 class UnsafeFolder(AssetError):
-    """Another user may have written to the folder; the message states the remedy."""
+    """Others may have written to the folder; states the remedy."""
 
 
 def keep_private() -> None:
-    """Make files that this process and its children create private to this user."""
+    """Make new files of this process and its children private."""
     os.umask(0o077)
 
 
 def private_folder(folder: Path) -> Path:
-    """Create ``folder`` if missing, check its owner and mode, deny others to read it, return it.
+    """Create ``folder`` if missing, check it, make it private, return it.
 
     Raises:
-        UnsafeFolder: it belongs to another user, is not a folder, or others may write to it.
+        UnsafeFolder: another user's, not a folder, or writable by others.
     """
     missing = []
     for each in (folder, *folder.parents):

@@ -1,7 +1,6 @@
 """Signed URLs for stores that do not sign URLs themselves.
 
-A token is ``expiry.signature``. The signature covers the verb, the key and the expiry, so a URL
-permits one operation on one object.
+A token is ``expiry.signature``; the signature covers verb, key and expiry.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from assets.errors import BadSignature
 
 
 class Signer:
-    """Signs with HMAC-SHA256 under the platform's secret."""
+    """HMAC-SHA256 under the platform's secret."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -37,7 +36,7 @@ class Signer:
             raise BadSignature("this URL has expired; ask for a new one")
 
     def derived(self, *parts: str) -> str:
-        """Return an unguessable name that is a function of ``parts`` and the secret."""
+        """Return an unguessable function of ``parts`` and the secret."""
         message = "\n".join((str(len(parts)), *(f"{len(part)}:{part}" for part in parts)))
         digest = hmac.new(self._secret, f"derived\n{message}".encode(), hashlib.sha256).digest()
         return base64.urlsafe_b64encode(digest[:24]).decode()
