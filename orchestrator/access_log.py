@@ -1,10 +1,10 @@
-"""The access log of a file tier: one append-only file shared by every process of the node.
+"""The access log of a file tier: one append-only file shared by the node's processes.
 
-One line per use: ``KEY SIZE SECONDS TENANT``. Each line is a single ``O_APPEND`` write, so lines of
-several processes do not interleave on a local file system. Before it evicts, a process reads the
-new lines into its own :class:`~orchestrator.policy_selection.PolicySelector`, whose state depends
-on the file alone: all processes agree on it without a lock, and a killed process corrupts nothing.
-When the file exceeds its limit, a rename drops the older half and every process rereads the file.
+A use is ``KEY SIZE SECONDS TENANT``, one ``O_APPEND`` write, so lines do not interleave on a local
+file system. Before it evicts, a process reads new lines into its own
+:class:`~orchestrator.policy_selection.PolicySelector`, whose state depends on the file alone: all
+processes agree without a lock, and a killed one corrupts nothing. Over the size limit, a rename
+drops the older half and all reread.
 """
 
 from __future__ import annotations
@@ -17,28 +17,25 @@ from pathlib import Path
 from orchestrator.eviction import TierEntry
 from orchestrator.policy_selection import PolicySelector
 
-#: About 90,000 uses, which take less than a second to read.
+#: About 90,000 uses, read in under a second.
 MAX_BYTES = 8 << 20
-#: The tenant field of the platform's own uses; no tenant can have this ID.
+#: No tenant can have this ID.
 _PLATFORM = "-"
 
 
 class AccessLog:
-    """One instance per process and tier. ``note`` and ``forget`` need no lock; the other methods
-    require the tier's budget lock."""
+    """One per process and tier. All but ``note`` and ``forget`` require the tier's budget lock."""
 
     def __init__(self, path: Path, budget_bytes: int, max_bytes: int = MAX_BYTES) -> None:
         self._path = path
         self._budget_bytes = budget_bytes
         self._max_bytes = max_bytes
         self.policy_selector = PolicySelector(budget_bytes)
-        #: The file that was read last, and the read position in it.
         self._inode = 0
         self._offset = 0
 
     def note(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> int:
-        """Append a use; ``tenant_id`` is empty for the platform itself. Return the log's size in
-        bytes.
+        """Append a use; return the log's size in bytes.
 
         Raises:
             OSError: the line cannot be written.
@@ -46,7 +43,6 @@ class AccessLog:
         return self._append(f"{key} {size_bytes} {now_s:.3f} {tenant_id or _PLATFORM}\n")
 
     def forget(self, key: str) -> None:
-        """Record that the entry was removed."""
         with suppress(OSError):
             self._append(f"{key} 0 0 {_PLATFORM}\n")
 
@@ -60,7 +56,7 @@ class AccessLog:
             os.close(descriptor)
 
     def follow(self) -> None:
-        """Read the lines that any process has appended since the last call."""
+        """Read the lines appended since the last call."""
         try:
             file = open(self._path, "rb")  # noqa: SIM115 (closed below)
         except FileNotFoundError:
@@ -72,7 +68,7 @@ class AccessLog:
                 self.policy_selector = PolicySelector(self._budget_bytes)
             file.seek(self._offset)
             new = file.read()
-        whole = new.rfind(b"\n") + 1  # another process may still be writing the last line
+        whole = new.rfind(b"\n") + 1  # the last line may be incomplete
         self._offset += whole
         for line in new[:whole].splitlines():
             self._apply_line(line)
@@ -81,7 +77,7 @@ class AccessLog:
         try:
             key, size, seconds, tenant_id = line.decode("ascii").split(" ")
             size_bytes, at_s = int(size), float(seconds)
-        except ValueError:  # a torn line, e.g. from a full disk
+        except ValueError:  # a torn line
             return
         if size_bytes <= 0:
             self.policy_selector.forget(key)
@@ -91,7 +87,7 @@ class AccessLog:
             )
 
     def shorten(self) -> bool:
-        """Drop the older half of the log if it exceeds ``max_bytes``; return whether it did."""
+        """Drop the older half if over ``max_bytes``; return whether it did."""
         try:
             if self._path.stat().st_size <= self._max_bytes:
                 return False
@@ -109,6 +105,5 @@ class AccessLog:
         return True
 
     def entry(self, key: str, size_bytes: int, last_used_s: float) -> TierEntry:
-        """Return the entry's eviction data. ``last_used_s`` is the fallback if the log no longer
-        holds a use of it."""
+        """``last_used_s`` is the fallback for an entry no longer in the log."""
         return self.policy_selector.entry(key, size_bytes, last_used_s)

@@ -10,7 +10,7 @@ TierName = Literal["gpu", "host", "disk", "peer", "store"]
 
 @dataclass(frozen=True, slots=True)
 class AssetFetch:
-    """A receipt line: the tier a blob was found on, and the bytes and seconds to acquire it."""
+    """The tier a blob was found on, and the bytes and seconds to acquire it."""
 
     key: str
     tier: TierName

@@ -10,8 +10,8 @@ from orchestrator.errors import SourceDown
 
 
 class Breaker:
-    """Mutable and thread-safe. After ``failures`` consecutive failures it rejects calls for
-    ``cool_s``, then lets one trial call through: success closes the breaker, failure reopens it."""
+    """After ``failures`` in a row, rejects calls for ``cool_s``, then lets one trial call decide.
+    Thread-safe."""
 
     def __init__(
         self,
@@ -39,12 +39,10 @@ class Breaker:
             self._open_until_s = self._clock() + self._cool_s  # one trial call only
 
     def answered(self) -> None:
-        """Record a success."""
         with self._lock:
             self._failures = 0
 
     def failed(self) -> None:
-        """Record a failure."""
         with self._lock:
             self._failures += 1
             self._open_until_s = self._clock() + self._cool_s

@@ -1,7 +1,4 @@
-"""The GPU tier: leased values under a byte budget.
-
-Values are opaque: the tier knows their keys and sizes, only the engine knows their contents.
-"""
+"""The GPU tier: leased, opaque values under a byte budget."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ class _Entry(Generic[V]):
 
 
 class DeviceLease(Generic[V]):
-    """Keeps the value resident until released. Release may be called repeatedly."""
+    """Keeps the value resident until released. Release is idempotent."""
 
     def __init__(self, tier: DeviceTier[V], key: str, value: V) -> None:
         self._tier: DeviceTier[V] | None = tier
@@ -49,12 +46,9 @@ class DeviceLease(Generic[V]):
 
 
 class DeviceTier(Generic[V]):
-    """A cache of device values with a byte budget; it evicts, as eviction.py decides, before it
-    loads.
+    """Evicts before it loads; loading reserves the bytes and does not hold the lock. Thread-safe.
 
-    Thread-safe: one thread prepares the next request while another generates. Loading reserves the
-    value's bytes but does not hold the lock. ``tenant_id`` is the tenant on whose behalf a value is
-    used; empty for the platform itself.
+    ``tenant_id`` is empty for the platform itself.
     """
 
     def __init__(
@@ -66,7 +60,7 @@ class DeviceTier(Generic[V]):
         share: float = SHARE,
         dropped: Callable[[V], None] | None = None,
     ) -> None:
-        """``dropped`` is called with each evicted value, which is no longer leased."""
+        """``dropped`` is called with each evicted value."""
         self.name = name
         self._dropped = dropped
         self.budget_bytes = budget_bytes
@@ -92,17 +86,17 @@ class DeviceTier(Generic[V]):
         return key in self._entries
 
     def lease(self, key: str, tenant_id: str = "") -> DeviceLease[V] | None:
-        """Lease the value, or return None if it is not resident."""
+        """None if not resident."""
         with self._changed:
             return self._lease_resident(key, tenant_id)
 
     def admit(
         self, key: str, size_bytes: int, load: Callable[[], V], tenant_id: str = ""
     ) -> tuple[DeviceLease[V], bool]:
-        """Lease the value, loading it if necessary; return the lease and whether this call loaded.
+        """Lease the value, loaded if absent; return also whether it was.
 
         Raises:
-            TooLargeForTier, TierFull: there is no room; nothing was loaded or evicted.
+            TooLargeForTier, TierFull: no room; nothing was loaded or evicted.
         """
         if size_bytes > self.budget_bytes:
             raise TooLargeForTier(self.name, size_bytes, self.budget_bytes)
@@ -164,7 +158,7 @@ class DeviceTier(Generic[V]):
                 self._drop(key)
 
     def forget(self, key: str) -> None:
-        """Drop a value, pinned or not, as soon as its last lease ends."""
+        """Drop a value, pinned or not, when its last lease ends."""
         with self._changed:
             self.policy_selector.forget(key)
             entry = self._entries.get(key)
@@ -180,7 +174,7 @@ class DeviceTier(Generic[V]):
             self._dropped(entry.value)
 
     def evict_idle(self) -> int:
-        """Drop everything that is neither leased nor pinned; return the bytes freed."""
+        """Drop values neither leased nor pinned; return the bytes freed."""
         with self._changed:
             before = self._resident_bytes
             idle = [k for k, e in self._entries.items() if e.leases == 0 and not e.pinned]
@@ -189,12 +183,12 @@ class DeviceTier(Generic[V]):
             return before - self._resident_bytes
 
     def pin(self, key: str, pinned: bool = True) -> None:
-        """Pin or unpin a resident value. Raises KeyError when it is not resident."""
+        """Raises KeyError if not resident."""
         with self._changed:
             self._entries[key].pinned = pinned
 
     def pin_exactly(self, keys: Collection[str]) -> None:
-        """Pin the resident values among ``keys``, up to half of the budget; unpin all others."""
+        """Pin the residents among ``keys``, up to half of the budget; unpin others."""
         with self._changed:
             left_bytes = self.budget_bytes // 2
             for key, entry in self._entries.items():
@@ -202,12 +196,12 @@ class DeviceTier(Generic[V]):
                 left_bytes -= entry.size_bytes if entry.pinned else 0
 
     def resident(self) -> dict[str, int]:
-        """Return the size in bytes of each resident value, by key."""
+        """Return key → size in bytes."""
         with self._changed:
             return {key: entry.size_bytes for key, entry in self._entries.items()}
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless the accounting is consistent."""
+        """Raise AssertionError if the accounting is inconsistent."""
         with self._changed:
             total = sum(entry.size_bytes for entry in self._entries.values())
             assert total == self._resident_bytes, repr(self)

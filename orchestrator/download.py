@@ -1,7 +1,6 @@
 """Download a blob from the object store in parallel ranges, with a deadline and resumption.
 
-Bytes are written in order and never requested twice: a range that was truncated or failed is
-retried from its first missing byte.
+Bytes are written in order; a failed range resumes at its first missing byte.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from orchestrator.errors import SourceDown
 
 @dataclass(frozen=True, slots=True)
 class TransferLimits:
-    """Sizes in bytes, times in seconds. The deadline of a blob, and of each range, is ``grace_s``
-    plus its transfer time at ``least_bytes_s``."""
+    """In bytes and seconds. A blob's or range's deadline is ``grace_s`` plus its time at
+    ``least_bytes_s``."""
 
     range_bytes: int = 8 << 20
     at_once: int = 8
@@ -38,10 +37,10 @@ class BlobSource(Protocol):
     """A source of blobs."""
 
     def fetch(self, blob: Blob, file: BinaryIO) -> None:
-        """Write the blob's bytes, from the first to the last.
+        """Write the blob's bytes in order.
 
         Raises:
-            SourceDown: the source is unavailable or too slow; retry later.
+            SourceDown: unavailable or too slow; retry later.
             StoreError: the blob does not exist.
         """
 

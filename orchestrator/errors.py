@@ -3,11 +3,11 @@
 ::
 
     TierError
-    ├── TierFull          everything in the tier is leased or pinned; retry when a lease ends
-    ├── TooLargeForTier   the value alone exceeds the tier's budget
+    ├── TierFull          all is leased or pinned; retry later
+    ├── TooLargeForTier   larger than the tier's budget
     ├── SourceDown        a store or peer is unavailable; carries ``retry_after_s``
-    ├── Corrupt           the received bytes do not match the blob's size or digest
-    └── TierUnusable      the tier's folder is unsafe or too small (/dev/shm); names the remedy
+    ├── Corrupt           the bytes do not match the blob
+    └── TierUnusable      the folder is unsafe or too small (/dev/shm)
 """
 
 from __future__ import annotations

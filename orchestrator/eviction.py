@@ -1,12 +1,9 @@
-"""The eviction rule of every tier: which entries to remove. Pure.
+"""The eviction rule of every tier. Pure.
 
-Users work in sessions: within a session, any recently used entry is likely to be used again.
-Between sessions, the number of visits predicts reuse better than their recency. So entries outside
-a session are evicted first, in order of worth; then entries within a session, oldest first.
-Visits are counted instead of uses, because further uses within a session carry no information
-(the "correlated references" of O'Neil et al., The LRU-K page replacement algorithm, SIGMOD 1993).
-To stop one tenant's hundreds of assets from flushing everybody else's, the entries of a tenant
-over its share are evicted before all others.
+Within a session, reuse is likely; between sessions, visits predict it better than recency. So
+entries outside a session go first, by worth, then those within, oldest first. Visits are counted
+because uses within a session are correlated (O'Neil et al., The LRU-K page replacement algorithm,
+SIGMOD 1993). The entries of a tenant over its share go before all others.
 """
 
 from __future__ import annotations
@@ -17,25 +14,23 @@ from math import inf
 
 from cachetools import LRUCache
 
-#: The share of a tier that entries used by one tenant alone may fill before they are evicted first.
+#: The share of a tier that one tenant's own entries may fill.
 SHARE = 0.25
-#: An entry unused for this long, and for this many tier budgets of other uses, loses its protection
-#: against tenants over their share.
+#: An entry unused for both (seconds, budgets of other uses) is not protected from tenants over
+#: their share.
 FORGOTTEN_S, FORGOTTEN_BUDGETS = 1800.0, 2.0
-#: What each visit of an entry's owner, to any asset, adds to the entry's worth.
+#: Per visit of the entry's owner to any asset.
 _OWNER_VISIT_WORTH = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class TierEntry:
-    """An entry's eviction data. ``tenant_id`` is the only tenant that has used it; empty when
-    several have."""
+    """An entry's eviction data. ``tenant_id`` is its only user; empty when several."""
 
     key: str
     size_bytes: int
     tenant_id: str
     last_used_s: float
-    #: Bytes of the tier used since this entry's last use.
     bytes_since_use: float
     worth: float
 
@@ -49,12 +44,10 @@ def victims(
     now_s: float,
     session_bytes: float,
 ) -> list[str]:
-    """Return the keys to evict to free ``needed_bytes``, in eviction order; all keys if even that
-    is not enough.
+    """Return the keys to evict, in order; all if that frees too little.
 
-    ``entries`` are the evictable ones. ``owned_bytes`` maps each tenant to the bytes that it alone
-    uses, leased and pinned entries included; a tenant beyond ``share`` of ``budget_bytes`` loses
-    its own entries first. Entries used within the last ``session_bytes`` count as in a session.
+    ``entries`` are evictable. ``owned_bytes`` maps a tenant to the bytes that it alone uses, leased
+    and pinned ones included. Entries used within the last ``session_bytes`` are in a session.
     """
 
     def rank(entry: TierEntry) -> tuple[bool, float, float]:
@@ -88,28 +81,27 @@ def victims(
     return list(chosen)
 
 
-#: The owner of entries that several tenants use.
+#: The owner of an entry that several tenants use.
 _SHARED = "*"
 
 
 def owner_after(tenant_id: str, user: str) -> str:
-    """Return an entry's owner after ``user`` has used it; the platform (empty) changes nothing."""
+    """Return the owner after a use; the platform (empty) changes nothing."""
     if not user or tenant_id in (user, _SHARED):
         return tenant_id
     return _SHARED if tenant_id else user
 
 
 def sole_owner(tenant_id: str) -> str:
-    """Return the only tenant that has used an entry; empty when there is none or several."""
+    """Return an entry's only tenant; empty when none or several."""
     return "" if tenant_id == _SHARED else tenant_id
 
 
-#: The most assets, and the most tenants, that are tracked; least recently seen dropped first.
 _MAX_TRACKED = 100_000
 
 
 class AccessHistory:
-    """The visits to each asset and by each tenant. Mutable; includes evicted assets."""
+    """Visits by asset, evicted ones included, and by tenant. Mutable."""
 
     def __init__(self, session_bytes: float) -> None:
         self._session_bytes = session_bytes
@@ -118,8 +110,7 @@ class AccessHistory:
         self._owners: LRUCache[str, tuple[int, int]] = LRUCache(_MAX_TRACKED)
 
     def used(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> int:
-        """Record a use; ``tenant_id`` is empty for the platform itself. Return the total bytes used
-        so far."""
+        """Record a use; return the bytes used so far."""
         now_bytes = self._now_bytes = self._now_bytes + size_bytes
         last = self._assets.get(key)
         visits, owner = (last.visits, last.tenant_id) if last else (0, tenant_id)
@@ -133,7 +124,7 @@ class AccessHistory:
         return now_bytes
 
     def worth(self, key: str) -> float:
-        """Return the key's visits, plus a part of its owner's visits if it has a single owner."""
+        """Return the key's visits plus a part of its sole owner's."""
         seen = self._assets.get(key, _NO_HISTORY)
         tenant_id = sole_owner(seen.tenant_id)
         return seen.visits + (
@@ -141,7 +132,7 @@ class AccessHistory:
         )
 
     def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> TierEntry:
-        """Return the eviction data of a key; ``last_used_s`` is the fallback for an unknown key."""
+        """``last_used_s`` is the fallback for an unknown key."""
         seen = self._assets.get(key, _NO_HISTORY)
         bytes_since_use = self._now_bytes - seen.at_bytes
         tenant_id = sole_owner(seen.tenant_id)

@@ -1,15 +1,14 @@
-"""A cache tier of files: disk, or host RAM on tmpfs. One class, one folder, no daemon.
+"""A cache tier of files: disk, or host RAM on tmpfs.
 
 All processes of a node share the folder::
 
-    objects/KEY         the bytes; created by rename, removed by unlink, never modified
-    locks/KEY           flock(LOCK_SH) is a lease; the mtime is the entry's last use
-    incoming/KEY        a fetch in progress, allocated at full size so that it counts
-    incoming/KEY.lock   held by the one process of the node that fetches KEY
-    pins/KEY            present while the entry is pinned; holds the reason, "operator" or "popular"
-                        (evicted when nothing else is left)
-    uses.log            the access log, one line per use of an entry
-    quarantine/KEY      corrupted copies; the last few are kept for analysis while there is room
+    objects/KEY         the bytes; renamed into place, unlinked, never modified
+    locks/KEY           flock(LOCK_SH) is a lease; the mtime is the last use
+    incoming/KEY        a fetch in progress, allocated at full size to count
+    incoming/KEY.lock   held by the fetching process
+    pins/KEY            the pin's reason
+    uses.log            the access log
+    quarantine/KEY      the last corrupted copies
     budget.lock         held during eviction and allocation
 
 No file is ever truncated: that kills a process that has it mapped.
@@ -40,11 +39,10 @@ from orchestrator.policy_selection import EvictionPolicy
 
 log = logging.getLogger(__name__)
 
-#: The reasons for a pin. A popular entry is evicted when nothing else is left.
+#: Reasons for a pin; popular entries are evicted if nothing else is left.
 OPERATOR, POPULAR = "operator", "popular"
-#: Uses between two checks of the access log's size.
+#: Uses between two checks of the log's size.
 _SHORTEN_EVERY = 1_000
-#: The most corrupted files that are kept.
 _MAX_QUARANTINED = 2
 
 Fill = Callable[[BinaryIO], None]
@@ -52,8 +50,7 @@ Fill = Callable[[BinaryIO], None]
 
 @dataclass(slots=True)
 class FileLease:
-    """Keeps the file resident until released. Release may be called repeatedly; the kernel ends the
-    leases of a dead process."""
+    """Keeps a file resident. Release is idempotent; the kernel ends a dead process's leases."""
 
     path: Path
     _descriptor: int | None
@@ -71,10 +68,8 @@ class FileLease:
 
 
 class FileTier:
-    """A content-addressed folder with a byte budget; eviction.py decides what to evict.
-
-    ``tenant_id`` is the tenant on whose behalf an entry is used; empty for the platform itself.
-    """
+    """A content-addressed folder with a byte budget. ``tenant_id`` is empty for the platform
+    itself."""
 
     def __init__(
         self,
@@ -106,7 +101,7 @@ class FileTier:
             raise TierUnusable(f"the {name} tier: {error}") from None
         for folder in (self._objects, self._locks, self._incoming, self._pins, self._quarantine):
             folder.mkdir(parents=True, exist_ok=True)
-        for obsolete in ("uses", "owners"):  # earlier versions kept one file per entry
+        for obsolete in ("uses", "owners"):  # of earlier versions
             shutil.rmtree(root / obsolete, ignore_errors=True)
         self._access_log = AccessLog(root / "uses.log", budget_bytes)
         self._use_count = 0
@@ -117,7 +112,7 @@ class FileTier:
         return f"<{self.name} tier: {len(resident)} files, {used} of {self.budget_bytes} bytes>"
 
     def lease(self, blob: Blob, tenant_id: str = "") -> FileLease | None:
-        """Lease the entry, or return None if it is not resident."""
+        """None if not resident."""
         descriptor = acquire(self._locks / blob.key, shared=True)
         assert descriptor is not None
         path = self._objects / blob.key
@@ -142,13 +137,12 @@ class FileTier:
                 self._access_log.shorten()
 
     def admit(self, blob: Blob, fill: Fill, tenant_id: str = "") -> tuple[FileLease, bool]:
-        """Lease the entry, writing it with ``fill`` if it is not resident.
+        """Lease the entry, written by ``fill`` if absent; return also whether it was.
 
-        Return the lease and whether this call wrote the bytes. One process of the node fetches a
-        key at a time; the others wait, and one of them takes over if it dies.
+        One process of the node fetches a key at a time; another takes over if it dies.
 
         Raises:
-            TooLargeForTier, TierFull: there is no room; nothing was fetched.
+            TooLargeForTier, TierFull: no room; nothing was fetched.
             TierError: the file cannot be allocated.
             Corrupt: the bytes do not match the blob; nothing is kept.
             Exception: whatever ``fill`` raises.
@@ -186,7 +180,7 @@ class FileTier:
 
     def _reserve(self, blob: Blob, part: Path) -> None:
         with exclusive(self._root / "budget.lock"):
-            part.unlink(missing_ok=True)  # left by a process that died
+            part.unlink(missing_ok=True)  # of a dead process
             needed = self.used_bytes() + blob.size_bytes - self.budget_bytes
             if needed > 0:
                 self._evict(needed, blob.size_bytes)
@@ -199,7 +193,7 @@ class FileTier:
                 ) from error
 
     def _allocate(self, part: Path, size_bytes: int) -> None:
-        """Allocate the file. If the disk is full although the budget is not, evict and retry."""
+        """Evict and retry if the disk is full before the budget."""
         for attempt in (1, 2):
             try:
                 with open(part, "wb") as file:
@@ -214,11 +208,7 @@ class FileTier:
                 self._evict(size_bytes, size_bytes)
 
     def _evict(self, needed_bytes: int, wanted_bytes: int) -> None:
-        """Free ``needed_bytes``: corrupted files first, then abandoned fetches, then entries.
-
-        Raises:
-            TierFull: the leased and pinned entries leave too little; no entry was evicted.
-        """
+        """Free corrupted files, then abandoned fetches, then entries (none on TierFull)."""
         for corrupted in self._quarantine.iterdir():
             if needed_bytes > 0:
                 with suppress(FileNotFoundError):
@@ -271,7 +261,7 @@ class FileTier:
                 os.close(lock)
 
     def _pins_within(self, entries: Sequence[TierEntry]) -> dict[str, str]:
-        """Return the pins by key; operator pins beyond half of the budget count as popular."""
+        """Operator pins beyond half of the budget count as popular."""
         pins, pinned_bytes = self.pins(), 0
         for entry in sorted(entries, key=lambda entry: entry.key):
             if pins.get(entry.key) == OPERATOR:
@@ -306,7 +296,7 @@ class FileTier:
             return 0.0
 
     def evict(self, key: str) -> bool:
-        """Remove the entry unless it is leased; return whether it was removed."""
+        """Remove the entry unless leased; return whether it was."""
         lock = acquire(self._locks / key, shared=False, wait=False)
         if lock is None:
             return False
@@ -319,8 +309,7 @@ class FileTier:
         return True
 
     def quarantine(self, key: str) -> None:
-        """Move a corrupted entry aside so that it cannot be leased; current readers keep their open
-        file."""
+        """Move a corrupted entry aside; readers keep their open file."""
         with suppress(FileNotFoundError):
             os.rename(self._objects / key, self._quarantine / key)
             log.warning("quarantined a corrupted copy of %s in the %s tier", key, self.name)
@@ -329,14 +318,14 @@ class FileTier:
             path.unlink(missing_ok=True)
 
     def pin(self, key: str, reason: str = OPERATOR) -> None:
-        """Pin the entry, which need not be resident yet."""
+        """Pin the entry, resident or not."""
         (self._pins / key).write_text(reason)
 
     def unpin(self, key: str) -> None:
         (self._pins / key).unlink(missing_ok=True)
 
     def pins(self) -> dict[str, str]:
-        """Return the reason of each pin, by key."""
+        """Return key → reason."""
         pins = {}
         for path in self._pins.iterdir():
             with suppress(FileNotFoundError):
@@ -344,7 +333,7 @@ class FileTier:
         return pins
 
     def pin_exactly(self, pins: Mapping[str, str]) -> None:
-        """Pin exactly ``pins`` (key → reason) and unpin all others."""
+        """Pin ``pins`` (key → reason); unpin all others."""
         current = self.pins()
         for key, reason in pins.items():
             if current.get(key) != reason:
@@ -353,23 +342,22 @@ class FileTier:
             self.unpin(key)
 
     def resident(self) -> dict[str, int]:
-        """Return the size in bytes of each entry that can be leased, by key."""
+        """Return key → size in bytes."""
         return _sizes(self._objects)
 
     def used_bytes(self) -> int:
-        """Return the bytes that count against the budget: entries, fetches in progress and
-        quarantined files."""
+        """Count entries, fetches in progress and quarantined files."""
         folders = (self._objects, self._incoming, self._quarantine)
         return sum(sum(_sizes(folder).values()) for folder in folders)
 
     @property
     def policy(self) -> EvictionPolicy:
-        """The current eviction policy, as of this process's last read of the access log."""
+        """As of this process's last read of the access log."""
         return self._access_log.policy_selector.policy
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if the folder exceeds its budget or holds abandoned fetches. Call it
-        only while no fetch is in progress."""
+        """Raise AssertionError if over budget or with abandoned fetches; call it between
+        fetches."""
         assert self.used_bytes() <= self.budget_bytes, repr(self)
         parts = [p.name for p in self._incoming.iterdir() if p.suffix != ".lock"]
         assert not parts, f"left in incoming: {parts}"

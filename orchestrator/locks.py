@@ -10,11 +10,10 @@ from pathlib import Path
 
 
 def acquire(path: Path, *, shared: bool, wait: bool = True) -> int | None:
-    """Lock ``path``, creating it if absent. Return the descriptor, or None when ``wait`` is False
-    and another process holds the lock. Closing the descriptor releases the lock.
+    """Lock ``path``, creating it if absent; closing the descriptor releases the lock.
 
-    The exclusive holder may unlink the lock file. A lock on an unlinked file is void, so the inode
-    is compared after locking.
+    None if not ``wait`` and another process holds it. The exclusive holder may unlink the file,
+    which voids the lock, so the inode is compared after locking.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -37,7 +36,7 @@ def acquire(path: Path, *, shared: bool, wait: bool = True) -> int | None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``, waiting for it."""
+    """Wait for and hold an exclusive lock."""
     descriptor = acquire(path, shared=False)
     assert descriptor is not None
     try:

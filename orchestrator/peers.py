@@ -1,9 +1,7 @@
-"""Blob transfer between the nodes of a cluster, tried before the object store.
+"""Blob transfer between a cluster's nodes, tried before the object store.
 
-Rendezvous hashing gives every blob an owner node. A node that lacks a blob requests it from the
-owner, which fetches it from the store if necessary. So the store serves a popular asset once,
-however many nodes need it. If the owner is down, the next node in order is tried, and finally the
-store. The design follows groupcache.
+Rendezvous hashing gives each blob an owner node, which fetches it from the store for all. If it is
+down, the next in order is tried, finally the store. The design follows groupcache.
 """
 
 from __future__ import annotations
@@ -33,27 +31,26 @@ log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 _CONNECT_S = 2.0
-#: The wait for the response's head: the owner may have to fetch the blob first.
+#: The owner may have to fetch the blob first.
 _FIRST_BYTE_S = 30.0
 _MIN_BYTES_S = 1 << 20
 _GRACE_S = 10.0
 _TOKEN_S = 60
-#: Limits of unauthenticated connections: the time and size of the request head, and their number.
+#: Limits of unauthenticated connections.
 _HEAD_S, _MAX_HEAD_BYTES, _MAX_UNAUTHENTICATED = 5.0, 8 << 10, 64
-#: The most blobs that are acquired for peers at a time.
+#: Concurrent fetches for peers.
 _MAX_FETCHES = 16
 
 
 def owners(key: str, nodes: Mapping[str, str]) -> list[str]:
-    """Return all nodes in order of preference, the key's owner first; the same on every node."""
+    """Return all nodes, the key's owner first; equal on every node."""
     return sorted(nodes, key=lambda n: blake2b(f"{key}/{n}".encode(), digest_size=8).digest())
 
 
 class PeerSource:
     """Fetches a blob from the peers that precede this node in its order, else from ``store``.
 
-    ``nodes`` maps every reachable node, this one included, to its endpoint URL. The caller keeps it
-    up to date.
+    ``nodes`` maps the reachable nodes, this one included, to endpoint URLs; the caller updates it.
     """
 
     def __init__(self, node: str, store: BlobSource, signer: Signer) -> None:
@@ -63,10 +60,10 @@ class PeerSource:
         self.nodes: Mapping[str, str] = {}
 
     def fetch(self, blob: Blob, file: BinaryIO) -> Literal["peer", "store"]:
-        """As :meth:`BlobSource.fetch`; return where the blob came from."""
+        """As :meth:`BlobSource.fetch`; return the blob's source."""
         for node in owners(blob.key, self.nodes):
             if node == self.node:
-                break  # this node owns the blob
+                break
             try:
                 self._fetch_from(self.nodes[node], blob, file)
             except _PeerUnavailable as error:
@@ -77,12 +74,7 @@ class PeerSource:
         return "store"
 
     def _fetch_from(self, url: str, blob: Blob, file: BinaryIO) -> None:
-        """Fetch the blob from one peer.
-
-        Raises:
-            _PeerUnavailable: nothing was written yet, so another source may be tried.
-            SourceDown: the transfer failed after bytes were written.
-        """
+        """Raise _PeerUnavailable before any byte is written, SourceDown after."""
         deadline_s = time.monotonic() + _GRACE_S + blob.size_bytes / _MIN_BYTES_S
         token = self._signer.sign("PEER", _token_scope(blob), int(time.time()) + _TOKEN_S)
         parts = urlsplit(url)
@@ -122,16 +114,15 @@ class _PeerUnavailable(Exception):
     """The peer sent no byte of the blob."""
 
 
-#: Leases the blob on this node, fetching it from the store if necessary. It must not ask a peer:
-#: two nodes with different views of the cluster could wait for each other.
+#: Leases the blob, from the store if necessary; through peers, two nodes with different views of
+#: the cluster could wait for each other.
 AcquireBlob = Callable[[Blob], FileLease]
 
 
 class PeerServer:
-    """The node's HTTP endpoint for its peers: ``GET /blobs/KEY``, authenticated by a signed token.
+    """The node's HTTP endpoint for peers: ``GET /blobs/KEY``, authenticated by a signed token.
 
-    It runs an event loop in its own thread. A connection takes a pool thread only after its token
-    is verified, and ``sendfile`` copies the file to the socket within the kernel.
+    Its event loop has its own thread; only verified connections take a pool thread.
     """
 
     def __init__(self, acquire: AcquireBlob, signer: Signer, host: str = "127.0.0.1") -> None:
@@ -139,7 +130,7 @@ class PeerServer:
         self._signer = signer
         self._unauthenticated = 0
         self._threads = ThreadPoolExecutor(_MAX_FETCHES, "peer")
-        # Explicit, because Ray Serve's default loop is uvloop, which has no sendfile.
+        # Ray Serve's default loop, uvloop, has no sendfile.
         self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="peers", daemon=True)
         self._thread.start()
@@ -193,13 +184,6 @@ class PeerServer:
         return None
 
     async def _read_request(self, reader: StreamReader) -> Blob:
-        """Read one request and return the blob that it names.
-
-        Raises:
-            BadSignature: the token is invalid.
-            ValueError, KeyError: the request is malformed.
-            OSError, EOFError: the connection failed, or there are too many unauthenticated ones.
-        """
         if self._unauthenticated >= _MAX_UNAUTHENTICATED:
             raise ConnectionRefusedError(
                 f"more than {_MAX_UNAUTHENTICATED} connections without a request"
@@ -226,7 +210,6 @@ class PeerServer:
 
 
 def _token_scope(blob: Blob) -> str:
-    """Return the signed text of a token: the blob's key, size and digest."""
     return f"{blob.key}/{blob.size_bytes}/{blob.sha256}"
 
 

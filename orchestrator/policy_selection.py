@@ -1,13 +1,9 @@
-"""The choice between two eviction policies, by simulating both on the tier's own uses. Pure.
+"""The choice between two eviction policies by simulating both on the tier's own uses. Pure.
 
-Neither policy is better on every stream. The visits policy keeps entries that users return to and
-drops one-time ones; the recency policy (LRU) follows a changing popular set at once. A simulated
-tier obeys one policy, with keys and sizes only; the policy whose simulation has missed fewer
-bytes lately is used (Subramanian, Smaragdakis and Loh, Adaptive caches, MICRO 2006). A saturating
-counter holds the difference (as in Qureshi et al., Adaptive insertion policies, ISCA 2007), so old
-misses are forgotten without a half-life to tune.
-
-Time is measured in bytes used, so the result does not depend on the request rate.
+The visits policy keeps entries that users return to; recency (LRU) follows a changing popular set.
+The policy whose simulation missed fewer bytes lately is used (Subramanian, Smaragdakis and Loh,
+Adaptive caches, MICRO 2006); a saturating counter forgets old misses (Qureshi et al., Adaptive
+insertion policies, ISCA 2007). Time is in bytes used, independent of the request rate.
 """
 
 from __future__ import annotations
@@ -20,13 +16,11 @@ from math import inf
 
 from orchestrator.eviction import AccessHistory, TierEntry
 
-#: The bound of the difference in missed bytes, in budgets.
+#: Bound of the difference in missed bytes.
 _MAX_LEAD_BUDGETS = 0.5
-#: The policies switch when the current one falls behind by this many budgets, or by this share of
-#: all bytes missed so far, whichever is less.
+#: The policy switches when behind by the lesser of these: budgets, share of all missed bytes.
 _SWITCH_BUDGETS, _SWITCH_SHARE_OF_MISSED = 1 / 4, 0.01
-#: The length of a session, in budgets of bytes used: uses of an entry closer together than this are
-#: one visit.
+#: Uses of an entry within this many budgets of bytes are one visit.
 SESSION = 0.75
 
 
@@ -38,8 +32,7 @@ class EvictionPolicy(StrEnum):
 
 
 class SimulatedTier:
-    """The keys that a tier under one policy would hold. The recency policy is the visits policy
-    with an infinite session."""
+    """The keys that a tier under one policy would hold. Recency has an infinite session."""
 
     def __init__(
         self, budget_bytes: int, session_bytes: float, worth: Callable[[str], float]
@@ -49,8 +42,8 @@ class SimulatedTier:
         self._session_bytes = session_bytes
         self._worth = worth
         self._held_bytes = 0
-        #: key → (last use, size), both in bytes. Entries within a session are ordered oldest first.
-        #: Entries outside a session are also in a heap by worth; stale heap items are skipped.
+        #: key → (last use, size), in bytes. In session: oldest first; others: also in a heap by
+        #: worth, whose stale items are skipped.
         self._in_session: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._idle: dict[str, tuple[int, int]] = {}
         self._heap: list[tuple[float, int, str]] = []
@@ -59,7 +52,7 @@ class SimulatedTier:
         return key in self._in_session or key in self._idle
 
     def used(self, key: str, size_bytes: int, at_bytes: int) -> bool:
-        """Record a use and return whether it was a miss. ``at_bytes`` is the time of the use."""
+        """Record a use; return whether it was a miss."""
         missing = key not in self
         self.forget(key)
         if size_bytes <= self._budget_bytes:
@@ -97,7 +90,6 @@ class PolicySelector:
 
     def __init__(self, budget_bytes: int) -> None:
         self.policy = EvictionPolicy.VISITS
-        #: The number of policy changes, and of uses under each policy.
         self.changes = 0
         self.uses_by_policy = dict.fromkeys(EvictionPolicy, 0)
         self._budget_bytes = budget_bytes
@@ -106,17 +98,16 @@ class PolicySelector:
         self._sessions_bytes = {EvictionPolicy.VISITS: session_bytes, EvictionPolicy.RECENCY: inf}
         self._by_visits = SimulatedTier(budget_bytes, session_bytes, self._history.worth)
         self._by_recency = SimulatedTier(budget_bytes, inf, self._history.worth)
-        #: Bytes missed by the visits ghost minus those by the recency ghost, within bounds.
+        #: Bytes missed by visits minus those by recency, bounded.
         self._behind_bytes = 0.0
         self._missed_bytes = 0
 
     @property
     def session_bytes(self) -> float:
-        """The ``session_bytes`` of the current policy, for ``victims``."""
+        """The argument of ``victims``."""
         return self._sessions_bytes[self.policy]
 
     def used(self, key: str, size_bytes: int, tenant_id: str, now_s: float) -> None:
-        """Record a use; ``tenant_id`` is empty for the platform itself."""
         at_bytes = self._history.used(key, size_bytes, tenant_id, now_s)
         visits_missed = self._by_visits.used(key, size_bytes, at_bytes)
         recency_missed = self._by_recency.used(key, size_bytes, at_bytes)
@@ -142,10 +133,9 @@ class PolicySelector:
             self.changes += 1
 
     def forget(self, key: str) -> None:
-        """Remove a deleted asset from both ghosts."""
         self._by_visits.forget(key)
         self._by_recency.forget(key)
 
     def entry(self, key: str, size_bytes: int, last_used_s: float = -inf) -> TierEntry:
-        """Return the eviction data of a key; ``last_used_s`` is the fallback for an unknown key."""
+        """As :meth:`AccessHistory.entry`."""
         return self._history.entry(key, size_bytes, last_used_s)

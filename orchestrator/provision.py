@@ -39,19 +39,16 @@ class Provisioner:
     def tiers(self) -> Sequence[FileTier]:
         return (self._host, self._disk)
 
-    # Peers
-
     def join(self, node: str, host: str, signer: Signer) -> str:
-        """Serve this node's blobs to its peers on ``host``, and try peers before the store. Return
-        the endpoint's URL."""
+        """Serve blobs on ``host`` and try peers before the store; return the endpoint's URL."""
         self._peers = PeerSource(node, self._source, signer)
         self._server = PeerServer(self._acquire_for_peer, signer, host)
         return self._server.url
 
     def set_peers(self, nodes: Mapping[str, str]) -> None:
-        """Set the reachable nodes and their endpoint URLs; no effect before ``join``."""
+        """Set the reachable nodes' endpoint URLs; no effect before ``join``."""
         if self._peers is not None and self._server is not None:
-            # Always include this node: otherwise two nodes could wait for each other.
+            # Without this node, two nodes could wait for each other.
             self._peers.nodes = {**nodes, self._peers.node: self._server.url}
 
     def close(self) -> None:
@@ -64,11 +61,8 @@ class Provisioner:
             lease, _ = self._disk.admit(blob, lambda file: self._source.fetch(blob, file))
         return lease
 
-    # Blobs
-
     def acquire(self, blob: Blob, tenant_id: str = "") -> tuple[FileLease, AssetFetch]:
-        """Lease the blob's file, in host RAM if there is room, else on disk, on behalf of
-        ``tenant_id``. A corrupted copy on disk is quarantined and fetched again.
+        """Lease the blob's file in host RAM, else on disk; refetch a corrupted disk copy.
 
         Raises:
             TierError: neither tier has room, or the blob cannot be fetched now.
@@ -86,7 +80,6 @@ class Provisioner:
         return lease, AssetFetch(blob.key, tier, moved, self._clock() - started)
 
     def _copy_to_host(self, blob: Blob, tenant_id: str) -> tuple[FileLease, TierName, int]:
-        """Return a lease in host RAM or on disk, where the blob was found, and the bytes moved."""
         disk_lease, tier = self._acquire_on_disk(blob, tenant_id)
         moved = 0 if tier == "disk" else blob.size_bytes
         try:
@@ -94,7 +87,7 @@ class Provisioner:
         except Corrupt as error:
             disk_lease.release()
             raise _DiskCopyCorrupt(str(error)) from None
-        except TierError:  # no room in host RAM: serve the file from disk, which is slower
+        except TierError:  # no room in host RAM: serve from disk
             return disk_lease, tier, moved
         except BaseException:
             disk_lease.release()
@@ -103,7 +96,6 @@ class Provisioner:
         return lease, tier, moved + (blob.size_bytes if copied else 0)
 
     def _acquire_on_disk(self, blob: Blob, tenant_id: str) -> tuple[FileLease, TierName]:
-        """Return a lease on the disk tier, and where the bytes came from."""
         peers = self._peers
         if peers is not None and peers.nodes:
             sources: list[TierName] = ["disk"]
@@ -112,14 +104,14 @@ class Provisioner:
                     blob, lambda file: sources.append(peers.fetch(blob, file)), tenant_id
                 )
             except (SourceDown, Corrupt):
-                pass  # a peer sent a partial or wrong blob: fall back to the store
+                pass  # fall back to the store
             else:
                 return lease, sources[-1]
         lease, fetched = self._disk.admit(blob, lambda f: self._source.fetch(blob, f), tenant_id)
         return lease, "store" if fetched else "disk"
 
     def forget(self, key: str) -> bool:
-        """Unpin and remove a deleted blob; return whether no tier holds it any longer."""
+        """Unpin and remove a blob; return whether no tier holds it."""
         is_removed = True
         for tier in self.tiers:
             tier.unpin(key)
@@ -128,7 +120,7 @@ class Provisioner:
 
 
 class _DiskCopyCorrupt(Corrupt):
-    """The copy on disk no longer matches the blob's digest."""
+    pass
 
 
 def _copy(lease: FileLease, target: BinaryIO) -> None:

@@ -15,12 +15,12 @@ from assets.formats.findings import Findings
 from assets.formats.names import SingleFileName, short_name, single_file_name
 from assets.formats.tensors import CANONICAL_FLOATS, TORCH_DTYPES, PlannedTensor, TensorFile
 
-#: Parts of tensor names that many single files contain and generation does not use.
+#: Unused tensors, by parts of their names.
 _SKIPPED = (
     "model_ema.", "position_ids", "logit_scale", "alphas_cumprod", "denoiser.", "betas",
     "scaled_fp8", ".scale_input", "v_pred", "ztsnr",
 )  # fmt: skip
-#: Leaf name of the scalar that multiplies a module's 8-bit weight.
+#: The scalar that multiplies an 8-bit weight.
 _SCALE_LEAF = "scale_weight"
 
 Tensors = dict[str, PlannedTensor]
@@ -29,11 +29,10 @@ Tensors = dict[str, PlannedTensor]
 def convert_checkpoint(
     file: TensorFile, schema: ParameterSchema, findings: Findings
 ) -> tuple[dict[Component, Tensors], dict[str, Any]]:
-    """Return the canonical tensors of each component in the file, and the report.
+    """Return each component's canonical tensors, and the report.
 
-    A UNet is required. The base model supplies a missing text encoder or VAE; the report lists
-    these under ``from_base``. Missing tensors and wrong shapes are added to ``findings``
-    immediately, non-finite values when they are read.
+    The base model supplies a missing text encoder or VAE (``from_base`` in the report). Missing
+    tensors and wrong shapes are added to ``findings`` at once, non-finite values when read.
 
     Raises:
         IngestRejected: the file has no UNet.
@@ -57,10 +56,9 @@ def convert_checkpoint(
 def _match_layout(
     file: TensorFile, component: Component, expected: Mapping[str, Shape]
 ) -> Mapping[str, SingleFileName] | None:
-    """Map the component's parameters to names in the file, using the layout that matches most.
+    """Map parameters to the file's names by the layout that matches most; None if none does.
 
-    Layouts: a single file (LDM names); a diffusers folder packed into one file (names prefixed by
-    the component); a bare UNet with diffusers names. None if the file has none of the component.
+    Layouts: LDM names; a packed diffusers folder (names prefixed by the component); a bare UNet.
     """
     single = {name: single_file_name(component, name) for name in expected}
     layouts = [single]
@@ -78,7 +76,7 @@ def _match_layout(
 def convert_vae(
     file: TensorFile, schema: ParameterSchema, findings: Findings
 ) -> tuple[Tensors, dict[str, Any]]:
-    """Return the canonical tensors of a VAE with diffusers or LDM names, prefixed or not."""
+    """Convert a VAE with diffusers or LDM names, prefixed or not."""
     expected = schema.components["vae"]
     if "decoder.mid_block.resnets.0.conv1.weight" in file:
         names = {name: SingleFileName(name) for name in expected}
@@ -90,7 +88,6 @@ def convert_vae(
 
 
 def _source_names(file: TensorFile, names: Mapping[str, SingleFileName]) -> set[str]:
-    """Return the file's tensor names that a component uses, including scales."""
     used = {source.name for source in names.values()}
     scales = {name for source in used if (name := _scale_name(source)) in file}
     return used | scales
@@ -114,7 +111,7 @@ def _report(file: TensorFile, used: set[str], from_base: list[Component]) -> dic
 
 
 def _is_scalar(file: TensorFile, name: str) -> bool:
-    """Whether the tensor ``name`` is a scalar; True if the file has no such tensor."""
+    """Whether the tensor is a scalar or absent."""
     info = file.header.tensors.get(name)
     return info is None or (info.dtype in CANONICAL_FLOATS and math.prod(info.shape) == 1)
 

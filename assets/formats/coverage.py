@@ -1,4 +1,4 @@
-"""Describe how much of an uploaded file is used, based on its inspection report."""
+"""Describe how much of an uploaded file is used, from its inspection report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN_CHARS = 100
 
 
 def used_share(kind: AssetKind, report: Mapping[str, Any]) -> tuple[int, int, str]:
-    """Return (parts used, parts in the file, name of the parts: "modules" or "tensors")."""
+    """Return (used, total, "modules" or "tensors")."""
     matched = int(report.get("matched", 0))
     if kind == "lora":
         return matched, int(report.get("modules", matched)), "modules"
@@ -20,7 +20,7 @@ def used_share(kind: AssetKind, report: Mapping[str, Any]) -> tuple[int, int, st
 
 
 def owner_warnings(kind: AssetKind, report: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the warnings for the owner of a usable file, one sentence each."""
+    """Return the owner's warnings about a usable file."""
     warnings: list[str] = []
     used, total, parts = used_share(kind, report)
     if used < total:
@@ -42,7 +42,7 @@ def owner_warnings(kind: AssetKind, report: Mapping[str, Any]) -> tuple[str, ...
 
 
 def coverage_warning(asset: Asset, reference: str) -> str | None:
-    """Return the warning for every response that uses the asset. It reveals no private data."""
+    """Return the warning for every response that uses the asset; no private data."""
     used, total, parts = used_share(asset.kind, asset.report)
     if used >= total:
         return None
@@ -50,5 +50,5 @@ def coverage_warning(asset: Asset, reference: str) -> str | None:
 
 
 def _percent(used: int, total: int) -> str:
-    """Format the share, rounded to 1–99 % when only part is used."""
+    """1–99 % when only part is used."""
     return f"{min(99, max(1, round(100 * used / total)))} %" if used else "0 %"

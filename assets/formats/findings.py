@@ -14,10 +14,7 @@ MAX_REASONS = 20
 
 
 class Findings:
-    """Rejection reasons and deferred report entries of one conversion.
-
-    Filled while tensors are read; complete after the last one.
-    """
+    """Rejection reasons and deferred report entries; complete after the last tensor is read."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, None] = {}
@@ -31,7 +28,7 @@ class Findings:
         self._reasons |= dict.fromkeys(reasons)
 
     def stored_dtype(self, name: str, dtype: str) -> str:
-        """Return the canonical dtype for the weights ``name``; refuse a non-float dtype."""
+        """Return the canonical dtype; refuse a non-float one."""
         stored = CANONICAL_FLOATS.get(dtype)
         if stored is None:
             self.refuse(f"{name!r} is {dtype}; accepted: {', '.join(CANONICAL_FLOATS)}")
@@ -42,7 +39,7 @@ class Findings:
             self.refuse(f"{name!r} contains values that are not finite (NaN or infinite)")
 
     def at_the_end(self, compute: Callable[[], Mapping[str, Any]]) -> None:
-        """Call ``compute`` after all tensors are read and add its result to the report."""
+        """Add the result of ``compute`` to the report after the last tensor."""
         self._deferred.append(compute)
 
     def finish(self) -> dict[str, Any]:

@@ -18,13 +18,13 @@ _STEMS = ("diffusion_pytorch_model", "model")
 def folder_weights(
     model: Path, component: Component, stack: ExitStack, *, canonical: bool = False
 ) -> dict[str, PlannedTensor] | None:
-    """Return the component's tensors by name, or None if the folder lacks the component.
+    """Return a component's tensors by name; None if absent.
 
-    Prefers the fp16 variant. Files stay open until ``stack`` closes. ``canonical`` converts
-    weights to the dtypes of canonical files.
+    Prefers the fp16 variant. Files stay open until ``stack`` closes. ``canonical``: in canonical
+    dtypes.
 
     Raises:
-        IngestRejected: the weights are not safetensors, or the index and its files disagree.
+        IngestRejected: not safetensors, or the index and its files disagree.
     """
     folder = model / component
     for source in _candidates(folder):
@@ -92,7 +92,7 @@ def _planned(file: TensorFile, name: str, *, canonical: bool) -> PlannedTensor:
 
 
 def folder_config(model: Path, component: str, name: str = "config.json") -> Mapping[str, Any]:
-    """Return a component's configuration; empty if the file is missing.
+    """Return a component's configuration; empty if missing.
 
     Raises:
         IngestRejected: the file is not a JSON object.

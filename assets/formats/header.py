@@ -1,7 +1,7 @@
 """Strict safetensors header parser, used before any tensor is loaded.
 
-Stricter than the safetensors library on purpose: it refuses files that two readers could
-interpret differently. Layout: https://github.com/huggingface/safetensors#format
+It refuses files that two readers could interpret differently. Layout:
+https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ MAX_TENSORS = 20_000
 MAX_NAME_CHARS = 512
 MAX_RANK = 8
 
-#: Accepted dtypes and their bytes per element.
 DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -32,7 +31,7 @@ DTYPE_BYTES: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a file; ``begin`` and ``end`` are byte offsets into the data section."""
+    """``begin`` and ``end`` are byte offsets into the data section."""
 
     dtype: str
     shape: Shape
@@ -42,11 +41,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A parsed safetensors header.
-
-    ``metadata`` is untrusted. ``markers`` are the names of tensors without elements, which some
-    tools use as flags.
-    """
+    """``metadata`` is untrusted; ``markers`` are empty tensors, used as flags."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
@@ -59,10 +54,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of ``path`` without reading tensors.
+    """Read and check a file's header.
 
     Raises:
-        HeaderError: the file is not a strict safetensors file.
+        HeaderError: not a strict safetensors file.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -83,10 +78,10 @@ def read_header(path: Path) -> Header:
 
 
 def parse_header(raw: bytes, data_bytes: int) -> Header:
-    """Parse and check the JSON header ``raw`` of a file with ``data_bytes`` of tensor data.
+    """Parse and check the JSON header ``raw``.
 
     Raises:
-        HeaderError: the header is malformed or does not match ``data_bytes``.
+        HeaderError: malformed, or does not match ``data_bytes``.
     """
     if not raw.startswith(b"{"):
         raise HeaderError("the header does not begin with '{'")

@@ -1,6 +1,6 @@
 """Identify the kind and model family of a file from its keys and shapes.
 
-``__metadata__`` is not read because it is unreliable: a published FLUX LoRA declares ``sd_1.5``.
+``__metadata__`` is unreliable: a published FLUX LoRA declares ``sd_1.5``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from assets.asset import AssetKind
 from assets.families.schema import Shape
 from assets.formats.relatives import find_unsupported
 
-#: Key pairs (first and second text encoder) in textual inversions.
+#: Textual inversions' keys for the two text encoders.
 PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 
 Listing = Mapping[str, Shape]
@@ -21,11 +21,10 @@ Listing = Mapping[str, Shape]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The identification of a file.
+    """A file's identification.
 
-    ``kind`` is None if the file is not recognised. ``family`` is ``SDXL``, another model's name,
-    or None if the keys do not determine it. ``evidence`` names the deciding keys. ``model`` names
-    an unsupported kind of model, with its article ("a ControlNet").
+    ``kind`` is None if not recognised, ``family`` None if undetermined. ``evidence`` names the
+    deciding keys. ``model`` is an unsupported kind of model with its article ("a ControlNet").
     """
 
     kind: AssetKind | None
@@ -34,19 +33,18 @@ class Identity:
     model: str | None = None
 
 
-#: Key prefix of textual inversions bundled in a LoRA (OneTrainer).
+#: Inversions bundled in a LoRA (OneTrainer).
 BUNDLE_PREFIX = "bundle_emb."
-#: Key suffixes of adapters, supported or not. Prefixes are not matched: they can contain
-#: user-chosen names.
+#: Adapters, supported or not. Prefixes can contain user-chosen names.
 _ADAPTER_SUFFIX = re.compile(
     r"[._](?:lora[._](?:down|up|mid|[ABab])|lora_linear_layer\.(?:down|up)|lora_magnitude_vector"
     r"|hada_[wt]\w+|lokr_[wt]\w+|dora_scale|oft_\w+|boft_\w+|on_input)(?:\.[\w-]+){0,2}$"
     r"|\.(?:diff|diff_b|w_norm|b_norm)$"
 )
-#: Maximum suffix length in characters, adapter name included; bounds the regex search.
+#: Adapter name included; bounds the regex search.
 _MAX_SUFFIX_CHARS = 160
 
-#: (family, substrings that occur only in this family's keys)
+#: (family, substrings that occur only in its keys)
 _FOREIGN_PIECES = (
     ("FLUX", ("double_blocks", "single_blocks", "single_transformer_blocks", "context_embedder")),
     ("SD3", ("joint_blocks", "joint_transformer_blocks")),
@@ -62,7 +60,7 @@ _FOREIGN_PIECES = (
 
 
 def identify(listing: Listing) -> Identity:
-    """Return the kind and family of a file with these keys and shapes. Pure."""
+    """Identify a file by keys and shapes. Pure."""
     if (single := _single_tensor_inversion(listing)) is not None:
         return single
     unbundled = {key: shape for key, shape in listing.items() if not key.startswith(BUNDLE_PREFIX)}
@@ -82,7 +80,6 @@ def _is_adapter_key(key: str) -> bool:
 
 
 def _other_family(listing: Listing) -> tuple[str, str] | None:
-    """Return (family, evidence) if a key belongs to a family other than Stable Diffusion."""
     for family, pieces in _FOREIGN_PIECES:
         for key in listing:
             for piece in pieces:
@@ -119,10 +116,7 @@ def _is_down(key: str) -> bool:
 
 
 def _single_tensor_inversion(listing: Listing) -> Identity | None:
-    """Identify a textual inversion with one tensor.
-
-    The tensor's name can be the trigger word, so it is not searched for trainers' names.
-    """
+    """The name can be the trigger word, so it is not searched for trainers' names."""
     if len(listing) != 1:
         return None
     (key, shape), *_ = listing.items()
@@ -138,7 +132,6 @@ def _single_tensor_inversion(listing: Listing) -> Identity | None:
     )
 
 
-#: Prefixes of module names, as trainers write them.
 _MODULE_PREFIXES = (
     "lora_", "lycoris_", "unet.", "text_encoder", "diffusion_model.", "model.diffusion_model.",
     "base_model.model.", "down_blocks.", "mid_block.", "up_blocks.", "clip_l.", "clip_g.",

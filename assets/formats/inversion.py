@@ -1,10 +1,8 @@
 """Convert textual inversions to ``text_encoder`` [n, w₁] and ``text_encoder_2`` [n, w₂].
 
-Files have one tensor per encoder (``clip_l`` and ``clip_g`` from A1111, kohya and ComfyUI;
-``text_encoders_0`` and ``text_encoders_1`` from diffusers' training scripts) or a single tensor
-named ``emb_params`` or after the trigger word. A single tensor of width w₁ + w₂ is split. One of
-width w₂ applies to the second encoder only; the first encodes the trigger word as plain text. One
-of width w₁ is rejected because it is indistinguishable from an SD 1.5 inversion.
+A file has a tensor per encoder (``clip_l``, ``clip_g``: A1111, kohya, ComfyUI; ``text_encoders_0``,
+``text_encoders_1``: diffusers) or one, named ``emb_params`` or the trigger word. Width w₁ + w₂ is
+split; w₂ applies to the second encoder only; w₁ is rejected, as it may be SD 1.5's.
 """
 
 from __future__ import annotations
@@ -30,13 +28,12 @@ _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
 def convert(
     file: TensorFile, schema: ParameterSchema, findings: Findings, prefix: str = ""
 ) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
-    """Return canonical tensors and report of an inversion whose keys begin with ``prefix``.
+    """Convert the inversion whose keys begin with ``prefix``; return tensors and report.
 
-    Non-finite values are added to ``findings`` when they are read.
+    Reading adds non-finite values to ``findings``.
 
     Raises:
-        IngestRejected: an encoder's vectors are missing or have the wrong width, or there are too
-        many.
+        IngestRejected: an encoder's vectors are missing, of the wrong width or too many.
     """
     infos = {
         key.removeprefix(prefix): info

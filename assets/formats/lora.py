@@ -1,9 +1,8 @@
 """Convert LoRA, LoHa, LoKr and DoRA files to one canonical form.
 
-For each published parameter ``P`` of component ``C`` that the file changes, the canonical file
-has the pieces of its expression (see lora_kinds.py) as ``C/P.up``, ``C/P.down`` and so on. One
-float32 tensor ``scales`` has alpha / rank for each ``C/P``, in sorted order. The change at weight
-w is ``w · scale · Δ``, reshaped to the parameter's shape. Bundled inversions are ``bundle/WORD/C``.
+A changed parameter ``P`` of component ``C`` has the pieces (see lora_kinds.py) ``C/P.up``,
+``C/P.down`` …. The float32 tensor ``scales`` has alpha / rank for each ``C/P``, sorted. The change
+at weight w is ``w · scale · Δ``, reshaped. Bundled inversions are ``bundle/WORD/C``.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _KINDS = {"oft": "OFT", "bof": "BOFT", "on_": "IA3"}
 
 @dataclass(frozen=True, slots=True)
 class MatchedModule:
-    """A module of the file that the served model has: its ``keys`` by role, and its adapter."""
+    """A module that the served model has: its ``keys`` by role, and its adapter."""
 
     keys: Mapping[str, str]
     adapter: Adapter
@@ -45,7 +44,7 @@ class MatchedModule:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The modules of a file that match the served model. ``errors`` are fatal."""
+    """A file's modules in the served model. ``errors`` are fatal."""
 
     matched: Mapping[TargetModule, MatchedModule]
     unmatched: tuple[str, ...]
@@ -66,7 +65,7 @@ class Coverage:
 
 
 def cover(listing: Mapping[str, Shape], schema: ParameterSchema) -> Coverage:
-    """Match a LoRA's modules to the served model's parameters, by keys and shapes.
+    """Match a LoRA's modules to the served model by keys and shapes.
 
     Raises:
         IngestRejected: the adapter kind is not supported.
@@ -114,11 +113,6 @@ def cover(listing: Mapping[str, Shape], schema: ParameterSchema) -> Coverage:
 def _match_target(
     shapes: Mapping[str, Shape], targets: Sequence[TargetModule]
 ) -> tuple[TargetModule, Adapter]:
-    """Return the target that fits the adapter, and the adapter.
-
-    Raises:
-        Unfit: the tensors form no adapter, or it fits no target.
-    """
     adapter = adapter_of(shapes)
     actual = (adapter.out_features, adapter.in_features)
     for target in targets:
@@ -136,14 +130,12 @@ def convert(
     findings: Findings,
     adapter_config: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
-    """Return the canonical tensors of a LoRA file, values not yet read, and the report.
+    """Return a LoRA's canonical tensors, values not yet read, and the report.
 
-    ``adapter_config`` is the content of PEFT's ``adapter_config.json``, if there is one.
-    Non-finite values and too large changes are added to ``findings`` when they are read.
+    Reading adds non-finite values and too large changes to ``findings``.
 
     Raises:
-        IngestRejected: no module matches, a module has the wrong shape, or the configuration is
-        not supported.
+        IngestRejected: no module matches, a shape is wrong, or the configuration is unsupported.
     """
     header = file.header
     coverage = cover(header.shapes, schema)
@@ -188,7 +180,7 @@ def convert(
 def _check_changes(
     bounds: Mapping[str, Mapping[str, float]], scales: Mapping[str, float], findings: Findings
 ) -> dict[str, Any]:
-    """Refuse changes that overflow float16 working weights; report the largest change."""
+    """Refuse changes that overflow float16 working weights."""
     changes = {name: change_bound(pieces, scales[name]) for name, pieces in bounds.items()}
     for name, change in changes.items():
         if change > LARGEST:
@@ -200,17 +192,16 @@ def _check_changes(
     return {"largest_change": float(f"{max(finite, default=0.0):.4g}")}
 
 
-#: Name and prefix of canonical LoRA tensors that belong to no parameter.
+#: Canonical tensors that belong to no parameter.
 SCALES, BUNDLE = "scales", "bundle/"
 
 
 def stacks(
     tensors: Mapping[str, Shape], schema: ParameterSchema
 ) -> list[tuple[tuple[Component, Shape], tuple[str, ...], list[str]]]:
-    """Group canonical tensors (names and shapes) into stacks.
+    """Group canonical tensors into stacks, whose members have pieces of the same shapes.
 
-    Returns, per stack: (component, parameter shape), the piece names, and the members ``C/P`` in
-    row order. Members of a stack have pieces of the same shapes.
+    Per stack: (component, parameter shape), the piece names, the members ``C/P`` in row order.
     """
     pieces_of: dict[str, list[str]] = {}
     for tensor in sorted(tensors):
@@ -232,7 +223,7 @@ def stacks(
 
 
 def stacking_order(tensors: Mapping[str, PlannedTensor], schema: ParameterSchema) -> list[str]:
-    """Return the file order of a canonical LoRA's tensors: stack by stack."""
+    """Return a canonical LoRA's tensors stack by stack."""
     shapes = {name: planned.shape for name, planned in tensors.items()}
     order = [
         f"{member}.{piece}"
@@ -244,11 +235,6 @@ def stacking_order(tensors: Mapping[str, PlannedTensor], schema: ParameterSchema
 
 
 def _bundled_words(header: Header) -> list[str]:
-    """Return the trigger words of bundled inversions (``bundle_emb.WORD.clip_l``).
-
-    Raises:
-        IngestRejected: a bundled key has no word or is not clip_l or clip_g.
-    """
     words: dict[str, None] = {}
     for key in header.tensors:
         if key.startswith(BUNDLE_PREFIX):
@@ -273,7 +259,6 @@ def _scale(
 
 
 def _alpha_source(coverage: Coverage, strengths: LoraScales) -> str:
-    """Return where the scales come from, for the report: tensors, configuration or rank."""
     sources = {
         "tensors" if "alpha" in match.keys
         else "configuration" if strengths.covers(target.component) else "rank"

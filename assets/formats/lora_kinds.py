@@ -4,14 +4,14 @@ The change of a parameter is
 
     Δ = kron ⊗ (up @ down ⊙ up_2 @ down_2)        or        Δ = kron ⊗ full
 
-where ⊗ is the Kronecker product and ⊙ the elementwise product; only ``up @ down`` or ``full`` is
-required. LoRA and LoCon are ``up @ down`` (Hu et al. 2021, arXiv:2106.09685), LoHa adds the second
-pair (FedPara, arXiv:2108.06098), LoKr adds the Kronecker factor (LyCORIS, arXiv:2309.14859);
-``full`` alone is a difference of weights, biases or norms. A convolution's kernel is flattened
-into its inputs. A Tucker core is multiplied into the adjacent ``down``, which is exact.
+with ⊗ the Kronecker and ⊙ the elementwise product; only ``up @ down`` or ``full`` is required. LoRA
+and LoCon (Hu et al. 2021, arXiv:2106.09685) are ``up @ down``; LoHa (FedPara, arXiv:2108.06098)
+adds the second pair, LoKr (LyCORIS, arXiv:2309.14859) the Kronecker factor; ``full`` alone is a
+difference. A convolution's kernel is flattened into its inputs; a Tucker core is multiplied into
+the adjacent ``down`` (exact).
 
-DoRA (arXiv:2402.09353) with ``magnitude`` m scales each output row of W + Δ to length m:
-Δ' = m · (W + Δ) / ‖W + Δ‖ − W. ``magnitude_in`` does the same for input columns.
+DoRA (arXiv:2402.09353) with ``magnitude`` m scales output rows to length m: Δ' = m · (W + Δ) / ‖W +
+Δ‖ − W; ``magnitude_in``, input columns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_RANK = 1024
 Shapes = Mapping[str, Shape]
 Tensors = Mapping[str, torch.Tensor]
 
-#: Key suffix → role of the tensor. PEFT inserts the adapter's name, which the trainer chooses.
+#: Key suffix → role. PEFT inserts the adapter's name, which the trainer chooses.
 _ROLES: tuple[tuple[str, str], ...] = (
     (r"[._]lora[._]down\.weight", "down"),
     (r"[._]lora[._]up\.weight", "up"),
@@ -52,15 +52,15 @@ _ROLES: tuple[tuple[str, str], ...] = (
     (r"\.(diff_b|b_norm)", "diff_b"),
 )  # fmt: skip
 _ROLE = re.compile("(?:" + "|".join(f"({end.replace('(', '(?:')})" for end, _ in _ROLES) + r")\Z")
-#: Maximum suffix length in characters, adapter name included; bounds the regex search.
+#: Adapter name included; bounds the regex search.
 _MAX_SUFFIX_CHARS = 160
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """Split an adapter key into module and role; return None for other keys.
+    """Split an adapter key into module and role; None for other keys.
 
-    ``unet.….to_q.lora_A.weight`` → (``unet.….to_q``, ``down``). Only the suffix is matched: the
-    prefix can contain user-chosen names.
+    ``unet.….to_q.lora_A.weight`` → (``unet.….to_q``, ``down``). Prefixes can contain user-chosen
+    names.
     """
     match = _ROLE.search(key, max(1, len(key) - _MAX_SUFFIX_CHARS))
     if match is None:
@@ -71,11 +71,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor of the canonical form.
-
-    ``make`` computes it from the tensors of ``roles``. With a single role it only reshapes and
-    keeps the file's dtype.
-    """
+    """One canonical tensor, made from those of ``roles``; a single one keeps the file's dtype."""
 
     shape: Shape
     roles: tuple[str, ...]
@@ -84,10 +80,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A module's adapter: its canonical pieces by name.
-
-    alpha is divided by ``rank``; None means that the kind has no scale.
-    """
+    """A module's canonical pieces by name. alpha is divided by ``rank``; None means no scale."""
 
     kind: str
     pieces: Mapping[str, Piece]
@@ -97,14 +90,14 @@ class Adapter:
 
 
 class AdapterMismatch(Exception):
-    """The roles or shapes of a module do not form a supported adapter."""
+    """A module's tensors form no supported adapter."""
 
 
 def adapter_of(shapes: Shapes) -> Adapter:
-    """Build the adapter for tensors with these roles and shapes. Pure.
+    """Build the adapter for these roles and shapes. Pure.
 
     Raises:
-        Unfit: a factor is missing or extra, the shapes are inconsistent, or the rank is too large.
+        AdapterMismatch: missing or extra factors, inconsistent shapes, or too large a rank.
     """
     roles = set(shapes) - {"alpha"}
     if "diff" in roles:
@@ -181,7 +174,7 @@ def _low_rank(shapes: Shapes) -> Adapter:
 
 
 def _with_core(core: str, down: str, shapes: Shapes) -> Piece:
-    """Merge ``down`` [r, in] and a Tucker core [s, r, kh, kw] into one factor [s, in·kh·kw]."""
+    """Merge ``down`` [r, in] and a Tucker core [s, r, kh, kw] into [s, in·kh·kw]."""
     if len(shapes[core]) < 3:
         raise AdapterMismatch(
             f"has a {core} of {len(shapes[core])} dimensions; at least 3 are required"
@@ -200,13 +193,13 @@ def _with_core(core: str, down: str, shapes: Shapes) -> Piece:
 
 
 def _transposed(role: str, shapes: Shapes) -> Piece:
-    """Transpose [r, out], as Tucker forms store it, to [out, r]."""
+    """[r, out], as in Tucker forms, to [out, r]."""
     rank, out = _flat(shapes[role])
     return Piece((out, rank), (role,), lambda tensors: tensors[role].reshape(rank, out).t())
 
 
 def _pair(a: str, b: str, core: str, shapes: Shapes) -> tuple[Piece, Piece]:
-    """Return (up, down) of the product ``a @ b``, with its Tucker core if there is one."""
+    """Return (up, down) of ``a @ b``."""
     _require(shapes, a, b)
     if core in shapes:
         up, down = _transposed(a, shapes), _with_core(core, b, shapes)
@@ -232,10 +225,9 @@ def _difference(shapes: Shapes) -> Adapter:
 
 
 def _decomposed(adapter: Adapter, shapes: Shapes) -> Adapter:
-    """Add DoRA magnitudes to an adapter.
+    """Add DoRA magnitudes.
 
-    PEFT's magnitudes are per output, in any shape. LyCORIS's ``dora_scale`` is [out, 1 …], or
-    [1, in, …] in older versions.
+    PEFT's are per output, in any shape; LyCORIS's [out, 1 …], or [1, in, …] in older versions.
     """
     role = "magnitude" if "magnitude" in shapes else "dora_scale"
     shape = shapes[role]

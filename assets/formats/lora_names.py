@@ -10,20 +10,19 @@ from assets.content import Component
 from assets.families.schema import ParameterSchema, Shape
 from assets.formats.names import unet_ldm_name
 
-#: kohya's prefix and ComfyUI's name for each text encoder.
+#: kohya's prefix, ComfyUI's name.
 _TEXT_ENCODERS: Mapping[Component, tuple[str, str]] = {
     "text_encoder": ("lora_te1_", "clip_l"),
     "text_encoder_2": ("lora_te2_", "clip_g"),
 }
-#: Suffix on a module's name that denotes its bias.
+#: Appended to a module's name for its bias.
 BIAS = "#bias"
-#: The components that adapters can change.
 ADAPTED_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True, slots=True)
 class TargetModule:
-    """A parameter of the served model that an adapter can change."""
+    """A parameter that an adapter can change."""
 
     component: Component
     parameter: str
@@ -46,9 +45,9 @@ class TargetModule:
 
 
 def module_spellings(schema: ParameterSchema) -> dict[str, tuple[TargetModule, ...]]:
-    """Return the targets of every known module name; with the suffix ``BIAS``, of its bias.
+    """Return the targets by module name (plus ``BIAS``: its bias).
 
-    A name without a component prefix can have two targets, one per text encoder; shapes decide.
+    A name without a component can have two, one per text encoder; shapes decide.
     """
     spellings: dict[str, tuple[TargetModule, ...]] = {}
     for component in ADAPTED_COMPONENTS:
@@ -69,10 +68,10 @@ def _spellings(component: Component, module: str) -> Iterator[str]:
         return
     kohya, comfy = _TEXT_ENCODERS[component]
     yield kohya + module.replace(".", "_")
-    yield f"{comfy}.{module}"  # OneTrainer since 2025 (the Open Model Initiative's names)
+    yield f"{comfy}.{module}"  # OneTrainer since 2025 (Open Model Initiative)
     yield f"{comfy}.transformer.{module}"
     yield f"text_encoders.{comfy}.transformer.{module}"
-    # transformers >= 5.6 drops text_model. in memory, so diffusers saves the short names.
+    # transformers >= 5.6 drops text_model., so diffusers saves short names.
     for name in (module, module.removeprefix("text_model.")):
         yield f"{component}.{name}"
         yield f"{component}.base_model.model.{name}"
@@ -86,11 +85,11 @@ def _unet_spellings(module: str) -> Iterator[str]:
     yield "lora_unet_" + module.replace(".", "_")
     yield "lycoris_" + module.replace(".", "_")
     yield "lora_unet_" + ldm.replace(".", "_")
-    yield f"unet.{ldm}"  # OneTrainer since 2025 (the Open Model Initiative's names)
+    yield f"unet.{ldm}"  # OneTrainer since 2025 (Open Model Initiative)
     yield f"diffusion_model.{ldm}"
     yield f"model.diffusion_model.{ldm}"
     variants = [module]
-    # Attention processors of diffusers < 0.20 and of Replicate's trainer.
+    # Of diffusers < 0.20 and Replicate's trainer.
     processor = re.sub(r"\.(to_[qkv]|to_out)(\.0)?$", r".processor.\1", module)
     if processor != module:
         variants.append(processor)

@@ -1,11 +1,8 @@
 """Determine a LoRA's scale, the multiplier of its factors' product.
 
-Sources by precedence: an ``alpha`` tensor (kohya format); PEFT's configuration, which diffusers
-stores in the file's metadata (``lora_adapter_metadata``, a section per component) and PEFT in
-``adapter_config.json`` next to the file; otherwise alpha equals the rank, as in other readers.
-
-PEFT's arithmetic: https://huggingface.co/docs/peft/package_reference/lora. Configuration fields
-are applied or refused by name; unknown fields produce a warning.
+By precedence: an ``alpha`` tensor (kohya); PEFT's configuration, in the metadata (diffusers'
+``lora_adapter_metadata``, a section per component) or ``adapter_config.json``; else alpha equals
+the rank, as in other readers. Arithmetic: https://huggingface.co/docs/peft/package_reference/lora.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from assets.formats.lora_names import ADAPTED_COMPONENTS
 
 Config = Mapping[str, Any]
 
-#: Fields that need no check: applied here, or about training, target modules or the library.
+#: Applied here, or about training, target modules or the library.
 _NEUTRAL = frozenset(
     [
         "r", "lora_alpha", "alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
@@ -36,7 +33,7 @@ _NEUTRAL = frozenset(
         "decompose_factor", "qalora_group_size",
     ]
 )  # fmt: skip
-#: Fields that change the computation in unsupported ways, and what they stand for.
+#: Fields of unsupported computations, and their meaning.
 _REFUSED = {
     "fan_in_fan_out": "factors for transposed weights",
     "layer_replication": "repeated layers",
@@ -49,25 +46,21 @@ _REFUSED = {
     "use_bdlora": "BD-LoRA",
     "arrow_config": "Arrow routing",
 }
-#: Initializations that change the base weights, so the factors are not the whole change.
+#: Initializations that change the base weights.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-#: Configuration sources: the metadata key, and the file next to the weights.
 _METADATA, _FILE = "lora_adapter_metadata", "adapter_config.json"
 _SUFFIX = re.compile(r"[\w.\\-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraScales:
-    """A file's configurations by component; the one under None covers all other components."""
+    """Configurations by component; None covers all others."""
 
     configs: Mapping[Component | None, Config] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def scale(self, component: Component, module: str, rank: int) -> float:
-        """Return the multiplier for a module's factors of rank ``rank``, by configuration.
-
-        ``module`` is the published dotted path within the component.
-        """
+        """Return the multiplier for a module's factors; ``module`` is its published dotted path."""
         config = self.configs.get(component, self.configs.get(None))
         if config is None:
             return 1.0
@@ -87,7 +80,7 @@ class LoraScales:
 
 
 def read_scales(metadata: Mapping[str, str], adapter_config: Config | None) -> LoraScales:
-    """Read a file's metadata and the PEFT configuration uploaded with it. Metadata wins.
+    """Read PEFT configurations from the metadata, which wins, and the upload.
 
     Raises:
         IngestRejected: a configuration is malformed or needs unsupported arithmetic.
@@ -111,7 +104,7 @@ def read_scales(metadata: Mapping[str, str], adapter_config: Config | None) -> L
 
 
 class _Refused(Exception):
-    """The reason to refuse a configuration, as a predicate without the configuration's name."""
+    """The reason, as a predicate without the configuration's name."""
 
 
 def _parsed(raw: str) -> Config:
@@ -125,10 +118,7 @@ def _parsed(raw: str) -> Config:
 
 
 def _sections(config: Config) -> dict[Component | None, Config]:
-    """Group fields by component prefix; fields without one go under None.
-
-    ``{"unet.r": 16}`` → ``{"unet": {"r": 16}}``.
-    """
+    """``{"unet.r": 16}`` → ``{"unet": {"r": 16}}``; fields without a component go under None."""
     sections: dict[Component | None, dict[str, Any]] = {}
     for name, value in config.items():
         prefix, _, rest = name.partition(".")
@@ -174,10 +164,8 @@ def _unknown(config: Config) -> Iterator[str]:
 
 
 def _pattern_value(pattern: object, module: str) -> float | None:
-    """Return the value of the first key that is a suffix of the module's path.
-
-    PEFT matches keys as regular expressions; untrusted expressions are not run here.
-    """
+    """The first key that is a suffix of the path wins. Untrusted regular expressions are not
+    run."""
     if not isinstance(pattern, Mapping):
         return None
     for suffix, value in pattern.items():

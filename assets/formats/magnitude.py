@@ -1,8 +1,7 @@
 """Bound the change of a parameter by an adapter, so that it fits float16.
 
-An upper bound of the largest element of the change at weight 1. For a product of factors it is the
-longest row times the longest column (Cauchy–Schwarz); for Kronecker and elementwise products, the
-product of both operands' bounds.
+The bound of the largest element at weight 1 is, for a product of factors, the longest row times the
+longest column (Cauchy–Schwarz); for Kronecker and elementwise products, the product of both bounds.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ LARGEST = 65504.0
 
 
 def piece_bound(name: str, tensor: torch.Tensor) -> float:
-    """Return one canonical piece's factor of the bound: the longest row, column or element."""
+    """Return the piece's longest row, column or element."""
     if name.startswith("up"):
         return float(torch.linalg.vector_norm(tensor.float(), dim=1).max())
     if name.startswith("down"):
@@ -25,7 +24,7 @@ def piece_bound(name: str, tensor: torch.Tensor) -> float:
 
 
 def change_bound(pieces: Mapping[str, float], scale: float) -> float:
-    """Return the upper bound of the change's elements; for DoRA, of the changed weights'."""
+    """Return the change's bound; for DoRA, the changed weights'."""
     for name in ("magnitude", "magnitude_in"):
         if name in pieces:
             return pieces[name]

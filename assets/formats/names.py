@@ -1,7 +1,6 @@
 """Map SDXL's published parameter names (diffusers) to single-file names (LDM).
 
-One direction only: readers of a single file iterate over the schema's published names. Unmatched
-names are found by subtraction, so no table of 2,515 rows is needed.
+One direction suffices: readers iterate over published names and find unmatched ones by subtraction.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _UP_BLOCKS_WITH_ATTENTION = (0, 1)
 
 
 def unet_ldm_name(name: str) -> str:
-    """``down_blocks.1.attentions.0.…`` → ``input_blocks.4.1.…`` (without a prefix).
+    """``down_blocks.1.attentions.0.…`` → ``input_blocks.4.1.…``.
 
     Raises:
         KeyError: the name is not one of the UNet's.
@@ -90,7 +89,7 @@ _VAE_ATTENTION = {
 
 
 def vae_ldm_name(name: str) -> str:
-    """``decoder.up_blocks.0.resnets.0.…`` → ``decoder.up.3.block.0.…`` (without a prefix)."""
+    """``decoder.up_blocks.0.resnets.0.…`` → ``decoder.up.3.block.0.…``."""
     if match := _VAE_RESNET.match(name):
         level = int(match[3]) if match[2] == "down" else _VAE_BLOCKS - 1 - int(match[3])
         rest = match[5].replace("conv_shortcut", "nin_shortcut")
@@ -125,11 +124,10 @@ _CLIP_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bia
 
 @dataclass(frozen=True, slots=True)
 class SingleFileName:
-    """The location of a published parameter in a single-file checkpoint.
+    """A published parameter's location in a single file.
 
-    ``third`` selects the part (0 query, 1 key, 2 value) of a fused ``in_proj``. ``transposed``: the
-    file has the transpose. Where the published shape has rank 2, the file may have a 1×1
-    convolution instead of a linear layer.
+    ``third`` selects query (0), key (1) or value (2) of a fused ``in_proj``; ``transposed``: the
+    file has the transpose. For rank 2 the file may have a 1×1 convolution.
     """
 
     name: str
@@ -166,12 +164,12 @@ _SINGLE_FILE: dict[Component, Callable[[str], SingleFileName]] = {
 
 
 def short_name(published: str) -> str:
-    """Return a text encoder's parameter name as in transformers >= 5.6: no ``text_model.``."""
+    """Drop ``text_model.``, as transformers >= 5.6 does."""
     return published.removeprefix("text_model.")
 
 
 def long_name(component: Component, name: str) -> str:
-    """Return a parameter's published name, restoring a missing ``text_model.``."""
+    """Restore a missing ``text_model.``."""
     is_text = component in ("text_encoder", "text_encoder_2")
     if is_text and not name.startswith(("text_model.", "text_projection.")):
         return f"text_model.{name}"
@@ -179,7 +177,7 @@ def long_name(component: Component, name: str) -> str:
 
 
 def single_file_name(component: Component, name: str, *, prefixed: bool = True) -> SingleFileName:
-    """Return the location of ``component``'s published parameter ``name`` in a single file."""
+    """Return a published parameter's location in a single file."""
     location = _SINGLE_FILE[component](name)
     prefix = SINGLE_FILE_PREFIX[component] if prefixed else ""
     return SingleFileName(prefix + location.name, location.third, location.transposed)

@@ -1,7 +1,6 @@
 """Pack a diffusers folder into one file, because an upload is one file.
 
-Tensor names get the component as prefix: ``unet/conv_in.weight``. The scheduler's configuration
-goes into the metadata. Missing components are left out; the base model's are used instead.
+Tensors are named ``unet/conv_in.weight``; the metadata has the scheduler's configuration.
 """
 
 from __future__ import annotations
@@ -19,14 +18,10 @@ from assets.formats.tensors import PlannedTensor, write_tensors
 
 
 def pack_folder(model: Path, target: Path, *, prediction_is_declared: bool = False) -> Path:
-    """Pack the folder ``model`` into the file ``target`` and return ``target``.
-
-    ``prediction_is_declared``: the owner declares the prediction type, so the scheduler's
-    configuration is not checked.
+    """Pack ``model`` into ``target``; check the scheduler unless ``prediction_is_declared``.
 
     Raises:
-        IngestRejected: the folder has no readable UNet, or a configuration needs unsupported
-        arithmetic.
+        IngestRejected: no readable UNet, or a configuration needs unsupported arithmetic.
     """
     scheduler = folder_config(model, "scheduler", "scheduler_config.json")
     if not prediction_is_declared:

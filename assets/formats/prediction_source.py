@@ -1,9 +1,8 @@
 """Determine a checkpoint's prediction type from its file.
 
-Sources by precedence, after the owner's declaration: marker tensors (``v_pred``, ``ztsnr``, read by
-ComfyUI and Forge); the scheduler's configuration of a diffusers folder; metadata (the Stability AI
-model specification's ``modelspec.prediction_type``, and trainers' own fields); a noise schedule
-among the tensors (``alphas_cumprod``) that ends at zero. The default is epsilon.
+By precedence, after the owner's declaration: marker tensors (``v_pred``, ``ztsnr``, as in ComfyUI
+and Forge); a diffusers folder's scheduler; metadata (Stability AI's ``modelspec.prediction_type``,
+trainers' fields); a noise schedule (``alphas_cumprod``) that ends at zero. The default is epsilon.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from assets.families.sdxl import SDXL_SCHEDULE
 from assets.formats.tensors import CANONICAL_FLOATS, TensorFile
 from assets.prediction import PREDICTIONS, Prediction, PredictionFinding
 
-#: Metadata key of the scheduler's configuration in a packed diffusers folder.
+#: The scheduler's metadata key in a packed diffusers folder.
 SCHEDULER_METADATA = "scheduler_config"
 
 _EPSILON, _VELOCITY = "epsilon", "v_prediction"
@@ -32,19 +31,17 @@ _ZERO_SNR_FIELDS = (
     "ztsnr", "zsnr", "zero_terminal_snr", "ss_zero_terminal_snr", "rescale_betas_zero_snr",
 )  # fmt: skip
 _TRUE = ("true", "1", "yes")
-#: Marker tensors of unsupported noise schedules.
 _EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _PREFIXES = ("", "model.diffusion_model.")
-#: Scheduler configuration fields that define the noise schedule.
 _SCHEDULE_FIELDS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
-#: The last ᾱ of SDXL's schedule is 0.0047; of a zero-terminal-SNR schedule, about zero.
+#: SDXL's last ᾱ is 0.0047; at zero terminal SNR, about zero.
 _NEARLY_ZERO = 1e-4
 _SHOWN_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class _Evidence:
-    """What one source states: a type, or None; whether the schedule has zero terminal SNR."""
+    """What one source states; ``is_zero_snr``: zero terminal SNR."""
 
     source: str
     type: str | None = None
@@ -55,7 +52,7 @@ def find_prediction(file: TensorFile) -> PredictionFinding:
     """Return the prediction type that a checkpoint's file states.
 
     Raises:
-        IngestRejected: the prediction type or noise schedule is not supported.
+        IngestRejected: the type or noise schedule is not supported.
     """
     metadata = file.header.metadata
     scheduler = _scheduler_in(metadata)
@@ -69,7 +66,7 @@ def find_prediction(file: TensorFile) -> PredictionFinding:
 
 
 def prediction_of_scheduler(config: Mapping[str, Any]) -> PredictionFinding:
-    """Return the prediction type that a diffusers folder's ``scheduler_config.json`` states.
+    """Return the type that a ``scheduler_config.json`` states.
 
     Raises:
         IngestRejected: as ``find_prediction``.
@@ -85,7 +82,7 @@ def _resolve(evidence: Sequence[_Evidence]) -> PredictionFinding:
     if typed is not None and (zero is None or typed.type == _VELOCITY):
         value = "v_prediction" if typed.type == _VELOCITY else "epsilon"
         sources.append(typed.source)
-    if zero is not None:  # at zero SNR the input is pure noise, so epsilon cannot work
+    if zero is not None:  # the input is pure noise: epsilon cannot work
         value = "v_prediction_zero_snr"
         sources.append(zero.source)
     kind = _EPSILON if value == "epsilon" else _VELOCITY

@@ -1,7 +1,7 @@
 """Recognize models that share key names with SDXL but are not supported.
 
-Layer counts of the distilled models: their published ``unet/config.json`` files (segmind/SSD-1B,
-segmind/Segmind-Vega, etri-vilab/koala-700m and koala-1b).
+Layer counts are from ``unet/config.json`` of segmind/SSD-1B, segmind/Segmind-Vega,
+etri-vilab/koala-700m and koala-1b.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Listing = Mapping[str, Shape]
 
 @dataclass(frozen=True, slots=True)
 class UnsupportedModel:
-    """An unsupported model: its ``name`` with article, and the deciding key."""
+    """Its ``name`` with article, and the deciding key."""
 
     name: str
     evidence: str
 
 
-#: (name, key prefixes). One matching key identifies the model.
+#: (name, key prefixes); one match suffices.
 _PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("an IP-Adapter", ("ip_adapter.", "image_proj.", "image_proj_model.")),
     ("a ControlNet", ("control_model.", "controlnet_cond_embedding.", "input_hint_block.")),
@@ -44,7 +44,7 @@ _PIECES = (
     ("a checkpoint distilled as a latent consistency model (LCM)", "cond_proj.weight"),
     ("a GLIGEN model", "position_net."),
 )
-#: Keys of the UNet's first convolution, and of the size embedding, which only SDXL has.
+#: Keys of the first convolution and of the size embedding (only SDXL).
 _LAYOUTS = (
     ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.label_emb.0.0.weight"),
     ("unet/conv_in.weight", "unet/add_embedding.linear_1.weight"),
@@ -62,7 +62,7 @@ _TRANSFORMER = re.compile(r"down_blocks\.\d+\.attentions\.\d+\.transformer_block
 
 
 def find_unsupported(listing: Listing) -> UnsupportedModel | None:
-    """Return the unsupported model that keys and shapes identify, or None. Pure."""
+    """Identify an unsupported model by keys and shapes. Pure."""
     has_unet = any(first in listing for first, _ in _LAYOUTS)
     if not has_unet:
         for name, prefixes in _PREFIXES:
@@ -93,7 +93,7 @@ def _by_first_convolution(key: str, shape: Shape, *, has_sizes: bool) -> Unsuppo
 
 
 def find_distilled(listing: Listing, schema: ParameterSchema) -> UnsupportedModel | None:
-    """Return the distilled model: a UNet with SDXL's widths and fewer transformer layers. Pure."""
+    """Identify a UNet with SDXL's widths and fewer transformer layers. Pure."""
     expected = schema.components["unet"]
     for prefix, rename in (
         ("model.diffusion_model.", unet_ldm_name), ("unet/", str), ("unet.", str), ("", str),
@@ -116,5 +116,4 @@ def find_distilled(listing: Listing, schema: ParameterSchema) -> UnsupportedMode
 
 
 def _max_layers(names: Iterable[str]) -> int:
-    """Return the most transformer layers in any down block."""
     return max((int(m[1]) + 1 for name in names if (m := _TRANSFORMER.match(name))), default=0)

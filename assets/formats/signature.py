@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 
-#: The number of bytes that :func:`describe` examines.
 SIGNATURE_BYTES = 2048
 _SHOWN_CHARS = 200
 
@@ -38,10 +37,7 @@ _PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<script")
 
 
 def describe(start: bytes) -> str | None:
-    """Describe a file by its first bytes, with a remedy.
-
-    None if the format is unknown or may be truncated safetensors.
-    """
+    """Describe a file and a remedy; None if unknown or perhaps truncated safetensors."""
     if start.startswith(b"version https://git-lfs"):
         return (
             "this is a Git LFS pointer, not the file itself: run `git lfs pull` in the clone, "
@@ -93,7 +89,6 @@ def _described_text(text: bytes) -> str | None:
 
 
 def _shown(text: bytes) -> str:
-    """Return the text on one line, without control characters."""
     decoded = text.decode(errors="replace")
     with suppress(ValueError, RecursionError):
         decoded = json.dumps(json.loads(decoded), ensure_ascii=False)

@@ -1,7 +1,6 @@
 """Read and write safetensors one tensor at a time, so that memory use stays constant.
 
-The library's ``save_file`` needs every tensor in memory and its reader maps the file; a
-multi-gigabyte conversion can afford neither.
+The library's ``save_file`` holds every tensor, and its reader maps the file.
 """
 
 from __future__ import annotations
@@ -27,20 +26,19 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
-#: Accepted weight dtypes → dtype in canonical files. float16 represents every 8-bit value; no
-#: engine computes in float64.
+#: Accepted weight dtypes → canonical ones. float16 represents every 8-bit value; no engine computes
+#: in float64.
 CANONICAL_FLOATS: Mapping[str, str] = {
     "F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16", "F8_E4M3": "F16", "F8_E5M2": "F16",
 }  # fmt: skip
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-#: Bytes that the kernel is asked to read ahead.
 _READ_AHEAD_BYTES = 32 << 20
 
 
 class TensorFile:
-    """An open safetensors file; each ``read`` returns a copy of one tensor."""
+    """An open safetensors file; each ``read`` returns a copy."""
 
     def __init__(self, path: Path) -> None:
         self.header: Header = read_header(path)
@@ -56,19 +54,16 @@ class TensorFile:
         return name in self.header.tensors
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the tensor ``name`` on the CPU, in the file's dtype."""
+        """Return a tensor on the CPU, in the file's dtype."""
         return self.read_stacked([name])[0]
 
     def read_weights(self, name: str) -> torch.Tensor:
-        """Return the tensor ``name`` on the CPU, in its canonical dtype."""
+        """As ``read``, in the canonical dtype."""
         canonical = CANONICAL_FLOATS[self.header.tensors[name].dtype]
         return self.read(name).to(TORCH_DTYPES[canonical])
 
     def read_stacked(self, names: Sequence[str]) -> torch.Tensor:
-        """Return n tensors of one shape as [n, *shape].
-
-        Uses one read if they are adjacent in the file, as in canonical files.
-        """
+        """Return n tensors of one shape as [n, *shape]; one read if adjacent in the file."""
         infos = [self.header.tensors[name] for name in names]
         first, last = infos[0], infos[-1]
         adjacent = all(a.end == b.begin for a, b in pairwise(infos))
@@ -85,9 +80,7 @@ class TensorFile:
         return self._file.fileno()
 
     def fill(self, target: memoryview, begin: int, end: int) -> None:
-        """Read bytes ``begin`` to ``end`` of the data section into ``target``, without a copy.
-
-        ``target`` is exactly that long. The kernel reads ahead meanwhile. Thread-safe.
+        """Read data bytes ``begin`` to ``end`` into ``target`` of that length. Thread-safe.
 
         Raises:
             OSError: the file is shorter than its header states.
@@ -106,7 +99,7 @@ class TensorFile:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor to write: its dtype and shape; ``values`` is called when it is written."""
+    """A tensor to write; ``values`` is called then."""
 
     dtype: str
     shape: Shape
@@ -137,7 +130,7 @@ def write_tensors(
     """Write a safetensors file tensor by tensor, in ``order`` or sorted by name.
 
     Raises:
-        ValueError: ``order`` has another length than ``tensors``, or values do not match the plan.
+        ValueError: ``order`` has a wrong length, or values do not match the plan.
     """
     names = sorted(tensors) if order is None else order
     if len(names) != len(tensors):
@@ -154,7 +147,7 @@ def write_tensors(
         }
         position = end
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)  # aligns the data section to 8 bytes
+    raw += b" " * (-len(raw) % 8)  # aligns the data to 8 bytes
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         for chunk in (len(raw).to_bytes(8, "little"), raw):

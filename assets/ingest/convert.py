@@ -27,17 +27,14 @@ _MAX_TRAINING_CHARS, _MAX_VALUE_CHARS = 32_768, 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerDeclaration:
-    """What the owner declares about a file besides its kind.
-
-    ``adapter_config`` is the content of PEFT's ``adapter_config.json``.
-    """
+    """The owner's declarations; ``adapter_config`` is PEFT's ``adapter_config.json``."""
 
     prediction: Prediction | None = None
     adapter_config: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> OwnerDeclaration:
-        """Read the declarations from an asset's ``data`` or the result of ``to_json``."""
+        """Read an asset's ``data`` or the result of ``to_json``."""
         return cls(
             prediction=data.get("prediction_type"), adapter_config=data.get("adapter_config")
         )
@@ -48,7 +45,7 @@ class OwnerDeclaration:
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """The canonical files in a scratch folder, to be stored under their keys, and the report."""
+    """The canonical files in a scratch folder, and the report."""
 
     files: Mapping[Component, tuple[Blob, Path]]
     report: Mapping[str, Any]
@@ -64,7 +61,7 @@ def ingest_file(
 ) -> Ingested:
     """Write the canonical form of ``path`` into ``scratch``, one tensor in memory at a time.
 
-    ``salt`` is the tenant's salt of the content keys; None for a public asset.
+    ``salt`` is the tenant's; None for a public asset.
 
     Raises:
         IngestRejected: the file cannot be used; carries every reason.
@@ -91,8 +88,7 @@ def ingest_file(
             target = scratch / component
             order = _order(component, tensors, schema)
             written = write_tensors(target, tensors, {"component": component}, order)
-            # The key is of the written bytes, not of the source: checkpoints with the same VAE
-            # share its blob, and a swap between them leaves the VAE in place.
+            # Of the written bytes, not the source: checkpoints share a common VAE's blob.
             prediction = prediction_in(report)
             key = content_key(written.sha256, component, schema.digest, salt, prediction)
             files[component] = (Blob(key, written.sha256, written.size_bytes), target)
@@ -106,10 +102,10 @@ def ingest_file(
 
 
 def prediction_in(report: Mapping[str, Any]) -> Prediction:
-    """Return the prediction type of an asset's UNet from its inspection report.
+    """Return a UNet's prediction type from its inspection report.
 
     Raises:
-        ValueError: the report has an unknown prediction type.
+        ValueError: it is unknown.
     """
     prediction: Prediction = report.get("prediction_type", {}).get("value", "epsilon")
     if prediction not in PREDICTIONS:
@@ -121,9 +117,9 @@ def prediction_in(report: Mapping[str, Any]) -> Prediction:
 def with_owners_prediction(
     report: Mapping[str, Any], declared: Prediction | None
 ) -> dict[str, Any]:
-    """Return a checkpoint's report with the owner's prediction type set, or removed (None).
+    """Return the report with the owner's prediction type set, or removed (None).
 
-    The prediction type that the file states is kept as ``found``.
+    The file's own type is kept as ``found``.
     """
     current = report.get("prediction_type")
     if current is None and declared is None:
@@ -137,17 +133,14 @@ def with_owners_prediction(
 
 
 def _check_values(file: TensorFile, findings: Findings) -> None:
-    """Add non-finite values of an already refused file to the findings."""
     for name, info in file.header.tensors.items():
         if info.dtype in CANONICAL_FLOATS:
             findings.check_finite(name, file.read_weights(name))
 
 
 def _training(header: Header) -> dict[str, str]:
-    """Return trainers' metadata (``ss_*`` and similar), truncated.
-
-    It is untrusted and private to the owner.
-    """
+    """Return trainers' metadata (``ss_*`` and similar), truncated; untrusted, private to the
+    owner."""
     kept: dict[str, str] = {}
     chars_left = _MAX_TRAINING_CHARS
     for name, value in sorted(header.metadata.items()):
@@ -162,10 +155,7 @@ def _training(header: Header) -> dict[str, str]:
 def _order(
     component: Component, tensors: Mapping[str, PlannedTensor], schema: ParameterSchema
 ) -> list[str] | None:
-    """Return tensor names in the engine's stacking order, so that it reads a stack at a time.
-
-    None means sorted order.
-    """
+    """Return the engine's stacking order, to read a stack at a time; None: sorted."""
     if component in MODEL_COMPONENTS:
         return stacking_order(schema.components[component])
     return lora.stacking_order(tensors, schema) if component == "lora" else None
@@ -193,7 +183,7 @@ def _convert(
     except IngestRejected:
         if declared is None:
             raise
-        # No ``found``: without the owner's declaration the file has no supported type.
+        # No ``found``: the file has no supported type.
         report = {"prediction_type": {"value": declared, "source": _OWNER}}
     report = with_owners_prediction(report, declared)
     components, facts = checkpoint.convert_checkpoint(file, schema, findings)

@@ -12,10 +12,9 @@ from assets.content import Blob, Component
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The effect of an asset on a small test image.
+    """An asset's effect on a small test image.
 
-    ``rms`` is the root mean square difference between the images with the asset at weight 1 and
-    without it, on a scale of 0 to 255; None if the image is not finite.
+    ``rms``: the root mean square difference that weight 1 makes, from 0 to 255; None if not finite.
     """
 
     rms: float | None
@@ -26,7 +25,7 @@ class Effect:
 
 
 class EffectProbe(Protocol):
-    """Generates test images with the served model, if it is small enough to do so per upload."""
+    """Generates test images, if the served model is small enough."""
 
     def probe(self, kind: AssetKind, parts: Mapping[Component, Blob]) -> Effect | None:
-        """Return the asset's effect; None if the served model is too large."""
+        """None if the served model is too large."""

@@ -14,10 +14,8 @@ _FETCHES_PER_TENANT = 2
 
 
 class IngestQueue:
-    """Queues imports and conversions on threads. Close it once.
-
-    On start it resubmits the uploads that an earlier queue did not finish.
-    """
+    """Queues imports and conversions on threads; resubmits unfinished uploads on start. Close
+    it."""
 
     def __init__(self, ingest_service: IngestService, library: Library) -> None:
         self._service = ingest_service

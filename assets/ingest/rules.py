@@ -15,7 +15,7 @@ ACCEPTED = (
 
 
 def check_family(identity: Identity) -> None:
-    """Check that the file is a known kind of asset for the served family.
+    """Check that the file is a known kind for the served family.
 
     Raises:
         IngestRejected: it is not.
@@ -32,7 +32,7 @@ def check_family(identity: Identity) -> None:
 
 
 def mismatch(identity: Identity, declared: AssetKind) -> str:
-    """Return the reason for rejecting a file declared as another kind."""
+    """Return the reason to reject a wrongly declared file."""
     return (
         f"declared as {declared}, but the file is a {identity.kind} ({identity.evidence}); "
         f"create the asset again with asset_type {identity.kind!r}"

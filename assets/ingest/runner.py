@@ -8,6 +8,6 @@ from assets.asset import Asset
 
 
 class IngestRunner(Protocol):
-    """Starts the ingest of an uploaded asset without waiting for it."""
+    """Starts an asset's ingest without waiting for it."""
 
     async def start(self, asset: Asset) -> None: ...

@@ -1,9 +1,8 @@
 """Convert untrusted files in a sandbox: a separate process with memory, CPU and time limits.
 
-The process may not connect, execute or unpickle. A file that crashes it affects nothing else. Its
-answer is untrusted: it names the components it wrote to the scratch folder; this process opens
-and hashes them and computes their keys. It receives no secret. The sandbox contains accidents and
-misuse of Python; it does not contain an attacker's native code.
+It may not connect, execute or unpickle, and receives no secret. Its answer is untrusted: this
+process hashes the files and computes their keys. The sandbox contains accidents and misuse of
+Python, not an attacker's native code.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from assets.ingest.convert import Ingested, OwnerDeclaration, prediction_in
 log = logging.getLogger(__name__)
 
 
-#: Wait beyond the worker's own time limit for a file.
+#: Beyond the worker's own limit.
 _GRACE_S = 30.0
 _START_TIMEOUT_S = 120.0
 
@@ -44,15 +43,12 @@ class SandboxFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
-    """SandboxLimits per file.
-
-    Time grows with the file's size; memory does not, because a conversion holds one tensor.
-    """
+    """Limits per file. Time grows with its size; memory does not: a conversion holds one tensor."""
 
     memory_bytes: int = 2 << 30
     base_s: float = 60.0
     least_bytes_per_s: float = 10e6
-    #: Maximum size of a canonical file, as a multiple of the source file.
+    #: A canonical file's size over the source's.
     most_growth: int = 4
 
     def seconds(self, size_bytes: int) -> float:
@@ -61,21 +57,17 @@ class SandboxLimits:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The cost of an inspection.
-
-    ``more_bytes`` is the peak memory beyond the baseline of Python and its libraries.
-    """
+    """An inspection's cost; ``more_bytes`` is peak memory beyond Python and its libraries."""
 
     seconds: float
     more_bytes: int
 
 
 class Sandbox:
-    """Converts one file at a time in a sandbox process. Starts on first use; close it once."""
+    """Converts one file at a time in a sandbox process. Starts on first use; close it."""
 
     def __init__(self, limits: SandboxLimits | None = None) -> None:
         self._limits = limits or SandboxLimits()
-        #: The last inspection's cost, as measured by the worker.
         self.last_cost = Cost(0.0, 0)
         self._worker: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -92,8 +84,8 @@ class Sandbox:
         """Run ``assets.ingest.convert.ingest_file`` in the sandbox.
 
         Raises:
-            IngestRejected: the file cannot be used or exceeded a limit; carries every reason.
-            CageBroke: the inspection failed for another reason.
+            IngestRejected: the file cannot be used or exceeds a limit; carries every reason.
+            SandboxFailed: the inspection failed for another reason.
         """
         size_bytes = path.stat().st_size
         seconds = self._limits.seconds(size_bytes)
@@ -132,7 +124,7 @@ class Sandbox:
                     worker.stdin.flush()
                 line = self._read_line(worker.stdout, job["wall_s"] + _GRACE_S)
                 answer: dict[str, Any] = json.loads(line) if line else {}
-            except BaseException:  # a late answer must not be read as the next job's
+            except BaseException:  # a late answer would be the next job's
                 self._stop_worker()
                 raise
             if answer.get("id") == job["id"]:
@@ -144,7 +136,7 @@ class Sandbox:
     def _ensure_worker(self) -> subprocess.Popen[bytes]:
         if self._worker is None or self._worker.poll() is not None:
             self._stop_worker()
-            # Pass only the variables that Python needs: no secrets, no credentials.
+            # No secrets, no credentials.
             kept = ("PATH", "HOME", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
             environment = {name: os.environ[name] for name in kept if name in os.environ}
             environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}
@@ -159,7 +151,7 @@ class Sandbox:
         return self._worker
 
     def _read_line(self, pipe: IO[bytes], timeout_s: float) -> bytes:
-        """Return the next line; empty on timeout or end of file."""
+        """Empty on timeout or end of file."""
         deadline = time.monotonic() + timeout_s
         line = b""
         while not line.endswith(b"\n"):
@@ -188,11 +180,7 @@ class Sandbox:
 
 
 def _digest(path: Path) -> tuple[str, int]:
-    """Return sha256 and size in bytes of a regular file that is not a symbolic link.
-
-    Raises:
-        CageBroke: the file is missing or not a regular file.
-    """
+    """Raise SandboxFailed for anything but a regular file, symbolic links included."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -207,7 +195,6 @@ def _digest(path: Path) -> tuple[str, int]:
 
 
 def _import_path() -> str:
-    """Return a PYTHONPATH with which the worker imports this same package."""
     root = str(Path(__file__).parents[2])
     inherited = os.environ.get("PYTHONPATH")
     return f"{root}{os.pathsep}{inherited}" if inherited else root

@@ -1,8 +1,7 @@
 """``python -m assets.ingest.sandbox_worker``: the process inside the sandbox (see sandbox.py).
 
-Reads one job per line on standard input and writes one answer per line on standard output. All
-modules are imported at start; each file gets a forked child, which sets its own limits, converts,
-answers and exits.
+Reads a job per line, writes an answer per line. Each file gets a forked child, which limits itself,
+converts, answers and exits.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
 from assets.ingest.convert import OwnerDeclaration, ingest_file
 
-#: Audit events that no conversion needs. A file that triggers one is rejected.
+#: Audit events that reject a file.
 _FORBIDDEN = frozenset(
     {
         "pickle.find_class", "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg",
@@ -37,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Forbidden(Exception):
-    """A forbidden audit event occurred."""
+    pass
 
 
 def main() -> None:
@@ -86,13 +85,13 @@ def _answer(job: dict[str, Any], text: str | None, status: int) -> dict[str, Any
         return {"broke": f"the inspection ended without an answer (exit code {exit_code})"}
     try:
         answer: dict[str, Any] = json.loads(text)
-    except ValueError:  # truncated
+    except ValueError:
         return {"broke": "the inspection's answer is truncated"}
     return answer
 
 
 def _read_until(descriptor: int, deadline: float) -> str | None:
-    """Return everything written until the other end closes; None at the deadline."""
+    """Return all until the other end closes; None at the deadline."""
     data = b""
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
@@ -134,10 +133,7 @@ def _resident_bytes() -> int:
 
 
 def _limit(job: dict[str, Any]) -> None:
-    """Set resource limits.
-
-    Memory is limited relative to current use: libraries map gigabytes that they never touch.
-    """
+    """Limit memory relative to current use: libraries map gigabytes that they never touch."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     mapped = pages * resource.getpagesize()
     total = mapped + job["memory_bytes"]
@@ -145,7 +141,7 @@ def _limit(job: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"] + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(AttributeError, OSError):  # Linux: exit together with the parent
+    with suppress(AttributeError, OSError):  # Linux: exit with the parent
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

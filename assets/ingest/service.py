@@ -53,28 +53,22 @@ log = logging.getLogger(__name__)
 
 _CLAIM_TIMEOUT_S = 30.0
 _MAX_CONFIG_CHARS = 1 << 16
-#: Interval of progress updates of an import.
 _PROGRESS_INTERVAL_S = 1.0
 
 
 class _Cancelled(Exception):
-    """The transfer was cancelled: the asset was deleted or this service is stopping."""
+    """The asset was deleted or this service is stopping."""
 
 
 class IngestService:
-    """Ingests uploads and imports. Imports torch, so it runs in its own process, not in a gateway.
+    """Ingests uploads and imports. Imports torch, so it needs its own process, not a gateway.
 
-    It owns the scratch folder exclusively and removes what a killed predecessor left there.
+    It owns the scratch folder and removes what a killed predecessor left there.
 
     Args:
-        secret: the platform's secret, from which the tenants' salts are derived.
-        scratch: a local folder for files in conversion; needs twice the largest upload's size.
-        sandbox: the sandbox for uploads; the operator's own files are converted in this process.
-        fetcher: downloads imports.
-        hub: the base URL of Hugging Face repositories.
-        probe: generates test images with uploads.
-        quota: returns a tenant's storage limit in bytes; None is unlimited.
-        keep_originals: keep the files as uploaded, for downloads.
+        scratch: a local folder with room for twice the largest upload.
+        sandbox: for uploads; the operator's own files are converted in this process.
+        quota: a tenant's storage limit in bytes; None is unlimited.
     """
 
     def __init__(
@@ -115,9 +109,9 @@ class IngestService:
         self._sandbox.close()
 
     def fetch(self, asset_id: str, attempts: int = 3) -> bool:
-        """Download an import into the object store and return whether its bytes are there.
+        """Download an import into the object store; return whether its bytes are there.
 
-        Safe to repeat after a crash; the download then starts over.
+        Safe to repeat.
         """
         asset = self._records.get(asset_id)
         if asset is None or asset.status != "uploaded":
@@ -175,7 +169,7 @@ class IngestService:
                 of = f" of {total / 1e6:.1f} MB ({received * 100 // total} %)" if total else ""
                 details = {"status_details": f"importing: {received / 1e6:.1f} MB{of}"}
                 if self._records.update(asset.id, details, expect=("uploaded",)) is None:
-                    raise _Cancelled  # deleted in the meantime
+                    raise _Cancelled  # deleted
 
         with self._store.write(upload_key(asset.id)) as target:
             digest = HashingWriter(target)
@@ -185,10 +179,10 @@ class IngestService:
         return received
 
     def ingest(self, asset_id: str) -> Asset | None:
-        """Inspect and convert an ``uploaded`` asset.
+        """Inspect and convert an ``uploaded`` asset; rekey a ``ready`` one for its current
+        visibility.
 
-        It ends ``ready`` or ``rejected``; ``error`` after an unexpected failure. A ``ready`` asset
-        gets the content keys for its current visibility. Safe to repeat after a crash at any point.
+        It ends ``ready``, ``rejected`` or, after an unexpected failure, ``error``. Safe to repeat.
         """
         asset = self._records.get(asset_id)
         if asset is not None and asset.status == "ready":
@@ -224,7 +218,7 @@ class IngestService:
                 "status_details": str(rejection),
                 "report": {"reasons": list(rejection.reasons)},
             }
-        except (StoreError, OSError):  # of the object store or the scratch folder
+        except (StoreError, OSError):  # of the store or the scratch folder
             log.exception("the ingest of %s failed temporarily; will retry", asset_id)
             return asset
         except Exception:
@@ -236,16 +230,13 @@ class IngestService:
         changed = self._records.update(asset_id, changes, expect=("uploaded",))
         if changed is not None:
             reach("ingest.recorded")
-            if changed.status != "error":  # after a server error the upload is kept for analysis
+            if changed.status != "error":  # else kept for analysis
                 self._store.delete(upload_key(asset_id))
         return changed
 
     def _rekey(self, asset: Asset) -> Asset | None:
-        """Store a ready asset's blobs under keys for its current visibility and prediction type.
-
-        Keys are salted for a private asset and plain for a public one. The UNet's key depends on
-        the prediction type that the owner declares, or else the file's.
-        """
+        """Store the blobs under keys for the current visibility (salted if private) and prediction
+        type."""
         salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
         report = with_owners_prediction(asset.report, OwnerDeclaration.of(asset.data).prediction)
         prediction = prediction_in(report)
@@ -266,16 +257,12 @@ class IngestService:
     def _keep(
         self, ingested: Ingested, source: Path, digest: str, tenant_id: str
     ) -> dict[str, Any]:
-        """Store the converted files, and the original if configured.
-
-        Returns the asset's new ``parts``, ``original`` and ``report``.
-        """
         original = None
         if self._keep_originals:
             key = original_key(digest, tenant_salt(self._secret, tenant_id))
             original = Blob(key, digest, source.stat().st_size)
         files = list(ingested.files.values())
-        # Stores the inspected copy: the object under the upload's key may have changed since.
+        # The inspected copy: the upload's object may have changed since.
         for blob, path in [*files, *([(original, source)] if original is not None else [])]:
             self._claim(blob)
             reach("ingest.claimed")
@@ -287,11 +274,7 @@ class IngestService:
         return {"parts": parts, "original": original, "report": report}
 
     def _check_quota(self, asset: Asset) -> None:
-        """Check the storage quota again: concurrent uploads may have exceeded it.
-
-        Raises:
-            IngestRejected: the tenant's storage quota is exceeded.
-        """
+        """Check again: concurrent uploads may have exceeded it."""
         limit = None if self._quota is None else self._quota(asset.tenant_id)
         if (
             limit is not None
@@ -300,27 +283,18 @@ class IngestService:
             raise IngestRejected(str(QuotaExceeded("bytes of storage", limit)))
 
     def _details(self, kind: AssetKind, converted: dict[str, Any]) -> str:
-        """Return the status details for the owner of a usable file.
-
-        Raises:
-            IngestRejected: the test image is not finite.
-        """
         details = [self._probe_effect(kind, converted), *owner_warnings(kind, converted["report"])]
         if converted["original"] is None:
             details.append("the uploaded file was not kept: it cannot be downloaded")
         return "; ".join(detail for detail in details if detail)
 
     def _probe_effect(self, kind: AssetKind, converted: dict[str, Any]) -> str:
-        """Add the asset's effect on a test image to the report; return a warning or "".
-
-        Raises:
-            IngestRejected: the test image is not finite.
-        """
+        """Add the effect on a test image to the report; return a warning or ""."""
         if self._probe is None:
             return ""
         try:
             effect = self._probe.probe(kind, converted["parts"])
-        except Exception:  # the probe's failure is not the file's fault
+        except Exception:  # not the file's fault
             log.exception("the probe of an asset's effect failed")
             unknown = {"changes_picture": None, "why": "the test generation failed on the server"}
             converted["report"] = {**converted["report"], "effect": unknown}
@@ -333,11 +307,7 @@ class IngestService:
         return "" if effect.rms else "it changes nothing in a test image"
 
     def _claim(self, blob: Blob) -> None:
-        """Claim a blob before its bytes are stored; wait while the collector is deleting it.
-
-        Raises:
-            StoreError: the collector took too long.
-        """
+        """Claim a blob before storing it; wait while the collector deletes it."""
         deadline = time.monotonic() + _CLAIM_TIMEOUT_S
         while not self._blobs.claim(blob):
             if time.monotonic() > deadline:
@@ -347,11 +317,6 @@ class IngestService:
             time.sleep(0.05)
 
     def _download(self, key: str, path: Path) -> str:
-        """Copy an upload to ``path`` and return its sha256.
-
-        Raises:
-            IngestRejected: it is larger than an upload may be.
-        """
         digest = hashlib.sha256()
         with self._store.open(key) as source, open(path, "wb") as target:
             while chunk := source.read(CHUNK_BYTES):
@@ -369,7 +334,7 @@ class IngestService:
     ) -> ModelManifest:
         """Import the model at ``path`` as the commons' public base checkpoint.
 
-        ``prediction`` overrides the prediction type that its files state.
+        ``prediction`` overrides the type that its files state.
         """
         manifest = import_model(self._store, path, BASE_NAME, progress, prediction=prediction)
         parts = manifest.parts
@@ -404,9 +369,7 @@ class IngestService:
         trigger_words: Sequence[str],
         preview: bytes | None,
     ) -> bool:
-        """Publish the file at ``path`` as the commons' public asset ``name``.
-
-        Returns False if it is already published unchanged.
+        """Publish a file as the commons' public asset ``name``; False if already, unchanged.
 
         Raises:
             IngestRejected: the file does not fit the served base model.
@@ -451,12 +414,11 @@ class IngestService:
         return True
 
     def withdraw(self, name: str) -> None:
-        """Delete the commons' public asset ``name``, if it exists."""
+        """Delete the commons' asset ``name``, if it exists."""
         if known := self._records.find_foreign(COMMONS, name):
             self._records.update(known.id, {"status": "deleted", "deleted_at_s": self._now()})
 
     def _put_common(self, asset: Asset) -> None:
-        """Add a public asset of the commons, or update the one of that name."""
         known = self._records.find_foreign(COMMONS, asset.name)
         if known is None:
             self._records.add(asset)

@@ -1,4 +1,4 @@
-"""A thread pool that serves tenants in turn, so that one tenant's backlog delays nobody else."""
+"""A thread pool that serves tenants in turn: a backlog delays no other tenant."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ log = logging.getLogger(__name__)
 
 
 class TenantPool:
-    """Runs at most ``workers`` calls at a time, at most ``per_tenant`` of one tenant.
+    """Runs at most ``workers`` calls, ``per_tenant`` of one tenant.
 
-    Tenants take turns. A key submitted again while queued runs once; while running, once more.
+    A key submitted again while queued runs once; while running, once more.
     """
 
     def __init__(self, name: str, workers: int, per_tenant: int) -> None:
@@ -34,7 +34,7 @@ class TenantPool:
 
     def submit(self, tenant_id: str, key: str, call: Callable[[], object]) -> None:
         with self._changed:
-            if key in self._running_keys:  # its input may have changed since it started
+            if key in self._running_keys:  # its input may have changed
                 self._resubmitted[key] = (tenant_id, call)
             if key in self._queued_keys or key in self._running_keys or self._closed:
                 return
@@ -43,7 +43,6 @@ class TenantPool:
             self._changed.notify()
 
     def _next(self) -> tuple[str, str, Callable[[], object]] | None:
-        """Return the next (tenant, key, call), or None if no tenant may start one."""
         for tenant_id, queue in self._queues.items():
             if self._running[tenant_id] < self._per_tenant:
                 key, call = queue.popleft()
