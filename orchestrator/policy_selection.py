@@ -114,10 +114,10 @@ class PolicySelector:
         if visits_missed if self.policy is EvictionPolicy.VISITS else recency_missed:
             self._missed_bytes += size_bytes
         if visits_missed != recency_missed:
-            self._update_law(size_bytes if visits_missed else -size_bytes)
+            self._update_policy(size_bytes if visits_missed else -size_bytes)
         self.uses_by_policy[self.policy] += 1
 
-    def _update_law(self, difference_bytes: int) -> None:
+    def _update_policy(self, difference_bytes: int) -> None:
         bound = _MAX_LEAD_BUDGETS * self._budget_bytes
         self._behind_bytes = max(-bound, min(bound, self._behind_bytes + difference_bytes))
         behind = self._behind_bytes if self.policy is EvictionPolicy.VISITS else -self._behind_bytes

@@ -1,1 +1,1 @@
-"""Scheduling: which request to run next, and on which replica. Pure; no I/O, no clock."""
+"""Scheduling: which request runs next, and on which replica. No I/O, no clock."""

@@ -1,8 +1,8 @@
-"""Admission control: accept a request into the queue or refuse it early.
+"""Admission control: queue a request or refuse it.
 
-When the queue is full, the tenant with the most queued requests loses its last one (longest queue
-drop: Suter, Lakshman, Stiliadis and Choudhury, Design considerations for supporting TCP with
-per-flow queueing, INFOCOM 1998), so a tenant over its share causes no refusals for others.
+When the queue is full, the tenant with the most requests loses its last one (longest queue drop:
+Suter, Lakshman, Stiliadis and Choudhury, Design considerations for supporting TCP with per-flow
+queueing, INFOCOM 1998).
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from router.request import QueuedRequest
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The reason for a refusal. ``status`` is the HTTP status: 422 (the request cannot meet its
-    deadline even on an empty queue), 429 (the tenant's limit) or 503 (the queue is too long)."""
+    """``status`` is the HTTP status: 422 (misses its deadline even on an empty queue), 429 (the
+    tenant's limit) or 503 (the queue is too long)."""
 
     status: int
     reason: str
     retry_after_s: float
 
 
-#: A request is refused as too long only if its estimate exceeds the allowed time by this factor:
-#: measurements vary, and a refused request yields no new measurement.
+#: Margin of the deadline: estimates vary, and a refused request yields no new measurement.
 _REFUSAL_MARGIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """The maximum number of queued requests, per tenant and in total."""
+    """The most queued requests."""
 
     per_tenant: int = 64
     total: int = 512
@@ -40,8 +39,7 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The admission decision: the request is queued unless there is a ``refusal``. ``displaced`` is
-    a queued request to remove, and the refusal to answer it with."""
+    """The decision; ``displaced`` is a queued request to remove, with its refusal."""
 
     refusal: Refusal | None = None
     displaced: tuple[QueuedRequest, Refusal] | None = None
@@ -55,8 +53,7 @@ def admission(
     limits: QueueLimits,
     now_s: float,
 ) -> Admission:
-    """Decide on an arriving request without changing the queue. Of its ``position``, only
-    ``is_deprioritized`` matters."""
+    """Decide on an arrival (of ``position``, only ``is_deprioritized`` matters)."""
     refusal = _refusal(request, queue, fleet, speeds, limits, now_s)
     if refusal is not None or len(queue) < limits.total:
         return Admission(refusal)
@@ -74,15 +71,14 @@ def admission(
 
 
 def _pick_displaced(request: QueuedRequest, queue: Queue) -> QueuedRequest | None:
-    """Return the last request of the tenant with the most queued requests per weight, preferring
-    deprioritized ones if ``request`` is not; None if no tenant ranks above that of ``request``."""
+    """Return the last request of the tenant with the most requests per weight, if above the
+    arrival's; deprioritized ones rank first unless the arrival is one."""
 
     def rank(waiting: QueuedRequest, count: int) -> tuple[bool, float]:
         return waiting.is_deprioritized and not request.is_deprioritized, count / waiting.weight
 
     highest, displaced = rank(request, queue.count_of(request.tenant_id) + 1), None
     for tenant_id in queue.work_by_tenant():
-        # A requeued request, which a replica has lost before, is never displaced.
         candidates = [waiting for waiting in queue.of(tenant_id) if not waiting.avoid]
         if candidates and tenant_id != request.tenant_id:
             last = max(candidates, key=lambda waiting: waiting.position)
@@ -93,7 +89,6 @@ def _pick_displaced(request: QueuedRequest, queue: Queue) -> QueuedRequest | Non
 
 
 def _mean_turn_s(tenant_id: str, queue: Queue, fleet: Fleet, speeds: Speeds) -> float:
-    """Return the mean seconds the whole fleet needs for one of the tenant's queued requests."""
     work_s = queue.work_by_tenant()[tenant_id] / speeds.work_per_s
     return max(1.0, work_s / max(1, len(fleet)) / queue.count_of(tenant_id))
 
@@ -129,8 +124,10 @@ def _refusal(
 def expected_wait_s(
     request: QueuedRequest, queue: Queue, fleet: Fleet, speeds: Speeds, now_s: float
 ) -> float:
-    """Estimate the seconds until a request that joins the queue now would start: the tenants with
-    queued requests share the replicas equally, and those deprioritized behind it do not count."""
+    """Estimate the seconds until a request that joins the queue now starts.
+
+    Tenants share the replicas equally; those deprioritized behind it do not count.
+    """
     if not len(fleet):
         return 0.0
     queued_work = queue.work_by_tenant()

@@ -1,8 +1,7 @@
-"""The autoscaling decision: how many replicas to start and which to stop. Pure.
+"""The autoscaling decision: how many replicas to start and which to stop.
 
-The rules are those of serverless GPU services. A replica is started when more requests are queued
-than the queue size, up to the maximum. A replica that has been idle for its idle time is stopped,
-down to the minimum, which may be zero. The first request starts a replica of an empty pool.
+As in serverless GPU services, a replica starts when more requests are queued than the queue size,
+or for an empty pool's first, and stops after its idle time.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from router.pool import Pool
 
 @dataclass(frozen=True, slots=True)
 class ScalingCandidate:
-    """A replica of the pool. If it is not up, it is starting or restarting after a crash.
+    """A replica; if not up, it is starting or restarting.
 
-    ``running`` counts the requests sent to it: the one it generates and those prepared behind it.
-    ``value_s`` is the expected seconds of reloading if the replica is stopped.
+    ``running`` includes requests prepared, not generating yet. ``value_s``: expected seconds of
+    reloading if it is stopped.
     """
 
     id: str
@@ -30,25 +29,22 @@ class ScalingCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """The number of replicas to start, and the IDs of those to stop."""
+    """How many replicas to start, and which to stop."""
 
     start: int = 0
     stop: tuple[str, ...] = ()
 
 
 def queued(waiting: int, members: Sequence[ScalingCandidate]) -> int:
-    """Return the number of requests that no replica generates yet: ``waiting`` in the queue, plus
-    those sent to a busy replica."""
+    """Return the number of requests not generating yet, including those sent to a busy replica."""
     return waiting + sum(max(0, member.running - 1) for member in members)
 
 
 def scale(
     pool: Pool, waiting: int, members: Sequence[ScalingCandidate], now_s: float, leaving: int = 0
 ) -> Scaling:
-    """Return what to start and stop now. ``waiting`` counts the queued requests that may run now;
-    ``leaving`` counts draining replicas, which still hold a GPU but take no new requests."""
+    """Return what to start and stop. Draining replicas (``leaving``) still hold a GPU."""
     backlog = queued(waiting, members)
-    # Idle and starting replicas take one request each, which needs no further replica.
     available = sum(1 for member in members if not member.is_up or not member.running)
     start = max(0, pool.min - len(members))
     if backlog and not members:
@@ -62,7 +58,6 @@ def scale(
 def _to_stop(
     pool: Pool, backlog: int, members: Sequence[ScalingCandidate], now_s: float
 ) -> tuple[str, ...]:
-    """Return the idle replicas to stop, the least valuable first; never a busy one."""
     if backlog:
         return ()
     idle = [member for member in members if member.is_up and not member.running]

@@ -1,4 +1,4 @@
-"""The cost of running a request on a replica, in seconds."""
+"""The cost of a request on a replica, in seconds."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from router.request import QueuedRequest
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """The speeds of a pool. ``bytes_per_s[tier]``: loading from that tier to the GPU.
-    ``work_per_s``: steps × pixels × images per second. ``swap_s``: seconds to switch recipes."""
+    """The speeds of a pool.
+
+    ``bytes_per_s[tier]``: from that tier to the GPU. ``work_per_s``: steps × pixels × images per
+    second. ``swap_s``: seconds per recipe switch.
+    """
 
     bytes_per_s: Mapping[str, float] = field(
         default_factory=lambda: {"host": 10e9, "disk": 2e9, "store": 0.2e9}
     )
     work_per_s: float = 10e6
     swap_s: float = 0.02
-    #: Whether ``work_per_s`` is measured; otherwise it is an assumption.
+    #: Otherwise, ``work_per_s`` is assumed.
     is_measured: bool = False
 
     def fetch_s(self, blobs: tuple[Blob, ...], replica: Replica) -> float:
-        """Return the seconds to load those of ``blobs`` that the replica lacks on its GPU."""
+        """Return the seconds to load those of ``blobs`` not on its GPU."""
         total = 0.0
         for blob in blobs:
             if blob.key not in replica.gpu:
@@ -32,15 +35,14 @@ class Speeds:
         return total
 
     def at_most_s(self, blobs: tuple[Blob, ...]) -> float:
-        """Return the seconds to load all ``blobs`` from the object store."""
+        """Return the seconds to load ``blobs`` from the store."""
         return sum(blob.size_bytes for blob in blobs) / self.bytes_per_s["store"]
 
 
 def cost_s(request: QueuedRequest, replica: Replica, speeds: Speeds, now_s: float) -> float:
-    """Return the seconds from now until the replica would finish the request.
+    """Return the seconds from now until the replica finishes the request.
 
-    LoRAs and inversions load while the replica generates; so does another checkpoint, if the
-    replica has room for two.
+    LoRAs and inversions load during a generation; so does a checkpoint if two fit.
     """
     extras_s = speeds.fetch_s(request.extras, replica)
     model_s = speeds.fetch_s(request.model, replica)

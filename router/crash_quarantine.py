@@ -1,10 +1,8 @@
-"""The quarantine of assets that crash replicas. Pure; the time is an argument.
+"""The quarantine of assets that crash replicas.
 
-When a replica dies, every asset of the request that it was generating is suspected, except those
-that have completed a generation before. At the second crash the asset is refused to the request's
-tenant until the quarantine ends, so that one bad file does not crash one replica after another.
-Other tenants are not affected: another file of the request may be the cause, and no tenant may
-make a public asset unavailable to the rest.
+When a replica dies, each asset of its request that never completed a generation is suspected; at
+the second crash it is refused to that tenant. Not to others: another file may be the cause, and a
+public asset must stay available.
 """
 
 from __future__ import annotations
@@ -15,15 +13,14 @@ from cachetools import LRUCache
 
 CRASHES = 2
 HELD_S = 3600.0
-#: The most assets that are tracked; the least recently seen are dropped first.
 _MAX_TRACKED = 100_000
 
-#: The tenant of the crashed request and the asset's content key.
+#: Tenant of the crashed request, content key.
 _Case = tuple[str, str]
 
 
 class CrashQuarantine:
-    """Mutable: proven assets; the count and time of crashes; the end of each quarantine."""
+    """Proven and quarantined assets. Mutable."""
 
     def __init__(self, crashes: int = CRASHES, held_s: float = HELD_S) -> None:
         self._max_crashes = crashes
@@ -33,12 +30,11 @@ class CrashQuarantine:
         self._until_s: dict[_Case, float] = {}
 
     def succeeded(self, keys: Iterable[str]) -> None:
-        """Record that a generation with these assets completed."""
         for key in keys:
             self._proven[key] = True
 
     def crashed(self, tenant_id: str, keys: Iterable[str], now_s: float) -> None:
-        """Record that a replica died during a generation with these assets."""
+        """Record a replica's death during a generation with these assets."""
         for key in keys:
             if key in self._proven:
                 continue
@@ -49,18 +45,16 @@ class CrashQuarantine:
                 self._until_s[tenant_id, key] = now_s + self._held_s
 
     def held(self, tenant_id: str, keys: Iterable[str], now_s: float) -> dict[str, float]:
-        """Return the keys that are refused to the tenant, and the seconds left for each."""
+        """Return the seconds left for each key that is refused to the tenant."""
         self._drop_expired(now_s)
         cases = {key: self._until_s.get((tenant_id, key)) for key in keys}
         return {key: until - now_s for key, until in cases.items() if until is not None}
 
     def count(self, now_s: float) -> int:
-        """Return the number of assets in quarantine."""
         self._drop_expired(now_s)
         return len({key for _, key in self._until_s})
 
     def _drop_expired(self, now_s: float) -> None:
-        """Drop expired quarantines together with their crash counts."""
         for case in [c for c, until in self._until_s.items() if until <= now_s]:
             del self._until_s[case]
             self._crashes.pop(case, None)

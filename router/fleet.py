@@ -1,7 +1,4 @@
-"""An index of the replicas that finds the cheapest one for a request without scanning them all.
-
-The result is exact: a test compares :meth:`Fleet.cheapest` with a scan. No clock.
-"""
+"""An index of the replicas that finds the cheapest one for a request without a scan."""
 
 from __future__ import annotations
 
@@ -18,26 +15,23 @@ from router.cost import Speeds, cost_s
 from router.replica import Node, Replica
 from router.request import QueuedRequest
 
-#: The replicas of a key with at most this many holders are evaluated one by one.
+#: A key with at most this many holders is rare.
 _MAX_RARE_HOLDERS = 24
-#: The penalty for a replica on which the request has failed; exceeds any wait.
+#: Exceeds any wait.
 _AVOIDED_S = 1e9
 _EMPTY: dict[str, None] = {}
 
 
 class DisplacementCost(Protocol):
-    """The cost to other requests, in seconds, when a replica evicts a checkpoint."""
+    """The seconds that an eviction costs other requests."""
 
     def __call__(self, replica: Replica, now_s: float) -> float: ...
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """The replicas that hold the same checkpoints, which cost the same for most requests.
-
-    ``idle`` is ordered longest idle first. ``busy`` (with a free slot) and ``full`` hold
-    (``free_at_s``, replica ID) in order.
-    """
+    """Replicas with the same checkpoints. ``idle``: longest idle first. ``busy`` (with a free slot)
+    and ``full``: sorted (``free_at_s``, replica ID)."""
 
     models: tuple[str, ...]
     idle: dict[str, None] = field(default_factory=dict)
@@ -49,14 +43,14 @@ class _Bucket:
 
 
 class Fleet:
-    """The replicas and nodes of a pool, with indexes. Mutable; the caller reports every change."""
+    """The replicas and nodes of a pool. Mutable; the caller reports every change."""
 
     def __init__(self) -> None:
         self.replicas: dict[str, Replica] = {}
         self.nodes: dict[str, Node] = {}
-        #: The number of replicas with a free slot.
+        #: With a free slot.
         self.open_count = 0
-        #: The IDs of changed replicas, in order; the scheduler clears the list.
+        #: In order; cleared by the scheduler.
         self.changed: list[str] = []
         self._buckets: dict[tuple[str, ...], _Bucket] = {}
         self._buckets_of: dict[str, dict[tuple[str, ...], _Bucket]] = {}  # by checkpoint
@@ -64,7 +58,7 @@ class Fleet:
         self._replicas_of_node: dict[str, dict[str, None]] = {}
         self._nodes_with: dict[str, dict[str, None]] = {}  # key → nodes with it in a file tier
         self._home_replicas: LRUCache[str, str] = LRUCache(10_000)  # by rendezvous hashing
-        self._busy_until_s = 0.0  # the sum of ``free_at_s`` of all busy replicas
+        self._busy_until_s = 0.0  # sum over busy replicas
 
     def __len__(self) -> int:
         return len(self.replicas)
@@ -75,12 +69,9 @@ class Fleet:
     def __contains__(self, replica_id: str) -> bool:
         return replica_id in self.replicas
 
-    # Changes
-
     def add(
         self, replica_id: str, node_id: str, *, checkpoint_capacity: int, max_in_flight: int
     ) -> Replica:
-        """Add a replica that is idle and holds no assets."""
         node = self.nodes.setdefault(node_id, Node(node_id))
         replica = Replica(
             replica_id, node, checkpoint_capacity=checkpoint_capacity, max_in_flight=max_in_flight
@@ -92,7 +83,7 @@ class Fleet:
         return replica
 
     def remove(self, replica_id: str) -> None:
-        """Remove a replica that is down. The caller requeues its requests."""
+        """Remove a replica; the caller requeues its requests."""
         replica = self.replicas.pop(replica_id)
         self._home_replicas.clear()
         self._unindex(replica)
@@ -110,8 +101,7 @@ class Fleet:
         keys: Collection[str],
         models: Collection[str],
     ) -> None:
-        """Set all keys that the replica reports on its device; ``models`` are the checkpoints
-        (request groups) among them. The assets of its running requests are added."""
+        """Set a device's keys; ``models``: checkpoints. Assets of running requests are added."""
         replica = self.replicas[replica_id]
         self._unindex(replica)
         order = [key for key in replica.models if key in models]
@@ -127,7 +117,6 @@ class Fleet:
         self._index(replica)
 
     def on_node(self, node_id: str, resident: Mapping[str, frozenset[str]]) -> None:
-        """Set all keys in the file tiers of a node, by tier."""
         node = self.nodes[node_id]
         if node.resident == resident:
             return
@@ -145,8 +134,7 @@ class Fleet:
     def sent(
         self, replica_id: str, request: QueuedRequest, free_at_s: float, generation_s: float
     ) -> None:
-        """Record that the replica was sent a request and will hold its assets. It will finish all
-        its requests at ``free_at_s``."""
+        """Record a sent request; the replica finishes all its requests at ``free_at_s``."""
         replica = self.replicas[replica_id]
         self._unindex(replica)
         replica.running[request.id] = request
@@ -158,7 +146,6 @@ class Fleet:
         self._index(replica)
 
     def ended(self, replica_id: str, request_id: str, free_at_s: float) -> None:
-        """Record that a request ended; no effect if the replica does not have it."""
         replica = self.replicas.get(replica_id)
         if replica is not None and request_id in replica.running:
             self._unindex(replica)
@@ -167,8 +154,6 @@ class Fleet:
             self._index(replica)
 
     def _reserve(self, replica: Replica, request: QueuedRequest) -> None:
-        """Record that the replica will hold the request's assets, and evict its least recently used
-        checkpoints beyond its capacity."""
         if request.group not in replica.models:
             while len(replica.models) >= replica.checkpoint_capacity:
                 evicted = next(iter(replica.models))
@@ -221,19 +206,15 @@ class Fleet:
         if not holders:
             del self._holders[key]
 
-    # Queries
-
     def holders(self, key: str) -> Collection[str]:
-        """Return the IDs of the replicas that hold a key on their device, or will."""
+        """Return the replicas that hold a key on their device, or will."""
         return self._holders.get(key, _EMPTY)
 
     def has_open(self, model: str) -> bool:
-        """Return whether a replica with a free slot holds this checkpoint."""
         return any(b.idle or b.busy for b in self._buckets_of.get(model, {}).values())
 
     def total_busy_s(self, now_s: float) -> float:
-        """Estimate the seconds of work left on all replicas. An overdue replica counts as negative,
-        the total as at least zero."""
+        """Estimate the seconds of work left, at least 0; an overdue replica counts as negative."""
         busy = sum(len(b.busy) + len(b.full) for b in self._buckets.values())
         return max(0.0, self._busy_until_s - now_s * busy)
 
@@ -248,13 +229,10 @@ class Fleet:
         warm_only: bool = False,
         idle_only: bool = False,
     ) -> tuple[float, Replica] | None:
-        """Return the lowest cost in seconds and its replica; None when no replica qualifies.
+        """Return the lowest cost in seconds and its replica. Exact: a test compares with a scan.
 
-        Ties go to the checkpoint's home replica (rendezvous hashing), then to the longest idle one.
-        A replica that the request avoids is chosen only if there is no other.
-
-        ``open_only``: only replicas with a free slot. ``warm_only``: only those that hold the
-        checkpoint. ``idle_only``: only those that run nothing.
+        Ties go to the home replica (rendezvous hashing), then to the longest idle. A replica to
+        avoid is the last choice. ``warm_only``: with the checkpoint.
         """
         best_s, best = inf, None
         group = request.group
@@ -290,8 +268,7 @@ class Fleet:
 
         if self.replicas:
             consider(self._home_replica(group))
-        # Evaluate the holders of each rare key one by one. All other replicas lack the key, so its
-        # fetch time is a lower bound of their cost.
+        # For all but the holders of rare keys, the fetch time is a lower bound.
         least_s = speeds.swap_s + request.work / speeds.work_per_s
         lacking_s = loading_s = 0.0
         is_group_rare = len(self.holders(group)) <= _MAX_RARE_HOLDERS
@@ -341,6 +318,5 @@ class Fleet:
 
 
 def rendezvous(key: str, name: str) -> bytes:
-    """Return the rank of a name for a key. The lowest name is the key's home, whether or not other
-    names are added or removed."""
+    """Return the rank of a name for a key; the lowest is the key's home."""
     return blake2b(f"{key}/{name}".encode(), digest_size=8).digest()

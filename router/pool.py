@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A pool of replicas on one type of GPU. ``gpu`` is the type ("a10g"); empty means any
-    machine."""
+    """A pool on one GPU type (such as a10g; empty: any)."""
 
     name: str
     gpu: str = ""

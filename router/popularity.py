@@ -1,4 +1,4 @@
-"""The request rate of each asset, as an exponentially fading average."""
+"""The exponentially fading request rate of each asset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ class Popularity:
         self._counts: LRUCache[str, tuple[float, float]] = LRUCache(10_000)
 
     def asked(self, key: str, now_s: float) -> None:
-        """Record a request for the key."""
         self._counts[key] = (self._count(key, now_s) + 1.0, now_s)
 
     def _count(self, key: str, now_s: float) -> float:
@@ -24,15 +23,13 @@ class Popularity:
         return count * math.exp((last_s - now_s) / self.fade_s)
 
     def rate(self, key: str, now_s: float) -> float:
-        """Return the key's requests per second."""
         return self._count(key, now_s) / self.fade_s
 
     def most(self, count: int, now_s: float) -> list[str]:
-        """Return the ``count`` most requested keys, of those with more than two recent requests."""
+        """Return the most requested keys, of those with more than two recent requests."""
         counts = {key: self._count(key, now_s) for key in self._counts}
         popular = sorted((key for key, n in counts.items() if n > 2), key=lambda k: -counts[k])
         return popular[:count]
 
     def within(self, key: str, horizon_s: float, now_s: float) -> float:
-        """Return the probability of a request for the key within ``horizon_s``."""
         return 1.0 - math.exp(-self.rate(key, now_s) * horizon_s)

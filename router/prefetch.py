@@ -1,8 +1,6 @@
-"""Prefetching: predict a tenant's next assets from its earlier ones, and measure the precision.
+"""Prefetching: predicts a tenant's next assets from its earlier ones.
 
-Tenants work in sessions and return to earlier assets. When a tenant returns after a pause, the
-assets it used last are prefetched besides those it requests, as long as enough predictions come
-true.
+When a tenant returns after a pause, the assets it used last are prefetched.
 """
 
 from __future__ import annotations
@@ -14,17 +12,12 @@ from cachetools import LRUCache
 
 from assets.content import Blob
 
-#: The most tenants that are tracked, and the most assets of each.
 _MAX_TENANTS, _MAX_ASSETS = 10_000, 8
 
 
 class Prefetcher:
-    """Mutable: each tenant's recent assets, the pending predictions and the outcomes of past ones.
-
-    It predicts up to ``depth`` assets per return of a tenant, and at most ``budget_bytes`` per
-    minute. While the precision of the last 100 predictions is below ``least_precision``, it
-    predicts at one return in ten, to keep measuring.
-    """
+    """Mutable. Predicts up to ``depth`` assets per return and ``budget_bytes`` per minute; with a
+    precision below ``least_precision``, at one return in ten, to keep measuring."""
 
     def __init__(
         self,
@@ -38,7 +31,7 @@ class Prefetcher:
         self._budget_bytes = budget_bytes
         self._least_precision = least_precision
         self._recent: LRUCache[str, tuple[float, OrderedDict[str, Blob]]] = LRUCache(_MAX_TENANTS)
-        self._pending: OrderedDict[str, float] = OrderedDict()  # key → time of the prediction
+        self._pending: OrderedDict[str, float] = OrderedDict()  # key → time
         self._outcomes: deque[bool] = deque(maxlen=100)
         self._attempts = 0
         self._spent: deque[tuple[float, int]] = deque()
@@ -46,11 +39,11 @@ class Prefetcher:
 
     @property
     def precision(self) -> float:
-        """The share of the last 100 settled predictions that came true."""
+        """Share of the last 100 settled predictions that came true."""
         return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
 
     def asked(self, tenant_id: str, extras: Iterable[Blob], now_s: float) -> list[Blob]:
-        """Record a tenant's request for ``extras``; return further blobs to prefetch."""
+        """Record a request; return further blobs to prefetch."""
         while self._pending and next(iter(self._pending.values())) < now_s - self._session_s:
             self._pending.popitem(last=False)
             self._outcomes.append(False)
@@ -73,7 +66,6 @@ class Prefetcher:
         return guesses
 
     def _allowed(self, candidates: list[Blob], now_s: float) -> list[Blob]:
-        """Return the candidates within the budget, recorded as pending predictions."""
         self._attempts += 1
         is_imprecise = len(self._outcomes) == self._outcomes.maxlen and (
             self.precision < self._least_precision

@@ -1,4 +1,4 @@
-"""The queue of one pool, grouped by checkpoint and in fair order within each group."""
+"""The queue of one pool, in fair order within each checkpoint."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from math import inf
 
 from router.request import QueuedRequest, QueuePosition
 
-#: A queue position and a request's ID.
 _Entry = tuple[QueuePosition, str]
 
 
 class Queue:
-    """Mutable. If a tenant's plan limits its concurrent images, only that many enter the groups;
-    the tenant's other requests are held back, in order. A small request never overtakes the first
-    held-back one."""
+    """Mutable. Of a tenant whose plan limits concurrent images, only that many enter the groups;
+    the rest are held back, in order. A small request never overtakes the first."""
 
     def __init__(self) -> None:
         self._requests: dict[str, QueuedRequest] = {}
         self._groups: dict[str, list[_Entry]] = {}
         self._held: dict[str, list[_Entry]] = {}
-        #: Images in the groups or generating, by limited tenant.
+        #: In the groups or generating, by limited tenant.
         self._concurrent_images: dict[str, int] = {}
         self.work = 0.0
         self._work_by_tenant: dict[str, float] = {}
@@ -39,14 +37,12 @@ class Queue:
 
     @property
     def held(self) -> int:
-        """The number of held-back requests, which cannot run now even on an idle replica."""
         return sum(map(len, self._held.values()))
 
     def get(self, request_id: str) -> QueuedRequest | None:
         return self._requests.get(request_id)
 
     def count_of(self, tenant_id: str) -> int:
-        """Return the number of the tenant's queued requests."""
         return len(self._by_tenant.get(tenant_id, ()))
 
     def of(self, tenant_id: str) -> list[QueuedRequest]:
@@ -54,11 +50,11 @@ class Queue:
         return [self._requests[request_id] for request_id in self._by_tenant.get(tenant_id, ())]
 
     def is_deprioritized(self, tenant_id: str) -> bool:
-        """Return whether the tenant's first request is deprioritized. The tenant must have one."""
+        """Return whether the tenant's first request, which must exist, is deprioritized."""
         return self._requests[next(iter(self._by_tenant[tenant_id]))].is_deprioritized
 
     def work_by_tenant(self) -> dict[str, float]:
-        """Return the queued work of each tenant; do not modify."""
+        """Do not modify the result."""
         return self._work_by_tenant
 
     @property
@@ -67,22 +63,18 @@ class Queue:
         return self._groups
 
     def first(self, group: str) -> QueuedRequest:
-        """Return the first request of the group."""
         return self._requests[self._groups[group][0][1]]
 
     def few(self, group: str, count: int) -> list[QueuedRequest]:
-        """Return the first ``count`` requests of the group, in order."""
         return [self._requests[request_id] for _, request_id in self._groups[group][:count]]
 
     def backlog(self, group: str) -> tuple[int, QueuedRequest]:
-        """Return the number of requests in the group that compete, and the last of them.
-        Deprioritized requests count only if there are no others."""
+        """Return the group's size and last request, without deprioritized ones if others exist."""
         entries = self._groups[group]
         count = bisect_left(entries, ((True, -inf), "")) or len(entries)
         return count, self._requests[entries[count - 1][1]]
 
     def add(self, request: QueuedRequest) -> None:
-        """Queue the request at its ``position``."""
         tenant = request.tenant_id
         self._requests[request.id] = request
         self.work += request.work
@@ -95,19 +87,17 @@ class Queue:
             self._admit_held(tenant)
 
     def take(self, request_id: str) -> QueuedRequest:
-        """Remove a request in order to run it; its images count against the tenant's limit until
-        ``release``."""
+        """Remove a request to run it; its images count against the limit until ``release``."""
         request = self._remove(request_id)
         self._leave(request)
         return request
 
     def release(self, request: QueuedRequest) -> None:
-        """Record that a request from ``take`` is no longer running."""
         if request.max_concurrent_images is not None:
             self._release_images(request)
 
     def withdraw(self, request_id: str) -> None:
-        """Remove a cancelled or expired request; no error if it is not queued."""
+        """Remove a request, if queued."""
         if request_id not in self._requests:
             return
         request = self._remove(request_id)
@@ -119,7 +109,6 @@ class Queue:
         self._admit_held(request.tenant_id)
 
     def move(self, request_id: str, position: QueuePosition) -> None:
-        """Change the position of a queued request."""
         request = self._requests[request_id]
         moved = self._requests[request_id] = replace(request, position=position)
         if self._is_held(request):
@@ -157,7 +146,6 @@ class Queue:
         self._admit_held(request.tenant_id)
 
     def _admit_held(self, tenant: str) -> None:
-        """Move held-back requests into the groups, in order, up to the tenant's limit."""
         held, taken = self._held.get(tenant, []), self._concurrent_images.pop(tenant, 0)
         while held:
             request = self._requests[held[0][1]]

@@ -7,20 +7,18 @@ from dataclasses import dataclass, field
 
 from router.request import QueuedRequest
 
-#: One request generates while the next one's assets are prepared.
+#: One generates while the next is prepared.
 MAX_IN_FLIGHT = 2
 
 
 @dataclass(slots=True)
 class Node:
-    """A node. ``resident[tier]`` holds the content keys in its ``host`` and ``disk`` tiers, which
-    its replicas share."""
+    """``resident``: keys in its ``host`` and ``disk`` tiers, shared by its replicas."""
 
     id: str
     resident: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def tier_of(self, key: str) -> str:
-        """Return the fastest tier that holds the key: "host", "disk" or "store"."""
         for tier in ("host", "disk"):
             if key in self.resident.get(tier, ()):
                 return tier
@@ -29,12 +27,11 @@ class Node:
 
 @dataclass(slots=True)
 class Replica:
-    """A replica. Mutable, but only by its fleet.
+    """A replica; only its fleet changes it.
 
-    ``gpu`` holds the content keys on its device once all requests sent to it are done; ``models``
-    holds those that are checkpoints (request groups), the most recently used last. At most
-    ``checkpoint_capacity`` checkpoints fit at a time. ``running`` maps the IDs of the requests
-    sent to it; it finishes them all at ``free_at_s``.
+    ``gpu``: keys on its device once all its requests are done (at ``free_at_s``); ``models``: the
+    checkpoints (request groups) among them, most recently used last. ``running``: sent requests by
+    ID.
     """
 
     id: str
@@ -45,11 +42,10 @@ class Replica:
     running: dict[str, QueuedRequest] = field(default_factory=dict)
     free_at_s: float = 0.0
     max_in_flight: int = MAX_IN_FLIGHT
-    #: Generation seconds sent to it since it last loaded a checkpoint.
+    #: Generation seconds sent since its last checkpoint load.
     batch_s: float = 0.0
-    #: Incremented at every change.
     version: int = 0
-    #: The sorted keys of ``models``.
+    #: Sorted ``models``.
     kind: tuple[str, ...] = ()
 
     @property
@@ -57,8 +53,8 @@ class Replica:
         return len(self.running) < self.max_in_flight
 
     def busy_s(self, now_s: float) -> float:
-        """Return the seconds until the replica is idle. An overdue replica is assumed to need as
-        long again as it is overdue, so that a stuck one stops attracting requests."""
+        """Return the seconds until idle. An overdue replica counts as busy for as long again: a
+        stuck one must not attract requests."""
         return abs(self.free_at_s - now_s) if self.running else 0.0
 
     def tier_of(self, key: str) -> str:

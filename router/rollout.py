@@ -1,8 +1,7 @@
-"""A rolling replacement of every replica of a pool. Pure; the time is an argument.
+"""A rolling replacement of every replica of a pool.
 
-Replicas are replaced one at a time; if the pool's maximum allows a spare, it is started first. No
-replica is stopped while another is not up. The rollout is given up when a new replica does not come
-up, so that a broken release cannot take down the pool.
+One at a time; a spare starts first if the maximum allows. None stops while another is down. A new
+replica that does not come up ends the rollout.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from collections.abc import Sequence
 from router.autoscaling import Scaling, ScalingCandidate
 from router.pool import Pool
 
-#: The time a replica has to come up. A spare that misses it is given up: no machine has room.
+#: A spare that is not up by then is given up: no machine has room.
 PATIENCE_S = 600.0
 
 
 class Rollout:
-    """Mutable: the outdated replicas; whether a spare was started for the next one, or is
-    unavailable; and since when each replica is down."""
+    """The state of a rollout. Mutable."""
 
     def __init__(self) -> None:
         self.outdated: frozenset[str] = frozenset()
@@ -27,18 +25,17 @@ class Rollout:
         self._down_since_s: dict[str, float] = {}
 
     def begin(self, members: Sequence[ScalingCandidate]) -> None:
-        """Start replacing all current replicas."""
         self.outdated = frozenset(member.id for member in members)
         self.is_given_up = self._has_spare = self._is_spare_unavailable = False
         self._down_since_s = {}
 
     def give_up(self) -> None:
-        """Stop the rollout and keep the current replicas."""
+        """Stop; keep the current replicas."""
         self.outdated = frozenset()
         self.is_given_up = True
 
     def step(self, pool: Pool, members: Sequence[ScalingCandidate], now_s: float) -> Scaling:
-        """Return what to start or stop now. Call it only when autoscaling changes nothing."""
+        """Return what to start or stop. Call it only when autoscaling changes nothing."""
         old = [member for member in members if member.id in self.outdated]
         self.outdated = frozenset(member.id for member in old)
         if not old:
@@ -57,8 +54,7 @@ class Rollout:
         return Scaling(stop=(min(old, key=lambda m: (m.running, m.value_s, m.id)).id,))
 
     def _stop_overdue(self, overdue: Sequence[str]) -> Scaling:
-        """Stop replicas that have been down for too long; give up the rollout if a new replica
-        other than the spare is among them."""
+        """Stop overdue replicas; give up if a new one other than the spare is among them."""
         if any(name not in self.outdated for name in overdue):
             if not self._has_spare:
                 self.give_up()

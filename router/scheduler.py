@@ -1,7 +1,6 @@
-"""The scheduler of one pool: its queue, its fleet, and the assignment of requests to replicas.
+"""The scheduler of one pool: assigns queued requests to replicas.
 
-It has no clock and no I/O, so the dispatcher and the replay benchmark run the same code. Call
-:meth:`Scheduler.assign` after every change.
+No clock, no I/O. Call :meth:`Scheduler.assign` after every change.
 """
 
 from __future__ import annotations
@@ -27,47 +26,43 @@ from router.request import QueuedRequest, QueuePosition
 class SchedulingPolicy:
     """The trade-off between throughput and fairness.
 
-    A request that needs no loading may overtake one that does, until the latter has waited
-    ``loads`` times its load time, and at least ``least_s``. A tenant never gets ahead of its fair
-    share by more than ``lead_s`` of work.
+    A request that needs no loading may overtake one that does, until that has waited ``least_s``
+    and ``loads`` times its load time. A tenant gets at most ``lead_s`` of work ahead of its fair
+    share.
     """
 
     least_s: float = 2.0
     loads: float = 4.0
     lead_s: float = 30.0
-    #: How long a replica keeps a checkpoint while overdue requests wait for another, in load times.
+    #: In load times: how long a replica keeps a checkpoint while overdue requests need another.
     min_batch_loads: float = 4.0
-    #: Multiplies the displacement cost for a deprioritized request.
+    #: Of a deprioritized request.
     displacement_penalty: float = 4.0
-    #: Among this many first requests of a checkpoint, one whose LoRAs are resident goes first.
+    #: Of this many first requests of a checkpoint, those with resident LoRAs go first.
     overtaking: int = 8
-    #: The fade time of checkpoint popularity, and the horizon it predicts, in load times.
+    #: In load times: fade time and horizon of checkpoint popularity.
     fade_loads: float = 24.0
     ahead_loads: float = 12.0
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A request to start on a replica, and its expected duration in seconds from now."""
+    """A request to start on a replica; ``cost_s`` is its expected duration from now."""
 
     request: QueuedRequest
     replica_id: str
     cost_s: float
 
 
-#: The most checkpoints that are tracked, far more than are ever queued at a time.
 _MAX_TRACKED = 10_000
-#: The fade time of long-term popularity.
 _POPULAR_S = 3600.0
 
-#: A request, its replica, and its cost in seconds.
 _Choice = tuple[QueuedRequest, Replica, float]
 
 
 @dataclass(frozen=True, slots=True)
 class _PlannedPlacement:
-    """A checkpoint's first request waits for its cheapest replica, which cannot take it now. Valid
-    until that replica changes or another one becomes cheaper."""
+    """A wait for the cheapest replica, until it changes or another becomes cheaper."""
 
     request_id: str
     replica_id: str
@@ -77,7 +72,7 @@ class _PlannedPlacement:
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """The blobs to copy to host RAM on the node of a replica."""
+    """Blobs to copy to host RAM on a replica's node."""
 
     replica_id: str
     blobs: tuple[Blob, ...]
@@ -99,18 +94,18 @@ class Scheduler:
         self.queue = Queue()
         self.prefetcher = Prefetcher()
         self._fair = FairClock()
-        #: Of checkpoints, short-term: its fade time follows the load time.
+        #: Short-term; its fade time follows the load time.
         self._recent_checkpoints = Popularity(60.0)
-        #: Of checkpoints and of extras (LoRAs, inversions), long-term.
+        #: Long-term; extras are LoRAs and inversions.
         self._popular_checkpoints = Popularity(_POPULAR_S)
         self._popular_extras = Popularity(_POPULAR_S)
-        #: The blobs of each checkpoint and extra, by its key.
+        #: By checkpoint or extra.
         self._blobs: LRUCache[str, tuple[Blob, ...]] = LRUCache(_MAX_TRACKED)
         self._plans: dict[str, _PlannedPlacement] = {}  # by checkpoint
-        #: Checkpoints whose backlog needed no further replica: its size, and when to check again.
+        #: Backlogs that needed no further replica: size, time of the next check.
         self._overflow_checks: LRUCache[str, tuple[int, float]] = LRUCache(_MAX_TRACKED)
-        self._values: dict[str, float] = {}  # a cache, cleared at every change
-        #: Seconds to load each checkpoint from the store.
+        self._values: dict[str, float] = {}  # cleared at every change
+        #: From the store, by checkpoint.
         self._load_s: LRUCache[str, float] = LRUCache(_MAX_TRACKED)
 
     def __repr__(self) -> str:
@@ -119,11 +114,8 @@ class Scheduler:
             f"checkpoints; {self.fleet.open_count} of {len(self.fleet)} replicas have a free slot>"
         )
 
-    # Arrivals and ends
-
     def arrive(self, request: QueuedRequest, now_s: float) -> Admission:
-        """Queue the request unless it is refused. A displaced request is removed from the queue;
-        the caller answers it."""
+        """Queue the request unless it is refused; the caller answers a displaced one."""
         waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
         is_deprioritized = self._fair.is_over_share(
             request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s
@@ -148,8 +140,7 @@ class Scheduler:
         return admitted
 
     def _position_by_priority(self, request: QueuedRequest, stamp: QueuePosition) -> QueuePosition:
-        """Return the request's position. Its tenant's requests of lower priority move back by one
-        position each; other tenants are not affected."""
+        """Return its position; its tenant's requests of lower priority move back by one each."""
         lower = [r for r in self.queue.of(request.tenant_id) if r.priority < request.priority]
         if not lower:
             return stamp
@@ -161,8 +152,7 @@ class Scheduler:
         return positions[0]
 
     def promote(self, request: QueuedRequest, now_s: float) -> Promotion | None:
-        """Return what to prefetch for an arriving request, and where: the request's own assets if
-        it is queued, and the assets that its tenant is predicted to use next."""
+        """Return what to prefetch: the arrival's assets if queued, and predicted ones."""
         guesses = self.prefetcher.asked(request.tenant_id, request.extras, now_s)
         chosen = [*request.blobs, *guesses] if request.id in self.queue else guesses
         if not chosen:
@@ -175,18 +165,16 @@ class Scheduler:
         return Promotion(replica.id, tuple(dict.fromkeys(distant))) if distant else None
 
     def popular(self, count: int, now_s: float) -> list[str]:
-        """Return the content keys of the ``count`` most requested extras."""
+        """Return the keys of the most requested extras."""
         return self._popular_extras.most(count, now_s)
 
     def most_popular(self, count: int, now_s: float) -> list[Blob]:
-        """Return the blobs that a new replica is likely to need: those of the two most requested
-        checkpoints and of the ``count`` most requested extras."""
+        """Return the blobs of the two most requested checkpoints and of ``count`` extras."""
         keys = [*self._popular_checkpoints.most(2, now_s), *self._popular_extras.most(count, now_s)]
         return list(dict.fromkeys(blob for key in keys for blob in self._blobs.get(key, ())))
 
     def value_s(self, replica_id: str, now_s: float) -> float:
-        """Return the expected seconds of reloading if the replica is stopped: the load time of each
-        checkpoint, weighted by its probability of use and shared among its holders."""
+        """Return the expected seconds of reloading if the replica is stopped."""
         replica = self.fleet.replicas.get(replica_id)
         if replica is None:
             return 0.0
@@ -198,17 +186,17 @@ class Scheduler:
         )
 
     def requeue(self, request: QueuedRequest) -> None:
-        """Queue a request again, at its old position, after its replica lost it."""
+        """Queue a request that its replica lost, at its old position."""
         self.queue.add(request)
 
     def charge_overrun(self, request: QueuedRequest, engine_s: float) -> None:
-        """Charge the tenant for engine time beyond the request's estimated work."""
+        """Charge engine time beyond the estimated work."""
         beyond = engine_s * self.speeds.work_per_s - request.work
         if self.speeds.is_measured and beyond > 0:
             self._fair.charge(request.tenant_id, beyond, request.weight)
 
     def ended(self, assignment: Assignment, now_s: float) -> None:
-        """Record that an assignment ended, successfully or not; its replica may be gone."""
+        """Record the end of an assignment; its replica may be gone."""
         request = assignment.request
         self.queue.release(request)
         replica = self.fleet.replicas.get(assignment.replica_id)
@@ -217,10 +205,8 @@ class Scheduler:
             free_at_s = now_s + left / self.speeds.work_per_s
             self.fleet.ended(replica.id, request.id, free_at_s)
 
-    # Assignment
-
     def assign(self, now_s: float) -> list[Assignment]:
-        """Take all requests that should start now from the queue and return their assignments."""
+        """Take the requests that should start now."""
         assignments: list[Assignment] = []
         self._values.clear()
         if not self.queue.groups:
@@ -234,16 +220,12 @@ class Scheduler:
         return assignments
 
     def _next(self, now_s: float) -> _Choice | None:
-        """Return the next request to start and its replica, or None if none should start now.
-
-        In this order, where "open" means with a free slot and "warm" means holding the checkpoint:
+        """Return the next choice. "Open": with a free slot. "Warm": holding the checkpoint.
 
         1. Overdue: the first request in fair order, if it has waited long enough.
         2. Warm: the first request with an open warm replica, within the overtaking limit.
-        3. Cheapest: the first request whose cheapest replica is open, i.e. loading is faster than
-           waiting for a busy warm replica.
-        4. Overflow: the last request of a backlog that its warm replicas cannot drain faster than
-           another replica can load.
+        3. Cheapest: the first request whose cheapest replica is open.
+        4. Overflow: a backlog's last request, if another replica loads faster than it drains.
         """
         heads = sorted((group[0][0], name) for name, group in self.queue.groups.items())
         self._drop_outdated_plans(now_s)
@@ -271,7 +253,6 @@ class Scheduler:
         return None
 
     def _overtaking_limit(self, first: QueuedRequest) -> QueuePosition:
-        """Return the last position that may overtake ``first``."""
         is_deprioritized, finish = first.position
         return is_deprioritized, finish + self.policy.lead_s * self.speeds.work_per_s
 
@@ -279,12 +260,10 @@ class Scheduler:
         waited_s = now_s - request.arrived_s
         load_s = self._load_s[request.group]
         patience_s = max(self.policy.least_s, self.policy.loads * load_s)
-        # A request with a tight deadline is overdue after half of its time.
+        # A tight deadline: overdue after half of it.
         return waited_s >= min(patience_s, request.time_s / 2)
 
     def _batch_is_done(self, replica: Replica, request: QueuedRequest) -> bool:
-        """Return whether the replica may load the request's checkpoint: it has it, nothing is
-        queued for its own, or it has generated enough since its last load."""
         if request.group in replica.models:
             return True
         if not any(key in self.queue.groups for key in replica.models):
@@ -292,9 +271,10 @@ class Scheduler:
         return replica.batch_s >= self.policy.min_batch_loads * self._load_s[request.group]
 
     def _pick_warm(self, group: str, now_s: float) -> _Choice | None:
-        """Pick a request of the group for an open warm replica: of the first few requests, the one
-        with the least to fetch, unless the first has waited too long. A deprioritized request gets
-        only an idle replica, so that it does not delay others there."""
+        """Pick, of the first few, the request with the least to fetch on an open warm replica.
+
+        A deprioritized request must not delay others: it gets only an idle replica.
+        """
         first = self.queue.first(group)
         candidates = [first]
         extras_s = self.speeds.at_most_s(first.extras)
@@ -319,7 +299,6 @@ class Scheduler:
         return None if best is None else best[1]
 
     def _pick_cheapest(self, request: QueuedRequest, now_s: float) -> _Choice | None:
-        """Pick the cheapest replica if it can take the request now; else plan to wait for it."""
         plan = self._plans.get(request.group)
         if plan is not None and plan.request_id == request.id:
             planned = self.fleet.replicas.get(plan.replica_id)
@@ -340,7 +319,6 @@ class Scheduler:
         return None
 
     def _drop_outdated_plans(self, now_s: float) -> None:
-        """Drop the plans for which a changed replica is now cheaper, or whose request is gone."""
         changed, self.fleet.changed = dict.fromkeys(self.fleet.changed), []
         for group, plan in list(self._plans.items()):
             request = self.queue.get(plan.request_id)
@@ -349,7 +327,7 @@ class Scheduler:
                 continue
             left_s = plan.done_s - now_s
             if left_s <= request.work / self.speeds.work_per_s:
-                continue  # no replica can be faster than the bare generation
+                continue  # no replica beats the bare generation
             for replica_id in changed:
                 replica = self.fleet.replicas.get(replica_id)
                 if replica is not None and replica.has_capacity:
@@ -362,8 +340,6 @@ class Scheduler:
                         break
 
     def _pick_overflow(self, group: str, now_s: float) -> _Choice | None:
-        """Pick the last request of a backlog for a further replica, if that is faster than waiting
-        for the checkpoint's holders to drain the backlog."""
         holders = len(self.fleet.holders(group))
         backlog, last = self.queue.backlog(group)
         generation_s = last.work / self.speeds.work_per_s
@@ -385,23 +361,18 @@ class Scheduler:
         return last, cold[1], cold[0]
 
     def _displacement_s(self, replica: Replica, now_s: float) -> float:
-        """Return the value in seconds of the checkpoint that the replica would evict for another
-        one; 0 if it has room."""
         if len(replica.models) < replica.checkpoint_capacity:
             return 0.0
         return min(self._value_of(key, now_s) for key in replica.models)
 
     def _penalized_displacement_s(self, replica: Replica, now_s: float) -> float:
-        """Return the displacement cost for a deprioritized request, which should not evict the
-        checkpoints of others."""
         return self.policy.displacement_penalty * self._displacement_s(replica, now_s)
 
     def _displacement_of(self, request: QueuedRequest, replica: Replica, now_s: float) -> float:
         return 0.0 if request.group in replica.models else self._displacement_s(replica, now_s)
 
     def _value_of(self, key: str, now_s: float) -> float:
-        """Return the value of a replica's copy of a checkpoint, in seconds: the load time, divided
-        by the number of holders and weighted by the probability of its use."""
+        """Return the value in seconds: load time / holders × probability of use."""
         value = self._values.get(key)
         if value is None:
             load_s = self._load_s.get(key, 0.0)

@@ -1,4 +1,4 @@
-"""The in-process composition root: workers in this process, without Ray. For tests and laptops."""
+"""The in-process composition root: workers without Ray, for tests and laptops."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from serving.worker import Worker
 
 
 class LocalClient:
-    """A :class:`~serving.pool.replica_state.ReplicaClient` for a replica in this process."""
+    """A client of a replica in this process."""
 
     def __init__(self, name: str, replica: Worker) -> None:
         self.id = name
@@ -58,7 +58,7 @@ class LocalClient:
 
 
 class InProcessBackend:
-    """A :class:`~serving.generation.service.GenerationBackend` over the dispatcher of this loop."""
+    """A backend over the dispatcher of this loop."""
 
     def __init__(self, dispatcher: Dispatcher, pool: Pool) -> None:
         self._dispatcher = dispatcher
@@ -83,7 +83,7 @@ class InProcessBackend:
         self._dispatcher.residency.hold(keys)
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
-        """The only pool; it does not scale, because workers live as long as this process."""
+        """Workers live as long as this process: it does not scale."""
         return [self._status()]
 
     async def starting(self, pool: str) -> None:
@@ -106,7 +106,7 @@ class InProcessBackend:
 
 
 class LocalIngest:
-    """An :class:`~assets.ingest.runner.IngestRunner` in this process."""
+    """An ingest runner in this process."""
 
     def __init__(self, queue: IngestQueue) -> None:
         self._queue = queue
@@ -117,7 +117,7 @@ class LocalIngest:
 
 @asynccontextmanager
 async def local_context(settings: Settings) -> AsyncIterator[Context]:
-    """The whole platform on the running event loop, closed at the end."""
+    """The whole platform on the running event loop."""
     private_folder(settings.data_dir)
     backends = await asyncio.to_thread(open_backends, settings)
     ingest_service = open_workshop(settings, backends)

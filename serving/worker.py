@@ -1,6 +1,6 @@
 """The worker of a replica: one engine and its generating thread.
 
-Other threads prepare the next request and encode the images of the previous one meanwhile.
+Other threads prepare the next request and encode the previous one's images.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class GenerationEngine(Protocol):
-    """The engine interface of a worker. ``prepare`` runs in any thread; ``warm_up``, ``render``
-    and ``digest`` all run in one thread."""
+    """``prepare`` runs in any thread; ``warm_up``, ``render`` and ``digest`` in one."""
 
     name: str
-    #: The reason why the engine must stop generating, or None.
+    #: Why it must stop generating.
     unhealthy: str | None
 
     def prepare(self, recipe: Recipe, tenant_id: str) -> Any: ...
@@ -64,10 +63,10 @@ class GenerationEngine(Protocol):
 
 
 class Worker:
-    """Runs the requests of one replica. Independent of Ray and of any web framework."""
+    """Runs the requests of one replica, without Ray or a web framework."""
 
     def __init__(self, engine: GenerationEngine, node: str = "local", url: str = "") -> None:
-        """``url`` is this node's peer endpoint, from which other nodes fetch blobs."""
+        """``url``: where other nodes fetch this node's blobs."""
         self._engine = engine
         self._node = node
         self._url = url
@@ -81,7 +80,7 @@ class Worker:
         self._directives: ClusterDirectives | None = None
 
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None:
-        """Warm up the engine in the generating thread: CUDA libraries cache plans per thread."""
+        """In the generating thread: CUDA libraries cache plans per thread."""
         self._generating_thread.submit(self._engine.warm_up, sizes, batches).result()
 
     def check_health(self) -> None:
@@ -90,7 +89,7 @@ class Worker:
             raise ReplicaLost(f"{self._engine.name} is unhealthy: {self._engine.unhealthy}")
 
     def report(self, directives: ClusterDirectives | None = None) -> ReplicaReport:
-        """Apply changed ``directives`` and return a report of what this replica holds.
+        """Apply changed ``directives``; report what this replica holds.
 
         Raises:
             ReplicaLost: the engine is unhealthy.
@@ -100,12 +99,12 @@ class Worker:
             self._directives = directives
             try:
                 self._engine.apply_directives(directives)
-            except OSError:  # such as a full disk; the replica can still generate
+            except OSError:  # such as a full disk; it can still generate
                 log.exception("%s cannot apply the dispatcher's directives", self._engine.name)
         return self._report()
 
     def _report(self, *, briefly: bool = False) -> ReplicaReport:
-        """``briefly`` leaves out the resident keys by tier, which need a scan of folders."""
+        """``briefly`` omits the keys by tier, which need a scan of folders."""
         engine = self._engine
         residency = engine.residency()
         return ReplicaReport(
@@ -121,21 +120,20 @@ class Worker:
         )
 
     async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
-        """Prepare and generate. Cancelling the coroutine stops the generation within three steps.
+        """Generate images. Cancelling stops within three steps.
 
-        The leases are released when the generating thread is done with them; the next request then
-        generates while this one's images are encoded.
+        The leases end with the work of the generating thread; images are encoded later.
 
         Raises:
             ReplicaLost: the engine is unhealthy.
-            TierFull: the assets do not fit even when nothing else is leased.
+            TierFull: no room even when nothing else is leased.
         """
         self.check_health()
         loop = asyncio.get_running_loop()
         stop = Event()
         prepared = await self._prepare(request)
         try:
-            run = copy_context().run  # the engine's log lines carry this request's context
+            run = copy_context().run  # the request's log context
             work = loop.run_in_executor(
                 self._generating_thread,
                 run,
@@ -154,20 +152,18 @@ class Worker:
                     with suppress(asyncio.CancelledError):
                         await asyncio.wait([work])
                 if not work.cancelled():
-                    work.exception()  # retrieved, or asyncio would log it
+                    work.exception()  # or asyncio logs it
                 raise
         finally:
             prepared.release()
             self._finish_request()
         images = await asyncio.gather(*map(asyncio.wrap_future, rendered.images))
-        # No health check: the images are good even if the engine is unhealthy by now.
+        # No health check: the images are good.
         return rendered.completed(images), self._report(briefly=True)
 
     def _generate(
         self, prepared: Any, request: GenerationTask, stop: Event, asked_s: float
     ) -> Rendered:
-        """Render in the generating thread; the wait for the previous request counts as queue
-        time."""
         waited_ms = (time.perf_counter() - asked_s) * 1000
         rendered = self._engine.render(prepared, request, stop.is_set, self._encoder.submit)
         result = rendered.partial
@@ -175,23 +171,18 @@ class Worker:
         return replace(rendered, partial=replace(result, timings=timings))
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
-        """Drop content keys from every tier. Return a report of what is left."""
+        """Drop keys from every tier; report the rest."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._preparer, self._engine.forget, keys)
         return self.report()
 
     async def warm(self, blobs: Sequence[Blob]) -> str:
-        """Fetch blobs into host RAM. Return the lowest tier at which any of them was found."""
+        """Fetch into host RAM; return the lowest tier found on."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._warmer, self._engine.warm, blobs)
 
     async def _prepare(self, request: GenerationTask) -> Any:
-        """Lease all assets of the request; if other requests' leases leave no room, wait for their
-        release.
-
-        Raises:
-            TierFull: no room even when nothing else is leased.
-        """
+        """Lease the request's assets; without room, wait for others' leases."""
         with suppress(TierFull):
             return await self._prepare_once(request)
         async with self._retry_lock:
@@ -206,8 +197,7 @@ class Worker:
                         raise
 
     async def _prepare_once(self, request: GenerationTask) -> Any:
-        """Lease all assets of the request. After a cancellation the leases are released when the
-        preparing thread returns."""
+        """After a cancellation, leases are released when the thread returns."""
         self._active += 1
         loop = asyncio.get_running_loop()
         prepare, run = self._engine.prepare, copy_context().run
@@ -231,7 +221,7 @@ class Worker:
         self._released.set()
 
     async def digest(self) -> str:
-        """Return the digest of the working weights, after the running generation."""
+        """Return the digest of the weights, after the running generation."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._generating_thread, self._engine.digest)
 

@@ -1,1 +1,1 @@
-"""Image generation: the request and result values, and the service that runs a request."""
+"""Image generation: its values, and the service that runs a request."""

@@ -1,4 +1,4 @@
-"""The values exchanged between dispatcher and replicas; plain, for they cross processes."""
+"""The values exchanged between dispatcher and replicas; plain: they cross processes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,18 @@ from orchestrator.asset_fetch import AssetFetch
 ImageEncoding = Literal["jpeg", "png"]
 Sampler = Literal["DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS"]
 
-#: The phases of a replica's start: wait for a node, start a process and import, load the model,
-#: generate a first image; then the replica is ready.
+#: Wait for a node; start and import; load the model; generate a first image.
 Phase = Literal["node", "process", "model", "warm-up", "ready"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
-#: A replica must answer a call about itself within this.
 REPORT_TIMEOUT_S = 10.0
-#: How long a caller waits for a warm-up; the transfer itself continues.
+#: A caller's wait; the transfer itself continues.
 WARM_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationTask:
-    """A resolved generation: the recipe and every parameter that decides the pixels.
-
-    ``width`` and ``height`` are in pixels; ``seeds`` holds one seed per image.
-    """
+    """Every parameter that decides the pixels; sizes in pixels, one seed per image."""
 
     id: str
     recipe: Recipe
@@ -44,7 +39,7 @@ class GenerationTask:
     steps: int = 30
     cfg_scale: float = 12.0
     encoding: ImageEncoding = "jpeg"
-    #: The tenant whose tier share the assets count against.
+    #: Whose tier share the assets count against.
     tenant_id: str = ""
 
     @property
@@ -55,10 +50,7 @@ class GenerationTask:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Duration of each phase of a generation, in milliseconds.
-
-    ``queue_ms`` covers the wait for a replica and the wait on that replica while it is busy.
-    """
+    """Milliseconds of each phase; ``queue_ms`` includes the wait on a busy replica."""
 
     queue_ms: float = 0.0
     fetch_ms: float = 0.0
@@ -66,19 +58,19 @@ class Timings:
     encode_prompt_ms: float = 0.0
     denoise_ms: float = 0.0
     decode_ms: float = 0.0
-    #: JPEG or PNG encoding, on the CPU; may overlap with the next request on the engine.
+    #: May overlap with the next request.
     encode_image_ms: float = 0.0
 
     @property
     def engine_s(self) -> float:
-        """Seconds of engine time: everything but queueing, fetching and image encoding."""
+        """Engine time: without queueing, fetching and image encoding."""
         engine_ms = self.swap_ms + self.encode_prompt_ms + self.denoise_ms + self.decode_ms
         return engine_ms / 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """The number of parameters written by a recipe switch, by method."""
+    """Parameters written by a recipe switch, by method."""
 
     copied: int
     touched: int
@@ -88,7 +80,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """The encoded images, in the order of the seeds, and the data of the receipt."""
+    """The images, in the order of the seeds, and the receipt's data."""
 
     images: tuple[bytes, ...]
     replica: str
@@ -97,13 +89,13 @@ class GenerationResult:
     timings: Timings
     matched: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    #: Calls of the UNet without a captured graph and uncompiled calls of UNet or VAE, by shape.
+    #: By shape: UNet calls without a captured graph, uncompiled UNet or VAE calls.
     fallbacks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """A JPEG or PNG file and its encoding time in milliseconds."""
+    """A JPEG or PNG file."""
 
     data: bytes
     encode_ms: float
@@ -111,13 +103,12 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A generation whose images are still being encoded; ``partial`` is the result without them."""
+    """A generation whose images are still being encoded; ``partial`` lacks them."""
 
     partial: GenerationResult
     images: tuple[Future[EncodedImage], ...]
 
     def completed(self, images: Sequence[EncodedImage]) -> GenerationResult:
-        """Return the result with ``images``, in the order of the seeds."""
         encode_ms = sum(image.encode_ms for image in images)
         return replace(
             self.partial,
@@ -126,11 +117,10 @@ class Rendered:
         )
 
     def result(self) -> GenerationResult:
-        """Wait for the images and return the complete result."""
         return self.completed([image.result() for image in self.images])
 
 
-#: Runs an image encoder, in another thread or immediately.
+#: In another thread or immediately.
 SubmitEncoding = Callable[[Callable[[], EncodedImage]], Future[EncodedImage]]
 
 
@@ -138,8 +128,7 @@ SubmitEncoding = Callable[[Callable[[], EncodedImage]], Future[EncodedImage]]
 class ClusterDirectives:
     """Instructions of the dispatcher to every replica.
 
-    ``nodes`` maps each node that serves blobs to its endpoint. ``pins`` maps each content key
-    to keep to the reason; None while the dispatcher does not know the pins yet.
+    ``nodes``: blob endpoints. ``pins``: the reason to keep each key; None: unknown yet.
     """
 
     nodes: Mapping[str, str] = field(default_factory=dict)
@@ -148,7 +137,7 @@ class ClusterDirectives:
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """The locations of a blob: replicas that hold it on their device, and tiers by node."""
+    """The replicas with a blob on their device, and its tiers by node."""
 
     replicas: tuple[str, ...]
     nodes: Mapping[str, tuple[str, ...]]
@@ -158,9 +147,8 @@ class Residency:
 class DeviceResidency:
     """What an engine can generate with immediately.
 
-    ``ready`` holds the content keys that need no fetch; ``models`` the UNets among them, by which
-    requests are grouped; ``checkpoint_capacity`` the number of models that fit;
-    ``eviction_policies`` the eviction policy of each tier.
+    ``ready``: content keys that need no fetch; ``models``: the UNets among them, by which requests
+    are grouped; ``checkpoint_capacity``: models that fit.
     """
 
     ready: frozenset[str]
@@ -171,11 +159,10 @@ class DeviceResidency:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """A replica's report: its node, its process and its residency by tier.
+    """A replica's node, process and :class:`DeviceResidency`.
 
-    ``resident`` is empty after a generation, when only ``ready`` is certain to have changed.
-    ``ready`` holds the content keys that need no fetch, in whichever tier; ``models`` the UNets
-    among them; ``checkpoint_capacity`` the number of models that fit.
+    ``resident``: content keys by tier; empty after a generation, when only ``ready`` surely
+    changed.
     """
 
     id: str
@@ -185,7 +172,7 @@ class ReplicaReport:
     ready: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
     checkpoint_capacity: int = 1
-    #: The endpoint that serves this node's blobs to other nodes; empty if there is none.
+    #: Serves this node's blobs to others; may be empty.
     url: str = ""
-    #: The eviction policy of each tier.
+    #: By tier.
     eviction_policies: Mapping[str, str] = field(default_factory=dict)

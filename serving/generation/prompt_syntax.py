@@ -1,9 +1,8 @@
-"""Detection of prompt syntax of other programs, which this platform treats as plain text.
+"""Detection of other programs' prompt syntax, which is plain text here.
 
-Recognised: weights of AUTOMATIC1111 and OctoAI, ``(word:1.2)`` and ``((word))``; A1111's
-``<lora:NAME:0.8>``, ``[a|b]``, ``[a:b:0.5]`` and ``BREAK``; ComfyUI's ``embedding:NAME``; compel's
-``(word)1.2`` and ``(word)++``; wildcards ``__name__`` and ``{a|b}``. Plain brackets, as in
-``a house (old)``, are not.
+AUTOMATIC1111 and OctoAI: ``(word:1.2)``, ``((word))``; A1111: ``<lora:NAME:0.8>``, ``[a|b]``,
+``[a:b:0.5]``, ``BREAK``; ComfyUI: ``embedding:NAME``; compel: ``(word)1.2``, ``(word)++``;
+wildcards: ``__name__``, ``{a|b}``. Not ``a house (old)``.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 _SHOWN_CHARS = 60
 _MAX_WARNINGS = 8
 
-#: (pattern, advice). No quantifier is nested in another, which bounds the backtracking.
+#: (pattern, advice). No nested quantifiers, which bounds the backtracking.
 _SYNTAX: Sequence[tuple[re.Pattern[str], str]] = tuple(
     (re.compile(pattern), advice)
     for pattern, advice in (
@@ -42,7 +41,7 @@ _SYNTAX: Sequence[tuple[re.Pattern[str], str]] = tuple(
 
 
 def unsupported_syntax(*prompts: str | None) -> tuple[str, ...]:
-    """Return a warning for each unsupported piece of syntax; at most ``_MAX_WARNINGS``."""
+    """Return up to ``_MAX_WARNINGS`` warnings."""
     warnings: dict[str, None] = {}
     for prompt in prompts:
         for pattern, advice in _SYNTAX if prompt else ():

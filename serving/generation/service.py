@@ -1,8 +1,4 @@
-"""The generation service: from an authenticated principal's request to images and a receipt.
-
-Independent of the web framework, Ray and torch. Operations on the asset library that involve no
-replica are called on the library itself.
-"""
+"""The generation service: from an authenticated request to images and a receipt."""
 
 from __future__ import annotations
 
@@ -41,18 +37,18 @@ log = logging.getLogger(__name__)
 MAX_SEED = 2**32 - 1
 
 
-#: How long a reservation outlives the request's deadline; after that its gateway counts as dead.
+#: How long a reservation outlives its deadline; then its gateway counts as dead.
 _SETTLING_S = 60.0
 
 
 class Accounts(Protocol):
-    """Reserves the cost of a request before it is queued, and settles it after the generation."""
+    """Reserves and settles costs."""
 
     def reserve(self, charge: Charge, expires_s: float) -> None:
-        """Reserve the estimated cost for ``expires_s`` seconds.
+        """Reserve the cost for ``expires_s`` seconds.
 
         Raises:
-            BudgetExceeded: the month's budget has no room for it.
+            BudgetExceeded: the month's budget has no room.
         """
 
     def settle(self, spent: Settlement) -> None: ...
@@ -62,47 +58,39 @@ class Accounts(Protocol):
     def attempted(
         self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, Any]
     ) -> None:
-        """Charge the engine time of a request that produced no image."""
+        """Charge the engine time of a request without an image."""
 
 
 class GenerationBackend(Protocol):
-    """Runs generations: a dispatcher in this process, or that of the cluster."""
+    """Runs generations, in this process or in the cluster."""
 
     async def submit(self, submission: Submission) -> GenerationResult: ...
 
     async def resident(self) -> frozenset[str]:
-        """Return the content keys held in any tier of any node."""
+        """Return the keys in any tier of any node."""
 
     async def forget(self, keys: Collection[str]) -> None:
-        """Evict ``keys`` from every tier: no live asset refers to them."""
+        """Evict ``keys``, which no live asset uses."""
 
     async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
-        """Load ``blobs`` into host RAM on every node.
+        """Load into host RAM on every node; return the tier found on, by replica."""
 
-        Return the tier on which they were found, by replica.
-        """
+    async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]: ...
 
-    async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
-        """Return the locations of each of ``keys``."""
+    async def hold(self, keys: Collection[str]) -> None: ...
 
-    async def hold(self, keys: Collection[str]) -> None:
-        """Replace the set of pinned content keys on every node by ``keys``."""
+    async def pools(self) -> Sequence[Mapping[str, Any]]: ...
 
-    async def pools(self) -> Sequence[Mapping[str, Any]]:
-        """Return the state of every GPU pool, as JSON."""
+    async def starting(self, pool: str) -> Mapping[str, Any] | None: ...
 
-    async def starting(self, pool: str) -> Mapping[str, Any] | None:
-        """Return the start-up progress of ``pool`` (empty: the first), None if not starting."""
-
-    async def families(self) -> Sequence[Metric]:
-        """Return the Prometheus metrics of all pools."""
+    async def families(self) -> Sequence[Metric]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A validated generation request; its asset names are not resolved yet.
+    """A validated request with unresolved asset names.
 
-    ``seeds`` holds one seed per image. Sizes are in pixels; None selects the model's native size.
+    One seed per image. Sizes are in pixels; None: the native size.
     """
 
     prompt: str
@@ -117,15 +105,15 @@ class GenerationRequest:
     steps: int = 30
     cfg_scale: float = 12.0
     encoding: ImageEncoding = "jpeg"
-    #: Higher goes first, among the requests of the same organisation.
+    #: Within the organisation; higher goes first.
     priority: int = 0
-    #: The GPU pool, by its name or GPU type; empty for the tenant's default.
+    #: A pool's name or GPU type; empty: the tenant's default.
     gpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished generation; ``names`` maps content keys to the names used in the request."""
+    """``names`` maps content keys to the names in the request."""
 
     request_id: str
     result: GenerationResult
@@ -137,7 +125,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class AssetResidency:
-    """The locations of each part of an asset, by content key; keys in no tier are missing."""
+    """The locations of an asset's parts, by content key; keys in no tier are missing."""
 
     asset: Asset
     places: Mapping[str, Residency]
@@ -145,8 +133,6 @@ class AssetResidency:
 
 @dataclass(frozen=True, slots=True)
 class _Resolved:
-    """A request whose asset names are resolved to content keys."""
-
     task: GenerationTask
     size: Size
     resolved: Resolved
@@ -165,7 +151,7 @@ class GenerationService:
         timeout_s: float,
         pools: Mapping[str, str],
     ) -> None:
-        """``pools`` maps each name or GPU type that a request may give to a pool's name."""
+        """``pools`` maps each accepted name or GPU type to a pool's name."""
         self.library = library
         self._backend = backend
         self._accounts = accounts
@@ -176,10 +162,10 @@ class GenerationService:
     async def generate(
         self, principal: Principal, request: GenerationRequest, charge_id: str | None = None
     ) -> Generation:
-        """Resolve the request, reserve its cost, queue it and wait for the result.
+        """Reserve the cost, queue the request and await the result.
 
-        The cost stays reserved: the caller settles it after sending the response, or releases it,
-        so unanswered requests are not charged. Requests with equal ``charge_id`` are charged once.
+        The caller settles the reservation after the response, or releases it. Requests with
+        equal ``charge_id`` are charged once.
 
         Raises:
             AssetError: a reference is invalid.
@@ -207,7 +193,7 @@ class GenerationService:
             try:
                 await asyncio.to_thread(self._accounts.settle, generated.spent)
                 break
-            except Exception:  # the database is busy; the reservation is still valid
+            except Exception:  # the database is busy
                 if delay_s is None:
                     raise
                 log.warning("charge of %s could not be settled; retrying", generated.request_id)
@@ -215,20 +201,18 @@ class GenerationService:
         reach("generate.settled")
 
     async def release(self, generated: Generation) -> None:
-        """Release the reservation of a generation whose response cannot be sent."""
+        """Release the reservation of an unsent response."""
         await asyncio.to_thread(self._accounts.release, generated.spent.charge.id)
 
     async def generate_charged(
         self, principal: Principal, request: GenerationRequest, charge_id: str
     ) -> Generation:
-        """Like :meth:`generate`, for callers that reserve and settle themselves."""
+        """Like :meth:`generate`, for callers that reserve and settle."""
         resolution = await self._resolve(principal, request)
         return await self._generate(resolution, _charge(charge_id, principal, resolution))
 
     async def warm(self, principal: Principal, reference: str) -> Mapping[str, str]:
-        """Load an asset into host RAM on every node.
-
-        Return the tier on which each replica found it.
+        """Load an asset into host RAM on every node; return the tier found on, by replica.
 
         Raises:
             AssetNotFound, AssetNotReady.
@@ -247,14 +231,13 @@ class GenerationService:
         return AssetResidency(asset, await self._backend.residency(keys))
 
     async def hold(self, keys: Collection[str]) -> None:
-        """Replace the set of pinned content keys in every tier by ``keys``."""
+        """Replace the pinned keys."""
         await self._backend.hold(keys)
 
     async def forget_dead(self, among: Collection[str] | None = None) -> int:
-        """Evict the content keys that no live asset refers to; return how many there were.
+        """Evict the keys without a live asset; return their number.
 
-        ``among`` limits the check to keys that have just lost an asset; None checks all resident
-        keys.
+        ``among``: keys that just lost an asset; None: all resident keys.
         """
         keys = await self._backend.resident() if among is None else among
         dead = await asyncio.to_thread(self.library.dead, keys)
@@ -263,20 +246,18 @@ class GenerationService:
         return len(dead)
 
     async def check(self, principal: Principal, request: GenerationRequest) -> tuple[float, str]:
-        """Validate a request as :meth:`generate` does; return its work and its pool."""
+        """Validate as :meth:`generate` does; return the work and the pool."""
         resolution = await self._resolve(principal, request)
         return resolution.task.work, resolution.pool
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
-        """Return every GPU pool: configuration, queue, replicas and their start-up progress."""
         return await self._backend.pools()
 
     async def starting(self, pool: str) -> Mapping[str, Any] | None:
-        """Return the start-up progress of ``pool`` (empty: the first), None if not starting."""
+        """Return the progress of ``pool`` (empty: the first), None if not starting."""
         return await self._backend.starting(pool)
 
     async def families(self) -> Sequence[Metric]:
-        """Return the Prometheus metrics of all pools."""
         return await self._backend.families()
 
     def _pool(self, principal: Principal, request: GenerationRequest) -> str:
@@ -331,7 +312,7 @@ class GenerationService:
             await asyncio.to_thread(
                 self._accounts.attempted, charge, task.id, error.engine_s, details
             )
-        except Exception:  # the generation's own error is the one to report
+        except Exception:  # report the generation's own error
             log.exception("%.1f engine seconds of %s were not charged", error.engine_s, task.id)
 
     async def _generate(self, resolution: _Resolved, charge: Charge) -> Generation:
@@ -361,7 +342,7 @@ class GenerationService:
         if resolution.resolved.asset_ids:
             try:
                 await asyncio.to_thread(self.library.used, resolution.resolved)
-            except Exception:  # a missed count must not fail the request
+            except Exception:  # must not fail the request
                 log.exception("asset uses of %s were not counted", task.id)
         details = {
             "steps": task.steps,
@@ -378,7 +359,7 @@ def _charge(charge_id: str, principal: Principal, resolution: _Resolved) -> Char
 
 
 def fixed_seeds(given: int | list[int | None] | None, count: int) -> tuple[int, ...]:
-    """Return one seed per image: a single seed counts up, missing seeds are random."""
+    """Return one seed per image: a single seed counts up, missing ones are random."""
     if isinstance(given, int):
         return tuple((given + index) % (MAX_SEED + 1) for index in range(count))
     listed = list(given or [])[:count]

@@ -1,4 +1,4 @@
-"""The image sizes of the API, and their equivalents on a model with a smaller native size."""
+"""The image sizes of the API, and their equivalents on smaller models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from assets.base_model.manifest import LATENT_SCALE
 from serving.errors import InvalidRequest
 
-#: (width, height) in pixels: the nine sizes of a model whose native side is 1024.
+#: (width, height) in pixels, for a native side of 1024.
 WIRE_SIZES: tuple[tuple[int, int], ...] = (
     (640, 1536), (768, 1344), (832, 1216), (896, 1152), (1024, 1024),
     (1152, 896), (1216, 832), (1344, 768), (1536, 640),
@@ -17,7 +17,7 @@ WIRE_NATIVE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """An image size in pixels; ``scaled`` if the model is smaller than the requested size."""
+    """A size in pixels; ``scaled`` if the model is smaller than the request."""
 
     width: int
     height: int
@@ -25,10 +25,10 @@ class Size:
 
 
 def image_size(width: int | None, height: int | None, native_size: int) -> Size:
-    """Return the size to generate at, in pixels.
+    """Return the size to generate at.
 
     Raises:
-        InvalidRequest: only one side is given, or the pair is not in WIRE_SIZES.
+        InvalidRequest: one side is missing, or the pair is not in WIRE_SIZES.
     """
     if width is None and height is None:
         return Size(native_size, native_size, scaled=False)

@@ -1,1 +1,1 @@
-"""Asynchronous jobs: stored in the database, so they survive their gateway."""
+"""Asynchronous jobs, which survive their gateway."""

@@ -1,4 +1,4 @@
-"""The background worker of a gateway: runs its own jobs and those of dead gateways."""
+"""A gateway's background worker: runs its own jobs and those of dead gateways."""
 
 from __future__ import annotations
 
@@ -24,35 +24,31 @@ from serving.tenants.meter import Settlement
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
-#: Most of them wait in a dispatcher's queue, which is fair and limits each tenant's requests. This
-#: limit is higher than that one, so that one tenant's jobs cannot block the others'.
+#: Above the dispatcher's limit per tenant: one tenant's jobs must not block the others.
 MAX_AT_ONCE = 128
-#: Transient errors, which are not the job's fault: it is retried up to MOST_FAILURES times, with
-#: delays that double from PUT_BACK_S to LONGEST_PUT_BACK_S, some ten minutes in all.
+#: Retried MAX_FAILURES times, with delays from PUT_BACK_S to LONGEST_PUT_BACK_S, some ten minutes
+#: in all.
 TRANSIENT = (
     ReplicaLost, DeadlineExceeded, OutOfMemory, TierError, StoreError, OperationalError,
 )  # fmt: skip
 MAX_FAILURES = 15
 PUT_BACK_S, LONGEST_PUT_BACK_S = 2.0, 60.0
-#: A refused job (no room in the queue) counts no failure: it is retried while results are kept.
+#: Refused jobs count no failure: they are retried while results are kept.
 LONGEST_REFUSED_S = 15.0
 
 
 class JobWork(Protocol):
-    """What a job does, in the wire format of its request."""
+    """What a job does."""
 
     async def generate(self, job: Job) -> Settlement:
-        """Run the generation, store its result and return its cost. Any error may be raised."""
+        """Run the job, store its result, return its cost. May raise any error."""
 
     def failed(self, job: Job, failure: Exception) -> dict[str, Any]:
-        """Return the stored form of an error: ``status`` and ``body`` of the response."""
+        """Return the response to store: ``status`` and ``body``."""
 
 
 class JobRunner:
-    """Claims jobs and runs up to MAX_AT_ONCE of them concurrently.
-
-    ``accepted`` is set when this gateway accepts a job, which then need not wait for a poll.
-    """
+    """Claims and runs jobs; ``accepted`` is set for a job of this gateway."""
 
     def __init__(
         self, jobs: JobStore, work: JobWork, accepted: asyncio.Event, watch: JobWatcher
@@ -65,7 +61,7 @@ class JobRunner:
         self._running: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Run until cancelled. Unfinished jobs are put back for other gateways."""
+        """Run until cancelled; then put unfinished jobs back."""
         try:
             while True:
                 job = None
@@ -83,7 +79,6 @@ class JobRunner:
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _new_job(self) -> None:
-        """Wait for a job accepted by this gateway, or for POLL_S to look for others."""
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_S):
                 await self._accepted.wait()
@@ -97,7 +92,6 @@ class JobRunner:
             return None
 
     async def _run(self, job: Job) -> None:
-        """Run a job; stop as soon as its claim is lost."""
         with log_fields(job=shortened(job.id), tenant=job.tenant_id):
             await self._finish(job)
 
@@ -119,9 +113,7 @@ class JobRunner:
             else:
                 await _persist(self._jobs.fail, job.id, self._worker, outcome)
             self._watch.look()
-        except (
-            asyncio.CancelledError
-        ):  # this gateway shuts down: another need not wait for the claim to expire
+        except asyncio.CancelledError:  # release the claim
             put_back = self._jobs.put_back
             await asyncio.to_thread(put_back, job.id, self._worker, 0.0, job.failures)
             raise
@@ -131,7 +123,6 @@ class JobRunner:
             await asyncio.gather(result, renewing, return_exceptions=True)
 
     async def _generate(self, job: Job) -> Settlement | dict[str, Any] | Retry:
-        """Run the job. Return its cost, the stored form of its error, or when to retry."""
         try:
             return await self._work.generate(job)
         except Exception as failure:
@@ -142,7 +133,6 @@ class JobRunner:
             return retry or self._work.failed(job, failure)
 
     async def _renew(self, job: Job) -> None:
-        """Renew the claim until it is lost."""
         while True:
             await asyncio.sleep(CLAIM_S / 3)
             if not await _persist(self._jobs.renew, job.id, self._worker):
@@ -151,14 +141,12 @@ class JobRunner:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A retry in ``for_s`` seconds; ``failures`` is the job's new failure count."""
-
     for_s: float
     failures: int
 
 
 def retry_after(failure: Exception, failures: int) -> Retry | None:
-    """Return when to retry a job with ``failures`` earlier failures; None if it has failed."""
+    """Return when to retry after ``failures`` earlier failures; None: it has failed."""
     if isinstance(failure, Refused):
         return Retry(min(max(PUT_BACK_S, failure.retry_after_s), LONGEST_REFUSED_S), failures)
     if isinstance(failure, DeadlineExceeded) and failure.attempts and failures:
@@ -169,7 +157,7 @@ def retry_after(failure: Exception, failures: int) -> Retry | None:
 
 
 async def _persist(call: Callable[..., bool], *arguments: Any) -> bool:
-    """Do a short write; retry up to three times while the database is busy."""
+    """Retry while the database is busy."""
     for delay_s in (0.1, 0.5, 2.0):
         try:
             return await asyncio.to_thread(call, *arguments)

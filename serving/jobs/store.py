@@ -1,8 +1,7 @@
-"""The job store: asynchronous requests from acceptance until their results expire.
+"""The job store: asynchronous requests until their results expire.
 
-A gateway claims a job for CLAIM_S seconds and renews the claim while it works; after a crash the
-claim expires and another gateway takes over. Seeds are fixed when the job is accepted, so a retry
-generates the same images.
+A gateway claims a job and renews the claim; after a crash it expires and another takes over. Seeds
+are fixed at acceptance: a retry generates the same images.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ JobStatus = Literal["pending", "running", "completed", "failed"]
 CLAIM_S = 30.0
 KEPT_S = 24 * 3600.0
 MAX_UNFINISHED = 256
-#: The most ids in one query.
 _AT_ONCE = 500
 _UNFINISHED = ("pending", "running")
 FINISHED = ("completed", "failed")
@@ -58,7 +56,7 @@ class JobRow(Base):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stored request; ``error`` is ``{"status": int, "body": {…}}`` if the job failed."""
+    """A stored request; a failed job's ``error`` is ``{"status": int, "body": {…}}``."""
 
     id: str
     tenant_id: str
@@ -68,20 +66,16 @@ class Job:
     request: Mapping[str, Any]
     error: Mapping[str, Any] | None
     created_at_s: float
-    #: The digest of the request body, if the id is derived from an idempotency key.
+    #: Of the request body, if the id comes from an idempotency key.
     body_digest: str | None = None
-    #: ``key_id``, ``member_id`` and ``role`` of the requesting principal.
+    #: ``key_id``, ``member_id`` and ``role``.
     asked_by: Mapping[str, str] = field(default_factory=dict)
-    #: The number of attempts that failed with a transient error.
+    #: Attempts with a transient error.
     failures: int = 0
 
     @property
     def charge_id(self) -> str:
-        """The id of this job's charge.
-
-        Includes the time of acceptance: an idempotency key that is reused after it expired makes
-        another job with the same id.
-        """
+        """Includes the time: after its expiry, an idempotency key makes the same job id again."""
         return f"{self.id}@{self.created_at_s:.6f}"
 
 
@@ -104,8 +98,8 @@ def _job(row: JobRow) -> Job:
 class JobStore:
     """The jobs in the database.
 
-    The cost is reserved in the transaction that accepts a job, and settled or released in the one
-    that finishes it, so a crash in between never charges twice.
+    One transaction accepts a job and reserves its cost, another finishes and settles it: a crash
+    never charges twice.
     """
 
     def __init__(
@@ -115,7 +109,6 @@ class JobStore:
         now: Callable[[], float] = time.time,
         kept_s: float = KEPT_S,
     ) -> None:
-        """``kept_s`` is how long results and idempotency keys are kept, in seconds."""
         self._engine = engine
         self._meter = meter
         self._now = now
@@ -130,13 +123,13 @@ class JobStore:
         work: float = 0.0,
         pool: str = "",
     ) -> Job:
-        """Add a job of ``work`` for ``pool``, or return the existing job with this id unchanged.
+        """Add a job, or return the existing one with this id unchanged.
 
-        ``job_id`` must be unguessable, since polling needs no key; None generates one.
+        ``job_id`` must be unguessable (polling needs no key); None generates one.
 
         Raises:
             Refused: the tenant has MAX_UNFINISHED unfinished jobs.
-            BudgetExceeded: the month's budget has no room for it.
+            BudgetExceeded: the month's budget has no room.
         """
         known = None if job_id is None else self.get(job_id)
         if known is not None:
@@ -175,7 +168,7 @@ class JobStore:
                     session, Charge(_job(row).charge_id, principal, work, pool), None
                 )
             return _job(row)
-        except IntegrityError:  # a concurrent request with the same key was first
+        except IntegrityError:  # a concurrent request was first
             first = None if job_id is None else self.get(job_id)
             if first is None:
                 raise
@@ -187,14 +180,13 @@ class JobStore:
             return None if row is None else _job(row)
 
     def is_old(self, job: Job) -> bool:
-        """Whether the job is older than the time that results are kept."""
+        """Whether the job is older than results are kept."""
         return self._now() - job.created_at_s > self._kept_s
 
     def claim(self, worker: str) -> Job | None:
-        """Claim a free job for ``worker``, for CLAIM_S seconds; None if there is none.
+        """Claim a free job for CLAIM_S seconds, if there is one.
 
-        Picks the oldest job of a tenant with the fewest running jobs, so that one tenant's backlog
-        does not delay the others.
+        The oldest of a tenant with the fewest running: a backlog must not delay others.
         """
         now = self._now()
         free = JobRow.claimed_until_s < now
@@ -229,19 +221,16 @@ class JobStore:
             return _job(candidate)
 
     def renew(self, job_id: str, worker: str) -> bool:
-        """Extend the claim. False if it was lost: another worker may run the job."""
+        """Extend the claim; False if it was lost."""
         return self._change(job_id, worker, claimed_until_s=self._now() + CLAIM_S)
 
     def put_back(self, job_id: str, worker: str, for_s: float, failures: int) -> bool:
-        """Release the claim; the job can be claimed again in ``for_s`` seconds."""
+        """Release the claim; the job is free in ``for_s`` seconds."""
         values = {"claimed_until_s": self._now() + for_s, "failures": failures}
         return self._change(job_id, worker, status="pending", **values)
 
     def finish(self, job_id: str, worker: str, spent: Settlement) -> bool:
-        """Complete a job whose result is stored, and settle its cost.
-
-        False if the claim was lost: only its holder can finish a job, so it finishes once.
-        """
+        """Complete a job whose result is stored, and settle it; False if the claim was lost."""
         with Session(self._engine) as session, session.begin():
             alone(session, spent.charge.principal.tenant_id)
             done = {"status": "completed", "error": None, "finished_at_s": self._now()}
@@ -251,7 +240,7 @@ class JobStore:
             return True
 
     def fail(self, job_id: str, worker: str, error: Mapping[str, Any]) -> bool:
-        """Mark a job as failed with the response ``error``; nothing is charged."""
+        """Store the response ``error``; nothing is charged."""
         failed = {"status": "failed", "error": dict(error), "finished_at_s": self._now()}
         with Session(self._engine) as session, session.begin():
             row = session.get(JobRow, job_id)
@@ -269,10 +258,10 @@ class JobStore:
             return _change(session, job_id, worker, values)
 
     def again(self, job_id: str, principal: Principal, work: float, pool: str = "") -> Job | None:
-        """Restart a job that failed for no fault of the request; return it as it is now.
+        """Restart a job that failed for no fault of the request.
 
         Raises:
-            BudgetExceeded: the month's budget has no room for it.
+            BudgetExceeded: the month's budget has no room.
         """
         with Session(self._engine) as session, session.begin():
             alone(session, principal.tenant_id)
@@ -290,13 +279,12 @@ class JobStore:
         return self.get(job_id)
 
     def expired(self) -> list[str]:
-        """Return the ids of jobs whose results have expired."""
         with Session(self._engine) as session:
             old = JobRow.finished_at_s < self._now() - self._kept_s
             return list(session.scalars(select(JobRow.id).where(old)))
 
     def ended(self, job_ids: Collection[str]) -> dict[str, Job | None]:
-        """Return the finished jobs among ``job_ids``; None for unknown ids."""
+        """Return the finished ones; None for unknown ids."""
         ended: dict[str, Job | None] = {}
         ids = list(job_ids)
         with Session(self._engine) as session:
@@ -306,26 +294,25 @@ class JobStore:
                 statuses = {row.id: row.status for row in session.execute(query)}
                 ended |= dict.fromkeys(batch - statuses.keys())
                 done = [job_id for job_id, status in statuses.items() if status in FINISHED]
-                # Check the status again: a failed job may have been restarted in between.
+                # A failed job may have been restarted.
                 still_done = (JobRow.id.in_(done), JobRow.status.in_(FINISHED))
                 rows = session.scalars(select(JobRow).where(*still_done)) if done else ()
                 ended |= {row.id: _job(row) for row in rows}
         return ended
 
     def unknown(self, job_ids: Collection[str]) -> set[str]:
-        """Return the ids among ``job_ids`` that have no job."""
         with Session(self._engine) as session:
             return {job_id for job_id in job_ids if session.get(JobRow, job_id) is None}
 
     def forget(self, job_id: str) -> None:
-        """Delete an expired job, unless its idempotency key has restarted it."""
+        """Delete an expired job, unless it was restarted."""
         old = JobRow.finished_at_s < self._now() - self._kept_s
         with Session(self._engine) as session, session.begin():
             session.execute(delete(JobRow).where(JobRow.id == job_id, old))
 
 
 def _change(session: Session, job_id: str, worker: str, values: Mapping[str, Any]) -> bool:
-    """Update a job that ``worker`` has claimed. False if the claim was lost."""
+    """False if the claim was lost."""
     result = session.execute(
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.claimed_by == worker, JobRow.status == "running")

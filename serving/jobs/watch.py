@@ -1,4 +1,4 @@
-"""Waits for jobs that any gateway may finish, with one database query for all of them."""
+"""Waits for jobs that any gateway may finish."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ _POLL_S = 0.1
 
 
 class JobWatcher:
-    """The waiters of one gateway, on its event loop.
-
-    The database is polled once per interval however many requests wait: polling per request would
-    take database time from the workers.
-    """
+    """The waiters of one event loop. One query polls for all, to spare the database."""
 
     def __init__(self, jobs: JobStore) -> None:
         self._jobs = jobs
@@ -24,12 +20,10 @@ class JobWatcher:
         self._polling: asyncio.Task[None] | None = None
 
     async def finished(self, job_id: str) -> Job:
-        """Wait until the job has completed or failed, and return it.
-
-        Database errors are raised as they are.
+        """Wait until the job ended; database errors propagate.
 
         Raises:
-            AssetNotFound: there is no such job.
+            AssetNotFound: no such job.
         """
         awaited = self._awaited.get(job_id)
         if awaited is None:
@@ -41,7 +35,7 @@ class JobWatcher:
         return await asyncio.shield(awaited)
 
     def look(self) -> None:
-        """Poll now: a job has just finished in this gateway."""
+        """Poll now: a job ended in this gateway."""
         self._poll_now.set()
 
     async def _poll(self) -> None:
@@ -50,7 +44,7 @@ class JobWatcher:
             job_ids = list(self._awaited)
             try:
                 ended = await asyncio.to_thread(self._jobs.ended, job_ids)
-            except Exception as error:  # every waiter gets the error and may retry
+            except Exception as error:  # every waiter gets it and may retry
                 for job_id in job_ids:
                     self._awaited.pop(job_id).set_exception(error)
                 continue
@@ -68,6 +62,6 @@ class JobWatcher:
 
 
 def _mark_retrieved(awaited: asyncio.Future[Job]) -> None:
-    """Retrieve the error, so that asyncio does not log it if the waiter has gone."""
+    """Retrieve the error, or asyncio logs it."""
     if not awaited.cancelled():
         awaited.exception()

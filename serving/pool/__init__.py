@@ -1,1 +1,1 @@
-"""A pool of replicas: its dispatcher, its autoscaler and the state of each replica."""
+"""A pool of replicas: dispatcher, autoscaler and replica states."""

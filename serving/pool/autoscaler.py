@@ -1,9 +1,4 @@
-"""The autoscaler of a pool: the async shell around router.autoscaling, which decides.
-
-Its state (the timeline of each replica's start and the events) is used on one event loop only. A
-:class:`ReplicaLauncher` starts and stops replicas, and the replicas report the phases of their
-start.
-"""
+"""The autoscaler of a pool: the async shell around router.autoscaling, on one event loop."""
 
 from __future__ import annotations
 
@@ -29,38 +24,35 @@ from serving.pool.replica_state import ReplicaClient
 
 log = logging.getLogger(__name__)
 
-#: Interval of the scaling decision.
 _INTERVAL_S = 0.2
-#: Interval of the check for failed starts.
 _FAILURES_S = 2.0
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
-#: A replica that is down for this long is given up. Ray Serve restarts a replica that was up once
-#: without limit.
+#: Then a replica is given up; if it was up once, Ray Serve restarts it without limit.
 _LONGEST_START_S = 1800.0
 _EVENTS = 500
 
 
 class ReplicaLauncher(Protocol):
-    """Starts and stops the replicas of one pool, under names that the autoscaler chooses."""
+    """Starts and stops the replicas of one pool, under the autoscaler's names."""
 
     def client(self, name: str) -> ReplicaClient: ...
 
     async def existing(self) -> Sequence[str]:
-        """The names of the replicas that exist, such as those of an earlier autoscaler."""
+        """Return all replicas, such as an earlier autoscaler's."""
 
     async def start(self, names: Sequence[str]) -> None:
         """Order replicas; returns before they are up."""
 
     async def stop(self, name: str) -> None:
-        """Stop a replica that generates nothing, and release its GPU."""
+        """Stop an idle replica and release its GPU."""
 
     async def failed(self, names: Sequence[str]) -> Mapping[str, str]:
-        """The reasons of failed starts, by name."""
+        """Return the reasons of failed starts, by name."""
 
 
 @dataclass(slots=True)
 class StartupTimeline:
-    """The time at which each phase of a replica's start began, in seconds of the epoch."""
+    """When each phase of a start began, in epoch seconds."""
 
     began_s: dict[Phase, float] = field(default_factory=dict)
 
@@ -69,9 +61,8 @@ class StartupTimeline:
         return max(self.began_s, key=PHASES.index, default="node")
 
     def durations_s(self, now_s: float) -> dict[str, float]:
-        """The duration of each finished phase, and of the current one so far."""
         marks = [(phase, self.began_s[phase]) for phase in PHASES if phase in self.began_s]
-        if not marks:  # the replica is older than this autoscaler
+        if not marks:  # older than this autoscaler
             return {}
         ends = [at for _, at in marks[1:]] + [now_s]
         return {
@@ -83,7 +74,7 @@ class StartupTimeline:
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """Something that happened to a replica: ``what`` is ordered, ready, released or failed."""
+    """``what`` is ordered, ready, released or failed."""
 
     at_s: float
     what: str
@@ -92,7 +83,7 @@ class PoolEvent:
 
 
 class Autoscaler:
-    """Keeps one pool at the size that the scaler decides."""
+    """Keeps one pool at its decided size."""
 
     def __init__(
         self,
@@ -102,8 +93,7 @@ class Autoscaler:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """``clock`` must be the dispatcher's; ``now`` is the wall clock, for events and
-        timelines."""
+        """``clock`` must be the dispatcher's; ``now`` is the wall clock."""
         self.pool = pool
         self._dispatcher = dispatcher
         self._launcher = launcher
@@ -121,7 +111,7 @@ class Autoscaler:
         self._failures_checked_s = 0.0
 
     async def run(self) -> None:
-        """Scale the pool until cancelled. First adopts the replicas of an earlier autoscaler."""
+        """Scale until cancelled; first adopt an earlier autoscaler's replicas."""
         is_first = True
         while True:
             try:
@@ -129,7 +119,7 @@ class Autoscaler:
                     await self._adopt_existing()
                     is_first = False
                 await self.look()
-            except Exception:  # such as a short outage of Ray: scaling must continue
+            except Exception:  # such as an outage of Ray
                 log.exception("pool %s cannot be scaled; retrying", self.pool.name)
                 await asyncio.sleep(1.0)
             await asyncio.sleep(_INTERVAL_S)
@@ -140,7 +130,7 @@ class Autoscaler:
             self._dispatcher.add(self._launcher.client(name))
 
     async def look(self) -> None:
-        """One step: note which starts are ready or failed, then start and stop replicas."""
+        """Note starts that are ready or failed, then start and stop replicas."""
         now = self._clock()
         members = self._dispatcher.members()
         for member in members:
@@ -167,11 +157,10 @@ class Autoscaler:
             self._begin_to_stop(name)
         if not plan.start:
             await self._step_rollout(now)
-        await asyncio.sleep(0)  # let the stopping tasks remove their replicas from the members
+        await asyncio.sleep(0)  # lets stopping tasks remove their replicas
 
     def renew(self) -> None:
-        """Replace every replica one by one when it is idle; below the pool's maximum, a new one is
-        started first."""
+        """Replace all replicas one by one, when idle; below the maximum, a new one starts first."""
         self._is_rollout_due = True
 
     async def _step_rollout(self, now_s: float) -> None:
@@ -229,12 +218,11 @@ class Autoscaler:
         timeline.began_s["ready"] = self._now()
         self._failures = 0
         spent_s = timeline.durations_s(self._now())
-        if spent_s:  # empty for a replica that is older than this autoscaler
+        if spent_s:  # empty: older than this autoscaler
             self._dispatcher.metrics.started(spent_s)
             self._note("ready", name, seconds=spent_s)
 
     async def _failed(self, name: str, reason: str) -> None:
-        """Give a replica up, and pause before the next start; the pause doubles each time."""
         self._failures += 1
         pause_s = min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** (self._failures - 1))
         self._paused_until_s = self._clock() + pause_s
@@ -248,8 +236,7 @@ class Autoscaler:
         await self._launcher.stop(name)
 
     def phase_began(self, name: str, phase: Phase, at_s: float) -> None:
-        """Record that a phase of a replica's start began, as its process reports. A replica that
-        was ready is restarting; one that was given up is ignored."""
+        """Record the start of a phase. A ready replica restarts; one given up is ignored."""
         timeline = self._timelines.get(name)
         if timeline is None:
             return
@@ -263,8 +250,6 @@ class Autoscaler:
         log.info("pool %s: %s %s %s", self.pool.name, name, what, details or "")
 
     def _starting(self, members: Sequence[ScalingCandidate]) -> dict[str, Any] | None:
-        """The phase and durations of the start that is furthest; None if a replica is up or none
-        starts."""
         timelines = [
             timeline
             for member in members
@@ -278,12 +263,11 @@ class Autoscaler:
         return {"phase": furthest.phase, "start_s": furthest.durations_s(self._now())}
 
     def starting(self) -> dict[str, Any] | None:
-        """The progress of a pool that is waking up; None if a replica is up or none starts."""
+        """Return the progress of a pool that is waking up, else None."""
         progress = self._starting(self._dispatcher.members())
         return None if progress is None else {"name": self.pool.name, **progress}
 
     def status(self) -> dict[str, Any]:
-        """The pool's status, as JSON values."""
         now = self._now()
         members = self._dispatcher.members()
         return {
@@ -309,7 +293,6 @@ class Autoscaler:
         }
 
     def families(self) -> list[Metric]:
-        """The pool's metric families for Prometheus."""
         return self._dispatcher.metrics.families(self._dispatcher.status(), self.status())
 
     def _timeline(self, name: str) -> StartupTimeline:

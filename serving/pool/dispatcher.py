@@ -1,8 +1,7 @@
-"""The dispatcher: the async shell around the router's scheduler.
+"""The dispatcher: the async shell around the router's scheduler, on one event loop.
 
-All mutable state is used on one event loop only: the scheduler (the queue, and what each replica
-runs and holds), the tickets and the replicas' clients. ``_assign`` runs after every change and
-starts a task per assignment. However an attempt ends, ``_ended`` frees its capacity.
+``_assign`` runs after every change and starts a task per assignment; ``_ended`` frees its capacity,
+however the attempt ends.
 """
 
 from __future__ import annotations
@@ -52,13 +51,12 @@ from serving.pool.throughput import ThroughputEstimator
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-#: Interval at which a replica is asked for its report; it must answer within REPORT_TIMEOUT_S.
 _WATCH_S = 2.0
 _RETRY_S = 0.5
 
 
 class Dispatcher:
-    """Queues the requests of one pool and assigns them to its replicas. Bound to one event loop."""
+    """Queues and assigns the requests of one pool. Bound to one event loop."""
 
     def __init__(
         self,
@@ -95,14 +93,12 @@ class Dispatcher:
             state.watcher = asyncio.create_task(self._watch(state))
 
     def add(self, client: ReplicaClient) -> None:
-        """Add a replica; it gets requests once it is up."""
         state = self._states[client.id] = ReplicaState(client)
         if self._started:
             state.watcher = asyncio.create_task(self._watch(state))
 
     async def remove(self, replica_id: str) -> None:
-        """Drain a replica: assign nothing to it, wait until it finishes its requests, and remove
-        it."""
+        """Drain a replica, then remove it."""
         state = self._states[replica_id]
         state.leaving = True
         self._mark_down(state)
@@ -113,7 +109,6 @@ class Dispatcher:
         self._states.pop(replica_id, None)
 
     def members(self) -> list[ScalingCandidate]:
-        """Every replica that is not leaving, as the scaler sees it."""
         now = self._clock()
         return [
             ScalingCandidate(
@@ -129,7 +124,7 @@ class Dispatcher:
 
     @property
     def waiting(self) -> int:
-        """The number of queued requests that a replica with capacity could start now."""
+        """Queued requests that a replica with capacity could start now."""
         return len(self._scheduler.queue) - self._scheduler.queue.held
 
     async def close(self) -> None:
@@ -141,7 +136,6 @@ class Dispatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def status(self) -> dict[str, Any]:
-        """The state of the queue and of each replica, as JSON values."""
         now = self._clock()
         return {
             "waiting": len(self._scheduler.queue),
@@ -173,14 +167,13 @@ class Dispatcher:
         return 0.0 if replica is None else replica.busy_s(now_s)
 
     async def submit(self, submission: Submission) -> GenerationResult:
-        """Queue a request and return its result. A second submission of an id joins the first.
+        """Queue a request and await its result; a second submission of an id joins the first.
 
         Raises:
-            Refused: the queue is full, the wait would outlast the deadline, or the request was
-                displaced by a tenant with a smaller backlog.
-            InvalidRequest: the request alone takes longer than its deadline.
-            Quarantined: replicas died during generations with one of its assets.
-            DeadlineExceeded: the result was not ready in time.
+            Refused: queue full, wait beyond the deadline, or displaced by a smaller backlog.
+            InvalidRequest: the request alone exceeds its deadline.
+            Quarantined: replicas died with one of its assets.
+            DeadlineExceeded: not ready in time.
             Exception: any error of the engine.
         """
         outcome: Outcome = "failed"
@@ -269,7 +262,7 @@ class Dispatcher:
             )
 
     def _leave(self, ticket: Ticket) -> None:
-        """Remove one waiter. Without waiters the request is cancelled."""
+        """Remove one waiter; without waiters the request is cancelled."""
         ticket.waiters -= 1
         if ticket.waiters:
             return
@@ -278,11 +271,10 @@ class Dispatcher:
         if ticket.task is None:
             self._tickets.pop(request_id, None)
         else:
-            ticket.lost = False  # do not retry on another replica
+            ticket.lost = False  # no retry
             ticket.task.cancel()
 
     def _assign(self) -> None:
-        """Start what the scheduler assigns; called after every change."""
         for assignment in self._scheduler.assign(self._clock()):
             request = assignment.request
             ticket = self._tickets[request.id]
@@ -295,18 +287,17 @@ class Dispatcher:
             ticket.task.add_done_callback(partial(self._ended, ticket, state, assignment))
 
     def _promote(self, promotion: Promotion | None) -> None:
-        """Begin to prefetch a queued request's assets on the replica that will probably run it."""
         if promotion is None:
             return
         state = self._states[promotion.replica_id]
         if state.promoting:
-            return  # one at a time, so that it does not delay generations and reports
+            return  # one at a time: generations and reports must not wait
         blobs = promotion.blobs
         state.promoting = True
 
         async def prefetch() -> None:
             try:
-                # An error here occurs again, and is reported, when the request runs.
+                # Errors recur, and are reported, when the request runs.
                 with suppress(ServingError, TierError, AssetError, TimeoutError):
                     async with asyncio.timeout(WARM_TIMEOUT_S):
                         await state.client.warm(blobs)
@@ -318,7 +309,6 @@ class Dispatcher:
         task.add_done_callback(self._promotions.discard)
 
     async def _run(self, ticket: Ticket, state: ReplicaState) -> None:
-        """One attempt on one replica."""
         with log_fields(request=ticket.waiting.id, tenant=ticket.submission.tenant_id):
             await self._attempt(ticket, state)
 
@@ -348,7 +338,6 @@ class Dispatcher:
             _answer(ticket.answer, error)
 
     def _reject_quarantined(self) -> None:
-        """Reject the queued requests whose asset has just been quarantined."""
         for request in list(self._scheduler.queue):
             ticket = self._tickets[request.id]
             try:
@@ -359,8 +348,6 @@ class Dispatcher:
                 _answer(ticket.answer, quarantined)
 
     def _retry(self, ticket: Ticket, error: ServingError, *, died: bool) -> None:
-        """Mark the request for another attempt on another replica, unless its asset is quarantined
-        or its attempts are used up. ``died`` counts a crash against its assets."""
         if died:
             submission = ticket.submission
             self._quarantine.crashed(submission.tenant_id, submission.named, self._clock())
@@ -377,8 +364,7 @@ class Dispatcher:
     def _ended(
         self, ticket: Ticket, state: ReplicaState, assignment: Assignment, task: asyncio.Task[None]
     ) -> None:
-        """Free the replica's capacity after an attempt. A done callback, so that it also runs when
-        the task is cancelled before its first step."""
+        """A done callback: it also runs if the task is cancelled before its first step."""
         del state.running[ticket.waiting.id]
         ticket.began_s = None
         state.first_begins(self._clock())
@@ -396,13 +382,12 @@ class Dispatcher:
         self._assign()
 
     def _mark_down(self, state: ReplicaState) -> None:
-        """Assign nothing to the replica until it reports again."""
+        """Assign nothing to it until it reports again."""
         if state.report is not None:
             state.report = None
             self._scheduler.fleet.remove(state.client.id)
 
     def _hangs(self, state: ReplicaState) -> None:
-        """Mark a replica that does not answer as down, and retry its requests elsewhere."""
         self._mark_down(state)
         for ticket in list(state.running.values()):
             if ticket.task is not None and not ticket.answer.done():
@@ -415,7 +400,7 @@ class Dispatcher:
             return
         fleet = self._scheduler.fleet
         if state.report is not None and state.report.node != report.node:
-            self._mark_down(state)  # it restarted on another node under the same name
+            self._mark_down(state)  # restarted on another node
         if state.client.id not in fleet:
             state.idle_since_s = self._clock()
             fleet.add(
@@ -438,17 +423,13 @@ class Dispatcher:
                 other.report = replace(other.report, resident=resident)
 
     async def _watch(self, state: ReplicaState) -> None:
-        """Poll the replica's report until cancelled.
-
-        A replica that is up must answer within REPORT_TIMEOUT_S; one that is down may take any
-        time. Its report corrects what the scheduler assumes about it.
-        """
+        """A replica that is up must answer within REPORT_TIMEOUT_S; others at any time."""
         while True:
             state.news.clear()
             known = self.residency.directives().nodes
             patience_s = None if state.report is None else REPORT_TIMEOUT_S
             try:
-                # Not wait_for: before Python 3.12 it may swallow the cancellation of close().
+                # Not wait_for: before Python 3.12 it may swallow a cancellation.
                 async with asyncio.timeout(patience_s):
                     report = await state.client.describe(self.residency.directives())
             except (ServingError, TimeoutError):
@@ -491,7 +472,7 @@ def _answer(
 
 
 def _retrieve(future: asyncio.Future[GenerationResult]) -> None:
-    """Retrieve an exception, so that asyncio does not log one that has no waiter."""
+    """Retrieve the exception, or asyncio logs it."""
     if not future.cancelled():
         with suppress(Exception):
             future.exception()

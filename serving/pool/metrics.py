@@ -1,8 +1,7 @@
 """The Prometheus metrics of one pool.
 
-The dispatcher counts. A gateway collects the metrics of all pools, so every gateway shows the same
-values. Labels have few, known values (a pool, a plan, a tier, a phase) and never contain a tenant,
-an asset or a prompt.
+The dispatcher counts and gateways collect, so all show the same values. Labels have few values:
+never a tenant, an asset or a prompt.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ _QUEUE_S = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0)
 
 
 class PoolMetrics:
-    """Counters since the dispatcher started. After a restart they begin at zero, which Prometheus
-    expects of counters."""
+    """Prometheus expects that counters restart at zero."""
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
@@ -98,7 +96,7 @@ class PoolMetrics:
             self._start_s.labels(self.pool, phase).observe(spent_s)
 
     def families(self, dispatcher: Mapping[str, Any], pool: Mapping[str, Any]) -> list[Metric]:
-        """All families: the counters, and gauges from the dispatcher's and the pool's status."""
+        """Return the counters, and gauges from the statuses."""
         name = self.pool
         states = [replica["state"] for replica in pool["replicas"]]
         replicas = [((name, state), states.count(state)) for state in ("up", "starting")]

@@ -1,4 +1,4 @@
-"""The dispatcher's state of a replica, and of a request that is queued or running."""
+"""The dispatcher's state of each replica and request."""
 
 from __future__ import annotations
 
@@ -19,43 +19,38 @@ from serving.generation.submission import Submission
 
 
 class ReplicaClient(Protocol):
-    """The dispatcher's client of a replica. Every method raises ReplicaLost when it is dead."""
+    """A client of a replica. Every method raises ReplicaLost when it is dead."""
 
     id: str
 
     async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
-        """Send the directives and return the replica's report. Waits until the replica is up."""
+        """Send the directives; return the report once the replica is up."""
 
     async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
-        """Generate images. Cancelling the call stops the generation."""
+        """Generate images. Cancelling stops the generation."""
 
-    async def forget(self, keys: Collection[str]) -> ReplicaReport:
-        """Delete the values of these content keys from every tier of the replica."""
+    async def forget(self, keys: Collection[str]) -> ReplicaReport: ...
 
     async def warm(self, blobs: Sequence[Blob]) -> str:
-        """Load blobs into host RAM and return the lowest tier on which one was found."""
+        """Load into host RAM; return the lowest tier found on."""
 
 
 @dataclass(slots=True)
 class ReplicaState:
-    """The state of a replica; only the dispatcher changes it."""
+    """Only the dispatcher changes it."""
 
     client: ReplicaClient
-    report: ReplicaReport | None = None  # None: down, or not up yet
+    report: ReplicaReport | None = None  # None: not up
     running: dict[str, Ticket] = field(default_factory=dict)
-    #: Whether a prefetch runs on it.
     promoting: bool = False
-    #: Set to poll it before the interval has passed.
+    #: Set to poll now.
     news: asyncio.Event = field(default_factory=asyncio.Event)
     watcher: asyncio.Task[None] | None = None
-    #: When it became idle.
     idle_since_s: float = 0.0
-    #: It finishes its requests and gets no new ones.
     leaving: bool = False
 
     def first_begins(self, now_s: float) -> None:
-        """Start the engine time of the first running request. The engine works on one request; the
-        next is only prepared."""
+        """Begin the first request's engine time; the next is only prepared."""
         first = next(iter(self.running.values()), None)
         if first is not None and first.began_s is None:
             first.began_s = now_s
@@ -63,20 +58,19 @@ class ReplicaState:
 
 @dataclass(slots=True)
 class Ticket:
-    """A submitted request; only the dispatcher changes it, and its submitters await ``answer``."""
+    """A submitted request; only the dispatcher changes it."""
 
     submission: Submission
     waiting: QueuedRequest
     answer: asyncio.Future[GenerationResult]
-    #: The number of submitters that wait; a second submission of the id joins the first.
+    #: Submitters that await ``answer``.
     waiters: int = 0
     attempts: int = 0
-    lost: bool = False  # the last attempt's replica was lost; to be retried
+    lost: bool = False  # its replica was lost; to be retried
     task: asyncio.Task[None] | None = None
-    #: When an engine began to work on it.
+    #: When an engine began it.
     began_s: float | None = None
 
     def engine_s(self, now_s: float) -> float:
-        """The engine time of the current attempt in seconds. Earlier attempts lost their replica
-        and are not charged."""
+        """Return the current attempt's seconds; lost ones are not charged."""
         return 0.0 if self.began_s is None else now_s - self.began_s

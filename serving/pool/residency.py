@@ -1,4 +1,4 @@
-"""Where assets are cached in a pool, as replicas report it, and the directives to the replicas."""
+"""Where assets are cached in a pool, and the directives to its replicas."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from serving.generation.contract import (
 )
 from serving.pool.replica_state import ReplicaState
 
-#: How many of the most popular assets are pinned on the nodes that have them.
+#: Assets pinned on the nodes that have them.
 MOST_POPULAR = 8
 
-#: Directives with their inputs: when they were made, and for which nodes and pins.
+#: With their time, nodes and pins.
 _CachedDirectives = tuple[float, frozenset[str], frozenset[str] | None, ClusterDirectives]
 
 
 class ResidencyIndex:
-    """Which replicas and nodes hold which assets. Reads the dispatcher's replica states and changes
-    none."""
+    """Which replicas and nodes hold which assets. Changes no replica state."""
 
     def __init__(
         self,
@@ -39,23 +38,21 @@ class ResidencyIndex:
         take_report: Callable[[ReplicaState, ReplicaReport], None],
         clock: Callable[[], float],
     ) -> None:
-        """``popular(count, now_s)`` returns the most requested content keys. ``take_report`` is
-        called with each report that a replica returns."""
+        """``popular(count, now_s)``: the most requested keys. ``take_report`` gets each report."""
         self._states = states
         self._popular = popular
         self._take_report = take_report
         self._clock = clock
-        #: The operator's pins; None until they are known, and until then no pin is released.
+        #: The operator's; until they are known, no pin is released.
         self._pinned: frozenset[str] | None = None
         self._cached: _CachedDirectives = (-inf, frozenset(), None, ClusterDirectives())
 
     def resident(self) -> frozenset[str]:
-        """The content keys in any tier of any replica that is up."""
         reports = [state.report for state in self._states.values() if state.report is not None]
         return frozenset().union(*(keys for r in reports for keys in r.resident.values()))
 
     def residency(self, keys: Collection[str]) -> dict[str, Residency]:
-        """The replicas and nodes that hold each content key; keys held nowhere are left out."""
+        """Return each key's replicas and nodes; keys held nowhere are missing."""
         residencies = {}
         for key in keys:
             up = [s for s in self._states.values() if s.report is not None]
@@ -72,11 +69,11 @@ class ResidencyIndex:
         return residencies
 
     def hold(self, keys: Collection[str]) -> None:
-        """Replace the operator's pins by these content keys. Replicas apply them within seconds."""
+        """Replace the operator's pins; replicas apply them within seconds."""
         self._pinned = frozenset(keys)
 
     def directives(self) -> ClusterDirectives:
-        """The directives to every replica; cached for a second unless nodes or pins change."""
+        """Return the directives; cached for a second unless nodes or pins change."""
         now = self._clock()
         nodes = frozenset(s.report.node for s in self._states.values() if s.report is not None)
         made_s, of_nodes, pinned, directives = self._cached
@@ -96,8 +93,10 @@ class ResidencyIndex:
         return ClusterDirectives(nodes, pins)
 
     async def forget(self, keys: Collection[str]) -> None:
-        """Delete these content keys from every replica that is up. A replica that is down or still
-        leases one keeps it; callers check ``resident`` and repeat the call."""
+        """Delete keys from all replicas that are up.
+
+        Those that are down or lease a key keep it: check ``resident`` and repeat.
+        """
 
         async def ask(state: ReplicaState) -> None:
             with suppress(ServingError, TimeoutError):
@@ -108,15 +107,17 @@ class ResidencyIndex:
         await asyncio.gather(*map(ask, up))
 
     async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
-        """Load blobs on every replica's node and return, by replica, the tier they were found on.
-        Replicas that are down, fail or take too long are left out."""
+        """Load blobs on every node; return the tier found on, by replica.
+
+        Replicas that are down, fail or take too long are missing.
+        """
         tiers: dict[str, str] = {}
 
         async def ask(state: ReplicaState) -> None:
             with suppress(ServingError, TierError, AssetError, TimeoutError):
                 async with asyncio.timeout(WARM_TIMEOUT_S):
                     tiers[state.client.id] = await state.client.warm(blobs)
-            state.news.set()  # poll it now, because it holds more than it last reported
+            state.news.set()  # it holds more than reported
 
         await asyncio.gather(*(ask(s) for s in self._states.values() if s.report is not None))
         return tiers

@@ -1,5 +1,4 @@
-"""Estimates the speeds of generation and of the tiers, because the router weighs costs in
-seconds."""
+"""Estimates the speeds of generation and tiers for the router."""
 
 from __future__ import annotations
 
@@ -8,21 +7,20 @@ from dataclasses import replace
 from router.cost import Speeds
 from serving.generation.contract import GenerationResult, GenerationTask
 
-#: The weight of a new measurement in the exponential moving average.
+#: Weight of a new measurement.
 _SMOOTHING = 0.3
-#: Smaller files do not count: their fetch time is not proportional to their size.
+#: Smaller files' fetch time is not proportional to size.
 _MIN_MEASURED_BYTES = 1 << 20
 
 
 class ThroughputEstimator:
-    """Exponential moving averages of measured speeds. Remembers which speeds have been measured:
-    the first measurement replaces the initial guess."""
+    """Exponential moving averages; the first measurement replaces the guess."""
 
     def __init__(self) -> None:
         self._measured = set[str]()
 
     def after(self, result: GenerationResult, request: GenerationTask, speeds: Speeds) -> Speeds:
-        """``speeds`` updated with the measurements of a generation."""
+        """Return ``speeds`` updated with a generation's measurements."""
         spent_s = (result.timings.denoise_ms + result.timings.decode_ms) / 1000
         if spent_s > 0:
             work_per_s = self._smoothed("work", speeds.work_per_s, request.work / spent_s)
