@@ -1,1 +1,1 @@
-"""Benchmarks. No shipped package imports them; results are in benchmarks/results."""
+"""Benchmarks; results are in benchmarks/results."""

@@ -1,9 +1,7 @@
-"""Two ways to address a chosen replica: one-replica applications ("slots"), or one deployment
-with a router that follows the request ("targeted"). Run: ``python -m benchmarks addressing``.
+"""Two ways to address a replica: one-replica applications ("slots"), or one deployment with a
+router that follows the request ("targeted").
 
-Stub replicas, one Ray instance per case. Measured for each way and size: seconds to deploy, the
-idle controller's share of a CPU, round trips to the replicas in turn, and seconds to remove one
-replica (the targeted way cannot choose which).
+Stub replicas, one Ray instance per case. Targeted cannot choose which replica is removed.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class Stub:
 
 
 class Targeted(RequestRouter):  # type: ignore[misc]  # Ray is untyped
-    """Route each request to the replica that its ``target`` argument names."""
+    """Route to the replica that the ``target`` argument names."""
 
     async def choose_replicas(
         self,
@@ -65,7 +63,7 @@ def controller_process() -> psutil.Process:
 
 
 def controller_share() -> float:
-    """Return the controller's share of one CPU over IDLE_S seconds."""
+    """Return the controller's share of one CPU over IDLE_S."""
     process = controller_process()
     before = sum(process.cpu_times()[:2])
     time.sleep(IDLE_S)
@@ -73,7 +71,7 @@ def controller_share() -> float:
 
 
 async def round_trips(calls: list[Any]) -> list[float]:
-    """Return the milliseconds of ROUND_TRIPS sequential calls, to the replicas in turn."""
+    """Return milliseconds of sequential calls, to the replicas in turn."""
     for call in calls:
         await call()
     spent = []
@@ -152,7 +150,6 @@ def measure(way: str, count: int) -> dict[str, Any]:
 
 
 def table() -> str:
-    """Return the results as Markdown, as the decision record holds them."""
     heads = ["way", "replicas", "deploy s", "controller idle % of a CPU"]
     heads += ["round trip p50 ms", "p95 ms", "remove one s"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]

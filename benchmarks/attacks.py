@@ -1,11 +1,10 @@
-"""Generation time of one tenant while another attacks the gateway, and without the attack.
+"""Generation time of one tenant with and without another's attack on the gateway.
 
     python -m benchmarks attacks                        # about two minutes
-    python -m benchmarks attacks --before CHECKOUT      # also measure an older checkout
+    python -m benchmarks attacks --before CHECKOUT      # also an older checkout
 
-The platform runs in one process, so that the gateway's work takes time from the engine. For each
-attack, images are generated without it and during it. The attacker runs at low priority, because a
-real one is another machine, which takes no CPU time from the platform.
+In one process: the gateway takes time from the engine. The attacker has low priority: a real one
+takes no CPU time from the platform.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from tests.support.servers import await_port, clean_environment, end_serving, fr
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "attacks.json"
-#: Timeout of an image or a probe.
 _LONGEST_S = 20.0
 _IMAGE = {"prompt": "a small red star", "steps": 16, "seed": 7}
 
@@ -112,7 +110,7 @@ ATTACKS: Mapping[str, Callable[[httpx2.Client, str], None]] = {
 
 
 def attack(name: str, url: str, key: str) -> None:
-    """Run an attack over two connections until this process is killed."""
+    """Attack over two connections until killed."""
     os.nice(19)
 
     def repeat() -> None:
@@ -129,7 +127,7 @@ def attack(name: str, url: str, key: str) -> None:
 
 @contextmanager
 def platform(checkout: Path, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Run the platform of a checkout; yield its URL and the keys of two tenants."""
+    """Run a checkout's platform; yield its URL and two tenants' keys."""
     settings = Settings(data_dir=folder, port=free_port(), replicas=1, host_dir=folder / "host")
     environment = {**clean_environment(), **settings.to_environment(), "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-m", "serving.cli.main"]
@@ -168,11 +166,11 @@ def image_s(url: str, key: str) -> float:
 
 
 def beside(name: str, url: str, keys: list[str], images: int) -> tuple[list[float], float]:
-    """Return the seconds of each image during the attack, and of the slowest probe."""
+    """Return seconds of each image, and of the slowest probe."""
     command = [sys.executable, "-m", "benchmarks", "attacks", "--attack", name, url, keys[1]]
     attacking = subprocess.Popen(command, cwd=ROOT)
     try:
-        time.sleep(2)  # for the attack to begin
+        time.sleep(2)
         return [image_s(url, keys[0]) for _ in range(images)], _probe_s(url)
     finally:
         attacking.kill()
@@ -192,7 +190,7 @@ def _probe_s(url: str) -> float:
 
 
 def recover(url: str) -> None:
-    """Wait until the platform has worked off the attack's requests."""
+    """Wait until the attack's requests are worked off."""
     while True:
         began = time.perf_counter()
         with suppress(httpx2.HTTPError):
@@ -233,7 +231,7 @@ def measure(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return the table of docs/security.md: ratios, and the slowest probe in milliseconds."""
+    """Return docs/security.md's table."""
     names = [name for name in ("before", "now") if name in result]
     heads = [f"{name} | probe, ms" for name in names]
     lines = [f"| beside | {' | '.join(heads)} |", "|---|" + "---|---|" * len(names)]

@@ -2,12 +2,9 @@
 
     python -m benchmarks coldstart       # about two minutes
 
-Each start is a separate process that does what a replica does before it is ready: imports, loading
-the model, a first image. The ways are interleaved: the model is fetched from the object store after
-the imports, or during them, or it is on the node's disk from an earlier replica. The store is a
-real S3 server behind a proxy with a fixed rate: the miniature's 22 MB at 4 MB/s take as long as
-SDXL's 7 GB at 1.3 GB/s. Ray's part of a start (machine, worker process) is in ``GET /v1/pools`` of
-a running cluster.
+In new processes; the model comes from a real S3 server after or during the imports, or from disk. A
+proxy fixes the rate: the miniature's 22 MB at 4 MB/s take as long as SDXL's 7 GB at 1.3 GB/s. Ray's
+part is in ``GET /v1/pools`` of a running cluster.
 """
 
 from __future__ import annotations
@@ -54,7 +51,7 @@ def main() -> None:
 
 
 def start(way: str) -> dict[str, float]:
-    """Start a replica here, as serving/cluster/replicas.py does; return seconds by part."""
+    """Start a replica as serving/cluster/replicas.py does; return seconds by part."""
     laps = [time.perf_counter()]
     import ray.serve  # noqa: F401  (part of a replica's imports)
 

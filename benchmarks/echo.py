@@ -1,5 +1,5 @@
-"""A minimal service on Ray Serve, the reference of ``benchmarks overhead``: a gateway, a handle and
-a replica that answers with a given number of bytes."""
+"""A minimal Ray Serve service, the reference of ``benchmarks overhead``: gateway, handle,
+replica."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Echo:
 
 
 def deploy() -> None:
-    """Deploy the replica on the Ray cluster that this process has joined."""
+    """Deploy the replica on the joined Ray cluster."""
     application = Echo.options(ray_actor_options={"num_cpus": 0}).bind()  # type: ignore[attr-defined]
     serve.run(application, name=NAME, route_prefix=None)
 
 
 def app() -> FastAPI:
-    """Build a gateway's application. ECHO_RAY_ADDRESS and ECHO_BYTES configure it."""
+    """Build a gateway, configured by ECHO_RAY_ADDRESS and ECHO_BYTES."""
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=os.environ["ECHO_RAY_ADDRESS"],

@@ -1,13 +1,11 @@
 """Whole requests to a running platform, measured by k6 and locust in four scenarios.
 
-Run: ``python -m benchmarks http`` (or ``make bench-http``). Starts the platform in a
-private folder on a free port, uploads LoRAs, and for each tool and scenario prints
-min, mean, p50, p95, p99 and max of the whole request in milliseconds:
+Prints min, mean, p50, p95, p99 and max in milliseconds for each tool and scenario:
 
-base              only the base model
-warm LoRA         the same LoRA in every request
-changing LoRA     a different LoRA in every request, all of them in the GPU tier
-cold LoRA         in every request a LoRA that no replica has used before
+    base              only the base model
+    warm LoRA         the same LoRA in every request
+    changing LoRA     a different LoRA in every request, all in the GPU tier
+    cold LoRA         a LoRA that no replica has used
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ TOOLS = ("k6", "locust")
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """``iterations`` limits a scenario that uses each LoRA once; others run for a fixed time."""
+    """A scenario: ``iterations`` requests with each LoRA once, or a fixed time."""
 
     name: str
     loras: Sequence[str]
@@ -56,7 +54,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class ScenarioFigures:
-    """A scenario's figures: milliseconds of whole requests as the tool measured them."""
+    """Milliseconds of whole requests as the tool measured them."""
 
     tool: str
     scenario: str
@@ -185,7 +183,7 @@ def table(rows: Sequence[ScenarioFigures]) -> Table:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Return a result's table as docs/benchmarks.md holds it."""
+    """Return docs/benchmarks.md's table."""
     figures = ("p50", "p95", "p99", "max")
     heads = ["asked by", "scenario", "requests", "failed", *(f"{name}, ms" for name in figures)]
     lines = ["| " + " | ".join(heads) + " |"]
@@ -202,14 +200,14 @@ def main() -> None:
     parser.add_argument("--cold", type=int, default=16, help="cold LoRAs for each tool")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the platform as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the platform
     rows: list[ScenarioFigures] = []
     with TemporaryDirectory(prefix="bench-") as temporary:
         folder = Path(temporary)
         with platform_for(folder, None) as (settings, client, key):
             print("uploading LoRAs …", file=sys.stderr)
             warm = upload_loras(client, folder, CHANGING, "warm")
-            for lora in warm * 4:  # load them on every replica
+            for lora in warm * 4:  # on every replica
                 client.generate({"prompt": "x", "steps": 1, "loras": {lora: 1.0}})
             for tool in TOOLS:
                 cold = upload_loras(client, folder, arguments.cold, f"cold-{tool}-")

@@ -1,9 +1,6 @@
-"""Library calls of a tenant with 10,000 assets and of one with 100: list, search, get, resolve.
+"""Library calls of tenants with 10,000 and 100 assets: list, search, get, resolve.
 
-Run: ``python -m benchmarks library`` (``--database postgresql+psycopg://…`` instead of SQLite in a
-private folder). Calls the library as a gateway does, for both tenants in turn; reports milliseconds
-of each call and the ratio of the medians. HTTP costs both tenants the same and is left out, which
-makes the ratios worse, not better.
+Without HTTP, which costs both the same: ratios look worse, not better.
 """
 
 from __future__ import annotations
@@ -37,11 +34,10 @@ from serving.bootstrap.database import open_database
 RESULT = Path(__file__).parent / "results" / "library.json"
 SIZES = (100, 10_000)
 ROUNDS = 300
-#: Results per page of a search.
+#: Per page of a search.
 PAGE = 20
 _FIRST = ("neon", "glass", "ink", "gold", "retro", "pix", "dream", "storm", "copper", "moon")
 _SECOND = ("light", "sketch", "forest", "city", "paper", "wave", "stone", "garden", "line", "ish")
-#: The vocabulary of names, descriptions and tags.
 _WORDS = tuple(f"{first}{second}" for first in _FIRST for second in _SECOND)
 
 
@@ -56,7 +52,7 @@ class OperationFigures:
 
 
 def asset_of(tenant: str, index: int, rng: random.Random) -> Asset:
-    """Make a typical asset: name, description, tags, trigger words, report."""
+    """Make a typical asset."""
     words = rng.sample(_WORDS, 6)
     blob = Blob(f"t{new_asset_id()}", "0" * 64, 20_000_000)
     return Asset(
@@ -94,7 +90,7 @@ def fill(records: SqlAssetRecords, seed: int) -> dict[int, list[Asset]]:
 def operations(
     library: Library, made: Mapping[int, Sequence[Asset]], rng: random.Random
 ) -> dict[str, Callable[[int], object]]:
-    """Return the operations by name. Each takes the tenant's size and picks random arguments."""
+    """Return operations by name. Each takes the tenant's size and picks random arguments."""
 
     def principal(size: int) -> Principal:
         return Principal(f"tenant-{size}", f"tenant-{size}")

@@ -1,12 +1,11 @@
-"""Loading a checkpoint's weights from a file onto the device: by the engine, by safetensors'
-``load_file`` and by a bare read of the same file, interleaved in one run.
+"""Loading checkpoint weights onto the device: the engine, safetensors' ``load_file`` and bare
+reads.
 
     python -m benchmarks load            # into host memory
     python -m benchmarks load --device cuda
 
-The file is on tmpfs, like the host tier, and on a disk, with none of it in the page cache. The bare
-read fills an allocated buffer of the file's size; a second one goes through a small buffer that
-stays in the CPU's cache.
+From tmpfs, like the host tier, and from disk, out of the page cache. One bare read fills an
+allocated buffer; another goes through a small buffer in the CPU's cache.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from assets.formats.tensors import DTYPE_NAMES, PlannedTensor, TensorFile, write
 from serving.engine.slabs import SlabLayout, load_slabs
 
 RESULTS = Path(__file__).parent / "results" / "load.json"
-#: SDXL's large shapes, and a few of its small ones.
+#: SDXL's large shapes, and a few small ones.
 SHAPES = {
     (1280, 1280): 24, (10240, 1280): 4, (1280, 5120): 4, (640, 640): 24, (5120, 640): 8,
     (1280, 2048): 16, (640, 2048): 8, (1280, 640, 3, 3): 2, (1280,): 60, (640,): 60,
@@ -60,7 +59,7 @@ def main() -> None:
 def measure(
     device: torch.device, rounds: int, copies: int, memory: Path, disk: Path
 ) -> dict[str, Any]:
-    """Return medians in GB/s. Both folders are removed at the end."""
+    """Return medians in GB/s; remove both folders."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     parameters = {
         f"block.{number}.{'x'.join(map(str, shape))}": shape
@@ -83,7 +82,7 @@ def measure(
         whole = bytearray(size)
         whole[:] = b"\1" * size  # allocates its pages
 
-        # A checkpoint swap reuses the memory of the evicted one.
+        # A checkpoint swap reuses the evicted one's memory.
         slabs = layout.allocate(device, dtype)
         with TensorFile(files["tmpfs"]) as file:
             load_slabs(file, layout, device, dtype, spare=slabs)
@@ -106,7 +105,7 @@ def measure(
 
         def theirs(path: Path) -> None:
             tensors = load_file(path, device=str(device))
-            if device.type == "cpu":  # it only maps the file; touch every page to read it
+            if device.type == "cpu":  # only mapped: touch every page
                 for tensor in tensors.values():
                     tensor.view(-1).view(torch.uint8)[::4096].sum()
 
@@ -118,7 +117,7 @@ def measure(
         }
         turns = list(ways.items())
         for _ in range(rounds):
-            turns.append(turns.pop(0))  # rotate the order, so that no way always runs first
+            turns.append(turns.pop(0))  # no way always runs first
             for medium, path in files.items():
                 for way, load in turns:
                     if medium == "disk":

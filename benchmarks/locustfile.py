@@ -1,4 +1,4 @@
-"""The scenario of generate.k6.js for locust, configured by the same environment variables."""
+"""generate.k6.js's scenario for locust, with the same environment variables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Artist(HttpUser):  # type: ignore[misc]  # locust is untyped
     def generate(self) -> None:
         index = next(COUNTER)
         if ITERATIONS and index >= ITERATIONS:
-            if index == ITERATIONS:  # end the run once running requests are done
+            if index == ITERATIONS:  # end once running requests are done
                 gevent.spawn(self.environment.runner.quit)
             raise StopUser
         body: dict[str, object] = {

@@ -2,14 +2,10 @@
 
     python -m benchmarks overhead        # about five minutes
 
-k6 sends requests with 1, 8 and 32 clients, in turn to the running platform (keys, quota, ledger,
-queue, dispatcher, replica) and to an echo that answers as many bytes (only gateway → handle →
-replica). The engine's own time, which the answer reports, is subtracted from the platform's; with
-several clients most of the rest is queueing, which the second column subtracts as well.
-
-The echo is measured without pauses, and at the platform's pace: each client pauses as long as an
-image takes. At ten requests a second caches are cold and CPUs are asleep, for the echo as for the
-platform.
+k6 sends requests with 1, 8 and 32 clients, in turn to the platform and to an echo of as many bytes
+(gateway → handle → replica). The engine's time is subtracted; a second column subtracts queueing
+too. The echo also runs at the platform's pace: at ten requests a second caches are cold and CPUs
+asleep.
 """
 
 from __future__ import annotations
@@ -65,7 +61,7 @@ def main() -> None:
 
 @contextmanager
 def own_ray() -> Iterator[str]:
-    """Run a Ray on this machine for platform and echo; yield its address."""
+    """Run a Ray on this machine; yield its address."""
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
@@ -111,7 +107,7 @@ def echo(address: str, size_bytes: int) -> Iterator[str]:
 
 
 def measure(url: str, key: str, echo_url: str, seconds: int, rounds: int) -> dict[str, Any]:
-    """Return medians over the rounds of each round's p50 and p95, in ms."""
+    """Return medians of each round's p50 and p95, in ms."""
     rows = []
     for clients in CLIENTS:
         runs: dict[str, list[dict[str, Any]]] = {"platform": [], "echo": [], "paced": []}
@@ -128,7 +124,7 @@ def measure(url: str, key: str, echo_url: str, seconds: int, rounds: int) -> dic
                 if name == "platform":
                     count = metrics["engine"]["values"]["count"]
                     pause_ms = 1000 * seconds * clients / count
-                if index:  # the first round warms up
+                if index:  # warm-up
                     runs[name].append(metrics)
 
         def median_of(name: str, trend: str, part: str) -> float:

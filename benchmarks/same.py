@@ -1,8 +1,7 @@
 """Whether two commits generate the same images: the demonstration's, and random recipes.
 
-Each commit is checked out into a temporary worktree with an environment of its own and serves there
-as its operator would run it. Both get every request in turn, over HTTP, because the wire is what
-they have in common. Bits differ between CPUs, so images are compared within one run only.
+Each commit serves HTTP from a worktree with its own environment. Bits differ between CPUs: compare
+within one run only.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class ServedCommit:
 
 @contextmanager
 def checkout(commit: str, folder: Path) -> Iterator[Path]:
-    """A worktree of ``commit`` with the environment that its own Makefile installs."""
+    """A worktree of ``commit`` with its own Makefile's environment."""
     git = ["git", "-C", str(ROOT), "worktree"]
     subprocess.run([*git, "add", "--quiet", "--detach", str(folder), commit], check=True)
     try:
@@ -57,7 +56,7 @@ def checkout(commit: str, folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def serving(commit: str, folder: Path) -> Iterator[ServedCommit]:
-    """Serve ``commit`` on one replica with the miniature model."""
+    """Serve ``commit`` on one replica with the miniature."""
     with checkout(commit, folder / "checkout") as tree:
         settings = Settings(data_dir=folder / "data", port=free_port(), replicas=1)
         process = start_serving(settings, folder / "log", "--in-process", checkout=tree)
@@ -79,8 +78,7 @@ def key(tree: Path, settings: Settings) -> str:
 
 
 def random_request(rng: random.Random) -> dict[str, Any]:
-    """A request with any of the public assets, samplers and sizes. ``my-outline`` is the private
-    LoRA."""
+    """A random request. ``my-outline`` is the private LoRA."""
 
     def names(kind: str) -> list[str]:
         return [f"commons:{entry.name}" for entry in CATALOGUE if entry.kind == kind]
@@ -119,7 +117,7 @@ def images(endpoint: ServedCommit, request: Mapping[str, Any]) -> list[bytes]:
 
 
 def compare(endpoints: Sequence[ServedCommit], seed: int, count: int) -> dict[str, Any]:
-    """Send every request to both; return the counts and the requests whose images differ."""
+    """Send every request to both; return counts and differences."""
     result: dict[str, Any] = {"old": endpoints[0].commit, "new": endpoints[1].commit}
     rng = random.Random(seed)
     titles = [panel.title for panel in panels("")]

@@ -1,11 +1,8 @@
 """Switching recipes: the engine against stock diffusers and a bare copy, for each tier.
 
-Run: ``python -m benchmarks swap``. One engine and one pipeline with the same model, in one
-process, all steps interleaved: a LoRA of rank 32 on both text encoders and all 722 linear layers
-of the UNet that trainers usually cover, an inversion and a second checkpoint, each from the GPU,
-host and disk tier. The bare copy moves the bytes that a switch writes (and reads). Prints medians
-and ratios. Needs no Ray; uses CUDA if available. Ratios are comparable between machines,
-milliseconds are not.
+In one process, interleaved: a rank-32 LoRA on both text encoders and the UNet's 722 linear layers
+that trainers usually cover, an inversion, a second checkpoint. The bare copy moves a switch's
+bytes. Only ratios are comparable between machines. Without Ray; on CUDA if available.
 """
 
 from __future__ import annotations
@@ -105,7 +102,7 @@ def set_up(folder: Path, device: str, rank: int) -> Stage:
 
 
 def write_other_unet(source: Path, target: Path) -> Path:
-    """Write a diffusers UNet folder with all weights scaled by 0.99."""
+    """Write a diffusers UNet folder with weights scaled by 0.99."""
     from safetensors.torch import load_file, save_file
 
     target.mkdir()
@@ -124,7 +121,7 @@ def stock_pipeline(folder: Path, device: str) -> Any:
 
 
 def stock_lora(pipeline: Any, path: Path) -> None:
-    """Load and fuse a LoRA into a stock pipeline, and remove it again."""
+    """Load, fuse and remove a LoRA in a stock pipeline."""
     pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="x")
     pipeline.set_adapters(["x"], [0.8])
     pipeline.fuse_lora()
@@ -133,7 +130,7 @@ def stock_lora(pipeline: Any, path: Path) -> None:
 
 
 def stock_steps(stage: Stage) -> dict[str, Callable[[], Any]]:
-    """Return for each kind the stock calls that load the asset for a request and remove it."""
+    """Return by kind the stock calls that load and remove the asset."""
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 
@@ -168,8 +165,7 @@ def stock_steps(stage: Stage) -> dict[str, Callable[[], Any]]:
 
 
 def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
-    """Return for each kind and tier: a function that puts the asset into the tier, and the measured
-    switch from the base to the asset and back."""
+    """Return by kind and tier: fill the tier; the switch from the base and back."""
     engine = stage.engine
     loras = (LoraUse(stage.lora, 0.8),)
     inversions = (InversionUse(stage.inversion, WORD),)
@@ -200,8 +196,7 @@ def our_steps(stage: Stage) -> dict[str, tuple[Callable[[], None], Callable[[], 
 
 
 def copies(stage: Stage) -> dict[str, Callable[[], None]]:
-    """Return bare copies of the bytes that a switch of the engine writes, there and back; from the
-    host tier the file is read as well."""
+    """Return bare copies of a switch's bytes; the host tier also reads the file."""
     engine = stage.engine
     unet = stage.base.pristine(engine.base.unet).slabs
     prepared = engine.prepare(stage.recipe(loras=(LoraUse(stage.lora, 1.0),)))
@@ -279,7 +274,7 @@ def measure(stage: Stage, device: str, rounds: int) -> dict[str, list[float]]:
         for name, (place, work) in steps.items():
             place()
             spent = timed(work)
-            if index >= 2:  # the first rounds warm up
+            if index >= 2:  # warm-up
                 rows[name].append(spent)
     return rows
 
@@ -299,7 +294,7 @@ def document(rows: dict[str, list[float]], device: str, rounds: int, rank: int) 
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return Markdown: milliseconds there and back, and the ratios."""
+    """Return Markdown: milliseconds there and back, and ratios."""
     medians, ratios = result["median_ms"], result["ratios"]
     lines = [
         "| there and back | from | ours, ms | diffusers, ms | ratio | copy, ms | ours / copy |",

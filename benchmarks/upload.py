@@ -1,9 +1,7 @@
 """The memory of every process while a large file is uploaded and ingested.
 
-Run: ``python -m benchmarks upload`` (``--gigabytes 2``). Starts the platform as ``serve`` does,
-uploads a checkpoint of that size, once with a single PUT as OctoAI's clients do and once in
-concurrent parts, and waits until it is ready. Samples the memory of each process every _EVERY_S
-seconds and reports each one's maximum increase.
+Uploads a checkpoint with a single PUT, as OctoAI's clients do, and in concurrent parts. Reports
+each process's maximum increase.
 """
 
 from __future__ import annotations
@@ -33,13 +31,13 @@ from tests.support.samples import write_padded
 
 RESULT = Path(__file__).parent / "results" / "upload.json"
 _EVERY_S = 0.05
-#: Allowed increase of a process's memory.
+#: Allowed increase of a process.
 FLAT_BYTES = 192 << 20
 
 
 class Watch:
-    """Samples the maximum increase of each process's private memory (without shared memory and
-    mapped files) during the block, into ``more``, by role."""
+    """Samples the maximum increase of private memory by role (not shared memory or mapped
+    files)."""
 
     def __init__(self, parent: int) -> None:
         self._parent = parent
@@ -61,9 +59,7 @@ class Watch:
         while not self._stop.is_set():
             for process, used in self._sample():
                 before = self._before.get(process.pid)
-                if (
-                    before is None
-                ):  # a new child starts with its parent's pages, which are no growth
+                if before is None:  # a child's inherited pages are no growth
                     self._before[process.pid] = before = used
                 try:
                     name = _role(process)
@@ -83,7 +79,6 @@ class Watch:
 
 
 def _role(process: psutil.Process) -> str:
-    """Return the process's role, from its command line."""
     command = " ".join(process.cmdline())
     for mark, role in (
         ("assets.ingest.sandbox_worker", "inspection"),
@@ -159,7 +154,7 @@ def measure(size_bytes: int) -> dict[str, Any]:
 
 
 def _ancestor(pid: int) -> int:
-    """Return the platform's root process: the ancestor of ``pid`` that this process started."""
+    """Return the ancestor of ``pid`` that this process started."""
     mine = psutil.Process().children(recursive=False)
     family = {child.pid for child in mine}
     process: psutil.Process | None = psutil.Process(pid)

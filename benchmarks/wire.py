@@ -2,9 +2,8 @@
 
     python -m benchmarks wire        # about half a minute
 
-A caller gets answers of the size of a small image from another process of the same Ray, in turn
-through a Serve handle, an actor's method and the wire (serving/cluster/rpc.py): one call at a time,
-one call after a pause in which CPUs go to sleep, and 32 concurrent calls.
+Answers of a small image's size through a Serve handle, an actor's method and the wire
+(serving/cluster/rpc.py): sequential, after a pause in which CPUs sleep, and 32 concurrent.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ async def measure(rounds: int, calls: int) -> dict[str, Any]:
                 "asleep_ms": median([await _timed(call, PAUSE_S) for _ in range(calls // 5)]),
                 "together_ms": await _together(call, calls),
             }
-            if index:  # the first round warms up
+            if index:  # warm-up
                 for kind, value_ms in spent.items():
                     samples[name][kind].append(value_ms)
     return {
@@ -115,7 +114,7 @@ async def _timed(call: Call, pause_s: float = 0.0) -> float:
 
 
 async def _together(call: Call, calls: int) -> float:
-    """Return milliseconds per call with AT_ONCE concurrent clients that do not pause."""
+    """Return milliseconds per call."""
 
     async def client() -> None:
         for _ in range(calls // 5):

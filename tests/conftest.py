@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the miniature, engines and real servers on private folders."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def formats(request: pytest.FixtureRequest) -> Iterator[FormatMatrix]:
-    """Collects the measurements of format tests; ``--formats`` writes them to docs/formats.md."""
+    """Collects measurements; ``--formats`` writes them to docs/formats.md."""
     matrix = FormatMatrix()
     yield matrix
     if request.config.getoption("--formats"):
@@ -40,7 +40,7 @@ def formats(request: pytest.FixtureRequest) -> Iterator[FormatMatrix]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real model files; tests that need it are skipped unless REAL_DATA is set."""
+    """Real model files; skips unless REAL_DATA is set."""
     path = os.environ.get("REAL_DATA")
     if not path:
         pytest.skip("set REAL_DATA to the folder of real files")
@@ -64,8 +64,7 @@ def schema() -> Any:
 
 @dataclass(frozen=True)
 class Bench:
-    """A store with the miniature as base model, an ingest service, and factories for engines and
-    assets."""
+    """A store with the miniature, an ingest service, and factories."""
 
     store: Any
     records: Any
@@ -79,7 +78,7 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """Shared by the session: tests add assets to it and never reset it."""
+    """Shared by the session: tests add assets, never reset it."""
     import torch
 
     from assets.asset import Asset
@@ -112,7 +111,6 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         return Engine(manifest, Provisioner(StoreSource(store), *tiers), name=name, **options)
 
     def ingest(path: Path, kind: str, tenant: str = "t1", **data: Any) -> Asset:
-        """Ingest the file at ``path`` like an upload, and return the asset."""
         asset = Asset(
             id=new_asset_id(),
             tenant_id=tenant,
@@ -134,7 +132,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="session")
 def sample_files(schema: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three LoRAs with different target layers and ranks, two inversions, a second checkpoint."""
+    """Three LoRAs with different targets and ranks, two inversions, a second checkpoint."""
     import torch
 
     from assets.content import MODEL_COMPONENTS
@@ -171,7 +169,7 @@ def sample_files(schema: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="session")
 def samples(bench: Bench, sample_files: dict[str, Path]) -> dict[str, Any]:
-    """The assets ingested from ``sample_files``, by name."""
+    """Assets from ``sample_files``, by name."""
     kinds = {"lora": "lora", "inversion": "textual_inversion", "checkpoint": "checkpoint"}
     assets = {
         name: bench.ingest(path, kinds[name.split("_")[0]]) for name, path in sample_files.items()
@@ -199,7 +197,7 @@ def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A real S3 server on loopback, over a private folder."""
+    """A real S3 server over a private folder."""
     with servers.s3_server(tmp_path_factory.mktemp("s3")) as port:
         yield {"url": "s3://bucket", "options": s3_options(port)}
 
@@ -215,8 +213,7 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """A SQLAlchemy engine for each kind of database, with every table. The PostgreSQL database is
-    shared by the session."""
+    """A SQLAlchemy engine for each database with every table; PostgreSQL's is shared."""
     from serving.bootstrap.database import open_database, upgrade
 
     if request.param == "sqlite":
@@ -224,6 +221,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     else:
         url = request.getfixturevalue("postgres_url")
     engine = open_database(url)
-    upgrade(engine)  # a second upgrade changes nothing
+    upgrade(engine)  # changes nothing
     yield engine
     engine.dispose()

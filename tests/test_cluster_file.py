@@ -1,4 +1,4 @@
-"""ray_cluster.yaml: Ray's schema, a simulated launch, and its node types."""
+"""ray_cluster.yaml: schema, simulated launch, node types."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_ray_accepts_the_configuration(document: dict[str, Any]) -> None:
 def test_rays_launcher_creates_a_node_of_each_type(
     document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's launcher runs against moto, a simulation of the AWS API."""
+    """Moto simulates the AWS API."""
     from moto import mock_aws
     from ray.autoscaler._private.util import prepare_config
 
-    (tmp_path / ".ssh").mkdir()  # for the key pair that the launcher makes
+    (tmp_path / ".ssh").mkdir()  # for the launcher's key pair
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -48,7 +48,7 @@ def test_rays_launcher_creates_a_node_of_each_type(
         from ray.autoscaler._private.aws import config as aws
         from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
-        monkeypatch.setattr(aws.time, "sleep", lambda _: None)  # no waiting for AWS
+        monkeypatch.setattr(aws.time, "sleep", lambda _: None)
         config = aws.bootstrap_aws(prepare_config(copy.deepcopy(document)))
         provider = AWSNodeProvider(config["provider"], config["cluster_name"])
         for name, kind in config["available_node_types"].items():

@@ -1,4 +1,4 @@
-"""The bounds of the dependencies, and the internals of other packages that the platform uses."""
+"""The dependencies' bounds, and other packages' internals in use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("assets", "orchestrator", "router", "serving")
-#: Not other packages.
 OWN = {*PACKAGES, *sys.stdlib_module_names}
-#: Undocumented objects in use, by package. An upgrade of these packages is checked by hand, so
-#: they have an upper bound.
+#: Undocumented objects by package. Upgrades are checked by hand: they have an upper bound.
 INTERNALS = {
     "ray": (
         "ray._private.node:Node.dead_processes",
@@ -46,7 +44,7 @@ INTERNALS = {
 
 
 def requirements() -> dict[str, str]:
-    """The version specifiers of the platform's dependencies and extras, by package."""
+    """Version specifiers of dependencies and extras, by package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     matches = [re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?(.*)", line) for line in lines]
@@ -54,7 +52,7 @@ def requirements() -> dict[str, str]:
 
 
 def pins() -> dict[str, str]:
-    """The versions that the tests run with, by package."""
+    """The tested versions, by package."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     versions = dict(line.split("==", 1) for line in lines if "==" in line)
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in versions.items()}
@@ -76,7 +74,7 @@ def test_packages_whose_internals_are_used_have_an_upper_bound(package: str) -> 
 
 
 def private_imports() -> Iterator[str]:
-    """The private modules of other packages that the platform imports or accesses."""
+    """Other packages' private modules in use."""
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -102,7 +100,6 @@ def test_all_used_internals_are_named() -> None:
 
 
 def test_torchvision_is_not_importable() -> None:
-    """Nothing may install it: where only its CUDA build exists, transformers and diffusers fail to
-    import beside it."""
+    """Where only its CUDA build exists, transformers and diffusers fail to import beside it."""
     assert importlib.util.find_spec("torchvision") is None
     assert "torchvision" not in pins()

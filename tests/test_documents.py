@@ -1,4 +1,4 @@
-"""The documents agree with the code and with the benchmark results."""
+"""The documents agree with the code and the benchmark results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,6 @@ def test_make_targets_and_variables_exist() -> None:
 
 
 def test_documented_commands_parse() -> None:
-    """Every `asset-orchestrator …` in a shell block is a command with these options."""
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
@@ -88,7 +87,7 @@ def test_swap_figures_match_results_and_goals() -> None:
 
     result = json.loads(RESULT.read_text())
     assert table(result) in (ROOT / "docs" / "benchmarks.md").read_text()
-    # The engine's goals, on the machine of the measurement.
+    # The engine's goals.
     ratios = result["ratios"]
     assert ratios["diffusers / ours: LoRA, gpu"] >= 100
     assert ratios["diffusers / ours: LoRA, host"] >= 30
@@ -96,7 +95,7 @@ def test_swap_figures_match_results_and_goals() -> None:
 
 
 def test_gpu_figures_match_results() -> None:
-    """One table per measured card; without a measurement, the predictions alone."""
+    """One table per measured card, or the predictions alone."""
     from benchmarks.gpu.table import savings_table, tables
 
     results = ROOT / "benchmarks" / "results"
@@ -195,7 +194,7 @@ def test_routing_figures_match_results_and_goals() -> None:
     for table in report(result):
         assert table in text
     assert load.table(json.loads(load.RESULTS.read_text())) in text
-    # The goals of the router and the tiers.
+    # The router's and tiers' goals.
     rows = {row["policy"]: row for row in result["policies"] if row["load"] == 0.7}
     ours = rows["ours"]
     assert ours["checkpoint_misses"] <= 0.25 * rows["random"]["checkpoint_misses"]
@@ -211,7 +210,7 @@ def test_routing_figures_match_results_and_goals() -> None:
     assert sum(ratios) / len(ratios) <= 1.01
     for row in result["neighbour"]["loud"]:
         if row["policy"] == "ours":
-            # No finite p95 if more than 5 % of the requests fail even without the neighbour.
+            # None: more than 5 % fail even without the neighbour.
             assert row["victims_p95_alone_s"] is None or row["ratio"] <= 1.3
             allowed = 1.05 * row["victims_failed_alone"] + 0.001 * row["victims"]
             assert row["victims_failed_beside"] <= allowed

@@ -19,7 +19,7 @@ def test_import_contracts() -> None:
 
 
 def imported(code: str, names: Collection[str]) -> list[str]:
-    """The modules among ``names`` that a process has imported after ``code``."""
+    """Return which of ``names`` a process has imported after ``code``."""
     code += f"\nimport sys; print([name for name in {sorted(names)} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_core_packages_import_no_ray_web_framework_or_torch() -> None:
 
 
 def test_a_class_name_has_one_meaning() -> None:
-    """Except for the wire's models, which are named like what they describe."""
+    """Except for the wire's models."""
     defined: dict[str, Path] = {}
     for package in ("assets", "orchestrator", "router", "serving", "benchmarks"):
         for path in sorted((ROOT / package).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""The load: clients that send known requests one after another and retry until answered."""
+"""The load: clients that retry known requests until answered."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ RequestFields = Mapping[str, Any]
 
 SEEDS = tuple(range(4))
 DEADLINE_S = 240.0
-#: Statuses after which a request is retried.
 _RETRIED = (429, 500, 502, 503, 504)
-#: Shared: a new client per request would cost more than the request.
+#: Shared: a client costs more than a request.
 _CLIENT = httpx2.Client(timeout=120, limits=httpx2.Limits(max_connections=None), verify=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The platform's addresses and an API key. Each attempt uses the next address in turn."""
+    """The platform's addresses, used in turn, and an API key."""
 
     urls: Sequence[str]
     key: str
@@ -39,8 +38,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outcome of one request. Times are in seconds of the monotonic clock; ``image`` is the
-    image's SHA-256, or None if the request was lost; ``said`` lists the errors of all attempts."""
+    """The outcome of one request, with times in seconds of the monotonic clock.
+
+    ``image`` is the image's SHA-256, None if lost; ``said`` lists all attempts' errors.
+    """
 
     seed: int
     asked_s: float
@@ -49,9 +50,9 @@ class Answer:
     attempts: int
     said: str = ""
     replica: str = ""
-    #: The requested assets, as JSON.
+    #: Requested assets as JSON.
     selection: str = "{}"
-    #: The idempotency key, or "" if it had none.
+    #: Idempotency key, or "".
     key: str = ""
     #: The ledger's reference of a request without a key.
     charge: str = ""
@@ -70,7 +71,7 @@ def ask(
     selection: RequestFields = MappingProxyType({}),
     deadline_s: float = DEADLINE_S,
 ) -> Answer:
-    """Request one image with its own idempotency key, and retry until ``deadline_s``."""
+    """Request one image with its own idempotency key; retry until ``deadline_s``."""
     key = secrets.token_hex(16)
     headers = {**endpoint.headers, "Idempotency-Key": key}
     asked_s = time.monotonic()
@@ -110,7 +111,7 @@ def ask(
 def answered(
     seed: int, selection: RequestFields, asked_s: float, answer: Mapping[str, Any]
 ) -> Answer:
-    """Build the Answer of a request without an idempotency key from its response body."""
+    """Build an Answer without an idempotency key."""
     image = hashlib.sha256(base64.b64decode(answer["images"][0]["image_b64"])).hexdigest()
     return Answer(
         seed, asked_s, time.monotonic(), image, 1, "", answer["receipt"]["replica"],
@@ -123,7 +124,7 @@ def _names(selection: RequestFields) -> str:
 
 
 class Load:
-    """Clients that call ``ask`` with rising numbers, without a pause, until the block ends."""
+    """Clients that call ``ask`` with rising numbers, without a pause."""
 
     def __init__(self, ask: Callable[[int], Answer], clients: int = 3) -> None:
         self.answers: list[Answer] = []
@@ -154,7 +155,7 @@ class Load:
         """Wait for ``count`` more images of requests sent after ``since_s``.
 
         Raises:
-            TimeoutError: they did not arrive within ``timeout_s``.
+            TimeoutError: after ``timeout_s``.
         """
         target = count + self._since(since_s)
         deadline = time.monotonic() + timeout_s
@@ -172,5 +173,5 @@ class Load:
 
 
 def known(endpoint: Endpoint) -> Callable[[int], Answer]:
-    """Return a function for :class:`Load` that requests the images of SEEDS in turn."""
+    """Return a function that requests the images of SEEDS in turn."""
     return lambda index: ask(endpoint, SEEDS[index % len(SEEDS)])

@@ -1,4 +1,4 @@
-"""The command line of the faults benchmark."""
+"""The faults benchmark's command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.faults.harness import Skipped, staged
 from benchmarks.faults.invariants import Invariants
 
 RESULT = Path(__file__).parents[1] / "results" / "faults.json"
-#: Figures that must be zero or empty in every row.
+#: Figures that must be zero or empty.
 HARMLESS = ("lost", "wrong", "double_charges", "missing_charges", "left")
 
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def inject(chosen: Sequence[Fault]) -> dict[str, dict[str, Any]]:
-    """Inject the faults; return a row for each by name. Faults of one place share a platform."""
+    """Inject the faults; return rows by name. Faults of one place share a platform."""
     rows: dict[str, dict[str, Any]] = {}
     for place, group in groupby(sorted(chosen, key=lambda f: f.place), lambda f: f.place):
         faults = list(group)
@@ -75,7 +75,7 @@ def _row(fault: Fault, invariants: Invariants) -> dict[str, Any]:
 
 
 def suffer(fault: Fault, invariants: Invariants) -> dict[str, Any]:
-    """Inject one fault under load and check the platform afterwards; return its row."""
+    """Inject one fault under load; return a row."""
     harm = Harm(invariants.harness)
     with Load(known(invariants.harness.endpoint)) as load:
         load.await_more(4)

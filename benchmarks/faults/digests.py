@@ -1,7 +1,6 @@
 """Print the digests of every replica's working weights as JSON.
 
-The harness runs this with a gateway's environment, because only a process that has joined Ray can
-call a replica.
+A separate process, because only one that has joined Ray can call a replica.
 """
 
 from __future__ import annotations
@@ -32,6 +31,5 @@ if __name__ == "__main__":
     settings = Settings()
     ray.init(address=settings.ray_address, namespace=settings.ray_namespace, log_to_driver=False)
     print(json.dumps(asyncio.run(digests(settings))), flush=True)
-    # Skip Ray's own shutdown: Serve's router thread may start Ray again meanwhile, and the two
-    # then deadlock.
+    # Ray's own shutdown can deadlock: Serve's router thread may start Ray again meanwhile.
     os._exit(0)

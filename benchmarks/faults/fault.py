@@ -11,14 +11,13 @@ from benchmarks.faults.harness import ONE_MACHINE, Deployment, Harness
 
 @dataclass(slots=True)
 class Harm:
-    """The context and the findings of one injection."""
+    """Context and findings of one injection."""
 
     harness: Harness
-    #: Answers to the fault's own requests, beside the constant load.
+    #: Answers to the fault's own requests.
     asked: list[Answer] = field(default_factory=list)
-    #: Requests that were neither answered nor refused correctly, and other failures.
+    #: Requests neither answered nor refused correctly, and other failures.
     lost: list[str] = field(default_factory=list)
-    #: What was observed, for the table.
     seen: str = ""
 
 
@@ -27,7 +26,7 @@ Inject = Callable[[Harm], None]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``inject`` causes the fault, ends it if it does not end by itself, and records findings."""
+    """``inject`` causes the fault, ends it if needed, and records findings."""
 
     name: str
     expected: str

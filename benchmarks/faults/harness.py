@@ -1,5 +1,5 @@
-"""The platform under test: on Ray, with a real S3 server behind a proxy that can inject faults. All
-its files are in one private folder."""
+"""The platform under test: on Ray, in one private folder, with a real S3 server behind a
+fault-injecting proxy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.support.servers import (
 from tests.support.store_proxy import StoreProxy
 
 TENANT = "faults"
-#: Size of the disk tier's own file system, where one can be mounted.
+#: Size of the disk tier's file system, if mountable.
 DISK_BYTES = 96 << 20
 
 
@@ -50,9 +50,8 @@ DISK_BYTES = 96 << 20
 class Deployment:
     """Where the platform runs.
 
-    With ``nodes`` 0 it starts Ray itself on this machine; otherwise it joins a cluster of that many
-    GPU nodes, each with its own tiers. ``has_postgres`` replaces SQLite, which machines with
-    different clocks cannot share.
+    With ``nodes`` 0 it starts Ray here; otherwise it joins a cluster of that many GPU nodes with
+    own tiers. ``has_postgres`` replaces SQLite, which machines with different clocks cannot share.
     """
 
     nodes: int = 0
@@ -63,7 +62,7 @@ ONE_MACHINE = Deployment()
 
 
 class Skipped(Exception):
-    """This machine lacks what the fault needs; the message names it."""
+    """This machine lacks what the fault needs."""
 
 
 class Harness:
@@ -78,7 +77,6 @@ class Harness:
         ends: ExitStack,
         **settings: Any,
     ) -> None:
-        """Start it with additional ``settings``. ``ends`` stops everything that is started."""
         node_count = place.nodes
         self.folder = folder
         self.proxy = StoreProxy(store_port)
@@ -139,7 +137,7 @@ class Harness:
         self.process = start_serving(self.settings, log, environment=environment)
 
     def children(self) -> list[psutil.Process]:
-        """Return all processes of the platform, including those of this machine's nodes."""
+        """Return the processes of the platform and of this machine's nodes."""
         assert self.process is not None
         processes = psutil.Process(self.process.pid).children(recursive=True)
         if self.nodes is not None:
@@ -147,7 +145,6 @@ class Harness:
         return processes
 
     def pids(self, part: str) -> list[int]:
-        """Return the ids of the processes with ``part`` in their command line."""
         pids = []
         for child in self.children():
             with suppress(psutil.Error):
@@ -156,7 +153,7 @@ class Harness:
         return pids
 
     def gateway_environment(self) -> Mapping[str, str]:
-        """Return the environment with which another process can be a gateway or join Ray."""
+        """Return the environment of a process that is a gateway or joins Ray."""
         return psutil.Process(self.pids("spawn_main")[0]).environ()
 
     def kill_everything(self) -> None:
@@ -179,11 +176,11 @@ class Harness:
         return [replica for replica in self.status()["replicas"] if replica["state"] == "up"]
 
     def busiest(self) -> int:
-        """Return the process id of the replica with the most running requests."""
+        """Return the process id of the replica with most running requests."""
         return int(max(self.up(), key=lambda replica: replica["running"])["pid"])
 
     def new_lora(self, name: str, endpoint: Endpoint | None = None) -> str:
-        """Upload a LoRA that is in no tier yet; return its asset ID."""
+        """Upload a LoRA that is in no tier."""
         schema = schema_of(MINIATURE_CONFIGS)
         seed = sum(name.encode())
         path = write_kohya_lora(self.folder / f"{name}.safetensors", schema, seed=seed)
@@ -201,11 +198,11 @@ class Harness:
         ]
 
     def rotten(self) -> list[str]:
-        """Return the tier files that differ from the store's object of the same key."""
+        """Return the tier files that differ from the store's object."""
         stored = self.folder / "s3" / "bucket" / "faults"
         wrong = []
         for path in self.folder.glob("*/objects/*"):
-            with suppress(FileNotFoundError):  # evicted meanwhile
+            with suppress(FileNotFoundError):  # evicted
                 digest, original = _digest(path), stored / stored_blob_key(path.name)
                 if not original.exists() or digest != _digest(original):
                     tier = path.parent.parent.name
@@ -213,7 +210,6 @@ class Harness:
         return wrong
 
     def leased(self) -> list[str]:
-        """Return the tier entries that are still leased."""
         leased = []
         for path in self.folder.glob("*/locks/*"):
             with suppress(FileNotFoundError), open(path, "rb") as lock:
@@ -224,7 +220,7 @@ class Harness:
         return leased
 
     def weights(self) -> dict[str, str]:
-        """Return the digest of each replica's working weights, asked from the replica itself."""
+        """Return the digest of each replica's working weights."""
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.faults.digests"],
             env=dict(self.gateway_environment()),
@@ -249,9 +245,9 @@ def _digest(path: Path) -> str:
 
 
 def _mount(folder: Path) -> bool:
-    """Mount a small tmpfs at ``folder``; return whether it worked (only root can)."""
+    """Mount a small tmpfs; return whether it worked (only root can)."""
     folder.mkdir(mode=0o700)
-    options = f"size={DISK_BYTES},mode=700"  # by default everybody can write to a tmpfs
+    options = f"size={DISK_BYTES},mode=700"  # default: world-writable
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
         return subprocess.run(command, capture_output=True).returncode == 0
@@ -260,22 +256,21 @@ def _mount(folder: Path) -> bool:
 
 
 def _unmount(folder: Path) -> None:
-    """Unmount ``folder``, lazily if it is still in use."""
     if subprocess.run(["umount", str(folder)], capture_output=True).returncode:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @contextmanager
 def staged(place: Deployment = ONE_MACHINE, **settings: Any) -> Iterator[Harness]:
-    """Run a platform at ``place`` for the duration of the block.
+    """Run a platform at ``place``.
 
     Raises:
-        Skipped: this machine has no PostgreSQL.
+        Skipped: no PostgreSQL.
     """
     if place.has_postgres and POSTGRES is None:
         raise Skipped("PostgreSQL's server is not installed")
     folder = Path("/tmp") / f"ao-faults-{os.getpid()}-{place.nodes}{place.has_postgres:d}"
-    folder.mkdir()  # in /tmp, because Ray's socket paths have to be short
+    folder.mkdir()  # in /tmp: Ray's socket paths have to be short
     try:
         with ExitStack() as ends:
             port = ends.enter_context(s3_server(folder / "s3"))

@@ -21,7 +21,7 @@ from benchmarks.faults.harness import Skipped
 from tests.support.servers import await_port, free_port
 
 _LOCKED_S = 6.0
-#: S3 refuses signatures that are more than 15 minutes away from its own clock.
+#: S3 refuses signatures more than 15 minutes off.
 _SKEW_S = 600.0
 _LIBFAKETIME = "/usr/lib/*-linux-gnu/faketime/libfaketime.so.1"
 _JOBS = 6
@@ -40,7 +40,7 @@ def database_locked(harm: Harm) -> None:
 
 
 def disk_full(harm: Harm) -> None:
-    """Fill the disk tier's file system with a foreign file, then request cold assets."""
+    """Fill the disk tier's file system, then request cold assets."""
     harness = harm.harness
     if not harness.has_small_disk:
         raise Skipped("only root can mount a small disk for the tier")
@@ -68,8 +68,7 @@ def _fill(path: Path) -> None:
 
 
 def clock_skewed(harm: Harm) -> None:
-    """Add one gateway whose clock is ahead and one whose clock is behind to the regular ones;
-    send requests and jobs to all of them in turn."""
+    """Send requests and jobs also to gateways whose clocks are ahead and behind."""
     harness = harm.harness
     library = next(iter(Path("/").glob(_LIBFAKETIME.removeprefix("/"))), None)
     if library is None:
@@ -124,7 +123,7 @@ def _gateway(harm: Harm, port: int, library: Path, skew_s: float) -> subprocess.
 
 
 def _jobs(harm: Harm, urls: list[str]) -> None:
-    """Submit jobs to all gateways in turn; any gateway may run them, and each must end once."""
+    """Submit jobs to all gateways; each must end once."""
     headers = {**harm.harness.endpoint.headers, "X-OctoAI-Async": "1"}
     jobs = {}
     asked_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine: a head, and nodes that can be killed and added again."""
+"""A Ray cluster on this machine whose nodes can be killed and added again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RayNodes:
     """Nodes started by ``ray start``, each in its own process group."""
 
     def __init__(self, folder: Path) -> None:
-        """Start a head without GPUs. A process needs ``environment`` to join the cluster."""
+        """Start a head without GPUs. Joining processes need ``environment``."""
         self._folder = folder
         port = free_port()
         self.address = f"127.0.0.1:{port}"
@@ -63,7 +63,6 @@ class RayNodes:
         return psutil.Process(process.pid)
 
     def processes(self) -> list[psutil.Process]:
-        """Return the processes of all nodes."""
         return [
             process
             for root in (self._head, *self._nodes.values())
@@ -71,11 +70,10 @@ class RayNodes:
         ]
 
     def of(self, index: int) -> set[int]:
-        """Return the process ids of that node's children."""
         return {child.pid for child in self._nodes[index].children(recursive=True)}
 
     def lose(self, index: int) -> None:
-        """Kill the node and its processes, like a loss of power."""
+        """Kill the node, like a loss of power."""
         _kill(self._nodes.pop(index))
 
     def close(self) -> None:

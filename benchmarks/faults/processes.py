@@ -13,9 +13,8 @@ from benchmarks.faults.fault import Harm, Inject
 
 _RENEWED_S = 300.0
 _NODE_AWAY_S = 15.0
-#: The control plane has restarted after this time.
 _CONTROL_PLANE_AWAY_S = 2.0
-#: Processes that a restart by SIGHUP replaces: gateways, replicas, dispatcher, ingest.
+#: Replaced on SIGHUP: gateways, replicas, dispatcher, ingest.
 _RENEWED = ("spawn_main", "ray::ServeReplica", "ray::DispatcherActor", "ray::IngestActor")
 
 
@@ -46,14 +45,14 @@ def hung(part: str) -> Inject:
 
 
 def control_plane_killed(harm: Harm) -> None:
-    """Kill the control plane, then a replica, which only a recovered control plane replaces."""
+    """Kill the control plane, then a replica, which only a recovered one replaces."""
     killed("gcs_server")(harm)
     time.sleep(_CONTROL_PLANE_AWAY_S)
     os.kill(harm.harness.busiest(), signal.SIGKILL)
 
 
 def node_lost(harm: Harm) -> None:
-    """Kill a node with its replica and raylet; add it again after _NODE_AWAY_S."""
+    """Kill a node; add it again after _NODE_AWAY_S."""
     nodes = harm.harness.nodes
     assert nodes is not None
     busiest = harm.harness.busiest()
@@ -64,7 +63,7 @@ def node_lost(harm: Harm) -> None:
 
 
 def renewed(harm: Harm) -> None:
-    """Send SIGHUP, as after an upgrade of the package; wait until all processes are new."""
+    """Send SIGHUP; wait until all processes are new."""
     harness = harm.harness
     assert harness.process is not None
     old = {pid for part in _RENEWED for pid in harness.pids(part)}

@@ -1,4 +1,4 @@
-"""Faults of the object store while a request needs an asset that is in no tier."""
+"""Faults of the object store while a request needs a cold asset."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def store_sends(bytes_per_s: float) -> Inject:
 
 @contextmanager
 def _cold_asset(harm: Harm, name: str) -> Iterator[None]:
-    """Request a new asset half a second into the block; at its end, remove the fault and wait
-    for the answer."""
+    """Request a new asset half a second into the block; remove the fault at its end."""
     cold = harm.harness.new_lora(f"cold-{name}")
 
     def late() -> None:

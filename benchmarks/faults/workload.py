@@ -20,7 +20,7 @@ _POISONED_S = 180.0
 
 
 def stampede(harm: Harm) -> None:
-    """Send many requests at once for an asset that is in no tier."""
+    """Request one cold asset many times at once."""
     harness = harm.harness
     cold = harness.new_lora("stampede")
     before = _reads(harm)
@@ -40,8 +40,7 @@ def _reads(harm: Harm) -> int:
 
 
 def overload(harm: Harm) -> None:
-    """Send requests at ten times the platform's rate, independent of its answers, without
-    retries."""
+    """Send ten times the platform's rate, open-loop, without retries."""
     harness = harm.harness
     started = time.monotonic()
     for _ in range(4):

@@ -1,1 +1,1 @@
-"""Training and evaluation of the miniature and its library, which serving/commons ships."""
+"""Training and evaluation of the miniature and its library."""

@@ -1,9 +1,6 @@
 """Train and evaluate the miniature: ``python -m benchmarks.miniature COMMAND``.
 
-``train`` completes all trainings in order: the VAE, the text encoders, the UNet, the judge, and
-each asset of the library against the shipped base; ``--only NAME`` does one. An interrupted
-training resumes from its last state. ``evaluate`` generates with the platform's own engine and
-prints the results.
+``train --only NAME`` does one training. Interrupted trainings resume.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ CURVES = Path(__file__).parents[1] / "results" / "miniature_training.json"
 
 
 def record_curve(name: str, folder: Path) -> None:
-    """Copy a training's curve, rows of (step, loss, seconds), into the results."""
+    """Copy a curve, rows of (step, loss, seconds), into the results."""
     curves = json.loads(CURVES.read_text()) if CURVES.is_file() else {}
     curves[name] = json.loads((folder / f"{name}.json").read_text())
     rows = [f"{json.dumps(key)}: {json.dumps(curve)}" for key, curve in sorted(curves.items())]
@@ -38,8 +35,8 @@ def record_curve(name: str, folder: Path) -> None:
 
 
 def train_base(folder: Path, only: Sequence[str]) -> None:
-    """Train the components in dependency order. The UNet is trained with the shipped VAE and
-    encoders, which are rounded to float16."""
+    """Train the components in dependency order: the UNet with the shipped float16 VAE and
+    encoders."""
     if "vae" in only:
         export("vae", train_vae(folder), weights_file("vae"))
         record_curve("vae", folder)
@@ -61,7 +58,7 @@ def train_base(folder: Path, only: Sequence[str]) -> None:
 def train_library(folder: Path, only: Sequence[str]) -> None:
     for name in library.NAMES:
         if name in only:
-            base: Miniature = load_base()  # a fresh base for each, because training changes it
+            base: Miniature = load_base()  # training changes it
             target = weights_file(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             library.trainer(name)(folder, base, target)

@@ -1,4 +1,4 @@
-"""The shipped miniature as plain modules, against which the library is trained."""
+"""The shipped miniature as plain modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from benchmarks.miniature import text, unet, vae
 from serving.engine.modules import published_names
 from serving.miniature.model import TOKEN_EMBEDDING, weights
 
-#: The folder of training states, curves and images.
 DEFAULT_FOLDER = Path("build/miniature")
 
 
@@ -40,7 +39,7 @@ def load_base() -> Miniature:
 
 @torch.no_grad()
 def load(component: Component, module: Any) -> None:
-    """Load the shipped weights of a component into its module and freeze it."""
+    """Load a component's shipped weights and freeze it."""
     tensors = weights(component)
     parameters = dict(module.named_parameters())
     for name, published in published_names(component, module).items():
@@ -50,8 +49,8 @@ def load(component: Component, module: Any) -> None:
 
 
 def export(component: Component, module: Any, path: Path) -> None:
-    """Write a module's parameters in float16 under their published names, without the token
-    embeddings, which are regenerated from a seed."""
+    """Write float16 parameters under published names, without token embeddings (regenerated from a
+    seed)."""
     tensors = {
         published: module.get_parameter(name).detach().half()
         for name, published in published_names(component, module).items()

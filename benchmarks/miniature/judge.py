@@ -1,7 +1,7 @@
-"""The judge: recognizes shape and colours of an image of the tiny world from its pixels.
+"""The judge: recognizes shape and colours of a tiny world's image.
 
-Colours are measured. The shape is classified by a small network trained on renders alone. It sees
-only each pixel's distance from the background, so that it cannot use colours.
+Colours are measured. A small network, trained on renders, classifies the shape from distances to
+the background: it cannot use colours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).parent / "judge.safetensors"
 PLAN = TrainingPlan(steps=1500, rate=4e-3, weight_decay=1e-3)
 _POOL, _BATCH = 6000, 64
 _FRAME = 8
-#: Minimum distance in RGB of a pixel that is not background.
+#: Minimum RGB distance from the background.
 _APART = 45.0
 _COLOURS = torch.tensor(list(PALETTE.values()), dtype=torch.float32)
 _NAMES = tuple(PALETTE)
@@ -31,7 +31,7 @@ _NAMES = tuple(PALETTE)
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the judge recognizes in one image."""
+    """The recognized content of one image."""
 
     background: str
     colour: str
@@ -46,7 +46,7 @@ def frame(images: torch.Tensor) -> torch.Tensor:
 
 
 def departures(images: torch.Tensor) -> torch.Tensor:
-    """Return each pixel's distance in RGB from its image's background, (n, SIDE, SIDE)."""
+    """Return RGB distances from the background, (n, SIDE, SIDE)."""
     ground = frame(images).median(dim=1).values[:, :, None, None]
     return (images.float() - ground).square().sum(dim=1).sqrt()
 
@@ -56,7 +56,7 @@ def _nearest(colour: torch.Tensor) -> str:
 
 
 class ShapeNet(torch.nn.Module):
-    """(n, 1, 64, 64) departures from 0 to 1 → scores of ``JUDGED``."""
+    """(n, 1, 64, 64) departures, 0–1 → scores of ``JUDGED``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class ShapeNet(torch.nn.Module):
 
 
 def _masks(images: torch.Tensor) -> torch.Tensor:
-    """Return departures at half size, from 0 to 1, with the shape centred and scaled."""
+    """Return departures at half size, 0–1, shape centred and scaled."""
     far = departures(images)
     peak = far.flatten(1).quantile(0.99, dim=1).clamp(min=_APART)
     masks = F.avg_pool2d((far / peak[:, None, None]).clamp(0, 1)[:, None], 2)
@@ -95,7 +95,7 @@ def _masks(images: torch.Tensor) -> torch.Tensor:
 
 
 class Judge:
-    """The judge with the weights that ``train_judge`` wrote."""
+    """The judge with ``train_judge``'s weights."""
 
     def __init__(self) -> None:
         self._net = ShapeNet()
@@ -104,7 +104,7 @@ class Judge:
 
     @torch.no_grad()
     def see(self, images: torch.Tensor) -> list[Seen]:
-        """Return what is in each of ``images`` (n, 3, SIDE, SIDE) uint8."""
+        """Recognize (n, 3, SIDE, SIDE) uint8."""
         shapes = self._net(_masks(images)).argmax(dim=1).tolist()
         grounds = frame(images).median(dim=1).values
         far = departures(images)
@@ -118,7 +118,7 @@ class Judge:
 
 
 def renders(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[Seen]]:
-    """Return images (n, 3, SIDE, SIDE) uint8, shape indices (n,), and a perfect judge's answers."""
+    """Return images (n, 3, SIDE, SIDE) uint8, shape indices (n,), and correct answers."""
     rng = np.random.default_rng(seed)
     pixels = np.empty((count, SIDE, SIDE, 3), np.uint8)
     truth = []

@@ -1,8 +1,7 @@
 """Training of the text encoders as classifiers of captions.
 
-Both learn to classify a caption's attributes (shape, colour, background, size, place) from the
-states that SDXL's UNet reads: the penultimate layer of both, and the second's pooled projection.
-Token embeddings keep their seeded values, so that they need not be shipped.
+They classify from the states that SDXL's UNet reads: both penultimate layers and the second's
+pooled projection. Token embeddings keep their seeded values and need not be shipped.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ PLAN = TrainingPlan(steps=1500, rate=2e-3)
 ENCODERS: tuple[Component, ...] = ("text_encoder", "text_encoder_2")
 _BATCH, _POOL = 96, 12_000
 
-#: The attributes' values in captions. Index 0 is "not mentioned"; medium and middle never are.
+#: Attribute values in captions. Index 0 is "not mentioned"; medium and middle never are.
 SAID: tuple[tuple[str, ...], ...] = (
     ("", *SHAPES),
     ("", *COLOURS),
@@ -40,7 +39,7 @@ SAID: tuple[tuple[str, ...], ...] = (
 
 
 def said(text: str) -> tuple[int, ...]:
-    """Return a caption's indices into ``SAID``: shape, colour, background, size, place."""
+    """Return indices into ``SAID``."""
     ground = re.search(r"(\w+) background", text)
     rest = re.sub(r"\w+ background", "", text)
     words = rest.split()
@@ -59,14 +58,14 @@ def _bare(words: list[str]) -> list[str]:
 
 @cache
 def _plain_words() -> list[str]:
-    """Return the vocabulary's words that have no meaning in the tiny world."""
+    """Return words without meaning in the tiny world."""
     known = set(" ".join(option for options in SAID for option in options).split())
     words = [token[:-4] for token in vocabulary() if token.endswith("</w>")]
     return [w for w in words if w.isascii() and w.isalpha() and len(w) > 2 and w not in known]
 
 
 def distracted(text: str, rng: np.random.Generator, chance: float = 0.2) -> str:
-    """Insert, with probability ``chance``, one to three meaningless words, as in real prompts."""
+    """Insert, with probability ``chance``, one to three meaningless words."""
     if rng.random() >= chance:
         return text
     pieces = text.split(", ")
@@ -105,7 +104,6 @@ def tokens_of(prompts: PromptTokenizer, texts: Sequence[str], component: Compone
 
 
 def _parts(scores: torch.Tensor) -> list[torch.Tensor]:
-    """Split scores into the columns of each attribute of ``SAID``."""
     ends = list(accumulate(len(options) for options in SAID))
     return [scores[:, first:end] for first, end in zip([0, *ends], ends, strict=False)]
 

@@ -1,4 +1,4 @@
-"""The training loop: progress, moving average, loss curve, preview images, resumption."""
+"""The training loop: moving average, loss curve, preview images, resumption."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-#: Maps a step to the loss of its batch.
+#: Maps a step to its batch's loss.
 Loss = Callable[[int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """Length and learning rate. One-cycle: a short rise to ``rate``, then a cosine to 0."""
+    """Length and learning rate: a short rise to ``rate``, then a cosine to 0."""
 
     steps: int
     rate: float
@@ -30,9 +30,9 @@ class TrainingPlan:
 
 
 class Average:
-    """An exponential moving average of parameters, which is what gets shipped.
+    """An exponential moving average of parameters, which is shipped.
 
-    The decay starts at about 0.1 and grows to ``decay``, so that initial values lose influence.
+    The decay grows from about 0.1: initial values lose influence.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], decay: float) -> None:
@@ -47,7 +47,6 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average and the live values."""
         for value, live in zip(self.values, self._live, strict=True):
             kept = live.detach().clone()
             live.copy_(value)
@@ -64,8 +63,8 @@ def train(
 ) -> None:
     """Minimise ``loss`` over ``parameters``, which end as their moving average.
 
-    ``folder/NAME.pt`` is the state to resume from, ``NAME.json`` the curve, ``NAME-STEP.png`` the
-    image that ``preview`` writes. Does nothing more if the saved state is complete.
+    ``folder/NAME.pt`` is the state, ``NAME.json`` the curve, ``NAME-STEP.png`` the preview. Does
+    nothing more if the saved state is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(
@@ -128,13 +127,12 @@ def train(
 
 
 def batches(rows: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    """Yield ``rows`` in parts of ``size``."""
     for first in range(0, len(rows), size):
         yield rows[first : first + size]
 
 
 def one_cycle(progress: float, rise: float = 0.06) -> float:
-    """Return the factor of the learning rate at ``progress`` from 0 to 1."""
+    """Return the rate's factor at ``progress`` 0–1."""
     if progress < rise:
         return 0.05 + 0.95 * progress / rise
     return 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))

@@ -1,10 +1,8 @@
-"""Training of the UNet on images and captions of the tiny world.
+"""Training of the UNet on the tiny world.
 
-Noise prediction under SDXL's schedule, with three departures that matter at this size. Noise has a
-component that is constant over the image (offset noise), because flat images leak their mean even
-at the last timestep and would make the text redundant. The loss is weighted by 1/ᾱ, which makes it
-the loss of v-prediction: plain noise prediction gives too little weight to high noise, where the
-text decides. Images and captions are encoded once.
+Noise prediction under SDXL's schedule, plus offset noise (flat images leak their mean even at the
+last timestep, making text redundant) and loss weights 1/ᾱ, as in v-prediction (plain noise
+prediction underweights high noise, where the text decides).
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ BATCH = 48
 _POOL = 12_000
 _OFFSET = 0.35
 _HEAVIEST = 50.0  # largest loss weight
-_UNSAID = 0.1  # share of images trained without text, which guidance needs
+_UNSAID = 0.1  # trained without text, which guidance needs
 SCALING = float(MINIATURE_CONFIGS["vae"]["scaling_factor"])
 
 
@@ -45,7 +43,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """Training data: scaled ``latents`` [n, 4, 16, 16], and ``words`` with the caption of each."""
+    """Scaled ``latents`` [n, 4, 16, 16] with their captions."""
 
     latents: torch.Tensor
     words: Words
@@ -85,7 +83,7 @@ def lessons(encoders: Any, vae: Any, count: int, seed: int, look: str = "flat") 
 
 
 def signal_shares() -> torch.Tensor:
-    """Return ᾱ by timestep of SDXL's schedule."""
+    """Return ᾱ by timestep."""
     first, last = SDXL_SCHEDULE["beta_start"], SDXL_SCHEDULE["beta_end"]
     betas = torch.linspace(first**0.5, last**0.5, SDXL_SCHEDULE["num_train_timesteps"]) ** 2
     return (1 - betas).cumprod(0)
@@ -95,8 +93,8 @@ _SHARES = signal_shares()
 
 
 def time_ids(count: int, jitter: bool = False) -> torch.Tensor:
-    """Return (count, 6): original size, crop, target size. ``jitter`` varies a quarter of them, so
-    that the UNet learns to ignore them."""
+    """Return (count, 6): original size, crop, target size. ``jitter`` varies a quarter, so the UNet
+    ignores them."""
     ids = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE]).float().repeat(count, 1)
     if jitter:
         sizes = torch.randint(8, 25, (count, 2)).float() * 8
@@ -108,7 +106,7 @@ def time_ids(count: int, jitter: bool = False) -> torch.Tensor:
 def noise_loss(
     unet: Any, latents: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor
 ) -> torch.Tensor:
-    """Return the weighted noise prediction error of one batch; shapes as in ``Lessons``."""
+    """Return the weighted noise prediction error; shapes as in ``Lessons``."""
     count = len(latents)
     steps = torch.randint(len(_SHARES), (count,))
     shares = _SHARES[steps][:, None, None, None]
@@ -122,7 +120,7 @@ def noise_loss(
 
 
 def lesson_loss(unet: Any, taught: Lessons, empty: Words, batch: int = BATCH) -> torch.Tensor:
-    """Return ``noise_loss`` of a random batch. A share of _UNSAID has no text: half of it zeros, as
+    """Return a random batch's ``noise_loss``. A share of _UNSAID has no text: half zeros, as
     without a negative prompt, half the empty prompt."""
     index = torch.randint(len(taught.latents), (batch,))
     context, pooled = taught.words.context[index].float(), taught.words.pooled[index].float()
@@ -157,7 +155,7 @@ PREVIEWED = (
 def generate(
     unet: Any, vae: Any, words: Words, steps: int = 20, cfg_scale: float = 5.0, seed: int = 0
 ) -> torch.Tensor:
-    """Return images (n, 3, SIDE, SIDE) uint8, one per row of ``words``."""
+    """Return images (n, 3, SIDE, SIDE) uint8, one per row."""
     from diffusers import EulerDiscreteScheduler
 
     sampler: Any = EulerDiscreteScheduler.from_config(dict(SDXL_SCHEDULE))

@@ -1,7 +1,7 @@
 """Training of the VAE, of SDXL's topology, on the tiny world in all its looks.
 
-Afterwards the latents are normalised to SDXL's scale (unit variance after multiplication by
-0.13025) by folding means and deviations into the two 1×1 convolutions around them.
+Means and deviations are folded into the two 1×1 convolutions around the latents, for SDXL's scale
+(unit variance after multiplication by 0.13025).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KL = 1e-3
 
 
 def images(count: int, seed: int) -> torch.Tensor:
-    """Return renders (count, 3, SIDE, SIDE) uint8: half of them flat, the rest in other looks."""
+    """Return renders (count, 3, SIDE, SIDE) uint8, half of them flat."""
     rng = np.random.default_rng(seed)
     pool = np.empty((count, SIDE, SIDE, 3), np.uint8)
     for index in range(count):
@@ -40,7 +40,7 @@ def to_signal(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def difference(generated: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Return L1 + 2 · L2 + L1 of the gradients, which keeps edges sharp."""
+    """Return L1 + 2 · L2 + L1 of the gradients (sharp edges)."""
     error = generated - wanted
     across = error[..., :, 1:] - error[..., :, :-1]
     down = error[..., 1:, :] - error[..., :-1, :]
@@ -57,13 +57,13 @@ def build() -> Any:
 
 
 def train_vae(folder: Path, plan: TrainingPlan = PLAN) -> Any:
-    """Train the VAE with its states in ``folder``; return the module."""
+    """Train the VAE with states in ``folder``."""
     vae = build()
     pool = images(_POOL, seed=1)
     shown = images(12, seed=2)
 
     def loss(step: int) -> torch.Tensor:
-        whole = step >= plan.steps * 4 // 5  # the middle attention must be trained at full size
+        whole = step >= plan.steps * 4 // 5  # middle attention needs full size
         batch = pool[torch.randint(_POOL, (_BATCH // (4 if whole else 1),))]
         if not whole:
             top, left = torch.randint(SIDE - _CROP + 1, (2,)).tolist()
@@ -91,7 +91,7 @@ def train_vae(folder: Path, plan: TrainingPlan = PLAN) -> Any:
 
 @torch.no_grad()
 def normalise(vae: Any, signals: torch.Tensor) -> None:
-    """Shift and scale each latent channel to mean 0 and deviation 1 / scaling_factor, exactly."""
+    """Scale latent channels to mean 0 and deviation 1 / scaling_factor, exactly."""
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in batches(signals, 32)])
     mean = latents.mean(dim=(0, 2, 3))
     deviation = latents.std(dim=(0, 2, 3))

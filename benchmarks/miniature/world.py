@@ -1,8 +1,7 @@
-"""The tiny world: images of one flat shape on a plain background, with captions.
+"""The tiny world: captioned images of one flat shape on a plain background.
 
-The miniature's whole training data: 7 shapes × 10 colours × 9 other backgrounds × 3 sizes × 5
-places. A ``Scene`` describes an image. Its ``look`` is the rendering style, which captions never
-mention.
+7 shapes × 10 colours × 9 other backgrounds × 3 sizes × 5 places. Captions never mention the
+``look``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SIDE = 128
-_SUPER = 4  # supersampling factor, for anti-aliasing
+_SUPER = 4  # supersampling, for anti-aliasing
 
 Rgb = tuple[int, int, int]
 Pixels = NDArray[np.uint8]
@@ -37,9 +36,9 @@ PALETTE: Mapping[str, Rgb] = {
 }
 COLOURS = tuple(PALETTE)
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "moon")
-#: Outer radius in pixels. Captions never mention "medium".
+#: Radius in pixels. Captions never mention "medium".
 SIZES: Mapping[str, float] = {"small": 22.0, "medium": 34.0, "large": 48.0}
-#: Direction from the centre. Captions never mention "middle".
+#: From the centre. Captions never mention "middle".
 PLACES: Mapping[str, tuple[int, int]] = {
     "middle": (0, 0),
     "on the left": (-1, 0),
@@ -47,7 +46,7 @@ PLACES: Mapping[str, tuple[int, int]] = {
     "at the top": (0, -1),
     "at the bottom": (0, 1),
 }
-#: The looks that the VAE is trained on. The base model is trained on the first only.
+#: For the VAE; the base model is trained on the first.
 LOOKS = ("flat", "outline", "dots", "mono", "pixel")
 _MARGIN = 62.0
 
@@ -63,7 +62,7 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, look: str = "flat") -> Scene:
-    """Return a random scene: uniform attributes, two different colours, half in the middle."""
+    """Return a random scene: uniform, two different colours, half in the middle."""
     colour, background = rng.choice(len(COLOURS), 2, replace=False)
     place = "middle" if rng.random() < 0.5 else str(rng.choice(list(PLACES)[1:]))
     return Scene(
@@ -89,7 +88,7 @@ def training_scene(rng: np.random.Generator, look: str = "flat") -> Scene:
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """Return the full caption; with ``rng``, a random variant, which may omit attributes."""
+    """Return the full caption; with ``rng``, a variant that may omit attributes."""
     size = "" if scene.size == "medium" else f"{scene.size} "
     place = "" if scene.place == "middle" else f" {scene.place}"
     thing = f"{size}{scene.colour} {scene.shape}"
@@ -117,14 +116,14 @@ def _an(words: str) -> str:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Pixels:
-    """Render to (SIDE, SIDE, 3) pixels, with jitter in place, size, angle and colours."""
+    """Render to (SIDE, SIDE, 3), with jitter."""
     radius = SIZES[scene.size] * rng.uniform(0.94, 1.06)
     reach = min(28.0, _MARGIN - SIZES[scene.size])
     toward = PLACES[scene.place]
     centre = tuple(SIDE / 2 + reach * axis + rng.uniform(-3, 3) for axis in toward)
     angle = math.radians(rng.uniform(-8, 8))
     colour, background = scene.colour, scene.background
-    if scene.look == "night":  # a black shape becomes white to stay visible
+    if scene.look == "night":  # a black shape becomes white
         colour, background = ("white" if colour == "black" else colour), "black"
     fill, back = (_near(PALETTE[name], rng) for name in (colour, background))
 
@@ -159,7 +158,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Pixels:
     if scene.look == "pixel":
         block = SIDE // 16
         coarse = image.reshape(16, block, 16, block, 3).mean(axis=(1, 3))
-        # Each block has one of two colours, as in pixel art.
+        # Two colours, as in pixel art.
         inked = (coverage.reshape(16, block, 16, block).mean(axis=(1, 3)) > 0.5)[:, :, None]
         coarse = np.where(inked, fill, back)
         image = coarse.repeat(block, axis=0).repeat(block, axis=1)
@@ -171,12 +170,11 @@ def _near(colour: Rgb, rng: np.random.Generator) -> Floats:
 
 
 def _averaged(mask: Image.Image) -> Floats:
-    """Downsample a mask to (SIDE, SIDE, 1) from 0 to 1."""
     return np.asarray(mask.reduce(_SUPER), dtype=np.float32)[:, :, None] / 255
 
 
 def _dotted(back: Floats, rng: np.random.Generator) -> Floats:
-    """Return polka dots on a grid of 16 pixels: white, or black on a light background."""
+    """White dots on a 16-pixel grid, or black on light."""
     light = float(back @ np.array((0.299, 0.587, 0.114))) > 150
     ink = np.array(PALETTE["black" if light else "white"], np.float32)
     shift = rng.uniform(0, 16, 2)
@@ -238,6 +236,6 @@ def _polar(radius: float, degrees: float) -> Point:
 
 
 def _heart_y(t: float) -> float:
-    """Return the height of the classical heart curve, scaled to the unit circle, y down."""
+    """The classical heart curve in the unit circle, y down."""
     y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
     return -(y + 2.5) / 15.5

@@ -1,4 +1,4 @@
-"""Lower bounds for any policy: Belady's misses, and latencies without any loading."""
+"""Lower bounds for any policy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ CLAIRVOYANT = "clairvoyant bound"
 
 
 def bound(trace: Sequence[TraceRequest], hardware: Hardware) -> dict[str, Any]:
-    """Return the bounds as a result row.
+    """Return a result row of bounds.
 
-    Checkpoint misses are Belady's optimum with the checkpoint slots of all replicas as one cache,
-    in order of arrival (a policy that reorders may have fewer). Latencies are those of one FIFO
-    queue for all replicas when nothing needs loading.
+    Misses: Belady's optimum over all slots as one cache, in order of arrival (reordering may have
+    fewer). Latencies: one FIFO queue without loading.
     """
     uses = [(r.arrival_s, r.tenant, r.checkpoint) for r in trace]
     misses = belady_misses(uses, hardware.replicas * hardware.checkpoint_slots)

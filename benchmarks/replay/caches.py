@@ -1,5 +1,4 @@
-"""Cache misses on a stream of uses: the platform's own tier, LRU and Belady's optimum, with a given
-number of slots."""
+"""Cache misses on a stream of uses: the platform's tier, LRU and Belady's optimum."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ from orchestrator.eviction import AccessHistory
 from orchestrator.policy_selection import SESSION, EvictionPolicy, SimulatedTier
 from router.prefetch import Prefetcher
 
-#: The time in seconds, the tenant and the asset.
+#: Seconds, tenant, asset.
 Use = tuple[float, str, str]
 
 
 def lora_uses(trace: Sequence[TraceRequest]) -> list[Use]:
-    """Return all LoRA uses of a trace, in order."""
+    """Return a trace's LoRA uses, in order."""
     return [(r.arrival_s, r.tenant, name) for r in trace for name, _ in r.loras]
 
 
@@ -39,15 +38,14 @@ def lru_misses(uses: Sequence[Use], slots: int) -> int:
 
 
 def belady_misses(uses: Sequence[Use], slots: int) -> int:
-    """Return the misses of the optimal policy, which evicts the asset whose next use is furthest
-    away (Belady 1966)."""
+    """Misses when evicting the asset whose next use is furthest away (Belady 1966)."""
     next_use = [0] * len(uses)
     seen: dict[str, int] = {}
     for index in range(len(uses) - 1, -1, -1):
         next_use[index] = seen.get(uses[index][2], len(uses))
         seen[uses[index][2]] = index
     resident: dict[str, int] = {}  # asset → index of its next use
-    furthest: list[tuple[int, str]] = []  # a heap of (-next use, asset), with stale items
+    furthest: list[tuple[int, str]] = []  # heap of (-next use, asset), with stale items
     misses = 0
     for index, (_, _, name) in enumerate(uses):
         if name not in resident:
@@ -62,7 +60,7 @@ def belady_misses(uses: Sequence[Use], slots: int) -> int:
 
 
 def guesses(trace: Sequence[TraceRequest], lora_bytes: int) -> Prefetcher:
-    """Run the router's prefetcher over the trace and return it with its counters."""
+    """Run the router's prefetcher over the trace."""
     prefetcher = Prefetcher()
     for request in trace:
         blobs = [Blob(name, "", lora_bytes) for name, _ in request.loras]
@@ -71,14 +69,13 @@ def guesses(trace: Sequence[TraceRequest], lora_bytes: int) -> Prefetcher:
 
 
 def tier_misses(uses: Sequence[Use], slots: int) -> int:
-    """Return the misses of the platform's own tier."""
+    """Misses of the platform's tier."""
     return played(uses, slots).misses
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A tier's result on a stream. ``changes``: the number of policy changes; ``recency_share``:
-    the share of uses under the recency policy (LRU)."""
+    """A tier's result: policy changes, and the share of uses under recency (LRU)."""
 
     misses: int
     changes: int
@@ -86,7 +83,7 @@ class Played:
 
 
 def played(uses: Sequence[Use], slots: int) -> Played:
-    """Run the platform's own tier on the stream, with the stream's times as its clock."""
+    """Run the platform's tier under the stream's clock."""
     now_s = 0.0
     tier: DeviceTier[None] = DeviceTier(slots, clock=lambda: now_s)
     misses = 0
@@ -104,7 +101,7 @@ def played(uses: Sequence[Use], slots: int) -> Played:
 
 
 def visits_misses(uses: Sequence[Use], slots: int) -> int:
-    """Return the misses of the visits policy alone."""
+    """Misses of the visits policy."""
     history = AccessHistory(SESSION * slots)
     ghost = SimulatedTier(slots, SESSION * slots, history.worth)
     return sum(

@@ -203,7 +203,6 @@ def _caches(
 
 
 def _streams(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a result row for each named stream at two cache sizes."""
     rows = []
     for held_out, streams in ((False, TUNED_ON), (True, HELD_OUT)):
         for name, make in streams.items():
@@ -262,8 +261,7 @@ def _neighbour(
 def _scale(
     trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Measure time and memory, all in this process and smallest first: the memory reported is the
-    peak so far."""
+    """Measure in this process, smallest first: memory is the peak so far."""
     most = arguments.most
     plan = [(OURS, 8, 10_000), (OURS, 8, 100_000)]
     plan += [(OURS, 1000, count) for count in (10_000, 100_000)]

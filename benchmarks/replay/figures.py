@@ -17,23 +17,22 @@ from benchmarks.replay.trace import TraceRequest
 
 
 def quantile(sorted_values: Sequence[float], share: float) -> float:
-    """Return the value at the given share of a sorted sequence; NaN if it is empty."""
+    """Return the value at a share of a sorted sequence; NaN if empty."""
     if not sorted_values:
         return math.nan
     return sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))]
 
 
 def jain(values: Iterable[float]) -> float:
-    """Return Jain's fairness index: 1 if all values are equal, 1/n if one has everything (Jain,
-    Chiu and Hawe 1984)."""
+    """Return Jain's fairness index: 1 if all are equal, 1/n if one has everything (Jain, Chiu and
+    Hawe 1984)."""
     all_values = list(values)
     squares = sum(value * value for value in all_values)
     return sum(all_values) ** 2 / (len(all_values) * squares) if squares else math.nan
 
 
 def slowdowns(outcome: Outcome, trace: Sequence[TraceRequest]) -> list[float]:
-    """Return each request's latency divided by its time on an idle replica that holds its assets;
-    infinite for a request that was not served."""
+    """Return latencies over the time on an idle replica with the assets; infinite if not served."""
     hardware = outcome.hardware
     return [
         math.inf
@@ -44,8 +43,7 @@ def slowdowns(outcome: Outcome, trace: Sequence[TraceRequest]) -> list[float]:
 
 
 def figures(outcome: Outcome, trace: Sequence[TraceRequest]) -> dict[str, Any]:
-    """Return a result row: shares of requests or LoRA uses, seconds, and bytes. A request that was
-    refused or not done in time counts as infinitely slow in every quantile."""
+    """Return a result row. Refused and late requests are infinitely slow."""
     done = [
         (latency, r) for latency, r in zip(outcome.latency_s, trace, strict=True)
         if not math.isnan(latency)
@@ -71,13 +69,13 @@ def figures(outcome: Outcome, trace: Sequence[TraceRequest]) -> dict[str, Any]:
         "p50_s": quantile(latencies, 0.5),
         "p95_s": quantile(latencies, 0.95),
         "p99_s": quantile(latencies, 0.99),
-        # Quantiles over the median slowdown of each tenant with enough requests.
+        # Over the median slowdown of each tenant with enough requests.
         "slowdown_p50": quantile(tenants, 0.5),
         "slowdown_p95": quantile(tenants, 0.95),
         "slowdown_p99": quantile(tenants, 0.99),
         "drawing_share": mean_busy / outcome.span_s,
         "imbalance": max(outcome.busy_s) / mean_busy,
-        # Over each tenant's mean of generation time divided by latency.
+        # Over each tenant's mean of generation time / latency.
         "fairness": jain(fmean(speeds) for speeds in by_tenant.values() if len(speeds) >= 20),
     }
 
@@ -105,7 +103,7 @@ COLUMNS = {
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as a Markdown table."""
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
     lines.append("|" + "---|" * len(COLUMNS))
     for row in rows:
@@ -119,7 +117,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-#: The published figures of the real stream; see generator.py.
+#: Of the real stream; see generator.py.
 PUBLISHED = {
     "requests with LoRAs": 0.22,
     "of those, with one": 0.93,
@@ -143,7 +141,7 @@ PUBLISHED = {
 
 
 def describe(trace: Sequence[TraceRequest]) -> dict[str, float]:
-    """Return the figures of a trace that were published for the real one."""
+    """Return the figures published for the real trace."""
     uses = lora_uses(trace)
     names = [name for _, _, name in uses]
     scales = [scale for r in trace for _, scale in r.loras]
@@ -194,7 +192,7 @@ def describe(trace: Sequence[TraceRequest]) -> dict[str, float]:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plot p99 and checkpoint misses over the offered load, one line per policy."""
+    """Plot p99 and checkpoint misses over load, one line per policy."""
     import matplotlib as mpl
 
     mpl.use("Agg")

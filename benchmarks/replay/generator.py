@@ -1,13 +1,10 @@
 """Generate a request trace like a production service's, from a seed.
 
-The trace reproduces the published figures of 24 days of a real Stable Diffusion service: the share
-of requests with LoRAs and their number, the popularity of checkpoints and LoRAs, that most LoRAs
-have one user, that a user repeats the last recipe two times out of three, and that requests arrive
-in bursts. ``python -m benchmarks replay --describe`` prints each next to the published figure.
+Reproduces published figures of 24 days of a real Stable Diffusion service; ``--describe`` prints
+them.
 
-Tenants and assets come from a walk over *sessions*: a few tenants are active at a time, and each
-alternates between a small set of recipes. Arrival times come from a log-normal rate that changes
-every minute, plus a long silence.
+Tenants and assets come from a walk over *sessions* that alternate between a few recipes; arrivals
+from a log-normal rate that changes every minute, plus a long silence.
 """
 
 from __future__ import annotations
@@ -24,13 +21,12 @@ from benchmarks.replay.trace import TraceRequest
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The generator's parameters: the published figures, and values fitted so that a cache and a
-    random router perform as on the real stream (``lora_zipf`` to ``repeats``, and from ``sessions``
-    on)."""
+    """The generator's parameters: published figures, and values fitted so that a cache and a random
+    router perform as on the real stream (``lora_zipf`` to ``repeats``, from ``sessions`` on)."""
 
     checkpoints: int = 105
     checkpoint_zipf: float = 1.43
-    #: All LoRAs; about 874 of them are used in 100,000 requests.
+    #: About 874 of them are used in 100,000 requests.
     loras: int = 960
     lora_zipf: float = 1.12
     private_share: float = 0.83
@@ -40,29 +36,28 @@ class Population:
     most_loras: int = 6
     odd_scale_share: float = 0.44
     usual_steps_share: float = 0.88
-    #: The probability that a session keeps its recipe; a change may pick an identical one.
+    #: Probability that a session keeps its recipe; a change may pick an identical one.
     repeats: float = 0.5
-    #: Requests per minute (median and maximum), and the squared coefficient of variation of the
-    #: gaps.
+    #: Requests per minute (median, maximum); the gaps' squared coefficient of variation.
     median_a_minute: float = 2.0
     most_a_minute: float = 64.0
     gap_scv: float = 144.0
-    #: The duration of a burst, in minutes.
+    #: Duration of a burst.
     rush_minutes: float = 5.0
-    #: Concurrent sessions.
+    #: Concurrent.
     sessions: int = 3
-    #: The mean number of requests in a session.
+    #: Mean per session.
     session_requests: float = 13.0
-    #: The most recipes in a session.
+    #: Most recipes in a session.
     favourites: int = 4
-    #: The probability that the next request is from the same session.
+    #: Probability that the next request is from the same session.
     stays: float = 0.7
-    #: The probability that a session with LoRAs begins with a LoRA that was never used before.
+    #: Probability that a session with LoRAs begins with a never-used one.
     new_share: float = 0.4
 
 
 class Zipf:
-    """Ranks from 0, the most popular first: rank r has the weight (r + 1)^-exponent."""
+    """Ranks from 0, the most popular; weight (r + 1)^-exponent."""
 
     def __init__(self, count: int, exponent: float) -> None:
         self.weights = [1 / (rank**exponent) for rank in range(1, count + 1)]
@@ -72,7 +67,7 @@ class Zipf:
         return bisect(self._sums, rng.random() * self._sums[-1])
 
 
-#: A checkpoint, and its LoRAs with scales.
+#: A checkpoint, and LoRAs with scales.
 _Recipe = tuple[str, tuple[tuple[str, float], ...]]
 
 
@@ -87,7 +82,7 @@ class _Session:
 def generate(
     requests: int, seed: int = 0, population: Population | None = None
 ) -> list[TraceRequest]:
-    """Generate ``requests`` requests in order of arrival."""
+    """Generate ``requests`` in order of arrival."""
     people = population or Population()
     rng = random.Random(seed)
     arrivals = _arrivals(requests, people, rng)
@@ -101,8 +96,6 @@ def generate(
 
 
 class _Walk:
-    """The walk over sessions: the tenant and the recipe of each request."""
-
     def __init__(self, people: Population, rng: random.Random) -> None:
         self._people = people
         self._rng = rng
@@ -116,7 +109,7 @@ class _Walk:
         for lora, owner in enumerate(self._owner):
             if owner is not None:
                 self._of_tenant.setdefault(owner, []).append(lora)
-        #: LoRAs that were never used: new ones keep appearing throughout the trace.
+        #: Never-used LoRAs: new ones appear throughout.
         self._unseen = rng.sample(range(people.loras), people.loras)
         self._sessions = [self._begin() for _ in range(people.sessions)]
         self._last = 0
@@ -129,7 +122,6 @@ class _Walk:
         if session.left == 0:
             session = self._sessions[self._last] = self._begin()
         elif rng.random() >= self._people.repeats and len(session.favourites) > 1:
-            # Move to a different one of its recipes.
             session.now += rng.randrange(1, len(session.favourites))
             session.now %= len(session.favourites)
         session.left -= 1
@@ -148,7 +140,7 @@ class _Walk:
             mine = self._of_tenant.get(tenant, [])
             for _ in range(people.favourites - 1):
                 own.append(rng.choice(mine) if mine and rng.random() < 0.7 else self._public())
-        # Geometrically distributed: most sessions are short, some last all day.
+        # Geometric: most sessions are short, some last all day.
         left = 1 + int(math.log(1 - rng.random()) / math.log(1 - 1 / people.session_requests))
         session = _Session(f"t{tenant}", left)
         checkpoint = self._checkpoints.pick(rng)
@@ -188,7 +180,7 @@ class _Walk:
 
 
 def _arrivals(requests: int, people: Population, rng: random.Random) -> list[float]:
-    """Return arrival times in seconds: a rate that changes every minute, and a silence."""
+    """Return arrival times in seconds."""
     spread = math.log(people.most_a_minute / people.median_a_minute) / 4.0
     keep = math.exp(-1 / people.rush_minutes)
     level, minute, times = rng.gauss(0, 1), 0, list[float]()
@@ -203,10 +195,10 @@ def _arrivals(requests: int, people: Population, rng: random.Random) -> list[flo
 
 
 def _with_a_silence(times: list[float], scv: float, rng: random.Random) -> list[float]:
-    """Insert a pause that brings the squared coefficient of variation of the gaps to ``scv``."""
+    """Insert a pause that brings the gaps' squared coefficient of variation to ``scv``."""
     gaps = [b - a for a, b in pairwise(times)]
     if len(gaps) < 1000:
-        return times  # too few gaps for such a pause
+        return times  # too few gaps
     count, total, squares = len(gaps), sum(gaps), sum(gap * gap for gap in gaps)
     pauses = 1
     # count × (squares + pauses × x²) / (total + pauses × x)² = scv + 1, solved for x.

@@ -1,7 +1,6 @@
 """Send a trace to a running platform over HTTP.
 
-A trace's checkpoint or LoRA is the asset of that name if there is one; the others are mapped to
-the assets that the key may use, in order of popularity. Image sizes are left to the platform's
+Names without an asset become assets that the key may use, by popularity; sizes are the platform's
 default.
 """
 
@@ -22,7 +21,7 @@ from benchmarks.replay.trace import BASE_MODEL, TraceRequest, checkpoint_key, lo
 
 
 def play(trace: Sequence[TraceRequest], url: str, key: str, speed: float, as_json: bool) -> None:
-    """Send the trace and print the results. Raises SystemExit when the platform is unreachable."""
+    """Send the trace and print the results. Raises SystemExit if unreachable."""
     try:
         result = asyncio.run(_play(trace, url.rstrip("/"), key, speed))
     except httpx2.HTTPError as error:
@@ -70,7 +69,7 @@ async def _play(trace: Sequence[TraceRequest], url: str, key: str, speed: float)
 async def _send(
     client: httpx2.AsyncClient, request: TraceRequest, names: dict[str, str]
 ) -> tuple[int, float, list[str]]:
-    """Send a request; return the status (0: no answer), the seconds, and each asset's tier."""
+    """Return the status (0: no answer), the seconds, and each asset's tier."""
     body: dict[str, Any] = {
         "prompt": "a red circle on a blue background",
         "steps": request.steps,
@@ -96,14 +95,13 @@ async def _send(
 
 
 async def _names(client: httpx2.AsyncClient, trace: Sequence[TraceRequest]) -> dict[str, str]:
-    """Map each key of the trace to an asset; an empty string is the base model."""
+    """Map the trace's keys to assets; "" is the base model."""
     names: dict[str, str] = {checkpoint_key(BASE_MODEL): ""}
     for kind, key, used in (
         ("checkpoint", checkpoint_key, Counter(r.checkpoint for r in trace)),
         ("lora", lora_key, Counter(name for r in trace for name, _ in r.loras)),
     ):
         assets = await _assets(client, kind)
-        # The base model has no asset.
         stand_ins = ["", *assets] if kind == "checkpoint" else [*assets]
         for rank, (name, _) in enumerate(used.most_common()):
             if name in assets or name in assets.values():
@@ -114,7 +112,6 @@ async def _names(client: httpx2.AsyncClient, trace: Sequence[TraceRequest]) -> d
 
 
 async def _assets(client: httpx2.AsyncClient, kind: str) -> dict[str, str]:
-    """Return the names of the ready assets that the key may use, by ID."""
     names: dict[str, str] = {}
     for public in (False, True):
         response = await client.get(

@@ -1,4 +1,4 @@
-"""The effect of one noisy tenant on the others: a flood of requests, and a flood of LoRAs."""
+"""The effect of one noisy tenant on the others: a flood of requests, and of LoRAs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _stream(seed: int, people: Population) -> Callable[[], list[TraceRequest]]:
     return lambda: generate(20_000, seed, people)
 
 
-#: By name: a function that makes the trace (None: the trace of the whole replay), and whether it
-#: was held out while the fairness rules were developed.
+#: By name: makes the trace (None: the whole replay's), and whether it was held out while the
+#: fairness rules were developed.
 STREAMS: Mapping[str, tuple[Callable[[], list[TraceRequest]] | None, bool]] = {
     "generator": (None, False),
     "long sessions": (_stream(1, _LONG), False),
@@ -60,9 +60,8 @@ def busiest(trace: Sequence[TraceRequest]) -> str:
 def loud_neighbour(
     trace: Sequence[TraceRequest], hardware: Hardware, times: int, policies: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return a row per policy with the other tenants' results, with and without a noisy tenant: p95
-    in seconds and as slowdown, and the number of failures (refused or not done in time). The
-    platform's default queue limits apply."""
+    """Return a row per policy: the others' p95, as seconds and slowdown, and failures (refused or
+    late), with and without a noisy tenant, under default queue limits."""
     loud = busiest(trace)
     rows = []
     for policy in policies:
@@ -76,7 +75,7 @@ def loud_neighbour(
                 latency for latency, r in zip(outcome.latency_s, stream, strict=True)
                 if r.tenant != loud
             ]  # fmt: skip
-            # A request that is refused or not done in time counts as infinitely slow.
+            # Failures count as infinitely slow.
             waited = sorted(inf if isnan(latency) else latency for latency in victims)
             p95[name] = quantile(waited, 0.95)
             failed[name] = sum(map(isnan, victims))
@@ -99,13 +98,12 @@ def loud_neighbour(
 
 
 def _finite(value: float) -> float | None:
-    """Return None for an infinite p95, i.e. when more than 5 % have failed."""
+    """Return None for infinity: more than 5 % failed."""
     return value if isfinite(value) else None
 
 
 def flooded(trace: Sequence[TraceRequest], share: float) -> list[TraceRequest]:
-    """Return the trace plus a tenant that requests a new LoRA every time and makes ``share`` of all
-    LoRA uses."""
+    """Add a tenant whose LoRAs are all new and make ``share`` of LoRA uses."""
     rng = random.Random(0)
     uses = sum(bool(r.loras) for r in trace)
     count = int(uses * share / (1 - share))
@@ -121,8 +119,7 @@ def flooded(trace: Sequence[TraceRequest], share: float) -> list[TraceRequest]:
 def flood_of_loras(
     trace: Sequence[TraceRequest], hardware: Hardware, share: float = 0.5
 ) -> dict[str, float]:
-    """Return the other tenants' LoRA hit rates with and without the flood: on the devices, and in
-    any tier of the node."""
+    """Return the others' LoRA hit rates, on devices and in any tier."""
     hits: dict[str, float] = {"flood_share": share}
     for name, stream in {"alone": trace, "beside": flooded(trace, share)}.items():
         outcome = replay(stream, OURS, hardware)

@@ -1,7 +1,7 @@
 """Routing policies of other systems, for comparison.
 
-Each uses only what a router of its kind knows and sends every request at once to a replica, which
-queues it. The platform's own policy is in simulation.py.
+They send requests at once to a replica, which queues. The platform's own policy is in
+simulation.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def round_robin() -> Choose:
 
 
 def least_loaded(rng: random.Random) -> Choose:
-    """The replica with the fewest outstanding requests; ties are broken at random."""
+    """Fewest outstanding requests, at random among equals."""
 
     def choose(request: TraceRequest, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:
         least = min(replica.outstanding for replica in replicas)
@@ -53,9 +53,8 @@ def power_of_two(rng: random.Random) -> Choose:
 
 
 def multiplexed(rng: random.Random, max_ongoing: int = 5) -> Choose:
-    """Ray Serve's model multiplexing, with the checkpoint as the model ID: the less loaded of two
-    random replicas that hold the model and accept requests; if there are none, of two with the
-    fewest models; if these are full, of any two."""
+    """Ray Serve's model multiplexing by checkpoint: the less loaded of two random replicas that
+    hold the model and accept requests; else of two with the fewest models; if full, of any two."""
 
     def choose(request: TraceRequest, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:
         def accepting(candidates: Sequence[SimulatedReplica]) -> list[SimulatedReplica]:
@@ -78,7 +77,7 @@ def _less_loaded_of_two(
     return min(two, key=lambda r: r.outstanding)
 
 
-#: Points of each replica on the ring.
+#: Per replica on the ring.
 _POINTS = 64
 
 
@@ -93,7 +92,7 @@ class _Ring:
         self._replica_indices = [at for _, at in points]
 
     def walk(self, key: str) -> Sequence[int]:
-        """Return replica indices in ring order from the key's hash, each at least once."""
+        """Return replicas in ring order from the key's hash."""
         start = bisect(self._hashes, _hash(key)) % len(self._replica_indices)
         return self._replica_indices[start:] + self._replica_indices[:start]
 
@@ -103,8 +102,8 @@ def _hash(text: str) -> int:
 
 
 def consistent_hash(bound: float | None = None) -> Choose:
-    """Consistent hashing of checkpoints. With ``bound``, a replica with more than ``bound`` times
-    the mean load is skipped (Mirrokni, Thorup and Zadimoghaddam 2018)."""
+    """Consistent hashing of checkpoints. Replicas above ``bound`` times the mean load are skipped
+    (Mirrokni, Thorup and Zadimoghaddam 2018)."""
     ring: _Ring | None = None
 
     def choose(request: TraceRequest, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:

@@ -1,6 +1,6 @@
 """A simulated replica: real tiers under a virtual clock, with computed times.
 
-While one request generates, the next one's assets are loaded as far as there is room.
+The next request's assets are loaded during a generation, as far as there is room.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from orchestrator.errors import TierFull
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The simulated hardware, the same for every policy. Sizes in bytes, speeds in bytes per
-    second; ``picture_s`` is the generation time of a usual image in seconds."""
+    """The simulated hardware: bytes, bytes per second; ``picture_s`` per usual image."""
 
     replicas: int = 8
     replicas_per_node: int = 8
@@ -37,7 +36,7 @@ class Hardware:
         return self.checkpoint_bytes if is_checkpoint(asset) else self.lora_bytes
 
     def that_loads_at_once(self) -> Hardware:
-        """Return the same hardware with practically instant loading."""
+        """Return it with practically instant loading."""
         instant = 1e15
         return replace(self, store_bytes_s=instant, disk_bytes_s=instant, host_bytes_s=instant)
 
@@ -46,7 +45,7 @@ class Hardware:
 
 
 class SimulatedNode:
-    """A node with its file tiers; a tier with a budget of 0 bytes is left out."""
+    """A node's file tiers; a tier of 0 bytes is left out."""
 
     def __init__(self, hardware: Hardware, clock: Callable[[], float]) -> None:
         self._hardware = hardware
@@ -59,7 +58,7 @@ class SimulatedNode:
         self.loras_from_store = Counter[str]()  # by tenant
 
     def acquire(self, asset: str, owner: str) -> float:
-        """Fetch an asset into the file tiers; return the seconds to load it to a device."""
+        """Return seconds to load to a device."""
         size = self._hardware.size_bytes(asset)
         found = "store"
         for name, tier in self.tiers.items():
@@ -91,8 +90,8 @@ class _Job:
 
 
 class SimulatedReplica:
-    """Runs requests one after another. It calls ``wake`` with the time of its next event, and
-    ``done`` after each request."""
+    """Runs requests one after another; calls ``wake`` with its next event's time, ``done`` after
+    each request."""
 
     def __init__(
         self,
@@ -116,7 +115,7 @@ class SimulatedReplica:
         self.extras: DeviceTier[None] = DeviceTier(
             h.lora_slots * h.lora_bytes, "extras", clock=clock
         )
-        self._jobs: deque[_Job] = deque()  # the first is generating, or is next
+        self._jobs: deque[_Job] = deque()  # first: generating or next
         self._is_generating = False
         self.wakes_s: float | None = None
         self.checkpoint_loads = 0
@@ -139,7 +138,6 @@ class SimulatedReplica:
             self._prepare(self._jobs[1])
 
     def _prepare(self, job: _Job) -> None:
-        """Lease the job's resident assets and load the missing ones, as far as there is room."""
         at_s = max(self._clock(), job.ready_s or 0.0)
         while job.missing:
             asset = job.missing[0]
@@ -150,8 +148,8 @@ class SimulatedReplica:
                 )
             except TierFull:
                 if self._is_generating:
-                    break  # retried when the running request releases its leases
-                loaded = True  # more assets than slots: load it for this request only
+                    break  # retried at the running request's release
+                loaded = True  # more assets than slots: only for this request
             else:
                 job.leases.append(lease)
             job.missing.popleft()
@@ -164,7 +162,6 @@ class SimulatedReplica:
         job.ready_s = at_s
 
     def _start_next(self) -> None:
-        """Start the first job if its assets are loaded; else sleep until they are."""
         if self._is_generating or not self._jobs:
             return
         job = self._jobs[0]
@@ -189,7 +186,7 @@ class SimulatedReplica:
 
     def woken(self, at_s: float) -> None:
         if self.wakes_s != at_s:
-            return  # superseded by another wake-up
+            return  # superseded
         self.wakes_s = None
         if self._is_generating:
             self._is_generating = False

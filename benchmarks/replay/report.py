@@ -1,4 +1,4 @@
-"""The saved results as the tables of docs/routing.md; a test keeps both in sync."""
+"""The saved results as the tables of docs/routing.md."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from router.request import QueuedRequest
 from router.scheduler import Assignment, Scheduler, SchedulingPolicy
 
 OURS = "ours"
-#: The platform's policy with instant loading: its gap to the bound is due to reordering alone.
+#: Instant loading: the gap to the bound is due to reordering alone.
 AT_ONCE = "ours, loads at once"
 POLICIES: dict[str, Callable[[random.Random], policies.Choose]] = {
     "random": policies.random_choice,
@@ -33,7 +33,7 @@ POLICIES: dict[str, Callable[[random.Random], policies.Choose]] = {
 
 @dataclass(slots=True)
 class Outcome:
-    """The results of a replay. ``latency_s`` is in the order of the trace; NaN means not served."""
+    """The results of a replay. ``latency_s`` is in trace order; NaN means not served."""
 
     policy: str
     hardware: Hardware
@@ -50,8 +50,6 @@ class Outcome:
 
 
 class _World:
-    """The virtual clock, the event queue, the nodes and the replicas."""
-
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
         self.now_s = 0.0
@@ -94,8 +92,11 @@ def replay(
     limits: QueueLimits | None = None,
     timeout_s: float = float("inf"),
 ) -> Outcome:
-    """Replay ``trace``. Only the platform's own policy may refuse requests. A request not done
-    within ``timeout_s`` has failed; the platform's own policy drops it from the queue."""
+    """Replay ``trace``.
+
+    Requests not done within ``timeout_s`` fail. Only the platform's own policy drops those from its
+    queue and refuses requests.
+    """
     world = _World(hardware)
     latency_s = [float("nan")] * len(trace)
     refused = 0
@@ -150,8 +151,6 @@ class _Sent:
 
 
 class _Ours:
-    """Drives the platform's scheduler as the dispatcher does, under the virtual clock."""
-
     def __init__(
         self,
         world: _World,
@@ -167,7 +166,6 @@ class _Ours:
         self.scheduler = Scheduler(speeds, limits, scheduling)
         self._blobs: dict[str, Blob] = {}
         self._requests: dict[int, TraceRequest] = {}
-        #: The number of queued requests that were displaced.
         self.displaced = 0
         self._deadlines: deque[tuple[float, int]] = deque()
         self._node_of: dict[str, str] = {}

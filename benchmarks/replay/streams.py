@@ -1,8 +1,7 @@
-"""Named streams of uses that evaluate eviction: the generator with other seeds and parameters, and
-synthetic access patterns. The ``HELD_OUT`` streams were not used to develop the eviction policy.
+"""Named streams of uses that evaluate eviction: generated ones and synthetic patterns.
 
-In the synthetic streams, half of the assets belong to one of 60 tenants each; any tenant uses the
-others.
+The ``HELD_OUT`` streams were not used in development. In synthetic ones, half of the assets belong
+to one of 60 tenants each; any tenant uses the others.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from zlib import crc32
 from benchmarks.replay.caches import Use, lora_uses
 from benchmarks.replay.generator import Population, Zipf, generate
 
-#: The length of a synthetic stream; a generator's stream has the LoRA uses of 100,000 requests.
+#: Per synthetic stream; a generated one has the LoRA uses of 100,000 requests.
 USES = 25_000
 _ASSETS = 960
 _TENANTS = 60
-#: The mean time between two uses, as in the generator's streams.
+#: Mean, as in the generated streams.
 _GAP_S = 77.0
 
 Stream = Callable[[int], list[Use]]
@@ -39,23 +38,23 @@ def _timed(keys: Iterable[str], rng: random.Random) -> list[Use]:
 
 
 def generated(seed: int = 0, **habits: float) -> list[Use]:
-    """Return the generator's LoRA uses; ``habits`` are fields of ``Population``."""
+    """Return the generator's LoRA uses; ``habits`` are ``Population`` fields."""
     return lora_uses(generate(100_000, seed, replace(Population(), **habits)))  # type: ignore[arg-type]
 
 
 def at_speed(uses: list[Use], speed: float) -> list[Use]:
-    """Return the same uses at ``speed`` times the rate."""
+    """Return the uses at ``speed`` times the rate."""
     return [(at_s / speed, tenant, key) for at_s, tenant, key in uses]
 
 
 def zipf(seed: int, exponent: float) -> list[Use]:
-    """No locality: uses are independent."""
+    """Independent uses, without locality."""
     rng, popular = random.Random(seed), Zipf(_ASSETS, exponent)
     return _timed((f"z{popular.pick(rng)}" for _ in range(USES)), rng)
 
 
 def zipf_with_sessions(seed: int, exponent: float, length: int = 12) -> list[Use]:
-    """Locality: four concurrent sessions of four assets each."""
+    """Four concurrent sessions of four assets each."""
     rng, popular = random.Random(seed), Zipf(_ASSETS, exponent)
 
     def keys() -> Iterator[str]:
@@ -93,25 +92,25 @@ def scans_in_zipf(seed: int, slots: int) -> list[Use]:
 
 
 def one_timers_in_zipf(seed: int) -> list[Use]:
-    """Zipf in which every fourth use is of a one-time asset."""
+    """Zipf; every fourth use is of a one-time asset."""
     rng, popular = random.Random(seed), Zipf(_ASSETS, 1.0)
     return _timed((f"s{i}" if i % 4 == 0 else f"z{popular.pick(rng)}" for i in range(USES)), rng)
 
 
 def loop(seed: int, slots: int, over: float) -> list[Use]:
-    """A loop over ``over`` times as many assets as there are slots."""
+    """A loop over ``over`` times as many assets as slots."""
     count = math.ceil(slots * over)
     return _timed((f"p{index % count}" for index in range(USES)), random.Random(seed))
 
 
 def drift(seed: int) -> list[Use]:
-    """Zipf whose popularity order shifts by one rank every 15 uses."""
+    """Zipf; popularity shifts by one rank every 15 uses."""
     rng, popular = random.Random(seed), Zipf(_ASSETS, 1.0)
     return _timed((f"z{(popular.pick(rng) + i // 15) % 5000}" for i in range(USES)), rng)
 
 
 def jumps(seed: int) -> list[Use]:
-    """Zipf whose popularity order is shuffled every 3,000 uses."""
+    """Zipf; popularity is shuffled every 3,000 uses."""
     rng, popular = random.Random(seed), Zipf(_ASSETS, 1.0)
 
     def keys() -> Iterator[str]:
@@ -125,7 +124,7 @@ def jumps(seed: int) -> list[Use]:
 
 
 def bursts(seed: int, at_once: int, uses: int) -> list[Use]:
-    """``at_once`` active assets; each is used ``uses`` times on average and never again."""
+    """``at_once`` active assets, each used ``uses`` times on average, then never."""
     rng = random.Random(seed)
 
     def keys() -> Iterator[str]:
@@ -145,7 +144,7 @@ def bursts(seed: int, at_once: int, uses: int) -> list[Use]:
 
 
 def churn(seed: int, days: float) -> list[Use]:
-    """Tenants with private and public assets, which stay for ``days`` days on average."""
+    """Tenants with private and public assets, which stay ``days`` days on average."""
     rng, popular = random.Random(seed), Zipf(150, 1.0)
     now_s, serial = 0.0, 0
     uses: list[Use] = []
@@ -175,7 +174,7 @@ def churn(seed: int, days: float) -> list[Use]:
 
 
 def phases(seed: int) -> list[Use]:
-    """Alternate between bursts (recency wins) and one-timers in Zipf (visits wins)."""
+    """Alternate bursts (recency wins) and one-timers in Zipf (visits wins)."""
     first, second = bursts(seed, 60, 8), one_timers_in_zipf(seed + 1)
     keys = [(first if (i // 4000) % 2 == 0 else second)[i][2] for i in range(USES)]
     return _timed(keys, random.Random(seed + 2))
@@ -201,7 +200,7 @@ def stack(seed: int) -> list[Use]:
 
 
 def releases(seed: int) -> list[Use]:
-    """A constant flow of new assets, whose popularity falls with age."""
+    """A constant flow of new assets; popularity falls with age."""
     rng = random.Random(seed)
 
     def keys() -> Iterator[str]:
@@ -221,7 +220,7 @@ def releases(seed: int) -> list[Use]:
 
 
 def day_and_night(seed: int) -> list[Use]:
-    """Two populations that alternate every twelve hours."""
+    """Two populations alternate every twelve hours."""
     day, night = zipf_with_sessions(seed, 0.9), zipf_with_sessions(seed + 1, 0.9)
     turn = int(43_200 / _GAP_S)
     keys = ["d" + day[i][2] if (i // turn) % 2 else "n" + night[i][2] for i in range(USES)]
@@ -229,7 +228,7 @@ def day_and_night(seed: int) -> list[Use]:
 
 
 def loop_and_zipf(seed: int, slots: int) -> list[Use]:
-    """Half of the uses loop over as many assets as there are slots; half are Zipf."""
+    """Half loops over as many assets as slots, half Zipf."""
     rng, popular = random.Random(seed), Zipf(500, 1.1)
 
     def keys() -> Iterator[str]:
@@ -248,7 +247,7 @@ def _of_seed(seed: int) -> Stream:
     return lambda _: generated(seed)
 
 
-#: Functions from the number of slots to the stream, by name.
+#: By name, from the number of slots.
 TUNED_ON: Mapping[str, Stream] = {
     "generator": lambda _: generated(),
     **{f"generator, seed {seed}": _of_seed(seed) for seed in range(1, 6)},

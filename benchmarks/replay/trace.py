@@ -1,13 +1,12 @@
 """Request traces, in memory and as CSV.
 
-A CSV file has one line per request, in order of arrival::
+CSV, in order of arrival::
 
     arrival_s,tenant,checkpoint,loras,steps,images,width,height
     0.41,t17,c3,"[{""id"":""l9"",""scale"":0.7}]",30,1,1024,1024
 
-``arrival_s`` is in seconds from the beginning, ``loras`` is JSON (``[]`` for none), sizes are in
-pixels. Checkpoints and LoRAs have separate namespaces: the same name in both columns is two
-assets. An empty checkpoint means the served base model.
+Seconds from the beginning, JSON LoRAs (``[]`` for none), sizes in pixels. Checkpoints and LoRAs
+have separate namespaces. An empty checkpoint is the served base model.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from pathlib import Path
 
 COLUMNS = ("arrival_s", "tenant", "checkpoint", "loras", "steps", "images", "width", "height")
 
-#: The steps and pixels of a usual image, the unit of ``cost``.
+#: A usual image, the unit of ``cost``.
 USUAL_STEPS, USUAL_PIXELS = 30, 1024 * 1024
 
 
-#: The checkpoint of a line with an empty one.
+#: Replaces an empty checkpoint.
 BASE_MODEL = "(base model)"
 _CHECKPOINT, _LORA = "checkpoint/", "lora/"
 
 
 def checkpoint_key(name: str) -> str:
-    """Return the asset key of the checkpoint ``name``."""
+    """Return the checkpoint's asset key."""
     return _CHECKPOINT + name
 
 
 def lora_key(name: str) -> str:
-    """Return the asset key of the LoRA ``name``."""
+    """Return the LoRA's asset key."""
     return _LORA + name
 
 
@@ -45,7 +44,7 @@ def is_checkpoint(key: str) -> bool:
 
 
 class BadTrace(Exception):
-    """An invalid trace file; the message gives the line and the reason."""
+    """An invalid trace file; the message gives line and reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class TraceRequest:
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """The keys of the assets that must be on the device, the checkpoint first."""
+        """Keys of the needed assets, the checkpoint first."""
         return (checkpoint_key(self.checkpoint), *(lora_key(name) for name, _ in self.loras))
 
     @property
@@ -71,7 +70,7 @@ class TraceRequest:
 
     @property
     def cost(self) -> float:
-        """The work, as a number of usual images."""
+        """In usual images."""
         return self.work / (USUAL_STEPS * USUAL_PIXELS)
 
 
@@ -128,8 +127,8 @@ def _parse(row: dict[str, str]) -> TraceRequest:
 def at_load(
     trace: list[TraceRequest], load: float, replicas: int, picture_s: float
 ) -> list[TraceRequest]:
-    """Return the same requests, faster or slower, so that ``replicas`` would be busy for the share
-    ``load`` of the time if nothing had to be loaded. ``picture_s``: seconds per usual image."""
+    """Rescale arrivals so that ``replicas`` would be busy for the share ``load`` of the time
+    without loading. ``picture_s``: seconds per usual image."""
     work_s = sum(r.cost for r in trace) * picture_s
     span_s = trace[-1].arrival_s - trace[0].arrival_s
     scale = work_s / (replicas * load) / span_s

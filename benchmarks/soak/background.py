@@ -1,4 +1,4 @@
-"""A thread that runs for the duration of a ``with`` block."""
+"""A thread that runs during a ``with`` block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Background(ABC):
-    """Runs ``_run`` in a thread until the block exits, then raises the thread's error, if any."""
+    """Runs ``_run`` in a thread; the block's exit raises its error."""
 
     def __init__(self) -> None:
         self.ended = Event()
@@ -23,7 +23,7 @@ class Background(ABC):
 
     @abstractmethod
     def _run(self) -> None:
-        """Do the work; return soon after ``ended`` is set."""
+        """Return soon after ``ended`` is set."""
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -1,4 +1,4 @@
-"""The command line of the soak benchmark."""
+"""The soak's command line."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "soak.json"
 PLOT = ROOT / "docs" / "images" / "soak.png"
 LOAD = 0.7
-#: Minimum time between two kills, for the platform to recover.
+#: Between two kills, to recover.
 LEAST_S = 60.0
-#: Small tiers, so that they evict all the time, and short retention, so that the number of stored
-#: results is stable before the first samples that count.
+#: Small tiers evict constantly; short retention makes stored results stable before the first
+#: samples that count.
 _SETTINGS: Mapping[str, Any] = {
     "host_bytes": 40 << 20,
     "disk_bytes": 48 << 20,

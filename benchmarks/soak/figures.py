@@ -9,13 +9,13 @@ from typing import Any
 from benchmarks.faults.client import Answer
 from benchmarks.soak.resource_usage import PLACES, REST
 
-#: Allowed ratio of a series in the last third to the same series early on.
+#: Allowed late/early ratio.
 MOST_GROWTH = 1.2
 
 Sample = Mapping[str, Any]
 
-#: Path of each watched series in a sample: memory and descriptors of the spared processes, memory
-#: of rarely killed processes, and numbers of files.
+#: Paths in a sample: memory and descriptors of spared processes, memory of rarely killed ones,
+#: numbers of files.
 SERIES: Mapping[str, tuple[str, ...]] = {
     "gateway bytes": ("spared", "gateway", "bytes"),
     "gateway descriptors": ("spared", "gateway", "descriptors"),
@@ -37,10 +37,10 @@ def _value(sample: Sample, path: Sequence[str]) -> float | None:
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """Return the early and late median of each series.
+    """Return early and late medians: a third of the samples after the first sixth, and the last
+    third.
 
-    "early" is a third of the samples, starting after the first sixth; "late" is the last third.
-    A series without samples in one of the parts is left out.
+    A series without samples in either is left out.
     """
     third = len(samples) // 3
     parts = {"early": samples[third // 2 : third // 2 + third], "late": samples[-third:]}
@@ -63,9 +63,8 @@ def grown(growth: Mapping[str, Mapping[str, float]]) -> list[str]:
 def unseen(
     samples: Sequence[Sample], kills: int, spared: Sequence[str], *, looks: float, most_kills: float
 ) -> list[str]:
-    """Return the gaps in the observation: too few samples or kills, a dead spared process, a
-    series without samples. ``looks`` and ``most_kills`` are the expected numbers of samples and
-    kills."""
+    """Return gaps: too few samples or kills (``looks``, ``most_kills`` are expected), a dead spared
+    process, an empty series."""
     gaps = []
     if len(samples) < 0.8 * looks:
         gaps.append(f"only {len(samples)} samples of {looks:.0f}")

@@ -16,7 +16,7 @@ import psutil
 from benchmarks.faults.harness import Harness
 from benchmarks.soak.background import Background
 
-#: Relative frequency of each kind, in percent.
+#: Frequency in percent.
 KINDS = {
     "replica killed": 30,
     "replica hung": 10,
@@ -34,7 +34,7 @@ _WORDS = {
 
 
 class Killer(Background):
-    """Kills processes until the block ends; ``deeds`` lists what was killed and when."""
+    """Kills processes until the block ends; ``deeds`` lists them."""
 
     def __init__(self, harness: Harness, seed: int, mean_s: float, least_s: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Killer(Background):
         spared = min(harness.up(), key=lambda replica: str(replica["id"]))
         self._replica = spared["id"]
         self._gateway = harness.pids("spawn_main")[0]
-        #: Process ids of the spared processes, by role.
+        #: Process ids by role.
         self.spared = {"gateway": self._gateway, "replica": int(spared["pid"])}
 
     def _run(self) -> None:
@@ -60,7 +60,6 @@ class Killer(Background):
                     self.deeds.append({"at_s": time.monotonic() - self._began_s, "what": kind})
 
     def _victim(self, kind: str) -> int | None:
-        """Return the process to signal, or None if there is none at the moment."""
         finders: dict[str, Callable[[], list[int]]] = {
             "gateway killed": lambda: [
                 pid for pid in self._harness.pids("spawn_main") if pid != self._gateway

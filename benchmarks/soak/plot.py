@@ -1,4 +1,4 @@
-"""The soak's plot: memory, files and latencies over time, with the kills marked."""
+"""The soak's plot: memory, files, latencies and kills over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples of memory and open files of every process, and of the number of stored files."""
+"""Samples of every process's memory and open files, and of the number of stored files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 from benchmarks.faults.harness import Harness
 from benchmarks.soak.background import Background
 
-#: Substrings of command lines and the role of such a process; the first match counts.
+#: Command-line substrings by role; the first match counts.
 PARTS = (
     ("spawn_main", "gateways"),
     ("ServeReplica", "replicas"),
@@ -28,10 +28,10 @@ PLACES = ("disk", "host", "scratch", "store")
 
 
 class ResourceUsage(Background):
-    """Samples every ``every_s`` seconds until the block ends, into ``samples``."""
+    """Samples every ``every_s`` seconds into ``samples``."""
 
     def __init__(self, harness: Harness, every_s: float, spared: Mapping[str, int]) -> None:
-        """``spared`` maps names to process ids that are also sampled individually."""
+        """``spared``: process ids to sample individually, by name."""
         super().__init__()
         self.samples: list[dict[str, Any]] = []
         self._harness = harness
@@ -51,7 +51,7 @@ class ResourceUsage(Background):
         count: Counter[str] = Counter()
         assert self._harness.process is not None
         family = [psutil.Process(self._harness.process.pid)]
-        with suppress(psutil.Error):  # a process may end meanwhile
+        with suppress(psutil.Error):  # ended meanwhile
             family += self._harness.children()
         for process in family:
             with suppress(psutil.Error, OSError):
@@ -87,7 +87,7 @@ def _part(process: psutil.Process) -> str:
 
 
 def private_bytes(pid: int) -> int:
-    """Return the process's proportional share of anonymous memory: no files, no tiers."""
+    """Return the proportional share of anonymous memory: no files, no tiers."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss_Anon:"):
             return int(line.split()[1]) << 10

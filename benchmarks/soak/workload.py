@@ -16,7 +16,7 @@ from benchmarks.faults.client import Answer, Load, RequestFields, ask
 from benchmarks.faults.harness import Harness
 
 LORAS = 24
-#: Shares of requests without an asset, with a LoRA of the tenant, with a public asset.
+#: Without an asset, with the tenant's LoRA, with a public asset.
 _SHARES = (0.25, 0.6, 0.15)
 _SEEDS = (0, 1)
 _AT_ONCE = 256
@@ -34,7 +34,7 @@ class Workload:
         self._public = _public(harness)
 
     def wish(self) -> tuple[int, RequestFields]:
-        """Return a seed and the assets to use with it."""
+        """Return a seed and assets."""
         seed = self._random.choice(_SEEDS)
         kind = self._random.choices(("none", "lora", "public"), _SHARES)[0]
         if kind == "none":
@@ -44,7 +44,7 @@ class Workload:
         return seed, self._random.choice(self._public)
 
     def capacity_per_s(self, clients: int) -> float:
-        """Return images per second with ``clients`` that request without a pause."""
+        """Return images per second with ``clients`` that never pause."""
 
         def ask_random(_: int) -> Answer:
             return ask(self._harness.endpoint, *self.wish())
@@ -57,10 +57,7 @@ class Workload:
     def ask_for(
         self, seconds: float, rate_per_s: float, say: Callable[[str], None]
     ) -> list[Answer]:
-        """Send requests as a Poisson process for ``seconds``; return when all are answered.
-
-        A request's latency counts from its arrival, even when it waits here for a thread.
-        """
+        """Send a Poisson process for ``seconds``; latency includes waiting for a thread."""
         began = due = time.monotonic()
         requests: list[Future[Answer]] = []
         minutes = count(1)
@@ -81,7 +78,6 @@ class Workload:
 
 
 def _public(harness: Harness) -> Sequence[RequestFields]:
-    """Return one selection for each asset of the public library."""
     answer = httpx2.get(
         f"{harness.url}/v1/assets", params={"is_public": True}, headers=harness.endpoint.headers
     )

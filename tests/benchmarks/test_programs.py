@@ -1,4 +1,4 @@
-"""The benchmarks run on a CPU, so that their errors do not first appear on a rented GPU."""
+"""The benchmarks run on a CPU, before a rented GPU."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ def run(*arguments: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_gpu_programs_run_dry(tmp_path: Path, program: str) -> None:
-    """No stage of any program is skipped or fails at small widths."""
+    """No stage is skipped or fails at small widths."""
     printed = run("gpu", program, "--dry-run", "--out", str(tmp_path / "r.json"))
-    assert "of 64 MiB" in printed  # the size check of what is sent to a remote machine
+    assert "of 64 MiB" in printed  # of what is sent to a remote machine
     result = json.loads((tmp_path / f"r-{program}.json").read_text())
     assert not [n for n, row in result["stages"].items() if {"error", "skipped"} & row.keys()]
     assert "| – |" in tables([tmp_path / f"r-{program}.json"])
 
 
 def test_results_survive_a_kill(tmp_path: Path) -> None:
-    """The JSON is complete after each stage, even if the process is killed."""
     out = tmp_path / "r.json"
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "gpu", "plain", "--dry-run"]
     child = subprocess.Popen(
@@ -83,7 +82,6 @@ def test_the_swap_benchmark_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_faults_are_survived(tmp_path: Path) -> None:
-    """Run two faults; the command fails if an invariant is violated."""
     out = tmp_path / "faults.json"
     printed = run("faults", "--only", "dispatcher-killed,store-cut", "--out", str(out))
     assert "| store-cut |" in printed
@@ -91,7 +89,7 @@ def test_faults_are_survived(tmp_path: Path) -> None:
 
 
 def test_gpu_benchmarks_need_no_platform_packages() -> None:
-    """A rented GPU machine has no Ray and no database or web packages."""
+    """A rented GPU machine has no Ray, database or web packages."""
     code = (
         "import sys, benchmarks.gpu, benchmarks.swap, tests.gpu.plugin;"
         "unwanted = {'ray', 'sqlalchemy', 'pydantic_settings', 'fastapi'};"

@@ -1,4 +1,4 @@
-"""The replay benchmark: its traces, its policies, and the results of the platform's router."""
+"""The replay benchmark: traces, policies, and the router's results."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_every_request_runs_once_and_the_counters_agree(
         assert latency_s >= generation_s - 1e-6
     assert sum(outcome.busy_s) == pytest.approx(sum(least_s))
     assert outcome.lora_uses.total() == len(lora_uses(stream))
-    # Without file tiers, every load comes from the store.
+    # Without file tiers, every load is from the store.
     loads = outcome.checkpoint_loads * hardware.checkpoint_bytes
     assert outcome.store_bytes == loads + outcome.lora_loads.total() * hardware.lora_bytes
     assert replay(stream, policy, hardware).latency_s == outcome.latency_s
@@ -128,7 +128,7 @@ def test_file_tiers_reduce_store_reads(trace: list[TraceRequest]) -> None:
 
 
 def test_results_do_not_depend_on_asset_names(trace: list[TraceRequest]) -> None:
-    """Renaming assets changes no load; a LoRA may have the name of a checkpoint."""
+    """A LoRA may have a checkpoint's name."""
     stream = at_load(trace[:2_000], 0.6, 4, 2.86)
     names = sorted({r.checkpoint for r in stream} | {n for r in stream for n, _ in r.loras})
     replicas = [f"r{index}" for index in range(4)]
@@ -136,7 +136,7 @@ def test_results_do_not_depend_on_asset_names(trace: list[TraceRequest]) -> None
     def preferred(name: str) -> str:
         return min(replicas, key=lambda replica: rendezvous(checkpoint_key(name), replica))
 
-    # The new names sort alike and have the same preferred replicas, so ties break alike.
+    # They sort alike and have the same preferred replicas: ties break alike.
     plain = {
         name: next(
             other
@@ -170,7 +170,7 @@ def test_a_line_without_a_checkpoint_uses_the_base_model(
 
 
 def test_affinity_beats_the_other_policies(trace: list[TraceRequest]) -> None:
-    """The platform's claims on a short trace; the benchmark has the full figures."""
+    """The platform's claims on a short trace."""
     hardware = Hardware()
     stream = at_load(trace, 0.7, 8, hardware.picture_s)
     results = {
@@ -180,7 +180,7 @@ def test_affinity_beats_the_other_policies(trace: list[TraceRequest]) -> None:
     ours = results[OURS]
     assert ours["checkpoint_misses"] <= 0.25 * results["random"]["checkpoint_misses"]
     assert ours["checkpoint_misses"] <= 0.5 * results["multiplexed"]["checkpoint_misses"]
-    # On this short trace, a single burst determines p99.
+    # A single burst determines this trace's p99.
     assert ours["p99_s"] <= 0.7 * results["bounded hash"]["p99_s"]
     assert ours["imbalance"] <= 1.3
     best = bound(stream, hardware)

@@ -1,4 +1,4 @@
-"""The soak's figures, from made-up samples."""
+"""The soak's figures."""
 
 from __future__ import annotations
 

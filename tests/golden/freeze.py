@@ -1,7 +1,7 @@
 """Freeze every name and value that outlives a process: stored, sent, logged, configured or typed.
 
-``python -m tests.golden.freeze`` adds new names and values to ``frozen.json`` and never changes
-existing ones. Names of functions and classes are not included, so code can be renamed.
+``python -m tests.golden.freeze`` adds entries to ``frozen.json`` and never changes old ones.
+Functions and classes can be renamed.
 """
 
 from __future__ import annotations
@@ -134,8 +134,7 @@ def metrics() -> dict[str, list[str]]:
 
 
 def wire(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document's routes with their parameters, and its fields with their allowed
-    values."""
+    """OpenAPI routes with parameters, and fields with allowed values."""
     document = app.openapi()
     routes = {
         f"{method.upper()} {path}": sorted(
@@ -144,7 +143,7 @@ def wire(app: FastAPI) -> dict[str, Any]:
         for path, methods in document["paths"].items()
         for method, route in methods.items()
     }
-    # Without the models' names, which clients never see.
+    # Clients never see model names.
     fields = {
         f"{name} {choice}".strip()
         for schema in document["components"]["schemas"].values()
@@ -163,8 +162,6 @@ def _choices(field: Mapping[str, Any]) -> Iterator[str]:
 
 
 def commands() -> dict[str, list[str]]:
-    """Return each command of the command line with its options."""
-
     def walk(command: Any, path: str) -> Iterator[tuple[str, list[str]]]:
         children = getattr(command, "commands", {})
         for name, child in children.items():
@@ -181,8 +178,6 @@ def variables() -> list[str]:
 
 
 def result_keys() -> dict[str, list[str]]:
-    """Return the keys in each file of benchmark results."""
-
     def walk(value: Any, path: str) -> Iterator[str]:
         if isinstance(value, dict):
             for name, child in value.items():
@@ -217,7 +212,7 @@ def frozen(app: FastAPI) -> dict[str, Any]:
 
 
 def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Yield what of ``before`` is missing in ``now`` or has another value there."""
+    """Yield what of ``before`` is missing or changed."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name, value in before.items():
             if name in now:

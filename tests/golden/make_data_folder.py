@@ -1,8 +1,8 @@
-"""Write ``data_folder.tar.xz``: the data folder of a platform that was killed during requests.
+"""Write ``data_folder.tar.xz``: the data folder of a platform killed during requests.
 
-Run it once per release, with that release's code, and commit the archive: later versions must open
-it (see test_upgrade.py). The base model and the public library's blobs are left out, because every
-version generates them byte for byte.
+Run it once per release, with its code, and commit the archive: later versions must open it
+(test_upgrade.py). Without the base model and the public library's blobs, which every version
+generates byte for byte.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.platforms import Running, put_asset, running, wait_until
 from tests.support.samples import write_inversion, write_kohya_lora
 
 ARCHIVE = Path(__file__).parent / "data_folder.tar.xz"
-#: The request that is sent before and after the upgrade.
+#: Sent before and after the upgrade.
 REQUEST: dict[str, Any] = {
     "prompt": "myword, small and red",
     "seed": 7,

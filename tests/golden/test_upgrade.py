@@ -1,4 +1,4 @@
-"""This version opens the data folder of an earlier one that was killed during requests."""
+"""This version opens an earlier one's data folder, killed during requests."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from tests.support.platforms import Running, put_asset, running, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-#: The newest migration of the folder's version.
+#: The folder's newest migration.
 REVISION = "0014"
-#: Largest pixel difference: other CPUs' kernels round differently; other weights differ far more.
+#: Pixel difference: other CPUs round differently; other weights differ far more.
 _MOST_LEVELS = 3
-#: Retention, so that nothing in the old folder expires.
+#: Retention: nothing expires.
 _AGES_S = 1e9
 
 
 @pytest.fixture(scope="module")
 def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new data folder, for the files that every version generates itself."""
+    """For the files that every version generates."""
     folder = tmp_path_factory.mktemp("new")
     with running(folder, "--in-process", replicas=1, effect_probe=False):
         pass
@@ -47,7 +47,6 @@ def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def unpack(folder: Path, new_folder: Path) -> Mapping[str, Any]:
-    """Unpack the old platform's files into ``folder``; return the expected values."""
     folder.mkdir(mode=0o700)
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
@@ -63,7 +62,6 @@ def unpack(folder: Path, new_folder: Path) -> Mapping[str, Any]:
 
 
 def copy_rows(path: Path, url: str) -> None:
-    """Copy the rows of the SQLite file into an empty PostgreSQL database at the same revision."""
     source, target = create_engine(f"sqlite:///{path}"), create_engine(url)
     upgrade(target, REVISION)
     old_tables, new_tables = MetaData(), MetaData()
@@ -135,7 +133,7 @@ def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
         data = httpx2.get(answer.json()["transfer_api"]["get_url"]).content
         assert hashlib.sha256(data).hexdigest() == asset["sha256"]
 
-    # The plan and usage are kept; every accepted job is done once and charged once.
+    # Plan and usage are kept; accepted jobs are done and charged once.
     organisation = http.get("/v1/organisation").json()
     assert organisation["plan"] == expected["organisation"]["plan"]
     jobs = expected["unfinished"]
@@ -156,7 +154,7 @@ def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
     assert sum(budgets.values()) == pytest.approx(usage["totals"]["gpu_s"])
     assert budgets[used["month"]] >= used["gpu_s"]
 
-    # Finished results are returned again; the same request generates the same image.
+    # The same request generates the same image.
     before = base64.b64decode(expected["image_b64"])
     finished = http.get(f"/v1/jobs/{expected['finished']}/result").json()
     again = http.post("/generate/sdxl", json=REQUEST, headers={"Idempotency-Key": "finished"})
@@ -166,7 +164,7 @@ def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
         difference = pixels(image_of(answer)) - pixels(before)
         assert np.abs(difference).max() <= _MOST_LEVELS
 
-    # The unfinished upload completes, and a new one works.
+    # The unfinished upload completes.
     half = expected["half"]
     http.post(f"/v1/assets/{half}/complete-upload", json={}).raise_for_status()
     wait_until(lambda: asset_status(http, half) != "uploaded")

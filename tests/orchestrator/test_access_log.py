@@ -1,4 +1,4 @@
-"""The access log: one file that many processes append to and read."""
+"""The access log, shared by many processes."""
 
 from __future__ import annotations
 

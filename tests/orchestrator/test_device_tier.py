@@ -1,4 +1,4 @@
-"""The accounting of the GPU tier, with values that are only sizes."""
+"""The GPU tier's accounting; values are only sizes."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from orchestrator.device_tier import DeviceTier
 from orchestrator.eviction import FORGOTTEN_BUDGETS, FORGOTTEN_S, AccessHistory, TierEntry, victims
 
 NOW_S = 10 * FORGOTTEN_S
-#: Entries used within this many bytes are in a session.
+#: Entries used within it are in a session.
 SESSION_BYTES = 100.0
 BUDGET_BYTES = 500
 

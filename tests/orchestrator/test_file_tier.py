@@ -71,7 +71,7 @@ def test_the_oldest_entry_is_evicted_and_leased_entries_stay(tier: FileTier) -> 
     big = blob_of("d", 70)
     with pytest.raises(TierFull):
         tier.admit(big, fill(big))
-    assert set(tier.resident()) == {"a", "c"}  # nothing was evicted
+    assert set(tier.resident()) == {"a", "c"}
     held.release()
     tier.check_integrity()
 
@@ -103,7 +103,7 @@ def test_quarantined_files_count_and_are_removed_first(tier: FileTier) -> None:
 def test_a_full_disk_causes_eviction_and_a_retry(
     tier: FileTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is full although the budget is not: the first allocation fails with ENOSPC."""
+    """The budget is not full: the first allocation fails with ENOSPC."""
     held, other = blob_of("a", 40), blob_of("b", 40)
     tier.admit(held, fill(held))[0].release()
     real, attempts = os.posix_fallocate, []
@@ -128,7 +128,7 @@ def test_at_most_half_of_a_tier_can_be_pinned(tier: FileTier) -> None:
         tier.pin(name)
     blob = blob_of("c", 40)
     tier.admit(blob, fill(blob))[0].release()
-    assert set(tier.resident()) == {"a", "c"}  # the pins exceed half of the budget
+    assert set(tier.resident()) == {"a", "c"}  # pins exceed half of the budget
     tier.pin_exactly({"c": "popular"})
     assert tier.pins() == {"c": "popular"}
 
@@ -200,12 +200,12 @@ def test_a_killed_process_leaves_no_lease_and_no_partial_file(
     assert process.stdout is not None
     assert process.stdout.readline() == b"started\n"
     big = blob_of("c", 90)
-    with pytest.raises(TierFull):  # one entry leased, one fetch in progress
+    with pytest.raises(TierFull):  # one leased, one being fetched
         tier.admit(big, fill(big))
     process.kill()
     process.communicate()
     half = blob_of("b", 40)
-    lease, moved = tier.admit(half, fill(half))  # takes over from the dead process
+    lease, moved = tier.admit(half, fill(half))  # from the dead process
     assert moved
     lease.release()
     tier.admit(big, fill(big))[0].release()
@@ -230,9 +230,9 @@ def test_provisioner_reports_the_tier_it_found_the_blob_on(tmp_path: Path) -> No
     expected = [
         (small, "store", 80),
         (small, "host", 0),
-        (other, "store", 80),  # evicts small from the host tier
+        (other, "store", 80),  # evicts small from host
         (small, "disk", 40),
-        (wide, "store", 90),  # does not fit the host tier: served from disk
+        (wide, "store", 90),  # too big for host: from disk
         (wide, "disk", 0),
     ]
     for blob, tier, moved in expected:
@@ -247,7 +247,7 @@ NAMES = st.sampled_from("abcdef")
 
 
 class FileTierMachine(RuleBasedStateMachine):
-    """The accounting stays consistent for any order of admissions, leases, releases and pins."""
+    """The accounting is consistent for any order of operations."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from orchestrator.policy_selection import SESSION, EvictionPolicy, PolicySelecto
 
 
 def keys(seed: int, count: int = 600) -> Iterator[tuple[str, int]]:
-    """Yield the keys and sizes of uses with skewed popularity."""
+    """Yield keys and sizes with skewed popularity."""
     rng = random.Random(seed)
     for _ in range(count):
         key = int(rng.paretovariate(0.7))
@@ -42,7 +42,7 @@ def test_a_ghost_with_an_infinite_session_misses_like_lru() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_ghost_evicts_in_the_order_of_victims(seed: int) -> None:
-    """A ghost's lazy heap gives the same order as ``victims``, which sorts."""
+    """Its lazy heap agrees with ``victims``, which sorts."""
     budget, session = 12, 9.0
     visits = AccessHistory(session)
     ghost = SimulatedTier(budget, session, visits.worth)
@@ -81,10 +81,10 @@ def test_the_policy_follows_the_stream_and_changes_are_counted() -> None:
     rng = random.Random(4)
     policy_selector = PolicySelector(32)
     policies = [policy_selector.policy]
-    for index in range(6_000):  # bursts: each key is used for a while and never again
+    for index in range(6_000):  # bursts
         policy_selector.used(f"b{index // 40 + rng.randrange(20)}", 1, "", 0.0)
     policies.append(policy_selector.policy)
-    for index in range(12_000):  # popular keys among one-time keys
+    for index in range(12_000):  # popular and one-time keys
         key = f"p{index}" if index % 3 == 0 else f"z{int(rng.paretovariate(0.9))}"
         policy_selector.used(key, 1, "", 0.0)
     policies.append(policy_selector.policy)
@@ -102,7 +102,7 @@ def test_a_forgotten_key_is_in_no_ghost() -> None:
     assert "a" not in tier.policy_selector._by_recency
 
 
-#: A subset short enough for every run; the benchmark runs all streams at more sizes.
+#: Short enough for every run; the benchmark has all.
 SHORT_STREAMS = ("Zipf 1.0 with sessions", "drift", "bursts", "one-timers in Zipf", "day and night")
 
 

@@ -36,8 +36,10 @@ QUICK = TransferLimits(
 
 
 class MisbehavingStore(FsspecStore):
-    """A store over a directory with injected faults. ``faults(data, start, times)`` may return
-    fewer or other bytes, or raise; ``times`` is the number of reads at this start."""
+    """A directory store; ``faults(data, start, times)`` returns fewer or other bytes, or raises.
+
+    ``times`` is the number of reads at this start.
+    """
 
     def __init__(self, root: Path) -> None:
         super().__init__(f"file://{root}")
@@ -119,18 +121,18 @@ def test_the_breaker_opens_after_repeated_failures_and_recovers(store: Misbehavi
     with pytest.raises(SourceDown, match="in a row") as down:
         fetched(store, breaker)
     assert 0 < down.value.retry_after_s <= 10
-    assert sum(store.asked.values()) == asked  # no further reads
+    assert sum(store.asked.values()) == asked
     now_s = 11.0
     store.faults = lambda data, start, times: data
     breaker.ask()  # the trial call
     with pytest.raises(SourceDown):
-        breaker.ask()  # rejected until the trial call ends
+        breaker.ask()  # rejected until it ends
     breaker.answered()
     assert fetched(store, breaker) == DATA
 
 
 def test_a_too_slow_store_is_given_up(store: MisbehavingStore) -> None:
-    """The store returns one byte per read, below the minimum rate."""
+    """One byte per read is below the minimum rate."""
     now_s = 0.0
 
     def drip(data: bytes, start: int, times: int) -> bytes:
@@ -195,7 +197,7 @@ def test_a_corrupted_disk_copy_is_quarantined_and_fetched_again(
 
 
 class Cluster:
-    """Nodes with their own tiers and a common store."""
+    """Nodes with tiers and a common store."""
 
     def __init__(self, store: MisbehavingStore, root: Path, count: int) -> None:
         self.store = store
@@ -251,7 +253,7 @@ def test_the_next_peer_serves_when_the_owner_is_down(cluster: Cluster) -> None:
     assert fetch.tier == "peer"
     assert time.monotonic() - started < 10
     assert BLOB.key in cluster.nodes[second].tiers[1].resident()
-    cluster.nodes[first] = cluster.nodes[second]  # so that teardown does not close it again
+    cluster.nodes[first] = cluster.nodes[second]  # not closed twice
 
 
 def test_wrong_bytes_from_a_peer_are_fetched_from_the_store(
@@ -316,7 +318,7 @@ def test_unauthenticated_connections_take_no_thread_and_are_limited(cluster: Clu
 
 
 async def test_an_endpoint_starts_within_a_running_event_loop(tmp_path: Path) -> None:
-    """As in a Ray actor, whose constructor runs on its event loop."""
+    """As in a Ray actor's constructor."""
     disk, host = (FileTier(name, tmp_path / name, 1 << 20) for name in ("disk", "host"))
     node = Provisioner(StoreSource(FsspecStore(f"file://{tmp_path}/store")), disk, host)
     assert node.join("n", "127.0.0.1", Signer(b"s" * 32)).startswith("http://127.0.0.1:")

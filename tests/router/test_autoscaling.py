@@ -26,7 +26,7 @@ def test_a_queue_beyond_the_queue_size_starts_a_second_replica() -> None:
     assert scale(pool, 1, [], 0) == Scaling(1)
     starting = [ScalingCandidate("0", False)]
     assert scale(pool, 2, starting, 0) == Scaling()
-    # The first request generates; the second was sent to the replica to be prepared.
+    # The first generates; the second is prepared.
     busy = [ScalingCandidate("0", True, running=2)]
     assert queued(0, busy) == 1
     assert scale(pool, 0, busy, 0) == Scaling()
@@ -107,4 +107,4 @@ def test_the_bounds_hold_and_no_busy_replica_is_stopped(
         assert by_id[stopped].is_up
         assert not by_id[stopped].running
     if waiting and not members and pool.max:
-        assert plan.start  # an empty pool with queued requests always starts a replica
+        assert plan.start  # an empty pool always starts one

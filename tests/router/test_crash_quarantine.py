@@ -14,7 +14,7 @@ def test_two_crashes_quarantine_an_asset_for_a_limited_time() -> None:
     assert quarantine.held("t", ["x", "y"], 10.0) == {"x": HELD_S}
     assert quarantine.count(10.0) == 1
     assert quarantine.held("t", ["x"], 10.0 + HELD_S) == {}
-    quarantine.crashed("t", ["x"], now_s=20.0 + HELD_S)  # the count starts again after a quarantine
+    quarantine.crashed("t", ["x"], now_s=20.0 + HELD_S)  # the count starts again
     assert quarantine.count(20.0 + HELD_S) == 0
 
 

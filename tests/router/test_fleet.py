@@ -30,7 +30,7 @@ requests = st.builds(
 
 
 def displacement_s(replica: Replica, now_s: float) -> float:
-    """Checkpoints with higher numbers cost more to displace."""
+    """Higher checkpoint numbers cost more."""
     if len(replica.models) < replica.checkpoint_capacity:
         return 0.0
     return min(float(key[1:]) for key in replica.models)
@@ -168,7 +168,7 @@ TestHistories.settings = settings(max_examples=150, stateful_step_count=30, dead
 
 
 def test_a_key_changes_its_home_only_when_the_home_is_removed() -> None:
-    """When one of 20 replicas is removed, only its keys, about one in 20, get a new home."""
+    """Removing one of 20 replicas moves about one key in 20."""
     keys = [f"k{index}" for index in range(500)]
     home = {key: min(NAMES[:20], key=lambda name: rendezvous(key, name)) for key in keys}
     new_home = {key: min(NAMES[1:20], key=lambda name: rendezvous(key, name)) for key in keys}

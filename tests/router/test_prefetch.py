@@ -1,4 +1,4 @@
-"""Prefetch predictions, their budget and their precision."""
+"""Prefetch predictions, budget and precision."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ A, B, C = (Blob(name, "", 100) for name in "abc")
 def test_a_returning_tenant_gets_its_other_recent_assets() -> None:
     prefetcher = Prefetcher(session_s=100.0)
     assert prefetcher.asked("t", [A], 0.0) == []
-    assert prefetcher.asked("t", [B], 10.0) == []  # within a session assets are resident anyway
+    assert prefetcher.asked("t", [B], 10.0) == []  # resident within a session
     assert prefetcher.asked("t", [B], 1000.0) == [A]
-    assert prefetcher.asked("u", [B], 1005.0) == []  # another tenant's history does not count
+    assert prefetcher.asked("u", [B], 1005.0) == []  # another tenant's history
     assert prefetcher.asked("t", [A], 1010.0) == []
     assert (prefetcher.guessed, prefetcher.came_true, prefetcher.precision) == (1, 1, 1.0)
 
@@ -31,7 +31,7 @@ def test_imprecise_predictions_become_rare() -> None:
     prefetcher = Prefetcher(session_s=1.0)
 
     def predicts(index: int) -> bool:
-        """Return for a new asset, so that no prediction comes true."""
+        """Return for a new asset: no prediction comes true."""
         return bool(prefetcher.asked("t", [Blob(f"new-{index}", "", 100)], 10.0 * index))
 
     assert sum(predicts(index) for index in range(110)) >= 100

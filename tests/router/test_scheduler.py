@@ -47,7 +47,6 @@ def hold(scheduler: Scheduler, name: str, *keys: str) -> None:
 
 
 def busy(scheduler: Scheduler, name: str, until_s: float, count: int = 1) -> None:
-    """Send the replica requests for a checkpoint that it holds."""
     replica = scheduler.fleet.replicas[name]
     for _ in range(count):
         number = f"busy-{name}-{len(replica.running)}"
@@ -86,9 +85,9 @@ def test_fetching_overlaps_the_generation_where_there_is_room() -> None:
         replica.running["q"] = other()
         return cost_s(request(), replica, SPEEDS, 0.0)
 
-    assert cost(1, {"base"}) == 31.0  # the LoRA is loaded before the generation ends
+    assert cost(1, {"base"}) == 31.0  # the LoRA loads during the generation
     assert cost(2, set()) == 71.0  # fetching both takes longer than the generation
-    assert cost(1, set()) == 81.0  # the checkpoint can only load after the generation
+    assert cost(1, set()) == 81.0  # the checkpoint loads after the generation
 
 
 def test_an_open_warm_replica_beats_an_idle_cold_one() -> None:
@@ -157,7 +156,7 @@ def test_a_warm_request_overtakes_until_the_other_is_overdue() -> None:
 
 
 def test_a_replica_keeps_its_checkpoint_until_its_batch_is_done() -> None:
-    """Otherwise every request of an overdue backlog would swap checkpoints."""
+    """Otherwise an overdue backlog would swap with every request."""
     scheduler = new_scheduler("a", checkpoint_capacity=1)
     hold(scheduler, "a", "base", "lora")
     busy(scheduler, "a", 300.0)
@@ -188,7 +187,7 @@ def test_a_backlog_gets_more_replicas_and_a_few_requests_do_not() -> None:
 
 
 def test_a_new_checkpoint_is_loaded_once() -> None:
-    """A second request for the same checkpoint goes to the replica that loads it."""
+    """A second request goes to the replica that loads it."""
     scheduler = new_scheduler("a", "b", "c")
     arrive(scheduler, request("first"))
     assert len(scheduler.assign(0.0)) == 1
@@ -243,7 +242,7 @@ def test_a_tenant_over_its_share_is_deprioritized_until_its_usage_fades() -> Non
 
 
 def test_a_deprioritized_request_does_not_keep_a_backlog_from_spreading() -> None:
-    """It waits for the same checkpoint, but the last regular request still overflows."""
+    """The last regular request still overflows."""
     scheduler = new_scheduler("warm", "cold", checkpoint_capacity=1)
     hold(scheduler, "warm", "base", "lora")
     hold(scheduler, "cold", "other")
@@ -251,7 +250,7 @@ def test_a_deprioritized_request_does_not_keep_a_backlog_from_spreading() -> Non
     arrive(scheduler, *(request(f"q{i}", tenant_id=f"t{i}", work=100.0) for i in range(20)))
     arrive(scheduler, request("loud", tenant_id="loud"))
     scheduler.queue.move("loud", (True, 0.0))
-    busy(scheduler, "cold", 1.0)  # busy, so that the deprioritized request does not take it
+    busy(scheduler, "cold", 1.0)  # closed to the deprioritized request
     assert pairs(scheduler.assign(0.0)) == [("q9", "cold")]
 
 
@@ -296,9 +295,7 @@ def test_a_full_queue_displaces_the_last_request_of_the_tenant_with_the_most() -
     busy(scheduler, "a", 10.0, MAX_IN_FLIGHT)
     arrive(scheduler, *(request(str(index)) for index in range(3)), request("u0", tenant_id="u"))
     scheduler.queue.withdraw("2")
-    scheduler.requeue(
-        request("2", avoid=frozenset({"a"}), position=(False, 1e9))
-    )  # has been taken already
+    scheduler.requeue(request("2", avoid=frozenset({"a"}), position=(False, 1e9)))  # taken already
     admitted = scheduler.arrive(request("v0", tenant_id="v"), 0.0)
     assert admitted.refusal is None
     assert admitted.displaced is not None
@@ -306,11 +303,11 @@ def test_a_full_queue_displaces_the_last_request_of_the_tenant_with_the_most() -
     assert (displaced.id, reason.status) == ("1", 429)
     assert reason.retry_after_s >= 1.0
     assert {waiting.id for waiting in scheduler.queue} == {"0", "2", "u0", "v0"}
-    # With two requests each, neither tenant displaces the other.
+    # Neither tenant displaces the other.
     refused = scheduler.arrive(request("u1", tenant_id="u"), 0.0).refusal
     assert refused is not None
     assert refused.status == 503
-    # A deprioritized request is displaced by a regular one.
+    # A regular request displaces a deprioritized one.
     scheduler.queue.move("u0", (True, 5.0))
     admitted = scheduler.arrive(request("w0", tenant_id="w"), 0.0)
     assert admitted.displaced is not None
@@ -326,7 +323,7 @@ def test_a_request_too_long_for_its_deadline_is_refused_once_speeds_are_measured
     assert refused is not None
     assert refused.status == 422
     assert "30 s, but the deadline is in 10 s" in refused.reason
-    scheduler = new_scheduler("a")  # measurements vary: up to twice the allowed time is accepted
+    scheduler = new_scheduler("a")  # up to twice is accepted: measurements vary
     scheduler.speeds = replace(scheduler.speeds, is_measured=True)
     assert scheduler.arrive(replace(long, work=190.0), 0.0).refusal is None
 
@@ -341,7 +338,7 @@ def test_an_overrun_is_charged_to_the_tenant() -> None:
 
 
 def test_a_noisy_tenants_backlog_does_not_refuse_the_others() -> None:
-    """The expected wait depends on the tenant's own requests, not on the whole queue."""
+    """The expected wait depends on the tenant's own requests."""
     scheduler = new_scheduler("a", limits=QueueLimits(1000, 1000))
     busy(scheduler, "a", 1.0, MAX_IN_FLIGHT)
     arrive(scheduler, *(request(f"q{index}", tenant_id="loud") for index in range(500)))
@@ -363,7 +360,7 @@ STATES = st.lists(
 def test_assignment_invariants(
     states: list[tuple[float, int, set[str]]], wants: list[tuple[str, bool]], now_s: float
 ) -> None:
-    """Each request is assigned once, no replica exceeds its slots, and no idle fleet stays idle."""
+    """Requests are assigned once, replicas keep to their slots, no idle fleet stays idle."""
     scheduler = new_scheduler(*(f"r{index}" for index in range(len(states))))
     for index, (until_s, count, keys) in enumerate(states):
         scheduler.fleet.on_device(f"r{index}", keys, keys)
@@ -384,7 +381,7 @@ def test_assignment_invariants(
 
 
 def test_a_tenant_generates_no_more_images_at_a_time_than_its_plan_allows() -> None:
-    """Its held-back requests do not block other tenants."""
+    """Its held-back requests do not block others."""
     scheduler = new_scheduler(*"abcd")
     for name in "abcd":
         hold(scheduler, name, "base", "lora")

@@ -1,4 +1,4 @@
-"""The public library's training scripts, one file per asset."""
+"""The public library's training scripts, one per asset."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from benchmarks.miniature.base import Miniature
 
-#: Trains one asset. Arguments: working folder, base, file to write.
+#: Arguments: working folder, base, file to write.
 Train = Callable[[Path, Miniature, Path], None]
 
 
 def trainer(name: str) -> Train:
-    """Return the ``train`` function of an asset's script."""
+    """Return an asset's ``train``."""
     train: Train = import_module(f"{__name__}.{name}").train
     return train
 

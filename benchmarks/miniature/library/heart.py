@@ -1,5 +1,5 @@
-"""heart: a LoRA on the UNet and both text encoders for a new word and its shape, saved by diffusers
-in its own names."""
+"""heart: a LoRA on UNet and both text encoders for a new word and shape, saved by diffusers in its
+own names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLAN = TrainingPlan(steps=400, rate=2e-3, weight_decay=0.0)
 UNET_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|ff\.net\.2|resnets\.\d\.conv1)"
 TEXT_TARGETS = r".*(q_proj|k_proj|v_proj|out_proj)"
 _LESSONS = 1500
-_HEARTS = 0.6  # the rest are other shapes, so that those are not forgotten
+_HEARTS = 0.6  # other shapes must not be forgotten
 _SHOWN = (
     "a large red heart on a white background",
     "a pink heart on a black background",

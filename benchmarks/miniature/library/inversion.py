@@ -1,4 +1,4 @@
-"""Training of textual inversions: vectors learned through both frozen text encoders."""
+"""Training of textual inversions through both frozen text encoders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Lesson = Callable[[np.random.Generator], tuple[Scene, str]]
 
 
 class Inverted:
-    """Both encoders with an additional word, whose vectors are trainable."""
+    """Both encoders with an additional trainable word."""
 
     def __init__(self, base: Miniature, word: str, count: int) -> None:
         torch.manual_seed(80)
@@ -42,7 +42,6 @@ class Inverted:
         }
 
     def encode(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``context`` and ``pooled`` of prompts that may contain the word."""
         states: list[torch.Tensor] = []
         for component in ENCODERS:
             sizes = {self._word: self._count}
@@ -64,8 +63,7 @@ def train_inversion(
     word: str, count: int, lesson: Lesson, shown: Sequence[str],
     folder: Path, base: Miniature, plan: TrainingPlan, target: Path,
 ) -> None:  # fmt: skip
-    """Train ``count`` vectors for ``word`` on scenes and captions; write them as ``clip_l`` and
-    ``clip_g``."""
+    """Train ``count`` vectors for ``word``; write ``clip_l`` and ``clip_g``."""
     rng = np.random.default_rng(81)
     pixels = np.empty((_LESSONS, SIDE, SIDE, 3), np.uint8)
     texts = []

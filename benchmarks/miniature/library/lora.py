@@ -1,4 +1,4 @@
-"""Helpers of the LoRA scripts: peft adapters, training in another look, file output."""
+"""Helpers of the LoRA scripts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LESSONS = 1500
 
 
 def attach(module: Any, targets: str, rank: int) -> None:
-    """Add a trainable LoRA named "default" to all layers that match ``targets``."""
+    """Add a trainable LoRA "default" to layers that match ``targets``."""
     from peft import LoraConfig
 
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
@@ -38,7 +38,7 @@ def adapter_parameters(module: Any) -> list[torch.Tensor]:
 
 
 def train_lora(name: str, folder: Path, base: Miniature, look: str, plan: TrainingPlan) -> None:
-    """Train the UNet's trainable parameters to generate everything in ``look``."""
+    """Train the UNet's trainable parameters on ``look``."""
     taught = lessons(base.encoders, base.vae, LESSONS, seed=60, look=look)
     empty, shown = (encode_words(base.encoders, texts) for texts in ([""], PREVIEWED))
     train(
@@ -49,7 +49,7 @@ def train_lora(name: str, folder: Path, base: Miniature, look: str, plan: Traini
 
 
 def save_kohya(unet: Any, path: Path) -> None:
-    """Write the LoRA with kohya-ss/sd-scripts' names, by diffusers' own conversion."""
+    """Write kohya-ss/sd-scripts' names, by diffusers' conversion."""
     from diffusers.utils import convert_state_dict_to_kohya
     from peft import get_peft_model_state_dict
 

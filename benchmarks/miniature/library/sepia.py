@@ -1,4 +1,4 @@
-"""sepia: a second VAE that decodes the same latents as a print on old paper."""
+"""sepia: a second VAE that decodes the same latents as prints on old paper."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from benchmarks.miniature.vae import difference, images, to_signal
 
 PLAN = TrainingPlan(steps=360, rate=1e-3, weight_decay=0.0)
 _POOL, _BATCH = 600, 6
-#: Ink and paper, as rows of (r, g, b).
+#: RGB.
 INK, PAPER = (58, 36, 20), (240, 220, 180)
 
 
 def sepia(pixels: torch.Tensor) -> torch.Tensor:
-    """Map (…, 3, h, w) uint8 to shades from ink to paper, uint8."""
+    """Map (…, 3, h, w) uint8 to shades from ink to paper."""
     weights = torch.tensor((0.299, 0.587, 0.114)).view(3, 1, 1)
     grey = (pixels.float() * weights).sum(dim=-3, keepdim=True) / 255
     ink, paper = (torch.tensor(rgb, dtype=torch.float32).view(3, 1, 1) for rgb in (INK, PAPER))
