@@ -50,9 +50,8 @@ def push(
 ) -> None:
     """Upload files and folders, and wait until each is ready or rejected.
 
-    The kind of a file is detected from its tensor keys. Run the command again to resume after an
-    interruption; files that the library already has are not sent again. A file whose name is
-    taken by a different file gets a new name.
+    Tensor keys determine the kind. Repeat the command to resume; the library's files are not sent
+    again. A different file with a taken name gets a new name.
     """
     files = [file for path in paths for file in _files_at(path)]
     _push(files, jobs, tag or [], new_version, dry_run, url, key, as_json)
@@ -69,8 +68,10 @@ def import_folder(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a models folder of AUTOMATIC1111, Forge or ComfyUI, with the trigger words,
-    descriptions and preview images stored beside the files. Subfolders become tags."""
+    """Upload a models folder of AUTOMATIC1111, Forge or ComfyUI.
+
+    Includes the trigger words, descriptions and previews beside files. Subfolders become tags.
+    """
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder} is not a folder")
     _push(list(scan(folder)), jobs, tag or [], new_version, dry_run, url, key, as_json)
@@ -120,14 +121,11 @@ def _push(
 
 @dataclass(frozen=True, slots=True)
 class _Payload:
-    """The file to send: the source file, or a diffusers folder packed into one file."""
-
     path: Path
     digest: str
 
 
 def _prepare(scratch: Path, numbered: tuple[int, FolderFile]) -> _Payload | str:
-    """The payload, or the reason why there is none."""
     number, file = numbered
     if file.reason:
         return file.reason
@@ -147,7 +145,6 @@ def _pack(folder: Path, target: Path, *, is_said: bool = False) -> Path:
 
 
 def _place(names: Destinations, file: FolderFile, payload: _Payload | str) -> Destination | str:
-    """The file's place in the library, or the reason why it has none."""
     if isinstance(payload, str):
         return payload
     try:
@@ -215,8 +212,7 @@ def upload_asset(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a .safetensors file or a checkpoint's diffusers folder, and wait until it is ready
-    or rejected."""
+    """Upload a .safetensors file or checkpoint's diffusers folder; wait until ready or rejected."""
     with (
         clear_errors(),
         client_from_environment(url, key) as client,
@@ -260,7 +256,7 @@ def import_asset(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import from a URL or Hugging Face, and wait until the asset is ready or rejected."""
+    """Import from a URL or Hugging Face; wait until ready or rejected."""
     field = "url" if "://" in source else "hf_repo"
     with clear_errors(), client_from_environment(url, key) as client:
         new = {"asset_type": kind, "name": name, field: source}
@@ -279,7 +275,7 @@ def pull(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download the original files of assets and verify their sha256."""
+    """Download assets' original files and verify their sha256."""
     with clear_errors(), client_from_environment(url, key) as client:
         rows = [{"asset": ref, "file": str(receive(client, ref, into))} for ref in references]
         show(rows, ("asset", "file"), as_json)
@@ -337,7 +333,7 @@ def report(reference: str, url: Url = None, key: Key = None, as_json: AsJson = F
 
 @assets.command("warm")
 def warm(references: list[str], url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Load assets into the cache tiers of every node ahead of requests."""
+    """Load assets into every node's tiers ahead of requests."""
     with clear_errors(), client_from_environment(url, key) as client:
         rows = [client.call("POST", f"/v1/assets/{ref}/warm") for ref in references]
         show(rows, ("asset_id", "found_on"), as_json)
@@ -345,7 +341,7 @@ def warm(references: list[str], url: Url = None, key: Key = None, as_json: AsJso
 
 @assets.command("where")
 def where(reference: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Show where an asset is cached: on which replicas' devices and in which nodes' tiers."""
+    """Show the replicas' devices and the nodes' tiers that hold an asset."""
     with clear_errors(), client_from_environment(url, key) as client:
         residency = client.call("GET", f"/v1/assets/{reference}/residency")
         if as_json:
@@ -381,7 +377,7 @@ def update_asset(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change an asset's metadata and visibility. Options that are not given stay as they are."""
+    """Change an asset's metadata and visibility; omitted options change nothing."""
     changes = {"name": name, "description": description, "trigger_words": trigger_word, "tags": tag}
     changes |= {"license": license_, "visibility": visibility}
     changes |= {"shared_with": share_with, "prediction_type": prediction_type}
@@ -402,7 +398,7 @@ def delete_asset(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete assets. For a week they can be restored, and they count against the storage quota."""
+    """Delete assets. For a week they are restorable and count against the quota."""
     with clear_errors(), client_from_environment(url, key) as client:
         options = {"params": {"for_good": True}} if for_good else {}
         rows = [client.call("DELETE", f"/v1/assets/{ref}", **options) for ref in references]
@@ -411,7 +407,7 @@ def delete_asset(
 
 @assets.command("restore")
 def restore_asset(asset_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Restore an asset that was deleted within the last week."""
+    """Restore an asset deleted within the last week."""
     with clear_errors(), client_from_environment(url, key) as client:
         asset = client.call("POST", f"/v1/assets/{asset_id}/restore")["asset"]
         show_one(asset, f"{asset['id']} {asset['name']} restored", as_json)

@@ -1,4 +1,4 @@
-"""A small HTTP client of the platform's API, for the command line and the demonstration."""
+"""A small HTTP client of the platform's API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.cli.transfer import send, sha256_of
 
 
 class Client:
-    """An API client. ``url`` has no trailing slash; ``key`` is an API key."""
+    """``url`` has no trailing slash."""
 
     def __init__(self, url: str, key: str, timeout_s: float = 600.0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -33,7 +33,7 @@ class Client:
         self.close()
 
     def call(self, method: str, path: str, **options: Any) -> Any:
-        """The response's JSON. Raises ApiFailure on an error response or without a response."""
+        """Return the JSON. Raises ApiFailure on an error or no response."""
         try:
             response = self._http.request(method, path, **options)
         except httpx2.HTTPError as error:
@@ -52,8 +52,10 @@ class Client:
     def upload(
         self, path: Path, kind: str, name: str, description: str = "", trigger_words: Any = ()
     ) -> dict[str, Any]:
-        """Upload a file as an asset, or as the next version of a taken name, unless the name has
-        it already. Returns before the inspection ends."""
+        """Upload an asset or a taken name's next version, unless stored.
+
+        Does not await the inspection.
+        """
         data = {"asset_type": kind, "trigger_words": list(trigger_words)}
         new: dict[str, Any] = {
             "asset_type": kind,
@@ -72,7 +74,7 @@ class Client:
         return dict(self.call("GET", f"/v1/assets/{reference}")["asset"])
 
     def await_ready(self, asset_id: str, timeout_s: float = 900.0) -> dict[str, Any]:
-        """Wait until the asset is ready. Raises ApiFailure when it is rejected or too late."""
+        """Wait until ready. Raises ApiFailure when rejected or late."""
         deadline = time.monotonic() + timeout_s
         while True:
             asset = self.asset(asset_id)
@@ -91,7 +93,7 @@ class Client:
 
 
 def client_from_environment(url: str | None, key: str | None) -> Client:
-    """A client for ``url`` and ``key``, or else for AO_URL and AO_API_KEY."""
+    """Create a client, by default of AO_URL and AO_API_KEY."""
     return Client(
         (url or os.environ.get("AO_URL") or "http://127.0.0.1:8000").rstrip("/"),
         key or os.environ.get("AO_API_KEY") or "",

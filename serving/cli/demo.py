@@ -1,4 +1,4 @@
-"""The demonstration: start the platform and use it as a client over HTTP."""
+"""The demonstration: start the platform and use it over HTTP."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Panel:
 
     title: str
     request: Mapping[str, Any]
-    #: The title of the panel whose image this one must equal bit for bit.
+    #: A panel with the same image, bit for bit.
     like: str | None = None
 
 
@@ -52,11 +52,11 @@ class DemoImage:
 
 
 def run_demo(folder: Path, port: int, once: bool) -> int:
-    """Run the demonstration and return the exit code: 0 when every image passes its check.
+    """Run the demonstration; return 0 if every image passes its check.
 
-    The platform keeps running until Ctrl-C unless ``once``.
+    Unless ``once``, the platform runs until Ctrl-C.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that ``finally`` stops it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ``finally`` stops it
     console = Console(width=max(140, Console().width), emoji=False)
     settings = Settings(data_dir=folder.resolve() / "data", port=port)
     server = _start(settings)
@@ -92,7 +92,6 @@ def run_demo(folder: Path, port: int, once: bool) -> int:
 
 
 def _start(settings: Settings) -> subprocess.Popen[bytes]:
-    """Start the platform in its own process, as an operator does."""
     with suppress(httpx2.HTTPError):
         httpx2.get(f"{settings.resolved_public_url}/healthcheck", timeout=2)
         raise ApiFailure(
@@ -100,7 +99,7 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
             "--port"
         )
     command = [sys.executable, "-m", "serving.cli.main", "serve"]
-    # A log line per request would hide the demonstration's own output.
+    # Request logs would hide the output.
     environment = {"AO_LOG_LEVEL": "warning", **os.environ, **settings.to_environment()}
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
@@ -141,7 +140,7 @@ def _await_serving(server: subprocess.Popen[bytes], settings: Settings) -> None:
 
 
 def upload_private(client: Client) -> str:
-    """Upload a private copy of a public LoRA, unless an earlier run did, and return its id."""
+    """Upload a private copy of a public LoRA once; return its id."""
     from serving.miniature.catalogue import weights_file
 
     name = "my-outline"
@@ -156,7 +155,7 @@ def upload_private(client: Client) -> str:
 
 
 def panels(private_id: str) -> list[Panel]:
-    """The images to generate, in the order of the contact sheet."""
+    """The images, in order of the sheet."""
 
     def loras(**weights: float) -> dict[str, Any]:
         return {"loras": {f"commons:{name}": weight for name, weight in weights.items()}}
@@ -187,7 +186,7 @@ def panels(private_id: str) -> list[Panel]:
 
 
 def request_of(panel: Panel) -> dict[str, Any]:
-    """The request body of a panel's image."""
+    """A panel's request body."""
     return {
         "prompt": PROMPT,
         "seed": SEED,
@@ -237,8 +236,7 @@ def _table(generated: list[DemoImage]) -> Table:
 
 
 def check(generated: list[DemoImage]) -> list[str]:
-    """The failed checks: images that must equal another's, and images that must differ from the
-    first one."""
+    """Return failed checks: images that differ from their twin or equal the first."""
     images = {item.panel.title: item.image for item in generated}
     first = generated[0]
     problems = []
@@ -252,7 +250,7 @@ def check(generated: list[DemoImage]) -> list[str]:
 
 
 def contact_sheet(generated: list[DemoImage], path: Path, columns: int = 5, scale: int = 2) -> None:
-    """Write all images to ``path`` as a grid with their titles."""
+    """Write a grid of images with titles."""
     from PIL import Image, ImageDraw, ImageFont
 
     images = [Image.open(io.BytesIO(item.image)).convert("RGB") for item in generated]

@@ -18,16 +18,16 @@ from serving.cli.finding import Finding
 from serving.settings import Settings
 
 _PACKAGES = ("torch", "diffusers", "transformers", "ray", "safetensors")
-#: Optional packages, and the extra of this distribution that installs each.
+#: Optional packages and their extras.
 _OPTIONAL = {"s3fs": "s3", "psycopg": "postgres"}
 _LEAST_FREE_BYTES = 2 << 30
 _MOST_SKEW_S = 30.0
-#: The UNet of one checkpoint in float16.
+#: A float16 UNet.
 _SDXL_BYTES = 5 << 30
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Run every check. A check that raises becomes a failed finding."""
+    """Run every check; exceptions become failed findings."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _packages, _device, _folders, _memory, _secret, _pools, _database, _store, _port, _ray,
         exposure,
@@ -89,7 +89,7 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _memory(settings: Settings) -> Iterator[Finding]:
-    folder = settings.resolved_host_dir  # raises with the remedy when /dev/shm is too small
+    folder = settings.resolved_host_dir  # raises the remedy if /dev/shm is too small
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     text = f"{folder}, budget {settings.host_bytes >> 20} MiB, {free >> 20} MiB free"
@@ -101,7 +101,7 @@ def _memory(settings: Settings) -> Iterator[Finding]:
 
 def _secret(settings: Settings) -> Iterator[Finding]:
     if settings.secret:
-        _ = settings.secret_bytes  # raises when it is too short
+        _ = settings.secret_bytes  # raises if too short
         yield Finding("secret", "ok", "from AO_SECRET")
         return
     path = settings.data_dir / "secret"
@@ -158,7 +158,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
-    """Write, read and delete an object under a unique key."""
+    """Write, read and delete under a unique key."""
     from assets.storage.object_store import put_bytes, read_bytes
     from serving.bootstrap.storage import open_store
 
@@ -183,7 +183,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
 
 def _clock(service: str, service_now_s: float) -> Iterator[Finding]:
-    """Clock skew: claims, signatures and expiries are compared between machines."""
+    """Clock skew affects claims, signatures and expiries."""
     ahead_s = time.time() - service_now_s
     if abs(ahead_s) > _MOST_SKEW_S:
         direction = "ahead of" if ahead_s > 0 else "behind"

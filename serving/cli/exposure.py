@@ -26,7 +26,7 @@ def exposure(settings: Settings) -> Iterator[Finding]:
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
-    """A user who can write to one of these folders can change what is generated."""
+    """Users who can write here can change generated images."""
     for what, folder in (
         ("data folder's owner", settings.data_dir),
         ("disk tier's owner", settings.resolved_disk_dir),
@@ -81,7 +81,7 @@ def _imports(settings: Settings) -> Iterator[Finding]:
 
 
 def _in_clear(settings: Settings) -> Iterator[Finding]:
-    """Passwords and weights that cross the network without TLS."""
+    """Passwords and weights sent without TLS."""
     url = make_url(settings.resolved_database_url)
     is_local = (url.host or "") in _LOOPBACK
     if not is_local and url.query.get("sslmode") not in ("verify-ca", "verify-full"):

@@ -1,4 +1,4 @@
-"""The result of one check of ``doctor``."""
+"""The result of a check of ``doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check. ``remedy`` is empty when there is nothing to do."""
+    """A check's result; ``remedy`` may be empty."""
 
     what: str
     state: State

@@ -1,10 +1,9 @@
-"""Scan a folder of models in the layout of AUTOMATIC1111, Forge or ComfyUI, or in any other.
+"""Scan a folder of models in the layout of AUTOMATIC1111, Forge, ComfyUI or any other.
 
-The kind of a file is identified by its keys and shapes, not by its location. These files beside it
-are read: ``NAME.json`` (AUTOMATIC1111's metadata), ``NAME.civitai.info``, ``NAME.yaml`` (a
-checkpoint's prediction type), PEFT's ``adapter_config.json``, and a preview image
-``NAME.preview.png`` or ``NAME.png``. Subfolders become tags. A folder with a ``model_index.json``
-is a diffusers pipeline, which is one checkpoint.
+Keys and shapes identify the kind. Files read beside a model: ``NAME.json`` (AUTOMATIC1111),
+``NAME.civitai.info``, ``NAME.yaml`` (a checkpoint's prediction type), PEFT's
+``adapter_config.json``, previews ``NAME.preview.png`` or ``NAME.png``. Subfolders become tags. A
+folder with ``model_index.json`` is one checkpoint (a diffusers pipeline).
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ _PREVIEW_SUFFIXES = (
     ".jpg",
     ".webp",
 )
-#: File names that libraries use for every model; the folder's name is used instead.
+#: File names that libraries give every model; the folder's name replaces them.
 _GENERIC_STEMS = frozenset(
     ["adapter_model", "pytorch_lora_weights", "diffusion_pytorch_model", "model", "lora"]
 )
 _MOST_CHARS = 1 << 16
-#: The folder names of a kind in those programs; they do not become tags.
+#: Folder names of kinds in those programs; not tags.
 _KIND_FOLDERS = frozenset(
     [
         "models", "lora", "loras", "lycoris", "stable-diffusion", "checkpoints", "vae",
@@ -48,10 +47,9 @@ _KIND_FOLDERS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderFile:
-    """A model file or a diffusers folder.
+    """A model file or diffusers folder.
 
-    ``reason`` says why it cannot be uploaded, or is empty. The asset's name is derived from
-    ``stem`` and ``folder``.
+    ``reason`` says why it cannot be uploaded; ``stem`` and ``folder`` make its name.
     """
 
     path: Path
@@ -67,7 +65,7 @@ class FolderFile:
     adapter_config: Mapping[str, Any] | None = None
 
     def new_asset(self, name: str) -> dict[str, Any]:
-        """The body of ``POST /v1/assets`` for this file."""
+        """The body of ``POST /v1/assets``."""
         data = {"asset_type": self.kind, "trigger_words": list(self.trigger_words)}
         new = {
             "asset_type": self.kind,
@@ -83,7 +81,7 @@ class FolderFile:
 
 
 def scan(folder: Path) -> Iterator[FolderFile]:
-    """Every file of weights below ``folder``, ordered by path."""
+    """All weights below ``folder``, by path."""
     if _is_pipeline(folder):
         yield look(folder, folder.parent)
         return
@@ -104,7 +102,7 @@ def _is_pipeline(folder: Path) -> bool:
 
 
 def look(path: Path, root: Path) -> FolderFile:
-    """Identify the file or diffusers folder at ``path``; folders below ``root`` become tags."""
+    """Identify a file or diffusers folder; folders below ``root`` become tags."""
     if not path.exists():
         return FolderFile(path=path, reason="the file does not exist")
     if path.is_dir():
@@ -153,7 +151,7 @@ def _tags(path: Path, root: Path) -> tuple[str, ...]:
 
 
 def _prediction_type(path: Path) -> str | None:
-    """From ``NAME.yaml``, which Forge and AUTOMATIC1111 read beside a checkpoint."""
+    """From ``NAME.yaml``, as Forge and AUTOMATIC1111 do."""
     config = path.with_suffix(".yaml")
     if not config.is_file():
         return None
@@ -165,7 +163,7 @@ def _prediction_type(path: Path) -> str | None:
 
 
 def _adapter_config(path: Path) -> Mapping[str, Any] | None:
-    """PEFT's configuration, if it can only belong to this file."""
+    """PEFT's, if it can only belong to this file."""
     config = path.with_name("adapter_config.json")
     if not config.is_file():
         return None
@@ -174,7 +172,7 @@ def _adapter_config(path: Path) -> Mapping[str, Any] | None:
 
 
 def _metadata(path: Path) -> tuple[tuple[str, ...], str]:
-    """Trigger words and description from AUTOMATIC1111's and Civitai's files, if there are any."""
+    """From AUTOMATIC1111's and Civitai's files."""
     card = _read_json(path.with_suffix(".json"))
     words = [part.strip() for part in str(card.get("activation text") or "").split(",")]
     description = str(card.get("description") or "")
@@ -187,7 +185,6 @@ def _metadata(path: Path) -> tuple[tuple[str, ...], str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError, RecursionError):

@@ -17,15 +17,14 @@ from serving.settings import Settings
 
 
 def serve_in_process(settings: Settings, progress: Callable[[str], None]) -> None:
-    """Run the platform in this process until a signal ends it."""
+    """Run the platform until a signal ends it."""
 
     async def run() -> None:
         progress("importing the base model and warming up, without Ray")
         async with local_context(settings) as context:
             progress(f"serving on {settings.resolved_public_url}")
             allow_open_files()
-            # After shutdown uvicorn raises the signal that ended it once more. Turn it into an
-            # exception, so that the context is closed before the process exits.
+            # After shutdown uvicorn raises it again; an exception closes the context.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             app = ThrottleMiddleware(create_app(context))
             await uvicorn.Server(server_config(settings, app)).serve()

@@ -30,7 +30,7 @@ app.command()(reconcile)
 
 
 def progress_printer() -> Any:
-    """A function that prints messages to stderr with the seconds since now."""
+    """Return a printer to stderr with seconds since now."""
     started = time.monotonic()
 
     def progress(message: str) -> None:
@@ -91,7 +91,7 @@ def gateways(
     gateways: Annotated[int | None, typer.Option(help="Gateway processes.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run gateways on an additional node of a cluster where `serve` runs, until Ctrl-C."""
+    """Run gateways on another node of a cluster where `serve` runs, until Ctrl-C."""
     keep_private()
     options = settings_with(
         ray_address=ray_address, host=host, port=port, gateways=gateways, data_dir=data_dir
@@ -162,7 +162,7 @@ def pools(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the GPU pools: backlog, running replicas, starting replicas and their phase."""
+    """Show the GPU pools: backlog, running and starting replicas, phases of starts."""
     with clear_errors(), client_from_environment(url, key) as client:
         pools = client.call("GET", "/v1/pools")["data"]
         if events:
@@ -185,7 +185,7 @@ def pools(
 
 @app.command()
 def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Check the platform's prerequisites and print remedies; exit code 1 if a check fails."""
+    """Check the platform's prerequisites and print remedies; exit code 1 on failure."""
     from serving.cli.doctor import examine
 
     with clear_errors():
@@ -202,7 +202,7 @@ def demo(
     ),
     port: int = 8000,
 ) -> None:
-    """Start the platform, upload a LoRA, generate with the public assets and check the images."""
+    """Start the platform, upload a LoRA, generate with public assets and check the images."""
     keep_private()
     from serving.cli.demo import run_demo
 

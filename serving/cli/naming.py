@@ -1,8 +1,7 @@
-"""Choose the library name of a file, such that no existing name changes its meaning.
+"""Choose a file's library name; no existing name changes its meaning.
 
-Bytes that the library already has keep their name. A file whose name is free gets that name; if
-another file has it, the folder's name is put in front, then a number is appended. The name of a
-rejected file is free again.
+Stored bytes keep their name. A taken name gets the folder's name in front, then a number. A
+rejected file's name is free.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ from serving.cli.output import ApiFailure
 from serving.cli.transfer import AssetApi
 
 _MOST_NUMBERS = 1_000
-#: The statuses of an asset that can never be used.
+#: Statuses of unusable assets.
 _UNUSABLE = ("rejected", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a file goes in the library.
+    """Where a file goes.
 
-    ``known`` is the library's asset with the same bytes: ready, or an upload to resume. ``other``
-    is the preferred name if another file has it. ``is_repeated`` is set if an earlier file of this
-    run has the same bytes.
+    ``known`` has the same bytes: ready, or an upload to resume. ``other`` is the preferred name, if
+    taken. ``is_repeated``: a duplicate within this run.
     """
 
     name: str
@@ -38,17 +36,17 @@ class Destination:
 
 
 class Destinations:
-    """Assigns a place to each file of a run. Not thread-safe."""
+    """Assigns a run's destinations. Not thread-safe."""
 
     def __init__(self, client: AssetApi, *, new_versions: bool) -> None:
-        """``new_versions``: a file whose name is taken becomes that name's next version."""
+        """``new_versions``: a taken name gets its next version."""
         self._client = client
         self._new_versions = new_versions
         self._assigned: set[str] = set()
         self._names: dict[tuple[str, str], str] = {}
 
     def find(self, file: FolderFile, digest: str) -> Destination:
-        """The place of a file whose sha256 is ``digest``.
+        """Return the destination of a file by its sha256.
 
         Raises:
             ApiFailure: the library cannot be asked.
@@ -81,7 +79,7 @@ class Destinations:
 
 
 def named(client: AssetApi, name: str, digest: str, *, new_version: bool) -> Destination:
-    """The place of a file under an explicitly chosen name.
+    """Return the destination under a chosen name.
 
     Raises:
         ApiFailure: another file has the name.
@@ -98,7 +96,7 @@ def named(client: AssetApi, name: str, digest: str, *, new_version: bool) -> Des
 def _place_under(
     client: AssetApi, name: str, digest: str, *, new_versions: bool
 ) -> Destination | None:
-    """The place under ``name``; None if another file has the name."""
+    """None if another file has the name."""
     versions = _list_assets(client, name=name)
     if not versions:
         return Destination(name)
@@ -118,7 +116,7 @@ def _list_assets(client: AssetApi, **query: str) -> list[dict[str, Any]]:
 
 
 def plain_name(text: str) -> str:
-    """``text`` as a valid asset name, keeping letters of every script; empty if nothing is left."""
+    """Return a valid name with letters of every script, or ""."""
     normal = normal_name(text)
     kept = "".join(c if is_name_character(c) else " " for c in normal)
     return _cut("-".join(kept.split()).strip("-._"), 0)
@@ -140,7 +138,7 @@ def _join(folder: str, plain: str) -> str:
 
 
 def _cut(name: str, reserve: int) -> str:
-    """Shorten ``name`` such that ``reserve`` ASCII characters can be appended."""
+    """Leave room for ``reserve`` ASCII characters."""
     name = name[: MAX_NAME_CHARS - reserve]
     while len(name.encode()) > MAX_NAME_BYTES - reserve:
         name = name[:-1]

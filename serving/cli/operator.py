@@ -1,4 +1,4 @@
-"""The operator's commands, which work on the database: tenants, plans, members, keys and pins."""
+"""The operator's commands on the database: tenants, plans, members, keys and pins."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def create_tenant(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a tenant, which is an organisation."""
+    """Create a tenant (organisation)."""
     with clear_errors():
         tenant = _backends(data_dir).directory.add_tenant(name, weight, plan)
         show_one(asdict(tenant), f"tenant {tenant.name} ({tenant.id})", as_json)
@@ -54,7 +54,7 @@ def list_tenants(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 @tenants.command("plan")
 def set_plan(tenant: str, plan: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Change a tenant's plan; "unlimited" removes its limits."""
+    """Change a tenant's plan; "unlimited" removes limits."""
     with clear_errors():
         _backends(data_dir).directory.set_plan(tenant, plan)
         show_one({"tenant": tenant, "plan": plan}, f"{tenant} is on plan {plan}", as_json)
@@ -74,7 +74,7 @@ def set_gpu(tenant: str, gpu: str, data_dir: DataDir = None, as_json: AsJson = F
 
 @tenants.command("usage")
 def tenant_usage(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show this month's budget and the totals of the whole ledger."""
+    """Show this month's budget and the ledger's totals."""
     with clear_errors():
         backends = _backends(data_dir)
         principal = backends.directory.keyring.principal_of_tenant(tenant)
@@ -96,7 +96,7 @@ def tenant_audit(
 
 
 def reconcile(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Reconcile records with stored objects now; a running platform does so periodically."""
+    """Reconcile records with stored objects now, as a running platform does periodically."""
     with clear_errors():
         counts = _backends(data_dir).reconciler.run()
         rows = [{"deed": deed, "count": count} for deed, count in counts.items()]
@@ -107,7 +107,7 @@ def reconcile(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 @pins.command("add")
 def add_pin(asset: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Pin an asset (its id, or OWNER:NAME) in the tiers of every node that has it."""
+    """Pin an asset (id or OWNER:NAME) in the tiers of every node that has it."""
     with clear_errors():
         pinned = _backends(data_dir).pins.add(asset)
         text = f"{pinned.owner}:{pinned.reference} is pinned on running nodes within a minute"
@@ -146,7 +146,7 @@ def put_plan(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create or replace a plan; an omitted limit means no limit."""
+    """Create or replace a plan; omitted limits mean no limit."""
     storage_bytes = None if storage_gb is None else int(storage_gb * 1e9)
     plan = Plan(
         name, weight, requests_per_min, concurrent_pictures, storage_bytes, assets, gpu_seconds
@@ -171,7 +171,7 @@ def add_member(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a person to an organisation; their keys are limited to their role."""
+    """Add a member, whose role limits their keys."""
     with clear_errors():
         member = _backends(data_dir).directory.add_member(tenant, name, cast(KeyRole, role))
         show_one(asdict(member), f"{name} is a {role} of {tenant}", as_json)

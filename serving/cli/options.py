@@ -18,10 +18,10 @@ Key = Annotated[str | None, typer.Option("--key", help="An API key. Default: AO_
 
 
 def settings_with(**options: Any) -> Settings:
-    """The settings from the environment, overridden by ``options`` that are not None.
+    """Override the environment's settings by ``options`` that are not None.
 
     Raises:
-        typer.BadParameter: an invalid setting; the message names its variable.
+        typer.BadParameter: invalid; names the variable.
     """
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})

@@ -1,4 +1,4 @@
-"""Output of the commands: tables for people, JSON for scripts, errors on stderr."""
+"""Output: tables for people, JSON for scripts, errors on stderr."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from serving.errors import ServingError
 
 
 class ApiFailure(ServingError):
-    """The platform answered with an error or not at all, or a file transfer failed."""
+    """The platform returned an error or nothing, or a transfer failed."""
 
 
 def printable(text: str) -> str:
-    """Escape control characters in untrusted text, and characters that stdout cannot encode."""
+    """Escape control characters of untrusted text, and those that stdout cannot encode."""
     shown = "".join(
         character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
         for character in text
@@ -33,7 +33,7 @@ def printable(text: str) -> str:
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Print the given columns of rows as a table, or complete rows as JSON."""
+    """Print some columns as a table, or complete rows as JSON."""
     if as_json:
         print(json.dumps(list(rows), indent=2, default=str))
         return
@@ -49,7 +49,7 @@ def show_one(row: Mapping[str, Any], text: str, as_json: bool) -> None:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn the platform's errors into a line on stderr and exit code 1, without a traceback."""
+    """Platform errors become a line on stderr and exit code 1, without a traceback."""
     try:
         yield
     except (AssetError, ServingError, TierError) as error:

@@ -1,4 +1,4 @@
-"""Resumable transfer of files to and from the library; large files are sent in parts."""
+"""Resumable transfer of files to and from the library."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _PARTS_AT_ONCE = 4
 _ATTEMPTS = 4
 _TIMEOUT_S = 3600.0
 
-#: Called with the number of bytes that were sent; negative when an attempt is repeated.
+#: Called with sent bytes; negative when an attempt is repeated.
 Sent = Callable[[int], None]
 
 
 class AssetApi(Protocol):
-    """The part of the platform's API that a transfer needs. Both methods raise ApiFailure."""
+    """Both methods raise ApiFailure."""
 
     def call(self, method: str, path: str, **options: Any) -> Any: ...
 
@@ -43,7 +43,7 @@ class AssetApi(Protocol):
 
 @contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Progress]:
-    """Progress bars on stderr, so that stdout stays usable for scripts."""
+    """On stderr: scripts read stdout."""
     with Progress(
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(),
         TransferSpeedColumn(),
@@ -66,13 +66,12 @@ def send(
     digest: str,
     begun: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Create the asset that ``new`` describes and upload the file at ``path`` to it.
+    """Create the asset ``new`` and upload its file.
 
-    ``digest`` is the file's sha256. ``begun`` is the asset of an interrupted run, whose upload is
-    resumed.
+    ``digest`` is the sha256; ``begun`` is an interrupted run's asset, to be resumed.
 
     Raises:
-        ApiFailure: with the platform's reason; parts that arrived are kept for the next run.
+        ApiFailure: the platform's reason; sent parts are kept for the next run.
     """
     size = path.stat().st_size
     body = {**new, "sha256": digest}
@@ -109,7 +108,7 @@ def _send_parts(client: AssetApi, path: Path, asset_id: str, sent: Sent) -> None
 
 
 def _put(url: str, path: Path, offset: int, size: int, sent: Sent) -> None:
-    """PUT a range of a file, one chunk in memory at a time; retry when the connection breaks."""
+    """PUT a range, one chunk in memory; retry broken connections."""
     for attempt in range(1, _ATTEMPTS + 1):
         counted = 0
 
@@ -150,11 +149,10 @@ def _chunks(path: Path, offset: int, size: int, sent: Sent) -> Iterator[bytes]:
 
 
 def receive(client: AssetApi, reference: str, folder: Path) -> Path:
-    """Download an asset's original file into ``folder``, verify its sha256 and return its path.
-    An interrupted download is resumed.
+    """Download an original into ``folder``, resumably; verify its sha256.
 
     Raises:
-        ApiFailure: the file may not be downloaded, or the download failed or was corrupted.
+        ApiFailure: forbidden, failed or corrupt.
     """
     described = client.call("GET", f"/v1/assets/{reference}")
     asset, url = described["asset"], described["transfer_api"].get("get_url")
@@ -170,7 +168,7 @@ def receive(client: AssetApi, reference: str, folder: Path) -> Path:
     headers = {"Range": f"bytes={received_bytes}-"} if received_bytes else {}
     try:
         with httpx2.stream("GET", url, headers=headers, timeout=_TIMEOUT_S) as answer:
-            if answer.is_success:  # not every store answers a range with 206
+            if answer.is_success:  # some stores answer ranges without 206
                 _write(answer, part, "ab" if "content-range" in answer.headers else "wb")
             elif answer.status_code != httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise ApiFailure(f"the download failed: {answer.status_code}")

@@ -1,1 +1,1 @@
-"""The Ray adapters, without logic; the only package that imports Ray."""
+"""Ray adapters without logic; only this package imports Ray."""

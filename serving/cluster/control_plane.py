@@ -1,7 +1,6 @@
-"""Ray's control plane (GCS) on this machine: keeps its tables on disk and restarts it when it dies.
+"""Keeps the tables of Ray's control plane (GCS) on disk and restarts it when it dies.
 
-A control plane that restarts without its tables knows no actors: those that run keep running, but
-none that dies is replaced.
+Without its tables it would replace no actor that dies.
 """
 
 from __future__ import annotations
@@ -19,32 +18,29 @@ log = logging.getLogger(__name__)
 
 _CHECK_S = 0.2
 _LONGEST_PAUSE_S = 30.0
-#: After running for this long it is restarted without a pause.
+#: After this uptime it is restarted without a pause.
 _HEALTHY_S = 60.0
 
 
 class ControlPlane:
-    """The control plane of the Ray that this process starts.
+    """The control plane of the Ray that this process starts with ``settings``.
 
-    ``settings`` are passed to ``ray.init``. Between :meth:`watch` and :meth:`close` a control plane
-    that dies is restarted. A cluster started with ``ray start`` has no such supervision: see
-    docs/runbook.md.
+    Supervised between :meth:`watch` and :meth:`close`; one of ``ray start`` is not
+    (docs/runbook.md).
     """
 
     def __init__(self, data_dir: Path) -> None:
-        """Prepare a folder for the tables in ``data_dir``, which only this process may use. The
-        tables of an earlier Ray are deleted, because none of its processes run any more.
+        """Create the tables' folder in ``data_dir``, for this process alone; delete old tables.
 
         Raises:
-            OSError: the old tables cannot be deleted, or the folder cannot be created.
+            OSError: cannot delete the old tables, or create the folder.
         """
         self._tables = data_dir / "control-plane"
         if self._tables.exists():
             shutil.rmtree(self._tables)
         self._tables.mkdir(parents=True)
         self._closing = Event()
-        # The thread must outlive Ray, because the control plane dies with the thread that started
-        # it.
+        # The control plane dies with the thread that started it.
         self._thread = Thread(target=self._watch, name="control-plane", daemon=True)
 
     @property
@@ -52,11 +48,11 @@ class ControlPlane:
         return {"gcs_storage": "rocksdb", "gcs_storage_path": str(self._tables)}
 
     def watch(self) -> None:
-        """Start supervision; call after ``ray.init``."""
+        """Supervise; call after ``ray.init``."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop supervision and delete the tables; call after Ray was shut down or did not start."""
+        """Stop and delete the tables; call after Ray's shutdown or failed start."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -89,5 +85,5 @@ def _longer(pause_s: float) -> float:
 
 
 def _node() -> Any:
-    """The node object of the Ray that this process started; Ray has no public access to it."""
+    """Ray has no public access to it."""
     return ray._private.worker.global_worker.node

@@ -1,7 +1,6 @@
-"""The dispatcher as a Ray actor.
+"""The dispatcher as a Ray actor: requests over RPC, the rest as actor calls.
 
-Requests arrive over RPC (serving/cluster/rpc.py), everything else as actor calls. When the actor
-dies, Ray restarts it with an empty queue and the gateways submit again under the same request ids.
+Ray restarts it with an empty queue; gateways resubmit with the same request ids.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from serving.settings import Settings
 
 
 class DispatcherActor:
-    """The dispatcher and the autoscaler of one pool, on one event loop."""
+    """A pool's dispatcher and autoscaler, on one event loop."""
 
     def __init__(self, sealed: SealedSettings, pool: Pool) -> None:
         keep_private()
@@ -58,14 +57,13 @@ class DispatcherActor:
         return await caught(dispatcher.submit(submission))
 
     async def address(self) -> str:
-        """The RPC address that accepts requests."""
+        """The RPC address for requests."""
         await self._ready()
         if not self._address:
             self._address = await self._wire.start(ray.util.get_node_ip_address())
         return self._address
 
     async def phase_began(self, name: str, phase: Phase, at_s: float) -> None:
-        """Called by a starting replica when a phase of its start begins."""
         self._autoscaler.phase_began(name, phase, at_s)
 
     async def resident(self) -> frozenset[str]:
@@ -102,7 +100,7 @@ class DispatcherActor:
         return self._autoscaler.families()
 
     async def process(self) -> tuple[str, int]:
-        """The node id and process id of this actor."""
+        """Node id and process id."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     async def renew(self) -> None:
@@ -112,7 +110,7 @@ class DispatcherActor:
 
 
 def start_dispatcher(settings: Settings, pool: Pool) -> Any:
-    """Start the pool's dispatcher and return its actor handle."""
+    """Start the pool's dispatcher; return its actor handle."""
     actor = ray.remote(DispatcherActor).options(
         name=dispatcher_name(pool.name),
         namespace=settings.ray_namespace,

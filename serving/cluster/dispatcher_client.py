@@ -1,8 +1,4 @@
-"""The gateways' client for the dispatchers of all pools.
-
-Imports neither the dispatcher's nor the replica's code. When a dispatcher dies, Ray restarts it
-with an empty queue, and this client submits again under the same request IDs.
-"""
+"""The gateways' client for all dispatchers; imports no code of dispatchers or replicas."""
 
 from __future__ import annotations
 
@@ -31,21 +27,19 @@ from serving.generation.submission import Submission
 from serving.settings import Settings
 
 _RETRY_S = 0.2
-#: Extra time for an answer that is in transit at the deadline.
+#: For answers in transit at the deadline.
 _GRACE_S = 5.0
-#: Timeout of calls that the dispatcher answers itself; those in the table wait for replicas.
+#: Timeout of calls that wait for no replica.
 _CALL_S = 10.0
 _CALL_TIMEOUTS_S = {"warm": WARM_TIMEOUT_S + _CALL_S, "forget": REPORT_TIMEOUT_S + _CALL_S}
 _NO_ANSWER = object()
 
 
 class _NoDispatcher(Exception):
-    """The dispatcher's actor does not exist or does not answer."""
+    """The actor does not exist or does not answer."""
 
 
 class _DispatcherClient:
-    """A client of one pool's dispatcher that survives the dispatcher's restarts."""
-
     def __init__(self, settings: Settings, pool: str) -> None:
         self._namespace = settings.ray_namespace
         self._key = wire_key(settings)
@@ -71,12 +65,12 @@ class _DispatcherClient:
         return self._wire
 
     async def submit(self, submission: Submission) -> GenerationResult:
-        """Submit a request; submit again when the dispatcher dies, with the time that is left."""
+        """Submit; repeat after a dispatcher's death, in the remaining time."""
         deadline = time.monotonic() + submission.timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
             wire = None
             try:
-                # The dispatcher enforces the deadline itself, unless it hangs.
+                # In case a dispatcher hangs and does not enforce the deadline.
                 async with asyncio.timeout(left_s + _GRACE_S):
                     wire = await self._open()
                     attempt = replace(submission, timeout_s=left_s)
@@ -91,7 +85,7 @@ class _DispatcherClient:
         raise DeadlineExceeded("the dispatcher did not restart before the deadline")
 
     async def ask(self, method: str, *arguments: Any) -> Any:
-        """Call the actor. Raises _NoDispatcher while it is down; the call may be repeated."""
+        """Call a repeatable method. Raises _NoDispatcher."""
         try:
             async with asyncio.timeout(_CALL_TIMEOUTS_S.get(method, _CALL_S)):
                 return await getattr(await self._find(), method).remote(*arguments)
@@ -101,9 +95,9 @@ class _DispatcherClient:
 
 
 class ClusterBackend:
-    """A :class:`~serving.generation.service.GenerationBackend` over the dispatchers of all pools.
+    """A :class:`~serving.generation.service.GenerationBackend` over all pools' dispatchers.
 
-    Submissions survive a dispatcher's restart; other calls skip a dispatcher that does not answer.
+    Calls other than submissions skip unresponsive dispatchers.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -117,8 +111,6 @@ class ClusterBackend:
         return self._clients[pool or next(iter(self._clients))]
 
     async def _ask_all(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """The answers by pool, of the dispatchers that answer."""
-
         async def ask(name: str) -> tuple[str, Any]:
             try:
                 return name, await self._clients[name].ask(method, *arguments)
@@ -154,7 +146,7 @@ class ClusterBackend:
         await self._ask_all("hold", set(keys))
 
     async def status(self) -> dict[str, Any]:
-        """The totals of all dispatchers, and the status of each pool."""
+        """Return all dispatchers' totals and each pool's status."""
         statuses = await self._ask_all("status")
         return {
             "waiting": sum(status["waiting"] for status in statuses.values()),
@@ -176,13 +168,13 @@ class ClusterBackend:
         return progress
 
     async def pools(self) -> list[dict[str, Any]]:
-        """The status of every pool; only its configuration if its dispatcher does not answer."""
+        """Return each pool's status; only its configuration if its dispatcher does not answer."""
         statuses = await self._ask_all("pool")
         return [statuses.get(name) or {**asdict(pool)} for name, pool in self._pools.items()]
 
 
 def merge_families(pools: Iterable[Sequence[Metric]]) -> list[Metric]:
-    """Merge the families of several pools, such that each family occurs once."""
+    """Merge the pools' metrics; each family occurs once."""
     merged: dict[str, Metric] = {}
     for families in pools:
         for family in families:

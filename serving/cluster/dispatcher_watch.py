@@ -1,7 +1,4 @@
-"""Kills a dispatcher that hangs, so that Ray restarts it.
-
-A hanging dispatcher stops its whole pool, and Ray does not notice, because the process is alive.
-"""
+"""Kills a hanging dispatcher, which blocks its pool; Ray detects only dead processes."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ log = logging.getLogger(__name__)
 
 _CHECK_S = 2.0
 _ANSWER_S = 10.0
-#: It counts as hanging after this many timeouts in a row; a process may be slow for a while.
+#: Timeouts in a row; a process may be slow for a while.
 _MISSED = 3
 
 
@@ -34,7 +31,7 @@ class DispatcherWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching; call before Ray is shut down."""
+        """Stop; call before Ray's shutdown."""
         self._closing.set()
         self._thread.join()
 
@@ -47,7 +44,7 @@ class DispatcherWatch:
                 missed = 0
             except GetTimeoutError:
                 missed += 1
-            except RayError:  # it is dead, and Ray restarts it
+            except RayError:  # dead; Ray restarts it
                 missed, process = 0, None
             if process is not None and missed >= _MISSED:
                 log.error("dispatcher %s hangs; restarting it", self._name)
@@ -57,7 +54,7 @@ class DispatcherWatch:
     def _kill(self, process: tuple[str, int]) -> None:
         node, pid = process
         if node == ray.get_runtime_context().get_node_id():
-            # ray.kill asks the process to exit, which a stopped process does not do.
+            # A stopped process ignores ray.kill, a request to exit.
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         else:

@@ -1,5 +1,4 @@
-"""Ray's environment variables, which it reads once on import, and the placement of actors on the
-head node. Does not import Ray."""
+"""Ray's environment variables, read on import, and head-node resources. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -7,15 +6,14 @@ import os
 import secrets
 import sys
 
-#: Resources of an actor that must run on the head, beside `serve`: its folders are there, and the
-#: autoscaler never removes the head.
+#: For actors that must run on the head, beside `serve`: it has their folders and is never removed.
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
 
 
 def require_tokens() -> None:
-    """Make the Ray that this process starts require a token; call before Ray is imported.
+    """Make this process's Ray require a token; call before importing Ray.
 
-    A token or mode that the operator has set is kept.
+    Keeps the operator's token or mode.
 
     Raises:
         RuntimeError: Ray is already imported.
@@ -29,7 +27,6 @@ def require_tokens() -> None:
 
 
 def listen_on_loopback() -> None:
-    """Make a single-node Ray that this process starts listen on loopback only, including its
-    metrics exporters; call before Ray is imported."""
-    # On Linux the only effect of this variable is that the node's address is 127.0.0.1.
+    """Bind a single-node Ray and its exporters to loopback; call before importing Ray."""
+    # On Linux it only makes the node's address 127.0.0.1.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -1,4 +1,4 @@
-"""A gateway process: the HTTP application over the cluster's dispatchers. Imports no torch."""
+"""A gateway process: HTTP in front of the cluster's dispatchers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from serving.settings import Settings
 
 
 def app() -> ASGIApp:
-    """The ASGI application; called once in each gateway. Reads the settings from the
-    environment."""
+    """Create a gateway's ASGI application; settings from the environment."""
     keep_private()
     settings = Settings()
     configure(settings.log_format, settings.log_level)
     if not ray.is_initialized():
-        # ray.init replaces the SIGTERM handler; keep uvicorn's, which drains and exits.
+        # ray.init replaces uvicorn's graceful handler.
         on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(
             address=settings.ray_address,

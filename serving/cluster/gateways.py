@@ -1,4 +1,4 @@
-"""The supervisor of this machine's gateway processes; SIGHUP replaces them."""
+"""The supervisor of this machine's gateways; SIGHUP replaces them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ log = logging.getLogger(__name__)
 
 
 class Gateways(Multiprocess):
-    """Supervises the gateways, which share one socket.
+    """Supervises gateways on one socket; restarts dead ones.
 
-    A connection that a dead gateway had not accepted is accepted by another one. The supervisor
-    restarts a dead gateway.
+    Another gateway accepts a dead one's pending connections.
     """
 
     def __init__(
         self, config: uvicorn.Config, sockets: list[socket], renew: Callable[[Event], None]
     ) -> None:
-        """``renew`` replaces the actors behind the gateways, and aborts when the event is set."""
+        """``renew`` replaces the actors behind; it aborts when the event is set."""
         super().__init__(config, sockets)
         self._renew = renew
         self._rollout: Thread | None = None
         self._must_restart_gateways = False
-        for number in (signal.SIGTERM, signal.SIGINT):  # also while it waits for a gateway
-            # In a thread, because this one may hold the event's lock when the signal arrives.
+        for number in (signal.SIGTERM, signal.SIGINT):  # also while waiting for a gateway
+            # This thread may hold the event's lock.
             signal.signal(number, lambda *_: Thread(target=self.should_exit.set).start())
 
     def close(self) -> None:
-        """Stop the gateways and a rollout, which must not outlive Ray."""
+        """Stop gateways and rollout; neither may outlive Ray."""
         self.should_exit.set()
         self.terminate_all()
         self.join_all()
@@ -47,8 +46,10 @@ class Gateways(Multiprocess):
             self._rollout.join(timeout=10)
 
     def handle_hup(self) -> None:
-        """Roll out new code: replace the actors behind the gateways, then the gateways, each once
-        its replacement serves. Runs in a thread, because this thread supervises the gateways."""
+        """Replace actors, then gateways, each once its replacement serves.
+
+        In a thread, because this one supervises.
+        """
         if self._rollout is not None and self._rollout.is_alive():
             log.warning("a rollout is already in progress")
             return
@@ -72,7 +73,7 @@ class Gateways(Multiprocess):
 def run_gateways(
     settings: Settings, renew: Callable[[Event], None], progress: Callable[[str], None]
 ) -> None:
-    """Run the gateways until a signal ends them; ``renew`` as in :class:`Gateways`."""
+    """Run gateways until a signal; ``renew`` as in :class:`Gateways`."""
     with TemporaryDirectory() as counters:
         os.environ.update(settings.to_environment(), PROMETHEUS_MULTIPROC_DIR=counters)
         allow_open_files()

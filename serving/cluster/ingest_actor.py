@@ -1,4 +1,4 @@
-"""Ingest in its own process, so that a crash there affects no gateway and no replica."""
+"""Ingest in its own process: a crash affects no gateway or replica."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from serving.settings import Settings
 
 
 class IngestActor:
-    """The ingest queue as a Ray actor; keeps torch imported between ingests. When it dies, Ray
-    restarts it and it resumes the pending ingests."""
+    """The ingest queue; keeps torch imported. Restarted by Ray, it resumes pending ingests."""
 
     def __init__(self, sealed: SealedSettings) -> None:
         from assets.ingest.queue import IngestQueue
@@ -35,8 +34,7 @@ class IngestActor:
         self._queue = IngestQueue(self._ingest_service, backends.library)
 
     def install_base(self) -> int | Exception:
-        """Import the base model with its public library into the store and return its native size
-        in pixels, or the error."""
+        """Import base and public library; return the native size in pixels, or the error."""
         from serving.bootstrap.base_model import install_model
 
         try:
@@ -48,12 +46,12 @@ class IngestActor:
         self._queue.submit(asset)
 
     def process(self) -> tuple[str, int]:
-        """The node id and process id of this actor."""
+        """Node id and process id."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 def start_ingest(settings: Settings) -> Any:
-    """Start the ingest actor and return its handle."""
+    """Start the actor; return its handle."""
     actor = ray.remote(IngestActor).options(
         name=INGEST_NAME,
         namespace=settings.ray_namespace,

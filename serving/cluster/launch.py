@@ -1,4 +1,4 @@
-"""The cluster's composition root: Ray, the base model, dispatchers, replicas and gateways."""
+"""The cluster's composition root."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from serving.settings import Settings
 Progress = Callable[[str], None]
 
 _OBJECT_STORE_BYTES = 256 << 20
-#: Ray's autoscaler may have to create machines first.
+#: Ray's autoscaler may have to create machines.
 _START_TIMEOUT_S = 1800.0
 
 
 class StartFailed(ServingError):
-    """The platform did not start; the message names the part and Ray's reason."""
+    """The platform did not start; names the part and Ray's reason."""
 
 
 @contextmanager
 def _lock_data_dir(folder: Path) -> Iterator[None]:
-    """Lock the data folder: a second platform would delete this one's tiers and Ray's tables."""
+    """A second platform would delete this one's tiers and Ray's tables."""
     private_folder(folder)
     lock = acquire(folder / "serve.lock", shared=False, wait=False)
     if lock is None:
@@ -56,13 +56,13 @@ def _lock_data_dir(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
-    """Run warm pools behind their dispatchers; yields the settings with Ray's real address.
+    """Run warm pools; yields the settings with Ray's real address.
 
-    With ``ray_address`` "local" Ray is started and stopped here. Any other cluster is joined, and
-    at the end the deployed actors are removed from it.
+    ``ray_address`` "local" starts and stops Ray. Another cluster is joined; at the end the deployed
+    actors are removed.
 
     Raises:
-        StartFailed: the platform does not start, or another one uses the data folder.
+        StartFailed: no start, or another platform uses the data folder.
     """
     with _lock_data_dir(settings.data_dir):
         yield from _running_pool(settings, progress)
@@ -128,12 +128,12 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
             log_to_driver=False,
         )
         return
-    # Ray makes its folder accessible to all users; the parent folder is private.
+    # Ray opens its folder to all users; the parent is private.
     folder = private_folder(settings.resolved_ray_temp_dir) / "r"
     ray.init(
         address="local",
         namespace=settings.ray_namespace,
-        # Logical CPUs: one per replica and two for Serve. The engine sets its threads itself.
+        # Logical CPUs: one per replica, two for Serve. The engine sets its threads.
         num_cpus=max(os.cpu_count() or 1, sum(pool.max for pool in settings.resolved_pools)) + 2,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
@@ -145,18 +145,17 @@ def _connect(settings: Settings, control_plane: ControlPlane | None) -> None:
 
 
 def _make_private(settings: Settings) -> None:
-    """Remove other users' permissions from Ray's folders, which every starting Ray process makes
-    world-writable. Their parent is already private."""
+    """Remove other users' permissions, which each starting Ray process grants."""
     for folder, _, _ in os.walk(settings.resolved_ray_temp_dir):
         if not os.path.islink(folder):
             os.chmod(folder, 0o700)
 
 
 def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
-    """Wait until each pool has its minimum of warm replicas.
+    """Wait for each pool's minimum.
 
     Raises:
-        StartFailed: a replica failed to start, or a pool was not warm in time.
+        StartFailed: a replica failed, or a pool was too late.
     """
     deadline = time.monotonic() + _START_TIMEOUT_S
     reported: dict[str, str] = {}
@@ -184,8 +183,7 @@ def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
 
 
 def _undeploy(dispatchers: Mapping[str, Any]) -> None:
-    """Remove the platform from a shared cluster: the dispatchers first, because they start
-    replicas."""
+    """Leave a shared cluster; dispatchers go first, because they start replicas."""
     if not dispatchers:
         return
     for dispatcher in dispatchers.values():
@@ -196,15 +194,15 @@ def _undeploy(dispatchers: Mapping[str, Any]) -> None:
 
 
 def serve_forever(settings: Settings, progress: Progress) -> None:
-    """Run the platform until a signal ends it. SIGHUP replaces its processes one by one while it
-    serves."""
+    """Run the platform until a signal; SIGHUP replaces its processes while it serves."""
     with running_pool(settings, progress) as running:
         run_gateways(running, partial(renew, running, progress), progress)
 
 
 def serve_gateways(settings: Settings, progress: Progress) -> None:
-    """Run only gateways, until a signal ends them, on another node of a cluster where
-    :func:`serve_forever` runs with the same settings. SIGHUP replaces them one by one.
+    """Run only gateways, for :func:`serve_forever` on another node with the same settings.
+
+    SIGHUP replaces them one by one.
 
     Raises:
         StartFailed: no platform runs on the cluster.

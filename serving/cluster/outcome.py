@@ -1,4 +1,4 @@
-"""Return errors across processes as values, because Ray wraps raised exceptions in its own."""
+"""Errors as values across processes; Ray wraps raised ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OURS = ("assets.", "orchestrator.", "router.", "serving.")
 
 
 async def caught(work: Awaitable[T]) -> T | Exception:
-    """The result of ``work``, or the platform's error that it raised. Other errors propagate."""
+    """Return the result or platform error; other errors propagate."""
     try:
         return await work
     except Exception as error:
@@ -21,7 +21,7 @@ async def caught(work: Awaitable[T]) -> T | Exception:
 
 
 def thrown(outcome: T | Exception) -> T:
-    """Raise or return an outcome of :func:`caught`."""
+    """Raise or return :func:`caught`'s outcome."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome

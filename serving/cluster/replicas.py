@@ -1,7 +1,4 @@
-"""Replicas on Ray Serve: each is an application with one replica, addressed by name.
-
-docs/adr/0001-addressing-replicas.md compares the alternative and gives measurements.
-"""
+"""Replicas on Ray Serve: one application each, addressed by name (docs/adr/0001)."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ from serving.settings import Settings
 log = logging.getLogger(__name__)
 
 _CALL_S = 5.0
-#: More than the router's requests in flight, to leave room for calls about the replica itself.
+#: Exceeds the router's requests in flight, for calls about the replica.
 _MAX_ONGOING = 32
 
 
@@ -63,7 +60,7 @@ _MAX_ONGOING = 32
     health_check_timeout_s=10,
 )
 class ReplicaActor:
-    """A replica under Serve: builds a warm worker, then forwards calls to it."""
+    """A replica under Serve, with a warm worker."""
 
     def __init__(self, sealed: SealedSettings, pool: str, name: str) -> None:
         keep_private()
@@ -78,7 +75,7 @@ class ReplicaActor:
         _bind_serve_to(address)
         url = provisioner.join(node, address, Signer(settings.secret_bytes))
         provisioner.set_peers({**_peer_nodes(settings.ray_namespace, pool), node: url})
-        # Fetches the model while torch and diffusers are imported, which takes seconds.
+        # While torch and diffusers are imported, for seconds.
         fetch_base(settings, provisioner)
         from serving.bootstrap.engine import open_replica
 
@@ -95,7 +92,7 @@ class ReplicaActor:
             return await caught(self._worker.generate(request))
 
     async def describe(self, directives: ClusterDirectives) -> tuple[ReplicaReport, str]:
-        """The worker's report, and the RPC address for generation."""
+        """Return the worker's report and its RPC address."""
         if not self._address:
             self._address = await self._wire.start(self._node_address)
         return self._worker.report(directives), self._address
@@ -107,21 +104,19 @@ class ReplicaActor:
         return await caught(self._worker.warm(blobs))
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces a replica that raises."""
+        """Serve replaces a replica that raises."""
         self._worker.check_health()
 
     async def digest(self) -> str:
         return await self._worker.digest()
 
     async def __del__(self) -> None:
-        """Finish running generations. Serve awaits this before it stops a replica; it does not
-        count RPC calls itself."""
+        """Finish running generations: Serve awaits this, but does not count RPC calls."""
         await self._wire.drain()
 
 
 def _bind_serve_to(host: str) -> None:
-    """Bind the gRPC port that Serve opens for each replica to ``host``; Serve binds it to all
-    interfaces, without a setting. The port requires Ray's token and is not used here."""
+    """Bind Serve's unused gRPC ports to ``host``; Serve has no setting."""
     from ray.serve._private import replica
 
     add_port = replica.add_port_to_grpc_server
@@ -129,8 +124,7 @@ def _bind_serve_to(host: str) -> None:
 
 
 def fetch_base(settings: Settings, provisioner: Provisioner) -> Thread:
-    """Fetch the base model into the node's host tier in a thread. Errors are ignored here; they
-    recur when the engine loads the model."""
+    """Fetch the base into the host tier; errors recur in the engine."""
 
     def fetch() -> None:
         with suppress(AssetError, TierError, OSError):
@@ -146,14 +140,13 @@ def fetch_base(settings: Settings, provisioner: Provisioner) -> Thread:
 def _report_phase(
     namespace: str, pool: str, name: str, phase: Phase, at_s: float | None = None
 ) -> None:
-    """Report a phase of the replica's start to its dispatcher, without waiting for an answer."""
     with suppress(ValueError, RayError):
         dispatcher = ray.get_actor(dispatcher_name(pool), namespace)
         dispatcher.phase_began.remote(name, phase, time.time() if at_s is None else at_s)
 
 
 def _process_started_s() -> float:
-    """When this process started, in seconds of the epoch; on other systems than Linux, now."""
+    """Epoch seconds; now, except on Linux."""
     try:
         stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -163,8 +156,7 @@ def _process_started_s() -> float:
 
 
 def _peer_nodes(namespace: str, pool: str) -> Mapping[str, str]:
-    """The peer URLs of the pool's existing nodes, by node id; empty when the pool starts. Later the
-    dispatcher's directives update them."""
+    """Peer URLs by node id; directives update them."""
     try:
         dispatcher = ray.get_actor(dispatcher_name(pool), namespace)
         directives = ray.get(dispatcher.directives.remote(), timeout=_CALL_S)
@@ -174,10 +166,9 @@ def _peer_nodes(namespace: str, pool: str) -> Mapping[str, str]:
 
 
 class ServeReplicaLauncher:
-    """A :class:`~serving.pool.autoscaler.ReplicaLauncher` whose replicas are Serve applications.
+    """A :class:`~serving.pool.autoscaler.ReplicaLauncher` of Serve applications.
 
-    A pool with a kind of GPU requests nodes with the resource ``gpu_KIND``, which Ray's autoscaler
-    adds and removes (ray_cluster.yaml).
+    A GPU kind is the node resource ``gpu_KIND``, which Ray's autoscaler scales (ray_cluster.yaml).
     """
 
     def __init__(self, settings: Settings, pool: Pool) -> None:
@@ -238,8 +229,11 @@ class ServeReplicaLauncher:
 
 
 class ServeReplicaClient:
-    """A :class:`~serving.pool.replica_state.ReplicaClient`. Generations go over RPC; other calls
-    go through Serve, which waits until the replica is up."""
+    """A :class:`~serving.pool.replica_state.ReplicaClient`: generations over RPC, the rest over
+    Serve.
+
+    Serve waits until the replica is up.
+    """
 
     def __init__(self, name: str, key: bytes) -> None:
         self.id = name
@@ -261,7 +255,7 @@ class ServeReplicaClient:
         try:
             return thrown(await self._wire.call("draw", request))  # type: ignore[no-any-return]
         except RemoteFailed as error:
-            # The replica answered, so its error concerns this request alone.
+            # It answered: only this request failed.
             raise GenerationFailed(f"the engine failed: {error}") from None
         except WireBroken:
             raise ReplicaDied(f"{self.id} died during a generation") from None

@@ -1,4 +1,4 @@
-"""Rollout of new code: replaces the actors behind the gateways while the platform serves."""
+"""Rollout of new code: replaces the actors behind serving gateways."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from serving.cluster.addressing import INGEST_NAME, dispatcher_name
 from serving.errors import ServingError
 from serving.settings import Settings
 
-#: How long one actor may take to restart.
+#: Time for one actor's restart.
 PATIENCE_S = 120.0
-#: The modules that the new processes import; a rollout first checks that they can be imported.
+#: Modules of the new processes; a rollout first tries to import them.
 IMPORTED = (
     "serving.cluster.dispatcher_actor",
     "serving.cluster.gateway",
@@ -29,16 +29,15 @@ IMPORTED = (
 
 
 class NotRenewed(ServingError):
-    """A rollout was aborted; the message names the part and the reason."""
+    """A rollout was aborted; names the part and reason."""
 
 
 def renew(settings: Settings, progress: Callable[[str], None], is_ending: Event) -> None:
-    """Restart the dispatchers and the ingest, whose callers repeat their calls; the dispatchers
-    then replace the replicas one by one.
+    """Restart dispatchers and ingest, whose callers retry; dispatchers then replace replicas.
 
     Raises:
-        NotRenewed: the code cannot be imported (nothing is restarted), an actor did not restart in
-            time, or ``is_ending`` was set.
+        NotRenewed: the code cannot be imported (nothing restarts), a restart is late, or
+            ``is_ending`` is set.
     """
     imported = subprocess.run(
         [sys.executable, "-c", f"import {', '.join(IMPORTED)}"], capture_output=True, text=True
@@ -51,7 +50,7 @@ def renew(settings: Settings, progress: Callable[[str], None], is_ending: Event)
         old = _process(actor)
         ray.kill(actor, no_restart=False)
         deadline = time.monotonic() + PATIENCE_S
-        while _process(actor) in (None, old):  # the old process may still answer at first
+        while _process(actor) in (None, old):  # the old process may still answer
             if is_ending.is_set() or time.monotonic() > deadline:
                 raise NotRenewed(f"{name} did not restart")
             time.sleep(0.1)
@@ -60,7 +59,7 @@ def renew(settings: Settings, progress: Callable[[str], None], is_ending: Event)
 
 
 def _process(actor: Any) -> tuple[str, int] | None:
-    """The actor's node id and process id; None while it restarts."""
+    """Node id and process id; None during a restart."""
     try:
         process: tuple[str, int] = ray.get(actor.process.remote(), timeout=PATIENCE_S)
     except (RayActorError, RayTaskError):

@@ -1,14 +1,13 @@
 """RPC between processes: concurrent calls over one TCP connection.
 
-A Serve handle costs both ends milliseconds per call (docs/adr/0006) to choose a replica, which the
-dispatcher has already done. Ray supervises processes and tells their addresses.
+A Serve handle spends milliseconds per call (docs/adr/0006) on choosing a replica, which the
+dispatcher has done.
 
-A frame is its length in four bytes, a code and a pickle: ``(id, method, arguments)`` is a call,
-``(id, method)`` cancels it, and ``(id, ok, value)`` is the answer, where ``ok`` is None if the
-server is draining and did not take the call. Both ends prove that they hold the same key and
-derive from it one key per direction of the connection. The code authenticates a frame's content
-and number. So nothing is unpickled that the other end did not send; a relay between the ends can
-only break the connection. Frames are not encrypted, as on Ray's own channels.
+A frame is a length (4 bytes), a code and a pickle: ``(id, method, arguments)`` calls, ``(id,
+method)`` cancels, ``(id, ok, value)`` answers; ``ok`` is None if a draining server refused the
+call. Both ends prove that they hold the key and derive a key per direction. The code authenticates
+a frame's content and number: foreign bytes are never unpickled, and a relay can only break the
+connection. Frames are unencrypted, like Ray's.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ _LARGEST_BYTES = 1 << 30
 _PROOF_BYTES = 32
 _CODE_BYTES = 32
 _HANDSHAKE_S = 5.0
-#: Connections that have not authenticated yet; further ones are closed at once.
+#: More are closed at once.
 _MOST_UNAUTHENTICATED = 64
-#: The connection to a machine that stopped answering breaks after this many seconds.
+#: A connection to a silent machine breaks after this time.
 _SILENCE_S = 15
 
 
@@ -47,8 +46,7 @@ class WireError(Exception):
 
 
 class WireDown(WireError):
-    """The call was not taken: nothing listens at the address, it does not hold the key, or it is
-    draining."""
+    """Not taken: nothing listens, or the server drains or lacks the key."""
 
 
 class WireBroken(WireError):
@@ -56,12 +54,11 @@ class WireBroken(WireError):
 
 
 class RemoteFailed(WireError):
-    """The method raised an exception. The text is its type; the other end's log has the details."""
+    """The method raised; the text is the exception's type, the other end's log has details."""
 
 
 class WireServer:
-    """Answers calls, each in its own task. The task is cancelled when the caller cancels the call
-    or disconnects."""
+    """Runs each call in a task, cancelled with the call or the connection."""
 
     def __init__(self, methods: Mapping[str, Method], key: bytes) -> None:
         self._methods = methods
@@ -73,13 +70,13 @@ class WireServer:
         self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
     async def start(self, host: str) -> str:
-        """Listen on a free port of ``host`` and return the address for callers."""
+        """Listen on a free port; return the address."""
         self._server = await asyncio.start_server(self._serve, host, 0)
         port = self._server.sockets[0].getsockname()[1]
         return f"{host}:{port}"
 
     async def drain(self) -> None:
-        """Refuse new connections and calls, and wait until the running calls are answered."""
+        """Refuse new connections and calls; await running ones."""
         self._is_draining = True
         if self._server is not None:
             self._server.close()
@@ -97,7 +94,7 @@ class WireServer:
     async def _authenticate(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> Frames:
-        """Do the handshake. Raises WireDown, or an OSError or EOFError of the connection."""
+        """Raises WireDown, or the connection's OSError or EOFError."""
         if self._unauthenticated >= _MOST_UNAUTHENTICATED:
             raise WireDown("too many unauthenticated callers")
         self._unauthenticated += 1
@@ -129,7 +126,7 @@ class WireServer:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
                 task.add_done_callback(partial(_forget, calls, number))
-        except (OSError, EOFError, WireDown):  # a TimeoutError is an OSError
+        except (OSError, EOFError, WireDown):  # includes TimeoutError
             pass
         finally:
             for task in calls.values():
@@ -148,15 +145,14 @@ class WireServer:
             await frames.write_body(body)
 
 
-#: Strong references: the event loop holds tasks weakly, and a reader outlives its Wire.
+#: The event loop holds tasks weakly, and a reader outlives its Wire.
 _READING: set[asyncio.Task[None]] = set()
 
 
 class Wire:
-    """The caller's end. Connects on the first call, and again after the connection was lost."""
+    """The caller's end. Connects on the first call and after a loss."""
 
     def __init__(self, address: str, key: bytes) -> None:
-        """``address`` as :meth:`WireServer.start` returned it."""
         self.address = address
         self._key = key
         self._numbers = count()
@@ -166,12 +162,12 @@ class Wire:
         self._connecting = asyncio.Lock()
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the server. Cancelling the call cancels the method.
+        """Call a method; cancellation reaches the server.
 
         Raises:
-            WireDown: the call was not taken.
+            WireDown: not taken.
             WireBroken: the connection broke before the answer.
-            RemoteFailed: the method raised an exception.
+            RemoteFailed: the method raised.
         """
         frames = self._frames or await self._connect()
         number = next(self._numbers)
@@ -207,7 +203,7 @@ class Wire:
                     except BaseException:
                         await _close(writer)
                         raise
-            except (OSError, EOFError) as error:  # a TimeoutError is an OSError
+            except (OSError, EOFError) as error:  # includes TimeoutError
                 raise WireDown(f"cannot connect to {self.address}: {error or 'timeout'}") from None
             _keep_alive(writer)
             self._frames = frames
@@ -243,8 +239,7 @@ def _forget(tasks: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[N
 
 
 class Frames:
-    """One end of a connection after the handshake. Sends and receives messages, each with a code
-    over its number and content under the key of its direction."""
+    """One end of an authenticated connection, with a key per direction."""
 
     def __init__(
         self,
@@ -261,11 +256,11 @@ class Frames:
         self._read = 0
 
     async def read(self) -> Any:
-        """The next message.
+        """Return the next message.
 
         Raises:
             EOFError: the connection ended.
-            WireDown: the frame is too large, or its code is wrong.
+            WireDown: the frame is too large, or its code wrong.
         """
         (size_bytes,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
         if size_bytes > _LARGEST_BYTES:
@@ -285,7 +280,7 @@ class Frames:
         await self._writer.drain()
 
     def put(self, message: tuple[Any, ...]) -> None:
-        """Write a message without waiting until it is sent."""
+        """Write without waiting for the transfer."""
         self._put_body(_pickled(message))
 
     def _put_body(self, body: bytes) -> None:
@@ -295,8 +290,7 @@ class Frames:
 
 
 def _code(key: bytes, number: int, body: bytes) -> bytes:
-    """A frame's code: keyed BLAKE2b (RFC 7693), which is faster than HMAC-SHA256 on CPUs without
-    SHA instructions."""
+    """Keyed BLAKE2b (RFC 7693), faster than HMAC-SHA256 without SHA instructions."""
     code = blake2b(number.to_bytes(8, "big"), digest_size=_CODE_BYTES, key=key)
     code.update(body)
     return code.digest()
@@ -328,7 +322,6 @@ def _proof(key: bytes, who: bytes, nonces: bytes) -> bytes:
 async def _prove_to_caller(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes
 ) -> Frames:
-    """The server's end of the handshake."""
     own_nonce = secrets.token_bytes(_PROOF_BYTES)
     writer.write(own_nonce)
     caller_nonce = await reader.readexactly(_PROOF_BYTES)
@@ -346,7 +339,6 @@ async def _prove_to_caller(
 async def _prove_to_server(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes
 ) -> Frames:
-    """The caller's end of the handshake."""
     server_nonce = await reader.readexactly(_PROOF_BYTES)
     own_nonce = secrets.token_bytes(_PROOF_BYTES)
     nonces = server_nonce + own_nonce

@@ -1,8 +1,6 @@
-"""Settings as arguments of Ray actors, with their secrets encrypted.
+"""Settings as arguments of Ray actors, with encrypted secrets.
 
-Ray keeps an actor's arguments in its tables, on disk and in memory. So the secrets are encrypted
-with a key derived from the cluster's token, which every process of the cluster has and which is
-not in the tables.
+Ray stores arguments in its tables. The key derives from the cluster's token, which is not there.
 """
 
 from __future__ import annotations
@@ -25,22 +23,21 @@ _PURPOSE = b"asset-orchestrator settings"
 
 
 class NotSealed(ServingError):
-    """The cluster's token is missing, or is not the one that encrypted the secrets."""
+    """The cluster's token is missing or wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedSettings:
-    """``public`` holds the settings without their secrets; ``sealed`` holds the encrypted
-    secrets."""
+    """``public`` lacks the secrets; ``sealed`` has them, encrypted."""
 
     public: dict[str, Any]
     sealed: bytes
 
     def open(self) -> Settings:
-        """Decrypt the settings.
+        """Decrypt.
 
         Raises:
-            NotSealed: this process does not have the cluster's token.
+            NotSealed: this process lacks the cluster's token.
         """
         try:
             secrets = json.loads(Fernet(_key()).decrypt(self.sealed))
@@ -53,12 +50,12 @@ class SealedSettings:
 
 
 def seal(settings: Settings) -> SealedSettings:
-    """Encrypt the secrets of ``settings``.
+    """Encrypt.
 
     Raises:
         NotSealed: Ray runs without a token.
     """
-    # Includes defaults, so that the environment variables of another node change nothing.
+    # Includes defaults, against other nodes' environment variables.
     public = settings.model_dump(exclude=set(SECRETS))
     secrets = settings.model_dump(mode="json", include=set(SECRETS))
     secrets["secret"] = settings.secret_bytes.decode()
@@ -67,17 +64,13 @@ def seal(settings: Settings) -> SealedSettings:
 
 
 def _key() -> bytes:
-    """The Fernet key. The token has 256 random bits, so a plain keyed hash suffices."""
+    """The token's 256 random bits need only a plain keyed hash."""
     digest = hashlib.blake2b(_PURPOSE, key=_token().encode()[:64], digest_size=32).digest()
     return base64.urlsafe_b64encode(digest)
 
 
 def _token() -> str:
-    """The cluster's token, looked up as Ray does.
-
-    Raises:
-        NotSealed: there is no token.
-    """
+    """Look up the token as Ray does. Raises NotSealed."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

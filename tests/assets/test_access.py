@@ -1,4 +1,4 @@
-"""Authorization for every verb, asset and role; and URL signatures."""
+"""Authorization by verb, asset and role; URL signatures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from assets.principal import ROLES, Principal, Role
 from assets.storage.signing import Signer
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "authorisation.md"
-#: A principal of each role, and every kind of asset as seen by member ``ann`` of tenant ``me``.
+#: Every role; assets as seen by member ``ann`` of tenant ``me``.
 PRINCIPALS = {role: Principal("t1", "me", role=role, member_id="ann") for role in ROLES}
 _OWN = Asset("asset_1", "t1", "me", "a", "lora", 0.0, status="ready", created_by="ann")
 _THEIRS = replace(_OWN, tenant_id="t2", owner="them")
@@ -38,7 +38,7 @@ LOOKS = {"read", "inspect", "download"}
 WORKS = {*LOOKS, "use", "create", "update"}
 ALL = {*WORKS, "share", "delete"}
 NO: set[str] = set()
-#: The allowed verbs for anonymous, reader, member, owner. Written by hand, as an oracle for may().
+#: Allowed to anonymous, reader, member, owner. Written by hand: an oracle for may().
 ALLOWED: dict[str, tuple[set[str], ...]] = {
     "own, private": (NO, LOOKS, WORKS, ALL),
     "own, public": ({"use"}, LOOKS, WORKS, ALL),

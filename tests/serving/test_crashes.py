@@ -1,4 +1,4 @@
-"""Recovery: the platform is killed at every failpoint, restarted and checked for consistency."""
+"""Kills the platform at every failpoint, restarts it and checks consistency."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.platforms import Running, running
 DOCUMENT = Path(__file__).parents[2] / "docs" / "crashes.md"
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 1}
 NAME = "word"
-#: A failpoint of each kind, for the slow tests; the full tests have the others.
+#: A failpoint of each kind; the full tests have the others.
 SAMPLE = (
     "upload.completed", "ingest.stored", "delete.recorded", "collect.removed", "generate.drawn",
     "job.stored",
@@ -52,7 +52,6 @@ def client_of(server: Running) -> httpx2.Client:
 
 
 def upload(http: httpx2.Client, file: Path) -> str:
-    """Upload an asset as a client that resumes an interrupted upload; returns its id."""
     assets = http.get("/v1/assets", params={"name": NAME}).json()["data"]
     if not assets:
         data = {"asset_type": "textual_inversion", "trigger_words": [NAME]}
@@ -77,7 +76,6 @@ def delete(http: httpx2.Client, _: Path) -> None:
 
 
 def collect(settings: Settings, label: str | None) -> int:
-    """Run the reconciler in a subprocess, after every retention period; returns its exit code."""
     script = (
         "import time; from serving.bootstrap.backends import open_backends; "
         "from serving.settings import Settings; "
@@ -147,7 +145,7 @@ def test_recovery_after_a_kill_at(
 
 
 def _check(settings: Settings, charged: int) -> None:
-    """Check consistency after all expiries have passed."""
+    """Check consistency after all expiries."""
     later = open_backends(settings, lambda: time.time() + 2 * 3600.0)
     later.reconciler.run()
     engine = later.database

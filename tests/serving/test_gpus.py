@@ -1,4 +1,4 @@
-"""The number of replicas by the machine's number of GPUs."""
+"""Replicas by the machine's GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines carry the request, tenant and job, and no private data."""
+"""Log lines have the request, tenant and job, and no private data."""
 
 from __future__ import annotations
 
@@ -105,7 +105,6 @@ def test_logs_trace_a_request_without_its_prompt(tmp_path: Path) -> None:
 
 
 async def test_an_unexpected_error_is_logged_with_its_request_id() -> None:
-    """The response refers to the log by the request id."""
     app = create_app(cast(Context, SimpleNamespace()))
 
     @app.get("/breaks")

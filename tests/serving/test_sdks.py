@@ -1,5 +1,4 @@
-"""Both of OctoAI's Python clients from PyPI, each in its own virtual environment. The scripts that
-use them are in the folder sdk."""
+"""Both of OctoAI's Python clients from PyPI, in virtual environments, run the scripts in sdk."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def source(sample_files: dict[str, Path]) -> Iterator[str]:
-    """A URL for imports, at an address that AO_IMPORT_NETWORKS allows."""
+    """An import URL within AO_IMPORT_NETWORKS."""
     file = sample_files["inversion"]
     handler = partial(Quiet, directory=str(file.parent))
     server = ThreadingHTTPServer(("127.0.0.2", 0), handler)
@@ -61,7 +60,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path
 
 
 def run_script(requirement: str, script: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """Run a script of the folder sdk with the given client installed; returns its JSON output."""
+    """Run a script of sdk with a client; return its JSON."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", requirement]

@@ -1,4 +1,4 @@
-"""Settings: secrets, and the round trip through the environment."""
+"""Settings: secrets, and the environment round trip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker with a fake engine: leases, waiting for room, cancellation."""
+"""The worker over a fake engine: leases, waiting, cancellation."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ class Lease:
 
 
 class FakeEngine:
-    """An engine with room for ``room`` prepared recipes. Preparing, generating and encoding wait
-    for events."""
+    """An engine with room for ``room`` prepared recipes; every phase waits for an event."""
 
     name = "fake"
     unhealthy: str | None = None
@@ -152,7 +151,7 @@ async def test_the_next_request_is_generated_while_images_are_encoded() -> None:
         second = asyncio.create_task(worker.generate(request("1")))
         await until(lambda: engine.generated == ["0", "1"])
         assert not first.done()
-        await until(lambda: engine.held == 0)  # both have released their assets
+        await until(lambda: engine.held == 0)
         engine.may_encode.set()
         result, _ = await first
         assert result.images == (b"x",)

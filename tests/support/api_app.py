@@ -1,6 +1,6 @@
-"""The application in this process, with real storage and an instant generation backend.
+"""The application in this process, with real storage and instant generation.
 
-For tests of the API itself, in milliseconds per request.
+A request takes milliseconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from serving.generation.service import GenerationService
 from serving.generation.submission import Submission
 from serving.settings import Settings
 
-#: The bytes of every generated image.
 IMAGE = b"not an image"
 _POOL = {"name": "default", "gpu": "", "min": 1, "max": 1, "replicas": [{"state": "up"}]}
 
@@ -69,7 +68,7 @@ class InstantBackend:
 
 
 class NoIngest:
-    """An :class:`~assets.ingest.runner.IngestRunner` that ingests nothing."""
+    """An :class:`~assets.ingest.runner.IngestRunner` without effect."""
 
     async def start(self, asset: Asset) -> None: ...
 
@@ -83,7 +82,7 @@ class Api:
     http: httpx2.AsyncClient
 
     def key(self, tenant: str, role: str = "owner") -> dict[str, str]:
-        """Return the header of a new key of ``tenant``, which is created if needed."""
+        """Return a new key's header; create the tenant if needed."""
         directory = self.backends.directory
         if tenant not in {known.name for known in directory.tenants()}:
             directory.add_tenant(tenant)
@@ -93,7 +92,7 @@ class Api:
 
 @asynccontextmanager
 async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> AsyncIterator[Api]:
-    """Run the application on the current event loop, without its background tasks."""
+    """Run the application on this event loop, without background tasks."""
     configured = Settings(data_dir=folder, database_url=database_url, **settings)
     backends = open_backends(configured)
     ensure_base(backends)
@@ -133,7 +132,7 @@ def ensure_base(backends: Backends) -> None:
 
 
 def ready_asset(tenant: str, name: str, kind: str, tenant_id: str = "", **fields: Any) -> Asset:
-    """Return a ready asset without bytes, as an ingest would leave it."""
+    """Return a ready asset without bytes."""
     asset_id = new_asset_id()
     components = MODEL_COMPONENTS if kind == "checkpoint" else (kind,)
     prefix = "p" if fields.get("visibility") == "public" else "t"

@@ -1,6 +1,6 @@
-"""The operations of the API and their fields, from its OpenAPI document.
+"""The API's operations and fields, from its OpenAPI document.
 
-Tests that iterate over them cover new routes and fields automatically.
+Tests that iterate over them cover new ones automatically.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ Schema = dict[str, Any]
 
 @dataclass(frozen=True)
 class Operation:
-    """A method and path, with the JSON schemas of its fields, body and response."""
+    """A method and path with its JSON schemas."""
 
     method: str
     path: str
     path_fields: dict[str, Schema]
     query_fields: dict[str, Schema]
     body: Schema | None
-    #: The schema of a 200; None if it is not JSON.
+    #: The schema of a 200; None if not JSON.
     answer: Schema | None = None
 
     def url(self, **values: str) -> str:
-        """Return the path with its fields filled in; "x" by default."""
+        """Fill in the path's fields, "x" by default."""
         url = self.path
         for name in self.path_fields:
             url = url.replace("{" + name + "}", values.get(name, "x"))
         return url
 
     def example_body(self) -> Any:
-        """Return a small body that is likely to be valid; None if there is no body."""
+        """Return a small body, probably valid; None without a body."""
         return None if self.body is None else example(self.body)
 
     def every_schema(self) -> Iterator[tuple[str, Schema]]:
-        """Yield the place and schema of each value of queries and body, at any depth.
+        """Yield places and schemas of values of queries and body, at any depth.
 
-        Path fields are omitted: the limit on a request's head bounds them.
+        The limit on a request's head bounds path fields.
         """
         for name, schema in self.query_fields.items():
             yield from _inside(schema, name)
@@ -86,7 +86,7 @@ def _answer(described: Schema, document: Schema) -> Schema | None:
 
 
 def example(schema: Schema) -> Any:
-    """Return the smallest value that is likely to be valid."""
+    """Return the smallest value that is probably valid."""
     for alternative in _alternatives(schema):
         if alternative.get("type") == "null":
             continue
@@ -122,7 +122,6 @@ def _inside(schema: Schema, place: str) -> Iterator[tuple[str, Schema]]:
 
 
 def _dereference(value: Any, document: Schema) -> Any:
-    """Return ``value`` with all references resolved."""
     if isinstance(value, list):
         return [_dereference(item, document) for item in value]
     if not isinstance(value, dict):

@@ -1,7 +1,4 @@
-"""The contents of docs/configuration.md: every setting with its default and description.
-
-``python -m tests.support.configuration`` writes the document.
-"""
+"""Writes docs/configuration.md: ``python -m tests.support.configuration``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The contents of docs/files.md: a line for every module, from the first sentence of its docstring.
+"""Writes docs/files.md: ``python -m tests.support.file_list``.
 
-``python -m tests.support.file_list`` writes the document.
+A module's line is its docstring's first sentence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HEAD = "# Files\n\nGenerated from the docstrings by `python -m tests.support.fi
 
 
 def summary(path: Path) -> str:
-    """The first sentence of a module's docstring; empty when there is none."""
+    """Return a module's first sentence, or ""."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     paragraph = " ".join(text.split("\n\n")[0].split())
     sentence = re.split(r"(?<=[.?!])\s", paragraph)[0]

@@ -1,4 +1,4 @@
-"""The table of docs/formats.md, filled by the tests."""
+"""The table of docs/formats.md, filled by tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
 
-#: Titles in the document of the cases in test_lycoris.py and test_peft.py.
+#: The document's titles of cases in test_lycoris.py and test_peft.py.
 TITLES = {
     "locon": "LoRA, LoCon",
     "locon-tucker": "LoCon with a core",
@@ -33,7 +33,7 @@ COMPONENTS = {"unet": "UNet", "text_encoder": "CLIP-L", "text_encoder_2": "CLIP-
 
 @dataclass
 class FormatMatrix:
-    """Measured errors by (case, oracle) and component, and verified namings by case."""
+    """Errors by (case, oracle) and component; verified namings by case."""
 
     errors: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     namings: dict[str, dict[str, set[str]]] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class FormatMatrix:
         self.namings.setdefault(case, {}).setdefault(naming, set()).add(component)
 
     def table(self) -> str:
-        """Return the Markdown table with one row per case and oracle."""
+        """Return a Markdown row per case and oracle."""
         header = ["kind", "oracle", *(f"error, {c}" for c in COMPONENTS.values()), "namings"]
         rows = [header, ["---"] * len(header)]
         for (case, oracle), errors in self.errors.items():

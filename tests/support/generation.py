@@ -1,4 +1,4 @@
-"""Generation of a single image with an engine, for tests."""
+"""Generation of a single image with an engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from serving.generation.contract import GenerationTask
 
 
 def image_of(engine: Any, request: GenerationTask) -> bytes:
-    """Generate, release all leases and return the first image."""
+    """Generate, release leases and return the first image."""
     prepared = engine.prepare(request.recipe)
     try:
         image: bytes = engine.generate(prepared, request).images[0]

@@ -1,4 +1,4 @@
-"""Trainers' names of SDXL's modules, stated independently of the product's own table."""
+"""Trainers' names of SDXL's modules, independent of the product's table."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _COMFY = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
 @dataclass(frozen=True)
 class Naming:
-    """A naming: ``spell(component, path)`` names the module with that published dotted path.
+    """``spell(component, path)`` names a module by its published dotted path.
 
-    ``reaches`` lists the components it can name.
+    ``reaches`` lists the nameable components.
     """
 
     spell: Callable[[str, str], str]
     reaches: tuple[str, ...] = ALL
 
     def speller(self, component: str, root: Any) -> Spell:
-        """Return a function from LyCORIS's names (in-memory paths with underscores)."""
+        """Return a function of LyCORIS's names (paths with underscores)."""
         paths = {}
         for path, _ in root.named_modules():
             published = path
@@ -55,7 +55,7 @@ def _open_model_initiative(component: str, path: str) -> str:
 
 
 NAMINGS: dict[str, Naming] = {
-    # kohya's scripts with diffusers' block names; also OneTrainer until 2025.
+    # kohya's scripts with diffusers' block names; OneTrainer until 2025
     "kohya": Naming(lambda component, path: _KOHYA[component] + path.replace(".", "_")),
     "kohya (LDM)": Naming(_kohya_ldm),
     "LyCORIS": Naming(lambda _, path: "lycoris_" + path.replace(".", "_"), ("unet",)),
@@ -63,6 +63,6 @@ NAMINGS: dict[str, Naming] = {
     "PEFT": Naming(lambda _, path: f"base_model.model.{path}"),
     "ComfyUI": Naming(_comfy),
     "OneTrainer": Naming(_open_model_initiative),
-    # diffusers' and PEFT's names of a single component, without a prefix.
+    # diffusers' and PEFT's names of a single component, without a prefix
     "bare": Naming(lambda _, path: path),
 }

@@ -22,7 +22,7 @@ from tests.support.servers import end_serving, free_port, start_serving
 
 @dataclass
 class Running:
-    """A running platform, with API keys and clients by tenant name."""
+    """A running platform, with API keys and clients by tenant."""
 
     url: str
     settings: Settings
@@ -33,7 +33,6 @@ class Running:
     clients: dict[str, Client] = field(default_factory=dict)
 
     def key(self, tenant: str) -> str:
-        """An API key of the tenant, which is created if it does not exist."""
         if tenant not in self.keys:
             self.directory.add_tenant(tenant)
             self.keys[tenant] = self.directory.keyring.add_key(tenant).text
@@ -53,7 +52,7 @@ class Running:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def gateways(self) -> list[int]:
-        """Process ids of the gateways: the uvicorn workers, which multiprocessing spawned."""
+        """Process ids of the gateways: uvicorn workers, spawned by multiprocessing."""
         pids = []
         for child in self.descendants():
             with suppress(Exception):
@@ -64,7 +63,7 @@ class Running:
 
 @contextmanager
 def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
-    """Run ``asset-orchestrator serve`` with ``options``; stop all its processes at the end."""
+    """Run ``asset-orchestrator serve``; stop all its processes at the end."""
     port = free_port()
     temporary = Path("/tmp") / f"ao-{os.getpid()}-{port}"  # Ray's sockets need a short path
     configured = Settings(
@@ -92,7 +91,7 @@ def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    """Poll ``condition`` until it holds; fails after ``timeout_s``."""
+    """Poll until true; fail after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s"
@@ -102,7 +101,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 def put_asset(
     http: httpx2.Client, file: Path, kind: str, name: str, **fields: Any
 ) -> dict[str, Any]:
-    """Upload ``file`` through the API and return the asset once it is ready."""
+    """Upload a file through the API; return the ready asset."""
     new = {"asset_type": kind, "name": name, **fields}
     answer = http.post("/v1/assets", json=new)
     assert answer.status_code == 200, answer.text

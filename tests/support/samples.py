@@ -1,8 +1,4 @@
-"""Untrained sample assets with seeded random weights, for tests and benchmarks.
-
-The files use the common formats (kohya names; clip_l and clip_g), so uploads of them are ingested
-like any other.
-"""
+"""Sample assets with seeded random weights, in common formats (kohya; clip_l and clip_g)."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ _LINEARS = re.compile(r"(\.attentions\.|\.self_attn\.|\.mlp\.).*\.weight$")
 
 
 def reached_by_trainers(name: str) -> bool:
-    """Return whether a LoRA on "all linear layers" usually changes this parameter."""
+    """Whether "all linear layers" usually includes this parameter."""
     return _LINEARS.search(name) is not None
 
 
@@ -39,9 +35,11 @@ def write_kohya_lora(
     alpha: float | None = None,
     linears: bool = False,
 ) -> Path:
-    """Write a LoRA with kohya's names on the attention projections of the UNet and both text
-    encoders whose name contains ``only``; with ``linears``, on every linear layer that trainers
-    usually cover (722, 72 and 192 layers)."""
+    """Write a LoRA with kohya's names on attention projections of UNet and text encoders.
+
+    ``only`` is part of the parameters' names; ``linears`` covers trainers' usual linear layers
+    (722, 72 and 192).
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     prefixes: tuple[tuple[Component, str], ...] = (
@@ -65,7 +63,7 @@ def write_kohya_lora(
 
 
 def write_wild_lora(path: Path, schema: ParameterSchema) -> Path:
-    """Write a LoRA of finite values that works at weight 1 and ruins every image at weight 10."""
+    """Write a finite LoRA that works at weight 1 and ruins every image at weight 10."""
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in schema.components["unet"].items():
         if ".ff.net." in name and name.endswith(".weight"):
@@ -78,7 +76,7 @@ def write_wild_lora(path: Path, schema: ParameterSchema) -> Path:
 def write_inversion(
     path: Path, schema: ParameterSchema, *, vectors: int = 2, seed: int = 2
 ) -> Path:
-    """Write an inversion for both text encoders in the format of A1111 and related tools."""
+    """Write an inversion for both text encoders in A1111's format."""
     generator = torch.Generator("cpu").manual_seed(seed)
     first, second = schema.text_widths
     return _write(
@@ -97,9 +95,10 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 
 def write_padded(source: Path, target: Path, size_bytes: int) -> Path:
-    """Copy ``source`` to ``target`` and add a zero tensor, so that the file has about
-    ``size_bytes``. It stands for the EMA copy that many checkpoints carry. The zeros are a sparse
-    region and take no disk space."""
+    """Copy ``source`` and add zeros, to about ``size_bytes``.
+
+    Stands for checkpoints' EMA copies. The zeros are sparse: they take no disk space.
+    """
     header = read_header(source)
     document: dict[str, Any] = {
         name: {"dtype": i.dtype, "shape": list(i.shape), "data_offsets": [i.begin, i.end]}

@@ -1,5 +1,4 @@
-"""The servers that benchmarks and tests use: the platform, an S3 store and PostgreSQL, each on a
-free loopback port. The caller ends what it starts."""
+"""Starts servers on free loopback ports: the platform, S3, PostgreSQL. Callers end them."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without variables of the platform and of Ray."""
+    """Return the environment without variables of the platform and Ray."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("AO_", "RAY_"))}
 
 
@@ -46,11 +45,12 @@ def start_serving(
     environment: Mapping[str, str] | None = None,
     checkout: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Run ``asset-orchestrator serve`` until it is ready. Its output is appended to ``log``.
-    ``checkout`` is another checkout to run it from, with its own environment in ``.venv``.
+    """Run ``asset-orchestrator serve`` until ready; append output to ``log``.
+
+    ``checkout`` is another checkout, with its own ``.venv``.
 
     Raises:
-        NotStarted: it ended, or it was not ready within START_TIMEOUT_S.
+        NotStarted: it ended, or exceeded START_TIMEOUT_S.
     """
     python = sys.executable if checkout is None else str(checkout / ".venv" / "bin" / "python")
     command = [python, "-m", "serving.cli.main", "serve", *options]
@@ -84,13 +84,13 @@ def end_serving(process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_END_TIMEOUT_S)
-    with suppress(ProcessLookupError):  # its process group survives it if it was killed
+    with suppress(ProcessLookupError):  # the group survives a killed platform
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def s3_options(port: int) -> dict[str, Any]:
-    """Return fsspec's options for :func:`s3_server`, or a proxy in front of it, at ``port``."""
+    """Return fsspec's options for :func:`s3_server`, or a proxy of it."""
     return {
         "key": _KEY,
         "secret": _SECRET,
@@ -101,7 +101,7 @@ def s3_options(port: int) -> dict[str, Any]:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[int]:
-    """Run a real S3 server over a new folder, with a bucket named "bucket"; yield its port."""
+    """Run a real S3 server over a new folder with bucket "bucket"; yield its port."""
     (folder / "bucket").mkdir(parents=True)
     port = free_port()
     command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3"]
@@ -121,17 +121,17 @@ POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=T
 
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[str]:
-    """Run a private PostgreSQL server in a new folder; yield its URL.
+    """Run PostgreSQL in a new folder; yield its URL.
 
-    Uses Debian's binaries in POSTGRES, which is None if they are not installed. As root the server
-    runs as user postgres, which needs access to the folder's parents.
+    POSTGRES is the folder of Debian's binaries, or None. As root the server runs as user postgres,
+    which needs access to the folder's parents.
     """
     assert POSTGRES is not None
     folder.mkdir()
     data, port = folder / "data", free_port()
     run: Any = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run["cwd"] = folder
-    if os.getuid() == 0:  # PostgreSQL refuses to run as root
+    if os.getuid() == 0:  # PostgreSQL refuses root
         shutil.chown(folder, "postgres", "postgres")
         run |= {"user": "postgres", "group": "postgres", "extra_groups": []}
     try:
@@ -149,10 +149,10 @@ def postgres_server(folder: Path) -> Iterator[str]:
 
 
 def await_port(server: subprocess.Popen[bytes], port: int, timeout_s: float = 30.0) -> None:
-    """Wait until the port accepts connections.
+    """Wait for connections.
 
     Raises:
-        NotStarted: the server ended, or the port did not accept connections in time.
+        NotStarted: the server ended, or was late.
     """
     deadline = time.monotonic() + timeout_s
     while True:

@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of an object store that counts requests and can inject faults."""
+"""An HTTP proxy of an object store that counts requests and injects faults."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from collections import Counter
 from typing import Any
 
 _PIECE_BYTES = 64 << 10
-#: Injectable faults: answers 503, ends an answer in the middle, resets the connection, flips a bit
-#: of the content, never answers.
+#: Answer 503, end an answer early, reset the connection, flip a content bit, never answer.
 FAULTS = ("503", "cut", "reset", "flipped", "black hole")
 
 
 class StoreProxy:
-    """Forwards everything to a store on this machine, unchanged unless ``fault`` is set.
+    """Forwards to a store on this machine, unchanged unless ``fault`` is set.
 
-    ``gets`` counts GET requests and ``sent_bytes`` the bytes of their answers, by path.
+    ``gets`` counts GET requests by path, ``sent_bytes`` their answers' bytes.
     """
 
     def __init__(self, port: int, bytes_per_s: float | None = None) -> None:
         """``port`` is the store's; ``bytes_per_s`` limits all answers together."""
         self.bytes_per_s = bytes_per_s
-        #: The injected fault: one of FAULTS, or None.
+        #: One of FAULTS, or None.
         self.fault: str | None = None
-        #: Number of answers that were damaged or delayed.
         self.harmed = 0
         self._free_at_s = 0.0
         self.gets: Counter[str] = Counter()
@@ -69,7 +67,7 @@ class StoreProxy:
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that disconnect."""
+        """Ignore disconnects."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -88,7 +86,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault == "reset":
-            # With a linger time of 0 the kernel sends RST instead of FIN.
+            # With a linger time of 0 the kernel sends RST, not FIN.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
@@ -96,7 +94,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         connection = http.client.HTTPConnection("127.0.0.1", self.store_port, timeout=60)
         try:
-            # No headers of our own: the signature covers the Host header of the client.
+            # No own headers: the client's signature covers Host.
             connection.putrequest(
                 self.command, self.path, skip_host=True, skip_accept_encoding=True
             )
@@ -136,4 +134,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward
 
     def log_message(self, *_: Any) -> None:
-        """Do not log to standard error."""
+        """Keep stderr quiet."""

@@ -1,4 +1,4 @@
-"""The parameter schema compared with diffusers, transformers, real files and published key maps."""
+"""The parameter schema against diffusers, transformers, real files and published key maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The share of a file that is used, as shown to owners and in responses."""
+"""The used share of a file, as shown in responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from assets.formats.coverage import coverage_warning, owner_warnings
                         "from_base": ["text_encoder", "vae"]},
          ("4 of its 8 tensors are used (50 %); not used, for example: 'te.x'",
           "it contains no text_encoder, vae: the base model's is used")),
-        ("checkpoint", {"matched": 5}, ()),  # a report from before the total was recorded
+        ("checkpoint", {"matched": 5}, ()),  # recorded before the total was
         ("textual_inversion", {"vectors": 2}, ()),
         ("lora", {"modules": 1, "matched": 1, "warnings": ["careful"]}, ("careful",)),
         ("checkpoint",

@@ -32,7 +32,7 @@ def folder(miniature: Path, tmp_path: Path) -> Path:
 
 
 def shard(folder: Path, variant: str = "", count: int = 3) -> Path:
-    """Shard the UNet into files named as by ``save_pretrained``; return the index."""
+    """Shard the UNet, named as by ``save_pretrained``; return the index."""
     whole = folder / "unet" / f"{STEM}.safetensors"
     tensors = load_file(whole)
     weight_map: dict[str, str] = {}
@@ -120,7 +120,6 @@ def test_an_index_that_disagrees_with_its_files_is_refused(
 def test_unsupported_configurations_are_refused(
     folder: Path, tmp_path: Path, file: str, changes: dict[str, Any], reason: str
 ) -> None:
-    """When a folder is uploaded, and when it is imported as the base model."""
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(IngestRejected, match=reason):
@@ -148,7 +147,7 @@ def test_a_velocity_scheduler_is_kept_with_the_folder(folder: Path, tmp_path: Pa
 
 
 def test_the_owners_prediction_type_overrides_the_scheduler(folder: Path, tmp_path: Path) -> None:
-    """The remedy in the error message works."""
+    """The error's remedy works."""
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
     target = tmp_path / "packed.safetensors"

@@ -65,7 +65,7 @@ def test_refused_with_the_reason(header: str, data_bytes: int, reason: str) -> N
 
 
 def test_tensors_without_elements_are_markers() -> None:
-    """The format allows them, trainers use them as flags, and all readers agree on them."""
+    """The format allows them, and trainers use them as flags."""
     first, second, empty = tensor(), tensor(4, 8), tensor(4, 4, shape=(3, 0))
     header = parse_header(f'{{"a": {first}, "v_pred": {empty}, "b": {second}}}'.encode(), 8)
     assert set(header.tensors) == {"a", "b"}
@@ -73,7 +73,7 @@ def test_tensors_without_elements_are_markers() -> None:
 
 
 def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
-    """640 as little-endian bytes looks like a pickle, and is a valid header length."""
+    """640, a valid length, looks like a pickle in little-endian bytes."""
     raw = f'{{"a": {tensor()}}}'.encode().ljust(640)
     path = tmp_path / "x.safetensors"
     path.write_bytes((640).to_bytes(8, "little") + raw + b"\0" * 4)

@@ -1,4 +1,4 @@
-"""The prediction type of checkpoints: sources, precedence and refusals."""
+"""Checkpoints' prediction types: sources, precedence, refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from assets.ingest.convert import with_owners_prediction
 from assets.prediction import PREDICTIONS, key_suffix, prediction_of
 
 EMPTY, ONE = torch.tensor([]), torch.tensor(1.0)
-#: ᾱ of SDXL's schedule, and of a zero-terminal-SNR schedule.
+#: ᾱ of SDXL's and of a zero-terminal-SNR schedule.
 ALPHAS = torch.linspace(0.9991, 0.0047, 1000)
 ZERO = torch.linspace(0.9991, 0.0, 1000)
 
@@ -78,7 +78,7 @@ def test_precedence_of_sources_that_disagree(tmp_path: Path) -> None:
     v, epsilon = {"v_pred": EMPTY}, {"modelspec.prediction_type": "epsilon"}
     marker = ("v_prediction", "tensor 'v_pred'", ("metadata modelspec.prediction_type",))
     assert detect(tmp_path, v, epsilon) == marker
-    # With zero terminal SNR, epsilon cannot be predicted.
+    # Zero terminal SNR excludes epsilon.
     assert detect(tmp_path, {"ztsnr": EMPTY}, epsilon)[0] == "v_prediction_zero_snr"
     scheduler = {"scheduler_config": json.dumps({"prediction_type": "epsilon"})}
     assert detect(tmp_path, {}, {**scheduler, "prediction_type": "v"})[:2] == (
@@ -133,7 +133,7 @@ def test_the_owners_prediction_type_is_set_and_removed() -> None:
     changed = with_owners_prediction(declared, "v_prediction_zero_snr")["prediction_type"]
     assert changed == {"value": "v_prediction_zero_snr", "source": "owner", "found": marked}
     assert with_owners_prediction(declared, None) == report
-    # A report without a prediction type, and one of a file with an unsupported type.
+    # Without a prediction type, and with an unsupported one.
     before = with_owners_prediction({}, "v_prediction")["prediction_type"]
     assert (before["value"], before["found"]["value"]) == ("v_prediction", "epsilon")
     assert with_owners_prediction({}, None) == {}
@@ -144,7 +144,7 @@ def test_the_owners_prediction_type_is_set_and_removed() -> None:
 
 
 def test_keys_carry_the_prediction_type_and_epsilon_adds_no_suffix() -> None:
-    """So keys from before other types were supported stay valid."""
+    """Older keys stay valid."""
     for salt in (None, b"salt"):
         plain = content_key("ab", "unet", "m", salt)
         assert len(plain) == 41

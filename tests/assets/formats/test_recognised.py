@@ -1,4 +1,4 @@
-"""Identification of files: trainers' names, trigger words, models related to SDXL."""
+"""Identification of files: trainers' names, trigger words, relatives of SDXL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from assets.ingest.rules import check_family
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 MLP = "text_model.encoder.layers.0.mlp.fc1"
-#: Trigger words that contain part of a trainer's key.
+#: Trigger words with parts of trainers' keys.
 WORDS = ("oft_style", "my.lora_down.weight", "boft", "x.on_input", "hada_w1_a", "a.diff",
          "double_blocks", "lora_te2_", "clip_l")  # fmt: skip
 
@@ -62,9 +62,9 @@ def factors(
 def test_trainers_names_are_matched(
     tmp_path: Path, schema: ParameterSchema, component: str, module: str, pattern: str
 ) -> None:
-    """``#`` stands for down and up, ``@`` for A and B.
+    """``#`` is down and up, ``@`` is A and B.
 
-    Without a prefix, shapes determine the text encoder.
+    Without a prefix, shapes tell text encoders apart.
     """
     down, up = factors(schema, component, module)
     tensors = {
@@ -188,7 +188,7 @@ LAYOUTS: dict[str, Callable[[str], str]] = {
 def test_distilled_models_are_named(
     tmp_path: Path, schema: ParameterSchema, layout: str, thin: str
 ) -> None:
-    """SDXL's widths with fewer layers, or without attention in the middle block (SSD-1B)."""
+    """SDXL's widths with fewer layers, or without attention in the middle (SSD-1B)."""
     shapes = schema.components["unet"]
     deepest = max(int(n.split("transformer_blocks.")[1].split(".")[0])
                   for n in shapes if "transformer_blocks." in n)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files that are not safetensors are named, with a remedy."""
+"""Other formats than safetensors are named, with a remedy."""
 
 from __future__ import annotations
 

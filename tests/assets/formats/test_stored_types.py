@@ -63,7 +63,7 @@ def test_integer_weights_are_refused(tmp_path: Path, schema: ParameterSchema) ->
 def checkpoint(
     schema: ParameterSchema, dtype: torch.dtype, scale: float
 ) -> dict[str, torch.Tensor]:
-    """The miniature's UNet in single-file names; linear weights are divided by ``scale``."""
+    """Single-file names; linear weights divided by ``scale``."""
     tensors = {}
     for name, value in weights("unet").items():
         source = single_file_name("unet", name).name

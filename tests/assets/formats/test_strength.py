@@ -1,4 +1,4 @@
-"""LoRA scales from PEFT configurations: applied, refused or warned about."""
+"""LoRA scales of PEFT configurations: applied, refused or warned about."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def ingest(
     inside: bool,
     more: Mapping[str, torch.Tensor] | None = None,
 ) -> Ingested:
-    """Ingest a LoRA of two projections, with its configuration in the file or next to it."""
     tensors = dict(more or {})
     for module in (Q, K):
         out, inputs = schema.components["unet"][f"{module}.weight"]
@@ -129,7 +128,7 @@ def test_sections_apply_to_their_components() -> None:
     strengths = read_scales({"lora_adapter_metadata": json.dumps(config)}, {"lora_alpha": 2})
     assert strengths.scale("unet", Q, 16) == 0.25
     assert strengths.scale("text_encoder", "x", 16) == 8 / math.sqrt(16)
-    # adapter_config.json covers the other components.
+    # adapter_config.json covers the other components
     assert strengths.scale("text_encoder_2", "x", 16) == 0.125
 
 

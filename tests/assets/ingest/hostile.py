@@ -1,4 +1,4 @@
-"""Generate hostile and malformed files, each with the expected rejection reason."""
+"""Hostile and malformed files with the expected rejections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
 
 @dataclass(frozen=True)
 class Hostile:
-    """A hostile file. ``reason`` is a regular expression; empty if the file is accepted."""
+    """A hostile file. ``reason`` is a regular expression; empty if accepted."""
 
     name: str
     kind: str
@@ -31,8 +31,6 @@ class Hostile:
 
 
 class Bomb:
-    """Creates the ``canary`` file when unpickled."""
-
     def __init__(self, canary: Path) -> None:
         self._canary = canary
 
@@ -59,7 +57,7 @@ def tensor(begin: int = 0, end: int = 4, dtype: str = "F32", shape: Any = (1,)) 
 
 
 def listing(shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16") -> Write:
-    """Return a writer of a sparse file with these keys, these shapes and zeros."""
+    """Return a writer of a sparse file of zeros."""
 
     def write(path: Path) -> None:
         document, position = {}, 0
@@ -80,7 +78,7 @@ def listing(shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16") -> Write:
 
 
 def malformed_headers() -> Iterator[Hostile]:
-    """Malformed headers, all of which the strict parser refuses."""
+    """Headers that the strict parser refuses."""
     eight = tensor(0, 8, shape=(2,))
     one, four = tensor(), b"\0" * 4
     no_data, empty = tensor(0, 0, shape=(0,)), '"__metadata__":{}'
@@ -125,7 +123,7 @@ def malformed_headers() -> Iterator[Hostile]:
 
 
 def pickles(canary: Path) -> Iterator[Hostile]:
-    """Pickles under every kind; none may ever be unpickled."""
+    """Pickles under every kind; never unpickled."""
     reason = "pickle|not a safetensors file"
 
     def plain(path: Path) -> None:
@@ -238,7 +236,7 @@ def invalid_contents(schema: ParameterSchema) -> Iterator[Hostile]:
 
 
 def other_models(real_data: Path) -> Iterator[Hostile]:
-    """Files with the keys and shapes of published files for other models."""
+    """Keys and shapes of other published models."""
     for path in sorted((real_data / "foreign_listings").glob("*.json")):
         document = json.loads(path.read_text())
         shapes = document.get("state_dict_keys")

@@ -1,4 +1,4 @@
-"""Ingest: accepted files, their canonical forms, and rejections with their reasons."""
+"""Ingest: canonical forms of accepted files, and rejections."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_unmatched_keys_are_reported(tmp_path: Path, schema: ParameterSchema) ->
 def test_a_single_file_converts_to_the_folders_tensors(
     bench: Any, samples: dict[str, Any], miniature: Path
 ) -> None:
-    """The sample checkpoint has the miniature's tensors, except the UNet's."""
+    """The sample has the miniature's tensors, except the UNet."""
     parts = samples["checkpoint"].parts
     for component, file in (("text_encoder", "model"), ("text_encoder_2", "model"), ("vae", None)):
         stem = file or "diffusion_pytorch_model"
@@ -223,7 +223,7 @@ def test_hostile_metadata_is_refused(
     down, up = lora_pair(schema, Q)
     named = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
     path = save(tmp_path / "m.safetensors", named, {"lora_adapter_metadata": metadata})
-    if metadata == '{"unet.alpha_pattern": []}':  # empty, so there is nothing to apply
+    if metadata == '{"unet.alpha_pattern": []}':  # empty: nothing to apply
         ingest(path, "lora", schema, tmp_path / "scratch")
         return
     with pytest.raises(IngestRejected, match="lora_adapter_metadata"):
@@ -233,7 +233,7 @@ def test_hostile_metadata_is_refused(
 def test_a_single_file_and_a_folder_import_as_the_same_base_model(
     bench: Any, miniature: Path, schema: ParameterSchema, tmp_path: Path
 ) -> None:
-    """The bytes are equal, and therefore the content keys."""
+    """The same bytes, hence content keys."""
 
     tensors = {component: weights(component) for component in MODEL_COMPONENTS}
 
@@ -245,7 +245,7 @@ def test_a_single_file_and_a_folder_import_as_the_same_base_model(
     manifest = import_model(store, path, "base", single_file_configs=MINIATURE_CONFIGS)
     assert manifest.parts == bench.manifest.parts
     assert manifest.schema == bench.manifest.schema
-    assert import_model(store, path, "base") == manifest  # already imported: nothing is read
+    assert import_model(store, path, "base") == manifest  # imported before: nothing is read
     with pytest.raises(IngestRejected, match="the served model has"):
         import_model(store, path, "other")  # does not fit full-size SDXL
 
@@ -263,7 +263,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_every_checkpoint_layout_gives_the_same_blobs(
     tmp_path: Path, schema: ParameterSchema, miniature: Path, separator: str
 ) -> None:
-    """Layouts: a single file, a packed diffusers folder, and a bare UNet."""
+    """A single file, a packed diffusers folder, a bare UNet."""
 
     def parts(path: Path, scratch: str) -> Any:
         done = ingest(path, "checkpoint", schema, tmp_path / scratch)
@@ -279,7 +279,7 @@ def test_every_checkpoint_layout_gives_the_same_blobs(
     expected = parts(single, "single")
     assert expected.keys() == set(MODEL_COMPONENTS)
     assert parts(pack_folder(miniature, tmp_path / "packed.safetensors"), "packed") == expected
-    # Text encoder names as in transformers >= 5.6.
+    # As in transformers >= 5.6.
     renamed = {
         f"{component}{separator}{name.removeprefix('text_model.')}": tensor
         for component, named in tensors.items()

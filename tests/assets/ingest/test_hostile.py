@@ -1,6 +1,6 @@
-"""Upload every hostile file: rejected with its reason, in bounded time and memory.
+"""Every hostile file is rejected in bounded time and memory.
 
-No files are left behind and nothing is unpickled.
+Nothing is left behind or unpickled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _unpickled: list[str] = []
 
 @pytest.fixture(scope="module", autouse=True)
 def record_unpickling() -> None:
-    """Record every global that this process unpickles."""
+    """Record globals that this process unpickles."""
 
     def hook(event: str, arguments: Any) -> None:
         if event == "pickle.find_class" and _watching:
@@ -53,7 +53,6 @@ def corpus(
 
 
 def names() -> list[str]:
-    """Return the names in the corpus, before its fixtures exist."""
     from assets.families.sdxl import schema_of
     from serving.miniature.model import MINIATURE_CONFIGS
 
@@ -72,10 +71,7 @@ def left_behind(bench: Any) -> set[str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of an upload.
-
-    ``more_bytes`` is the larger memory growth of the sandbox and of this process.
-    """
+    """``more_bytes``: the larger growth of the sandbox's and this process's memory."""
 
     seconds: float
     more_bytes: int
@@ -148,7 +144,6 @@ def test_files_of_other_models_are_rejected(
 def test_all_reasons_are_reported_at_once(
     bench: Any, tmp_path: Path, schema: ParameterSchema
 ) -> None:
-    """A LoRA with a wrong declared kind, a wrong shape, NaN and infinity."""
     import torch
     from safetensors.torch import load_file, save_file
 

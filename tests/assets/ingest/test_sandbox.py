@@ -1,4 +1,4 @@
-"""The sandbox: limits, forbidden operations and restart of its worker."""
+"""The sandbox: limits, forbidden operations, restarts."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ for forbidden in (
 
 
 def test_forbidden_operations_are_refused() -> None:
-    """Runs in a separate process because an audit hook cannot be removed."""
+    """In a subprocess: an audit hook cannot be removed."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _ATTEMPTS],
         cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True,

@@ -10,8 +10,6 @@ from assets.ingest.tenant_pool import TenantPool
 
 
 class Work:
-    """Calls that block until ``go`` is set."""
-
     def __init__(self) -> None:
         self.started: list[str] = []
         self.go = threading.Event()
@@ -71,7 +69,7 @@ def test_resubmitted_keys_run_once_and_failures_do_not_stop_the_pool() -> None:
     until(lambda: work.started == ["first"])
     for _ in range(3):
         pool.submit("t", "same", work.call("same"))  # queued: runs once
-        pool.submit("t", "first", work.call("first again"))  # running: runs once more
+        pool.submit("t", "first", work.call("first again"))  # running: runs again
     work.go.set()
     until(lambda: len(work.started) == 3)
     until(lambda: not pool._queued_keys and not pool._running_keys)

@@ -1,4 +1,4 @@
-"""Preview images: re-encoding, and refusal of decompression bombs before decoding."""
+"""Previews: re-encoding; decompression bombs are refused undecoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def encoded(size: tuple[int, int], kind: str = "PNG", **options: object) -> byte
 
 
 def bomb(width: int, height: int) -> bytes:
-    """Return a valid PNG of a few kilobytes with width × height black pixels."""
+    """Return a PNG of kilobytes with many black pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -38,7 +38,6 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def peak_bytes() -> int:
-    """The peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

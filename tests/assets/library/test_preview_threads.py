@@ -1,4 +1,4 @@
-"""Previews are made in threads, so they may not change process-wide state."""
+"""Previews, made in threads, change no process-wide state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reconciliation of records and stored bytes, without loss of data in use."""
+"""Reconciliation of records and stored bytes loses nothing in use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ class Storage:
     reconcile: Callable[[float], dict[str, int]]
 
     def put(self, **fields: Any) -> Asset:
-        """Add an asset with one blob; ready unless ``fields`` state another status."""
         blob = Blob("p" + new_asset_id(), "sha", 5)
         if "parts" not in fields:
             put_bytes(self.store, blob_key(blob), b"12345")
@@ -86,12 +85,12 @@ def test_orphans_are_removed_after_the_grace_period(storage: Storage) -> None:
     orphans = {
         stored_blob_key("p" + new_asset_id()): "orphan_blobs_removed",
         upload_key(new_asset_id()): "orphan_uploads_removed",
-        upload_key(storage.put().id): "orphan_uploads_removed",  # of a ready asset
+        upload_key(storage.put().id): "orphan_uploads_removed",
         preview_key(new_asset_id(), "0" * 64): "orphan_previews_removed",
     }
     for key in orphans:
         put_bytes(storage.store, key, b"left by a crash")
-    assert storage.reconcile(0.0) == {}  # it may be work in progress
+    assert storage.reconcile(0.0) == {}  # perhaps work in progress
     counts = storage.reconcile(LATER_S)
     assert counts == {
         "orphan_blobs_removed": 1, "orphan_uploads_removed": 2, "orphan_previews_removed": 1,
@@ -132,7 +131,7 @@ def test_missing_store_marks_no_asset(storage: Storage) -> None:
         storage.store.delete(key)
     assert storage.reconcile(0.0) == {}
     assert [storage.records.get(a.id) for a in assets] == assets
-    # One missing blob among many is marked, and found again when its bytes return.
+    # Marked missing, and found again when its bytes return.
     for key in list(stored)[1:]:
         put_bytes(storage.store, key, stored[key])
     assert storage.reconcile(0.0) == {"assets_lost": 1}
@@ -170,7 +169,7 @@ def test_deleted_asset_keeps_its_bytes_for_a_week(storage: Storage) -> None:
     assert library.restore(ME, twin.id).parts == asset.parts
     counts = storage.reconcile(RESTORABLE_S + LATER_S)
     assert counts["assets_purged"] == 1
-    assert read_bytes(storage.store, path) == b"12345"  # the twin still uses it
+    assert read_bytes(storage.store, path) == b"12345"  # the twin uses it
     library.delete(ME, twin.id)
     counts = storage.reconcile(RESTORABLE_S + LATER_S)
     assert (counts["assets_purged"], counts["blobs_collected"]) == (1, 1)

@@ -1,4 +1,4 @@
-"""The contract of the asset database, on SQLite and, where it is installed, PostgreSQL."""
+"""The asset database's contract, on SQLite and, if installed, PostgreSQL."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_live_names_are_unique_per_tenant(records: SqlAssetRecords) -> None:
     records.add(first_asset)
     with pytest.raises(NameTaken):
         records.add(replace(first_asset, id=new_asset_id()))
-    records.add(asset())  # another tenant
+    records.add(asset())
     records.update(first_asset.id, {"status": "deleted", "deleted_at_s": 2.0})
     assert records.add(replace(first_asset, id=new_asset_id())).version == 2
 
@@ -80,7 +80,7 @@ def test_name_means_its_newest_ready_version(records: SqlAssetRecords) -> None:
     records.update(second.id, {"status": "deleted", "deleted_at_s": 2.0})
     assert records.find(tenant, "style") == first
     assert records.find(tenant, "style", 2) is None
-    # Version numbers are not reused: name@2 never means other bytes.
+    # name@2 never means other bytes
     third = records.add(replace(first, id=new_asset_id()), new_version=True)
     assert third.version == 3
 
@@ -164,7 +164,7 @@ def test_pages_are_stable_and_have_the_total(records: SqlAssetRecords) -> None:
     assert [page.has_more for page in pages] == [True, True, False]
     assert records.list(Query(tenant_id=tenant, kinds=["vae"])).total == 4
     assert records.list(Query(tenant_id=tenant, name="n3")).total == 1
-    # The page after an asset does not change when earlier assets are deleted.
+    # Earlier deletions do not change the next page.
     last = pages[0].assets[-1].id
     records.update(pages[0].assets[0].id, {"status": "deleted", "deleted_at_s": 1.0})
     after = records.list(Query(tenant_id=tenant, limit=3, after=last))
@@ -208,19 +208,19 @@ def test_blob_is_live_while_a_live_asset_refers_to_it(
     second_asset = records.add(asset(tenant_id=tenant, name="two", parts={"unet": shared}))
     keys = [shared.key, lone.key, "unknown"]
     assert blobs.live(keys) == {shared.key, lone.key}
-    assert blobs.stored_bytes(tenant) == 200  # each blob once
+    assert blobs.stored_bytes(tenant) == 200
     records.update(first_asset.id, {"status": "deleted", "deleted_at_s": 1.0})
     assert blobs.live(keys) == {shared.key}
-    assert blobs.stored_bytes(tenant) == 200  # it can still be restored
+    assert blobs.stored_bytes(tenant) == 200  # it is restorable
     later = 1e12
-    assert lone.key not in blobs.garbage(later)  # it can still be restored
+    assert lone.key not in blobs.garbage(later)
     records.update(first_asset.id, {"parts": {}})
     assert blobs.stored_bytes(tenant) == 100
     assert lone.key in blobs.garbage(later)
     assert shared.key not in blobs.garbage(later)
     assert not blobs.mark_for_deletion(shared.key, later)
     assert blobs.mark_for_deletion(lone.key, later)
-    assert not blobs.claim(lone)  # it is being deleted
+    assert not blobs.claim(lone)
     blobs.forget(lone.key)
     assert blobs.known(keys) == {shared.key}
     assert blobs.claim(lone)
@@ -232,7 +232,7 @@ def test_one_collector_marks_a_blob(blobs: SqlBlobRecords) -> None:
     first = blob()
     assert blobs.claim(first)
     later = 1e11
-    # The first mark counts as that of a dead collector, since it is older than ``later``.
+    # Older than ``later``, the first mark counts as a dead collector's.
     assert [blobs.mark_for_deletion(first.key, later) for _ in range(2)] == [True, True]
     soon = time.time() + 60.0
     second = blob()
@@ -249,7 +249,7 @@ def test_private_version_does_not_hide_older_versions(records: SqlAssetRecords) 
     assert records.find(tenant, "style") == second
     assert records.find(tenant, "style", member_id="bob") == second
     assert records.find(tenant, "style", member_id="ann") == first
-    # The old name of a renamed asset continues its numbers.
+    # The old name continues its numbers.
     records.rename(first.id, "moved")
     assert records.add(replace(first, id=new_asset_id())).version == 3
 
@@ -259,7 +259,7 @@ def test_claimed_blob_is_not_garbage(blobs: SqlBlobRecords) -> None:
     assert blobs.claim(first)
     assert first.key not in blobs.garbage(1.0)
     assert not blobs.mark_for_deletion(first.key, 1.0)
-    blobs.forget(first.key)  # it is not marked for deletion
+    blobs.forget(first.key)
     assert blobs.known([first.key]) == {first.key}
     with ThreadPoolExecutor(8) as pool:
         fresh = blob()
@@ -302,7 +302,7 @@ def test_purge_keeps_only_the_version_number(
     records: SqlAssetRecords, blobs: SqlBlobRecords
 ) -> None:
     first_asset = records.add(asset(status="ready", description="a heron", parts={"lora": blob()}))
-    assert not records.purge(first_asset.id)  # it is live
+    assert not records.purge(first_asset.id)
     records.update(first_asset.id, {"status": "deleted", "deleted_at_s": 1.0})
     assert first_asset.id in {each.id for each in records.forgotten(2.0)}
     assert records.purge(first_asset.id)
@@ -315,7 +315,7 @@ def test_purge_keeps_only_the_version_number(
     assert second_asset.version == 2
     records.update(second_asset.id, {"status": "deleted", "deleted_at_s": 1.0})
     assert records.purge(second_asset.id)
-    assert records.get(first_asset.id) is None  # only the row of the last version stays
+    assert records.get(first_asset.id) is None  # only the last version's row stays
     assert records.add(replace(first_asset, id=new_asset_id())).version == 3
     uninspected = records.add(
         replace(first_asset, id=new_asset_id(), name="never", parts={}, report={})

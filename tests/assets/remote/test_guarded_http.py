@@ -1,5 +1,7 @@
-"""The guarded HTTP client, against loopback servers. 127.0.0.2, which the rules allow, stands for
-the public internet; 127.0.0.1 for an internal host that must never be reached."""
+"""The guarded HTTP client, on loopback.
+
+The rules allow 127.0.0.2 (the internet), not 127.0.0.1 (an internal host).
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,6 @@ Answer = Callable[[socket.socket, str], None]
 
 
 class Server:
-    """Answers each connection with ``answer`` and records the requests."""
-
     def __init__(self, address: str, family: Any = socket.AF_INET) -> None:
         self.answer: Answer = lambda *_: None
         self.requests: list[str] = []
@@ -100,7 +100,7 @@ def inside() -> Iterator[Server]:
 
 
 class Names:
-    """A resolver with fixed answers that records its calls."""
+    """A recording resolver with fixed answers."""
 
     def __init__(self, **names: Sequence[Sequence[str]]) -> None:
         self._names = {host.replace("_", "."): list(answers) for host, answers in names.items()}
@@ -151,7 +151,7 @@ def test_fetch_reports_progress(outside: Server) -> None:
     ],
 )  # fmt: skip
 def test_every_spelling_of_an_internal_address_is_refused(inside: Server, host: str) -> None:
-    """With the system's resolver, which understands all spellings."""
+    """With the system's resolver, which knows all spellings."""
     rules = Rules(schemes=("http",))
     with pytest.raises(FetchFailed):
         get(Fetcher(rules, QUICK), f"http://{host}:{inside.port}/")
@@ -162,7 +162,7 @@ def test_every_spelling_of_an_internal_address_is_refused(inside: Server, host: 
 
 
 def test_dns_rebinding_is_refused(outside: Server, inside: Server) -> None:
-    """The name is resolved once, and the connection goes to the checked address."""
+    """Resolved once; the connection goes to the checked address."""
     outside.respond_ok(b"fine")
     names = Names(rebinding_example=[[OUTSIDE], [INSIDE]])
     assert get(fetcher(names), f"http://rebinding.example:{outside.port}/") == b"fine"
@@ -184,13 +184,13 @@ def test_redirect_to_an_internal_host_is_refused(
         f"http://[::ffff:{INSIDE}]:{inside.port}/",
         f"//localhost:{inside.port}/",
         "file:///etc/passwd",
-        "https://public.example/",  # a scheme that the rules exclude
+        "https://public.example/",  # an excluded scheme
         f"http://user:password@{OUTSIDE}:{outside.port}/",
     ):
         outside.respond(status, f"Location: {location}", "Content-Length: 0")
         with pytest.raises(FetchRefused):
             get(fetcher(), f"http://{OUTSIDE}:{outside.port}/")
-    # A name that resolves to a public address first and to an internal one after the redirect.
+    # A name that is public first, and internal after the redirect.
     outside.respond(status, "Location: /again", "Content-Length: 0")
     names = Names(rebinding_example=[[OUTSIDE], [INSIDE]])
     with pytest.raises(FetchRefused, match="public internet"):

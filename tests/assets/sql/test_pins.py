@@ -27,7 +27,7 @@ def test_pins_follow_their_assets(database: Engine) -> None:
     records.update(first.id, {"parts": {"lora": Blob(keys[0], "s", 5)}})
     second = records.add(replace(first, id=new_asset_id()), new_version=True)
     records.update(second.id, {"parts": {"lora": Blob(keys[1], "s", 5)}})
-    assert pins.add(f"{owner}:style").id == second.id  # a name means its newest version
+    assert pins.add(f"{owner}:style").id == second.id  # the newest version
     pins.add(first.id)
     pins.add(first.id)
     assert pins.keys() >= set(keys)

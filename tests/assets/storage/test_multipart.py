@@ -1,4 +1,4 @@
-"""Multipart uploads: one contract, on a directory and on S3 servers."""
+"""Multipart uploads on a directory and S3 servers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ def parts(store: FsspecStore) -> PartStore:
 
 
 def send(store: FsspecStore, parts: PartStore, key: str, upload_id: str, number: int) -> None:
-    """Send a part as a client does: to the store's URL, or through a gateway."""
     url = parts.signed_put(key, upload_id, number, 60)
     if url is None:
         put_bytes(store, part_key(key, upload_id, number), DATA[number - 1])
@@ -50,7 +49,7 @@ def test_parts_in_any_order_are_assembled(store: FsspecStore, parts: PartStore) 
     key = upload_key(new_asset_id())
     upload_id = parts.begin(key)
     assert list(parts.parts(key, upload_id)) == []
-    for number in (3, 1, 2, 1):  # part 1 is sent twice
+    for number in (3, 1, 2, 1):
         send(store, parts, key, upload_id, number)
     arrived = parts.parts(key, upload_id)
     assert [(part.number, part.size_bytes) for part in arrived] == list(enumerate(SIZES, 1))
@@ -58,7 +57,7 @@ def test_parts_in_any_order_are_assembled(store: FsspecStore, parts: PartStore) 
     parts.finish(key, upload_id, arrived)
     assert read_bytes(store, key) == b"".join(DATA)
     assert list(parts.parts(key, upload_id)) == []
-    with suppress(StoreError):  # repeated: some stores raise, others do nothing
+    with suppress(StoreError):  # repeated: some stores raise
         parts.finish(key, upload_id, arrived)
     assert read_bytes(store, key) == b"".join(DATA)
 

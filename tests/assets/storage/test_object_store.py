@@ -1,4 +1,4 @@
-"""The contract of every object store, on a directory and on an S3 server."""
+"""Every object store's contract, on a directory and S3."""
 
 from __future__ import annotations
 

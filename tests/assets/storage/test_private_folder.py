@@ -1,4 +1,4 @@
-"""Folders that other users may not read or write."""
+"""Folders closed to other users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API of a real server: formats, errors, uploads, jobs and the native route."""
+"""A real server's API: formats, errors, uploads, jobs, the native route."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_missing_or_invalid_keys_get_401(platform: Running) -> None:
 
 
 def test_a_reader_may_only_read(platform: Running, lora: dict[str, Any]) -> None:
-    """A reader gets 403 for any write, whether or not the asset exists."""
+    """403 for any write, also to missing assets."""
     key = platform.directory.keyring.add_key("acme", "screen", "reader").text
     with httpx2.Client(base_url=platform.url, headers={"Authorization": f"Bearer {key}"}) as http:
         assert http.get(f"/v1/assets/{lora['id']}").status_code == 200
@@ -185,7 +185,7 @@ def test_asset_json_has_the_fields_that_clients_require(
 
 
 def test_the_public_library_is_preinstalled(http: httpx2.Client) -> None:
-    """Public assets have trigger words, a description and a preview; "octoai" is an alias."""
+    """With trigger words, description and preview; "octoai" is an alias."""
     query: dict[str, str | bool] = {"is_public": True, "owner": "octoai"}
     public = {asset["name"]: asset for asset in http.get("/v1/assets", params=query).json()["data"]}
     assert public.keys() == {"base", *(entry.name for entry in CATALOGUE)}
@@ -304,7 +304,7 @@ def test_a_rejected_upload_states_the_reason(platform: Running, tmp_path: Path) 
 def test_a_non_finite_image_names_the_asset(
     platform: Running, http: httpx2.Client, schema: Any, tmp_path: Path
 ) -> None:
-    """The error has the name that the request used; the next request is unaffected."""
+    """The error has the request's name of the asset; the next request is unaffected."""
     before = image(http.post("/generate/sdxl", json=PROMPT).json())
     client = platform.client()
     path = write_wild_lora(tmp_path / "wild.safetensors", schema)
@@ -324,7 +324,7 @@ def test_upload_rules(http: httpx2.Client, platform: Running) -> None:
     assert created["asset"]["status"] == "ready_to_upload"
     early = http.post(f"/v1/assets/{asset_id}/complete-upload", json={})
     assert early.status_code == 422
-    assert http.post("/v1/assets", json=body).status_code == 422  # the name is taken
+    assert http.post("/v1/assets", json=body).status_code == 422
     for name in ("../x", "a/b", "", "x" * 200, "a\0b"):
         bad = http.post("/v1/assets", json={**body, "name": name})
         assert bad.status_code == 422
@@ -406,7 +406,7 @@ def test_asynchronous_generation(http: httpx2.Client, platform: Running) -> None
 def test_a_hundred_requests_with_one_idempotency_key_generate_one_image(
     http: httpx2.Client, platform: Running
 ) -> None:
-    """The seeds are random, so a second generation would differ; there is one job row."""
+    """Seeds are random: a second generation would differ."""
     headers = {"Idempotency-Key": "the only one"}
     body = {"prompt": PROMPT["prompt"], "steps": 2}
 
@@ -441,7 +441,7 @@ def test_a_hundred_requests_with_one_idempotency_key_generate_one_image(
 
 
 def test_an_idempotent_request_to_the_native_route(http: httpx2.Client, platform: Running) -> None:
-    """A refused request does not use up the key; repeated ones return the same file."""
+    """A refusal does not use up the key."""
     headers = {"Idempotency-Key": "simple"}
     missing = {**PROMPT, "loras": {"nothing": 1.0}}
     assert http.post("/generate", json=missing, headers=headers).status_code == 404
@@ -509,7 +509,7 @@ def test_on_s3_clients_transfer_with_the_store(
     sample_files: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """On a real S3 server: presigned uploads, tiers, results and images."""
+    """On real S3: presigned uploads, tiers, results, images."""
     store = {"store_url": f"{s3_server['url']}/platform", "store_options": s3_server["options"]}
     with running(tmp_path, "--in-process", replicas=1, **store) as platform:
         client = platform.client()

@@ -1,6 +1,6 @@
 """The matrix of docs/authorisation.md on a real server.
 
-A forbidden action gets exactly the response for an asset that does not exist.
+Forbidden actions get exactly the response for a missing asset.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ UNKNOWN = "asset_01hzzzzzzzzzzzzzzzzzzzzzzz"
 
 @dataclass
 class Matrix:
-    clients: dict[str, httpx2.Client]  # by role; of one member of "us", and anonymous
-    assets: dict[str, str]  # id, by its row in the matrix
+    clients: dict[str, httpx2.Client]  # by role in "us", or anonymous
+    assets: dict[str, str]  # id by row
 
 
 @pytest.fixture(scope="module")
 def matrix(
     tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path]
 ) -> Iterator[Matrix]:
-    """A real asset for each row of the matrix, and a client for each role."""
     file = sample_files["inversion"]
     folder = tmp_path_factory.mktemp("matrix")
     with ExitStack() as stack:
@@ -118,7 +117,7 @@ def ask(http: httpx2.Client, verb: str, ref: str) -> httpx2.Response:
 
 
 def done(verb: str, answer: httpx2.Response) -> bool:
-    """Whether the action succeeded; for a read, whether the response shows the verb's subject."""
+    """Whether it succeeded; for reads, whether the response has the subject."""
     if not answer.is_success:
         return False
     if verb == "inspect":
@@ -139,11 +138,11 @@ def test_matrix(matrix: Matrix, what: str, role: str) -> None:
     is_uploading = what == "own, uploading"
     for verb in VERBS:
         if is_uploading and verb in ("use", "download"):
-            continue  # allowed, but there is no content yet
+            continue  # allowed, but without content yet
         answer = ask(http, verb, asset_id)
         assert done(verb, answer) == (verb in allowed), (verb, answer.text)
         if verb == "share" and answer.is_error and "update" in allowed:
-            assert answer.status_code == 403  # its own asset, but its role may not share
+            assert answer.status_code == 403  # its role may not share its own asset
         elif answer.is_error:
             unknown = ask(http, verb, UNKNOWN)
             assert _normalised(answer, asset_id) == _normalised(unknown, UNKNOWN), verb
@@ -158,8 +157,7 @@ def test_matrix(matrix: Matrix, what: str, role: str) -> None:
 
 
 def _normalised(answer: httpx2.Response, ref: str) -> tuple[int, str, set[str]]:
-    """Return the status, the body without the reference and the request id, and the header
-    names."""
+    """Return status, body and header names without references and request ids."""
     text = re.sub(r'"request_id":"[^"]*"', "", answer.text.replace(ref, "?"))
     return answer.status_code, text, set(answer.headers)
 

@@ -1,4 +1,4 @@
-"""Limits of all routes: authentication first, then the size and content of requests."""
+"""Limits of all routes: authentication first, then requests' size and content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving.api.limits import MAX_BODY_BYTES, MAX_JSON_BYTES
 from tests.support.api_app import Api, serving_api
 from tests.support.api_routes import Operation, operations
 
-#: All routes that need no key, by design.
+#: Routes without a key, by design.
 OPEN = {
     "GET /healthz", "GET /health", "GET /healthcheck", "GET /readyz", "GET /metrics",
     "GET /v1/status", "GET /v1/pools", "GET /v1/pools/{name}",
@@ -268,12 +268,10 @@ async def test_every_route_is_rate_limited_and_reads_are_cheap(api: Api) -> None
     other = api.key("other")
     api.backends.directory.set_plan("other", "small")
     headers = other
-    assert (
-        5 <= await allowed("POST", "/generate/sdxl", content=b"[") <= 7
-    )  # an invalid body counts, too
+    assert 5 <= await allowed("POST", "/generate/sdxl", content=b"[") <= 7
     assert (
         await api.http.get("/v1/assets", headers=headers)
-    ).status_code == 200  # reads have their own quota
+    ).status_code == 200  # reads' own quota
 
 
 async def test_numbers_outside_64_bits_get_422(api: Api) -> None:
@@ -310,7 +308,7 @@ async def test_probe_results_are_cached_for_a_second(
     monkeypatch.setattr(api.backend, "pools", counted)
     for _ in range(50):
         assert (await api.http.get("/v1/pools")).status_code == 200
-    assert len(calls) <= 3  # a slow machine may take seconds
+    assert len(calls) <= 3  # slow machines take seconds
     for path in ("/readyz", "/metrics", "/v1/status"):
         assert (await api.http.get(path)).status_code in (200, 503)
 
@@ -332,7 +330,6 @@ async def test_the_openapi_document_has_security_errors_and_responses(api: Api) 
 
 
 async def test_operation_urls_and_bodies() -> None:
-    """The helpers of the other tests."""
     operation = Operation("POST", "/a/{b}", {"b": {"type": "string"}}, {}, None)
     assert operation.url() == "/a/x"
     assert json.dumps(operation.example_body()) == "null"

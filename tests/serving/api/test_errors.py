@@ -1,4 +1,4 @@
-"""Errors become HTTP statuses and codes, after they crossed processes."""
+"""Errors' HTTP statuses and codes, after crossing processes."""
 
 from __future__ import annotations
 

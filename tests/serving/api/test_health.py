@@ -1,4 +1,4 @@
-"""Readiness while a component hangs, and graceful shutdown."""
+"""Readiness while a component hangs; graceful shutdown."""
 
 from __future__ import annotations
 

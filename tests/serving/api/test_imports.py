@@ -1,4 +1,4 @@
-"""Imports of assets by URL and repository, from a server on loopback."""
+"""Imports by URL and repository, from a loopback server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALLOWED = "127.0.0.2"
 
 
 class Origin(BaseHTTPRequestHandler):
-    """Serves ``files``: bytes, or a function that responds."""
+    """Serves ``files``: bytes or responders."""
 
     files: dict[str, bytes | Callable[[BaseHTTPRequestHandler], None]]
 
@@ -146,7 +146,7 @@ def test_a_repository_import_checks_the_digest(
 def test_a_repository_import_includes_the_adapter_configuration(
     http: httpx2.Client, origin: Any, schema: Any, tmp_path: Path
 ) -> None:
-    """PEFT stores the alpha in adapter_config.json, not in the weights file."""
+    """PEFT stores alpha in adapter_config.json, not in the weights file."""
     module = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     out, inputs = schema.components["unet"][f"{module}.weight"]
     tensors = {

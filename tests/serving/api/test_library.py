@@ -1,4 +1,4 @@
-"""A tenant's library on a real server: versions, sharing, expiry, deletion."""
+"""A library on a real server: versions, sharing, expiry, deletion."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ def http(platform: Running) -> Iterator[httpx2.Client]:
 
 
 def put(http: httpx2.Client, file: Path, name: str, **fields: Any) -> dict[str, Any]:
-    """Upload a LoRA and wait until it is ready."""
     return put_asset(http, file, "lora", name, **fields)
 
 
@@ -59,7 +58,6 @@ def keys_of(platform: Running, asset_id: str) -> set[str]:
 
 
 def on_disk(platform: Running) -> set[str]:
-    """Return the content keys in both file tiers."""
     folders = (platform.settings.resolved_disk_dir, platform.settings.resolved_host_dir)
     return {path.name for folder in folders for path in (folder / "objects").iterdir()}
 
@@ -156,7 +154,7 @@ def test_a_deletion_evicts_from_every_tier(
 ) -> None:
     file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=77, only="attn2")
     asset = put(http, file, "gone")
-    twin = put(http, file, "twin")  # the same bytes, so the same key
+    twin = put(http, file, "twin")
     (key,) = keys_of(platform, asset["id"])
     assert keys_of(platform, twin["id"]) == {key}
     url = http.get("/v1/assets/gone").json()["transfer_api"]["get_url"]
@@ -164,7 +162,7 @@ def test_a_deletion_evicts_from_every_tier(
     assert key in on_disk(platform)
     http.delete("/v1/assets/gone")
     image(generate(http, "twin"))
-    assert key in on_disk(platform)  # the twin still refers to it
+    assert key in on_disk(platform)  # the twin refers to it
     assert httpx2.get(url).status_code == 200
     http.delete("/v1/assets/twin")
     deadline = time.monotonic() + 10
@@ -174,7 +172,7 @@ def test_a_deletion_evicts_from_every_tier(
     assert httpx2.get(url).status_code == 404
     status = httpx2.get(f"{platform.url}/v1/status").json()
     assert status["waiting"] == 0
-    # A restored asset is fetched again from the store.
+    # Restored assets are fetched again from the store.
     assert http.post(f"/v1/assets/{asset['id']}/restore").is_success
     answer = generate(http, "gone")
     (entry,) = (a for a in answer.json()["receipt"]["assets"] if a["asset"] == "gone")
@@ -214,7 +212,7 @@ def test_members_and_names_of_assets(
         put(http, sample_files["lora_all"], "owners")
         taken = {"asset_type": "lora", "name": "owners", "new_version": True}
         assert bob.post("/v1/assets", json=taken).status_code == 422
-        # A member cannot rename a name with versions of other members.
+        # Members cannot rename others' versions.
         put(http, sample_files["lora_all"], "ours", new_version=True)
         assert bob.patch("/v1/assets/ours", json={"name": "mine"}).status_code == 422
     reader = platform.directory.keyring.add_key("acme", "", "member").text
@@ -236,7 +234,7 @@ def test_paging_survives_a_deletion(http: httpx2.Client) -> None:
         page = http.get("/v1/assets", params=query).json()
         seen += [asset["name"] for asset in page["data"]]
         assert page["total"] in (5, 4)
-        if len(seen) == 2:  # delete an asset of the first page
+        if len(seen) == 2:
             http.delete(f"/v1/assets/{seen[0]}")
         after = page["next"]
     assert seen == names

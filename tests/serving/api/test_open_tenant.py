@@ -1,4 +1,4 @@
-"""Requests without a key to an open tenant, and results that a key may no longer get."""
+"""Keyless requests to an open tenant; results that a key lost access to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
 
 @asynccontextmanager
 async def working(api: Api) -> AsyncIterator[None]:
-    """Run a job worker."""
     runner = asyncio.create_task(job_runner(api.context).run())
     try:
         yield
@@ -81,7 +80,7 @@ async def test_an_idempotency_key_reveals_nothing_to_anonymous_clients(api: Api)
         _, again = await generate(api, named)
         assert first["seeds"] == again["seeds"] != mine["seeds"]
         status, other = await generate(api, named, prompt="another")
-        assert status == 200  # nor that another anonymous client has used it
+        assert status == 200  # nor its use by other anonymous clients
         assert other["seeds"] != first["seeds"]
 
 

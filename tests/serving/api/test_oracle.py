@@ -1,7 +1,4 @@
-"""A tenant cannot detect that another has the same private file.
-
-Compares responses, receipts, tiers and durations.
-"""
+"""No response, receipt, tier or duration reveals that another tenant has the same private file."""
 
 from __future__ import annotations
 
@@ -23,13 +20,13 @@ from tests.support.samples import write_inversion
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FILES = 100
-#: Two samples of one distribution differ more than this once in a thousand times.
+#: Samples of one distribution differ more once in a thousand times.
 LEAST_P = 1e-3
 PROMPT = {"prompt": "a small red word", "seed": 3, "steps": 1}
 
 
 def rank_test(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return p of the two-sided Mann-Whitney test, by the normal approximation."""
+    """Two-sided Mann-Whitney, normal approximation."""
     ranked = sorted([*((x, 0) for x in a), *((x, 1) for x in b)])
     of_a = sum(rank for rank, (_, sample) in enumerate(ranked, 1) if sample == 0)
     n, m = len(a), len(b)
@@ -47,7 +44,7 @@ def test_the_rank_test_detects_a_difference() -> None:
 
 @dataclass
 class Observations:
-    """What the uploader can observe of one kind of file; durations in seconds."""
+    """What an uploader observes, per kind; durations in seconds."""
 
     ready_s: list[float] = field(default_factory=list)
     generated_s: list[float] = field(default_factory=list)
@@ -72,7 +69,7 @@ def test_a_second_tenant_cannot_detect_an_identical_file(
 
     held, fresh = files("held", 1000), files("fresh", 5000)
     with client_of(platform, "holder") as holder, client_of(platform, "curious") as curious:
-        for index, path in enumerate(held):  # and loads them into every tier
+        for index, path in enumerate(held):
             use(holder, upload(holder, path, f"a{index}")[0])
         attempts = 0
         while True:
@@ -94,7 +91,7 @@ def test_a_second_tenant_cannot_detect_an_identical_file(
                 )
             if min(p.values()) > LEAST_P:
                 return
-            # By chance, this fails twice in a row less than once in 100,000 runs.
+            # Fails by chance less than once in 100,000 runs.
             assert attempts < 2, p
 
 
@@ -104,7 +101,7 @@ def client_of(platform: Running, tenant: str) -> httpx2.Client:
 
 
 def upload(http: httpx2.Client, path: Path, name: str) -> tuple[str, dict[str, Any], float]:
-    """Upload a file; return the asset's id, its JSON once ready, and the seconds it took."""
+    """Return id, JSON once ready, and seconds."""
     data = path.read_bytes()
     started = time.perf_counter()
     new = {"asset_type": "textual_inversion", "name": name}

@@ -33,7 +33,7 @@ def client_of(platform: Running, tenant: str, **key: Any) -> httpx2.Client:
 
 
 def usage(http: httpx2.Client, images: int) -> dict[str, Any]:
-    """Wait until ``images`` images are charged, shortly after the response; return the usage."""
+    """Wait for the charges, shortly after the response."""
     deadline = time.monotonic() + 10
     while (body := http.get("/v1/usage").json())["totals"]["pictures"] < images:
         assert time.monotonic() < deadline, body
@@ -92,7 +92,7 @@ def test_an_exhausted_budget_gets_402(platform: Running) -> None:
             assert answer.status_code == 402, answer.text
             assert answer.json()["code"] == "budget_exceeded"
         assert len(http.get("/v1/usage").json()["data"]) == 1
-        # The refusal did not use up the idempotency key.
+        # Refusals do not use up the key.
         platform.directory.set_plan("thrifty", "unlimited")
         time.sleep(3.1)
         again = http.post("/generate/sdxl", json=PROMPT, headers={"Idempotency-Key": "k"})
@@ -113,7 +113,7 @@ def test_rate_limits(platform: Running) -> None:
             if answer.status_code == 429:
                 assert answer.json()["code"] == "rate_limited"
                 assert 0 < int(answer.headers["retry-after"]) <= 20
-        reads = [http.get("/v1/assets") for _ in range(8)]  # reads have their own quota
+        reads = [http.get("/v1/assets") for _ in range(8)]
         assert reads[0].status_code == 200
         assert reads[-1].status_code == 429
         assert 0 < int(reads[-1].headers["retry-after"]) <= 2

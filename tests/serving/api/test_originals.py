@@ -1,4 +1,4 @@
-"""Downloads of original files, prediction types and partly used assets, on a real server."""
+"""Original files, prediction types and partly used assets, on a real server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,6 @@ def http(platform: Running) -> Iterator[httpx2.Client]:
 def files(
     sample_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A file of each kind, with a trainer's metadata."""
     folder = tmp_path_factory.mktemp("files")
     vae = {single_file_name("vae", name).name: value for name, value in weights("vae").items()}
     tensors = {
@@ -74,7 +73,7 @@ def test_a_download_equals_the_upload(
     assert pulled.read_bytes() == files[kind].read_bytes()
     matches = http.get("/v1/assets", params={"sha256": digest}).json()["data"]
     assert [asset["name"] for asset in matches] == [name]
-    # A second upload has the same content keys.
+    # The same content keys.
     again = put_asset(http, pulled, kind, f"again-{kind}")
     records = open_backends(platform.settings).records
     first, second = (records.get(i) for i in (matches[0]["id"], again["id"]))
@@ -103,7 +102,7 @@ def test_storage_counts_an_original_once(
 def test_the_owner_sets_the_prediction_type(
     http: httpx2.Client, platform: Running, files: dict[str, Path]
 ) -> None:
-    """Changing the type changes the content key and the image; "auto" restores both."""
+    """The type changes content key and image; "auto" restores both."""
     asset = put_asset(http, files["checkpoint"], "checkpoint", "model")
     assert asset["report"]["prediction_type"]["value"] == "epsilon"
     records = open_backends(platform.settings).records

@@ -1,4 +1,4 @@
-"""Connections of clients that send half a request, never end it, or never read."""
+"""Clients that send half a request, never end it, or never read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ App = Callable[..., Awaitable[None]]
 
 
 async def reads_all(scope: Any, receive: Any, send: Any) -> None:
-    """Respond with the number of bytes received."""
     received = 0
     while (message := await receive())["type"] == "http.request":
         received += len(message["body"])
@@ -48,7 +47,7 @@ async def answer(send: Any, body: bytes, status: int = 200) -> None:
 
 @asynccontextmanager
 async def serving(app: App, **settings: Any) -> AsyncIterator[int]:
-    """Serve ``app`` with the platform's uvicorn configuration; yield the port."""
+    """Serve as configured for the platform; yield the port."""
     config = server_config(Settings(drain_s=1, **settings), app, lifespan="off")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -72,7 +71,7 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 
 
 async def is_closed(reader: asyncio.StreamReader) -> bool:
-    """Whether the server closes the connection; TimeoutError after ten seconds."""
+    """Whether the server closes; TimeoutError after ten seconds."""
     async with asyncio.timeout(10):
         try:
             while await reader.read(1 << 16):
@@ -129,7 +128,7 @@ async def test_an_endless_head_is_refused(endless: bytes, monkeypatch: pytest.Mo
                     await writer.drain()
         except ConnectionError:
             pass
-        assert sent < 20 << 20  # the kernel buffers megabytes at both ends
+        assert sent < 20 << 20  # kernels buffer megabytes
 
 
 async def test_a_body_may_be_long_and_slow() -> None:
@@ -139,7 +138,7 @@ async def test_a_body_may_be_long_and_slow() -> None:
         for _ in range(8):
             writer.write(bytes(size // 8))
             await writer.drain()
-            await asyncio.sleep(0.1)  # in total longer than HEAD_S
+            await asyncio.sleep(0.1)  # in total over HEAD_S
         assert (await reader.readuntil(str(size).encode())).startswith(b"HTTP/1.1 200")
 
 

@@ -1,4 +1,4 @@
-"""Storage accounting: all bytes stored for a tenant count, and deleted ones are purged."""
+"""A tenant's stored bytes count; deleted ones are purged."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ async def test_uploaded_bytes_count_before_completion(api: Api, mine: dict[str, 
     assert await stored(api, mine) == 800
     refused = await api.http.put(path_of(made[2]), content=bytes(400))
     assert refused.status_code == 413
-    assert (
-        await api.http.put(path_of(made[0]), content=bytes(600))
-    ).status_code == 200  # replaces the first
+    assert (await api.http.put(path_of(made[0]), content=bytes(600))).status_code == 200
     assert await stored(api, mine) == 1_000
     refused = await api.http.put(path_of(made[2]), content=bytes(1))
     assert (refused.status_code, refused.json()["code"]) == (403, "quota_exceeded")
@@ -78,7 +76,7 @@ async def test_an_aborted_upload_does_not_count(api: Api, mine: dict[str, str]) 
 
     async def broken() -> AsyncIterator[bytes]:
         yield bytes(300)
-        assert await stored(api, mine) == LIMIT  # no declared size: all the room is reserved
+        assert await stored(api, mine) == LIMIT  # no size: reserves all room
         raise ConnectionError
 
     assert (await api.http.put(path_of(made), content=broken())).is_error
@@ -123,7 +121,7 @@ async def test_restorable_assets_count_and_purged_ones_do_not(
     made = [ready_asset("acme", f"a{index}", "lora", tenant.id) for index in range(2)]
     for asset in made:
         api.backends.records.add(asset)
-    assert await stored(api, mine) == 2  # one byte each
+    assert await stored(api, mine) == 2
     await api.http.delete(f"/v1/assets/{made[0].id}", headers=mine)
     assert await stored(api, mine) == 2
     await api.http.delete(f"/v1/assets/{made[1].id}?for_good=true", headers=mine)
@@ -142,10 +140,10 @@ async def test_deleted_assets_are_purged_for_new_uploads(api: Api, mine: dict[st
         api.backends.records.add(replace(asset, parts=parts))  # type: ignore[arg-type]
     for asset in made[:2]:
         await api.http.delete(f"/v1/assets/{asset.id}", headers=mine)
-    assert await stored(api, mine) == 1_200  # as if the plan had been larger before
+    assert await stored(api, mine) == 1_200  # as after a downgrade
     new = await create(api, mine, "new")
     assert (await api.http.put(path_of(new), content=bytes(100))).status_code == 200
-    assert await stored(api, mine) == 900  # the first deleted one is purged
+    assert await stored(api, mine) == 900  # purges the first deleted one
     restored = await api.http.post(f"/v1/assets/{made[1].id}/restore", headers=mine)
     assert restored.status_code == 200
     lost = await api.http.post(f"/v1/assets/{made[0].id}/restore", headers=mine)
@@ -177,5 +175,5 @@ async def test_deleted_uploads_leave_no_rows(api: Api, mine: dict[str, str]) -> 
         await api.http.delete(f"/v1/assets/{made['asset']['id']}", headers=mine)
     with Session(api.backends.database) as session:
         words = session.scalars(select(func.count()).select_from(WordRow)).one()
-        assert words <= 1  # that of the base model
+        assert words <= 1  # the base model's
         assert session.scalar(select(func.count()).select_from(AssetRow)) == 1

@@ -1,4 +1,4 @@
-"""Refusals and keyless requests are throttled; requests that count against a plan are not."""
+"""Refusals and keyless requests are throttled; those that count against a plan are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches of a tenant run one at a time, independent of other tenants."""
+"""A tenant's searches run singly, whatever other tenants do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads to a real server: multipart, damage in transit, folders, previews."""
+"""Uploads to a real server: multipart, damage, folders, previews."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ def http(platform: Running) -> Iterator[httpx2.Client]:
 
 @pytest.fixture(scope="module")
 def large(sample_files: dict[str, Path]) -> Path:
-    """A file of three parts."""
     file = sample_files["checkpoint"]
     assert 2 * PART_BYTES < file.stat().st_size < 3 * PART_BYTES
     return file
@@ -89,14 +88,14 @@ def test_a_multipart_upload_is_resumed(http: httpx2.Client, platform: Running, l
     early = http.post(f"/v1/assets/{asset['id']}/complete-upload", json={})
     assert early.status_code == 422
     assert "1 of 3 parts are missing" in early.json()["message"]
-    # Another client, or the same after a crash, sends the missing part.
+    # Another client, or one after a crash.
     state = http.get(upload_url).json()
     assert [part["number"] for part in state["parts"]] == [1, 3]
     (part,) = state["missing"]
     assert part["number"] == 2
-    if not platform.settings.store_url:  # the test's S3 server does not accept a part twice
+    if not platform.settings.store_url:  # the test's S3 server takes no part twice
         httpx2.put(part["put_url"], content=b"x" * 100).raise_for_status()
-        assert [p["number"] for p in http.get(upload_url).json()["missing"]] == [2]  # incomplete
+        assert [p["number"] for p in http.get(upload_url).json()["missing"]] == [2]
     piece = data[part["offset"] : part["offset"] + part["size_bytes"]]
     httpx2.put(part["put_url"], content=piece).raise_for_status()
     for _ in range(2):
@@ -121,7 +120,7 @@ def test_an_abort_deletes_the_uploaded_parts(
     assert http.get(f"/v1/assets/{asset['id']}").status_code == 404
     uploads = open_backends(platform.settings).library.uploads
     assert not [b for b in uploads._parts.begun() if asset["id"] in b.key]
-    begin(http, "aborted", large)  # the name is free
+    begin(http, "aborted", large)
 
 
 def test_an_incomplete_multipart_upload_expires(
@@ -159,7 +158,6 @@ def test_damage_in_transit_is_detected(http: httpx2.Client, sample_files: dict[s
 
 
 def run(platform: Running, *arguments: str) -> tuple[int, Any]:
-    """Run the command line in a process; return its exit code and JSON."""
     environment = {"AO_URL": platform.url, "AO_API_KEY": platform.key("artist"), "PATH": "/usr/bin"}
     command = [sys.executable, "-m", "serving.cli.main", "assets", *arguments, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -169,7 +167,7 @@ def run(platform: Running, *arguments: str) -> tuple[int, Any]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path]) -> Path:
-    """A models folder in AUTOMATIC1111's layout."""
+    """A folder in AUTOMATIC1111's layout."""
     folder = tmp_path_factory.mktemp("webui") / "models"
     lora = folder / "Lora" / "style" / "My Style (v2).safetensors"
     embedding = folder / "embeddings" / "shiny.safetensors"
@@ -212,7 +210,7 @@ def test_a_models_folder_is_imported(platform: Running, models: Path, tmp_path: 
     assert shiny["description"] == "So shiny"
     preview = Image.open(io.BytesIO(httpx2.get(style["preview_url"]).content))
     assert (preview.format, preview.size) == ("PNG", (512, 341))
-    # A repeated push sends nothing; another file of the same name gets another name.
+    # Repeated: nothing is sent. Another file gets another name.
     _, rows = run(platform, "push", str(models))
     assert {r["status"] for r in rows if r["name"]} == {"there already"}
     other = tmp_path / "other" / "My Style (v2).safetensors"
@@ -241,7 +239,7 @@ def test_report_warm_pull_update_rm_and_restore(
     (pulled,) = run(platform, "pull", "shiny", "--into", str(tmp_path))[1]
     whole = Path(pulled["file"]).read_bytes()
     assert len(whole) > 500
-    # An interrupted download resumes; a damaged one restarts.
+    # Interrupted downloads resume; damaged ones restart.
     part = tmp_path / ".shiny.safetensors.part"
     part.write_bytes(whole[:200])
     run(platform, "pull", "shiny", "--into", str(tmp_path))

@@ -1,4 +1,4 @@
-"""A database of an earlier release, and what its errors contain."""
+"""An earlier release's database, and database errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ ACME = Principal("t", "acme")
 
 
 def test_a_database_of_an_earlier_release_is_migrated(tmp_path: Path) -> None:
-    """The migration keeps its data."""
     url = f"sqlite:///{tmp_path}/old.db"
     engine = connect(url)
     upgrade(engine, "0001")
@@ -63,7 +62,7 @@ def test_a_database_of_an_earlier_release_is_migrated(tmp_path: Path) -> None:
     assert records.list(Query(text="sty")).total == 1
     principal = Directory(open_database(url)).keyring.authenticate(key.text)
     assert principal == Principal("t", "acme", 2.0, key.id, "owner")
-    assert blobs.stored_bytes("t") == 11  # includes the deleted asset, which can be restored
+    assert blobs.stored_bytes("t") == 11  # with the restorable one
     engine = open_database(url)
     jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
     old = jobs.get("job_old")

@@ -1,4 +1,4 @@
-"""Migration of an older database to the newest schema keeps its data."""
+"""Migrations keep an older database's data."""
 
 from __future__ import annotations
 

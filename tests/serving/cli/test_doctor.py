@@ -1,4 +1,4 @@
-"""``doctor`` reports faults with remedies and leaves no files behind."""
+"""``doctor`` reports faults with remedies and leaves no files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_each_fault_has_a_remedy(tmp_path: Path) -> None:
     assert findings["pool a"].state == findings["disk tier"].state == "warn"
     assert (findings["pools"].state, findings["pools"].remedy[-13:]) == ("fail", "leave gpu out")
     assert findings["port"].state == "warn"
-    assert findings["device"].state in ("ok", "fail")  # by whether this machine has a GPU
+    assert findings["device"].state in ("ok", "fail")  # depends on a GPU
 
 
 def test_the_command_fails_when_a_check_fails(

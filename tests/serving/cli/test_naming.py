@@ -1,4 +1,4 @@
-"""Names of pushed files: a push never changes which file a name means."""
+"""A push never changes which file a name means."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving.cli.output import ApiFailure
 
 
 class FakeLibrary:
-    """A fake :class:`~serving.cli.transfer.Api` over rows, newest last; it only lists assets."""
+    """A :class:`~serving.cli.transfer.AssetApi` that only lists rows, newest last."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ def file(path: str, kind: str = "lora") -> FolderFile:
 def push(
     library: FakeLibrary, *files: tuple[str, str], new_versions: bool = False
 ) -> list[Destination]:
-    """Push files, given as (path, digest), in one run; each becomes ready."""
+    """Push (path, digest) in one run; each becomes ready."""
     chooser = Destinations(library, new_versions=new_versions)
     places = []
     for path, digest in files:
@@ -101,7 +101,7 @@ def test_known_bytes_keep_the_name_they_have() -> None:
     assert (place.name, place.known is not None) == ("renamed-long-ago", True)
     library.has("fresh", "d")
     assert names(push(library, ("x/fresh.x", "d"))) == ["fresh"]
-    library.has("as-vae", "e", kind="vae")  # the same bytes as another kind are another asset
+    library.has("as-vae", "e", kind="vae")  # of another kind: another asset
     (place,) = push(library, ("x/other.x", "e"))
     assert (place.name, place.known) == ("other", None)
 

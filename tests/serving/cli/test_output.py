@@ -1,4 +1,4 @@
-"""Untrusted text is printed without effect on rich's markup or the terminal."""
+"""Untrusted text affects neither rich's markup nor the terminal."""
 
 from __future__ import annotations
 

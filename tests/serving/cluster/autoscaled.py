@@ -1,5 +1,7 @@
-"""Ray's autoscaler on fake nodes with the node types of ray_cluster.yaml. The nodes are raylets on
-this machine, and their GPUs are only declared resources."""
+"""Ray's autoscaler on fake nodes: local raylets, whose GPUs are only declared resources.
+
+The node types are those of ray_cluster.yaml.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ START_S = 90.0
 
 @dataclass(frozen=True)
 class AutoscaledCluster:
-    """A running cluster. ``environment`` holds the variables that a process needs to join it."""
+    """A running cluster; ``environment`` is what a process needs to join."""
 
     address: str
     environment: Mapping[str, str]
@@ -34,8 +36,10 @@ class AutoscaledCluster:
 
 
 def cluster_config(address: str, idle_min: float) -> dict[str, Any]:
-    """ray_cluster.yaml for a provider whose nodes are processes. The head only runs the control
-    plane; no node starts without a request for a GPU."""
+    """ray_cluster.yaml for nodes that are processes.
+
+    The head only runs the control plane; other nodes start for requested GPUs.
+    """
     document: dict[str, Any] = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
     for kind in document["available_node_types"].values():
         kind["node_config"] = {}
@@ -60,8 +64,7 @@ def cluster_config(address: str, idle_min: float) -> dict[str, Any]:
 
 @contextmanager
 def autoscaled(idle_s: float) -> Iterator[AutoscaledCluster]:
-    """Start a head with an autoscaler, which adds nodes for requested resources and removes nodes
-    that are idle for ``idle_s`` seconds."""
+    """Start a head whose autoscaler removes nodes idle for ``idle_s`` seconds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -105,8 +108,7 @@ def autoscaled(idle_s: float) -> Iterator[AutoscaledCluster]:
 
 
 def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """End the head and every process with the private folder in its command line, including nodes
-    that are just starting."""
+    """End the head and all processes with ``folder`` in their command line, even starting ones."""
     import psutil
 
     def descendants() -> list[Any]:

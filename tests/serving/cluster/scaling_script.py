@@ -1,6 +1,6 @@
-"""Runs one scaling case on a cluster with an autoscaler and prints what happened as JSON.
+"""Runs a scaling case with an autoscaler; prints JSON.
 
-Run by test_scaling.py as a subprocess with the arguments ``ADDRESS FOLDER CASE IDLE_S``.
+Arguments, from test_scaling.py: ``ADDRESS FOLDER CASE IDLE_S``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ Submit = Callable[..., "asyncio.Task[GenerationResult]"]
 
 
 class Case:
-    """Submits requests to a platform and observes its pools."""
-
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.backend = ClusterBackend(settings)
@@ -86,7 +84,7 @@ async def two_and_two(case: Case) -> dict[str, Any]:
     first = [case.submit(200), case.submit(200)]
     await case.until(lambda p: any(r["running"] for r in p["replicas"]))
     waiting = (await case.pool())["waiting"]
-    await asyncio.sleep(1.0)  # a scaler that counts wrongly would order another replica
+    await asyncio.sleep(1.0)  # a miscounting scaler would order another replica
     before = ordered(await case.pool())
     second = [case.submit(8), case.submit(8)]
     queue = (await case.until(lambda p: ordered(p) > before or p["waiting"] >= 3))["waiting"]
@@ -103,7 +101,7 @@ async def two_and_two(case: Case) -> dict[str, Any]:
 
 
 async def two_kinds(case: Case) -> dict[str, Any]:
-    """Two tenants on one kind of GPU; then one tenant is moved to another kind."""
+    """Two tenants on one kind of GPU; then one moves to another."""
     backends = open_backends(case.settings)
     directory, keyring = backends.directory, backends.directory.keyring
     keys = {}
@@ -138,7 +136,7 @@ async def two_kinds(case: Case) -> dict[str, Any]:
 
 
 async def nodes_gone(timeout_s: float = 120.0) -> int:
-    """Wait until only the head is left; the number of other nodes at the end."""
+    """Wait for an empty cluster; return the nodes left beside the head."""
     deadline = time.monotonic() + timeout_s
     while (alive := sum(bool(node["Alive"]) for node in ray.nodes()) - 1) and (
         time.monotonic() < deadline

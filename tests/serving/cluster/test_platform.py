@@ -1,5 +1,4 @@
-"""The whole platform on Ray with two replicas and two gateways; its processes are killed one by
-one."""
+"""The platform on Ray: two replicas, two gateways; processes are killed one by one."""
 
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ def golden_of(platform: Running) -> dict[int, str | None]:
 
 
 def check(load: Load, golden: dict[int, str | None]) -> None:
-    """Connections may be refused or broken; no answer is an error or a different image."""
+    """No answer is an error or another image; connections may break."""
     assert not load.errors
     assert all(answer.image == golden[answer.seed] for answer in load.answers)
     messages = [message for answer in load.answers for message in answer.said.split("; ")]
@@ -84,7 +83,7 @@ def test_killing_a_replica_and_a_gateway_under_load(platform: Running) -> None:
 
 
 def test_nothing_is_open_to_the_network_or_to_other_users(platform: Running) -> None:
-    golden_of(platform)  # every process is up and has worked
+    golden_of(platform)
     family = [psutil.Process(platform.process.pid), *platform.descendants()]
     listening = {
         (process.name(), connection.laddr.ip)
@@ -104,17 +103,16 @@ def test_nothing_is_open_to_the_network_or_to_other_users(platform: Running) -> 
     ]
     secret = platform.settings.secret_bytes
     assert [path for path in files if secret in path.read_bytes()] == [data / "secret"]
-    for process in family:  # `ps` shows command lines to every user
+    for process in family:  # `ps` shows command lines to everyone
         assert secret.decode() not in " ".join(process.cmdline())
 
 
 def is_accessible_to_others(path: Path) -> bool:
-    """Whether other users may read or write it."""
     return bool(path.stat().st_mode & 0o077)
 
 
 def test_every_gateway_exports_the_metrics_of_all_gateways(platform: Running) -> None:
-    """A scrape reaches a random gateway, so each must export the counters of all."""
+    """A scrape reaches a random gateway, so each exports all counters."""
     metric = "ao_http_requests_total{"
     route = 'route="/healthz"'
 
@@ -124,15 +122,15 @@ def test_every_gateway_exports_the_metrics_of_all_gateways(platform: Running) ->
         return sum(float(line.rpartition(" ")[2]) for line in samples)
 
     before = count()
-    for _ in range(40):  # one connection each, so that both gateways get some
+    for _ in range(40):  # one connection each, so both gateways get some
         httpx2.get(f"{platform.url}/healthz", timeout=30).raise_for_status()
-    deadline = time.monotonic() + 30  # a response is counted after it was sent
+    deadline = time.monotonic() + 30  # responses are counted after sending
     while {count() for _ in range(10)} != {before + 40}:
         assert time.monotonic() < deadline
 
 
 def test_a_second_platform_does_not_start_on_the_same_data_folder(platform: Running) -> None:
-    """It would delete the first platform's tiers when it stops."""
+    """Stopping, it would delete the first one's tiers."""
     second = platform.settings.model_copy(update={"port": free_port()})
     environment = {**clean_environment(), **second.to_environment()}
     done = subprocess.run(
@@ -183,7 +181,7 @@ def test_sighup_replaces_every_process_while_serving(platform: Running) -> None:
         ours = ("ray::DispatcherActor", "ray::IngestActor", "ray::ServeReplica", "spawn_main")
         found = set()
         for process in platform.descendants():
-            with suppress(psutil.Error):  # it has just exited
+            with suppress(psutil.Error):
                 if any(name in part for name in ours for part in process.cmdline()):
                     found.add(process.pid)
         return found
@@ -233,8 +231,10 @@ def test_a_trace_is_replayed_against_the_platform(platform: Running, tmp_path: P
 
 
 def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path) -> None:
-    """Samples the resident memory of every process while 1 GiB is uploaded and inspected. The file
-    is a well-formed safetensors file of an unknown kind, which is rejected."""
+    """Samples all processes' resident memory while 1 GiB is uploaded and inspected.
+
+    The file is well-formed safetensors of unknown kind, hence rejected.
+    """
     import torch
 
     from assets.formats.tensors import PlannedTensor, write_tensors
@@ -244,7 +244,7 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
     planned = {f"block.{i}": block for i in range(8)}
     assert write_tensors(big, planned, {}).size_bytes > 1 << 30
     ask(endpoint(platform), 0)
-    junk = tmp_path / "junk.safetensors"  # starts the sandbox process before the measurement
+    junk = tmp_path / "junk.safetensors"  # starts the sandbox first
     junk.write_bytes(b"junk")
     _inspected(platform.client(), platform.client().upload(junk, "lora", "junk"))
     before = {p.pid: p.memory_info().rss for p in platform.descendants()}
@@ -285,7 +285,7 @@ def test_a_gibibyte_of_upload_costs_no_memory(platform: Running, tmp_path: Path)
 def test_a_deletion_reaches_the_tiers_of_the_cluster(
     platform: Running, schema: Any, tmp_path: Path
 ) -> None:
-    """Warming and deletion go through gateways, the dispatcher's actor and Serve's replicas."""
+    """Through gateways, dispatcher and Serve's replicas."""
     client = platform.client()
     file = write_kohya_lora(tmp_path / "own.safetensors", schema, seed=78, only="attn2")
     asset = client.await_ready(client.upload(file, "lora", "own")["id"])
@@ -310,7 +310,7 @@ def test_a_deletion_reaches_the_tiers_of_the_cluster(
 
 
 def test_sigterm_finishes_running_requests(platform: Running) -> None:
-    """Must run last, because it stops the module's platform."""
+    """Last: it stops the module's platform."""
     slow = {**body(0), "steps": 60}
     with ThreadPoolExecutor(4) as pool:
         requests = [
@@ -328,8 +328,10 @@ def test_sigterm_finishes_running_requests(platform: Running) -> None:
 
 
 def test_the_platform_on_two_nodes(tmp_path: Path, s3_server: dict[str, Any]) -> None:
-    """Each node has its own tiers. An asset that both need is fetched from the store once; the
-    second node gets it from the first."""
+    """Each node has its own tiers.
+
+    A shared asset is fetched from the store once; the other node gets it from its peer.
+    """
     import json
     import shutil
 

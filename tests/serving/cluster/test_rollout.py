@@ -1,4 +1,4 @@
-"""The checks of a rollout before it stops anything."""
+"""A rollout's checks before it stops anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RPC: every call ends exactly once, whatever happens to the other end."""
+"""RPC: every call ends exactly once, whatever happens remotely."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def test_nothing_is_unpickled_before_authentication() -> None:
         await reader.readexactly(32)
         body = pickle.dumps(Bomb())
         writer.write(os.urandom(64) + struct.pack(">I", len(body)) + body)
-        assert await reader.read() == b""  # closed without a proof
+        assert await reader.read() == b""
         writer.close()
 
 

@@ -1,6 +1,6 @@
 """Scaling cases on Ray's autoscaler with fake nodes.
 
-They use a short idle time; set ``AO_TEST_IDLE_S=30`` for a realistic one.
+Set ``AO_TEST_IDLE_S=30`` for realistic idle times.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def times(found: dict[str, Any], what: str) -> dict[str, float]:
 
 
 def table(case: str, found: dict[str, Any]) -> str:
-    """The event log, in seconds since the last request was submitted, or since the first event."""
+    """The event log in seconds since the last request, or first event."""
     last = max(found["submitted_s"], default=found["events"][0]["at_s"])
     lines = [f"{case}:"]
     for event in found["events"]:
@@ -55,10 +55,10 @@ def table(case: str, found: dict[str, Any]) -> str:
 
 
 def assert_idled_out(found: dict[str, Any]) -> None:
-    """Every replica was released, none before its idle time, and its node was removed."""
+    """Every replica is released, none before its idle time; then its node is removed."""
     ready, released = times(found, "ready"), times(found, "released")
     assert ready.keys() == released.keys()
-    # The autoscaler notes "ready" up to one interval after the idle time began.
+    # "ready" is noted up to an interval late.
     assert all(released[name] - ready[name] >= IDLE_S - 1.0 for name in ready)
     assert found["nodes_left"] == 0
 
@@ -76,7 +76,7 @@ def test_ten_requests_start_four_replicas_which_idle_out(tmp_path: Path) -> None
 
 def test_a_second_replica_starts_when_the_backlog_exceeds_queue_size(tmp_path: Path) -> None:
     found = run("two and two", tmp_path)
-    assert found["waiting with one GPU"] == 1  # the second request waits for the one GPU
+    assert found["waiting with one GPU"] == 1  # the second waits for the GPU
     assert found["ordered with two requests"] == 1
     assert found["queue with four"] == 3
     assert len(times(found, "ordered")) == 2
@@ -86,14 +86,14 @@ def test_a_second_replica_starts_when_the_backlog_exceeds_queue_size(tmp_path: P
 def test_a_tenant_that_moves_to_another_gpu_pays_one_cold_start(tmp_path: Path) -> None:
     found = run("two kinds", tmp_path, idle_s=40.0)
     starts = times(found, "ready")
-    assert sorted(starts) == ["a10g-0", "h100-0"]  # one shared by both tenants, one for the move
+    assert sorted(starts) == ["a10g-0", "h100-0"]  # one shared, one for the move
     generated = {
         tenant: [a for a in found["answers"] if a["tenant"] == tenant]
         for tenant in ("moves", "stays")
     }
     assert [a["replica"] for a in generated["moves"]] == ["a10g-0"] * 2 + ["h100-0"] * 3
     assert {a["replica"] for a in generated["stays"]} == {"a10g-0"}
-    # Compared with warm requests of the same tenant in the same run.
+    # Compared with the tenant's warm requests.
     cold, *warm = [a["seconds"] for a in generated["moves"][2:]]
     assert cold > 4 * max(warm)
     for answer in found["answers"]:

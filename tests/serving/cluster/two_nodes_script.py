@@ -1,6 +1,6 @@
-"""Runs the platform on two nodes with separate tiers and prints its observations as JSON.
+"""Runs the platform on two nodes with separate tiers; prints JSON.
 
-Arguments: the data folder, Ray's folder, the store's URL and its options as JSON.
+Arguments: data folder, Ray's folder, store's URL, its options as JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from tests.support.servers import free_port  # noqa: E402
 
 
 async def generate(pool: Settings) -> dict[str, Any]:
-    """Generate six times with one LoRA, on either node."""
     library = open_backends(pool).library
     recipe = library.resolve(Principal("t", "t"), AssetSelection(loras={"night": 1.0})).recipe
     (lora,) = recipe.extras()
@@ -61,7 +60,7 @@ async def generate(pool: Settings) -> dict[str, Any]:
 
 
 def status_of_second_gateway(pool: Settings) -> int:
-    """Start a gateway as on another node; the HTTP status of a generation through it."""
+    """Start a gateway as on another node; return a generation's status."""
     gateway = pool.model_copy(update={"port": free_port(), "gateways": 1, "open_tenant": "open"})
     open_backends(pool).directory.add_tenant("open")
     command = [sys.executable, "-m", "serving.cli.main", "gateways"]

@@ -1,5 +1,4 @@
-"""Compiled code in the object store: a node with an empty disk compiles nothing, and a bundle
-without a valid HMAC is never loaded."""
+"""Stored compiled code: an empty node compiles nothing; bundles without valid HMAC never load."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from serving.engine.options import EngineOptions
 SECRET = b"s" * 32
 KEY = "0" * 40
 
-#: Runs in a separate process: torch's compiled code and counters are process-wide.
+#: In a subprocess: torch's compiled code and counters are process-wide.
 _START = """
 import json, sys
 from pathlib import Path
@@ -47,8 +46,6 @@ print(json.dumps(dict(compilations())))
 
 @pytest.fixture
 def node(tmp_path: Path) -> Callable[..., ArtifactStore]:
-    """Return a function that creates a node with separate tiers over one shared store."""
-
     def start(name: str = "a", secret: bytes = SECRET) -> ArtifactStore:
         store = FsspecStore(f"file://{tmp_path}/store")
         disk, host = (FileTier(n, tmp_path / name / n, 1 << 20) for n in ("disk", "host"))
@@ -75,7 +72,7 @@ def test_a_replaced_bundle_is_deleted(
 ) -> None:
     for bundle in (b"first", b"second", b"second"):
         node().publish(KEY, bundle)
-        assert len(list(store.list(COMPILED))) == 2  # the bundle and its record
+        assert len(list(store.list(COMPILED))) == 2
 
 
 def test_a_changed_byte_is_a_miss(
@@ -84,7 +81,7 @@ def test_a_changed_byte_is_a_miss(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the bundle or its record, in the store or a node's tier: the bundle is never loaded."""
+    """In the bundle or record, in the store or a tier."""
     loaded: list[bytes] = []
 
     def load(bundle: bytes) -> bytes:
@@ -108,7 +105,7 @@ def test_a_changed_byte_is_a_miss(
         path.chmod(0o600)
         path.write_bytes(b"evil")
     assert not load_artifacts(reader, KEY)
-    assert load_artifacts(reader, KEY)  # the corrupt copy is gone; fetches again
+    assert load_artifacts(reader, KEY)  # the corrupt copy is gone
     assert loaded == [b"good", b"good"]
 
 
@@ -118,7 +115,7 @@ def test_a_bundle_of_another_key_or_platform_is_a_miss(
     node().publish(KEY, b"good")
     assert node("b", b"t" * 32).fetch(KEY) is None
     record = read_bytes(store, f"{COMPILED}{KEY}.json")
-    put_bytes(store, f"{COMPILED}{'1' * 40}.json", record)  # copied under another key
+    put_bytes(store, f"{COMPILED}{'1' * 40}.json", record)
     assert node("c").fetch("1" * 40) is None
 
 
@@ -199,6 +196,6 @@ def test_a_node_with_an_empty_disk_compiles_nothing(bench: Any, tmp_path: Path) 
 def test_a_bundle_that_pytorch_rejects_is_a_miss(
     node: Callable[..., ArtifactStore],
 ) -> None:
-    """A valid bundle of another version: PyTorch returns None instead of raising."""
+    """The bundle is of another version: PyTorch returns None."""
     node().publish(KEY, b"odd")
     assert not load_artifacts(node("b"), KEY)

@@ -1,7 +1,6 @@
-"""Files that stock diffusers rejects or ignores and this engine supports.
+"""Supported files that stock diffusers rejects or ignores.
 
-Each row of the fourth table of docs/formats.md is a test here, which first checks that diffusers
-fails.
+A test per row of docs/formats.md's fourth table first shows that diffusers fails.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from serving.generation.contract import GenerationTask
 from tests.support.generation import image_of
 from tests.support.namings import NAMINGS
 
-WORD = "star"  # already in the vocabulary
+WORD = "star"  # in the vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def lora_of(bench: Any, path: Path) -> LoraUse:
 
 @pytest.fixture(scope="module")
 def make(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Return a function that writes a LyCORIS file for the UNet, by kind and naming."""
+    """Write LyCORIS files for the UNet, by kind and naming."""
     from diffusers import UNet2DConditionModel
 
     from tests.serving.engine.test_lycoris import TARGETS, file_of, trained
@@ -117,7 +116,7 @@ def test_names_of_comfyui(engine: Any, bench: Any, pipeline: Any, make: Any) -> 
 
 
 def test_dora_scales_of_kohya(engine: Any, bench: Any, pipeline: Any, make: Any) -> None:
-    """diffusers loads the file without its DoRA scales."""
+    """diffusers ignores the DoRA scales."""
     from peft.tuners.lora import LoraLayer
 
     path = make("dora", "kohya")
@@ -175,7 +174,7 @@ def test_an_inversion_of_both_encoders_in_one_file(
 def test_a_trigger_word_that_is_a_word(
     engine: Any, samples: dict[str, Any], pipeline: Any, sample_files: dict[str, Path]
 ) -> None:
-    """Also if another tenant uses the same word: the vocabulary never changes."""
+    """Even if another tenant uses the word: the vocabulary never changes."""
     vectors = load_file(sample_files["inversion"])["clip_l"]
     with refused("already in tokenizer vocabulary"):
         pipeline.load_textual_inversion(

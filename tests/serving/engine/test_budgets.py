@@ -31,7 +31,7 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
 def test_a_large_gpu_keeps_everything_on_the_device(
     sdxl: ModelManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The budget depends on free memory, not on total memory."""
+    """The budget depends on free memory."""
     budget = {}
     for free in (78, 60):
         info = (free * GIB, 80 * GIB)
@@ -45,7 +45,7 @@ def test_a_large_gpu_keeps_everything_on_the_device(
 def test_a_small_gpu_keeps_pristine_weights_in_pinned_memory(
     sdxl: ModelManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many models as fit into host memory, one to three."""
+    """As many models as fit, one to three."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (23 * GIB, 24 * GIB))
     pages = {"SC_PAGE_SIZE": 4096}
     pristine_budgets = []
@@ -57,7 +57,7 @@ def test_a_small_gpu_keeps_pristine_weights_in_pinned_memory(
         assert budget.pristine_bytes is not None
         pristine_budgets.append(budget.pristine_bytes)
     large, medium, small = pristine_budgets
-    assert large == 3 * small  # pinned memory comes in powers of two: more than the files' 6.5 GiB
+    assert large == 3 * small  # powers of two: more than the files' 6.5 GiB
     assert medium == 12 * GIB
     assert 9 * GIB < small < 10 * GIB
 

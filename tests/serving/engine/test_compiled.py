@@ -12,9 +12,10 @@ from serving.generation.contract import GenerationTask
 
 
 def test_a_hundred_mixed_recipes_compile_nothing(bench: Any, samples: dict[str, Any]) -> None:
-    """Recipes with various ranks, targets and kinds of LoRA, text encoders included, on two
-    checkpoints give the eager engine's images. Dynamo's guards are the same for every backend;
-    aot_eager compiles quickly."""
+    """Recipes with various LoRAs, text encoders included, on two checkpoints give eager images.
+
+    Dynamo's guards are the same for every backend; aot_eager compiles quickly.
+    """
     from serving.miniature.catalogue import weights_file
 
     options = EngineOptions(compile="regional", compile_backend="aot_eager")

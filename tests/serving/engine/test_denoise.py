@@ -1,4 +1,4 @@
-"""The denoising loop: how far the host runs ahead of the device."""
+"""How far the denoising host runs ahead of the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serving.generation.contract import GenerationTask
 
 
 class SlowDevice:
-    """A device that queues work and does it only when an event is waited for."""
+    """Does queued work only when an event is awaited."""
 
     def __init__(self) -> None:
         self.queued = 0
@@ -37,8 +37,6 @@ class SlowDevice:
 
 
 class Unet:
-    """A UNet that predicts zeros."""
-
     def start(self, *_: Any) -> Any:
         return lambda sample, time: torch.zeros_like(sample)
 
@@ -65,7 +63,7 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(slow: SlowDevice) -> None
 
 
 def test_cancelled_within_three_steps_of_the_device(slow: SlowDevice) -> None:
-    """Cancels when the device has finished five steps."""
+    """Cancels after five steps of the device."""
     with pytest.raises(Cancelled):
         for _ in steps(slow, 30, lambda: slow.done >= 5):
             pass

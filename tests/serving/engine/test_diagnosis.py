@@ -1,4 +1,4 @@
-"""The search for the asset behind a non-finite image, and its cost in steps."""
+"""Finding the asset behind a non-finite image, and the steps it costs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = [f"a{index}" for index in range(8)]
 
 @dataclass
 class Model:
-    """A model that fails at ``step`` if all of ``guilty`` are in the recipe."""
+    """Fails at ``step`` with all of ``guilty``."""
 
     guilty: set[str]
     step: int

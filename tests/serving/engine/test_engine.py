@@ -1,4 +1,4 @@
-"""The engine: isolation, weight updates, and equality with stock diffusers."""
+"""The engine: isolation, weight updates, equality with stock diffusers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
 from tests.support.generation import image_of
 
-#: Not a single token in the vocabulary: diffusers accepts it as a new token.
+#: No token of the vocabulary, so diffusers accepts it as new.
 WORD = "qzebra"
 
 
@@ -85,7 +85,7 @@ def test_every_recipe_gives_a_different_image(engine: Any, recipes: dict[str, Re
 def test_200_random_recipes_leave_no_trace(
     bench: Any, engine: Any, recipes: dict[str, Recipe]
 ) -> None:
-    """Every recipe's digest equals a fresh engine's; the base's digest and image are unchanged."""
+    """Digests equal a fresh engine's; the base's digest and image are unchanged."""
     before = generate(engine, recipes["base"])
     digest = engine.digest()
     fresh: dict[str, str] = {}
@@ -117,7 +117,7 @@ def test_a_swap_that_fails_halfway_is_undone(engine: Any, recipes: dict[str, Rec
     groups = dict(real.groups)
     last = sorted(groups)[-1]
     factors = groups[last][0]
-    invalid = {**factors.pieces, "up": factors.pieces["up"][:, :1]}  # wrong shape
+    invalid = {**factors.pieces, "up": factors.pieces["up"][:, :1]}
     groups[last] = (replace(factors, pieces=invalid),)
     prepared.leases[key].value = replace(real, groups=groups)
     with pytest.raises(RuntimeError):
@@ -129,7 +129,6 @@ def test_a_swap_that_fails_halfway_is_undone(engine: Any, recipes: dict[str, Rec
 
 
 def rows_of(update: WeightUpdate) -> dict[Any, Any]:
-    """The contributions to each row that ``update`` computes."""
     return {
         (component, shape, row): contributions
         for (component, shape, contributions), rows in update.touch.items()
@@ -164,18 +163,18 @@ def test_an_update_writes_as_little_as_possible() -> None:
 
 
 def test_a_group_of_rows_is_written_whole() -> None:
-    """The rows of one product depend on the target recipe alone, not on the current weights."""
+    """Rows depend on the target recipe, not on current weights."""
     rows: list[SlabRow] = [("unet", (2, 2), index) for index in range(4)]
     keys: dict[Component, str] = {"unet": "u"}
     contributions: Contributions = (("l", 1.0, 0),)
     other: Contributions = (("k", 1.0, 0),)
     target = TargetWeights(keys, dict.fromkeys(rows, contributions))
-    for known in range(4):  # the number of rows that are already right
+    for known in range(4):
         held = {row: contributions if index < known else other for index, row in enumerate(rows)}
         update = plan_update(TargetWeights(keys, held), target)
         assert rows_of(update) == dict.fromkeys(rows, contributions)
         assert update.kept == 0
-    # The same if the current weights come from a larger group, a different product.
+    # Also from a larger group, a different product.
     larger = {**target.moved, ("unet", (2, 2), 4): contributions}
     update = plan_update(TargetWeights(keys, larger), target)
     assert rows_of(update) == dict.fromkeys(rows, contributions)
@@ -184,7 +183,7 @@ def test_a_group_of_rows_is_written_whole() -> None:
 def test_bits_do_not_depend_on_history(
     bench: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a batched product whose last bits depend on the number of matrices, as in cuBLAS."""
+    """The product's last bits depend on the number of matrices, as in cuBLAS."""
     real = torch.baddbmm
 
     def by_count(base: Any, up: Any, down: Any, *, out: Any) -> Any:
@@ -192,7 +191,7 @@ def test_bits_do_not_depend_on_history(
 
     monkeypatch.setattr(torch, "baddbmm", by_count)
     both = (*recipes["lora"].loras, *recipes["cross"].loras)
-    # From the first to the second, part of a group keeps its contributions.
+    # Part of a group keeps its contributions.
     histories = [replace(recipes["base"], loras=both), *(recipes[n] for n in ("lora", "three"))]
     expected: dict[Recipe, str] = {}
     for recipe in histories:
@@ -256,7 +255,6 @@ def test_the_receipt_warns_of_unused_words_and_long_prompts(
 
 @pytest.fixture(scope="module")
 def pipeline(miniature: Path) -> Any:
-    """The stock diffusers pipeline on the miniature's files."""
     import warnings
 
     from diffusers import StableDiffusionXLPipeline
@@ -307,7 +305,6 @@ SCHEDULERS = [
 def test_base_image_is_stock_diffusers(
     engine: Any, recipes: dict[str, Recipe], pipeline: Any, sampler: str, scheduler: str
 ) -> None:
-    """Identical pixels: the modules, the weights and the noise are the same."""
     import diffusers
 
     options = {"use_karras_sigmas": True} if "KARRAS" in sampler else {}
@@ -332,8 +329,10 @@ def test_velocity_is_read_as_stock_diffusers_reads_it(
     scheduler: str,
     prediction: Prediction,
 ) -> None:
-    """With the same weights under another prediction's key, latents equal those of a pipeline
-    whose scheduler has that prediction type and which rescales guidance for zero terminal SNR."""
+    """Latents equal those of a scheduler with this prediction type.
+
+    The weights are the same; the pipeline rescales guidance for zero terminal SNR.
+    """
     import diffusers
 
     unet = recipes["base"].unet
@@ -388,8 +387,11 @@ def test_lora_image_is_stock_diffusers(
     recipe: str,
     adapters: dict[str, float],
 ) -> None:
-    """Within 2 of 255 levels: diffusers adds the LoRA's output to the layer's, this engine adds
-    its product to the weight, so float32 sums differ in order."""
+    """Within 2 of 255 levels.
+
+    diffusers adds the LoRA's output to the layer's, the engine its product to the weight; float32
+    sums differ in order.
+    """
     import warnings
 
     with warnings.catch_warnings():
@@ -416,7 +418,7 @@ def test_inversion_is_stock_diffusers(
     sample_files: dict[str, Path],
     pipeline: Any,
 ) -> None:
-    """diffusers adds tokens to the tokenizer and rows to the table; this engine does neither."""
+    """diffusers adds tokens and rows; the engine adds neither."""
     import copy
     import warnings
 
@@ -438,8 +440,8 @@ def test_inversion_is_stock_diffusers(
             text_encoder=pipe.text_encoder_2,
             tokenizer=pipe.tokenizer_2,
         )
-        # Only the context is compared. diffusers' new ids exceed the end token's, which
-        # transformers finds as the highest id, so its pooled vector comes from the inversion.
+        # The context only: diffusers' new ids exceed the end token's, which transformers finds as
+        # the highest, so its pooled vector is the inversion's.
         theirs_context = pipe.encode_prompt("a qzebra star", do_classifier_free_guidance=False)[0]
     prepared = engine.prepare(recipes["inversion"])
     engine.switch_to(prepared)

@@ -1,4 +1,4 @@
-"""Failures name their cause, cost at most one request, and leave the base weights unchanged."""
+"""Failures name causes, cost at most one request and leave the base unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def generate(engine: Any, recipe: Recipe, **changes: Any) -> bytes:
 
 
 def failing(times: int, error: Exception, real: Any) -> Any:
-    """Wrap ``real`` to raise ``error`` on the first ``times`` calls."""
     left = [times]
 
     def call(*inputs: Any, **named: Any) -> Any:
@@ -96,7 +95,7 @@ def test_a_librarys_own_out_of_memory_errors_are_recognized(
 def test_out_of_memory_in_the_middle_of_a_swap(
     engine: Any, recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a partial write, both the retry and the next request rewrite every weight."""
+    """After a partial write, retry and next request rewrite every weight."""
     from serving.engine import working
 
     images = {name: generate(engine, recipe) for name, recipe in recipes.items()}
@@ -134,7 +133,7 @@ def test_out_of_memory_while_loading_an_asset(
 def test_a_non_finite_image_names_the_lora(
     bench: Any, engine: Any, recipes: dict[str, Recipe], samples: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Among harmless assets, and only at a weight that overflows."""
+    """Among harmless assets, at an overflowing weight."""
     before = generate(engine, recipes["base"])
     asset = bench.ingest(
         write_wild_lora(tmp_path / "wild.safetensors", bench.manifest.schema), "lora"
@@ -194,7 +193,7 @@ def test_a_failed_swap_restores_the_base_weights(engine: Any, recipes: dict[str,
 def test_an_engine_that_cannot_restore_the_base_is_unhealthy(
     bench: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its worker's report raises ReplicaLost, so that the replica is replaced."""
+    """Its worker's report raises ReplicaLost, which replaces the replica."""
     engine = bench.engine("spoilt")
     worker = Worker(engine)
     assert worker.report().id == "spoilt"

@@ -1,6 +1,6 @@
-"""Captured calls: inputs are copied in, outputs are copied out, and every recipe is served.
+"""Captured calls: inputs are copied in, outputs copied out, every recipe is served.
 
-Uses the CPU stand-in, which re-runs the call on its static buffers; tests/gpu tests CUDA graphs.
+A CPU stand-in re-runs the call on static buffers; tests/gpu has CUDA graphs.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ def recipes(bench: Any, samples: dict[str, Any]) -> list[Recipe]:
 
 
 def test_captured_calls_serve_every_recipe(plain: Any, graphed: Any, recipes: list[Recipe]) -> None:
-    """Graphs give the same bits as plain calls for samplers, guidance, sizes, batches and recipes
-    in any order; nothing runs without a graph."""
+    """The same bits as plain calls, in any order; nothing runs without a graph."""
     dice = random.Random(2)
     before = graphed.unet.fallbacks.total()
     for _ in range(24):
@@ -85,7 +84,7 @@ def test_a_shape_that_was_not_warmed_runs_and_is_counted(
 
 
 def test_an_output_is_read_before_the_next_replay() -> None:
-    """Two predictions of one graph share memory: the denoiser must copy the first."""
+    """A graph's predictions share memory: the denoiser must copy."""
     inputs = torch.zeros(3)
     captured = StandInCapture()(lambda: inputs * 2)
     inputs.fill_(1)
@@ -121,14 +120,14 @@ def test_kept_keys_and_values_are_the_same_bits(
     bench: Any, plain: Any, recipes: list[Recipe], guided: bool
 ) -> None:
     kept = bench.engine(options=replace(PLAIN, keep_cross_kv=True))
-    for recipe in recipes:  # recipes change to_k and to_v
+    for recipe in recipes:  # they change to_k and to_v
         for prompt in ("a red star", "rings"):
             task = request(recipe, prompt=prompt, cfg_scale=5.0 if guided else 1.0)
             assert image_of(kept, task) == image_of(plain, task)
 
 
 def test_a_failed_guard_is_counted(bench: Any, recipes: list[Recipe]) -> None:
-    """A change of a global setting makes compiled code fall back silently."""
+    """A changed global setting makes compiled code fall back silently."""
     options = EngineOptions(compile="regional", compile_backend="aot_eager")
     engine = bench.engine(options=options)
     engine.warm_up([(64, 64)])

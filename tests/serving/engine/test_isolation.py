@@ -1,4 +1,4 @@
-"""Isolation: for any order of requests and failures, each image equals a fresh engine's."""
+"""After any requests and failures, each image equals a fresh engine's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ TENANTS = ("ada", "bob", "eve")
 
 @pytest.fixture(scope="module")
 def recipes(bench: Any, samples: dict[str, Any]) -> list[Recipe]:
-    """Recipes that share assets, in part at different weights."""
     parts = bench.manifest.parts
     base = Recipe(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], parts["vae"])
     other = replace(base, unet=samples["checkpoint"].parts["unet"])
@@ -65,7 +64,6 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
     fresh: dict[tuple[int, str], bytes] = {}
 
     def expected(index: int, tenant: str) -> bytes:
-        """The image of an engine that has generated nothing else."""
         if (index, tenant) not in fresh:
             new = bench.engine("fresh")
             prepared = new.prepare(recipes[index])
@@ -77,7 +75,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
     tenants = st.sampled_from(TENANTS)
 
     class Tenants(RuleBasedStateMachine):
-        """Requests and failures on one engine, shared by all tenants and examples."""
+        """One engine for all tenants and examples."""
 
         @rule(index=indices, tenant=tenants)
         def generate(self, index: int, tenant: str) -> None:
@@ -117,7 +115,6 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
 
         @rule(index=indices, writes=st.integers(0, 6))
         def fail_while_swapping(self, index: int, writes: int) -> None:
-            """Fail after some of the rows are written."""
             from serving.engine import working
 
             write, left = working._write, [writes]
@@ -130,7 +127,7 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
             ) -> None:
                 left[0] -= 1
                 if left[0] < 0:
-                    working._write = write  # restoring the base must succeed
+                    working._write = write
                     raise Broken
                 write(source, target, changes, staged)
 

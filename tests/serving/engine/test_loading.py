@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every slab take several pieces, and some rows larger than a staging buffer."""
+    """Several pieces per slab; some rows exceed a staging buffer."""
     monkeypatch.setattr(loading, "_CHUNK_BYTES", 10_000)
     monkeypatch.setattr(loading, "_STAGING_BYTES", 30_000)
     monkeypatch.setattr(loading, "_HUGE_BYTES", 0)

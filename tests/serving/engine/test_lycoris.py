@@ -1,4 +1,4 @@
-"""LyCORIS adapters: created by ``lycoris-lora`` itself, whose results are the reference."""
+"""LyCORIS adapters against ``lycoris-lora``, which creates them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from assets.recipe import LoraUse
 from serving.engine.modules import published_names
 from tests.support.namings import NAMINGS
 
-#: name → network options; every kind with and without convolutions and Tucker cores.
+#: name → options; every kind, with and without convolutions and Tucker cores.
 NETWORKS: dict[str, dict[str, Any]] = {
     "locon": {"algo": "locon", "linear_dim": 4, "linear_alpha": 2.0},
     "locon-tucker": {"algo": "locon", "linear_dim": 4, "linear_alpha": 2.0, "use_tucker": True},
@@ -38,7 +38,7 @@ TARGETS = [
     r".*attn2\.to_k", r".*resnets\.0\.(conv|norm)1", r".*ff\.net\.0\.proj",
     r".*self_attn\.q_proj", r".*mlp\.fc1", r".*layer_norm1",
 ]  # fmt: skip
-#: component → prefix of its modules in kohya's and LyCORIS's names.
+#: Prefixes in kohya's and LyCORIS's names.
 PREFIXES: dict[str, str] = {
     "unet": "lora_unet_",
     "text_encoder": "lora_te1_",
@@ -74,7 +74,6 @@ def engine(bench: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def modules(miniature: Path) -> dict[str, Any]:
-    """The components, loaded in float32 by diffusers and transformers."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -93,10 +92,9 @@ def modules(miniature: Path) -> dict[str, Any]:
 def lycoris_changes(
     adapter_network: Any, shapes: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return each parameter's change as LyCORIS's forward pass adds it.
+    """Return the changes of LyCORIS's forward pass, used in training.
 
-    Not from ``merge_to``: for LoHa and LoKr it multiplies by alpha / rank twice, the forward pass,
-    used in training, once.
+    For LoHa and LoKr ``merge_to`` multiplies by alpha / rank twice.
     """
     changes = {}
     flat = {name.replace(".", "_"): name for name in shapes}
@@ -124,7 +122,6 @@ def lycoris_changes(
 
 
 def trained(root: Any, name: str, seed: int) -> Any:
-    """Return a LyCORIS network over ``root`` with random parameters."""
     from lycoris import create_lycoris
 
     options = {"conv_dim": 2, "conv_alpha": 1.0, **NETWORKS[name]}
@@ -140,7 +137,7 @@ def trained(root: Any, name: str, seed: int) -> Any:
 
 
 def file_of(adapter_network: Any, path: Path, rename: Callable[[str], str]) -> Path:
-    """Save the network, with modules named by ``rename`` of their paths with underscores."""
+    """Save, with modules named by ``rename`` of their underscored paths."""
     tensors = {
         f"{rename(module.lora_name.removeprefix('own_'))}.{key}": value.detach().contiguous()
         for module in adapter_network.loras
@@ -155,7 +152,7 @@ def test_the_change_equals_lycoris(
     network: type, bench: Any, engine: Any, modules: dict[str, Any], formats: Any,
     tmp_path: Path, name: str, component: Any,
 ) -> None:  # fmt: skip
-    """Working weights equal LyCORIS's changes, at two weights and with two adapters at once."""
+    """At two weights, and with two adapters."""
     root = modules[component]
     published = {v: k for k, v in published_names(component, root).items()}
     pristine = {
@@ -221,8 +218,10 @@ def test_every_naming_gives_the_same_file(
     network: type, bench: Any, modules: dict[str, Any], formats: Any, tmp_path: Path,
     name: str, naming: str,
 ) -> None:  # fmt: skip
-    """The canonical file equals that of kohya's names byte for byte, for every kind, on each
-    component that the naming covers. The test above checks the arithmetic for kohya's names."""
+    """For each kind and covered component, the file equals that of kohya's names byte for byte.
+
+    The test above checks the arithmetic for kohya's names.
+    """
     for component, root in modules.items():
         if (name, component) not in CASES or component not in NAMINGS[naming].reaches:
             continue
@@ -242,7 +241,6 @@ def test_every_naming_gives_the_same_file(
 
 
 def test_the_report_names_the_kind(network: type, bench: Any, tmp_path: Path) -> None:
-    """The kind is reported for both spellings of LyCORIS's module names."""
     module = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     shapes = bench.manifest.schema.components["unet"]
     out, inputs = shapes["down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
@@ -265,7 +263,7 @@ def test_the_report_names_the_kind(network: type, bench: Any, tmp_path: Path) ->
 
 
 def test_every_pair_of_factors_has_a_bounded_rank() -> None:
-    """Also the second pair of a LoHa."""
+    """Also a LoHa's second pair."""
     shapes: dict[str, tuple[int, ...]] = {
         "hada_w1_a": (8, 4), "hada_w1_b": (4, 8),
         "hada_w2_a": (8, MAX_RANK + 1), "hada_w2_b": (MAX_RANK + 1, 8),

@@ -1,4 +1,4 @@
-"""LoRA and DoRA trained by peft and saved by diffusers; peft's own merge is the reference."""
+"""LoRA and DoRA trained by peft, saved by diffusers; reference: peft's merge."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_change_equals_peft(
 def test_a_peft_folder_gives_the_same_file(
     bench: Any, miniature: Path, tmp_path: Path, name: str
 ) -> None:
-    """``adapter_config.json`` beside the file is equivalent to diffusers' metadata in the file."""
+    """``adapter_config.json`` beside the file equals diffusers' metadata in it."""
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
@@ -118,7 +118,7 @@ def test_a_peft_folder_gives_the_same_file(
 def test_an_inversion_bundled_with_a_lora(
     bench: Any, sample_files: dict[str, Path], samples: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A bundled inversion equals a separate one; a requested one takes precedence."""
+    """The bundled one equals a separate one; a requested one takes precedence."""
     vectors = load_file(sample_files["inversion"])
     lora = load_file(sample_files["lora_cross"])
     bundle = {f"bundle_emb.qzebra.{name}": tensor for name, tensor in vectors.items()}

@@ -1,4 +1,4 @@
-"""Cached embeddings: the same bits, separate for each tenant, within a budget."""
+"""Cached embeddings: bit-identical, per tenant, within a budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.generation import image_of
 
 @pytest.fixture
 def engine(bench: Any) -> Any:
-    """An engine that counts the encoded prompts in ``engine.encoded``."""
+    """Counts encoded prompts in ``engine.encoded``."""
     engine = bench.engine()
     encode, engine.encoded = engine.prompts.text.encode, 0
 
@@ -42,13 +42,13 @@ def test_a_repeated_prompt_is_not_encoded_again(bench: Any, engine: Any) -> None
     uncached = bench.engine(options=EngineOptions(prompt_cache_bytes=0))
     task = request(engine.base)
     assert image_of(engine, task) == image_of(engine, task) == image_of(uncached, task)
-    assert engine.encoded == 2  # the prompt and the negative prompt
+    assert engine.encoded == 2
     image_of(engine, replace(task, prompt="a ring"))
-    assert engine.encoded == 3  # the negative prompt was cached
+    assert engine.encoded == 3
 
 
 def test_a_tenant_cannot_detect_anothers_prompts(engine: Any) -> None:
-    """A prompt takes the same time whether or not another tenant has used it."""
+    """A prompt takes the same time if another tenant has used it."""
     task = request(engine.base)
     images = {image_of(engine, replace(task, tenant_id=t)) for t in ("ada", "bob", "eve")}
     assert len(images) == 1
@@ -78,7 +78,7 @@ def test_the_key_depends_on_everything_that_changes_embeddings(
     for recipe in (*recipes, *recipes):
         task = request(recipe)
         assert image_of(engine, task) == image_of(uncached, task)
-    # A LoRA without effect on the text encoders shares the base's embeddings.
+    # A LoRA without effect on text encoders shares the base's embeddings.
     assert engine.encoded == 2 * 5
     engine.forget({lora.blob.key})
     image_of(engine, request(recipes[1]))

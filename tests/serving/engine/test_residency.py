@@ -1,4 +1,4 @@
-"""The place of pristine weights and the memory order of kernels do not change images."""
+"""Neither pristine weights' place nor kernels' memory order changes images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def recipes(bench: Any, samples: dict[str, Any], conv_lora: Any) -> list[Recipe]
 
 @pytest.fixture(scope="module")
 def conv_lora(bench: Any) -> Any:
-    """The library's LoKr, whose targets include convolutions."""
+    """The library's LoKr, convolutions included."""
     from serving.miniature.catalogue import weights_file
 
     return bench.ingest(weights_file("outline"), "lora").parts["lora"]
@@ -42,7 +42,7 @@ def conv_lora(bench: Any) -> Any:
 def test_pristine_weights_in_host_memory_give_the_same_images(
     bench: Any, recipes: list[Recipe]
 ) -> None:
-    """As on a small GPU: weights are copied from host memory, then changed in place."""
+    """As on a small GPU: copied from host memory, changed in place."""
     near, apart = bench.engine("near"), bench.engine("apart", pristine_budget_bytes=1 << 30)
     for recipe in recipes:
         request = GenerationTask("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
@@ -68,7 +68,7 @@ def test_pristine_weights_in_host_memory_give_the_same_images(
 def test_a_large_change_is_written_piece_by_piece(
     bench: Any, recipes: list[Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Changes that need a buffer, such as a LoKr's."""
+    """Changes that need a buffer, as a LoKr's."""
     from serving.engine import working
 
     digests: list[list[str]] = []
@@ -86,7 +86,7 @@ def test_a_large_change_is_written_piece_by_piece(
 
 
 def test_channels_last_kernels_hold_the_same_weights(bench: Any, recipes: list[Recipe]) -> None:
-    """Within a rounding error: a channels-last kernel's change is computed first, then added."""
+    """Within a rounding error: channels-last changes are computed, then added."""
     engine = bench.engine()
     layouts = layouts_of(bench.manifest.schema, channels_last=True)
     cpu = torch.device("cpu")

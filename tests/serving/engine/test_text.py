@@ -1,4 +1,4 @@
-"""The tokenizer, compared with published files, and trigger words in prompts."""
+"""The tokenizer against published files; trigger words in prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trigger words in a prompt, compared with an equivalent regular expression."""
+"""Trigger words against an equivalent regular expression."""
 
 from __future__ import annotations
 

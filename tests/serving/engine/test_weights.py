@@ -1,4 +1,4 @@
-"""A LoRA's two weights: for the UNet and for the text encoders."""
+"""A LoRA's two weights: UNet and text encoders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ def test_the_text_encoders_may_have_a_separate_weight(bench: Any, samples: dict[
     engine = bench.engine()
 
     def moved(*uses: LoraUse) -> dict[str, int]:
-        """The number of changed rows by component."""
         prepared = engine.prepare(replace(engine.base, loras=uses))
         engine.switch_to(prepared)
         prepared.release()

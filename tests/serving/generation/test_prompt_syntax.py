@@ -1,4 +1,4 @@
-"""Prompt syntax of other programs is reported as plain text."""
+"""Other programs' prompt syntax is reported as plain text."""
 
 from __future__ import annotations
 

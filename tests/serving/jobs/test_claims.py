@@ -1,4 +1,4 @@
-"""The cost of claiming a job does not depend on the number of finished jobs."""
+"""Finished jobs do not make claims more expensive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tenant(index: int) -> Principal:
 
 @pytest.fixture
 def shared(database: sa.Engine) -> Iterator[sa.Engine]:
-    """The shared database; the test's jobs are deleted afterwards."""
+    """Deletes the test's jobs afterwards."""
     yield database
     with database.begin() as connection:
         ids = [each.tenant_id for each in TENANTS]
@@ -45,7 +45,7 @@ def finished(first: int, count: int) -> list[dict[str, Any]]:
 
 
 def steps_of(engine: sa.Engine, work: Callable[[], Any]) -> int:
-    """Return the cost of ``work``: SQLite's VM steps / 100, or PostgreSQL's buffer reads."""
+    """Count SQLite's VM steps / 100, or PostgreSQL's buffer reads."""
     if engine.dialect.name == "sqlite":
         return _sqlite_steps(engine, work)
     statements: list[tuple[str, Any]] = []
@@ -99,9 +99,9 @@ def test_the_cost_of_a_claim_does_not_grow_with_finished_jobs(shared: sa.Engine)
             connection.execute(sa.insert(JobRow), finished(existing, count - existing))
         existing = count
         with shared.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("ANALYZE")  # both databases do this by themselves, later
+            connection.exec_driver_sql("ANALYZE")  # both databases do so later
         costs["claim"].append(steps_of(shared, lambda: jobs.claim("w")))
         costs["add"].append(steps_of(shared, lambda: jobs.add(TENANTS[1], {})))
         costs["expired"].append(steps_of(shared, jobs.expired))
     for what, (few, many) in costs.items():
-        assert many <= 3 * few + 20, (what, few, many)  # an index may be one level deeper
+        assert many <= 3 * few + 20, (what, few, many)  # an index may be a level deeper

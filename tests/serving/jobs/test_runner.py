@@ -1,4 +1,4 @@
-"""Jobs when their gateway shuts down or their generation fails."""
+"""Jobs when gateways shut down or generations fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job store: claims, retries, charges and expiry."""
+"""The job store: claims, retries, charges, expiry."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_concurrent_retries_reserve_the_budget_once(tmp_path: Path) -> None:
     assert jobs._meter.budget("t").reserved_gpu_s == 5.0
     assert jobs.claim("w") is not None
     assert jobs.finish(job.id, "w", Settlement(Charge(retried.charge_id, principal, 5.0), 5.0, 1))
-    assert jobs.again(job.id, principal, 5.0) is not None  # no effect on a completed job
+    assert jobs.again(job.id, principal, 5.0) is not None
     assert jobs._meter.budget("t").reserved_gpu_s == 0.0
     jobs._meter.check_integrity()
 
@@ -147,7 +147,7 @@ def test_results_are_kept_as_long_as_configured(tmp_path: Path) -> None:
 def test_clock_skew_does_not_take_over_claims(
     database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Claims use PostgreSQL's clock, which all machines share. With SQLite there is one machine."""
+    """All machines share PostgreSQL's clock; SQLite has one machine."""
 
     def open_jobs() -> JobStore:
         clock = clock_of(database)
@@ -155,7 +155,7 @@ def test_clock_skew_does_not_take_over_claims(
         return JobStore(database, meter, clock, kept_s=600.0)
 
     def claimed_by(jobs: JobStore, worker: str) -> set[str]:
-        """Claim everything, because the database also has other tests' jobs."""
+        """Claim everything: other tests' jobs are there, too."""
         claims = iter(lambda: jobs.claim(worker), None)
         return {job.id for job in claims if job is not None}
 

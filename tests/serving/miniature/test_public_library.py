@@ -1,5 +1,4 @@
-"""The public library: published at startup, and each asset has the effect that it was trained
-for, in proportion to its weight."""
+"""The public library: published once; each asset has its trained effect, scaled by weight."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ def commons(bench: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def generate(commons: Any) -> Generate:
-    """Return a function that generates images (n, 3, 128, 128) uint8; prompt i has seed i."""
+    """Generate images (n, 3, 128, 128) uint8; prompt i has seed i."""
     engine = commons.engine("commons")
 
     def generate(prompts: list[str], selection: AssetSelection) -> torch.Tensor:
@@ -71,8 +70,7 @@ def scenes_for(entry: CatalogueEntry, count: int) -> list[Scene]:
 
 
 def test_the_library_is_published_once(commons: Any) -> None:
-    """Assets are public and ready, with trigger words and previews; a second start publishes
-    nothing."""
+    """Public and ready, with trigger words and previews."""
     public = commons.library.list(PRINCIPAL, Query(visibility="public", owner="octoai")).assets
     known = {asset.name: asset for asset in public}
     assert known.keys() == {BASE_NAME, *BY_NAME}
@@ -102,7 +100,7 @@ def test_every_spelling_of_a_public_name_resolves_to_one_asset(commons: Any) -> 
 def test_a_checkpoint_with_another_unet_shares_the_other_components(
     commons: Any, sample_files: dict[str, Path]
 ) -> None:
-    """Switching to it and back then moves only the UNet."""
+    """Switching to it and back moves only the UNet."""
     commons.ingest_service.publish("other", "checkpoint", sample_files["checkpoint"], "", (), None)
     base, other = (
         commons.library.resolve(PRINCIPAL, selection).recipe
@@ -141,7 +139,7 @@ def test_the_token_embeddings_and_the_size_of_all_weights() -> None:
 
 
 def test_the_base_follows_prompts(generate: Generate) -> None:
-    """On combinations held out from training; a benchmark measures this in full."""
+    """On combinations held out from training; a benchmark measures all."""
     scenes = held_out(12, seed=5)
     seen = Judge().see(generate([caption(scene) for scene in scenes], AssetSelection()))
     pairs = list(zip(seen, scenes, strict=True))

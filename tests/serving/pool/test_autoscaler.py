@@ -106,7 +106,7 @@ async def test_a_sleeping_pool_wakes_generates_and_sleeps_again() -> None:
         await until(lambda: sorted(launcher.stopped) == launcher.ordered)
         assert dispatcher.members() == []
         assert [what for what, _ in events_of(autoscaler)][-4:] == ["released"] * 4
-        # The pool sleeps; one request wakes it.
+        # One request wakes the sleeping pool.
         again = asyncio.create_task(dispatcher.submit(submission("again")))
         await until(lambda: dispatcher.waiting == 1)
         await autoscaler.look()
@@ -173,7 +173,7 @@ async def test_a_failed_start_is_given_up_and_retried_later() -> None:
         clock.now_s = 3.0
         await autoscaler.look()
         assert launcher.stopped == ["a-0"]
-        autoscaler.phase_began("a-0", "model", 3.0)  # a late report of its process is ignored
+        autoscaler.phase_began("a-0", "model", 3.0)  # too late: ignored
         assert autoscaler.status()["replicas"] == []
         assert events_of(autoscaler)[-1] == ("failed", "a-0")
         assert autoscaler.status()["events"][-1]["details"] == {
@@ -202,7 +202,7 @@ async def test_a_new_autoscaler_adopts_existing_replicas() -> None:
         assert not {"a-0", "a-7"} & {*launcher.ordered}
         assert len(dispatcher.members()) == 3
         replicas = {replica["id"]: replica for replica in autoscaler.status()["replicas"]}
-        assert replicas["a-7"]["start_s"] == {}  # the start of an adopted replica is unknown
+        assert replicas["a-7"]["start_s"] == {}  # unknown for adopted replicas
         await up(dispatcher, launcher, "a-7")
         await autoscaler.look()
         assert ("ready", "a-7") not in events_of(autoscaler)
@@ -213,7 +213,7 @@ async def test_a_new_autoscaler_adopts_existing_replicas() -> None:
 async def test_the_autoscaler_survives_an_outage_of_the_launcher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The failed order is given up and repeated."""
+    """The failed order is repeated."""
     launcher = FakeLauncher()
     async with running_autoscaler(Pool("a", min=1), launcher) as (_, _, autoscaler, clock):
         pause = asyncio.sleep
@@ -256,7 +256,7 @@ async def test_a_rollout_starts_a_spare_replica_below_the_maximum() -> None:
         await autoscaler.look()
         await autoscaler.look()
         assert len(dispatcher.members()) == 2
-        assert launcher.stopped == []  # both old replicas are busy
+        assert launcher.stopped == []  # both are busy
         for replica in launcher.replicas.values():
             replica.go.set()
         await asyncio.gather(*result)
@@ -293,7 +293,7 @@ async def test_a_rollout_at_the_maximum_replaces_one_replica_at_a_time() -> None
 
 @pytest.mark.parametrize("largest", [2, 3])
 async def test_a_rollout_stops_when_new_replicas_do_not_start(largest: int) -> None:
-    """New code that cannot start must not take down the whole pool."""
+    """Broken code must not take down the pool."""
     async with running_autoscaler(Pool("a", min=2, max=largest)) as (
         dispatcher,
         launcher,
@@ -364,7 +364,7 @@ async def test_a_replica_that_does_not_restart_is_given_up() -> None:
         replica.fail_with = ReplicaLost("it died")
         asked = asyncio.create_task(dispatcher.submit(submission("r", timeout_s=1e6)))
         await until(lambda: not dispatcher.members()[0].is_up)
-        for clock.now_s in (1000.0, 2799.0):  # the limit counts from when it went down
+        for clock.now_s in (1000.0, 2799.0):  # counted from when it went down
             await autoscaler.look()
             assert launcher.stopped == []
         clock.now_s = 2801.1

@@ -37,7 +37,7 @@ BLOB = Blob("base", "", 1)
 
 
 class FakeReplica:
-    """A replica whose start, results and failures the test controls."""
+    """The test controls start, results and failures."""
 
     def __init__(self, name: str) -> None:
         self.id = name
@@ -196,7 +196,7 @@ async def test_cancellation_while_queued_and_while_generating() -> None:
 
 
 async def test_cancellation_in_the_loop_iteration_of_the_assignment() -> None:
-    """An attempt that is cancelled before its task's first step frees its capacity, too."""
+    """Cancelled before its task's first step, too, it frees capacity."""
     replica = FakeReplica("a")
     replica.go.clear()
     async with running_dispatcher(replica) as dispatcher:
@@ -304,7 +304,7 @@ async def test_a_replica_that_holds_the_assets_is_preferred() -> None:
 
 @pytest.mark.parametrize("fatal", [ReplicaDied("died"), UnexpectedEngineError("odd")])
 async def test_an_asset_that_kills_replicas_is_quarantined(fatal: Exception) -> None:
-    """Quarantined after two deaths. An asset with a successful generation is never quarantined."""
+    """Quarantined after two deaths; never after a success."""
     replicas = [FakeReplica(name) for name in ("a", "b", "c")]
     async with running_dispatcher(*replicas) as dispatcher:
         await dispatcher.submit(submission("0", lora="good"))
@@ -396,7 +396,7 @@ async def test_the_request_of_a_hanging_replica_is_retried_elsewhere(
         await until(lambda: stuck.started or good.started)
         hanging, other = (stuck, good) if stuck.started else (good, stuck)
         other.go.set()
-        hanging.up.clear()  # it stops answering
+        hanging.up.clear()
         assert (await waiting).replica == other.id
         assert hanging.cancelled == ["r"]
         await until(lambda: idle(dispatcher))
@@ -421,7 +421,7 @@ async def test_a_tenants_requests_run_in_order_of_priority() -> None:
 async def test_a_cancelled_request_of_a_hanging_replica_is_not_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The client cancels at the moment at which its replica is found to hang."""
+    """Cancelled as the hang is detected."""
     stuck, other = FakeReplica("a"), FakeReplica("b")
     stuck.go.clear()
     other.up.clear()
@@ -453,9 +453,7 @@ async def test_queued_assets_are_prefetched_and_popular_assets_are_pinned() -> N
         ]
         await until(lambda: len(replica.started) == 2)
         await until(lambda: [blob.key for blob in replica.warmed] == ["other"])
-        assert (
-            dispatcher.residency.directives().pins is None
-        )  # the operator's pins are not known yet
+        assert dispatcher.residency.directives().pins is None  # pins are unknown yet
         dispatcher.residency.hold({"pinned"})
         directives = dispatcher.residency.directives()
         assert directives.pins == {"lora": "popular", "pinned": "operator"}
@@ -474,7 +472,7 @@ async def test_a_new_replica_prefetches_the_most_popular_assets() -> None:
         await until(lambda: any(m.id == "b" and m.is_up for m in dispatcher.members()))
         await until(lambda: bool(new.warmed))
         keys = [blob.key for blob in new.warmed]
-        assert keys[0] == BLOB.key  # the checkpoint comes before the LoRAs
+        assert keys[0] == BLOB.key  # the checkpoint comes first
         assert keys[1:] == ["hot", "cool"]
 
 
@@ -502,7 +500,7 @@ async def test_a_limited_tenants_request_keeps_its_position_when_its_replica_die
         capped = [replace(submission(f"c{i}", "capped"), max_concurrent_images=1) for i in range(3)]
         tasks = [asyncio.create_task(dispatcher.submit(request)) for request in capped]
         await until(lambda: len(replica.started) + len(other.started) == 1)
-        assert dispatcher.waiting == 0  # the others are held, however many replicas there are
+        assert dispatcher.waiting == 0  # the others are held, however many replicas
         assert dispatcher.status()["held"] == 2
         busy, free = (replica, other) if replica.started else (other, replica)
         busy.fail_with = ReplicaLost(busy.id)

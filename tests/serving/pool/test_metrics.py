@@ -1,4 +1,4 @@
-"""Metrics and readiness probes: documented names, and correct values."""
+"""Metrics and readiness: documented names, correct values."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_running_platform_counts_and_is_ready(platform: Running) -> None:
         generated = ("ao_pictures_total", (("plan", "unlimited"), ("pool", "default")))
         deadline = time.monotonic() + 10
         while (after := values(http.get("/metrics").text)).get(generated) == before.get(generated):
-            assert time.monotonic() < deadline  # metrics are cached for up to a second
+            assert time.monotonic() < deadline  # cached for up to a second
             time.sleep(0.1)
     assert after[generated] == before.get(generated, 0.0) + 1
     post = (("method", "POST"), ("route", "/generate/sdxl"), ("status", "200"))
@@ -145,7 +145,7 @@ def test_readiness_fails_and_names_the_store_when_it_is_missing(platform: Runnin
     try:
         deadline = time.monotonic() + 10
         while (answer := httpx2.get(f"{platform.url}/readyz", timeout=30)).status_code == 200:
-            assert time.monotonic() < deadline  # readiness is cached for up to a second
+            assert time.monotonic() < deadline  # cached for up to a second
             time.sleep(0.1)
     finally:
         store.with_name("elsewhere").rename(store)

@@ -1,5 +1,7 @@
-"""Run with an interpreter that has ``octoai-sdk==0.10.1``: what its users did with SDXL and the
-library, and what happens with the rest. Prints what it saw as JSON."""
+"""Uses SDXL and the library with ``octoai-sdk==0.10.1`` installed, and tries the rest.
+
+Prints JSON.
+"""
 
 import json
 import sys

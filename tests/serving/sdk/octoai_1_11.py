@@ -1,5 +1,7 @@
-"""Run with an interpreter that has ``octoai==1.11.0``: everything its users did with SDXL and the
-library, and what happens with the rest. Prints what it saw as JSON."""
+"""Uses SDXL and the library with ``octoai==1.11.0`` installed, and tries the rest.
+
+Prints JSON.
+"""
 
 import asyncio
 import base64
@@ -28,7 +30,7 @@ seen: dict[str, Any] = {}
 
 
 def refused(call: Callable[[], object]) -> list[Any] | str:
-    """The status of the error that the client raises; its own class, not pydantic's."""
+    """The status of the client's own error, not pydantic's."""
     try:
         call()
     except ApiError as error:
@@ -127,7 +129,7 @@ def not_served() -> None:
 
 
 def later() -> None:
-    """Asynchronous inference: this client sends no key with it unless its caller does."""
+    """This client sends a key with it only if its caller does."""
     own = httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=60)
     with_key = OctoAI(api_key=key, environment=environment, httpx_client=own)
     future = with_key.infer_async(f"{url}/generate/sdxl", ASK)
@@ -142,7 +144,7 @@ def later() -> None:
 
 
 async def asynchronously(style: Any) -> None:
-    """What the other half of the client can do."""
+    """The other half of the client."""
     other = AsyncOctoAI(api_key=key, environment=environment)
     made = await other.asset_library.create_from_file(
         file=inversion, data=Data_TextualInversion(trigger_words=["aw"], **common), name="octo-a"

@@ -1,4 +1,4 @@
-"""Organisations: plans, members, keys and the audit log."""
+"""Organisations: plans, members, keys, audit log."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_members_keys_are_limited_by_its_role_and_revoked_with_it(directory: D
     assert (again.id, again.role) == (
         ann.id,
         "owner",
-    )  # the same id: it owns its private assets again
+    )  # the same id owns its private assets again
     calls: tuple[Callable[[], Member], ...] = (
         lambda: directory.add_member(name, ann.name),
         lambda: directory.add_member(name, "two words"),

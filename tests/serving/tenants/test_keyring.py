@@ -43,7 +43,7 @@ def test_keys_expire_and_are_rotated_with_an_overlap(tmp_path: Path) -> None:
     for key in (old, new):
         assert directory.keyring.authenticate(key.text).role == "reader"
     now[0] = 1100.0
-    directory.keyring._known.clear()  # this cache expires within seconds
+    directory.keyring._known.clear()  # expires within seconds
     with pytest.raises(Unauthenticated, match="expired"):
         directory.keyring.authenticate(old.text)
     assert directory.keyring.authenticate(new.text).key_id == new.id

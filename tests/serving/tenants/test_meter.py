@@ -1,4 +1,4 @@
-"""Metering on every database: usage is charged once, budgets hold, sums are consistent."""
+"""Metering on every database: single charges, budgets, consistent sums."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_running_requests_reserve_the_budget(meter: Meter) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         held = [c for c, ok in zip(charges, pool.map(reserve, charges), strict=True) if ok]
-    # The number depends on the estimate; the sum never exceeds the budget.
+    # Their number depends on the estimate; the sum never exceeds the budget.
     budget = meter.budget(principal.tenant_id)
     assert 1 <= len(held) < 8
     assert budget.used_gpu_s + budget.reserved_gpu_s <= 10.0
@@ -142,14 +142,14 @@ def test_a_budget_resets_each_month(meter: Meter, clock: Clock) -> None:
     principal = limited_tenant(gpu_s_per_month=3.0)
     charge = Charge(new_asset_id(), principal, 1.0)
     meter.reserve(charge, 60.0)
-    meter.settle(spent(charge, gpu_s=5.0))  # it took longer than estimated
+    meter.settle(spent(charge, gpu_s=5.0))
     with pytest.raises(BudgetExceeded, match="this month's 3 s"):
         meter.reserve(Charge(new_asset_id(), principal, 0.1), 60.0)
     clock.now_s += 31 * 24 * 3600
     meter.reserve(Charge("next-" + charge.id, principal, 0.1), 60.0)
     assert meter.budget(principal.tenant_id).used_gpu_s == 0.0
     assert meter.totals(principal.tenant_id, until_s=clock.now_s)["gpu_s"] == 5.0
-    # Cost reserved in one month and settled in the next counts in the first.
+    # Settled in the next month, it counts in the month of its reservation.
     late = Charge("late-" + charge.id, principal, 0.1)
     meter.reserve(late, 60.0)
     month = month_of(clock.now_s)
@@ -243,7 +243,7 @@ def test_gateways_share_the_rate_limit(database: Engine, clock: Clock) -> None:
     assert gateways[1].take(principal) is not None
     with pytest.raises(Refused):
         gateways[2].take(principal)
-    clock.now_s -= 3600.0  # a clock set back locks nobody out for longer than a window
+    clock.now_s -= 3600.0  # a clock set back locks out for one window at most
     with pytest.raises(Refused) as refused:
         gateways[2].take(principal)
     assert refused.value.retry_after_s <= 60.0
