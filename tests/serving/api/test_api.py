@@ -27,14 +27,6 @@ PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding":
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("api")
-    with running(folder, "--in-process", replicas=1, open_tenant="open") as server:
-        server.key("open")
-        yield server
-
-
-@pytest.fixture(scope="module")
 def http(platform: Running) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Bearer {platform.key('acme')}"}
     with httpx2.Client(base_url=platform.url, headers=headers, timeout=60) as client:

@@ -19,7 +19,7 @@ import pytest
 
 from assets.principal import KEY_ROLES, ROLES
 from tests.assets.test_access import ALLOWED
-from tests.support.platforms import running
+from tests.support.platforms import Running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 1}
 PUBLIC_DELETED = "others', public, deleted"
@@ -33,14 +33,10 @@ class Matrix:
 
 
 @pytest.fixture(scope="module")
-def matrix(
-    tmp_path_factory: pytest.TempPathFactory, sample_files: dict[str, Path]
-) -> Iterator[Matrix]:
+def matrix(api_platform: Running, sample_files: dict[str, Path]) -> Iterator[Matrix]:
     file = sample_files["inversion"]
-    folder = tmp_path_factory.mktemp("matrix")
+    server, directory = api_platform, api_platform.directory
     with ExitStack() as stack:
-        server = stack.enter_context(running(folder, "--in-process", replicas=1, open_tenant="us"))
-        directory = server.directory
         for tenant in ("us", "them"):
             directory.add_tenant(tenant)
         for name in ("ann", "bob"):

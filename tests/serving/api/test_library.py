@@ -15,16 +15,10 @@ from typer.testing import CliRunner
 
 from serving.bootstrap.backends import open_backends
 from serving.cli import main
-from tests.support.platforms import Running, put_asset, running
+from tests.support.platforms import Running, put_asset
 from tests.support.samples import write_kohya_lora
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("library"), "--in-process", replicas=2) as server:
-        yield server
 
 
 def client_of(platform: Running, tenant: str) -> httpx2.Client:
@@ -34,7 +28,7 @@ def client_of(platform: Running, tenant: str) -> httpx2.Client:
 
 @pytest.fixture
 def http(platform: Running) -> Iterator[httpx2.Client]:
-    with client_of(platform, "acme") as client:
+    with client_of(platform, "atlas") as client:
         yield client
 
 
@@ -71,7 +65,7 @@ def test_versions_of_a_name(http: httpx2.Client, sample_files: dict[str, Path]) 
     assert [asset["version"] for asset in (first, second)] == [1, 2]
     image_2 = image(generate(http, "look"))
     assert image_1 != image_2
-    assert image(generate(http, "look@1")) == image(generate(http, "acme:look@1")) == image_1
+    assert image(generate(http, "look@1")) == image(generate(http, "atlas:look@1")) == image_1
     assert image(generate(http, "look@2")) == image(generate(http, second["id"])) == image_2
     for unknown in ("look@3", "look@0", "look@x", "look@"):
         assert generate(http, unknown).status_code == 404
@@ -97,20 +91,20 @@ def test_a_shared_asset_can_be_used_but_not_downloaded(
     mine = image(generate(http, "team"))
     with client_of(platform, "partner") as partner, client_of(platform, "outsider") as outsider:
         assert (
-            image(generate(partner, "acme:team")) == image(generate(partner, asset["id"])) == mine
+            image(generate(partner, "atlas:team")) == image(generate(partner, asset["id"])) == mine
         )
-        seen = partner.get("/v1/assets/acme:team").json()
+        seen = partner.get("/v1/assets/atlas:team").json()
         assert seen["transfer_api"]["get_url"] == ""
         assert seen["asset"]["license"] == seen["asset"]["licence"] == "CC0"
         assert "report" not in seen["asset"]
         assert "shared_with" not in seen["asset"]
         assert partner.get("/v1/assets", params={"shared": True}).json()["total"] == 1
         assert partner.get("/v1/assets").json()["total"] == 0
-        for ref in ("acme:team", asset["id"], "team"):
+        for ref in ("atlas:team", asset["id"], "team"):
             assert generate(outsider, ref).status_code == 404
         change = {"visibility": "organisation"}
         assert http.patch("/v1/assets/team", json=change).status_code == 200
-        assert generate(partner, "acme:team").status_code == 404
+        assert generate(partner, "atlas:team").status_code == 404
         assert partner.get("/v1/assets", params={"shared": True}).json()["total"] == 0
     acts = [act["act"] for act in http.get("/v1/audit").json()["data"]]
     assert "asset.share" in acts
@@ -199,8 +193,8 @@ def test_invalid_values_and_foreign_previews_are_refused(
 def test_members_and_names_of_assets(
     http: httpx2.Client, platform: Running, sample_files: dict[str, Path]
 ) -> None:
-    platform.directory.add_member("acme", "bob", "member")
-    key = platform.directory.keyring.add_key("acme", member="bob").text
+    platform.directory.add_member("atlas", "bob", "member")
+    key = platform.directory.keyring.add_key("atlas", member="bob").text
     put(http, sample_files["lora_cross"], "ours", visibility="organisation")
     with httpx2.Client(
         base_url=platform.url, headers={"Authorization": f"Bearer {key}"}, timeout=60
@@ -215,7 +209,7 @@ def test_members_and_names_of_assets(
         # Members cannot rename others' versions.
         put(http, sample_files["lora_all"], "ours", new_version=True)
         assert bob.patch("/v1/assets/ours", json={"name": "mine"}).status_code == 422
-    reader = platform.directory.keyring.add_key("acme", "", "member").text
+    reader = platform.directory.keyring.add_key("atlas", "", "member").text
     with httpx2.Client(
         base_url=platform.url, headers={"Authorization": f"Bearer {reader}"}, timeout=60
     ) as app:
@@ -261,7 +255,7 @@ def test_residency_and_pins(
     with client_of(platform, "outsider") as outsider:
         assert outsider.get(residency_url).status_code == 404
     shown = CliRunner().invoke(
-        main.app, ["assets", "where", "near", "--url", platform.url, "--key", platform.key("acme")]
+        main.app, ["assets", "where", "near", "--url", platform.url, "--key", platform.key("atlas")]
     )
     assert "device of default-" in shown.output, shown.output
 
@@ -271,7 +265,7 @@ def test_residency_and_pins(
         assert done.exit_code == 0, done.output
         return done.output
 
-    assert "acme:near@1 is pinned" in pins("add", "acme:near")
+    assert "atlas:near@1 is pinned" in pins("add", "atlas:near")
     assert "near@1" in pins("list")
     backends = open_backends(platform.settings)
     assert backends.pins.keys() == {part["content_key"]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,9 @@ import pytest
 
 from assets.plan import Plan
 from serving.bootstrap.backends import open_backends
-from tests.support.platforms import Running, running
+from tests.support.platforms import Running
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2}
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("org"), "--in-process", replicas=1) as server:
-        yield server
 
 
 def client_of(platform: Running, tenant: str, **key: Any) -> httpx2.Client:

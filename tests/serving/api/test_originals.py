@@ -19,20 +19,14 @@ from assets.formats.names import single_file_name
 from serving.bootstrap.backends import open_backends
 from serving.cli.transfer import receive
 from serving.miniature.model import weights
-from tests.support.platforms import Running, put_asset, running
+from tests.support.platforms import Running, put_asset
 
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("originals"), "--in-process", replicas=1) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def http(platform: Running) -> Iterator[httpx2.Client]:
-    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+    headers = {"Authorization": f"Bearer {platform.key('archive')}"}
     with httpx2.Client(base_url=platform.url, headers=headers, timeout=60) as client:
         yield client
 
@@ -69,7 +63,7 @@ def test_a_download_equals_the_upload(
     digest = hashlib.sha256(files[kind].read_bytes()).hexdigest()
     assert described["transfer_api"]["sha256"] == digest
     assert described["asset"]["report"]["source_sha256"] == digest
-    pulled = receive(platform.client("acme"), name, tmp_path)
+    pulled = receive(platform.client("archive"), name, tmp_path)
     assert pulled.read_bytes() == files[kind].read_bytes()
     matches = http.get("/v1/assets", params={"sha256": digest}).json()["data"]
     assert [asset["name"] for asset in matches] == [name]

@@ -31,18 +31,19 @@ STORES = ("directory", pytest.param("s3", marks=pytest.mark.slow))
 def platform(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
-    options: dict[str, Any] = {}
-    if request.param == "s3":
-        server = request.getfixturevalue("s3_server")
-        options = {"store_url": f"{server['url']}/uploads", "store_options": server["options"]}
+    if request.param == "directory":
+        yield request.getfixturevalue("api_platform")
+        return
+    server = request.getfixturevalue("s3_server")
+    store = {"store_url": f"{server['url']}/uploads", "store_options": server["options"]}
     folder = tmp_path_factory.mktemp("uploads")
-    with running(folder, "--in-process", replicas=1, **options) as server:
-        yield server
+    with running(folder, "--in-process", replicas=1, **store) as made:
+        yield made
 
 
 @pytest.fixture
 def http(platform: Running) -> Iterator[httpx2.Client]:
-    headers = {"Authorization": f"Bearer {platform.key('acme')}"}
+    headers = {"Authorization": f"Bearer {platform.key('harbour')}"}
     with httpx2.Client(base_url=platform.url, headers=headers, timeout=60) as client:
         yield client
 
@@ -289,7 +290,7 @@ def test_an_interrupted_push_is_resumed(
 
 
 def test_previews(http: httpx2.Client, platform: Running, sample_files: dict[str, Path]) -> None:
-    client = platform.client("acme")
+    client = platform.client("harbour")
     asset = client.upload(sample_files["inversion"], "textual_inversion", "seen", "", ["seen"])
     asset = client.await_ready(asset["id"])
     preview_url = f"/v1/assets/{asset['id']}/preview"
