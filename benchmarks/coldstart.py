@@ -125,9 +125,9 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
 def _install(environment: Mapping[str, str]) -> None:
     code = (
         "from serving.bootstrap.backends import open_backends;"
-        "from serving.bootstrap.base_model import install_model, open_workshop;"
+        "from serving.bootstrap.base_model import install_model, open_ingest_service;"
         "from serving.settings import Settings;"
-        "s = Settings(); install_model(s, open_workshop(s, open_backends(s)))"
+        "s = Settings(); install_model(s, open_ingest_service(s, open_backends(s)))"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True)
 

@@ -21,6 +21,7 @@ from typing import Any, get_args
 
 from serving.cli.client import Client
 from serving.cli.demo import panels, request_of, upload_private
+from serving.cli.output import ApiFailure
 from serving.generation.contract import Sampler
 from serving.generation.sizes import WIRE_SIZES
 from serving.miniature.catalogue import CATALOGUE
@@ -58,7 +59,9 @@ def checkout(commit: str, folder: Path) -> Iterator[Path]:
 def serving(commit: str, folder: Path) -> Iterator[ServedCommit]:
     """Serve ``commit`` on one replica with the miniature."""
     with checkout(commit, folder / "checkout") as tree:
-        settings = Settings(data_dir=folder / "data", port=free_port(), replicas=1)
+        settings = Settings(
+            data_dir=folder / "data", host_dir=folder / "host", port=free_port(), replicas=1
+        )
         process = start_serving(settings, folder / "log", "--in-process", checkout=tree)
         try:
             with Client(settings.resolved_public_url, key(tree, settings)) as client:
@@ -111,8 +114,12 @@ def random_request(rng: random.Random) -> dict[str, Any]:
     return {name: value for name, value in request.items() if value is not None}
 
 
-def images(endpoint: ServedCommit, request: Mapping[str, Any]) -> list[bytes]:
-    answer = endpoint.client.generate(dict(request))
+def images(endpoint: ServedCommit, request: Mapping[str, Any]) -> list[bytes] | str:
+    """The images, or the error that answers the request."""
+    try:
+        answer = endpoint.client.generate(dict(request))
+    except ApiFailure as failure:
+        return str(failure)
     return [base64.b64decode(image["image_b64"]) for image in answer["images"]]
 
 
@@ -126,15 +133,19 @@ def compare(endpoints: Sequence[ServedCommit], seed: int, count: int) -> dict[st
         "random": [random_request(rng) for _ in range(count)],
     }
     for name, group in requests.items():
-        different, total = [], 0
+        different: list[dict[str, Any]] = []
+        total = 0
         for index, request in enumerate(group):
             answers = []
             for each in endpoints:
                 body = request or request_of(panels(each.private_id)[index])
                 answers.append(images(each, body))
-            total += len(answers[0])
-            if answers[0] != answers[1]:
-                different.append(request or titles[index])
+            old, new = answers
+            if old != new or isinstance(old, str):
+                errors = [answer for answer in answers if isinstance(answer, str)]
+                different.append({"request": request or titles[index], "errors": errors})
+            else:
+                total += len(old)
             print(f"\r{name}: {index + 1} of {len(group)}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
         result[name] = {"requests": len(group), "images": total, "different": different}
@@ -165,4 +176,4 @@ def main() -> None:
                 f"{name}: {equal} of {group['requests']} requests equal, {group['images']} images"
             )
     if any(result[name]["different"] for name in ("demonstration", "random")):
-        raise SystemExit("the commits generate different images; --json lists the requests")
+        raise SystemExit("the commits generate different images or fail; --json lists the requests")

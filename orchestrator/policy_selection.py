@@ -25,7 +25,7 @@ SESSION = 0.75
 
 
 class EvictionPolicy(StrEnum):
-    """An eviction policy."""
+    """The session length of ``victims``: SESSION budgets (visits), or infinite (recency, LRU)."""
 
     VISITS = "visits"
     RECENCY = "recency"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A pool on one GPU type (such as a10g; empty: any)."""
+    """A pool on one kind of GPU (such as a10g; empty: any)."""
 
     name: str
     gpu: str = ""

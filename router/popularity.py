@@ -15,7 +15,7 @@ class Popularity:
         #: key → (faded count, time of the last request)
         self._counts: LRUCache[str, tuple[float, float]] = LRUCache(10_000)
 
-    def asked(self, key: str, now_s: float) -> None:
+    def record(self, key: str, now_s: float) -> None:
         self._counts[key] = (self._count(key, now_s) + 1.0, now_s)
 
     def _count(self, key: str, now_s: float) -> float:

@@ -42,7 +42,7 @@ class Prefetcher:
         """Share of the last 100 settled predictions that came true."""
         return sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0
 
-    def asked(self, tenant_id: str, extras: Iterable[Blob], now_s: float) -> list[Blob]:
+    def record_request(self, tenant_id: str, extras: Iterable[Blob], now_s: float) -> list[Blob]:
         """Record a request; return further blobs to prefetch."""
         while self._pending and next(iter(self._pending.values())) < now_s - self._session_s:
             self._pending.popitem(last=False)

@@ -26,13 +26,13 @@ from router.request import QueuedRequest, QueuePosition
 class SchedulingPolicy:
     """The trade-off between throughput and fairness.
 
-    A request that needs no loading may overtake one that does, until that has waited ``least_s``
-    and ``loads`` times its load time. A tenant gets at most ``lead_s`` of work ahead of its fair
-    share.
+    A request that needs no loading may overtake one that does, until that is overdue: it has waited
+    ``overdue_min_s`` and ``overdue_loads`` times its load time. A tenant gets at most ``lead_s`` of
+    work ahead of its fair share.
     """
 
-    least_s: float = 2.0
-    loads: float = 4.0
+    overdue_min_s: float = 2.0
+    overdue_loads: float = 4.0
     lead_s: float = 30.0
     #: In load times: how long a replica keeps a checkpoint while overdue requests need another.
     min_batch_loads: float = 4.0
@@ -42,7 +42,7 @@ class SchedulingPolicy:
     overtaking: int = 8
     #: In load times: fade time and horizon of checkpoint popularity.
     fade_loads: float = 24.0
-    ahead_loads: float = 12.0
+    horizon_loads: float = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +129,11 @@ class Scheduler:
         stamp = self._fair.stamp(request.tenant_id, request.work, request.weight)
         self._load_s[request.group] = load_s = self.speeds.at_most_s(request.model)
         self._recent_checkpoints.fade_s = max(1.0, self.policy.fade_loads * load_s)
-        self._recent_checkpoints.asked(request.group, now_s)
-        self._popular_checkpoints.asked(request.group, now_s)
+        self._recent_checkpoints.record(request.group, now_s)
+        self._popular_checkpoints.record(request.group, now_s)
         self._blobs[request.group] = tuple(request.model)
         for blob in request.extras:
-            self._popular_extras.asked(blob.key, now_s)
+            self._popular_extras.record(blob.key, now_s)
             self._blobs[blob.key] = (blob,)
         position = self._position_by_priority(request, (is_deprioritized, stamp))
         self.queue.add(replace(request, position=position))
@@ -153,7 +153,7 @@ class Scheduler:
 
     def promote(self, request: QueuedRequest, now_s: float) -> Promotion | None:
         """Return what to prefetch: the arrival's assets if queued, and predicted ones."""
-        guesses = self.prefetcher.asked(request.tenant_id, request.extras, now_s)
+        guesses = self.prefetcher.record_request(request.tenant_id, request.extras, now_s)
         chosen = [*request.blobs, *guesses] if request.id in self.queue else guesses
         if not chosen:
             return None
@@ -259,7 +259,7 @@ class Scheduler:
     def _is_overdue(self, request: QueuedRequest, now_s: float) -> bool:
         waited_s = now_s - request.arrived_s
         load_s = self._load_s[request.group]
-        patience_s = max(self.policy.least_s, self.policy.loads * load_s)
+        patience_s = max(self.policy.overdue_min_s, self.policy.overdue_loads * load_s)
         # A tight deadline: overdue after half of it.
         return waited_s >= min(patience_s, request.time_s / 2)
 
@@ -278,7 +278,7 @@ class Scheduler:
         first = self.queue.first(group)
         candidates = [first]
         extras_s = self.speeds.at_most_s(first.extras)
-        patience_s = max(self.policy.least_s, self.policy.loads * extras_s)
+        patience_s = max(self.policy.overdue_min_s, self.policy.overdue_loads * extras_s)
         if extras_s and now_s - first.arrived_s < patience_s:
             limit = self._overtaking_limit(first)
             head = self.queue.few(group, self.policy.overtaking)
@@ -378,7 +378,7 @@ class Scheduler:
             load_s = self._load_s.get(key, 0.0)
             value = load_s / max(1, len(self.fleet.holders(key)))
             if key not in self.queue.groups:
-                horizon_s = self.policy.ahead_loads * load_s
+                horizon_s = self.policy.horizon_loads * load_s
                 value *= self._recent_checkpoints.within(key, horizon_s, now_s)
             self._values[key] = value
         return value

@@ -20,7 +20,7 @@ from router.autoscaling import queued
 from router.pool import Pool
 from serving.api.context import Context
 from serving.bootstrap.backends import open_backends, open_fetcher
-from serving.bootstrap.base_model import install_model, open_workshop
+from serving.bootstrap.base_model import install_model, open_ingest_service
 from serving.bootstrap.engine import open_replica
 from serving.bootstrap.tiers import delete_host_tier, open_provisioner
 from serving.generation.contract import (
@@ -120,7 +120,7 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     """The whole platform on the running event loop."""
     private_folder(settings.data_dir)
     backends = await asyncio.to_thread(open_backends, settings)
-    ingest_service = open_workshop(settings, backends)
+    ingest_service = open_ingest_service(settings, backends)
     manifest = await asyncio.to_thread(install_model, settings, ingest_service)
     pool = settings.resolved_pools[0]
     names = [f"{pool.name}-{index}" for index in range(max(1, pool.min))]

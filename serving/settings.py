@@ -1,4 +1,4 @@
-"""Configuration: the only reader of the environment (prefix ``AO_``)."""
+"""The settings of the platform, read from the environment (prefix ``AO_``)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _default_data_dir() -> Path:
 
 
 class PoolSettings(BaseModel):
-    """A pool of replicas on one kind of GPU; the fields are those of router.autoscaling.Pool."""
+    """A pool of replicas on one kind of GPU; the fields are those of router.pool.Pool."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

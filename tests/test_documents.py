@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -16,6 +17,7 @@ from serving.settings import Settings
 from tests.support import configuration, file_list
 
 ROOT = Path(__file__).parent.parent
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def test_generated_documents_are_current() -> None:
@@ -35,12 +37,27 @@ def test_architecture_is_one_page_and_named_files_exist() -> None:
             assert (ROOT / named).exists(), (path, named)
 
 
+def test_named_classes_exist() -> None:
+    defined = set()
+    for path in file_list.modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                methods = (n for n in node.body if isinstance(n, DEFINITIONS))
+                defined |= {node.name, *(f"{node.name}.{method.name}" for method in methods)}
+            elif isinstance(node, ast.Assign):
+                defined |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    text = (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "ARCHITECTURE.md").read_text()
+    named = set(re.findall(r"`([A-Z][a-z]+[A-Z]\w+(?:\.\w+)?)`", text))
+    assert named
+    assert named <= defined
+
+
 def test_architecture_names_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     requirements = list(project["project"]["dependencies"])
     for extra in project["project"]["optional-dependencies"].values():
         requirements += extra
-    section = (ROOT / "ARCHITECTURE.md").read_text().split("## A line a dependency")[1]
+    section = (ROOT / "ARCHITECTURE.md").read_text().split("## Dependencies")[1]
     for requirement in requirements:
         name = re.split(r"[\[<>=;]", requirement)[0]
         assert name in section, name

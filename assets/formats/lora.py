@@ -25,7 +25,7 @@ from assets.formats.header import Header
 from assets.formats.identify import BUNDLE_PREFIX
 from assets.formats.lora_kinds import Adapter, AdapterMismatch, Piece, adapter_of, split_key
 from assets.formats.lora_names import ADAPTED_COMPONENTS, BIAS, TargetModule, module_spellings
-from assets.formats.lora_strength import LoraScales, read_scales
+from assets.formats.lora_scales import LoraScales, read_scales
 from assets.formats.magnitude import LARGEST, change_bound, piece_bound
 from assets.formats.tensors import PlannedTensor, TensorFile
 

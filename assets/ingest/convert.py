@@ -57,7 +57,7 @@ def ingest_file(
     schema: ParameterSchema,
     salt: bytes | None,
     scratch: Path,
-    word: OwnerDeclaration = OwnerDeclaration(),
+    declaration: OwnerDeclaration = OwnerDeclaration(),
 ) -> Ingested:
     """Write the canonical form of ``path`` into ``scratch``, one tensor in memory at a time.
 
@@ -77,7 +77,7 @@ def ingest_file(
         findings.refuse(mismatch(identity, declared))
     with TensorFile(path) as file:
         try:
-            components, report = _convert(file, identity.kind, schema, findings, word)
+            components, report = _convert(file, identity.kind, schema, findings, declaration)
         except IngestRejected as rejected:
             findings.refuse(*rejected.reasons)
         if findings.reasons:
@@ -166,10 +166,10 @@ def _convert(
     kind: AssetKind,
     schema: ParameterSchema,
     findings: Findings,
-    word: OwnerDeclaration,
+    declaration: OwnerDeclaration,
 ) -> tuple[dict[Component, dict[str, PlannedTensor]], dict[str, Any]]:
     if kind == "lora":
-        tensors, report = lora.convert(file, schema, findings, word.adapter_config)
+        tensors, report = lora.convert(file, schema, findings, declaration.adapter_config)
         return {"lora": tensors}, report
     if kind == "textual_inversion":
         tensors, report = inversion.convert(file, schema, findings)
@@ -177,7 +177,7 @@ def _convert(
     if kind == "vae":
         tensors, report = checkpoint.convert_vae(file, schema, findings)
         return {"vae": tensors}, report
-    declared = word.prediction
+    declared = declaration.prediction
     try:
         report = {"prediction_type": find_prediction(file).report()}
     except IngestRejected:

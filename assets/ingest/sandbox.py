@@ -79,7 +79,7 @@ class Sandbox:
         schema: ParameterSchema,
         salt: bytes | None,
         scratch: Path,
-        word: OwnerDeclaration = OwnerDeclaration(),  # noqa: B008 (frozen)
+        declaration: OwnerDeclaration = OwnerDeclaration(),  # noqa: B008 (frozen)
     ) -> Ingested:
         """Run ``assets.ingest.convert.ingest_file`` in the sandbox.
 
@@ -91,7 +91,8 @@ class Sandbox:
         seconds = self._limits.seconds(size_bytes)
         job = {
             "id": secrets.token_hex(8), "path": str(path), "kind": kind,
-            "skeleton": schema.to_json(), "scratch": str(scratch), "word": word.to_json(),
+            "schema": schema.to_json(), "scratch": str(scratch),
+            "declaration": declaration.to_json(),
             "memory_bytes": self._limits.memory_bytes, "wall_s": seconds,
             "cpu_s": max(1, int(seconds)),
             "file_bytes": max(1 << 30, self._limits.most_growth * size_bytes),

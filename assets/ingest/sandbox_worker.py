@@ -109,10 +109,10 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
     try:
         _limit(job)
         sys.addaudithook(_refuse)
-        schema = ParameterSchema.from_json(job["skeleton"])
-        word = OwnerDeclaration.of(job["word"])
+        schema = ParameterSchema.from_json(job["schema"])
+        declaration = OwnerDeclaration.of(job["declaration"])
         scratch = Path(job["scratch"])
-        done = ingest_file(Path(job["path"]), job["kind"], schema, None, scratch, word)
+        done = ingest_file(Path(job["path"]), job["kind"], schema, None, scratch, declaration)
     except IngestRejected as rejection:
         return {"rejected": list(rejection.reasons)}
     except MemoryError:

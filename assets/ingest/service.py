@@ -206,8 +206,10 @@ class IngestService:
                         "upload it again"
                     )
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
-                word = OwnerDeclaration.of(asset.data)
-                ingested = self._sandbox.ingest(source, asset.kind, schema, salt, scratch, word)
+                declaration = OwnerDeclaration.of(asset.data)
+                ingested = self._sandbox.ingest(
+                    source, asset.kind, schema, salt, scratch, declaration
+                )
                 reach("ingest.converted")
                 converted = self._keep(ingested, source, digest, asset.tenant_id)
             details = self._details(asset.kind, converted)

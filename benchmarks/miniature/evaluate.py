@@ -31,7 +31,7 @@ from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
 from serving.bootstrap.backends import open_backends
-from serving.bootstrap.base_model import open_workshop
+from serving.bootstrap.base_model import open_ingest_service
 from serving.engine.engine import Engine
 from serving.generation.contract import GenerationTask, Sampler
 from serving.miniature.catalogue import CATALOGUE, CatalogueEntry
@@ -51,7 +51,7 @@ class Studio:
     def __init__(self, folder: Path) -> None:
         settings = Settings(data_dir=folder)
         backends = open_backends(settings)
-        ingest_service = open_workshop(settings, backends)
+        ingest_service = open_ingest_service(settings, backends)
         manifest = ingest_service.install_base(write_miniature(folder / "miniature"))
         publish_library(ingest_service)
         disk, host = (FileTier(name, folder / name, 1 << 30) for name in ("disk", "host"))

@@ -59,22 +59,22 @@ def belady_misses(uses: Sequence[Use], slots: int) -> int:
     return misses
 
 
-def guesses(trace: Sequence[TraceRequest], lora_bytes: int) -> Prefetcher:
+def trained_prefetcher(trace: Sequence[TraceRequest], lora_bytes: int) -> Prefetcher:
     """Run the router's prefetcher over the trace."""
     prefetcher = Prefetcher()
     for request in trace:
         blobs = [Blob(name, "", lora_bytes) for name, _ in request.loras]
-        prefetcher.asked(request.tenant, blobs, request.arrival_s)
+        prefetcher.record_request(request.tenant, blobs, request.arrival_s)
     return prefetcher
 
 
 def tier_misses(uses: Sequence[Use], slots: int) -> int:
     """Misses of the platform's tier."""
-    return played(uses, slots).misses
+    return run_tier(uses, slots).misses
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class TierResult:
     """A tier's result: policy changes, and the share of uses under recency (LRU)."""
 
     misses: int
@@ -82,7 +82,7 @@ class Played:
     recency_share: float
 
 
-def played(uses: Sequence[Use], slots: int) -> Played:
+def run_tier(uses: Sequence[Use], slots: int) -> TierResult:
     """Run the platform's tier under the stream's clock."""
     now_s = 0.0
     tier: DeviceTier[None] = DeviceTier(slots, clock=lambda: now_s)
@@ -93,7 +93,7 @@ def played(uses: Sequence[Use], slots: int) -> Played:
         misses += loaded
     tier.check_integrity()
     uses_by_policy = tier.policy_selector.uses_by_policy
-    return Played(
+    return TierResult(
         misses,
         tier.policy_selector.changes,
         uses_by_policy[EvictionPolicy.RECENCY] / max(1, sum(uses_by_policy.values())),
@@ -103,7 +103,7 @@ def played(uses: Sequence[Use], slots: int) -> Played:
 def visits_misses(uses: Sequence[Use], slots: int) -> int:
     """Misses of the visits policy."""
     history = AccessHistory(SESSION * slots)
-    ghost = SimulatedTier(slots, SESSION * slots, history.worth)
+    simulated = SimulatedTier(slots, SESSION * slots, history.worth)
     return sum(
-        ghost.used(name, 1, history.used(name, 1, tenant, at_s)) for at_s, tenant, name in uses
+        simulated.used(name, 1, history.used(name, 1, tenant, at_s)) for at_s, tenant, name in uses
     )

@@ -15,11 +15,11 @@ from typing import Any
 from benchmarks.replay.bound import bound
 from benchmarks.replay.caches import (
     belady_misses,
-    guesses,
     lora_uses,
     lru_misses,
-    played,
+    run_tier,
     tier_misses,
+    trained_prefetcher,
     visits_misses,
 )
 from benchmarks.replay.figures import PUBLISHED, describe, figures, plot, table, written
@@ -195,7 +195,7 @@ def _caches(
                 f"{ours / lru:.3f} x LRU)"
             )
     rows += _streams(arguments)
-    prefetcher = guesses(trace, hardware.lora_bytes)
+    prefetcher = trained_prefetcher(trace, hardware.lora_bytes)
     if not arguments.json:
         share = prefetcher.came_true / max(1, prefetcher.guessed)
         print(f"{prefetcher.guessed} prefetches at a tenant's return, {share:.2f} of them used")
@@ -208,7 +208,7 @@ def _streams(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name, make in streams.items():
             for slots in (32, 128):
                 uses = make(slots)
-                tier = played(uses, slots)
+                tier = run_tier(uses, slots)
                 lru = lru_misses(uses, slots)
                 row: dict[str, Any] = {
                     "stream": name, "held_out": held_out, "slots": slots, "uses": len(uses),

@@ -72,7 +72,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (Cancelled, 499, "cancelled"),
     (NotFinite, 422, "not_finite"),
     (Quarantined, 422, "quarantined"),
-    (GenerationFailed, 500, "drawing_failed"),
+    (GenerationFailed, 500, "drawing_failed"),  # a wire name of the first release
     (OutOfMemory, 503, "out_of_memory"),
     (ReplicaLost, 503, "replica_lost"),
     (TierError, 503, "out_of_room"),

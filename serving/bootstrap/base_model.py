@@ -17,7 +17,7 @@ from serving.miniature.publish import publish_library, withdraw_library
 from serving.settings import Settings
 
 
-def open_workshop(settings: Settings, backends: Backends) -> IngestService:
+def open_ingest_service(settings: Settings, backends: Backends) -> IngestService:
     """Return the ingest service over the backends."""
     return IngestService(
         backends.records,

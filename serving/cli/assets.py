@@ -25,7 +25,7 @@ from serving.cli.transfer import progress_bars, receive, send, sha256_of
 
 assets = typer.Typer(help="Your assets (over HTTP).", no_args_is_help=True)
 
-JobStore = Annotated[int, typer.Option("--jobs", "-j", min=1, max=32, help="Concurrent files.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=32, help="Concurrent files.")]
 DryRun = Annotated[bool, typer.Option(help="Print what would be sent and send nothing.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="Tag every asset; repeatable.")]
 NewVersions = Annotated[
@@ -40,7 +40,7 @@ PredictionType = Annotated[
 @assets.command("push")
 def push(
     paths: list[Path],
-    jobs: JobStore = 4,
+    jobs: Jobs = 4,
     tag: Tags = None,
     new_version: NewVersions = False,
     dry_run: DryRun = False,
@@ -60,7 +60,7 @@ def push(
 @assets.command("import-folder")
 def import_folder(
     folder: Path,
-    jobs: JobStore = 4,
+    jobs: Jobs = 4,
     tag: Tags = None,
     new_version: NewVersions = False,
     dry_run: DryRun = False,
@@ -138,10 +138,10 @@ def _prepare(scratch: Path, numbered: tuple[int, FolderFile]) -> _Payload | str:
         return str(error)
 
 
-def _pack(folder: Path, target: Path, *, is_said: bool = False) -> Path:
+def _pack(folder: Path, target: Path, *, prediction_is_declared: bool = False) -> Path:
     from assets.formats.pack import pack_folder  # imports torch
 
-    return pack_folder(folder, target, prediction_is_declared=is_said)
+    return pack_folder(folder, target, prediction_is_declared=prediction_is_declared)
 
 
 def _place(names: Destinations, file: FolderFile, payload: _Payload | str) -> Destination | str:
@@ -221,8 +221,12 @@ def upload_asset(
     ):
         name = name or plain_name(path.name if path.is_dir() else path.stem)
         if path.is_dir():
-            is_said = prediction_type is not None
-            path = _pack(path, Path(scratch) / "packed.safetensors", is_said=is_said)
+            prediction_is_declared = prediction_type is not None
+            path = _pack(
+                path,
+                Path(scratch) / "packed.safetensors",
+                prediction_is_declared=prediction_is_declared,
+            )
         data = {"asset_type": kind, "trigger_words": trigger_word or []}
         new: dict[str, Any] = {
             "asset_type": kind, "name": name, "description": description, "data": data,

@@ -23,14 +23,14 @@ class IngestActor:
 
     def __init__(self, sealed: SealedSettings) -> None:
         from assets.ingest.queue import IngestQueue
-        from serving.bootstrap.base_model import open_workshop
+        from serving.bootstrap.base_model import open_ingest_service
 
         keep_private()
         settings = sealed.open()
         configure(settings.log_format, settings.log_level)
         self._settings = settings
         backends = open_backends(settings)
-        self._ingest_service = open_workshop(settings, backends)
+        self._ingest_service = open_ingest_service(settings, backends)
         self._queue = IngestQueue(self._ingest_service, backends.library)
 
     def install_base(self) -> int | Exception:

@@ -168,7 +168,7 @@ def _peer_nodes(namespace: str, pool: str) -> Mapping[str, str]:
 class ServeReplicaLauncher:
     """A :class:`~serving.pool.autoscaler.ReplicaLauncher` of Serve applications.
 
-    A GPU kind is the node resource ``gpu_KIND``, which Ray's autoscaler scales (ray_cluster.yaml).
+    A kind of GPU is the node resource ``gpu_KIND`` of Ray's autoscaler (ray_cluster.yaml).
     """
 
     def __init__(self, settings: Settings, pool: Pool) -> None:

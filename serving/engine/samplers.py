@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from diffusers import (
@@ -66,8 +66,10 @@ def scheduler(
         result = EulerDiscreteScheduler(**schedule)
     elif sampler == "K_EULER_ANCESTRAL":
         return EulerAncestral(schedule, steps, shape, generators, device)
-    else:
+    elif sampler == "DPM_PLUS_PLUS_2M_KARRAS":
         result = DPMSolverMultistepScheduler(**schedule, use_karras_sigmas=True)
+    else:
+        assert_never(sampler)
     result.set_timesteps(steps)
     return result
 

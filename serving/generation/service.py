@@ -107,7 +107,7 @@ class GenerationRequest:
     encoding: ImageEncoding = "jpeg"
     #: Within the organisation; higher goes first.
     priority: int = 0
-    #: A pool's name or GPU type; empty: the tenant's default.
+    #: A pool's name or kind of GPU; empty: the tenant's default.
     gpu: str = ""
 
 
@@ -151,7 +151,7 @@ class GenerationService:
         timeout_s: float,
         pools: Mapping[str, str],
     ) -> None:
-        """``pools`` maps each accepted name or GPU type to a pool's name."""
+        """``pools`` maps each accepted name or kind of GPU to a pool's name."""
         self.library = library
         self._backend = backend
         self._accounts = accounts

@@ -124,9 +124,13 @@ def error_codes() -> dict[str, int]:
 
 def metrics() -> dict[str, list[str]]:
     from serving.api.metrics import REQUESTS, SECONDS
-    from tests.serving.pool.test_metrics import ROOM, status, tally
+    from tests.serving.pool.test_metrics import STATUS, pool_metrics, status
 
-    families = [*tally("a").families(ROOM, status("a")), *REQUESTS.collect(), *SECONDS.collect()]
+    families = [
+        *pool_metrics("a").families(STATUS, status("a")),
+        *REQUESTS.collect(),
+        *SECONDS.collect(),
+    ]
     return {
         family.name: sorted({label for sample in family.samples for label in sample.labels})
         for family in families

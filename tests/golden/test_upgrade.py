@@ -136,7 +136,7 @@ def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
     # Plan and usage are kept; accepted jobs are done and charged once.
     organisation = http.get("/v1/organisation").json()
     assert organisation["plan"] == expected["organisation"]["plan"]
-    jobs = expected["unfinished"]
+    jobs = expected["half"]
     wait_until(lambda: all(job_status(http, job) == "completed" for job in jobs), 240)
     for job in jobs:
         assert len(http.get(f"/v1/jobs/{job}/result").json()["images"]) == 4
@@ -165,10 +165,10 @@ def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
         assert np.abs(difference).max() <= _MOST_LEVELS
 
     # The unfinished upload completes.
-    half = expected["half"]
-    http.post(f"/v1/assets/{half}/complete-upload", json={}).raise_for_status()
-    wait_until(lambda: asset_status(http, half) != "uploaded")
-    assert asset_status(http, half) == "ready"
+    unfinished = expected["half"]
+    http.post(f"/v1/assets/{unfinished}/complete-upload", json={}).raise_for_status()
+    wait_until(lambda: asset_status(http, unfinished) != "uploaded")
+    assert asset_status(http, unfinished) == "ready"
     file = server.log.parent / "new.safetensors"
     lora, *_ = [a for a in expected["assets"] if expected["assets"][a]["name"] == "стиль"]
     described = http.get(f"/v1/assets/{lora}", params={"transfer_api_type": "presigned-url"})

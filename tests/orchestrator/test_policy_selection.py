@@ -26,14 +26,14 @@ def keys(seed: int, count: int = 600) -> Iterator[tuple[str, int]]:
         yield f"k{key % 40}", 1 + key % 3
 
 
-def test_a_ghost_with_an_infinite_session_misses_like_lru() -> None:
+def test_a_simulated_tier_with_an_infinite_session_misses_like_lru() -> None:
     visits = AccessHistory(inf)
-    ghost = SimulatedTier(12, inf, visits.worth)
+    simulated = SimulatedTier(12, inf, visits.worth)
     kept: OrderedDict[str, int] = OrderedDict()
     for key, size in keys(1):
         at = visits.used(key, size, "", 0.0)
         missing = key not in kept
-        assert ghost.used(key, size, at) is missing
+        assert simulated.used(key, size, at) is missing
         kept.pop(key, None)
         while sum(kept.values()) + size > 12:
             kept.popitem(last=False)
@@ -41,28 +41,28 @@ def test_a_ghost_with_an_infinite_session_misses_like_lru() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_ghost_evicts_in_the_order_of_victims(seed: int) -> None:
+def test_a_simulated_tier_evicts_in_the_order_of_victims(seed: int) -> None:
     """Its lazy heap agrees with ``victims``, which sorts."""
     budget, session = 12, 9.0
     visits = AccessHistory(session)
-    ghost = SimulatedTier(budget, session, visits.worth)
+    simulated = SimulatedTier(budget, session, visits.worth)
     held: dict[str, int] = {}
     for key, size in keys(seed):
         before = {k: visits.entry(k, s) for k, s in held.items() if k != key}
         now = visits.used(key, size, "", 0.0)
-        assert ghost.used(key, size, now) is (key not in held)
+        assert simulated.used(key, size, now) is (key not in held)
         held.pop(key, None)
         needed = sum(held.values()) + size - budget
         if needed > 0:
             for victim in victims(before.values(), needed, budget, 1.0, {}, 0.0, session):
                 del held[victim]
         held[key] = size
-        assert all(k in ghost for k in held)
+        assert all(k in simulated for k in held)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9), st.booleans()), max_size=300))
 @settings(max_examples=100, deadline=None)
-def test_ghosts_stay_within_their_budget(uses: list[tuple[int, int, bool]]) -> None:
+def test_simulated_tiers_stay_within_their_budget(uses: list[tuple[int, int, bool]]) -> None:
     policy_selector = PolicySelector(16)
     for number, size, is_dropped in uses:
         key = f"k{number}"
@@ -70,11 +70,11 @@ def test_ghosts_stay_within_their_budget(uses: list[tuple[int, int, bool]]) -> N
             policy_selector.forget(key)
         else:
             policy_selector.used(key, size, "t", 0.0)
-        for ghost in (policy_selector._by_visits, policy_selector._by_recency):
-            held = [*ghost._in_session.items(), *ghost._idle.items()]
-            assert sum(size for _, (_, size) in held) == ghost._held_bytes <= 16
-            assert len(ghost._heap) <= 2 * len(ghost._idle) + 66
-            assert (key in ghost) is False or not is_dropped
+        for simulated in (policy_selector._by_visits, policy_selector._by_recency):
+            held = [*simulated._in_session.items(), *simulated._idle.items()]
+            assert sum(size for _, (_, size) in held) == simulated._held_bytes <= 16
+            assert len(simulated._heap) <= 2 * len(simulated._idle) + 66
+            assert (key in simulated) is False or not is_dropped
 
 
 def test_the_policy_follows_the_stream_and_changes_are_counted() -> None:

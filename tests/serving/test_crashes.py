@@ -103,7 +103,7 @@ WORK: dict[str, Callable[[httpx2.Client, Path], Any]] = {
 @pytest.mark.parametrize(
     "label",
     [
-        pytest.param(label, marks=pytest.mark.slow if label in SAMPLE else pytest.mark.full)
+        pytest.param(label, marks=[pytest.mark.full, *([pytest.mark.slow] * (label in SAMPLE))])
         for label in FAILPOINTS
     ],
 )

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
-from assets.formats.lora_strength import read_scales
+from assets.formats.lora_scales import read_scales
 from assets.formats.tensors import TensorFile
 from assets.ingest.convert import Ingested, OwnerDeclaration, ingest_file
 

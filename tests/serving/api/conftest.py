@@ -12,8 +12,8 @@ from tests.support.platforms import Running, running
 @pytest.fixture(scope="package")
 def api_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("api")
-    with running(folder, "--in-process", replicas=2, open_tenant="open") as server:
-        server.key("open")
+    with running(folder, "--in-process", replicas=2, open_tenant="us") as server:
+        server.key("us")
         yield server
 
 

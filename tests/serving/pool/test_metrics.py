@@ -23,7 +23,7 @@ from tests.support.platforms import Running, running
 
 ROOT = Path(__file__).parents[3]
 PROMPT = {"prompt": "a star", "steps": 1, "seed": 1}
-ROOM = {
+STATUS = {
     "waiting": 2,
     "held": 1,
     "work_per_s": 5.0,
@@ -42,7 +42,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def tally(pool: str) -> PoolMetrics:
+def pool_metrics(pool: str) -> PoolMetrics:
     metrics = PoolMetrics(pool)
     timings = Timings(queue_ms=20.0, swap_ms=2.0, denoise_ms=500.0)
     found = (AssetFetch("key", "disk", 100, 0.1),)
@@ -70,7 +70,11 @@ def values(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def test_the_document_names_every_family_with_its_labels() -> None:
-    families = [*tally("a").families(ROOM, status("a")), *REQUESTS.collect(), *SECONDS.collect()]
+    families = [
+        *pool_metrics("a").families(STATUS, status("a")),
+        *REQUESTS.collect(),
+        *SECONDS.collect(),
+    ]
     documented = {
         name: set(labels.split(", "))
         for name, labels in re.findall(
@@ -87,7 +91,7 @@ def test_the_document_names_every_family_with_its_labels() -> None:
 
 
 def test_metrics_of_pools_are_merged_by_family() -> None:
-    first, second = (tally(pool).families(ROOM, status(pool)) for pool in "ab")
+    first, second = (pool_metrics(pool).families(STATUS, status(pool)) for pool in "ab")
     merged = merge_families([first, second])
     assert len(merged) == len(first) == len({family.name for family in merged})
     images = next(family for family in merged if family.name == "ao_pictures")
@@ -103,7 +107,7 @@ async def test_every_submission_counts_as_one_outcome() -> None:
         with pytest.raises(ValueError, match="no"):
             await dispatcher.submit(replace(submission("bad"), plan="gold"))
         requests = next(
-            f for f in dispatcher.metrics.families(ROOM, status("a")) if f.name == "ao_requests"
+            f for f in dispatcher.metrics.families(STATUS, status("a")) if f.name == "ao_requests"
         )
         counts = {
             (s.labels["plan"], s.labels["outcome"]): s.value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, AwareDatetime, ConfigDict, Field
+from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, Visibility
@@ -19,7 +19,6 @@ Short = Annotated[str, Field(max_length=128)]
 Link = Annotated[str, Field(max_length=2048)]
 Description = Annotated[str, Field(max_length=4096)]
 #: ``licence`` is the former name.
-License = Annotated[Short | None, Field(validation_alias=AliasChoices("license", "licence"))]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: PEFT's ``adapter_config.json``.
 AdapterConfig = Annotated[dict[Annotated[str, Field(max_length=128)], Any], Field(max_length=128)]
@@ -38,7 +37,24 @@ class AssetData(RequestModel):
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
 
 
-class CreateAsset(RequestModel):
+class LicensedModel(RequestModel):
+    """Accepts ``licence``, the former name of ``license``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "licence" not in value:
+            return value
+        fields = dict(value)
+        former = fields.pop("licence")
+        if fields.setdefault("license", former) is None:
+            fields["license"] = former
+        if former is not None and fields["license"] != former:
+            raise ValueError("license and licence differ; give license alone")
+        return fields
+
+
+class CreateAsset(LicensedModel):
     """A new asset, in OctoAI's format with extensions.
 
     Extensions: ``visibility``, ``shared_with``, ``new_version``, ``license``, ``expires_at``,
@@ -56,7 +72,7 @@ class CreateAsset(RequestModel):
     visibility: Visibility | None = None
     shared_with: list[Short] = Field(default_factory=list, max_length=MAX_SHARED_WITH)
     new_version: bool = False
-    license: License = None
+    license: Short | None = None
     expires_at: AwareDatetime | None = None
     sha256: Sha256 | None = None
     prediction_type: Prediction | None = None
@@ -77,7 +93,7 @@ class CreateAsset(RequestModel):
         return "shared" if self.shared_with else "private"
 
 
-class ChangeAsset(RequestModel):
+class ChangeAsset(LicensedModel):
     """Changes to an asset; omitted fields stay."""
 
     model_config = ConfigDict(extra="forbid")
@@ -86,7 +102,7 @@ class ChangeAsset(RequestModel):
     description: Description | None = None
     trigger_words: Annotated[list[Short], Field(max_length=32)] | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
-    license: License = None
+    license: Short | None = None
     visibility: Visibility | None = None
     shared_with: Annotated[list[Short], Field(max_length=MAX_SHARED_WITH)] | None = None
     expires_at: AwareDatetime | Literal["never"] | None = None

@@ -79,7 +79,7 @@ class GenerateRequest(RequestModel):
     image_encoding: ImageEncoding = "jpeg"
     #: Extension: higher goes first within the organisation.
     priority: int = Field(0, ge=-10, le=10)
-    #: Extension: pool or GPU type; null is the tenant's default.
+    #: Extension: pool or kind of GPU; null is the tenant's default.
     gpu: str | None = Field(None, max_length=64)
 
     @model_validator(mode="before")
