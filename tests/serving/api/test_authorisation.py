@@ -33,9 +33,9 @@ class Matrix:
 
 
 @pytest.fixture(scope="module")
-def matrix(api_platform: Running, sample_files: dict[str, Path]) -> Iterator[Matrix]:
+def matrix(shared_platform: Running, sample_files: dict[str, Path]) -> Iterator[Matrix]:
     file = sample_files["inversion"]
-    server, directory = api_platform, api_platform.directory
+    server, directory = shared_platform, shared_platform.directory
     with ExitStack() as stack:
         directory.add_tenant("them")  # "us" is the open tenant
         for name in ("ann", "bob"):

@@ -21,6 +21,11 @@ from tests.support.samples import write_kohya_lora
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
 
 
+@pytest.fixture(scope="module")
+def platform(shared_platform: Running) -> Running:
+    return shared_platform
+
+
 def client_of(platform: Running, tenant: str) -> httpx2.Client:
     headers = {"Authorization": f"Bearer {platform.key(tenant)}"}
     return httpx2.Client(base_url=platform.url, headers=headers, timeout=60)
@@ -89,7 +94,7 @@ def test_a_shared_asset_can_be_used_but_not_downloaded(
 ) -> None:
     asset = put(http, sample_files["lora_all"], "team", shared_with=["partner"], license="CC0")
     mine = image(generate(http, "team"))
-    with client_of(platform, "partner") as partner, client_of(platform, "outsider") as outsider:
+    with client_of(platform, "partner") as partner, client_of(platform, "visitor") as outsider:
         assert (
             image(generate(partner, "atlas:team")) == image(generate(partner, asset["id"])) == mine
         )
@@ -184,7 +189,7 @@ def test_invalid_values_and_foreign_previews_are_refused(
     ):
         assert http.post("/v1/assets", json={**new, **fields}).status_code == 422, fields
     asset = put(http, sample_files["lora_cross"], "used-by-others", visibility="public")
-    with client_of(platform, "outsider") as outsider:
+    with client_of(platform, "visitor") as outsider:
         answer = outsider.post(f"/v1/assets/{asset['id']}/preview", json={"steps": 1})
         assert answer.status_code == 404
         assert outsider.get("/v1/usage").json()["totals"]["pictures"] == 0
@@ -252,7 +257,7 @@ def test_residency_and_pins(
     assert part["component"] == "lora"
     generate(http, asset["id"]).raise_for_status()
     assert http.get(residency_url).json()["parts"][0]["replicas"]
-    with client_of(platform, "outsider") as outsider:
+    with client_of(platform, "visitor") as outsider:
         assert outsider.get(residency_url).status_code == 404
     shown = CliRunner().invoke(
         main.app, ["assets", "where", "near", "--url", platform.url, "--key", platform.key("atlas")]

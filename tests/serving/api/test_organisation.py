@@ -19,6 +19,11 @@ from tests.support.platforms import Running
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2}
 
 
+@pytest.fixture(scope="module")
+def platform(shared_platform: Running) -> Running:
+    return shared_platform
+
+
 def client_of(platform: Running, tenant: str, **key: Any) -> httpx2.Client:
     text = platform.directory.keyring.add_key(tenant, **key).text if key else platform.key(tenant)
     headers = {"Authorization": f"Bearer {text}"}

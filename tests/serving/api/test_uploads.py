@@ -32,7 +32,7 @@ def platform(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     if request.param == "directory":
-        yield request.getfixturevalue("api_platform")
+        yield request.getfixturevalue("shared_platform")
         return
     server = request.getfixturevalue("s3_server")
     store = {"store_url": f"{server['url']}/uploads", "store_options": server["options"]}
@@ -236,7 +236,8 @@ def test_report_warm_pull_update_rm_and_restore(
     run(platform, "push", str(models / "embeddings"))
     assert run(platform, "report", "shiny")[1]["family"] == "SDXL"
     (warmed,) = run(platform, "warm", "shiny")[1]
-    assert set(warmed["found_on"]) == {"default-0"}
+    replicas = {f"default-{number}" for number in range(platform.settings.replicas or 0)}
+    assert set(warmed["found_on"]) == replicas
     (pulled,) = run(platform, "pull", "shiny", "--into", str(tmp_path))[1]
     whole = Path(pulled["file"]).read_bytes()
     assert len(whole) > 500

@@ -387,7 +387,7 @@ async def test_the_request_of_a_hanging_replica_is_retried_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serving.pool.dispatcher._WATCH_S", 0.01)
-    monkeypatch.setattr("serving.pool.dispatcher.PATIENCE_S", 0.05)
+    monkeypatch.setattr("serving.pool.dispatcher.REPORT_TIMEOUT_S", 0.05)
     stuck, good = FakeReplica("a"), FakeReplica("b")
     stuck.go.clear()
     good.go.clear()
