@@ -136,7 +136,7 @@ def test_kept_data_is_unchanged(old: tuple[Running, Mapping[str, Any]]) -> None:
     # Plan and usage are kept; accepted jobs are done and charged once.
     organisation = http.get("/v1/organisation").json()
     assert organisation["plan"] == expected["organisation"]["plan"]
-    jobs = expected["half"]
+    jobs = expected["unfinished"]
     wait_until(lambda: all(job_status(http, job) == "completed" for job in jobs), 240)
     for job in jobs:
         assert len(http.get(f"/v1/jobs/{job}/result").json()["images"]) == 4
