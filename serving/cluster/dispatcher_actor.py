@@ -1,6 +1,7 @@
 """The dispatcher as a Ray actor: requests over RPC, the rest as actor calls.
 
-Ray restarts it with an empty queue; gateways resubmit with the same request ids.
+Ray restarts it with an empty queue; gateways resubmit with the same request ids. Whoever looks up
+an actor imports its class's module, so a gateway imports this one: it must stay light.
 """
 
 from __future__ import annotations
@@ -8,33 +9,37 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from prometheus_client.metrics_core import Metric
 
 from assets.content import Blob
 from assets.storage.private_folder import keep_private
-from router.admission import QueueLimits
 from router.pool import Pool
 from serving.cluster.addressing import dispatcher_name, wire_key
 from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.outcome import caught
-from serving.cluster.replicas import ServeReplicaLauncher
 from serving.cluster.rpc import WireServer
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.generation.contract import ClusterDirectives, Phase, Residency
 from serving.generation.submission import Submission
 from serving.logs import configure
-from serving.pool.autoscaler import Autoscaler
-from serving.pool.dispatcher import Dispatcher
 from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from serving.pool.dispatcher import Dispatcher
 
 
 class DispatcherActor:
     """A pool's dispatcher and autoscaler, on one event loop."""
 
     def __init__(self, sealed: SealedSettings, pool: Pool) -> None:
+        from router.admission import QueueLimits
+        from serving.cluster.replicas import ServeReplicaLauncher
+        from serving.pool.autoscaler import Autoscaler
+        from serving.pool.dispatcher import Dispatcher
+
         keep_private()
         settings = sealed.open()
         configure(settings.log_format, settings.log_level)
