@@ -28,7 +28,7 @@ _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
 def convert(
     file: TensorFile, schema: ParameterSchema, findings: Findings, prefix: str = ""
 ) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
-    """Convert the inversion whose keys begin with ``prefix``; return tensors and report.
+    """Convert the keys under ``prefix`` to an inversion; return tensors and report.
 
     Reading adds non-finite values to ``findings``.
 

@@ -199,7 +199,7 @@ SCALES, BUNDLE = "scales", "bundle/"
 def stacks(
     tensors: Mapping[str, Shape], schema: ParameterSchema
 ) -> list[tuple[tuple[Component, Shape], tuple[str, ...], list[str]]]:
-    """Group canonical tensors into stacks, whose members have pieces of the same shapes.
+    """Group canonical tensors into stacks. The members of a stack have pieces of equal shapes.
 
     Per stack: (component, parameter shape), the piece names, the members ``C/P`` in row order.
     """

@@ -1,6 +1,6 @@
 """Print the digests of every replica's working weights as JSON.
 
-A separate process, because only one that has joined Ray can call a replica.
+A separate process: calls to a replica need Ray, which the harness does not join.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ class Invariants:
     def examine(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Check images, charges and leftovers since the last check.
 
-        Requests with assets are repeated on every replica; then each uses the base model, whose
-        digest is known.
+        Requests with assets are repeated on every replica. Each replica then loads the base model,
+        and its digest is compared.
         """
         again = {(a.seed, a.selection) for a in answers if a.selection != "{}"}
         after = [

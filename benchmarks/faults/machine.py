@@ -68,7 +68,7 @@ def _fill(path: Path) -> None:
 
 
 def clock_skewed(harm: Harm) -> None:
-    """Send requests and jobs also to gateways whose clocks are ahead and behind."""
+    """Start gateways with clocks ahead and behind; send them requests and jobs."""
     harness = harm.harness
     library = next(iter(Path("/").glob(_LIBFAKETIME.removeprefix("/"))), None)
     if library is None:

@@ -16,3 +16,9 @@ def shared_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runnin
     with running(folder, "--in-process", replicas=2, open_tenant="us") as made:
         made.key("us")
         yield made
+
+
+@pytest.fixture(scope="module")
+def platform(shared_platform: Running) -> Running:
+    """The platform of a module; some have their own."""
+    return shared_platform

@@ -21,11 +21,6 @@ from tests.support.samples import write_kohya_lora
 PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
 
 
-@pytest.fixture(scope="module")
-def platform(shared_platform: Running) -> Running:
-    return shared_platform
-
-
 def client_of(platform: Running, tenant: str) -> httpx2.Client:
     headers = {"Authorization": f"Bearer {platform.key(tenant)}"}
     return httpx2.Client(base_url=platform.url, headers=headers, timeout=60)

@@ -25,11 +25,6 @@ PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding":
 
 
 @pytest.fixture(scope="module")
-def platform(shared_platform: Running) -> Running:
-    return shared_platform
-
-
-@pytest.fixture(scope="module")
 def http(platform: Running) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Bearer {platform.key('archive')}"}
     with httpx2.Client(base_url=platform.url, headers=headers, timeout=60) as client:

@@ -34,11 +34,6 @@ STATUS = {
 }
 
 
-@pytest.fixture(scope="module")
-def platform(shared_platform: Running) -> Running:
-    return shared_platform
-
-
 def pool_metrics(pool: str) -> PoolMetrics:
     metrics = PoolMetrics(pool)
     timings = Timings(queue_ms=20.0, swap_ms=2.0, denoise_ms=500.0)
