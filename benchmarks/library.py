@@ -24,8 +24,9 @@ from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.ids import new_asset_id
 from assets.library.library import Library
 from assets.library.records import Query
-from assets.library.resolve import BASE_NAME, AssetSelection
+from assets.library.resolve import BASE_NAME
 from assets.principal import Principal
+from assets.selection import AssetSelection
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
 from assets.storage.object_store import FsspecStore

@@ -9,57 +9,28 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
 from threading import Event
-from typing import Any, Protocol
+from typing import Any
+
+from msgspec import structs
 
 from assets.content import Blob
-from assets.recipe import Recipe
 from orchestrator.errors import TierFull
 from serving.errors import ReplicaLost
 from serving.generation.contract import (
     ClusterDirectives,
-    DeviceResidency,
     GenerationResult,
     GenerationTask,
-    Rendered,
     ReplicaReport,
-    SubmitEncoding,
 )
+from serving.generation.engine import GenerationEngine, Rendered
 
 log = logging.getLogger(__name__)
-
-
-class GenerationEngine(Protocol):
-    """``prepare`` runs in any thread; ``warm_up``, ``render`` and ``digest`` in one."""
-
-    name: str
-    #: Why it must stop generating.
-    unhealthy: str | None
-
-    def prepare(self, recipe: Recipe, tenant_id: str) -> Any: ...
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None: ...
-
-    def render(
-        self, prepared: Any, request: GenerationTask, is_cancelled: Any, submit: SubmitEncoding
-    ) -> Rendered: ...
-
-    def digest(self) -> str: ...
-
-    def resident(self) -> Mapping[str, frozenset[str]]: ...
-
-    def residency(self) -> DeviceResidency: ...
-
-    def apply_directives(self, directives: ClusterDirectives) -> None: ...
-
-    def forget(self, keys: Collection[str]) -> None: ...
-
-    def warm(self, blobs: Sequence[Blob]) -> str: ...
 
 
 class Worker:
@@ -167,8 +138,8 @@ class Worker:
         waited_ms = (time.perf_counter() - asked_s) * 1000
         rendered = self._engine.render(prepared, request, stop.is_set, self._encoder.submit)
         result = rendered.partial
-        timings = replace(result.timings, queue_ms=waited_ms)
-        return replace(rendered, partial=replace(result, timings=timings))
+        timings = structs.replace(result.timings, queue_ms=waited_ms)
+        return replace(rendered, partial=structs.replace(result, timings=timings))
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         """Drop keys from every tier; report the rest."""

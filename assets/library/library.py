@@ -27,11 +27,12 @@ from assets.failpoint import reach
 from assets.library.purge import Purge
 from assets.library.records import AssetRecords, Page, Query
 from assets.library.references import BlobRecords
-from assets.library.resolve import BASE_NAME, AssetSelection, Resolved, find, find_base, resolve
+from assets.library.resolve import BASE_NAME, Resolved, find, find_base, resolve
 from assets.library.uploads import Quota, Uploads
 from assets.library.validation import check_expiry, check_name, checked_visibility, normal_name
 from assets.prediction import Prediction
 from assets.principal import Principal
+from assets.selection import AssetSelection
 from assets.storage.multipart import PartStore, open_parts
 from assets.storage.object_paths import (
     BLOBS,

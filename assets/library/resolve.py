@@ -7,7 +7,7 @@ is a version; the default is the newest ready one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset, AssetKind
@@ -18,6 +18,7 @@ from assets.library.records import AssetRecords
 from assets.library.validation import normal_name
 from assets.principal import Principal
 from assets.recipe import InversionUse, LoraUse, Recipe
+from assets.selection import AssetSelection
 
 #: The default checkpoint, in ``commons``.
 BASE_NAME = "base"
@@ -26,18 +27,6 @@ MAX_INVERSIONS = 32
 #: Of a trigger word.
 MAX_WORD_CHARS = 128
 MAX_LORA_WEIGHT = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class AssetSelection:
-    """LoRAs with weights, inversions with trigger words."""
-
-    checkpoint: str | None = None
-    vae: str | None = None
-    loras: Mapping[str, float] = field(default_factory=dict)
-    inversions: Mapping[str, str] = field(default_factory=dict)
-    #: Where they differ from the UNet's.
-    lora_text_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -102,7 +101,7 @@ def soak(world: World, engine: Engine) -> Row:
     try:
         while total_ms < world.scale.soak_s * 1000:
             index = len(spent_ms) % len(world.loras)
-            request = replace(world.request(world.with_lora(index)), encoding="png")
+            request = world.request(world.with_lora(index), encoding="png")
             kept: list[Any] = []
             spent_ms.append(_seconds(partial(_generate_into, kept, world, engine, request)) * 1000)
             total_ms += spent_ms[-1]

@@ -28,6 +28,7 @@ from serving.engine.slabs import layouts_of
 from serving.engine.values import DeviceValue, Lora, Pristine
 from serving.generation.contract import GenerationResult, GenerationTask
 from serving.miniature.model import MINIATURE_CONFIGS
+from tests.support.generation import changed, task_of
 
 PROMPT = "a small red star on a blue background"
 _TIER_BYTES = 64 << 30
@@ -138,11 +139,11 @@ class World:
         return recipes
 
     def request(self, recipe: Recipe | None = None, **changes: Any) -> GenerationTask:
-        first = GenerationTask(
+        first = task_of(
             "r", recipe or self.base, PROMPT, self.scale.side, self.scale.side, (7,),
             steps=self.scale.steps, cfg_scale=7.5, tenant_id="bench",
         )  # fmt: skip
-        return replace(first, **changes)
+        return changed(first, **changes)
 
     def generate(self, engine: Engine, request: GenerationTask) -> GenerationResult:
         with engine.prepare(request.recipe) as prepared:

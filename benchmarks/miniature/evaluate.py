@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from assets.library.resolve import AssetSelection
 from assets.principal import Principal
+from assets.selection import AssetSelection
 from benchmarks.miniature.judge import Judge, departures, frame, renders
 from benchmarks.miniature.library import lagoon, mascot
 from benchmarks.miniature.library.sepia import INK, PAPER
@@ -33,11 +33,12 @@ from orchestrator.provision import Provisioner
 from serving.bootstrap.backends import open_backends
 from serving.bootstrap.base_model import open_ingest_service
 from serving.engine.engine import Engine
-from serving.generation.contract import GenerationTask, Sampler
+from serving.generation.contract import Sampler
 from serving.miniature.catalogue import CATALOGUE, CatalogueEntry
 from serving.miniature.model import write_miniature
 from serving.miniature.publish import publish_library
 from serving.settings import Settings
+from tests.support.generation import task_of
 
 RESULT = Path(__file__).parents[1] / "results" / "miniature.json"
 STEPS, CFG_SCALE = 20, 3.0
@@ -68,7 +69,7 @@ class Studio:
         images = []
         try:
             for seed, prompt in enumerate(track(prompts, title, disable=not title)):
-                request = GenerationTask(
+                request = task_of(
                     "evaluation", recipe, prompt, 128, 128, (seed,), steps=STEPS,
                     cfg_scale=CFG_SCALE, sampler=SAMPLER, encoding="png",
                 )  # fmt: skip

@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field
 from assets.asset import Asset
 from assets.errors import InvalidAsset, TooLarge
 from assets.library.preview import MAX_BYTES, preview_of
-from assets.library.resolve import AssetSelection
 from assets.principal import Principal
+from assets.selection import AssetSelection
 from assets.storage.object_paths import preview_key
 from assets.storage.object_store import put_bytes
 from serving.api import idempotency, response_models
@@ -22,7 +22,7 @@ from serving.api.context import Context, Ctx
 from serving.api.keyed_route import Authenticated, CostlyRoute, KeyedRoute
 from serving.api.openapi import answers_with, reads_bytes, reads_headers
 from serving.api.request_model import RequestModel
-from serving.generation.service import GenerationRequest
+from serving.generation.contract import GenerationParams, GenerationRequest
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
 costly_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=CostlyRoute)
@@ -99,9 +99,10 @@ def _generation_request(asset: Asset, body: GeneratePreview) -> GenerationReques
             "trigger_words", "the textual inversion has no trigger word; set one first"
         )
     prompt = f"{words}, {body.prompt}" if words else body.prompt
-    return GenerationRequest(
-        prompt, (body.seed,), selection, steps=body.steps, cfg_scale=body.cfg_scale, encoding="png"
+    params = GenerationParams(
+        prompt=prompt, steps=body.steps, cfg_scale=body.cfg_scale, encoding="png"
     )
+    return GenerationRequest(params=params, seeds=(body.seed,), selection=selection)
 
 
 async def _store(

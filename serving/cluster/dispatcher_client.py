@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import ray
+from msgspec import structs
 from prometheus_client.metrics_core import Metric
 from ray.exceptions import RayActorError
 
@@ -73,7 +74,7 @@ class _DispatcherClient:
                 # In case a dispatcher hangs and does not enforce the deadline.
                 async with asyncio.timeout(left_s + _GRACE_S):
                     wire = await self._open()
-                    attempt = replace(submission, timeout_s=left_s)
+                    attempt = structs.replace(submission, timeout_s=left_s)
                     return thrown(await wire.call("submit", attempt))  # type: ignore[no-any-return]
             except RemoteFailed as error:
                 raise GenerationFailed(f"the dispatcher failed: {error}") from None

@@ -60,14 +60,19 @@ class Denoiser:
         Raises:
             Cancelled: at most ``STEPS_AHEAD`` + 1 steps after ``is_cancelled`` returns True.
         """
-        count = len(seeds)
-        guided = request.cfg_scale > 1.0
+        count, params = len(seeds), request.params
+        guided = params.cfg_scale > 1.0
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         height, width = request.height // LATENT_SCALE, request.width // LATENT_SCALE
         noise = [torch.randn(1, self._channels, height, width, generator=g) for g in generators]
         prediction = request.recipe.prediction
         sampler = scheduler(
-            request.sampler, request.steps, noise[0].shape, generators, self._device, prediction
+            params.sampler,
+            params.steps,
+            noise[0].shape,
+            generators,
+            self._device,
+            prediction,
         )
         latents = to_device(torch.cat(noise), self._device) * sampler.init_noise_sigma
 
@@ -103,7 +108,7 @@ class Denoiser:
             if guided:
                 without, with_prompt = predicted.chunk(2)
                 rescale = GUIDANCE_RESCALE.get(prediction, 0.0)
-                predicted = guided_prediction(without, with_prompt, request.cfg_scale, rescale)
+                predicted = guided_prediction(without, with_prompt, params.cfg_scale, rescale)
             latents = sampler.step(predicted, step, latents, return_dict=False)[0]
             queued.append(self._record(self._device))
             yield latents

@@ -29,7 +29,12 @@ from serving.engine.values import (
     load_lora,
 )
 from serving.errors import OutOfMemory
-from serving.generation.contract import ClusterDirectives, DeviceResidency
+from serving.generation.contract import (
+    ClusterDirectives,
+)
+from serving.generation.engine import (
+    DeviceResidency,
+)
 
 
 @dataclass(slots=True)

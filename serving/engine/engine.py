@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar, cast
 
 import torch
 from cachetools import LRUCache
+from msgspec import structs
 
 from assets.base_model.manifest import ModelManifest
 from assets.content import Blob, Component
@@ -44,14 +45,17 @@ from serving.engine.working import WorkingSet, target_weights
 from serving.errors import Cancelled, NotFinite, OutOfMemory, ServingError, UnexpectedEngineError
 from serving.generation.contract import (
     ClusterDirectives,
-    DeviceResidency,
-    EncodedImage,
+    GenerationParams,
     GenerationResult,
     GenerationTask,
-    Rendered,
-    SubmitEncoding,
     Swap,
     Timings,
+)
+from serving.generation.engine import (
+    DeviceResidency,
+    EncodedImage,
+    Rendered,
+    SubmitEncoding,
 )
 
 log = logging.getLogger(__name__)
@@ -249,18 +253,19 @@ class Engine:
 
         In the generating thread: cuDNN and attention plan per thread.
         """
-        request = GenerationTask("warm-up", self.base, "warm up", 0, 0, seeds=(0,), steps=2)
+        params = GenerationParams(prompt="warm up", steps=2)
         with self.unet.warming():
             for width, height in sizes:
                 for batch in sorted({1, *batches}):
                     seeds = tuple(range(batch))
                     self._warmed[width, height] = (batch,)
                     for is_guided in guided:
-                        sized = replace(
-                            request, width=width, height=height, seeds=seeds,
-                            cfg_scale=7.0 if is_guided else 1.0,
+                        guidance = structs.replace(params, cfg_scale=7.0 if is_guided else 1.0)
+                        task = GenerationTask(
+                            id="warm-up", recipe=self.base, params=guidance, seeds=seeds,
+                            width=width, height=height,
                         )  # fmt: skip
-                        self.generate(self._base, sized)
+                        self.generate(self._base, task)
                 self._warmed[width, height] = tuple(sorted({1, *batches}, reverse=True))
         if self.unet.graphs:
             count, megabytes = len(self.unet.graphs), self.unet.pool_bytes >> 20
@@ -347,7 +352,9 @@ class Engine:
                 raise Cancelled("the request was cancelled before its images were decoded")
             for scaled, decoded in self.decoder.decode(latents):
                 batch.decoded.append((scaled, torch.isfinite(decoded).all()))
-                images.append(submit(partial(encode_image, copy_pixels(decoded), request.encoding)))
+                images.append(
+                    submit(partial(encode_image, copy_pixels(decoded), request.params.encoding))
+                )
             laps.lap("decode")
             if self.device.type == "cpu":  # reading flags costs no wait
                 self._check(prepared, request, batches, is_cancelled)
@@ -416,7 +423,7 @@ class Engine:
             return None
 
         is_proven = prepared.recipe.unet.key in self._proven
-        return blame(prepared.recipe, request.steps, breaks_at, is_proven=is_proven)
+        return blame(prepared.recipe, request.params.steps, breaks_at, is_proven=is_proven)
 
 
 @dataclass(slots=True)

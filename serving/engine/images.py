@@ -10,7 +10,12 @@ import torch
 from PIL import Image
 
 from serving.engine.devices import Event, record_event
-from serving.generation.contract import EncodedImage, ImageEncoding
+from serving.generation.contract import (
+    ImageEncoding,
+)
+from serving.generation.engine import (
+    EncodedImage,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from orchestrator.provision import Provisioner
 from serving.engine.engine import Engine
 from serving.errors import NotFinite
-from serving.generation.contract import GenerationTask
+from serving.generation.contract import GenerationParams, GenerationTask
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 LARGEST_MODEL_BYTES = 256 << 20
 _STEPS = 2
 _WORD = "probe"
-_PROMPT = f"a {_WORD}"
+_PARAMS = GenerationParams(prompt=f"a {_WORD}", steps=_STEPS, cfg_scale=3.0, encoding="png")
 
 
 class EngineProbe:
@@ -67,7 +67,7 @@ class EngineProbe:
         assert self._engine_manifest is not None
         size = self._engine_manifest.native_size
         request = GenerationTask(
-            "probe", recipe, _PROMPT, size, size, (0,), steps=_STEPS, cfg_scale=3.0, encoding="png"
+            id="probe", recipe=recipe, params=_PARAMS, seeds=(0,), width=size, height=size
         )
         prepared = self._engine.prepare(recipe)
         try:

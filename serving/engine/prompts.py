@@ -40,7 +40,7 @@ class PromptEncoder:
     ) -> tuple[Embeddings, Embeddings, list[str]]:
         """Return embeddings of prompt and negative prompt with the current weights, and
         warnings."""
-        recipe = prepared.recipe
+        recipe, params = prepared.recipe, request.params
         # Requested inversions override those bundled with a LoRA.
         inversions = {
             use.token: (use.blob.key, prepared.inversion(use.blob)) for use in recipe.inversions
@@ -48,19 +48,17 @@ class PromptEncoder:
         for lora in recipe.loras:
             for word, inversion in prepared.lora(lora.blob).bundled.items():
                 inversions.setdefault(word, (lora.blob.key, inversion))
-        prompt = self._encode_cached(
-            prepared, request, inversions, request.prompt, request.prompt_2
-        )
+        prompt = self._encode_cached(prepared, request, inversions, params.prompt, params.prompt_2)
         positive, warnings, seen = prompt.embeddings, list(prompt.warnings), set(prompt.seen)
-        if request.negative_prompt is None and request.negative_prompt_2 is None:
+        if params.negative_prompt is None and params.negative_prompt_2 is None:
             # SDXL's training used zeros for an absent prompt (force_zeros_for_empty_prompt).
             negative = Embeddings(
                 torch.zeros_like(positive.context), torch.zeros_like(positive.pooled)
             )
         else:
-            text = request.negative_prompt or ""
+            text = params.negative_prompt or ""
             encoded = self._encode_cached(
-                prepared, request, inversions, text, request.negative_prompt_2
+                prepared, request, inversions, text, params.negative_prompt_2
             )
             negative = encoded.embeddings
             warnings += [f"negative {warning}" for warning in encoded.warnings]

@@ -1,13 +1,18 @@
-"""The values exchanged between dispatcher and replicas; plain: they cross processes."""
+"""The contract: every message of a generation that crosses processes or is stored.
+
+Messages are msgspec structs: unknown fields are skipped, missing ones take their defaults, so a
+new field may be added anywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from typing import Literal, get_args
 
+from msgspec import Struct, field
+
 from assets.recipe import Recipe
+from assets.selection import AssetSelection
 from orchestrator.asset_fetch import AssetFetch
 
 ImageEncoding = Literal["jpeg", "png"]
@@ -22,16 +27,11 @@ REPORT_TIMEOUT_S = 10.0
 WARM_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationTask:
-    """Every parameter that decides the pixels; sizes in pixels, one seed per image."""
+class GenerationParams(Struct, frozen=True, kw_only=True):
+    """What decides the pixels besides assets, seeds and size. Embedded whole in requests and tasks:
+    a new field is one edit."""
 
-    id: str
-    recipe: Recipe
     prompt: str
-    width: int
-    height: int
-    seeds: tuple[int, ...]
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
@@ -39,17 +39,47 @@ class GenerationTask:
     steps: int = 30
     cfg_scale: float = 12.0
     encoding: ImageEncoding = "jpeg"
+
+
+class GenerationRequest(Struct, frozen=True, kw_only=True, tag_field="type", tag="request"):
+    """A validated request with unresolved asset names; jobs store it.
+
+    One seed per image. Sizes are in pixels; None: the native size.
+    """
+
+    params: GenerationParams
+    seeds: tuple[int, ...]
+    selection: AssetSelection = field(default_factory=AssetSelection)
+    width: int | None = None
+    height: int | None = None
+    #: Within the organisation; higher goes first.
+    priority: int = 0
+    #: A pool's name or kind of GPU; empty: the tenant's default.
+    gpu: str = ""
+
+
+class GenerationTask(Struct, frozen=True, kw_only=True, tag_field="type", tag="task"):
+    """A resolved request: the recipe and everything that decides the pixels.
+
+    Sizes are in pixels; one seed per image.
+    """
+
+    id: str
+    recipe: Recipe
+    params: GenerationParams
+    seeds: tuple[int, ...]
+    width: int
+    height: int
     #: Whose tier share the assets count against.
     tenant_id: str = ""
 
     @property
     def work(self) -> float:
         """Steps × pixels × images."""
-        return float(self.steps * self.width * self.height * len(self.seeds))
+        return float(self.params.steps * self.width * self.height * len(self.seeds))
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(Struct, frozen=True):
     """Milliseconds of each phase; ``queue_ms`` includes the wait on a busy replica."""
 
     queue_ms: float = 0.0
@@ -68,8 +98,7 @@ class Timings:
         return engine_ms / 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Swap:
+class Swap(Struct, frozen=True):
     """Parameters written by a recipe switch, by method."""
 
     copied: int
@@ -78,8 +107,7 @@ class Swap:
     kept: int
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationResult:
+class GenerationResult(Struct, frozen=True):
     """The images, in the order of the seeds, and the receipt's data."""
 
     images: tuple[bytes, ...]
@@ -93,39 +121,7 @@ class GenerationResult:
     fallbacks: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """A JPEG or PNG file."""
-
-    data: bytes
-    encode_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A generation whose images are still being encoded; ``partial`` lacks them."""
-
-    partial: GenerationResult
-    images: tuple[Future[EncodedImage], ...]
-
-    def completed(self, images: Sequence[EncodedImage]) -> GenerationResult:
-        encode_ms = sum(image.encode_ms for image in images)
-        return replace(
-            self.partial,
-            images=tuple(image.data for image in images),
-            timings=replace(self.partial.timings, encode_image_ms=encode_ms),
-        )
-
-    def result(self) -> GenerationResult:
-        return self.completed([image.result() for image in self.images])
-
-
-#: In another thread or immediately.
-SubmitEncoding = Callable[[Callable[[], EncodedImage]], Future[EncodedImage]]
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterDirectives:
+class ClusterDirectives(Struct, frozen=True):
     """Instructions of the dispatcher to every replica.
 
     ``nodes``: blob endpoints. ``pins``: the reason to keep each key; None: unknown yet.
@@ -135,30 +131,14 @@ class ClusterDirectives:
     pins: Mapping[str, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Residency:
+class Residency(Struct, frozen=True):
     """The replicas with a blob on their device, and its tiers by node."""
 
     replicas: tuple[str, ...]
     nodes: Mapping[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceResidency:
-    """What an engine can generate with immediately.
-
-    ``ready``: content keys that need no fetch; ``models``: the UNets among them, by which requests
-    are grouped; ``checkpoint_capacity``: models that fit.
-    """
-
-    ready: frozenset[str]
-    models: frozenset[str]
-    checkpoint_capacity: int
-    eviction_policies: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaReport:
+class ReplicaReport(Struct, frozen=True):
     """A replica's node, process and :class:`DeviceResidency`.
 
     ``resident``: content keys by tier; empty after a generation, when only ``ready`` surely

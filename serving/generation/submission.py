@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from serving.generation.contract import GenerationTask
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Struct, frozen=True, tag_field="type", tag="submission"):
     """``timeout_s`` counts from arrival in the queue; ``named``: keys of referenced assets."""
 
     request: GenerationTask

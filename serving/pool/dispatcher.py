@@ -15,6 +15,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from msgspec import structs
+
 from assets.errors import AssetError
 from orchestrator.errors import TierError
 from router.admission import QueueLimits, Refusal
@@ -323,8 +325,8 @@ class Dispatcher:
             )
             self._scheduler.speeds = speeds
             self._take_report(state, report)
-            timings = replace(result.timings, queue_ms=queue_ms + result.timings.queue_ms)
-            _answer(ticket.answer, replace(result, timings=timings))
+            timings = structs.replace(result.timings, queue_ms=queue_ms + result.timings.queue_ms)
+            _answer(ticket.answer, structs.replace(result, timings=timings))
         except (ReplicaLost, UnexpectedEngineError) as lost:
             log.warning("replica %s lost: %s", state.client.id, lost)
             self.metrics.retried()
@@ -411,7 +413,7 @@ class Dispatcher:
             )
         fleet.on_device(state.client.id, report.ready, report.models)
         if not report.resident and state.report is not None:
-            state.report = replace(report, resident=state.report.resident)
+            state.report = structs.replace(report, resident=state.report.resident)
             return
         state.report = report
         # The node's replicas share its file tiers.
@@ -420,7 +422,7 @@ class Dispatcher:
         for other in self._states.values():
             if other is not state and other.report and other.report.node == report.node:
                 resident: Mapping[str, frozenset[str]] = {**other.report.resident, **shared}
-                other.report = replace(other.report, resident=resident)
+                other.report = structs.replace(other.report, resident=resident)
 
     async def _watch(self, state: ReplicaState) -> None:
         """A replica that is up must answer within REPORT_TIMEOUT_S; others at any time."""

@@ -26,6 +26,7 @@ from serving.engine.options import EngineOptions
 from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import CATALOGUE, weights_file
 from serving.miniature.model import write_miniature
+from tests.support.generation import changed, task_of
 from tests.support.samples import write_wild_lora
 
 
@@ -95,11 +96,11 @@ class Rig:
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:
-    task = GenerationTask(
+    task = task_of(
         "r", recipe, "a small red star, mascot", 128, 128, (7,), steps=6, cfg_scale=4.0,
         encoding="png", tenant_id="ada",
     )  # fmt: skip
-    return replace(task, **changes)
+    return changed(task, **changes)
 
 
 def image(engine: Engine, task: GenerationTask) -> bytes:

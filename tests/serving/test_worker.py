@@ -16,16 +16,19 @@ from orchestrator.errors import TierFull
 from serving.errors import Cancelled
 from serving.generation.contract import (
     ClusterDirectives,
-    DeviceResidency,
-    EncodedImage,
     GenerationResult,
     GenerationTask,
-    Rendered,
-    SubmitEncoding,
     Swap,
     Timings,
 )
+from serving.generation.engine import (
+    DeviceResidency,
+    EncodedImage,
+    Rendered,
+    SubmitEncoding,
+)
 from serving.worker import Worker
+from tests.support.generation import task_of
 
 BLOB = Blob("base", "", 1)
 RECIPE = Recipe(BLOB, BLOB, BLOB, BLOB)
@@ -103,7 +106,7 @@ class FakeEngine:
 
 
 def request(name: str) -> GenerationTask:
-    return GenerationTask(name, RECIPE, "p", 8, 8, (1,))
+    return task_of(name, RECIPE, "p", 8, 8, (1,))
 
 
 @asynccontextmanager

@@ -41,7 +41,7 @@ class InstantBackend:
     async def submit(self, submission: Submission) -> GenerationResult:
         self.submissions.append(submission)
         images = (IMAGE,) * len(submission.request.seeds)
-        timings = Timings(denoise_ms=float(submission.request.steps))
+        timings = Timings(denoise_ms=float(submission.request.params.steps))
         return GenerationResult(images, "instant", (), Swap(0, 0, 0, 0), timings)
 
     async def resident(self) -> frozenset[str]:

@@ -1,10 +1,40 @@
-"""Generation of a single image with an engine."""
+"""Generation tasks, and the generation of a single image with an engine."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from serving.generation.contract import GenerationTask
+from msgspec.structs import replace
+
+from assets.recipe import Recipe
+from serving.generation.contract import GenerationParams, GenerationTask
+
+
+def task_of(
+    name: str,
+    recipe: Recipe,
+    prompt: str,
+    width: int,
+    height: int,
+    seeds: tuple[int, ...],
+    tenant_id: str = "",
+    **params: Any,
+) -> GenerationTask:
+    return GenerationTask(
+        id=name,
+        recipe=recipe,
+        params=GenerationParams(prompt=prompt, **params),
+        seeds=seeds,
+        width=width,
+        height=height,
+        tenant_id=tenant_id,
+    )
+
+
+def changed(task: GenerationTask, **changes: Any) -> GenerationTask:
+    """Return a copy; ``changes`` are fields of the task or of its parameters."""
+    own = {name: changes.pop(name) for name in GenerationTask.__struct_fields__ if name in changes}
+    return replace(task, params=replace(task.params, **changes), **own)
 
 
 def image_of(engine: Any, request: GenerationTask) -> bytes:

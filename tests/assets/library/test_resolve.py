@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
-from assets.library.resolve import AssetSelection, Resolved, find_base
+from assets.library.resolve import Resolved, find_base
 from assets.library.resolve import resolve as resolve_at
 from assets.principal import Principal
+from assets.selection import AssetSelection
 
 T1, T2 = Principal("t1", "t1"), Principal("t2", "t2")
 

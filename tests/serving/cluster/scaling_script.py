@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from serving.cluster.environment import require_tokens
+from tests.support.generation import task_of
 
 require_tokens()
 
 import ray  # noqa: E402
 
-from assets.library.resolve import AssetSelection  # noqa: E402
 from assets.principal import Principal  # noqa: E402
+from assets.selection import AssetSelection  # noqa: E402
 from serving.bootstrap.backends import open_backends  # noqa: E402
 from serving.cluster.dispatcher_client import ClusterBackend  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
-from serving.generation.contract import GenerationResult, GenerationTask  # noqa: E402
-from serving.generation.service import GenerationRequest, GenerationService  # noqa: E402
+from serving.generation.contract import (  # noqa: E402
+    GenerationParams,
+    GenerationRequest,
+    GenerationResult,
+)
+from serving.generation.service import GenerationService  # noqa: E402
 from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import PoolSettings, Settings  # noqa: E402
 
@@ -44,7 +49,7 @@ class Case:
     def submit(self, steps: int, pool: str = "") -> asyncio.Task[GenerationResult]:
         name = str(self._count)
         self._count += 1
-        request = GenerationTask(name, self._recipe, "a star", 128, 128, (3,), steps=steps)
+        request = task_of(name, self._recipe, "a star", 128, 128, (3,), steps=steps)
         submission = Submission(request, "t", 1.0, 300.0, pool=pool)
         self.submitted_s.append(time.time())
         return asyncio.create_task(self.backend.submit(submission))
@@ -115,7 +120,7 @@ async def two_kinds(case: Case) -> dict[str, Any]:
 
     async def generate(tenant: str) -> dict[str, Any]:
         started = time.monotonic()
-        request = GenerationRequest("a star", (3,), steps=2)
+        request = GenerationRequest(params=GenerationParams(prompt="a star", steps=2), seeds=(3,))
         generated = await platform.generate(keyring.authenticate(keys[tenant]), request)
         await platform.settle(generated)
         return {

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from serving.cluster.environment import require_tokens
+from tests.support.generation import task_of
 
 require_tokens()
 
 import httpx2  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from assets.library.resolve import AssetSelection  # noqa: E402
 from assets.principal import Principal  # noqa: E402
+from assets.selection import AssetSelection  # noqa: E402
 from serving.bootstrap.backends import open_backends  # noqa: E402
 from serving.cluster.dispatcher_client import ClusterBackend  # noqa: E402
 from serving.cluster.launch import running_pool  # noqa: E402
-from serving.generation.contract import GenerationTask  # noqa: E402
 from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import Settings  # noqa: E402
 from tests.support.servers import free_port  # noqa: E402
@@ -40,7 +40,7 @@ async def generate(pool: Settings) -> dict[str, Any]:
     backend = ClusterBackend(pool)
 
     def submission(name: str) -> Submission:
-        request = GenerationTask(name, recipe, "a star", 128, 128, (3,), steps=2)
+        request = task_of(name, recipe, "a star", 128, 128, (3,), steps=2)
         return Submission(request, "t", 1.0, 120.0)
 
     tiers = await backend.warm([lora])

@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse, Recipe
-from serving.generation.contract import GenerationTask
-from tests.support.generation import image_of
+from tests.support.generation import image_of, task_of
 from tests.support.namings import NAMINGS
 
 WORD = "star"  # in the vocabulary
@@ -56,7 +55,7 @@ def load(pipeline: Any, path: Path, **options: Any) -> None:
 def assert_changes_the_image(engine: Any, **changes: Any) -> None:
     images = []
     for recipe in (engine.base, replace(engine.base, **changes)):
-        request = GenerationTask(
+        request = task_of(
             "r", recipe, f"a red {WORD}", 64, 64, (7,), steps=2, encoding="png"
         )  # fmt: skip
         images.append(image_of(engine, request))
@@ -184,6 +183,6 @@ def test_a_trigger_word_that_is_a_word(
     for name in ("inversion", "inversion_long"):
         use = InversionUse(samples[name].parts["textual_inversion"], WORD)
         recipe: Recipe = replace(engine.base, inversions=(use,))
-        request = GenerationTask("r", recipe, f"a {WORD}", 64, 64, (7,), steps=1, encoding="png")
+        request = task_of("r", recipe, f"a {WORD}", 64, 64, (7,), steps=1, encoding="png")
         images.add(image_of(engine, request))
     assert len(images) == 2

@@ -8,7 +8,7 @@ from typing import Any
 from assets.recipe import LoraUse, Recipe
 from serving.engine.compiled import compilations
 from serving.engine.options import EngineOptions
-from serving.generation.contract import GenerationTask
+from tests.support.generation import task_of
 
 
 def test_a_hundred_mixed_recipes_compile_nothing(bench: Any, samples: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ def test_a_hundred_mixed_recipes_compile_nothing(bench: Any, samples: dict[str, 
         chosen = dice.sample(uses, dice.randint(0, 3))
         loras = tuple(LoraUse(blob, dice.uniform(-1, 1)) for blob in chosen)
         recipe = Recipe(**{**parts, "unet": dice.choice((parts["unet"], other))}, loras=loras)
-        request = GenerationTask(
+        request = task_of(
             "r", recipe, "a red star", 64, 64, (7,), steps=1,
             cfg_scale=dice.choice((1.0, 5.0)), encoding="png",
             sampler=dice.choice(("DDIM", "K_EULER")),

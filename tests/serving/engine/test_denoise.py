@@ -11,7 +11,7 @@ import torch
 from serving.engine.denoise import STEPS_AHEAD, Denoiser
 from serving.engine.text import Embeddings
 from serving.errors import Cancelled
-from serving.generation.contract import GenerationTask
+from tests.support.generation import task_of
 
 
 class SlowDevice:
@@ -51,7 +51,7 @@ def steps(slow: SlowDevice, count: int, is_cancelled: Any) -> Any:
     denoiser = Denoiser(unet, "schema", 4, torch.device("cpu"), record=slow.record)
     empty_prompt = Embeddings(torch.zeros(1, 77, 8), torch.zeros(1, 8))
     recipe: Any = SimpleNamespace(prediction="epsilon")
-    request = GenerationTask("r", recipe, "", 64, 64, (1,), steps=count)
+    request = task_of("r", recipe, "", 64, 64, (1,), steps=count)
     return denoiser.steps(request, (1,), empty_prompt, empty_prompt, is_cancelled)
 
 

@@ -26,17 +26,17 @@ from serving.engine.weight_update import (
 )
 from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
-from tests.support.generation import image_of
+from tests.support.generation import changed, image_of, task_of
 
 #: No token of the vocabulary, so diffusers accepts it as new.
 WORD = "qzebra"
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:
-    first = GenerationTask(
+    first = task_of(
         "r", recipe, "a small red star", 128, 128, (7,), steps=4, cfg_scale=5.0, encoding="png"
     )
-    return replace(first, **changes)
+    return changed(first, **changes)
 
 
 def generate(engine: Any, recipe: Recipe, **changes: Any) -> bytes:

@@ -15,13 +15,13 @@ from serving.errors import Cancelled, NotFinite, OutOfMemory, ReplicaLost, Unexp
 from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import weights_file
 from serving.worker import Worker
-from tests.support.generation import image_of
+from tests.support.generation import changed, image_of, task_of
 from tests.support.samples import write_wild_lora
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:
-    first = GenerationTask("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
-    return replace(first, **changes)
+    first = task_of("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
+    return changed(first, **changes)
 
 
 def generate(engine: Any, recipe: Recipe, **changes: Any) -> bytes:

@@ -16,18 +16,18 @@ from assets.recipe import LoraUse, Recipe
 from serving.engine.graphs import CaptureFailed, StandInCapture, UnetKey
 from serving.engine.options import EngineOptions
 from serving.generation.contract import GenerationTask
-from tests.support.generation import image_of
+from tests.support.generation import changed, image_of, task_of
 
 PLAIN = EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0)
 SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:
-    first = GenerationTask(
+    first = task_of(
         "r", recipe, "a red star", 64, 64, (7,), steps=3, cfg_scale=5.0, encoding="png",
         tenant_id="ada",
     )  # fmt: skip
-    return replace(first, **changes)
+    return changed(first, **changes)
 
 
 @pytest.fixture(scope="module")

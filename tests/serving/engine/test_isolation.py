@@ -17,6 +17,7 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from orchestrator.errors import TierError
 from serving.errors import Cancelled, UnexpectedEngineError
 from serving.generation.contract import GenerationTask
+from tests.support.generation import task_of
 
 WORD = "qzebra"
 TENANTS = ("ada", "bob", "eve")
@@ -49,7 +50,7 @@ def recipes(bench: Any, samples: dict[str, Any]) -> list[Recipe]:
 
 def request(recipe: Recipe, tenant: str) -> GenerationTask:
     seed = TENANTS.index(tenant)
-    return GenerationTask(
+    return task_of(
         tenant, recipe, f"a {WORD} star", 64, 64, (seed,), steps=2, encoding="png"
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from assets.recipe import InversionUse, LoraUse
+from tests.support.generation import task_of
 
 TARGETS = r".*(attn2\.to_k|attn2\.to_out\.0|resnets\.0\.conv1|ff\.net\.2)"
 PATTERNS = {
@@ -134,12 +135,11 @@ def test_an_inversion_bundled_with_a_lora(
     other = InversionUse(samples["inversion_long"].parts["textual_inversion"], "qzebra")
 
     def context(**changes: Any) -> torch.Tensor:
-        from serving.generation.contract import GenerationTask
 
         recipe = replace(engine.base, **changes)
         prepared = engine.prepare(recipe)
         engine.switch_to(prepared)
-        request = GenerationTask("r", recipe, "a qzebra star", 128, 128, (7,))
+        request = task_of("r", recipe, "a qzebra star", 128, 128, (7,))
         positive, _, prompt_warnings = engine.prompts.encode(prepared, request)
         prepared.release()
         assert prompt_warnings == []

@@ -13,7 +13,7 @@ from serving.engine.options import EngineOptions
 from serving.engine.prompt_cache import PromptCache, PromptKey
 from serving.engine.text import Embeddings, Encoded
 from serving.generation.contract import GenerationTask
-from tests.support.generation import image_of
+from tests.support.generation import changed, image_of, task_of
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def engine(bench: Any) -> Any:
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:
-    first = GenerationTask(
+    first = task_of(
         "r", recipe, "a qzebra star", 64, 64, (7,), steps=1, encoding="png", tenant_id="ada",
         negative_prompt="blurred",
     )  # fmt: skip
-    return replace(first, **changes)
+    return changed(first, **changes)
 
 
 def test_a_repeated_prompt_is_not_encoded_again(bench: Any, engine: Any) -> None:
@@ -43,20 +43,20 @@ def test_a_repeated_prompt_is_not_encoded_again(bench: Any, engine: Any) -> None
     task = request(engine.base)
     assert image_of(engine, task) == image_of(engine, task) == image_of(uncached, task)
     assert engine.encoded == 2
-    image_of(engine, replace(task, prompt="a ring"))
+    image_of(engine, changed(task, prompt="a ring"))
     assert engine.encoded == 3
 
 
 def test_a_tenant_cannot_detect_anothers_prompts(engine: Any) -> None:
     """A prompt takes the same time if another tenant has used it."""
     task = request(engine.base)
-    images = {image_of(engine, replace(task, tenant_id=t)) for t in ("ada", "bob", "eve")}
+    images = {image_of(engine, changed(task, tenant_id=t)) for t in ("ada", "bob", "eve")}
     assert len(images) == 1
     assert engine.encoded == 6
-    image_of(engine, replace(task, tenant_id="bob"))
+    image_of(engine, changed(task, tenant_id="bob"))
     assert engine.encoded == 6
     for _ in range(2):  # nothing is cached without a tenant
-        image_of(engine, replace(task, tenant_id=""))
+        image_of(engine, changed(task, tenant_id=""))
     assert engine.encoded == 10
 
 

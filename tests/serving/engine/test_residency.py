@@ -13,7 +13,7 @@ from orchestrator.device_tier import DeviceTier
 from serving.engine.device_cache import DeviceCache
 from serving.engine.slabs import layouts_of
 from serving.engine.working import WorkingSet, target_weights
-from serving.generation.contract import GenerationTask
+from tests.support.generation import task_of
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_pristine_weights_in_host_memory_give_the_same_images(
     """As on a small GPU: copied from host memory, changed in place."""
     near, apart = bench.engine("near"), bench.engine("apart", pristine_budget_bytes=1 << 30)
     for recipe in recipes:
-        request = GenerationTask("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
+        request = task_of("r", recipe, "a red star", 64, 64, (7,), steps=2, encoding="png")
         images = []
         for engine in (near, apart):
             prepared = engine.prepare(recipe)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from assets.errors import InvalidAsset
-from assets.library.resolve import AssetSelection
 from assets.principal import Principal
 from assets.recipe import LoraUse
+from assets.selection import AssetSelection
 from serving.api.dialects.octoai.generate import GenerateRequest
 
 

@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 
 from assets.library.records import Query
-from assets.library.resolve import BASE_NAME, AssetSelection
+from assets.library.resolve import BASE_NAME
 from assets.principal import Principal
+from assets.selection import AssetSelection
 from benchmarks.miniature.evaluate import EFFECTS, held_out, selection_of
 from benchmarks.miniature.judge import Judge
 from benchmarks.miniature.world import Scene, caption, random_scene
-from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import CATALOGUE, CatalogueEntry, weights_file
 from serving.miniature.model import TOKEN_DIGESTS, token_rows
 from serving.miniature.publish import publish_library, withdraw_library
+from tests.support.generation import task_of
 
 PRINCIPAL = Principal("t1", "t1")
 BY_NAME = {entry.name: entry for entry in CATALOGUE}
@@ -47,7 +48,7 @@ def generate(commons: Any) -> Generate:
         prepared = engine.prepare(recipe)
         images = []
         for seed, prompt in enumerate(prompts):
-            request = GenerationTask(
+            request = task_of(
                 "r", recipe, prompt, 128, 128, (seed,), steps=16, cfg_scale=3.0,
                 sampler="K_EULER", encoding="png",
             )  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from assets.content import Blob
 from assets.recipe import LoraUse, Recipe
@@ -32,6 +32,7 @@ from serving.generation.contract import (
 )
 from serving.generation.submission import Submission
 from serving.pool.dispatcher import Dispatcher
+from tests.support.generation import task_of
 
 BLOB = Blob("base", "", 1)
 
@@ -88,7 +89,7 @@ def submission(
 ) -> Submission:
     loras = (LoraUse(Blob(lora, "", 10**9), 1.0),) if lora else ()
     recipe = Recipe(BLOB, BLOB, BLOB, BLOB, loras)
-    request = GenerationTask(name, recipe, "p", 8, 8, (1,), steps=1)
+    request = task_of(name, recipe, "p", 8, 8, (1,), steps=1)
     return Submission(request, tenant, 1.0, timeout_s, frozenset({lora} if lora else ()))
 
 

@@ -7,11 +7,17 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from assets.library.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS, AssetSelection
+from assets.library.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS
+from assets.selection import AssetSelection
 from serving.api.request_model import RequestModel
 from serving.errors import InvalidRequest
-from serving.generation.contract import ImageEncoding, Sampler
-from serving.generation.service import MAX_SEED, Generation, GenerationRequest, fixed_seeds
+from serving.generation.contract import (
+    GenerationParams,
+    GenerationRequest,
+    ImageEncoding,
+    Sampler,
+)
+from serving.generation.service import MAX_SEED, Generation, fixed_seeds
 
 Prompt = Annotated[str, Field(max_length=10_000)]
 #: An id, or ``owner:name@version``.
@@ -119,18 +125,20 @@ class GenerateRequest(RequestModel):
                 f"{len(self.seed)} seeds for {self.num_images} images; give at most one each",
             )
         return GenerationRequest(
-            prompt=self.prompt,
-            prompt_2=self.prompt_2,
-            negative_prompt=self.negative_prompt,
-            negative_prompt_2=self.negative_prompt_2,
+            params=GenerationParams(
+                prompt=self.prompt,
+                prompt_2=self.prompt_2,
+                negative_prompt=self.negative_prompt,
+                negative_prompt_2=self.negative_prompt_2,
+                sampler=self.sampler,
+                steps=self.steps,
+                cfg_scale=self.cfg_scale,
+                encoding=self.image_encoding,
+            ),
             seeds=fixed_seeds(self.seed, self.num_images),
             selection=self._asset_selection(),
             width=self.width,
             height=self.height,
-            sampler=self.sampler,
-            steps=self.steps,
-            cfg_scale=self.cfg_scale,
-            encoding=self.image_encoding,
             priority=self.priority,
             gpu=self.gpu or "",
         )

@@ -1,0 +1,87 @@
+"""The engine as its worker sees it, and its results before images are encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from msgspec import structs
+
+from assets.content import Blob
+from assets.recipe import Recipe
+from serving.generation.contract import ClusterDirectives, GenerationResult, GenerationTask
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A JPEG or PNG file."""
+
+    data: bytes
+    encode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A generation whose images are still being encoded; ``partial`` lacks them."""
+
+    partial: GenerationResult
+    images: tuple[Future[EncodedImage], ...]
+
+    def completed(self, images: Sequence[EncodedImage]) -> GenerationResult:
+        encode_ms = sum(image.encode_ms for image in images)
+        return structs.replace(
+            self.partial,
+            images=tuple(image.data for image in images),
+            timings=structs.replace(self.partial.timings, encode_image_ms=encode_ms),
+        )
+
+    def result(self) -> GenerationResult:
+        return self.completed([image.result() for image in self.images])
+
+
+#: In another thread or immediately.
+SubmitEncoding = Callable[[Callable[[], EncodedImage]], Future[EncodedImage]]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceResidency:
+    """What an engine can generate with immediately.
+
+    ``ready``: content keys that need no fetch; ``models``: the UNets among them, by which requests
+    are grouped; ``checkpoint_capacity``: models that fit.
+    """
+
+    ready: frozenset[str]
+    models: frozenset[str]
+    checkpoint_capacity: int
+    eviction_policies: Mapping[str, str] = field(default_factory=dict)
+
+
+class GenerationEngine(Protocol):
+    """``prepare`` runs in any thread; ``warm_up``, ``render`` and ``digest`` in one."""
+
+    name: str
+    #: Why it must stop generating.
+    unhealthy: str | None
+
+    def prepare(self, recipe: Recipe, tenant_id: str) -> Any: ...
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None: ...
+
+    def render(
+        self, prepared: Any, request: GenerationTask, is_cancelled: Any, submit: SubmitEncoding
+    ) -> Rendered: ...
+
+    def digest(self) -> str: ...
+
+    def resident(self) -> Mapping[str, frozenset[str]]: ...
+
+    def residency(self) -> DeviceResidency: ...
+
+    def apply_directives(self, directives: ClusterDirectives) -> None: ...
+
+    def forget(self, keys: Collection[str]) -> None: ...
+
+    def warm(self, blobs: Sequence[Blob]) -> str: ...
