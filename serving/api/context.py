@@ -17,6 +17,7 @@ from serving.api.recent import RecentCache
 from serving.api.turns import TenantLocks
 from serving.bootstrap.backends import Backends
 from serving.generation.service import GenerationService
+from serving.jobs.idempotency import JobAcceptance
 from serving.jobs.watch import JobWatcher
 
 #: Every response has a new download URL.
@@ -45,6 +46,7 @@ class Context:
     #: Wakes the worker for a job.
     new_job: asyncio.Event = field(default_factory=asyncio.Event)
     job_watch: JobWatcher = field(init=False)
+    acceptance: JobAcceptance = field(init=False)
     #: Serialises a tenant's requests that read many rows.
     searches: TenantLocks = field(default_factory=TenantLocks)
     #: Of public routes.
@@ -54,6 +56,8 @@ class Context:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "job_watch", JobWatcher(self.backends.jobs))
+        acceptance = JobAcceptance(self.backends.jobs, self.platform, self.signer, self.new_job)
+        object.__setattr__(self, "acceptance", acceptance)
 
     def url(self, path: str) -> str:
         return f"{self.public_url}/{path}"

@@ -19,9 +19,9 @@ from serving.api import idempotency, response_models
 from serving.api.context import Context, Ctx
 from serving.api.dialects.octoai.generate import GenerateRequest, answer
 from serving.api.generate import once, run_while_connected
-from serving.api.idempotency import check_room
 from serving.api.keyed_route import Authenticated, CostlyRoute, bearer
 from serving.api.openapi import answers_with, reads_headers
+from serving.jobs.idempotency import make_room
 from serving.jobs.store import Job
 
 
@@ -62,7 +62,7 @@ async def generate_native(
             return await idempotency.answer_of(context, job)
         stored = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))
         return await _store_images(context, principal, json.loads(stored), body.image_encoding, job)
-    await check_room(context, principal)
+    await make_room(context.platform, principal)
     generated = await run_while_connected(
         request, context.platform.generate(principal, body.to_request())
     )

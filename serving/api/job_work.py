@@ -10,7 +10,7 @@ from assets.failpoint import reach
 from assets.storage.object_paths import result_key
 from assets.storage.object_store import put_bytes
 from serving.api.context import Context
-from serving.api.dialects.octoai.generate import GenerateRequest, answer
+from serving.api.dialects.octoai.generate import answer
 from serving.api.errors import describe
 from serving.bootstrap.backends import Backends
 from serving.generation.service import GenerationService
@@ -30,8 +30,7 @@ class ApiJobWork:
         principal = await asyncio.to_thread(
             self._backends.directory.keyring.principal_of_job, job.tenant_id, job.asked_by
         )
-        request = GenerateRequest.model_validate(job.request).to_request()
-        generated = await self._platform.generate_charged(principal, request, job.charge_id)
+        generated = await self._platform.generate_charged(principal, job.request, job.charge_id)
         data = json.dumps(answer(generated)).encode()
         key = result_key(job.id)
         await asyncio.to_thread(put_bytes, self._backends.store, key, data)

@@ -32,7 +32,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     body: dict[str, Any] = {"status": "completed" if done else job.status}
     if done:
         body["response_url"] = context.url(f"v1/jobs/{job_id}/result")
-    elif starting := await context.platform.starting(job.request.get("gpu") or ""):
+    elif starting := await context.platform.starting(job.request.gpu):
         body["starting"] = starting
     return body
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 from sqlalchemy import JSON, Engine, Index, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 from assets.principal import Principal
 from assets.sql.base import Base, alone
 from serving.errors import Refused
+from serving.generation.contract import GenerationRequest
 from serving.tenants.meter import Charge, Meter, Settlement
 
 JobStatus = Literal["pending", "running", "completed", "failed"]
@@ -63,7 +65,7 @@ class Job:
     tenant_name: str
     weight: float
     status: JobStatus
-    request: Mapping[str, Any]
+    request: GenerationRequest
     error: Mapping[str, Any] | None
     created_at_s: float
     #: Of the request body, if the id comes from an idempotency key.
@@ -86,7 +88,7 @@ def _job(row: JobRow) -> Job:
         row.tenant_name,
         row.weight,
         row.status,  # type: ignore[arg-type]
-        row.request,
+        msgspec.convert(row.request, GenerationRequest),
         row.error,
         row.created_at_s,
         row.body_digest,
@@ -117,7 +119,7 @@ class JobStore:
     def add(
         self,
         principal: Principal,
-        request: Mapping[str, Any],
+        request: GenerationRequest,
         job_id: str | None = None,
         body_digest: str | None = None,
         work: float = 0.0,
@@ -140,7 +142,7 @@ class JobStore:
             tenant_name=principal.tenant_name,
             weight=principal.weight,
             status="pending",
-            request=dict(request),
+            request=msgspec.to_builtins(request),
             error=None,
             claimed_by=None,
             claimed_until_s=0.0,

@@ -1,4 +1,4 @@
-"""Generation tasks, and the generation of a single image with an engine."""
+"""Generation requests and tasks, and the generation of a single image with an engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from assets.recipe import Recipe
-from serving.generation.contract import GenerationParams, GenerationTask
+from serving.generation.contract import GenerationParams, GenerationRequest, GenerationTask
+
+REQUEST = GenerationRequest(params=GenerationParams(prompt="a star"), seeds=(1,))
 
 
 def task_of(

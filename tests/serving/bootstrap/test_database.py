@@ -11,16 +11,53 @@ import sqlalchemy as sa
 
 from assets.library.records import Query
 from assets.principal import Principal
+from assets.selection import AssetSelection
 from assets.sql.base import connect
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
 from serving.bootstrap.database import open_database, upgrade
+from serving.generation.contract import GenerationParams, GenerationRequest
 from serving.jobs.store import JobStore
 from serving.tenants.directory import Directory
 from serving.tenants.keys import new_key
 from serving.tenants.meter import Meter
+from tests.support.generation import REQUEST
 
 ACME = Principal("t", "acme")
+
+#: A job's request as OctoAI's body, with what its internal form must be.
+OLD_BODY = {
+    "prompt": "a star",
+    "negative_prompt": None,
+    "checkpoint": "commons:pixel",
+    "loras": {"commons:night": 0.5, "heart": {"unet": 1.0, "text_encoders": 0.2}},
+    "textual_inversions": {"commons:lagoon": "lagoon"},
+    "sampler": "K_EULER",
+    "width": 1024,
+    "height": 1024,
+    "cfg_scale": 3.0,
+    "steps": 4,
+    "num_images": 2,
+    "seed": [7, 8],
+    "image_encoding": "png",
+    "priority": 1,
+    "gpu": None,
+}
+OLD_REQUEST = GenerationRequest(
+    params=GenerationParams(
+        prompt="a star", sampler="K_EULER", steps=4, cfg_scale=3.0, encoding="png"
+    ),
+    seeds=(7, 8),
+    selection=AssetSelection(
+        checkpoint="commons:pixel",
+        loras={"commons:night": 0.5, "heart": 1.0},
+        inversions={"commons:lagoon": "lagoon"},
+        lora_text_weights={"heart": 0.2},
+    ),
+    width=1024,
+    height=1024,
+    priority=1,
+)
 
 
 def test_a_database_of_an_earlier_release_is_migrated(tmp_path: Path) -> None:
@@ -31,8 +68,9 @@ def test_a_database_of_an_earlier_release_is_migrated(tmp_path: Path) -> None:
         connection.execute(
             sa.text(
                 "INSERT INTO jobs VALUES ('job_old', 't', 'acme', 1.0, 'pending', "
-                "'{\"prompt\": 1}', NULL, NULL, 0.0, 5.0, NULL)"
-            )
+                ":request, NULL, NULL, 0.0, 5.0, NULL)"
+            ),
+            {"request": json.dumps(OLD_BODY)},
         )
         connection.execute(sa.text("INSERT INTO tenants VALUES ('t', 'acme', 2.0, 1.0)"))
         key = new_key()
@@ -67,9 +105,9 @@ def test_a_database_of_an_earlier_release_is_migrated(tmp_path: Path) -> None:
     jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
     old = jobs.get("job_old")
     assert old is not None
-    assert (old.request, old.body_digest, old.status) == ({"prompt": 1}, None, "pending")
-    assert jobs.add(ACME, {}, "job_new", "digest").body_digest == "digest"
-    assert jobs.add(ACME, {"other": 1}, "job_new", "more").body_digest == "digest"
+    assert (old.request, old.body_digest, old.status) == (OLD_REQUEST, None, "pending")
+    assert jobs.add(ACME, REQUEST, "job_new", "digest").body_digest == "digest"
+    assert jobs.add(ACME, REQUEST, "job_new", "more").body_digest == "digest"
 
 
 def test_database_errors_do_not_contain_the_parameters(database: Any) -> None:

@@ -13,6 +13,7 @@ from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from serving.jobs.store import JobRow, JobStore
 from serving.tenants.meter import Meter
+from tests.support.generation import REQUEST
 
 WAITING = 256
 TENANTS = tuple(Principal(f"claims-{index}", "t") for index in range(8))
@@ -91,7 +92,7 @@ def _sqlite_steps(engine: sa.Engine, work: Callable[[], Any]) -> int:
 def test_the_cost_of_a_claim_does_not_grow_with_finished_jobs(shared: sa.Engine) -> None:
     jobs = JobStore(shared, Meter(shared, SqlBlobRecords(shared)))
     for index in range(WAITING):
-        jobs.add(tenant(index), {"prompt": "a star"})
+        jobs.add(tenant(index), REQUEST)
     costs: dict[str, list[int]] = {"claim": [], "add": [], "expired": []}
     existing = 0
     for count in (1_000, 60_000):
@@ -101,7 +102,7 @@ def test_the_cost_of_a_claim_does_not_grow_with_finished_jobs(shared: sa.Engine)
         with shared.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE")  # both databases do so later
         costs["claim"].append(steps_of(shared, lambda: jobs.claim("w")))
-        costs["add"].append(steps_of(shared, lambda: jobs.add(TENANTS[1], {})))
+        costs["add"].append(steps_of(shared, lambda: jobs.add(TENANTS[1], REQUEST)))
         costs["expired"].append(steps_of(shared, jobs.expired))
     for what, (few, many) in costs.items():
         assert many <= 3 * few + 20, (what, few, many)  # an index may be a level deeper

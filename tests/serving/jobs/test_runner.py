@@ -25,13 +25,14 @@ from serving.jobs.runner import (
 from serving.jobs.store import Job, JobStore
 from serving.jobs.watch import JobWatcher
 from serving.tenants.meter import Meter, Settlement
+from tests.support.generation import REQUEST
 
 
 async def test_a_gateway_puts_its_jobs_back_on_shutdown(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
     jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
     principal = Principal("t", "acme")
-    job = jobs.add(principal, {"prompt": "a star"})
+    job = jobs.add(principal, REQUEST)
     started = asyncio.Event()
 
     class Work:
@@ -67,7 +68,7 @@ async def test_waiters_share_one_database_query(tmp_path: Path) -> None:
 
     principal = Principal("t", "acme")
     watch = JobWatcher(cast(JobStore, Counting()))
-    accepted = [jobs.add(principal, {}) for _ in range(50)]
+    accepted = [jobs.add(principal, REQUEST) for _ in range(50)]
     waiting = [asyncio.create_task(watch.finished(job.id)) for job in accepted]
     waiting.append(asyncio.create_task(watch.finished(accepted[0].id)))
     unknown = asyncio.create_task(watch.finished("job_nowhere"))

@@ -21,6 +21,7 @@ from serving.errors import (
 )
 from serving.jobs.store import CLAIM_S, KEPT_S, Job, JobStore
 from serving.tenants.meter import Charge, Meter, Settlement
+from tests.support.generation import REQUEST
 
 ACME = Principal("t", "acme")
 
@@ -37,7 +38,7 @@ def spent(job: Job) -> Settlement:
 def test_a_failed_job_is_retried_on_request(tmp_path: Path) -> None:
     now = [1000.0]
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
-    job = jobs.add(ACME, {}, "job_x", "digest")
+    job = jobs.add(ACME, REQUEST, "job_x", "digest")
     assert jobs.claim("w") is not None
     assert jobs.fail(job.id, "w", {"status": 503, "body": {}})
     now[0] += KEPT_S + 1
@@ -54,7 +55,7 @@ def test_an_expired_idempotency_key_is_charged_again(tmp_path: Path) -> None:
     now = [1000.0]
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
     for _ in range(2):
-        job = jobs.add(ACME, {}, "job_key", "digest")
+        job = jobs.add(ACME, REQUEST, "job_key", "digest")
         assert jobs.claim("w") is not None
         assert jobs.finish(job.id, "w", Settlement(Charge(job.charge_id, ACME, 1.0), 1.0, 1))
         now[0] += KEPT_S + 1
@@ -66,7 +67,7 @@ def test_concurrent_retries_reserve_the_budget_once(tmp_path: Path) -> None:
     principal = replace(ACME, plan=Plan("p", gpu_s_per_month=100.0))
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db")
     jobs._meter.settle(Settlement(Charge("before", principal, 1.0), 1.0, 1))
-    job = jobs.add(principal, {}, "job_key", "digest", work=5.0)
+    job = jobs.add(principal, REQUEST, "job_key", "digest", work=5.0)
     assert jobs.claim("w") is not None
     assert jobs.fail(job.id, "w", {"status": 503, "body": {}})
     for _ in range(2):
@@ -83,11 +84,11 @@ def test_concurrent_retries_reserve_the_budget_once(tmp_path: Path) -> None:
 def test_a_job_is_claimed_by_one_worker_and_finished_once(tmp_path: Path) -> None:
     now = [1000.0]
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
-    job = jobs.add(ACME, {"prompt": "x", "seed": [1]})
+    job = jobs.add(ACME, REQUEST)
     job_id = job.id
     claimed = jobs.claim("w1")
     assert claimed is not None
-    assert claimed.request == {"prompt": "x", "seed": [1]}
+    assert claimed.request == REQUEST
     assert jobs.claim("w2") is None
     now[0] += CLAIM_S - 1
     assert jobs.renew(job_id, "w1")
@@ -114,8 +115,8 @@ def test_a_tenants_backlog_of_jobs_does_not_delay_others(
 ) -> None:
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db")
     heavy, light = Principal("many", "many"), Principal("one", "one")
-    backlog = [jobs.add(heavy, {}).id for _ in range(5)]
-    light_id = jobs.add(light, {}).id
+    backlog = [jobs.add(heavy, REQUEST).id for _ in range(5)]
+    light_id = jobs.add(light, REQUEST).id
     first, second = jobs.claim("w"), jobs.claim("w")
     assert first is not None
     assert second is not None
@@ -126,8 +127,8 @@ def test_a_tenants_backlog_of_jobs_does_not_delay_others(
     assert (returned.status, returned.failures) == ("pending", 1)
     monkeypatch.setattr("serving.jobs.store.MAX_UNFINISHED", 5)
     with pytest.raises(Refused):
-        jobs.add(heavy, {})
-    jobs.add(light, {})
+        jobs.add(heavy, REQUEST)
+    jobs.add(light, REQUEST)
 
 
 def test_results_are_kept_as_long_as_configured(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_results_are_kept_as_long_as_configured(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
     clock = lambda: now[0]  # noqa: E731
     jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine), clock), clock, kept_s=60.0)
-    job = jobs.add(ACME, {}, "job_x")
+    job = jobs.add(ACME, REQUEST, "job_x")
     assert jobs.claim("w") is not None
     assert jobs.finish(job.id, "w", spent(job))
     now[0] += 59
@@ -160,7 +161,7 @@ def test_clock_skew_does_not_take_over_claims(
         return {job.id for job in claims if job is not None}
 
     exact = open_jobs()
-    job = exact.add(ACME, {}, f"job_{secrets.token_hex(8)}")
+    job = exact.add(ACME, REQUEST, f"job_{secrets.token_hex(8)}")
     assert job.id in claimed_by(exact, "right")
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 900.0)
