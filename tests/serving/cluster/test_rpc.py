@@ -1,21 +1,35 @@
-"""RPC: every call ends exactly once, whatever happens remotely."""
+"""RPC: every call ends exactly once, whatever happens remotely; strangers get nowhere."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import pickle
+import signal
 import socket
-import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import pytest
+from grpc import aio
 
-from serving.cluster.rpc import RemoteFailed, Wire, WireBroken, WireDown, WireServer
+from assets.storage.signing import Signer
+from serving.cluster.identity import NAME, identity
+from serving.cluster.rpc import (
+    MAX_MESSAGE_BYTES,
+    PROTOCOL,
+    Incompatible,
+    Lost,
+    NotTaken,
+    RemoteError,
+    RpcClient,
+    RpcServer,
+)
 
-KEY = b"k" * 32
+SECRET = b"s" * 32
 HOST = "127.0.0.1"
 
 
@@ -24,163 +38,265 @@ class Methods:
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.go = asyncio.Event()
+        self.running = 0
 
-    async def echo(self, value: Any) -> Any:
-        return value
+    async def echo(self, message: bytes) -> bytes:
+        return message
 
-    async def slow(self, value: Any) -> Any:
+    async def slow(self, message: bytes) -> bytes:
+        self.running += 1
         self.started.set()
         try:
             await self.go.wait()
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        return value
+        finally:
+            self.running -= 1
+        return message
 
-    async def broken(self) -> None:
+    async def broken(self, message: bytes) -> bytes:
         raise KeyError("a secret")
 
-    async def unpicklable(self) -> Any:
-        return lambda: None
+    async def count(self, message: bytes) -> AsyncIterator[bytes]:
+        self.started.set()
+        try:
+            for number in range(int(message)):
+                yield str(number).encode()
+                await asyncio.sleep(0)
+        finally:
+            self.cancelled.set()
+
+    async def breaks(self, message: bytes) -> AsyncIterator[bytes]:
+        yield b"first"
+        raise KeyError("a secret")
+
+
+def server_of(methods: Methods, max_calls: int = 100) -> RpcServer:
+    unary = {name: getattr(methods, name) for name in ("echo", "slow", "broken")}
+    streams = {name: getattr(methods, name) for name in ("count", "breaks")}
+    return RpcServer(identity(Signer(SECRET)), unary, streams, max_calls)
 
 
 @asynccontextmanager
-async def connection(key: bytes = KEY) -> AsyncIterator[tuple[Wire, Methods, WireServer]]:
+async def connection(
+    secret: bytes = SECRET, max_calls: int = 100
+) -> AsyncIterator[tuple[RpcClient, Methods, RpcServer]]:
     methods = Methods()
-    names = ("echo", "slow", "broken", "unpicklable")
-    server = WireServer({name: getattr(methods, name) for name in names}, KEY)
-    wire = Wire(await server.start(HOST), key)
+    server = server_of(methods, max_calls)
+    client = RpcClient(await server.start(HOST), identity(Signer(secret)))
     try:
-        yield wire, methods, server
+        yield client, methods, server
     finally:
-        await wire.close()
+        await client.close()
         await server.close()
 
 
 async def test_many_calls_share_a_connection() -> None:
-    async with connection() as (wire, methods, _):
-        slow = asyncio.create_task(wire.call("slow", "last"))
-        answers = await asyncio.gather(*(wire.call("echo", i) for i in range(100)))
-        assert answers == list(range(100))
+    async with connection() as (client, methods, _):
+        slow = asyncio.create_task(client.call("slow", b"last"))
+        answers = await asyncio.gather(*(client.call("echo", b"%d" % i) for i in range(50)))
+        assert answers == [b"%d" % i for i in range(50)]
         assert not slow.done()
         methods.go.set()
-        assert await slow == "last"
+        assert await slow == b"last"
 
 
-async def test_large_values_pass() -> None:
-    value = os.urandom(5 << 20)
-    async with connection() as (wire, _, _):
-        assert await wire.call("echo", value) == value
+async def test_large_messages_pass_up_to_the_limit() -> None:
+    value = os.urandom(20 << 20)
+    async with connection() as (client, _, _):
+        assert await client.call("echo", value) == value
+        with pytest.raises(NotTaken, match="larger"):
+            await client.call("echo", bytes(MAX_MESSAGE_BYTES + 1))
+        assert await client.call("echo", b"still there") == b"still there"
 
 
-@pytest.mark.parametrize("method", ["broken", "unpicklable", "unknown"])
-async def test_remote_errors_are_raised_without_their_text(method: str) -> None:
-    async with connection() as (wire, _, _):
-        with pytest.raises(RemoteFailed) as failed:
-            await wire.call(method)
-        assert "a secret" not in str(failed.value)
-        assert await wire.call("echo", 1) == 1
+async def test_a_methods_error_is_raised_without_its_text() -> None:
+    async with connection() as (client, _, _):
+        with pytest.raises(RemoteError, match="KeyError"):
+            await client.call("broken", b"")
+        with pytest.raises(RemoteError, match="KeyError"):
+            _ = [message async for message in client.stream("breaks", b"")]
+        with pytest.raises(NotTaken):
+            await client.call("unknown", b"")
 
 
 async def test_a_cancelled_call_is_cancelled_on_the_server() -> None:
-    async with connection() as (wire, methods, _):
-        call = asyncio.create_task(wire.call("slow", 1))
-        await methods.started.wait()
-        call.cancel()
-        await asyncio.wait([call])
-        await asyncio.wait_for(methods.cancelled.wait(), 10)
-        assert await wire.call("echo", 1) == 1
+    async with connection() as (client, methods, _):
+        call = asyncio.create_task(client.call("slow", b""))
+        async with asyncio.timeout(10):
+            await methods.started.wait()
+            call.cancel()
+            await methods.cancelled.wait()
 
 
 async def test_calls_of_a_disconnected_caller_are_cancelled() -> None:
-    async with connection() as (wire, methods, _):
-        call = asyncio.create_task(wire.call("slow", 1))
-        await methods.started.wait()
-        await wire.close()
-        with pytest.raises(WireBroken):
+    async with connection() as (client, methods, _):
+        call = asyncio.create_task(client.call("slow", b""))
+        async with asyncio.timeout(10):
+            await methods.started.wait()
+            await client.close()
+            await methods.cancelled.wait()
+        with pytest.raises((Lost, asyncio.CancelledError)):
             await call
-        await asyncio.wait_for(methods.cancelled.wait(), 10)
 
 
-async def test_a_dead_server_breaks_its_calls_and_is_reconnected() -> None:
-    async with connection() as (wire, methods, server):
-        call = asyncio.create_task(wire.call("slow", 1))
-        await methods.started.wait()
-        port = int(wire.address.rpartition(":")[2])
-        await server.close()
-        with pytest.raises(WireBroken):
-            await call
-        with pytest.raises(WireDown):
-            await wire.call("echo", 1)
-        again = WireServer({"echo": methods.echo}, KEY)
-        again._server = await asyncio.start_server(again._serve, HOST, port)
-        try:
-            assert await wire.call("echo", 1) == 1
-        finally:
-            await again.close()
+async def test_a_stream_is_cancelled_when_it_is_closed() -> None:
+    async with connection() as (client, methods, _):
+        assert [m async for m in client.stream("count", b"3")] == [b"0", b"1", b"2"]
+        methods.cancelled.clear()
+        async with asyncio.timeout(10):
+            async for message in client.stream("count", b"1000000"):
+                assert message == b"0"
+                break
+            await methods.cancelled.wait()
 
 
-async def test_draining_waits_for_running_calls() -> None:
-    async with connection() as (wire, methods, server):
-        call = asyncio.create_task(wire.call("slow", 1))
-        await methods.started.wait()
-        draining = asyncio.create_task(server.drain())
-        await asyncio.sleep(0)
-        assert not draining.done()
-        with pytest.raises(WireDown, match="no more"):
-            await wire.call("echo", 2)
+async def test_a_deadline_ends_a_call() -> None:
+    async with connection() as (client, methods, _):
+        with pytest.raises(TimeoutError):
+            await client.call("slow", b"", 0.2)
+        async with asyncio.timeout(10):
+            await methods.cancelled.wait()
+
+
+async def test_draining_waits_for_running_calls_and_takes_no_more() -> None:
+    async with connection() as (client, methods, server):
+        slow = asyncio.create_task(client.call("slow", b"kept"))
+        async with asyncio.timeout(10):
+            await methods.started.wait()
+            drained = asyncio.create_task(server.drain())
+            while True:
+                try:
+                    await client.call("echo", b"")
+                except NotTaken:
+                    break
+            assert not drained.done()
+            methods.go.set()
+            assert await slow == b"kept"
+            await drained
+
+
+async def test_calls_beyond_the_bound_are_not_taken() -> None:
+    async with connection(max_calls=2) as (client, methods, _):
+        calls = [asyncio.create_task(client.call("slow", b"")) for _ in range(2)]
+        async with asyncio.timeout(10):
+            while methods.running < 2:
+                await asyncio.sleep(0.01)
+        with pytest.raises(NotTaken):
+            await client.call("echo", b"")
         methods.go.set()
-        assert await call == 1
-        await draining
-        with pytest.raises(WireDown):
-            await Wire(wire.address, KEY).call("echo", 1)
+        await asyncio.gather(*calls)
+        assert await client.call("echo", b"again") == b"again"
 
 
-async def test_a_caller_without_the_key_gets_no_answer() -> None:
-    async with connection(b"another key") as (wire, _, _):
-        with pytest.raises(WireDown):
-            await wire.call("echo", 1)
+async def test_a_caller_with_another_secret_is_not_served() -> None:
+    async with connection(b"x" * 32) as (client, methods, _):
+        with pytest.raises(NotTaken):
+            await client.call("slow", b"private")
+        assert not methods.started.is_set()
 
 
-async def test_nothing_is_unpickled_before_authentication() -> None:
-    class Bomb:
-        def __reduce__(self) -> Any:
-            return os.mkdir, ("/nonexistent/bomb",)
+async def test_a_caller_without_a_certificate_is_not_served() -> None:
+    async with connection() as (client, methods, _):
+        known = identity(Signer(SECRET))
+        options = (("grpc.ssl_target_name_override", NAME),)
+        credentials = grpc.ssl_channel_credentials(known.authority)
+        channel: Any
+        async with aio.secure_channel(client.address, credentials, options=options) as channel:
+            with pytest.raises(aio.AioRpcError):
+                await channel.unary_unary("/orchestrator/slow")(b"", timeout=5)
+        async with aio.insecure_channel(client.address) as channel:
+            with pytest.raises(aio.AioRpcError):
+                await channel.unary_unary("/orchestrator/slow")(b"", timeout=5)
+        assert not methods.started.is_set()
 
-    async with connection() as (wire, _, _):
-        host, _, port = wire.address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        await reader.readexactly(32)
-        body = pickle.dumps(Bomb())
-        writer.write(os.urandom(64) + struct.pack(">I", len(body)) + body)
-        assert await reader.read() == b""
-        writer.close()
+
+async def test_a_relay_reads_and_changes_nothing() -> None:
+    """It sees ciphertext; a flipped byte ends the connection, and the call is lost or not taken."""
+    seen = bytearray()
+    flip = False
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = server_address.rpartition(":")
+        there, back = await asyncio.open_connection(host, int(port))
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                seen.extend(data)
+                if flip and len(data) > 60:
+                    data = data[:-1] + bytes([data[-1] ^ 1])
+                target.write(data)
+            target.close()
+
+        await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
+
+    async with connection() as (client, _, _):
+        server_address = client.address
+        listener = await asyncio.start_server(relay, HOST, 0)
+        port = listener.sockets[0].getsockname()[1]
+        through = RpcClient(f"{HOST}:{port}", identity(Signer(SECRET)))
+        assert await through.call("echo", b"a private prompt") == b"a private prompt"
+        assert b"a private prompt" not in seen
+        flip = True
+        with pytest.raises((NotTaken, Lost)):
+            await through.call("echo", b"a private prompt" * 10, 10)
+        await through.close()
+        listener.close()
 
 
-async def test_a_server_without_the_key_receives_no_call() -> None:
-    """A server with a wrong proof receives only the caller's nonce and proof."""
-    received = bytearray()
-
-    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"n" * 32)
-        received.extend(await reader.readexactly(64))
-        writer.write(b"p" * 32)
-        received.extend(await reader.read())
-        writer.close()
-
-    server = await asyncio.start_server(impostor, HOST, 0)
-    port = server.sockets[0].getsockname()[1]
-    try:
-        with pytest.raises(WireDown, match="key"):
-            await Wire(f"{HOST}:{port}", KEY).call("echo", "private")
-        assert len(received) == 64
-    finally:
-        server.close()
+async def test_another_major_version_is_refused_by_name() -> None:
+    async with connection() as (client, _, _):
+        for version, is_served in (("1.9", True), ("2.0", False), ("", False)):
+            other = RpcClient(client.address, identity(Signer(SECRET)), version)
+            if is_served:
+                assert await other.call("echo", b"minor") == b"minor"
+            else:
+                with pytest.raises(Incompatible, match=f"protocol {version} is not {PROTOCOL}"):
+                    await other.call("echo", b"")
+            await other.close()
 
 
 async def test_nothing_listens_at_the_address() -> None:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    with pytest.raises(WireDown, match="cannot connect"):
-        await Wire(f"{HOST}:{port}", KEY).call("echo", 1)
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        client = RpcClient(f"{HOST}:{probe.getsockname()[1]}", identity(Signer(SECRET)))
+        with pytest.raises(NotTaken):
+            await client.call("echo", b"")
+        await client.close()
+
+
+SERVE = """
+import asyncio, sys
+from assets.storage.signing import Signer
+from serving.cluster.identity import identity
+from serving.cluster.rpc import RpcServer
+
+async def slow(message):
+    print("taken", flush=True)
+    await asyncio.Event().wait()
+
+async def main():
+    server = RpcServer(identity(Signer(b"s" * 32)), {"slow": slow})
+    print(await server.start("127.0.0.1"), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_server_loses_the_calls_that_it_took() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = (await asyncio.to_thread(process.stdout.readline)).strip()
+    client = RpcClient(address, identity(Signer(SECRET)))
+    call = asyncio.create_task(client.call("slow", b""))
+    assert await asyncio.to_thread(process.stdout.readline) == "taken\n"
+    process.send_signal(signal.SIGKILL)
+    with pytest.raises(Lost):
+        await call
+    with pytest.raises(NotTaken):
+        await client.call("slow", b"")
+    await client.close()
+    process.wait()
+    process.stdout.close()
