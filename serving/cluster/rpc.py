@@ -89,7 +89,7 @@ class RpcServer:
         max_calls: int = MAX_CALLS,
     ) -> None:
         self._server = aio.server(options=_SERVER, maximum_concurrent_rpcs=max_calls)
-        handlers = {
+        handlers: dict[str, Any] = {
             **{
                 name: grpc.unary_unary_rpc_method_handler(_taking(method))
                 for name, method in (unary or {}).items()
