@@ -31,7 +31,7 @@ class Answering:
         return ANSWER
 
     async def listen(self) -> str:
-        from serving.cluster.rpc import WireServer
+        from benchmarks.pickled_wire import WireServer
 
         self._server = WireServer({"answer": self.answer}, KEY)
         return await self._server.start("127.0.0.1")
@@ -81,7 +81,7 @@ async def _ways() -> dict[str, Call]:
     import ray
     from ray import serve
 
-    from serving.cluster.rpc import Wire
+    from benchmarks.pickled_wire import Wire
 
     deployment = serve.deployment(Answering).options(
         max_ongoing_requests=100, ray_actor_options={"num_cpus": 0}

@@ -11,7 +11,7 @@ import os
 
 import ray
 
-from serving.cluster.addressing import wire_key
+from serving.cluster.addressing import process_identity
 from serving.cluster.replicas import ServeReplicaClient, ServeReplicaLauncher
 from serving.settings import Settings
 
@@ -22,7 +22,7 @@ async def digests(settings: Settings) -> dict[str, str]:
         for pool in settings.resolved_pools
         for name in await ServeReplicaLauncher(settings, pool).existing()
     ]
-    clients = [ServeReplicaClient(name, wire_key(settings)) for name in names]
+    clients = [ServeReplicaClient(name, process_identity(settings)) for name in names]
     values = await asyncio.gather(*(client.digest() for client in clients))
     return dict(zip(names, values, strict=True))
 

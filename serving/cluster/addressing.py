@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from assets.storage.signing import Signer
+from serving.cluster.identity import Identity, identity
 from serving.settings import Settings
 
 INGEST_NAME = "ingest"
@@ -13,6 +14,6 @@ def dispatcher_name(pool: str) -> str:
     return f"dispatcher-{pool}"
 
 
-def wire_key(settings: Settings) -> bytes:
-    """The key of RPC connections."""
-    return Signer(settings.secret_bytes).derived("wire").encode()
+def process_identity(settings: Settings) -> Identity:
+    """The certificate of this process."""
+    return identity(Signer(settings.secret_bytes))

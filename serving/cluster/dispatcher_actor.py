@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
+from msgspec import msgpack
 from prometheus_client.metrics_core import Metric
 
 from assets.content import Blob
 from assets.storage.private_folder import keep_private
 from router.pool import Pool
-from serving.cluster.addressing import dispatcher_name, wire_key
+from serving.cluster.addressing import dispatcher_name, process_identity
 from serving.cluster.environment import ON_THE_HEAD
-from serving.cluster.outcome import caught
-from serving.cluster.rpc import WireServer
+from serving.cluster.rpc import RpcServer
 from serving.cluster.sealed_settings import SealedSettings, seal
-from serving.generation.contract import ClusterDirectives, Phase, Residency
+from serving.generation.contract import GenerationResult, Phase
+from serving.generation.exchange import sent
 from serving.generation.submission import Submission
 from serving.logs import configure
 from serving.settings import Settings
@@ -43,11 +44,10 @@ class DispatcherActor:
         keep_private()
         settings = sealed.open()
         configure(settings.log_format, settings.log_level)
-        key = wire_key(settings)
         limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
         self._dispatcher = Dispatcher([], limits, pool=pool.name)
         self._autoscaler = Autoscaler(pool, self._dispatcher, ServeReplicaLauncher(settings, pool))
-        self._wire = WireServer({"submit": self._submit}, key)
+        self._server = RpcServer(process_identity(settings), streams={"submit": self._submit})
         self._address = ""
         self._autoscaling: asyncio.Task[None] | None = None
 
@@ -57,15 +57,20 @@ class DispatcherActor:
             self._autoscaling = asyncio.create_task(self._autoscaler.run())
         return self._dispatcher
 
-    async def _submit(self, submission: Submission) -> Any:
+    async def _submit(self, message: bytes) -> AsyncIterator[bytes]:
+        submission = msgpack.decode(message, type=Submission)
+        async for event in sent(self._result(submission)):
+            yield event
+
+    async def _result(self, submission: Submission) -> tuple[GenerationResult, None]:
         dispatcher = await self._ready()
-        return await caught(dispatcher.submit(submission))
+        return await dispatcher.submit(submission), None
 
     async def address(self) -> str:
         """The RPC address for requests."""
         await self._ready()
         if not self._address:
-            self._address = await self._wire.start(ray.util.get_node_ip_address())
+            self._address = await self._server.start(ray.util.get_node_ip_address())
         return self._address
 
     async def phase_began(self, name: str, phase: Phase, at_s: float) -> None:
@@ -80,11 +85,11 @@ class DispatcherActor:
     async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
         return await (await self._ready()).residency.warm(blobs)
 
-    async def residency(self, keys: Collection[str]) -> dict[str, Residency]:
-        return (await self._ready()).residency.residency(keys)
+    async def residency(self, keys: Collection[str]) -> bytes:
+        return msgpack.encode((await self._ready()).residency.residency(keys))
 
-    async def directives(self) -> ClusterDirectives:
-        return (await self._ready()).residency.directives()
+    async def directives(self) -> bytes:
+        return msgpack.encode((await self._ready()).residency.directives())
 
     async def hold(self, keys: Collection[str]) -> None:
         (await self._ready()).residency.hold(keys)

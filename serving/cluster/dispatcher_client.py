@@ -9,14 +9,13 @@ from dataclasses import asdict
 from typing import Any
 
 import ray
-from msgspec import structs
+from msgspec import msgpack, structs
 from prometheus_client.metrics_core import Metric
 from ray.exceptions import RayActorError
 
 from assets.content import Blob
-from serving.cluster.addressing import dispatcher_name, wire_key
-from serving.cluster.outcome import thrown
-from serving.cluster.rpc import RemoteFailed, Wire, WireError
+from serving.cluster.addressing import dispatcher_name, process_identity
+from serving.cluster.rpc import RemoteError, RpcClient, RpcError
 from serving.errors import DeadlineExceeded, GenerationFailed
 from serving.generation.contract import (
     REPORT_TIMEOUT_S,
@@ -24,6 +23,7 @@ from serving.generation.contract import (
     GenerationResult,
     Residency,
 )
+from serving.generation.exchange import received
 from serving.generation.submission import Submission
 from serving.settings import Settings
 
@@ -43,10 +43,12 @@ class _NoDispatcher(Exception):
 class _DispatcherClient:
     def __init__(self, settings: Settings, pool: str) -> None:
         self._namespace = settings.ray_namespace
-        self._key = wire_key(settings)
+        self._identity = process_identity(settings)
         self._pool = pool
         self._actor: Any = None
-        self._wire: Wire | None = None
+        self._rpc: RpcClient | None = None
+        #: The dispatcher may have a new address.
+        self._is_stale = False
 
     async def _find(self) -> Any:
         if self._actor is None:
@@ -58,30 +60,32 @@ class _DispatcherClient:
                 raise _NoDispatcher from None
         return self._actor
 
-    async def _open(self) -> Wire:
-        if self._wire is None:
+    async def _open(self) -> RpcClient:
+        if self._rpc is None or self._is_stale:
             address = await (await self._find()).address.remote()
-            if self._wire is None or self._wire.address != address:
-                self._wire = Wire(address, self._key)
-        return self._wire
+            if self._rpc is None or self._rpc.address != address:
+                dead, self._rpc = self._rpc, RpcClient(address, self._identity)
+                if dead is not None:
+                    await dead.close()
+            self._is_stale = False
+        return self._rpc
 
     async def submit(self, submission: Submission) -> GenerationResult:
         """Submit; repeat after a dispatcher's death, in the remaining time."""
         deadline = time.monotonic() + submission.timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
-            wire = None
             try:
                 # In case a dispatcher hangs and does not enforce the deadline.
                 async with asyncio.timeout(left_s + _GRACE_S):
-                    wire = await self._open()
+                    rpc = await self._open()
                     attempt = structs.replace(submission, timeout_s=left_s)
-                    return thrown(await wire.call("submit", attempt))  # type: ignore[no-any-return]
-            except RemoteFailed as error:
+                    result, _ = await received(rpc.stream("submit", msgpack.encode(attempt)))
+                    return result
+            except RemoteError as error:
                 raise GenerationFailed(f"the dispatcher failed: {error}") from None
-            except (RayActorError, WireError, _NoDispatcher, TimeoutError):
+            except (RayActorError, RpcError, _NoDispatcher, TimeoutError):
                 self._actor = None
-                if self._wire is wire:
-                    self._wire = None
+                self._is_stale = True
                 await asyncio.sleep(_RETRY_S)
         raise DeadlineExceeded("the dispatcher did not restart before the deadline")
 
@@ -135,7 +139,8 @@ class ClusterBackend:
 
     async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
         merged: dict[str, Residency] = {}
-        for residencies in (await self._ask_all("residency", list(keys))).values():
+        for encoded in (await self._ask_all("residency", list(keys))).values():
+            residencies = msgpack.decode(encoded, type=dict[str, Residency])
             for key, residency in residencies.items():
                 known = merged.get(key, Residency((), {}))
                 merged[key] = Residency(

@@ -6,14 +6,15 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, cast
+from typing import Any
 
 import ray
+from msgspec import msgpack
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
@@ -30,9 +31,10 @@ from orchestrator.provision import Provisioner
 from router.pool import Pool
 from serving.bootstrap.storage import open_store
 from serving.bootstrap.tiers import open_provisioner
-from serving.cluster.addressing import dispatcher_name, wire_key
+from serving.cluster.addressing import dispatcher_name, process_identity
+from serving.cluster.identity import Identity
 from serving.cluster.outcome import caught, thrown
-from serving.cluster.rpc import RemoteFailed, Wire, WireBroken, WireDown, WireServer
+from serving.cluster.rpc import Lost, NotTaken, RemoteError, RpcClient, RpcServer
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.errors import GenerationFailed, ReplicaDied, ReplicaLost
 from serving.generation.contract import (
@@ -42,6 +44,7 @@ from serving.generation.contract import (
     Phase,
     ReplicaReport,
 )
+from serving.generation.exchange import received, sent
 from serving.logs import configure, log_fields
 from serving.settings import Settings
 
@@ -84,21 +87,27 @@ class ReplicaActor:
             settings, name, provisioner, node, url, lambda: report_phase("warm-up")
         )
         self._node_address = address
-        self._wire = WireServer({"draw": self._generate}, wire_key(settings))
+        self._server = RpcServer(process_identity(settings), streams={"generate": self._generate})
         self._address = ""
 
-    async def _generate(self, request: GenerationTask) -> Any:
-        with log_fields(request=request.id, tenant=request.tenant_id):
-            return await caught(self._worker.generate(request))
+    async def _generate(self, message: bytes) -> AsyncIterator[bytes]:
+        task = msgpack.decode(message, type=GenerationTask)
+        async for event in sent(self._with_fields(task)):
+            yield event
 
-    async def describe(self, directives: ClusterDirectives) -> tuple[ReplicaReport, str]:
-        """Return the worker's report and its RPC address."""
+    async def _with_fields(self, task: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+        with log_fields(request=task.id, tenant=task.tenant_id):
+            return await self._worker.generate(task)
+
+    async def describe(self, directives: bytes) -> tuple[bytes, str]:
+        """Return the worker's report and its RPC address; messages are encoded."""
         if not self._address:
-            self._address = await self._wire.start(self._node_address)
-        return self._worker.report(directives), self._address
+            self._address = await self._server.start(self._node_address)
+        report = self._worker.report(msgpack.decode(directives, type=ClusterDirectives))
+        return msgpack.encode(report), self._address
 
-    async def forget(self, keys: Collection[str]) -> ReplicaReport:
-        return await self._worker.forget(keys)
+    async def forget(self, keys: Collection[str]) -> bytes:
+        return msgpack.encode(await self._worker.forget(keys))
 
     async def warm(self, blobs: Sequence[Blob]) -> Any:
         return await caught(self._worker.warm(blobs))
@@ -112,7 +121,7 @@ class ReplicaActor:
 
     async def __del__(self) -> None:
         """Finish running generations: Serve awaits this, but does not count RPC calls."""
-        await self._wire.drain()
+        await self._server.drain()
 
 
 def _bind_serve_to(host: str) -> None:
@@ -162,7 +171,7 @@ def _peer_nodes(namespace: str, pool: str) -> Mapping[str, str]:
         directives = ray.get(dispatcher.directives.remote(), timeout=_CALL_S)
     except (ValueError, RayError):
         return {}
-    return cast(ClusterDirectives, directives).nodes
+    return msgpack.decode(directives, type=ClusterDirectives).nodes
 
 
 class ServeReplicaLauncher:
@@ -174,10 +183,10 @@ class ServeReplicaLauncher:
     def __init__(self, settings: Settings, pool: Pool) -> None:
         self._settings = settings
         self._pool = pool
-        self._key = wire_key(settings)
+        self._identity = process_identity(settings)
 
     def client(self, name: str) -> ServeReplicaClient:
-        return ServeReplicaClient(name, self._key)
+        return ServeReplicaClient(name, self._identity)
 
     async def existing(self) -> Sequence[str]:
         return [
@@ -235,35 +244,38 @@ class ServeReplicaClient:
     Serve waits until the replica is up.
     """
 
-    def __init__(self, name: str, key: bytes) -> None:
+    def __init__(self, name: str, identity: Identity) -> None:
         self.id = name
-        self._key = key
+        self._identity = identity
         self._handle: Any = None
-        self._wire: Wire | None = None
+        self._rpc: RpcClient | None = None
 
     async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
-        report, address = await self._call("describe", directives)
-        if self._wire is None or self._wire.address != address:
-            if self._wire is not None:
-                await self._wire.close()
-            self._wire = Wire(address, self._key)
-        return cast(ReplicaReport, report)
+        report, address = await self._call("describe", msgpack.encode(directives))
+        if self._rpc is None or self._rpc.address != address:
+            if self._rpc is not None:
+                await self._rpc.close()
+            self._rpc = RpcClient(address, self._identity)
+        return msgpack.decode(report, type=ReplicaReport)
 
     async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
-        if self._wire is None:
+        if self._rpc is None:
             raise ReplicaLost(f"{self.id} has not started yet")
         try:
-            return thrown(await self._wire.call("draw", request))  # type: ignore[no-any-return]
-        except RemoteFailed as error:
+            result, report = await received(self._rpc.stream("generate", msgpack.encode(request)))
+        except RemoteError as error:
             # It answered: only this request failed.
             raise GenerationFailed(f"the engine failed: {error}") from None
-        except WireBroken:
+        except Lost:
             raise ReplicaDied(f"{self.id} died during a generation") from None
-        except WireDown as error:
+        except NotTaken as error:
             raise ReplicaLost(f"{self.id}: {error}") from None
+        if report is None:
+            raise GenerationFailed(f"{self.id} sent no report")
+        return result, report
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
-        return await self._call("forget", keys)  # type: ignore[no-any-return]
+        return msgpack.decode(await self._call("forget", keys), type=ReplicaReport)
 
     async def warm(self, blobs: Sequence[Blob]) -> str:
         return str(thrown(await self._call("warm", blobs)))
