@@ -1,6 +1,6 @@
 """RPC between processes over gRPC, with mutual TLS (docs/adr/0008).
 
-Messages are bytes; :mod:`serving.generation.codec` encodes them. A server sends initial metadata
+Messages are encoded msgspec structs. A server sends initial metadata
 when it takes a call. So a call that ends without it was not taken (nobody listens, draining, too
 many calls) and may be repeated anywhere; one that ends after it was lost with its server.
 """
