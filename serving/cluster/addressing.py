@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from assets.storage.signing import Signer
-from serving.cluster.identity import Identity, identity
+from serving.cluster.identity import ProcessIdentity, identity
 from serving.settings import Settings
 
 INGEST_NAME = "ingest"
@@ -14,6 +14,6 @@ def dispatcher_name(pool: str) -> str:
     return f"dispatcher-{pool}"
 
 
-def process_identity(settings: Settings) -> Identity:
+def process_identity(settings: Settings) -> ProcessIdentity:
     """The certificate of this process."""
     return identity(Signer(settings.secret_bytes))

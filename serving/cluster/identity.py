@@ -27,7 +27,7 @@ _VALID = datetime.timedelta(days=10 * 365)
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class ProcessIdentity:
     """A process's key and certificate, and the authority that signed it, in PEM."""
 
     key: bytes
@@ -35,7 +35,7 @@ class Identity:
     authority: bytes
 
 
-def identity(signer: Signer) -> Identity:
+def identity(signer: Signer) -> ProcessIdentity:
     """A new identity under the authority of the platform's secret."""
     now = datetime.datetime.now(datetime.UTC)
     authority_key = _authority_key(signer)
@@ -55,7 +55,7 @@ def identity(signer: Signer) -> Identity:
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    return Identity(
+    return ProcessIdentity(
         key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,

@@ -32,7 +32,7 @@ from router.pool import Pool
 from serving.bootstrap.storage import open_store
 from serving.bootstrap.tiers import open_provisioner
 from serving.cluster.addressing import dispatcher_name, process_identity
-from serving.cluster.identity import Identity
+from serving.cluster.identity import ProcessIdentity
 from serving.cluster.outcome import caught, thrown
 from serving.cluster.rpc import Lost, NotTaken, RemoteError, RpcClient, RpcServer
 from serving.cluster.sealed_settings import SealedSettings, seal
@@ -244,7 +244,7 @@ class ServeReplicaClient:
     Serve waits until the replica is up.
     """
 
-    def __init__(self, name: str, identity: Identity) -> None:
+    def __init__(self, name: str, identity: ProcessIdentity) -> None:
         self.id = name
         self._identity = identity
         self._handle: Any = None

@@ -17,7 +17,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # its handlers deadlock 
 import grpc
 from grpc import StatusCode, aio
 
-from serving.cluster.identity import NAME, Identity
+from serving.cluster.identity import NAME, ProcessIdentity
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class RpcServer:
 
     def __init__(
         self,
-        identity: Identity,
+        identity: ProcessIdentity,
         unary: Mapping[str, Unary] | None = None,
         streams: Mapping[str, Stream] | None = None,
         max_calls: int = MAX_CALLS,
@@ -123,7 +123,7 @@ class RpcServer:
 class RpcClient:
     """Calls one server; reconnects when needed."""
 
-    def __init__(self, address: str, identity: Identity, protocol: str = PROTOCOL) -> None:
+    def __init__(self, address: str, identity: ProcessIdentity, protocol: str = PROTOCOL) -> None:
         self.address = address
         self._metadata = ((_PROTOCOL_KEY, protocol),)
         credentials = grpc.ssl_channel_credentials(
