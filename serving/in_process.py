@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -24,15 +24,19 @@ from serving.bootstrap.base_model import install_model, open_ingest_service
 from serving.bootstrap.engine import open_replica
 from serving.bootstrap.tiers import delete_host_tier, open_provisioner
 from serving.generation.contract import (
+    Attempt,
     ClusterDirectives,
+    Detail,
     GenerationResult,
-    GenerationTask,
+    Inquiry,
     ReplicaReport,
     Residency,
 )
+from serving.generation.following import Envelope, Follow, Followed, Followers, Standing
 from serving.generation.service import GenerationService
 from serving.generation.submission import Submission
 from serving.pool.dispatcher import Dispatcher
+from serving.pool.following import Following
 from serving.settings import Settings
 from serving.worker import Worker
 
@@ -47,8 +51,13 @@ class LocalClient:
     async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
         return self._replica.report(directives)
 
-    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
-        return await self._replica.generate(request)
+    async def generate(
+        self, attempt: Attempt, forward: Callable[[bytes], None]
+    ) -> tuple[GenerationResult, ReplicaReport]:
+        return await self._replica.generate(attempt.task, attempt.detail, forward)
+
+    async def progress(self, inquiry: Inquiry) -> bytes | None:
+        return self._replica.progress(inquiry)
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return await self._replica.forget(keys)
@@ -57,12 +66,40 @@ class LocalClient:
         return await self._replica.warm(blobs)
 
 
+class LocalEvents:
+    """The :class:`~serving.generation.following.EventSource` of a dispatcher of this loop."""
+
+    def __init__(self, following: Following) -> None:
+        self._following = following
+
+    def events(self, stream: str) -> AsyncGenerator[Envelope]:
+        return self._following.events(stream)
+
+    async def follow(self, follow: Follow) -> Standing:
+        return await self._following.follow(follow)
+
+    async def unfollow(self, stream: str, key: str) -> None:
+        self._following.unfollow(stream, key)
+
+
 class InProcessBackend:
     """A backend over the dispatcher of this loop."""
 
     def __init__(self, dispatcher: Dispatcher, pool: Pool) -> None:
         self._dispatcher = dispatcher
         self._pool = pool
+        self._followers = Followers(LocalEvents(dispatcher.announcer.following))
+
+    def follow(
+        self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
+    ) -> AsyncIterator[Followed]:
+        return self._followers.follow(key, detail, after, until)
+
+    async def progress(self, pool: str, key: str) -> Sequence[bytes]:
+        return await self._dispatcher.announcer.snapshot(key)
+
+    async def cancel(self, pool: str, key: str) -> None:
+        self._dispatcher.cancel(key)
 
     async def submit(self, submission: Submission) -> GenerationResult:
         return await self._dispatcher.submit(submission)

@@ -9,14 +9,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
-from threading import Event
 from typing import Any
 
+from cachetools import TTLCache
 from msgspec import structs
 
 from assets.content import Blob
@@ -24,13 +24,24 @@ from orchestrator.errors import TierFull
 from serving.errors import ReplicaLost
 from serving.generation.contract import (
     ClusterDirectives,
+    Detail,
     GenerationResult,
     GenerationTask,
+    Inquiry,
     ReplicaReport,
 )
-from serving.generation.engine import GenerationEngine, Rendered
+from serving.generation.engine import EncodedImage, GenerationEngine, Rendered
+from serving.generation.events import encode
+from serving.generation.progress import Progress
 
 log = logging.getLogger(__name__)
+
+
+_WANTED, _WANTED_S = 1_000, 60.0
+
+
+def _ignore(_: bytes) -> None:
+    """Nobody follows."""
 
 
 class Worker:
@@ -48,6 +59,9 @@ class Worker:
         self._active = 0  # requests that hold leases or are being prepared
         self._released = asyncio.Event()
         self._retry_lock = asyncio.Lock()
+        self._running: dict[str, Progress] = {}
+        #: Details of requests that are still on their way here.
+        self._wanted: TTLCache[str, Detail] = TTLCache(_WANTED, _WANTED_S)
         self._directives: ClusterDirectives | None = None
 
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None:
@@ -90,10 +104,16 @@ class Worker:
             residency.eviction_policies,
         )
 
-    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+    async def generate(
+        self,
+        request: GenerationTask,
+        detail: Detail = "nothing",
+        emit: Callable[[bytes], None] = _ignore,
+    ) -> tuple[GenerationResult, ReplicaReport]:
         """Generate images. Cancelling stops within three steps.
 
-        The leases end with the work of the generating thread; images are encoded later.
+        The leases end with the work of the generating thread; images are encoded later. Encoded
+        events of the wanted ``detail`` go to ``emit``, on this loop.
 
         Raises:
             ReplicaLost: the engine is unhealthy.
@@ -101,7 +121,36 @@ class Worker:
         """
         self.check_health()
         loop = asyncio.get_running_loop()
-        stop = Event()
+        progress = Progress(
+            request.params.steps,
+            len(request.seeds),
+            lambda event: loop.call_soon_threadsafe(emit, encode(event)),
+            self._encoder.submit,
+            self._wanted.pop(request.id, detail),
+        )
+        self._running[request.id] = progress
+        try:
+            return await self._run(request, progress)
+        finally:
+            if self._running.get(request.id) is progress:  # not of a repeated request
+                del self._running[request.id]
+
+    def progress(self, inquiry: Inquiry) -> bytes | None:
+        """Return the encoded last step of a running request; change what it reports."""
+        progress = self._running.get(inquiry.id)
+        if progress is None:
+            self._wanted[inquiry.id] = inquiry.detail
+            return None
+        progress.detail = inquiry.detail
+        return None if progress.last is None else encode(progress.last)
+
+    async def _run(
+        self, request: GenerationTask, progress: Progress
+    ) -> tuple[GenerationResult, ReplicaReport]:
+        loop = asyncio.get_running_loop()
+        ready = self._engine.residency().ready
+        if missing := sum(blob.key not in ready for blob in request.recipe.blobs()):
+            progress.fetching(missing)
         prepared = await self._prepare(request)
         try:
             run = copy_context().run  # the request's log context
@@ -111,13 +160,13 @@ class Worker:
                 self._generate,
                 prepared,
                 request,
-                stop,
+                progress,
                 time.perf_counter(),
             )
             try:
                 rendered = await asyncio.shield(work)
             except asyncio.CancelledError:
-                stop.set()
+                progress.cancel()
                 # Even if cancelled again: leases must outlive the generation.
                 while not work.done():
                     with suppress(asyncio.CancelledError):
@@ -133,10 +182,16 @@ class Worker:
         return rendered.completed(images), self._report(briefly=True)
 
     def _generate(
-        self, prepared: Any, request: GenerationTask, stop: Event, asked_s: float
+        self, prepared: Any, request: GenerationTask, progress: Progress, asked_s: float
     ) -> Rendered:
         waited_ms = (time.perf_counter() - asked_s) * 1000
-        rendered = self._engine.render(prepared, request, stop.is_set, self._encoder.submit)
+
+        def submit(work: Callable[[], EncodedImage]) -> Future[EncodedImage]:
+            image = self._encoder.submit(work)
+            progress.encoding(image)
+            return image
+
+        rendered = self._engine.render(prepared, request, progress, submit)
         result = rendered.partial
         timings = structs.replace(result.timings, queue_ms=waited_ms)
         return replace(rendered, partial=structs.replace(result, timings=timings))

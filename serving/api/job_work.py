@@ -30,7 +30,9 @@ class ApiJobWork:
         principal = await asyncio.to_thread(
             self._backends.directory.keyring.principal_of_job, job.tenant_id, job.asked_by
         )
-        generated = await self._platform.generate_charged(principal, job.request, job.charge_id)
+        generated = await self._platform.generate_charged(
+            principal, job.request, job.charge_id, job.id
+        )
         data = json.dumps(answer(generated)).encode()
         key = result_key(job.id)
         await asyncio.to_thread(put_bytes, self._backends.store, key, data)

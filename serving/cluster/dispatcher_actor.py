@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,6 +26,7 @@ from serving.cluster.rpc import RpcServer
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.generation.contract import GenerationResult, Phase
 from serving.generation.exchange import sent
+from serving.generation.following import Follow
 from serving.generation.submission import Submission
 from serving.logs import configure
 from serving.settings import Settings
@@ -47,7 +50,17 @@ class DispatcherActor:
         limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
         self._dispatcher = Dispatcher([], limits, pool=pool.name)
         self._autoscaler = Autoscaler(pool, self._dispatcher, ServeReplicaLauncher(settings, pool))
-        self._server = RpcServer(process_identity(settings), streams={"submit": self._submit})
+        self._dispatcher.announcer.starting = self._autoscaler.waking
+        self._server = RpcServer(
+            process_identity(settings),
+            unary={
+                "follow": self._follow,
+                "unfollow": self._unfollow,
+                "progress": self._progress,
+                "cancel": self._cancel,
+            },
+            streams={"submit": self._submit, "events": self._events},
+        )
         self._address = ""
         self._autoscaling: asyncio.Task[None] | None = None
 
@@ -57,14 +70,38 @@ class DispatcherActor:
             self._autoscaling = asyncio.create_task(self._autoscaler.run())
         return self._dispatcher
 
-    async def _submit(self, message: bytes) -> AsyncIterator[bytes]:
-        submission = msgpack.decode(message, type=Submission)
-        async for event in sent(self._result(submission)):
-            yield event
+    def _submit(self, message: bytes) -> AsyncIterator[bytes]:
+        return sent(partial(self._result, msgpack.decode(message, type=Submission)))
 
-    async def _result(self, submission: Submission) -> tuple[GenerationResult, None]:
+    async def _result(
+        self, submission: Submission, _: Callable[[bytes], None]
+    ) -> tuple[GenerationResult, None]:
         dispatcher = await self._ready()
         return await dispatcher.submit(submission), None
+
+    async def _events(self, message: bytes) -> AsyncIterator[bytes]:
+        stream = msgpack.decode(message, type=str)
+        async with aclosing(self._dispatcher.announcer.following.events(stream)) as events:
+            async for envelope in events:
+                yield msgpack.encode(envelope)
+
+    async def _follow(self, message: bytes) -> bytes:
+        follow = msgpack.decode(message, type=Follow)
+        return msgpack.encode(await self._dispatcher.announcer.following.follow(follow))
+
+    async def _unfollow(self, message: bytes) -> bytes:
+        self._dispatcher.announcer.following.unfollow(
+            *msgpack.decode(message, type=tuple[str, str])
+        )
+        return b""
+
+    async def _progress(self, message: bytes) -> bytes:
+        key = msgpack.decode(message, type=str)
+        return msgpack.encode(await self._dispatcher.announcer.snapshot(key))
+
+    async def _cancel(self, message: bytes) -> bytes:
+        self._dispatcher.cancel(msgpack.decode(message, type=str))
+        return b""
 
     async def address(self) -> str:
         """The RPC address for requests."""

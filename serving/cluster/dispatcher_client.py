@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -20,10 +21,19 @@ from serving.errors import DeadlineExceeded, GenerationFailed
 from serving.generation.contract import (
     REPORT_TIMEOUT_S,
     WARM_TIMEOUT_S,
+    Detail,
     GenerationResult,
     Residency,
 )
 from serving.generation.exchange import received
+from serving.generation.following import (
+    Envelope,
+    Follow,
+    Followed,
+    Followers,
+    SourceLost,
+    Standing,
+)
 from serving.generation.submission import Submission
 from serving.settings import Settings
 
@@ -89,6 +99,40 @@ class _DispatcherClient:
                 await asyncio.sleep(_RETRY_S)
         raise DeadlineExceeded("the dispatcher did not restart before the deadline")
 
+    async def events(self, stream: str) -> AsyncGenerator[Envelope]:
+        """The :class:`~serving.generation.following.EventSource`'s."""
+        try:
+            rpc = await self._open()
+            async with aclosing(rpc.stream("events", msgpack.encode(stream))) as messages:
+                async for message in messages:
+                    yield msgpack.decode(message, type=Envelope)
+        except (RayActorError, RpcError, _NoDispatcher) as error:
+            self._actor = None
+            self._is_stale = True
+            raise SourceLost(f"the dispatcher of {self._pool}: {error}") from None
+        raise SourceLost(f"the dispatcher of {self._pool} ended the stream")
+
+    async def follow(self, follow: Follow) -> Standing:
+        return msgpack.decode(await self._call("follow", msgpack.encode(follow)), type=Standing)
+
+    async def unfollow(self, stream: str, key: str) -> None:
+        await self._call("unfollow", msgpack.encode((stream, key)))
+
+    async def progress(self, key: str) -> Sequence[bytes]:
+        """Raises SourceLost."""
+        return msgpack.decode(await self._call("progress", msgpack.encode(key)), type=list[bytes])
+
+    async def cancel(self, key: str) -> None:
+        """Raises SourceLost."""
+        await self._call("cancel", msgpack.encode(key))
+
+    async def _call(self, method: str, message: bytes) -> bytes:
+        try:
+            return await (await self._open()).call(method, message, _CALL_S)
+        except (RayActorError, RpcError, _NoDispatcher, TimeoutError) as error:
+            self._is_stale = True
+            raise SourceLost(f"the dispatcher of {self._pool}: {error}") from None
+
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call a repeatable method. Raises _NoDispatcher."""
         try:
@@ -108,12 +152,31 @@ class ClusterBackend:
     def __init__(self, settings: Settings) -> None:
         self._pools = {pool.name: pool for pool in settings.resolved_pools}
         self._clients = {name: _DispatcherClient(settings, name) for name in self._pools}
+        self._followers = {name: Followers(client) for name, client in self._clients.items()}
 
     async def submit(self, submission: Submission) -> GenerationResult:
-        return await self._client(submission.pool).submit(submission)
+        return await self._client(submission.request.pool).submit(submission)
+
+    def follow(
+        self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
+    ) -> AsyncIterator[Followed]:
+        return self._followers[self._name(pool)].follow(key, detail, after, until)
+
+    async def progress(self, pool: str, key: str) -> Sequence[bytes]:
+        try:
+            return await self._client(pool).progress(key)
+        except SourceLost:
+            return ()
+
+    async def cancel(self, pool: str, key: str) -> None:
+        with suppress(SourceLost):  # its requests are gone, too
+            await self._client(pool).cancel(key)
+
+    def _name(self, pool: str) -> str:
+        return pool or next(iter(self._clients))
 
     def _client(self, pool: str) -> _DispatcherClient:
-        return self._clients[pool or next(iter(self._clients))]
+        return self._clients[self._name(pool)]
 
     async def _ask_all(self, method: str, *arguments: Any) -> dict[str, Any]:
         async def ask(name: str) -> tuple[str, Any]:

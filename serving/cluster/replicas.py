@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -34,13 +34,14 @@ from serving.bootstrap.tiers import open_provisioner
 from serving.cluster.addressing import dispatcher_name, process_identity
 from serving.cluster.identity import ProcessIdentity
 from serving.cluster.outcome import caught, thrown
-from serving.cluster.rpc import Lost, NotTaken, RemoteError, RpcClient, RpcServer
+from serving.cluster.rpc import Lost, NotTaken, RemoteError, RpcClient, RpcError, RpcServer
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.errors import GenerationFailed, ReplicaDied, ReplicaLost
 from serving.generation.contract import (
+    Attempt,
     ClusterDirectives,
     GenerationResult,
-    GenerationTask,
+    Inquiry,
     Phase,
     ReplicaReport,
 )
@@ -87,17 +88,25 @@ class ReplicaActor:
             settings, name, provisioner, node, url, lambda: report_phase("warm-up")
         )
         self._node_address = address
-        self._server = RpcServer(process_identity(settings), streams={"generate": self._generate})
+        self._server = RpcServer(
+            process_identity(settings),
+            unary={"progress": self._progress},
+            streams={"generate": self._generate},
+        )
         self._address = ""
 
-    async def _generate(self, message: bytes) -> AsyncIterator[bytes]:
-        task = msgpack.decode(message, type=GenerationTask)
-        async for event in sent(self._with_fields(task)):
-            yield event
+    def _generate(self, message: bytes) -> AsyncIterator[bytes]:
+        return sent(partial(self._with_fields, msgpack.decode(message, type=Attempt)))
 
-    async def _with_fields(self, task: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+    async def _with_fields(
+        self, attempt: Attempt, emit: Callable[[bytes], None]
+    ) -> tuple[GenerationResult, ReplicaReport]:
+        task = attempt.task
         with log_fields(request=task.id, tenant=task.tenant_id):
-            return await self._worker.generate(task)
+            return await self._worker.generate(task, attempt.detail, emit)
+
+    async def _progress(self, message: bytes) -> bytes:
+        return self._worker.progress(msgpack.decode(message, type=Inquiry)) or b""
 
     async def describe(self, directives: bytes) -> tuple[bytes, str]:
         """Return the worker's report and its RPC address; messages are encoded."""
@@ -258,11 +267,14 @@ class ServeReplicaClient:
             self._rpc = RpcClient(address, self._identity)
         return msgpack.decode(report, type=ReplicaReport)
 
-    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+    async def generate(
+        self, attempt: Attempt, forward: Callable[[bytes], None]
+    ) -> tuple[GenerationResult, ReplicaReport]:
         if self._rpc is None:
             raise ReplicaLost(f"{self.id} has not started yet")
         try:
-            result, report = await received(self._rpc.stream("generate", msgpack.encode(request)))
+            events = self._rpc.stream("generate", msgpack.encode(attempt))
+            result, report = await received(events, forward)
         except RemoteError as error:
             # It answered: only this request failed.
             raise GenerationFailed(f"the engine failed: {error}") from None
@@ -273,6 +285,14 @@ class ServeReplicaClient:
         if report is None:
             raise GenerationFailed(f"{self.id} sent no report")
         return result, report
+
+    async def progress(self, inquiry: Inquiry) -> bytes | None:
+        if self._rpc is None:
+            return None
+        try:
+            return await self._rpc.call("progress", msgpack.encode(inquiry)) or None
+        except RpcError as error:
+            raise ReplicaLost(f"{self.id}: {error}") from None
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport:
         return msgpack.decode(await self._call("forget", keys), type=ReplicaReport)

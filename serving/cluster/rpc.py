@@ -149,7 +149,7 @@ class RpcClient:
 
     async def stream(
         self, method: str, message: bytes, timeout_s: float | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """Yield a method's messages; closing the iterator cancels it remotely. Raises as
         :meth:`call`."""
         call = self._channel.unary_stream(f"/{_SERVICE}/{method}")(
@@ -206,8 +206,9 @@ def _taking(method: Unary) -> Callable[[bytes, Any], Awaitable[bytes]]:
 def _taking_stream(method: Stream) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
     async def answer(message: bytes, context: Any) -> AsyncIterator[bytes]:
         await _take(context)
-        messages = method(message)
+        messages: AsyncIterator[bytes] | None = None
         try:
+            messages = method(message)
             async for each in messages:
                 yield each
         except Exception as error:

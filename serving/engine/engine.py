@@ -6,7 +6,6 @@ It computes in float32 on a CPU, in float16 on CUDA (the VAE in bfloat16).
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -35,6 +34,7 @@ from serving.engine.images import copy_pixels, encode_image
 from serving.engine.laps import PhaseTimer
 from serving.engine.modules import bind_modules, build_modules
 from serving.engine.options import EngineOptions
+from serving.engine.previews import Previewer
 from serving.engine.prompt_cache import PromptCache
 from serving.engine.prompts import PromptEncoder
 from serving.engine.slabs import layouts_of
@@ -52,8 +52,10 @@ from serving.generation.contract import (
     Timings,
 )
 from serving.generation.engine import (
+    UNOBSERVED,
     DeviceResidency,
     EncodedImage,
+    GenerationObserver,
     Rendered,
     SubmitEncoding,
 )
@@ -144,6 +146,7 @@ class Engine:
         )
         channels = int(manifest.configs["unet"]["in_channels"])
         self._denoiser = Denoiser(self.unet, schema.digest, channels, self.device)
+        self._previewer = Previewer(self.device)
         factor = float(manifest.configs["vae"]["scaling_factor"])
         self.decoder = ImageDecoder(
             self._vae, factor, self._dtypes["vae"], self.unet, compiled_decoder, options.attention
@@ -272,28 +275,31 @@ class Engine:
             log.info("%s captured %d graphs in %d MiB", self.name, count, megabytes)
 
     def generate(
-        self, prepared: Prepared, request: GenerationTask, is_cancelled: IsCancelled = lambda: False
+        self,
+        prepared: Prepared,
+        request: GenerationTask,
+        observer: GenerationObserver = UNOBSERVED,
     ) -> GenerationResult:
         """Render and encode here. Raises as :meth:`render`."""
-        return self.render(prepared, request, is_cancelled, _encode_now).result()
+        return self.render(prepared, request, observer, _encode_now).result()
 
     def render(
         self,
         prepared: Prepared,
         request: GenerationTask,
-        is_cancelled: IsCancelled,
+        observer: GenerationObserver,
         submit: SubmitEncoding,
     ) -> Rendered:
         """Switch to the recipe and generate; encoding, by ``submit``, may outlast the leases.
 
         Raises:
-            Cancelled: at most three steps after ``is_cancelled`` returns True.
+            Cancelled: at most three steps after the observer asks for it.
             NotFinite: an image is not finite; names the asset at fault.
             OutOfMemory: even after evicting idle values.
             UnexpectedEngineError: any other error.
         """
         try:
-            return self._with_room(lambda: self._render(prepared, request, is_cancelled, submit))
+            return self._with_room(lambda: self._render(prepared, request, observer, submit))
         except ServingError:
             raise
         except Exception as error:
@@ -329,9 +335,10 @@ class Engine:
         self,
         prepared: Prepared,
         request: GenerationTask,
-        is_cancelled: IsCancelled,
+        observer: GenerationObserver,
         submit: SubmitEncoding,
     ) -> Rendered:
+        is_cancelled = observer.is_cancelled
         if is_cancelled():
             raise Cancelled("the request was cancelled before it started")
         laps = PhaseTimer(self.device)
@@ -343,8 +350,11 @@ class Engine:
         images: list[Future[EncodedImage]] = []
         batches: list[_Batch] = []
         for seeds in self._in_batches(request):
-            steps = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
-            latents = deque(steps, maxlen=1).pop()
+            for step, latents in enumerate(
+                self._denoiser.steps(request, seeds, positive, negative, is_cancelled), 1
+            ):
+                start_preview = partial(self._previewer.start, latents)
+                observer.stepped(step, len(images), len(seeds), start_preview)
             laps.lap("denoise")
             batch = _Batch(seeds, latents, torch.isfinite(latents).all())
             batches.append(batch)

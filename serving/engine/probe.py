@@ -71,7 +71,7 @@ class EngineProbe:
         )
         prepared = self._engine.prepare(recipe)
         try:
-            result = self._engine.generate(prepared, request, lambda: False)
+            result = self._engine.generate(prepared, request)
         except NotFinite:
             return None
         finally:

@@ -22,6 +22,11 @@ Sampler = Literal["DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARR
 Phase = Literal["node", "process", "model", "warm-up", "ready"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
+#: What a request reports of itself, each with the ones before: changes of its state, steps of the
+#: generation, previews of its images.
+Detail = Literal["nothing", "states", "steps", "previews"]
+DETAILS: tuple[Detail, ...] = get_args(Detail)
+
 REPORT_TIMEOUT_S = 10.0
 #: A caller's wait; the transfer itself continues.
 WARM_TIMEOUT_S = 60.0
@@ -72,11 +77,27 @@ class GenerationTask(Struct, frozen=True, kw_only=True, tag_field="type", tag="t
     height: int
     #: Whose tier share the assets count against.
     tenant_id: str = ""
+    #: Empty: the first configured.
+    pool: str = ""
 
     @property
     def work(self) -> float:
         """Steps × pixels × images."""
         return float(self.params.steps * self.width * self.height * len(self.seeds))
+
+
+class Attempt(Struct, frozen=True, tag_field="type", tag="attempt"):
+    """A task for a replica, with the detail that its followers want."""
+
+    task: GenerationTask
+    detail: Detail = "nothing"
+
+
+class Inquiry(Struct, frozen=True, tag_field="type", tag="inquiry"):
+    """Asks a replica for a request's last step; sets what it reports from now on."""
+
+    id: str
+    detail: Detail
 
 
 class Timings(Struct, frozen=True):

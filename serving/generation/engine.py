@@ -45,6 +45,35 @@ class Rendered:
 SubmitEncoding = Callable[[Callable[[], EncodedImage]], Future[EncodedImage]]
 
 
+#: Starts copying a step's previews from the device; returns how to wait for and encode them as
+#: JPEG, one per image of the batch, in any thread.
+StartPreview = Callable[[], Callable[[], Sequence[bytes]]]
+
+
+class GenerationObserver(Protocol):
+    """Observes a generation from its thread; must not block."""
+
+    def is_cancelled(self) -> bool:
+        """Whether to stop the generation."""
+
+    def stepped(self, step: int, first: int, images: int, preview: StartPreview) -> None:
+        """``step`` (from 1) of a batch of ``images``, from the request's image ``first``, is done
+        or among the last that were queued on the device."""
+
+
+class Unobserved:
+    """The observer of a generation that nobody follows or cancels."""
+
+    def is_cancelled(self) -> bool:
+        return False
+
+    def stepped(self, step: int, first: int, images: int, preview: StartPreview) -> None:
+        pass
+
+
+UNOBSERVED = Unobserved()
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceResidency:
     """What an engine can generate with immediately.
@@ -71,7 +100,11 @@ class GenerationEngine(Protocol):
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None: ...
 
     def render(
-        self, prepared: Any, request: GenerationTask, is_cancelled: Any, submit: SubmitEncoding
+        self,
+        prepared: Any,
+        request: GenerationTask,
+        observer: GenerationObserver,
+        submit: SubmitEncoding,
     ) -> Rendered: ...
 
     def digest(self) -> str: ...

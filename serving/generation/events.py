@@ -6,28 +6,30 @@ event is :class:`Done` or a :class:`~serving.generation.failure.Failure`.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import TypeAlias, get_args
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
-from serving.generation.contract import GenerationResult, Phase, ReplicaReport
+from serving.generation.contract import Detail, GenerationResult, Phase, ReplicaReport
 from serving.generation.failure import Failure
 
 
 class Queued(Struct, frozen=True, tag_field="type", tag="queued"):
-    """Waiting. ``position``: requests that go first, an estimate; fairness may change it."""
+    """Waiting. ``position``: requests before it; ``expected_s``: until it starts. Estimates: later
+    requests may go first. None: not known yet."""
 
-    position: int
-    expected_s: float
+    position: int | None = None
+    expected_s: float | None = None
 
 
 class Starting(Struct, frozen=True, tag_field="type", tag="starting"):
-    """The pool is asleep and wakes. ``expected_s``: until its replica is ready."""
+    """The pool is asleep and wakes. ``spent_s``: seconds of each phase so far."""
 
     pool: str
     phase: Phase
-    expected_s: float | None = None
+    spent_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class Assigned(Struct, frozen=True, tag_field="type", tag="assigned"):
@@ -44,18 +46,32 @@ class Fetching(Struct, frozen=True, tag_field="type", tag="fetching"):
 
 
 class Step(Struct, frozen=True, tag_field="type", tag="step"):
-    """``step`` of ``steps`` is done, for all images of the batch from ``first``."""
+    """``step`` of ``steps`` is done, for a batch of ``images`` from the request's image ``first``.
+
+    On a GPU it may be among the last two that were queued. ``fraction``: of all images' steps.
+    """
 
     step: int
     steps: int
     first: int = 0
+    images: int = 1
+    fraction: float = 0.0
+
+
+class Preview(Struct, frozen=True, tag_field="type", tag="preview"):
+    """An unfinished image as a small JPEG file, by its place in the request's seeds."""
+
+    index: int
+    step: int
+    data: bytes
 
 
 class ImageReady(Struct, frozen=True, tag_field="type", tag="image"):
-    """An encoded image, by its place in the request's seeds."""
+    """An image is encoded, by its place in the request's seeds. ``data`` is for the requester;
+    followers get none."""
 
     index: int
-    data: bytes
+    data: bytes = b""
 
 
 class Done(Struct, frozen=True, tag_field="type", tag="done"):
@@ -65,7 +81,9 @@ class Done(Struct, frozen=True, tag_field="type", tag="done"):
     report: ReplicaReport | None = None
 
 
-Event: TypeAlias = Queued | Starting | Assigned | Fetching | Step | ImageReady | Done | Failure
+Event: TypeAlias = (
+    Queued | Starting | Assigned | Fetching | Step | Preview | ImageReady | Done | Failure
+)
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
@@ -76,10 +94,24 @@ class _Tag(Struct):
 
 
 _TAGS = msgspec.msgpack.Decoder(_Tag)
-_KNOWN = frozenset(
-    kind.__struct_config__.tag
-    for kind in (Queued, Starting, Assigned, Fetching, Step, ImageReady, Done, Failure)
-)
+_KNOWN = frozenset(kind.__struct_config__.tag for kind in get_args(Event))
+
+
+def kind_of(data: bytes) -> str:
+    """The kind of an encoded event, known or not.
+
+    Raises:
+        msgspec.DecodeError: not an event.
+    """
+    return _TAGS.decode(data).type
+
+
+_DETAILS: Mapping[str, Detail] = {"step": "steps", "preview": "previews"}
+
+
+def detail_of(kind: str) -> Detail:
+    """The detail to which events of a kind belong."""
+    return _DETAILS.get(kind, "states")
 
 
 def encode(event: Event) -> bytes:
@@ -92,6 +124,6 @@ def decode(data: bytes) -> Event | None:
     Raises:
         msgspec.DecodeError: not an event.
     """
-    if _TAGS.decode(data).type not in _KNOWN:
+    if kind_of(data) not in _KNOWN:
         return None
     return _DECODER.decode(data)

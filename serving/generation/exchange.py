@@ -2,45 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
 
 from msgspec import structs
 
 from serving.errors import GenerationFailed
 from serving.generation.contract import GenerationResult, ReplicaReport
-from serving.generation.events import Done, ImageReady, decode, encode
+from serving.generation.events import Done, ImageReady, decode, encode, kind_of
 from serving.generation.failure import Failure
+from serving.generation.mailbox import Mailbox
+
+#: What a slow reader may fall behind.
+_EVENTS = 64
+_OUTCOME = ("done", "failure")
+Outcome = tuple[GenerationResult, ReplicaReport | None]
 
 
 async def sent(
-    work: Awaitable[tuple[GenerationResult, ReplicaReport | None]],
+    start: Callable[[Callable[[bytes], None]], Coroutine[Any, Any, Outcome]],
 ) -> AsyncIterator[bytes]:
-    """Yield the events of ``work``'s outcome, one message per image. Other errors propagate."""
+    """Yield what the coroutine of ``start`` emits, then its outcome, one message per image.
+
+    ``start`` gets the function that emits an encoded event. Errors that are not the platform's
+    propagate. Closing the iterator cancels the coroutine and waits for it.
+    """
+    events: Mailbox[bytes] = Mailbox(_EVENTS)
+    work = asyncio.ensure_future(start(events.put))
+    work.add_done_callback(lambda _: events.close())
     try:
-        result, report = await work
-    except Exception as error:
-        failure = Failure.of(error)
-        if failure is None:
-            raise
-        yield encode(failure)
-        return
-    for index, image in enumerate(result.images):
-        yield encode(ImageReady(index, image))
-    yield encode(Done(structs.replace(result, images=()), report))
+        async for event in events:
+            if event is not None:
+                yield event
+        try:
+            result, report = await work
+        except Exception as error:
+            failure = Failure.of(error)
+            if failure is None:
+                raise
+            yield encode(failure)
+            return
+        for index, image in enumerate(result.images):
+            yield encode(ImageReady(index, image))
+        yield encode(Done(structs.replace(result, images=()), report))
+    finally:
+        if not work.done():
+            work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+
+
+def _ignore(_: bytes) -> None:
+    """Nobody follows."""
 
 
 async def received(
-    events: AsyncIterator[bytes],
-) -> tuple[GenerationResult, ReplicaReport | None]:
-    """Return the result of :func:`sent`'s events, or raise its error."""
+    events: AsyncIterator[bytes], forward: Callable[[bytes], None] = _ignore
+) -> Outcome:
+    """Return the result of :func:`sent`'s events, or raise its error; ``forward`` the others."""
     images: dict[int, bytes] = {}
     async for data in events:
-        event = decode(data)
-        if isinstance(event, ImageReady):
+        kind = kind_of(data)
+        event = decode(data) if kind in _OUTCOME or kind == "image" else None
+        if isinstance(event, ImageReady) and event.data:
             images[event.index] = event.data
         elif isinstance(event, Failure):
             raise event.error()
         elif isinstance(event, Done):
             ordered = tuple(images[index] for index in sorted(images))
             return structs.replace(event.result, images=ordered), event.report
+        else:
+            forward(data)
     raise GenerationFailed("the stream ended without a result")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,11 +21,13 @@ from assets.library.resolve import BASE_NAME, Resolved
 from assets.principal import Principal
 from serving.errors import AssetFault, InvalidRequest, ServingError
 from serving.generation.contract import (
+    Detail,
     GenerationRequest,
     GenerationResult,
     GenerationTask,
     Residency,
 )
+from serving.generation.following import Followed
 from serving.generation.prompt_syntax import unsupported_syntax
 from serving.generation.sizes import Size, image_size
 from serving.generation.submission import Submission
@@ -79,6 +81,17 @@ class GenerationBackend(Protocol):
 
     async def hold(self, keys: Collection[str]) -> None: ...
 
+    def follow(
+        self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
+    ) -> AsyncIterator[Followed]:
+        """Yield the events of a job or request of ``pool`` until ``until`` is done."""
+
+    async def progress(self, pool: str, key: str) -> Sequence[bytes]:
+        """Return the encoded events of a request's present state; none if it is not known."""
+
+    async def cancel(self, pool: str, key: str) -> None:
+        """Cancel a job's request, also one that is still on its way."""
+
     async def pools(self) -> Sequence[Mapping[str, Any]]: ...
 
     async def starting(self, pool: str) -> Mapping[str, Any] | None: ...
@@ -112,7 +125,6 @@ class _Resolved:
     size: Size
     resolved: Resolved
     priority: int
-    pool: str
     warnings: tuple[str, ...]
 
 
@@ -180,11 +192,25 @@ class GenerationService:
         await asyncio.to_thread(self._accounts.release, generated.spent.charge.id)
 
     async def generate_charged(
-        self, principal: Principal, request: GenerationRequest, charge_id: str
+        self, principal: Principal, request: GenerationRequest, charge_id: str, job_id: str
     ) -> Generation:
-        """Like :meth:`generate`, for callers that reserve and settle."""
+        """Like :meth:`generate`, for a job, which reserves and settles itself."""
         resolution = await self._resolve(principal, request)
-        return await self._generate(resolution, _charge(charge_id, principal, resolution))
+        charge = _charge(charge_id, principal, resolution)
+        return await self._generate(resolution, charge, job_id)
+
+    def follow(
+        self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
+    ) -> AsyncIterator[Followed]:
+        """Yield the events of a job or request of ``pool`` until ``until`` is done."""
+        return self._backend.follow(pool, key, detail, after, until)
+
+    async def progress(self, pool: str, key: str) -> Sequence[bytes]:
+        """Return the encoded events of a request's present state; none if it is not known."""
+        return await self._backend.progress(pool, key)
+
+    async def cancel(self, pool: str, key: str) -> None:
+        await self._backend.cancel(pool, key)
 
     async def warm(self, principal: Principal, reference: str) -> Mapping[str, str]:
         """Load an asset into host RAM on every node; return the tier found on, by replica.
@@ -223,7 +249,7 @@ class GenerationService:
     async def check(self, principal: Principal, request: GenerationRequest) -> tuple[float, str]:
         """Validate as :meth:`generate` does; return the work and the pool."""
         resolution = await self._resolve(principal, request)
-        return resolution.task.work, resolution.pool
+        return resolution.task.work, resolution.task.pool
 
     async def pools(self) -> Sequence[Mapping[str, Any]]:
         return await self._backend.pools()
@@ -260,6 +286,7 @@ class GenerationService:
             width=size.width,
             height=size.height,
             tenant_id=principal.tenant_id,
+            pool=pool,
         )
         params = request.params
         warnings = (
@@ -268,7 +295,7 @@ class GenerationService:
                 params.prompt, params.prompt_2, params.negative_prompt, params.negative_prompt_2
             ),
         )
-        return _Resolved(task, size, resolved, request.priority, pool, warnings)
+        return _Resolved(task, size, resolved, request.priority, warnings)
 
     async def _charge_attempt(
         self, charge: Charge, task: GenerationTask, error: ServingError
@@ -281,7 +308,9 @@ class GenerationService:
         except Exception:  # report the generation's own error
             log.exception("%.1f engine seconds of %s were not charged", error.engine_s, task.id)
 
-    async def _generate(self, resolution: _Resolved, charge: Charge) -> Generation:
+    async def _generate(
+        self, resolution: _Resolved, charge: Charge, job_id: str = ""
+    ) -> Generation:
         task, names = resolution.task, resolution.resolved.names
         principal = charge.principal
         note(request=task.id, tenant=principal.tenant_id)
@@ -293,8 +322,8 @@ class GenerationService:
             named=frozenset(key for key, name in names.items() if name != BASE_NAME),
             max_concurrent_images=principal.plan.concurrent_pictures,
             priority=resolution.priority,
-            pool=resolution.pool,
             plan=principal.plan.name,
+            job_id=job_id,
         )
         try:
             result = await self._backend.submit(submission)
@@ -321,7 +350,7 @@ class GenerationService:
 
 
 def _charge(charge_id: str, principal: Principal, resolution: _Resolved) -> Charge:
-    return Charge(charge_id, principal, resolution.task.work, resolution.pool)
+    return Charge(charge_id, principal, resolution.task.work, resolution.task.pool)
 
 
 def fixed_seeds(given: int | list[int | None] | None, count: int) -> tuple[int, ...]:

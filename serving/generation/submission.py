@@ -19,6 +19,11 @@ class Submission(Struct, frozen=True, tag_field="type", tag="submission"):
     #: Of the tenant; more wait.
     max_concurrent_images: int | None = None
     priority: int = 0
-    #: Empty: the first configured.
-    pool: str = ""
     plan: str = ""
+    #: The job, if any, by which it is followed and cancelled.
+    job_id: str = ""
+
+    @property
+    def key(self) -> str:
+        """By which the request is followed and cancelled."""
+        return self.job_id or self.request.id

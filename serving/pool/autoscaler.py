@@ -19,6 +19,7 @@ from router.autoscaling import ScalingCandidate, queued, scale
 from router.pool import Pool
 from router.rollout import Rollout
 from serving.generation.contract import PHASES, Phase
+from serving.generation.events import Starting
 from serving.pool.dispatcher import Dispatcher
 from serving.pool.replica_state import ReplicaClient
 
@@ -266,6 +267,13 @@ class Autoscaler:
         """Return the progress of a pool that is waking up, else None."""
         progress = self._starting(self._dispatcher.members())
         return None if progress is None else {"name": self.pool.name, **progress}
+
+    def waking(self) -> Starting | None:
+        """The same, as an event."""
+        progress = self._starting(self._dispatcher.members())
+        if progress is None:
+            return None
+        return Starting(self.pool.name, progress["phase"], progress["start_s"])
 
     def status(self) -> dict[str, Any]:
         now = self._now()

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from cachetools import TTLCache
 from msgspec import structs
 
 from assets.errors import AssetError
@@ -27,6 +28,7 @@ from router.replica import MAX_IN_FLIGHT
 from router.request import QueuedRequest
 from router.scheduler import Assignment, Promotion, Scheduler
 from serving.errors import (
+    Cancelled,
     DeadlineExceeded,
     InvalidRequest,
     NotFinite,
@@ -40,13 +42,16 @@ from serving.errors import (
 from serving.generation.contract import (
     REPORT_TIMEOUT_S,
     WARM_TIMEOUT_S,
+    Attempt,
     GenerationResult,
     ReplicaReport,
 )
+from serving.generation.events import Assigned
 from serving.generation.submission import Submission
 from serving.logs import log_fields
+from serving.pool.announcer import Announcer
 from serving.pool.metrics import Outcome, PoolMetrics
-from serving.pool.replica_state import ReplicaClient, ReplicaState, Ticket
+from serving.pool.replica_state import ReplicaClient, ReplicaState, Ticket, Tickets
 from serving.pool.residency import MOST_POPULAR, ResidencyIndex
 from serving.pool.throughput import ThroughputEstimator
 
@@ -55,6 +60,8 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 _WATCH_S = 2.0
 _RETRY_S = 0.5
+_CANCELLED, _CANCELLED_S = 10_000, 120.0
+_CANCELLED_TEXT = "the request was cancelled"
 
 
 class Dispatcher:
@@ -77,7 +84,11 @@ class Dispatcher:
         )
         self._throughput = ThroughputEstimator()
         self._quarantine = CrashQuarantine()
-        self._tickets: dict[str, Ticket] = {}
+        self._tickets = Tickets()
+        self.announcer = Announcer(self._tickets, self._scheduler, clock)
+        self._announcing: asyncio.Task[None] | None = None
+        #: Recently cancelled, in case their request comes later.
+        self._cancelled: TTLCache[str, bool] = TTLCache(_CANCELLED, _CANCELLED_S, clock)
         self._started = False
         self._promotions: set[asyncio.Task[None]] = set()
 
@@ -91,6 +102,7 @@ class Dispatcher:
     def start(self) -> None:
         """Begin to watch the replicas; call on the event loop."""
         self._started = True
+        self._announcing = asyncio.create_task(self.announcer.run())
         for state in self._states.values():
             state.watcher = asyncio.create_task(self._watch(state))
 
@@ -132,7 +144,9 @@ class Dispatcher:
     async def close(self) -> None:
         tasks = [s.watcher for s in self._states.values() if s.watcher is not None]
         tasks += self._promotions
-        tasks += [t.task for t in self._tickets.values() if t.task is not None]
+        tasks += [t.task for t in self._tickets if t.task is not None]
+        if self._announcing is not None:
+            tasks.append(self._announcing)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -190,7 +204,7 @@ class Dispatcher:
         except DeadlineExceeded:
             outcome = "late"
             raise
-        except asyncio.CancelledError:
+        except (Cancelled, asyncio.CancelledError):
             outcome = "cancelled"
             raise
         finally:
@@ -221,6 +235,8 @@ class Dispatcher:
     def _enqueue(self, submission: Submission) -> Ticket:
         now = self._clock()
         request = submission.request
+        if submission.key in self._cancelled:
+            raise Cancelled(_CANCELLED_TEXT)
         self._check_quarantine(submission)
         recipe = request.recipe
         queued = QueuedRequest(
@@ -245,11 +261,15 @@ class Dispatcher:
             raise _refused(refusal)
         if admission.displaced is not None:
             displaced, reason = admission.displaced
-            _answer(self._tickets.pop(displaced.id).answer, _refused(reason))
+            gone = self._tickets[displaced.id]
+            self._tickets.remove(gone)
+            _answer(gone.answer, _refused(reason))
         ticket = Ticket(submission, queued, asyncio.get_running_loop().create_future())
         ticket.answer.add_done_callback(_retrieve)
-        self._tickets[request.id] = ticket
+        self._tickets.add(ticket)
         self._assign()
+        if ticket.task is None:
+            self.announcer.look()
         self._promote(self._scheduler.promote(queued, now))
         return ticket
 
@@ -268,13 +288,26 @@ class Dispatcher:
         ticket.waiters -= 1
         if ticket.waiters:
             return
-        request_id = ticket.waiting.id
-        self._scheduler.queue.withdraw(request_id)
+        self._stop(ticket)
+
+    def _stop(self, ticket: Ticket) -> None:
+        self._scheduler.queue.withdraw(ticket.waiting.id)
         if ticket.task is None:
-            self._tickets.pop(request_id, None)
+            self._tickets.remove(ticket)
         else:
             ticket.lost = False  # no retry
             ticket.task.cancel()
+
+    def cancel(self, key: str) -> None:
+        """Cancel the request of a job, also one that comes later. Submitters get Cancelled."""
+        self._cancelled[key] = True
+        ticket = self._tickets.of(key)
+        if ticket is None:
+            return
+        error = Cancelled(_CANCELLED_TEXT)
+        error.engine_s = ticket.engine_s(self._clock())
+        _answer(ticket.answer, error)
+        self._stop(ticket)
 
     def _assign(self) -> None:
         for assignment in self._scheduler.assign(self._clock()):
@@ -285,6 +318,10 @@ class Dispatcher:
             state.running[request.id] = ticket
             state.first_begins(self._clock())
             ticket.attempts += 1
+            ticket.client = state.client
+            self.announcer.following.publish(
+                ticket.submission.key, Assigned(state.client.id, ticket.attempts)
+            )
             ticket.task = asyncio.create_task(self._run(ticket, state))
             ticket.task.add_done_callback(partial(self._ended, ticket, state, assignment))
 
@@ -318,7 +355,9 @@ class Dispatcher:
         queue_ms = (self._clock() - ticket.waiting.arrived_s) * 1000
         ticket.lost = False
         try:
-            result, report = await state.client.generate(ticket.submission.request)
+            key, following = ticket.submission.key, self.announcer.following
+            attempt = Attempt(ticket.submission.request, following.detail(key))
+            result, report = await state.client.generate(attempt, partial(following.forward, key))
             self._quarantine.succeeded(ticket.submission.named)
             speeds = self._throughput.after(
                 result, ticket.submission.request, self._scheduler.speeds
@@ -346,7 +385,7 @@ class Dispatcher:
                 self._check_quarantine(ticket.submission)
             except Quarantined as quarantined:
                 self._scheduler.queue.withdraw(request.id)
-                del self._tickets[request.id]
+                self._tickets.remove(ticket)
                 _answer(ticket.answer, quarantined)
 
     def _retry(self, ticket: Ticket, error: ServingError, *, died: bool) -> None:
@@ -379,7 +418,7 @@ class Dispatcher:
             ticket.waiting = replace(ticket.waiting, avoid=avoid)
             self._scheduler.requeue(ticket.waiting)
         else:
-            self._tickets.pop(ticket.waiting.id, None)
+            self._tickets.remove(ticket)
         self._scheduler.ended(assignment, self._clock())
         self._assign()
 

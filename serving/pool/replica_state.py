@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from assets.content import Blob
 from router.request import QueuedRequest
 from serving.generation.contract import (
+    Attempt,
     ClusterDirectives,
     GenerationResult,
-    GenerationTask,
+    Inquiry,
     ReplicaReport,
 )
 from serving.generation.submission import Submission
@@ -26,8 +27,13 @@ class ReplicaClient(Protocol):
     async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
         """Send the directives; return the report once the replica is up."""
 
-    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
-        """Generate images. Cancelling stops the generation."""
+    async def generate(
+        self, attempt: Attempt, forward: Callable[[bytes], None]
+    ) -> tuple[GenerationResult, ReplicaReport]:
+        """Generate images; ``forward`` gets the encoded events. Cancelling stops the generation."""
+
+    async def progress(self, inquiry: Inquiry) -> bytes | None:
+        """Return the encoded last step of a running request; set what it reports."""
 
     async def forget(self, keys: Collection[str]) -> ReplicaReport: ...
 
@@ -68,9 +74,42 @@ class Ticket:
     attempts: int = 0
     lost: bool = False  # its replica was lost; to be retried
     task: asyncio.Task[None] | None = None
+    #: Of the current or last attempt.
+    client: ReplicaClient | None = None
     #: When an engine began it.
     began_s: float | None = None
 
     def engine_s(self, now_s: float) -> float:
         """Return the current attempt's seconds; lost ones are not charged."""
         return 0.0 if self.began_s is None else now_s - self.began_s
+
+
+class Tickets:
+    """The submitted requests, by id and by the job or request that is followed."""
+
+    def __init__(self) -> None:
+        self._tickets: dict[str, Ticket] = {}
+        self._followed: dict[str, Ticket] = {}
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self._tickets.values())
+
+    def __getitem__(self, request_id: str) -> Ticket:
+        return self._tickets[request_id]
+
+    def get(self, request_id: str) -> Ticket | None:
+        return self._tickets.get(request_id)
+
+    def of(self, key: str) -> Ticket | None:
+        """The latest request of a followed key."""
+        return self._followed.get(key)
+
+    def add(self, ticket: Ticket) -> None:
+        self._tickets[ticket.waiting.id] = ticket
+        self._followed[ticket.submission.key] = ticket
+
+    def remove(self, ticket: Ticket) -> None:
+        """Remove a request, if present."""
+        self._tickets.pop(ticket.waiting.id, None)
+        if self._followed.get(ticket.submission.key) is ticket:
+            del self._followed[ticket.submission.key]

@@ -25,6 +25,7 @@ from serving.engine.options import EngineOptions
 from serving.errors import Cancelled, NotFinite, OutOfMemory
 from serving.generation.contract import GenerationTask
 from tests.gpu.plugin import Rig, image, request
+from tests.support.generation import CancelledWhen
 
 SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")
 
@@ -190,10 +191,9 @@ def test_cancelled_within_three_steps(rig: Rig, engine: Engine) -> None:
 
     engine._denoiser._record = recording
     try:
+        task = request(rig.base, steps=30, width=512, height=512)
         with engine.prepare(rig.base) as prepared, pytest.raises(Cancelled):
-            engine.generate(
-                prepared, request(rig.base, steps=30, width=512, height=512), is_cancelled
-            )
+            engine.generate(prepared, task, CancelledWhen(is_cancelled))
     finally:
         engine._denoiser._record = record
     assert len(recorded) == 6

@@ -24,6 +24,7 @@ from serving.generation.contract import (
 from serving.generation.engine import (
     DeviceResidency,
     EncodedImage,
+    GenerationObserver,
     Rendered,
     SubmitEncoding,
 )
@@ -80,11 +81,15 @@ class FakeEngine:
         self.warmed_in = threading.current_thread()
 
     def render(
-        self, prepared: Any, request: GenerationTask, is_cancelled: Any, submit: SubmitEncoding
+        self,
+        prepared: Any,
+        request: GenerationTask,
+        observer: GenerationObserver,
+        submit: SubmitEncoding,
     ) -> Rendered:
         self.rendered_in = threading.current_thread()
         while not self.may_generate.wait(0.01):
-            if is_cancelled():
+            if observer.is_cancelled():
                 raise Cancelled
         self.generated.append(request.id)
         result = GenerationResult((), self.name, (), Swap(0, 0, 0, 0), Timings())

@@ -5,6 +5,7 @@ A request takes milliseconds.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from assets.storage.signing import Signer
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.bootstrap.backends import Backends, open_backends, open_fetcher
-from serving.generation.contract import GenerationResult, Residency, Swap, Timings
+from serving.generation.contract import Detail, GenerationResult, Residency, Swap, Timings
+from serving.generation.events import Event, encode
+from serving.generation.following import Followed
 from serving.generation.service import GenerationService
 from serving.generation.submission import Submission
 from serving.settings import Settings
@@ -33,13 +36,36 @@ _POOL = {"name": "default", "gpu": "", "min": 1, "max": 1, "replicas": [{"state"
 
 
 class InstantBackend:
-    """A :class:`~serving.generation.service.GenerationBackend` that records ``submissions``."""
+    """A :class:`~serving.generation.service.GenerationBackend` that records ``submissions``.
+
+    ``go`` lets them finish; followers see ``events``.
+    """
 
     def __init__(self) -> None:
         self.submissions: list[Submission] = []
+        self.go = asyncio.Event()
+        self.go.set()
+        self.events: list[Event] = []
+        self.followed: list[tuple[str, Detail, str]] = []
+        self.cancelled: list[str] = []
+
+    async def follow(
+        self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
+    ) -> AsyncIterator[Followed]:
+        self.followed.append((key, detail, after))
+        for number, event in enumerate(self.events):
+            yield Followed(f"e-{number}", encode(event))
+        await asyncio.wait([until])
+
+    async def progress(self, pool: str, key: str) -> Sequence[bytes]:
+        return [encode(event) for event in self.events]
+
+    async def cancel(self, pool: str, key: str) -> None:
+        self.cancelled.append(key)
 
     async def submit(self, submission: Submission) -> GenerationResult:
         self.submissions.append(submission)
+        await self.go.wait()
         images = (IMAGE,) * len(submission.request.seeds)
         timings = Timings(denoise_ms=float(submission.request.params.steps))
         return GenerationResult(images, "instant", (), Swap(0, 0, 0, 0), timings)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
 
 from assets.recipe import Recipe
 from serving.generation.contract import GenerationParams, GenerationRequest, GenerationTask
+from serving.generation.engine import Unobserved
 
 REQUEST = GenerationRequest(params=GenerationParams(prompt="a star"), seeds=(1,))
 
@@ -37,6 +39,13 @@ def changed(task: GenerationTask, **changes: Any) -> GenerationTask:
     """Return a copy; ``changes`` are fields of the task or of its parameters."""
     own = {name: changes.pop(name) for name in GenerationTask.__struct_fields__ if name in changes}
     return replace(task, params=replace(task.params, **changes), **own)
+
+
+class CancelledWhen(Unobserved):
+    """Cancels a generation."""
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self.is_cancelled = condition  # type: ignore[method-assign]
 
 
 def image_of(engine: Any, request: GenerationTask) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.cluster.environment import require_tokens
-from tests.support.generation import task_of
+from tests.support.generation import changed, task_of
 
 require_tokens()
 
@@ -50,7 +50,7 @@ class Case:
         name = str(self._count)
         self._count += 1
         request = task_of(name, self._recipe, "a star", 128, 128, (3,), steps=steps)
-        submission = Submission(request, "t", 1.0, 300.0, pool=pool)
+        submission = Submission(changed(request, pool=pool), "t", 1.0, 300.0)
         self.submitted_s.append(time.time())
         return asyncio.create_task(self.backend.submit(submission))
 

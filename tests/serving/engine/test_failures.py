@@ -15,7 +15,7 @@ from serving.errors import Cancelled, NotFinite, OutOfMemory, ReplicaLost, Unexp
 from serving.generation.contract import GenerationTask
 from serving.miniature.catalogue import weights_file
 from serving.worker import Worker
-from tests.support.generation import changed, image_of, task_of
+from tests.support.generation import CancelledWhen, changed, image_of, task_of
 from tests.support.samples import write_wild_lora
 
 
@@ -223,5 +223,5 @@ def test_an_error_during_generation_fails_only_its_request(
     assert generate(engine, recipes["lora"]) == before
     prepared = engine.prepare(recipes["base"])
     with pytest.raises(Cancelled):
-        engine.generate(prepared, request(recipes["base"]), lambda: True)
+        engine.generate(prepared, request(recipes["base"]), CancelledWhen(lambda: True))
     prepared.release()

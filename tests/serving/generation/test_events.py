@@ -12,10 +12,12 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.selection import AssetSelection
 from orchestrator.asset_fetch import AssetFetch
 from serving.generation.contract import (
+    Attempt,
     GenerationParams,
     GenerationRequest,
     GenerationResult,
     GenerationTask,
+    Inquiry,
     ReplicaReport,
     Swap,
     Timings,
@@ -26,6 +28,7 @@ from serving.generation.events import (
     Event,
     Fetching,
     ImageReady,
+    Preview,
     Queued,
     Starting,
     Step,
@@ -33,6 +36,7 @@ from serving.generation.events import (
     encode,
 )
 from serving.generation.failure import Failure
+from serving.generation.following import Envelope, Follow, Standing
 from serving.generation.submission import Submission
 
 BLOB = Blob("key", "sha", 10)
@@ -45,10 +49,11 @@ RESULT = GenerationResult(
 REPORT = ReplicaReport("a-0", "node", 1, {"gpu": frozenset({"key"})}, frozenset({"key"}))
 EVENTS: tuple[Event, ...] = (
     Queued(3, 1.5),
-    Starting("default", "model", 4.0),
+    Starting("default", "model", {"node": 4.0}),
     Assigned("a-0", 2),
     Fetching(3),
     Step(2, 4),
+    Preview(0, 2, b"\xff\xd8"),
     ImageReady(1, b"\x89PNG"),
     Done(RESULT, REPORT),
     Failure(("Refused", "ServingError"), "full", (429, "full", 2.0)),
@@ -59,6 +64,11 @@ MESSAGES = (
     Submission(TASK, "acme", 1.0, 30.0, frozenset({"key"})),
     RESULT,
     REPORT,
+    Attempt(TASK, "steps"),
+    Inquiry("r", "previews"),
+    Follow("stream", "job", "states", "e-1"),
+    Standing("e", 3, ((2, b"event"),)),
+    Envelope("job", 3, b"event"),
 )
 
 
@@ -91,7 +101,16 @@ def test_a_missing_new_field_takes_its_default() -> None:
 
 
 #: Mappings of names to values, where a new key is an entry and not a field.
-_OPEN = {"nodes", "pins", "loras", "inversions", "lora_text_weights", "matched", "fallbacks"}
+_OPEN = {
+    "nodes",
+    "pins",
+    "loras",
+    "inversions",
+    "lora_text_weights",
+    "matched",
+    "fallbacks",
+    "spent_s",
+}
 _OPEN |= {"resident", "eviction_policies", "attributes"}
 
 

@@ -25,23 +25,23 @@ async def outcome(
 
 
 async def test_a_result_arrives_whole_with_one_message_an_image() -> None:
-    messages = [message async for message in sent(outcome())]
+    messages = [message async for message in sent(lambda _: outcome())]
     assert len(messages) == len(IMAGES) + 1
     assert all(sum(image in message for image in IMAGES) <= 1 for message in messages)
-    assert await received(sent(outcome())) == await outcome()
+    assert await received(sent(lambda _: outcome())) == await outcome()
 
 
 async def test_the_platforms_errors_arrive_and_others_propagate() -> None:
     with pytest.raises(NotFinite) as failed:
-        await received(sent(outcome(NotFinite("{assets} is wild", ("key",)))))
+        await received(sent(lambda _: outcome(NotFinite("{assets} is wild", ("key",)))))
     assert failed.value.blamed == ("key",)
     with pytest.raises(ValueError, match="a bug"):
-        await received(sent(outcome(ValueError("a bug"))))
+        await received(sent(lambda _: outcome(ValueError("a bug"))))
 
 
 async def test_events_of_a_newer_version_are_skipped() -> None:
     async def newer() -> AsyncIterator[bytes]:
-        async for message in sent(outcome()):
+        async for message in sent(lambda _: outcome()):
             yield msgspec.msgpack.encode({"type": "juggling"})
             yield message
 

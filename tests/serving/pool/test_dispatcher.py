@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -23,9 +23,11 @@ from serving.errors import (
     UnexpectedEngineError,
 )
 from serving.generation.contract import (
+    Attempt,
     ClusterDirectives,
+    Detail,
     GenerationResult,
-    GenerationTask,
+    Inquiry,
     ReplicaReport,
     Swap,
     Timings,
@@ -52,6 +54,9 @@ class FakeReplica:
         self.keys: set[str] = set()
         self.directives = ClusterDirectives()
         self.warmed: list[Blob] = []
+        self.details: dict[str, Detail] = {}
+        self.forward: dict[str, Callable[[bytes], None]] = {}
+        self.last_step: bytes | None = None
 
     async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
         self.directives = directives
@@ -70,7 +75,16 @@ class FakeReplica:
         self.warmed += blobs
         return "store"
 
-    async def generate(self, request: GenerationTask) -> tuple[GenerationResult, ReplicaReport]:
+    async def progress(self, inquiry: Inquiry) -> bytes | None:
+        self.details[inquiry.id] = inquiry.detail
+        return self.last_step
+
+    async def generate(
+        self, attempt: Attempt, forward: Callable[[bytes], None]
+    ) -> tuple[GenerationResult, ReplicaReport]:
+        request = attempt.task
+        self.details[request.id] = attempt.detail
+        self.forward[request.id] = forward
         self.started.append(request.id)
         try:
             await self.go.wait()

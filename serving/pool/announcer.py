@@ -1,0 +1,101 @@
+"""What followers learn of a request that does not generate yet: its standing, a waking pool."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from router.scheduler import Scheduler
+from router.standing import standings
+from serving.errors import ServingError
+from serving.generation.contract import Detail, Inquiry
+from serving.generation.events import Assigned, Event, Queued, Starting, encode
+from serving.pool.following import Following
+from serving.pool.replica_state import Ticket, Tickets
+
+_INTERVAL_S = 1.0
+_ASK_S = 2.0
+
+
+class Announcer:
+    """Announces the requests of one dispatcher to ``following``."""
+
+    def __init__(
+        self,
+        tickets: Tickets,
+        scheduler: Scheduler,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.following = Following(self.snapshot, self._detail_changed, clock)
+        self._tickets = tickets
+        self._scheduler = scheduler
+        self._clock = clock
+        self._inquiries: set[asyncio.Task[bytes | None]] = set()
+        self._announced: dict[str, tuple[Event, ...]] = {}
+        #: How far a pool that wakes is; None: it is awake.
+        self.starting: Callable[[], Starting | None] = lambda: None
+
+    async def run(self) -> None:
+        while True:
+            self.look()
+            await asyncio.sleep(_INTERVAL_S)
+
+    def look(self) -> None:
+        """Announce what changed for the followed requests that wait."""
+        following = self.following
+        waiting = {
+            key: ticket
+            for key in following.followed()
+            if (ticket := self._tickets.of(key)) is not None and ticket.task is None
+        }
+        states = self._states(waiting)
+        for key, events in states.items():
+            known = self._announced.get(key, ())
+            for event in events:
+                if event not in known:
+                    following.publish(key, event)
+        self._announced = states
+
+    def _states(self, waiting: dict[str, Ticket]) -> dict[str, tuple[Event, ...]]:
+        if not waiting:
+            return {}
+        scheduler, starting = self._scheduler, self.starting()
+        known = standings(scheduler.queue, scheduler.fleet, scheduler.speeds, self._clock())
+        states: dict[str, tuple[Event, ...]] = {}
+        for key, ticket in waiting.items():
+            standing = known.get(ticket.waiting.id)
+            queued = Queued()
+            if standing is not None:
+                position, expected_s = standing
+                queued = Queued(position, None if expected_s is None else round(expected_s, 1))
+            states[key] = (queued,) if starting is None else (queued, starting)
+        return states
+
+    async def snapshot(self, key: str) -> Sequence[bytes]:
+        """The encoded events of a request's present state; none if it is not here."""
+        ticket = self._tickets.of(key)
+        if ticket is None:
+            return ()
+        if ticket.task is None:
+            return [encode(event) for event in self._states({key: ticket})[key]]
+        events = [encode(Assigned(ticket.client.id if ticket.client else "", ticket.attempts))]
+        step = await self._inquire(ticket, self.following.detail(key))
+        return events if step is None else [*events, step]
+
+    def _detail_changed(self, key: str, detail: Detail) -> None:
+        ticket = self._tickets.of(key)
+        if ticket is not None and ticket.task is not None:
+            task = asyncio.create_task(self._inquire(ticket, detail))
+            self._inquiries.add(task)
+            task.add_done_callback(self._inquiries.discard)
+
+    async def _inquire(self, ticket: Ticket, detail: Detail) -> bytes | None:
+        """Return the encoded last step, if its replica tells it."""
+        if ticket.client is None:
+            return None
+        try:
+            async with asyncio.timeout(_ASK_S):
+                return await ticket.client.progress(Inquiry(ticket.waiting.id, detail))
+        except (ServingError, TimeoutError):
+            return None
