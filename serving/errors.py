@@ -11,7 +11,7 @@
     ├── Refused              429 or 503, with ``retry_after_s``
     ├── BudgetExceeded       the month's engine seconds are used or reserved
     ├── DeadlineExceeded     not finished in time
-    ├── Cancelled            the client disconnected
+    ├── Cancelled            by its client, or the client disconnected
     ├── ReplicaLost          no answer, or an untrusted state
     │   └── ReplicaDied      died during the request
     ├── GenerationFailed     the engine could not generate
@@ -19,6 +19,7 @@
     │   └── UnexpectedEngineError  counts against the request's assets
     ├── OutOfMemory          of the device, even after eviction
     ├── Quarantined          an asset repeatedly killed replicas
+    ├── InternalError        a bug, or an error of another library
     └── CommonsDamaged       corrupt weights in the package
 """
 
@@ -155,6 +156,10 @@ class OutOfMemory(ServingError):
 
 
 class Quarantined(AssetFault):
+    pass
+
+
+class InternalError(ServingError):
     pass
 
 

@@ -34,7 +34,7 @@ from serving.generation.contract import (
 )
 from serving.generation.following import Envelope, Follow, Followed, Followers, Standing
 from serving.generation.service import GenerationService
-from serving.generation.submission import Submission
+from serving.generation.submission import Cancellation, Submission
 from serving.pool.dispatcher import Dispatcher
 from serving.pool.following import Following
 from serving.settings import Settings
@@ -92,14 +92,14 @@ class InProcessBackend:
 
     def follow(
         self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
-    ) -> AsyncIterator[Followed]:
+    ) -> AsyncGenerator[Followed | None]:
         return self._followers.follow(key, detail, after, until)
 
     async def progress(self, pool: str, key: str) -> Sequence[bytes]:
         return await self._dispatcher.announcer.snapshot(key)
 
-    async def cancel(self, pool: str, key: str) -> None:
-        self._dispatcher.cancel(key)
+    async def cancel(self, pool: str, cancellation: Cancellation) -> None:
+        self._dispatcher.cancel(cancellation)
 
     async def submit(self, submission: Submission) -> GenerationResult:
         return await self._dispatcher.submit(submission)

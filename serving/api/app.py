@@ -28,7 +28,6 @@ from serving.api import (
 )
 from serving.api.context import Context
 from serving.api.housekeeping import run_housekeeping
-from serving.api.job_work import job_runner
 from serving.api.limits import LimitsMiddleware
 from serving.api.metrics import MetricsMiddleware
 from serving.logs import log_fields
@@ -39,9 +38,8 @@ def create_app(context: Context) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runner = job_runner(context)
         background = [
-            asyncio.create_task(runner.run()),
+            asyncio.create_task(context.jobs.run()),
             asyncio.create_task(run_housekeeping(context)),
         ]
         yield
@@ -61,6 +59,8 @@ def create_app(context: Context) -> FastAPI:
     app.state.context = context
     app.include_router(generate.router)
     app.include_router(generate_native.router)
+    app.include_router(jobs.search_router)
+    app.include_router(jobs.keyed_router)
     app.include_router(jobs.router)
     app.include_router(previews.router)
     app.include_router(previews.costly_router)

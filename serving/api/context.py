@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
@@ -17,8 +18,8 @@ from serving.api.recent import RecentCache
 from serving.api.turns import TenantLocks
 from serving.bootstrap.backends import Backends
 from serving.generation.service import GenerationService
-from serving.jobs.idempotency import JobAcceptance
-from serving.jobs.watch import JobWatcher
+from serving.jobs.jobs import Jobs
+from serving.jobs.results import JobResults
 
 #: Every response has a new download URL.
 _DOWNLOAD_EXPIRES_S = 3600
@@ -43,10 +44,10 @@ class Context:
     open_tenant: str
     open_requests_per_min: int
     status: Callable[[], Any]
-    #: Wakes the worker for a job.
-    new_job: asyncio.Event = field(default_factory=asyncio.Event)
-    job_watch: JobWatcher = field(init=False)
-    acceptance: JobAcceptance = field(init=False)
+    jobs: Jobs = field(init=False)
+    #: This process shuts down: it ends streams that clients can continue elsewhere.
+    is_draining: Event = field(default_factory=Event)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     #: Serialises a tenant's requests that read many rows.
     searches: TenantLocks = field(default_factory=TenantLocks)
     #: Of public routes.
@@ -55,9 +56,22 @@ class Context:
     probes: dict[str, list[tuple[float, asyncio.Future[Any]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "job_watch", JobWatcher(self.backends.jobs))
-        acceptance = JobAcceptance(self.backends.jobs, self.platform, self.signer, self.new_job)
-        object.__setattr__(self, "acceptance", acceptance)
+        backends = self.backends
+        jobs = Jobs(
+            backends.jobs,
+            JobResults(backends.store, backends.blobs, self.signer),
+            self.platform,
+            backends.directory.keyring,
+            self.signer,
+            backends.database,
+        )
+        object.__setattr__(self, "jobs", jobs)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run to the end, whatever happens to the caller."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def url(self, path: str) -> str:
         return f"{self.public_url}/{path}"

@@ -37,6 +37,7 @@ from serving.errors import (
     Cancelled,
     DeadlineExceeded,
     GenerationFailed,
+    InternalError,
     InvalidRequest,
     NotFinite,
     NotFound,
@@ -76,6 +77,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (OutOfMemory, 503, "out_of_memory"),
     (ReplicaLost, 503, "replica_lost"),
     (TierError, 503, "out_of_room"),
+    (InternalError, 500, "internal"),
     (StoreError, 503, "store_unavailable"),
     (OperationalError, 503, "database_unavailable"),
 )

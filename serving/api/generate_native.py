@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
 
 from assets.principal import Principal
-from assets.storage.object_paths import image_key, result_key
-from assets.storage.object_store import put_bytes, read_bytes
+from assets.storage.object_paths import image_key
+from assets.storage.object_store import put_bytes
 from serving.api import idempotency, response_models
 from serving.api.context import Context, Ctx
-from serving.api.dialects.octoai.generate import GenerateRequest, answer
+from serving.api.dialects.octoai.generate import GenerateRequest, receipt
+from serving.api.event_stream import (
+    detail_of_stream,
+    event_response,
+    failed,
+    job_events,
+    last_event_id,
+    message,
+    messages,
+    wants_events,
+)
 from serving.api.generate import once, run_while_connected
 from serving.api.keyed_route import Authenticated, CostlyRoute, bearer
 from serving.api.openapi import answers_with, reads_headers
+from serving.generation.contract import Detail
+from serving.generation.following import Followed
+from serving.generation.service import Generation, NewGeneration, RunningGeneration
 from serving.jobs.idempotency import make_room
+from serving.jobs.results import EarlierResult
 from serving.jobs.store import Job
 
 
@@ -44,60 +60,177 @@ router = APIRouter(tags=["generate"], route_class=OpenTenantRoute)
 
 _HEADERS = reads_headers(
     Idempotency_Key="Requests with the same key are generated once.",
+    Accept="text/event-stream: follow the generation; the event `done` has the response.",
 )
+Previews = Query(False, description="With Accept: text/event-stream, send previews, too.")
 
 
 @router.post("/generate", **answers_with(response_models.GeneratedFiles), openapi_extra=_HEADERS)
 async def generate_native(
-    body: GenerateRequest, request: Request, context: Ctx, principal: Authenticated
-) -> dict[str, Any] | Response:
+    body: GenerateRequest,
+    request: Request,
+    context: Ctx,
+    principal: Authenticated,
+    previews: bool = Previews,
+) -> Response:
     """Generate and store images; return their URLs.
 
-    A key is needed unless AO_OPEN_TENANT is set.
+    A key is needed unless AO_OPEN_TENANT is set. ``Accept: text/event-stream`` follows the
+    generation as server-sent events; errors of the request still have their own status.
     """
+    detail = detail_of_stream(previews=previews) if wants_events(request) else None
     key = idempotency.key_of(request)
     if key is not None:
-        job = await once(body, request, context, principal, key)
-        if job.error is not None:
-            return await idempotency.answer_of(context, job)
-        stored = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))
-        return await _store_images(context, principal, json.loads(stored), body.image_encoding, job)
+        if detail is None:
+            return await _job_response(context, await once(body, request, context, principal, key))
+        job = await idempotency.accept(context, principal, body, key)
+        body_of = partial(_job_body, context)
+        return event_response(job_events(context, job, detail, last_event_id(request), body_of))
     await make_room(context.platform, principal)
+    if detail is not None:
+        return await _streamed(context, principal, body, request, detail)
     generated = await run_while_connected(
         request, context.platform.generate(principal, body.to_request())
     )
     try:
-        response = await _store_images(context, principal, answer(generated), body.image_encoding)
+        response = await _stored(context, principal, generated, body.image_encoding)
     except BaseException:
         await context.platform.release(generated)
         raise
     return JSONResponse(response, background=BackgroundTask(context.platform.settle, generated))
 
 
-async def _store_images(
+async def _streamed(
+    context: Context, principal: Principal, body: GenerateRequest, request: Request, detail: Detail
+) -> Response:
+    """Return the stream once the request is queued; what refuses it before has its own status."""
+    running = await context.platform.start(principal, body.to_request())
+    events = context.platform.follow(running.pool, running.id, detail, "", running.task)
+
+    async def begun() -> Followed | None:
+        first = asyncio.ensure_future(anext(events, None))
+        await asyncio.wait({running.task, first}, return_when=asyncio.FIRST_COMPLETED)
+        if running.task.done():
+            running.task.result()
+        return await first
+
+    try:
+        first = await run_while_connected(request, begun())
+    except BaseException:
+        running.task.cancel()
+        await events.aclose()
+        raise
+    followed = _after(first, events)
+    return event_response(_stream(context, principal, running, followed, body.image_encoding))
+
+
+async def _after(
+    first: Followed | None, events: AsyncGenerator[Followed | None]
+) -> AsyncGenerator[Followed | None]:
+    async with aclosing(events):
+        yield first
+        async for event in events:
+            yield event
+
+
+async def _stream(
     context: Context,
     principal: Principal,
-    result: dict[str, Any],
+    running: RunningGeneration,
+    events: AsyncGenerator[Followed | None],
     encoding: str,
-    job: Job | None = None,
+) -> AsyncGenerator[bytes]:
+    """The messages of a request of this connection: when it closes, the request is cancelled."""
+    generated: NewGeneration | None = None
+    is_delivered = False
+    try:
+        async with aclosing(messages(context, events, ends_early=False)) as texts:
+            async for text in texts:
+                yield text
+        try:
+            generated = await running.task
+            response = await _stored(context, principal, generated, encoding)
+        except Exception as error:
+            yield failed(error, running.id)
+            return
+        yield message("done", response)
+        is_delivered = True
+    finally:
+        # In tasks of their own: this one may be cancelled.
+        if generated is None:
+            running.task.cancel()
+        elif is_delivered:
+            context.spawn(context.platform.settle(generated))
+        else:
+            context.spawn(context.platform.release(generated))
+
+
+async def _job_response(context: Context, job: Job) -> Response:
+    if job.error is not None:
+        return idempotency.error_of(job)
+    return JSONResponse(await _job_body(context, job))
+
+
+async def _job_body(context: Context, job: Job) -> dict[str, Any]:
+    """The response of a completed job, whose images get their URLs now.
+
+    Raises:
+        StoreError: the result is gone.
+    """
+    results = context.jobs.results
+    stored = await asyncio.to_thread(results.load, job.id)
+    if isinstance(stored, EarlierResult):
+        return await _earlier_body(context, job, stored.document)
+    await asyncio.to_thread(results.publish, job.id, job.tenant_id, stored)
+    generation = stored.generation()
+    return _body(
+        context, generation.request_id, generation.seeds, receipt(generation), stored.images
+    )
+
+
+async def _earlier_body(context: Context, job: Job, document: dict[str, Any]) -> dict[str, Any]:
+    encoding = job.request.params.encoding
+    keys = []
+    for index, image in enumerate(document["images"]):
+        name = f"{context.signer.derived('picture', job.id, str(index))}.{encoding}"
+        keys.append(image_key(name))
+        await _store(context, job.tenant_id, keys[-1], base64.b64decode(image["image_b64"]))
+    seeds = [image["seed"] for image in document["images"]]
+    return _body(context, document["request_id"], seeds, document["receipt"], keys)
+
+
+async def _stored(
+    context: Context, principal: Principal, generated: Generation, encoding: str
+) -> dict[str, Any]:
+    """Store the images under unguessable names; return the response."""
+    keys = []
+    for image in generated.result.images:
+        keys.append(image_key(f"{secrets.token_urlsafe(24)}.{encoding}"))
+        await _store(context, principal.tenant_id, keys[-1], image)
+    return _body(context, generated.request_id, generated.seeds, receipt(generated), keys)
+
+
+async def _store(context: Context, tenant_id: str, key: str, data: bytes) -> None:
+    await asyncio.to_thread(put_bytes, context.backends.store, key, data)
+    await asyncio.to_thread(context.backends.blobs.keep, key, tenant_id, len(data))
+
+
+def _body(
+    context: Context,
+    request_id: str,
+    seeds: Sequence[int],
+    receipt: dict[str, Any],
+    keys: Sequence[str],
 ) -> dict[str, Any]:
     files = []
-    for index, image in enumerate(result["images"]):
-        # Stable for a job; always unguessable.
-        secret = context.signer.derived("picture", job.id, str(index)) if job else None
-        name = f"{secret or secrets.token_urlsafe(24)}.{encoding}"
-        stored_key = image_key(name)
-        data = base64.b64decode(image["image_b64"])
-        await asyncio.to_thread(put_bytes, context.backends.store, stored_key, data)
-        await asyncio.to_thread(
-            context.backends.blobs.keep, stored_key, principal.tenant_id, len(data)
-        )
-        direct = context.backends.store.signed_get(stored_key, context.url_expires_s)
-        files.append({"file_key": stored_key, "public_url": direct or context.url(f"files/{name}")})
+    for key in keys:
+        direct = context.backends.store.signed_get(key, context.url_expires_s)
+        name = key.rpartition("/")[2]
+        files.append({"file_key": key, "public_url": direct or context.url(f"files/{name}")})
     return {
         **files[0],
         "files": files,
-        "seeds": [image["seed"] for image in result["images"]],
-        "request_id": result["request_id"],
-        "receipt": result["receipt"],
+        "seeds": list(seeds),
+        "request_id": request_id,
+        "receipt": receipt,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from assets.storage.object_paths import result_key
 from serving.api.context import Context
 
 log = logging.getLogger(__name__)
@@ -30,10 +29,7 @@ async def run_housekeeping(context: Context) -> None:
 
 
 async def _expire(context: Context) -> None:
-    for job_id in await asyncio.to_thread(context.backends.jobs.expired):
-        await asyncio.to_thread(context.backends.blobs.unkeep, [result_key(job_id)])
-        await asyncio.to_thread(context.backends.store.delete, result_key(job_id))
-        await asyncio.to_thread(context.backends.jobs.forget, job_id)
+    await context.jobs.expire()
     await asyncio.to_thread(context.platform.library.delete_expired)
 
 

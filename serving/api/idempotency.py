@@ -6,14 +6,14 @@ import asyncio
 import hashlib
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 
 from assets.principal import Principal
-from assets.storage.object_paths import result_key
-from assets.storage.object_store import read_bytes
 from serving.api.context import Context
-from serving.api.dialects.octoai.generate import GenerateRequest
+from serving.api.dialects.octoai.generate import GenerateRequest, answer
+from serving.api.errors import describe
 from serving.errors import DeadlineExceeded, InvalidRequest
+from serving.jobs.results import EarlierResult
 from serving.jobs.store import Job
 
 HEADER = "Idempotency-Key"
@@ -41,7 +41,7 @@ async def accept(
     digest = None
     if key is not None:
         digest = hashlib.sha256(body.model_dump_json(exclude=_NO_CONTENT).encode()).hexdigest()
-    return await context.acceptance.accept(principal, body.to_request(), digest, key)
+    return await context.jobs.acceptance.accept(principal, body.to_request(), digest, key)
 
 
 async def finished(context: Context, job: Job, timeout_s: float) -> Job:
@@ -52,16 +52,33 @@ async def finished(context: Context, job: Job, timeout_s: float) -> Job:
     """
     try:
         async with asyncio.timeout(timeout_s):
-            return await context.job_watch.finished(job.id)
+            return await context.jobs.watch.finished(job.id)
     except TimeoutError:
         raise DeadlineExceeded(
             f"not finished within {timeout_s:.0f} s; the job continues: retry with the same key"
         ) from None
 
 
-async def answer_of(context: Context, job: Job) -> Response:
-    """Return a finished job's response."""
+async def answer_of(context: Context, job: Job) -> JSONResponse:
+    """Return a finished job's response in OctoAI's format.
+
+    Raises:
+        StoreError: the result is gone.
+    """
     if job.error is not None:
-        return JSONResponse(job.error["body"], job.error["status"])
-    data = await asyncio.to_thread(read_bytes, context.backends.store, result_key(job.id))
-    return Response(data, media_type="application/json")
+        return error_of(job)
+    results = context.jobs.results
+    stored = await asyncio.to_thread(results.load, job.id)
+    if isinstance(stored, EarlierResult):
+        return JSONResponse(stored.document)
+    return JSONResponse(answer(await asyncio.to_thread(results.generation, stored)))
+
+
+def error_of(job: Job) -> JSONResponse:
+    """Return the response of a job that failed or was cancelled."""
+    error = job.error
+    assert error is not None
+    if error.failure is None:
+        return JSONResponse(error.body, error.status)
+    status, body, headers = describe(error.failure.error())
+    return JSONResponse({**body, "request_id": job.id}, status, headers)

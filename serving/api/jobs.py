@@ -1,49 +1,171 @@
-"""Routes for asynchronous jobs' states and results."""
+"""Routes for asynchronous jobs: states, events, results, cancellation."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
-from fastapi.responses import Response
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import AwareDatetime
 
+from assets.access import require
 from assets.errors import AssetNotFound, StoreError
 from serving.api import idempotency, response_models
 from serving.api.context import Ctx
-from serving.api.keyed_route import OpenRoute
-from serving.api.openapi import answers_with
-from serving.jobs.store import FINISHED
+from serving.api.dialects.octoai.assets import timestamp
+from serving.api.event_stream import (
+    detail_of_stream,
+    event_response,
+    job_events,
+    last_event_id,
+    wire,
+)
+from serving.api.keyed_route import Authenticated, KeyedRoute, OpenRoute, SearchRoute
+from serving.api.openapi import answers_bytes, answers_with
+from serving.errors import InvalidRequest
+from serving.generation.events import kind_of
+from serving.jobs.store import Job, JobQuery, JobStatus
 
 router = APIRouter(tags=["generate"], route_class=OpenRoute)
+keyed_router = APIRouter(tags=["generate"], route_class=KeyedRoute)
+search_router = APIRouter(tags=["generate"], route_class=SearchRoute)
+
+
+@search_router.get("/v1/jobs", **answers_with(response_models.JobPage))
+async def list_jobs(
+    context: Ctx,
+    principal: Authenticated,
+    status: Annotated[list[JobStatus] | None, Query()] = None,
+    gpu: Annotated[str | None, Query(max_length=64)] = None,
+    since: AwareDatetime | None = None,
+    until: AwareDatetime | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    after: Annotated[str, Query(max_length=256)] = "",
+) -> dict[str, Any]:
+    """List the organisation's jobs, newest first, while their results are kept.
+
+    ``gpu`` is a pool's name. ``after`` is the last page's ``next``, valid despite changes.
+    """
+    require(principal, "read")
+    query = JobQuery(
+        statuses=status or (),
+        since_s=since.timestamp() if since else 0.0,
+        until_s=until.timestamp() if until else None,
+        gpu=gpu,
+        after=_place(after),
+        limit=limit,
+    )
+    jobs = await asyncio.to_thread(context.jobs.store.page, principal.tenant_id, query)
+    has_more = len(jobs) > limit
+    shown = jobs[:limit]
+    last = shown[-1] if has_more else None
+    return {
+        "data": [_listed(job) for job in shown],
+        "has_more": has_more,
+        "next": last and f"{last.created_at_s!r}:{last.id}",
+    }
+
+
+def _place(after: str) -> tuple[float, str] | None:
+    if not after:
+        return None
+    created, _, job_id = after.partition(":")
+    try:
+        return float(created), job_id
+    except ValueError:
+        raise InvalidRequest("after", "not the `next` of a page") from None
+
+
+def _listed(job: Job) -> dict[str, Any]:
+    request = job.request
+    return {
+        "id": job.id,
+        "status": job.status,
+        "created_at": timestamp(job.created_at_s),
+        "finished_at": job.finished_at_s and timestamp(job.finished_at_s),
+        "images": len(request.seeds),
+        "steps": request.params.steps,
+        "gpu": request.gpu,
+        "priority": request.priority,
+        "key": job.asked_by.get("key_id", ""),
+        "attempts_failed": job.failures,
+    }
 
 
 @router.get("/v1/jobs/{job_id}", **answers_with(response_models.JobState))
 async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     """Return a job's state, keyless: the id is unguessable.
 
-    ``starting`` is the GPU pool's progress from zero. Failed jobs are ``completed``, as in OctoAI's
-    API, with the error at ``response_url``.
+    ``starting`` is the GPU pool's progress from zero, ``progress`` the job's. Failed and cancelled
+    jobs are ``completed``, as in OctoAI's API, with the error at ``response_url``; ``state`` tells
+    them apart.
     """
-    job = await asyncio.to_thread(context.backends.jobs.get, job_id)
-    if job is None:
-        raise AssetNotFound(job_id)
-    done = job.status in FINISHED
-    body: dict[str, Any] = {"status": "completed" if done else job.status}
-    if done:
+    job = await context.jobs.get(job_id)
+    body: dict[str, Any] = {
+        "status": "completed" if job.is_finished else job.status,
+        "state": job.status,
+    }
+    if job.is_finished:
         body["response_url"] = context.url(f"v1/jobs/{job_id}/result")
-    elif starting := await context.platform.starting(job.request.gpu):
+        return body
+    starting, events = await asyncio.gather(
+        context.platform.starting(job.request.gpu),
+        context.platform.progress(job.request.gpu, job.id),
+    )
+    if starting:
         body["starting"] = starting
+    if progress := _progress(events):
+        body["progress"] = progress
     return body
+
+
+def _progress(events: Any) -> dict[str, Any]:
+    """The fields of the present state's events, the latest first in ``phase``."""
+    progress: dict[str, Any] = {}
+    for event in events:
+        named = wire(event)
+        if named is not None and kind_of(event) != "starting":
+            progress |= {"phase": named[0], **named[1]}
+    return progress
+
+
+@router.get("/v1/jobs/{job_id}/events", **answers_bytes("text/event-stream"))
+async def events(
+    job_id: str, request: Request, context: Ctx, previews: bool = False
+) -> StreamingResponse:
+    """Follow a job as server-sent events, keyless: the id is unguessable.
+
+    ``queued``, ``starting``, ``assigned``, ``fetching``, ``step``, ``preview`` (if asked for) and
+    ``image``; the last is ``done`` or ``failed``. ``Last-Event-ID`` continues a stream.
+    """
+    job = await context.jobs.get(job_id)
+    detail = detail_of_stream(previews=previews)
+    return event_response(job_events(context, job, detail, last_event_id(request)))
 
 
 @router.get("/v1/jobs/{job_id}/result", **answers_with(response_models.Generated))
 async def result(job_id: str, context: Ctx) -> Response:
     """Return a finished job's response, keyless."""
-    job = await asyncio.to_thread(context.backends.jobs.get, job_id)
-    if job is None or job.status not in FINISHED:
+    job = await context.jobs.get(job_id)
+    if not job.is_finished:
         raise AssetNotFound(job_id)
     try:
         return await idempotency.answer_of(context, job)
     except StoreError:
         raise AssetNotFound(job_id) from None
+
+
+@keyed_router.post("/v1/jobs/{job_id}/cancel", **answers_with(response_models.JobState))
+async def cancel(job_id: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+    """Cancel a job: at once if it waits, within three steps if it generates.
+
+    Only what its engine has used is charged. A job that has ended stays as it is. Members cancel
+    their own jobs, owners all of the organisation's.
+    """
+    job = await context.jobs.cancel(principal, job_id)
+    return {
+        "status": "completed" if job.is_finished else job.status,
+        "state": job.status,
+        "response_url": context.url(f"v1/jobs/{job_id}/result"),
+    }

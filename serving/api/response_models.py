@@ -228,8 +228,29 @@ class JobState(BaseModel):
     """A job's state; a failed job is ``completed``, with the error as its result."""
 
     status: Literal["pending", "running", "completed"]
+    state: Literal["pending", "running", "completed", "failed", "cancelled"]
     response_url: str | None = None
     starting: Json | None = None
+    progress: Json | None = None
+
+
+class ListedJob(BaseModel):
+    id: str
+    status: Literal["pending", "running", "completed", "failed", "cancelled"]
+    created_at: str
+    finished_at: str | None
+    images: int
+    steps: int
+    gpu: str
+    priority: int
+    key: str
+    attempts_failed: int
+
+
+class JobPage(BaseModel):
+    data: list[ListedJob]
+    has_more: bool
+    next: str | None
 
 
 class Organisation(BaseModel):

@@ -27,7 +27,7 @@ from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.generation.contract import GenerationResult, Phase
 from serving.generation.exchange import sent
 from serving.generation.following import Follow
-from serving.generation.submission import Submission
+from serving.generation.submission import Cancellation, Submission
 from serving.logs import configure
 from serving.settings import Settings
 
@@ -61,7 +61,6 @@ class DispatcherActor:
             },
             streams={"submit": self._submit, "events": self._events},
         )
-        self._address = ""
         self._autoscaling: asyncio.Task[None] | None = None
 
     async def _ready(self) -> Dispatcher:
@@ -100,15 +99,13 @@ class DispatcherActor:
         return msgpack.encode(await self._dispatcher.announcer.snapshot(key))
 
     async def _cancel(self, message: bytes) -> bytes:
-        self._dispatcher.cancel(msgpack.decode(message, type=str))
+        self._dispatcher.cancel(msgpack.decode(message, type=Cancellation))
         return b""
 
     async def address(self) -> str:
         """The RPC address for requests."""
         await self._ready()
-        if not self._address:
-            self._address = await self._server.start(ray.util.get_node_ip_address())
-        return self._address
+        return await self._server.start(ray.util.get_node_ip_address())
 
     async def phase_began(self, name: str, phase: Phase, at_s: float) -> None:
         self._autoscaler.phase_began(name, phase, at_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +34,7 @@ from serving.generation.following import (
     SourceLost,
     Standing,
 )
-from serving.generation.submission import Submission
+from serving.generation.submission import Cancellation, Submission
 from serving.settings import Settings
 
 _RETRY_S = 0.2
@@ -122,9 +122,9 @@ class _DispatcherClient:
         """Raises SourceLost."""
         return msgpack.decode(await self._call("progress", msgpack.encode(key)), type=list[bytes])
 
-    async def cancel(self, key: str) -> None:
+    async def cancel(self, cancellation: Cancellation) -> None:
         """Raises SourceLost."""
-        await self._call("cancel", msgpack.encode(key))
+        await self._call("cancel", msgpack.encode(cancellation))
 
     async def _call(self, method: str, message: bytes) -> bytes:
         try:
@@ -159,7 +159,7 @@ class ClusterBackend:
 
     def follow(
         self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
-    ) -> AsyncIterator[Followed]:
+    ) -> AsyncGenerator[Followed | None]:
         return self._followers[self._name(pool)].follow(key, detail, after, until)
 
     async def progress(self, pool: str, key: str) -> Sequence[bytes]:
@@ -168,9 +168,9 @@ class ClusterBackend:
         except SourceLost:
             return ()
 
-    async def cancel(self, pool: str, key: str) -> None:
+    async def cancel(self, pool: str, cancellation: Cancellation) -> None:
         with suppress(SourceLost):  # its requests are gone, too
-            await self._client(pool).cancel(key)
+            await self._client(pool).cancel(cancellation)
 
     def _name(self, pool: str) -> str:
         return pool or next(iter(self._clients))

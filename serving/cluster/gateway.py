@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from types import FrameType
 
 import ray
 from starlette.types import ASGIApp
@@ -40,26 +41,36 @@ def app() -> ASGIApp:
     backends = open_backends(settings)
     backend = ClusterBackend(settings)
     native_size = load_manifest(backends.store, BASE_NAME).native_size
-    application = create_app(
-        Context(
-            platform=GenerationService(
-                backends.library,
-                backend,
-                backends.meter,
-                native_size,
-                settings.request_timeout_s,
-                settings.pool_names,
-            ),
-            backends=backends,
-            reconcile_s=settings.reconcile_s,
-            ingest=ClusterIngest(settings.ray_namespace),
-            fetcher=open_fetcher(settings),
-            signer=Signer(settings.secret_bytes),
-            public_url=settings.resolved_public_url,
-            url_expires_s=settings.url_expires_s,
-            open_tenant=settings.open_tenant,
-            open_requests_per_min=settings.open_requests_per_min,
-            status=backend.status,
-        )
+    context = Context(
+        platform=GenerationService(
+            backends.library,
+            backend,
+            backends.meter,
+            native_size,
+            settings.request_timeout_s,
+            settings.pool_names,
+        ),
+        backends=backends,
+        reconcile_s=settings.reconcile_s,
+        ingest=ClusterIngest(settings.ray_namespace),
+        fetcher=open_fetcher(settings),
+        signer=Signer(settings.secret_bytes),
+        public_url=settings.resolved_public_url,
+        url_expires_s=settings.url_expires_s,
+        open_tenant=settings.open_tenant,
+        open_requests_per_min=settings.open_requests_per_min,
+        status=backend.status,
     )
-    return ThrottleMiddleware(application)
+    _drain_on_sigterm(context)
+    return ThrottleMiddleware(create_app(context))
+
+
+def _drain_on_sigterm(context: Context) -> None:
+    stop = signal.getsignal(signal.SIGTERM)
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        context.is_draining.set()
+        if callable(stop):
+            stop(number, frame)
+
+    signal.signal(signal.SIGTERM, drain)

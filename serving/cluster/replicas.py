@@ -93,7 +93,6 @@ class ReplicaActor:
             unary={"progress": self._progress},
             streams={"generate": self._generate},
         )
-        self._address = ""
 
     def _generate(self, message: bytes) -> AsyncIterator[bytes]:
         return sent(partial(self._with_fields, msgpack.decode(message, type=Attempt)))
@@ -110,10 +109,9 @@ class ReplicaActor:
 
     async def describe(self, directives: bytes) -> tuple[bytes, str]:
         """Return the worker's report and its RPC address; messages are encoded."""
-        if not self._address:
-            self._address = await self._server.start(self._node_address)
+        address = await self._server.start(self._node_address)
         report = self._worker.report(msgpack.decode(directives, type=ClusterDirectives))
-        return msgpack.encode(report), self._address
+        return msgpack.encode(report), address
 
     async def forget(self, keys: Collection[str]) -> bytes:
         return msgpack.encode(await self._worker.forget(keys))

@@ -7,6 +7,7 @@ many calls) and may be repeated anywhere; one that ends after it was lost with i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -102,15 +103,21 @@ class RpcServer:
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(_SERVICE, handlers),)
         )
+        self._address = ""
+        self._starting: asyncio.Future[None] | None = None
         self._credentials = grpc.ssl_server_credentials(
             [(identity.key, identity.certificate)], identity.authority, require_client_auth=True
         )
 
     async def start(self, host: str) -> str:
-        """Listen on a free port of ``host``; return the address."""
-        port = self._server.add_secure_port(f"{host}:0", self._credentials)
-        await self._server.start()
-        return f"{host}:{port}"
+        """Listen on a free port of ``host``, once; return the address."""
+        if not self._address:
+            port = self._server.add_secure_port(f"{host}:0", self._credentials)
+            self._address = f"{host}:{port}"
+            self._starting = asyncio.ensure_future(self._server.start())
+        if self._starting is not None:
+            await asyncio.shield(self._starting)
+        return self._address
 
     async def drain(self) -> None:
         """Refuse new calls; wait for the running ones."""
@@ -126,6 +133,7 @@ class RpcClient:
     def __init__(self, address: str, identity: ProcessIdentity, protocol: str = PROTOCOL) -> None:
         self.address = address
         self._metadata = ((_PROTOCOL_KEY, protocol),)
+        self._is_closed = False
         credentials = grpc.ssl_channel_credentials(
             identity.authority, identity.key, identity.certificate
         )
@@ -145,6 +153,9 @@ class RpcClient:
             answer: bytes = await call
         except aio.AioRpcError as error:
             raise self._error(error) from None
+        except asyncio.CancelledError:
+            self._check_open()
+            raise
         return answer
 
     async def stream(
@@ -160,11 +171,22 @@ class RpcClient:
                 yield answer
         except aio.AioRpcError as error:
             raise self._error(error) from None
+        except asyncio.CancelledError:
+            self._check_open()
+            raise
         finally:
             call.cancel()
 
     async def close(self) -> None:
+        """Calls that still run raise Lost."""
+        self._is_closed = True
         await self._channel.close()
+
+    def _check_open(self) -> None:
+        """gRPC cancels the calls of a closed channel; their tasks are not cancelled."""
+        task = asyncio.current_task()
+        if self._is_closed and (task is None or not task.cancelling()):
+            raise Lost(f"{self.address}: the connection was closed") from None
 
     def _error(self, error: aio.AioRpcError) -> Exception:
         code, details = error.code(), error.details() or ""

@@ -13,7 +13,7 @@ from serving.errors import GenerationFailed
 from serving.generation.contract import GenerationResult, ReplicaReport
 from serving.generation.events import Done, ImageReady, decode, encode, kind_of
 from serving.generation.failure import Failure
-from serving.generation.mailbox import Mailbox
+from serving.generation.mailbox import Gap, Mailbox
 
 #: What a slow reader may fall behind.
 _EVENTS = 64
@@ -34,7 +34,7 @@ async def sent(
     work.add_done_callback(lambda _: events.close())
     try:
         async for event in events:
-            if event is not None:
+            if not isinstance(event, Gap):
                 yield event
         try:
             result, report = await work

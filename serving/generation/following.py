@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import NamedTuple, Protocol
 
@@ -18,13 +18,15 @@ from msgspec import Struct
 
 from serving.generation.contract import DETAILS, Detail
 from serving.generation.events import detail_of, kind_of
-from serving.generation.mailbox import Mailbox
+from serving.generation.mailbox import Gap, Mailbox
 
 log = logging.getLogger(__name__)
 
 #: What a slow follower may fall behind, before it continues from a snapshot.
 _EVENTS = 64
 _RETRY_S = 0.5
+#: Followers hear of silence this often.
+IDLE_S = 10.0
 
 
 class Follow(Struct, frozen=True, tag_field="type", tag="follow"):
@@ -75,7 +77,7 @@ class EventSource(Protocol):
 class _Follower:
     def __init__(self, detail: Detail) -> None:
         self.detail: Detail = detail
-        self.mailbox: Mailbox[Envelope] = Mailbox(_EVENTS)
+        self.mailbox: Mailbox[Envelope] = Mailbox(_EVENTS, IDLE_S)
 
     def wants(self, event: bytes) -> bool:
         return includes(self.detail, detail_of(kind_of(event)))
@@ -89,14 +91,16 @@ class Followers:
         self._followers: dict[str, list[_Follower]] = {}
         self._stream = ""  # empty: not open
         self._reading: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return sum(map(len, self._followers.values()))
 
     async def follow(
         self, key: str, detail: Detail, after: str, until: asyncio.Future[object]
-    ) -> AsyncIterator[Followed]:
-        """Yield the request's events until ``until`` is done; the request may come later."""
+    ) -> AsyncGenerator[Followed | None]:
+        """Yield the request's events until ``until`` is done; the request may come later. None:
+        nothing happened for IDLE_S."""
         follower = _Follower(detail)
         self._followers.setdefault(key, []).append(follower)
         if self._reading is None or self._reading.done():
@@ -111,7 +115,10 @@ class Followers:
         standing = Standing("", 0)
         try:
             async for envelope in follower.mailbox:
-                if envelope is not None:
+                if envelope is Gap.IDLE:
+                    yield None
+                    continue
+                if isinstance(envelope, Envelope):
                     if envelope.number > standing.number and follower.wants(envelope.event):
                         after = f"{standing.epoch}-{envelope.number}"
                         yield Followed(after, envelope.event)
@@ -132,9 +139,10 @@ class Followers:
                         yield Followed(after, event)
         finally:
             until.remove_done_callback(close)
-            await self._leave(key, follower)
+            self._leave(key, follower)
 
-    async def _leave(self, key: str, follower: _Follower) -> None:
+    def _leave(self, key: str, follower: _Follower) -> None:
+        """Never waits: the follower may be cancelled."""
         rest = self._followers[key]
         rest.remove(follower)
         if rest:
@@ -146,13 +154,16 @@ class Followers:
         if not self._followers and reading is not None:
             self._stream, self._reading = "", None
             reading.cancel()
-            with suppress(asyncio.CancelledError):
-                await reading
         elif stream:
-            with suppress(SourceLost):
-                await self._source.unfollow(stream, key)
-            for other in self._followers.get(key, ()):  # came during the call, which undid theirs
-                other.mailbox.lose()
+            task = asyncio.create_task(self._unfollow(stream, key))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def _unfollow(self, stream: str, key: str) -> None:
+        with suppress(SourceLost):
+            await self._source.unfollow(stream, key)
+        for other in self._followers.get(key, ()):  # came during the call, which undid theirs
+            other.mailbox.lose()
 
     async def _read(self) -> None:
         while True:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from enum import Enum, auto
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
+class Gap(Enum):
+    """What a reader gets between items: some were lost; or nothing came for a while."""
+
+    LOST = auto()
+    IDLE = auto()
+
+
 class Mailbox(Generic[T]):
     """For one reader of one event loop. A full mailbox is emptied, and its reader told so."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, idle_s: float | None = None) -> None:
         self._items: deque[T] = deque()
         self._size = size
+        self._idle_s = idle_s
         self._has_lost = False
         self._is_closed = False
         self._changed = asyncio.Event()
@@ -28,7 +37,7 @@ class Mailbox(Generic[T]):
             self._changed.set()
 
     def lose(self) -> None:
-        """Drop everything; the reader gets None next."""
+        """Drop everything; the reader is told next."""
         self._items.clear()
         self._has_lost = True
         self._changed.set()
@@ -38,16 +47,20 @@ class Mailbox(Generic[T]):
         self._is_closed = True
         self._changed.set()
 
-    async def __aiter__(self) -> AsyncIterator[T | None]:
-        """Yield each item, or None where items were lost."""
+    async def __aiter__(self) -> AsyncIterator[T | Gap]:
+        """Yield the items, and the gaps between them."""
         while True:
             if self._has_lost:
                 self._has_lost = False
-                yield None
+                yield Gap.LOST
             elif self._items:
                 yield self._items.popleft()
             elif self._is_closed:
                 return
             else:
                 self._changed.clear()
-                await self._changed.wait()
+                try:
+                    async with asyncio.timeout(self._idle_s):
+                        await self._changed.wait()
+                except TimeoutError:
+                    yield Gap.IDLE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from serving.generation.contract import (
 from serving.generation.following import Followed
 from serving.generation.prompt_syntax import unsupported_syntax
 from serving.generation.sizes import Size, image_size
-from serving.generation.submission import Submission
+from serving.generation.submission import Cancellation, Submission
 from serving.logs import note
 from serving.tenants.meter import Charge, Settlement
 
@@ -83,14 +83,14 @@ class GenerationBackend(Protocol):
 
     def follow(
         self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
-    ) -> AsyncIterator[Followed]:
-        """Yield the events of a job or request of ``pool`` until ``until`` is done."""
+    ) -> AsyncGenerator[Followed | None]:
+        """Yield the events of a job or request of ``pool`` until ``until`` is done; None in long
+        silence."""
 
     async def progress(self, pool: str, key: str) -> Sequence[bytes]:
         """Return the encoded events of a request's present state; none if it is not known."""
 
-    async def cancel(self, pool: str, key: str) -> None:
-        """Cancel a job's request, also one that is still on its way."""
+    async def cancel(self, pool: str, cancellation: Cancellation) -> None: ...
 
     async def pools(self) -> Sequence[Mapping[str, Any]]: ...
 
@@ -108,7 +108,23 @@ class Generation:
     seeds: tuple[int, ...]
     size: Size
     names: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NewGeneration(Generation):
+    """A generation to be settled, or released."""
+
     spent: Settlement
+
+
+@dataclass(frozen=True, slots=True)
+class RunningGeneration:
+    """A generation to be followed by ``id`` in its ``pool``. A cancelled ``task`` releases the
+    reservation; otherwise the caller settles or releases."""
+
+    id: str
+    pool: str
+    task: asyncio.Task[NewGeneration]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +164,7 @@ class GenerationService:
 
     async def generate(
         self, principal: Principal, request: GenerationRequest, charge_id: str | None = None
-    ) -> Generation:
+    ) -> NewGeneration:
         """Reserve the cost, queue the request and await the result.
 
         The caller settles the reservation after the response, or releases it. Requests with
@@ -162,7 +178,19 @@ class GenerationService:
         """
         resolution = await self._resolve(principal, request)
         charge = _charge(charge_id or resolution.task.id, principal, resolution)
-        if principal.plan.gpu_s_per_month is not None:
+        return await self._generate_reserved(resolution, charge)
+
+    async def start(self, principal: Principal, request: GenerationRequest) -> RunningGeneration:
+        """Like :meth:`generate`, without waiting for the result; errors of the request's own are
+        raised here."""
+        resolution = await self._resolve(principal, request)
+        task = resolution.task
+        charge = _charge(task.id, principal, resolution)
+        generating = asyncio.create_task(self._generate_reserved(resolution, charge))
+        return RunningGeneration(task.id, task.pool, generating)
+
+    async def _generate_reserved(self, resolution: _Resolved, charge: Charge) -> NewGeneration:
+        if charge.principal.plan.gpu_s_per_month is not None:
             await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
         reach("generate.reserved")
         try:
@@ -173,7 +201,7 @@ class GenerationService:
             raise
         return generated
 
-    async def settle(self, generated: Generation) -> None:
+    async def settle(self, generated: NewGeneration) -> None:
         """Charge a generation after its response was sent."""
         reach("generate.answered")
         for delay_s in (0.1, 1.0, 5.0, None):
@@ -187,13 +215,13 @@ class GenerationService:
                 await asyncio.sleep(delay_s)
         reach("generate.settled")
 
-    async def release(self, generated: Generation) -> None:
+    async def release(self, generated: NewGeneration) -> None:
         """Release the reservation of an unsent response."""
         await asyncio.to_thread(self._accounts.release, generated.spent.charge.id)
 
     async def generate_charged(
         self, principal: Principal, request: GenerationRequest, charge_id: str, job_id: str
-    ) -> Generation:
+    ) -> NewGeneration:
         """Like :meth:`generate`, for a job, which reserves and settles itself."""
         resolution = await self._resolve(principal, request)
         charge = _charge(charge_id, principal, resolution)
@@ -201,16 +229,18 @@ class GenerationService:
 
     def follow(
         self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
-    ) -> AsyncIterator[Followed]:
-        """Yield the events of a job or request of ``pool`` until ``until`` is done."""
+    ) -> AsyncGenerator[Followed | None]:
+        """Yield the events of a job or request of ``pool`` until ``until`` is done; None in long
+        silence."""
         return self._backend.follow(pool, key, detail, after, until)
 
     async def progress(self, pool: str, key: str) -> Sequence[bytes]:
         """Return the encoded events of a request's present state; none if it is not known."""
         return await self._backend.progress(pool, key)
 
-    async def cancel(self, pool: str, key: str) -> None:
-        await self._backend.cancel(pool, key)
+    async def cancel(self, pool: str, cancellation: Cancellation) -> None:
+        """Cancel a run of a job of ``pool``."""
+        await self._backend.cancel(pool, cancellation)
 
     async def warm(self, principal: Principal, reference: str) -> Mapping[str, str]:
         """Load an asset into host RAM on every node; return the tier found on, by replica.
@@ -310,7 +340,7 @@ class GenerationService:
 
     async def _generate(
         self, resolution: _Resolved, charge: Charge, job_id: str = ""
-    ) -> Generation:
+    ) -> NewGeneration:
         task, names = resolution.task, resolution.resolved.names
         principal = charge.principal
         note(request=task.id, tenant=principal.tenant_id)
@@ -324,6 +354,7 @@ class GenerationService:
             priority=resolution.priority,
             plan=principal.plan.name,
             job_id=job_id,
+            run_id=charge.id,
         )
         try:
             result = await self._backend.submit(submission)
@@ -346,7 +377,7 @@ class GenerationService:
             "sampler": task.params.sampler,
         }
         spent = Settlement(charge, result.timings.engine_s, len(task.seeds), details)
-        return Generation(task.id, result, task.seeds, resolution.size, names, spent)
+        return NewGeneration(task.id, result, task.seeds, resolution.size, names, spent)
 
 
 def _charge(charge_id: str, principal: Principal, resolution: _Resolved) -> Charge:

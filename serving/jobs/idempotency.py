@@ -68,7 +68,7 @@ class JobAcceptance:
             raise InvalidRequest(
                 "Idempotency-Key", "this key was used for another request; use a new key"
             )
-        if job.error is not None and (job.error["status"] >= 500 or job.error["status"] == 429):
+        if job.error is not None and (job.error.may_pass or job.status == "cancelled"):
             work, pool = await self._service.check(principal, request)
             job = await asyncio.to_thread(self._jobs.again, job.id, principal, work, pool)
             if job is None:

@@ -16,6 +16,8 @@ from assets.errors import StoreError
 from assets.failpoint import reach
 from orchestrator.errors import TierError
 from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
+from serving.jobs.failed import JobError
+from serving.jobs.notices import Notices
 from serving.jobs.store import CLAIM_S, Job, JobStore
 from serving.jobs.watch import JobWatcher
 from serving.logs import log_fields, shortened
@@ -23,7 +25,8 @@ from serving.tenants.meter import Settlement
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.25
+#: Without and with notices. Jobs that were put back come due without one.
+POLL_S, SLOW_POLL_S = 0.25, 1.0
 #: Above the dispatcher's limit per tenant: one tenant's jobs must not block the others.
 MAX_AT_ONCE = 128
 #: Retried MAX_FAILURES times, with delays from PUT_BACK_S to LONGEST_PUT_BACK_S, some ten minutes
@@ -43,20 +46,23 @@ class JobWork(Protocol):
     async def generate(self, job: Job) -> Settlement:
         """Run the job, store its result, return its cost. May raise any error."""
 
-    def failed(self, job: Job, failure: Exception) -> dict[str, Any]:
-        """Return the response to store: ``status`` and ``body``."""
-
 
 class JobRunner:
     """Claims and runs jobs; ``accepted`` is set for a job of this gateway."""
 
     def __init__(
-        self, jobs: JobStore, work: JobWork, accepted: asyncio.Event, watch: JobWatcher
+        self,
+        jobs: JobStore,
+        work: JobWork,
+        accepted: asyncio.Event,
+        watch: JobWatcher,
+        notices: Notices,
     ) -> None:
         self._jobs = jobs
         self._work = work
         self._accepted = accepted
         self._watch = watch
+        self._notices = notices
         self._worker = secrets.token_hex(8)
         self._running: set[asyncio.Task[None]] = set()
 
@@ -80,7 +86,7 @@ class JobRunner:
 
     async def _new_job(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout(SLOW_POLL_S if self._notices.is_listening else POLL_S):
                 await self._accepted.wait()
         self._accepted.clear()
 
@@ -122,7 +128,7 @@ class JobRunner:
                 task.cancel()
             await asyncio.gather(result, renewing, return_exceptions=True)
 
-    async def _generate(self, job: Job) -> Settlement | dict[str, Any] | Retry:
+    async def _generate(self, job: Job) -> Settlement | JobError | Retry:
         try:
             return await self._work.generate(job)
         except Exception as failure:
@@ -130,7 +136,7 @@ class JobRunner:
             retry = None if is_old else retry_after(failure, job.failures)
             outcome = "failed" if retry is None else f"retrying in {retry.for_s:.0f} s"
             log.info("job not completed, %s: %s", outcome, type(failure).__name__)
-            return retry or self._work.failed(job, failure)
+            return retry or JobError.of(failure)
 
     async def _renew(self, job: Job) -> None:
         while True:

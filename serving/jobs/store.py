@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
-from sqlalchemy import JSON, Engine, Index, delete, func, select, update
+from sqlalchemy import JSON, Engine, Index, delete, func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
@@ -21,15 +21,19 @@ from assets.principal import Principal
 from assets.sql.base import Base, alone
 from serving.errors import Refused
 from serving.generation.contract import GenerationRequest
+from serving.jobs.failed import JobError
+from serving.jobs.notices import notify_in
+from serving.jobs.outbox import Outbox
 from serving.tenants.meter import Charge, Meter, Settlement
 
-JobStatus = Literal["pending", "running", "completed", "failed"]
+JobStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
+JOB_STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
 CLAIM_S = 30.0
 KEPT_S = 24 * 3600.0
 MAX_UNFINISHED = 256
 _AT_ONCE = 500
 _UNFINISHED = ("pending", "running")
-FINISHED = ("completed", "failed")
+FINISHED = ("completed", "failed", "cancelled")
 
 
 class JobRow(Base):
@@ -38,6 +42,7 @@ class JobRow(Base):
         Index("jobs_claimable", "status", "claimed_until_s"),
         Index("jobs_tenant", "tenant_id", "status", "claimed_until_s"),
         Index("jobs_finished", "finished_at_s"),
+        Index("jobs_listed", "tenant_id", "created_at_s", "id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -58,7 +63,7 @@ class JobRow(Base):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stored request; a failed job's ``error`` is ``{"status": int, "body": {…}}``."""
+    """A stored request."""
 
     id: str
     tenant_id: str
@@ -66,7 +71,7 @@ class Job:
     weight: float
     status: JobStatus
     request: GenerationRequest
-    error: Mapping[str, Any] | None
+    error: JobError | None
     created_at_s: float
     #: Of the request body, if the id comes from an idempotency key.
     body_digest: str | None = None
@@ -74,6 +79,11 @@ class Job:
     asked_by: Mapping[str, str] = field(default_factory=dict)
     #: Attempts with a transient error.
     failures: int = 0
+    finished_at_s: float | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in FINISHED
 
     @property
     def charge_id(self) -> str:
@@ -89,12 +99,27 @@ def _job(row: JobRow) -> Job:
         row.weight,
         row.status,  # type: ignore[arg-type]
         msgspec.convert(row.request, GenerationRequest),
-        row.error,
+        None if row.error is None else msgspec.convert(row.error, JobError),
         row.created_at_s,
         row.body_digest,
         row.asked_by or {},
         row.failures,
+        row.finished_at_s,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQuery:
+    """Jobs of an organisation, newest first. Times in epoch seconds; ``after``: the last page's
+    last job, which may be gone."""
+
+    statuses: Sequence[JobStatus] = ()
+    since_s: float = 0.0
+    until_s: float | None = None
+    #: A pool's name.
+    gpu: str | None = None
+    after: tuple[float, str] | None = None
+    limit: int = 100
 
 
 class JobStore:
@@ -111,6 +136,7 @@ class JobStore:
         now: Callable[[], float] = time.time,
         kept_s: float = KEPT_S,
     ) -> None:
+        self.outbox = Outbox(engine, now)
         self._engine = engine
         self._meter = meter
         self._now = now
@@ -166,9 +192,9 @@ class JobStore:
                     )
                 session.add(row)
                 session.flush()
-                self._meter.reserve_in(
-                    session, Charge(_job(row).charge_id, principal, work, pool), None
-                )
+                charge = Charge(_job(row).charge_id, principal, work, pool)
+                self._meter.reserve_in(session, charge, None)
+                notify_in(session, "accepted")
             return _job(row)
         except IntegrityError:  # a concurrent request was first
             first = None if job_id is None else self.get(job_id)
@@ -234,16 +260,22 @@ class JobStore:
     def finish(self, job_id: str, worker: str, spent: Settlement) -> bool:
         """Complete a job whose result is stored, and settle it; False if the claim was lost."""
         with Session(self._engine) as session, session.begin():
-            alone(session, spent.charge.principal.tenant_id)
+            tenant_id = spent.charge.principal.tenant_id
+            alone(session, tenant_id)
             done = {"status": "completed", "error": None, "finished_at_s": self._now()}
             if not _change(session, job_id, worker, done):
                 return False
             self._meter.settle_in(session, spent)
+            self._ended_in(session, job_id, tenant_id, "completed")
             return True
 
-    def fail(self, job_id: str, worker: str, error: Mapping[str, Any]) -> bool:
-        """Store the response ``error``; nothing is charged."""
-        failed = {"status": "failed", "error": dict(error), "finished_at_s": self._now()}
+    def fail(self, job_id: str, worker: str, error: JobError) -> bool:
+        """Store the error; nothing is charged."""
+        failed = {
+            "status": "failed",
+            "error": msgspec.to_builtins(error),
+            "finished_at_s": self._now(),
+        }
         with Session(self._engine) as session, session.begin():
             row = session.get(JobRow, job_id)
             if row is None:
@@ -253,7 +285,54 @@ class JobStore:
             if not _change(session, job_id, worker, failed):
                 return False
             self._meter.release_in(session, charge_id)
+            self._ended_in(session, job_id, row.tenant_id, "failed")
             return True
+
+    def cancel(self, job_id: str, error: JobError) -> bool:
+        """Cancel an unfinished job; nothing is charged here. False if it had ended."""
+        with Session(self._engine) as session, session.begin():
+            row = session.get(JobRow, job_id)
+            if row is None:
+                return False
+            alone(session, row.tenant_id)
+            charge_id = _job(row).charge_id
+            cancelled = session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.status.in_(_UNFINISHED))
+                .values(
+                    status="cancelled",
+                    error=msgspec.to_builtins(error),
+                    claimed_by=None,
+                    finished_at_s=self._now(),
+                )
+            )
+            if not cancelled.rowcount:  # type: ignore[attr-defined]
+                return False
+            self._meter.release_in(session, charge_id)
+            self._ended_in(session, job_id, row.tenant_id, "cancelled")
+            return True
+
+    def _ended_in(self, session: Session, job_id: str, tenant_id: str, status: JobStatus) -> None:
+        self.outbox.add_in(session, job_id, tenant_id, status)
+        notify_in(session, "ended")
+
+    def page(self, tenant_id: str, query: JobQuery) -> list[Job]:
+        """Return jobs; with one job more than ``limit``, if there are more."""
+        wanted = select(JobRow).where(
+            JobRow.tenant_id == tenant_id, JobRow.created_at_s >= query.since_s
+        )
+        if query.statuses:
+            wanted = wanted.where(JobRow.status.in_(query.statuses))
+        if query.until_s is not None:
+            wanted = wanted.where(JobRow.created_at_s < query.until_s)
+        if query.gpu is not None:
+            wanted = wanted.where(JobRow.request["gpu"].as_string() == query.gpu)
+        if query.after is not None:
+            place = tuple_(JobRow.created_at_s, JobRow.id)
+            wanted = wanted.where(place < tuple_(*query.after))
+        newest = wanted.order_by(JobRow.created_at_s.desc(), JobRow.id.desc())
+        with Session(self._engine) as session:
+            return [_job(row) for row in session.scalars(newest.limit(query.limit + 1))]
 
     def _change(self, job_id: str, worker: str, **values: Any) -> bool:
         with Session(self._engine) as session, session.begin():
@@ -269,7 +348,7 @@ class JobStore:
             alone(session, principal.tenant_id)
             revived = session.execute(
                 update(JobRow)
-                .where(JobRow.id == job_id, JobRow.status == "failed")
+                .where(JobRow.id == job_id, JobRow.status.in_(("failed", "cancelled")))
                 .values(
                     status="pending", error=None, claimed_by=None, claimed_until_s=0.0,
                     created_at_s=self._now(), finished_at_s=None, failures=0,
@@ -277,7 +356,9 @@ class JobStore:
             )  # fmt: skip
             if revived.rowcount:  # type: ignore[attr-defined]
                 row = session.get_one(JobRow, job_id, populate_existing=True)
-                self._meter.reserve_in(session, Charge(_job(row).charge_id, principal, work), None)
+                charge = Charge(_job(row).charge_id, principal, work, pool)
+                self._meter.reserve_in(session, charge, None)
+                notify_in(session, "accepted")
         return self.get(job_id)
 
     def expired(self) -> list[str]:
@@ -307,7 +388,7 @@ class JobStore:
             return {job_id for job_id in job_ids if session.get(JobRow, job_id) is None}
 
     def forget(self, job_id: str) -> None:
-        """Delete an expired job, unless it was restarted."""
+        """Delete an expired job, unless it was started again."""
         old = JobRow.finished_at_s < self._now() - self._kept_s
         with Session(self._engine) as session, session.begin():
             session.execute(delete(JobRow).where(JobRow.id == job_id, old))

@@ -47,7 +47,7 @@ from serving.generation.contract import (
     ReplicaReport,
 )
 from serving.generation.events import Assigned
-from serving.generation.submission import Submission
+from serving.generation.submission import Cancellation, Submission
 from serving.logs import log_fields
 from serving.pool.announcer import Announcer
 from serving.pool.metrics import Outcome, PoolMetrics
@@ -235,7 +235,7 @@ class Dispatcher:
     def _enqueue(self, submission: Submission) -> Ticket:
         now = self._clock()
         request = submission.request
-        if submission.key in self._cancelled:
+        if submission.run_id in self._cancelled:
             raise Cancelled(_CANCELLED_TEXT)
         self._check_quarantine(submission)
         recipe = request.recipe
@@ -298,11 +298,11 @@ class Dispatcher:
             ticket.lost = False  # no retry
             ticket.task.cancel()
 
-    def cancel(self, key: str) -> None:
-        """Cancel the request of a job, also one that comes later. Submitters get Cancelled."""
-        self._cancelled[key] = True
-        ticket = self._tickets.of(key)
-        if ticket is None:
+    def cancel(self, cancellation: Cancellation) -> None:
+        """Cancel a run of a job. Submitters get Cancelled."""
+        self._cancelled[cancellation.run_id] = True
+        ticket = self._tickets.of(cancellation.job_id)
+        if ticket is None or ticket.submission.run_id != cancellation.run_id:
             return
         error = Cancelled(_CANCELLED_TEXT)
         error.engine_s = ticket.engine_s(self._clock())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from serving.generation.contract import DETAILS, Detail
 from serving.generation.events import Event, detail_of, encode, kind_of
 from serving.generation.following import Envelope, Follow, Standing, includes
-from serving.generation.mailbox import Mailbox
+from serving.generation.mailbox import Gap, Mailbox
 
 #: Kept per request for followers that return.
 RING = 256
@@ -89,7 +89,7 @@ class Following:
             yield Envelope("")
             async for envelope in mailbox:
                 # Whoever missed events follows again.
-                yield Envelope("") if envelope is None else envelope
+                yield Envelope("") if isinstance(envelope, Gap) else envelope
         finally:
             del self._streams[stream]
             for key in self.followed():

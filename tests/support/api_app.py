@@ -6,7 +6,7 @@ A request takes milliseconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from serving.generation.contract import Detail, GenerationResult, Residency, Swa
 from serving.generation.events import Event, encode
 from serving.generation.following import Followed
 from serving.generation.service import GenerationService
-from serving.generation.submission import Submission
+from serving.generation.submission import Cancellation, Submission
 from serving.settings import Settings
 
 IMAGE = b"not an image"
@@ -47,11 +47,11 @@ class InstantBackend:
         self.go.set()
         self.events: list[Event] = []
         self.followed: list[tuple[str, Detail, str]] = []
-        self.cancelled: list[str] = []
+        self.cancelled: list[Cancellation] = []
 
     async def follow(
         self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
-    ) -> AsyncIterator[Followed]:
+    ) -> AsyncGenerator[Followed | None]:
         self.followed.append((key, detail, after))
         for number, event in enumerate(self.events):
             yield Followed(f"e-{number}", encode(event))
@@ -60,8 +60,8 @@ class InstantBackend:
     async def progress(self, pool: str, key: str) -> Sequence[bytes]:
         return [encode(event) for event in self.events]
 
-    async def cancel(self, pool: str, key: str) -> None:
-        self.cancelled.append(key)
+    async def cancel(self, pool: str, cancellation: Cancellation) -> None:
+        self.cancelled.append(cancellation)
 
     async def submit(self, submission: Submission) -> GenerationResult:
         self.submissions.append(submission)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serving.api.job_work import job_runner
+from serving.errors import Unauthenticated
 from tests.support.api_app import Api, ready_asset, serving_api
 
 PROMPT = {"prompt": "a star", "steps": 1}
@@ -27,7 +27,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
 
 @asynccontextmanager
 async def working(api: Api) -> AsyncIterator[None]:
-    runner = asyncio.create_task(job_runner(api.context).run())
+    runner = asyncio.create_task(api.context.jobs.run())
     try:
         yield
     finally:
@@ -99,9 +99,10 @@ async def test_jobs_of_a_revoked_key_are_not_generated(api: Api) -> None:
     (key,) = keyring.keys("acme")
     keyring.revoke_key(key.id, "acme")
     async with working(api), asyncio.timeout(10):
-        job = await api.context.job_watch.finished(accepted["response_id"])
+        job = await api.context.jobs.watch.finished(accepted["response_id"])
     assert job.error is not None
-    assert job.error["status"] == 401
+    assert job.error.failure is not None
+    assert isinstance(job.error.failure.error(), Unauthenticated)
     assert api.backend.submissions == []
 
 
@@ -112,7 +113,7 @@ async def test_an_expired_keys_job_is_generated(api: Api) -> None:
     (key,) = keyring.keys("acme")
     keyring.rotate_key(key.id, 0.0, "acme")
     async with working(api), asyncio.timeout(10):
-        job = await api.context.job_watch.finished(accepted["response_id"])
+        job = await api.context.jobs.watch.finished(accepted["response_id"])
     assert job.error is None
     assert len(api.backend.submissions) == 1
 

@@ -158,7 +158,7 @@ async def test_stored_results_and_images_count(api: Api, mine: dict[str, str]) -
     async with working(api):
         headers = {**mine, "X-OctoAI-Async": "1"}
         accepted = (await api.http.post("/generate/sdxl", json=body, headers=headers)).json()
-        job = await api.context.job_watch.finished(accepted["response_id"])
+        job = await api.context.jobs.watch.finished(accepted["response_id"])
     assert await stored(api, mine) > 2 * len(IMAGE)
     api.backends.blobs.keep("results/other", job.tenant_id, LIMIT)
     for path, more in (("/generate", {}), ("/generate/sdxl", {"X-OctoAI-Async": "1"})):

@@ -67,6 +67,10 @@ class Methods:
         finally:
             self.cancelled.set()
 
+    async def forever(self, message: bytes) -> AsyncIterator[bytes]:
+        yield b"first"
+        await self.go.wait()
+
     async def breaks(self, message: bytes) -> AsyncIterator[bytes]:
         yield b"first"
         raise KeyError("a secret")
@@ -74,7 +78,7 @@ class Methods:
 
 def server_of(methods: Methods, max_calls: int = 100) -> RpcServer:
     unary = {name: getattr(methods, name) for name in ("echo", "slow", "broken")}
-    streams = {name: getattr(methods, name) for name in ("count", "breaks")}
+    streams = {name: getattr(methods, name) for name in ("count", "forever", "breaks")}
     return RpcServer(identity(Signer(SECRET)), unary, streams, max_calls)
 
 
@@ -300,3 +304,29 @@ async def test_a_killed_server_loses_the_calls_that_it_took() -> None:
     await client.close()
     process.wait()
     process.stdout.close()
+
+
+async def test_a_server_that_is_started_twice_at_once_has_one_address() -> None:
+    server = server_of(Methods())
+    try:
+        addresses = await asyncio.gather(*(server.start(HOST) for _ in range(5)))
+        assert len(set(addresses)) == 1
+    finally:
+        await server.close()
+
+
+async def test_calls_of_a_client_that_is_closed_are_lost_and_not_cancelled() -> None:
+    async with connection() as (client, methods, _):
+        waiting = asyncio.create_task(client.call("slow", b""))
+        streaming = asyncio.create_task(_all_of(client.stream("forever", b"")))
+        await methods.started.wait()
+        await asyncio.sleep(0)
+        await client.close()
+        for task in (waiting, streaming):
+            with pytest.raises(Lost):
+                await task
+        await methods.cancelled.wait()
+
+
+async def _all_of(messages: AsyncIterator[bytes]) -> list[bytes]:
+    return [message async for message in messages]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from serving.generation.mailbox import Mailbox
+from serving.generation.mailbox import Gap, Mailbox
 
 
-async def all_of(mailbox: Mailbox[int]) -> list[int | None]:
+async def all_of(mailbox: Mailbox[int]) -> list[int | Gap]:
     return [item async for item in mailbox]
 
 
@@ -27,4 +27,13 @@ async def test_a_full_one_is_emptied_and_its_reader_told_so() -> None:
     for item in range(6):
         mailbox.put(item)
     mailbox.close()
-    assert await all_of(mailbox) == [None, 4, 5]
+    assert await all_of(mailbox) == [Gap.LOST, 4, 5]
+
+
+async def test_a_reader_hears_of_silence() -> None:
+    mailbox: Mailbox[int] = Mailbox(3, idle_s=0.01)
+    reading = aiter(mailbox)
+    assert await anext(reading) is Gap.IDLE
+    mailbox.put(1)
+    assert await anext(reading) == 1
+    assert await anext(reading) is Gap.IDLE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -13,7 +13,9 @@ from assets.errors import AssetNotFound, StoreError
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from serving.bootstrap.database import open_database
-from serving.errors import DeadlineExceeded, Refused, ReplicaLost
+from serving.errors import Cancelled, DeadlineExceeded, NotFound, Refused, ReplicaLost
+from serving.jobs.failed import JobError
+from serving.jobs.notices import Notices
 from serving.jobs.runner import (
     LONGEST_PUT_BACK_S,
     LONGEST_REFUSED_S,
@@ -41,10 +43,9 @@ async def test_a_gateway_puts_its_jobs_back_on_shutdown(tmp_path: Path) -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-        def failed(self, job: Job, failure: Exception) -> dict[str, Any]:
-            raise AssertionError
-
-    runner = JobRunner(jobs, Work(), asyncio.Event(), JobWatcher(jobs))
+    notices = Notices(engine)
+    watch = JobWatcher(jobs, jobs.outbox, notices)
+    runner = JobRunner(jobs, Work(), asyncio.Event(), watch, notices)
     running = asyncio.create_task(runner.run())
     async with asyncio.timeout(10):
         await started.wait()
@@ -56,18 +57,24 @@ async def test_a_gateway_puts_its_jobs_back_on_shutdown(tmp_path: Path) -> None:
     assert claimed.id == job.id
 
 
-async def test_waiters_share_one_database_query(tmp_path: Path) -> None:
+class Counting:
+    """A job store that counts what its watchers ask for."""
+
+    def __init__(self, jobs: JobStore) -> None:
+        self._jobs = jobs
+        self.sizes: list[int] = []
+
+    def ended(self, job_ids: Collection[str]) -> dict[str, Job | None]:
+        self.sizes.append(len(job_ids))
+        return self._jobs.ended(job_ids)
+
+
+async def test_waiters_cost_what_ends_and_not_what_waits(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
     jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
-    query_sizes: list[int] = []
-
-    class Counting:
-        def ended(self, job_ids: Collection[str]) -> dict[str, Job | None]:
-            query_sizes.append(len(job_ids))
-            return jobs.ended(job_ids)
-
     principal = Principal("t", "acme")
-    watch = JobWatcher(cast(JobStore, Counting()))
+    counting = Counting(jobs)
+    watch = JobWatcher(cast(JobStore, counting), jobs.outbox, Notices(engine))
     accepted = [jobs.add(principal, REQUEST) for _ in range(50)]
     waiting = [asyncio.create_task(watch.finished(job.id)) for job in accepted]
     waiting.append(asyncio.create_task(watch.finished(accepted[0].id)))
@@ -75,17 +82,35 @@ async def test_waiters_share_one_database_query(tmp_path: Path) -> None:
     async with asyncio.timeout(10):
         with pytest.raises(AssetNotFound):
             await unknown
-        for _ in accepted:
+        for _ in accepted[:-1]:
             claimed = jobs.claim("w")
             assert claimed is not None
-            assert jobs.fail(claimed.id, "w", {"status": 422, "body": {}})
+            assert jobs.fail(claimed.id, "w", JobError.of(NotFound("key", "k")))
+        assert jobs.cancel(accepted[-1].id, JobError.of(Cancelled("c")))
         watch.look()
         ended = await asyncio.gather(*waiting)
-    assert {job.status for job in ended} == {"failed"}
+    assert {job.status for job in ended} == {"failed", "cancelled"}
     assert ended[0].id == ended[-1].id
-    assert max(query_sizes) == 51
-    assert len(query_sizes) < 10
+    assert max(counting.sizes) == 51
+    assert len(counting.sizes) < 5
     assert watch._awaited == {}
+
+
+async def test_a_watcher_asks_again_about_everything_from_time_to_time(tmp_path: Path) -> None:
+    """Should the outbox have missed one."""
+    engine = open_database(f"sqlite:///{tmp_path}/j.db")
+    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
+    now_s = [0.0]
+    watch = JobWatcher(jobs, jobs.outbox, Notices(engine), lambda: now_s[0])
+    job = jobs.add(Principal("t", "acme"), REQUEST)
+    waiting = asyncio.create_task(watch.finished(job.id))
+    while watch._new or not watch._awaited:
+        await asyncio.sleep(0.01)
+    assert jobs.cancel(job.id, JobError.of(Cancelled("c")))
+    jobs.outbox.forget(-1.0)
+    now_s[0] += 31.0
+    async with asyncio.timeout(10):
+        assert (await waiting).status == "cancelled"
 
 
 def test_a_late_job_fails_after_two_starts() -> None:

@@ -16,14 +16,14 @@ from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.clock import clock_of
 from serving.bootstrap.database import open_database
-from serving.errors import (
-    Refused,
-)
+from serving.errors import Refused, ReplicaLost
+from serving.jobs.failed import JobError
 from serving.jobs.store import CLAIM_S, KEPT_S, Job, JobStore
 from serving.tenants.meter import Charge, Meter, Settlement
 from tests.support.generation import REQUEST
 
 ACME = Principal("t", "acme")
+LOST = JobError.of(ReplicaLost("gone"))
 
 
 def jobs_of(url: str, now: Callable[[], float] = time.time) -> JobStore:
@@ -40,7 +40,7 @@ def test_a_failed_job_is_retried_on_request(tmp_path: Path) -> None:
     jobs = jobs_of(f"sqlite:///{tmp_path}/j.db", lambda: now[0])
     job = jobs.add(ACME, REQUEST, "job_x", "digest")
     assert jobs.claim("w") is not None
-    assert jobs.fail(job.id, "w", {"status": 503, "body": {}})
+    assert jobs.fail(job.id, "w", LOST)
     now[0] += KEPT_S + 1
     assert jobs.expired() == [job.id]
     retried = jobs.again(job.id, ACME, 1.0)
@@ -69,7 +69,7 @@ def test_concurrent_retries_reserve_the_budget_once(tmp_path: Path) -> None:
     jobs._meter.settle(Settlement(Charge("before", principal, 1.0), 1.0, 1))
     job = jobs.add(principal, REQUEST, "job_key", "digest", work=5.0)
     assert jobs.claim("w") is not None
-    assert jobs.fail(job.id, "w", {"status": 503, "body": {}})
+    assert jobs.fail(job.id, "w", LOST)
     for _ in range(2):
         retried = jobs.again(job.id, principal, 5.0)
     assert retried is not None

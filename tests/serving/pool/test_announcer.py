@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from serving.errors import Cancelled, ReplicaLost
 from serving.generation.events import Assigned, Queued, Starting, Step, decode, encode
 from serving.generation.following import Followers
+from serving.generation.submission import Cancellation
 from serving.in_process import LocalEvents
 from tests.serving.generation.test_following import Reader
 from tests.serving.pool.test_dispatcher import FakeReplica, running_dispatcher, submission, until
@@ -103,18 +104,21 @@ async def test_a_job_is_cancelled_wherever_it_is() -> None:
     replica.go.clear()
     async with running_dispatcher(replica) as dispatcher:
         tasks = [
-            asyncio.create_task(dispatcher.submit(replace(submission(str(i)), job_id=f"job {i}")))
+            asyncio.create_task(
+                dispatcher.submit(replace(submission(str(i)), job_id=f"job {i}", run_id=f"run {i}"))
+            )
             for i in range(4)
         ]
         await until(lambda: dispatcher.status()["waiting"] == 2 and len(replica.started) == 2)
-        for key in ("job 0", "job 3", "job later"):
-            dispatcher.cancel(key)
+        for key in ("0", "3", "later"):
+            dispatcher.cancel(Cancellation(f"job {key}", f"run {key}"))
+        dispatcher.cancel(Cancellation("job 1", "an earlier run"))
         for index, has_run in ((0, True), (3, False)):
             with pytest.raises(Cancelled) as cancelled:
                 await tasks[index]
             assert (cancelled.value.engine_s > 0) == has_run
         with pytest.raises(Cancelled):
-            await dispatcher.submit(replace(submission("later"), job_id="job later"))
+            await dispatcher.submit(replace(submission("later"), run_id="run later"))
         await until(lambda: dispatcher.status()["waiting"] == 0)
         assert replica.cancelled == ["0"]
         replica.go.set()
