@@ -13,7 +13,8 @@
     ├── DeadlineExceeded     not finished in time
     ├── Cancelled            by its client, or the client disconnected
     ├── ReplicaLost          no answer, or an untrusted state
-    │   └── ReplicaDied      died during the request
+    │   ├── ReplicaDied      died during the request
+    │   └── EarlierVersion   a process that speaks another protocol; restart it
     ├── GenerationFailed     the engine could not generate
     │   ├── NotFinite        the image is not finite
     │   └── UnexpectedEngineError  counts against the request's assets
@@ -115,6 +116,10 @@ class ReplicaLost(ServingError):
 
 
 class ReplicaDied(ReplicaLost):
+    pass
+
+
+class EarlierVersion(ReplicaLost):
     pass
 
 

@@ -22,7 +22,7 @@ from assets.storage.private_folder import keep_private
 from router.pool import Pool
 from serving.cluster.addressing import dispatcher_name, process_identity
 from serving.cluster.environment import ON_THE_HEAD
-from serving.cluster.rpc import RpcServer
+from serving.cluster.rpc import PROTOCOL, Incompatible, RpcServer
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.generation.contract import GenerationResult, Phase
 from serving.generation.exchange import sent
@@ -103,6 +103,14 @@ class DispatcherActor:
         return b""
 
     async def address(self) -> str:
+        """Asked by gateways of the first release, which speak another protocol.
+
+        Raises:
+            Incompatible.
+        """
+        raise Incompatible(f"this dispatcher speaks protocol {PROTOCOL}: restart its gateways")
+
+    async def rpc_address(self) -> str:
         """The RPC address for requests."""
         await self._ready()
         return await self._server.start(ray.util.get_node_ip_address())

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 from assets.content import Blob
 from serving.cluster.addressing import dispatcher_name, process_identity
 from serving.cluster.rpc import RemoteError, RpcClient, RpcError
-from serving.errors import DeadlineExceeded, GenerationFailed
+from serving.errors import DeadlineExceeded, EarlierVersion, GenerationFailed
 from serving.generation.contract import (
     REPORT_TIMEOUT_S,
     WARM_TIMEOUT_S,
@@ -72,13 +72,22 @@ class _DispatcherClient:
 
     async def _open(self) -> RpcClient:
         if self._rpc is None or self._is_stale:
-            address = await (await self._find()).address.remote()
+            address = await self._address()
             if self._rpc is None or self._rpc.address != address:
                 dead, self._rpc = self._rpc, RpcClient(address, self._identity)
                 if dead is not None:
                     await dead.close()
             self._is_stale = False
         return self._rpc
+
+    async def _address(self) -> str:
+        actor = await self._find()
+        if not hasattr(actor, "rpc_address"):
+            raise EarlierVersion(
+                f"the dispatcher of {self._pool} is of an earlier version; restart"
+            )
+        address: str = await actor.rpc_address.remote()
+        return address
 
     async def submit(self, submission: Submission) -> GenerationResult:
         """Submit; repeat after a dispatcher's death, in the remaining time."""

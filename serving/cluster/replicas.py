@@ -34,7 +34,17 @@ from serving.bootstrap.tiers import open_provisioner
 from serving.cluster.addressing import dispatcher_name, process_identity
 from serving.cluster.identity import ProcessIdentity
 from serving.cluster.outcome import caught, thrown
-from serving.cluster.rpc import Lost, NotTaken, RemoteError, RpcClient, RpcError, RpcServer
+from serving.cluster.rpc import (
+    PROTOCOL,
+    Incompatible,
+    Lost,
+    NotTaken,
+    RemoteError,
+    RpcClient,
+    RpcError,
+    RpcServer,
+    check_protocol,
+)
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.errors import GenerationFailed, ReplicaDied, ReplicaLost
 from serving.generation.contract import (
@@ -107,8 +117,13 @@ class ReplicaActor:
     async def _progress(self, message: bytes) -> bytes:
         return self._worker.progress(msgpack.decode(message, type=Inquiry)) or b""
 
-    async def describe(self, directives: bytes) -> tuple[bytes, str]:
-        """Return the worker's report and its RPC address; messages are encoded."""
+    async def describe(self, directives: bytes, protocol: str) -> tuple[bytes, str]:
+        """Return the worker's report and its RPC address; messages are encoded.
+
+        Raises:
+            Incompatible: the dispatcher speaks another major version of the protocol.
+        """
+        check_protocol(protocol)
         address = await self._server.start(self._node_address)
         report = self._worker.report(msgpack.decode(directives, type=ClusterDirectives))
         return msgpack.encode(report), address
@@ -258,7 +273,7 @@ class ServeReplicaClient:
         self._rpc: RpcClient | None = None
 
     async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
-        report, address = await self._call("describe", msgpack.encode(directives))
+        report, address = await self._call("describe", msgpack.encode(directives), PROTOCOL)
         if self._rpc is None or self._rpc.address != address:
             if self._rpc is not None:
                 await self._rpc.close()
@@ -314,6 +329,11 @@ class ServeReplicaClient:
                 response.cancel()
             raise
         except RayTaskError as error:
+            # A replica of the first release does not know of protocols.
+            if method == "describe" and isinstance(error.cause, TypeError | Incompatible):
+                reason = f"{self.id} does not speak protocol {PROTOCOL}: it must be restarted"
+                log.error("%s", reason)
+                raise ReplicaLost(reason) from None
             log.error("%s raised an error in %s", self.id, method, exc_info=error)
             raise ReplicaLost(f"{self.id} failed: {type(error.cause).__name__}") from None
         except (RayServeException, RayError) as error:

@@ -202,13 +202,19 @@ class RpcClient:
         return NotTaken(f"{self.address}: {details}")
 
 
+def check_protocol(version: str) -> None:
+    """Raises Incompatible: another major version."""
+    if version.partition(".")[0] != PROTOCOL.partition(".")[0]:
+        raise Incompatible(f"protocol {version} is not {PROTOCOL}: restart both with one version")
+
+
 async def _take(context: Any) -> None:
     """Refuse another major version; tell the caller that the call is taken."""
     metadata = dict(context.invocation_metadata() or ())
-    version = str(metadata.get(_PROTOCOL_KEY, "none"))
-    if version.partition(".")[0] != PROTOCOL.partition(".")[0]:
-        details = f"protocol {version} is not {PROTOCOL}: restart both with one version"
-        await context.abort(StatusCode.FAILED_PRECONDITION, details)
+    try:
+        check_protocol(str(metadata.get(_PROTOCOL_KEY, "none")))
+    except Incompatible as error:
+        await context.abort(StatusCode.FAILED_PRECONDITION, str(error))
     await context.send_initial_metadata(((_TAKEN_KEY, "1"),))
 
 

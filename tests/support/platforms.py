@@ -17,7 +17,7 @@ import httpx2
 from serving.bootstrap.backends import open_backends
 from serving.cli.client import Client
 from serving.settings import Settings
-from tests.support.servers import end_serving, free_port, start_serving
+from tests.support.servers import clean_environment, end_serving, free_port, start_serving
 
 
 @dataclass
@@ -62,8 +62,11 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
-    """Run ``asset-orchestrator serve``; stop all its processes at the end."""
+def running(
+    folder: Path, *options: str, checkout: Path | None = None, **settings: Any
+) -> Iterator[Running]:
+    """Run ``asset-orchestrator serve``, of another ``checkout`` if given; stop all its processes at
+    the end."""
     port = free_port()
     temporary = Path("/tmp") / f"ao-{os.getpid()}-{port}"  # Ray's sockets need a short path
     configured = Settings(
@@ -75,7 +78,12 @@ def running(folder: Path, *options: str, **settings: Any) -> Iterator[Running]:
     )
     log = folder / "serve.log"
     try:
-        process = start_serving(configured, log, *options)
+        environment = None
+        if checkout is not None:
+            environment = {**clean_environment(), "PYTHONPATH": str(checkout)}
+        process = start_serving(
+            configured, log, *options, environment=environment, checkout=checkout
+        )
         try:
             backends = open_backends(configured)
             directory = backends.directory

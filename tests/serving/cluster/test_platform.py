@@ -52,6 +52,17 @@ def golden_of(platform: Running) -> dict[int, str | None]:
     return golden
 
 
+def serving_processes(platform: Running) -> set[int]:
+    """Process ids of the gateways, dispatcher, ingest and replicas."""
+    ours = ("ray::DispatcherActor", "ray::IngestActor", "ray::ServeReplica", "spawn_main")
+    found = set()
+    for process in platform.descendants():
+        with suppress(psutil.Error):
+            if any(name in part for name in ours for part in process.cmdline()):
+                found.add(process.pid)
+    return found
+
+
 def check(load: Load, golden: dict[int, str | None]) -> None:
     """No answer is an error or another image; connections may break."""
     assert not load.errors
@@ -176,22 +187,12 @@ def test_a_killed_control_plane_restarts_with_its_tables(platform: Running) -> N
 
 def test_sighup_replaces_every_process_while_serving(platform: Running) -> None:
     golden = golden_of(platform)
-
-    def processes() -> set[int]:
-        ours = ("ray::DispatcherActor", "ray::IngestActor", "ray::ServeReplica", "spawn_main")
-        found = set()
-        for process in platform.descendants():
-            with suppress(psutil.Error):
-                if any(name in part for name in ours for part in process.cmdline()):
-                    found.add(process.pid)
-        return found
-
-    old = processes()
+    old = serving_processes(platform)
     with Load(known(endpoint(platform)), clients=4) as load:
         load.await_more(4)
         platform.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + 240
-        while len(up(platform)) < 2 or old & processes():
+        while len(up(platform)) < 2 or old & serving_processes(platform):
             assert time.monotonic() < deadline, platform.status()
             time.sleep(0.2)
         load.await_more(8)

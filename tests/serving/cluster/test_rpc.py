@@ -10,14 +10,19 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
+from ray.exceptions import RayTaskError
 
 from assets.storage.signing import Signer
+from serving.cluster.dispatcher_actor import DispatcherActor
+from serving.cluster.dispatcher_client import _DispatcherClient
 from serving.cluster.identity import NAME, identity
+from serving.cluster.replicas import ServeReplicaClient
 from serving.cluster.rpc import (
     MAX_MESSAGE_BYTES,
     PROTOCOL,
@@ -28,6 +33,9 @@ from serving.cluster.rpc import (
     RpcClient,
     RpcServer,
 )
+from serving.errors import EarlierVersion, ReplicaLost
+from serving.generation.contract import ClusterDirectives
+from serving.settings import Settings
 
 SECRET = b"s" * 32
 HOST = "127.0.0.1"
@@ -273,6 +281,8 @@ async def test_nothing_listens_at_the_address() -> None:
 SERVE = """
 import asyncio, sys
 from assets.storage.signing import Signer
+from serving.cluster.dispatcher_actor import DispatcherActor
+from serving.cluster.dispatcher_client import _DispatcherClient
 from serving.cluster.identity import identity
 from serving.cluster.rpc import RpcServer
 
@@ -330,3 +340,39 @@ async def test_calls_of_a_client_that_is_closed_are_lost_and_not_cancelled() -> 
 
 async def _all_of(messages: AsyncIterator[bytes]) -> list[bytes]:
     return [message async for message in messages]
+
+
+async def test_a_dispatcher_of_the_first_release_is_refused_by_name(tmp_path: Path) -> None:
+    """It has no RPC; and its gateways ask for an address that this release does not give."""
+    client = _DispatcherClient(Settings(data_dir=tmp_path), "default")
+    client._actor = object()
+    with pytest.raises(EarlierVersion, match="dispatcher of default is of an earlier version"):
+        await client._open()
+    actor = DispatcherActor.__new__(DispatcherActor)
+    with pytest.raises(Incompatible, match="restart its gateways"):
+        await actor.address()
+
+
+async def test_a_replica_of_the_first_release_is_refused_by_name() -> None:
+    class Earlier:
+        async def describe(self, directives: object) -> object:
+            raise AssertionError("it takes one argument")
+
+    class Handle:
+        @property
+        def describe(self) -> Handle:
+            return self
+
+        def remote(self, *arguments: object) -> Any:
+            async def call() -> object:
+                try:
+                    return await Earlier().describe(*arguments)
+                except TypeError as error:
+                    raise RayTaskError("describe", "", error) from None
+
+            return call()
+
+    client = ServeReplicaClient("default-0", identity(Signer(SECRET)))
+    client._handle = Handle()
+    with pytest.raises(ReplicaLost, match=f"default-0 does not speak protocol {PROTOCOL}"):
+        await client.describe(ClusterDirectives())

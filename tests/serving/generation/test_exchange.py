@@ -11,7 +11,7 @@ from msgspec import structs
 from serving.errors import GenerationFailed, NotFinite
 from serving.generation.contract import GenerationResult, ReplicaReport
 from serving.generation.exchange import received, sent
-from tests.serving.generation.test_events import REPORT, RESULT
+from tests.support.messages import REPORT, RESULT
 
 IMAGES = (b"first", b"second")
 
