@@ -15,7 +15,6 @@ from assets.ids import ulid
 from serving.api import (
     assets,
     errors,
-    generate,
     generate_native,
     health,
     jobs,
@@ -27,6 +26,7 @@ from serving.api import (
     signed_objects,
 )
 from serving.api.context import Context
+from serving.api.dialects.octoai import routes as octoai
 from serving.api.housekeeping import run_housekeeping
 from serving.api.limits import LimitsMiddleware
 from serving.api.metrics import MetricsMiddleware
@@ -57,7 +57,7 @@ def create_app(context: Context) -> FastAPI:
         redirect_slashes=False,  # the Host header would choose the target
     )
     app.state.context = context
-    app.include_router(generate.router)
+    app.include_router(octoai.router)
     app.include_router(generate_native.router)
     app.include_router(jobs.search_router)
     app.include_router(jobs.keyed_router)

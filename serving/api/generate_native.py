@@ -18,6 +18,7 @@ from assets.principal import Principal
 from assets.storage.object_paths import image_key
 from assets.storage.object_store import put_bytes
 from serving.api import idempotency, response_models
+from serving.api.connected import run_while_connected
 from serving.api.context import Context, Ctx
 from serving.api.dialects.octoai.generate import GenerateRequest, receipt
 from serving.api.event_stream import (
@@ -30,10 +31,9 @@ from serving.api.event_stream import (
     messages,
     wants_events,
 )
-from serving.api.generate import once, run_while_connected
 from serving.api.keyed_route import Authenticated, CostlyRoute, bearer
 from serving.api.openapi import answers_with, reads_headers
-from serving.generation.contract import Detail
+from serving.generation.contract import Detail, GenerationRequest
 from serving.generation.following import Followed
 from serving.generation.service import Generation, NewGeneration, RunningGeneration
 from serving.jobs.idempotency import make_room
@@ -80,18 +80,17 @@ async def generate_native(
     """
     detail = detail_of_stream(previews=previews) if wants_events(request) else None
     key = idempotency.key_of(request)
+    wanted = body.to_request()
     if key is not None:
+        job = await idempotency.accept(context, principal, wanted, body, key)
         if detail is None:
-            return await _job_response(context, await once(body, request, context, principal, key))
-        job = await idempotency.accept(context, principal, body, key)
+            return await _job_response(context, await idempotency.finished(context, request, job))
         body_of = partial(_job_body, context)
         return event_response(job_events(context, job, detail, last_event_id(request), body_of))
     await make_room(context.platform, principal)
     if detail is not None:
-        return await _streamed(context, principal, body, request, detail)
-    generated = await run_while_connected(
-        request, context.platform.generate(principal, body.to_request())
-    )
+        return await _streamed(context, principal, wanted, request, detail)
+    generated = await run_while_connected(request, context.platform.generate(principal, wanted))
     try:
         response = await _stored(context, principal, generated, body.image_encoding)
     except BaseException:
@@ -101,10 +100,14 @@ async def generate_native(
 
 
 async def _streamed(
-    context: Context, principal: Principal, body: GenerateRequest, request: Request, detail: Detail
+    context: Context,
+    principal: Principal,
+    wanted: GenerationRequest,
+    request: Request,
+    detail: Detail,
 ) -> Response:
     """Return the stream once the request is queued; what refuses it before has its own status."""
-    running = await context.platform.start(principal, body.to_request())
+    running = await context.platform.start(principal, wanted)
     events = context.platform.follow(running.pool, running.id, detail, "", running.task)
 
     async def begun() -> Followed | None:
@@ -121,7 +124,7 @@ async def _streamed(
         await events.aclose()
         raise
     followed = _after(first, events)
-    return event_response(_stream(context, principal, running, followed, body.image_encoding))
+    return event_response(_stream(context, principal, running, followed, wanted.params.encoding))
 
 
 async def _after(

@@ -1,4 +1,4 @@
-"""``Idempotency-Key`` on the wire: the header, the wait and the response."""
+"""``Idempotency-Key`` on the wire: the header, acceptance, the wait."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import hashlib
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from assets.principal import Principal
+from serving.api.connected import run_while_connected
 from serving.api.context import Context
-from serving.api.dialects.octoai.generate import GenerateRequest, answer
 from serving.api.errors import describe
 from serving.errors import DeadlineExceeded, InvalidRequest
-from serving.jobs.results import EarlierResult
+from serving.generation.contract import GenerationRequest
 from serving.jobs.store import Job
 
 HEADER = "Idempotency-Key"
@@ -35,43 +36,40 @@ def key_of(request: Request) -> str | None:
 
 
 async def accept(
-    context: Context, principal: Principal, body: GenerateRequest, key: str | None
+    context: Context,
+    principal: Principal,
+    request: GenerationRequest,
+    body: BaseModel,
+    key: str | None,
 ) -> Job:
-    """Return the request's job, as :meth:`serving.jobs.idempotency.JobAcceptance.accept`."""
+    """Return the request's job, as :meth:`serving.jobs.idempotency.JobAcceptance.accept`.
+
+    ``body`` is the request on the wire: with one key it must be the same each time.
+    """
     digest = None
     if key is not None:
         digest = hashlib.sha256(body.model_dump_json(exclude=_NO_CONTENT).encode()).hexdigest()
-    return await context.jobs.acceptance.accept(principal, body.to_request(), digest, key)
+    return await context.jobs.acceptance.accept(principal, request, digest, key)
 
 
-async def finished(context: Context, job: Job, timeout_s: float) -> Job:
-    """Wait for a job.
-
-    Raises:
-        DeadlineExceeded: after ``timeout_s``; the job continues.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await context.jobs.watch.finished(job.id)
-    except TimeoutError:
-        raise DeadlineExceeded(
-            f"not finished within {timeout_s:.0f} s; the job continues: retry with the same key"
-        ) from None
-
-
-async def answer_of(context: Context, job: Job) -> JSONResponse:
-    """Return a finished job's response in OctoAI's format.
+async def finished(context: Context, request: Request, job: Job) -> Job:
+    """Wait for a job while the client is connected.
 
     Raises:
-        StoreError: the result is gone.
+        DeadlineExceeded: after the platform's timeout; the job continues.
     """
-    if job.error is not None:
-        return error_of(job)
-    results = context.jobs.results
-    stored = await asyncio.to_thread(results.load, job.id)
-    if isinstance(stored, EarlierResult):
-        return JSONResponse(stored.document)
-    return JSONResponse(answer(await asyncio.to_thread(results.generation, stored)))
+    timeout_s = context.platform.timeout_s
+
+    async def wait() -> Job:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await context.jobs.watch.finished(job.id)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"not finished within {timeout_s:.0f} s; the job continues: retry with the same key"
+            ) from None
+
+    return await run_while_connected(request, wait())
 
 
 def error_of(job: Job) -> JSONResponse:

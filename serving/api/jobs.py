@@ -11,9 +11,10 @@ from pydantic import AwareDatetime
 
 from assets.access import require
 from assets.errors import AssetNotFound, StoreError
-from serving.api import idempotency, response_models
+from serving.api import response_models
 from serving.api.context import Ctx
 from serving.api.dialects.octoai.assets import timestamp
+from serving.api.dialects.octoai.routes import job_answer
 from serving.api.event_stream import (
     detail_of_stream,
     event_response,
@@ -151,7 +152,7 @@ async def result(job_id: str, context: Ctx) -> Response:
     if not job.is_finished:
         raise AssetNotFound(job_id)
     try:
-        return await idempotency.answer_of(context, job)
+        return await job_answer(context, job)
     except StoreError:
         raise AssetNotFound(job_id) from None
 

@@ -53,8 +53,10 @@ class Announcer:
         for key, events in states.items():
             known = self._announced.get(key, ())
             for event in events:
-                if event not in known:
+                if not any(_is_close(event, other) for other in known):
                     following.publish(key, event)
+                elif isinstance(event, Queued):  # compared with what was published
+                    states[key] = (known[0], *events[1:])
         self._announced = states
 
     def _states(self, waiting: dict[str, Ticket]) -> dict[str, tuple[Event, ...]]:
@@ -99,3 +101,13 @@ class Announcer:
                 return await ticket.client.progress(Inquiry(ticket.waiting.id, detail))
         except (ServingError, TimeoutError):
             return None
+
+
+def _is_close(event: Event, other: Event) -> bool:
+    """Whether followers need not hear of ``event`` after ``other``."""
+    if not (isinstance(event, Queued) and isinstance(other, Queued)):
+        return event == other
+    now_s, then_s = event.expected_s, other.expected_s
+    if event.position != other.position or (now_s is None) != (then_s is None):
+        return False
+    return now_s is None or then_s is None or abs(now_s - then_s) < max(2.0, 0.2 * then_s)

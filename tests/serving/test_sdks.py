@@ -46,7 +46,7 @@ def source(sample_files: dict[str, Path]) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("sdks")
-    imports = {"import_schemes": ("http",), "import_networks": ("127.0.0.2/32",)}
+    imports: dict[str, Any] = {"import_schemes": ("http",), "import_networks": ("127.0.0.2/32",)}
     with running(folder, "--in-process", replicas=1, **imports) as server:
         yield server
 

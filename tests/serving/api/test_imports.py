@@ -59,7 +59,7 @@ def origin() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory, origin: Any) -> Iterator[Running]:
-    settings = {"import_schemes": ("http",), "import_networks": (f"{ALLOWED}/32",)}
+    settings: dict[str, Any] = {"import_schemes": ("http",), "import_networks": (f"{ALLOWED}/32",)}
     folder = tmp_path_factory.mktemp("imports")
     with running(folder, "--in-process", replicas=1, hub_url=origin.url, **settings) as server:
         yield server
