@@ -40,7 +40,7 @@ def test_an_existing_database_and_store_are_checked(tmp_path: Path) -> None:
     open_backends(here)
     (tmp_path / "store").mkdir(exist_ok=True)
     findings = findings_of(here)
-    assert "schema 0015" in findings["database"].found
+    assert "schema 0016" in findings["database"].found
     assert "written, read and deleted" in findings["store"].found
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
