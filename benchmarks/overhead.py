@@ -1,11 +1,13 @@
-"""The platform's overhead per image, compared with a bare echo on the same Ray.
+"""The platform's overhead per image, compared with a bare echo on Ray; and with an earlier commit.
 
-    python -m benchmarks overhead        # about five minutes
+    python -m benchmarks overhead                     # about ten minutes
+    python -m benchmarks overhead --before COMMIT     # about twenty
 
 k6 sends requests with 1, 8 and 32 clients, in turn to the platform and to an echo of as many bytes
-(gateway → handle → replica). The engine's time is subtracted; a second column subtracts queueing
-too. The echo also runs at the platform's pace: at ten requests a second caches are cold and CPUs
-asleep.
+(gateway → handle → replica), for answers of about 10 kB and of 1.5 MB. The engine's time is
+subtracted; a second column subtracts queueing too. The echo also runs at the platform's pace: at
+ten requests a second caches are cold and CPUs asleep. Each commit serves from a worktree; for the
+large answers its images are padded to what a full-size PNG takes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,36 +30,105 @@ from typing import Any
 
 import httpx2
 
-from benchmarks.http import platform_for, tool_path
+from benchmarks.http import tool_path
+from benchmarks.same import checkout, key
+from serving.settings import Settings
+from tests.support.servers import clean_environment, end_serving, free_port, start_serving
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "overhead.json"
 CLIENTS = (1, 8, 32)
 GATEWAYS = 2
+BODY = {"prompt": "a small red star", "steps": 1, "seed": 7}
+#: Bytes added to each image.
+PADDING = {"10 kB": 0, "1.5 MB": 1_120_000}
+_ENCODED = "EncodedImage(buffer.getvalue(),"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An URL to measure."""
+
+    url: str
+    key: str = ""
+    is_echo: bool = False
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks overhead")
+    parser.add_argument("--before", help="a commit to measure, too")
     parser.add_argument("--seconds", type=int, default=6, help="duration of each turn")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with TemporaryDirectory(prefix="overhead-") as temporary, own_ray() as address:
-        os.environ["AO_RAY_ADDRESS"] = address
-        with platform_for(Path(temporary), None, 1) as (settings, client, key):
-            body = {"prompt": "a small red star", "steps": 1, "seed": 7}
-            for _ in range(20):
-                answer = client.generate(body)
-            size_bytes = len(json.dumps(answer).encode())
-            with echo(address, size_bytes) as url:
-                result = measure(
-                    settings.resolved_public_url, key, url, arguments.seconds, arguments.rounds
-                )
-    result["answer_bytes"] = size_bytes
+    commits = {"platform": "HEAD"} | ({"before": arguments.before} if arguments.before else {})
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="overhead-")))
+        trees = {
+            name: stack.enter_context(checkout(commit, folder / name))
+            for name, commit in commits.items()
+        }
+        sizes = {
+            size: measure_size(folder / size.replace(" ", ""), trees, padding, arguments)
+            for size, padding in PADDING.items()
+        }
+    result = {"rounds": arguments.rounds, "seconds": arguments.seconds, "sizes": sizes}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1) if arguments.json else table(result))
+
+
+def measure_size(
+    folder: Path, trees: Mapping[str, Path], padding: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    with ExitStack() as stack:
+        targets = {
+            name: stack.enter_context(platform(tree, folder / name, padding))
+            for name, tree in trees.items()
+        }
+        for target in targets.values():
+            for _ in range(20):
+                size_bytes = _answer_bytes(target)
+        address = stack.enter_context(own_ray())
+        url = stack.enter_context(echo(address, size_bytes))
+        targets |= {"paced": Target(url, is_echo=True), "echo": Target(url, is_echo=True)}
+        rows = measure(targets, arguments.seconds, arguments.rounds)
+    return {"bytes": size_bytes, "rows": rows}
+
+
+@contextmanager
+def platform(tree: Path, folder: Path, padding: int) -> Iterator[Target]:
+    """Serve a worktree on a Ray of its own, with images ``padding`` bytes larger."""
+    folder.mkdir(parents=True)
+    images = tree / "serving" / "engine" / "images.py"
+    original = images.read_text()
+    assert _ENCODED in original
+    images.write_text(
+        original.replace(_ENCODED, f"EncodedImage(buffer.getvalue() + bytes({padding}),")
+    )
+    settings = Settings(
+        data_dir=folder / "data", host_dir=folder / "host", port=free_port(), replicas=1,
+        gateways=GATEWAYS,
+    )  # fmt: skip
+    environment = {**clean_environment(), "PYTHONPATH": str(tree)}
+    try:
+        server = start_serving(
+            settings, folder / "serve.log", environment=environment, checkout=tree
+        )
+        try:
+            yield Target(settings.resolved_public_url, key(tree, settings))
+        finally:
+            end_serving(server)
+    finally:
+        images.write_text(original)
+
+
+def _answer_bytes(target: Target) -> int:
+    headers = {"Authorization": f"Bearer {target.key}"}
+    answer = httpx2.post(f"{target.url}/generate/sdxl", json=BODY, headers=headers, timeout=120)
+    answer.raise_for_status()
+    return len(answer.content)
 
 
 @contextmanager
@@ -106,19 +178,19 @@ def echo(address: str, size_bytes: int) -> Iterator[str]:
         server.wait(timeout=60)
 
 
-def measure(url: str, key: str, echo_url: str, seconds: int, rounds: int) -> dict[str, Any]:
-    """Return medians of each round's p50 and p95, in ms."""
+def measure(targets: Mapping[str, Target], seconds: int, rounds: int) -> list[dict[str, Any]]:
+    """Return medians of each round's p50 and p95, in ms, by number of clients."""
     rows = []
     for clients in CLIENTS:
-        runs: dict[str, list[dict[str, Any]]] = {"platform": [], "echo": [], "paced": []}
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
         pause_ms = 0.0
         for index in range(rounds + 1):
-            for name in runs:
+            for name, target in targets.items():
                 print(f"{clients} clients: {name} …", file=sys.stderr)
-                values = {"AO_URL": url, "AO_KEY": key, "USERS": str(clients)}
+                values = {"AO_URL": target.url, "AO_KEY": target.key, "USERS": str(clients)}
                 values["SECONDS"] = str(seconds)
-                if name != "platform":
-                    values.update(AO_URL=echo_url, ECHO="1")
+                if target.is_echo:
+                    values["ECHO"] = "1"
                     values["PAUSE_MS"] = str(pause_ms if name == "paced" else 0.0)
                 metrics = _k6(values)
                 if name == "platform":
@@ -126,23 +198,21 @@ def measure(url: str, key: str, echo_url: str, seconds: int, rounds: int) -> dic
                     pause_ms = 1000 * seconds * clients / count
                 if index:  # warm-up
                     runs[name].append(metrics)
+        rows.append({"clients": clients} | {name: _medians(runs[name]) for name in runs})
+    return rows
 
-        def median_of(name: str, trend: str, part: str) -> float:
-            return float(median(m[trend]["values"][part] for m in runs[name]))  # noqa: B023
 
-        row: dict[str, Any] = {"clients": clients}
-        for name in runs:
-            row[f"{name}_requests"] = sum(m["beside_engine"]["values"]["count"] for m in runs[name])
-        for part, title in (("p(50)", "p50"), ("p(95)", "p95")):
-            row[f"platform_{title}_ms"] = median_of("platform", "beside_engine", part)
-            row[f"platform_unqueued_{title}_ms"] = median_of(
-                "platform", "beside_engine_and_queue", part
-            )
-            row[f"echo_{title}_ms"] = median_of("echo", "beside_engine", part)
-            row[f"paced_{title}_ms"] = median_of("paced", "beside_engine", part)
-        row["engine_p50_ms"] = median_of("platform", "engine", "p(50)")
-        rows.append(row)
-    return {"rounds": rounds, "seconds": seconds, "rows": rows}
+def _medians(runs: list[dict[str, Any]]) -> dict[str, float]:
+    def median_of(trend: str, part: str) -> float:
+        return float(median(metrics[trend]["values"][part] for metrics in runs))
+
+    figures = {"requests": float(sum(m["beside_engine"]["values"]["count"] for m in runs))}
+    for part, title in (("p(50)", "p50"), ("p(95)", "p95")):
+        figures[f"{title}_ms"] = median_of("beside_engine", part)
+        figures[f"unqueued_{title}_ms"] = median_of("beside_engine_and_queue", part)
+    if "engine" in runs[0]:
+        figures["engine_p50_ms"] = median_of("engine", "p(50)")
+    return figures
 
 
 def _k6(values: Mapping[str, str]) -> dict[str, Any]:
@@ -157,17 +227,20 @@ def _k6(values: Mapping[str, str]) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
+    has_before = "before" in next(iter(result["sizes"].values()))["rows"][0]
+    before_heads = "| before: whole − engine − queue " if has_before else ""
     lines = [
-        "| clients | engine, p50 ms | whole − engine, p50 ms | and − queue, p50 ms "
-        "| echo at that pace, p50 ms | ratio | echo without a pause, p50 ms | ratio |",
-        "|" + "---|" * 8,
+        "| answer | clients | engine, p50 ms | whole − engine, p50 ms | and − queue, p50 ms "
+        f"{before_heads}| echo at that pace, p50 ms | ratio | echo without a pause, p50 ms |",
+        "|---|" + "---:|" * (8 if has_before else 7),
     ]
-    for row in result["rows"]:
-        ours, paced, echo = (
-            row[f"{name}_p50_ms"] for name in ("platform_unqueued", "paced", "echo")
-        )
-        lines.append(
-            f"| {row['clients']} | {row['engine_p50_ms']:.0f} | {row['platform_p50_ms']:.1f} "
-            f"| {ours:.1f} | {paced:.1f} | {ours / paced:.2f} | {echo:.1f} | {ours / echo:.2f} |"
-        )
+    for size, measured in result["sizes"].items():
+        for row in measured["rows"]:
+            ours, paced = row["platform"]["unqueued_p50_ms"], row["paced"]["p50_ms"]
+            before = f"| {row['before']['unqueued_p50_ms']:.1f} " if has_before else ""
+            lines.append(
+                f"| {size} | {row['clients']} | {row['platform']['engine_p50_ms']:.0f} "
+                f"| {row['platform']['p50_ms']:.1f} | {ours:.1f} {before}| {paced:.1f} "
+                f"| {ours / paced:.2f} | {row['echo']['p50_ms']:.1f} |"
+            )
     return "\n".join(lines)
