@@ -40,8 +40,8 @@ RESULT = HERE / "results" / "overhead.json"
 CLIENTS = (1, 8, 32)
 GATEWAYS = 2
 BODY = {"prompt": "a small red star", "steps": 1, "seed": 7}
-#: Bytes added to each image.
-PADDING = {"10 kB": 0, "1.5 MB": 1_120_000}
+#: Bytes added to each image: none, and to about 1.5 MB in base64.
+PADDINGS = (0, 1_120_000)
 _ENCODED = "EncodedImage(buffer.getvalue(),"
 
 
@@ -70,11 +70,12 @@ def main() -> None:
             name: stack.enter_context(checkout(commit, folder / name))
             for name, commit in commits.items()
         }
-        sizes = {
-            size: measure_size(folder / size.replace(" ", ""), trees, padding, arguments)
-            for size, padding in PADDING.items()
-        }
-    result = {"rounds": arguments.rounds, "seconds": arguments.seconds, "sizes": sizes}
+        small, large = (
+            measure_size(folder / str(padding), trees, padding, arguments) for padding in PADDINGS
+        )
+    result = {
+        "rounds": arguments.rounds, "seconds": arguments.seconds, **small, "large": large,
+    }  # fmt: skip
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1) if arguments.json else table(result))
 
@@ -94,7 +95,7 @@ def measure_size(
         url = stack.enter_context(echo(address, size_bytes))
         targets |= {"paced": Target(url, is_echo=True), "echo": Target(url, is_echo=True)}
         rows = measure(targets, arguments.seconds, arguments.rounds)
-    return {"bytes": size_bytes, "rows": rows}
+    return {"answer_bytes": size_bytes, "rows": rows}
 
 
 @contextmanager
@@ -134,7 +135,8 @@ def _answer_bytes(target: Target) -> int:
 @contextmanager
 def own_ray() -> Iterator[str]:
     """Run a Ray on this machine; yield its address."""
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
@@ -198,19 +200,25 @@ def measure(targets: Mapping[str, Target], seconds: int, rounds: int) -> list[di
                     pause_ms = 1000 * seconds * clients / count
                 if index:  # warm-up
                     runs[name].append(metrics)
-        rows.append({"clients": clients} | {name: _medians(runs[name]) for name in runs})
+        row: dict[str, Any] = {"clients": clients}
+        for name, target in targets.items():
+            row |= _medians(name, runs[name], is_echo=target.is_echo)
+        rows.append(row)
     return rows
 
 
-def _medians(runs: list[dict[str, Any]]) -> dict[str, float]:
+def _medians(name: str, runs: list[dict[str, Any]], *, is_echo: bool) -> dict[str, float]:
     def median_of(trend: str, part: str) -> float:
         return float(median(metrics[trend]["values"][part] for metrics in runs))
 
-    figures = {"requests": float(sum(m["beside_engine"]["values"]["count"] for m in runs))}
+    figures: dict[str, float] = {
+        f"{name}_requests": sum(metrics["beside_engine"]["values"]["count"] for metrics in runs)
+    }
     for part, title in (("p(50)", "p50"), ("p(95)", "p95")):
-        figures[f"{title}_ms"] = median_of("beside_engine", part)
-        figures[f"unqueued_{title}_ms"] = median_of("beside_engine_and_queue", part)
-    if "engine" in runs[0]:
+        figures[f"{name}_{title}_ms"] = median_of("beside_engine", part)
+        if not is_echo:
+            figures[f"{name}_unqueued_{title}_ms"] = median_of("beside_engine_and_queue", part)
+    if name == "platform":
         figures["engine_p50_ms"] = median_of("engine", "p(50)")
     return figures
 
@@ -227,20 +235,23 @@ def _k6(values: Mapping[str, str]) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    has_before = "before" in next(iter(result["sizes"].values()))["rows"][0]
+    has_before = "before_p50_ms" in result["rows"][0]
     before_heads = "| before: whole − engine − queue " if has_before else ""
     lines = [
         "| answer | clients | engine, p50 ms | whole − engine, p50 ms | and − queue, p50 ms "
-        f"{before_heads}| echo at that pace, p50 ms | ratio | echo without a pause, p50 ms |",
-        "|---|" + "---:|" * (8 if has_before else 7),
+        f"{before_heads}| echo at that pace, p50 ms | ratio "
+        "| echo without a pause, p50 ms | ratio |",
+        "|---|" + "---:|" * (9 if has_before else 8),
     ]
-    for size, measured in result["sizes"].items():
-        for row in measured["rows"]:
-            ours, paced = row["platform"]["unqueued_p50_ms"], row["paced"]["p50_ms"]
-            before = f"| {row['before']['unqueued_p50_ms']:.1f} " if has_before else ""
+    for size in (result, result["large"]):
+        for row in size["rows"]:
+            ours, paced, echo = (
+                row[f"{name}_p50_ms"] for name in ("platform_unqueued", "paced", "echo")
+            )
+            before = f"| {row['before_unqueued_p50_ms']:.1f} " if has_before else ""
             lines.append(
-                f"| {size} | {row['clients']} | {row['platform']['engine_p50_ms']:.0f} "
-                f"| {row['platform']['p50_ms']:.1f} | {ours:.1f} {before}| {paced:.1f} "
-                f"| {ours / paced:.2f} | {row['echo']['p50_ms']:.1f} |"
+                f"| {size['answer_bytes'] / 1000:,.0f} kB | {row['clients']} "
+                f"| {row['engine_p50_ms']:.0f} | {row['platform_p50_ms']:.1f} | {ours:.1f} "
+                f"{before}| {paced:.1f} | {ours / paced:.2f} | {echo:.1f} | {ours / echo:.2f} |"
             )
     return "\n".join(lines)

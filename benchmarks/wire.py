@@ -2,8 +2,8 @@
 
     python -m benchmarks wire        # about two minutes
 
-Answers of a small and of a large image's size through a Serve handle, an actor's method, frames
-of pickles over TCP (benchmarks/pickled_wire.py, the platform's until gRPC replaced it) and the
+Answers of a small and of a large image's size through a Serve handle, an actor's method, "the
+wire" (benchmarks/pickled_wire.py, frames of pickles over TCP, the platform's before gRPC) and the
 platform's RPC (serving/cluster/rpc.py: gRPC, mutual TLS), in turn: sequential, after a pause in
 which CPUs sleep, and 32 concurrent.
 """
@@ -66,8 +66,8 @@ def main() -> None:
 
     with own_ray():
         rounds, calls = arguments.rounds, arguments.calls
-        sizes = [asyncio.run(measure(size, rounds, calls)) for size in SIZES]
-    result = {"rounds": rounds, "calls": calls, "sizes": sizes}
+        small, large = (asyncio.run(measure(size, rounds, calls)) for size in SIZES)
+    result = {"rounds": rounds, "calls": calls, **small, "large": large}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1) if arguments.json else table(result))
 
@@ -132,7 +132,7 @@ async def _ways(size_bytes: int) -> dict[str, Call]:
 
     ways: dict[str, Call] = {
         "a Serve handle": by_handle, "an actor's method": by_actor,
-        "frames of pickles": by_frames, "gRPC": by_rpc, "gRPC, a stream": by_stream,
+        "the wire": by_frames, "gRPC": by_rpc, "gRPC, a stream": by_stream,
     }  # fmt: skip
     for call in ways.values():
         assert len(await call(QUESTION)) == size_bytes
@@ -167,7 +167,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines += [
         f"| {size['bytes'] / 1000:,.0f} kB | {name} | {way['alone_ms']:.2f} "
         f"| {way['asleep_ms']:.2f} | {way['together_ms']:.2f} |"
-        for size in result["sizes"]
+        for size in (result, result["large"])
         for name, way in size["ways"].items()
     ]
     return "\n".join(lines)

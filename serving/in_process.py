@@ -32,7 +32,7 @@ from serving.generation.contract import (
     ReplicaReport,
     Residency,
 )
-from serving.generation.following import Envelope, Follow, Followed, Followers, Standing
+from serving.generation.following import Envelope, Follow, Followed, Followers, FollowReply
 from serving.generation.service import GenerationService
 from serving.generation.submission import Cancellation, Submission
 from serving.pool.dispatcher import Dispatcher
@@ -75,7 +75,7 @@ class LocalEvents:
     def events(self, stream: str) -> AsyncGenerator[Envelope]:
         return self._following.events(stream)
 
-    async def follow(self, follow: Follow) -> Standing:
+    async def follow(self, follow: Follow) -> FollowReply:
         return await self._following.follow(follow)
 
     async def unfollow(self, stream: str, key: str) -> None:
@@ -96,7 +96,7 @@ class InProcessBackend:
         return self._followers.follow(key, detail, after, until)
 
     async def progress(self, pool: str, key: str) -> Sequence[bytes]:
-        return await self._dispatcher.announcer.snapshot(key)
+        return await self._dispatcher.announcer.polled(key)
 
     async def cancel(self, pool: str, cancellation: Cancellation) -> None:
         self._dispatcher.cancel(cancellation)

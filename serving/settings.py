@@ -174,7 +174,7 @@ class Settings(BaseSettings):
     """Hugging Face or a mirror."""
 
     pictures_kept_s: float = 7 * 24 * 3600.0
-    """Seconds that images of `POST /generate` are kept."""
+    """Seconds that images with a URL are kept (at least as long as results)."""
     results_kept_s: float = 24 * 3600.0
     """Seconds that results of jobs and idempotency keys are kept."""
     reconcile_s: float = 600.0

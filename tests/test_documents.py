@@ -160,10 +160,22 @@ def test_overhead_figures_match_results_and_goals() -> None:
 
     result = json.loads(overhead.RESULT.read_text())
     assert overhead.table(result) in (ROOT / "docs" / "benchmarks.md").read_text()
-    for row in result["rows"]:
+    for row in (*result["rows"], *result["large"]["rows"]):
         assert row["platform_unqueued_p50_ms"] <= 1.5 * row["paced_p50_ms"]
-    (adr,) = (ROOT / "docs" / "adr").glob("0006-*.md")
+    (adr,) = (ROOT / "docs" / "adr").glob("0008-*.md")
     assert wire.table(json.loads(wire.RESULT.read_text())) in adr.read_text()
+
+
+def test_figures_of_followers_match_results_and_goals() -> None:
+    from benchmarks import followers
+
+    result = json.loads(followers.RESULT.read_text())
+    assert followers.table(result) in (ROOT / "docs" / "benchmarks.md").read_text()
+    assert followers.waking_table(result) in (ROOT / "docs" / "pools.md").read_text()
+    for row in result["cancelled"]:
+        assert row["steps_until_free"] <= 3.5  # up to three, and the poll's own time
+        assert row["steps_charged"] <= row["steps_done"] + 3
+    assert result["idle"]["followers"] >= 2_000
 
 
 def test_cold_start_figures_match_results() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI
@@ -42,10 +44,12 @@ def create_app(context: Context) -> FastAPI:
             asyncio.create_task(context.jobs.run()),
             asyncio.create_task(run_housekeeping(context)),
         ]
+        _drain_on_signals(context)
         yield
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        await context.finish()
 
     app = FastAPI(
         title="Asset Orchestrator",
@@ -80,6 +84,20 @@ def create_app(context: Context) -> FastAPI:
     app.add_middleware(MetricsMiddleware)
     app.add_middleware(RequestId)
     return app
+
+
+def _drain_on_signals(context: Context) -> None:
+    """Tell streams of a shutdown that the server's own handlers begin."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        stop = signal.getsignal(number)
+
+        def drain(number: int, frame: FrameType | None, stop: Any = stop) -> None:
+            context.is_draining.set()
+            if callable(stop):
+                stop(number, frame)
+
+        with suppress(ValueError):  # not the main thread: no server
+            signal.signal(number, drain)
 
 
 class RequestId:

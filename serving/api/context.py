@@ -15,6 +15,7 @@ from assets.ingest.runner import IngestRunner
 from assets.remote.guarded_http import Fetcher
 from assets.storage.signing import Signer
 from serving.api.recent import RecentCache
+from serving.api.stream_limit import StreamLimit
 from serving.api.turns import TenantLocks
 from serving.bootstrap.backends import Backends
 from serving.generation.service import GenerationService
@@ -47,6 +48,7 @@ class Context:
     jobs: Jobs = field(init=False)
     #: This process shuts down: it ends streams that clients can continue elsewhere.
     is_draining: Event = field(default_factory=Event)
+    streams: StreamLimit = field(default_factory=StreamLimit)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     #: Serialises a tenant's requests that read many rows.
     searches: TenantLocks = field(default_factory=TenantLocks)
@@ -72,6 +74,11 @@ class Context:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def finish(self) -> None:
+        """Wait for what was spawned."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def url(self, path: str) -> str:
         return f"{self.public_url}/{path}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -17,12 +18,16 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
+from assets.errors import AssetNotFound, StoreError
 from serving.api.context import Context
 from serving.api.errors import describe
 from serving.generation.contract import Detail
 from serving.generation.events import Preview, decode
 from serving.generation.following import Followed
 from serving.jobs.store import Job
+from serving.logs import shortened
+
+log = logging.getLogger(__name__)
 
 _MAX_ID_CHARS = 64
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -96,10 +101,11 @@ async def job_events(
 ) -> AsyncGenerator[bytes]:
     """Yield a job's messages until it ends; the last has its body, or the URL of its result."""
     ended = context.jobs.watch.future(job.id)
-    following = context.platform.follow(job.request.gpu, job.id, detail, after, ended)
-    async with aclosing(messages(context, following)) as texts:
-        async for text in texts:
-            yield text
+    following = context.platform.follow(job.pool, job.id, detail, after, ended)
+    with context.streams.following(job.id):
+        async with aclosing(messages(context, following)) as texts:
+            async for text in texts:
+                yield text
     if not ended.done():  # the gateway shuts down; the client finds another
         return
     body: dict[str, Any] = {"response_url": context.url(f"v1/jobs/{job.id}/result")}
@@ -107,8 +113,11 @@ async def job_events(
         job = await asyncio.shield(ended)
         if job.error is None and body_of is not None:
             body = await body_of(job)
-    except Exception as error:  # such as an expired job, or a lost database
+    except (AssetNotFound, StoreError) as error:  # the job or its result has expired
         yield failed(error, job.id)
+        return
+    except Exception:  # such as a busy database: the job continues, and the client comes again
+        log.exception("the events of %s end early", shortened(job.id))
         return
     if job.error is None:
         yield message("done", body)

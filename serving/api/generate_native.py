@@ -6,7 +6,7 @@ import asyncio
 import base64
 import secrets
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
@@ -112,10 +112,15 @@ async def _streamed(
 
     async def begun() -> Followed | None:
         first = asyncio.ensure_future(anext(events, None))
-        await asyncio.wait({running.task, first}, return_when=asyncio.FIRST_COMPLETED)
-        if running.task.done():
-            running.task.result()
-        return await first
+        try:
+            await asyncio.wait({running.task, first}, return_when=asyncio.FIRST_COMPLETED)
+            if running.task.done():
+                running.task.result()
+            return await first
+        finally:
+            if not first.done():
+                first.cancel()
+                await asyncio.wait([first])
 
     try:
         first = await run_while_connected(request, begun())
@@ -160,12 +165,16 @@ async def _stream(
         is_delivered = True
     finally:
         # In tasks of their own: this one may be cancelled.
-        if generated is None:
-            running.task.cancel()
-        elif is_delivered:
+        if is_delivered and generated is not None:
             context.spawn(context.platform.settle(generated))
         else:
-            context.spawn(context.platform.release(generated))
+            running.task.cancel()
+            context.spawn(_release(context, running))
+
+
+async def _release(context: Context, running: RunningGeneration) -> None:
+    with suppress(asyncio.CancelledError, Exception):  # then it has released itself
+        await context.platform.release(await running.task)
 
 
 async def _job_response(context: Context, job: Job) -> Response:

@@ -25,8 +25,12 @@ from serving.api.event_stream import (
 from serving.api.keyed_route import Authenticated, KeyedRoute, OpenRoute, SearchRoute
 from serving.api.openapi import answers_bytes, answers_with
 from serving.errors import InvalidRequest
+from serving.generation.contract import GenerationParams
 from serving.generation.events import kind_of
+from serving.jobs.jobs import asked_by
 from serving.jobs.store import Job, JobQuery, JobStatus
+
+_DEFAULT_STEPS = GenerationParams(prompt="").steps
 
 router = APIRouter(tags=["generate"], route_class=OpenRoute)
 keyed_router = APIRouter(tags=["generate"], route_class=KeyedRoute)
@@ -44,16 +48,18 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     after: Annotated[str, Query(max_length=256)] = "",
 ) -> dict[str, Any]:
-    """List the organisation's jobs, newest first, while their results are kept.
+    """List jobs, newest first, while their results are kept: owners see the organisation's, other
+    members their own, because an id gives access to the images.
 
-    ``gpu`` is a pool's name. ``after`` is the last page's ``next``, valid despite changes.
+    ``gpu`` is a pool or kind of GPU. ``after`` is the last page's ``next``, valid despite changes.
     """
-    require(principal, "read")
+    require(principal, "use")
     query = JobQuery(
         statuses=status or (),
         since_s=since.timestamp() if since else 0.0,
         until_s=until.timestamp() if until else None,
-        gpu=gpu,
+        pools=() if gpu is None else context.platform.pools_called(gpu),
+        asked_by=asked_by(principal),
         after=_place(after),
         limit=limit,
     )
@@ -79,16 +85,16 @@ def _place(after: str) -> tuple[float, str] | None:
 
 
 def _listed(job: Job) -> dict[str, Any]:
-    request = job.request
+    request = job.stored_request
     return {
         "id": job.id,
         "status": job.status,
         "created_at": timestamp(job.created_at_s),
         "finished_at": job.finished_at_s and timestamp(job.finished_at_s),
-        "images": len(request.seeds),
-        "steps": request.params.steps,
-        "gpu": request.gpu,
-        "priority": request.priority,
+        "images": len(request.get("seeds", ())),
+        "steps": request.get("params", {}).get("steps", _DEFAULT_STEPS),
+        "gpu": job.pool,
+        "priority": request.get("priority", 0),
         "key": job.asked_by.get("key_id", ""),
         "attempts_failed": job.failures,
     }
@@ -111,8 +117,8 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
         body["response_url"] = context.url(f"v1/jobs/{job_id}/result")
         return body
     starting, events = await asyncio.gather(
-        context.platform.starting(job.request.gpu),
-        context.platform.progress(job.request.gpu, job.id),
+        context.platform.starting(job.pool),
+        context.platform.progress(job.pool, job.id),
     )
     if starting:
         body["starting"] = starting
@@ -122,7 +128,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
 
 
 def _progress(events: Any) -> dict[str, Any]:
-    """The fields of the present state's events, the latest first in ``phase``."""
+    """The fields of the present state's events; ``phase`` names the last one."""
     progress: dict[str, Any] = {}
     for event in events:
         named = wire(event)
@@ -141,6 +147,7 @@ async def events(
     ``image``; the last is ``done`` or ``failed``. ``Last-Event-ID`` continues a stream.
     """
     job = await context.jobs.get(job_id)
+    context.streams.check(job_id)
     detail = detail_of_stream(previews=previews)
     return event_response(job_events(context, job, detail, last_event_id(request)))
 

@@ -80,7 +80,8 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
         return [keys[job_id] for job_id in jobs.unknown(keys)]
 
     def expired_images(candidates: Sequence[StoredObject]) -> Collection[str]:
-        return [s.key for s in candidates if s.changed_at_s < now() - settings.pictures_kept_s]
+        kept_s = max(settings.pictures_kept_s, settings.results_kept_s)
+        return [s.key for s in candidates if s.changed_at_s < now() - kept_s]
 
     expired = {RESULTS: orphaned_results, IMAGES: expired_images}
     reconciler = Reconciler(records, blobs, store, parts, expired, now)

@@ -96,7 +96,7 @@ class DispatcherActor:
 
     async def _progress(self, message: bytes) -> bytes:
         key = msgpack.decode(message, type=str)
-        return msgpack.encode(await self._dispatcher.announcer.snapshot(key))
+        return msgpack.encode(await self._dispatcher.announcer.polled(key))
 
     async def _cancel(self, message: bytes) -> bytes:
         self._dispatcher.cancel(msgpack.decode(message, type=Cancellation))

@@ -31,8 +31,8 @@ from serving.generation.following import (
     Follow,
     Followed,
     Followers,
+    FollowReply,
     SourceLost,
-    Standing,
 )
 from serving.generation.submission import Cancellation, Submission
 from serving.settings import Settings
@@ -115,14 +115,14 @@ class _DispatcherClient:
             async with aclosing(rpc.stream("events", msgpack.encode(stream))) as messages:
                 async for message in messages:
                     yield msgpack.decode(message, type=Envelope)
-        except (RayActorError, RpcError, _NoDispatcher) as error:
+        except (RayActorError, RpcError, EarlierVersion, _NoDispatcher) as error:
             self._actor = None
             self._is_stale = True
             raise SourceLost(f"the dispatcher of {self._pool}: {error}") from None
         raise SourceLost(f"the dispatcher of {self._pool} ended the stream")
 
-    async def follow(self, follow: Follow) -> Standing:
-        return msgpack.decode(await self._call("follow", msgpack.encode(follow)), type=Standing)
+    async def follow(self, follow: Follow) -> FollowReply:
+        return msgpack.decode(await self._call("follow", msgpack.encode(follow)), type=FollowReply)
 
     async def unfollow(self, stream: str, key: str) -> None:
         await self._call("unfollow", msgpack.encode((stream, key)))
@@ -137,8 +137,9 @@ class _DispatcherClient:
 
     async def _call(self, method: str, message: bytes) -> bytes:
         try:
-            return await (await self._open()).call(method, message, _CALL_S)
-        except (RayActorError, RpcError, _NoDispatcher, TimeoutError) as error:
+            async with asyncio.timeout(_CALL_S):
+                return await (await self._open()).call(method, message)
+        except (RayActorError, RpcError, EarlierVersion, _NoDispatcher, TimeoutError) as error:
             self._is_stale = True
             raise SourceLost(f"the dispatcher of {self._pool}: {error}") from None
 
@@ -178,7 +179,7 @@ class ClusterBackend:
             return ()
 
     async def cancel(self, pool: str, cancellation: Cancellation) -> None:
-        with suppress(SourceLost):  # its requests are gone, too
+        with suppress(SourceLost):  # its runner will lose its claim
             await self._client(pool).cancel(cancellation)
 
     def _name(self, pool: str) -> str:

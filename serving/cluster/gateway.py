@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from types import FrameType
 
 import ray
 from starlette.types import ASGIApp
@@ -61,16 +60,4 @@ def app() -> ASGIApp:
         open_requests_per_min=settings.open_requests_per_min,
         status=backend.status,
     )
-    _drain_on_sigterm(context)
     return ThrottleMiddleware(create_app(context))
-
-
-def _drain_on_sigterm(context: Context) -> None:
-    stop = signal.getsignal(signal.SIGTERM)
-
-    def drain(number: int, frame: FrameType | None) -> None:
-        context.is_draining.set()
-        if callable(stop):
-            stop(number, frame)
-
-    signal.signal(signal.SIGTERM, drain)

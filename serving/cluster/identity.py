@@ -1,7 +1,7 @@
 """Certificates of the platform's processes, from its secret.
 
 Every process derives the same authority and signs its own certificate, so no certificate is stored
-or distributed. Whoever lacks the secret can neither call nor answer.
+or distributed. A process without the secret can neither call nor answer.
 """
 
 from __future__ import annotations

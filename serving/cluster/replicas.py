@@ -275,9 +275,9 @@ class ServeReplicaClient:
     async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
         report, address = await self._call("describe", msgpack.encode(directives), PROTOCOL)
         if self._rpc is None or self._rpc.address != address:
-            if self._rpc is not None:
-                await self._rpc.close()
-            self._rpc = RpcClient(address, self._identity)
+            old, self._rpc = self._rpc, RpcClient(address, self._identity)
+            if old is not None:
+                await old.close()
         return msgpack.decode(report, type=ReplicaReport)
 
     async def generate(

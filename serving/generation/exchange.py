@@ -16,13 +16,13 @@ from serving.generation.failure import Failure
 from serving.generation.mailbox import Gap, Mailbox
 
 #: What a slow reader may fall behind.
-_EVENTS = 64
+_EVENTS = 1024
 _OUTCOME = ("done", "failure")
-Outcome = tuple[GenerationResult, ReplicaReport | None]
+ResultAndReport = tuple[GenerationResult, ReplicaReport | None]
 
 
 async def sent(
-    start: Callable[[Callable[[bytes], None]], Coroutine[Any, Any, Outcome]],
+    start: Callable[[Callable[[bytes], None]], Coroutine[Any, Any, ResultAndReport]],
 ) -> AsyncIterator[bytes]:
     """Yield what the coroutine of ``start`` emits, then its outcome, one message per image.
 
@@ -60,7 +60,7 @@ def _ignore(_: bytes) -> None:
 
 async def received(
     events: AsyncIterator[bytes], forward: Callable[[bytes], None] = _ignore
-) -> Outcome:
+) -> ResultAndReport:
     """Return the result of :func:`sent`'s events, or raise its error; ``forward`` the others."""
     images: dict[int, bytes] = {}
     async for data in events:

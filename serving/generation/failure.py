@@ -33,7 +33,7 @@ class Failure(Struct, frozen=True, tag_field="type", tag="failure"):
     @classmethod
     def of(cls, error: Exception) -> Failure | None:
         """None if it is not one of the platform's."""
-        kinds = tuple(c.__name__ for c in type(error).__mro__ if c.__name__ in _CLASSES)
+        kinds = tuple(c.__name__ for c in type(error).__mro__ if _CLASSES.get(c.__name__) is c)
         return Failure(kinds, str(error), error.args, vars(error)) if kinds else None
 
     def error(self) -> Exception:

@@ -39,7 +39,7 @@ class Follow(Struct, frozen=True, tag_field="type", tag="follow"):
     after: str = ""
 
 
-class Standing(Struct, frozen=True, tag_field="type", tag="standing"):
+class FollowReply(Struct, frozen=True, tag_field="type", tag="follow-reply"):
     """Encoded events by number; later numbers come on the stream. Ids are ``epoch-number``."""
 
     epoch: str
@@ -69,7 +69,7 @@ class EventSource(Protocol):
 
     def events(self, stream: str) -> AsyncGenerator[Envelope]: ...
 
-    async def follow(self, follow: Follow) -> Standing: ...
+    async def follow(self, follow: Follow) -> FollowReply: ...
 
     async def unfollow(self, stream: str, key: str) -> None: ...
 
@@ -112,7 +112,7 @@ class Followers:
             follower.mailbox.close()
 
         until.add_done_callback(close)
-        standing = Standing("", 0)
+        standing = FollowReply("", 0)
         try:
             async for envelope in follower.mailbox:
                 if envelope is Gap.IDLE:
@@ -124,9 +124,9 @@ class Followers:
                         yield Followed(after, envelope.event)
                     continue
                 stream = self._stream
+                if not stream or until.done():
+                    continue  # told again when it opens
                 try:
-                    if not stream:
-                        continue  # told again when it opens
                     wanted = Follow(stream, key, _most(self._followers[key]), after)
                     standing = await self._source.follow(wanted)
                 except SourceLost:

@@ -291,6 +291,18 @@ class GenerationService:
     async def families(self) -> Sequence[Metric]:
         return await self._backend.families()
 
+    def pools_called(self, gpu: str) -> Collection[str]:
+        """The pool of a name or kind of GPU; the default also as the empty name, by which requests
+        leave the choice to the platform.
+
+        Raises:
+            InvalidRequest: there is none.
+        """
+        if gpu not in self._pools:
+            raise InvalidRequest("gpu", f"unknown GPU {gpu!r}; available: {', '.join(self._pools)}")
+        pool = self._pools[gpu]
+        return (pool, "") if pool == next(iter(self._pools.values())) else (pool,)
+
     def _pool(self, principal: Principal, request: GenerationRequest) -> str:
         gpu = request.gpu or principal.gpu
         if not gpu:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from assets.errors import StoreError
 from orchestrator.errors import TierError
 from serving.errors import (
+    CommonsDamaged,
     DeadlineExceeded,
     GenerationFailed,
     InternalError,
@@ -22,8 +23,8 @@ from serving.generation.failure import Failure
 
 #: Another request with the job's key starts it again.
 _PASSING = (
-    DeadlineExceeded, GenerationFailed, InternalError, OutOfMemory, Refused, ReplicaLost,
-    StoreError, TierError,
+    CommonsDamaged, DeadlineExceeded, GenerationFailed, InternalError, OutOfMemory, Refused,
+    ReplicaLost, StoreError, TierError,
 )  # fmt: skip
 
 

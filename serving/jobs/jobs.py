@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from sqlalchemy import Engine
 
@@ -21,7 +22,10 @@ from serving.jobs.runner import JobRunner
 from serving.jobs.store import Job, JobStore
 from serving.jobs.watch import JobWatcher
 from serving.jobs.work import GenerationWork
+from serving.logs import shortened
 from serving.tenants.keyring import Keyring
+
+log = logging.getLogger(__name__)
 
 #: Longer than any gateway stops reading the outbox.
 _OUTBOX_KEPT_S = 24 * 3600.0
@@ -75,18 +79,32 @@ class Jobs:
         job = await self.get(job_id)
         if job.tenant_id != principal.tenant_id or principal.role == "anonymous":
             raise AssetNotFound(job_id)
-        if principal.role != "owner" and job.asked_by.get("member_id", "") != principal.member_id:
+        own = asked_by(principal)
+        if own is not None and job.asked_by.get(own[0]) != own[1]:
             raise Forbidden(principal.role, "cancel jobs of other members")
         error = JobError.of(Cancelled("the job was cancelled"))
-        if await asyncio.to_thread(self.store.cancel, job_id, error):
-            self.watch.look()
-            cancellation = Cancellation(job_id, job.charge_id)
-            await self._service.cancel(job.request.gpu, cancellation)
-        return await self.get(job_id)
+        cancelled = await asyncio.to_thread(self.store.cancel, job_id, error)
+        if cancelled is None:
+            return await self.get(job_id)
+        self.watch.look()
+        await self._service.cancel(cancelled.pool, Cancellation(job_id, cancelled.charge_id))
+        return cancelled
 
     async def expire(self) -> None:
         """Delete expired jobs with their results."""
         for job_id in await asyncio.to_thread(self.store.expired):
-            await asyncio.to_thread(self.results.delete, job_id)
-            await asyncio.to_thread(self.store.forget, job_id)
+            try:
+                await asyncio.to_thread(self.results.delete, job_id)
+                await asyncio.to_thread(self.store.forget, job_id)
+            except Exception:  # must not keep the others
+                log.exception("job %s is not deleted; retrying", shortened(job_id))
         await asyncio.to_thread(self.store.outbox.forget, _OUTBOX_KEPT_S)
+
+
+def asked_by(principal: Principal) -> tuple[str, str] | None:
+    """Whose jobs a principal manages: a member's own, or its key's; None: the organisation's."""
+    if principal.role == "owner":
+        return None
+    if principal.member_id:
+        return "member_id", principal.member_id
+    return "key_id", principal.key_id

@@ -18,6 +18,8 @@ Notice = Literal["accepted", "ended"]
 _CHANNEL = "asset_orchestrator_jobs"
 _WAIT_S = 1.0
 _RETRY_S = 2.0
+#: The thread may be connecting.
+_CLOSE_S = 5.0
 
 
 def notify_in(session: Session, notice: Notice) -> None:
@@ -59,7 +61,7 @@ class Notices:
     async def close(self) -> None:
         self._ended.set()
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, _CLOSE_S)
 
     def _run(self, received: Callable[[str], None]) -> None:
         while not self._ended.is_set():

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sqlalchemy import Engine, Index, delete, func, insert, select
+from sqlalchemy import BigInteger, Engine, Index, Integer, delete, func, insert, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from assets.sql.base import Base
@@ -21,9 +21,12 @@ _PAGE = 1000
 
 class OutboxRow(Base):
     __tablename__ = "outbox"
-    __table_args__ = (Index("outbox_at", "at_s"),)
+    #: Numbers are never used again, also when the table is empty.
+    __table_args__ = (Index("outbox_at", "at_s"), {"sqlite_autoincrement": True})
 
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    )
     job_id: Mapped[str]
     tenant_id: Mapped[str]
     #: ``completed``, ``failed`` or ``cancelled``.

@@ -88,10 +88,10 @@ class JobResults:
     def load(self, job_id: str) -> StoredResult | EarlierResult:
         """Raises StoreError: gone."""
         data = read_bytes(self._store, result_key(job_id))
-        try:
-            return msgspec.json.decode(data, type=StoredResult)
-        except msgspec.ValidationError:
-            return EarlierResult(json.loads(data))
+        document = json.loads(data)
+        if "type" not in document:
+            return EarlierResult(document)
+        return msgspec.json.decode(data, type=StoredResult)
 
     def generation(self, stored: StoredResult) -> Generation:
         """Read the images. Raises StoreError."""

@@ -106,9 +106,9 @@ class JobRunner:
         renewing = asyncio.create_task(self._renew(job))
         try:
             await asyncio.wait({result, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            if not result.done():
+            if not result.done() and not await self._is_cancelled(job):
                 return
-            outcome = result.result()
+            outcome = await result
             if isinstance(outcome, Retry):
                 await _persist(
                     self._jobs.put_back, job.id, self._worker, outcome.for_s, outcome.failures
@@ -137,6 +137,11 @@ class JobRunner:
             outcome = "failed" if retry is None else f"retrying in {retry.for_s:.0f} s"
             log.info("job not completed, %s: %s", outcome, type(failure).__name__)
             return retry or JobError.of(failure)
+
+    async def _is_cancelled(self, job: Job) -> bool:
+        """A cancelled job's engine ends by itself; what it used is charged."""
+        now = await asyncio.to_thread(self._jobs.get, job.id)
+        return now is not None and now.status == "cancelled"
 
     async def _renew(self, job: Job) -> None:
         while True:

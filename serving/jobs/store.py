@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import JSON, Engine, Index, delete, func, select, tuple_, update
@@ -27,7 +27,6 @@ from serving.jobs.outbox import Outbox
 from serving.tenants.meter import Charge, Meter, Settlement
 
 JobStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
-JOB_STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
 CLAIM_S = 30.0
 KEPT_S = 24 * 3600.0
 MAX_UNFINISHED = 256
@@ -70,7 +69,7 @@ class Job:
     tenant_name: str
     weight: float
     status: JobStatus
-    request: GenerationRequest
+    stored_request: Mapping[str, Any]
     error: JobError | None
     created_at_s: float
     #: Of the request body, if the id comes from an idempotency key.
@@ -80,6 +79,15 @@ class Job:
     #: Attempts with a transient error.
     failures: int = 0
     finished_at_s: float | None = None
+
+    @property
+    def request(self) -> GenerationRequest:
+        """Raises msgspec.ValidationError: a newer version stored it."""
+        return msgspec.convert(self.stored_request, GenerationRequest)
+
+    @property
+    def pool(self) -> str:
+        return str(self.stored_request.get("gpu", ""))
 
     @property
     def is_finished(self) -> bool:
@@ -98,7 +106,7 @@ def _job(row: JobRow) -> Job:
         row.tenant_name,
         row.weight,
         row.status,  # type: ignore[arg-type]
-        msgspec.convert(row.request, GenerationRequest),
+        row.request,
         None if row.error is None else msgspec.convert(row.error, JobError),
         row.created_at_s,
         row.body_digest,
@@ -116,8 +124,10 @@ class JobQuery:
     statuses: Sequence[JobStatus] = ()
     since_s: float = 0.0
     until_s: float | None = None
-    #: A pool's name.
-    gpu: str | None = None
+    #: Pools; empty: the default.
+    pools: Collection[str] = ()
+    #: ``member_id`` or ``key_id`` of who asked; None: anyone.
+    asked_by: tuple[str, str] | None = None
     after: tuple[float, str] | None = None
     limit: int = 100
 
@@ -240,7 +250,7 @@ class JobStore:
                 return None
             won = session.execute(
                 update(JobRow)
-                .where(JobRow.id == candidate.id, free)
+                .where(JobRow.id == candidate.id, free, JobRow.status.in_(_UNFINISHED))
                 .values(status="running", claimed_by=worker, claimed_until_s=now + CLAIM_S)
             )
             if won.rowcount != 1:  # type: ignore[attr-defined]
@@ -264,6 +274,10 @@ class JobStore:
             alone(session, tenant_id)
             done = {"status": "completed", "error": None, "finished_at_s": self._now()}
             if not _change(session, job_id, worker, done):
+                if session.scalar(select(JobRow.status).where(JobRow.id == job_id)) == "cancelled":
+                    # Its engine had finished.
+                    charge, details = spent.charge, spent.details
+                    self._meter.attempted_in(session, charge, charge.id, spent.gpu_s, details)
                 return False
             self._meter.settle_in(session, spent)
             self._ended_in(session, job_id, tenant_id, "completed")
@@ -288,14 +302,14 @@ class JobStore:
             self._ended_in(session, job_id, row.tenant_id, "failed")
             return True
 
-    def cancel(self, job_id: str, error: JobError) -> bool:
-        """Cancel an unfinished job; nothing is charged here. False if it had ended."""
+    def cancel(self, job_id: str, error: JobError) -> Job | None:
+        """Cancel an unfinished job and return it; nothing is charged here. None: it had ended."""
         with Session(self._engine) as session, session.begin():
             row = session.get(JobRow, job_id)
             if row is None:
-                return False
+                return None
             alone(session, row.tenant_id)
-            charge_id = _job(row).charge_id
+            session.refresh(row)  # it may have been started again
             cancelled = session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.status.in_(_UNFINISHED))
@@ -307,10 +321,11 @@ class JobStore:
                 )
             )
             if not cancelled.rowcount:  # type: ignore[attr-defined]
-                return False
-            self._meter.release_in(session, charge_id)
+                return None
+            session.refresh(row)
+            self._meter.release_in(session, _job(row).charge_id)
             self._ended_in(session, job_id, row.tenant_id, "cancelled")
-            return True
+            return _job(row)
 
     def _ended_in(self, session: Session, job_id: str, tenant_id: str, status: JobStatus) -> None:
         self.outbox.add_in(session, job_id, tenant_id, status)
@@ -325,8 +340,11 @@ class JobStore:
             wanted = wanted.where(JobRow.status.in_(query.statuses))
         if query.until_s is not None:
             wanted = wanted.where(JobRow.created_at_s < query.until_s)
-        if query.gpu is not None:
-            wanted = wanted.where(JobRow.request["gpu"].as_string() == query.gpu)
+        if query.pools:
+            wanted = wanted.where(JobRow.request["gpu"].as_string().in_(query.pools))
+        if query.asked_by is not None:
+            name, value = query.asked_by
+            wanted = wanted.where(JobRow.asked_by[name].as_string() == value)
         if query.after is not None:
             place = tuple_(JobRow.created_at_s, JobRow.id)
             wanted = wanted.where(place < tuple_(*query.after))

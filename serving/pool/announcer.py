@@ -1,10 +1,13 @@
-"""What followers learn of a request that does not generate yet: its standing, a waking pool."""
+"""The state of a request for its followers: where it waits, a pool that wakes, how far it is."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
+
+from cachetools import TTLCache
 
 from router.scheduler import Scheduler
 from router.standing import standings
@@ -14,8 +17,11 @@ from serving.generation.events import Assigned, Event, Queued, Starting, encode
 from serving.pool.following import Following
 from serving.pool.replica_state import Ticket, Tickets
 
+log = logging.getLogger(__name__)
+
 _INTERVAL_S = 1.0
 _ASK_S = 2.0
+_POLLED, _POLLED_S = 1_000, 0.25
 
 
 class Announcer:
@@ -31,6 +37,7 @@ class Announcer:
         self._tickets = tickets
         self._scheduler = scheduler
         self._clock = clock
+        self._polled: TTLCache[str, Sequence[bytes]] = TTLCache(_POLLED, _POLLED_S, clock)
         self._inquiries: set[asyncio.Task[bytes | None]] = set()
         self._announced: dict[str, tuple[Event, ...]] = {}
         #: How far a pool that wakes is; None: it is awake.
@@ -38,8 +45,18 @@ class Announcer:
 
     async def run(self) -> None:
         while True:
-            self.look()
+            try:
+                self.look()
+            except Exception:  # must not end the announcements
+                log.exception("followers are not told where their requests stand")
             await asyncio.sleep(_INTERVAL_S)
+
+    def announce(self, ticket: Ticket) -> None:
+        """Announce a new request that waits."""
+        key = ticket.submission.key
+        if self.following.detail(key) != "nothing":
+            for event in self._states({key: ticket})[key]:
+                self.following.publish(key, event)
 
     def look(self) -> None:
         """Announce what changed for the followed requests that wait."""
@@ -73,6 +90,13 @@ class Announcer:
                 queued = Queued(position, None if expected_s is None else round(expected_s, 1))
             states[key] = (queued,) if starting is None else (queued, starting)
         return states
+
+    async def polled(self, key: str) -> Sequence[bytes]:
+        """A snapshot, at most so old as not to be told from the present: polling needs no key."""
+        known = self._polled.get(key)
+        if known is None:
+            known = self._polled[key] = await self.snapshot(key)
+        return known
 
     async def snapshot(self, key: str) -> Sequence[bytes]:
         """The encoded events of a request's present state; none if it is not here."""

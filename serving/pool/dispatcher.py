@@ -269,7 +269,7 @@ class Dispatcher:
         self._tickets.add(ticket)
         self._assign()
         if ticket.task is None:
-            self.announcer.look()
+            self.announcer.announce(ticket)
         self._promote(self._scheduler.promote(queued, now))
         return ticket
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from serving.generation.contract import DETAILS, Detail
 from serving.generation.events import Event, detail_of, encode, kind_of
-from serving.generation.following import Envelope, Follow, Standing, includes
+from serving.generation.following import Envelope, Follow, FollowReply, includes
 from serving.generation.mailbox import Gap, Mailbox
 
 #: Kept per request for followers that return.
@@ -88,14 +88,14 @@ class Following:
         try:
             yield Envelope("")
             async for envelope in mailbox:
-                # Whoever missed events follows again.
+                # Followers that missed events follow again.
                 yield Envelope("") if isinstance(envelope, Gap) else envelope
         finally:
             del self._streams[stream]
             for key in self.followed():
                 self.unfollow(stream, key)
 
-    async def follow(self, follow: Follow) -> Standing:
+    async def follow(self, follow: Follow) -> FollowReply:
         """Raises KeyError: the stream is not open."""
         key = follow.key
         if follow.stream not in self._streams:
@@ -113,9 +113,13 @@ class Following:
         now = self._number
         if is_known and epoch == self._epoch and number.isdigit() and int(number) >= request.since:
             missed = tuple(each for each in request.ring if each[0] > int(number))
-            return Standing(self._epoch, now, missed)
+            return FollowReply(self._epoch, now, missed)
         snapshot = await self._snapshot(key)
-        return Standing(self._epoch, now, tuple((now, event) for event in snapshot))
+        # A client that leaves between two of them gets them all again.
+        numbers = [0] * (len(snapshot) - 1) + [now]
+        return FollowReply(
+            self._epoch, now, tuple(zip(numbers, snapshot, strict=True)) if snapshot else ()
+        )
 
     def unfollow(self, stream: str, key: str) -> None:
         request = self._requests.get(key)

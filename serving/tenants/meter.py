@@ -183,22 +183,33 @@ class Meter:
         """Charge a request without an image; its reservation stays. Idempotent."""
         with Session(self._engine) as session, session.begin():
             alone(session, charge.principal.tenant_id)
-            charged = (LedgerRow.kind == "attempt", LedgerRow.reference == request_id)
-            if session.scalar(select(LedgerRow.id).where(*charged)) is not None:
-                return
-            principal, now = charge.principal, self._now()
-            row = {
-                "at_s": now,
-                "tenant_id": principal.tenant_id,
-                "member_id": principal.member_id,
-                "key_id": principal.key_id,
-                "kind": "attempt",
-                "reference": request_id,
-                "quantity": engine_s,
-                "details": dict(details),
-            }
-            session.execute(insert(_LEDGER), [row])
-            _add(session, principal.tenant_id, month_of(now), used_gpu_s=engine_s)
+            self.attempted_in(session, charge, request_id, engine_s, details)
+
+    def attempted_in(
+        self,
+        session: Session,
+        charge: Charge,
+        request_id: str,
+        engine_s: float,
+        details: Mapping[str, Any],
+    ) -> None:
+        """Like :meth:`attempted`, in a transaction with the tenant's lock."""
+        charged = (LedgerRow.kind == "attempt", LedgerRow.reference == request_id)
+        if session.scalar(select(LedgerRow.id).where(*charged)) is not None:
+            return
+        principal, now = charge.principal, self._now()
+        row = {
+            "at_s": now,
+            "tenant_id": principal.tenant_id,
+            "member_id": principal.member_id,
+            "key_id": principal.key_id,
+            "kind": "attempt",
+            "reference": request_id,
+            "quantity": engine_s,
+            "details": dict(details),
+        }
+        session.execute(insert(_LEDGER), [row])
+        _add(session, principal.tenant_id, month_of(now), used_gpu_s=engine_s)
 
     def release(self, charge_id: str) -> None:
         """Release a reservation. Idempotent."""

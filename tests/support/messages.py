@@ -31,7 +31,7 @@ from serving.generation.events import (
     Step,
 )
 from serving.generation.failure import Failure
-from serving.generation.following import Envelope, Follow, Standing
+from serving.generation.following import Envelope, Follow, FollowReply
 from serving.generation.submission import Cancellation, Submission
 from serving.jobs.failed import JobError
 from serving.jobs.results import StoredResult
@@ -64,7 +64,7 @@ MESSAGES = (
     Attempt(TASK, "steps"),
     Inquiry("r", "previews"),
     Follow("stream", "job", "states", "e-1"),
-    Standing("e", 3, ((2, b"event"),)),
+    FollowReply("e", 3, ((2, b"event"),)),
     Envelope("job", 3, b"event"),
     Cancellation("job", "job@1"),
     StoredResult(

@@ -14,11 +14,17 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "outbox",
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column(
+            "number",
+            sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+            primary_key=True,
+            autoincrement=True,
+        ),
         sa.Column("job_id", sa.String, nullable=False),
         sa.Column("tenant_id", sa.String, nullable=False),
         sa.Column("status", sa.String, nullable=False),
         sa.Column("at_s", sa.Float, nullable=False),
+        sqlite_autoincrement=True,
     )
     op.create_index("outbox_at", "outbox", ["at_s"])
     op.create_index("jobs_listed", "jobs", ["tenant_id", "created_at_s", "id"])

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from assets.principal import Principal
 from assets.storage.object_paths import IMAGES, RESULTS, result_key
 from assets.storage.object_store import put_bytes
+from serving.api import stream_limit
 from serving.errors import Cancelled, Refused
 from serving.generation.contract import GenerationResult
 from serving.generation.events import Assigned, ImageReady, Preview, Queued, Step
 from serving.generation.submission import Submission
 from serving.jobs.failed import JobError
+from serving.jobs.store import JobRow
 from tests.support.api_app import IMAGE, Api, serving_api
 from tests.support.generation import REQUEST
 
@@ -111,7 +117,6 @@ async def test_jobs_are_filtered_by_status_time_and_gpu(api: Api) -> None:
 
     assert await ids(status="cancelled") == [done]
     assert await ids(status=["pending", "running"]) == [waiting]
-    assert await ids(gpu="default") == [waiting]
     assert await ids(since="2100-01-01T00:00:00Z") == []
     assert await ids(until="2100-01-01T00:00:00Z") == [waiting, done]
     bad = await api.http.get("/v1/jobs", params={"after": "soon"}, headers=acme)
@@ -198,6 +203,102 @@ async def test_only_its_member_and_owners_cancel_a_job(api: Api) -> None:
     job_of_member = await accepted(api, member)
     url = f"/v1/jobs/{job_of_member}/cancel"
     assert (await api.http.post(url, headers=owner)).json()["state"] == "cancelled"
+
+
+async def test_members_and_their_keys_list_their_own_jobs(api: Api) -> None:
+    """An id gives access to the images."""
+    owner, member, other = api.key("acme"), api.key("acme", "member"), api.key("acme", "member")
+    jobs = [await accepted(api, headers) for headers in (owner, member, other)]
+
+    async def ids(headers: dict[str, str]) -> list[str]:
+        answer = await api.http.get("/v1/jobs", headers=headers)
+        return [job["id"] for job in answer.json()["data"]]
+
+    assert await ids(owner) == jobs[::-1]
+    assert await ids(member) == [jobs[1]]
+    assert await ids(other) == [jobs[2]]
+    assert (await api.http.get("/v1/jobs", headers=api.key("acme", "reader"))).status_code == 403
+    forbidden = await api.http.post(f"/v1/jobs/{jobs[2]}/cancel", headers=member)
+    assert forbidden.status_code == 403
+
+
+async def test_the_default_pool_is_found_by_name(api: Api) -> None:
+    acme = api.key("acme")
+    jobs = [await accepted(api, acme), await accepted(api, acme, gpu="default")]
+    answer = await api.http.get("/v1/jobs", params={"gpu": "default"}, headers=acme)
+    assert [job["id"] for job in answer.json()["data"]] == jobs[::-1]
+    unknown = await api.http.get("/v1/jobs", params={"gpu": "b200"}, headers=acme)
+    assert unknown.status_code == 422
+
+
+async def test_a_job_of_a_newer_version_fails_alone(api: Api) -> None:
+    acme = api.key("acme")
+    strange, good = await accepted(api, acme), await accepted(api, acme)
+    with api.backends.database.begin() as connection:
+        newer = {**msgspec.to_builtins(REQUEST), "seeds": "of a newer version"}
+        change = update(JobRow).where(JobRow.id == strange).values(request=newer)
+        connection.execute(change)
+    async with working(api):
+        await ended(api, strange)
+        await ended(api, good)
+    assert (await state(api, good))["state"] == "completed"
+    failed = await api.http.get(f"/v1/jobs/{strange}/result")
+    assert (failed.status_code, failed.json()["code"]) == (500, "internal")
+    assert len((await api.http.get("/v1/jobs", headers=acme)).json()["data"]) == 2
+
+
+async def test_cancelled_after_its_engine_finished_a_job_costs_what_it_used(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = api.key("acme")
+    saving, cancelled = threading.Event(), threading.Event()
+    save = api.context.jobs.results.save
+
+    def slow(*arguments: Any) -> None:
+        saving.set()
+        assert cancelled.wait(20)
+        save(*arguments)
+
+    monkeypatch.setattr(api.context.jobs.results, "save", slow)
+    async with working(api), asyncio.timeout(20):
+        job = await accepted(api, acme)
+        await asyncio.to_thread(saving.wait, 20)
+        await api.http.post(f"/v1/jobs/{job}/cancel", headers=acme)
+        cancelled.set()
+        while charged(api, "acme") == 0:
+            await asyncio.sleep(0.01)
+    usage = (await api.http.get("/v1/usage", headers=acme)).json()
+    assert [row["kind"] for row in usage["data"]] == ["attempt"]
+    assert (await state(api, job))["state"] == "cancelled"
+
+
+async def test_a_job_has_a_bounded_number_of_followers(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_limit, "MAX_FOLLOWERS", 2)
+    job = await accepted(api, api.key("acme"))
+    url = f"/v1/jobs/{job}/events"
+    followers = [asyncio.create_task(api.http.get(url)) for _ in range(2)]
+    while len(api.backend.followed) < 2:
+        await asyncio.sleep(0.01)
+    assert (await api.http.get(url)).status_code == 429
+    for follower in followers:
+        follower.cancel()
+    await asyncio.gather(*followers, return_exceptions=True)
+
+
+async def test_a_busy_database_ends_no_followed_job(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await accepted(api, api.key("acme"))
+
+    def busy(number: int) -> Any:
+        raise OperationalError("SELECT", {}, Exception("busy"))
+
+    monkeypatch.setattr(api.backends.jobs.outbox, "after", busy)
+    answer = await api.http.get(f"/v1/jobs/{job}/events")
+    assert answer.status_code == 200
+    assert read(answer.text) == []  # the client comes again
 
 
 async def test_a_jobs_events_end_with_its_result(api: Api) -> None:
