@@ -148,9 +148,10 @@ class Worker:
         self, request: GenerationTask, progress: Progress
     ) -> tuple[GenerationResult, ReplicaReport]:
         loop = asyncio.get_running_loop()
-        ready = self._engine.residency().ready
-        if missing := sum(blob.key not in ready for blob in request.recipe.blobs()):
-            progress.fetching(missing)
+        if progress.detail != "nothing":
+            ready = self._engine.residency().ready
+            if missing := sum(blob.key not in ready for blob in request.recipe.blobs()):
+                progress.fetching(missing)
         prepared = await self._prepare(request)
         try:
             run = copy_context().run  # the request's log context

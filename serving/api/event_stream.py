@@ -1,6 +1,6 @@
 """Events of requests as server-sent events.
 
-A stream ends with ``done`` or ``failed``. Every event has an id: a client that reconnects with
+A stream ends with ``done`` or ``failed``. The others have ids: a client that reconnects with
 ``Last-Event-ID``, to any gateway, misses nothing that is still known, or starts from a snapshot.
 """
 

@@ -75,7 +75,8 @@ class ImageReady(Struct, frozen=True, tag_field="type", tag="image"):
 
 
 class Done(Struct, frozen=True, tag_field="type", tag="done"):
-    """``result`` without images, which were sent before. ``report``: for the dispatcher."""
+    """``result`` with its last image; the others were sent before. ``report``: for the
+    dispatcher."""
 
     result: GenerationResult
     report: ReplicaReport | None = None

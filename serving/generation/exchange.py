@@ -44,9 +44,9 @@ async def sent(
                 raise
             yield encode(failure)
             return
-        for index, image in enumerate(result.images):
+        for index, image in enumerate(result.images[:-1]):
             yield encode(ImageReady(index, image))
-        yield encode(Done(structs.replace(result, images=()), report))
+        yield encode(Done(structs.replace(result, images=result.images[-1:]), report))
     finally:
         if not work.done():
             work.cancel()
@@ -71,7 +71,7 @@ async def received(
         elif isinstance(event, Failure):
             raise event.error()
         elif isinstance(event, Done):
-            ordered = tuple(images[index] for index in sorted(images))
+            ordered = (*(images[index] for index in sorted(images)), *event.result.images)
             return structs.replace(event.result, images=ordered), event.report
         else:
             forward(data)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.gpu.world import exact_convolutions
 from serving.engine.compiled import compilations
@@ -24,6 +26,7 @@ from serving.engine.graphs import UnetKey
 from serving.engine.options import EngineOptions
 from serving.errors import Cancelled, NotFinite, OutOfMemory
 from serving.generation.contract import GenerationTask
+from serving.generation.engine import StartPreview, Unobserved
 from tests.gpu.plugin import Rig, image, request
 from tests.support.generation import CancelledWhen
 
@@ -199,6 +202,29 @@ def test_cancelled_within_three_steps(rig: Rig, engine: Engine) -> None:
     assert len(recorded) == 6
     assert max(ahead, default=0) <= STEPS_AHEAD
     assert image(engine, request(rig.base)) == before
+
+
+def test_previews_change_no_image(rig: Rig, engine: Engine) -> None:
+    """Catches a copy that waits for the generation's stream, or reads reused memory."""
+    task = request(rig.base, steps=6, seeds=(1, 2))
+    before = image(engine, task)
+
+    class Previewing(Unobserved):
+        def __init__(self) -> None:
+            self.encode: list[Callable[[], Sequence[bytes]]] = []
+
+        def stepped(self, step: int, first: int, images: int, preview: StartPreview) -> None:
+            self.encode.append(preview())
+
+    observer = Previewing()
+    with engine.prepare(rig.base) as prepared:
+        result = engine.generate(prepared, task, observer)
+    assert result.images[0] == before
+    previews = [encode() for encode in observer.encode]
+    assert [len(images) for images in previews] == [2] * 6
+    sizes = {Image.open(io.BytesIO(data)).size for images in previews for data in images}
+    assert sizes == {(task.width // 8, task.height // 8)}
+    assert previews[0] != previews[-1]
 
 
 def test_out_of_memory_costs_one_request(rig: Rig) -> None:
