@@ -107,4 +107,9 @@ def answer_headers(request: Request) -> dict[str, str]:
     return headers
 
 
-Ctx = Annotated[Context, Depends(context_of)]
+async def _context(request: Request) -> Context:
+    """Not a plain function: FastAPI calls those in a thread."""
+    return context_of(request)
+
+
+Ctx = Annotated[Context, Depends(_context)]

@@ -114,8 +114,8 @@ async def spend(
         answer_headers(request).update(quota.headers())
 
 
-def principal_of(request: Request) -> Principal:
-    """Return the authenticated principal."""
+async def principal_of(request: Request) -> Principal:
+    """Return the authenticated principal. Not a plain function: FastAPI calls those in a thread."""
     return cast(Principal, request.state.principal)
 
 

@@ -13,7 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import JSON, Engine, Index, delete, func, select, tuple_, update
+from sqlalchemy import (
+    JSON,
+    Engine,
+    Float,
+    Index,
+    Select,
+    bindparam,
+    delete,
+    func,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
@@ -58,6 +70,30 @@ class JobRow(Base):
     body_digest: Mapped[str | None]
     asked_by: Mapped[dict[str, str] | None] = mapped_column(JSON)
     failures: Mapped[int] = mapped_column(server_default="0", default=0)
+
+
+def _claimable() -> Select[JobRow]:
+    """Made once: every gateway asks several times a second, and an alias takes long to make."""
+    other, now_s = aliased(JobRow), bindparam("now_s", type_=Float)
+    under_way = (
+        select(func.count())
+        .where(
+            other.tenant_id == JobRow.tenant_id,
+            other.status == "running",
+            other.claimed_until_s >= now_s,
+        )
+        .scalar_subquery()
+    )
+    return (
+        select(JobRow)
+        .where(JobRow.status.in_(_UNFINISHED), JobRow.claimed_until_s < now_s)
+        .order_by(under_way, JobRow.created_at_s)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+
+
+_CLAIMABLE = _claimable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,24 +264,8 @@ class JobStore:
         """
         now = self._now()
         free = JobRow.claimed_until_s < now
-        other = aliased(JobRow)
-        under_way = (
-            select(func.count())
-            .where(
-                other.tenant_id == JobRow.tenant_id,
-                other.status == "running",
-                other.claimed_until_s >= now,
-            )
-            .scalar_subquery()
-        )
         with Session(self._engine) as session, session.begin():
-            candidate = session.scalars(
-                select(JobRow)
-                .where(JobRow.status.in_(_UNFINISHED), free)
-                .order_by(under_way, JobRow.created_at_s)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            ).first()
+            candidate = session.scalars(_CLAIMABLE, {"now_s": now}).first()
             if candidate is None:
                 return None
             won = session.execute(

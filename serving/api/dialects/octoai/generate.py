@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Annotated, Any
 
+import msgspec
 from pydantic import ConfigDict, Field, model_validator
 
 from assets.library.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS
@@ -144,14 +144,14 @@ class GenerateRequest(RequestModel):
         )
 
 
-def answer(generated: Generation) -> dict[str, Any]:
-    """Return OctoAI's response with ``request_id``, ``receipt`` and ``timings_ms``."""
+def answer(generated: Generation) -> bytes:
+    """Return OctoAI's response as JSON, with ``request_id``, ``receipt`` and ``timings_ms``."""
     result = generated.result
     timings = result.timings
-    return {
+    body = {
         "images": [
             {
-                "image_b64": base64.b64encode(image).decode("ascii"),
+                "image_b64": image,
                 "removed_for_safety": False,
                 "safety_score": None,
                 "seed": seed,
@@ -171,6 +171,8 @@ def answer(generated: Generation) -> dict[str, Any]:
             "encode_image": timings.encode_image_ms,
         },
     }
+    # Encodes bytes in base64, and large texts several times as fast as the standard library.
+    return msgspec.json.encode(body)
 
 
 def receipt(generated: Generation) -> dict[str, Any]:

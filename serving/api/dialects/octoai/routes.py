@@ -49,10 +49,14 @@ async def generate_sdxl(
         return await job_answer(context, await idempotency.finished(context, request, job))
     generated = await run_while_connected(request, context.platform.generate(principal, wanted))
     settle = BackgroundTask(context.platform.settle, generated)
-    return JSONResponse(answer(generated), background=settle)
+    return _response(answer(generated), settle)
 
 
-async def job_answer(context: Context, job: Job) -> JSONResponse:
+def _response(body: bytes, background: BackgroundTask | None = None) -> Response:
+    return Response(body, media_type="application/json", background=background)
+
+
+async def job_answer(context: Context, job: Job) -> Response:
     """Return a finished job's response.
 
     Raises:
@@ -64,4 +68,4 @@ async def job_answer(context: Context, job: Job) -> JSONResponse:
     stored = await asyncio.to_thread(results.load, job.id)
     if isinstance(stored, EarlierResult):
         return JSONResponse(stored.document)
-    return JSONResponse(answer(await asyncio.to_thread(results.generation, stored)))
+    return _response(answer(await asyncio.to_thread(results.generation, stored)))
