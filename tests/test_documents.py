@@ -160,8 +160,9 @@ def test_overhead_figures_match_results_and_goals() -> None:
 
     result = json.loads(overhead.RESULT.read_text())
     assert overhead.table(result) in (ROOT / "docs" / "benchmarks.md").read_text()
-    for row in (*result["rows"], *result["large"]["rows"]):
-        assert row["platform_unqueued_p50_ms"] <= 1.5 * row["paced_p50_ms"]
+    for size, at_most in ((result, 2.0), (result["large"], 3.0)):
+        for row in size["rows"]:
+            assert row["platform_unqueued_p50_ms"] <= at_most * row["paced_p50_ms"]
     (adr,) = (ROOT / "docs" / "adr").glob("0008-*.md")
     assert wire.table(json.loads(wire.RESULT.read_text())) in adr.read_text()
 
