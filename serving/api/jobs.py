@@ -41,7 +41,7 @@ search_router = APIRouter(tags=["generate"], route_class=SearchRoute)
 async def list_jobs(
     context: Ctx,
     principal: Authenticated,
-    status: Annotated[list[JobStatus] | None, Query()] = None,
+    status: Annotated[list[JobStatus] | None, Query(max_length=5)] = None,
     gpu: Annotated[str | None, Query(max_length=64)] = None,
     since: AwareDatetime | None = None,
     until: AwareDatetime | None = None,

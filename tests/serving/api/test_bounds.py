@@ -23,7 +23,8 @@ from tests.support.api_routes import Operation, operations
 OPEN = {
     "GET /healthz", "GET /health", "GET /healthcheck", "GET /readyz", "GET /metrics",
     "GET /v1/status", "GET /v1/pools", "GET /v1/pools/{name}",
-    "GET /v1/jobs/{job_id}", "GET /v1/jobs/{job_id}/result",  # the id is the secret
+    "GET /v1/jobs/{job_id}", "GET /v1/jobs/{job_id}/events",  # the id is the secret
+    "GET /v1/jobs/{job_id}/result",
     "PUT /objects/{key}", "GET /objects/{key}",  # signed
     "GET /files/{name}",  # the name is the secret
 }  # fmt: skip
