@@ -26,7 +26,7 @@ from serving.engine.weight_update import (
 )
 from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
-from tests.support.generation import changed, image_of, task_of
+from tests.support.generation import CancelledWhen, changed, image_of, task_of
 
 #: No token of the vocabulary, so diffusers accepts it as new.
 WORD = "qzebra"
@@ -226,7 +226,7 @@ def test_cancelling_takes_effect_before_the_next_step(
         return len(checks) == 3
 
     with pytest.raises(Cancelled):
-        engine.generate(prepared, request(recipes["base"], steps=10), at_third)
+        engine.generate(prepared, request(recipes["base"], steps=10), CancelledWhen(at_third))
     assert len(checks) == 3
     prepared.release()
 

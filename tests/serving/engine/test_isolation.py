@@ -17,7 +17,7 @@ from assets.recipe import InversionUse, LoraUse, Recipe
 from orchestrator.errors import TierError
 from serving.errors import Cancelled, UnexpectedEngineError
 from serving.generation.contract import GenerationTask
-from tests.support.generation import task_of
+from tests.support.generation import CancelledWhen, task_of
 
 WORD = "qzebra"
 TENANTS = ("ada", "bob", "eve")
@@ -88,11 +88,10 @@ def test_no_tenant_sees_another(bench: Any, recipes: list[Recipe]) -> None:
         @rule(index=indices, tenant=tenants, after=st.integers(0, 1))
         def cancel(self, index: int, tenant: str, after: int) -> None:
             answers = iter([False] * after)
+            cancelled = CancelledWhen(lambda: next(answers, True))
             prepared = engine.prepare(recipes[index])
             with pytest.raises(Cancelled):
-                engine.generate(
-                    prepared, request(recipes[index], tenant), lambda: next(answers, True)
-                )
+                engine.generate(prepared, request(recipes[index], tenant), cancelled)
             prepared.release()
 
         @rule(index=indices, tenant=tenants, step=st.integers(0, 1))
