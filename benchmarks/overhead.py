@@ -100,7 +100,7 @@ def measure_size(
 
 @contextmanager
 def platform(tree: Path, folder: Path, padding: int) -> Iterator[Target]:
-    """Serve a worktree on a Ray of its own, with images ``padding`` bytes larger."""
+    """Run a worktree's platform on its own Ray; each image is ``padding`` bytes larger."""
     folder.mkdir(parents=True)
     images = tree / "serving" / "engine" / "images.py"
     original = images.read_text()

@@ -20,7 +20,7 @@ class QueueStanding(NamedTuple):
 def standings(
     queue: Queue, fleet: Fleet, speeds: Speeds, now_s: float
 ) -> Mapping[str, QueueStanding]:
-    """Every queued request's standing, by id: in fair order, whatever their checkpoints."""
+    """Return each queued request's standing by id, in fair order over all checkpoints."""
     found: dict[str, QueueStanding] = {}
     work = 0.0
     busy_s = fleet.total_busy_s(now_s)

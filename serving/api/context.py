@@ -70,7 +70,7 @@ class Context:
         object.__setattr__(self, "jobs", jobs)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run to the end, whatever happens to the caller."""
+        """Run ``work`` to completion, even if the caller is cancelled."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

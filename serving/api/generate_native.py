@@ -85,6 +85,7 @@ async def generate_native(
         job = await idempotency.accept(context, principal, wanted, body, key)
         if detail is None:
             return await _job_response(context, await idempotency.finished(context, request, job))
+        context.streams.check(job.id)
         body_of = partial(_job_body, context)
         return event_response(job_events(context, job, detail, last_event_id(request), body_of))
     await make_room(context.platform, principal)

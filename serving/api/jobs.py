@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -127,7 +128,7 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
     return body
 
 
-def _progress(events: Any) -> dict[str, Any]:
+def _progress(events: Sequence[bytes]) -> dict[str, Any]:
     """The fields of the present state's events; ``phase`` names the last one."""
     progress: dict[str, Any] = {}
     for event in events:

@@ -195,5 +195,5 @@ def _most(followers: Sequence[_Follower]) -> Detail:
 
 
 def includes(detail: Detail, other: Detail) -> bool:
-    """Whether who wants ``detail`` gets events of ``other``."""
+    """Return whether a follower with ``detail`` gets events of ``other``."""
     return DETAILS.index(detail) >= DETAILS.index(other)

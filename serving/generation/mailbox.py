@@ -1,4 +1,4 @@
-"""A bounded queue whose writer never waits for its reader."""
+"""A bounded queue: when it is full, it drops its items instead of blocking the writer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ T = TypeVar("T")
 
 
 class Gap(Enum):
-    """What a reader gets between items: some were lost; or nothing came for a while."""
+    """Returned between items: items were lost, or none came for ``idle_s``."""
 
     LOST = auto()
     IDLE = auto()
 
 
 class Mailbox(Generic[T]):
-    """For one reader of one event loop. A full mailbox is emptied, and its reader told so."""
+    """For one reader and one event loop. A put to a full mailbox drops every item; the reader then
+    gets LOST."""
 
     def __init__(self, size: int, idle_s: float | None = None) -> None:
         self._items: deque[T] = deque()

@@ -84,5 +84,8 @@ class Progress:
             self._emit(Fetching(blobs))
 
     def _send(self, encode: Callable[[], Sequence[bytes]], step: int, first: int) -> None:
-        for index, data in enumerate(encode(), first):
-            self._emit(Preview(index, step, data))
+        try:
+            for index, data in enumerate(encode(), first):
+                self._emit(Preview(index, step, data))
+        except Exception:  # nobody awaits this work
+            log.exception("the preview of step %d failed", step)

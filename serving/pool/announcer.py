@@ -92,7 +92,7 @@ class Announcer:
         return states
 
     async def polled(self, key: str) -> Sequence[bytes]:
-        """A snapshot, at most so old as not to be told from the present: polling needs no key."""
+        """Return a snapshot, at most _POLLED_S old: polling needs no key and must stay cheap."""
         known = self._polled.get(key)
         if known is None:
             known = self._polled[key] = await self.snapshot(key)
