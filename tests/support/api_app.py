@@ -170,3 +170,14 @@ def ready_asset(tenant: str, name: str, kind: str, tenant_id: str = "", **fields
         id=asset_id, tenant_id=tenant_id or tenant, owner=tenant, name=name, kind=kind,  # type: ignore[arg-type]
         created_at_s=0.0, status="ready", parts=parts, report={"fits": "x"}, **fields,  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+@asynccontextmanager
+async def working(api: Api) -> AsyncIterator[None]:
+    """Run the application's jobs."""
+    runner = asyncio.create_task(api.context.jobs.run())
+    try:
+        yield
+    finally:
+        runner.cancel()
+        await asyncio.wait([runner])

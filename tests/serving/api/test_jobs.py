@@ -7,7 +7,6 @@ import base64
 import json
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from serving.generation.events import Assigned, ImageReady, Preview, Queued, Ste
 from serving.generation.submission import Submission
 from serving.jobs.failed import JobError
 from serving.jobs.store import JobRow
-from tests.support.api_app import IMAGE, Api, serving_api
+from tests.support.api_app import IMAGE, Api, serving_api, working
 from tests.support.generation import REQUEST
 
 PROMPT = {"prompt": "a star", "steps": 4, "seed": 1}
@@ -38,16 +37,6 @@ STREAM = {"Accept": "text/event-stream"}
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
     async with serving_api(tmp_path) as served:
         yield served
-
-
-@asynccontextmanager
-async def working(api: Api) -> AsyncIterator[None]:
-    runner = asyncio.create_task(api.context.jobs.run())
-    try:
-        yield
-    finally:
-        runner.cancel()
-        await asyncio.wait([runner])
 
 
 async def accepted(api: Api, headers: dict[str, str], **fields: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from serving.errors import Unauthenticated
-from tests.support.api_app import Api, ready_asset, serving_api
+from tests.support.api_app import Api, ready_asset, serving_api, working
 
 PROMPT = {"prompt": "a star", "steps": 1}
 
@@ -23,16 +22,6 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     settings: dict[str, Any] = {"open_tenant": "open", "open_requests_per_min": 10}
     async with serving_api(tmp_path, **settings) as served:
         yield served
-
-
-@asynccontextmanager
-async def working(api: Api) -> AsyncIterator[None]:
-    runner = asyncio.create_task(api.context.jobs.run())
-    try:
-        yield
-    finally:
-        runner.cancel()
-        await asyncio.wait([runner])
 
 
 def add(api: Api, name: str, visibility: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+import pytest
+
 from serving.generation.contract import Detail
 from serving.generation.engine import EncodedImage
 from serving.generation.events import Event, Fetching, ImageReady, Preview, Step
@@ -105,6 +107,20 @@ def test_a_preview_that_fails_costs_no_generation() -> None:
     rig.step(2)
     assert [type(event) for event in rig.events] == [Step, Step]
     assert rig.previews == 0
+
+
+def test_a_preview_that_cannot_be_encoded_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig("previews")
+
+    def fail() -> Sequence[bytes]:
+        raise OSError("cannot write the image")
+
+    rig.progress.stepped(1, 0, 1, lambda: fail)
+    rig.encode()
+    assert "the preview of step 1 failed" in caplog.text
+    rig.now_s += 1.0
+    rig.step(2)
+    assert rig.previews == 1
 
 
 def test_the_fraction_counts_the_steps_of_every_batch() -> None:
