@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session
 from assets.plan import Plan
 from assets.sql.rows import AssetRow
 from assets.sql.search_index import WordRow
-from tests.serving.api.test_open_tenant import working
-from tests.support.api_app import IMAGE, Api, ready_asset, serving_api
+from tests.support.api_app import IMAGE, Api, ready_asset, serving_api, working
 
 LIMIT = 1_000
 
