@@ -24,7 +24,7 @@ run() {
 # check SECONDS: the self-check
 check() {
   PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 timeout -s INT -k 5 "$1" \
-    python3 -m pytest --noconftest -q -rP --durations=10 tests/gpu --device cuda 2>&1 |
+    python3 -m pytest --noconftest -p no:logging -q -rP --durations=10 tests/gpu --device cuda 2>&1 |
     tee "$OUT/self-check.log"
 }
 
@@ -49,7 +49,8 @@ case "${1:-}" in
       run "$2" "${3:-180}" # repeat one program
     else
       check 110
-      run soak 90
+      run parts 115
+      run soak 80
     fi
     ;;
   *)

