@@ -52,6 +52,8 @@ class Target:
     url: str
     key: str = ""
     is_echo: bool = False
+    #: Echoes wait between requests, so that as many arrive in a second as the platform serves.
+    is_paced: bool = False
 
 
 def main() -> None:
@@ -83,19 +85,23 @@ def main() -> None:
 def measure_size(
     folder: Path, trees: Mapping[str, Path], padding: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    with ExitStack() as stack:
-        targets = {
-            name: stack.enter_context(platform(tree, folder / name, padding))
-            for name, tree in trees.items()
-        }
-        for target in targets.values():
+    """Measure one commit after the other, each with an echo beside it: an idle platform's
+    heartbeats would slow down another's requests."""
+    rows: dict[int, dict[str, Any]] = {clients: {"clients": clients} for clients in CLIENTS}
+    for name, tree in reversed(list(trees.items())):
+        with ExitStack() as stack:
+            target = stack.enter_context(platform(tree, folder / name, padding))
             for _ in range(20):
                 size_bytes = _answer_bytes(target)
-        address = stack.enter_context(own_ray())
-        url = stack.enter_context(echo(address, size_bytes))
-        targets |= {"paced": Target(url, is_echo=True), "echo": Target(url, is_echo=True)}
-        rows = measure(targets, arguments.seconds, arguments.rounds)
-    return {"answer_bytes": size_bytes, "rows": rows}
+            address = stack.enter_context(own_ray())
+            url = stack.enter_context(echo(address, size_bytes))
+            paced = "paced" if name == "platform" else f"{name}_paced"
+            targets = {name: target, paced: Target(url, is_echo=True, is_paced=True)}
+            if name == "platform":
+                targets["echo"] = Target(url, is_echo=True)
+            for clients, row in rows.items():
+                row |= measure(clients, targets, arguments.seconds, arguments.rounds)
+    return {"answer_bytes": size_bytes, "rows": list(rows.values())}
 
 
 @contextmanager
@@ -180,31 +186,29 @@ def echo(address: str, size_bytes: int) -> Iterator[str]:
         server.wait(timeout=60)
 
 
-def measure(targets: Mapping[str, Target], seconds: int, rounds: int) -> list[dict[str, Any]]:
-    """Return medians of each round's p50 and p95, in ms, by number of clients."""
-    rows = []
-    for clients in CLIENTS:
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
-        pause_ms = 0.0
-        for index in range(rounds + 1):
-            for name, target in targets.items():
-                print(f"{clients} clients: {name} …", file=sys.stderr)
-                values = {"AO_URL": target.url, "AO_KEY": target.key, "USERS": str(clients)}
-                values["SECONDS"] = str(seconds)
-                if target.is_echo:
-                    values["ECHO"] = "1"
-                    values["PAUSE_MS"] = str(pause_ms if name == "paced" else 0.0)
-                metrics = _k6(values)
-                if name == "platform":
-                    count = metrics["engine"]["values"]["count"]
-                    pause_ms = 1000 * seconds * clients / count
-                if index:  # warm-up
-                    runs[name].append(metrics)
-        row: dict[str, Any] = {"clients": clients}
+def measure(
+    clients: int, targets: Mapping[str, Target], seconds: int, rounds: int
+) -> dict[str, float]:
+    """Return medians of the rounds' p50 and p95, in ms."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
+    pause_ms = 0.0
+    for index in range(rounds + 1):
         for name, target in targets.items():
-            row |= _medians(name, runs[name], is_echo=target.is_echo)
-        rows.append(row)
-    return rows
+            print(f"{clients} clients: {name} …", file=sys.stderr)
+            values = {"AO_URL": target.url, "AO_KEY": target.key, "USERS": str(clients)}
+            values["SECONDS"] = str(seconds)
+            if target.is_echo:
+                values["ECHO"] = "1"
+                values["PAUSE_MS"] = str(pause_ms if target.is_paced else 0.0)
+            metrics = _k6(values)
+            if not target.is_echo:
+                pause_ms = 1000 * seconds * clients / metrics["engine"]["values"]["count"]
+            if index:  # warm-up
+                runs[name].append(metrics)
+    row: dict[str, float] = {}
+    for name, target in targets.items():
+        row |= _medians(name, runs[name], is_echo=target.is_echo)
+    return row
 
 
 def _medians(name: str, runs: list[dict[str, Any]], *, is_echo: bool) -> dict[str, float]:
@@ -236,22 +240,25 @@ def _k6(values: Mapping[str, str]) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     has_before = "before_p50_ms" in result["rows"][0]
-    before_heads = "| before: whole − engine − queue " if has_before else ""
+    before_heads = "| before, p50 ms | ratio " if has_before else ""
     lines = [
         "| answer | clients | engine, p50 ms | whole − engine, p50 ms | and − queue, p50 ms "
-        f"{before_heads}| echo at that pace, p50 ms | ratio "
-        "| echo without a pause, p50 ms | ratio |",
-        "|---|" + "---:|" * (9 if has_before else 8),
+        "| echo at that pace, p50 ms | ratio | echo without a pause, p50 ms | ratio "
+        f"{before_heads}|",
+        "|---|" + "---:|" * (10 if has_before else 8),
     ]
     for size in (result, result["large"]):
         for row in size["rows"]:
             ours, paced, echo = (
                 row[f"{name}_p50_ms"] for name in ("platform_unqueued", "paced", "echo")
             )
-            before = f"| {row['before_unqueued_p50_ms']:.1f} " if has_before else ""
+            before = ""
+            if has_before:
+                spent, pace = row["before_unqueued_p50_ms"], row["before_paced_p50_ms"]
+                before = f"| {spent:.1f} | {spent / pace:.2f} "
             lines.append(
                 f"| {size['answer_bytes'] / 1000:,.0f} kB | {row['clients']} "
                 f"| {row['engine_p50_ms']:.0f} | {row['platform_p50_ms']:.1f} | {ours:.1f} "
-                f"{before}| {paced:.1f} | {ours / paced:.2f} | {echo:.1f} | {ours / echo:.2f} |"
+                f"| {paced:.1f} | {ours / paced:.2f} | {echo:.1f} | {ours / echo:.2f} {before}|"
             )
     return "\n".join(lines)
