@@ -19,6 +19,7 @@ BENCHMARKS = {
     "coldstart": "the phases of a replica's start",
     "attacks": "generation time of one tenant while another attacks the gateway",
     "followers": "what following a job costs, and what a cancelled job costs",
+    "callers": "what becomes of hostile and broken callers of the RPC",
     "wire": "one call to a known process: Serve handle, Ray actor, frames of pickles, gRPC",
     "same": "two commits generate the same images, bit by bit",
     "addressing": "one Serve application per replica or a targeted router; stub replicas",

@@ -174,7 +174,7 @@ async def _result(platform: Platform, job: str) -> dict[str, Any]:
             answer = await platform.http.get(f"/v1/jobs/{job}/result")
             answer.raise_for_status()
             return dict(answer.json())
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)  # polling takes time from the engine
 
 
 async def _cancelled(platform: Platform, index: int) -> dict[str, Any]:

@@ -156,6 +156,16 @@ def test_attack_figures_match_results_and_goals() -> None:
         assert row["ratio"] <= 1.5
 
 
+def test_figures_of_hostile_callers_match_results_and_goals() -> None:
+    from benchmarks import callers
+
+    result = json.loads(callers.RESULT.read_text())
+    assert callers.table(result) in (ROOT / "docs" / "security.md").read_text()
+    rows = {name: row for name, row in result["rows"].items() if "outcome" in row}
+    assert set(rows) == set(callers.CASES)
+    assert not {row["outcome"] for row in rows.values()} & {"answered", "no end", "it still sends"}
+
+
 def test_overhead_figures_match_results() -> None:
     from benchmarks import overhead, wire
 

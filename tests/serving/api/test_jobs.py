@@ -276,6 +276,19 @@ async def test_a_job_has_a_bounded_number_of_followers(
     await asyncio.gather(*followers, return_exceptions=True)
 
 
+async def test_a_keyed_stream_counts_as_a_follower(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_limit, "MAX_FOLLOWERS", 1)
+    headers = {**api.key("acme"), **STREAM, "Idempotency-Key": "k"}
+    following = asyncio.create_task(api.http.post("/generate", json=PROMPT, headers=headers))
+    while not api.backend.followed:
+        await asyncio.sleep(0.01)
+    assert (await api.http.post("/generate", json=PROMPT, headers=headers)).status_code == 429
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
 async def test_a_busy_database_ends_no_followed_job(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

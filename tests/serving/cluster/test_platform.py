@@ -310,6 +310,42 @@ def test_a_deletion_reaches_the_tiers_of_the_cluster(
         time.sleep(0.05)
 
 
+def test_any_gateway_follows_any_job(platform: Running) -> None:
+    """Each of 12 connections reaches one of two gateways; one of them runs the job."""
+    url, headers = platform.url, {**endpoint(platform).headers, "X-OctoAI-Async": "1"}
+    slow = {**body(0), "steps": 60}
+    job = httpx2.post(f"{url}/generate/sdxl", json=slow, headers=headers, timeout=60).json()
+
+    def follow(_index: int) -> tuple[set[str], int]:
+        kinds: list[str] = []
+        with (
+            httpx2.Client(timeout=120) as http,
+            http.stream("GET", f"{url}/v1/jobs/{job['response_id']}/events") as answer,
+        ):
+            address = answer.extensions["network_stream"].get_extra_info("client_addr")
+            gateway = _accepted_by(platform, address[1])
+            for line in answer.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    kinds.append(value)
+        assert kinds[-1] == "done"
+        return set(kinds), gateway
+
+    with ThreadPoolExecutor(12) as pool:
+        followed = list(pool.map(follow, range(12)))
+    assert all("step" in kinds for kinds, _ in followed)
+    assert {gateway for _, gateway in followed} == set(platform.gateways())
+
+
+def _accepted_by(platform: Running, port: int) -> int:
+    """The gateway with the other end of a client's connection."""
+    for pid in platform.gateways():
+        for connection in psutil.Process(pid).net_connections(kind="tcp"):
+            if connection.raddr and connection.raddr.port == port:
+                return pid
+    raise AssertionError(f"no gateway is connected to port {port}")
+
+
 def test_sigterm_finishes_running_requests(platform: Running) -> None:
     """Last: it stops the module's platform."""
     slow = {**body(0), "steps": 60}

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Methods:
         self.cancelled = asyncio.Event()
         self.go = asyncio.Event()
         self.running = 0
+        self.sent = 0
 
     async def echo(self, message: bytes) -> bytes:
         return message
@@ -75,6 +76,14 @@ class Methods:
         finally:
             self.cancelled.set()
 
+    async def flood(self, message: bytes) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                self.sent += 1
+                yield bytes(1 << 20)
+        finally:
+            self.cancelled.set()
+
     async def forever(self, message: bytes) -> AsyncIterator[bytes]:
         yield b"first"
         await self.go.wait()
@@ -86,7 +95,7 @@ class Methods:
 
 def server_of(methods: Methods, max_calls: int = 100) -> RpcServer:
     unary = {name: getattr(methods, name) for name in ("echo", "slow", "broken")}
-    streams = {name: getattr(methods, name) for name in ("count", "forever", "breaks")}
+    streams = {name: getattr(methods, name) for name in ("count", "flood", "forever", "breaks")}
     return RpcServer(identity(Signer(SECRET)), unary, streams, max_calls)
 
 
@@ -162,6 +171,20 @@ async def test_a_stream_is_cancelled_when_it_is_closed() -> None:
                 assert message == b"0"
                 break
             await methods.cancelled.wait()
+
+
+async def test_a_reader_that_stops_is_waited_for() -> None:
+    """gRPC's window bounds what a server sends ahead; other calls go on."""
+    async with connection() as (client, methods, _):
+        async with aclosing(client.stream("flood", b"")) as messages, asyncio.timeout(20):
+            await anext(messages)
+            sent = 0
+            while sent < methods.sent:
+                sent = methods.sent
+                for _ in range(20):
+                    assert await client.call("echo", b"other") == b"other"
+            assert sent < 64
+        await asyncio.wait_for(methods.cancelled.wait(), 10)
 
 
 async def test_a_deadline_ends_a_call() -> None:
