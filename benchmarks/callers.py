@@ -158,8 +158,10 @@ async def call_beyond_the_bound(server: Server) -> str:
     try:
         while (await server.state())[0] < MAX_CALLS - 1:
             await asyncio.sleep(0.01)
-        ends = await asyncio.gather(*(ending(caller.call("wait", b"")) for _ in range(2)))
-        return next((end for end in ends if end != "no end"), "no end")
+        more = [asyncio.ensure_future(ending(caller.call("wait", b""))) for _ in range(2)]
+        calls += more  # type: ignore[arg-type]
+        done, _ = await asyncio.wait(more, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
     finally:
         for call in calls:
             call.cancel()
@@ -218,10 +220,12 @@ CASES: Mapping[str, Callable[[Server], Awaitable[str]]] = {
 
 
 class Control:
-    """What a relay does to the bytes."""
+    """What a relay sees, and does to the bytes."""
 
-    flips = False
-    stops = False
+    def __init__(self) -> None:
+        self.seen = bytearray()
+        self.flips = False
+        self.stops = False
 
 
 @asynccontextmanager
@@ -230,15 +234,19 @@ async def relay(address: str) -> AsyncIterator[tuple[str, Control]]:
     pumping: set[asyncio.Task[None]] = set()
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        try:
             while data := await source.read(1 << 16):
+                control.seen += data
                 if control.stops:
                     await asyncio.Event().wait()
                 if control.flips and len(data) > 100:
                     data = data[:-1] + bytes([data[-1] ^ 1])
                 target.write(data)
                 await target.drain()
-        target.close()
+        except OSError:
+            pass  # either end closed
+        finally:
+            target.close()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = address.rpartition(":")

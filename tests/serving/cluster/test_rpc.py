@@ -19,6 +19,8 @@ from grpc import aio
 from ray.exceptions import RayTaskError
 
 from assets.storage.signing import Signer
+from benchmarks.callers import relay
+from serving.cluster import rpc
 from serving.cluster.dispatcher_actor import DispatcherActor
 from serving.cluster.dispatcher_client import _DispatcherClient
 from serving.cluster.identity import NAME, identity
@@ -249,35 +251,34 @@ async def test_a_caller_without_a_certificate_is_not_served() -> None:
 
 async def test_a_relay_reads_and_changes_nothing() -> None:
     """It sees ciphertext; a flipped byte ends the connection, and the call is lost or not taken."""
-    seen = bytearray()
-    flip = False
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, _, port = server_address.rpartition(":")
-        there, back = await asyncio.open_connection(host, int(port))
-
-        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            while data := await source.read(65536):
-                seen.extend(data)
-                if flip and len(data) > 60:
-                    data = data[:-1] + bytes([data[-1] ^ 1])
-                target.write(data)
-            target.close()
-
-        await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
-
-    async with connection() as (client, _, _):
-        server_address = client.address
-        listener = await asyncio.start_server(relay, HOST, 0)
-        port = listener.sockets[0].getsockname()[1]
-        through = RpcClient(f"{HOST}:{port}", identity(Signer(SECRET)))
+    async with connection() as (client, _, _), relay(client.address) as (address, control):
+        through = RpcClient(address, identity(Signer(SECRET)))
         assert await through.call("echo", b"a private prompt") == b"a private prompt"
-        assert b"a private prompt" not in seen
-        flip = True
+        assert control.seen
+        assert b"a private prompt" not in control.seen
+        control.flips = True
         with pytest.raises((NotTaken, Lost)):
             await through.call("echo", b"a private prompt" * 10, 10)
         await through.close()
-        listener.close()
+
+
+async def test_calls_over_a_connection_that_stalls_are_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is closed and nothing arrives: only keep-alive notices, on both sides."""
+    for side in ("_SERVER", "_CLIENT"):
+        options = getattr(rpc, side)
+        fast = tuple((k, 300 if v == rpc._KEEP_ALIVE_MS else v) for k, v in options)
+        monkeypatch.setattr(rpc, side, fast)
+    async with connection() as (client, methods, _), relay(client.address) as (address, control):
+        through = RpcClient(address, identity(Signer(SECRET)))
+        call = asyncio.create_task(through.call("slow", b""))
+        await asyncio.wait_for(methods.started.wait(), 10)
+        control.stops = True
+        with pytest.raises(Lost):
+            await asyncio.wait_for(call, 20)
+        await asyncio.wait_for(methods.cancelled.wait(), 20)
+        await through.close()
 
 
 async def test_another_major_version_is_refused_by_name() -> None:
