@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
@@ -34,6 +33,7 @@ from serving.generation.contract import (
 )
 from serving.generation.following import Envelope, Follow, Followed, Followers, FollowReply
 from serving.generation.service import GenerationService
+from serving.generation.status import DispatcherStatus, PoolState, PoolStatus, ReplicaStart
 from serving.generation.submission import Cancellation, Submission
 from serving.pool.dispatcher import Dispatcher
 from serving.pool.following import Following
@@ -119,7 +119,10 @@ class InProcessBackend:
     async def hold(self, keys: Collection[str]) -> None:
         self._dispatcher.residency.hold(keys)
 
-    async def pools(self) -> Sequence[Mapping[str, Any]]:
+    async def dispatchers(self) -> Mapping[str, DispatcherStatus]:
+        return {self._pool.name: self._dispatcher.status()}
+
+    async def pools(self) -> Sequence[PoolStatus]:
         """Workers live as long as this process: it does not scale."""
         return [self._status()]
 
@@ -129,17 +132,11 @@ class InProcessBackend:
     async def families(self) -> Sequence[Metric]:
         return self._dispatcher.metrics.families(self._dispatcher.status(), self._status())
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> PoolStatus:
         members = self._dispatcher.members()
-        return {
-            **asdict(self._pool),
-            "waiting": queued(self._dispatcher.waiting, members),
-            "replicas": [
-                {"id": m.id, "state": "up" if m.is_up else "starting", "running": m.running}
-                for m in members
-            ],
-            "events": [],
-        }
+        replicas = [ReplicaStart(id=m.id, is_up=m.is_up, running=m.running) for m in members]
+        waiting = queued(self._dispatcher.waiting, members)
+        return PoolStatus(self._pool, PoolState(waiting=waiting, replicas=replicas))
 
 
 class LocalIngest:
@@ -169,9 +166,6 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     dispatcher.start()
     ingest = IngestQueue(ingest_service, backends.library)
 
-    async def status() -> dict[str, Any]:
-        return dispatcher.status()
-
     try:
         yield Context(
             platform=GenerationService(
@@ -191,7 +185,6 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
             url_expires_s=settings.url_expires_s,
             open_tenant=settings.open_tenant,
             open_requests_per_min=settings.open_requests_per_min,
-            status=status,
         )
     finally:
         await dispatcher.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Annotated, Any, cast
@@ -30,8 +30,7 @@ _DOWNLOAD_EXPIRES_S = 3600
 class Context:
     """The dependencies of the routes, one per process.
 
-    ``POST /generate`` without a key uses ``open_tenant``; empty: a key is required. ``status``
-    answers /v1/status.
+    ``POST /generate`` without a key uses ``open_tenant``; empty: a key is required.
     """
 
     platform: GenerationService
@@ -44,7 +43,6 @@ class Context:
     url_expires_s: int
     open_tenant: str
     open_requests_per_min: int
-    status: Callable[[], Any]
     jobs: Jobs = field(init=False)
     #: This process shuts down: it ends streams that clients can continue elsewhere.
     is_draining: Event = field(default_factory=Event)

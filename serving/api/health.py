@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
+from msgspec import structs
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from assets.base_model.manifest import load_manifest
@@ -17,6 +18,7 @@ from serving.api import metrics, response_models
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
 from serving.api.openapi import answers_bytes, answers_with
+from serving.generation.status import DispatcherStatus, ReplicaStatus
 
 router = APIRouter(tags=["health"], route_class=OpenRoute)
 log = logging.getLogger(__name__)
@@ -84,9 +86,9 @@ class NotReady(Exception):
 
 async def _can_generate(context: Context) -> None:
     for pool in await context.platform.pools():
-        if "replicas" not in pool or not pool["max"]:
+        if pool.state is None or not pool.pool.max:
             continue  # unresponsive or switched off
-        if pool["min"] == 0 or any(replica["state"] == "up" for replica in pool["replicas"]):
+        if pool.pool.min == 0 or any(replica.is_up for replica in pool.state.replicas):
             return
     raise NotReady
 
@@ -94,7 +96,24 @@ async def _can_generate(context: Context) -> None:
 @router.get("/v1/status", **answers_with(response_models.Status))
 async def status(context: Ctx) -> Any:
     """Return the queue length and each replica's state."""
-    return await context.recent.get("status", context.status)
+    statuses = await context.recent.get("status", context.platform.dispatchers)
+    return {
+        "waiting": sum(status.waiting for status in statuses.values()),
+        "replicas": [
+            _replica(replica) for status in statuses.values() for replica in status.replicas
+        ],
+        "pools": {name: _pool(status) for name, status in statuses.items()},
+    }
+
+
+def _replica(replica: ReplicaStatus) -> dict[str, Any]:
+    return {"state": "up" if replica.is_up else "down", **structs.asdict(replica)}
+
+
+def _pool(status: DispatcherStatus) -> dict[str, Any]:
+    fields = structs.asdict(status)
+    del fields["replicas"]
+    return fields
 
 
 @router.get("/metrics", **answers_bytes("text/plain"))

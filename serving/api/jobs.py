@@ -121,8 +121,10 @@ async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
         context.platform.starting(job.pool),
         context.platform.progress(job.pool, job.id),
     )
-    if starting:
-        body["starting"] = starting
+    if starting is not None:
+        body["starting"] = {
+            "name": starting.pool, "phase": starting.phase, "start_s": starting.spent_s
+        }  # fmt: skip
     if progress := _progress(events):
         body["progress"] = progress
     return body

@@ -37,22 +37,86 @@ class Ready(BaseModel):
     pools: str
 
 
-class Status(BaseModel):
-    model_config = ConfigDict(extra="allow")
+class BusyReplica(BaseModel):
+    """A replica, its process, running requests, seconds until it is free, values by tier and active
+    eviction policy by tier."""
+
+    id: str
+    state: Literal["up", "down"]
+    pid: int | None
+    running: int
+    free_in_s: float
+    resident: dict[str, int]
+    eviction: dict[str, str]
+
+
+class Queue(BaseModel):
+    """A pool's queue and measured speeds (work is steps × pixels × images)."""
 
     waiting: int
-    replicas: list[Json]
+    held: int
+    work_per_s: float
+    bytes_per_s: dict[str, float]
+    prefetched: int
+    prefetch_precision: float
+    quarantined: int
+
+
+class Status(BaseModel):
+    waiting: int
+    replicas: list[BusyReplica]
+    pools: dict[str, Queue]
+
+
+Phase = Literal["node", "process", "model", "warm-up", "ready"]
+
+
+class StartProgress(BaseModel):
+    """The phase of a start, and the seconds of each."""
+
+    phase: Phase
+    start_s: dict[Phase, float]
+
+
+class PoolReplica(BaseModel):
+    id: str
+    state: Literal["up", "starting"]
+    phase: Phase | None
+    start_s: dict[Phase, float]
+    running: int
+    idle_s: float | None
+
+
+class PoolEventDetails(BaseModel):
+    """Ordered: requests ``waiting``; ready: ``seconds`` by phase; failed: the ``reason``."""
+
+    waiting: int | None = None
+    seconds: dict[Phase, float] | None = None
+    reason: str | None = None
+
+
+class PoolEvent(BaseModel):
+    at_s: float
+    what: Literal["ordered", "ready", "released", "failed"]
+    replica: str
+    details: PoolEventDetails
 
 
 class Pool(BaseModel):
-    """A GPU pool, with its queue, replicas and start-up progress if it responds."""
-
-    model_config = ConfigDict(extra="allow")
+    """A GPU pool; from ``waiting`` on, if it responds."""
 
     name: str
     gpu: str
+    queue_size: int
     min: int
     max: int
+    idle_s: float
+    waiting: int | None = None
+    replicas: list[PoolReplica] | None = None
+    starting: StartProgress | None = None
+    outdated: list[str] | None = None
+    stopping: list[str] | None = None
+    events: list[PoolEvent] | None = None
 
 
 class Pools(BaseModel):

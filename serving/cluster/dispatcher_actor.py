@@ -136,16 +136,16 @@ class DispatcherActor:
     async def hold(self, keys: Collection[str]) -> None:
         (await self._ready()).residency.hold(keys)
 
-    async def status(self) -> dict[str, Any]:
-        return (await self._ready()).status()
+    async def status(self) -> bytes:
+        return msgpack.encode((await self._ready()).status())
 
-    async def pool(self) -> dict[str, Any]:
+    async def pool(self) -> bytes:
         await self._ready()
-        return self._autoscaler.status()
+        return msgpack.encode(self._autoscaler.status())
 
-    async def starting(self) -> dict[str, Any] | None:
+    async def starting(self) -> bytes:
         await self._ready()
-        return self._autoscaler.starting()
+        return msgpack.encode(self._autoscaler.waking())
 
     async def families(self) -> list[Metric]:
         await self._ready()

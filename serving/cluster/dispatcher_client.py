@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -25,6 +24,7 @@ from serving.generation.contract import (
     GenerationResult,
     Residency,
 )
+from serving.generation.events import Starting
 from serving.generation.exchange import received
 from serving.generation.following import (
     Envelope,
@@ -34,6 +34,7 @@ from serving.generation.following import (
     FollowReply,
     SourceLost,
 )
+from serving.generation.status import DispatcherStatus, PoolStatus
 from serving.generation.submission import Cancellation, Submission
 from serving.settings import Settings
 
@@ -224,32 +225,26 @@ class ClusterBackend:
     async def hold(self, keys: Collection[str]) -> None:
         await self._ask_all("hold", set(keys))
 
-    async def status(self) -> dict[str, Any]:
-        """Return all dispatchers' totals and each pool's status."""
-        statuses = await self._ask_all("status")
-        return {
-            "waiting": sum(status["waiting"] for status in statuses.values()),
-            "replicas": [replica for status in statuses.values() for replica in status["replicas"]],
-            "pools": {
-                name: {k: v for k, v in status.items() if k != "replicas"}
-                for name, status in statuses.items()
-            },
-        }
+    async def dispatchers(self) -> Mapping[str, DispatcherStatus]:
+        encoded = await self._ask_all("status")
+        return {n: msgpack.decode(each, type=DispatcherStatus) for n, each in encoded.items()}
 
     async def families(self) -> list[Metric]:
         return merge_families((await self._ask_all("families")).values())
 
-    async def starting(self, pool: str) -> Mapping[str, Any] | None:
+    async def starting(self, pool: str) -> Starting | None:
         try:
-            progress: Mapping[str, Any] | None = await self._client(pool).ask("starting")
+            encoded = await self._client(pool).ask("starting")
         except _NoDispatcher:
             return None
-        return progress
+        return msgpack.decode(encoded, type=Starting | None)
 
-    async def pools(self) -> list[dict[str, Any]]:
-        """Return each pool's status; only its configuration if its dispatcher does not answer."""
-        statuses = await self._ask_all("pool")
-        return [statuses.get(name) or {**asdict(pool)} for name, pool in self._pools.items()]
+    async def pools(self) -> Sequence[PoolStatus]:
+        encoded = await self._ask_all("pool")
+        return [
+            msgpack.decode(encoded[name], type=PoolStatus) if name in encoded else PoolStatus(pool)
+            for name, pool in self._pools.items()
+        ]
 
 
 def merge_families(pools: Iterable[Sequence[Metric]]) -> list[Metric]:

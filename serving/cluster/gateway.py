@@ -58,6 +58,5 @@ def app() -> ASGIApp:
         url_expires_s=settings.url_expires_s,
         open_tenant=settings.open_tenant,
         open_requests_per_min=settings.open_requests_per_min,
-        status=backend.status,
     )
     return ThrottleMiddleware(create_app(context))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from msgspec import msgpack
 from ray import serve
 
 from assets.storage.private_folder import private_folder
@@ -26,6 +27,7 @@ from serving.cluster.ingest_actor import start_ingest
 from serving.cluster.outcome import thrown
 from serving.cluster.rollout import renew
 from serving.errors import ServingError
+from serving.generation.status import PoolStatus
 from serving.settings import Settings
 
 Progress = Callable[[str], None]
@@ -162,17 +164,18 @@ def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
     pending = dict(dispatchers)
     while pending:
         for name, dispatcher in list(pending.items()):
-            pool = ray.get(dispatcher.pool.remote(), timeout=60)
-            for event in pool["events"]:
-                if event["what"] == "failed":
-                    reason = event["details"]["reason"]
-                    raise StartFailed(f"{event['replica']} did not start: {reason}")
-            phases = {replica["id"]: replica["phase"] or "warm" for replica in pool["replicas"]}
+            encoded = ray.get(dispatcher.pool.remote(), timeout=60)
+            status = msgpack.decode(encoded, type=PoolStatus)
+            assert status.state is not None
+            for event in status.state.events:
+                if event.kind == "failed":
+                    raise StartFailed(f"{event.replica} did not start: {event.reason}")
+            phases = {replica.id: replica.phase or "warm" for replica in status.state.replicas}
             for replica, phase in sorted(phases.items()):
                 if reported.get(replica) != phase:
                     progress(f"{replica} {'is' if phase == 'warm' else 'starts:'} {phase}")
             reported |= phases
-            if list(phases.values()).count("warm") >= pool["min"]:
+            if list(phases.values()).count("warm") >= status.pool.min:
                 del pending[name]
         if time.monotonic() > deadline:
             raise StartFailed(

@@ -29,7 +29,7 @@ class Starting(Struct, frozen=True, tag_field="type", tag="starting"):
 
     pool: str
     phase: Phase
-    spent_s: Mapping[str, float] = field(default_factory=dict)
+    spent_s: Mapping[Phase, float] = field(default_factory=dict)
 
 
 class Assigned(Struct, frozen=True, tag_field="type", tag="assigned"):

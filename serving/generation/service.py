@@ -27,9 +27,11 @@ from serving.generation.contract import (
     GenerationTask,
     Residency,
 )
+from serving.generation.events import Starting
 from serving.generation.following import Followed
 from serving.generation.prompt_syntax import unsupported_syntax
 from serving.generation.sizes import Size, image_size
+from serving.generation.status import DispatcherStatus, PoolStatus
 from serving.generation.submission import Cancellation, Submission
 from serving.logs import note
 from serving.tenants.meter import Charge, Settlement
@@ -92,9 +94,12 @@ class GenerationBackend(Protocol):
 
     async def cancel(self, pool: str, cancellation: Cancellation) -> None: ...
 
-    async def pools(self) -> Sequence[Mapping[str, Any]]: ...
+    async def dispatchers(self) -> Mapping[str, DispatcherStatus]:
+        """Return the status of each pool's queue and replicas, by the pool's name."""
 
-    async def starting(self, pool: str) -> Mapping[str, Any] | None: ...
+    async def pools(self) -> Sequence[PoolStatus]: ...
+
+    async def starting(self, pool: str) -> Starting | None: ...
 
     async def families(self) -> Sequence[Metric]: ...
 
@@ -281,10 +286,14 @@ class GenerationService:
         resolution = await self._resolve(principal, request)
         return resolution.task.work, resolution.task.pool
 
-    async def pools(self) -> Sequence[Mapping[str, Any]]:
+    async def dispatchers(self) -> Mapping[str, DispatcherStatus]:
+        """Return the status of each pool's queue and replicas, by the pool's name."""
+        return await self._backend.dispatchers()
+
+    async def pools(self) -> Sequence[PoolStatus]:
         return await self._backend.pools()
 
-    async def starting(self, pool: str) -> Mapping[str, Any] | None:
+    async def starting(self, pool: str) -> Starting | None:
         """Return the progress of ``pool`` (empty: the first), None if not starting."""
         return await self._backend.starting(pool)
 

@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Protocol
 
 from prometheus_client.metrics_core import Metric
 
@@ -20,6 +20,13 @@ from router.pool import Pool
 from router.rollout import Rollout
 from serving.generation.contract import PHASES, Phase
 from serving.generation.events import Starting
+from serving.generation.status import (
+    PoolEvent,
+    PoolState,
+    PoolStatus,
+    ReplicaStart,
+    StartProgress,
+)
 from serving.pool.dispatcher import Dispatcher
 from serving.pool.replica_state import ReplicaClient
 
@@ -61,7 +68,7 @@ class StartupTimeline:
     def phase(self) -> Phase:
         return max(self.began_s, key=PHASES.index, default="node")
 
-    def durations_s(self, now_s: float) -> dict[str, float]:
+    def durations_s(self, now_s: float) -> dict[Phase, float]:
         marks = [(phase, self.began_s[phase]) for phase in PHASES if phase in self.began_s]
         if not marks:  # older than this autoscaler
             return {}
@@ -71,16 +78,6 @@ class StartupTimeline:
             for (phase, at), end in zip(marks, ends, strict=True)
             if phase != "ready"
         }
-
-
-@dataclass(frozen=True, slots=True)
-class PoolEvent:
-    """``what`` is ordered, ready, released or failed."""
-
-    at_s: float
-    what: str
-    replica: str
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Autoscaler:
@@ -199,7 +196,11 @@ class Autoscaler:
         ordered_s = self._now()
         for name in names:
             self._timelines[name] = StartupTimeline({"node": ordered_s})
-            self._note("ordered", name, waiting=self._dispatcher.waiting)
+            self._note(
+                PoolEvent(
+                    at_s=ordered_s, kind="ordered", replica=name, waiting=self._dispatcher.waiting
+                )
+            )
             self._dispatcher.add(self._launcher.client(name))
         await self._launcher.start(names)
 
@@ -207,7 +208,7 @@ class Autoscaler:
         await self._dispatcher.remove(name)
         with suppress(KeyError):
             del self._timelines[name]
-        self._note("released", name)
+        self._note(PoolEvent(at_s=self._now(), kind="released", replica=name))
         await self._launcher.stop(name)
 
     def _stopped(self, name: str, task: asyncio.Task[None]) -> None:
@@ -221,7 +222,7 @@ class Autoscaler:
         spent_s = timeline.durations_s(self._now())
         if spent_s:  # empty: older than this autoscaler
             self._dispatcher.metrics.started(spent_s)
-            self._note("ready", name, seconds=spent_s)
+            self._note(PoolEvent(at_s=self._now(), kind="ready", replica=name, start_s=spent_s))
 
     async def _failed(self, name: str, reason: str) -> None:
         self._failures += 1
@@ -229,7 +230,8 @@ class Autoscaler:
         self._paused_until_s = self._clock() + pause_s
         log.error("%s did not start (next attempt in %.0f s): %s", name, pause_s, reason)
         self._timelines.pop(name, None)
-        self._note("failed", name, reason=reason.strip().rpartition("\n")[2])
+        last_line = reason.strip().rpartition("\n")[2]
+        self._note(PoolEvent(at_s=self._now(), kind="failed", replica=name, reason=last_line))
         if self._rollout.outdated:
             log.error("the rollout of pool %s stops: a new replica failed", self.pool.name)
             self._rollout.give_up()
@@ -245,12 +247,12 @@ class Autoscaler:
             timeline.began_s.clear()
         timeline.began_s[phase] = at_s
 
-    def _note(self, what: str, name: str, **details: Any) -> None:
-        self._events.append(PoolEvent(self._now(), what, name, details))
-        self._dispatcher.metrics.event(what)
-        log.info("pool %s: %s %s %s", self.pool.name, name, what, details or "")
+    def _note(self, event: PoolEvent) -> None:
+        self._events.append(event)
+        self._dispatcher.metrics.event(event.kind)
+        log.info("pool %s: %s %s", self.pool.name, event.replica, event.kind)
 
-    def _starting(self, members: Sequence[ScalingCandidate]) -> dict[str, Any] | None:
+    def _starting(self, members: Sequence[ScalingCandidate]) -> StartProgress | None:
         timelines = [
             timeline
             for member in members
@@ -261,44 +263,40 @@ class Autoscaler:
         furthest = max(
             timelines, key=lambda t: (PHASES.index(t.phase), -min(t.began_s.values(), default=0))
         )
-        return {"phase": furthest.phase, "start_s": furthest.durations_s(self._now())}
-
-    def starting(self) -> dict[str, Any] | None:
-        """Return the progress of a pool that is waking up, else None."""
-        progress = self._starting(self._dispatcher.members())
-        return None if progress is None else {"name": self.pool.name, **progress}
+        return StartProgress(furthest.phase, furthest.durations_s(self._now()))
 
     def waking(self) -> Starting | None:
-        """The same, as an event."""
+        """Return the progress of a pool that is waking up, else None."""
         progress = self._starting(self._dispatcher.members())
         if progress is None:
             return None
-        return Starting(self.pool.name, progress["phase"], progress["start_s"])
+        return Starting(self.pool.name, progress.phase, progress.start_s)
 
-    def status(self) -> dict[str, Any]:
-        now = self._now()
+    def status(self) -> PoolStatus:
+        return PoolStatus(self.pool, self.state())
+
+    def state(self) -> PoolState:
         members = self._dispatcher.members()
-        return {
-            **asdict(self.pool),
-            "waiting": queued(self._dispatcher.waiting, members),
-            "replicas": [
-                {
-                    "id": member.id,
-                    "state": "up" if member.is_up else "starting",
-                    "phase": None if member.is_up else self._timeline(member.id).phase,
-                    "start_s": self._timeline(member.id).durations_s(now),
-                    "running": member.running,
-                    "idle_s": self._clock() - member.idle_since_s
-                    if member.is_up and not member.running
-                    else None,
-                }
-                for member in members
-            ],
-            "starting": self._starting(members),
-            "outdated": sorted(self._rollout.outdated),
-            "stopping": list(self._stopping),
-            "events": [asdict(event) for event in self._events],
-        }
+        return PoolState(
+            waiting=queued(self._dispatcher.waiting, members),
+            replicas=[self._replica(member) for member in members],
+            starting=self._starting(members),
+            outdated=sorted(self._rollout.outdated),
+            stopping=list(self._stopping),
+            events=list(self._events),
+        )
+
+    def _replica(self, member: ScalingCandidate) -> ReplicaStart:
+        timeline = self._timeline(member.id)
+        is_idle = member.is_up and not member.running
+        return ReplicaStart(
+            id=member.id,
+            is_up=member.is_up,
+            phase=None if member.is_up else timeline.phase,
+            start_s=timeline.durations_s(self._now()),
+            running=member.running,
+            idle_s=self._clock() - member.idle_since_s if is_idle else None,
+        )
 
     def families(self) -> list[Metric]:
         return self._dispatcher.metrics.families(self._dispatcher.status(), self.status())

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from cachetools import TTLCache
 from msgspec import structs
@@ -47,6 +46,7 @@ from serving.generation.contract import (
     ReplicaReport,
 )
 from serving.generation.events import Assigned
+from serving.generation.status import DispatcherStatus, ReplicaStatus
 from serving.generation.submission import Cancellation, Submission
 from serving.logs import log_fields
 from serving.pool.announcer import Announcer
@@ -151,36 +151,31 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> DispatcherStatus:
         now = self._clock()
-        return {
-            "waiting": len(self._scheduler.queue),
-            "held": self._scheduler.queue.held,
-            "work_per_s": self._scheduler.speeds.work_per_s,
-            "bytes_per_s": dict(self._scheduler.speeds.bytes_per_s),
-            "prefetched": self._scheduler.prefetcher.guessed,
-            "prefetch_precision": self._scheduler.prefetcher.precision,
-            "quarantined": self._quarantine.count(now),
-            "replicas": [
-                {
-                    "id": state.client.id,
-                    "state": "down" if state.report is None else "up",
-                    "pid": state.report.pid if state.report else None,
-                    "running": len(state.running),
-                    "free_in_s": self._free_in_s(state, now),
-                    "resident": {
-                        tier: len(keys)
-                        for tier, keys in (state.report.resident if state.report else {}).items()
-                    },
-                    "eviction": dict(state.report.eviction_policies) if state.report else {},
-                }
-                for state in self._states.values()
-            ],
-        }
+        scheduler = self._scheduler
+        return DispatcherStatus(
+            waiting=len(scheduler.queue),
+            held=scheduler.queue.held,
+            work_per_s=scheduler.speeds.work_per_s,
+            bytes_per_s=scheduler.speeds.bytes_per_s,
+            prefetched=scheduler.prefetcher.guessed,
+            prefetch_precision=scheduler.prefetcher.precision,
+            quarantined=self._quarantine.count(now),
+            replicas=[self._replica_status(state, now) for state in self._states.values()],
+        )
 
-    def _free_in_s(self, state: ReplicaState, now_s: float) -> float:
+    def _replica_status(self, state: ReplicaState, now_s: float) -> ReplicaStatus:
+        report = state.report
         replica = self._scheduler.fleet.replicas.get(state.client.id)
-        return 0.0 if replica is None else replica.busy_s(now_s)
+        return ReplicaStatus(
+            id=state.client.id,
+            pid=report.pid if report else None,
+            running=len(state.running),
+            free_in_s=0.0 if replica is None else replica.busy_s(now_s),
+            resident={tier: len(keys) for tier, keys in report.resident.items()} if report else {},
+            eviction=report.eviction_policies if report else {},
+        )
 
     async def submit(self, submission: Submission) -> GenerationResult:
         """Queue a request and await its result; a second submission of an id joins the first.

@@ -7,13 +7,14 @@ never a tenant, an asset or a prompt.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from serving.generation.contract import GenerationResult, GenerationTask
+from serving.generation.contract import GenerationResult, GenerationTask, Phase
+from serving.generation.status import DispatcherStatus, PoolEventKind, PoolStatus
 
 Outcome = Literal["drawn", "refused", "late", "failed", "cancelled"]
 
@@ -88,47 +89,52 @@ class PoolMetrics:
     def retried(self) -> None:
         self._retries.labels(self.pool).inc()
 
-    def event(self, what: str) -> None:
-        self._events.labels(self.pool, what).inc()
+    def event(self, kind: PoolEventKind) -> None:
+        self._events.labels(self.pool, kind).inc()
 
-    def started(self, phases_s: Mapping[str, float]) -> None:
+    def started(self, phases_s: Mapping[Phase, float]) -> None:
         for phase, spent_s in phases_s.items():
             self._start_s.labels(self.pool, phase).observe(spent_s)
 
-    def families(self, dispatcher: Mapping[str, Any], pool: Mapping[str, Any]) -> list[Metric]:
+    def families(self, dispatcher: DispatcherStatus, pool: PoolStatus) -> list[Metric]:
         """Return the counters, and gauges from the statuses."""
-        name = self.pool
-        states = [replica["state"] for replica in pool["replicas"]]
-        replicas = [((name, state), states.count(state)) for state in ("up", "starting")]
+        name, limit = self.pool, pool.pool
+        started = [replica.is_up for replica in pool.state.replicas] if pool.state else []
+        replicas = [((name, "up"), started.count(True)), ((name, "starting"), started.count(False))]
         resident = [
-            ((name, replica["id"], tier), count)
-            for replica in dispatcher["replicas"]
-            for tier, count in replica["resident"].items()
+            ((name, replica.id, tier), count)
+            for replica in dispatcher.replicas
+            for tier, count in replica.resident.items()
         ]
         policies = [
-            ((name, replica["id"], tier, law), 1)
-            for replica in dispatcher["replicas"]
-            for tier, law in replica["eviction"].items()
+            ((name, replica.id, tier, law), 1)
+            for replica in dispatcher.replicas
+            for tier, law in replica.eviction.items()
         ]
-        running = sum(replica["running"] for replica in dispatcher["replicas"])
-        limits = [((name, limit), pool[limit]) for limit in ("queue_size", "min", "max", "idle_s")]
+        running = sum(replica.running for replica in dispatcher.replicas)
+        limits = [
+            ((name, "queue_size"), limit.queue_size),
+            ((name, "min"), limit.min),
+            ((name, "max"), limit.max),
+            ((name, "idle_s"), limit.idle_s),
+        ]
         return [
             *self._registry.collect(),
-            _gauge("ao_waiting_requests", "Queued requests.", (), name, dispatcher["waiting"]),
-            _gauge("ao_held_requests", "Held by their plan's limit.", (), name, dispatcher["held"]),
+            _gauge("ao_waiting_requests", "Queued requests.", (), name, dispatcher.waiting),
+            _gauge("ao_held_requests", "Held by their plan's limit.", (), name, dispatcher.held),
             _gauge("ao_running_requests", "Requests on replicas.", (), name, running),
             _gauges("ao_replicas", "Replicas by state.", ("state",), replicas),
             _gauges("ao_pool_limit", "Configured limits.", ("limit",), limits),
             _gauges("ao_resident_assets", "Assets on each tier.", ("replica", "tier"), resident),
             _gauges("ao_eviction_law", "Active policy.", ("replica", "tier", "law"), policies),
-            _gauge("ao_quarantined", "Quarantined assets.", (), name, dispatcher["quarantined"]),
+            _gauge("ao_quarantined", "Quarantined assets.", (), name, dispatcher.quarantined),
             _gauge(
                 "ao_prefetch_precision", "Share of recent prefetches that were used.", (), name,
-                dispatcher["prefetch_precision"],
+                dispatcher.prefetch_precision,
             ),
             _gauge(
                 "ao_speed_work_per_second", "Measured speed of generation.", (), name,
-                dispatcher["work_per_s"],
+                dispatcher.work_per_s,
             ),
         ]  # fmt: skip
 

@@ -21,18 +21,23 @@ from assets.content import MODEL_COMPONENTS, Blob
 from assets.ids import new_asset_id
 from assets.library.resolve import BASE_NAME
 from assets.storage.signing import Signer
+from router.pool import Pool
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.bootstrap.backends import Backends, open_backends, open_fetcher
 from serving.generation.contract import Detail, GenerationResult, Residency, Swap, Timings
-from serving.generation.events import Event, encode
+from serving.generation.events import Event, Starting, encode
 from serving.generation.following import Followed
 from serving.generation.service import GenerationService
+from serving.generation.status import DispatcherStatus, PoolState, PoolStatus, ReplicaStart
 from serving.generation.submission import Cancellation, Submission
 from serving.settings import Settings
 
 IMAGE = b"not an image"
-_POOL = {"name": "default", "gpu": "", "min": 1, "max": 1, "replicas": [{"state": "up"}]}
+_POOL = PoolStatus(
+    Pool("default", min=1),
+    PoolState(waiting=0, replicas=[ReplicaStart(id="default-0", is_up=True)]),
+)
 
 
 class InstantBackend:
@@ -83,10 +88,13 @@ class InstantBackend:
 
     async def hold(self, keys: Collection[str]) -> None: ...
 
-    async def pools(self) -> Sequence[Mapping[str, Any]]:
+    async def dispatchers(self) -> Mapping[str, DispatcherStatus]:
+        return {}
+
+    async def pools(self) -> Sequence[PoolStatus]:
         return [_POOL]
 
-    async def starting(self, pool: str) -> Mapping[str, Any] | None:
+    async def starting(self, pool: str) -> Starting | None:
         return None
 
     async def families(self) -> Sequence[Metric]:
@@ -124,9 +132,6 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
     ensure_base(backends)
     backend = InstantBackend()
 
-    async def status() -> dict[str, Any]:
-        return {"waiting": 0, "replicas": []}
-
     context = Context(
         platform=GenerationService(
             backends.library, backend, backends.meter, 1024, 60.0, configured.pool_names
@@ -140,7 +145,6 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
         url_expires_s=configured.url_expires_s,
         open_tenant=configured.open_tenant,
         open_requests_per_min=configured.open_requests_per_min,
-        status=status,
     )
     app = create_app(context)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)

@@ -7,13 +7,15 @@ import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import httpx2
 import pytest
 
+from router.pool import Pool
 from serving.api import health
 from serving.api.context import Context
+from serving.generation.status import PoolState, PoolStatus
 from tests.support.platforms import running
 
 
@@ -26,8 +28,8 @@ async def test_hanging_checks_do_not_occupy_all_threads(
         calls.append(1)
         release.wait(30)
 
-    async def pools() -> list[dict[str, Any]]:
-        return [{"max": 1, "min": 0, "replicas": []}]
+    async def pools() -> list[PoolStatus]:
+        return [PoolStatus(Pool("a"), PoolState(waiting=0, replicas=[]))]
 
     monkeypatch.setattr(health, "_CHECK_TIMEOUT_S", 0.05)
     monkeypatch.setattr(health, "load_manifest", lambda *_: None)

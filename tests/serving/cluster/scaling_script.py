@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from serving.api.pools import pool_body
 from serving.cluster.environment import require_tokens
 from tests.support.generation import changed, task_of
 
@@ -55,7 +56,7 @@ class Case:
         return asyncio.create_task(self.backend.submit(submission))
 
     async def pools(self) -> list[dict[str, Any]]:
-        return await self.backend.pools()
+        return [pool_body(status) for status in await self.backend.pools()]
 
     async def pool(self) -> dict[str, Any]:
         return (await self.pools())[0]

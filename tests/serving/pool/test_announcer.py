@@ -47,7 +47,7 @@ async def test_a_follower_that_comes_late_gets_the_present_state() -> None:
     replica.last_step = encode(STEP)
     async with running_dispatcher(replica) as dispatcher:
         requests = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(4)]
-        await until(lambda: dispatcher.status()["waiting"] == 2)
+        await until(lambda: dispatcher.status().waiting == 2)
         states = {key: await dispatcher.announcer.snapshot(key) for key in ("0", "3", "none")}
         assert [decode(event) for event in states["0"]] == [Assigned("a", 1), STEP]
         queued = decode(states["3"][0])
@@ -109,7 +109,7 @@ async def test_a_job_is_cancelled_wherever_it_is() -> None:
             )
             for i in range(4)
         ]
-        await until(lambda: dispatcher.status()["waiting"] == 2 and len(replica.started) == 2)
+        await until(lambda: dispatcher.status().waiting == 2 and len(replica.started) == 2)
         for key in ("0", "3", "later"):
             dispatcher.cancel(Cancellation(f"job {key}", f"run {key}"))
         dispatcher.cancel(Cancellation("job 1", "an earlier run"))
@@ -119,7 +119,7 @@ async def test_a_job_is_cancelled_wherever_it_is() -> None:
             assert (cancelled.value.engine_s > 0) == has_run
         with pytest.raises(Cancelled):
             await dispatcher.submit(replace(submission("later"), run_id="run later"))
-        await until(lambda: dispatcher.status()["waiting"] == 0)
+        await until(lambda: dispatcher.status().waiting == 0)
         assert replica.cancelled == ["0"]
         replica.go.set()
         await asyncio.gather(tasks[1], tasks[2])

@@ -114,7 +114,7 @@ async def running_dispatcher(
     dispatcher = Dispatcher(replicas, limits)
     dispatcher.start()
     await asyncio.sleep(0)
-    await until(lambda: all(r["state"] == "up" for r in dispatcher.status()["replicas"]))
+    await until(lambda: all(r.is_up for r in dispatcher.status().replicas))
     try:
         yield dispatcher
     finally:
@@ -129,7 +129,7 @@ async def until(condition: object) -> None:
 
 def idle(dispatcher: Dispatcher) -> bool:
     status = dispatcher.status()
-    return status["waiting"] == 0 and all(r["running"] == 0 for r in status["replicas"])
+    return status.waiting == 0 and all(r.running == 0 for r in status.replicas)
 
 
 async def test_generates_and_frees_capacity() -> None:
@@ -145,7 +145,7 @@ async def test_a_replica_gets_at_most_two_requests_and_the_rest_queue() -> None:
     async with running_dispatcher(replica) as dispatcher:
         tasks = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(5)]
         await until(lambda: len(replica.started) == 2)
-        assert dispatcher.status()["waiting"] == 3
+        assert dispatcher.status().waiting == 3
         replica.go.set()
         await asyncio.gather(*tasks)
         assert idle(dispatcher)
@@ -161,7 +161,7 @@ async def test_a_request_on_a_lost_replica_is_retried_elsewhere() -> None:
         assert bad.started
         bad.fail_with = None
         bad.up.set()
-        await until(lambda: dispatcher.status()["replicas"][0]["state"] == "up")
+        await until(lambda: dispatcher.status().replicas[0].is_up)
 
 
 async def test_a_request_waits_for_the_only_replica_to_restart() -> None:
@@ -170,7 +170,7 @@ async def test_a_request_waits_for_the_only_replica_to_restart() -> None:
     async with running_dispatcher(only) as dispatcher:
         only.up.clear()
         task = asyncio.create_task(dispatcher.submit(submission("r")))
-        await until(lambda: dispatcher.status()["replicas"][0]["state"] == "down")
+        await until(lambda: not dispatcher.status().replicas[0].is_up)
         only.fail_with = None
         only.up.set()
         assert (await task).replica == "a"
@@ -279,12 +279,12 @@ async def test_the_queue_limit_applies_per_tenant() -> None:
         replica, limits=QueueLimits(per_tenant=1, total=10)
     ) as dispatcher:
         tasks = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(3)]
-        await until(lambda: dispatcher.status()["waiting"] == 1)
+        await until(lambda: dispatcher.status().waiting == 1)
         with pytest.raises(Refused) as caught:
             await dispatcher.submit(submission("more"))
         assert caught.value.status == 429
         other = asyncio.create_task(dispatcher.submit(submission("other", tenant="u")))
-        await until(lambda: dispatcher.status()["waiting"] == 2)
+        await until(lambda: dispatcher.status().waiting == 2)
         replica.go.set()
         await asyncio.gather(*tasks, other)
 
@@ -296,7 +296,7 @@ async def test_a_full_queue_displaces_the_tenant_with_the_largest_backlog() -> N
         replica, limits=QueueLimits(per_tenant=10, total=3)
     ) as dispatcher:
         tasks = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(5)]
-        await until(lambda: dispatcher.status()["waiting"] == 3)
+        await until(lambda: dispatcher.status().waiting == 3)
         other = asyncio.create_task(dispatcher.submit(submission("other", tenant="u")))
         with pytest.raises(Refused) as caught:
             await tasks[-1]
@@ -336,7 +336,7 @@ async def test_an_asset_that_kills_replicas_is_quarantined(fatal: Exception) -> 
         with pytest.raises(Quarantined, match="poison"):
             await dispatcher.submit(submission("3", lora="poison"))
         await dispatcher.submit(submission("4", lora="good"))
-        assert dispatcher.status()["quarantined"] == 1
+        assert dispatcher.status().quarantined == 1
         assert idle(dispatcher)
 
 
@@ -363,7 +363,7 @@ async def test_a_lost_replica_that_did_not_die_quarantines_nothing() -> None:
             replica.fail_with = ReplicaLost("draining")
         with pytest.raises(ReplicaLost):
             await dispatcher.submit(submission("1", lora="x"))
-        assert dispatcher.status()["quarantined"] == 0
+        assert dispatcher.status().quarantined == 0
 
 
 async def test_a_concurrency_limit_delays_only_its_own_tenant() -> None:
@@ -427,7 +427,7 @@ async def test_a_tenants_requests_run_in_order_of_priority() -> None:
             asyncio.create_task(dispatcher.submit(replace(submission(name), priority=priority)))
             for name, priority in (("low", -1), ("usual", 0), ("high", 1))
         ]
-        await until(lambda: dispatcher.status()["waiting"] == 3)
+        await until(lambda: dispatcher.status().waiting == 3)
         replica.go.set()
         await asyncio.gather(*first, *later)
         assert replica.started[2:] == ["high", "usual", "low"]
@@ -442,7 +442,7 @@ async def test_a_cancelled_request_of_a_hanging_replica_is_not_retried(
     other.up.clear()
     dispatcher = Dispatcher([stuck, other])
     dispatcher.start()
-    await until(lambda: dispatcher.status()["replicas"][0]["state"] == "up")
+    await until(lambda: dispatcher.status().replicas[0].is_up)
     try:
         waiting = asyncio.create_task(dispatcher.submit(submission("r")))
         await until(lambda: stuck.started)
@@ -450,8 +450,8 @@ async def test_a_cancelled_request_of_a_hanging_replica_is_not_retried(
         waiting.cancel()
         await asyncio.wait([waiting])
         other.up.set()
-        await until(lambda: dispatcher.status()["replicas"][1]["state"] == "up")
-        assert dispatcher.status()["waiting"] == 0
+        await until(lambda: dispatcher.status().replicas[1].is_up)
+        assert dispatcher.status().waiting == 0
         assert other.started == []
     finally:
         await dispatcher.close()
@@ -516,7 +516,7 @@ async def test_a_limited_tenants_request_keeps_its_position_when_its_replica_die
         tasks = [asyncio.create_task(dispatcher.submit(request)) for request in capped]
         await until(lambda: len(replica.started) + len(other.started) == 1)
         assert dispatcher.waiting == 0  # the others are held, however many replicas
-        assert dispatcher.status()["held"] == 2
+        assert dispatcher.status().held == 2
         busy, free = (replica, other) if replica.started else (other, replica)
         busy.fail_with = ReplicaLost(busy.id)
         busy.go.set()

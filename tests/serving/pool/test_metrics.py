@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import httpx2
@@ -17,22 +16,34 @@ from router.pool import Pool
 from serving.api.metrics import REQUESTS, SECONDS
 from serving.cluster.dispatcher_client import merge_families
 from serving.generation.contract import GenerationResult, Swap, Timings
+from serving.generation.status import (
+    DispatcherStatus,
+    PoolState,
+    PoolStatus,
+    ReplicaStart,
+    ReplicaStatus,
+)
 from serving.pool.metrics import PoolMetrics
 from tests.serving.pool.test_dispatcher import FakeReplica, running_dispatcher, submission
 from tests.support.platforms import Running
 
 ROOT = Path(__file__).parents[3]
 PROMPT = {"prompt": "a star", "steps": 1, "seed": 1}
-STATUS = {
-    "waiting": 2,
-    "held": 1,
-    "work_per_s": 5.0,
-    "prefetch_precision": 0.5,
-    "quarantined": 0,
-    "replicas": [
-        {"id": "a-0", "running": 1, "resident": {"gpu": 3}, "eviction": {"gpu": "visits"}}
+STATUS = DispatcherStatus(
+    waiting=2,
+    held=1,
+    work_per_s=5.0,
+    bytes_per_s={},
+    prefetched=0,
+    prefetch_precision=0.5,
+    quarantined=0,
+    replicas=[
+        ReplicaStatus(
+            id="a-0", pid=1, running=1, free_in_s=0.0, resident={"gpu": 3},
+            eviction={"gpu": "visits"},
+        )
     ],
-}
+)  # fmt: skip
 
 
 def pool_metrics(pool: str) -> PoolMetrics:
@@ -48,9 +59,12 @@ def pool_metrics(pool: str) -> PoolMetrics:
     return metrics
 
 
-def status(pool: str) -> dict[str, object]:
-    replicas = [{"id": f"{pool}-0", "state": "up"}, {"id": f"{pool}-1", "state": "starting"}]
-    return {**asdict(Pool(pool)), "replicas": replicas}
+def status(pool: str) -> PoolStatus:
+    replicas = [
+        ReplicaStart(id=f"{pool}-0", is_up=True),
+        ReplicaStart(id=f"{pool}-1", is_up=False, phase="model"),
+    ]
+    return PoolStatus(Pool(pool), PoolState(waiting=2, replicas=replicas))
 
 
 def values(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
