@@ -59,6 +59,7 @@ def create_app(context: Context) -> FastAPI:
         redoc_url=None,
         strict_content_type=False,  # no content type means JSON
         redirect_slashes=False,  # the Host header would choose the target
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.context = context
     app.include_router(octoai.router)

@@ -79,7 +79,7 @@ async def _note(
 
 
 @router.post("", **answers_with(response_models.CreatedAsset))
-async def create(body: CreateAsset, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def create_asset(body: CreateAsset, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Create an asset to upload, or to import from ``url`` or ``hf_repo``."""
     if body.hf_token_secret:
         raise InvalidRequest(
@@ -119,7 +119,7 @@ def _part_upload_size(body: CreateAsset) -> int | None:
 
 
 @router.get("/{ref:path}/upload", **answers_with(response_models.UploadState))
-async def upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def get_upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Return a multipart upload's state, with new URLs for missing parts."""
     uploads = context.platform.library.uploads
 
@@ -156,7 +156,7 @@ async def abort_upload(ref: str, context: Ctx, principal: Authenticated) -> dict
 
 
 @search_router.get("", **answers_with(response_models.AssetPage))
-async def listing(
+async def list_assets(
     context: Ctx,
     principal: Authenticated,
     name: OneText = None,
@@ -230,7 +230,7 @@ async def complete_upload(
 
 
 @router.get("/{ref:path}/residency", **answers_with(response_models.AssetResidency))
-async def residency(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def get_asset_residency(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Return the replicas and tiers by node that hold each part."""
     residency = await context.platform.residency(principal, ref)
     parts = []
@@ -249,7 +249,7 @@ async def residency(ref: str, context: Ctx, principal: Authenticated) -> dict[st
 
 
 @router.get("/{ref:path}", **answers_with(response_models.AssetWithTransfer))
-async def get(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def get_asset(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Return an asset, with its download or upload URL."""
     asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
     transfer = _transfer(context, asset, principal)
@@ -257,14 +257,14 @@ async def get(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any
 
 
 @costly_router.post("/{ref:path}/warm", **answers_with(response_models.Warmed))
-async def warm(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def warm_asset(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Load an asset into every node's host RAM."""
     tiers = await context.platform.warm(principal, ref)
     return {"asset_id": ref, "found_on": tiers}
 
 
 @router.patch("/{ref:path}", **answers_with(response_models.OneAsset))
-async def change(
+async def update_asset(
     ref: str, body: ChangeAsset, context: Ctx, principal: Authenticated
 ) -> dict[str, Any]:
     """Change an asset's description, visibility or prediction type, never its bytes."""
@@ -279,7 +279,7 @@ async def change(
 
 
 @router.post("/{asset_id}/restore", **answers_with(response_models.OneAsset))
-async def restore(asset_id: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def restore_asset(asset_id: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Restore an asset within a week of its deletion."""
     asset = await asyncio.to_thread(context.platform.library.restore, principal, asset_id)
     await _note(context, principal, "asset.restore", asset)
@@ -287,7 +287,7 @@ async def restore(asset_id: str, context: Ctx, principal: Authenticated) -> dict
 
 
 @router.delete("/{ref:path}", **answers_with(response_models.DeletedAsset))
-async def delete(
+async def delete_asset(
     ref: str, context: Ctx, principal: Authenticated, for_good: bool = False
 ) -> dict[str, Any]:
     """Delete an asset; restorable and stored for a week unless ``for_good``."""

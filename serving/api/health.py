@@ -31,13 +31,13 @@ _HUNG_AFTER_S = 60.0
 @router.get("/healthz", **answers_with(response_models.Alive))
 @router.get("/healthcheck", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
-async def alive() -> dict[str, str]:
+async def get_health() -> dict[str, str]:
     """Return 200 while this gateway runs; /readyz checks its backends."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", **answers_with(response_models.Ready, statuses=(200, 503)))
-async def ready(context: Ctx) -> JSONResponse:
+async def get_readiness(context: Ctx) -> JSONResponse:
     """Return 200 if the platform can generate, else 503, by component.
 
     It needs the database, the model in the store, and a replica up or a pool that scales from zero.
@@ -94,7 +94,7 @@ async def _can_generate(context: Context) -> None:
 
 
 @router.get("/v1/status", **answers_with(response_models.Status))
-async def status(context: Ctx) -> Any:
+async def get_status(context: Ctx) -> Any:
     """Return the queue length and each replica's state."""
     statuses = await context.recent.get("status", context.platform.dispatchers)
     return {
@@ -117,7 +117,7 @@ def _pool(status: DispatcherStatus) -> dict[str, Any]:
 
 
 @router.get("/metrics", **answers_bytes("text/plain"))
-async def prometheus(context: Ctx) -> Response:
+async def get_metrics(context: Ctx) -> Response:
     """Return the metrics of all pools and this node's gateways (docs/metrics.md)."""
 
     async def exposition() -> bytes:

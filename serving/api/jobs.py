@@ -102,7 +102,7 @@ def _listed(job: Job) -> dict[str, Any]:
 
 
 @router.get("/v1/jobs/{job_id}", **answers_with(response_models.JobState))
-async def poll(job_id: str, context: Ctx) -> dict[str, Any]:
+async def get_job(job_id: str, context: Ctx) -> dict[str, Any]:
     """Return a job's state, keyless: the id is unguessable.
 
     ``starting`` is the GPU pool's progress from zero, ``progress`` the job's. Failed and cancelled
@@ -141,7 +141,7 @@ def _progress(events: Sequence[bytes]) -> dict[str, Any]:
 
 
 @router.get("/v1/jobs/{job_id}/events", **answers_bytes("text/event-stream"))
-async def events(
+async def follow_job(
     job_id: str, request: Request, context: Ctx, previews: bool = False
 ) -> StreamingResponse:
     """Follow a job as server-sent events, keyless: the id is unguessable.
@@ -156,7 +156,7 @@ async def events(
 
 
 @router.get("/v1/jobs/{job_id}/result", **answers_with(response_models.Generated))
-async def result(job_id: str, context: Ctx) -> Response:
+async def get_job_result(job_id: str, context: Ctx) -> Response:
     """Return a finished job's response, keyless."""
     job = await context.jobs.get(job_id)
     if not job.is_finished:
@@ -168,7 +168,7 @@ async def result(job_id: str, context: Ctx) -> Response:
 
 
 @keyed_router.post("/v1/jobs/{job_id}/cancel", **answers_with(response_models.JobState))
-async def cancel(job_id: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def cancel_job(job_id: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Cancel a job: at once if it waits, within three steps if it generates.
 
     Only what its engine has used is charged. A job that has ended stays as it is. Members cancel

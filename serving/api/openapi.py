@@ -76,7 +76,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for model in _model_names(document["paths"]) | {"Error"}:
+    for model in sorted(_model_names(document["paths"]) | {"Error"}):
         _add(schemas, model)
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     keyed = dict(_security(app))

@@ -69,7 +69,7 @@ class Rotate(RequestModel):
 
 
 @router.get("/organisation", **answers_with(response_models.Organisation))
-async def organisation(context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def get_organisation(context: Ctx, principal: Authenticated) -> dict[str, Any]:
     """Return the request's organisation and key, plan and usage."""
 
     def read_usage() -> dict[str, Any]:
@@ -97,7 +97,7 @@ async def organisation(context: Ctx, principal: Authenticated) -> dict[str, Any]
 
 
 @search_router.get("/usage", **answers_with(response_models.UsagePage))
-async def usage(
+async def list_usage(
     context: Ctx,
     principal: Authenticated,
     since: Since = None,
@@ -123,7 +123,7 @@ async def usage(
 
 
 @router.get("/usage.csv", **answers_bytes("text/csv"))
-async def usage_csv(
+async def export_usage(
     context: Ctx, principal: Authenticated, since: Since = None, until: Until = None
 ) -> StreamingResponse:
     """Export the period's rows as CSV."""
@@ -172,7 +172,7 @@ def _span(since: AwareDatetime | None, until: AwareDatetime | None) -> tuple[flo
 
 
 @router.get("/audit", **answers_with(response_models.Acts))
-async def audit(
+async def list_audit(
     context: Ctx,
     principal: Owner,
     before: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None,
@@ -184,7 +184,7 @@ async def audit(
 
 
 @router.get("/members", **answers_with(response_models.Members))
-async def members(context: Ctx, principal: Owner) -> dict[str, Any]:
+async def list_members(context: Ctx, principal: Owner) -> dict[str, Any]:
     rows = await asyncio.to_thread(context.backends.directory.members, principal.tenant_name)
     return {"data": [asdict(member) for member in rows]}
 
@@ -211,13 +211,13 @@ async def remove_member(name: str, context: Ctx, principal: Owner) -> dict[str, 
 
 
 @router.get("/keys", **answers_with(response_models.Keys))
-async def keys(context: Ctx, principal: Owner) -> dict[str, Any]:
+async def list_keys(context: Ctx, principal: Owner) -> dict[str, Any]:
     rows = await asyncio.to_thread(context.backends.directory.keyring.keys, principal.tenant_name)
     return {"data": [asdict(key) for key in rows]}
 
 
 @router.post("/keys", **answers_with(response_models.NewKey))
-async def add_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, Any]:
+async def create_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, Any]:
     """Create an API key, shown only once."""
     until_s = body.expires_at.timestamp() if body.expires_at else None
     key = await asyncio.to_thread(

@@ -45,7 +45,7 @@ class GeneratePreview(RequestModel):
     **answers_with(response_models.OneAsset),
     openapi_extra=reads_bytes("image/png", "image/jpeg", "image/webp"),
 )
-async def upload(
+async def put_preview(
     ref: str, request: Request, context: Ctx, principal: Authenticated
 ) -> dict[str, Any]:
     """Upload a PNG, JPEG or WebP; a smaller PNG is stored."""
@@ -64,7 +64,7 @@ async def upload(
     **answers_with(response_models.OneAsset),
     openapi_extra=reads_headers(Idempotency_Key="Requests with the same key are charged once."),
 )
-async def generate(
+async def generate_preview(
     ref: str, body: GeneratePreview, request: Request, context: Ctx, principal: Authenticated
 ) -> dict[str, Any]:
     """Generate a preview, deterministically; charged once per ``Idempotency-Key``."""

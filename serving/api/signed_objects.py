@@ -41,7 +41,7 @@ _IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
     **answers_with(response_models.Received),
     openapi_extra=reads_bytes(_BYTES),
 )
-async def put(key: str, token: Token, request: Request, context: Ctx) -> Response:
+async def put_object(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """Upload an object, visible when complete."""
     context.signer.verify("PUT", key, token, time.time())
     uploads = context.platform.library.uploads
@@ -112,7 +112,7 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
 
 
 @router.get("/objects/{key:path}", **answers_bytes(_BYTES, "image/png"))
-async def get(key: str, token: Token, request: Request, context: Ctx) -> Response:
+async def get_object(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """Download an object; ``Range: bytes=N-`` resumes at byte N."""
     context.signer.verify("GET", key, token, time.time())
     if not await asyncio.to_thread(context.platform.library.is_downloadable, key):
@@ -124,7 +124,7 @@ async def get(key: str, token: Token, request: Request, context: Ctx) -> Respons
 
 
 @router.get("/files/{name}", **answers_bytes("image/jpeg", "image/png"))
-async def image(name: str, context: Ctx) -> Response:
+async def get_image(name: str, context: Ctx) -> Response:
     """Download a generated image by its unguessable name."""
     match = _IMAGE_NAME.match(name)
     if match is None:

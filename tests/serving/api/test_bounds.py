@@ -18,6 +18,7 @@ from serving.api.keyed_route import KeyedRoute
 from serving.api.limits import MAX_BODY_BYTES, MAX_JSON_BYTES
 from tests.support.api_app import Api, serving_api
 from tests.support.api_routes import Operation, operations
+from tests.support.openapi import DOCUMENT, document
 
 #: Routes without a key, by design.
 OPEN = {
@@ -312,6 +313,13 @@ async def test_probe_results_are_cached_for_a_second(
     assert len(calls) <= 3  # slow machines take seconds
     for path in ("/readyz", "/metrics", "/v1/status"):
         assert (await api.http.get(path)).status_code in (200, 503)
+
+
+async def test_the_openapi_document_is_the_committed_one(api: Api) -> None:
+    assert document(api.app) == DOCUMENT.read_text(), "run python -m tests.support.openapi"
+    ids = [operation["operationId"] for path in api.app.openapi()["paths"].values()
+           for operation in path.values()]  # fmt: skip
+    assert len(ids) == len(set(ids))
 
 
 async def test_the_openapi_document_has_security_errors_and_responses(api: Api) -> None:
