@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from assets.content import Blob, Component
+from assets.prediction import Prediction
 
 AssetKind = Literal["checkpoint", "lora", "textual_inversion", "vae"]
 AssetStatus = Literal[
@@ -25,11 +26,32 @@ SERVED_ENGINE = "image/stable-diffusion-xl-v1-0"
 
 
 @dataclass(frozen=True, slots=True)
+class ImportSource:
+    """Where the platform downloads the bytes: an URL, or ``owner/name`` or ``owner/name:file`` on
+    Hugging Face."""
+
+    url: str | None = None
+    hf_repo: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSession:
+    """A multipart upload; ``id`` is the store's. All parts but the last have ``part_bytes``."""
+
+    id: str
+    size_bytes: int
+    part_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Asset:
     """One version of a named asset; its bytes never change. Times are seconds since the epoch.
 
     ``parts``: canonical blobs (one for a LoRA); ``original``: the file as uploaded; ``report``: of
-    the inspection; ``data``: user metadata and upload state; ``shared_with``: tenant names.
+    the inspection; ``shared_with``: tenant names; ``labels``: text that clients want back;
+    ``prediction_type``, ``adapter_config`` (PEFT's) and ``expected_sha256`` (of the file): as the
+    owner declares them; ``max_bytes``: what the plan had room for; ``preview``: its object key;
+    ``revision`` counts changes.
     """
 
     id: str
@@ -46,7 +68,17 @@ class Asset:
     shared_with: tuple[str, ...] = ()
     created_by: str = ""
     size_bytes: int = 0
-    data: Mapping[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    trigger_words: tuple[str, ...] = ()
+    license: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    prediction_type: Prediction | None = None
+    adapter_config: Mapping[str, Any] | None = None
+    expected_sha256: str | None = None
+    max_bytes: int | None = None
+    source: ImportSource | None = None
+    upload: UploadSession | None = None
+    preview: str | None = None
     parts: Mapping[Component, Blob] = field(default_factory=dict)
     original: Blob | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -54,6 +86,7 @@ class Asset:
     expires_at_s: float | None = None
     uses: int = 0
     last_used_at_s: float | None = None
+    revision: int = field(default=0, compare=False)
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
@@ -75,17 +108,29 @@ class Asset:
     @property
     def is_import(self) -> bool:
         """Whether the platform downloads the bytes."""
-        return bool(self.data.get("url") or self.data.get("hf_repo"))
+        return self.source is not None
 
-    @property
-    def preview(self) -> str | None:
-        """Its object key."""
-        return self.data.get("preview")
 
-    @property
-    def tags(self) -> tuple[str, ...]:
-        return tuple(self.data.get("tags") or ())
+class AssetChanges(TypedDict, total=False):
+    """Fields of :class:`Asset` to change."""
 
-    @property
-    def trigger_words(self) -> tuple[str, ...]:
-        return tuple(self.data.get("trigger_words") or ())
+    kind: AssetKind
+    status: AssetStatus
+    status_details: str
+    description: str
+    visibility: Visibility
+    shared_with: tuple[str, ...]
+    size_bytes: int
+    tags: tuple[str, ...]
+    trigger_words: tuple[str, ...]
+    license: str | None
+    labels: Mapping[str, str]
+    prediction_type: Prediction | None
+    adapter_config: Mapping[str, Any] | None
+    upload: UploadSession | None
+    preview: str | None
+    parts: Mapping[Component, Blob]
+    original: Blob | None
+    report: Mapping[str, Any]
+    deleted_at_s: float | None
+    expires_at_s: float | None

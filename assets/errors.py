@@ -7,6 +7,7 @@
     ├── Forbidden             the role allows it on no asset
     ├── AssetNotReady         not usable (yet)
     ├── NameTaken             by a live asset
+    ├── Changed               by another request at the same time
     ├── QuotaExceeded         of the plan
     ├── InvalidAsset          invalid request field
     ├── BadSignature          signed URL forged, altered or expired
@@ -60,6 +61,12 @@ class NameTaken(AssetError):
         )
         self.name = name
         self.field = "name"
+
+
+class Changed(AssetError):
+    def __init__(self, reference: str) -> None:
+        super().__init__(f"{reference!r} was changed by another request; read it and try again")
+        self.reference = reference
 
 
 class QuotaExceeded(AssetError):

@@ -66,7 +66,8 @@ def asset_of(tenant: str, index: int, rng: random.Random) -> Asset:
         status="ready",
         description=" ".join(words),
         size_bytes=20_000_000,
-        data={"tags": words[2:4], "trigger_words": [words[4]]},
+        tags=tuple(words[2:4]),
+        trigger_words=(words[4],),
         parts={"lora": blob},
         report={"fits": "model", "matched": 986, "modules": 986, "training": {"ss_x": "y" * 500}},
     )

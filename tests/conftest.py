@@ -110,7 +110,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     def engine(name: str = "engine", **options: Any) -> Engine:
         return Engine(manifest, Provisioner(StoreSource(store), *tiers), name=name, **options)
 
-    def ingest(path: Path, kind: str, tenant: str = "t1", **data: Any) -> Asset:
+    def ingest(path: Path, kind: str, tenant: str = "t1", **fields: Any) -> Asset:
         asset = Asset(
             id=new_asset_id(),
             tenant_id=tenant,
@@ -119,7 +119,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             kind=kind,  # type: ignore[arg-type]
             created_at_s=0.0,
             status="uploaded",
-            data=data,
+            **fields,
         )
         records.add(asset)
         put_file(store, upload_key(asset.id), path)

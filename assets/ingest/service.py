@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from assets.asset import COMMONS, SERVED_ENGINE, Asset, AssetKind
+from assets.asset import COMMONS, Asset, AssetChanges, AssetKind, ImportSource
 from assets.base_model.import_model import import_model
 from assets.base_model.manifest import ModelManifest, load_manifest
 from assets.content import Blob, Component, content_key, original_key, tenant_salt
@@ -126,8 +126,9 @@ class IngestService:
             if attempts > 1 and not isinstance(error, FetchRefused | TooLarge):
                 return self.fetch(asset_id, attempts - 1)
             reason = f"the import failed: {error}"
-            rejected = {"status": "rejected", "status_details": reason}
-            rejected["report"] = {"reasons": [reason]}  # type: ignore[assignment]
+            rejected = AssetChanges(
+                status="rejected", status_details=reason, report={"reasons": [reason]}
+            )
             self._records.update(asset_id, rejected, expect=("uploaded",))
             return False
         except (StoreError, OSError):
@@ -135,18 +136,19 @@ class IngestService:
             return False
         except Exception:
             log.exception("the import of %s failed", asset_id)
-            failed = {"status": "error", "status_details": "the import failed on the server"}
+            failed = AssetChanges(status="error", status_details="the import failed on the server")
             self._records.update(asset_id, failed, expect=("uploaded",))
             return False
-        changes: dict[str, Any] = {"size_bytes": received, "status_details": "inspecting"}
+        changes = AssetChanges(size_bytes=received, status_details="inspecting")
         return self._records.update(asset_id, changes, expect=("uploaded",)) is not None
 
     def _transfer(self, asset: Asset) -> int:
-        url, sha256 = asset.data.get("url"), asset.data.get("sha256")
+        source = asset.source or ImportSource()
+        url, sha256 = source.url, asset.expected_sha256
         if not url:
-            hub_file = find_file(asset.data["hf_repo"], self._fetcher.fetch_json, self._hub)
+            hub_file = find_file(source.hf_repo or "", self._fetcher.fetch_json, self._hub)
             url, sha256 = hub_file.url, hub_file.sha256 or sha256
-            if hub_file.adapter_config_url and not asset.data.get("adapter_config"):
+            if hub_file.adapter_config_url and not asset.adapter_config:
                 config = self._fetcher.fetch_json(hub_file.adapter_config_url)
                 text = json.dumps(config, ensure_ascii=False)
                 is_acceptable = len(text) <= _MAX_CONFIG_CHARS and is_storable(text)
@@ -155,9 +157,8 @@ class IngestService:
                         "its adapter_config.json is not an object, has unstorable text or is "
                         f"longer than {_MAX_CONFIG_CHARS} characters"
                     )
-                data = {**asset.data, "adapter_config": config}
-                self._records.update(asset.id, {"data": data}, expect=("uploaded",))
-        max_bytes = int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES))
+                self._records.update(asset.id, {"adapter_config": config}, expect=("uploaded",))
+        max_bytes = asset.max_bytes or MAX_UPLOAD_BYTES
         last_update_s = 0.0
 
         def progress(received: int, total: int | None) -> None:
@@ -167,7 +168,7 @@ class IngestService:
             if time.monotonic() - last_update_s >= _PROGRESS_INTERVAL_S:
                 last_update_s = time.monotonic()
                 of = f" of {total / 1e6:.1f} MB ({received * 100 // total} %)" if total else ""
-                details = {"status_details": f"importing: {received / 1e6:.1f} MB{of}"}
+                details = AssetChanges(status_details=f"importing: {received / 1e6:.1f} MB{of}")
                 if self._records.update(asset.id, details, expect=("uploaded",)) is None:
                     raise _Cancelled  # deleted
 
@@ -199,21 +200,23 @@ class IngestService:
                 if asset.size_bytes and source.stat().st_size != asset.size_bytes:
                     raise IngestRejected("the upload was changed after it was completed")
                 self._check_quota(asset)
-                expected = asset.data.get("sha256")
+                expected = asset.expected_sha256
                 if expected and not asset.is_import and digest != expected:
                     raise IngestRejected(
                         f"the upload is corrupt: its sha256 is {digest}, expected {expected}; "
                         "upload it again"
                     )
                 salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
-                declaration = OwnerDeclaration.of(asset.data)
+                declaration = OwnerDeclaration(
+                    prediction=asset.prediction_type, adapter_config=asset.adapter_config
+                )
                 ingested = self._sandbox.ingest(
                     source, asset.kind, schema, salt, scratch, declaration
                 )
                 reach("ingest.converted")
                 converted = self._keep(ingested, source, digest, asset.tenant_id)
             details = self._details(asset.kind, converted)
-            changes: dict[str, Any] = {"status": "ready", "status_details": details, **converted}
+            changes = AssetChanges(status="ready", status_details=details, **converted)
         except IngestRejected as rejection:
             changes = {
                 "status": "rejected",
@@ -240,7 +243,7 @@ class IngestService:
         """Store the blobs under keys for the current visibility (salted if private) and prediction
         type."""
         salt = None if asset.is_public else tenant_salt(self._secret, asset.tenant_id)
-        report = with_owners_prediction(asset.report, OwnerDeclaration.of(asset.data).prediction)
+        report = with_owners_prediction(asset.report, asset.prediction_type)
         prediction = prediction_in(report)
         parts: dict[Component, Blob] = {}
         for component, blob in asset.parts.items():
@@ -256,9 +259,7 @@ class IngestService:
             return asset
         return self._records.update(asset.id, {"parts": parts, "report": report}, expect=("ready",))
 
-    def _keep(
-        self, ingested: Ingested, source: Path, digest: str, tenant_id: str
-    ) -> dict[str, Any]:
+    def _keep(self, ingested: Ingested, source: Path, digest: str, tenant_id: str) -> AssetChanges:
         original = None
         if self._keep_originals:
             key = original_key(digest, tenant_salt(self._secret, tenant_id))
@@ -273,7 +274,7 @@ class IngestService:
             reach("ingest.stored")
         parts = {component: blob for component, (blob, _) in ingested.files.items()}
         report = {**ingested.report, "source_sha256": digest}
-        return {"parts": parts, "original": original, "report": report}
+        return AssetChanges(parts=parts, original=original, report=report)
 
     def _check_quota(self, asset: Asset) -> None:
         """Check again: concurrent uploads may have exceeded it."""
@@ -284,13 +285,13 @@ class IngestService:
         ):
             raise IngestRejected(str(QuotaExceeded("bytes of storage", limit)))
 
-    def _details(self, kind: AssetKind, converted: dict[str, Any]) -> str:
+    def _details(self, kind: AssetKind, converted: AssetChanges) -> str:
         details = [self._probe_effect(kind, converted), *owner_warnings(kind, converted["report"])]
         if converted["original"] is None:
             details.append("the uploaded file was not kept: it cannot be downloaded")
         return "; ".join(detail for detail in details if detail)
 
-    def _probe_effect(self, kind: AssetKind, converted: dict[str, Any]) -> str:
+    def _probe_effect(self, kind: AssetKind, converted: AssetChanges) -> str:
         """Add the effect on a test image to the report; return a warning or ""."""
         if self._probe is None:
             return ""
@@ -352,7 +353,6 @@ class IngestService:
                 description=f"the served base model ({manifest.native_size} px)",
                 visibility="public",
                 size_bytes=sum(blob.size_bytes for blob in parts.values()),
-                data={"engine": SERVED_ENGINE},
                 parts=parts,
                 report={
                     "fits": manifest.schema.digest,
@@ -391,18 +391,16 @@ class IngestService:
             description=description,
             visibility="public",
             size_bytes=path.stat().st_size,
-            data={
-                "engine": SERVED_ENGINE,
-                "trigger_words": list(trigger_words),
-                "preview": image,
-            },
+            trigger_words=tuple(trigger_words),
+            preview=image or None,
         )
         known = self._records.find_foreign(COMMONS, name)
         if known is not None and (
             known.report.get("source_sha256"), known.report.get("fits"), known.description,
-            dict(known.data), known.original is not None,
+            known.trigger_words, known.preview, known.original is not None,
         ) == (
-            digest, schema.digest, description, dict(asset.data), self._keep_originals,
+            digest, schema.digest, description,
+            asset.trigger_words, asset.preview, self._keep_originals,
         ):  # fmt: skip
             return False
         if preview and image:
@@ -425,11 +423,18 @@ class IngestService:
         if known is None:
             self._records.add(asset)
             return
-        fields = (
-            "kind", "status", "description", "size_bytes", "data", "parts", "original", "report",
-        )  # fmt: skip
-        changes = {field: getattr(asset, field) for field in fields}
-        if any(getattr(known, field) != value for field, value in changes.items()):
+        changes = AssetChanges(
+            kind=asset.kind,
+            status=asset.status,
+            description=asset.description,
+            size_bytes=asset.size_bytes,
+            trigger_words=asset.trigger_words,
+            preview=asset.preview,
+            parts=asset.parts,
+            original=asset.original,
+            report=asset.report,
+        )
+        if any(getattr(known, name) != value for name, value in changes.items()):
             self._records.update(known.id, changes)
 
 

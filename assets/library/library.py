@@ -10,18 +10,21 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any, Literal
+from typing import Literal
 
 from cachetools import TTLCache
 
 from assets.access import Verb, may, require
-from assets.asset import COMMONS, Asset
+from assets.asset import COMMONS, Asset, AssetChanges
 from assets.errors import (
     AssetNotFound,
     AssetNotReady,
+    Changed,
     InvalidAsset,
     NameTaken,
     QuotaExceeded,
+    StoreError,
+    StoreUnavailable,
 )
 from assets.failpoint import reach
 from assets.library.purge import Purge
@@ -48,6 +51,8 @@ LOST = "its bytes were lost; upload it again"
 #: In one rename.
 MAX_VERSIONS = 10_000
 RESTORABLE_S = 7 * 24 * 3600.0
+#: Of a change that other requests cross.
+_ATTEMPTS = 10
 #: Every request needs the base checkpoint's record.
 _BASE_CACHED_S = 3.0
 
@@ -66,6 +71,22 @@ class Change:
     expires_at_s: float | None = None
     #: Checkpoints only; ``auto``: as detected from the file.
     prediction_type: Prediction | Literal["auto"] | None = None
+    #: The asset's, as the client knows it.
+    revision: int | None = None
+
+
+def _owners_prediction(asset: Asset, wanted: Prediction | Literal["auto"]) -> Prediction | None:
+    """Raises InvalidAsset: no checkpoint, or a file that says nothing."""
+    if asset.kind != "checkpoint":
+        raise InvalidAsset("prediction_type", f"only checkpoints have one; this is a {asset.kind}")
+    if wanted != "auto":
+        return wanted
+    reported = asset.report.get("prediction_type", {})
+    if reported.get("source") == "owner" and "found" not in reported:
+        raise InvalidAsset(
+            "prediction_type", "the file states no type that is served; set one explicitly"
+        )
+    return None
 
 
 class Library:
@@ -112,17 +133,37 @@ class Library:
         Raises:
             AssetNotFound.
         """
-        asset = self._find(principal, reference, "delete")
-        changed = self._delete(asset)
-        if changed is None:  # its status changed meanwhile
-            return self.delete(principal, asset.id, for_good=for_good)
+        changed = self._change(principal, reference, "delete", self._delete)
         if for_good:
             self._purge(changed)
         return changed
 
+    def _change(
+        self,
+        principal: Principal,
+        reference: str,
+        verb: Verb,
+        change: Callable[[Asset], Asset | None],
+    ) -> Asset:
+        """Find an asset and change it; again if another request changed it meanwhile.
+
+        Raises:
+            AssetNotFound.
+            Changed: other requests were faster each time.
+        """
+        for _ in range(_ATTEMPTS):
+            asset = self._find(principal, reference, verb)
+            changed = change(asset)
+            if changed is not None:
+                return changed
+            reference = asset.id  # its name may be another's now
+        raise Changed(reference)
+
     def _delete(self, asset: Asset) -> Asset | None:
         changed = self._records.update(
-            asset.id, {"status": "deleted", "deleted_at_s": self._now()}, expect=(asset.status,)
+            asset.id,
+            {"status": "deleted", "deleted_at_s": self._now()},
+            revision=asset.revision,
         )
         if changed is not None:
             reach("delete.recorded")
@@ -142,37 +183,49 @@ class Library:
         Raises:
             AssetNotFound, InvalidAsset, NameTaken.
             Forbidden: the role may not share.
+            Changed: another request changed it, since ``change.revision`` or all the time.
         """
-        asset = self._find(principal, reference, "update")
-        changes: dict[str, Any] = {}
         if change.name is not None:
-            name = normal_name(change.name)
-            change = replace(change, name=name)
-            check_name(name)
+            change = replace(change, name=normal_name(change.name))
+            check_name(change.name or "")
+
+        def apply(asset: Asset) -> Asset | None:
+            nonlocal change
+            if change.revision not in (None, asset.revision):
+                raise Changed(asset.reference)
+            changes = self._changes(principal, asset, change)
+            if change.name is not None:
+                self._check_series(principal, asset)
+                renamed = self._records.rename(asset.id, change.name, revision=asset.revision)
+                if renamed is None:
+                    return None
+                asset, change = renamed, replace(change, name=None, revision=None)
+            return self._apply(asset, changes) if changes else asset
+
+        return self._change(principal, reference, "update", apply)
+
+    def _apply(self, asset: Asset, changes: AssetChanges) -> Asset | None:
+        if asset.preview and "visibility" in changes:
+            changes["preview"] = self._moved_preview(asset)
+        changed = self._records.update(asset.id, changes, revision=asset.revision)
+        if "preview" in changes:
+            unused = changes["preview"] if changed is None else asset.preview
+            if unused:
+                self._drop_preview(unused)
+        return changed
+
+    def _changes(self, principal: Principal, asset: Asset, change: Change) -> AssetChanges:
+        changes = AssetChanges()
         if change.description is not None:
             changes["description"] = change.description
-        metadata = {
-            "trigger_words": change.trigger_words, "tags": change.tags, "licence": change.license,
-        }  # fmt: skip
-        data: dict[str, Any] = {
-            name: value if isinstance(value, str) else list(value)
-            for name, value in metadata.items()
-            if value is not None
-        }
+        if change.trigger_words is not None:
+            changes["trigger_words"] = tuple(change.trigger_words)
+        if change.tags is not None:
+            changes["tags"] = tuple(change.tags)
+        if change.license is not None:
+            changes["license"] = change.license
         if change.prediction_type is not None:
-            if asset.kind != "checkpoint":
-                raise InvalidAsset(
-                    "prediction_type", f"only checkpoints have one; this is a {asset.kind}"
-                )
-            override = None if change.prediction_type == "auto" else change.prediction_type
-            reported = asset.report.get("prediction_type", {})
-            if override is None and reported.get("source") == "owner" and "found" not in reported:
-                raise InvalidAsset(
-                    "prediction_type", "the file states no type that is served; set one explicitly"
-                )
-            data["prediction_type"] = override
-        if data:
-            changes["data"] = {**asset.data, **data}
+            changes["prediction_type"] = _owners_prediction(asset, change.prediction_type)
         if change.visibility is not None or change.shared_with is not None:
             visibility = change.visibility or asset.visibility
             shared_with = asset.shared_with if change.shared_with is None else change.shared_with
@@ -181,22 +234,7 @@ class Library:
         if change.expires_at_s is not None:
             changes["expires_at_s"] = change.expires_at_s or None
             check_expiry(changes["expires_at_s"], self._now())
-        if change.name is not None:
-            self._check_series(principal, asset)
-            renamed = self._records.rename(asset.id, change.name)
-            if renamed is None:
-                raise AssetNotFound(reference)
-            asset = renamed
-        if not changes:
-            return asset
-        if asset.preview and "visibility" in changes:
-            changes["data"] = {**asset.data, **data, "preview": self._moved_preview(asset)}
-        changed = self._records.update(asset.id, changes, expect=(asset.status,))
-        if changed is None:  # its status changed meanwhile
-            return self.update(principal, asset.id, replace(change, name=None))
-        if asset.preview and changed.preview != asset.preview:
-            self._drop_preview(asset.preview)
-        return changed
+        return changes
 
     def _drop_preview(self, key: str) -> None:
         self._blobs.unkeep([key])
@@ -204,10 +242,15 @@ class Library:
 
     def _moved_preview(self, asset: Asset) -> str | None:
         """A new key ends old URLs, even those that the store signed."""
-        if asset.preview is None or self._store.size(asset.preview) is None:
+        if asset.preview is None:
             return None
+        try:
+            data = read_bytes(self._store, asset.preview)
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            return None  # lost, or replaced meanwhile: then the change is repeated
         key = preview_key(asset.id, secrets.token_hex(32))
-        data = read_bytes(self._store, asset.preview)
         put_bytes(self._store, key, data)
         self._blobs.keep(key, asset.tenant_id, len(data))
         return key
@@ -232,16 +275,15 @@ class Library:
         return asset
 
     def set_preview(self, principal: Principal, reference: str, key: str) -> Asset:
-        """Make the image under ``key`` the preview. Raises AssetNotFound."""
-        asset = self._find(principal, reference, "update")
-        changed = self._records.update(
-            asset.id, {"data": {**asset.data, "preview": key}}, expect=(asset.status,)
-        )
-        if changed is None:
-            return self.set_preview(principal, reference, key)
-        if asset.preview and asset.preview != key:
-            self._drop_preview(asset.preview)
-        return changed
+        """Make the image under ``key`` the preview. Raises AssetNotFound, Changed."""
+
+        def show(asset: Asset) -> Asset | None:
+            changed = self._records.update(asset.id, {"preview": key}, revision=asset.revision)
+            if changed is not None and asset.preview and asset.preview != key:
+                self._drop_preview(asset.preview)
+            return changed
+
+        return self._change(principal, reference, "update", show)
 
     def restore(self, principal: Principal, asset_id: str) -> Asset:
         """Restore an asset within RESTORABLE_S of its deletion.
@@ -267,9 +309,9 @@ class Library:
         max_bytes = principal.plan.storage_bytes
         if max_bytes is not None and self.stored_bytes(principal) > max_bytes:
             raise QuotaExceeded("bytes of storage", max_bytes)
-        changes: dict[str, Any] = {"status": "ready", "deleted_at_s": None}
+        changes = AssetChanges(status="ready", deleted_at_s=None)
         if any(self._store.size(blob_key(blob)) is None for blob in asset.parts.values()):
-            changes |= {"status": "error", "status_details": LOST}
+            changes["status"], changes["status_details"] = "error", LOST
         if asset.expires_at_s is not None and asset.expires_at_s <= self._now():
             changes["expires_at_s"] = None
         changed = self._records.update(asset_id, changes, expect=("deleted",))

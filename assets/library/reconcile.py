@@ -10,9 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-from assets.asset import Asset
+from assets.asset import Asset, AssetChanges
 from assets.content import ORIGINAL
 from assets.failpoint import reach
 from assets.library.library import LOST, RESTORABLE_S
@@ -97,8 +96,11 @@ class Reconciler:
             self._records.update(asset.id, {"status": "ready_to_upload"}, expect=("uploading",))
         waiting = self._records.stale("ready_to_upload", self._now())
         stale = [a for a in waiting if a.created_at_s < self._now() - UPLOAD_KEPT_S]
-        changes: dict[str, Any] = {"status": "deleted", "deleted_at_s": self._now()}
-        changes["status_details"] = "nothing was uploaded in time"
+        changes = AssetChanges(
+            status="deleted",
+            deleted_at_s=self._now(),
+            status_details="nothing was uploaded in time",
+        )
         updated = [self._records.update(a.id, changes, expect=("ready_to_upload",)) for a in stale]
         deleted = [asset for asset in updated if asset is not None]
         for asset in deleted:
@@ -113,9 +115,8 @@ class Reconciler:
         present = {stored.key: stored.size_bytes for stored in self._store.list(UPLOADS)}
         for asset in waiting:
             size = present.get(upload_key(asset.id), 0)
-            if "upload" not in asset.data and asset.size_bytes < size:
-                changes = {"size_bytes": size}
-                self._records.update(asset.id, changes, expect=("ready_to_upload",))
+            if asset.upload is None and asset.size_bytes < size:
+                self._records.update(asset.id, {"size_bytes": size}, expect=("ready_to_upload",))
 
     def _abort_uploads(self) -> int:
         aborted = 0
@@ -179,7 +180,7 @@ class Reconciler:
             )  # fmt: skip
             return 0
         lost = {asset_id for key in missing for asset_id in referred[key]}
-        changes = {"status": "error", "status_details": LOST}
+        changes = AssetChanges(status="error", status_details=LOST)
         updated = [self._records.update(i, changes, expect=("ready",)) for i in lost]
         return sum(asset is not None for asset in updated)
 
@@ -192,7 +193,7 @@ class Reconciler:
             and asset.parts
             and all(self._store.size(blob_key(b)) == b.size_bytes for b in asset.parts.values())
         ]
-        changes = {"status": "ready", "status_details": ""}
+        changes = AssetChanges(status="ready", status_details="")
         updated = [self._records.update(a.id, changes, expect=("error",)) for a in found]
         return sum(asset is not None for asset in updated)
 

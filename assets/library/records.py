@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from assets.asset import Asset, AssetKind, Visibility
+from assets.asset import Asset, AssetChanges, AssetKind, AssetStatus, Visibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,22 @@ class AssetRecords(Protocol):
         """Return a live asset that is public or shared with tenant ``reader``."""
 
     def update(
-        self, asset_id: str, changes: Mapping[str, Any], *, expect: Sequence[str] = ()
+        self,
+        asset_id: str,
+        changes: AssetChanges,
+        *,
+        expect: Sequence[AssetStatus] = (),
+        revision: int | None = None,
     ) -> Asset | None:
-        """Change fields; None when absent, or its status is not in ``expect``."""
+        """Change fields; None when absent, when its status is not in ``expect``, or when it was
+        changed since ``revision``."""
 
     def purge(self, asset_id: str) -> bool:
         """Remove a deleted asset; False if it is not. A name's last version, if ingested, leaves a
         row with its number."""
 
-    def rename(self, asset_id: str, name: str) -> Asset | None:
-        """Rename every live version of the name; None when deleted.
+    def rename(self, asset_id: str, name: str, *, revision: int | None = None) -> Asset | None:
+        """Rename every live version of the name; None when deleted, or changed since ``revision``.
 
         Raises:
             NameTaken: by another live asset.

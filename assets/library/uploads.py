@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from assets.access import Verb, may, require
-from assets.asset import ASSET_KINDS, Asset
+from assets.asset import ASSET_KINDS, Asset, AssetChanges, ImportSource, UploadSession
 from assets.errors import (
     AssetNotFound,
     FetchFailed,
@@ -23,6 +23,7 @@ from assets.library.records import AssetRecords
 from assets.library.references import BlobRecords
 from assets.library.resolve import find
 from assets.library.validation import check_expiry, check_name, checked_visibility, normal_name
+from assets.prediction import Prediction
 from assets.principal import Principal
 from assets.remote.huggingface import check_repository, download_url
 from assets.storage.multipart import MAX_PART_BYTES, MIN_PART_BYTES, PART_BYTES, Part, PartStore
@@ -53,25 +54,30 @@ class NewAsset:
     #: For a multipart upload.
     size_bytes: int | None = None
     part_bytes: int = PART_BYTES
-    data: Mapping[str, Any] | None = None
+    tags: Sequence[str] = ()
+    trigger_words: Sequence[str] = ()
+    license: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    prediction_type: Prediction | None = None
+    adapter_config: Mapping[str, Any] | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A multipart upload; all parts but the last have ``part_bytes``."""
+    """A multipart upload and its parts so far."""
 
     asset: Asset
-    upload_id: str
-    size_bytes: int
-    part_bytes: int
-    arrived: Sequence[Part]
+    session: UploadSession
+    arrived: Sequence[Part] = ()
 
     @property
     def part_count(self) -> int:
-        return -(-self.size_bytes // self.part_bytes)
+        return -(-self.session.size_bytes // self.session.part_bytes)
 
     def part_size(self, number: int) -> int:
-        return min(self.part_bytes, self.size_bytes - (number - 1) * self.part_bytes)
+        part_bytes = self.session.part_bytes
+        return min(part_bytes, self.session.size_bytes - (number - 1) * part_bytes)
 
     @property
     def missing(self) -> Sequence[int]:
@@ -143,7 +149,15 @@ class Uploads:
             size_bytes=new.size_bytes or 0,
             status="uploaded" if source else "ready_to_upload",
             status_details="waiting to be fetched" if source else "",
-            data={**(new.data or {}), **source, "max_bytes": room},
+            tags=tuple(new.tags),
+            trigger_words=tuple(new.trigger_words),
+            license=new.license,
+            labels=new.labels,
+            prediction_type=new.prediction_type,
+            adapter_config=new.adapter_config,
+            expected_sha256=new.sha256,
+            max_bytes=room,
+            source=source,
         )
         added = self._records.add(asset, new_version=new.new_version, most=principal.plan.assets)
         reach("upload.created")
@@ -155,12 +169,9 @@ class Uploads:
             self._records.update(added.id, {"status": "deleted", "deleted_at_s": self._now()})
             self._records.purge(added.id)
             raise
-        upload = {
-            "id": self._parts.begin(upload_key(added.id)),
-            "size_bytes": new.size_bytes,
-            "part_bytes": new.part_bytes,
-        }
-        return self._records.update(added.id, {"data": {**added.data, "upload": upload}}) or added
+        begun = self._parts.begin(upload_key(added.id))
+        session = UploadSession(begun, new.size_bytes, new.part_bytes)
+        return self._records.update(added.id, {"upload": session}) or added
 
     def room(self, principal: Principal) -> int:
         """Return how many bytes an upload may have.
@@ -201,18 +212,17 @@ class Uploads:
             AssetNotFound: also when no multipart upload is in progress.
         """
         asset = self._find(principal, reference, "update")
-        multipart = asset.data.get("upload")
-        if asset.status != "ready_to_upload" or multipart is None:
+        if asset.status != "ready_to_upload" or asset.upload is None:
             raise AssetNotFound(reference)
-        arrived = self._parts.parts(upload_key(asset.id), multipart["id"])
-        return Upload(
-            asset, multipart["id"], multipart["size_bytes"], multipart["part_bytes"], arrived
-        )
+        return self._state(asset, asset.upload)
+
+    def _state(self, asset: Asset, session: UploadSession) -> Upload:
+        return Upload(asset, session, self._parts.parts(upload_key(asset.id), session.id))
 
     def signed_part(self, upload: Upload, number: int, expires_s: int) -> str | None:
         """Return the store's signed PUT URL; None when the gateway must receive the part."""
         key = upload_key(upload.asset.id)
-        return self._parts.signed_put(key, upload.upload_id, number, expires_s)
+        return self._parts.signed_put(key, upload.session.id, number, expires_s)
 
     def abort(self, principal: Principal, reference: str) -> Asset:
         """Delete an incomplete upload's bytes and free its name.
@@ -223,7 +233,7 @@ class Uploads:
         asset = self._find(principal, reference, "update")
         if asset.status != "ready_to_upload":
             raise AssetNotFound(reference)
-        changes = {"status": "deleted", "deleted_at_s": self._now()}
+        changes = AssetChanges(status="deleted", deleted_at_s=self._now())
         changed = self._records.update(asset.id, changes, expect=("ready_to_upload",))
         if changed is None:
             raise AssetNotFound(reference)
@@ -231,22 +241,30 @@ class Uploads:
         self._records.purge(asset.id)
         return changed
 
-    def _assemble(self, asset: Asset) -> None:
-        multipart = asset.data["upload"]
+    def _assemble(self, asset: Asset, session: UploadSession) -> None:
+        """Raises InvalidAsset: parts are missing, or another call assembles it."""
         key = upload_key(asset.id)
-        if self._store.size(key) == multipart["size_bytes"]:
+        if self._store.size(key) == session.size_bytes:
             return  # an earlier call did it
-        arrived = self._parts.parts(key, multipart["id"])
-        upload = Upload(
-            asset, multipart["id"], multipart["size_bytes"], multipart["part_bytes"], arrived
-        )
+        upload = self._state(asset, session)
         if upload.missing:
             numbers = ", ".join(map(str, upload.missing[:10]))
             raise InvalidAsset(
                 "asset_id", f"{len(upload.missing)} of {upload.part_count} parts are missing or "
                 f"incomplete ({numbers}); GET /v1/assets/{asset.id}/upload returns their URLs",
             )  # fmt: skip
-        self._parts.finish(key, multipart["id"], arrived[: upload.part_count])
+        # Concurrent calls would each write the whole file.
+        claimed = self._records.update(
+            asset.id, {"status": "uploading"}, expect=("ready_to_upload",), revision=asset.revision
+        )
+        if claimed is None:
+            raise InvalidAsset(
+                "asset_id", "another call is completing this upload; poll the asset's status"
+            )
+        try:
+            self._parts.finish(key, session.id, upload.arrived[: upload.part_count])
+        finally:  # nothing changes if this call's claim has expired
+            self._records.update(asset.id, {"status": "ready_to_upload"}, revision=claimed.revision)
 
     def complete(self, principal: Principal, reference: str) -> Asset:
         """Complete an upload; its ingest can start. Idempotent.
@@ -258,19 +276,8 @@ class Uploads:
         asset = self._find(principal, reference, "update")
         if asset.status != "ready_to_upload":
             return asset
-        if "upload" in asset.data:
-            # Concurrent calls would each write the whole file.
-            claimed = self._records.update(
-                asset.id, {"status": "uploading"}, expect=("ready_to_upload",)
-            )
-            if claimed is None:
-                raise InvalidAsset(
-                    "asset_id", "another call is completing this upload; poll the asset's status"
-                )
-            try:
-                self._assemble(asset)
-            finally:
-                self._records.update(asset.id, {"status": "ready_to_upload"}, expect=("uploading",))
+        if asset.upload is not None:
+            self._assemble(asset, asset.upload)
         size = self._store.size(upload_key(asset.id))
         if size is None:
             raise InvalidAsset(
@@ -298,11 +305,11 @@ class Uploads:
             TooLarge, QuotaExceeded.
         """
         asset = self._open_upload(key)
-        if asset.data.get("upload") is not None:  # counted at creation
-            return _checked_size(declared_bytes, self._part_bytes(asset, key))
+        if asset.upload is not None:  # counted at creation
+            return _checked_size(declared_bytes, _part_bytes(asset, asset.upload, key))
         limit = self._quota(asset.tenant_id)
         room = self._room(asset.tenant_id, limit, asset.size_bytes)
-        max_bytes = min(room, int(asset.data.get("max_bytes", MAX_UPLOAD_BYTES)))
+        max_bytes = min(room, asset.max_bytes or MAX_UPLOAD_BYTES)
         _checked_size(declared_bytes, max_bytes)
         size = max_bytes if declared_bytes is None else declared_bytes
         self._reserve(asset, size)
@@ -316,7 +323,7 @@ class Uploads:
     def ended(self, key: str, received_bytes: int) -> None:
         """End what :meth:`begin` began: only received bytes still count."""
         asset = self._records.get(_asset_id(key))
-        if asset is not None and "upload" not in asset.data:
+        if asset is not None and asset.upload is None:
             self._reserve(asset, received_bytes)
 
     def _reserve(self, asset: Asset, size_bytes: int) -> None:
@@ -328,22 +335,20 @@ class Uploads:
             raise AssetNotFound(key)
         return asset
 
-    @staticmethod
-    def _part_bytes(asset: Asset, key: str) -> int:
-        multipart = asset.data["upload"]
-        upload = Upload(
-            asset, multipart["id"], multipart["size_bytes"], multipart["part_bytes"], ()
-        )
-        number = key.rpartition("/")[2]
-        if not (number.isdigit() and 1 <= int(number) <= upload.part_count):
-            raise AssetNotFound(key)
-        return upload.part_size(int(number))
-
     def discard(self, asset: Asset) -> None:
         """Delete a deleted asset's uploaded bytes."""
         self._store.delete(upload_key(asset.id))
-        if asset.status == "ready_to_upload" and "upload" in asset.data:
-            self._parts.abort(upload_key(asset.id), asset.data["upload"]["id"])
+        if asset.status == "ready_to_upload" and asset.upload is not None:
+            self._parts.abort(upload_key(asset.id), asset.upload.id)
+
+
+def _part_bytes(asset: Asset, session: UploadSession, key: str) -> int:
+    """The size of the part that ``key`` names. Raises AssetNotFound: it has none."""
+    upload = Upload(asset, session)
+    number = key.rpartition("/")[2]
+    if not (number.isdigit() and 1 <= int(number) <= upload.part_count):
+        raise AssetNotFound(key)
+    return upload.part_size(int(number))
 
 
 def _asset_id(key: str) -> str:
@@ -366,13 +371,15 @@ def _check_parts(new: NewAsset, room: int) -> None:
 
 
 def _check_kind_fields(new: NewAsset) -> None:
-    data = new.data or {}
-    for field, kind in (("prediction_type", "checkpoint"), ("adapter_config", "lora")):
-        if data.get(field) is not None and new.kind != kind:
-            raise InvalidAsset(field, f"supported for a {kind} only; this is a {new.kind}")
+    for name, value, kind in (
+        ("prediction_type", new.prediction_type, "checkpoint"),
+        ("adapter_config", new.adapter_config, "lora"),
+    ):
+        if value is not None and new.kind != kind:
+            raise InvalidAsset(name, f"supported for a {kind} only; this is a {new.kind}")
 
 
-def _checked_source(new: NewAsset) -> dict[str, str]:
+def _checked_source(new: NewAsset) -> ImportSource | None:
     """The import rules are checked at download."""
     if new.url and new.hf_repo:
         raise InvalidAsset("url", "give url or hf_repo, not both")
@@ -381,10 +388,10 @@ def _checked_source(new: NewAsset) -> dict[str, str]:
             check_repository(new.hf_repo)
         except FetchFailed as error:
             raise InvalidAsset("hf_repo", str(error)) from None
-        return {"hf_repo": new.hf_repo}
+        return ImportSource(hf_repo=new.hf_repo)
     if not new.url:
-        return {}
+        return None
     try:
-        return {"url": download_url(new.url)}
+        return ImportSource(download_url(new.url))
     except FetchFailed as error:
         raise InvalidAsset("url", str(error)) from None

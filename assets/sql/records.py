@@ -11,13 +11,13 @@ from typing import Any
 from sqlalchemy import Engine, Row, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from assets.asset import Asset
+from assets.asset import Asset, AssetChanges, AssetStatus
 from assets.errors import NameTaken, QuotaExceeded
 from assets.ids import new_asset_id
 from assets.library.records import Page, Query
 from assets.sql.base import alone
 from assets.sql.blobs import BlobRefRow, refer
-from assets.sql.rows import FIELDS, AssetRow, ShareRow, asset_of, row_values
+from assets.sql.rows import COLUMNS, AssetRow, ShareRow, asset_of, new_row, row_values
 from assets.sql.search_index import assets_matching, index_words, search_terms
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
@@ -25,7 +25,14 @@ _IS_LIVE = AssetRow.deleted_at_s.is_(None)
 _HAS_CONTENT = or_(AssetRow.description != "", AssetRow.size_bytes > 0)
 _HAS_BLOBS = AssetRow.id.in_(select(BlobRefRow.asset_id))
 #: Plain columns read faster than ORM objects.
-_ROWS = select(*(getattr(AssetRow, name) for name in FIELDS))
+_ROWS = select(*(getattr(AssetRow, name) for name in COLUMNS))
+_NEXT: Mapping[str, Any] = {"revision": AssetRow.revision + 1}
+#: What remains of a purged asset is its name and number.
+_EMPTY = AssetChanges(
+    parts={}, original=None, report={"purged": True}, description="", status_details="",
+    size_bytes=0, tags=(), trigger_words=(), license=None, labels={}, prediction_type=None,
+    adapter_config=None, upload=None, preview=None,
+)  # fmt: skip
 _BEST_FIRST = (case((AssetRow.status == "ready", 0), else_=1), AssetRow.version.desc())
 
 
@@ -47,8 +54,7 @@ class SqlAssetRecords:
                 raise NameTaken(asset.name)
             last = session.scalar(select(func.max(AssetRow.version)).where(*namesakes))
             asset = replace(asset, version=(last or 0) + 1)
-            values = row_values({name: getattr(asset, name) for name in FIELDS})
-            session.add(AssetRow(**values, changed_at_s=self._now()))
+            session.add(new_row(asset, self._now()))
             index_words(session, asset)
             refer(session, asset.id, asset.blobs, self._now())
             _set_shares(session, asset.id, asset.shared_with)
@@ -83,14 +89,21 @@ class SqlAssetRecords:
             return assets[0] if assets else None
 
     def update(
-        self, asset_id: str, changes: Mapping[str, Any], *, expect: Sequence[str] = ()
+        self,
+        asset_id: str,
+        changes: AssetChanges,
+        *,
+        expect: Sequence[AssetStatus] = (),
+        revision: int | None = None,
     ) -> Asset | None:
         condition = [AssetRow.id == asset_id]
         if expect:
             condition.append(AssetRow.status.in_(expect))
-        values = {**row_values(changes), "changed_at_s": self._now()}
+        if revision is not None:
+            condition.append(AssetRow.revision == revision)
+        values = {**row_values(changes), "changed_at_s": self._now(), **_NEXT}
         with Session(self._engine) as session, session.begin():
-            # One statement: an atomic comparison of the status.
+            # One statement: an atomic comparison of status and revision.
             result = session.execute(update(AssetRow).where(*condition).values(**values))
             if result.rowcount != 1:  # type: ignore[attr-defined]
                 return None
@@ -100,7 +113,7 @@ class SqlAssetRecords:
             (asset,) = _assets(session, [row])
             if {"parts", "original"} & changes.keys():
                 refer(session, asset_id, asset.blobs, self._now())
-            if {"data", "description", "deleted_at_s"} & changes.keys():
+            if {"tags", "trigger_words", "description", "deleted_at_s"} & changes.keys():
                 index_words(session, asset)
         return asset
 
@@ -117,9 +130,13 @@ class SqlAssetRecords:
             refer(session, asset_id, (), self._now())
             if was_inspected and session.scalar(later) is None:
                 # The emptied row reserves its version number.
-                row.parts, row.report, row.data, row.original = {}, {"purged": True}, {}, None
-                row.description, row.status_details, row.size_bytes = "", "", 0
-                row.changed_at_s = self._now()
+                emptied = row_values(_EMPTY)
+                session.execute(
+                    update(AssetRow)
+                    .where(AssetRow.id == asset_id)
+                    .values(**emptied, source_url=None, source_repo=None,
+                            expected_sha256=None, changed_at_s=self._now(), **_NEXT)
+                )  # fmt: skip
                 session.flush()
                 lower = (*namesakes, AssetRow.version < row.version, ~_IS_LIVE)
                 session.execute(delete(AssetRow).where(*lower, ~_HAS_BLOBS, ~_HAS_CONTENT))
@@ -127,13 +144,16 @@ class SqlAssetRecords:
                 session.delete(row)
         return True
 
-    def rename(self, asset_id: str, name: str) -> Asset | None:
+    def rename(self, asset_id: str, name: str, *, revision: int | None = None) -> Asset | None:
         with Session(self._engine) as session, session.begin():
             row = session.get(AssetRow, asset_id)
             if row is None or row.deleted_at_s is not None:
                 return None
             alone(session, row.tenant_id)
-            session.refresh(row)
+            # Locked: an update in between would be overwritten.
+            session.refresh(row, with_for_update=True)
+            if revision is not None and row.revision != revision:
+                return None
             if row.name != name:
                 of_tenant = (AssetRow.tenant_id == row.tenant_id,)
                 namesakes = (*of_tenant, AssetRow.name == name)
@@ -142,21 +162,23 @@ class SqlAssetRecords:
                 # The new name's numbers continue; a deleted row reserves the old name's.
                 used = session.scalar(select(func.max(AssetRow.version)).where(*namesakes)) or 0
                 series = (*of_tenant, AssetRow.name == row.name, _IS_LIVE)
-                versions = session.scalars(select(AssetRow).where(*series)).all()
+                locked = select(AssetRow).where(*series).with_for_update()
+                fresh = locked.execution_options(populate_existing=True)
+                versions = session.scalars(fresh).all()
                 last = max(versions, key=lambda version: version.version)
                 placeholder = replace(
-                    asset_of(last), id=new_asset_id(self._now()), status="deleted", parts={},
-                    original=None, status_details=f"renamed to {name}",
-                    deleted_at_s=self._now(), data={},
+                    replace(asset_of(last), **_EMPTY), id=new_asset_id(self._now()),
+                    status="deleted", status_details=f"renamed to {name}", source=None,
+                    expected_sha256=None, deleted_at_s=self._now(),
                 )  # fmt: skip
                 session.flush()
                 for version in versions:
                     version.name, version.version = name, version.version + used
                     version.changed_at_s = self._now()
+                    version.revision += 1
                     index_words(session, asset_of(version))
                 session.flush()
-                values = row_values({name: getattr(placeholder, name) for name in FIELDS})
-                session.add(AssetRow(**values, changed_at_s=self._now()))
+                session.add(new_row(placeholder, self._now()))
                 session.flush()
             (asset,) = _assets(session, [row])
         return asset
@@ -188,7 +210,7 @@ class SqlAssetRecords:
 
     def previews(self) -> set[str]:
         is_restorable = or_(_IS_LIVE, _HAS_BLOBS)
-        keys = select(AssetRow.data["preview"].as_string()).where(is_restorable)
+        keys = select(AssetRow.preview).where(is_restorable)
         with Session(self._engine) as session:
             return {key for key in session.scalars(keys) if key}
 
@@ -213,7 +235,7 @@ class SqlAssetRecords:
         by_prediction = self._all(
             _IS_LIVE, AssetRow.status == "ready", AssetRow.kind == "checkpoint",
             AssetRow.report["prediction_type"]["value"].as_string()
-            != AssetRow.data["prediction_type"].as_string(),
+            != AssetRow.prediction_type,
         )  # fmt: skip
         return [*by_visibility, *by_prediction]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Index, Row, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from assets.asset import Asset
+from assets.asset import Asset, AssetChanges, ImportSource, UploadSession
 from assets.content import Blob
 from assets.sql.base import Base
 
@@ -40,7 +39,20 @@ class AssetRow(Base):
     visibility: Mapped[str]
     created_by: Mapped[str]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
-    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    tags: Mapped[list[str]] = mapped_column(JSON)
+    trigger_words: Mapped[list[str]] = mapped_column(JSON)
+    license: Mapped[str | None]
+    labels: Mapped[dict[str, str]] = mapped_column(JSON)
+    prediction_type: Mapped[str | None]
+    adapter_config: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    expected_sha256: Mapped[str | None]
+    max_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    source_url: Mapped[str | None]
+    source_repo: Mapped[str | None]
+    upload_id: Mapped[str | None]
+    upload_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    upload_part_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    preview: Mapped[str | None]
     parts: Mapped[dict[str, Any]] = mapped_column(JSON)
     original: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     report: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -50,6 +62,7 @@ class AssetRow(Base):
     expires_at_s: Mapped[float | None]
     uses: Mapped[int]
     last_used_at_s: Mapped[float | None]
+    revision: Mapped[int]
 
 
 class ShareRow(Base):
@@ -59,19 +72,44 @@ class ShareRow(Base):
     asset_id: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
-#: Fields that are columns of :class:`AssetRow`.
-FIELDS = tuple(name for name in Asset.__dataclass_fields__ if name != "shared_with")
+#: Fields of an asset in columns of the same name.
+_SAME = tuple(
+    name for name in Asset.__dataclass_fields__ if name not in ("shared_with", "source", "upload")
+)
+_SOURCE = ("source_url", "source_repo")
+_UPLOAD = ("upload_id", "upload_bytes", "upload_part_bytes")
+COLUMNS = (*_SAME, *_SOURCE, *_UPLOAD)
 
 
-def row_values(fields: Mapping[str, Any]) -> dict[str, Any]:
-    values = {name: value for name, value in fields.items() if name != "shared_with"}
+def new_row(asset: Asset, changed_at_s: float) -> AssetRow:
+    fields: Any = {name: getattr(asset, name) for name in (*_SAME, "upload")}
+    source = asset.source or ImportSource()
+    return AssetRow(
+        **row_values(fields),
+        source_url=source.url,
+        source_repo=source.hf_repo,
+        changed_at_s=changed_at_s,
+    )
+
+
+def row_values(changes: AssetChanges) -> dict[str, Any]:
+    """Return the changed columns."""
+    values: dict[str, Any] = dict(changes)
+    values.pop("shared_with", None)
     if "parts" in values:
         values["parts"] = {
             component: _blob_values(blob) for component, blob in values["parts"].items()
         }
     if values.get("original") is not None:
         values["original"] = _blob_values(values["original"])
-    for name in ("data", "report"):
+    if "upload" in values:
+        upload = values.pop("upload")
+        parts = (None,) * 3 if upload is None else (upload.id, upload.size_bytes, upload.part_bytes)
+        values |= dict(zip(_UPLOAD, parts, strict=True))
+    for name in ("tags", "trigger_words"):
+        if name in values:
+            values[name] = list(values[name])
+    for name in ("labels", "report"):
         if name in values:
             values[name] = dict(values[name])
     if "report" in values:
@@ -84,7 +122,18 @@ def _blob_values(blob: Blob) -> list[Any]:
 
 
 def asset_of(row: AssetRow | Row[Any], shared_with: tuple[str, ...] = ()) -> Asset:
-    values = {name: getattr(row, name) for name in FIELDS}
+    values = {name: getattr(row, name) for name in _SAME}
     values["parts"] = {component: Blob(*blob) for component, blob in row.parts.items()}
     values["original"] = None if row.original is None else Blob(*row.original)
-    return Asset(**values, shared_with=shared_with)
+    values["tags"] = tuple(row.tags)
+    values["trigger_words"] = tuple(row.trigger_words)
+    source = ImportSource(row.source_url, row.source_repo)
+    upload = None
+    if row.upload_id is not None:
+        upload = UploadSession(row.upload_id, row.upload_bytes or 0, row.upload_part_bytes or 0)
+    return Asset(
+        **values,
+        source=None if source == ImportSource() else source,
+        upload=upload,
+        shared_with=shared_with,
+    )

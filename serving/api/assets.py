@@ -13,7 +13,6 @@ from assets.access import may
 from assets.asset import ASSET_KINDS, Asset
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.library.records import Query as AssetQuery
-from assets.library.uploads import NewAsset
 from assets.principal import Principal
 from assets.storage.object_paths import blob_key, part_key, upload_key
 from serving.api import response_models as response_models
@@ -24,7 +23,6 @@ from serving.api.dialects.octoai.assets import (
     CreateAsset,
     Short,
     asset_body,
-    stored_data,
     timestamp,
 )
 from serving.api.keyed_route import Authenticated, CostlyRoute, KeyedRoute, SearchRoute
@@ -46,7 +44,7 @@ def _transfer(context: Context, asset: Asset, principal: Principal) -> dict[str,
     """URLs are empty unless the principal may use them now."""
     key = upload_key(asset.id)
     may_put = asset.status == "ready_to_upload" and may(principal, "update", asset)
-    if may_put and "upload" in asset.data:
+    if may_put and asset.upload is not None:
         return {"type": "multipart", "upload_url": context.url(f"v1/assets/{asset.id}/upload")}
     original = asset.original if may(principal, "download", asset) else None
     return {
@@ -89,20 +87,7 @@ async def create_asset(body: CreateAsset, context: Ctx, principal: Authenticated
         )
     if body.url:
         context.fetcher.check(body.url)
-    new = NewAsset(
-        name=body.name,
-        kind=body.asset_type,
-        description=body.description or "",
-        visibility=body.wanted_visibility(),
-        shared_with=body.shared_with,
-        expires_at_s=None if body.expires_at is None else body.expires_at.timestamp(),
-        new_version=body.new_version,
-        size_bytes=_part_upload_size(body),
-        part_bytes=body.part_bytes,
-        url=body.url,
-        hf_repo=body.hf_repo,
-        data=stored_data(body),
-    )
+    new = body.new_asset(_part_upload_size(body))
     asset = await asyncio.to_thread(context.platform.library.uploads.create, principal, new)
     if asset.is_import:
         await context.ingest.start(asset)
@@ -127,18 +112,18 @@ async def get_upload(ref: str, context: Ctx, principal: Authenticated) -> dict[s
         state = uploads.state(principal, ref)
         return {
             "asset_id": state.asset.id,
-            "size_bytes": state.size_bytes,
-            "part_bytes": state.part_bytes,
+            "size_bytes": state.session.size_bytes,
+            "part_bytes": state.session.part_bytes,
             "part_count": state.part_count,
             "parts": [{"number": p.number, "size_bytes": p.size_bytes} for p in state.arrived],
             "missing": [
                 {
                     "number": number,
-                    "offset": (number - 1) * state.part_bytes,
+                    "offset": (number - 1) * state.session.part_bytes,
                     "size_bytes": state.part_size(number),
                     "put_url": uploads.signed_part(state, number, context.url_expires_s)
                     or context.signed_url(
-                        "PUT", part_key(upload_key(state.asset.id), state.upload_id, number)
+                        "PUT", part_key(upload_key(state.asset.id), state.session.id, number)
                     ),
                 }
                 for number in state.missing

@@ -146,6 +146,7 @@ class Asset(BaseModel):
     licence: str | None
     preview_url: str | None
     expires_at: str | None
+    revision: int | None = None
     visibility: str | None = None
     shared_with: list[str] | None = None
     created_by: str | None = None

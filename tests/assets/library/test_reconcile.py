@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from assets.asset import Asset
+from assets.asset import Asset, ImportSource
 from assets.content import Blob
 from assets.errors import StoreError
 from assets.ids import new_asset_id
@@ -73,7 +73,7 @@ def test_consistent_data_is_unchanged(storage: Storage) -> None:
     with_preview = storage.put()
     preview = preview_key(with_preview.id, "f" * 64)
     put_bytes(storage.store, preview, b"png")
-    storage.records.update(with_preview.id, {"data": {"preview": preview}})
+    storage.records.update(with_preview.id, {"preview": preview})
     before = {stored.key for stored in storage.store.list("")}
     for ahead_s in (0.0, LATER_S):
         assert storage.reconcile(ahead_s) == {}
@@ -142,7 +142,7 @@ def test_missing_store_marks_no_asset(storage: Storage) -> None:
 
 
 def test_long_import_is_left_alone(storage: Storage) -> None:
-    importing = storage.put(status="uploaded", parts={}, data={"url": "https://x"})
+    importing = storage.put(status="uploaded", parts={}, source=ImportSource("https://x"))
     parts = open_parts(storage.store)
     upload_id = parts.begin(upload_key(importing.id))
     url = parts.signed_put(upload_key(importing.id), upload_id, 1, 60)

@@ -39,7 +39,7 @@ def asset(**changes: Any) -> Asset:
         name="style",
         kind="lora",
         created_at_s=1.5,
-        data={"trigger_words": ["x"]},
+        trigger_words=("x",),
         parts={"lora": Blob("k", "s", 5)},
     )
     return replace(first, **changes)
@@ -272,7 +272,7 @@ def test_upload_in_ingest_counts_as_stored(records: SqlAssetRecords, blobs: SqlB
 
 
 def test_deleted_asset_is_not_searchable_until_restored(records: SqlAssetRecords) -> None:
-    first_asset = records.add(asset(status="ready", description="a heron", data={"tags": ["bird"]}))
+    first_asset = records.add(asset(status="ready", description="a heron", tags=("bird",)))
 
     def matches() -> int:
         query = Query(tenant_id=first_asset.tenant_id, text="heron", tags=["bird"])

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
 from assets.asset import SERVED_ENGINE as ENGINE
-from assets.asset import Asset, Visibility
+from assets.asset import Asset, ImportSource, Visibility
 from assets.library.library import Change
+from assets.library.uploads import NewAsset
 from assets.library.validation import MAX_SHARED_WITH
 from assets.prediction import Prediction
 from assets.storage.multipart import PART_BYTES
@@ -92,6 +93,31 @@ class CreateAsset(LicensedModel):
             return "public"
         return "shared" if self.shared_with else "private"
 
+    def new_asset(self, size_bytes: int | None) -> NewAsset:
+        """``size_bytes``: of a multipart upload."""
+        data = self.data
+        labels = {"engine": data.engine, "data_type": data.data_type, "checkpoint": data.checkpoint}
+        return NewAsset(
+            name=self.name,
+            kind=self.asset_type,
+            description=self.description or "",
+            visibility=self.wanted_visibility(),
+            shared_with=self.shared_with,
+            expires_at_s=None if self.expires_at is None else self.expires_at.timestamp(),
+            new_version=self.new_version,
+            url=self.url,
+            hf_repo=self.hf_repo,
+            size_bytes=size_bytes,
+            part_bytes=self.part_bytes,
+            tags=data.tags or (),
+            trigger_words=data.trigger_words or (),
+            license=self.license,
+            labels={name: label for name, label in labels.items() if label is not None},
+            prediction_type=self.prediction_type,
+            adapter_config=self.adapter_config,
+            sha256=self.sha256,
+        )
+
 
 class ChangeAsset(LicensedModel):
     """Changes to an asset; omitted fields stay."""
@@ -107,6 +133,8 @@ class ChangeAsset(LicensedModel):
     shared_with: Annotated[list[Short], Field(max_length=MAX_SHARED_WITH)] | None = None
     expires_at: AwareDatetime | Literal["never"] | None = None
     prediction_type: Prediction | Literal["auto"] | None = None
+    #: Refuse the change if the asset has another one by now.
+    revision: int | None = Field(None, ge=0, le=2**31 - 1)
 
     def change(self) -> Change:
         expires_at_s = None
@@ -122,6 +150,7 @@ class ChangeAsset(LicensedModel):
             self.shared_with,
             expires_at_s,
             self.prediction_type,
+            self.revision,
         )
 
 
@@ -131,22 +160,6 @@ class CompleteUpload(RequestModel):
     token: Annotated[str, Field(max_length=4096)] | None = None
 
 
-def stored_data(body: CreateAsset) -> dict[str, Any]:
-    """Return the data to store, with clients' defaults."""
-    data = body.data
-    return {
-        "engine": data.engine or ENGINE,
-        "data_type": data.data_type or "fp16",
-        "trigger_words": data.trigger_words or [],
-        "checkpoint": data.checkpoint,
-        "tags": data.tags or [],
-        "licence": body.license,
-        "sha256": body.sha256,
-        "prediction_type": body.prediction_type,
-        "adapter_config": body.adapter_config,
-    }
-
-
 def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None) -> dict[str, Any]:
     """Return an asset's JSON; fields required by OctoAI's clients are not null.
 
@@ -154,14 +167,14 @@ def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None)
     """
     data: dict[str, Any] = {
         "asset_type": asset.kind,
-        "engine": asset.data.get("engine") or ENGINE,
-        "data_type": asset.data.get("data_type") or "fp16",
+        "engine": asset.labels.get("engine", ENGINE),
+        "data_type": asset.labels.get("data_type", "fp16"),
         "file_format": "safetensors",
     }
     if asset.kind in ("lora", "textual_inversion"):
         data["trigger_words"] = list(asset.trigger_words)
     if asset.kind == "lora":
-        data["checkpoint"] = asset.data.get("checkpoint")
+        data["checkpoint"] = asset.labels.get("checkpoint")
     body: dict[str, Any] = {
         "id": asset.id,
         "asset_type": asset.kind,
@@ -178,21 +191,23 @@ def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None)
         "file_structure": "single_file",
         "data": data,
         "tags": list(asset.tags),
-        "license": asset.data.get("licence"),
-        "licence": asset.data.get("licence"),
+        "license": asset.license,
+        "licence": asset.license,
         "preview_url": preview_url,
         "expires_at": asset.expires_at_s and timestamp(asset.expires_at_s),
     }
     if inspected:
+        source = asset.source or ImportSource()
         body |= {
+            "revision": asset.revision,
             "visibility": asset.visibility,
             "shared_with": list(asset.shared_with),
             "created_by": asset.created_by,
-            "sha256": asset.data.get("sha256"),
+            "sha256": asset.expected_sha256,
             "uses": asset.uses,
             "last_used_at": asset.last_used_at_s and timestamp(asset.last_used_at_s),
-            "url": _without_query(asset.data.get("url")),
-            "hf_repo": asset.data.get("hf_repo"),
+            "url": _without_query(source.url),
+            "hf_repo": source.hf_repo,
             "report": dict(asset.report),
         }
     return body
