@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from assets.asset import Asset, AssetKind
+from assets.kinds import KINDS
 
 _SHOWN = 3
 _SHOWN_CHARS = 100
@@ -13,10 +14,9 @@ _SHOWN_CHARS = 100
 
 def used_share(kind: AssetKind, report: Mapping[str, Any]) -> tuple[int, int, str]:
     """Return (used, total, "modules" or "tensors")."""
+    traits = KINDS[kind]
     matched = int(report.get("matched", 0))
-    if kind == "lora":
-        return matched, int(report.get("modules", matched)), "modules"
-    return matched, int(report.get("tensors_for_the_model", matched)), "tensors"
+    return matched, int(report.get(traits.total, matched)), traits.counted
 
 
 def owner_warnings(kind: AssetKind, report: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,8 @@ def ingest_file(
         findings.refuse(mismatch(identity, declared))
     with TensorFile(path) as file:
         try:
-            components, report = _convert(file, identity.kind, schema, findings, declaration)
+            convert = CONVERTERS[identity.kind]
+            components, report = convert(file, schema, findings, declaration)
         except IngestRejected as rejected:
             findings.refuse(*rejected.reasons)
         if findings.reasons:
@@ -161,22 +162,35 @@ def _order(
     return lora.stacking_order(tensors, schema) if component == "lora" else None
 
 
-def _convert(
-    file: TensorFile,
-    kind: AssetKind,
-    schema: ParameterSchema,
-    findings: Findings,
-    declaration: OwnerDeclaration,
-) -> tuple[dict[Component, dict[str, PlannedTensor]], dict[str, Any]]:
-    if kind == "lora":
-        tensors, report = lora.convert(file, schema, findings, declaration.adapter_config)
-        return {"lora": tensors}, report
-    if kind == "textual_inversion":
-        tensors, report = inversion.convert(file, schema, findings)
-        return {"textual_inversion": tensors}, report
-    if kind == "vae":
-        tensors, report = checkpoint.convert_vae(file, schema, findings)
-        return {"vae": tensors}, report
+#: The planned tensors by component, and the report.
+Converted = tuple[dict[Component, dict[str, PlannedTensor]], dict[str, Any]]
+Converter = Callable[[TensorFile, ParameterSchema, Findings, OwnerDeclaration], Converted]
+
+
+def _lora(
+    file: TensorFile, schema: ParameterSchema, findings: Findings, declaration: OwnerDeclaration
+) -> Converted:
+    tensors, report = lora.convert(file, schema, findings, declaration.adapter_config)
+    return {"lora": tensors}, report
+
+
+def _inversion(
+    file: TensorFile, schema: ParameterSchema, findings: Findings, _: OwnerDeclaration
+) -> Converted:
+    tensors, report = inversion.convert(file, schema, findings)
+    return {"textual_inversion": tensors}, report
+
+
+def _vae(
+    file: TensorFile, schema: ParameterSchema, findings: Findings, _: OwnerDeclaration
+) -> Converted:
+    tensors, report = checkpoint.convert_vae(file, schema, findings)
+    return {"vae": tensors}, report
+
+
+def _checkpoint(
+    file: TensorFile, schema: ParameterSchema, findings: Findings, declaration: OwnerDeclaration
+) -> Converted:
     declared = declaration.prediction
     try:
         report = {"prediction_type": find_prediction(file).report()}
@@ -188,3 +202,8 @@ def _convert(
     report = with_owners_prediction(report, declared)
     components, facts = checkpoint.convert_checkpoint(file, schema, findings)
     return components, {**facts, **report}
+
+
+CONVERTERS: Mapping[AssetKind, Converter] = {
+    "checkpoint": _checkpoint, "lora": _lora, "textual_inversion": _inversion, "vae": _vae,
+}  # fmt: skip

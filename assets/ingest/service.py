@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from assets.asset import COMMONS, Asset, AssetChanges, AssetKind, ImportSource
 from assets.base_model.import_model import import_model

@@ -27,6 +27,7 @@ from assets.errors import (
     StoreUnavailable,
 )
 from assets.failpoint import reach
+from assets.kinds import KINDS, kinds_with
 from assets.library.purge import Purge
 from assets.library.records import AssetRecords, Page, Query
 from assets.library.references import BlobRecords
@@ -76,9 +77,10 @@ class Change:
 
 
 def _owners_prediction(asset: Asset, wanted: Prediction | Literal["auto"]) -> Prediction | None:
-    """Raises InvalidAsset: no checkpoint, or a file that says nothing."""
-    if asset.kind != "checkpoint":
-        raise InvalidAsset("prediction_type", f"only checkpoints have one; this is a {asset.kind}")
+    """Raises InvalidAsset: a kind without one, or a file that says nothing."""
+    if not KINDS[asset.kind].has_prediction_type:
+        kinds = " or ".join(kinds_with(lambda traits: traits.has_prediction_type))
+        raise InvalidAsset("prediction_type", f"only a {kinds} has one; this is a {asset.kind}")
     if wanted != "auto":
         return wanted
     reported = asset.report.get("prediction_type", {})

@@ -18,6 +18,7 @@ from assets.errors import (
 )
 from assets.failpoint import reach
 from assets.ids import new_asset_id
+from assets.kinds import kinds_with
 from assets.library.purge import Purge
 from assets.library.records import AssetRecords
 from assets.library.references import BlobRecords
@@ -371,12 +372,14 @@ def _check_parts(new: NewAsset, room: int) -> None:
 
 
 def _check_kind_fields(new: NewAsset) -> None:
-    for name, value, kind in (
-        ("prediction_type", new.prediction_type, "checkpoint"),
-        ("adapter_config", new.adapter_config, "lora"),
+    for name, value, kinds in (
+        ("prediction_type", new.prediction_type, kinds_with(lambda t: t.has_prediction_type)),
+        ("adapter_config", new.adapter_config, kinds_with(lambda t: t.has_adapter_config)),
     ):
-        if value is not None and new.kind != kind:
-            raise InvalidAsset(name, f"supported for a {kind} only; this is a {new.kind}")
+        if value is not None and new.kind not in kinds:
+            raise InvalidAsset(
+                name, f"supported for a {' or '.join(kinds)} only; this is a {new.kind}"
+            )
 
 
 def _checked_source(new: NewAsset) -> ImportSource | None:

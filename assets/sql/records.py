@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from assets.asset import Asset, AssetChanges, AssetStatus
 from assets.errors import NameTaken, QuotaExceeded
 from assets.ids import new_asset_id
+from assets.kinds import kinds_with
 from assets.library.records import Page, Query
 from assets.sql.base import alone
 from assets.sql.blobs import BlobRefRow, refer
@@ -233,7 +234,8 @@ class SqlAssetRecords:
         wrong = or_(is_public & AssetRow.id.in_(salted), ~is_public & AssetRow.id.in_(plain))
         by_visibility = self._all(_IS_LIVE, AssetRow.status == "ready", wrong)
         by_prediction = self._all(
-            _IS_LIVE, AssetRow.status == "ready", AssetRow.kind == "checkpoint",
+            _IS_LIVE, AssetRow.status == "ready",
+            AssetRow.kind.in_(kinds_with(lambda traits: traits.has_prediction_type)),
             AssetRow.report["prediction_type"]["value"].as_string()
             != AssetRow.prediction_type,
         )  # fmt: skip

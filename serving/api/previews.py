@@ -11,9 +11,9 @@ from pydantic import ConfigDict, Field
 
 from assets.asset import Asset
 from assets.errors import InvalidAsset, TooLarge
+from assets.kinds import KINDS
 from assets.library.preview import MAX_BYTES, preview_of
 from assets.principal import Principal
-from assets.selection import AssetSelection
 from assets.storage.object_paths import preview_key
 from assets.storage.object_store import put_bytes
 from serving.api import idempotency, response_models
@@ -88,16 +88,10 @@ async def generate_preview(
 
 def _generation_request(asset: Asset, body: GeneratePreview) -> GenerationRequest:
     words = ", ".join(asset.trigger_words)
-    selection = {
-        "lora": AssetSelection(loras={asset.id: body.weight}),
-        "checkpoint": AssetSelection(checkpoint=asset.id),
-        "vae": AssetSelection(vae=asset.id),
-        "textual_inversion": AssetSelection(inversions={asset.id: ""}),
-    }[asset.kind]
-    if asset.kind == "textual_inversion" and not words:
-        raise InvalidAsset(
-            "trigger_words", "the textual inversion has no trigger word; set one first"
-        )
+    traits = KINDS[asset.kind]
+    selection = traits.select(asset.id, body.weight)
+    if traits.needs_trigger_word and not words:
+        raise InvalidAsset("trigger_words", f"the {asset.kind} has no trigger word; set one first")
     prompt = f"{words}, {body.prompt}" if words else body.prompt
     params = GenerationParams(
         prompt=prompt, steps=body.steps, cfg_scale=body.cfg_scale, encoding="png"

@@ -20,6 +20,7 @@ from assets.errors import IngestRejected
 from assets.formats.header import read_header
 from assets.formats.identify import identify
 from assets.ingest.rules import check_family
+from assets.kinds import KINDS
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _PREVIEW_SUFFIXES = (
@@ -118,12 +119,13 @@ def look(path: Path, root: Path) -> FolderFile:
         return FolderFile(path=path, reason=str(rejected).split("; accepted are")[0])
     except OSError as error:
         return FolderFile(path=path, reason=f"the file cannot be read: {error.strerror}")
-    kind = identity.kind or ""
+    assert identity.kind is not None
+    kind, traits = identity.kind, KINDS[identity.kind]
     words, description = _metadata(path)
     stem, folder = path.stem, path.parent.name
     if stem.lower() in _GENERIC_STEMS:
         stem, folder = path.parent.name, path.parent.parent.name
-    if kind == "textual_inversion" and not words:
+    if traits.needs_trigger_word and not words:
         words = (stem,)
     images = (path.with_name(path.stem + suffix) for suffix in _PREVIEW_SUFFIXES)
     return FolderFile(
@@ -135,8 +137,8 @@ def look(path: Path, root: Path) -> FolderFile:
         trigger_words=tuple(word[:128] for word in words[:32]),
         description=description[:4096],
         preview=next((image for image in images if image.is_file()), None),
-        prediction_type=_prediction_type(path) if kind == "checkpoint" else None,
-        adapter_config=_adapter_config(path) if kind == "lora" else None,
+        prediction_type=_prediction_type(path) if traits.has_prediction_type else None,
+        adapter_config=_adapter_config(path) if traits.has_adapter_config else None,
     )
 
 

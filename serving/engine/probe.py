@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,9 +12,10 @@ from PIL import Image
 
 from assets.asset import AssetKind
 from assets.base_model.manifest import ModelManifest
-from assets.content import MODEL_COMPONENTS, Blob, Component
+from assets.content import Blob, Component
 from assets.ingest.effect import Effect
-from assets.recipe import InversionUse, LoraUse, Recipe
+from assets.kinds import KINDS
+from assets.recipe import Recipe
 from orchestrator.provision import Provisioner
 from serving.engine.engine import Engine
 from serving.errors import NotFinite
@@ -54,7 +54,7 @@ class EngineProbe:
             self._engine_manifest, self._baseline = manifest, None
         if self._baseline is None:
             self._baseline = self._generate(base)
-        image = self._generate(_with(base, kind, parts))
+        image = self._generate(KINDS[kind].place(base, parts, _WORD))
         self._engine.forget({blob.key for blob in parts.values()} - set(_keys(base)))
         if image is None or self._baseline is None:
             return Effect(None)
@@ -87,12 +87,3 @@ def _base_recipe(manifest: ModelManifest) -> Recipe:
 
 def _keys(recipe: Recipe) -> list[str]:
     return [blob.key for blob in recipe.blobs()]
-
-
-def _with(base: Recipe, kind: AssetKind, parts: Mapping[Component, Blob]) -> Recipe:
-    if kind == "lora":
-        return replace(base, loras=(LoraUse(parts["lora"], 1.0),))
-    if kind == "textual_inversion":
-        return replace(base, inversions=(InversionUse(parts["textual_inversion"], _WORD),))
-    changed = {component: parts[component] for component in MODEL_COMPONENTS if component in parts}
-    return replace(base, **changed)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.asset import Asset, ImportSource, Visibility
+from assets.kinds import KINDS
 from assets.library.library import Change
 from assets.library.uploads import NewAsset
 from assets.library.validation import MAX_SHARED_WITH
@@ -171,7 +172,7 @@ def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None)
         "data_type": asset.labels.get("data_type", "fp16"),
         "file_format": "safetensors",
     }
-    if asset.kind in ("lora", "textual_inversion"):
+    if KINDS[asset.kind].has_trigger_words:
         data["trigger_words"] = list(asset.trigger_words)
     if asset.kind == "lora":
         data["checkpoint"] = asset.labels.get("checkpoint")
