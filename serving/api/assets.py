@@ -40,7 +40,7 @@ OneText = Annotated[str | None, Query(max_length=128)]
 SomeTexts = Annotated[list[Short] | None, Query(max_length=16)]
 
 
-def _transfer(context: Context, asset: Asset, principal: Principal) -> dict[str, Any]:
+def _transfer(context: Context, asset: Asset, principal: Principal) -> dict[str, object]:
     """URLs are empty unless the principal may use them now."""
     key = upload_key(asset.id)
     may_put = asset.status == "ready_to_upload" and may(principal, "update", asset)
@@ -55,7 +55,7 @@ def _transfer(context: Context, asset: Asset, principal: Principal) -> dict[str,
     }
 
 
-def asset_answer(context: Context, asset: Asset, principal: Principal) -> dict[str, Any]:
+def asset_answer(context: Context, asset: Asset, principal: Principal) -> dict[str, object]:
     preview_url = context.signed_url("GET", asset.preview) if asset.preview else None
     return asset_body(asset, inspected=may(principal, "inspect", asset), preview_url=preview_url)
 
@@ -77,7 +77,9 @@ async def _note(
 
 
 @router.post("", **answers_with(response_models.CreatedAsset))
-async def create_asset(body: CreateAsset, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def create_asset(
+    body: CreateAsset, context: Ctx, principal: Authenticated
+) -> dict[str, object]:
     """Create an asset to upload, or to import from ``url`` or ``hf_repo``."""
     if body.hf_token_secret:
         raise InvalidRequest(
@@ -104,11 +106,11 @@ def _part_upload_size(body: CreateAsset) -> int | None:
 
 
 @router.get("/{ref:path}/upload", **answers_with(response_models.UploadState))
-async def get_upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def get_upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, object]:
     """Return a multipart upload's state, with new URLs for missing parts."""
     uploads = context.platform.library.uploads
 
-    def read_state() -> dict[str, Any]:
+    def read_state() -> dict[str, object]:
         state = uploads.state(principal, ref)
         return {
             "asset_id": state.asset.id,
@@ -134,7 +136,7 @@ async def get_upload(ref: str, context: Ctx, principal: Authenticated) -> dict[s
 
 
 @router.delete("/{ref:path}/upload", **answers_with(response_models.DeletedAsset))
-async def abort_upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def abort_upload(ref: str, context: Ctx, principal: Authenticated) -> dict[str, object]:
     """Abort an incomplete upload and delete the asset."""
     asset = await asyncio.to_thread(context.platform.library.uploads.abort, principal, ref)
     return {"id": asset.id, "deleted_at": timestamp(asset.deleted_at_s or 0.0)}
@@ -206,7 +208,7 @@ async def list_assets(
 @router.post("/{ref:path}/complete-upload", **answers_with(response_models.Completed))
 async def complete_upload(
     ref: str, context: Ctx, principal: Authenticated, body: CompleteUpload | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Complete an upload and start the ingest; repeatable."""
     asset = await asyncio.to_thread(context.platform.library.uploads.complete, principal, ref)
     if asset.status == "uploaded":
@@ -215,7 +217,9 @@ async def complete_upload(
 
 
 @router.get("/{ref:path}/residency", **answers_with(response_models.AssetResidency))
-async def get_asset_residency(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def get_asset_residency(
+    ref: str, context: Ctx, principal: Authenticated
+) -> dict[str, object]:
     """Return the replicas and tiers by node that hold each part."""
     residency = await context.platform.residency(principal, ref)
     parts = []
@@ -234,7 +238,7 @@ async def get_asset_residency(ref: str, context: Ctx, principal: Authenticated) 
 
 
 @router.get("/{ref:path}", **answers_with(response_models.AssetWithTransfer))
-async def get_asset(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def get_asset(ref: str, context: Ctx, principal: Authenticated) -> dict[str, object]:
     """Return an asset, with its download or upload URL."""
     asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
     transfer = _transfer(context, asset, principal)
@@ -242,7 +246,7 @@ async def get_asset(ref: str, context: Ctx, principal: Authenticated) -> dict[st
 
 
 @costly_router.post("/{ref:path}/warm", **answers_with(response_models.Warmed))
-async def warm_asset(ref: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def warm_asset(ref: str, context: Ctx, principal: Authenticated) -> dict[str, object]:
     """Load an asset into every node's host RAM."""
     tiers = await context.platform.warm(principal, ref)
     return {"asset_id": ref, "found_on": tiers}
@@ -251,7 +255,7 @@ async def warm_asset(ref: str, context: Ctx, principal: Authenticated) -> dict[s
 @router.patch("/{ref:path}", **answers_with(response_models.OneAsset))
 async def update_asset(
     ref: str, body: ChangeAsset, context: Ctx, principal: Authenticated
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Change an asset's description, visibility or prediction type, never its bytes."""
     asset = await asyncio.to_thread(context.platform.library.update, principal, ref, body.change())
     is_shared = body.visibility is not None or body.shared_with is not None
@@ -264,7 +268,7 @@ async def update_asset(
 
 
 @router.post("/{asset_id}/restore", **answers_with(response_models.OneAsset))
-async def restore_asset(asset_id: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def restore_asset(asset_id: str, context: Ctx, principal: Authenticated) -> dict[str, object]:
     """Restore an asset within a week of its deletion."""
     asset = await asyncio.to_thread(context.platform.library.restore, principal, asset_id)
     await _note(context, principal, "asset.restore", asset)
@@ -274,7 +278,7 @@ async def restore_asset(asset_id: str, context: Ctx, principal: Authenticated) -
 @router.delete("/{ref:path}", **answers_with(response_models.DeletedAsset))
 async def delete_asset(
     ref: str, context: Ctx, principal: Authenticated, for_good: bool = False
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Delete an asset; restorable and stored for a week unless ``for_good``."""
     asset = await asyncio.to_thread(
         partial(context.platform.library.delete, principal, ref, for_good=for_good)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -91,57 +92,84 @@ _BY_STATUS = {
 _MAX_MESSAGE, _MAX_DETAILS, _MAX_DETAIL, _MAX_LOC = 1_000, 20, 200, 64
 
 
-def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Return an error's status, body (without ``request_id``) and headers."""
-    status, body, headers = _describe(error)
-    return status, {**body, "message": _cut(body["message"], _MAX_MESSAGE)}, headers
+class Detail(TypedDict):
+    """An invalid field."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
 
 
-def _describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    body: dict[str, Any]
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """What an error becomes on the wire."""
+
+    status: int
+    code: str
+    message: str
+    detail: Sequence[Detail] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self, request_id: str) -> dict[str, object]:
+        detail = {"detail": list(self.detail)} if self.detail else {}
+        message = _cut(self.message, _MAX_MESSAGE)
+        return {"code": self.code, "message": message, **detail, "request_id": request_id}
+
+    def response(self, request_id: str) -> JSONResponse:
+        return JSONResponse(self.body(request_id), self.status, self.headers)
+
+
+def describe(error: Exception) -> ErrorAnswer:
     if isinstance(error, Refused):
         code = "rate_limited" if error.status == 429 else "overloaded"
         headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
-        return error.status, {"code": code, "message": str(error)}, headers
+        return ErrorAnswer(error.status, code, str(error), headers=headers)
     if isinstance(error, RequestValidationError):
         detail = [
             _detail(fault["loc"], fault["msg"], fault["type"])
             for fault in error.errors()[:_MAX_DETAILS]
         ]
         message = f"{'.'.join(map(str, detail[0]['loc']))}: {detail[0]['msg']}"
-        return 422, {"code": "invalid", "message": message, "detail": detail}, {}
+        return ErrorAnswer(422, "invalid", message, detail)
     if isinstance(error, HTTPException):
         code = _BY_STATUS.get(error.status_code, "error")
-        body = {"code": code, "message": str(error.detail)}
-        return error.status_code, body, dict(error.headers or {})
+        return ErrorAnswer(
+            error.status_code, code, str(error.detail), headers=dict(error.headers or {})
+        )
     for kind, status, code in TABLE:
         if isinstance(error, kind):
-            message = str(error) if kind is not OperationalError else "the database is busy"
-            body = {"code": code, "message": message}
-            if status == 422:
-                field = getattr(error, "field", None) or getattr(error, "reference", "body")
-                body["detail"] = [_detail(["body", field], message, code)]
-            headers = {"Retry-After": "1"} if status in (409, 503) else {}
-            if status == 401:
-                headers["WWW-Authenticate"] = "Bearer"
-            return status, body, headers
+            return _tabled(error, status, code)
     log.error("unexpected error", exc_info=error)
     message = "internal error; the server log has the details under this request id"
-    return 500, {"code": "internal", "message": message}, {}
+    return ErrorAnswer(500, "internal", message)
+
+
+def _tabled(error: Exception, status: int, code: str) -> ErrorAnswer:
+    message = "the database is busy" if isinstance(error, OperationalError) else str(error)
+    detail: list[Detail] = []
+    if status == 422:
+        name = str(getattr(error, "field", None) or getattr(error, "reference", "body"))
+        detail = [_detail(["body", name], message, code)]
+    headers = {"Retry-After": "1"} if status in (409, 503) else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return ErrorAnswer(status, code, message, detail, headers)
 
 
 def install(app: FastAPI) -> None:
-    async def answer(request: Request, error: Exception) -> JSONResponse:
-        status, body, headers = describe(error)
-        if status == 405:
-            headers["Allow"] = ", ".join(_allowed(request))
-        return _response(request, status, body, headers)
+    async def respond(request: Request, error: Exception) -> JSONResponse:
+        answer = describe(error)
+        if answer.status == 405:
+            answer = replace(
+                answer, headers={**answer.headers, "Allow": ", ".join(_allowed(request))}
+            )
+        return answer.response(_request_id(request.scope))
 
     for kind in (RequestValidationError, HTTPException, Refused, *(kind for kind, _, _ in TABLE)):
-        app.add_exception_handler(kind, answer)
+        app.add_exception_handler(kind, respond)
 
 
-def _detail(loc: Sequence[Any], message: str, code: str) -> dict[str, Any]:
+def _detail(loc: Sequence[str | int], message: str, code: str) -> Detail:
     cut_loc = [_cut(part, _MAX_LOC) if isinstance(part, str) else part for part in loc]
     return {"loc": cut_loc, "msg": _cut(message, _MAX_DETAIL), "type": code}
 
@@ -186,12 +214,9 @@ class ErrorMiddleware:
             if has_begun:
                 log.error("failed while sending the response", exc_info=error)
                 raise
-            status, body, headers = describe(error)
-            await _response(Request(scope), status, body, headers)(scope, receive, send)
+            response = describe(error).response(_request_id(scope))
+            await response(scope, receive, send)
 
 
-def _response(
-    request: Request, status: int, body: dict[str, Any], headers: dict[str, str]
-) -> JSONResponse:
-    request_id = request.scope.get("request_id", "")
-    return JSONResponse({**body, "request_id": request_id}, status, headers)
+def _request_id(scope: Scope) -> str:
+    return str(scope.get("request_id", ""))

@@ -52,13 +52,13 @@ def event_response(events: AsyncIterator[bytes]) -> StreamingResponse:
     return EventSourceResponse(events, headers=_HEADERS)
 
 
-def wire(event: bytes) -> tuple[str, dict[str, Any]] | None:
+def wire(event: bytes) -> tuple[str, dict[str, object]] | None:
     """An event's name and JSON; None for a kind of a newer version."""
     decoded = decode(event)
     if decoded is None:
         return None
-    fields: dict[str, Any] = msgspec.to_builtins(decoded)
-    name = fields.pop("type")
+    fields: dict[str, object] = msgspec.to_builtins(decoded)
+    name = str(fields.pop("type"))
     if isinstance(decoded, Preview):
         fields["jpeg_b64"] = fields.pop("data")
     else:
@@ -73,8 +73,8 @@ def message(name: str, fields: Mapping[str, Any], event_id: str | None = None) -
 def failed(error: Exception, request_id: str) -> bytes:
     """The last event of a request that failed: the body of the response that it would have had,
     and its status."""
-    status, body, _ = describe(error)
-    return message("failed", {**body, "status": status, "request_id": request_id})
+    answer = describe(error)
+    return message("failed", {**answer.body(request_id), "status": answer.status})
 
 
 async def messages(
@@ -97,7 +97,7 @@ async def job_events(
     job: Job,
     detail: Detail,
     after: str,
-    body_of: Callable[[Job], Awaitable[dict[str, Any]]] | None = None,
+    body_of: Callable[[Job], Awaitable[dict[str, object]]] | None = None,
 ) -> AsyncGenerator[bytes]:
     """Yield a job's messages until it ends; the last has its body, or the URL of its result."""
     ended = context.jobs.watch.future(job.id)
@@ -108,7 +108,7 @@ async def job_events(
                 yield text
     if not ended.done():  # the gateway shuts down; the client finds another
         return
-    body: dict[str, Any] = {"response_url": context.url(f"v1/jobs/{job.id}/result")}
+    body: dict[str, object] = {"response_url": context.url(f"v1/jobs/{job.id}/result")}
     try:
         job = await asyncio.shield(ended)
         if job.error is None and body_of is not None:

@@ -184,7 +184,7 @@ async def _job_response(context: Context, job: Job) -> Response:
     return JSONResponse(await _job_body(context, job))
 
 
-async def _job_body(context: Context, job: Job) -> dict[str, Any]:
+async def _job_body(context: Context, job: Job) -> dict[str, object]:
     """The response of a completed job, whose images get their URLs now.
 
     Raises:
@@ -201,7 +201,7 @@ async def _job_body(context: Context, job: Job) -> dict[str, Any]:
     )
 
 
-async def _earlier_body(context: Context, job: Job, document: dict[str, Any]) -> dict[str, Any]:
+async def _earlier_body(context: Context, job: Job, document: dict[str, Any]) -> dict[str, object]:
     encoding = job.request.params.encoding
     keys = []
     for index, image in enumerate(document["images"]):
@@ -214,7 +214,7 @@ async def _earlier_body(context: Context, job: Job, document: dict[str, Any]) ->
 
 async def _stored(
     context: Context, principal: Principal, generated: Generation, encoding: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Store the images under unguessable names; return the response."""
     keys = []
     for image in generated.result.images:
@@ -232,9 +232,9 @@ def _body(
     context: Context,
     request_id: str,
     seeds: Sequence[int],
-    receipt: dict[str, Any],
+    receipt: dict[str, object],
     keys: Sequence[str],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     files = []
     for key in keys:
         direct = context.backends.store.signed_get(key, context.url_expires_s)

@@ -106,11 +106,11 @@ async def get_status(context: Ctx) -> Any:
     }
 
 
-def _replica(replica: ReplicaStatus) -> dict[str, Any]:
+def _replica(replica: ReplicaStatus) -> dict[str, object]:
     return {"state": "up" if replica.is_up else "down", **structs.asdict(replica)}
 
 
-def _pool(status: DispatcherStatus) -> dict[str, Any]:
+def _pool(status: DispatcherStatus) -> dict[str, object]:
     fields = structs.asdict(status)
     del fields["replicas"]
     return fields

@@ -78,5 +78,4 @@ def error_of(job: Job) -> JSONResponse:
     assert error is not None
     if error.failure is None:
         return JSONResponse(error.body, error.status)
-    status, body, headers = describe(error.failure.error())
-    return JSONResponse({**body, "request_id": job.id}, status, headers)
+    return describe(error.failure.error()).response(job.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
@@ -48,7 +48,7 @@ async def list_jobs(
     until: AwareDatetime | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     after: Annotated[str, Query(max_length=256)] = "",
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """List jobs, newest first, while their results are kept: owners see the organisation's, other
     members their own, because an id gives access to the images.
 
@@ -85,7 +85,7 @@ def _place(after: str) -> tuple[float, str] | None:
         raise InvalidRequest("after", "not the `next` of a page") from None
 
 
-def _listed(job: Job) -> dict[str, Any]:
+def _listed(job: Job) -> dict[str, object]:
     request = job.stored_request
     return {
         "id": job.id,
@@ -102,7 +102,7 @@ def _listed(job: Job) -> dict[str, Any]:
 
 
 @router.get("/v1/jobs/{job_id}", **answers_with(response_models.JobState))
-async def get_job(job_id: str, context: Ctx) -> dict[str, Any]:
+async def get_job(job_id: str, context: Ctx) -> dict[str, object]:
     """Return a job's state, keyless: the id is unguessable.
 
     ``starting`` is the GPU pool's progress from zero, ``progress`` the job's. Failed and cancelled
@@ -110,7 +110,7 @@ async def get_job(job_id: str, context: Ctx) -> dict[str, Any]:
     them apart.
     """
     job = await context.jobs.get(job_id)
-    body: dict[str, Any] = {
+    body: dict[str, object] = {
         "status": "completed" if job.is_finished else job.status,
         "state": job.status,
     }
@@ -130,9 +130,9 @@ async def get_job(job_id: str, context: Ctx) -> dict[str, Any]:
     return body
 
 
-def _progress(events: Sequence[bytes]) -> dict[str, Any]:
+def _progress(events: Sequence[bytes]) -> dict[str, object]:
     """The fields of the present state's events; ``phase`` names the last one."""
-    progress: dict[str, Any] = {}
+    progress: dict[str, object] = {}
     for event in events:
         named = wire(event)
         if named is not None and kind_of(event) != "starting":
@@ -168,7 +168,7 @@ async def get_job_result(job_id: str, context: Ctx) -> Response:
 
 
 @keyed_router.post("/v1/jobs/{job_id}/cancel", **answers_with(response_models.JobState))
-async def cancel_job(job_id: str, context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def cancel_job(job_id: str, context: Ctx, principal: Authenticated) -> dict[str, object]:
     """Cancel a job: at once if it waits, within three steps if it generates.
 
     Only what its engine has used is charged. A job that has ended stays as it is. Members cancel

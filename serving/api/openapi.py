@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
@@ -20,18 +20,34 @@ _ANY, _KEYED = (400, 403, 404, 422, 431, 503), (401, 429)
 _WITH_BODY = (402, 408, 409, 413, 415)
 
 
-def answers_with(model: type[BaseModel], *, statuses: Sequence[int] = (200,)) -> dict[str, Any]:
+class RouteOptions(TypedDict):
+    """Keyword arguments of a route's decorator."""
+
+    response_model: None
+    responses: dict[int | str, dict[str, Any]]
+
+
+class FileRouteOptions(RouteOptions):
+    response_class: type[Response]
+
+
+def answers_with(model: type[BaseModel], *, statuses: Sequence[int] = (200,)) -> RouteOptions:
     """Return the decorator arguments of a route that responds with ``model``."""
     content = {_JSON: {"schema": _reference(model)}}
-    responses = {status: {"content": content} for status in statuses}
-    return {"response_model": None, "responses": responses}
+    return {
+        "response_model": None,
+        "responses": {status: {"content": content} for status in statuses},
+    }
 
 
-def answers_bytes(*media_types: str) -> dict[str, Any]:
+def answers_bytes(*media_types: str) -> FileRouteOptions:
     """Return the decorator arguments of a route that responds with a file."""
     content = {media_type: {"schema": _BINARY} for media_type in media_types}
-    responses = {200: {"content": content}}
-    return {"response_model": None, "response_class": Response, "responses": responses}
+    return {
+        "response_model": None,
+        "response_class": Response,
+        "responses": {200: {"content": content}},
+    }
 
 
 def reads_bytes(*media_types: str) -> dict[str, Any]:

@@ -69,10 +69,10 @@ class Rotate(RequestModel):
 
 
 @router.get("/organisation", **answers_with(response_models.Organisation))
-async def get_organisation(context: Ctx, principal: Authenticated) -> dict[str, Any]:
+async def get_organisation(context: Ctx, principal: Authenticated) -> dict[str, object]:
     """Return the request's organisation and key, plan and usage."""
 
-    def read_usage() -> dict[str, Any]:
+    def read_usage() -> dict[str, object]:
         budget = context.backends.meter.budget(principal.tenant_id)
         count = context.platform.library.list(
             Principal(principal.tenant_id, principal.tenant_name), AssetQuery(limit=1)
@@ -104,7 +104,7 @@ async def list_usage(
     until: Until = None,
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """List ledger rows and sums; ``after`` is the last page's ``next``."""
     since_s, until_s = _span(since, until)
 
@@ -143,9 +143,8 @@ async def _csv(rows: Iterator[Usage]) -> AsyncIterator[str]:
     while True:
         batch = await asyncio.to_thread(lambda: list(islice(rows, _ROWS_AT_ONCE)))
         for row in batch:
-            described = _usage(row)
-            details = " ".join(f"{name}={value}" for name, value in described["details"].items())
-            writer.writerow({**described, "details": details})
+            details = " ".join(f"{name}={value}" for name, value in row.details.items())
+            writer.writerow({**_usage(row), "details": details})
         yield text.getvalue()
         text.seek(0)
         text.truncate()
@@ -153,7 +152,7 @@ async def _csv(rows: Iterator[Usage]) -> AsyncIterator[str]:
             return
 
 
-def _usage(row: Usage) -> dict[str, Any]:
+def _usage(row: Usage) -> dict[str, object]:
     return {
         "id": row.id,
         "at": timestamp(row.at_s),
@@ -177,20 +176,20 @@ async def list_audit(
     principal: Owner,
     before: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """List the audit log, newest first; ``before`` is the last page's last id."""
     acts = await asyncio.to_thread(context.backends.audit.acts, principal.tenant_id, limit, before)
     return {"data": [{**asdict(act), "at": timestamp(act.at_s)} for act in acts]}
 
 
 @router.get("/members", **answers_with(response_models.Members))
-async def list_members(context: Ctx, principal: Owner) -> dict[str, Any]:
+async def list_members(context: Ctx, principal: Owner) -> dict[str, object]:
     rows = await asyncio.to_thread(context.backends.directory.members, principal.tenant_name)
     return {"data": [asdict(member) for member in rows]}
 
 
 @router.post("/members", **answers_with(response_models.MemberInfo))
-async def add_member(body: NewMember, context: Ctx, principal: Owner) -> dict[str, Any]:
+async def add_member(body: NewMember, context: Ctx, principal: Owner) -> dict[str, object]:
     member = await asyncio.to_thread(
         context.backends.directory.add_member,
         principal.tenant_name,
@@ -202,7 +201,7 @@ async def add_member(body: NewMember, context: Ctx, principal: Owner) -> dict[st
 
 
 @router.delete("/members/{name}", **answers_with(response_models.RemovedMember))
-async def remove_member(name: str, context: Ctx, principal: Owner) -> dict[str, Any]:
+async def remove_member(name: str, context: Ctx, principal: Owner) -> dict[str, object]:
     """Remove a member and revoke its keys; owners keep private assets."""
     await asyncio.to_thread(
         context.backends.directory.remove_member, principal.tenant_name, name, principal.key_id
@@ -211,13 +210,13 @@ async def remove_member(name: str, context: Ctx, principal: Owner) -> dict[str, 
 
 
 @router.get("/keys", **answers_with(response_models.Keys))
-async def list_keys(context: Ctx, principal: Owner) -> dict[str, Any]:
+async def list_keys(context: Ctx, principal: Owner) -> dict[str, object]:
     rows = await asyncio.to_thread(context.backends.directory.keyring.keys, principal.tenant_name)
     return {"data": [asdict(key) for key in rows]}
 
 
 @router.post("/keys", **answers_with(response_models.NewKey))
-async def create_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, Any]:
+async def create_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, object]:
     """Create an API key, shown only once."""
     until_s = body.expires_at.timestamp() if body.expires_at else None
     key = await asyncio.to_thread(
@@ -249,7 +248,7 @@ async def rotate_key(
 
 
 @router.delete("/keys/{key_id}", **answers_with(response_models.RevokedKey))
-async def revoke_key(key_id: str, context: Ctx, principal: Owner) -> dict[str, Any]:
+async def revoke_key(key_id: str, context: Ctx, principal: Owner) -> dict[str, object]:
     """Revoke a key, within seconds everywhere."""
     await asyncio.to_thread(
         context.backends.directory.keyring.revoke_key,

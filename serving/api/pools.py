@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/pools", tags=["pools"], route_class=OpenRoute)
 
 
 @router.get("", **answers_with(response_models.Pools))
-async def list_pools(context: Ctx) -> dict[str, Any]:
+async def list_pools(context: Ctx) -> dict[str, object]:
     """Return all pools, the default first."""
     return {"data": [pool_body(pool) for pool in await _pools(context)]}
 
@@ -37,7 +37,7 @@ async def _pools(context: Context) -> Sequence[PoolStatus]:
     return await context.recent.get("pools", context.platform.pools)
 
 
-def pool_body(status: PoolStatus) -> dict[str, Any]:
+def pool_body(status: PoolStatus) -> dict[str, object]:
     state = status.state
     if state is None:
         return asdict(status.pool)
@@ -50,12 +50,12 @@ def pool_body(status: PoolStatus) -> dict[str, Any]:
     }
 
 
-def _replica(replica: ReplicaStart) -> dict[str, Any]:
+def _replica(replica: ReplicaStart) -> dict[str, object]:
     fields = structs.asdict(replica)
     return {"id": fields.pop("id"), "state": "up" if fields.pop("is_up") else "starting", **fields}
 
 
-def _event(event: PoolEvent) -> dict[str, Any]:
+def _event(event: PoolEvent) -> dict[str, object]:
     """``details`` has what belongs to the kind of event."""
     named = {"waiting": event.waiting, "seconds": event.start_s, "reason": event.reason}
     details = {name: value for name, value in named.items() if value is not None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
@@ -47,7 +46,7 @@ class GeneratePreview(RequestModel):
 )
 async def put_preview(
     ref: str, request: Request, context: Ctx, principal: Authenticated
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Upload a PNG, JPEG or WebP; a smaller PNG is stored."""
     data = bytearray()
     async for chunk in request.stream():
@@ -66,7 +65,7 @@ async def put_preview(
 )
 async def generate_preview(
     ref: str, body: GeneratePreview, request: Request, context: Ctx, principal: Authenticated
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Generate a preview, deterministically; charged once per ``Idempotency-Key``."""
     asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
     await asyncio.to_thread(context.platform.library.check_update, principal, asset.id)
@@ -101,7 +100,7 @@ def _generation_request(asset: Asset, body: GeneratePreview) -> GenerationReques
 
 async def _store(
     context: Context, principal: Principal, asset: Asset, image: bytes
-) -> dict[str, Any]:
+) -> dict[str, object]:
     key = preview_key(asset.id, hashlib.sha256(image).hexdigest())
     await asyncio.to_thread(put_bytes, context.backends.store, key, image)
     await asyncio.to_thread(context.backends.blobs.keep, key, asset.tenant_id, len(image))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, RootModel
 
-Json = dict[str, Any]
+Json = dict[str, object]
 
 
 class ErrorDetail(BaseModel):

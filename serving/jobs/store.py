@@ -61,8 +61,8 @@ class JobRow(Base):
     tenant_name: Mapped[str]
     weight: Mapped[float]
     status: Mapped[str]
-    request: Mapped[dict[str, Any]] = mapped_column(JSON)
-    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    request: Mapped[dict[str, object]] = mapped_column(JSON)
+    error: Mapped[dict[str, object] | None] = mapped_column(JSON)
     claimed_by: Mapped[str | None]
     claimed_until_s: Mapped[float]
     created_at_s: Mapped[float]

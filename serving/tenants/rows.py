@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -117,7 +115,7 @@ class LedgerRow(Base):
     #: Unique per ``kind``: charged once.
     reference: Mapped[str]
     quantity: Mapped[float]
-    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+    details: Mapped[dict[str, object]] = mapped_column(JSON)
 
 
 class AuditRow(Base):
@@ -132,4 +130,4 @@ class AuditRow(Base):
     actor: Mapped[str]
     act: Mapped[str]
     subject: Mapped[str]
-    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+    details: Mapped[dict[str, object]] = mapped_column(JSON)

@@ -30,7 +30,6 @@ from serving.errors import (
 def test_failures_cross_processes_and_become_http(error: Exception, status: int, code: str) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (type(error), str(error))
-    assert describe(copy)[0] == status
-    assert describe(copy)[1]["code"] == code
+    assert (describe(copy).status, describe(copy).code) == (status, code)
     if isinstance(copy, AssetFault):
         assert str(copy.named({"k": "mine"})) == str(error).replace("k is", "'mine' is")

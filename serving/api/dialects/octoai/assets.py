@@ -161,12 +161,14 @@ class CompleteUpload(RequestModel):
     token: Annotated[str, Field(max_length=4096)] | None = None
 
 
-def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None) -> dict[str, Any]:
+def asset_body(
+    asset: Asset, *, inspected: bool, preview_url: str | None = None
+) -> dict[str, object]:
     """Return an asset's JSON; fields required by OctoAI's clients are not null.
 
     ``inspected`` adds report, sharing and usage.
     """
-    data: dict[str, Any] = {
+    data: dict[str, object] = {
         "asset_type": asset.kind,
         "engine": asset.labels.get("engine", ENGINE),
         "data_type": asset.labels.get("data_type", "fp16"),
@@ -176,7 +178,7 @@ def asset_body(asset: Asset, *, inspected: bool, preview_url: str | None = None)
         data["trigger_words"] = list(asset.trigger_words)
     if asset.kind == "lora":
         data["checkpoint"] = asset.labels.get("checkpoint")
-    body: dict[str, Any] = {
+    body: dict[str, object] = {
         "id": asset.id,
         "asset_type": asset.kind,
         "name": asset.name,

@@ -175,7 +175,7 @@ def answer(generated: Generation) -> bytes:
     return msgspec.json.encode(body)
 
 
-def receipt(generated: Generation) -> dict[str, Any]:
+def receipt(generated: Generation) -> dict[str, object]:
     """Return the assets, their tiers and parameters written."""
     result, size = generated.result, generated.size
     return {

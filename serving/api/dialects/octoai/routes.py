@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -34,7 +33,7 @@ _HEADERS = reads_headers(
 )
 async def generate_sdxl(
     body: GenerateRequest, request: Request, context: Ctx, principal: Authenticated
-) -> dict[str, Any] | Response:
+) -> dict[str, object] | Response:
     """Generate images, once per ``Idempotency-Key``.
 
     ``X-OctoAI-Async: 1`` returns at once with a URL to poll.
