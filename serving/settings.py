@@ -11,7 +11,7 @@ import shutil
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     store_url: str = ""
     """The object store: a folder in the data folder when empty, or `s3://bucket/prefix` (extra
     `s3`)."""
-    store_options: dict[str, Any] = Field(default_factory=dict)
+    store_options: dict[str, object] = Field(default_factory=dict)
     """fsspec options of the object store, as JSON."""
     secret: str = ""
     """Signs URLs and salts content keys; the same on every node. Made once in the data folder when
@@ -191,7 +191,7 @@ class Settings(BaseSettings):
         return self.store_url or f"file://{self.data_dir / 'store'}"
 
     @property
-    def resolved_store_options(self) -> dict[str, Any]:
+    def resolved_store_options(self) -> dict[str, object]:
         """AO_STORE_OPTIONS with defaults for S3: presigned URLs need signature version 4, and a
         ranged read must not be checked against the whole object's checksum."""
         if not self.resolved_store_url.startswith("s3:") or "config_kwargs" in self.store_options:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ class Findings:
 
     def __init__(self) -> None:
         self._reasons: dict[str, None] = {}
-        self._deferred: list[Callable[[], Mapping[str, Any]]] = []
+        self._deferred: list[Callable[[], Mapping[str, object]]] = []
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -38,17 +37,17 @@ class Findings:
         if not torch.isfinite(tensor).all():
             self.refuse(f"{name!r} contains values that are not finite (NaN or infinite)")
 
-    def at_the_end(self, compute: Callable[[], Mapping[str, Any]]) -> None:
+    def at_the_end(self, compute: Callable[[], Mapping[str, object]]) -> None:
         """Add the result of ``compute`` to the report after the last tensor."""
         self._deferred.append(compute)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, object]:
         """Return the deferred report entries.
 
         Raises:
             IngestRejected: as ``raise_all``.
         """
-        entries: dict[str, Any] = {}
+        entries: dict[str, object] = {}
         for compute in self._deferred:
             entries |= compute()
         self.raise_all()

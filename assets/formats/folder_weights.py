@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from assets.content import Component
 from assets.errors import IngestRejected
@@ -91,7 +90,7 @@ def _planned(file: TensorFile, name: str, *, canonical: bool) -> PlannedTensor:
     return PlannedTensor(CANONICAL_FLOATS[info.dtype], info.shape, lambda: file.read_weights(name))
 
 
-def folder_config(model: Path, component: str, name: str = "config.json") -> Mapping[str, Any]:
+def folder_config(model: Path, component: str, name: str = "config.json") -> Mapping[str, object]:
     """Return a component's configuration; empty if missing.
 
     Raises:

@@ -107,7 +107,7 @@ def parse_header(raw: bytes, data_bytes: int) -> Header:
     return Header(tensors, metadata, 8 + len(raw), markers)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise HeaderError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
 
 def convert(
     file: TensorFile, schema: ParameterSchema, findings: Findings, prefix: str = ""
-) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
+) -> tuple[dict[str, PlannedTensor], dict[str, object]]:
     """Convert the keys under ``prefix`` to an inversion; return tensors and report.
 
     Reading adds non-finite values to ``findings``.
@@ -55,7 +54,7 @@ def _pair(
     pair: tuple[str, str],
     schema: ParameterSchema,
     findings: Findings,
-) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
+) -> tuple[dict[str, PlannedTensor], dict[str, object]]:
     planned: dict[str, PlannedTensor] = {}
     problems: list[str] = []
     counts: set[int] = set()
@@ -88,7 +87,7 @@ def _pair(
 
 def _single(
     file: TensorFile, name: str, info: TensorInfo, schema: ParameterSchema, findings: Findings
-) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
+) -> tuple[dict[str, PlannedTensor], dict[str, object]]:
     first, second = schema.text_widths
     shape = _rows(info.shape)
     count, width = shape[0], shape[-1]

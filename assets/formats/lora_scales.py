@@ -12,13 +12,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from assets.content import Component
 from assets.errors import IngestRejected
 from assets.formats.lora_names import ADAPTED_COMPONENTS
 
-Config = Mapping[str, Any]
+Config = Mapping[str, object]
 
 #: Applied here, or about training, target modules or the library.
 _NEUTRAL = frozenset(
@@ -119,7 +118,7 @@ def _parsed(raw: str) -> Config:
 
 def _sections(config: Config) -> dict[Component | None, Config]:
     """``{"unet.r": 16}`` → ``{"unet": {"r": 16}}``; fields without a component go under None."""
-    sections: dict[Component | None, dict[str, Any]] = {}
+    sections: dict[Component | None, dict[str, object]] = {}
     for name, value in config.items():
         prefix, _, rest = name.partition(".")
         section = next((c for c in ADAPTED_COMPONENTS if c == prefix and rest), None)

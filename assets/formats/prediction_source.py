@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from assets.errors import IngestRejected
 from assets.families.sdxl import SDXL_SCHEDULE
@@ -65,7 +64,7 @@ def find_prediction(file: TensorFile) -> PredictionFinding:
     return _resolve(evidence)
 
 
-def prediction_of_scheduler(config: Mapping[str, Any]) -> PredictionFinding:
+def prediction_of_scheduler(config: Mapping[str, object]) -> PredictionFinding:
     """Return the type that a ``scheduler_config.json`` states.
 
     Raises:
@@ -106,7 +105,7 @@ def _markers(file: TensorFile) -> Iterator[_Evidence]:
         yield _Evidence("tensor 'ztsnr'", is_zero_snr=True)
 
 
-def _scheduler_in(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
+def _scheduler_in(metadata: Mapping[str, str]) -> Mapping[str, object] | None:
     raw = metadata.get(SCHEDULER_METADATA)
     if raw is None:
         return None
@@ -119,7 +118,7 @@ def _scheduler_in(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
     return config
 
 
-def _from_scheduler(config: Mapping[str, Any]) -> Iterator[_Evidence]:
+def _from_scheduler(config: Mapping[str, object]) -> Iterator[_Evidence]:
     source = "scheduler_config.json"
     name = str(config.get("_class_name", ""))
     for prefix, prediction in (("EDM", "EDM"), ("FlowMatch", "flow")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from assets.asset import AssetKind
 from assets.content import Blob, Component
@@ -19,7 +19,7 @@ class Effect:
 
     rms: float | None
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         finite = self.rms is not None
         return {**asdict(self), "finite": finite, "changes_picture": finite and self.rms != 0.0}
 

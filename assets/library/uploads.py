@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from assets.access import Verb, may, require
 from assets.asset import ASSET_KINDS, Asset, AssetChanges, ImportSource, UploadSession
@@ -60,7 +59,7 @@ class NewAsset:
     license: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     prediction_type: Prediction | None = None
-    adapter_config: Mapping[str, Any] | None = None
+    adapter_config: Mapping[str, object] | None = None
     sha256: str | None = None
 
 

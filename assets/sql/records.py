@@ -27,7 +27,7 @@ _HAS_CONTENT = or_(AssetRow.description != "", AssetRow.size_bytes > 0)
 _HAS_BLOBS = AssetRow.id.in_(select(BlobRefRow.asset_id))
 #: Plain columns read faster than ORM objects.
 _ROWS = select(*(getattr(AssetRow, name) for name in COLUMNS))
-_NEXT: Mapping[str, Any] = {"revision": AssetRow.revision + 1}
+_NEXT: Mapping[str, object] = {"revision": AssetRow.revision + 1}
 #: What remains of a purged asset is its name and number.
 _EMPTY = AssetChanges(
     parts={}, original=None, report={"purged": True}, description="", status_details="",

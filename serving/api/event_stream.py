@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 from fastapi import Request
@@ -66,7 +65,7 @@ def wire(event: bytes) -> tuple[str, dict[str, object]] | None:
     return name, fields
 
 
-def message(name: str, fields: Mapping[str, Any], event_id: str | None = None) -> bytes:
+def message(name: str, fields: Mapping[str, object], event_id: str | None = None) -> bytes:
     return format_sse_event(data_str=json.dumps(fields), event=name, id=event_id)
 
 

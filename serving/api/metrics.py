@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -63,7 +62,7 @@ class MetricsMiddleware:
             level = logging.DEBUG if route in _PROBES else logging.INFO
             log.log(level, "%s %s: %s in %.0f ms", method, route, status, spent_s * 1000)
 
-        async def send_and_watch(message: MutableMapping[str, Any]) -> None:
+        async def send_and_watch(message: MutableMapping[str, object]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])

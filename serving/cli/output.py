@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -32,7 +31,7 @@ def printable(text: str) -> str:
     return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+def show(rows: Sequence[Mapping[str, object]], columns: Sequence[str], as_json: bool) -> None:
     """Print some columns as a table, or complete rows as JSON."""
     if as_json:
         print(json.dumps(list(rows), indent=2, default=str))
@@ -43,7 +42,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: boo
     Console(emoji=False).print(table)
 
 
-def show_one(row: Mapping[str, Any], text: str, as_json: bool) -> None:
+def show_one(row: Mapping[str, object], text: str, as_json: bool) -> None:
     print(json.dumps(dict(row), indent=2, default=str) if as_json else printable(text))
 
 

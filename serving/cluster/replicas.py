@@ -223,7 +223,7 @@ class ServeReplicaLauncher:
 
     def _deploy(self, names: Sequence[str]) -> None:
         deployment: Any = ReplicaActor  # Ray is untyped
-        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self._needs_gpu())}
+        options: dict[str, object] = {"num_cpus": 1, "num_gpus": int(self._needs_gpu())}
         if self._pool.gpu:
             options["resources"] = {f"gpu_{self._pool.gpu}": 1}
         sealed = seal(self._settings)

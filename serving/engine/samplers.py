@@ -19,7 +19,7 @@ from serving.engine.devices import to_device
 from serving.generation.contract import Sampler
 
 #: Schedules that end in pure noise start there: Lin et al. 2023, arXiv:2305.08891.
-_PREDICTIONS: Mapping[Prediction, Mapping[str, Any]] = {
+_PREDICTIONS: Mapping[Prediction, Mapping[str, object]] = {
     "epsilon": {},
     "v_prediction": {"prediction_type": "v_prediction"},
     "v_prediction_zero_snr": {
@@ -58,7 +58,7 @@ def scheduler(
 
     ``shape`` is one image's latents, [1, channels, height, width]; each image has a generator.
     """
-    schedule: dict[str, Any] = {**SDXL_SCHEDULE, **_PREDICTIONS[prediction]}
+    schedule: dict[str, object] = {**SDXL_SCHEDULE, **_PREDICTIONS[prediction]}
     result: Any
     if sampler == "DDIM":
         result = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False)
@@ -82,7 +82,7 @@ class EulerAncestral:
 
     def __init__(
         self,
-        schedule: dict[str, Any],
+        schedule: dict[str, object],
         steps: int,
         shape: Sequence[int],
         generators: Sequence[torch.Generator],

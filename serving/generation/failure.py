@@ -28,7 +28,7 @@ class Failure(Struct, frozen=True, tag_field="type", tag="failure"):
     kinds: tuple[str, ...]
     text: str
     arguments: tuple[Any, ...] = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, error: Exception) -> Failure | None:
@@ -46,7 +46,7 @@ class Failure(Struct, frozen=True, tag_field="type", tag="failure"):
 
 
 def _bare(
-    kind: type[Exception], arguments: tuple[Any, ...], attributes: Mapping[str, Any]
+    kind: type[Exception], arguments: tuple[Any, ...], attributes: Mapping[str, object]
 ) -> Exception:
     """Made without ``__init__``, whose signature is not always ``args``."""
     error = kind.__new__(kind)

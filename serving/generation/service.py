@@ -60,7 +60,7 @@ class Accounts(Protocol):
     def release(self, charge_id: str) -> None: ...
 
     def attempted(
-        self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, Any]
+        self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, object]
     ) -> None:
         """Charge the engine time of a request without an image."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from msgspec import Struct
 
@@ -36,7 +35,7 @@ class JobError(Struct, frozen=True, kw_only=True):
     is_final: bool = True
     #: Of jobs of the first release: the response.
     status: int = 0
-    body: Mapping[str, Any] | None = None
+    body: Mapping[str, object] | None = None
 
     @classmethod
     def of(cls, error: Exception) -> JobError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import msgspec
 from msgspec import Struct, structs
@@ -48,7 +47,7 @@ class StoredResult(Struct, frozen=True, kw_only=True, tag_field="type", tag="res
 class EarlierResult:
     """A result of the first release: OctoAI's response, images included."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
+    def __init__(self, document: dict[str, object]) -> None:
         self.document = document
 
 

@@ -432,7 +432,7 @@ class JobStore:
             session.execute(delete(JobRow).where(JobRow.id == job_id, old))
 
 
-def _change(session: Session, job_id: str, worker: str, values: Mapping[str, Any]) -> bool:
+def _change(session: Session, job_id: str, worker: str, values: Mapping[str, object]) -> bool:
     """False if the claim was lost."""
     result = session.execute(
         update(JobRow)

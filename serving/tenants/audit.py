@@ -24,7 +24,7 @@ class AuditEntry:
     actor: str
     act: str
     subject: str
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
     id: int = 0
 
 

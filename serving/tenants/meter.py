@@ -52,7 +52,7 @@ class Settlement:
     charge: Charge
     gpu_s: float
     images: int
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Usage:
     quantity: float
     member_id: str
     key_id: str
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class Meter:
         _add(session, principal.tenant_id, reserved_month or month_of(now), used_gpu_s=spent.gpu_s)
 
     def attempted(
-        self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, Any]
+        self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, object]
     ) -> None:
         """Charge a request without an image; its reservation stays. Idempotent."""
         with Session(self._engine) as session, session.begin():
@@ -191,7 +191,7 @@ class Meter:
         charge: Charge,
         request_id: str,
         engine_s: float,
-        details: Mapping[str, Any],
+        details: Mapping[str, object],
     ) -> None:
         """Like :meth:`attempted`, in a transaction with the tenant's lock."""
         charged = (LedgerRow.kind == "attempt", LedgerRow.reference == request_id)
