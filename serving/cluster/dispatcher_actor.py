@@ -7,6 +7,7 @@ an actor imports its class's module, so a gateway imports this one: it must stay
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
@@ -33,6 +34,11 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from serving.pool.dispatcher import Dispatcher
+
+log = logging.getLogger(__name__)
+
+#: For a restart of gateways that speak another protocol, before they are refused.
+_RESTART_S = 60.0
 
 
 class DispatcherActor:
@@ -103,12 +109,16 @@ class DispatcherActor:
         return b""
 
     async def address(self) -> str:
-        """Asked by gateways of the first release, which speak another protocol.
+        """Asked by gateways of the first release, which speak another protocol. They fail their
+        jobs when they are refused; if they are restarted in time, the jobs run again.
 
         Raises:
-            Incompatible.
+            Incompatible: after a minute.
         """
-        raise Incompatible(f"this dispatcher speaks protocol {PROTOCOL}: restart its gateways")
+        refusal = Incompatible(f"this dispatcher speaks protocol {PROTOCOL}: restart its gateways")
+        log.error("%s", refusal)
+        await asyncio.sleep(_RESTART_S)
+        raise refusal
 
     async def rpc_address(self) -> str:
         """The RPC address for requests."""

@@ -20,7 +20,7 @@ from ray.exceptions import RayTaskError
 
 from assets.storage.signing import Signer
 from benchmarks.callers import relay
-from serving.cluster import rpc
+from serving.cluster import dispatcher_actor, rpc
 from serving.cluster.dispatcher_actor import DispatcherActor
 from serving.cluster.dispatcher_client import _DispatcherClient
 from serving.cluster.identity import NAME, identity
@@ -366,8 +366,11 @@ async def _all_of(messages: AsyncIterator[bytes]) -> list[bytes]:
     return [message async for message in messages]
 
 
-async def test_a_dispatcher_of_the_first_release_is_refused_by_name(tmp_path: Path) -> None:
+async def test_a_dispatcher_of_the_first_release_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It has no RPC; and its gateways ask for an address that this release does not give."""
+    monkeypatch.setattr(dispatcher_actor, "_RESTART_S", 0.0)
     client = _DispatcherClient(Settings(data_dir=tmp_path), "default")
     client._actor = object()
     with pytest.raises(EarlierVersion, match="dispatcher of default is of an earlier version"):
