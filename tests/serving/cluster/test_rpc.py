@@ -268,7 +268,7 @@ async def test_calls_over_a_connection_that_stalls_are_cancelled(
     """Nothing is closed and nothing arrives: only keep-alive notices, on both sides."""
     for side in ("_SERVER", "_CLIENT"):
         options = getattr(rpc, side)
-        fast = tuple((k, 300 if v == rpc._KEEP_ALIVE_MS else v) for k, v in options)
+        fast = tuple((k, 1_000 if v == rpc._KEEP_ALIVE_MS else v) for k, v in options)
         monkeypatch.setattr(rpc, side, fast)
     async with connection() as (client, methods, _), relay(client.address) as (address, control):
         through = RpcClient(address, identity(Signer(SECRET)))
