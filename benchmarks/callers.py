@@ -2,8 +2,8 @@
 
     python -m benchmarks callers        # about a minute
 
-One server in a process of its own. Each case tells how its call ended, after how long, what memory
-the server took, and the median of an honest caller's calls meanwhile.
+The server runs in its own process. Each case reports how the call ended, after how long, how much
+memory the server took, and the median time of another caller's calls meanwhile.
 """
 
 from __future__ import annotations
@@ -265,7 +265,9 @@ async def relay(address: str) -> AsyncIterator[tuple[str, Control]]:
 
 
 async def measure(server: Server) -> dict[str, Any]:
-    rows: dict[str, Any] = {"nobody": {"honest_ms": await _honest_ms(server, asyncio.sleep(2))}}
+    rows: dict[str, Any] = {
+        "no such caller": {"honest_ms": await _honest_ms(server, asyncio.sleep(2))}
+    }
     for name, case in CASES.items():
         _, _, before = await server.state()
         began = time.perf_counter()

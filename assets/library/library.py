@@ -24,7 +24,6 @@ from assets.errors import (
     NameTaken,
     QuotaExceeded,
     StoreError,
-    StoreUnavailable,
 )
 from assets.failpoint import reach
 from assets.kinds import KINDS, kinds_with
@@ -133,7 +132,7 @@ class Library:
         frees its storage and rules out restoration.
 
         Raises:
-            AssetNotFound.
+            AssetNotFound, Changed.
         """
         changed = self._change(principal, reference, "delete", self._delete)
         if for_good:
@@ -248,9 +247,9 @@ class Library:
             return None
         try:
             data = read_bytes(self._store, asset.preview)
-        except StoreUnavailable:
-            raise
         except StoreError:
+            if self._store.size(asset.preview) is not None:
+                raise
             return None  # lost, or replaced meanwhile: then the change is repeated
         key = preview_key(asset.id, secrets.token_hex(32))
         put_bytes(self._store, key, data)

@@ -255,7 +255,7 @@ class Uploads:
             )  # fmt: skip
         # Concurrent calls would each write the whole file.
         claimed = self._records.update(
-            asset.id, {"status": "uploading"}, expect=("ready_to_upload",), revision=asset.revision
+            asset.id, {"status": "uploading"}, expect=("ready_to_upload",)
         )
         if claimed is None:
             raise InvalidAsset(
@@ -263,8 +263,8 @@ class Uploads:
             )
         try:
             self._parts.finish(key, session.id, upload.arrived[: upload.part_count])
-        finally:  # nothing changes if this call's claim has expired
-            self._records.update(asset.id, {"status": "ready_to_upload"}, revision=claimed.revision)
+        finally:
+            self._records.update(asset.id, {"status": "ready_to_upload"}, expect=("uploading",))
 
     def complete(self, principal: Principal, reference: str) -> Asset:
         """Complete an upload; its ingest can start. Idempotent.

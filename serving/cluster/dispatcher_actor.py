@@ -65,7 +65,7 @@ class DispatcherActor:
                 "progress": self._progress,
                 "cancel": self._cancel,
             },
-            streams={"submit": self._submit, "events": self._events},
+            streams={"submit": self._submission, "events": self._events},
         )
         self._autoscaling: asyncio.Task[None] | None = None
 
@@ -75,7 +75,9 @@ class DispatcherActor:
             self._autoscaling = asyncio.create_task(self._autoscaler.run())
         return self._dispatcher
 
-    def _submit(self, message: bytes) -> AsyncIterator[bytes]:
+    # Not ``_submit``, which was a coroutine in the first release: when Ray restarts an actor with
+    # new code, it keeps its wrapper of each method, and the wrapper of a coroutine is a coroutine.
+    def _submission(self, message: bytes) -> AsyncIterator[bytes]:
         return sent(partial(self._result, msgpack.decode(message, type=Submission)))
 
     async def _result(

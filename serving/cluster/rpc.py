@@ -40,7 +40,7 @@ _COMMON = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", _KEEP_ALIVE_MS),
     ("grpc.keepalive_timeout_ms", _KEEP_ALIVE_MS),
-    ("grpc.http2.ping_timeout_ms", _KEEP_ALIVE_MS),  # otherwise a minute, whatever the above
+    ("grpc.http2.ping_timeout_ms", _KEEP_ALIVE_MS),  # its default is 60 s
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )

@@ -87,5 +87,5 @@ class Progress:
         try:
             for index, data in enumerate(encode(), first):
                 self._emit(Preview(index, step, data))
-        except Exception:  # nobody awaits this work
+        except Exception:  # no caller reads this future: log it here
             log.exception("the preview of step %d failed", step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -13,10 +14,11 @@ from assets.asset import Asset
 from assets.errors import AssetNotFound, Changed
 from assets.ids import new_asset_id
 from assets.library.library import Change, Library
+from assets.library.uploads import NewAsset
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
-from assets.storage.object_paths import preview_key
+from assets.storage.object_paths import part_key, preview_key, upload_key
 from assets.storage.object_store import FsspecStore, put_bytes, read_bytes
 
 ROUNDS = 10
@@ -64,7 +66,8 @@ def test_changes_of_several_fields_at_once_all_remain(
 
 
 def test_a_preview_beside_a_change_of_visibility(library: Library, principal: Principal) -> None:
-    """The change moves the preview's file; whatever comes last, the preview is the new one."""
+    """A change of visibility moves the preview's file. It must not restore the preview that another
+    request replaced."""
     for _ in range(ROUNDS):
         asset = added(library, principal)
         first, second = (preview_key(asset.id, secrets.token_hex(32)) for _ in range(2))
@@ -92,6 +95,25 @@ def test_a_change_of_a_known_revision(library: Library, principal: Principal) ->
         principal, asset.id, Change(name="other", tags=["t"], revision=changed.revision)
     )
     assert (renamed.name, renamed.tags, renamed.license) == ("other", ("t",), "MIT")
+
+
+def test_a_change_while_an_upload_is_assembled(
+    library: Library, principal: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = library.uploads
+    begun = uploads.create(principal, NewAsset("large", "lora", size_bytes=5))
+    assert begun.upload is not None
+    parts = uploads._parts
+    put_bytes(library._store, part_key(upload_key(begun.id), begun.upload.id, 1), b"bytes")
+    finish = parts.finish
+
+    def change_and_finish(*arguments: Any) -> None:
+        library.update(principal, begun.id, Change(license="MIT"))
+        finish(*arguments)
+
+    monkeypatch.setattr(parts, "finish", change_and_finish)
+    done = uploads.complete(principal, begun.id)
+    assert (done.status, done.license, done.size_bytes) == ("uploaded", "MIT", 5)
 
 
 def test_deletion_beside_a_change(library: Library, principal: Principal) -> None:
