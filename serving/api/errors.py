@@ -86,7 +86,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
 )
 _BY_STATUS = {
     400: "bad_request", 404: "not_found", 405: "method_not_allowed", 408: "too_slow",
-    413: "too_large", 415: "unsupported_media_type", 431: "too_large",
+    413: "too_large", 415: "unsupported_media_type", 416: "range_not_satisfiable", 431: "too_large",
 }  # fmt: skip
 #: Error bodies quote the request's texts and lists.
 _MAX_MESSAGE, _MAX_DETAILS, _MAX_DETAIL, _MAX_LOC = 1_000, 20, 200, 64
@@ -117,6 +117,14 @@ class ErrorAnswer:
 
     def response(self, request_id: str) -> JSONResponse:
         return JSONResponse(self.body(request_id), self.status, self.headers)
+
+
+def codes_of(status: int) -> tuple[str, ...]:
+    """The codes of a status."""
+    refused = {429: ("rate_limited",), 503: ("overloaded",)}.get(status, ())
+    transport = (_BY_STATUS[status],) if status in _BY_STATUS else ()
+    tabled = (code for _, with_status, code in TABLE if with_status == status)
+    return tuple(dict.fromkeys([*refused, *tabled, *transport]))
 
 
 def describe(error: Exception) -> ErrorAnswer:

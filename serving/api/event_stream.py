@@ -16,6 +16,7 @@ import msgspec
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from pydantic import BaseModel
 
 from assets.errors import AssetNotFound, StoreError
 from serving.api.context import Context
@@ -31,6 +32,19 @@ log = logging.getLogger(__name__)
 _MAX_ID_CHARS = 64
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _RETRY_MS = 1_000
+#: For the OpenAPI document.
+EXAMPLE = """retry: 1000
+
+event: queued
+data: {"position": 0, "expected_s": 1.5}
+
+event: step
+data: {"step": 12, "steps": 30, "first": 0, "images": 1, "fraction": 0.4}
+
+event: done
+data: {"response_url": "https://images.example.com/v1/jobs/job_5wq0v8m2c7x4/result"}
+
+"""
 
 
 def wants_events(request: Request) -> bool:
@@ -96,7 +110,7 @@ async def job_events(
     job: Job,
     detail: Detail,
     after: str,
-    body_of: Callable[[Job], Awaitable[dict[str, object]]] | None = None,
+    body_of: Callable[[Job], Awaitable[BaseModel]] | None = None,
 ) -> AsyncGenerator[bytes]:
     """Yield a job's messages until it ends; the last has its body, or the URL of its result."""
     ended = context.jobs.watch.future(job.id)
@@ -111,7 +125,7 @@ async def job_events(
     try:
         job = await asyncio.shield(ended)
         if job.error is None and body_of is not None:
-            body = await body_of(job)
+            body = (await body_of(job)).model_dump()
     except (AssetNotFound, StoreError) as error:  # the job or its result has expired
         yield failed(error, job.id)
         return

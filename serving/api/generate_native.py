@@ -17,11 +17,12 @@ from starlette.background import BackgroundTask
 from assets.principal import Principal
 from assets.storage.object_paths import image_key
 from assets.storage.object_store import put_bytes
-from serving.api import idempotency, response_models
+from serving.api import idempotency
 from serving.api.connected import run_while_connected
 from serving.api.context import Context, Ctx
-from serving.api.dialects.octoai.generate import GenerateRequest, receipt
+from serving.api.dialects.octoai.generate import GenerateRequest
 from serving.api.event_stream import (
+    EXAMPLE,
     detail_of_stream,
     event_response,
     failed,
@@ -32,7 +33,8 @@ from serving.api.event_stream import (
     wants_events,
 )
 from serving.api.keyed_route import Authenticated, CostlyRoute, bearer
-from serving.api.openapi import answers_with, reads_headers
+from serving.api.models.generation import GeneratedFiles, Receipt, StoredImage
+from serving.api.route_options import answers_or_streams, reads_headers
 from serving.generation.contract import Detail, GenerationRequest
 from serving.generation.following import Followed
 from serving.generation.service import Generation, NewGeneration, RunningGeneration
@@ -65,7 +67,7 @@ _HEADERS = reads_headers(
 Previews = Query(False, description="With Accept: text/event-stream, send previews, too.")
 
 
-@router.post("/generate", **answers_with(response_models.GeneratedFiles), openapi_extra=_HEADERS)
+@router.post("/generate", **answers_or_streams(GeneratedFiles, EXAMPLE), openapi_extra=_HEADERS)
 async def generate_native(
     body: GenerateRequest,
     request: Request,
@@ -97,7 +99,8 @@ async def generate_native(
     except BaseException:
         await context.platform.release(generated)
         raise
-    return JSONResponse(response, background=BackgroundTask(context.platform.settle, generated))
+    settle = BackgroundTask(context.platform.settle, generated)
+    return JSONResponse(response.model_dump(), background=settle)
 
 
 async def _streamed(
@@ -162,7 +165,7 @@ async def _stream(
         except Exception as error:
             yield failed(error, running.id)
             return
-        yield message("done", response)
+        yield message("done", response.model_dump())
         is_delivered = True
     finally:
         # In tasks of their own: this one may be cancelled.
@@ -181,10 +184,10 @@ async def _release(context: Context, running: RunningGeneration) -> None:
 async def _job_response(context: Context, job: Job) -> Response:
     if job.error is not None:
         return idempotency.error_of(job)
-    return JSONResponse(await _job_body(context, job))
+    return JSONResponse((await _job_body(context, job)).model_dump())
 
 
-async def _job_body(context: Context, job: Job) -> dict[str, object]:
+async def _job_body(context: Context, job: Job) -> GeneratedFiles:
     """The response of a completed job, whose images get their URLs now.
 
     Raises:
@@ -196,12 +199,11 @@ async def _job_body(context: Context, job: Job) -> dict[str, object]:
         return await _earlier_body(context, job, stored.document)
     await asyncio.to_thread(results.publish, job.id, job.tenant_id, stored)
     generation = stored.generation()
-    return _body(
-        context, generation.request_id, generation.seeds, receipt(generation), stored.images
-    )
+    receipt = Receipt.of(generation)
+    return _body(context, generation.request_id, generation.seeds, receipt, stored.images)
 
 
-async def _earlier_body(context: Context, job: Job, document: dict[str, Any]) -> dict[str, object]:
+async def _earlier_body(context: Context, job: Job, document: dict[str, Any]) -> GeneratedFiles:
     encoding = job.request.params.encoding
     keys = []
     for index, image in enumerate(document["images"]):
@@ -209,18 +211,19 @@ async def _earlier_body(context: Context, job: Job, document: dict[str, Any]) ->
         keys.append(image_key(name))
         await _store(context, job.tenant_id, keys[-1], base64.b64decode(image["image_b64"]))
     seeds = [image["seed"] for image in document["images"]]
-    return _body(context, document["request_id"], seeds, document["receipt"], keys)
+    receipt = Receipt.model_validate(document["receipt"])
+    return _body(context, document["request_id"], seeds, receipt, keys)
 
 
 async def _stored(
     context: Context, principal: Principal, generated: Generation, encoding: str
-) -> dict[str, object]:
+) -> GeneratedFiles:
     """Store the images under unguessable names; return the response."""
     keys = []
     for image in generated.result.images:
         keys.append(image_key(f"{secrets.token_urlsafe(24)}.{encoding}"))
         await _store(context, principal.tenant_id, keys[-1], image)
-    return _body(context, generated.request_id, generated.seeds, receipt(generated), keys)
+    return _body(context, generated.request_id, generated.seeds, Receipt.of(generated), keys)
 
 
 async def _store(context: Context, tenant_id: str, key: str, data: bytes) -> None:
@@ -232,18 +235,20 @@ def _body(
     context: Context,
     request_id: str,
     seeds: Sequence[int],
-    receipt: dict[str, object],
+    receipt: Receipt,
     keys: Sequence[str],
-) -> dict[str, object]:
+) -> GeneratedFiles:
     files = []
     for key in keys:
         direct = context.backends.store.signed_get(key, context.url_expires_s)
         name = key.rpartition("/")[2]
-        files.append({"file_key": key, "public_url": direct or context.url(f"files/{name}")})
-    return {
-        **files[0],
-        "files": files,
-        "seeds": list(seeds),
-        "request_id": request_id,
-        "receipt": receipt,
-    }
+        url = direct or context.url(f"files/{name}")
+        files.append(StoredImage(file_key=key, public_url=url))
+    return GeneratedFiles(
+        file_key=files[0].file_key,
+        public_url=files[0].public_url,
+        files=files,
+        seeds=list(seeds),
+        request_id=request_id,
+        receipt=receipt,
+    )

@@ -9,16 +9,15 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from msgspec import structs
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from assets.base_model.manifest import load_manifest
 from assets.library.resolve import BASE_NAME
-from serving.api import metrics, response_models
+from serving.api import metrics
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
-from serving.api.openapi import answers_bytes, answers_with
-from serving.generation.status import DispatcherStatus, ReplicaStatus
+from serving.api.models.pools import Alive, Ready, Status
+from serving.api.route_options import answers_text, answers_with
 
 router = APIRouter(tags=["health"], route_class=OpenRoute)
 log = logging.getLogger(__name__)
@@ -26,27 +25,30 @@ log = logging.getLogger(__name__)
 _CHECK_TIMEOUT_S = 5.0
 #: Then a second check starts beside a hanging one.
 _HUNG_AFTER_S = 60.0
+_METRICS_EXAMPLE = """# TYPE ao_waiting_requests gauge
+ao_waiting_requests{pool="default"} 2.0
+"""
 
 
-@router.get("/healthz", **answers_with(response_models.Alive))
+@router.get("/healthz")
 @router.get("/healthcheck", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
-async def get_health() -> dict[str, str]:
+async def get_health() -> Alive:
     """Return 200 while this gateway runs; /readyz checks its backends."""
-    return {"status": "ok"}
+    return Alive(status="ok")
 
 
-@router.get("/readyz", **answers_with(response_models.Ready, statuses=(200, 503)))
+@router.get("/readyz", **answers_with(Ready, 200, 503))
 async def get_readiness(context: Ctx) -> JSONResponse:
     """Return 200 if the platform can generate, else 503, by component.
 
     It needs the database, the model in the store, and a replica up or a pool that scales from zero.
     """
     body = await context.recent.get("ready", lambda: _parts(context))
-    return JSONResponse(body, 200 if body["status"] == "ready" else 503)
+    return JSONResponse(body.model_dump(), 200 if body.status == "ready" else 503)
 
 
-async def _parts(context: Context) -> dict[str, str]:
+async def _parts(context: Context) -> Ready:
     backends = context.backends
     checks: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
         "database": lambda: asyncio.to_thread(backends.directory.ping),
@@ -56,7 +58,7 @@ async def _parts(context: Context) -> dict[str, str]:
     states = await asyncio.gather(*(_state(context, part, check) for part, check in checks.items()))
     state_of = dict(zip(checks, states, strict=True))
     is_ready = set(state_of.values()) == {"ok"}
-    return {"status": "ready" if is_ready else "not ready", **state_of}
+    return Ready(status="ready" if is_ready else "not ready", **state_of)
 
 
 async def _state(context: Context, part: str, check: Callable[[], Coroutine[Any, Any, Any]]) -> str:
@@ -93,30 +95,13 @@ async def _can_generate(context: Context) -> None:
     raise NotReady
 
 
-@router.get("/v1/status", **answers_with(response_models.Status))
-async def get_status(context: Ctx) -> Any:
+@router.get("/v1/status")
+async def get_status(context: Ctx) -> Status:
     """Return the queue length and each replica's state."""
-    statuses = await context.recent.get("status", context.platform.dispatchers)
-    return {
-        "waiting": sum(status.waiting for status in statuses.values()),
-        "replicas": [
-            _replica(replica) for status in statuses.values() for replica in status.replicas
-        ],
-        "pools": {name: _pool(status) for name, status in statuses.items()},
-    }
+    return Status.of(await context.recent.get("status", context.platform.dispatchers))
 
 
-def _replica(replica: ReplicaStatus) -> dict[str, object]:
-    return {"state": "up" if replica.is_up else "down", **structs.asdict(replica)}
-
-
-def _pool(status: DispatcherStatus) -> dict[str, object]:
-    fields = structs.asdict(status)
-    del fields["replicas"]
-    return fields
-
-
-@router.get("/metrics", **answers_bytes("text/plain"))
+@router.get("/metrics", **answers_text("text/plain", _METRICS_EXAMPLE))
 async def get_metrics(context: Ctx) -> Response:
     """Return the metrics of all pools and this node's gateways (docs/metrics.md)."""
 

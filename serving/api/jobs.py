@@ -8,15 +8,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import AwareDatetime
 
 from assets.access import require
 from assets.errors import AssetNotFound, StoreError
-from serving.api import response_models
-from serving.api.context import Ctx
-from serving.api.dialects.octoai.assets import timestamp
+from serving.api.context import Context, Ctx
 from serving.api.dialects.octoai.routes import job_answer
 from serving.api.event_stream import (
+    EXAMPLE,
     detail_of_stream,
     event_response,
     job_events,
@@ -24,7 +22,11 @@ from serving.api.event_stream import (
     wire,
 )
 from serving.api.keyed_route import Authenticated, KeyedRoute, OpenRoute, SearchRoute
-from serving.api.openapi import answers_bytes, answers_with
+from serving.api.models.common import timestamp
+from serving.api.models.generation import Generated
+from serving.api.models.jobs import JobPage, JobProgress, JobState, ListedJob, PoolStart
+from serving.api.request_model import Instant
+from serving.api.route_options import answers_with, streams
 from serving.errors import InvalidRequest
 from serving.generation.contract import GenerationParams
 from serving.generation.events import kind_of
@@ -38,17 +40,17 @@ keyed_router = APIRouter(tags=["generate"], route_class=KeyedRoute)
 search_router = APIRouter(tags=["generate"], route_class=SearchRoute)
 
 
-@search_router.get("/v1/jobs", **answers_with(response_models.JobPage))
+@search_router.get("/v1/jobs")
 async def list_jobs(
     context: Ctx,
     principal: Authenticated,
-    status: Annotated[list[JobStatus] | None, Query(max_length=5)] = None,
+    status: Annotated[list[JobStatus], Query(default_factory=list, max_length=5)],
     gpu: Annotated[str | None, Query(max_length=64)] = None,
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
+    since: Instant | None = None,
+    until: Instant | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     after: Annotated[str, Query(max_length=256)] = "",
-) -> dict[str, object]:
+) -> JobPage:
     """List jobs, newest first, while their results are kept: owners see the organisation's, other
     members their own, because an id gives access to the images.
 
@@ -56,7 +58,7 @@ async def list_jobs(
     """
     require(principal, "use")
     query = JobQuery(
-        statuses=status or (),
+        statuses=status,
         since_s=since.timestamp() if since else 0.0,
         until_s=until.timestamp() if until else None,
         pools=() if gpu is None else context.platform.pools_called(gpu),
@@ -68,11 +70,11 @@ async def list_jobs(
     has_more = len(jobs) > limit
     shown = jobs[:limit]
     last = shown[-1] if has_more else None
-    return {
-        "data": [_listed(job) for job in shown],
-        "has_more": has_more,
-        "next": last and f"{last.created_at_s!r}:{last.id}",
-    }
+    return JobPage(
+        data=[_listed(job) for job in shown],
+        has_more=has_more,
+        next=f"{last.created_at_s!r}:{last.id}" if last else None,
+    )
 
 
 def _place(after: str) -> tuple[float, str] | None:
@@ -85,24 +87,24 @@ def _place(after: str) -> tuple[float, str] | None:
         raise InvalidRequest("after", "not the `next` of a page") from None
 
 
-def _listed(job: Job) -> dict[str, object]:
+def _listed(job: Job) -> ListedJob:
     request = job.stored_request
-    return {
-        "id": job.id,
-        "status": job.status,
-        "created_at": timestamp(job.created_at_s),
-        "finished_at": job.finished_at_s and timestamp(job.finished_at_s),
-        "images": len(request.get("seeds", ())),
-        "steps": request.get("params", {}).get("steps", _DEFAULT_STEPS),
-        "gpu": job.pool,
-        "priority": request.get("priority", 0),
-        "key": job.asked_by.get("key_id", ""),
-        "attempts_failed": job.failures,
-    }
+    return ListedJob(
+        id=job.id,
+        status=job.status,
+        created_at=timestamp(job.created_at_s),
+        finished_at=timestamp(job.finished_at_s) if job.finished_at_s else None,
+        images=len(request.get("seeds", ())),
+        steps=request.get("params", {}).get("steps", _DEFAULT_STEPS),
+        gpu=job.pool,
+        priority=request.get("priority", 0),
+        key=job.asked_by.get("key_id", ""),
+        attempts_failed=job.failures,
+    )
 
 
-@router.get("/v1/jobs/{job_id}", **answers_with(response_models.JobState))
-async def get_job(job_id: str, context: Ctx) -> dict[str, object]:
+@router.get("/v1/jobs/{job_id}")
+async def get_job(job_id: str, context: Ctx) -> JobState:
     """Return a job's state, keyless: the id is unguessable.
 
     ``starting`` is the GPU pool's progress from zero, ``progress`` the job's. Failed and cancelled
@@ -110,28 +112,29 @@ async def get_job(job_id: str, context: Ctx) -> dict[str, object]:
     them apart.
     """
     job = await context.jobs.get(job_id)
-    body: dict[str, object] = {
-        "status": "completed" if job.is_finished else job.status,
-        "state": job.status,
-    }
+    body = _state(context, job)
     if job.is_finished:
-        body["response_url"] = context.url(f"v1/jobs/{job_id}/result")
         return body
     starting, events = await asyncio.gather(
         context.platform.starting(job.pool),
         context.platform.progress(job.pool, job.id),
     )
     if starting is not None:
-        body["starting"] = {
-            "name": starting.pool, "phase": starting.phase, "start_s": starting.spent_s
-        }  # fmt: skip
+        body.starting = PoolStart.of(starting)
     if progress := _progress(events):
-        body["progress"] = progress
+        body.progress = JobProgress.model_validate(progress)
     return body
 
 
+def _state(context: Context, job: Job) -> JobState:
+    if job.status in ("pending", "running"):
+        return JobState(status=job.status, state=job.status)
+    url = context.url(f"v1/jobs/{job.id}/result")
+    return JobState(status="completed", state=job.status, response_url=url)
+
+
 def _progress(events: Sequence[bytes]) -> dict[str, object]:
-    """The fields of the present state's events; ``phase`` names the last one."""
+    """The fields of the present phase's events; ``phase`` names the last one."""
     progress: dict[str, object] = {}
     for event in events:
         named = wire(event)
@@ -140,7 +143,7 @@ def _progress(events: Sequence[bytes]) -> dict[str, object]:
     return progress
 
 
-@router.get("/v1/jobs/{job_id}/events", **answers_bytes("text/event-stream"))
+@router.get("/v1/jobs/{job_id}/events", **streams(EXAMPLE))
 async def follow_job(
     job_id: str, request: Request, context: Ctx, previews: bool = False
 ) -> StreamingResponse:
@@ -155,7 +158,7 @@ async def follow_job(
     return event_response(job_events(context, job, detail, last_event_id(request)))
 
 
-@router.get("/v1/jobs/{job_id}/result", **answers_with(response_models.Generated))
+@router.get("/v1/jobs/{job_id}/result", **answers_with(Generated))
 async def get_job_result(job_id: str, context: Ctx) -> Response:
     """Return a finished job's response, keyless."""
     job = await context.jobs.get(job_id)
@@ -167,16 +170,13 @@ async def get_job_result(job_id: str, context: Ctx) -> Response:
         raise AssetNotFound(job_id) from None
 
 
-@keyed_router.post("/v1/jobs/{job_id}/cancel", **answers_with(response_models.JobState))
-async def cancel_job(job_id: str, context: Ctx, principal: Authenticated) -> dict[str, object]:
+@keyed_router.post("/v1/jobs/{job_id}/cancel")
+async def cancel_job(job_id: str, context: Ctx, principal: Authenticated) -> JobState:
     """Cancel a job: at once if it waits, within three steps if it generates.
 
     Only what its engine has used is charged. A job that has ended stays as it is. Members cancel
     their own jobs, owners all of the organisation's.
     """
-    job = await context.jobs.cancel(principal, job_id)
-    return {
-        "status": "completed" if job.is_finished else job.status,
-        "state": job.status,
-        "response_url": context.url(f"v1/jobs/{job_id}/result"),
-    }
+    body = _state(context, await context.jobs.cancel(principal, job_id))
+    body.response_url = context.url(f"v1/jobs/{job_id}/result")
+    return body

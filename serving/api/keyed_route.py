@@ -19,7 +19,11 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class OpenRoute(APIRoute):
-    """A route without a key: public, or with a secret URL."""
+    """A route without a key: public, or with a secret URL. Responses have the fields that were
+    set."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "response_model_exclude_unset": True})
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()

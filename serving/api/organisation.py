@@ -5,30 +5,49 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from assets.access import require_owner
 from assets.library.records import Query as AssetQuery
 from assets.principal import KeyRole, Principal
-from serving.api import response_models as response_models
 from serving.api.body import MAX_INTEGER
 from serving.api.context import Ctx
-from serving.api.dialects.octoai.assets import Short, timestamp
+from serving.api.dialects.octoai.assets import Short
 from serving.api.keyed_route import Authenticated, KeyedRoute, SearchRoute, principal_of
-from serving.api.openapi import answers_bytes, answers_with
-from serving.api.request_model import RequestModel
-from serving.tenants.meter import UNITS, Usage
+from serving.api.models.organisation import (
+    Acts,
+    AuditEntry,
+    Key,
+    Keys,
+    MemberInfo,
+    Members,
+    NewKey,
+    Organisation,
+    OrganisationPlan,
+    OrganisationUse,
+    RemovedMember,
+    RevokedKey,
+    RotatedKey,
+    UsagePage,
+    UsageRow,
+)
+from serving.api.request_model import Instant, RequestModel
+from serving.api.route_options import answers_text
+from serving.tenants.meter import Usage
 
 router = APIRouter(prefix="/v1", tags=["organisation"], route_class=KeyedRoute)
 search_router = APIRouter(prefix="/v1", tags=["organisation"], route_class=SearchRoute)
 _ROWS_AT_ONCE = 200
+_CSV_EXAMPLE = """id,at,kind,reference,quantity,unit,member,key,details
+9001,2026-11-26T09:30:00+00:00,picture,req_5f1c9a7e3b2d4c6f/0,1.18,gpu_s,ada,key_4b1d8c,steps=30
+"""
 
 
 async def owner_of(principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
@@ -38,8 +57,8 @@ async def owner_of(principal: Annotated[Principal, Depends(principal_of)]) -> Pr
 
 
 Owner = Annotated[Principal, Depends(owner_of)]
-Since = Annotated[AwareDatetime | None, Query(description="Start of the period, inclusive.")]
-Until = Annotated[AwareDatetime | None, Query(description="End of the period, exclusive.")]
+Since = Annotated[Instant | None, Query(description="Start of the period, inclusive.")]
+Until = Annotated[Instant | None, Query(description="End of the period, exclusive.")]
 
 
 class NewMember(RequestModel):
@@ -57,7 +76,7 @@ class NewApiKey(RequestModel):
     label: Short = ""
     role: KeyRole = "owner"
     member: Short | None = None
-    expires_at: AwareDatetime | None = None
+    expires_at: Instant | None = None
 
 
 class Rotate(RequestModel):
@@ -65,38 +84,38 @@ class Rotate(RequestModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    overlap_s: float = Field(24 * 3600.0, ge=0, le=366 * 24 * 3600.0, allow_inf_nan=False)
+    overlap_s: float = Field(default=24 * 3600.0, ge=0, le=366 * 24 * 3600.0, allow_inf_nan=False)
 
 
-@router.get("/organisation", **answers_with(response_models.Organisation))
-async def get_organisation(context: Ctx, principal: Authenticated) -> dict[str, object]:
+@router.get("/organisation")
+async def get_organisation(context: Ctx, principal: Authenticated) -> Organisation:
     """Return the request's organisation and key, plan and usage."""
 
-    def read_usage() -> dict[str, object]:
+    def read_usage() -> OrganisationUse:
         budget = context.backends.meter.budget(principal.tenant_id)
         count = context.platform.library.list(
             Principal(principal.tenant_id, principal.tenant_name), AssetQuery(limit=1)
         )
-        return {
-            "assets": count.total,
-            "storage_bytes": context.platform.library.stored_bytes(principal),
-            "month": budget.month,
-            "gpu_s": budget.used_gpu_s,
-            "reserved_gpu_s": budget.reserved_gpu_s,
-        }
+        return OrganisationUse(
+            assets=count.total,
+            storage_bytes=context.platform.library.stored_bytes(principal),
+            month=budget.month,
+            gpu_s=budget.used_gpu_s,
+            reserved_gpu_s=budget.reserved_gpu_s,
+        )
 
-    return {
-        "name": principal.tenant_name,
-        "id": principal.tenant_id,
-        "role": principal.role,
-        "key": principal.key_id,
-        "member": principal.member_id or None,
-        "plan": asdict(principal.plan),
-        "used": await asyncio.to_thread(read_usage),
-    }
+    return Organisation(
+        name=principal.tenant_name,
+        id=principal.tenant_id,
+        role=principal.role,
+        key=principal.key_id,
+        member=principal.member_id or None,
+        plan=OrganisationPlan(**asdict(principal.plan)),
+        used=await asyncio.to_thread(read_usage),
+    )
 
 
-@search_router.get("/usage", **answers_with(response_models.UsagePage))
+@search_router.get("/usage")
 async def list_usage(
     context: Ctx,
     principal: Authenticated,
@@ -104,25 +123,25 @@ async def list_usage(
     until: Until = None,
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> dict[str, object]:
+) -> UsagePage:
     """List ledger rows and sums; ``after`` is the last page's ``next``."""
     since_s, until_s = _span(since, until)
 
-    def read() -> tuple[Any, Any]:
+    def read() -> tuple[Sequence[Usage], Mapping[str, float]]:
         rows = context.backends.meter.usage(principal.tenant_id, since_s, until_s, after, limit + 1)
         return rows, context.backends.meter.totals(principal.tenant_id, since_s, until_s)
 
     rows, totals = await asyncio.to_thread(read)
     has_more = len(rows) > limit
-    return {
-        "data": [_usage(row) for row in rows[:limit]],
-        "has_more": has_more,
-        "next": rows[limit - 1].id if has_more else None,
-        "totals": totals,
-    }
+    return UsagePage(
+        data=[UsageRow.of(row) for row in rows[:limit]],
+        has_more=has_more,
+        next=rows[limit - 1].id if has_more else None,
+        totals=dict(totals),
+    )
 
 
-@router.get("/usage.csv", **answers_bytes("text/csv"))
+@router.get("/usage.csv", **answers_text("text/csv", _CSV_EXAMPLE))
 async def export_usage(
     context: Ctx, principal: Authenticated, since: Since = None, until: Until = None
 ) -> StreamingResponse:
@@ -144,7 +163,7 @@ async def _csv(rows: Iterator[Usage]) -> AsyncIterator[str]:
         batch = await asyncio.to_thread(lambda: list(islice(rows, _ROWS_AT_ONCE)))
         for row in batch:
             details = " ".join(f"{name}={value}" for name, value in row.details.items())
-            writer.writerow({**_usage(row), "details": details})
+            writer.writerow({**UsageRow.of(row).model_dump(), "details": details})
         yield text.getvalue()
         text.seek(0)
         text.truncate()
@@ -152,44 +171,30 @@ async def _csv(rows: Iterator[Usage]) -> AsyncIterator[str]:
             return
 
 
-def _usage(row: Usage) -> dict[str, object]:
-    return {
-        "id": row.id,
-        "at": timestamp(row.at_s),
-        "kind": row.kind,
-        "reference": row.reference,
-        "quantity": row.quantity,
-        "unit": UNITS[row.kind],
-        "member": row.member_id or None,
-        "key": row.key_id or None,
-        "details": dict(row.details),
-    }
-
-
-def _span(since: AwareDatetime | None, until: AwareDatetime | None) -> tuple[float, float | None]:
+def _span(since: Instant | None, until: Instant | None) -> tuple[float, float | None]:
     return (since.timestamp() if since else 0.0, until.timestamp() if until else None)
 
 
-@router.get("/audit", **answers_with(response_models.Acts))
+@router.get("/audit")
 async def list_audit(
     context: Ctx,
     principal: Owner,
     before: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> dict[str, object]:
+) -> Acts:
     """List the audit log, newest first; ``before`` is the last page's last id."""
     acts = await asyncio.to_thread(context.backends.audit.acts, principal.tenant_id, limit, before)
-    return {"data": [{**asdict(act), "at": timestamp(act.at_s)} for act in acts]}
+    return Acts(data=[AuditEntry.of(act) for act in acts])
 
 
-@router.get("/members", **answers_with(response_models.Members))
-async def list_members(context: Ctx, principal: Owner) -> dict[str, object]:
+@router.get("/members")
+async def list_members(context: Ctx, principal: Owner) -> Members:
     rows = await asyncio.to_thread(context.backends.directory.members, principal.tenant_name)
-    return {"data": [asdict(member) for member in rows]}
+    return Members(data=[MemberInfo.of(member) for member in rows])
 
 
-@router.post("/members", **answers_with(response_models.MemberInfo))
-async def add_member(body: NewMember, context: Ctx, principal: Owner) -> dict[str, object]:
+@router.post("/members")
+async def add_member(body: NewMember, context: Ctx, principal: Owner) -> MemberInfo:
     member = await asyncio.to_thread(
         context.backends.directory.add_member,
         principal.tenant_name,
@@ -197,26 +202,26 @@ async def add_member(body: NewMember, context: Ctx, principal: Owner) -> dict[st
         body.role,
         principal.key_id,
     )
-    return asdict(member)
+    return MemberInfo.of(member)
 
 
-@router.delete("/members/{name}", **answers_with(response_models.RemovedMember))
-async def remove_member(name: str, context: Ctx, principal: Owner) -> dict[str, object]:
+@router.delete("/members/{name}")
+async def remove_member(name: str, context: Ctx, principal: Owner) -> RemovedMember:
     """Remove a member and revoke its keys; owners keep private assets."""
     await asyncio.to_thread(
         context.backends.directory.remove_member, principal.tenant_name, name, principal.key_id
     )
-    return {"name": name, "removed": True}
+    return RemovedMember(name=name, removed=True)
 
 
-@router.get("/keys", **answers_with(response_models.Keys))
-async def list_keys(context: Ctx, principal: Owner) -> dict[str, object]:
+@router.get("/keys")
+async def list_keys(context: Ctx, principal: Owner) -> Keys:
     rows = await asyncio.to_thread(context.backends.directory.keyring.keys, principal.tenant_name)
-    return {"data": [asdict(key) for key in rows]}
+    return Keys(data=[Key.of(key) for key in rows])
 
 
-@router.post("/keys", **answers_with(response_models.NewKey))
-async def create_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[str, object]:
+@router.post("/keys")
+async def create_key(body: NewApiKey, context: Ctx, principal: Owner) -> NewKey:
     """Create an API key, shown only once."""
     until_s = body.expires_at.timestamp() if body.expires_at else None
     key = await asyncio.to_thread(
@@ -228,15 +233,15 @@ async def create_key(body: NewApiKey, context: Ctx, principal: Owner) -> dict[st
         body.member,
         principal.key_id,
     )
-    return {"id": key.id, "key": key.text}
+    return NewKey(id=key.id, key=key.text)
 
 
-@router.post("/keys/{key_id}/rotate", **answers_with(response_models.RotatedKey))
+@router.post("/keys/{key_id}/rotate")
 async def rotate_key(
     key_id: str, context: Ctx, principal: Owner, body: Rotate | None = None
-) -> Any:
+) -> RotatedKey:
     """Replace a key, which expires after the overlap."""
-    overlap_s = (body or Rotate()).overlap_s  # type: ignore[call-arg]
+    overlap_s = (body or Rotate()).overlap_s
     key = await asyncio.to_thread(
         context.backends.directory.keyring.rotate_key,
         key_id,
@@ -244,11 +249,11 @@ async def rotate_key(
         principal.tenant_name,
         principal.key_id,
     )
-    return {"id": key.id, "key": key.text, "replaces": key_id}
+    return RotatedKey(id=key.id, key=key.text, replaces=key_id)
 
 
-@router.delete("/keys/{key_id}", **answers_with(response_models.RevokedKey))
-async def revoke_key(key_id: str, context: Ctx, principal: Owner) -> dict[str, object]:
+@router.delete("/keys/{key_id}")
+async def revoke_key(key_id: str, context: Ctx, principal: Owner) -> RevokedKey:
     """Revoke a key, within seconds everywhere."""
     await asyncio.to_thread(
         context.backends.directory.keyring.revoke_key,
@@ -256,4 +261,4 @@ async def revoke_key(key_id: str, context: Ctx, principal: Owner) -> dict[str, o
         principal.tenant_name,
         principal.key_id,
     )
-    return {"id": key_id, "revoked": True}
+    return RevokedKey(id=key_id, revoked=True)

@@ -15,12 +15,13 @@ from assets.library.preview import MAX_BYTES, preview_of
 from assets.principal import Principal
 from assets.storage.object_paths import preview_key
 from assets.storage.object_store import put_bytes
-from serving.api import idempotency, response_models
+from serving.api import idempotency
 from serving.api.assets import asset_answer
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import Authenticated, CostlyRoute, KeyedRoute
-from serving.api.openapi import answers_with, reads_bytes, reads_headers
+from serving.api.models.assets import OneAsset
 from serving.api.request_model import RequestModel
+from serving.api.route_options import reads_bytes, reads_headers
 from serving.generation.contract import GenerationParams, GenerationRequest
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
@@ -32,21 +33,20 @@ class GeneratePreview(RequestModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field("a portrait, detailed", max_length=10_000)
-    seed: int = Field(0, ge=0, lt=2**32)
-    steps: int = Field(20, gt=0, le=50)
-    cfg_scale: float = Field(7.0, gt=0, le=50)
-    weight: float = Field(1.0, ge=-10, le=10)
+    prompt: str = Field(default="a portrait, detailed", max_length=10_000)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    steps: int = Field(default=20, gt=0, le=50)
+    cfg_scale: float = Field(default=7.0, gt=0, le=50)
+    weight: float = Field(default=1.0, ge=-10, le=10)
 
 
 @router.put(
     "/{ref:path}/preview",
-    **answers_with(response_models.OneAsset),
-    openapi_extra=reads_bytes("image/png", "image/jpeg", "image/webp"),
+    openapi_extra=reads_bytes("image/png", "image/jpeg", "image/webp", "application/octet-stream"),
 )
 async def put_preview(
     ref: str, request: Request, context: Ctx, principal: Authenticated
-) -> dict[str, object]:
+) -> OneAsset:
     """Upload a PNG, JPEG or WebP; a smaller PNG is stored."""
     data = bytearray()
     async for chunk in request.stream():
@@ -60,12 +60,11 @@ async def put_preview(
 
 @costly_router.post(
     "/{ref:path}/preview",
-    **answers_with(response_models.OneAsset),
     openapi_extra=reads_headers(Idempotency_Key="Requests with the same key are charged once."),
 )
 async def generate_preview(
     ref: str, body: GeneratePreview, request: Request, context: Ctx, principal: Authenticated
-) -> dict[str, object]:
+) -> OneAsset:
     """Generate a preview, deterministically; charged once per ``Idempotency-Key``."""
     asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
     await asyncio.to_thread(context.platform.library.check_update, principal, asset.id)
@@ -98,13 +97,11 @@ def _generation_request(asset: Asset, body: GeneratePreview) -> GenerationReques
     return GenerationRequest(params=params, seeds=(body.seed,), selection=selection)
 
 
-async def _store(
-    context: Context, principal: Principal, asset: Asset, image: bytes
-) -> dict[str, object]:
+async def _store(context: Context, principal: Principal, asset: Asset, image: bytes) -> OneAsset:
     key = preview_key(asset.id, hashlib.sha256(image).hexdigest())
     await asyncio.to_thread(put_bytes, context.backends.store, key, image)
     await asyncio.to_thread(context.backends.blobs.keep, key, asset.tenant_id, len(image))
     changed = await asyncio.to_thread(
         context.platform.library.set_preview, principal, asset.id, key
     )
-    return {"asset": asset_answer(context, changed, principal)}
+    return OneAsset(asset=asset_answer(context, changed, principal))

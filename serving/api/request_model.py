@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import re
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ValidationInfo, field_validator
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def _check_date(value: object) -> object:
+    if isinstance(value, str) and not _DATE.match(value):
+        raise ValueError("not an ISO 8601 time with a time zone, such as 2026-11-26T09:30:00Z")
+    return value
+
+
+#: pydantic alone would take numbers for seconds since 1970.
+Instant = Annotated[AwareDatetime, BeforeValidator(_check_date)]
 
 
 class RequestModel(BaseModel):

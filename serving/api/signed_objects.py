@@ -11,19 +11,19 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi.responses import Response, StreamingResponse
 
 from assets.errors import AssetNotFound, TooLarge
 from assets.failpoint import reach
 from assets.storage.object_paths import image_key
 from assets.storage.object_store import CHUNK_BYTES, ObjectStore
-from serving.api import response_models as response_models
 from serving.api.context import Context, Ctx
 from serving.api.keyed_route import OpenRoute
-from serving.api.openapi import answers_bytes, answers_with, reads_bytes
+from serving.api.models.assets import Received
+from serving.api.route_options import answers_bytes, reads_bytes
 from serving.errors import Busy
 
 router = APIRouter(tags=["objects"], route_class=OpenRoute)
@@ -38,10 +38,9 @@ _IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
 
 @router.put(
     "/objects/{key:path}",
-    **answers_with(response_models.Received),
     openapi_extra=reads_bytes(_BYTES),
 )
-async def put_object(key: str, token: Token, request: Request, context: Ctx) -> Response:
+async def put_object(key: str, token: Token, request: Request, context: Ctx) -> Received:
     """Upload an object, visible when complete."""
     context.signer.verify("PUT", key, token, time.time())
     uploads = context.platform.library.uploads
@@ -54,7 +53,7 @@ async def put_object(key: str, token: Token, request: Request, context: Ctx) -> 
             reach("upload.received")
         finally:
             await asyncio.to_thread(uploads.ended, key, received)
-    return JSONResponse({"size_bytes": received})
+    return Received(size_bytes=received)
 
 
 @asynccontextmanager
@@ -111,7 +110,7 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
         file.write(chunk)
 
 
-@router.get("/objects/{key:path}", **answers_bytes(_BYTES, "image/png"))
+@router.get("/objects/{key:path}", **answers_bytes(_BYTES, "image/png", statuses=(200, 206)))
 async def get_object(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """Download an object; ``Range: bytes=N-`` resumes at byte N."""
     context.signer.verify("GET", key, token, time.time())
@@ -140,7 +139,8 @@ async def _send(
         raise AssetNotFound(key)
     headers = {"X-Content-Type-Options": "nosniff", "Accept-Ranges": "bytes"}
     if begin is not None and begin >= size:
-        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+        headers["Content-Range"] = f"bytes */{size}"
+        raise HTTPException(416, f"the file has only {size} bytes", headers)
     source = await asyncio.to_thread(store.open, key)
     status = 200
     if begin is not None:
@@ -151,7 +151,7 @@ async def _send(
     return StreamingResponse(_chunks(source), status, headers, media_type)
 
 
-async def _chunks(source: Any) -> AsyncIterator[bytes]:
+async def _chunks(source: BinaryIO) -> AsyncIterator[bytes]:
     try:
         while chunk := await asyncio.to_thread(source.read, CHUNK_BYTES):
             yield chunk

@@ -1,4 +1,4 @@
-"""Both of OctoAI's Python clients from PyPI, in virtual environments, run the scripts in sdk."""
+"""OctoAI's Python clients and a generated one, in virtual environments, run the scripts in sdk."""
 
 from __future__ import annotations
 

@@ -334,8 +334,42 @@ async def test_the_openapi_document_has_security_errors_and_responses(api: Api) 
             assert "HTTPValidationError" not in json.dumps(operation["responses"])
             content = operation["responses"]["200"]["content"]
             assert all("schema" in kind for kind in content.values()), name
+            assert any("422" in status for status in operation["responses"]), name
             if method == "put":
                 assert "requestBody" in operation, name
+            bodies = [content, operation.get("requestBody", {}).get("content", {})]
+            for media_type, body in (item for kinds in bodies for item in kinds.items()):
+                if media_type == "application/json" or media_type.startswith("text/"):
+                    assert "example" in body, (name, media_type)
+
+
+async def test_examples_of_requests_are_accepted(api: Api) -> None:
+    """Each as it stands in the document, once what it names exists."""
+    headers = api.key("acme")
+    document = api.app.openapi()
+
+    async def send(method: str, path: str, operation_id: str, **other: Any) -> Any:
+        body = {**_example(document, operation_id), **other}
+        answer = await api.http.request(method, path, json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    ref = (await send("POST", "/v1/assets", "create_asset"))["asset"]["id"]
+    changed = await send("PATCH", f"/v1/assets/{ref}", "update_asset", revision=0)
+    assert changed["asset"]["tags"] == ["style"]
+    await send("POST", "/v1/members", "add_member")
+    key = (await send("POST", "/v1/keys", "create_key"))["id"]
+    assert (await send("POST", f"/v1/keys/{key}/rotate", "rotate_key"))["replaces"] == key
+    # Without the LoRA, which has no file.
+    assert (await send("POST", "/generate/sdxl", "generate_sdxl", loras={}))["images"]
+
+
+def _example(document: Any, operation_id: str) -> Any:
+    for path in document["paths"].values():
+        for operation in path.values():
+            if operation["operationId"] == operation_id:
+                return operation["requestBody"]["content"]["application/json"]["example"]
+    raise AssertionError(operation_id)
 
 
 async def test_operation_urls_and_bodies() -> None:

@@ -46,9 +46,9 @@ async def test_hanging_checks_do_not_occupy_all_threads(
         assert calls == [1, 1]  # one more, in case only the first hangs; never a third
     finally:
         release.set()
-    assert [answer["status"] for answer in answers] == ["not ready"] * 7
+    assert [answer.status for answer in answers] == ["not ready"] * 7
     await asyncio.wait([probe for _, probe in context.probes["database"]])
-    assert (await health._parts(cast(Context, context)))["status"] == "ready"
+    assert (await health._parts(cast(Context, context))).status == "ready"
     assert calls == [1, 1, 1]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from serving.api.pools import pool_body
+from serving.api.models.pools import Pool
 from serving.cluster.environment import require_tokens
 from tests.support.generation import changed, task_of
 
@@ -56,7 +56,9 @@ class Case:
         return asyncio.create_task(self.backend.submit(submission))
 
     async def pools(self) -> list[dict[str, Any]]:
-        return [pool_body(status) for status in await self.backend.pools()]
+        return [
+            Pool.of(status).model_dump(exclude_unset=True) for status in await self.backend.pools()
+        ]
 
     async def pool(self) -> dict[str, Any]:
         return (await self.pools())[0]

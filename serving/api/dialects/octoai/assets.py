@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from assets.asset import SERVED_ENGINE as ENGINE
-from assets.asset import Asset, ImportSource, Visibility
-from assets.kinds import KINDS
+from assets.asset import ASSET_KINDS, Visibility
 from assets.library.library import Change
 from assets.library.uploads import NewAsset
 from assets.library.validation import MAX_SHARED_WITH
 from assets.prediction import Prediction
 from assets.storage.multipart import PART_BYTES
-from serving.api.request_model import RequestModel
+from serving.api.request_model import Instant, RequestModel
 
 Short = Annotated[str, Field(max_length=128)]
+#: The library checks it, and says what a name is; JSON Schema knows only most of it.
+Name = Annotated[Short, Field(json_schema_extra={"minLength": 1, "pattern": r"^\w[\w.\-]*$"})]
 Link = Annotated[str, Field(max_length=2048)]
 Description = Annotated[str, Field(max_length=4096)]
 #: ``licence`` is the former name.
@@ -66,8 +65,8 @@ class CreateAsset(LicensedModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    asset_type: Short
-    name: Short
+    asset_type: Annotated[Short, Field(json_schema_extra={"enum": list(ASSET_KINDS)})]
+    name: Name
     data: AssetData = AssetData()
     description: Description | None = None
     is_public: bool | None = False
@@ -75,13 +74,13 @@ class CreateAsset(LicensedModel):
     shared_with: list[Short] = Field(default_factory=list, max_length=MAX_SHARED_WITH)
     new_version: bool = False
     license: Short | None = None
-    expires_at: AwareDatetime | None = None
+    expires_at: Instant | None = None
     sha256: Sha256 | None = None
     prediction_type: Prediction | None = None
     adapter_config: AdapterConfig | None = None
     transfer_api_type: Short | None = None
-    size_bytes: int | None = Field(None, gt=0, le=2**48)
-    part_bytes: int = Field(PART_BYTES, gt=0, le=2**48)
+    size_bytes: int | None = Field(default=None, gt=0, le=2**48)
+    part_bytes: int = Field(default=PART_BYTES, gt=0, le=2**48)
     url: Link | None = None
     hf_repo: Link | None = None
     hf_token_secret: Short | None = None
@@ -125,17 +124,17 @@ class ChangeAsset(LicensedModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Short | None = None
+    name: Name | None = None
     description: Description | None = None
     trigger_words: Annotated[list[Short], Field(max_length=32)] | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
     license: Short | None = None
     visibility: Visibility | None = None
     shared_with: Annotated[list[Short], Field(max_length=MAX_SHARED_WITH)] | None = None
-    expires_at: AwareDatetime | Literal["never"] | None = None
+    expires_at: Instant | Literal["never"] | None = None
     prediction_type: Prediction | Literal["auto"] | None = None
     #: Refuse the change if the asset has another one by now.
-    revision: int | None = Field(None, ge=0, le=2**31 - 1)
+    revision: int | None = Field(default=None, ge=0, le=2**31 - 1)
 
     def change(self) -> Change:
         expires_at_s = None
@@ -159,72 +158,3 @@ class CompleteUpload(RequestModel):
     model_config = ConfigDict(extra="ignore")
 
     token: Annotated[str, Field(max_length=4096)] | None = None
-
-
-def asset_body(
-    asset: Asset, *, inspected: bool, preview_url: str | None = None
-) -> dict[str, object]:
-    """Return an asset's JSON; fields required by OctoAI's clients are not null.
-
-    ``inspected`` adds report, sharing and usage.
-    """
-    data: dict[str, object] = {
-        "asset_type": asset.kind,
-        "engine": asset.labels.get("engine", ENGINE),
-        "data_type": asset.labels.get("data_type", "fp16"),
-        "file_format": "safetensors",
-    }
-    if KINDS[asset.kind].has_trigger_words:
-        data["trigger_words"] = list(asset.trigger_words)
-    if asset.kind == "lora":
-        data["checkpoint"] = asset.labels.get("checkpoint")
-    body: dict[str, object] = {
-        "id": asset.id,
-        "asset_type": asset.kind,
-        "name": asset.name,
-        "version": asset.version,
-        "owner": asset.owner,
-        "description": asset.description,
-        "size_bytes": asset.size_bytes,
-        "status": asset.status,
-        "status_details": asset.status_details,
-        "created_at": timestamp(asset.created_at_s),
-        "tenant_uuid": _uuid(asset.tenant_id),
-        "is_public": asset.is_public,
-        "file_structure": "single_file",
-        "data": data,
-        "tags": list(asset.tags),
-        "license": asset.license,
-        "licence": asset.license,
-        "preview_url": preview_url,
-        "expires_at": asset.expires_at_s and timestamp(asset.expires_at_s),
-    }
-    if inspected:
-        source = asset.source or ImportSource()
-        body |= {
-            "revision": asset.revision,
-            "visibility": asset.visibility,
-            "shared_with": list(asset.shared_with),
-            "created_by": asset.created_by,
-            "sha256": asset.expected_sha256,
-            "uses": asset.uses,
-            "last_used_at": asset.last_used_at_s and timestamp(asset.last_used_at_s),
-            "url": _without_query(source.url),
-            "hf_repo": source.hf_repo,
-            "report": dict(asset.report),
-        }
-    return body
-
-
-def _without_query(url: str | None) -> str | None:
-    """The query may contain a signature."""
-    return url and url.partition("?")[0]
-
-
-def timestamp(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat()
-
-
-def _uuid(tenant_id: str) -> str:
-    """Clients parse it; the commons has no tenant row."""
-    return tenant_id if len(tenant_id) == 36 else "00000000-0000-0000-0000-000000000000"

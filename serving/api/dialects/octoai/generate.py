@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from assets.library.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS
 from assets.selection import AssetSelection
+from serving.api.models.generation import Receipt
 from serving.api.request_model import RequestModel
 from serving.errors import InvalidRequest
 from serving.generation.contract import (
@@ -78,15 +79,15 @@ class GenerateRequest(RequestModel):
     sampler: Sampler = "DDIM"
     height: Pixels | None = None
     width: Pixels | None = None
-    cfg_scale: float = Field(12.0, gt=0, le=50)
-    steps: int = Field(30, gt=0, le=200)
-    num_images: int = Field(1, ge=1, le=MAX_IMAGES)
+    cfg_scale: float = Field(default=12.0, gt=0, le=50)
+    steps: int = Field(default=30, gt=0, le=200)
+    num_images: int = Field(default=1, ge=1, le=MAX_IMAGES)
     seed: Seed | Annotated[list[Seed | None], Field(max_length=MAX_IMAGES)] | None = None
     image_encoding: ImageEncoding = "jpeg"
     #: Extension: higher goes first within the organisation.
-    priority: int = Field(0, ge=-10, le=10)
+    priority: int = Field(default=0, ge=-10, le=10)
     #: Extension: pool or kind of GPU; null is the tenant's default.
-    gpu: str | None = Field(None, max_length=64)
+    gpu: str | None = Field(default=None, max_length=64)
 
     @model_validator(mode="before")
     @classmethod
@@ -160,7 +161,7 @@ def answer(generated: Generation) -> bytes:
         ],
         "prediction_time_ms": timings.engine_s * 1000,
         "request_id": generated.request_id,
-        "receipt": receipt(generated),
+        "receipt": Receipt.of(generated).model_dump(),
         "timings_ms": {
             "queue": timings.queue_ms,
             "fetch": timings.fetch_ms,
@@ -173,30 +174,3 @@ def answer(generated: Generation) -> bytes:
     }
     # Encodes bytes in base64, and large texts several times as fast as the standard library.
     return msgspec.json.encode(body)
-
-
-def receipt(generated: Generation) -> dict[str, object]:
-    """Return the assets, their tiers and parameters written."""
-    result, size = generated.result, generated.size
-    return {
-        "assets": [
-            {
-                "asset": generated.names.get(fetch.key, ""),
-                "content_key": fetch.key,
-                "found_on": fetch.tier,
-                "bytes_moved": fetch.bytes_moved,
-                "fetch_ms": fetch.fetch_s * 1000,
-                "matched_parameters": result.matched.get(fetch.key),
-            }
-            for fetch in result.fetches
-        ],
-        "replica": result.replica,
-        "swap": {
-            "copied": result.swap.copied,
-            "touched": result.swap.touched,
-            "restored": result.swap.restored,
-            "kept": result.swap.kept,
-        },
-        "size": {"width": size.width, "height": size.height, "scaled_to_model": size.scaled},
-        "warnings": list(result.warnings),
-    }

@@ -8,12 +8,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
 
-from serving.api import idempotency, response_models
+from serving.api import idempotency
 from serving.api.connected import run_while_connected
 from serving.api.context import Context, Ctx
 from serving.api.dialects.octoai.generate import GenerateRequest, answer
 from serving.api.keyed_route import Authenticated, CostlyRoute
-from serving.api.openapi import answers_with, reads_headers
+from serving.api.models.generation import Accepted, GeneratedOrAccepted
+from serving.api.route_options import answers_with, reads_headers
 from serving.jobs.results import EarlierResult
 from serving.jobs.store import Job
 
@@ -28,12 +29,12 @@ _HEADERS = reads_headers(
 
 @router.post(
     "/generate/sdxl",
-    **answers_with(response_models.GeneratedOrAccepted),
+    **answers_with(GeneratedOrAccepted),
     openapi_extra=_HEADERS,
 )
 async def generate_sdxl(
     body: GenerateRequest, request: Request, context: Ctx, principal: Authenticated
-) -> dict[str, object] | Response:
+) -> Accepted | Response:
     """Generate images, once per ``Idempotency-Key``.
 
     ``X-OctoAI-Async: 1`` returns at once with a URL to poll.
@@ -42,7 +43,7 @@ async def generate_sdxl(
     wanted = body.to_request()
     if request.headers.get("x-octoai-async") == "1":
         job = await idempotency.accept(context, principal, wanted, body, key)
-        return {"response_id": job.id, "poll_url": context.url(f"v1/jobs/{job.id}")}
+        return Accepted(response_id=job.id, poll_url=context.url(f"v1/jobs/{job.id}"))
     if key is not None:
         job = await idempotency.accept(context, principal, wanted, body, key)
         return await job_answer(context, await idempotency.finished(context, request, job))

@@ -1,0 +1,1 @@
+"""The bodies of responses, by topic. Fields that were not set are absent."""
