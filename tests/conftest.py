@@ -101,7 +101,7 @@ def bench(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     database = open_database(f"sqlite:///{folder}/records.db")
     records, blobs = SqlAssetRecords(database), SqlBlobRecords(database)
     ingest_service = IngestService(records, blobs, store, b"secret", folder / "scratch")
-    manifest = ingest_service.install_base(miniature)
+    manifest = ingest_service.commons.install_base(miniature)
     tiers = (
         FileTier("disk", folder / "disk", 4 << 30),
         FileTier("host", folder / "host", 4 << 30),

@@ -31,13 +31,13 @@ class IngestQueue:
             self._ingest(asset)
 
     def _fetch(self, asset: Asset) -> None:
-        if self._service.fetch(asset.id):
+        if self._service.importer.fetch(asset.id):
             self._ingest(asset)
 
     def _ingest(self, asset: Asset) -> None:
         self._ingests.submit(asset.tenant_id, asset.id, partial(self._service.ingest, asset.id))
 
     def close(self) -> None:
-        self._service.stop()
+        self._service.importer.stop()
         self._fetches.close()
         self._ingests.close()

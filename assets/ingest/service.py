@@ -1,68 +1,53 @@
-"""The ingest service: fetches imports, converts uploads and imports the base model."""
+"""The ingest service: converts uploads and probes what they change."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from assets.asset import COMMONS, Asset, AssetChanges, AssetKind, ImportSource
-from assets.base_model.import_model import import_model
-from assets.base_model.manifest import ModelManifest, load_manifest
-from assets.content import Blob, Component, content_key, original_key, tenant_salt
+from assets.asset import Asset, AssetChanges, AssetKind
+from assets.base_model.manifest import load_manifest
+from assets.content import Blob, Component, content_key, tenant_salt
 from assets.errors import (
-    FetchFailed,
-    FetchRefused,
     IngestRejected,
     QuotaExceeded,
     StoreError,
-    TooLarge,
 )
 from assets.failpoint import reach
 from assets.formats.coverage import owner_warnings
-from assets.ids import new_asset_id
+from assets.ingest.blob_writer import BlobWriter
+from assets.ingest.commons import Commons
 from assets.ingest.convert import (
-    Ingested,
     OwnerDeclaration,
-    ingest_file,
     prediction_in,
     with_owners_prediction,
 )
 from assets.ingest.effect import EffectProbe
+from assets.ingest.importer import Importer
 from assets.ingest.sandbox import Sandbox
 from assets.library.records import AssetRecords
 from assets.library.references import BlobRecords
 from assets.library.resolve import BASE_NAME
 from assets.library.uploads import MAX_UPLOAD_BYTES
-from assets.prediction import Prediction
 from assets.remote.guarded_http import Fetcher
-from assets.remote.huggingface import HUB, find_file
-from assets.storage.object_paths import blob_key, preview_key, upload_key
-from assets.storage.object_store import CHUNK_BYTES, HashingWriter, ObjectStore, put_file
-from assets.text import is_storable
+from assets.remote.huggingface import HUB
+from assets.storage.object_paths import upload_key
+from assets.storage.object_store import CHUNK_BYTES, ObjectStore
 
 log = logging.getLogger(__name__)
 
-_CLAIM_TIMEOUT_S = 30.0
-_MAX_CONFIG_CHARS = 1 << 16
-_PROGRESS_INTERVAL_S = 1.0
-
-
-class _Cancelled(Exception):
-    """The asset was deleted or this service is stopping."""
-
 
 class IngestService:
-    """Ingests uploads and imports. Imports torch, so it needs its own process, not a gateway.
+    """Ingests uploads; :attr:`importer` fetches imports, :attr:`commons` has the operator's files.
 
-    It owns the scratch folder and removes what a killed predecessor left there.
+    Imports torch, so it needs its own process, not a gateway. It owns the scratch folder and
+    removes what a killed predecessor left there.
 
     Args:
         scratch: a local folder with room for twice the largest upload.
@@ -85,98 +70,21 @@ class IngestService:
         quota: Callable[[str], int | None] | None = None,
         keep_originals: bool = True,
     ) -> None:
-        self._keep_originals = keep_originals
         self._probe = probe
         self._quota = quota
-        self._fetcher = fetcher or Fetcher()
-        self._hub = hub
-        self._stopped = threading.Event()
         self._sandbox = sandbox or Sandbox()
         self._records = records
         self._blobs = blobs
         self._store = store
         self._secret = secret
         self._scratch = scratch
-        self._now = now
+        self.importer = Importer(records, store, fetcher, hub)
+        self._writer = BlobWriter(blobs, store, secret, keeps_originals=keep_originals)
+        self.commons = Commons(records, store, self._writer, scratch, now)
         _sweep(scratch)
-
-    def stop(self) -> None:
-        """Cancel transfers at their next progress report; the next start repeats them."""
-        self._stopped.set()
 
     def close(self) -> None:
         self._sandbox.close()
-
-    def fetch(self, asset_id: str, attempts: int = 3) -> bool:
-        """Download an import into the object store; return whether its bytes are there.
-
-        Safe to repeat.
-        """
-        asset = self._records.get(asset_id)
-        if asset is None or asset.status != "uploaded":
-            return False
-        if self._store.size(upload_key(asset_id)) is not None:
-            return True
-        try:
-            received = self._transfer(asset)
-        except _Cancelled:
-            return False
-        except (FetchFailed, TooLarge) as error:
-            if attempts > 1 and not isinstance(error, FetchRefused | TooLarge):
-                return self.fetch(asset_id, attempts - 1)
-            reason = f"the import failed: {error}"
-            rejected = AssetChanges(
-                status="rejected", status_details=reason, report={"reasons": [reason]}
-            )
-            self._records.update(asset_id, rejected, expect=("uploaded",))
-            return False
-        except (StoreError, OSError):
-            log.exception("object store failed during the import of %s; will retry", asset_id)
-            return False
-        except Exception:
-            log.exception("the import of %s failed", asset_id)
-            failed = AssetChanges(status="error", status_details="the import failed on the server")
-            self._records.update(asset_id, failed, expect=("uploaded",))
-            return False
-        changes = AssetChanges(size_bytes=received, status_details="inspecting")
-        return self._records.update(asset_id, changes, expect=("uploaded",)) is not None
-
-    def _transfer(self, asset: Asset) -> int:
-        source = asset.source or ImportSource()
-        url, sha256 = source.url, asset.expected_sha256
-        if not url:
-            hub_file = find_file(source.hf_repo or "", self._fetcher.fetch_json, self._hub)
-            url, sha256 = hub_file.url, hub_file.sha256 or sha256
-            if hub_file.adapter_config_url and not asset.adapter_config:
-                config = self._fetcher.fetch_json(hub_file.adapter_config_url)
-                text = json.dumps(config, ensure_ascii=False)
-                is_acceptable = len(text) <= _MAX_CONFIG_CHARS and is_storable(text)
-                if not isinstance(config, dict) or not is_acceptable:
-                    raise FetchFailed(
-                        "its adapter_config.json is not an object, has unstorable text or is "
-                        f"longer than {_MAX_CONFIG_CHARS} characters"
-                    )
-                self._records.update(asset.id, {"adapter_config": config}, expect=("uploaded",))
-        max_bytes = asset.max_bytes or MAX_UPLOAD_BYTES
-        last_update_s = 0.0
-
-        def progress(received: int, total: int | None) -> None:
-            nonlocal last_update_s
-            if self._stopped.is_set():
-                raise _Cancelled
-            if time.monotonic() - last_update_s >= _PROGRESS_INTERVAL_S:
-                last_update_s = time.monotonic()
-                of = f" of {total / 1e6:.1f} MB ({received * 100 // total} %)" if total else ""
-                details = AssetChanges(status_details=f"importing: {received / 1e6:.1f} MB{of}")
-                if self._records.update(asset.id, details, expect=("uploaded",)) is None:
-                    raise _Cancelled  # deleted
-
-        with self._store.write(upload_key(asset.id)) as target:
-            digest = HashingWriter(target)
-            received = self._fetcher.fetch(url, digest, max_bytes, progress)
-            if sha256 and digest.hexdigest() != sha256:
-                raise FetchFailed(f"the downloaded file does not have the expected sha256 {sha256}")
-        return received
 
     def ingest(self, asset_id: str) -> Asset | None:
         """Inspect and convert an ``uploaded`` asset; rekey a ``ready`` one for its current
@@ -213,7 +121,7 @@ class IngestService:
                     source, asset.kind, schema, salt, scratch, declaration
                 )
                 reach("ingest.converted")
-                converted = self._keep(ingested, source, digest, asset.tenant_id)
+                converted = self._writer.keep(ingested, source, digest, asset.tenant_id)
             details = self._details(asset.kind, converted)
             changes = AssetChanges(status="ready", status_details=details, **converted)
         except IngestRejected as rejection:
@@ -251,29 +159,10 @@ class IngestService:
             parts[component] = renamed = replace(blob, key=key)
             if renamed == blob:
                 continue
-            self._claim(renamed)
-            if self._store.size(blob_key(renamed)) != blob.size_bytes:
-                self._store.copy(blob_key(blob), blob_key(renamed))
+            self._writer.copy(blob, renamed)
         if parts == dict(asset.parts) and report == asset.report:
             return asset
         return self._records.update(asset.id, {"parts": parts, "report": report}, expect=("ready",))
-
-    def _keep(self, ingested: Ingested, source: Path, digest: str, tenant_id: str) -> AssetChanges:
-        original = None
-        if self._keep_originals:
-            key = original_key(digest, tenant_salt(self._secret, tenant_id))
-            original = Blob(key, digest, source.stat().st_size)
-        files = list(ingested.files.values())
-        # The inspected copy: the upload's object may have changed since.
-        for blob, path in [*files, *([(original, source)] if original is not None else [])]:
-            self._claim(blob)
-            reach("ingest.claimed")
-            if self._store.size(blob_key(blob)) != blob.size_bytes:
-                put_file(self._store, blob_key(blob), path)
-            reach("ingest.stored")
-        parts = {component: blob for component, (blob, _) in ingested.files.items()}
-        report = {**ingested.report, "source_sha256": digest}
-        return AssetChanges(parts=parts, original=original, report=report)
 
     def _check_quota(self, asset: Asset) -> None:
         """Check again: concurrent uploads may have exceeded it."""
@@ -308,16 +197,6 @@ class IngestService:
             raise IngestRejected("with this asset at weight 1, the test image is not finite")
         return "" if effect.rms else "it changes nothing in a test image"
 
-    def _claim(self, blob: Blob) -> None:
-        """Claim a blob before storing it; wait while the collector deletes it."""
-        deadline = time.monotonic() + _CLAIM_TIMEOUT_S
-        while not self._blobs.claim(blob):
-            if time.monotonic() > deadline:
-                raise StoreError(
-                    f"{blob.key} was still being deleted after {_CLAIM_TIMEOUT_S:g} s; try again"
-                )
-            time.sleep(0.05)
-
     def _download(self, key: str, path: Path) -> str:
         digest = hashlib.sha256()
         with self._store.open(key) as source, open(path, "wb") as target:
@@ -327,114 +206,6 @@ class IngestService:
                 digest.update(chunk)
                 target.write(chunk)
         return digest.hexdigest()
-
-    def install_base(
-        self,
-        path: Path,
-        progress: Callable[[str], None] = lambda _: None,
-        prediction: Prediction | None = None,
-    ) -> ModelManifest:
-        """Import the model at ``path`` as the commons' public base checkpoint.
-
-        ``prediction`` overrides the type that its files state.
-        """
-        manifest = import_model(self._store, path, BASE_NAME, progress, prediction=prediction)
-        parts = manifest.parts
-        self._put_common(
-            Asset(
-                id=new_asset_id(self._now()),
-                tenant_id=COMMONS,
-                owner=COMMONS,
-                name=BASE_NAME,
-                kind="checkpoint",
-                created_at_s=self._now(),
-                status="ready",
-                description=f"the served base model ({manifest.native_size} px)",
-                visibility="public",
-                size_bytes=sum(blob.size_bytes for blob in parts.values()),
-                parts=parts,
-                report={
-                    "fits": manifest.schema.digest,
-                    "prediction_type": manifest.predicts.report(),
-                },
-            )
-        )
-        return manifest
-
-    def publish(
-        self,
-        name: str,
-        kind: AssetKind,
-        path: Path,
-        description: str,
-        trigger_words: Sequence[str],
-        preview: bytes | None,
-    ) -> bool:
-        """Publish a file as the commons' public asset ``name``; False if already, unchanged.
-
-        Raises:
-            IngestRejected: the file does not fit the served base model.
-        """
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        schema = load_manifest(self._store, BASE_NAME).schema
-        image = preview and preview_key(f"{COMMONS}-{name}", hashlib.sha256(preview).hexdigest())
-        asset = Asset(
-            id=new_asset_id(self._now()),
-            tenant_id=COMMONS,
-            owner=COMMONS,
-            name=name,
-            kind=kind,
-            created_at_s=self._now(),
-            status="ready",
-            description=description,
-            visibility="public",
-            size_bytes=path.stat().st_size,
-            trigger_words=tuple(trigger_words),
-            preview=image or None,
-        )
-        known = self._records.find_foreign(COMMONS, name)
-        if known is not None and (
-            known.report.get("source_sha256"), known.report.get("fits"), known.description,
-            known.trigger_words, known.preview, known.original is not None,
-        ) == (
-            digest, schema.digest, description,
-            asset.trigger_words, asset.preview, self._keep_originals,
-        ):  # fmt: skip
-            return False
-        if preview and image:
-            with self._store.write(image) as target:
-                target.write(preview)
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self._scratch, prefix="ingest-") as folder:
-            ingested = ingest_file(path, kind, schema, None, Path(folder))
-            converted = self._keep(ingested, path, digest, COMMONS)
-        self._put_common(replace(asset, **converted))
-        return True
-
-    def withdraw(self, name: str) -> None:
-        """Delete the commons' asset ``name``, if it exists."""
-        if known := self._records.find_foreign(COMMONS, name):
-            self._records.update(known.id, {"status": "deleted", "deleted_at_s": self._now()})
-
-    def _put_common(self, asset: Asset) -> None:
-        known = self._records.find_foreign(COMMONS, asset.name)
-        if known is None:
-            self._records.add(asset)
-            return
-        changes = AssetChanges(
-            kind=asset.kind,
-            status=asset.status,
-            description=asset.description,
-            size_bytes=asset.size_bytes,
-            trigger_words=asset.trigger_words,
-            preview=asset.preview,
-            parts=asset.parts,
-            original=asset.original,
-            report=asset.report,
-        )
-        if any(getattr(known, name) != value for name, value in changes.items()):
-            self._records.update(known.id, changes)
 
 
 def _sweep(scratch: Path) -> None:

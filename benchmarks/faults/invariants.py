@@ -114,11 +114,11 @@ class Invariants:
         """Return charged images per request, once stable."""
         meter = self.harness.backends().meter
         count = -1
-        while count != (count := int(meter.totals(self.harness.tenant_id)["pictures"])):
+        while count != (count := int(meter.ledger.totals(self.harness.tenant_id)["pictures"])):
             time.sleep(1.0)
         return Counter(
             usage.reference.partition("/")[0].partition("@")[0]
-            for usage in meter.iter_usage(self.harness.tenant_id)
+            for usage in meter.ledger.iter_usage(self.harness.tenant_id)
             if usage.kind == "picture"
         )
 

@@ -101,7 +101,7 @@ def poison(harm: Harm) -> None:
             time.sleep(1.0)
     code = answer.json().get("code", "")
     harm.seen = f"{len(deaths)} replicas died, then it was refused: {answer.status_code} {code}"
-    charged = harness.backends().meter.totals(harness.tenant_id_of(_POISONER))["pictures"]
+    charged = harness.backends().meter.ledger.totals(harness.tenant_id_of(_POISONER))["pictures"]
     if code != "quarantined" or charged or len(deaths) > CRASHES:
         harm.lost.append(f"{harm.seen}; charged {charged}")
 

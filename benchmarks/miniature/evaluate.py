@@ -53,7 +53,7 @@ class Studio:
         settings = Settings(data_dir=folder)
         backends = open_backends(settings)
         ingest_service = open_ingest_service(settings, backends)
-        manifest = ingest_service.install_base(write_miniature(folder / "miniature"))
+        manifest = ingest_service.commons.install_base(write_miniature(folder / "miniature"))
         publish_library(ingest_service)
         disk, host = (FileTier(name, folder / name, 1 << 30) for name in ("disk", "host"))
         self.library = backends.library

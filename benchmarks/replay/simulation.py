@@ -14,8 +14,9 @@ from benchmarks.replay.replica import Hardware, SimulatedNode, SimulatedReplica
 from benchmarks.replay.trace import TraceRequest
 from router.admission import QueueLimits
 from router.cost import Speeds
+from router.policy import SchedulingPolicy
 from router.request import QueuedRequest
-from router.scheduler import Assignment, Scheduler, SchedulingPolicy
+from router.scheduler import Assignment, Scheduler
 
 OURS = "ours"
 #: Instant loading: the gap to the bound is due to reordering alone.

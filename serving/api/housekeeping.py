@@ -42,7 +42,7 @@ async def _restart_ingests(context: Context) -> None:
 async def _account(context: Context) -> None:
     await asyncio.to_thread(context.backends.meter.release_expired)
     if await asyncio.to_thread(context.backends.periodic.claim, "storage", _METER_S):
-        await asyncio.to_thread(context.backends.meter.meter_storage)
+        await asyncio.to_thread(context.backends.storage_meter.charge_hour)
 
 
 async def _forget(context: Context) -> None:

@@ -40,7 +40,7 @@ from serving.api.models.organisation import (
 )
 from serving.api.request_model import Instant, RequestModel
 from serving.api.route_options import answers_text
-from serving.tenants.meter import Usage
+from serving.tenants.ledger import Usage
 
 router = APIRouter(prefix="/v1", tags=["organisation"], route_class=KeyedRoute)
 search_router = APIRouter(prefix="/v1", tags=["organisation"], route_class=SearchRoute)
@@ -92,7 +92,7 @@ async def get_organisation(context: Ctx, principal: Authenticated) -> Organisati
     """Return the request's organisation and key, plan and usage."""
 
     def read_usage() -> OrganisationUse:
-        budget = context.backends.meter.budget(principal.tenant_id)
+        budget = context.backends.meter.ledger.budget(principal.tenant_id)
         count = context.platform.library.list(
             Principal(principal.tenant_id, principal.tenant_name), AssetQuery(limit=1)
         )
@@ -128,8 +128,10 @@ async def list_usage(
     since_s, until_s = _span(since, until)
 
     def read() -> tuple[Sequence[Usage], Mapping[str, float]]:
-        rows = context.backends.meter.usage(principal.tenant_id, since_s, until_s, after, limit + 1)
-        return rows, context.backends.meter.totals(principal.tenant_id, since_s, until_s)
+        rows = context.backends.meter.ledger.usage(
+            principal.tenant_id, since_s, until_s, after, limit + 1
+        )
+        return rows, context.backends.meter.ledger.totals(principal.tenant_id, since_s, until_s)
 
     rows, totals = await asyncio.to_thread(read)
     has_more = len(rows) > limit
@@ -147,7 +149,7 @@ async def export_usage(
 ) -> StreamingResponse:
     """Export the period's rows as CSV."""
     since_s, until_s = _span(since, until)
-    rows = context.backends.meter.iter_usage(principal.tenant_id, since_s, until_s)
+    rows = context.backends.meter.ledger.iter_usage(principal.tenant_id, since_s, until_s)
     headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
     return StreamingResponse(_csv(rows), media_type="text/csv; charset=utf-8", headers=headers)
 

@@ -29,6 +29,7 @@ from serving.tenants.audit import Audit
 from serving.tenants.directory import Directory
 from serving.tenants.meter import Meter
 from serving.tenants.rate import RateLimiter
+from serving.tenants.storage_meter import StorageMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Backends:
     directory: Directory
     limiter: RateLimiter
     meter: Meter
+    storage_meter: StorageMeter
     audit: Audit
     jobs: JobStore
     periodic: PeriodicWork
@@ -69,7 +71,7 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     directory = Directory(engine)
     library = Library(records, blobs, store, parts, quota=directory.storage_limit)
     clock = clock_of(engine)
-    meter = Meter(engine, blobs, clock)
+    meter = Meter(engine, clock)
     jobs = JobStore(engine, meter, clock, settings.results_kept_s)
 
     def orphaned_results(candidates: Sequence[StoredObject]) -> Collection[str]:
@@ -87,5 +89,6 @@ def open_backends(settings: Settings, now: Callable[[], float] = time.time) -> B
     reconciler = Reconciler(records, blobs, store, parts, expired, now)
     return Backends(
         records, blobs, store, library, directory, RateLimiter(engine), meter,
-        Audit(engine), jobs, PeriodicWork(engine, clock), reconciler, Pins(engine), engine,
+        StorageMeter(engine, blobs, clock), Audit(engine), jobs, PeriodicWork(engine, clock),
+        reconciler, Pins(engine), engine,
     )  # fmt: skip

@@ -58,10 +58,10 @@ def install_model(
     """
     if settings.model is not None:
         prediction = None if settings.prediction_type == "auto" else settings.prediction_type
-        manifest = ingest_service.install_base(settings.model, progress, prediction)
+        manifest = ingest_service.commons.install_base(settings.model, progress, prediction)
         withdraw_library(ingest_service)
         return manifest
     folder = settings.data_dir / "models" / f"miniature-{identity()}"
-    manifest = ingest_service.install_base(write_miniature(folder), progress)
+    manifest = ingest_service.commons.install_base(write_miniature(folder), progress)
     publish_library(ingest_service, progress)
     return manifest

@@ -78,8 +78,8 @@ def tenant_usage(tenant: str, data_dir: DataDir = None, as_json: AsJson = False)
     with clear_errors():
         backends = _backends(data_dir)
         principal = backends.directory.keyring.principal_of_tenant(tenant)
-        budget = asdict(backends.meter.budget(principal.tenant_id))
-        row = {**budget, **backends.meter.totals(principal.tenant_id)}
+        budget = asdict(backends.meter.ledger.budget(principal.tenant_id))
+        row = {**budget, **backends.meter.ledger.totals(principal.tenant_id)}
         show([row], tuple(row), as_json)
 
 

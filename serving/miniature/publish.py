@@ -29,7 +29,7 @@ def publish_library(ingest_service: IngestService, progress: Progress = lambda _
             source = weights_file(entry.name)
             if entry.kind == "checkpoint":
                 source = assembled(entry, Path(scratch))
-            published = ingest_service.publish(
+            published = ingest_service.commons.publish(
                 name=entry.name,
                 kind=entry.kind,
                 path=source,
@@ -44,7 +44,7 @@ def publish_library(ingest_service: IngestService, progress: Progress = lambda _
 def withdraw_library(ingest_service: IngestService) -> None:
     """Withdraw the catalogue's assets, which fit only the miniature."""
     for entry in CATALOGUE:
-        ingest_service.withdraw(entry.name)
+        ingest_service.commons.withdraw(entry.name)
 
 
 def preview(entry: CatalogueEntry) -> bytes | None:

@@ -80,7 +80,7 @@ class Dispatcher:
         self._clock = clock
         self.metrics = PoolMetrics(pool)
         self.residency = ResidencyIndex(
-            self._states, self._scheduler.popular, self._take_report, clock
+            self._states, self._scheduler.demand.popular_extras, self._take_report, clock
         )
         self._throughput = ThroughputEstimator()
         self._quarantine = CrashQuarantine()
@@ -130,7 +130,7 @@ class Dispatcher:
                 state.report is not None,
                 len(state.running),
                 state.idle_since_s,
-                0.0 if state.running else self._scheduler.value_s(state.client.id, now),
+                0.0 if state.running else self._scheduler.displacement.stop_s(state.client.id, now),
             )
             for state in self._states.values()
             if not state.leaving
@@ -481,7 +481,7 @@ class Dispatcher:
                 self._take_report(state, report)
                 self._assign()
                 if is_new:
-                    popular = self._scheduler.most_popular(MOST_POPULAR, self._clock())
+                    popular = self._scheduler.demand.most_popular(MOST_POPULAR, self._clock())
                     self._promote(Promotion(state.client.id, tuple(popular)) if popular else None)
             except Exception:  # polling must continue
                 log.exception("the report of %s cannot be processed", state.client.id)

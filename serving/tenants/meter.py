@@ -6,28 +6,23 @@ Settling replaces the reservation by ledger rows, at most one per image, so it i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from statistics import median
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from sqlalchemy import CursorResult, Engine, Table, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from assets.library.references import BlobRecords
 from assets.principal import Principal
 from assets.sql.base import alone
 from serving.errors import BudgetExceeded
-from serving.tenants.rows import BudgetRow, LedgerRow, ReservationRow, TenantRow
+from serving.tenants.ledger import Ledger, month_of
+from serving.tenants.rows import BudgetRow, LedgerRow, ReservationRow
 
-UsageKind = Literal["picture", "attempt", "storage"]
-UNITS: Mapping[str, str] = {"picture": "gpu_s", "attempt": "gpu_s", "storage": "gb_hours"}
-_HOUR_S = 3600.0
 #: Own images to estimate costs from, or else tenants whose newest image is used.
 _RECENT, _MOST_TENANTS = 50, 200
 _RECENT_ROWS = 20_000
-_PAGE = 500
 
 #: Faster than ORM objects.
 _BUDGETS = cast(Table, BudgetRow.__table__)
@@ -55,40 +50,13 @@ class Settlement:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """A ledger row; ``quantity`` in engine seconds or GB-hours (10⁹ bytes)."""
-
-    id: int
-    at_s: float
-    kind: UsageKind
-    reference: str
-    quantity: float
-    member_id: str
-    key_id: str
-    details: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Engine seconds in one calendar month (UTC)."""
-
-    month: str
-    used_gpu_s: float
-    reserved_gpu_s: float
-
-
-def month_of(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m")
-
-
 class Meter:
-    def __init__(
-        self, engine: Engine, blobs: BlobRecords, now: Callable[[], float] = time.time
-    ) -> None:
+    """Writes budgets and charges; :attr:`ledger` reads them."""
+
+    def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self._engine = engine
-        self._blobs = blobs
         self._now = now
+        self.ledger = Ledger(engine, now)
 
     def reserve(self, charge: Charge, expires_s: float) -> None:
         """Reserve the estimated cost for ``expires_s`` seconds at most.
@@ -241,102 +209,6 @@ class Meter:
             self.release(charge_id)
         return len(expired)
 
-    def meter_storage(self) -> None:
-        """Add this hour's missing storage rows; downtime is free."""
-        hour = int(self._now() // _HOUR_S)
-        with Session(self._engine) as session:
-            tenants = session.scalars(select(TenantRow.id)).all()
-            references = {f"{tenant}/{hour}": tenant for tenant in tenants}
-            done = {
-                reference
-                for reference in references
-                if session.scalar(
-                    select(LedgerRow.id).where(
-                        LedgerRow.kind == "storage", LedgerRow.reference == reference
-                    )
-                )
-            }
-        for reference, tenant in references.items():
-            if reference in done:
-                continue
-            stored = self._blobs.stored_bytes(tenant)
-            if stored:
-                self._add_storage(tenant, reference, stored)
-
-    def _add_storage(self, tenant_id: str, reference: str, stored_bytes: int) -> None:
-        with Session(self._engine) as session, session.begin():
-            alone(session, tenant_id)
-            charged = (LedgerRow.kind == "storage", LedgerRow.reference == reference)
-            if session.scalar(select(LedgerRow.id).where(*charged)) is None:
-                session.execute(
-                    insert(LedgerRow).values(
-                        at_s=self._now(), tenant_id=tenant_id, member_id="", key_id="",
-                        kind="storage", reference=reference, quantity=stored_bytes / 1e9,
-                        details={"bytes": stored_bytes},
-                    )
-                )  # fmt: skip
-
-    def budget(self, tenant_id: str) -> Budget:
-        month = month_of(self._now())
-        with Session(self._engine) as session:
-            row = session.get(BudgetRow, (tenant_id, month))
-            if row is None:
-                return Budget(month, 0.0, 0.0)
-            return Budget(month, row.used_gpu_s, row.reserved_gpu_s)
-
-    def usage(
-        self,
-        tenant_id: str,
-        since_s: float = 0.0,
-        until_s: float | None = None,
-        after: int = 0,
-        limit: int = 100,
-    ) -> Sequence[Usage]:
-        """Return ledger rows in order, above id ``after``."""
-        query = select(LedgerRow).where(
-            LedgerRow.tenant_id == tenant_id, LedgerRow.id > after, LedgerRow.at_s >= since_s
-        )
-        if until_s is not None:
-            query = query.where(LedgerRow.at_s < until_s)
-        with Session(self._engine) as session:
-            rows = session.scalars(query.order_by(LedgerRow.id).limit(limit))
-            return [
-                Usage(
-                    r.id, r.at_s, r.kind, r.reference, r.quantity, r.member_id, r.key_id,  # type: ignore[arg-type]
-                    r.details,
-                )
-                for r in rows
-            ]  # fmt: skip
-
-    def iter_usage(
-        self, tenant_id: str, since_s: float = 0.0, until_s: float | None = None
-    ) -> Iterator[Usage]:
-        """Iterate over a span's rows, page by page."""
-        after = 0
-        while page := self.usage(tenant_id, since_s, until_s, after, _PAGE):
-            yield from page
-            after = page[-1].id
-
-    def totals(
-        self, tenant_id: str, since_s: float = 0.0, until_s: float | None = None
-    ) -> Mapping[str, float]:
-        """Return the sums of a span."""
-        query = (
-            select(LedgerRow.kind, func.count(LedgerRow.id), func.sum(LedgerRow.quantity))
-            .where(LedgerRow.tenant_id == tenant_id, LedgerRow.at_s >= since_s)
-            .group_by(LedgerRow.kind)
-        )
-        if until_s is not None:
-            query = query.where(LedgerRow.at_s < until_s)
-        with Session(self._engine) as session:
-            sums = {kind: (count, total) for kind, count, total in session.execute(query)}
-        images, gpu_s = sums.get("picture", (0, 0.0))
-        return {
-            "pictures": images,
-            "gpu_s": gpu_s + sums.get("attempt", (0, 0.0))[1],
-            "gb_hours": sums.get("storage", (0, 0.0))[1],
-        }
-
     def check_integrity(self) -> None:
         """Assert that budgets match rows. For tests, while nothing runs."""
         with Session(self._engine) as session:
@@ -351,7 +223,7 @@ class Meter:
                 BudgetRow.tenant_id
             )
             for tenant_id, total in session.execute(used):
-                assert abs(self.totals(tenant_id)["gpu_s"] - total) < 1e-6 * max(1.0, total)
+                assert abs(self.ledger.totals(tenant_id)["gpu_s"] - total) < 1e-6 * max(1.0, total)
 
 
 def _rates(rows: Iterable[Any], pool: str) -> list[float]:

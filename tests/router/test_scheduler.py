@@ -11,9 +11,10 @@ from assets.content import Blob
 from router.admission import QueueLimits
 from router.cost import Speeds, cost_s
 from router.fairness import FairClock
+from router.policy import SchedulingPolicy
 from router.replica import MAX_IN_FLIGHT, Node, Replica
 from router.request import QueuedRequest
-from router.scheduler import Assignment, Scheduler, SchedulingPolicy
+from router.scheduler import Assignment, Scheduler
 
 SPEEDS = Speeds(bytes_per_s={"host": 10.0, "disk": 5.0, "store": 1.0}, work_per_s=10.0, swap_s=0.0)
 BASE, OTHER, LORA = Blob("base", "", 50), Blob("other", "", 50), Blob("lora", "", 20)
@@ -427,10 +428,12 @@ def test_the_value_of_a_replica_follows_popularity_and_the_number_of_holders() -
     arrive(scheduler, other("once", arrived_s=8.0), now_s=8.0)
     for assignment in scheduler.assign(8.0):
         scheduler.ended(assignment, 8.0)
-    worth = {name: scheduler.value_s(name, 8.0) for name in ("popular", "rare", "bare")}
+    worth = {name: scheduler.displacement.stop_s(name, 8.0) for name in ("popular", "rare", "bare")}
     assert worth["popular"] > worth["rare"] > worth["bare"] == 0.0
     hold(scheduler, "bare", "base")
     assert (
-        scheduler.value_s("popular", 8.0) == scheduler.value_s("bare", 8.0) == worth["popular"] / 2
+        scheduler.displacement.stop_s("popular", 8.0)
+        == scheduler.displacement.stop_s("bare", 8.0)
+        == worth["popular"] / 2
     )
-    assert scheduler.value_s("popular", 8.0 + 3600.0) < worth["popular"] / 3
+    assert scheduler.displacement.stop_s("popular", 8.0 + 3600.0) < worth["popular"] / 3

@@ -149,13 +149,13 @@ def _check(settings: Settings, charged: int) -> None:
     later = open_backends(settings, lambda: time.time() + 2 * 3600.0)
     later.reconciler.run()
     engine = later.database
-    Meter(engine, later.blobs, lambda: time.time() + 2 * 3600.0).release_expired()
+    Meter(engine, lambda: time.time() + 2 * 3600.0).release_expired()
     assert not any(later.reconciler.run().values()), "the second run still found work"
     later.meter.check_integrity()
     (tenant_id,) = (t.id for t in later.directory.tenants() if t.name == "acme")
-    budget = later.meter.budget(tenant_id)
+    budget = later.meter.ledger.budget(tenant_id)
     assert budget.reserved_gpu_s == 0.0
-    assert later.meter.totals(tenant_id)["pictures"] == charged
+    assert later.meter.ledger.totals(tenant_id)["pictures"] == charged
     referred = set(later.records.referred())
     stored = {s.key.rpartition("/")[2] for s in later.store.list(BLOBS)}
     assert referred <= stored

@@ -71,7 +71,7 @@ def images_of(api: Api) -> list[str]:
 
 def charged(api: Api, tenant: str) -> float:
     (found,) = [t for t in api.backends.directory.tenants() if t.name == tenant]
-    return api.backends.meter.totals(found.id)["gpu_s"]
+    return api.backends.meter.ledger.totals(found.id)["gpu_s"]
 
 
 async def test_pages_are_stable_while_jobs_are_added(api: Api) -> None:

@@ -102,7 +102,7 @@ def test_a_database_of_an_earlier_release_is_migrated(tmp_path: Path) -> None:
     assert principal == Principal("t", "acme", 2.0, key.id, "owner")
     assert blobs.stored_bytes("t") == 11  # with the restorable one
     engine = open_database(url)
-    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
+    jobs = JobStore(engine, Meter(engine))
     old = jobs.get("job_old")
     assert old is not None
     assert (old.request, old.body_digest, old.status) == (OLD_REQUEST, None, "pending")

@@ -10,7 +10,6 @@ import pytest
 import sqlalchemy as sa
 
 from assets.principal import Principal
-from assets.sql.blobs import SqlBlobRecords
 from serving.jobs.store import JobRow, JobStore
 from serving.tenants.meter import Meter
 from tests.support.generation import REQUEST
@@ -90,7 +89,7 @@ def _sqlite_steps(engine: sa.Engine, work: Callable[[], Any]) -> int:
 
 
 def test_the_cost_of_a_claim_does_not_grow_with_finished_jobs(shared: sa.Engine) -> None:
-    jobs = JobStore(shared, Meter(shared, SqlBlobRecords(shared)))
+    jobs = JobStore(shared, Meter(shared))
     for index in range(WAITING):
         jobs.add(tenant(index), REQUEST)
     costs: dict[str, list[int]] = {"claim": [], "add": [], "expired": []}

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 
 from assets.principal import Principal
-from assets.sql.blobs import SqlBlobRecords
 from serving.bootstrap.database import open_database
 from serving.errors import Cancelled
 from serving.jobs import notices as module
@@ -36,7 +35,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def listening(engine: Engine) -> AsyncIterator[tuple[Notices, asyncio.Event, JobWatcher]]:
     notices, accepted = Notices(engine), asyncio.Event()
-    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
+    jobs = JobStore(engine, Meter(engine))
     watch = JobWatcher(jobs, jobs.outbox, notices)
     notices.start({"accepted": accepted.set, "ended": watch.look})
     try:
@@ -57,7 +56,7 @@ def far_between(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_another_gateways_jobs_wake_this_one(postgres_url: str, far_between: None) -> None:
     here, there = open_database(postgres_url), open_database(postgres_url)
-    others = JobStore(there, Meter(there, SqlBlobRecords(there)))
+    others = JobStore(there, Meter(there))
     async with listening(here) as (_, accepted, watch), asyncio.timeout(20):
         job = others.add(ACME, REQUEST)
         await accepted.wait()

@@ -11,7 +11,6 @@ import pytest
 
 from assets.errors import AssetNotFound, StoreError
 from assets.principal import Principal
-from assets.sql.blobs import SqlBlobRecords
 from serving.bootstrap.database import open_database
 from serving.errors import Cancelled, DeadlineExceeded, NotFound, Refused, ReplicaLost
 from serving.jobs.failed import JobError
@@ -32,7 +31,7 @@ from tests.support.generation import REQUEST
 
 async def test_a_gateway_puts_its_jobs_back_on_shutdown(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
-    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
+    jobs = JobStore(engine, Meter(engine))
     principal = Principal("t", "acme")
     job = jobs.add(principal, REQUEST)
     started = asyncio.Event()
@@ -71,7 +70,7 @@ class Counting:
 
 async def test_waiters_cost_what_ends_and_not_what_waits(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
-    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
+    jobs = JobStore(engine, Meter(engine))
     principal = Principal("t", "acme")
     counting = Counting(jobs)
     watch = JobWatcher(cast(JobStore, counting), jobs.outbox, Notices(engine))
@@ -99,7 +98,7 @@ async def test_waiters_cost_what_ends_and_not_what_waits(tmp_path: Path) -> None
 async def test_a_watcher_asks_again_about_everything_from_time_to_time(tmp_path: Path) -> None:
     """Should the outbox have missed one."""
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
-    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine)))
+    jobs = JobStore(engine, Meter(engine))
     now_s = [0.0]
     watch = JobWatcher(jobs, jobs.outbox, Notices(engine), lambda: now_s[0])
     job = jobs.add(Principal("t", "acme"), REQUEST)

@@ -13,7 +13,6 @@ import pytest
 
 from assets.plan import Plan
 from assets.principal import Principal
-from assets.sql.blobs import SqlBlobRecords
 from assets.sql.clock import clock_of
 from serving.bootstrap.database import open_database
 from serving.errors import Refused, ReplicaLost
@@ -28,7 +27,7 @@ LOST = JobError.of(ReplicaLost("gone"))
 
 def jobs_of(url: str, now: Callable[[], float] = time.time) -> JobStore:
     engine = open_database(url)
-    return JobStore(engine, Meter(engine, SqlBlobRecords(engine), now), now)
+    return JobStore(engine, Meter(engine, now), now)
 
 
 def spent(job: Job) -> Settlement:
@@ -60,7 +59,7 @@ def test_an_expired_idempotency_key_is_charged_again(tmp_path: Path) -> None:
         assert jobs.finish(job.id, "w", Settlement(Charge(job.charge_id, ACME, 1.0), 1.0, 1))
         now[0] += KEPT_S + 1
         jobs.forget(job.id)
-    assert jobs._meter.totals(ACME.tenant_id)["pictures"] == 2
+    assert jobs._meter.ledger.totals(ACME.tenant_id)["pictures"] == 2
 
 
 def test_concurrent_retries_reserve_the_budget_once(tmp_path: Path) -> None:
@@ -73,11 +72,11 @@ def test_concurrent_retries_reserve_the_budget_once(tmp_path: Path) -> None:
     for _ in range(2):
         retried = jobs.again(job.id, principal, 5.0)
     assert retried is not None
-    assert jobs._meter.budget("t").reserved_gpu_s == 5.0
+    assert jobs._meter.ledger.budget("t").reserved_gpu_s == 5.0
     assert jobs.claim("w") is not None
     assert jobs.finish(job.id, "w", Settlement(Charge(retried.charge_id, principal, 5.0), 5.0, 1))
     assert jobs.again(job.id, principal, 5.0) is not None
-    assert jobs._meter.budget("t").reserved_gpu_s == 0.0
+    assert jobs._meter.ledger.budget("t").reserved_gpu_s == 0.0
     jobs._meter.check_integrity()
 
 
@@ -135,7 +134,7 @@ def test_results_are_kept_as_long_as_configured(tmp_path: Path) -> None:
     now = [1000.0]
     engine = open_database(f"sqlite:///{tmp_path}/j.db")
     clock = lambda: now[0]  # noqa: E731
-    jobs = JobStore(engine, Meter(engine, SqlBlobRecords(engine), clock), clock, kept_s=60.0)
+    jobs = JobStore(engine, Meter(engine, clock), clock, kept_s=60.0)
     job = jobs.add(ACME, REQUEST, "job_x")
     assert jobs.claim("w") is not None
     assert jobs.finish(job.id, "w", spent(job))
@@ -152,7 +151,7 @@ def test_clock_skew_does_not_take_over_claims(
 
     def open_jobs() -> JobStore:
         clock = clock_of(database)
-        meter = Meter(database, SqlBlobRecords(database), clock)
+        meter = Meter(database, clock)
         return JobStore(database, meter, clock, kept_s=600.0)
 
     def claimed_by(jobs: JobStore, worker: str) -> set[str]:

@@ -102,19 +102,21 @@ def test_a_checkpoint_with_another_unet_shares_the_other_components(
     commons: Any, sample_files: dict[str, Path]
 ) -> None:
     """Switching to it and back moves only the UNet."""
-    commons.ingest_service.publish("other", "checkpoint", sample_files["checkpoint"], "", (), None)
+    commons.ingest_service.commons.publish(
+        "other", "checkpoint", sample_files["checkpoint"], "", (), None
+    )
     base, other = (
         commons.library.resolve(PRINCIPAL, selection).recipe
         for selection in (AssetSelection(), AssetSelection(checkpoint="other"))
     )
-    commons.ingest_service.withdraw("other")
+    commons.ingest_service.commons.withdraw("other")
     assert other == replace(base, unet=other.unet)
     assert other.unet != base.unet
 
 
 def test_a_changed_asset_is_updated_and_can_be_withdrawn(commons: Any, tmp_path: Path) -> None:
     def publish(source: str) -> bool:
-        is_published = commons.ingest_service.publish(
+        is_published = commons.ingest_service.commons.publish(
             "changing", "lora", weights_file(source), "words", ("w",), b"preview"
         )
         return bool(is_published)
@@ -126,7 +128,7 @@ def test_a_changed_asset_is_updated_and_can_be_withdrawn(commons: Any, tmp_path:
     second = commons.library.get(PRINCIPAL, "commons:changing")
     assert second.id == first.id
     assert second.parts != first.parts
-    commons.ingest_service.withdraw("changing")
+    commons.ingest_service.commons.withdraw("changing")
     assert commons.records.find_foreign("commons", "changing") is None
 
 

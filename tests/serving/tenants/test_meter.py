@@ -21,8 +21,10 @@ from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
 from serving.errors import BudgetExceeded, Refused
 from serving.tenants.directory import Directory
-from serving.tenants.meter import Charge, Meter, Settlement, month_of
+from serving.tenants.ledger import month_of
+from serving.tenants.meter import Charge, Meter, Settlement
 from serving.tenants.rate import RateLimiter
+from serving.tenants.storage_meter import StorageMeter
 
 
 class Clock:
@@ -40,7 +42,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def meter(database: Engine, clock: Clock) -> Meter:
-    return Meter(database, SqlBlobRecords(database), clock)
+    return Meter(database, clock)
 
 
 def limited_tenant(**limits: Any) -> Principal:
@@ -56,14 +58,18 @@ def test_repeated_settling_charges_an_image_once(meter: Meter) -> None:
     charge = Charge(new_asset_id(), principal, 1.0)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: meter.settle(spent(charge)), range(8)))
-    rows = meter.usage(principal.tenant_id)
+    rows = meter.ledger.usage(principal.tenant_id)
     assert [(r.reference, r.quantity, r.key_id, r.member_id) for r in rows] == [
         (f"{charge.id}/0", 1.0, "k", "m"),
         (f"{charge.id}/1", 1.0, "k", "m"),
     ]
     assert rows[0].details == {"steps": 20, "work": 0.5}
-    assert meter.totals(principal.tenant_id) == {"pictures": 2, "gpu_s": 2.0, "gb_hours": 0.0}
-    assert meter.budget(principal.tenant_id).used_gpu_s == 2.0
+    assert meter.ledger.totals(principal.tenant_id) == {
+        "pictures": 2,
+        "gpu_s": 2.0,
+        "gb_hours": 0.0,
+    }
+    assert meter.ledger.budget(principal.tenant_id).used_gpu_s == 2.0
     meter.check_integrity()
 
 
@@ -84,13 +90,13 @@ def test_running_requests_reserve_the_budget(meter: Meter) -> None:
     with ThreadPoolExecutor(8) as pool:
         held = [c for c, ok in zip(charges, pool.map(reserve, charges), strict=True) if ok]
     # Their number depends on the estimate; the sum never exceeds the budget.
-    budget = meter.budget(principal.tenant_id)
+    budget = meter.ledger.budget(principal.tenant_id)
     assert 1 <= len(held) < 8
     assert budget.used_gpu_s + budget.reserved_gpu_s <= 10.0
     for charge in held:
         meter.release(charge.id)
         meter.release(charge.id)
-    assert meter.budget(principal.tenant_id).reserved_gpu_s == pytest.approx(0.0)
+    assert meter.ledger.budget(principal.tenant_id).reserved_gpu_s == pytest.approx(0.0)
     assert reserve(Charge(new_asset_id(), principal, 2.0))
     meter.check_integrity()
 
@@ -102,11 +108,15 @@ def test_engine_time_without_an_image_is_charged_once(meter: Meter) -> None:
     reference = new_asset_id()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: meter.attempted(charge, reference, 3.0, {"why": "late"}), range(8)))
-    assert meter.budget(principal.tenant_id).used_gpu_s == 3.0
+    assert meter.ledger.budget(principal.tenant_id).used_gpu_s == 3.0
     meter.release(charge.id)
-    (row,) = meter.usage(principal.tenant_id)
+    (row,) = meter.ledger.usage(principal.tenant_id)
     assert (row.kind, row.quantity, row.details) == ("attempt", 3.0, {"why": "late"})
-    assert meter.totals(principal.tenant_id) == {"pictures": 0, "gpu_s": 3.0, "gb_hours": 0.0}
+    assert meter.ledger.totals(principal.tenant_id) == {
+        "pictures": 0,
+        "gpu_s": 3.0,
+        "gb_hours": 0.0,
+    }
     meter.check_integrity()
 
 
@@ -121,7 +131,7 @@ def test_estimates_use_the_tenants_own_images_in_that_pool(meter: Meter) -> None
     def price(tenant: Principal, pool: str = "") -> float:
         charge = Charge(new_asset_id(), tenant, 1.0, pool)
         meter.reserve(charge, 60.0)
-        held = meter.budget(tenant.tenant_id).reserved_gpu_s
+        held = meter.ledger.budget(tenant.tenant_id).reserved_gpu_s
         meter.release(charge.id)
         return held
 
@@ -147,8 +157,8 @@ def test_a_budget_resets_each_month(meter: Meter, clock: Clock) -> None:
         meter.reserve(Charge(new_asset_id(), principal, 0.1), 60.0)
     clock.now_s += 31 * 24 * 3600
     meter.reserve(Charge("next-" + charge.id, principal, 0.1), 60.0)
-    assert meter.budget(principal.tenant_id).used_gpu_s == 0.0
-    assert meter.totals(principal.tenant_id, until_s=clock.now_s)["gpu_s"] == 5.0
+    assert meter.ledger.budget(principal.tenant_id).used_gpu_s == 0.0
+    assert meter.ledger.totals(principal.tenant_id, until_s=clock.now_s)["gpu_s"] == 5.0
     # Settled in the next month, it counts in the month of its reservation.
     late = Charge("late-" + charge.id, principal, 0.1)
     meter.reserve(late, 60.0)
@@ -156,7 +166,7 @@ def test_a_budget_resets_each_month(meter: Meter, clock: Clock) -> None:
     clock.now_s += 31 * 24 * 3600
     meter.settle(spent(late, gpu_s=1.0))
     assert month_of(clock.now_s) != month
-    assert meter.budget(principal.tenant_id).used_gpu_s == 0.0
+    assert meter.ledger.budget(principal.tenant_id).used_gpu_s == 0.0
     meter.check_integrity()
 
 
@@ -164,12 +174,12 @@ def test_reservations_of_a_dead_gateway_expire(meter: Meter, clock: Clock) -> No
     principal = limited_tenant(gpu_s_per_month=10.0)
     meter.settle(spent(Charge(new_asset_id(), principal, 1.0), gpu_s=1.0))
     meter.reserve(Charge(new_asset_id(), principal, 3.0), 60.0)
-    assert meter.budget(principal.tenant_id).reserved_gpu_s > 0
+    assert meter.ledger.budget(principal.tenant_id).reserved_gpu_s > 0
     meter.release_expired()
-    assert meter.budget(principal.tenant_id).reserved_gpu_s > 0
+    assert meter.ledger.budget(principal.tenant_id).reserved_gpu_s > 0
     clock.now_s += 61.0
     assert meter.release_expired() >= 1
-    assert meter.budget(principal.tenant_id).reserved_gpu_s == pytest.approx(0.0)
+    assert meter.ledger.budget(principal.tenant_id).reserved_gpu_s == pytest.approx(0.0)
     meter.check_integrity()
 
 
@@ -209,7 +219,7 @@ def test_the_database_rejects_changes_of_ledger_and_audit(
     Directory(database).add_tenant("t" + new_asset_id()[6:])
     with pytest.raises(DBAPIError, match="append-only"), database.begin() as connection:
         connection.execute(sa.text(statement.format(table)))
-    assert len(meter.usage(principal.tenant_id)) == 2
+    assert len(meter.ledger.usage(principal.tenant_id)) == 2
 
 
 def test_storage_is_metered_once_per_hour(meter: Meter, database: Engine, clock: Clock) -> None:
@@ -220,14 +230,15 @@ def test_storage_is_metered_once_per_hour(meter: Meter, database: Engine, clock:
         parts={"lora": blob},
     )  # fmt: skip
     SqlAssetRecords(database).add(asset)
+    hours = StorageMeter(database, SqlBlobRecords(database), clock)
     for _ in range(3):
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: meter.meter_storage(), range(4)))
+            list(pool.map(lambda _: hours.charge_hour(), range(4)))
         clock.now_s += 3600.0
-    rows = meter.usage(tenant.id)
+    rows = meter.ledger.usage(tenant.id)
     assert [(r.kind, r.quantity) for r in rows] == [("storage", 3.0)] * 3
-    assert meter.totals(tenant.id)["gb_hours"] == 9.0
-    assert [r.id for r in meter.iter_usage(tenant.id)] == [r.id for r in rows]
+    assert meter.ledger.totals(tenant.id)["gb_hours"] == 9.0
+    assert [r.id for r in meter.ledger.iter_usage(tenant.id)] == [r.id for r in rows]
 
 
 def test_gateways_share_the_rate_limit(database: Engine, clock: Clock) -> None:
