@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -15,3 +16,9 @@ class Pool:
     min: int = 0
     max: int = 1
     idle_s: float = 180.0
+
+
+def pool_names(pools: Sequence[Pool]) -> dict[str, str]:
+    """Pool names by pool name and by kind of GPU (the first pool of that kind)."""
+    kinds = {pool.gpu: pool.name for pool in reversed(pools) if pool.gpu}
+    return {**kinds, **{pool.name: pool.name for pool in pools}}

@@ -16,11 +16,12 @@ from assets.storage.private_folder import private_folder
 from assets.storage.signing import Signer
 from router.admission import QueueLimits
 from router.autoscaling import queued
-from router.pool import Pool
+from router.pool import Pool, pool_names
 from serving.api.context import Context
 from serving.bootstrap.backends import open_backends, open_fetcher
 from serving.bootstrap.base_model import install_model, open_ingest_service
 from serving.bootstrap.engine import open_replica
+from serving.bootstrap.secret import platform_secret
 from serving.bootstrap.tiers import delete_host_tier, open_provisioner
 from serving.generation.contract import (
     Attempt,
@@ -174,13 +175,13 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
                 backends.meter,
                 manifest.native_size,
                 settings.request_timeout_s,
-                settings.pool_names,
+                pool_names(settings.resolved_pools),
             ),
             backends=backends,
             reconcile_s=settings.reconcile_s,
             ingest=LocalIngest(ingest),
             fetcher=open_fetcher(settings),
-            signer=Signer(settings.secret_bytes),
+            signer=Signer(platform_secret(settings)),
             public_url=settings.resolved_public_url,
             url_expires_s=settings.url_expires_s,
             open_tenant=settings.open_tenant,

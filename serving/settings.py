@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -19,7 +17,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from assets.failpoint import Failpoint
 from assets.prediction import Prediction
 from assets.remote.huggingface import HUB
-from assets.storage.private_folder import private_folder
 from orchestrator.errors import TierUnusable
 from router.pool import Pool
 
@@ -190,16 +187,6 @@ class Settings(BaseSettings):
     def resolved_store_url(self) -> str:
         return self.store_url or f"file://{self.data_dir / 'store'}"
 
-    @property
-    def resolved_store_options(self) -> dict[str, object]:
-        """AO_STORE_OPTIONS with defaults for S3: presigned URLs need signature version 4, and a
-        ranged read must not be checked against the whole object's checksum."""
-        if not self.resolved_store_url.startswith("s3:") or "config_kwargs" in self.store_options:
-            return self.store_options
-        config = {"signature_version": "s3v4", "response_checksum_validation": "when_required"}
-        config["request_checksum_calculation"] = "when_required"
-        return {**self.store_options, "config_kwargs": config}
-
     @model_validator(mode="after")
     def _check_pools(self) -> Settings:
         _ = self.resolved_pools
@@ -209,7 +196,8 @@ class Settings(BaseSettings):
     def resolved_pools(self) -> tuple[Pool, ...]:
         """The pools; the first is the default.
 
-        Without AO_POOLS, one pool of constant size: AO_REPLICAS or two (see :meth:`with_gpus`).
+        Without AO_POOLS, one pool of constant size: AO_REPLICAS or two, or a replica per GPU
+        (:mod:`serving.bootstrap.gpus`).
 
         Raises:
             ValueError: an invalid name, or a minimum above the maximum.
@@ -229,43 +217,6 @@ class Settings(BaseSettings):
                     "raise max"
                 )
         return tuple(Pool(name, **pool.model_dump()) for name, pool in self.pools.items())
-
-    def with_gpus(self, count: int) -> Settings:
-        """These settings with one replica per GPU, unless AO_POOLS, AO_REPLICAS or AO_DEVICE says
-        otherwise."""
-        if self.pools or self.replicas or not count or not self._may_use_gpus:
-            return self
-        return self.model_copy(update={"replicas": count})
-
-    def check_gpus(self, count: int) -> None:
-        """Check that a single machine with ``count`` GPUs can run the pools at their maximum.
-
-        Raises:
-            ValueError: it cannot; the message names the setting to change.
-        """
-        pools = self.resolved_pools
-        if kinds := sorted({pool.gpu for pool in pools if pool.gpu}):
-            raise ValueError(
-                f"AO_POOLS asks for GPUs of kind {', '.join(kinds)}: only nodes of a cluster "
-                "(AO_RAY_ADDRESS) have kinds; on one machine leave gpu out"
-            )
-        most = sum(pool.max for pool in pools)
-        if most > count and (self.device.startswith("cuda") or (count and self._may_use_gpus)):
-            raise ValueError(
-                f"{most} replicas need a GPU each, but this machine has {count}: lower AO_REPLICAS "
-                "(or max in AO_POOLS), or set AO_DEVICE=cpu"
-            )
-
-    @property
-    def _may_use_gpus(self) -> bool:
-        return self.device == "auto" or self.device.startswith("cuda")
-
-    @property
-    def pool_names(self) -> dict[str, str]:
-        """Pool names by pool name and by kind of GPU (the first pool of that kind)."""
-        pools = self.resolved_pools
-        kinds = {pool.gpu: pool.name for pool in reversed(pools) if pool.gpu}
-        return {**kinds, **{pool.name: pool.name for pool in pools}}
 
     @property
     def resolved_public_url(self) -> str:
@@ -321,33 +272,6 @@ class Settings(BaseSettings):
             if folder is not None
         }
         return Settings(**{**self.model_dump(), **resolved})
-
-    @cached_property
-    def secret_bytes(self) -> bytes:
-        """AO_SECRET, or the secret in the data folder (mode 0600), created on first use."""
-        if self.secret:
-            return self._checked(self.secret.encode(), "AO_SECRET")
-        path = self.data_dir / "secret"
-        if not path.exists():
-            private_folder(self.data_dir)
-            temporary = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_hex(32).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            with suppress(FileExistsError):  # another process was first: use its secret
-                os.link(temporary, path)
-            temporary.unlink()
-        return self._checked(path.read_bytes(), str(path))
-
-    @staticmethod
-    def _checked(secret: bytes, source: str) -> bytes:
-        if len(secret) < 32:
-            raise ValueError(
-                f"the secret in {source} is shorter than 32 characters: use a longer one"
-            )
-        return secret
 
     def to_environment(self) -> dict[str, str]:
         """The environment variables from which another process reads these settings."""

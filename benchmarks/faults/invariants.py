@@ -16,6 +16,7 @@ import httpx2
 from assets.storage.signing import Signer
 from benchmarks.faults.client import SEEDS, Answer, ask
 from benchmarks.faults.harness import Harness
+from serving.bootstrap.secret import platform_secret
 
 _QUIET_S = 120.0
 #: The platform retries refused settlements for so long.
@@ -30,7 +31,7 @@ class Invariants:
         self.harness = harness
         #: The first image of each (seed, assets).
         self._golden: dict[tuple[int, str], str] = {}
-        self._signer = Signer(harness.settings.secret_bytes)
+        self._signer = Signer(platform_secret(harness.settings))
         self._charged: Counter[str] = Counter()
         self._weights: set[str] | None = None
         findings = self.examine([ask(harness.endpoint, seed) for seed in SEEDS])

@@ -11,6 +11,7 @@ from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
 from serving.bootstrap.backends import Backends, open_fetcher
+from serving.bootstrap.secret import platform_secret
 from serving.engine.probe import EngineProbe
 from serving.miniature.model import identity, write_miniature
 from serving.miniature.publish import publish_library, withdraw_library
@@ -23,7 +24,7 @@ def open_ingest_service(settings: Settings, backends: Backends) -> IngestService
         backends.records,
         backends.blobs,
         backends.store,
-        settings.secret_bytes,
+        platform_secret(settings),
         settings.scratch_dir,
         fetcher=open_fetcher(settings),
         hub=settings.hub_url,

@@ -11,6 +11,7 @@ import torch
 from assets.base_model.manifest import ModelManifest, load_manifest
 from assets.library.resolve import BASE_NAME
 from orchestrator.provision import Provisioner
+from serving.bootstrap.secret import platform_secret
 from serving.bootstrap.storage import open_store
 from serving.engine.artifacts import (
     ArtifactStore,
@@ -114,7 +115,7 @@ def open_replica(
     sizes = warm_sizes(settings, manifest)
     artifacts, key = None, ""
     if options.compile != "off":
-        artifacts = ArtifactStore(store, provisioner, settings.secret_bytes)
+        artifacts = ArtifactStore(store, provisioner, platform_secret(settings))
         key = artifact_key(torch.device(device), manifest, options, sizes, settings.warm_batches)
         # PyTorch's cache keys omit the order of attention backends.
         keep_artifacts(settings.data_dir / "compiled" / key)

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from assets.ids import ulid
+from serving.bootstrap.gpus import check_gpus, sized_for
+from serving.bootstrap.secret import platform_secret
 from serving.cli.exposure import exposure
 from serving.cli.finding import Finding
 from serving.settings import Settings
@@ -101,7 +103,7 @@ def _memory(settings: Settings) -> Iterator[Finding]:
 
 def _secret(settings: Settings) -> Iterator[Finding]:
     if settings.secret:
-        _ = settings.secret_bytes  # raises if too short
+        _ = platform_secret(settings)  # raises if too short
         yield Finding("secret", "ok", "from AO_SECRET")
         return
     path = settings.data_dir / "secret"
@@ -120,9 +122,9 @@ def _pools(settings: Settings) -> Iterator[Finding]:
         from serving.engine.devices import gpu_names
 
         gpus = len(gpu_names())
-        settings = settings.with_gpus(gpus)
+        settings = sized_for(settings, gpus)
         try:
-            settings.check_gpus(gpus)
+            check_gpus(settings, gpus)
         except ValueError as error:
             text, _, remedy = str(error).partition(": ")
             yield Finding("pools", "fail", text, remedy)

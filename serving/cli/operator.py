@@ -12,6 +12,7 @@ import typer
 from assets.plan import Plan
 from assets.principal import KeyRole
 from assets.storage.private_folder import keep_private
+from router.pool import pool_names
 from serving.cli.options import AsJson, DataDir, settings_with
 from serving.cli.output import clear_errors, show, show_one
 from serving.errors import InvalidRequest
@@ -64,10 +65,10 @@ def set_plan(tenant: str, plan: str, data_dir: DataDir = None, as_json: AsJson =
 def set_gpu(tenant: str, gpu: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Set the default GPU pool of a tenant's requests; "any" means the first pool."""
     with clear_errors():
-        pool_names = settings_with(data_dir=data_dir).pool_names
-        if gpu != "any" and gpu not in pool_names:
-            raise InvalidRequest("gpu", f"no pool {gpu!r}; choose from {', '.join(pool_names)}")
-        name = None if gpu == "any" else pool_names[gpu]
+        names = pool_names(settings_with(data_dir=data_dir).resolved_pools)
+        if gpu != "any" and gpu not in names:
+            raise InvalidRequest("gpu", f"no pool {gpu!r}; choose from {', '.join(names)}")
+        name = None if gpu == "any" else names[gpu]
         _backends(data_dir).directory.set_gpu(tenant, name)
         show_one({"tenant": tenant, "gpu": name}, f"{tenant} uses {name or 'any GPU'}", as_json)
 

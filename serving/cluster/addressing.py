@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from assets.storage.signing import Signer
+from serving.bootstrap.secret import platform_secret
 from serving.cluster.identity import ProcessIdentity, identity
 from serving.settings import Settings
 
@@ -16,4 +17,4 @@ def dispatcher_name(pool: str) -> str:
 
 def process_identity(settings: Settings) -> ProcessIdentity:
     """The certificate of this process."""
-    return identity(Signer(settings.secret_bytes))
+    return identity(Signer(platform_secret(settings)))

@@ -56,7 +56,7 @@ class DispatcherActor:
         limits = QueueLimits(settings.queue_per_tenant, settings.queue_total)
         self._dispatcher = Dispatcher([], limits, pool=pool.name)
         self._autoscaler = Autoscaler(pool, self._dispatcher, ServeReplicaLauncher(settings, pool))
-        self._dispatcher.announcer.starting = self._autoscaler.waking
+        self._dispatcher.announcer.starting = self._autoscaler.report.waking
         self._server = RpcServer(
             process_identity(settings),
             unary={
@@ -128,7 +128,7 @@ class DispatcherActor:
         return await self._server.start(ray.util.get_node_ip_address())
 
     async def phase_began(self, name: str, phase: Phase, at_s: float) -> None:
-        self._autoscaler.phase_began(name, phase, at_s)
+        self._autoscaler.timelines.phase_began(name, phase, at_s)
 
     async def resident(self) -> frozenset[str]:
         return (await self._ready()).residency.resident()
@@ -153,15 +153,15 @@ class DispatcherActor:
 
     async def pool(self) -> bytes:
         await self._ready()
-        return msgpack.encode(self._autoscaler.status())
+        return msgpack.encode(self._autoscaler.report.status())
 
     async def starting(self) -> bytes:
         await self._ready()
-        return msgpack.encode(self._autoscaler.waking())
+        return msgpack.encode(self._autoscaler.report.waking())
 
     async def families(self) -> list[Metric]:
         await self._ready()
-        return self._autoscaler.families()
+        return self._autoscaler.report.families()
 
     async def process(self) -> tuple[str, int]:
         """Node id and process id."""

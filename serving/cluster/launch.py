@@ -17,6 +17,7 @@ from ray import serve
 
 from assets.storage.private_folder import private_folder
 from orchestrator.locks import acquire
+from serving.bootstrap.gpus import check_gpus, sized_for
 from serving.bootstrap.tiers import delete_host_tier
 from serving.cluster.addressing import dispatcher_name
 from serving.cluster.control_plane import ControlPlane
@@ -85,7 +86,7 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         is_started = True
         address = ray.get_runtime_context().gcs_address
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        settings = settings.with_gpus(gpus).model_copy(update={"ray_address": address})
+        settings = sized_for(settings, gpus).model_copy(update={"ray_address": address})
         if is_local:
             _check_gpus(settings, gpus)
         ingest = start_ingest(settings)
@@ -117,7 +118,7 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
 
 def _check_gpus(settings: Settings, gpus: int) -> None:
     try:
-        settings.check_gpus(gpus)
+        check_gpus(settings, gpus)
     except ValueError as error:
         raise StartFailed(str(error)) from None
 

@@ -29,6 +29,7 @@ from assets.storage.signing import Signer
 from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
 from router.pool import Pool
+from serving.bootstrap.secret import platform_secret
 from serving.bootstrap.storage import open_store
 from serving.bootstrap.tiers import open_provisioner
 from serving.cluster.addressing import dispatcher_name, process_identity
@@ -87,7 +88,7 @@ class ReplicaActor:
         provisioner = open_provisioner(settings)
         address = ray.util.get_node_ip_address()
         _bind_serve_to(address)
-        url = provisioner.join(node, address, Signer(settings.secret_bytes))
+        url = provisioner.join(node, address, Signer(platform_secret(settings)))
         provisioner.set_peers({**_peer_nodes(settings.ray_namespace, pool), node: url})
         # While torch and diffusers are imported, for seconds.
         fetch_base(settings, provisioner)
@@ -197,7 +198,7 @@ def _peer_nodes(namespace: str, pool: str) -> Mapping[str, str]:
 
 
 class ServeReplicaLauncher:
-    """A :class:`~serving.pool.autoscaler.ReplicaLauncher` of Serve applications.
+    """A :class:`~serving.pool.replica_launcher.ReplicaLauncher` of Serve applications.
 
     A kind of GPU is the node resource ``gpu_KIND`` of Ray's autoscaler (ray_cluster.yaml).
     """

@@ -15,6 +15,7 @@ from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from serving.bootstrap.secret import platform_secret
 from serving.errors import ServingError
 from serving.settings import Settings
 
@@ -58,7 +59,7 @@ def seal(settings: Settings) -> SealedSettings:
     # Includes defaults, against other nodes' environment variables.
     public = settings.model_dump(exclude=set(SECRETS))
     secrets = settings.model_dump(mode="json", include=set(SECRETS))
-    secrets["secret"] = settings.secret_bytes.decode()
+    secrets["secret"] = platform_secret(settings).decode()
     sealed = Fernet(_key()).encrypt(json.dumps(secrets).encode())
     return SealedSettings(public=public, sealed=sealed)
 

@@ -5,30 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Protocol
 
-from prometheus_client.metrics_core import Metric
-
-from router.autoscaling import ScalingCandidate, queued, scale
+from router.autoscaling import scale
 from router.pool import Pool
 from router.rollout import Rollout
-from serving.generation.contract import PHASES, Phase
-from serving.generation.events import Starting
-from serving.generation.status import (
-    PoolEvent,
-    PoolState,
-    PoolStatus,
-    ReplicaStart,
-    StartProgress,
-)
+from serving.generation.status import PoolEvent
 from serving.pool.dispatcher import Dispatcher
-from serving.pool.replica_state import ReplicaClient
+from serving.pool.replica_launcher import ReplicaLauncher
+from serving.pool.report import PoolReport
+from serving.pool.startup import StartupTimelines
 
 log = logging.getLogger(__name__)
 
@@ -37,47 +25,6 @@ _FAILURES_S = 2.0
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 #: Then a replica is given up; if it was up once, Ray Serve restarts it without limit.
 _LONGEST_START_S = 1800.0
-_EVENTS = 500
-
-
-class ReplicaLauncher(Protocol):
-    """Starts and stops the replicas of one pool, under the autoscaler's names."""
-
-    def client(self, name: str) -> ReplicaClient: ...
-
-    async def existing(self) -> Sequence[str]:
-        """Return all replicas, such as an earlier autoscaler's."""
-
-    async def start(self, names: Sequence[str]) -> None:
-        """Order replicas; returns before they are up."""
-
-    async def stop(self, name: str) -> None:
-        """Stop an idle replica and release its GPU."""
-
-    async def failed(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Return the reasons of failed starts, by name."""
-
-
-@dataclass(slots=True)
-class StartupTimeline:
-    """When each phase of a start began, in epoch seconds."""
-
-    began_s: dict[Phase, float] = field(default_factory=dict)
-
-    @property
-    def phase(self) -> Phase:
-        return max(self.began_s, key=PHASES.index, default="node")
-
-    def durations_s(self, now_s: float) -> dict[Phase, float]:
-        marks = [(phase, self.began_s[phase]) for phase in PHASES if phase in self.began_s]
-        if not marks:  # older than this autoscaler
-            return {}
-        ends = [at for _, at in marks[1:]] + [now_s]
-        return {
-            phase: max(0.0, end - at)
-            for (phase, at), end in zip(marks, ends, strict=True)
-            if phase != "ready"
-        }
 
 
 class Autoscaler:
@@ -98,12 +45,20 @@ class Autoscaler:
         self._clock = clock
         self._now = now
         self._names = count()
-        self._timelines: dict[str, StartupTimeline] = {}
+        self.timelines = StartupTimelines()
         self._down_since_s: dict[str, float] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._rollout = Rollout()
         self._is_rollout_due = False
-        self._events: deque[PoolEvent] = deque(maxlen=_EVENTS)
+        self.report = PoolReport(
+            lambda: self.pool,
+            dispatcher,
+            self.timelines,
+            lambda: sorted(self._rollout.outdated),
+            lambda: list(self._stopping),
+            clock,
+            now,
+        )
         self._failures = 0
         self._paused_until_s = 0.0
         self._failures_checked_s = 0.0
@@ -124,7 +79,7 @@ class Autoscaler:
 
     async def _adopt_existing(self) -> None:
         for name in await self._launcher.existing():
-            self._timelines[name] = StartupTimeline()
+            self.timelines.adopt(name)
             self._dispatcher.add(self._launcher.client(name))
 
     async def look(self) -> None:
@@ -132,9 +87,8 @@ class Autoscaler:
         now = self._clock()
         members = self._dispatcher.members()
         for member in members:
-            timeline = self._timelines.get(member.id)
-            if member.is_up and timeline is not None and "ready" not in timeline.began_s:
-                self._ready(member.id, timeline)
+            if member.is_up and self.timelines.is_starting(member.id):
+                self._ready(member.id)
         down = [member.id for member in members if not member.is_up]
         self._down_since_s = {name: self._down_since_s.get(name, now) for name in down}
         if down and now >= self._failures_checked_s + _FAILURES_S:
@@ -187,7 +141,7 @@ class Autoscaler:
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
 
     async def _start(self, number: int) -> None:
-        taken = {*self._timelines, *self._stopping, *await self._launcher.existing()}
+        taken = {*self.timelines.names(), *self._stopping, *await self._launcher.existing()}
         names: list[str] = []
         while len(names) < number:
             name = f"{self.pool.name}-{next(self._names)}"
@@ -195,8 +149,8 @@ class Autoscaler:
                 names.append(name)
         ordered_s = self._now()
         for name in names:
-            self._timelines[name] = StartupTimeline({"node": ordered_s})
-            self._note(
+            self.timelines.ordered(name, ordered_s)
+            self.report.note(
                 PoolEvent(
                     at_s=ordered_s, kind="ordered", replica=name, waiting=self._dispatcher.waiting
                 )
@@ -206,9 +160,8 @@ class Autoscaler:
 
     async def _stop(self, name: str) -> None:
         await self._dispatcher.remove(name)
-        with suppress(KeyError):
-            del self._timelines[name]
-        self._note(PoolEvent(at_s=self._now(), kind="released", replica=name))
+        self.timelines.forget(name)
+        self.report.note(PoolEvent(at_s=self._now(), kind="released", replica=name))
         await self._launcher.stop(name)
 
     def _stopped(self, name: str, task: asyncio.Task[None]) -> None:
@@ -216,90 +169,25 @@ class Autoscaler:
         if not task.cancelled() and task.exception() is not None:
             log.error("%s could not be stopped", name, exc_info=task.exception())
 
-    def _ready(self, name: str, timeline: StartupTimeline) -> None:
-        timeline.began_s["ready"] = self._now()
+    def _ready(self, name: str) -> None:
         self._failures = 0
-        spent_s = timeline.durations_s(self._now())
+        spent_s = self.timelines.ready(name, self._now())
         if spent_s:  # empty: older than this autoscaler
             self._dispatcher.metrics.started(spent_s)
-            self._note(PoolEvent(at_s=self._now(), kind="ready", replica=name, start_s=spent_s))
+            self.report.note(
+                PoolEvent(at_s=self._now(), kind="ready", replica=name, start_s=spent_s)
+            )
 
     async def _failed(self, name: str, reason: str) -> None:
         self._failures += 1
         pause_s = min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** (self._failures - 1))
         self._paused_until_s = self._clock() + pause_s
         log.error("%s did not start (next attempt in %.0f s): %s", name, pause_s, reason)
-        self._timelines.pop(name, None)
+        self.timelines.forget(name)
         last_line = reason.strip().rpartition("\n")[2]
-        self._note(PoolEvent(at_s=self._now(), kind="failed", replica=name, reason=last_line))
+        self.report.note(PoolEvent(at_s=self._now(), kind="failed", replica=name, reason=last_line))
         if self._rollout.outdated:
             log.error("the rollout of pool %s stops: a new replica failed", self.pool.name)
             self._rollout.give_up()
         await self._dispatcher.remove(name)
         await self._launcher.stop(name)
-
-    def phase_began(self, name: str, phase: Phase, at_s: float) -> None:
-        """Record the start of a phase. A ready replica restarts; one given up is ignored."""
-        timeline = self._timelines.get(name)
-        if timeline is None:
-            return
-        if "ready" in timeline.began_s:
-            timeline.began_s.clear()
-        timeline.began_s[phase] = at_s
-
-    def _note(self, event: PoolEvent) -> None:
-        self._events.append(event)
-        self._dispatcher.metrics.event(event.kind)
-        log.info("pool %s: %s %s", self.pool.name, event.replica, event.kind)
-
-    def _starting(self, members: Sequence[ScalingCandidate]) -> StartProgress | None:
-        timelines = [
-            timeline
-            for member in members
-            if not member.is_up and (timeline := self._timelines.get(member.id)) is not None
-        ]
-        if not timelines or any(member.is_up for member in members):
-            return None
-        furthest = max(
-            timelines, key=lambda t: (PHASES.index(t.phase), -min(t.began_s.values(), default=0))
-        )
-        return StartProgress(furthest.phase, furthest.durations_s(self._now()))
-
-    def waking(self) -> Starting | None:
-        """Return the progress of a pool that is waking up, else None."""
-        progress = self._starting(self._dispatcher.members())
-        if progress is None:
-            return None
-        return Starting(self.pool.name, progress.phase, progress.start_s)
-
-    def status(self) -> PoolStatus:
-        return PoolStatus(self.pool, self.state())
-
-    def state(self) -> PoolState:
-        members = self._dispatcher.members()
-        return PoolState(
-            waiting=queued(self._dispatcher.waiting, members),
-            replicas=[self._replica(member) for member in members],
-            starting=self._starting(members),
-            outdated=sorted(self._rollout.outdated),
-            stopping=list(self._stopping),
-            events=list(self._events),
-        )
-
-    def _replica(self, member: ScalingCandidate) -> ReplicaStart:
-        timeline = self._timeline(member.id)
-        is_idle = member.is_up and not member.running
-        return ReplicaStart(
-            id=member.id,
-            is_up=member.is_up,
-            phase=None if member.is_up else timeline.phase,
-            start_s=timeline.durations_s(self._now()),
-            running=member.running,
-            idle_s=self._clock() - member.idle_since_s if is_idle else None,
-        )
-
-    def families(self) -> list[Metric]:
-        return self._dispatcher.metrics.families(self._dispatcher.status(), self.status())
-
-    def _timeline(self, name: str) -> StartupTimeline:
-        return self._timelines.get(name) or StartupTimeline()

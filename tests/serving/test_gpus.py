@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from serving.bootstrap.gpus import check_gpus, sized_for
 from serving.settings import PoolSettings, Settings
 
 
@@ -23,10 +24,10 @@ from serving.settings import PoolSettings, Settings
 def test_one_replica_per_gpu_unless_configured(
     values: dict[str, Any], gpus: int, replicas: int
 ) -> None:
-    sized = Settings(**values).with_gpus(gpus)
+    sized = sized_for(Settings(**values), gpus)
     (pool,) = sized.resolved_pools
     assert (pool.min, pool.max) == (replicas, replicas)
-    sized.check_gpus(gpus)
+    check_gpus(sized, gpus)
 
 
 @pytest.mark.parametrize(
@@ -42,4 +43,4 @@ def test_more_replicas_than_gpus_are_refused(
     values: dict[str, Any], gpus: int, remedy: str
 ) -> None:
     with pytest.raises(ValueError, match=remedy):
-        Settings(**values).with_gpus(gpus).check_gpus(gpus)
+        check_gpus(sized_for(Settings(**values), gpus), gpus)

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from serving.bootstrap.secret import platform_secret
 from serving.settings import Settings
 
 
 def test_a_short_secret_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter"):
-        _ = Settings(data_dir=tmp_path, secret="short").secret_bytes
+        _ = platform_secret(Settings(data_dir=tmp_path, secret="short"))
     (tmp_path / "secret").touch()
     with pytest.raises(ValueError, match="shorter"):
-        _ = Settings(data_dir=tmp_path).secret_bytes
+        _ = platform_secret(Settings(data_dir=tmp_path))
 
 
 def test_settings_round_trip_through_the_environment(
@@ -26,5 +27,5 @@ def test_settings_round_trip_through_the_environment(
     for name, value in settings.to_environment().items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings
-    assert settings.secret_bytes == Settings().secret_bytes
+    assert platform_secret(settings) == platform_secret(Settings())
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600

@@ -21,10 +21,11 @@ from assets.content import MODEL_COMPONENTS, Blob
 from assets.ids import new_asset_id
 from assets.library.resolve import BASE_NAME
 from assets.storage.signing import Signer
-from router.pool import Pool
+from router.pool import Pool, pool_names
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.bootstrap.backends import Backends, open_backends, open_fetcher
+from serving.bootstrap.secret import platform_secret
 from serving.generation.contract import Detail, GenerationResult, Residency, Swap, Timings
 from serving.generation.events import Event, Starting, encode
 from serving.generation.following import Followed
@@ -134,13 +135,18 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
 
     context = Context(
         platform=GenerationService(
-            backends.library, backend, backends.meter, 1024, 60.0, configured.pool_names
+            backends.library,
+            backend,
+            backends.meter,
+            1024,
+            60.0,
+            pool_names(configured.resolved_pools),
         ),
         backends=backends,
         reconcile_s=configured.reconcile_s,
         ingest=NoIngest(),
         fetcher=open_fetcher(configured),
-        signer=Signer(configured.secret_bytes),
+        signer=Signer(platform_secret(configured)),
         public_url="http://api",
         url_expires_s=configured.url_expires_s,
         open_tenant=configured.open_tenant,

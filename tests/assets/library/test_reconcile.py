@@ -24,6 +24,7 @@ from assets.storage.multipart import open_parts
 from assets.storage.object_paths import blob_key, part_key, preview_key, stored_blob_key, upload_key
 from assets.storage.object_store import FsspecStore, put_bytes, read_bytes
 from serving.bootstrap.database import open_database
+from serving.bootstrap.storage import store_options
 from serving.settings import Settings
 
 ME = Principal("t", "me")
@@ -54,7 +55,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     else:
         server = request.getfixturevalue("s3_server")
         settings = Settings(store_url=server["url"], store_options=server["options"])
-        options = settings.resolved_store_options
+        options = store_options(settings)
         store = FsspecStore(f"{server['url']}/{new_asset_id()}", **options)
     database = open_database(f"sqlite:///{tmp_path}/r.db")
     records, blobs = SqlAssetRecords(database), SqlBlobRecords(database)

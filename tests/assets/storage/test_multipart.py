@@ -15,6 +15,7 @@ from assets.ids import new_asset_id
 from assets.storage.multipart import MIN_PART_BYTES, ObjectParts, PartStore, S3Parts, open_parts
 from assets.storage.object_paths import part_key, upload_key
 from assets.storage.object_store import FsspecStore, put_bytes, read_bytes
+from serving.bootstrap.storage import store_options
 from serving.settings import Settings
 
 SIZES = (MIN_PART_BYTES, MIN_PART_BYTES, 1000)
@@ -27,7 +28,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> FsspecStore:
         return FsspecStore(f"file://{tmp_path}/store")
     server = request.getfixturevalue(f"{request.param}_server")
     settings = Settings(store_url=server["url"], store_options=server["options"])
-    return FsspecStore(f"{server['url']}/{new_asset_id()}", **settings.resolved_store_options)
+    return FsspecStore(f"{server['url']}/{new_asset_id()}", **store_options(settings))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from assets.errors import StoreError
 from assets.storage.object_store import FsspecStore, ObjectStore, put_bytes, put_file, read_bytes
+from serving.bootstrap.storage import store_options
 from serving.settings import Settings
 
 
@@ -19,7 +20,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
         return FsspecStore(f"file://{tmp_path}/store")
     server = request.getfixturevalue("s3_server")
     settings = Settings(store_url=server["url"], store_options=server["options"])
-    return FsspecStore(settings.resolved_store_url, **settings.resolved_store_options)
+    return FsspecStore(settings.resolved_store_url, **store_options(settings))
 
 
 def test_write_then_read(store: ObjectStore, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from router.pool import pool_names
 from serving.api.models.pools import Pool
 from serving.cluster.environment import require_tokens
 from tests.support.generation import changed, task_of
@@ -118,7 +119,12 @@ async def two_kinds(case: Case) -> dict[str, Any]:
         directory.set_gpu(tenant, "a10g")
         keys[tenant] = keyring.add_key(tenant).text
     platform = GenerationService(
-        backends.library, case.backend, backends.meter, 128, 300.0, case.settings.pool_names
+        backends.library,
+        case.backend,
+        backends.meter,
+        128,
+        300.0,
+        pool_names(case.settings.resolved_pools),
     )
 
     async def generate(tenant: str) -> dict[str, Any]:

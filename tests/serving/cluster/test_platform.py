@@ -21,6 +21,7 @@ import pytest
 
 from benchmarks.faults.client import SEEDS, Endpoint, Load, ask, body, known
 from serving.bootstrap.backends import open_backends
+from serving.bootstrap.secret import platform_secret
 from tests.support.platforms import Running, running
 from tests.support.samples import write_kohya_lora
 from tests.support.servers import clean_environment, free_port
@@ -112,7 +113,7 @@ def test_nothing_is_open_to_the_network_or_to_other_users(platform: Running) -> 
     assert not [
         path for path in files if path.is_relative_to(data) and is_accessible_to_others(path)
     ]
-    secret = platform.settings.secret_bytes
+    secret = platform_secret(platform.settings)
     assert [path for path in files if secret in path.read_bytes()] == [data / "secret"]
     for process in family:  # `ps` shows command lines to everyone
         assert secret.decode() not in " ".join(process.cmdline())

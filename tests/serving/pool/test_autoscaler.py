@@ -74,7 +74,7 @@ async def up(dispatcher: Dispatcher, launcher: FakeLauncher, name: str) -> None:
 
 
 def events_of(autoscaler: Autoscaler) -> list[tuple[str, str]]:
-    return [(event.kind, event.replica) for event in autoscaler.state().events]
+    return [(event.kind, event.replica) for event in autoscaler.report.state().events]
 
 
 async def test_a_sleeping_pool_wakes_generates_and_sleeps_again() -> None:
@@ -90,7 +90,7 @@ async def test_a_sleeping_pool_wakes_generates_and_sleeps_again() -> None:
         await until(lambda: dispatcher.waiting == 10)
         await autoscaler.look()
         assert launcher.ordered == ["a-0", "a-1", "a-2", "a-3"]
-        state = autoscaler.state()
+        state = autoscaler.report.state()
         assert state.waiting == 10
         assert state.starting is not None
         assert state.starting.phase == "node"
@@ -121,18 +121,18 @@ async def test_phases_of_a_start_are_timed_and_shown() -> None:
         await autoscaler.look()
         for at_s, phase in ((3.0, "process"), (5.0, "model"), (6.0, "warm-up")):
             clock.now_s = at_s
-            autoscaler.phase_began("a-0", phase, at_s)  # type: ignore[arg-type]
+            autoscaler.timelines.phase_began("a-0", phase, at_s)  # type: ignore[arg-type]
         clock.now_s = 6.5
-        (replica,) = autoscaler.state().replicas
-        starting = autoscaler.state().starting
+        (replica,) = autoscaler.report.state().replicas
+        starting = autoscaler.report.state().starting
         assert starting is not None
         assert replica.phase == starting.phase == "warm-up"
         clock.now_s = 7.0
         await up(dispatcher, launcher, "a-0")
         await autoscaler.look()
-        (replica,) = autoscaler.state().replicas
+        (replica,) = autoscaler.report.state().replicas
         assert replica.start_s == {"node": 3.0, "process": 2.0, "model": 1.0, "warm-up": 1.0}
-        assert autoscaler.state().starting is None
+        assert autoscaler.report.state().starting is None
 
 
 async def test_a_busy_replica_is_drained_before_it_stops() -> None:
@@ -176,10 +176,10 @@ async def test_a_failed_start_is_given_up_and_retried_later() -> None:
         clock.now_s = 3.0
         await autoscaler.look()
         assert launcher.stopped == ["a-0"]
-        autoscaler.phase_began("a-0", "model", 3.0)  # too late: ignored
-        assert autoscaler.state().replicas == []
+        autoscaler.timelines.phase_began("a-0", "model", 3.0)  # too late: ignored
+        assert autoscaler.report.state().replicas == []
         assert events_of(autoscaler)[-1] == ("failed", "a-0")
-        assert autoscaler.state().events[-1].reason == "TierUnusable: no dispatcher"
+        assert autoscaler.report.state().events[-1].reason == "TierUnusable: no dispatcher"
         assert launcher.ordered == ["a-0"]
         clock.now_s = 9.0
         await autoscaler.look()
@@ -202,7 +202,7 @@ async def test_a_new_autoscaler_adopts_existing_replicas() -> None:
         await until(lambda: len(launcher.ordered) == 1)
         assert not {"a-0", "a-7"} & {*launcher.ordered}
         assert len(dispatcher.members()) == 3
-        replicas = {replica.id: replica for replica in autoscaler.state().replicas}
+        replicas = {replica.id: replica for replica in autoscaler.report.state().replicas}
         assert replicas["a-7"].start_s == {}  # unknown for adopted replicas
         await up(dispatcher, launcher, "a-7")
         await autoscaler.look()
@@ -313,7 +313,7 @@ async def test_a_rollout_stops_when_new_replicas_do_not_start(largest: int) -> N
         alive = [member for member in dispatcher.members() if member.is_up]
         assert len(alive) == (1 if largest == 2 else 2)
         assert len(launcher.stopped) < len(launcher.ordered)
-        assert autoscaler.state().outdated == []
+        assert autoscaler.report.state().outdated == []
 
 
 async def test_a_rollout_continues_without_a_spare_when_no_gpu_is_available() -> None:
@@ -333,7 +333,7 @@ async def test_a_rollout_continues_without_a_spare_when_no_gpu_is_available() ->
         clock.now_s = 500.0
         await autoscaler.look()
         assert launcher.stopped == []
-        assert autoscaler.state().outdated == ["a-0", "a-1"]
+        assert autoscaler.report.state().outdated == ["a-0", "a-1"]
         clock.now_s = 1200.0
         await autoscaler.look()
         await until(lambda: launcher.stopped == ["a-2"])
@@ -345,7 +345,7 @@ async def test_a_rollout_continues_without_a_spare_when_no_gpu_is_available() ->
             await up(dispatcher, launcher, new)
         await autoscaler.look()
         assert launcher.stopped == ["a-2", "a-0", "a-1"]
-        assert autoscaler.state().outdated == []
+        assert autoscaler.report.state().outdated == []
 
 
 async def test_a_replica_that_does_not_restart_is_given_up() -> None:
