@@ -77,20 +77,20 @@ def _pick_displaced(request: QueuedRequest, queue: Queue) -> QueuedRequest | Non
     def rank(waiting: QueuedRequest, count: int) -> tuple[bool, float]:
         return waiting.is_deprioritized and not request.is_deprioritized, count / waiting.weight
 
-    highest, displaced = rank(request, queue.count_of(request.tenant_id) + 1), None
-    for tenant_id in queue.work_by_tenant():
-        candidates = [waiting for waiting in queue.of(tenant_id) if not waiting.avoid]
+    highest, displaced = rank(request, queue.backlogs.count_of(request.tenant_id) + 1), None
+    for tenant_id in queue.backlogs.work_by_tenant:
+        candidates = [waiting for waiting in queue.backlogs.of(tenant_id) if not waiting.avoid]
         if candidates and tenant_id != request.tenant_id:
             last = max(candidates, key=lambda waiting: waiting.position)
-            last_rank = rank(last, queue.count_of(tenant_id))
+            last_rank = rank(last, queue.backlogs.count_of(tenant_id))
             if last_rank > highest:
                 highest, displaced = last_rank, last
     return displaced
 
 
 def _mean_turn_s(tenant_id: str, queue: Queue, fleet: Fleet, speeds: Speeds) -> float:
-    work_s = queue.work_by_tenant()[tenant_id] / speeds.work_per_s
-    return max(1.0, work_s / max(1, len(fleet)) / queue.count_of(tenant_id))
+    work_s = queue.backlogs.work_by_tenant[tenant_id] / speeds.work_per_s
+    return max(1.0, work_s / max(1, len(fleet)) / queue.backlogs.count_of(tenant_id))
 
 
 def _refusal(
@@ -108,7 +108,7 @@ def _refusal(
             f"the generation takes about {own_s:.0f} s, but the deadline is in {allowed_s:.0f} s"
         )
         return Refusal(422, f"{reason}: request fewer steps, images or pixels", 0.0)
-    count = queue.count_of(request.tenant_id)
+    count = queue.backlogs.count_of(request.tenant_id)
     if count >= limits.per_tenant:
         reason = (
             f"you have {count} queued requests and the limit is {limits.per_tenant}; retry later"
@@ -130,12 +130,12 @@ def expected_wait_s(
     """
     if not len(fleet):
         return 0.0
-    queued_work = queue.work_by_tenant()
+    queued_work = queue.backlogs.work_by_tenant
     own = queued_work.get(request.tenant_id, 0.0) + request.work
     ahead = own - request.work
     for tenant, work in queued_work.items():
         if tenant != request.tenant_id and (
-            request.is_deprioritized or not queue.is_deprioritized(tenant)
+            request.is_deprioritized or not queue.backlogs.is_deprioritized(tenant)
         ):
             ahead += min(work, own)
     return (ahead / speeds.work_per_s + fleet.total_busy_s(now_s)) / len(fleet)

@@ -70,9 +70,13 @@ class Scheduler:
 
     def arrive(self, request: QueuedRequest, now_s: float) -> Admission:
         """Queue the request unless it is refused; the caller answers a displaced one."""
-        waiting = self.queue.work_by_tenant().get(request.tenant_id, 0.0) + request.work
+        waiting = self.queue.backlogs.work_by_tenant.get(request.tenant_id, 0.0) + request.work
         is_deprioritized = self._fair.is_over_share(
-            request.tenant_id, request.weight, waiting, self.queue.work + request.work, now_s
+            request.tenant_id,
+            request.weight,
+            waiting,
+            self.queue.backlogs.work + request.work,
+            now_s,
         )
         request = replace(request, position=(is_deprioritized, inf))
         admitted = admission(request, self.queue, self.fleet, self.speeds, self.limits, now_s)
@@ -88,7 +92,9 @@ class Scheduler:
 
     def _position_by_priority(self, request: QueuedRequest, stamp: QueuePosition) -> QueuePosition:
         """Return its position; its tenant's requests of lower priority move back by one each."""
-        lower = [r for r in self.queue.of(request.tenant_id) if r.priority < request.priority]
+        lower = [
+            r for r in self.queue.backlogs.of(request.tenant_id) if r.priority < request.priority
+        ]
         if not lower:
             return stamp
         positions = sorted([r.position for r in lower] + [stamp])

@@ -106,19 +106,19 @@ class InProcessBackend:
         return await self._dispatcher.submit(submission)
 
     async def resident(self) -> frozenset[str]:
-        return self._dispatcher.residency.resident()
+        return self._dispatcher.roster.residency.resident()
 
     async def forget(self, keys: Collection[str]) -> None:
-        await self._dispatcher.residency.forget(keys)
+        await self._dispatcher.roster.residency.forget(keys)
 
     async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
-        return await self._dispatcher.residency.warm(blobs)
+        return await self._dispatcher.roster.residency.warm(blobs)
 
     async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
-        return self._dispatcher.residency.residency(keys)
+        return self._dispatcher.roster.residency.residency(keys)
 
     async def hold(self, keys: Collection[str]) -> None:
-        self._dispatcher.residency.hold(keys)
+        self._dispatcher.roster.residency.hold(keys)
 
     async def dispatchers(self) -> Mapping[str, DispatcherStatus]:
         return {self._pool.name: self._dispatcher.status()}
@@ -134,7 +134,7 @@ class InProcessBackend:
         return self._dispatcher.metrics.families(self._dispatcher.status(), self._status())
 
     def _status(self) -> PoolStatus:
-        members = self._dispatcher.members()
+        members = self._dispatcher.roster.members()
         replicas = [ReplicaStart(id=m.id, is_up=m.is_up, running=m.running) for m in members]
         waiting = queued(self._dispatcher.waiting, members)
         return PoolStatus(self._pool, PoolState(waiting=waiting, replicas=replicas))

@@ -131,22 +131,22 @@ class DispatcherActor:
         self._autoscaler.timelines.phase_began(name, phase, at_s)
 
     async def resident(self) -> frozenset[str]:
-        return (await self._ready()).residency.resident()
+        return (await self._ready()).roster.residency.resident()
 
     async def forget(self, keys: Collection[str]) -> None:
-        await (await self._ready()).residency.forget(keys)
+        await (await self._ready()).roster.residency.forget(keys)
 
     async def warm(self, blobs: Sequence[Blob]) -> dict[str, str]:
-        return await (await self._ready()).residency.warm(blobs)
+        return await (await self._ready()).roster.residency.warm(blobs)
 
     async def residency(self, keys: Collection[str]) -> bytes:
-        return msgpack.encode((await self._ready()).residency.residency(keys))
+        return msgpack.encode((await self._ready()).roster.residency.residency(keys))
 
     async def directives(self) -> bytes:
-        return msgpack.encode((await self._ready()).residency.directives())
+        return msgpack.encode((await self._ready()).roster.residency.directives())
 
     async def hold(self, keys: Collection[str]) -> None:
-        (await self._ready()).residency.hold(keys)
+        (await self._ready()).roster.residency.hold(keys)
 
     async def status(self) -> bytes:
         return msgpack.encode((await self._ready()).status())

@@ -80,12 +80,12 @@ class Autoscaler:
     async def _adopt_existing(self) -> None:
         for name in await self._launcher.existing():
             self.timelines.adopt(name)
-            self._dispatcher.add(self._launcher.client(name))
+            self._dispatcher.roster.add(self._launcher.client(name))
 
     async def look(self) -> None:
         """Note starts that are ready or failed, then start and stop replicas."""
         now = self._clock()
-        members = self._dispatcher.members()
+        members = self._dispatcher.roster.members()
         for member in members:
             if member.is_up and self.timelines.is_starting(member.id):
                 self._ready(member.id)
@@ -100,7 +100,7 @@ class Autoscaler:
             }
             for name, reason in {**overdue, **await self._launcher.failed(down)}.items():
                 await self._failed(name, reason)
-            members = self._dispatcher.members()
+            members = self._dispatcher.roster.members()
         leaving = len(self._stopping)
         plan = scale(self.pool, self._dispatcher.waiting, members, now, leaving)
         if plan.start and now >= self._paused_until_s:
@@ -116,7 +116,7 @@ class Autoscaler:
         self._is_rollout_due = True
 
     async def _step_rollout(self, now_s: float) -> None:
-        members = self._dispatcher.members()
+        members = self._dispatcher.roster.members()
         if self._is_rollout_due:
             self._is_rollout_due = False
             self._rollout.begin(members)
@@ -155,11 +155,11 @@ class Autoscaler:
                     at_s=ordered_s, kind="ordered", replica=name, waiting=self._dispatcher.waiting
                 )
             )
-            self._dispatcher.add(self._launcher.client(name))
+            self._dispatcher.roster.add(self._launcher.client(name))
         await self._launcher.start(names)
 
     async def _stop(self, name: str) -> None:
-        await self._dispatcher.remove(name)
+        await self._dispatcher.roster.remove(name)
         self.timelines.forget(name)
         self.report.note(PoolEvent(at_s=self._now(), kind="released", replica=name))
         await self._launcher.stop(name)
@@ -189,5 +189,5 @@ class Autoscaler:
         if self._rollout.outdated:
             log.error("the rollout of pool %s stops: a new replica failed", self.pool.name)
             self._rollout.give_up()
-        await self._dispatcher.remove(name)
+        await self._dispatcher.roster.remove(name)
         await self._launcher.stop(name)

@@ -55,7 +55,7 @@ class PoolReport:
 
     def waking(self) -> Starting | None:
         """Return the progress of a pool that is waking up, else None."""
-        progress = self._starting(self._dispatcher.members())
+        progress = self._starting(self._dispatcher.roster.members())
         if progress is None:
             return None
         return Starting(self._pool().name, progress.phase, progress.start_s)
@@ -64,7 +64,7 @@ class PoolReport:
         return PoolStatus(self._pool(), self.state())
 
     def state(self) -> PoolState:
-        members = self._dispatcher.members()
+        members = self._dispatcher.roster.members()
         return PoolState(
             waiting=queued(self._dispatcher.waiting, members),
             replicas=[self._replica(member) for member in members],

@@ -70,7 +70,7 @@ async def running_autoscaler(
 
 async def up(dispatcher: Dispatcher, launcher: FakeLauncher, name: str) -> None:
     launcher.replicas[name].up.set()
-    await until(lambda: any(m.id == name and m.is_up for m in dispatcher.members()))
+    await until(lambda: any(m.id == name and m.is_up for m in dispatcher.roster.members()))
 
 
 def events_of(autoscaler: Autoscaler) -> list[tuple[str, str]]:
@@ -105,7 +105,7 @@ async def test_a_sleeping_pool_wakes_generates_and_sleeps_again() -> None:
         clock.now_s = 31.0
         await autoscaler.look()
         await until(lambda: sorted(launcher.stopped) == launcher.ordered)
-        assert dispatcher.members() == []
+        assert dispatcher.roster.members() == []
         assert [what for what, _ in events_of(autoscaler)][-4:] == ["released"] * 4
         # One request wakes the sleeping pool.
         again = asyncio.create_task(dispatcher.submit(submission("again")))
@@ -154,7 +154,7 @@ async def test_a_busy_replica_is_drained_before_it_stops() -> None:
         clock.now_s = 20.0
         await autoscaler.look()
         await until(lambda: launcher.stopped == [idle])
-        leaving = asyncio.create_task(dispatcher.remove(busy))
+        leaving = asyncio.create_task(dispatcher.roster.remove(busy))
         await asyncio.sleep(0)
         late = asyncio.create_task(dispatcher.submit(submission("late")))
         await until(lambda: dispatcher.waiting == 1)
@@ -201,7 +201,7 @@ async def test_a_new_autoscaler_adopts_existing_replicas() -> None:
         running = asyncio.create_task(autoscaler.run())
         await until(lambda: len(launcher.ordered) == 1)
         assert not {"a-0", "a-7"} & {*launcher.ordered}
-        assert len(dispatcher.members()) == 3
+        assert len(dispatcher.roster.members()) == 3
         replicas = {replica.id: replica for replica in autoscaler.report.state().replicas}
         assert replicas["a-7"].start_s == {}  # unknown for adopted replicas
         await up(dispatcher, launcher, "a-7")
@@ -246,7 +246,7 @@ async def test_a_rollout_starts_a_spare_replica_below_the_maximum() -> None:
         launcher.replicas["a-0"].go.clear()
         launcher.replicas["a-1"].go.clear()
         result = [asyncio.create_task(dispatcher.submit(submission(str(i)))) for i in range(4)]
-        await until(lambda: all(member.running for member in dispatcher.members()))
+        await until(lambda: all(member.running for member in dispatcher.roster.members()))
         autoscaler.renew()
         await autoscaler.look()
         assert launcher.ordered == ["a-0", "a-1", "a-2"]  # the spare
@@ -256,7 +256,7 @@ async def test_a_rollout_starts_a_spare_replica_below_the_maximum() -> None:
         await up(dispatcher, launcher, "a-2")
         await autoscaler.look()
         await autoscaler.look()
-        assert len(dispatcher.members()) == 2
+        assert len(dispatcher.roster.members()) == 2
         assert launcher.stopped == []  # both are busy
         for replica in launcher.replicas.values():
             replica.go.set()
@@ -269,7 +269,7 @@ async def test_a_rollout_starts_a_spare_replica_below_the_maximum() -> None:
         await until(lambda: len(launcher.stopped) == 2)
         await autoscaler.look()
         assert sorted(launcher.stopped) == ["a-0", "a-1"]
-        assert sorted(member.id for member in dispatcher.members()) == ["a-2", "a-3"]
+        assert sorted(member.id for member in dispatcher.roster.members()) == ["a-2", "a-3"]
         assert len(launcher.ordered) == 4
 
 
@@ -310,7 +310,7 @@ async def test_a_rollout_stops_when_new_replicas_do_not_start(largest: int) -> N
             clock.now_s += 1.0
             await autoscaler.look()
             await asyncio.sleep(0)
-        alive = [member for member in dispatcher.members() if member.is_up]
+        alive = [member for member in dispatcher.roster.members() if member.is_up]
         assert len(alive) == (1 if largest == 2 else 2)
         assert len(launcher.stopped) < len(launcher.ordered)
         assert autoscaler.report.state().outdated == []
@@ -364,7 +364,7 @@ async def test_a_replica_that_does_not_restart_is_given_up() -> None:
         replica.up.clear()
         replica.fail_with = ReplicaLost("it died")
         asked = asyncio.create_task(dispatcher.submit(submission("r", timeout_s=1e6)))
-        await until(lambda: not dispatcher.members()[0].is_up)
+        await until(lambda: not dispatcher.roster.members()[0].is_up)
         for clock.now_s in (1000.0, 2799.0):  # counted from when it went down
             await autoscaler.look()
             assert launcher.stopped == []

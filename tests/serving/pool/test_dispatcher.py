@@ -389,10 +389,10 @@ async def test_forgotten_assets_are_deleted_on_every_replica() -> None:
         for replica in replicas:
             replica.keys |= {"kept", "dead"}
         await asyncio.gather(*(dispatcher.submit(submission(str(index))) for index in range(4)))
-        await dispatcher.residency.forget({"dead", "base"})
+        await dispatcher.roster.residency.forget({"dead", "base"})
         assert all(replica.keys == {"kept"} for replica in replicas)
-        assert dispatcher.residency.resident() == {"kept"}
-        assert await dispatcher.residency.warm((Blob("kept", "", 1),)) == {
+        assert dispatcher.roster.residency.resident() == {"kept"}
+        assert await dispatcher.roster.residency.warm((Blob("kept", "", 1),)) == {
             "a": "store",
             "b": "store",
         }
@@ -401,8 +401,8 @@ async def test_forgotten_assets_are_deleted_on_every_replica() -> None:
 async def test_the_request_of_a_hanging_replica_is_retried_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.pool.dispatcher._WATCH_S", 0.01)
-    monkeypatch.setattr("serving.pool.dispatcher.REPORT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("serving.pool.roster._WATCH_S", 0.01)
+    monkeypatch.setattr("serving.pool.roster.REPORT_TIMEOUT_S", 0.05)
     stuck, good = FakeReplica("a"), FakeReplica("b")
     stuck.go.clear()
     good.go.clear()
@@ -446,7 +446,7 @@ async def test_a_cancelled_request_of_a_hanging_replica_is_not_retried(
     try:
         waiting = asyncio.create_task(dispatcher.submit(submission("r")))
         await until(lambda: stuck.started)
-        dispatcher._hangs(dispatcher._states["a"])
+        dispatcher._attempts.hangs(dispatcher.roster.states["a"])
         waiting.cancel()
         await asyncio.wait([waiting])
         other.up.set()
@@ -468,14 +468,14 @@ async def test_queued_assets_are_prefetched_and_popular_assets_are_pinned() -> N
         ]
         await until(lambda: len(replica.started) == 2)
         await until(lambda: [blob.key for blob in replica.warmed] == ["other"])
-        assert dispatcher.residency.directives().pins is None  # pins are unknown yet
-        dispatcher.residency.hold({"pinned"})
-        directives = dispatcher.residency.directives()
+        assert dispatcher.roster.residency.directives().pins is None  # pins are unknown yet
+        dispatcher.roster.residency.hold({"pinned"})
+        directives = dispatcher.roster.residency.directives()
         assert directives.pins == {"lora": "popular", "pinned": "operator"}
         replica.go.set()
         await asyncio.gather(*tasks)
-        assert dispatcher.residency.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
-        assert "nowhere" not in dispatcher.residency.residency(["lora", "nowhere"])
+        assert dispatcher.roster.residency.residency(["lora", "nowhere"])["lora"].replicas == ("a",)
+        assert "nowhere" not in dispatcher.roster.residency.residency(["lora", "nowhere"])
 
 
 async def test_a_new_replica_prefetches_the_most_popular_assets() -> None:
@@ -483,8 +483,8 @@ async def test_a_new_replica_prefetches_the_most_popular_assets() -> None:
     async with running_dispatcher(first) as dispatcher:
         for index, lora in enumerate(["cool"] * 3 + ["hot"] * 4 + ["cold"]):
             await dispatcher.submit(submission(str(index), lora=lora))
-        dispatcher.add(new)
-        await until(lambda: any(m.id == "b" and m.is_up for m in dispatcher.members()))
+        dispatcher.roster.add(new)
+        await until(lambda: any(m.id == "b" and m.is_up for m in dispatcher.roster.members()))
         await until(lambda: bool(new.warmed))
         keys = [blob.key for blob in new.warmed]
         assert keys[0] == BLOB.key  # the checkpoint comes first
