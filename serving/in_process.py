@@ -13,15 +13,13 @@ from assets.asset import Asset
 from assets.content import Blob
 from assets.ingest.queue import IngestQueue
 from assets.storage.private_folder import private_folder
-from assets.storage.signing import Signer
 from router.admission import QueueLimits
 from router.autoscaling import queued
-from router.pool import Pool, pool_names
+from router.pool import Pool
 from serving.api.context import Context
-from serving.bootstrap.backends import open_backends, open_fetcher
+from serving.bootstrap.backends import open_backends
 from serving.bootstrap.base_model import install_model, open_ingest_service
 from serving.bootstrap.engine import open_replica
-from serving.bootstrap.secret import platform_secret
 from serving.bootstrap.tiers import delete_host_tier, open_provisioner
 from serving.generation.contract import (
     Attempt,
@@ -33,7 +31,6 @@ from serving.generation.contract import (
     Residency,
 )
 from serving.generation.following import Envelope, Follow, Followed, Followers, FollowReply
-from serving.generation.service import GenerationService
 from serving.generation.status import DispatcherStatus, PoolState, PoolStatus, ReplicaStart
 from serving.generation.submission import Cancellation, Submission
 from serving.pool.dispatcher import Dispatcher
@@ -168,25 +165,9 @@ async def local_context(settings: Settings) -> AsyncIterator[Context]:
     ingest = IngestQueue(ingest_service, backends.library)
 
     try:
-        yield Context(
-            platform=GenerationService(
-                backends.library,
-                InProcessBackend(dispatcher, pool),
-                backends.meter,
-                manifest.native_size,
-                settings.request_timeout_s,
-                pool_names(settings.resolved_pools),
-            ),
-            backends=backends,
-            reconcile_s=settings.reconcile_s,
-            ingest=LocalIngest(ingest),
-            fetcher=open_fetcher(settings),
-            signer=Signer(platform_secret(settings)),
-            public_url=settings.resolved_public_url,
-            url_expires_s=settings.url_expires_s,
-            open_tenant=settings.open_tenant,
-            open_requests_per_min=settings.open_requests_per_min,
-        )
+        backend = InProcessBackend(dispatcher, pool)
+        local = LocalIngest(ingest)
+        yield Context.of(settings, backends, backend, local, manifest.native_size)
     finally:
         await dispatcher.close()
         ingest.close()

@@ -21,7 +21,7 @@ class IngestQueue:
         self._service = ingest_service
         self._fetches = TenantPool("fetch", _FETCHES, _FETCHES_PER_TENANT)
         self._ingests = TenantPool("ingest", 1, 1)
-        for asset in library.stale_uploads(0.0):
+        for asset in library.upkeep.stale_uploads(0.0):
             self.submit(asset)
 
     def submit(self, asset: Asset) -> None:

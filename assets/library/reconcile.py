@@ -14,9 +14,9 @@ from functools import partial
 from assets.asset import Asset, AssetChanges
 from assets.content import ORIGINAL
 from assets.failpoint import reach
-from assets.library.library import LOST, RESTORABLE_S
 from assets.library.records import AssetRecords
 from assets.library.references import BlobRecords
+from assets.library.removal import LOST, RESTORABLE_S
 from assets.storage.multipart import PartStore, open_parts
 from assets.storage.object_paths import (
     BLOBS,

@@ -221,7 +221,7 @@ async def complete_upload(
 @router.get("/{ref:path}/residency")
 async def get_asset_residency(ref: str, context: Ctx, principal: Authenticated) -> AssetResidency:
     """Return the replicas and tiers by node that hold each part."""
-    residency = await context.platform.residency(principal, ref)
+    residency = await context.placement.residency(principal, ref)
     parts = []
     for component, blob in residency.asset.parts.items():
         place = residency.places.get(blob.key)
@@ -250,7 +250,7 @@ async def get_asset(ref: str, context: Ctx, principal: Authenticated) -> models.
 @costly_router.post("/{ref:path}/warm")
 async def warm_asset(ref: str, context: Ctx, principal: Authenticated) -> Warmed:
     """Load an asset into every node's host RAM."""
-    tiers = await context.platform.warm(principal, ref)
+    tiers = await context.placement.warm(principal, ref)
     return Warmed(asset_id=ref, found_on=dict(tiers))
 
 
@@ -259,7 +259,9 @@ async def update_asset(
     ref: str, body: ChangeAsset, context: Ctx, principal: Authenticated
 ) -> models.OneAsset:
     """Change an asset's description, visibility or prediction type, never its bytes."""
-    asset = await asyncio.to_thread(context.platform.library.update, principal, ref, body.change())
+    asset = await asyncio.to_thread(
+        context.platform.library.editing.update, principal, ref, body.change()
+    )
     is_shared = body.visibility is not None or body.shared_with is not None
     if is_shared:
         seen_by = {"visibility": asset.visibility, "shared_with": list(asset.shared_with)}
@@ -272,7 +274,7 @@ async def update_asset(
 @router.post("/{asset_id}/restore")
 async def restore_asset(asset_id: str, context: Ctx, principal: Authenticated) -> models.OneAsset:
     """Restore an asset within a week of its deletion."""
-    asset = await asyncio.to_thread(context.platform.library.restore, principal, asset_id)
+    asset = await asyncio.to_thread(context.platform.library.removal.restore, principal, asset_id)
     await _note(context, principal, "asset.restore", asset)
     return models.OneAsset(asset=asset_answer(context, asset, principal))
 
@@ -283,8 +285,8 @@ async def delete_asset(
 ) -> models.DeletedAsset:
     """Delete an asset; restorable and stored for a week unless ``for_good``."""
     asset = await asyncio.to_thread(
-        partial(context.platform.library.delete, principal, ref, for_good=for_good)
+        partial(context.platform.library.removal.delete, principal, ref, for_good=for_good)
     )
     await _note(context, principal, "asset.delete", asset)
-    await context.platform.forget_dead({blob.key for blob in asset.parts.values()})
+    await context.placement.forget_dead({blob.key for blob in asset.parts.values()})
     return models.DeletedAsset.of(asset)

@@ -17,10 +17,21 @@ from assets.storage.signing import Signer
 from serving.api.recent import RecentCache
 from serving.api.stream_limit import StreamLimit
 from serving.api.turns import TenantLocks
-from serving.bootstrap.backends import Backends
+from serving.bootstrap.backends import Backends, open_fetcher
+from serving.bootstrap.secret import platform_secret
+from serving.generation.backend import (
+    EventFeed,
+    GenerationBackend,
+    Generator,
+    PoolMonitor,
+    Tiers,
+)
+from serving.generation.placement import Placement
+from serving.generation.pool_choice import PoolChoice
 from serving.generation.service import GenerationService
 from serving.jobs.jobs import Jobs
 from serving.jobs.results import JobResults
+from serving.settings import Settings
 
 #: Every response has a new download URL.
 _DOWNLOAD_EXPIRES_S = 3600
@@ -34,6 +45,10 @@ class Context:
     """
 
     platform: GenerationService
+    generator: Generator
+    events: EventFeed
+    tiers: Tiers
+    monitor: PoolMonitor
     backends: Backends
     reconcile_s: float
     ingest: IngestRunner
@@ -43,6 +58,7 @@ class Context:
     url_expires_s: int
     open_tenant: str
     open_requests_per_min: int
+    placement: Placement = field(init=False)
     jobs: Jobs = field(init=False)
     #: This process shuts down: it ends streams that clients can continue elsewhere.
     is_draining: Event = field(default_factory=Event)
@@ -61,11 +77,48 @@ class Context:
             backends.jobs,
             JobResults(backends.store, backends.blobs, self.signer),
             self.platform,
+            self.generator,
             backends.directory.keyring,
             self.signer,
             backends.database,
         )
         object.__setattr__(self, "jobs", jobs)
+        object.__setattr__(self, "placement", Placement(backends.library, self.tiers))
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        backends: Backends,
+        backend: GenerationBackend,
+        ingest: IngestRunner,
+        native_size: int,
+    ) -> Context:
+        """``native_size``: the served model's, in pixels."""
+        pools = PoolChoice(settings.resolved_pools)
+        return cls(
+            platform=GenerationService(
+                backends.library,
+                backend,
+                backends.meter,
+                native_size,
+                settings.request_timeout_s,
+                pools,
+            ),
+            generator=backend,
+            events=backend,
+            tiers=backend,
+            monitor=backend,
+            backends=backends,
+            reconcile_s=settings.reconcile_s,
+            ingest=ingest,
+            fetcher=open_fetcher(settings),
+            signer=Signer(platform_secret(settings)),
+            public_url=settings.resolved_public_url,
+            url_expires_s=settings.url_expires_s,
+            open_tenant=settings.open_tenant,
+            open_requests_per_min=settings.open_requests_per_min,
+        )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` to completion, even if the caller is cancelled."""

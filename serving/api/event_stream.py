@@ -114,7 +114,7 @@ async def job_events(
 ) -> AsyncGenerator[bytes]:
     """Yield a job's messages until it ends; the last has its body, or the URL of its result."""
     ended = context.jobs.watch.future(job.id)
-    following = context.platform.follow(job.pool, job.id, detail, after, ended)
+    following = context.events.follow(job.pool, job.id, detail, after, ended)
     with context.streams.following(job.id):
         async with aclosing(messages(context, following)) as texts:
             async for text in texts:

@@ -112,7 +112,7 @@ async def _streamed(
 ) -> Response:
     """Return the stream once the request is queued; what refuses it before has its own status."""
     running = await context.platform.start(principal, wanted)
-    events = context.platform.follow(running.pool, running.id, detail, "", running.task)
+    events = context.events.follow(running.pool, running.id, detail, "", running.task)
 
     async def begun() -> Followed | None:
         first = asyncio.ensure_future(anext(events, None))

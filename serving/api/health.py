@@ -87,7 +87,7 @@ class NotReady(Exception):
 
 
 async def _can_generate(context: Context) -> None:
-    for pool in await context.platform.pools():
+    for pool in await context.monitor.pools():
         if pool.state is None or not pool.pool.max:
             continue  # unresponsive or switched off
         if pool.pool.min == 0 or any(replica.is_up for replica in pool.state.replicas):
@@ -98,7 +98,7 @@ async def _can_generate(context: Context) -> None:
 @router.get("/v1/status")
 async def get_status(context: Ctx) -> Status:
     """Return the queue length and each replica's state."""
-    return Status.of(await context.recent.get("status", context.platform.dispatchers))
+    return Status.of(await context.recent.get("status", context.monitor.dispatchers))
 
 
 @router.get("/metrics", **answers_text("text/plain", _METRICS_EXAMPLE))
@@ -106,7 +106,7 @@ async def get_metrics(context: Ctx) -> Response:
     """Return the metrics of all pools and this node's gateways (docs/metrics.md)."""
 
     async def exposition() -> bytes:
-        families = await context.platform.families()
+        families = await context.monitor.families()
         return await asyncio.to_thread(metrics.exposition, families)
 
     text = await context.recent.get("metrics", exposition)

@@ -30,12 +30,14 @@ async def run_housekeeping(context: Context) -> None:
 
 async def _expire(context: Context) -> None:
     await context.jobs.expire()
-    await asyncio.to_thread(context.platform.library.delete_expired)
+    await asyncio.to_thread(context.platform.library.removal.delete_expired)
 
 
 async def _restart_ingests(context: Context) -> None:
     """Starting one twice is harmless."""
-    for asset in await asyncio.to_thread(context.platform.library.stale_uploads, STALE_UPLOAD_S):
+    for asset in await asyncio.to_thread(
+        context.platform.library.upkeep.stale_uploads, STALE_UPLOAD_S
+    ):
         await context.ingest.start(asset)
 
 
@@ -46,16 +48,16 @@ async def _account(context: Context) -> None:
 
 
 async def _forget(context: Context) -> None:
-    await context.platform.forget_dead()
+    await context.placement.forget_dead()
 
 
 async def _hold_pinned(context: Context) -> None:
     """Repeat the pins: a restarted dispatcher has none."""
-    await context.platform.hold(await asyncio.to_thread(context.backends.pins.keys))
+    await context.tiers.hold(await asyncio.to_thread(context.backends.pins.keys))
 
 
 async def _reconcile(context: Context) -> None:
     if await asyncio.to_thread(context.backends.periodic.claim, "reconcile", context.reconcile_s):
         await asyncio.to_thread(context.backends.reconciler.run)
-        for asset in await asyncio.to_thread(context.platform.library.miskeyed):
+        for asset in await asyncio.to_thread(context.backends.records.miskeyed):
             await context.ingest.start(asset)

@@ -61,7 +61,7 @@ async def list_jobs(
         statuses=status,
         since_s=since.timestamp() if since else 0.0,
         until_s=until.timestamp() if until else None,
-        pools=() if gpu is None else context.platform.pools_called(gpu),
+        pools=() if gpu is None else context.platform.pools.called(gpu),
         asked_by=asked_by(principal),
         after=_place(after),
         limit=limit,
@@ -116,8 +116,8 @@ async def get_job(job_id: str, context: Ctx) -> JobState:
     if job.is_finished:
         return body
     starting, events = await asyncio.gather(
-        context.platform.starting(job.pool),
-        context.platform.progress(job.pool, job.id),
+        context.monitor.starting(job.pool),
+        context.events.progress(job.pool, job.id),
     )
     if starting is not None:
         body.starting = PoolStart.of(starting)

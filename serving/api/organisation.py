@@ -98,7 +98,7 @@ async def get_organisation(context: Ctx, principal: Authenticated) -> Organisati
         )
         return OrganisationUse(
             assets=count.total,
-            storage_bytes=context.platform.library.stored_bytes(principal),
+            storage_bytes=context.backends.blobs.stored_bytes(principal.tenant_id),
             month=budget.month,
             gpu_s=budget.used_gpu_s,
             reserved_gpu_s=budget.reserved_gpu_s,

@@ -30,4 +30,4 @@ async def get_pool(name: str, context: Ctx) -> Pool:
 
 
 async def _pools(context: Context) -> Sequence[PoolStatus]:
-    return await context.recent.get("pools", context.platform.pools)
+    return await context.recent.get("pools", context.monitor.pools)

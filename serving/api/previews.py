@@ -54,7 +54,7 @@ async def put_preview(
         if len(data) > MAX_BYTES:
             raise TooLarge(f"the image exceeds the limit of {MAX_BYTES} bytes")
     asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
-    await asyncio.to_thread(context.platform.library.check_update, principal, asset.id)
+    await asyncio.to_thread(context.platform.library.editing.check, principal, asset.id)
     return await _store(context, principal, asset, await asyncio.to_thread(preview_of, bytes(data)))
 
 
@@ -67,7 +67,7 @@ async def generate_preview(
 ) -> OneAsset:
     """Generate a preview, deterministically; charged once per ``Idempotency-Key``."""
     asset = await asyncio.to_thread(context.platform.library.get, principal, ref)
-    await asyncio.to_thread(context.platform.library.check_update, principal, asset.id)
+    await asyncio.to_thread(context.platform.library.editing.check, principal, asset.id)
     generation_request = _generation_request(asset, body)
     key = idempotency.key_of(request)
     charge_id = None
@@ -102,6 +102,6 @@ async def _store(context: Context, principal: Principal, asset: Asset, image: by
     await asyncio.to_thread(put_bytes, context.backends.store, key, image)
     await asyncio.to_thread(context.backends.blobs.keep, key, asset.tenant_id, len(image))
     changed = await asyncio.to_thread(
-        context.platform.library.set_preview, principal, asset.id, key
+        context.platform.library.editing.set_preview, principal, asset.id, key
     )
     return OneAsset(asset=asset_answer(context, changed, principal))

@@ -114,7 +114,7 @@ def _write(file: BinaryIO, chunks: list[bytes]) -> None:
 async def get_object(key: str, token: Token, request: Request, context: Ctx) -> Response:
     """Download an object; ``Range: bytes=N-`` resumes at byte N."""
     context.signer.verify("GET", key, token, time.time())
-    if not await asyncio.to_thread(context.platform.library.is_downloadable, key):
+    if not await asyncio.to_thread(context.platform.library.upkeep.is_downloadable, key):
         raise AssetNotFound(key)
     is_image = key.startswith("previews/")
     begin = _RANGE.match(request.headers.get("range", ""))

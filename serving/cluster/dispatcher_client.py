@@ -155,7 +155,7 @@ class _DispatcherClient:
 
 
 class ClusterBackend:
-    """A :class:`~serving.generation.service.GenerationBackend` over all pools' dispatchers.
+    """A :class:`~serving.generation.backend.GenerationBackend` over all pools' dispatchers.
 
     Calls other than submissions skip unresponsive dispatchers.
     """

@@ -10,16 +10,12 @@ from starlette.types import ASGIApp
 from assets.base_model.manifest import load_manifest
 from assets.library.resolve import BASE_NAME
 from assets.storage.private_folder import keep_private
-from assets.storage.signing import Signer
-from router.pool import pool_names
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.api.throttle import ThrottleMiddleware
-from serving.bootstrap.backends import open_backends, open_fetcher
-from serving.bootstrap.secret import platform_secret
+from serving.bootstrap.backends import open_backends
 from serving.cluster.dispatcher_client import ClusterBackend
 from serving.cluster.ingest_client import ClusterIngest
-from serving.generation.service import GenerationService
 from serving.logs import configure
 from serving.settings import Settings
 
@@ -42,23 +38,6 @@ def app() -> ASGIApp:
     backends = open_backends(settings)
     backend = ClusterBackend(settings)
     native_size = load_manifest(backends.store, BASE_NAME).native_size
-    context = Context(
-        platform=GenerationService(
-            backends.library,
-            backend,
-            backends.meter,
-            native_size,
-            settings.request_timeout_s,
-            pool_names(settings.resolved_pools),
-        ),
-        backends=backends,
-        reconcile_s=settings.reconcile_s,
-        ingest=ClusterIngest(settings.ray_namespace),
-        fetcher=open_fetcher(settings),
-        signer=Signer(platform_secret(settings)),
-        public_url=settings.resolved_public_url,
-        url_expires_s=settings.url_expires_s,
-        open_tenant=settings.open_tenant,
-        open_requests_per_min=settings.open_requests_per_min,
-    )
+    ingest = ClusterIngest(settings.ray_namespace)
+    context = Context.of(settings, backends, backend, ingest, native_size)
     return ThrottleMiddleware(create_app(context))

@@ -5,34 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from msgspec import structs
-from prometheus_client.metrics_core import Metric
 
-from assets.asset import Asset
-from assets.content import Blob
 from assets.failpoint import reach
 from assets.ids import ulid
 from assets.library.library import Library
 from assets.library.resolve import BASE_NAME, Resolved
 from assets.principal import Principal
 from serving.errors import AssetFault, InvalidRequest, ServingError
+from serving.generation.accounts import Accounts
+from serving.generation.backend import Generator
 from serving.generation.contract import (
-    Detail,
     GenerationRequest,
     GenerationResult,
     GenerationTask,
-    Residency,
 )
-from serving.generation.events import Starting
-from serving.generation.following import Followed
+from serving.generation.pool_choice import PoolChoice
 from serving.generation.prompt_syntax import unsupported_syntax
 from serving.generation.sizes import Size, image_size
-from serving.generation.status import DispatcherStatus, PoolStatus
-from serving.generation.submission import Cancellation, Submission
+from serving.generation.submission import Submission
 from serving.logs import note
 from serving.tenants.meter import Charge, Settlement
 
@@ -43,65 +37,6 @@ MAX_SEED = 2**32 - 1
 
 #: How long a reservation outlives its deadline; then its gateway counts as dead.
 _SETTLING_S = 60.0
-
-
-class Accounts(Protocol):
-    """Reserves and settles costs."""
-
-    def reserve(self, charge: Charge, expires_s: float) -> None:
-        """Reserve the cost for ``expires_s`` seconds.
-
-        Raises:
-            BudgetExceeded: the month's budget has no room.
-        """
-
-    def settle(self, spent: Settlement) -> None: ...
-
-    def release(self, charge_id: str) -> None: ...
-
-    def attempted(
-        self, charge: Charge, request_id: str, engine_s: float, details: Mapping[str, object]
-    ) -> None:
-        """Charge the engine time of a request without an image."""
-
-
-class GenerationBackend(Protocol):
-    """Runs generations, in this process or in the cluster."""
-
-    async def submit(self, submission: Submission) -> GenerationResult: ...
-
-    async def resident(self) -> frozenset[str]:
-        """Return the keys in any tier of any node."""
-
-    async def forget(self, keys: Collection[str]) -> None:
-        """Evict ``keys``, which no live asset uses."""
-
-    async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
-        """Load into host RAM on every node; return the tier found on, by replica."""
-
-    async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]: ...
-
-    async def hold(self, keys: Collection[str]) -> None: ...
-
-    def follow(
-        self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
-    ) -> AsyncGenerator[Followed | None]:
-        """Yield the events of a job or request of ``pool`` until ``until`` is done; None in long
-        silence."""
-
-    async def progress(self, pool: str, key: str) -> Sequence[bytes]:
-        """Return the encoded events of a request's present state; none if it is not known."""
-
-    async def cancel(self, pool: str, cancellation: Cancellation) -> None: ...
-
-    async def dispatchers(self) -> Mapping[str, DispatcherStatus]:
-        """Return the status of each pool's queue and replicas, by the pool's name."""
-
-    async def pools(self) -> Sequence[PoolStatus]: ...
-
-    async def starting(self, pool: str) -> Starting | None: ...
-
-    async def families(self) -> Sequence[Metric]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +68,6 @@ class RunningGeneration:
 
 
 @dataclass(frozen=True, slots=True)
-class AssetResidency:
-    """The locations of an asset's parts, by content key; keys in no tier are missing."""
-
-    asset: Asset
-    places: Mapping[str, Residency]
-
-
-@dataclass(frozen=True, slots=True)
 class _Resolved:
     task: GenerationTask
     size: Size
@@ -153,19 +80,18 @@ class GenerationService:
     def __init__(
         self,
         library: Library,
-        backend: GenerationBackend,
+        generator: Generator,
         accounts: Accounts,
         native_size: int,
         timeout_s: float,
-        pools: Mapping[str, str],
+        pools: PoolChoice,
     ) -> None:
-        """``pools`` maps each accepted name or kind of GPU to a pool's name."""
         self.library = library
-        self._backend = backend
+        self._generator = generator
         self._accounts = accounts
         self.native_size = native_size
         self.timeout_s = timeout_s
-        self._pools = pools
+        self.pools = pools
 
     async def generate(
         self, principal: Principal, request: GenerationRequest, charge_id: str | None = None
@@ -232,101 +158,16 @@ class GenerationService:
         charge = _charge(charge_id, principal, resolution)
         return await self._generate(resolution, charge, job_id)
 
-    def follow(
-        self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
-    ) -> AsyncGenerator[Followed | None]:
-        """Yield the events of a job or request of ``pool`` until ``until`` is done; None in long
-        silence."""
-        return self._backend.follow(pool, key, detail, after, until)
-
-    async def progress(self, pool: str, key: str) -> Sequence[bytes]:
-        """Return the encoded events of a request's present state; none if it is not known."""
-        return await self._backend.progress(pool, key)
-
-    async def cancel(self, pool: str, cancellation: Cancellation) -> None:
-        """Cancel a run of a job of ``pool``."""
-        await self._backend.cancel(pool, cancellation)
-
-    async def warm(self, principal: Principal, reference: str) -> Mapping[str, str]:
-        """Load an asset into host RAM on every node; return the tier found on, by replica.
-
-        Raises:
-            AssetNotFound, AssetNotReady.
-        """
-        asset = await asyncio.to_thread(self.library.usable, principal, reference)
-        return await self._backend.warm(tuple(asset.parts.values()))
-
-    async def residency(self, principal: Principal, reference: str) -> AssetResidency:
-        """Return the locations of an asset's parts.
-
-        Raises:
-            AssetNotFound, AssetNotReady.
-        """
-        asset = await asyncio.to_thread(self.library.usable, principal, reference)
-        keys = [blob.key for blob in asset.parts.values()]
-        return AssetResidency(asset, await self._backend.residency(keys))
-
-    async def hold(self, keys: Collection[str]) -> None:
-        """Replace the pinned keys."""
-        await self._backend.hold(keys)
-
-    async def forget_dead(self, among: Collection[str] | None = None) -> int:
-        """Evict the keys without a live asset; return their number.
-
-        ``among``: keys that just lost an asset; None: all resident keys.
-        """
-        keys = await self._backend.resident() if among is None else among
-        dead = await asyncio.to_thread(self.library.dead, keys)
-        if dead:
-            await self._backend.forget(dead)
-        return len(dead)
-
     async def check(self, principal: Principal, request: GenerationRequest) -> tuple[float, str]:
         """Validate as :meth:`generate` does; return the work and the pool."""
         resolution = await self._resolve(principal, request)
         return resolution.task.work, resolution.task.pool
 
-    async def dispatchers(self) -> Mapping[str, DispatcherStatus]:
-        """Return the status of each pool's queue and replicas, by the pool's name."""
-        return await self._backend.dispatchers()
-
-    async def pools(self) -> Sequence[PoolStatus]:
-        return await self._backend.pools()
-
-    async def starting(self, pool: str) -> Starting | None:
-        """Return the progress of ``pool`` (empty: the first), None if not starting."""
-        return await self._backend.starting(pool)
-
-    async def families(self) -> Sequence[Metric]:
-        return await self._backend.families()
-
-    def pools_called(self, gpu: str) -> Collection[str]:
-        """The pool of a name or kind of GPU; the default also as the empty name, by which requests
-        leave the choice to the platform.
-
-        Raises:
-            InvalidRequest: there is none.
-        """
-        if gpu not in self._pools:
-            raise InvalidRequest("gpu", f"unknown GPU {gpu!r}; available: {', '.join(self._pools)}")
-        pool = self._pools[gpu]
-        return (pool, "") if pool == next(iter(self._pools.values())) else (pool,)
-
-    def _pool(self, principal: Principal, request: GenerationRequest) -> str:
-        gpu = request.gpu or principal.gpu
-        if not gpu:
-            return ""
-        if gpu not in self._pools:
-            source = "" if request.gpu else " (the default of your organisation)"
-            available = ", ".join(self._pools)
-            raise InvalidRequest("gpu", f"unknown GPU {gpu!r}{source}; available: {available}")
-        return self._pools[gpu]
-
     async def _resolve(self, principal: Principal, request: GenerationRequest) -> _Resolved:
         limit = principal.plan.concurrent_pictures
         if limit is not None and len(request.seeds) > limit:
             raise InvalidRequest("num_images", f"your plan allows {limit} images at a time")
-        pool = self._pool(principal, request)
+        pool = self.pools.choose(request.gpu, principal.gpu)
         size = image_size(request.width, request.height, self.native_size)
         resolved = await asyncio.to_thread(self.library.resolve, principal, request.selection)
         task = GenerationTask(
@@ -378,7 +219,7 @@ class GenerationService:
             run_id=charge.id,
         )
         try:
-            result = await self._backend.submit(submission)
+            result = await self._generator.submit(submission)
         except ServingError as error:
             if error.engine_s:
                 await self._charge_attempt(charge, task, error)

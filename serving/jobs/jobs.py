@@ -12,6 +12,7 @@ from assets.errors import AssetNotFound, Forbidden
 from assets.principal import Principal
 from assets.storage.signing import Signer
 from serving.errors import Cancelled
+from serving.generation.backend import Generator
 from serving.generation.service import GenerationService
 from serving.generation.submission import Cancellation
 from serving.jobs.failed import JobError
@@ -37,13 +38,14 @@ class Jobs:
         store: JobStore,
         results: JobResults,
         service: GenerationService,
+        generator: Generator,
         keyring: Keyring,
         signer: Signer,
         engine: Engine,
     ) -> None:
         self.store = store
         self.results = results
-        self._service = service
+        self._generator = generator
         self._notices = Notices(engine)
         accepted = asyncio.Event()
         self.watch = JobWatcher(store, store.outbox, self._notices)
@@ -87,7 +89,7 @@ class Jobs:
         if cancelled is None:
             return await self.get(job_id)
         self.watch.look()
-        await self._service.cancel(cancelled.pool, Cancellation(job_id, cancelled.charge_id))
+        await self._generator.cancel(cancelled.pool, Cancellation(job_id, cancelled.charge_id))
         return cancelled
 
     async def expire(self) -> None:

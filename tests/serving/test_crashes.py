@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from assets.failpoint import FAILPOINTS
-from assets.library.library import RESTORABLE_S
+from assets.library.removal import RESTORABLE_S
 from assets.storage.object_paths import BLOBS
 from serving.bootstrap.backends import open_backends
 from serving.settings import Settings

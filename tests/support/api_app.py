@@ -20,16 +20,13 @@ from assets.asset import COMMONS, Asset
 from assets.content import MODEL_COMPONENTS, Blob
 from assets.ids import new_asset_id
 from assets.library.resolve import BASE_NAME
-from assets.storage.signing import Signer
-from router.pool import Pool, pool_names
+from router.pool import Pool
 from serving.api.app import create_app
 from serving.api.context import Context
-from serving.bootstrap.backends import Backends, open_backends, open_fetcher
-from serving.bootstrap.secret import platform_secret
+from serving.bootstrap.backends import Backends, open_backends
 from serving.generation.contract import Detail, GenerationResult, Residency, Swap, Timings
 from serving.generation.events import Event, Starting, encode
 from serving.generation.following import Followed
-from serving.generation.service import GenerationService
 from serving.generation.status import DispatcherStatus, PoolState, PoolStatus, ReplicaStart
 from serving.generation.submission import Cancellation, Submission
 from serving.settings import Settings
@@ -42,7 +39,7 @@ _POOL = PoolStatus(
 
 
 class InstantBackend:
-    """A :class:`~serving.generation.service.GenerationBackend` that records ``submissions``.
+    """A :class:`~serving.generation.backend.GenerationBackend` that records ``submissions``.
 
     ``go`` lets them finish; followers see ``events``.
     """
@@ -133,25 +130,8 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
     ensure_base(backends)
     backend = InstantBackend()
 
-    context = Context(
-        platform=GenerationService(
-            backends.library,
-            backend,
-            backends.meter,
-            1024,
-            60.0,
-            pool_names(configured.resolved_pools),
-        ),
-        backends=backends,
-        reconcile_s=configured.reconcile_s,
-        ingest=NoIngest(),
-        fetcher=open_fetcher(configured),
-        signer=Signer(platform_secret(configured)),
-        public_url="http://api",
-        url_expires_s=configured.url_expires_s,
-        open_tenant=configured.open_tenant,
-        open_requests_per_min=configured.open_requests_per_min,
-    )
+    served = configured.model_copy(update={"public_url": "http://api"})
+    context = Context.of(served, backends, backend, NoIngest(), 1024)
     app = create_app(context)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     try:

@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from assets.asset import Asset
 from assets.errors import AssetNotFound, Changed
 from assets.ids import new_asset_id
-from assets.library.library import Change, Library
+from assets.library.editing import Change
+from assets.library.library import Library
 from assets.library.uploads import NewAsset
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
@@ -55,7 +56,10 @@ def test_changes_of_several_fields_at_once_all_remain(
             Change(name=asset.name + "-2"),
         ]  # fmt: skip
         with ThreadPoolExecutor(len(changes)) as pool:
-            done = [pool.submit(library.update, principal, asset.id, change) for change in changes]
+            done = [
+                pool.submit(library.editing.update, principal, asset.id, change)
+                for change in changes
+            ]
             assert all(future.result() for future in done)
         now = library.get(principal, asset.id)
         assert (now.description, now.tags, now.trigger_words, now.license, now.visibility) == (
@@ -72,26 +76,32 @@ def test_a_preview_beside_a_change_of_visibility(library: Library, principal: Pr
         asset = added(library, principal)
         first, second = (preview_key(asset.id, secrets.token_hex(32)) for _ in range(2))
         for key, data in ((first, b"first"), (second, b"second")):
-            put_bytes(library._store, key, data)
-        library.set_preview(principal, asset.id, first)
+            put_bytes(library.editing._store, key, data)
+        library.editing.set_preview(principal, asset.id, first)
         with ThreadPoolExecutor(2) as pool:
-            shown = pool.submit(library.set_preview, principal, asset.id, second)
-            changed = pool.submit(library.update, principal, asset.id, Change(visibility="public"))
+            shown = pool.submit(library.editing.set_preview, principal, asset.id, second)
+            changed = pool.submit(
+                library.editing.update, principal, asset.id, Change(visibility="public")
+            )
             shown.result(), changed.result()
         now = library.get(principal, asset.id)
         assert now.visibility == "public"
         assert now.preview is not None
-        assert read_bytes(library._store, now.preview) == b"second"
-        stored = [each.key for each in library._store.list("previews/") if asset.id in each.key]
+        assert read_bytes(library.editing._store, now.preview) == b"second"
+        stored = [
+            each.key for each in library.editing._store.list("previews/") if asset.id in each.key
+        ]
         assert stored == [now.preview]
 
 
 def test_a_change_of_a_known_revision(library: Library, principal: Principal) -> None:
     asset = added(library, principal)
-    changed = library.update(principal, asset.id, Change(license="MIT", revision=asset.revision))
+    changed = library.editing.update(
+        principal, asset.id, Change(license="MIT", revision=asset.revision)
+    )
     with pytest.raises(Changed):
-        library.update(principal, asset.id, Change(license="GPL", revision=asset.revision))
-    renamed = library.update(
+        library.editing.update(principal, asset.id, Change(license="GPL", revision=asset.revision))
+    renamed = library.editing.update(
         principal, asset.id, Change(name="other", tags=["t"], revision=changed.revision)
     )
     assert (renamed.name, renamed.tags, renamed.license) == ("other", ("t",), "MIT")
@@ -104,11 +114,11 @@ def test_a_change_while_an_upload_is_assembled(
     begun = uploads.create(principal, NewAsset("large", "lora", size_bytes=5))
     assert begun.upload is not None
     parts = uploads._parts
-    put_bytes(library._store, part_key(upload_key(begun.id), begun.upload.id, 1), b"bytes")
+    put_bytes(library.editing._store, part_key(upload_key(begun.id), begun.upload.id, 1), b"bytes")
     finish = parts.finish
 
     def change_and_finish(*arguments: Any) -> None:
-        library.update(principal, begun.id, Change(license="MIT"))
+        library.editing.update(principal, begun.id, Change(license="MIT"))
         finish(*arguments)
 
     monkeypatch.setattr(parts, "finish", change_and_finish)
@@ -120,8 +130,10 @@ def test_deletion_beside_a_change(library: Library, principal: Principal) -> Non
     for _ in range(ROUNDS):
         asset = added(library, principal)
         with ThreadPoolExecutor(2) as pool:
-            deleted = pool.submit(library.delete, principal, asset.id)
-            changed = pool.submit(library.update, principal, asset.id, Change(license="MIT"))
+            deleted = pool.submit(library.removal.delete, principal, asset.id)
+            changed = pool.submit(
+                library.editing.update, principal, asset.id, Change(license="MIT")
+            )
             assert deleted.result().is_deleted
             error = changed.exception()
         assert error is None or isinstance(error, AssetNotFound)

@@ -15,8 +15,9 @@ from assets.asset import Asset, ImportSource
 from assets.content import Blob
 from assets.errors import StoreError
 from assets.ids import new_asset_id
-from assets.library.library import LOST, RESTORABLE_S, Library
+from assets.library.library import Library
 from assets.library.reconcile import GRACE_S, Reconciler
+from assets.library.removal import LOST, RESTORABLE_S
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
@@ -165,13 +166,13 @@ def test_deleted_asset_keeps_its_bytes_for_a_week(storage: Storage) -> None:
     twin = storage.records.update(twin.id, {"parts": asset.parts}) or twin
     path = blob_key(asset.parts["lora"])
     for deleted in (asset, twin):
-        library.delete(ME, deleted.id)
+        library.removal.delete(ME, deleted.id)
     storage.reconcile(RESTORABLE_S - 60.0)
-    assert library.restore(ME, twin.id).parts == asset.parts
+    assert library.removal.restore(ME, twin.id).parts == asset.parts
     counts = storage.reconcile(RESTORABLE_S + LATER_S)
     assert counts["assets_purged"] == 1
     assert read_bytes(storage.store, path) == b"12345"  # the twin uses it
-    library.delete(ME, twin.id)
+    library.removal.delete(ME, twin.id)
     counts = storage.reconcile(RESTORABLE_S + LATER_S)
     assert (counts["assets_purged"], counts["blobs_collected"]) == (1, 1)
     with pytest.raises(StoreError):

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from router.pool import pool_names
 from serving.api.models.pools import Pool
 from serving.cluster.environment import require_tokens
+from serving.generation.pool_choice import PoolChoice
 from tests.support.generation import changed, task_of
 
 require_tokens()
@@ -124,7 +124,7 @@ async def two_kinds(case: Case) -> dict[str, Any]:
         backends.meter,
         128,
         300.0,
-        pool_names(case.settings.resolved_pools),
+        PoolChoice(case.settings.resolved_pools),
     )
 
     async def generate(tenant: str) -> dict[str, Any]:

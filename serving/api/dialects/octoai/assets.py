@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from assets.asset import ASSET_KINDS, Visibility
-from assets.library.library import Change
+from assets.library.editing import Change
 from assets.library.uploads import NewAsset
 from assets.library.validation import MAX_SHARED_WITH
 from assets.prediction import Prediction
