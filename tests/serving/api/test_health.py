@@ -35,7 +35,7 @@ async def test_hanging_checks_do_not_occupy_all_threads(
     monkeypatch.setattr(health, "load_manifest", lambda *_: None)
     context = SimpleNamespace(
         backends=SimpleNamespace(directory=SimpleNamespace(ping=hang), store=None),
-        platform=SimpleNamespace(pools=pools),
+        monitor=SimpleNamespace(pools=pools),
         probes={},
     )
     try:
