@@ -22,6 +22,8 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from benchmarks.document import Document
+
 RESULT = Path(__file__).parent / "results" / "addressing.json"
 SIZES = (2, 32, 128)
 IDLE_S = 15.0
@@ -117,7 +119,7 @@ def remove_one(way: str, count: int) -> float:
     return time.perf_counter() - started
 
 
-def measure(way: str, count: int) -> dict[str, Any]:
+def measure(way: str, count: int) -> Document:
     with TemporaryDirectory(prefix="ray-") as temporary:
         ray.init(
             address="local",

@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx2
 
+from benchmarks.document import Document
 from serving.settings import Settings
 from tests.support.servers import await_port, clean_environment, end_serving, free_port
 
@@ -202,8 +203,8 @@ def recover(url: str) -> None:
 
 def measure(
     checkouts: Mapping[str, Path], images: int, attacks: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    results: dict[str, dict[str, Any]] = {name: {} for name in checkouts}
+) -> dict[str, Document]:
+    results: dict[str, Document] = {name: {} for name in checkouts}
     with ExitStack() as stack:
         running = {}
         for name, checkout in checkouts.items():
@@ -230,7 +231,7 @@ def measure(
     return results
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     """Return docs/security.md's table."""
     names = [name for name in ("before", "now") if name in result]
     heads = [f"{name} | probe, ms" for name in names]

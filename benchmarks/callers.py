@@ -26,6 +26,7 @@ from grpc import aio
 from msgspec import msgpack
 
 from assets.storage.signing import Signer
+from benchmarks.document import Document
 from serving.cluster.identity import NAME, identity
 from serving.cluster.rpc import MAX_MESSAGE_BYTES, RpcClient, RpcError, RpcServer
 
@@ -264,10 +265,8 @@ async def relay(address: str) -> AsyncIterator[tuple[str, Control]]:
         await asyncio.gather(*pumping, return_exceptions=True)
 
 
-async def measure(server: Server) -> dict[str, Any]:
-    rows: dict[str, Any] = {
-        "no such caller": {"honest_ms": await _honest_ms(server, asyncio.sleep(2))}
-    }
+async def measure(server: Server) -> Document:
+    rows: Document = {"no such caller": {"honest_ms": await _honest_ms(server, asyncio.sleep(2))}}
     for name, case in CASES.items():
         _, _, before = await server.state()
         began = time.perf_counter()
@@ -306,7 +305,7 @@ async def _honest_ms(server: Server, meanwhile: Awaitable[None]) -> float:
     return median(spent) * 1000
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     """Return docs/security.md's table."""
     lines = [
         "| caller | ends as | after, ms | the server grows by, MiB | another call meanwhile, ms |",
@@ -339,7 +338,7 @@ def main() -> None:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
 
-        async def run() -> dict[str, Any]:
+        async def run() -> Document:
             return await measure(Server(address))
 
         result = {"max_calls": MAX_CALLS, "rows": asyncio.run(run())}

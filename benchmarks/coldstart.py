@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
+from benchmarks.document import Document
 from tests.support.servers import s3_options, s3_server
 
 RESULT = Path(__file__).parent / "results" / "coldstart.json"
@@ -72,7 +72,7 @@ def start(way: str) -> dict[str, float]:
     return {part: laps[i + 1] - laps[i] for i, part in enumerate(PARTS)}
 
 
-def measure(folder: Path, rounds: int) -> dict[str, Any]:
+def measure(folder: Path, rounds: int) -> Document:
     from tests.support.store_proxy import StoreProxy
 
     starts: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
@@ -132,7 +132,7 @@ def _install(environment: Mapping[str, str]) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True)
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     lines = [
         "| the model comes | imports, s | model, s | first image, s | whole, s |",
         "|---|---:|---:|---:|---:|",

@@ -14,7 +14,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ import msgspec
 import psutil
 from sqlalchemy import Engine, insert
 
+from benchmarks.document import Document
 from serving.bootstrap.backends import open_backends
 from serving.jobs.store import JobRow
 from serving.settings import PoolSettings, Settings
@@ -40,7 +41,7 @@ IDLE_FOLLOWERS = 2_000
 #: Of connections at once, while the idle followers come.
 _BATCH = 50
 CANCELLED_STEPS = 200
-Event = tuple[str, dict[str, Any]]
+Event = tuple[str, Document]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def main() -> None:
     print(json.dumps(result, indent=1) if arguments.json else table(result))
 
 
-async def measure(settings: Settings, pid: int, arguments: argparse.Namespace) -> dict[str, Any]:
+async def measure(settings: Settings, pid: int, arguments: argparse.Namespace) -> Document:
     backends = open_backends(settings)
     backends.directory.add_tenant("bench")
     key = backends.directory.keyring.add_key("bench").text
@@ -129,7 +130,7 @@ def _gateway(pid: int) -> psutil.Process:
     raise SystemExit("no gateway was found")
 
 
-async def _waking(platform: Platform) -> list[dict[str, Any]]:
+async def _waking(platform: Platform) -> list[Document]:
     """The events of a job that wakes the pool, with the second of each."""
     job = await platform.accept(steps=STEPS)
     started = time.monotonic()
@@ -139,7 +140,7 @@ async def _waking(platform: Platform) -> list[dict[str, Any]]:
     ]
 
 
-async def _speed(platform: Platform, rounds: int) -> list[dict[str, Any]]:
+async def _speed(platform: Platform, rounds: int) -> list[Document]:
     samples: dict[tuple[int, bool], list[float]] = {}
     events: dict[tuple[int, bool], int] = {}
     cases = [(count, previews) for count in FOLLOWERS for previews in (False, True)]
@@ -167,7 +168,7 @@ async def _speed(platform: Platform, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-async def _result(platform: Platform, job: str) -> dict[str, Any]:
+async def _result(platform: Platform, job: str) -> Document:
     while True:
         state = (await platform.http.get(f"/v1/jobs/{job}")).json()
         if state["status"] == "completed":
@@ -177,7 +178,7 @@ async def _result(platform: Platform, job: str) -> dict[str, Any]:
         await asyncio.sleep(0.5)  # polling takes time from the engine
 
 
-async def _cancelled(platform: Platform, index: int) -> dict[str, Any]:
+async def _cancelled(platform: Platform, index: int) -> Document:
     """Cancel a job while it generates; the steps until its replica is free again."""
     job = await platform.accept(steps=CANCELLED_STEPS, seed=100 + index)
     pace: list[tuple[float, int]] = []
@@ -205,7 +206,7 @@ async def _cancelled(platform: Platform, index: int) -> dict[str, Any]:
     }
 
 
-async def _idle(platform: Platform, database: Engine, count: int) -> dict[str, Any]:
+async def _idle(platform: Platform, database: Engine, count: int) -> Document:
     """Follow jobs that were put back for an hour."""
     before = _memory(platform)
     now = time.time()
@@ -260,7 +261,7 @@ def _memory(platform: Platform) -> int:
     return int(platform.gateway.memory_full_info().uss)
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     lines = [
         "| followers | previews | denoising, ms | ratio | events received |",
         "|---:|---|---:|---:|---:|",
@@ -291,7 +292,7 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def waking_table(result: Mapping[str, Any]) -> str:
+def waking_table(result: Document) -> str:
     """The recorded stream of the job that woke the pool."""
     lines = ["| s | event | data |", "|---:|---|---|"]
     for row in result["waking"]:

@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from assets.families.sdxl import schema_of
+from benchmarks.document import Document
 from serving.bootstrap.backends import open_backends
 from serving.cli.client import Client
 from serving.miniature.model import MINIATURE_CONFIGS
@@ -182,7 +182,7 @@ def table(rows: Sequence[ScenarioFigures]) -> Table:
     return result
 
 
-def markdown(result: Mapping[str, Any]) -> str:
+def markdown(result: Document) -> str:
     """Return docs/benchmarks.md's table."""
     figures = ("p50", "p95", "p99", "max")
     heads = ["asked by", "scenario", "requests", "failed", *(f"{name}, ms" for name in figures)]
@@ -227,7 +227,7 @@ def main() -> None:
                     else:
                         rows.append(run_locust(scenario, environment, arguments.seconds))
     Console(width=120).print(table(rows))
-    document: dict[str, Any] = {
+    document: Document = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
         "model": "miniature",
         "users": USERS,

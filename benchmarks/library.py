@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rich.progress import track
 
@@ -30,6 +29,7 @@ from assets.selection import AssetSelection
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
 from assets.storage.object_store import FsspecStore
+from benchmarks.document import Document
 from serving.bootstrap.database import open_database
 
 RESULT = Path(__file__).parent / "results" / "library.json"
@@ -120,7 +120,7 @@ def operations(
     }
 
 
-def measure(database_url: str | None, rounds: int, seed: int) -> dict[str, Any]:
+def measure(database_url: str | None, rounds: int, seed: int) -> Document:
     with TemporaryDirectory(prefix="library-") as temporary:
         folder = Path(temporary)
         engine = open_database(database_url or f"sqlite:///{folder}/library.db")
@@ -157,7 +157,7 @@ def measure(database_url: str | None, rounds: int, seed: int) -> dict[str, Any]:
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     lines = [
         "| operation | 100 assets, p50 / p99 ms | 10,000 assets, p50 / p99 ms | ratio of p50 |",
         "|---|---|---|---|",

@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from assets.formats.tensors import DTYPE_NAMES, PlannedTensor, TensorFile, write_tensors
+from benchmarks.document import Document
 from serving.engine.slabs import SlabLayout, load_slabs
 
 RESULTS = Path(__file__).parent / "results" / "load.json"
@@ -56,9 +56,7 @@ def main() -> None:
     print(json.dumps(result, indent=1) if arguments.json else table(result))
 
 
-def measure(
-    device: torch.device, rounds: int, copies: int, memory: Path, disk: Path
-) -> dict[str, Any]:
+def measure(device: torch.device, rounds: int, copies: int, memory: Path, disk: Path) -> Document:
     """Return medians in GB/s; remove both folders."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     parameters = {
@@ -133,7 +131,7 @@ def measure(
         shutil.rmtree(memory, ignore_errors=True)
         shutil.rmtree(disk, ignore_errors=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    result: dict[str, Any] = {"device": name, "bytes": size, "rounds": rounds, "seconds": spent}
+    result: Document = {"device": name, "bytes": size, "rounds": rounds, "seconds": spent}
     for medium, times in spent.items():
         rates = {way: size / median(seconds) / 1e9 for way, seconds in times.items()}
         result[medium] = {
@@ -154,7 +152,7 @@ def _uncache(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Document) -> str:
     lines = [
         "| from | ours, GB/s | bare reading, GB/s | through a small buffer, GB/s "
         "| safetensors, GB/s | ours / bare | ours / safetensors |",

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import httpx2
 
+from benchmarks.document import Document
 from benchmarks.http import tool_path
 from benchmarks.same import checkout, key
 from serving.settings import Settings
@@ -84,10 +84,10 @@ def main() -> None:
 
 def measure_size(
     folder: Path, trees: Mapping[str, Path], padding: int, arguments: argparse.Namespace
-) -> dict[str, Any]:
+) -> Document:
     """Measure one commit after the other, each with an echo beside it: an idle platform's
     heartbeats would slow down another's requests."""
-    rows: dict[int, dict[str, Any]] = {clients: {"clients": clients} for clients in CLIENTS}
+    rows: dict[int, Document] = {clients: {"clients": clients} for clients in CLIENTS}
     for name, tree in reversed(list(trees.items())):
         with ExitStack() as stack:
             target = stack.enter_context(platform(tree, folder / name, padding))
@@ -190,7 +190,7 @@ def measure(
     clients: int, targets: Mapping[str, Target], seconds: int, rounds: int
 ) -> dict[str, float]:
     """Return medians of the rounds' p50 and p95, in ms."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
+    runs: dict[str, list[Document]] = {name: [] for name in targets}
     pause_ms = 0.0
     for index in range(rounds + 1):
         for name, target in targets.items():
@@ -211,7 +211,7 @@ def measure(
     return row
 
 
-def _medians(name: str, runs: list[dict[str, Any]], *, is_echo: bool) -> dict[str, float]:
+def _medians(name: str, runs: list[Document], *, is_echo: bool) -> dict[str, float]:
     def median_of(trend: str, part: str) -> float:
         return float(median(metrics[trend]["values"][part] for metrics in runs))
 
@@ -227,18 +227,18 @@ def _medians(name: str, runs: list[dict[str, Any]], *, is_echo: bool) -> dict[st
     return figures
 
 
-def _k6(values: Mapping[str, str]) -> dict[str, Any]:
+def _k6(values: Mapping[str, str]) -> Document:
     command = [tool_path("k6"), "run", "--quiet", "--no-usage-report"]
     command.append(str(HERE / "overhead.k6.js"))
     environment = {**os.environ, **values}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"k6 failed: {done.stderr[-2000:]}")
-    metrics: dict[str, Any] = json.loads(done.stdout)
+    metrics: Document = json.loads(done.stdout)
     return metrics
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     has_before = "before_p50_ms" in result["rows"][0]
     before_heads = "| before, p50 ms | ratio " if has_before else ""
     lines = [

@@ -12,13 +12,14 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
+from benchmarks.document import Document
 from serving.cli.client import Client
 from serving.cli.demo import panels, request_of, upload_private
 from serving.cli.output import ApiFailure
@@ -80,7 +81,7 @@ def key(tree: Path, settings: Settings) -> str:
     return str(json.loads(created.stdout)["key"])
 
 
-def random_request(rng: random.Random) -> dict[str, Any]:
+def random_request(rng: random.Random) -> Document:
     """A random request. ``my-outline`` is the private LoRA."""
 
     def names(kind: str) -> list[str]:
@@ -114,7 +115,7 @@ def random_request(rng: random.Random) -> dict[str, Any]:
     return {name: value for name, value in request.items() if value is not None}
 
 
-def images(endpoint: ServedCommit, request: Mapping[str, Any]) -> list[bytes] | str:
+def images(endpoint: ServedCommit, request: Document) -> list[bytes] | str:
     """The images, or the error that answers the request."""
     try:
         answer = endpoint.client.generate(dict(request))
@@ -123,17 +124,17 @@ def images(endpoint: ServedCommit, request: Mapping[str, Any]) -> list[bytes] | 
     return [base64.b64decode(image["image_b64"]) for image in answer["images"]]
 
 
-def compare(endpoints: Sequence[ServedCommit], seed: int, count: int) -> dict[str, Any]:
+def compare(endpoints: Sequence[ServedCommit], seed: int, count: int) -> Document:
     """Send every request to both; return counts and differences."""
-    result: dict[str, Any] = {"old": endpoints[0].commit, "new": endpoints[1].commit}
+    result: Document = {"old": endpoints[0].commit, "new": endpoints[1].commit}
     rng = random.Random(seed)
     titles = [panel.title for panel in panels("")]
-    requests: dict[str, Sequence[Mapping[str, Any]]] = {
+    requests: dict[str, Sequence[Document]] = {
         "demonstration": [{} for _ in titles],
         "random": [random_request(rng) for _ in range(count)],
     }
     for name, group in requests.items():
-        different: list[dict[str, Any]] = []
+        different: list[Document] = []
         total = 0
         for index, request in enumerate(group):
             answers = []

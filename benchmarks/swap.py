@@ -30,6 +30,7 @@ from assets.ingest.convert import ingest_file
 from assets.recipe import InversionUse, LoraUse, Recipe
 from assets.storage.object_paths import blob_key
 from assets.storage.object_store import FsspecStore, put_file
+from benchmarks.document import Document
 from orchestrator.download import StoreSource
 from orchestrator.file_tier import FileTier
 from orchestrator.provision import Provisioner
@@ -129,7 +130,7 @@ def stock_lora(pipeline: Any, path: Path) -> None:
     pipeline.unload_lora_weights()
 
 
-def stock_steps(stage: Stage) -> dict[str, Callable[[], Any]]:
+def stock_steps(stage: Stage) -> dict[str, Callable[[], object]]:
     """Return by kind the stock calls that load and remove the asset."""
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
@@ -254,7 +255,7 @@ def quietly() -> Iterator[None]:
 
 
 def measure(stage: Stage, device: str, rounds: int) -> dict[str, list[float]]:
-    def timed(work: Callable[[], Any]) -> float:
+    def timed(work: Callable[[], object]) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()
@@ -263,8 +264,8 @@ def measure(stage: Stage, device: str, rounds: int) -> dict[str, list[float]]:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) * 1000
 
-    def nothing() -> None:
-        pass
+    def nothing() -> object:
+        return None
 
     ours, bare = our_steps(stage), copies(stage)
     steps = dict(ours)
@@ -279,7 +280,7 @@ def measure(stage: Stage, device: str, rounds: int) -> dict[str, list[float]]:
     return rows
 
 
-def document(rows: dict[str, list[float]], device: str, rounds: int, rank: int) -> dict[str, Any]:
+def document(rows: dict[str, list[float]], device: str, rounds: int, rank: int) -> Document:
     medians = {name: statistics.median(values) for name, values in rows.items()}
     ratios = {}
     for kind in ("LoRA", "inversion", "checkpoint"):
@@ -293,7 +294,7 @@ def document(rows: dict[str, list[float]], device: str, rounds: int, rank: int) 
     return {"device": name, "rounds": rounds, "rank": rank, "median_ms": medians, "ratios": ratios}
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Document) -> str:
     """Return Markdown: milliseconds there and back, and ratios."""
     medians, ratios = result["median_ms"], result["ratios"]
     lines = [

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import httpx2
 import psutil
 
 from assets.content import MODEL_COMPONENTS
 from assets.families.sdxl import schema_of
+from benchmarks.document import Document
 from benchmarks.http import platform_for
 from serving.cli.client import Client
 from serving.cli.transfer import send, sha256_of
@@ -94,7 +94,7 @@ def _role(process: psutil.Process) -> str:
     return "the rest of Ray"
 
 
-def single_put(client: Client, path: Path, name: str) -> dict[str, Any]:
+def single_put(client: Client, path: Path, name: str) -> Document:
     new = {"asset_type": "checkpoint", "name": name}
     created = client.call("POST", "/v1/assets", json=new)
     with open(path, "rb") as file:
@@ -105,12 +105,12 @@ def single_put(client: Client, path: Path, name: str) -> dict[str, Any]:
     return dict(created["asset"])
 
 
-def in_parts(client: Client, path: Path, name: str) -> dict[str, Any]:
+def in_parts(client: Client, path: Path, name: str) -> Document:
     new = {"asset_type": "checkpoint", "name": name}
     return send(client, path, new, digest=sha256_of(path))
 
 
-WAYS: Mapping[str, Callable[[Client, Path, str], dict[str, Any]]] = {
+WAYS: Mapping[str, Callable[[Client, Path, str], Document]] = {
     "a single PUT": single_put,
     "in parts": in_parts,
 }
@@ -124,7 +124,7 @@ def large_file(folder: Path, size_bytes: int) -> Iterator[Path]:
     yield write_padded(small, folder / "large.safetensors", size_bytes)
 
 
-def measure(size_bytes: int) -> dict[str, Any]:
+def measure(size_bytes: int) -> Document:
     runs = {}
     with TemporaryDirectory(prefix="upload-") as temporary:
         folder = Path(temporary)
@@ -165,7 +165,7 @@ def _ancestor(pid: int) -> int:
     return max(family)
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     ways = list(result["runs"])
     roles = sorted({role for run in result["runs"].values() for role in run["more_bytes"]})
     lines = [f"| process | {' | '.join(f'{way}, MiB more' for way in ways)} |", "|---|---|---|"]

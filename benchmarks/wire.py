@@ -14,12 +14,13 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from assets.storage.signing import Signer
+from benchmarks.document import Document
 
 RESULT = Path(__file__).parent / "results" / "wire.json"
 QUESTION = b"q" * 2_000
@@ -72,7 +73,7 @@ def main() -> None:
     print(json.dumps(result, indent=1) if arguments.json else table(result))
 
 
-async def measure(size_bytes: int, rounds: int, calls: int) -> dict[str, Any]:
+async def measure(size_bytes: int, rounds: int, calls: int) -> Document:
     ways = await _ways(size_bytes)
     samples: dict[str, dict[str, list[float]]] = {
         name: {"alone_ms": [], "asleep_ms": [], "together_ms": []} for name in ways
@@ -159,7 +160,7 @@ async def _together(call: Call, calls: int) -> float:
     return (time.perf_counter() - start) * 1000 / (AT_ONCE * (calls // 5))
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     lines = [
         "| answer | by | one call, p50 ms | after a pause, p50 ms | each of 32 at a time, ms |",
         "|---:|---|---:|---:|---:|",

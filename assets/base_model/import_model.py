@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from typing import Any
 from assets.base_model.manifest import ModelManifest, find_manifest, save_manifest
 from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
 from assets.errors import IngestRejected
+from assets.families.config import Configs
 from assets.families.schema import ParameterSchema, stacking_order
 from assets.families.sdxl import SDXL_CONFIGS, other_arithmetic, schema_of
 from assets.formats.checkpoint import convert_checkpoint
@@ -25,8 +26,6 @@ from assets.storage.object_paths import blob_key
 from assets.storage.object_store import ObjectStore, put_file
 
 Progress = Callable[[str], None]
-
-Configs = Mapping[Component, Mapping[str, Any]]
 
 
 def import_model(

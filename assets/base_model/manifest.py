@@ -9,6 +9,7 @@ from typing import Any
 
 from assets.content import MODEL_COMPONENTS, Blob, Component
 from assets.errors import StoreError
+from assets.families.config import Configs
 from assets.families.schema import ParameterSchema
 from assets.prediction import PredictionFinding
 from assets.storage.object_paths import model_key
@@ -25,7 +26,7 @@ class ModelManifest:
 
     name: str
     source: str
-    configs: Mapping[Component, Mapping[str, Any]]
+    configs: Configs
     parts: Mapping[Component, Blob]
     schema: ParameterSchema
     predicts: PredictionFinding = PredictionFinding("epsilon", "nothing says otherwise")  # noqa: RUF009 (frozen)

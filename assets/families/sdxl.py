@@ -6,13 +6,13 @@ RAIL++-M; see NOTICE), as far as they determine shapes or arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from assets.content import Component
+from assets.families.config import Configs, ModelConfig
 from assets.families.schema import ParameterSchema, Shape
 
-SDXL_CONFIGS: Mapping[Component, Mapping[str, Any]] = {
+SDXL_CONFIGS: Configs = {
     "unet": {
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
@@ -88,7 +88,7 @@ SDXL_CONFIGS: Mapping[Component, Mapping[str, Any]] = {
 }
 
 #: SDXL's training noise schedule.
-SDXL_SCHEDULE: Mapping[str, Any] = {
+SDXL_SCHEDULE: ModelConfig = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -99,7 +99,7 @@ SDXL_SCHEDULE: Mapping[str, Any] = {
 }
 
 #: Change arithmetic but no shape; only SDXL's are served.
-_ARITHMETIC: Mapping[Component, Mapping[str, Any]] = {
+_ARITHMETIC: Configs = {
     "unet": {
         "act_fn": "silu", "addition_embed_type": "text_time", "center_input_sample": False,
         "class_embed_type": None, "encoder_hid_dim_type": None, "flip_sin_to_cos": True,
@@ -114,7 +114,7 @@ _ARITHMETIC: Mapping[Component, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def other_arithmetic(component: Component, config: Mapping[str, Any]) -> list[str]:
+def other_arithmetic(component: Component, config: ModelConfig) -> list[str]:
     """Return messages for configuration values not served. Pure."""
     return [
         f"its config.json sets {name} to {config[name]!r:.60}; only {served!r} is served"
@@ -126,7 +126,7 @@ def other_arithmetic(component: Component, config: Mapping[str, Any]) -> list[st
 Named = Iterator[tuple[str, Shape]]
 
 
-def schema_of(configs: Mapping[Component, Mapping[str, Any]]) -> ParameterSchema:
+def schema_of(configs: Configs) -> ParameterSchema:
     """Return the schema of SDXL's topology, at any width. Pure."""
     return ParameterSchema(
         {
@@ -143,7 +143,7 @@ def _affine(name: str, *shape: int) -> Named:
     yield f"{name}.bias", shape[:1]
 
 
-def _unet(config: Mapping[str, Any]) -> Named:
+def _unet(config: ModelConfig) -> Named:
     channels: list[int] = config["block_out_channels"]
     depths: list[int] = config["transformer_layers_per_block"]
     context: int = config["cross_attention_dim"]
@@ -218,7 +218,7 @@ def _transformer(name: str, width: int, context: int, depth: int) -> Named:
     yield from _affine(f"{name}.proj_out", width, width)
 
 
-def _clip(config: Mapping[str, Any], *, projection: bool) -> Named:
+def _clip(config: ModelConfig, *, projection: bool) -> Named:
     width, inner = config["hidden_size"], config["intermediate_size"]
     embeddings = "text_model.embeddings"
     yield f"{embeddings}.token_embedding.weight", (config["vocab_size"], width)
@@ -236,7 +236,7 @@ def _clip(config: Mapping[str, Any], *, projection: bool) -> Named:
         yield "text_projection.weight", (config["projection_dim"], width)
 
 
-def _vae(config: Mapping[str, Any]) -> Named:
+def _vae(config: ModelConfig) -> Named:
     channels: list[int] = config["block_out_channels"]
     layers: int = config["layers_per_block"]
     latent: int = config["latent_channels"]

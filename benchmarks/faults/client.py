@@ -8,14 +8,16 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TypeAlias
 
 import httpx2
 
-RequestFields = Mapping[str, Any]
+from benchmarks.document import Document
+
+RequestFields: TypeAlias = Mapping[str, object]
 
 SEEDS = tuple(range(4))
 DEADLINE_S = 240.0
@@ -58,10 +60,8 @@ class Answer:
     charge: str = ""
 
 
-def body(
-    seed: int, selection: RequestFields = MappingProxyType({}), steps: int = 4
-) -> dict[str, Any]:
-    base: dict[str, Any] = {"prompt": "a small red star", "steps": steps, "seed": seed}
+def body(seed: int, selection: RequestFields = MappingProxyType({}), steps: int = 4) -> Document:
+    base: Document = {"prompt": "a small red star", "steps": steps, "seed": seed}
     return {**base, "image_encoding": "png", **selection}
 
 
@@ -108,9 +108,7 @@ def ask(
     )
 
 
-def answered(
-    seed: int, selection: RequestFields, asked_s: float, answer: Mapping[str, Any]
-) -> Answer:
+def answered(seed: int, selection: RequestFields, asked_s: float, answer: Document) -> Answer:
     """Build an Answer without an idempotency key."""
     image = hashlib.sha256(base64.b64decode(answer["images"][0]["image_b64"])).hexdigest()
     return Answer(

@@ -6,13 +6,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import httpx2
 
+from benchmarks.document import Document
 from benchmarks.faults.client import Load, known
 from benchmarks.faults.fault import Fault, Harm
 from benchmarks.faults.faults import FAULTS
@@ -49,9 +49,9 @@ def main() -> None:
         raise SystemExit(f"not survived: {', '.join(bad)}")
 
 
-def inject(chosen: Sequence[Fault]) -> dict[str, dict[str, Any]]:
+def inject(chosen: Sequence[Fault]) -> dict[str, Document]:
     """Inject the faults; return rows by name. Faults of one place share a platform."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Document] = {}
     for place, group in groupby(sorted(chosen, key=lambda f: f.place), lambda f: f.place):
         faults = list(group)
         try:
@@ -66,7 +66,7 @@ def inject(chosen: Sequence[Fault]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _row(fault: Fault, invariants: Invariants) -> dict[str, Any]:
+def _row(fault: Fault, invariants: Invariants) -> Document:
     try:
         return suffer(fault, invariants)
     except Skipped as reason:
@@ -74,7 +74,7 @@ def _row(fault: Fault, invariants: Invariants) -> dict[str, Any]:
         return {"fault": fault.name, "skipped": str(reason)}
 
 
-def suffer(fault: Fault, invariants: Invariants) -> dict[str, Any]:
+def suffer(fault: Fault, invariants: Invariants) -> Document:
     """Inject one fault under load; return a row."""
     harm = Harm(invariants.harness)
     with Load(known(invariants.harness.endpoint)) as load:
@@ -104,7 +104,7 @@ def suffer(fault: Fault, invariants: Invariants) -> dict[str, Any]:
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     lines = [
         "| fault | expected | seen | requests | lost | wrong images | double charges "
         "| missing charges | first answer, s | longest request, s | whole again, s |",

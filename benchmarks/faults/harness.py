@@ -21,6 +21,7 @@ import psutil
 
 from assets.families.sdxl import schema_of
 from assets.storage.object_paths import stored_blob_key
+from benchmarks.document import Document
 from benchmarks.faults.client import Endpoint
 from benchmarks.faults.nodes import GPU, RayNodes
 from orchestrator.file_tier import FileTier
@@ -83,7 +84,7 @@ class Harness:
         ends.callback(self.proxy.close)
         self.node_count = node_count
         self.nodes: RayNodes | None = None
-        ray: dict[str, Any] = {"ray_temp_dir": folder / "ray"}
+        ray: Document = {"ray_temp_dir": folder / "ray"}
         tiers = ("disk", "host")
         if node_count:
             self.nodes = RayNodes(folder)
@@ -169,10 +170,10 @@ class Harness:
             for path in (self.folder / tier).glob("*"):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Document:
         return dict(httpx2.get(f"{self.url}/v1/status", timeout=30).json())
 
-    def up(self) -> list[dict[str, Any]]:
+    def up(self) -> list[Document]:
         return [replica for replica in self.status()["replicas"] if replica["state"] == "up"]
 
     def busiest(self) -> int:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import httpx2
 
 from assets.storage.signing import Signer
+from benchmarks.document import Document
 from benchmarks.faults.client import SEEDS, Answer, ask
 from benchmarks.faults.harness import Harness
 from serving.bootstrap.secret import platform_secret
@@ -64,7 +64,7 @@ class Invariants:
         except (httpx2.HTTPError, KeyError, ValueError):
             return False
 
-    def examine(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def examine(self, answers: Sequence[Answer]) -> Document:
         """Check images, charges and leftovers since the last check.
 
         Requests with assets are repeated on every replica. Each replica then loads the base model,

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
+from benchmarks.document import Document
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.world import World, median
 
 
 def facts(world: World) -> Row:
-    row: dict[str, Any] = {
+    row: Document = {
         "device": "CPU", "torch": torch.__version__, "python": platform.python_version(),
         "cpus": os.cpu_count(), "side": world.scale.side, "steps": world.scale.steps,
     }  # fmt: skip
@@ -49,7 +49,7 @@ def ceilings(world: World) -> Row:
     target = torch.empty_like(source)
     host = torch.empty(count, dtype=torch.uint8, pin_memory=world.is_cuda)
 
-    def rate(bytes_moved: int, work: Callable[[], Any]) -> float:
+    def rate(bytes_moved: int, work: Callable[[], object]) -> float:
         return bytes_moved / median([world.timed_ms(work) for _ in range(5)]) / 1e6
 
     return {
@@ -60,7 +60,7 @@ def ceilings(world: World) -> Row:
     }
 
 
-def memory(world: World) -> dict[str, Any]:
+def memory(world: World) -> Document:
     if not world.is_cuda:
         return {}
     return {

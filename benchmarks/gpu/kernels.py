@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
+from benchmarks.document import Document
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.unet_calls import profile_step, switch_to
 from benchmarks.gpu.world import World, median
@@ -19,7 +19,7 @@ ATTENTION: tuple[AttentionBackend, ...] = ("cudnn", "flash", "efficient", "math"
 _CALLS = 20
 
 
-def call_ms(world: World, call: Callable[[], Any]) -> float:
+def call_ms(world: World, call: Callable[[], object]) -> float:
     """Return one call's time on the device: ``_CALLS`` of them as one graph, without launches."""
     if not world.is_cuda:
         return median([world.timed_ms(call) for _ in range(12)][4:])
@@ -38,7 +38,7 @@ def attention_backends(world: World) -> Row:
     widths = config["block_out_channels"][1:]
     heads = config["attention_head_dim"][1:]
     dtype = torch.float16 if world.is_cuda else torch.float32
-    row: dict[str, Any] = {}
+    row: Document = {}
     for level, (width, count) in enumerate(zip(widths, heads, strict=True), 1):
         pixels = (world.scale.side // 8 // 2**level) ** 2
         query = torch.randn(2, count, pixels, width // count, device=world.device, dtype=dtype)
@@ -75,7 +75,7 @@ def fused_projections(world: World) -> Row:
 
 def convolutions(world: World) -> Row:
     """Sum an eager step's kernels with cuDNN's heuristics and with its benchmark mode."""
-    row: dict[str, Any] = {}
+    row: Document = {}
     engine = world.engine(EngineOptions(graphs="off"), "plain")
     switch_to(engine, world)
     before = torch.backends.cudnn.benchmark

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.document import Document
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.world import World, median
 from serving.engine.engine import Engine
@@ -34,7 +35,7 @@ def small_card(world: World, options: EngineOptions, gibibytes: float = 24.0) ->
     try:
         engine = world.engine(options, "small")
         side = world.scale.side
-        row: dict[str, Any] = {}
+        row: Document = {}
         for batch in (1, 2, 4):
             seeds = tuple(range(batch))
             try:
@@ -127,13 +128,13 @@ def soak(world: World, engine: Engine) -> Row:
     return row
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def _admit(world: World, key: str, size_bytes: int, load: Callable[[], Any]) -> None:
+def _admit(world: World, key: str, size_bytes: int, load: Callable[[], DeviceValue]) -> None:
     lease, _ = world.tier.admit(key, size_bytes, load)
     lease.release()
 

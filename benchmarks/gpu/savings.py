@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from benchmarks.document import Document
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.world import World, median
 from serving.engine.engine import Engine
@@ -41,7 +42,7 @@ def savings(world: World, compared: EngineOptions) -> Row:
     rows: dict[str, list[float]] = {}
     for engine in engines.values():
         engine.warm_up([(side, side)], (1,), (True,))
-    negative: dict[str, Any] = {"negative_prompt": "blurred, dark"}
+    negative: Document = {"negative_prompt": "blurred, dark"}
     for index in range(max(3, world.scale.rounds // 3)):
         requests = {
             "same": world.request(**negative, encoding="png"),
@@ -52,7 +53,7 @@ def savings(world: World, compared: EngineOptions) -> Row:
                 distinct = images.setdefault(f"{kind} {index if kind == 'lora' else ''}", set())
                 spent = world.timed_ms(partial(_generate_into, distinct, world, engine, request))
                 rows.setdefault(f"{kind}, {name}", []).append(spent)
-    row: dict[str, Any] = {"bit_equal": all(len(distinct) == 1 for distinct in images.values())}
+    row: Document = {"bit_equal": all(len(distinct) == 1 for distinct in images.values())}
     for kind in ("same", "lora"):
         with_all = rows[f"{kind}, all"][1:]
         row[f"{kind}_ms"] = median(with_all)

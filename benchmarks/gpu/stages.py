@@ -7,12 +7,13 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from benchmarks.document import Document
 
 #: Figures by name; a list holds all samples.
-Row = Mapping[str, Any]
+Row = Document
 _ERROR_CHARACTERS = 4000
 
 
@@ -32,7 +33,7 @@ class Stages:
         self._clock = clock
         self._synchronize = synchronize
         self._end_s = clock() + budget_s
-        self.document: dict[str, Any] = {"program": program, "stages": {}}
+        self.document: Document = {"program": program, "stages": {}}
 
     def arm(self) -> None:
         """Dump all stacks and exit 5 s after the deadline."""
@@ -53,9 +54,7 @@ class Stages:
         """Record the result, error or, without ``expected_s`` left, the skip."""
         started = self._clock()
         if expected_s > self.left_s:
-            row: dict[str, Any] = {
-                "skipped": f"{self.left_s:.0f} s left, {expected_s:.0f} s expected"
-            }
+            row: Document = {"skipped": f"{self.left_s:.0f} s left, {expected_s:.0f} s expected"}
         else:
             try:
                 row = dict(work())
@@ -70,7 +69,7 @@ class Stages:
         shown = {k: v for k, v in row.items() if not isinstance(v, (list, dict))}
         print(f"{name}: {shown}"[:600], flush=True)
 
-    def _keep(self, name: str, row: dict[str, Any], expected_s: float, started: float) -> None:
+    def _keep(self, name: str, row: Document, expected_s: float, started: float) -> None:
         row["expected_s"], row["s"] = expected_s, self._clock() - started
         self.document["stages"][name] = row
         if self._out is not None:

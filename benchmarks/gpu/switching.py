@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -50,7 +49,7 @@ def switch_times(world: World, engine: Engine) -> Row:
     copies = [(torch.empty_like(slab), slab) for slab in slabs]
     rows: dict[str, list[float]] = {}
 
-    def measure(name: str, work: Callable[[], Any]) -> None:
+    def measure(name: str, work: Callable[[], object]) -> None:
         rows.setdefault(name, []).append(world.timed_ms(work))
 
     def bare() -> None:

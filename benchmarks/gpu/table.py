@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from benchmarks.document import Document
 
 PREDICTIONS = Path(__file__).with_name("predictions.json")
 
@@ -21,9 +22,7 @@ def tables(files: Sequence[Path]) -> str:
     )
 
 
-def _table(
-    predictions: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], device: str
-) -> str:
+def _table(predictions: Document, documents: Sequence[Document], device: str) -> str:
     title = device or "not measured yet"
     lines = [
         f"| {title} | predicted for an {predictions['device']} | goal | measured | |",
@@ -52,7 +51,7 @@ def _table(
     return "\n".join(line.replace(" |  |", " | |") for line in lines)
 
 
-def _measured(figure: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> float | None:
+def _measured(figure: Document, documents: Sequence[Document]) -> float | None:
     """Prefers the figure's program, then the last document."""
     measured = None
     for document in documents:
@@ -67,7 +66,7 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def savings_table(document: Mapping[str, Any]) -> str:
+def savings_table(document: Document) -> str:
     """Return the tables of ``savings``; ratios are without a saving ÷ with all."""
     stages = document["stages"]
     call, savings, overlap = stages["call"], stages["savings"], stages["overlap"]

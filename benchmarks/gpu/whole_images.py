@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.document import Document
 from benchmarks.gpu.device import free_bytes, memory
 from benchmarks.gpu.stages import Row
 from benchmarks.gpu.unet_calls import step_flop, switch_to
@@ -77,12 +78,12 @@ def images(
 
     Prompts are new: times include encoding. Ends early when time is short.
     """
-    side, rows, kept = world.scale.side, dict[str, list[float]](), dict[str, Any]()
+    side, rows, kept = world.scale.side, dict[str, list[float]](), Document()
     key = world.call_inputs()[0]
     if key not in engine.unet.graphs:
         raise AssertionError("the image's UNet call was not captured; see the warm-up")
 
-    def measure(name: str, work: Callable[[], Any]) -> None:
+    def measure(name: str, work: Callable[[], object]) -> None:
         rows.setdefault(name, []).append(world.timed_ms(lambda: kept.__setitem__(name, work())))
 
     before = engine.unet.fallbacks.total()
@@ -192,7 +193,7 @@ def _decode_ms(world: World, engine: Engine) -> float:
 @torch.inference_mode()
 def batches(world: World, engine: Engine) -> Row:
     """Return images per second in batches of 1, 2, 4, 8, from step and decode times."""
-    row: dict[str, Any] = {}
+    row: Document = {}
     decode_ms = _decode_ms(world, engine)
     for batch in (1, 2, 4, 8):
         key, sample, context, added = world.call_inputs(batch)

@@ -7,7 +7,7 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,8 +16,10 @@ import torch
 
 from assets.base_model.manifest import ModelManifest
 from assets.content import MODEL_COMPONENTS, Blob, Component
+from assets.families.config import Configs
 from assets.families.sdxl import SDXL_CONFIGS, schema_of
 from assets.recipe import LoraUse, Recipe
+from benchmarks.document import Document
 from benchmarks.gpu.random_model import random_lora, random_slabs
 from benchmarks.gpu.stock import stock_pipeline
 from orchestrator.device_tier import DeviceTier
@@ -38,7 +40,7 @@ _TIER_BYTES = 64 << 30
 class Scale:
     """Sizes of a run: ``side`` in pixels, ``rounds`` of samples per figure."""
 
-    configs: Mapping[Component, Mapping[str, Any]]
+    configs: Configs
     side: int
     steps: int
     rounds: int
@@ -79,7 +81,7 @@ class World:
     other_unet: Blob
     loras: list[Blob]
     engines: dict[str, Engine] = field(default_factory=dict)
-    stocks: dict[str, Any] = field(default_factory=dict)
+    stocks: Document = field(default_factory=dict)
 
     @property
     def is_cuda(self) -> bool:
@@ -89,7 +91,7 @@ class World:
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
-    def timed_ms(self, work: Callable[[], Any]) -> float:
+    def timed_ms(self, work: Callable[[], object]) -> float:
         """Wall time until the device has finished."""
         self.synchronize()
         started = time.perf_counter()
@@ -97,7 +99,7 @@ class World:
         self.synchronize()
         return (time.perf_counter() - started) * 1000
 
-    def host_ms(self, work: Callable[[], Any]) -> float:
+    def host_ms(self, work: Callable[[], object]) -> float:
         """Wall time until the call returns."""
         self.synchronize()
         started = time.perf_counter()
@@ -197,7 +199,7 @@ class World:
         side = self.scale.side
         generator = torch.Generator().manual_seed(7)
         noise = torch.randn(1, 4, side // 8, side // 8, generator=generator)
-        named: dict[str, Any] = {
+        named: Document = {
             "num_inference_steps": self.scale.steps, "guidance_scale": 7.5,
             "width": side, "height": side,
             "latents": noise.to(self.device, pipeline.unet.dtype),

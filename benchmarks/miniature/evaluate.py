@@ -23,6 +23,7 @@ from rich.progress import track
 
 from assets.principal import Principal
 from assets.selection import AssetSelection
+from benchmarks.document import Document
 from benchmarks.miniature.judge import Judge, departures, frame, renders
 from benchmarks.miniature.library import lagoon, mascot
 from benchmarks.miniature.library.sepia import INK, PAPER
@@ -91,7 +92,7 @@ def held_out(count: int, seed: int = 100) -> list[Scene]:
     return scenes
 
 
-def judge_base(studio: Studio, judge: Judge, count: int) -> dict[str, Any]:
+def judge_base(studio: Studio, judge: Judge, count: int) -> Document:
     scenes = held_out(count)
     images = studio.generate(
         [caption(scene) for scene in scenes], AssetSelection(), "held-out prompts"
@@ -215,7 +216,7 @@ def selection_of(entry: CatalogueEntry, weight: float) -> AssetSelection:
             return AssetSelection(vae=name)
 
 
-def judge_asset(studio: Studio, judge: Judge, entry: CatalogueEntry, count: int) -> dict[str, Any]:
+def judge_asset(studio: Studio, judge: Judge, entry: CatalogueEntry, count: int) -> Document:
     effect = EFFECTS[entry.name]
     rng = np.random.default_rng(102)
     scenes: list[Scene] = []

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks.document import Document
 
 #: Maps a step to its batch's loss.
 Loss = Callable[[int], torch.Tensor]
@@ -84,7 +85,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
 
     def save(step: int) -> None:
-        state: dict[str, Any] = {
+        state: Document = {
             "step": step,
             "curve": curve,
             "live": [p.detach() for p in parameters],

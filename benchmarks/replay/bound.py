@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import Any
 
+from benchmarks.document import Document
 from benchmarks.replay.caches import belady_misses
 from benchmarks.replay.figures import quantile
 from benchmarks.replay.replica import Hardware
@@ -14,7 +14,7 @@ from benchmarks.replay.trace import TraceRequest
 CLAIRVOYANT = "clairvoyant bound"
 
 
-def bound(trace: Sequence[TraceRequest], hardware: Hardware) -> dict[str, Any]:
+def bound(trace: Sequence[TraceRequest], hardware: Hardware) -> Document:
     """Return a result row of bounds.
 
     Misses: Belady's optimum over all slots as one cache, in order of arrival (reordering may have

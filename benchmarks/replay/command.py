@@ -12,6 +12,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.document import Document
 from benchmarks.replay.bound import bound
 from benchmarks.replay.caches import (
     belady_misses,
@@ -64,7 +65,7 @@ def main() -> None:
             "policies": _policies, "caches": _caches, "neighbour": _neighbour, "scale": _scale,
         }  # fmt: skip
         chosen = [name for name in parts if getattr(arguments, name)] or list(parts)
-        result: dict[str, Any] = {
+        result: Document = {
             "requests": len(trace), "seed": arguments.seed, "hardware": asdict(hardware),
         }  # fmt: skip
         kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
@@ -161,9 +162,9 @@ def _describe(trace: Sequence[TraceRequest]) -> None:
 
 def _policies(
     trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
+) -> list[Document]:
     only = [name for name in arguments.only.split(",") if name] or [OURS, AT_ONCE, *POLICIES]
-    rows: list[dict[str, Any]] = []
+    rows: list[Document] = []
     for load in [float(text) for text in arguments.loads.split(",")]:
         stream = at_load(trace, load, hardware.replicas, hardware.picture_s)
         load_rows = []
@@ -179,7 +180,7 @@ def _policies(
 
 def _caches(
     trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
+) -> list[Document]:
     rows = []
     uses = lora_uses(trace)
     for slots in (32, 128):
@@ -202,7 +203,7 @@ def _caches(
     return rows
 
 
-def _streams(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _streams(arguments: argparse.Namespace) -> list[Document]:
     rows = []
     for held_out, streams in ((False, TUNED_ON), (True, HELD_OUT)):
         for name, make in streams.items():
@@ -210,7 +211,7 @@ def _streams(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 uses = make(slots)
                 tier = run_tier(uses, slots)
                 lru = lru_misses(uses, slots)
-                row: dict[str, Any] = {
+                row: Document = {
                     "stream": name, "held_out": held_out, "slots": slots, "uses": len(uses),
                     "belady": belady_misses(uses, slots), "lru": lru,
                     "visits": visits_misses(uses, slots), "ours": tier.misses,
@@ -229,7 +230,7 @@ def _streams(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _neighbour(
     trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
-) -> dict[str, Any]:
+) -> Document:
     loud = []
     for name, (make, held_out) in STREAMS.items():
         _log(f"one tenant x 50 in {name} …")
@@ -260,7 +261,7 @@ def _neighbour(
 
 def _scale(
     trace: list[TraceRequest], hardware: Hardware, arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
+) -> list[Document]:
     """Measure in this process, smallest first: memory is the peak so far."""
     most = arguments.most
     plan = [(OURS, 8, 10_000), (OURS, 8, 100_000)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pvariance
-from typing import Any
 
+from benchmarks.document import Document
 from benchmarks.replay.caches import belady_misses, lora_uses, lru_misses
 from benchmarks.replay.simulation import Outcome
 from benchmarks.replay.trace import TraceRequest
@@ -42,7 +42,7 @@ def slowdowns(outcome: Outcome, trace: Sequence[TraceRequest]) -> list[float]:
     ]
 
 
-def figures(outcome: Outcome, trace: Sequence[TraceRequest]) -> dict[str, Any]:
+def figures(outcome: Outcome, trace: Sequence[TraceRequest]) -> Document:
     """Return a result row. Refused and late requests are infinitely slow."""
     done = [
         (latency, r) for latency, r in zip(outcome.latency_s, trace, strict=True)
@@ -102,7 +102,7 @@ COLUMNS = {
 }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Document]) -> str:
     """Return a Markdown table."""
     lines = ["| " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
     lines.append("|" + "---|" * len(COLUMNS))
@@ -191,7 +191,7 @@ def describe(trace: Sequence[TraceRequest]) -> dict[str, float]:
     return dict(zip(PUBLISHED, values, strict=True))
 
 
-def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot(rows: Sequence[Document], path: Path) -> None:
     """Plot p99 and checkpoint misses over load, one line per policy."""
     import matplotlib as mpl
 
@@ -202,7 +202,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for policy in dict.fromkeys(row["policy"] for row in rows):
         mine = [row for row in rows if row["policy"] == policy]
         loads = [row["load"] for row in mine]
-        style: dict[str, Any] = {"marker": "o", "linewidth": 1.2, "markersize": 4}
+        style: Document = {"marker": "o", "linewidth": 1.2, "markersize": 4}
         if policy == "ours":
             style |= {"linewidth": 2.6, "color": "black", "zorder": 3}
         if "clairvoyant" in policy:

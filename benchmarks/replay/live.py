@@ -12,10 +12,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import httpx2
 
+from benchmarks.document import Document
 from benchmarks.replay.figures import quantile
 from benchmarks.replay.trace import BASE_MODEL, TraceRequest, checkpoint_key, lora_key
 
@@ -33,7 +33,7 @@ def play(trace: Sequence[TraceRequest], url: str, key: str, speed: float, as_jso
         print(f"{name:24} {value:.3f}" if isinstance(value, float) else f"{name:24} {value}")
 
 
-async def _play(trace: Sequence[TraceRequest], url: str, key: str, speed: float) -> dict[str, Any]:
+async def _play(trace: Sequence[TraceRequest], url: str, key: str, speed: float) -> Document:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(
@@ -70,7 +70,7 @@ async def _send(
     client: httpx2.AsyncClient, request: TraceRequest, names: dict[str, str]
 ) -> tuple[int, float, list[str]]:
     """Return the status (0: no answer), the seconds, and each asset's tier."""
-    body: dict[str, Any] = {
+    body: Document = {
         "prompt": "a red circle on a blue background",
         "steps": request.steps,
         "num_images": request.images,

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf, isfinite, isnan
-from typing import Any
 
+from benchmarks.document import Document
 from benchmarks.replay.figures import quantile, slowdowns
 from benchmarks.replay.generator import Population, generate
 from benchmarks.replay.replica import Hardware
@@ -59,7 +59,7 @@ def busiest(trace: Sequence[TraceRequest]) -> str:
 
 def loud_neighbour(
     trace: Sequence[TraceRequest], hardware: Hardware, times: int, policies: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[Document]:
     """Return a row per policy: the others' p95, as seconds and slowdown, and failures (refused or
     late), with and without a noisy tenant, under default queue limits."""
     loud = busiest(trace)

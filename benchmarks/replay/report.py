@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from benchmarks.document import Document
 from benchmarks.replay.figures import table, written
 
 
-def report(result: Mapping[str, Any]) -> list[str]:
+def report(result: Document) -> list[str]:
     """Return the Markdown tables."""
     rows = result["policies"]
     tables = [
@@ -25,7 +23,7 @@ def report(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _caches(result: Mapping[str, Any]) -> str:
+def _caches(result: Document) -> str:
     lines = ["| slots | Belady | LRU | ours | ours / Belady | ours / LRU |", "|" + "---|" * 6]
     lines += [
         f"| {row['slots']} | {row['belady']} | {row['lru']} | {row['ours']} "
@@ -36,7 +34,7 @@ def _caches(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _streams(result: Mapping[str, Any]) -> str:
+def _streams(result: Document) -> str:
     lines = [
         "| stream | slots | Belady | LRU | visits | ours | ours / LRU | ours / better "
         "| ours / Belady | LRU ruled | changes |",
@@ -55,7 +53,7 @@ def _streams(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _loud(result: Mapping[str, Any]) -> str:
+def _loud(result: Document) -> str:
     lines = [
         "| stream | policy | p95 alone, s | p95 beside it, s | ratio | slowdown p95 alone "
         "| beside it | requests | failed alone | failed beside it |",
@@ -74,7 +72,7 @@ def _loud(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _flood(result: Mapping[str, Any]) -> str:
+def _flood(result: Document) -> str:
     flood = result["neighbour"]["flood"]
     lines = ["| LoRA hits of the others | alone | beside the flood |", "|" + "---|" * 3]
     lines += [
@@ -84,7 +82,7 @@ def _flood(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _scale(result: Mapping[str, Any]) -> str:
+def _scale(result: Document) -> str:
     lines = [
         "| policy | replicas | requests | seconds | µs a request | MiB at most |",
         "|" + "---|" * 6,

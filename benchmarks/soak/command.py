@@ -6,10 +6,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from benchmarks.document import Document
 from benchmarks.faults.command import HARMLESS
 from benchmarks.faults.harness import staged
 from benchmarks.faults.invariants import Invariants
@@ -27,7 +26,7 @@ LOAD = 0.7
 LEAST_S = 60.0
 #: Small tiers evict constantly; short retention makes stored results stable before the first
 #: samples that count.
-_SETTINGS: Mapping[str, Any] = {
+_SETTINGS: Document = {
     "host_bytes": 40 << 20,
     "disk_bytes": 48 << 20,
     "results_kept_s": 240.0,
@@ -58,7 +57,7 @@ def main() -> None:
         raise SystemExit(f"not survived: {', '.join(bad)}")
 
 
-def soak(arguments: argparse.Namespace) -> dict[str, Any]:
+def soak(arguments: argparse.Namespace) -> Document:
     def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 

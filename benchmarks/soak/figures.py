@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from benchmarks.document import Document
 from benchmarks.faults.client import Answer
 from benchmarks.soak.resource_usage import PLACES, REST
 
 #: Allowed late/early ratio.
 MOST_GROWTH = 1.2
 
-Sample = Mapping[str, Any]
+Sample = Document
 
 #: Paths in a sample: memory and descriptors of spared processes, memory of rarely killed ones,
 #: numbers of files.
@@ -83,7 +84,7 @@ def latencies(answers: Sequence[Answer]) -> dict[str, float]:
     return {**quantiles, "max": ordered[-1]}
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Document) -> str:
     latency = result["latency_s"]
     lines = [
         "| minutes | requests | killed | sent again | lost | wrong images | double charges "

@@ -8,11 +8,11 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import httpx2
 import psutil
 
+from benchmarks.document import Document
 from benchmarks.faults.harness import Harness
 from benchmarks.soak.background import Background
 
@@ -38,7 +38,7 @@ class Killer(Background):
 
     def __init__(self, harness: Harness, seed: int, mean_s: float, least_s: float) -> None:
         super().__init__()
-        self.deeds: list[dict[str, Any]] = []
+        self.deeds: list[Document] = []
         self._harness = harness
         self._random = random.Random(seed)
         self._mean_s = mean_s

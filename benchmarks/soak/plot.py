@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from benchmarks.document import Document
 from benchmarks.soak.resource_usage import PARTS, PLACES, REST
 
 
-def plot(result: Mapping[str, Any], path: Path) -> None:
+def plot(result: Document, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")

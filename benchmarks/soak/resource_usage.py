@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from benchmarks.document import Document
 from benchmarks.faults.harness import Harness
 from benchmarks.soak.background import Background
 
@@ -33,7 +33,7 @@ class ResourceUsage(Background):
     def __init__(self, harness: Harness, every_s: float, spared: Mapping[str, int]) -> None:
         """``spared``: process ids to sample individually, by name."""
         super().__init__()
-        self.samples: list[dict[str, Any]] = []
+        self.samples: list[Document] = []
         self._harness = harness
         self._every_s = every_s
         self._spared = spared
@@ -45,7 +45,7 @@ class ResourceUsage(Background):
             if self.ended.wait(self._every_s):
                 return
 
-    def _sample(self) -> dict[str, Any]:
+    def _sample(self) -> Document:
         memory: Counter[str] = Counter()
         descriptors: Counter[str] = Counter()
         count: Counter[str] = Counter()

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
-from typing import Any
 
 import httpx2
 
+from benchmarks.document import Document
 from benchmarks.faults.client import Answer, Load, RequestFields, ask
 from benchmarks.faults.harness import Harness
 
@@ -81,7 +81,7 @@ def _public(harness: Harness) -> Sequence[RequestFields]:
     answer = httpx2.get(
         f"{harness.url}/v1/assets", params={"is_public": True}, headers=harness.endpoint.headers
     )
-    wishes: list[dict[str, Any]] = []
+    wishes: list[Document] = []
     for asset in answer.raise_for_status().json()["data"]:
         name, kind = asset["id"], asset["asset_type"]
         if kind == "lora":

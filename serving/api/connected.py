@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
 
@@ -14,7 +14,7 @@ from serving.errors import Cancelled
 T = TypeVar("T")
 
 
-async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def run_while_connected(request: Request, work: Coroutine[None, None, T]) -> T:
     """Return the result of ``work``; cancel it if the client disconnects.
 
     Raises:

@@ -120,7 +120,7 @@ class Context:
             open_requests_per_min=settings.open_requests_per_min,
         )
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run ``work`` to completion, even if the caller is cancelled."""
         task = asyncio.create_task(work)
         self._tasks.add(task)

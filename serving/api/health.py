@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
@@ -50,7 +49,7 @@ async def get_readiness(context: Ctx) -> JSONResponse:
 
 async def _parts(context: Context) -> Ready:
     backends = context.backends
-    checks: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+    checks: dict[str, Callable[[], Coroutine[None, None, object]]] = {
         "database": lambda: asyncio.to_thread(backends.directory.ping),
         "store": lambda: asyncio.to_thread(load_manifest, backends.store, BASE_NAME),
         "pools": lambda: _can_generate(context),
@@ -61,7 +60,9 @@ async def _parts(context: Context) -> Ready:
     return Ready(status="ready" if is_ready else "not ready", **state_of)
 
 
-async def _state(context: Context, part: str, check: Callable[[], Coroutine[Any, Any, Any]]) -> str:
+async def _state(
+    context: Context, part: str, check: Callable[[], Coroutine[None, None, object]]
+) -> str:
     """Return ``ok`` or the error's type.
 
     Probes share a check, so a hanging store occupies few threads; at most two run.

@@ -15,7 +15,7 @@ from serving.api.context import Context, answer_headers, context_of
 from serving.logs import note
 from serving.tenants.rate import RateLimited
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Handler = Callable[[Request], Coroutine[None, None, Response]]
 
 
 class OpenRoute(APIRoute):

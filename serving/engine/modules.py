@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from assets.content import MODEL_COMPONENTS, Component
+from assets.families.config import Configs, ModelConfig
 
-Configs = Mapping[Component, Mapping[str, Any]]
 #: (component, published name) → its working tensor
 Parameters = Callable[[Component, str], torch.Tensor]
 
@@ -27,7 +27,7 @@ def build_modules(configs: Configs) -> dict[Component, Any]:
         }
 
 
-def clip_config(config: Mapping[str, Any]) -> CLIPTextConfig:
+def clip_config(config: ModelConfig) -> CLIPTextConfig:
     ignored = ("architectures", "torch_dtype", "transformers_version", "model_type")
     return CLIPTextConfig(**{k: v for k, v in config.items() if k not in ignored})
 

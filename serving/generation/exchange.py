@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
 
 from msgspec import structs
 
@@ -22,7 +21,7 @@ ResultAndReport = tuple[GenerationResult, ReplicaReport | None]
 
 
 async def sent(
-    start: Callable[[Callable[[bytes], None]], Coroutine[Any, Any, ResultAndReport]],
+    start: Callable[[Callable[[bytes], None]], Coroutine[None, None, ResultAndReport]],
 ) -> AsyncIterator[bytes]:
     """Yield what the coroutine of ``start`` emits, then its outcome, one message per image.
 

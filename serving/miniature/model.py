@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from assets.content import MODEL_COMPONENTS, Component
+from assets.families.config import Configs
 from assets.families.schema import Shape
 from assets.families.sdxl import SDXL_CONFIGS, SDXL_SCHEDULE, schema_of
 from assets.formats.tensors import PlannedTensor, TensorFile, write_tensors
@@ -33,7 +33,7 @@ TOKEN_DIGESTS: Mapping[Component, str] = {
     "text_encoder_2": "a3054396a25695deabee65fd4ca448f2db9ca154e98b8cd592d8185d79cac4ce",
 }
 
-_WIDTHS: Mapping[Component, Mapping[str, Any]] = {
+_WIDTHS: Configs = {
     "unet": {
         "block_out_channels": [32, 64, 64],
         "attention_head_dim": [2, 4, 4],
@@ -58,7 +58,7 @@ _WIDTHS: Mapping[Component, Mapping[str, Any]] = {
     "vae": {"block_out_channels": [16, 24, 32, 48], "norm_num_groups": 8, "sample_size": 128},
 }
 
-MINIATURE_CONFIGS: Mapping[Component, Mapping[str, Any]] = {
+MINIATURE_CONFIGS: Configs = {
     component: {**SDXL_CONFIGS[component], **_WIDTHS[component]} for component in MODEL_COMPONENTS
 }
 
