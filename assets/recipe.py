@@ -56,7 +56,7 @@ class Recipe:
     def prediction(self) -> Prediction:
         return prediction_of(self.unet.key)
 
-    def components(self) -> Iterator[tuple[str, Blob]]:
+    def components(self) -> Iterator[tuple[Component, Blob]]:
         yield "unet", self.unet
         yield "text_encoder", self.text_encoder
         yield "text_encoder_2", self.text_encoder_2

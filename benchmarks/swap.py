@@ -264,11 +264,11 @@ def measure(stage: Stage, device: str, rounds: int) -> dict[str, list[float]]:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) * 1000
 
-    def nothing() -> object:
-        return None
+    def nothing() -> None:
+        pass
 
     ours, bare = our_steps(stage), copies(stage)
-    steps = dict(ours)
+    steps: dict[str, tuple[Callable[[], None], Callable[[], object]]] = dict(ours.items())
     steps |= {name: (nothing, work) for name, work in (*bare.items(), *stock_steps(stage).items())}
     rows: dict[str, list[float]] = {name: [] for name in steps}
     for index in track(range(rounds + 2), description="rounds", transient=True):

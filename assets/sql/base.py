@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy import CursorResult, Engine, Result, Table, create_engine, event, func, select
 from sqlalchemy.orm import DeclarativeBase, Session
 
 
@@ -46,3 +46,15 @@ def alone(session: Session, about: str) -> None:
             session.connection().exec_driver_sql("BEGIN IMMEDIATE")
     else:
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(about))))
+
+
+def rows_changed(result: Result[tuple[object, ...]]) -> int:
+    """The number of rows that an update or delete changed."""
+    assert isinstance(result, CursorResult)
+    return int(result.rowcount)
+
+
+def table_of(row: type[Base]) -> Table:
+    table = row.__table__
+    assert isinstance(table, Table)
+    return table

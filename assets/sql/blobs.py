@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from assets.content import Blob
-from assets.sql.base import Base
+from assets.sql.base import Base, rows_changed
 from assets.sql.rows import AssetRow
 
 
@@ -86,7 +86,7 @@ class SqlBlobRecords:
         )
         try:
             with Session(self._engine) as session, session.begin():
-                if session.execute(claimed).rowcount:  # type: ignore[attr-defined]
+                if rows_changed(session.execute(claimed)):
                     return True
                 existing = session.get(BlobRow, blob.key)
                 if existing is not None:  # marked, or inserted since
@@ -155,7 +155,7 @@ class SqlBlobRecords:
             .values(doomed_at_s=self._now())
         )
         with Session(self._engine) as session, session.begin():
-            return bool(session.execute(marked).rowcount)  # type: ignore[attr-defined]
+            return bool(rows_changed(session.execute(marked)))
 
     def forget(self, key: str) -> None:
         is_marked = BlobRow.doomed_at_s.is_not(None)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Engine, Row, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Row, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from assets.asset import Asset, AssetChanges, AssetStatus
@@ -16,7 +16,7 @@ from assets.errors import NameTaken, QuotaExceeded
 from assets.ids import new_asset_id
 from assets.kinds import kinds_with
 from assets.library.records import Page, Query
-from assets.sql.base import alone
+from assets.sql.base import alone, rows_changed
 from assets.sql.blobs import BlobRefRow, refer
 from assets.sql.rows import COLUMNS, AssetRow, ShareRow, asset_of, new_row, row_values
 from assets.sql.search_index import assets_matching, index_words, search_terms
@@ -83,7 +83,7 @@ class SqlAssetRecords:
             *_has_version(version),
         )
 
-    def _best(self, *conditions: Any) -> Asset | None:
+    def _best(self, *conditions: ColumnElement[bool]) -> Asset | None:
         query = _ROWS.where(*conditions).order_by(*_BEST_FIRST).limit(1)
         with Session(self._engine) as session:
             assets = _assets(session, session.execute(query).all())
@@ -106,7 +106,7 @@ class SqlAssetRecords:
         with Session(self._engine) as session, session.begin():
             # One statement: an atomic comparison of status and revision.
             result = session.execute(update(AssetRow).where(*condition).values(**values))
-            if result.rowcount != 1:  # type: ignore[attr-defined]
+            if rows_changed(result) != 1:
                 return None
             if "shared_with" in changes:
                 _set_shares(session, asset_id, changes["shared_with"])
@@ -254,20 +254,20 @@ class SqlAssetRecords:
     def expired(self, now_s: float) -> Sequence[Asset]:
         return self._all(AssetRow.expires_at_s <= now_s, _IS_LIVE)
 
-    def _all(self, *conditions: Any) -> Sequence[Asset]:
+    def _all(self, *conditions: ColumnElement[bool]) -> Sequence[Asset]:
         with Session(self._engine) as session:
             return _assets(session, session.execute(_ROWS.where(*conditions)).all())
 
 
-def _visible_to(member_id: str | None) -> tuple[Any, ...]:
+def _visible_to(member_id: str | None) -> tuple[ColumnElement[bool], ...]:
     """Not private to another member; None sees all."""
     if member_id is None:
         return ()
     return (or_(AssetRow.visibility != "private", AssetRow.created_by == member_id),)
 
 
-def _conditions(query: Query) -> list[Any]:
-    conditions: list[Any] = [_IS_LIVE]
+def _conditions(query: Query) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [_IS_LIVE]
     for column, value in (
         (AssetRow.tenant_id, query.tenant_id),
         (AssetRow.visibility, query.visibility),
@@ -289,7 +289,7 @@ def _conditions(query: Query) -> list[Any]:
     return conditions
 
 
-def _has_version(version: int | None) -> tuple[Any, ...]:
+def _has_version(version: int | None) -> tuple[ColumnElement[bool], ...]:
     return () if version is None else (AssetRow.version == version,)
 
 

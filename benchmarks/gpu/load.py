@@ -16,6 +16,7 @@ from benchmarks.gpu.stages import Row
 from benchmarks.gpu.world import World, median
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
+from serving.engine.values import DeviceValue
 from serving.generation.contract import GenerationTask
 
 

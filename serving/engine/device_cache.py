@@ -128,7 +128,7 @@ class DeviceCache:
         self._unets.add(recipe.unet.key)
         try:
             for component, blob in recipe.components():
-                self._lease(prepared, blob, cast(Component, component), tenant_id)
+                self._lease(prepared, blob, component, tenant_id)
             for use in recipe.loras:
                 self._lease(prepared, use.blob, "lora", tenant_id)
             for inversion in recipe.inversions:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from cachetools import LRUCache
@@ -229,7 +229,7 @@ class Engine:
 
     def _write(self, prepared: Prepared) -> Swap:
         recipe = prepared.recipe
-        parts = [(cast(Component, name), blob) for name, blob in recipe.components()]
+        parts = list(recipe.components())
         keys = {component: blob.key for component, blob in parts}
         pristine = {component: prepared.pristine(blob) for component, blob in parts}
         loras = {use.blob.key: prepared.lora(use.blob) for use in recipe.loras}

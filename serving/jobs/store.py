@@ -19,6 +19,7 @@ from sqlalchemy import (
     Float,
     Index,
     Select,
+    String,
     bindparam,
     delete,
     func,
@@ -30,7 +31,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from assets.principal import Principal
-from assets.sql.base import Base, alone
+from assets.sql.base import Base, alone, rows_changed
 from serving.errors import Refused
 from serving.generation.contract import GenerationRequest
 from serving.jobs.failed import JobError
@@ -60,7 +61,7 @@ class JobRow(Base):
     tenant_id: Mapped[str]
     tenant_name: Mapped[str]
     weight: Mapped[float]
-    status: Mapped[str]
+    status: Mapped[JobStatus] = mapped_column(String)
     request: Mapped[dict[str, object]] = mapped_column(JSON)
     error: Mapped[dict[str, object] | None] = mapped_column(JSON)
     claimed_by: Mapped[str | None]
@@ -141,7 +142,7 @@ def _job(row: JobRow) -> Job:
         row.tenant_id,
         row.tenant_name,
         row.weight,
-        row.status,  # type: ignore[arg-type]
+        row.status,
         row.request,
         None if row.error is None else msgspec.convert(row.error, JobError),
         row.created_at_s,
@@ -273,7 +274,7 @@ class JobStore:
                 .where(JobRow.id == candidate.id, free, JobRow.status.in_(_UNFINISHED))
                 .values(status="running", claimed_by=worker, claimed_until_s=now + CLAIM_S)
             )
-            if won.rowcount != 1:  # type: ignore[attr-defined]
+            if rows_changed(won) != 1:
                 return None
             session.refresh(candidate)
             return _job(candidate)
@@ -340,7 +341,7 @@ class JobStore:
                     finished_at_s=self._now(),
                 )
             )
-            if not cancelled.rowcount:  # type: ignore[attr-defined]
+            if not rows_changed(cancelled):
                 return None
             session.refresh(row)
             self._meter.release_in(session, _job(row).charge_id)
@@ -392,7 +393,7 @@ class JobStore:
                     created_at_s=self._now(), finished_at_s=None, failures=0,
                 )
             )  # fmt: skip
-            if revived.rowcount:  # type: ignore[attr-defined]
+            if rows_changed(revived):
                 row = session.get_one(JobRow, job_id, populate_existing=True)
                 charge = Charge(_job(row).charge_id, principal, work, pool)
                 self._meter.reserve_in(session, charge, None)
@@ -439,4 +440,4 @@ def _change(session: Session, job_id: str, worker: str, values: Mapping[str, obj
         .where(JobRow.id == job_id, JobRow.claimed_by == worker, JobRow.status == "running")
         .values(**values)
     )
-    return bool(result.rowcount)  # type: ignore[attr-defined]
+    return bool(rows_changed(result))

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
@@ -191,7 +191,7 @@ class Directory:
                 .where(MemberRow.tenant_id == tenant_row.id, MemberRow.removed_at_s.is_(None))
                 .order_by(MemberRow.name)
             )
-            return [Member(r.id, r.name, cast(KeyRole, r.role), r.created_at_s) for r in rows]
+            return [Member(r.id, r.name, r.role, r.created_at_s) for r in rows]
 
     def remove_member(self, tenant: str, name: str, actor: str = OPERATOR) -> None:
         """Remove a member and revoke its keys; owners keep its private assets.

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import cast
 
 from cachetools import TTLCache
 from sqlalchemy import Engine, select
@@ -166,7 +165,7 @@ class Keyring:
             )
             return [
                 ApiKey(
-                    k.id, tenant, k.label, k.created_at_s, k.revoked_at_s, cast(KeyRole, k.role),
+                    k.id, tenant, k.label, k.created_at_s, k.revoked_at_s, k.role,
                     k.expires_at_s, member,
                 )
                 for k, member in keys
@@ -248,8 +247,8 @@ def _principal(session: Session, tenant: TenantRow, key: ApiKeyRow | None = None
     principal = Principal(tenant.id, tenant.name, weight, plan=plan, gpu=tenant.gpu or "")
     if key is None:
         return principal
-    role = cast(KeyRole, key.role)
+    role = key.role
     if key.member_id is not None:
         member = session.get_one(MemberRow, key.member_id)
-        role = min(role, cast(KeyRole, member.role), key=KEY_ROLES.index)
+        role = min(role, member.role, key=KEY_ROLES.index)
     return replace(principal, key_id=key.id, role=role, member_id=key.member_id or "")

@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
 
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from serving.tenants.rows import BudgetRow, LedgerRow
+from serving.tenants.rows import BudgetRow, LedgerRow, UsageKind
 
-UsageKind = Literal["picture", "attempt", "storage"]
 UNITS: Mapping[str, str] = {"picture": "gpu_s", "attempt": "gpu_s", "storage": "gb_hours"}
 _PAGE = 500
 
@@ -76,7 +74,7 @@ class Ledger:
             rows = session.scalars(query.order_by(LedgerRow.id).limit(limit))
             return [
                 Usage(
-                    r.id, r.at_s, r.kind, r.reference, r.quantity, r.member_id, r.key_id,  # type: ignore[arg-type]
+                    r.id, r.at_s, r.kind, r.reference, r.quantity, r.member_id, r.key_id,
                     r.details,
                 )
                 for r in rows

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, Engine, Table, case, delete, func, insert, select, update
+from sqlalchemy import Engine, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from assets.principal import Principal
-from assets.sql.base import alone
+from assets.sql.base import alone, rows_changed, table_of
 from serving.errors import BudgetExceeded
 from serving.tenants.ledger import Ledger, month_of
 from serving.tenants.rows import BudgetRow, LedgerRow, ReservationRow
@@ -25,9 +25,9 @@ _RECENT, _MOST_TENANTS = 50, 200
 _RECENT_ROWS = 20_000
 
 #: Faster than ORM objects.
-_BUDGETS = cast(Table, BudgetRow.__table__)
-_LEDGER = cast(Table, LedgerRow.__table__)
-_RESERVATIONS = cast(Table, ReservationRow.__table__)
+_BUDGETS = table_of(BudgetRow)
+_LEDGER = table_of(LedgerRow)
+_RESERVATIONS = table_of(ReservationRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def _add(session: Session, tenant_id: str, month: str, **amounts: float) -> None
         .where(_BUDGETS.c.tenant_id == tenant_id, _BUDGETS.c.month == month)
         .values({name: case((sum_ > 0, sum_), else_=0.0) for name, sum_ in sums.items()})
     )
-    if cast("CursorResult[Any]", session.execute(change)).rowcount == 0:
+    if rows_changed(session.execute(change)) == 0:
         _budget(session, tenant_id, month)
         session.execute(change)
 

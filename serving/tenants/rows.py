@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer
+from typing import Literal
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
+from assets.principal import KeyRole
 from assets.sql.base import Base
 
 #: SQLite auto-increments only INTEGER columns.
 _COUNTER = BigInteger().with_variant(Integer(), "sqlite")
+
+UsageKind = Literal["picture", "attempt", "storage"]
 
 
 class PlanRow(Base):
@@ -44,7 +49,7 @@ class MemberRow(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     name: Mapped[str]
-    role: Mapped[str]
+    role: Mapped[KeyRole] = mapped_column(String)
     created_at_s: Mapped[float]
     removed_at_s: Mapped[float | None]
 
@@ -58,7 +63,7 @@ class ApiKeyRow(Base):
     label: Mapped[str]
     created_at_s: Mapped[float]
     revoked_at_s: Mapped[float | None]
-    role: Mapped[str]
+    role: Mapped[KeyRole] = mapped_column(String)
     expires_at_s: Mapped[float | None]
     #: None for the organisation's keys.
     member_id: Mapped[str | None] = mapped_column(ForeignKey("members.id"))
@@ -111,7 +116,7 @@ class LedgerRow(Base):
     tenant_id: Mapped[str]
     member_id: Mapped[str]
     key_id: Mapped[str]
-    kind: Mapped[str]
+    kind: Mapped[UsageKind] = mapped_column(String)
     #: Unique per ``kind``: charged once.
     reference: Mapped[str]
     quantity: Mapped[float]

@@ -9,7 +9,8 @@ from serving.api.models.common import Timestamp, timestamp
 from serving.tenants.audit import AuditEntry as Act
 from serving.tenants.directory import Member
 from serving.tenants.keyring import ApiKey
-from serving.tenants.ledger import UNITS, Usage, UsageKind
+from serving.tenants.ledger import UNITS, Usage
+from serving.tenants.rows import UsageKind
 
 
 class OrganisationPlan(BaseModel):
