@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
@@ -39,6 +39,10 @@ from serving.engine.engine import Engine
 from serving.miniature.model import write_miniature
 from tests.support.samples import write_inversion, write_kohya_lora
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+
 RESULT = Path(__file__).parent / "results" / "swap.json"
 WORD = "qzebra"
 TIERS = ("gpu", "host", "disk")
@@ -52,7 +56,7 @@ class Stage:
     base: Prepared
     provisioner: Provisioner
     host: FileTier
-    pipeline: Any
+    pipeline: StableDiffusionXLPipeline
     folder: Path
     lora_file: Path
     inversion_file: Path
@@ -114,14 +118,14 @@ def write_other_unet(source: Path, target: Path) -> Path:
     return target
 
 
-def stock_pipeline(folder: Path, device: str) -> Any:
+def stock_pipeline(folder: Path, device: str) -> StableDiffusionXLPipeline:
     from diffusers import StableDiffusionXLPipeline
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
     return pipeline.to(device, torch.float16 if device == "cuda" else torch.float32)
 
 
-def stock_lora(pipeline: Any, path: Path) -> None:
+def stock_lora(pipeline: StableDiffusionXLPipeline, path: Path) -> None:
     """Load, fuse and remove a LoRA in a stock pipeline."""
     pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="x")
     pipeline.set_adapters(["x"], [0.8])

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,10 @@ from serving.engine.values import DeviceValue, Lora, Pristine
 from serving.generation.contract import GenerationResult, GenerationTask
 from serving.miniature.model import MINIATURE_CONFIGS
 from tests.support.generation import changed, task_of
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
 
 PROMPT = "a small red star on a blue background"
 _TIER_BYTES = 64 << 30
@@ -177,7 +181,7 @@ class World:
         sample = noise(key.rows, config["in_channels"], side // 8, side // 8)
         return key, sample, noise(key.rows, 77, config["cross_attention_dim"]), added
 
-    def stock(self, how: str = "as it comes") -> Any:
+    def stock(self, how: str = "as it comes") -> StableDiffusionXLPipeline:
         """Stock's pipeline, made once per ``how``."""
         if how not in self.stocks:
             with torch.inference_mode(False):  # inference tensors cannot be cast to float32
@@ -193,7 +197,10 @@ class World:
         return self.stocks[how]
 
     def stock_image(
-        self, pipeline: Any, vae_dtype: torch.dtype | None = None, prompt: str = PROMPT
+        self,
+        pipeline: StableDiffusionXLPipeline,
+        vae_dtype: torch.dtype | None = None,
+        prompt: str = PROMPT,
     ) -> Any:
         """Uses the noise of our seed 7; ``vae_dtype`` replaces stock's."""
         side = self.scale.side

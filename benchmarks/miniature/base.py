@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,11 @@ from benchmarks.miniature import text, unet, vae
 from serving.engine.modules import published_names
 from serving.miniature.model import TOKEN_EMBEDDING, weights
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+
 DEFAULT_FOLDER = Path("build/miniature")
 
 
@@ -22,9 +27,9 @@ DEFAULT_FOLDER = Path("build/miniature")
 class Miniature:
     """The four modules in float32, without gradients."""
 
-    unet: Any
-    vae: Any
-    encoders: Mapping[Component, Any]
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    encoders: Mapping[Component, CLIPTextModel]
 
 
 def load_base() -> Miniature:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from benchmarks.miniature.world import COLOURS, PLACES, SHAPES, SIZES, caption, 
 from serving.engine.text import PromptTokenizer
 from serving.engine.vocabulary import vocabulary
 from serving.miniature.model import MINIATURE_CONFIGS, token_rows
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
+
 
 PLAN = TrainingPlan(steps=1500, rate=2e-3)
 ENCODERS: tuple[Component, ...] = ("text_encoder", "text_encoder_2")
@@ -74,14 +78,14 @@ def distracted(text: str, rng: np.random.Generator, chance: float = 0.2) -> str:
     return ", ".join(pieces)
 
 
-def build(component: Component) -> Any:
+def build(component: Component) -> CLIPTextModel:
     """Build an untrained encoder from its seed."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     from serving.engine.modules import clip_config
 
     kind = CLIPTextModel if component == "text_encoder" else CLIPTextModelWithProjection
-    module: Any = kind(clip_config(MINIATURE_CONFIGS[component]))
+    module = kind(clip_config(MINIATURE_CONFIGS[component]))
     generator = torch.Generator().manual_seed(3 if component == "text_encoder" else 4)
     layers = MINIATURE_CONFIGS[component]["num_hidden_layers"]
     with torch.no_grad():
@@ -108,12 +112,12 @@ def _parts(scores: torch.Tensor) -> list[torch.Tensor]:
     return [scores[:, first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
 
-def train_text(folder: Path, plan: TrainingPlan = PLAN) -> dict[Component, Any]:
+def train_text(folder: Path, plan: TrainingPlan = PLAN) -> dict[Component, CLIPTextModel]:
     rng = np.random.default_rng(10)
     texts = [distracted(caption(training_scene(rng), rng), rng) for _ in range(_POOL)]
     labels = torch.tensor([said(text) for text in texts])
     prompts = PromptTokenizer()
-    modules: dict[Component, Any] = {}
+    modules: dict[Component, CLIPTextModel] = {}
     for component in ENCODERS:
         module = modules[component] = build(component)
         ids = tokens_of(prompts, texts, component)
@@ -125,7 +129,7 @@ def train_text(folder: Path, plan: TrainingPlan = PLAN) -> dict[Component, Any]:
         heads = (heads * width**-0.5).requires_grad_()
 
         def scores(
-            index: torch.Tensor, module: Any = module, ids: torch.Tensor = ids,
+            index: torch.Tensor, module: CLIPTextModel = module, ids: torch.Tensor = ids,
             ends: torch.Tensor = ends, heads: torch.Tensor = heads,
         ) -> list[torch.Tensor]:  # fmt: skip
             longest = int(ends[index].max()) + 1  # causal: later tokens have no influence

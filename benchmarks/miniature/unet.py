@@ -7,15 +7,16 @@ prediction underweights high noise, where the text decides).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
+from assets.content import Component
 from assets.families.sdxl import SDXL_SCHEDULE
 from benchmarks.miniature.text import ENCODERS, distracted, tokens_of
 from benchmarks.miniature.training import TrainingPlan, batches, train
@@ -23,6 +24,11 @@ from benchmarks.miniature.vae import to_signal
 from benchmarks.miniature.world import SIDE, caption, render, training_scene
 from serving.engine.text import PromptTokenizer
 from serving.miniature.model import MINIATURE_CONFIGS
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
 
 PLAN = TrainingPlan(steps=3800, rate=1e-3, weight_decay=1e-2, save_every=400)
 BATCH = 48
@@ -50,7 +56,9 @@ class Lessons:
 
 
 @torch.no_grad()
-def encode_words(encoders: Any, texts: Sequence[str], batch: int = 250) -> Words:
+def encode_words(
+    encoders: Mapping[Component, CLIPTextModel], texts: Sequence[str], batch: int = 250
+) -> Words:
     prompts = PromptTokenizer()
     contexts, pooled = [], []
     for first in range(0, len(texts), batch):
@@ -65,12 +73,18 @@ def encode_words(encoders: Any, texts: Sequence[str], batch: int = 250) -> Words
 
 
 @torch.no_grad()
-def encode_images(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+def encode_images(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
     means = [vae.encode(to_signal(part)).latent_dist.mean for part in batches(pixels, 64)]
     return torch.cat(means) * SCALING
 
 
-def lessons(encoders: Any, vae: Any, count: int, seed: int, look: str = "flat") -> Lessons:
+def lessons(
+    encoders: Mapping[Component, CLIPTextModel],
+    vae: AutoencoderKL,
+    count: int,
+    seed: int,
+    look: str = "flat",
+) -> Lessons:
     rng = np.random.default_rng(seed)
     pool = np.empty((count, SIDE, SIDE, 3), np.uint8)
     texts = []
@@ -104,7 +118,7 @@ def time_ids(count: int, jitter: bool = False) -> torch.Tensor:
 
 
 def noise_loss(
-    unet: Any, latents: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor
+    unet: UNet2DConditionModel, latents: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor
 ) -> torch.Tensor:
     """Return the weighted noise prediction error; shapes as in ``Lessons``."""
     count = len(latents)
@@ -119,7 +133,9 @@ def noise_loss(
     return loss
 
 
-def lesson_loss(unet: Any, taught: Lessons, empty: Words, batch: int = BATCH) -> torch.Tensor:
+def lesson_loss(
+    unet: UNet2DConditionModel, taught: Lessons, empty: Words, batch: int = BATCH
+) -> torch.Tensor:
     """Return a random batch's ``noise_loss``. A share of _UNSAID has no text: half zeros, as
     without a negative prompt, half the empty prompt."""
     index = torch.randint(len(taught.latents), (batch,))
@@ -132,7 +148,7 @@ def lesson_loss(unet: Any, taught: Lessons, empty: Words, batch: int = BATCH) ->
     return noise_loss(unet, taught.latents[index], context, pooled)
 
 
-def build() -> Any:
+def build() -> UNet2DConditionModel:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(20)
@@ -153,12 +169,17 @@ PREVIEWED = (
 
 @torch.no_grad()
 def generate(
-    unet: Any, vae: Any, words: Words, steps: int = 20, cfg_scale: float = 5.0, seed: int = 0
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    words: Words,
+    steps: int = 20,
+    cfg_scale: float = 5.0,
+    seed: int = 0,
 ) -> torch.Tensor:
     """Return images (n, 3, SIDE, SIDE) uint8, one per row."""
     from diffusers import EulerDiscreteScheduler
 
-    sampler: Any = EulerDiscreteScheduler.from_config(dict(SDXL_SCHEDULE))
+    sampler = EulerDiscreteScheduler.from_config(dict(SDXL_SCHEDULE))
     sampler.set_timesteps(steps)
     count = len(words.pooled)
     latents = torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
@@ -181,7 +202,12 @@ def save_row(images: torch.Tensor, path: Path, columns: int = 8) -> None:
     Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path)
 
 
-def train_unet(folder: Path, encoders: Any, vae: Any, plan: TrainingPlan = PLAN) -> Any:
+def train_unet(
+    folder: Path,
+    encoders: Mapping[Component, CLIPTextModel],
+    vae: AutoencoderKL,
+    plan: TrainingPlan = PLAN,
+) -> UNet2DConditionModel:
     unet = build()
     taught = lessons(encoders, vae, _POOL, seed=30)
     empty = encode_words(encoders, [""])

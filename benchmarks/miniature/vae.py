@@ -7,7 +7,7 @@ Means and deviations are folded into the two 1×1 convolutions around the latent
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from PIL import Image
 from benchmarks.miniature.training import TrainingPlan, batches, train
 from benchmarks.miniature.world import LOOKS, SIDE, random_scene, render
 from serving.miniature.model import MINIATURE_CONFIGS
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 
 PLAN = TrainingPlan(steps=6500, rate=2e-3, weight_decay=0.0)
 _POOL = 4000
@@ -49,14 +53,14 @@ def difference(generated: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def build() -> Any:
+def build() -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
     return AutoencoderKL.from_config(dict(MINIATURE_CONFIGS["vae"]))
 
 
-def train_vae(folder: Path, plan: TrainingPlan = PLAN) -> Any:
+def train_vae(folder: Path, plan: TrainingPlan = PLAN) -> AutoencoderKL:
     """Train the VAE with states in ``folder``."""
     vae = build()
     pool = images(_POOL, seed=1)
@@ -90,7 +94,7 @@ def train_vae(folder: Path, plan: TrainingPlan = PLAN) -> Any:
 
 
 @torch.no_grad()
-def normalise(vae: Any, signals: torch.Tensor) -> None:
+def normalise(vae: AutoencoderKL, signals: torch.Tensor) -> None:
     """Scale latent channels to mean 0 and deviation 1 / scaling_factor, exactly."""
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in batches(signals, 32)])
     mean = latents.mean(dim=(0, 2, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from assets.errors import IngestRejected
 from assets.prediction import PREDICTIONS
 from serving.cli.client import Client, client_from_environment
 from serving.cli.folder import FolderFile, look, scan
+from serving.cli.json_body import Json
 from serving.cli.naming import Destination, Destinations, named, plain_name
 from serving.cli.options import AsJson, Key, Url
 from serving.cli.output import ApiFailure, clear_errors, show, show_one
@@ -107,7 +108,7 @@ def _push(
 
                 def push_file(
                     item: tuple[FolderFile, _Payload | str, Destination | str],
-                ) -> dict[str, Any]:
+                ) -> Json:
                     row = _push_file(client, *item, tags, bars)
                     if not item[0].reason:
                         bars.advance(total)
@@ -160,7 +161,7 @@ def _push_file(
     place: Destination | str,
     tags: Sequence[str],
     bars: Any,
-) -> dict[str, Any]:
+) -> Json:
     if file.reason:
         return _row(file, "", "skipped", file.reason)
     if isinstance(payload, str) or isinstance(place, str):
@@ -185,7 +186,7 @@ def _push_file(
     return {**_row(file, place.name, "ready", "; ".join(details)), "id": asset["id"]}
 
 
-def _row(file: FolderFile, name: str, status: str, details: str = "") -> dict[str, Any]:
+def _row(file: FolderFile, name: str, status: str, details: str = "") -> Json:
     if file.reason:
         status, details = "skipped", file.reason
     return {
@@ -228,7 +229,7 @@ def upload_asset(
                 prediction_is_declared=prediction_is_declared,
             )
         data = {"asset_type": kind, "trigger_words": trigger_word or []}
-        new: dict[str, Any] = {
+        new: Json = {
             "asset_type": kind, "name": name, "description": description, "data": data,
         }  # fmt: skip
         if prediction_type is not None:
@@ -245,7 +246,7 @@ def upload_asset(
     show_one(asset, _ready_text(asset), as_json)
 
 
-def _ready_text(asset: Mapping[str, Any]) -> str:
+def _ready_text(asset: Json) -> str:
     text = f"{asset['name']} is ready: {asset['id']}"
     return f"{text} ({asset['status_details']})" if asset["status_details"] else text
 
@@ -298,13 +299,13 @@ def list_assets(
 ) -> None:
     """List your assets."""
     with clear_errors(), client_from_environment(url, key) as client:
-        query: dict[str, Any] = {"is_public": public, "shared": shared, "q": search}
+        query: Json = {"is_public": public, "shared": shared, "q": search}
         rows = list(_all_pages(client, {**query, "tag": tag or []}))
         columns = ("id", "name", "version", "asset_type", "status", "size_bytes")
         show(rows, columns, as_json)
 
 
-def _all_pages(client: Client, query: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _all_pages(client: Client, query: Json) -> Iterable[Json]:
     after: str | None = ""
     while after is not None:
         page = client.call("GET", "/v1/assets", params={**query, "after": after})

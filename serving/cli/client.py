@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import httpx2
 
+from serving.cli.json_body import Json
 from serving.cli.naming import named
 from serving.cli.output import ApiFailure
 from serving.cli.transfer import send, sha256_of
@@ -51,13 +51,13 @@ class Client:
 
     def upload(
         self, path: Path, kind: str, name: str, description: str = "", trigger_words: Any = ()
-    ) -> dict[str, Any]:
+    ) -> Json:
         """Upload an asset or a taken name's next version, unless stored.
 
         Does not await the inspection.
         """
         data = {"asset_type": kind, "trigger_words": list(trigger_words)}
-        new: dict[str, Any] = {
+        new: Json = {
             "asset_type": kind,
             "name": name,
             "description": description,
@@ -70,10 +70,10 @@ class Client:
         new["new_version"] = place.new_version
         return send(self, path, new, digest=digest, begun=place.known)
 
-    def asset(self, reference: str) -> dict[str, Any]:
+    def asset(self, reference: str) -> Json:
         return dict(self.call("GET", f"/v1/assets/{reference}")["asset"])
 
-    def await_ready(self, asset_id: str, timeout_s: float = 900.0) -> dict[str, Any]:
+    def await_ready(self, asset_id: str, timeout_s: float = 900.0) -> Json:
         """Wait until ready. Raises ApiFailure when rejected or late."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -88,7 +88,7 @@ class Client:
                 )
             time.sleep(0.1)
 
-    def generate(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def generate(self, request: Json) -> Json:
         return dict(self.call("POST", "/generate/sdxl", json=dict(request)))
 
 

@@ -9,17 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 from rich.console import Console
 from rich.table import Table
 
 from serving.cli.client import Client
+from serving.cli.json_body import Json
 from serving.cli.output import ApiFailure
 from serving.settings import Settings
 
@@ -38,7 +37,7 @@ class Panel:
     """An image of the demonstration and its request."""
 
     title: str
-    request: Mapping[str, Any]
+    request: Json
     #: A panel with the same image, bit for bit.
     like: str | None = None
 
@@ -47,7 +46,7 @@ class Panel:
 class DemoImage:
     panel: Panel
     image: bytes
-    answer: Mapping[str, Any]
+    answer: Json
     total_ms: float
 
 
@@ -157,7 +156,7 @@ def upload_private(client: Client) -> str:
 def panels(private_id: str) -> list[Panel]:
     """The images, in order of the sheet."""
 
-    def loras(**weights: float) -> dict[str, Any]:
+    def loras(**weights: float) -> Json:
         return {"loras": {f"commons:{name}": weight for name, weight in weights.items()}}
 
     lagoon = {"textual_inversions": {"commons:lagoon": "lagoon"}}
@@ -185,7 +184,7 @@ def panels(private_id: str) -> list[Panel]:
     ]
 
 
-def request_of(panel: Panel) -> dict[str, Any]:
+def request_of(panel: Panel) -> Json:
     """A panel's request body."""
     return {
         "prompt": PROMPT,

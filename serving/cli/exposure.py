@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import make_url
 
 from serving.cli.finding import Finding
+from serving.cli.json_body import Json
 from serving.settings import Settings
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "")
@@ -96,6 +97,6 @@ def _in_clear(settings: Settings) -> Iterator[Finding]:
         yield Finding("Ray's token", "fail", "disabled", remedy)
 
 
-def _endpoint(options: dict[str, Any]) -> Any:
+def _endpoint(options: Json) -> Any:
     url = options.get("endpoint_url") or options.get("client_kwargs", {}).get("endpoint_url")
     return urlsplit(str(url or ""))

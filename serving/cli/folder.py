@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
-from typing import Any
 
 from assets.errors import IngestRejected
 from assets.formats.header import read_header
 from assets.formats.identify import identify
 from assets.ingest.rules import check_family
 from assets.kinds import KINDS
+from serving.cli.json_body import Json
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _PREVIEW_SUFFIXES = (
@@ -63,9 +63,9 @@ class FolderFile:
     description: str = ""
     preview: Path | None = None
     prediction_type: str | None = None
-    adapter_config: Mapping[str, Any] | None = None
+    adapter_config: Json | None = None
 
-    def new_asset(self, name: str) -> dict[str, Any]:
+    def new_asset(self, name: str) -> Json:
         """The body of ``POST /v1/assets``."""
         data = {"asset_type": self.kind, "trigger_words": list(self.trigger_words)}
         new = {
@@ -164,7 +164,7 @@ def _prediction_type(path: Path) -> str | None:
     return "v_prediction_zero_snr" if is_zero_snr else "v_prediction"
 
 
-def _adapter_config(path: Path) -> Mapping[str, Any] | None:
+def _adapter_config(path: Path) -> Json | None:
     """PEFT's, if it can only belong to this file."""
     config = path.with_name("adapter_config.json")
     if not config.is_file():
@@ -186,7 +186,7 @@ def _metadata(path: Path) -> tuple[tuple[str, ...], str]:
     return tuple(dict.fromkeys(word for word in words if word)), description or plain
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError, RecursionError):

@@ -13,6 +13,7 @@ import typer
 from assets.storage.private_folder import keep_private
 from serving.cli.assets import assets
 from serving.cli.client import client_from_environment
+from serving.cli.json_body import Json
 from serving.cli.operator import GROUPS, reconcile
 from serving.cli.options import AsJson, DataDir, Key, Url, settings_with
 from serving.cli.output import clear_errors, show, show_one
@@ -132,7 +133,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Generate one image."""
-    request: dict[str, Any] = {
+    request: Json = {
         "prompt": prompt,
         "checkpoint": checkpoint,
         "vae": vae,

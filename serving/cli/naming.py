@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from assets.library.validation import MAX_NAME_BYTES, MAX_NAME_CHARS, is_name_character, normal_name
 from serving.cli.folder import FolderFile
+from serving.cli.json_body import Json
 from serving.cli.output import ApiFailure
 from serving.cli.transfer import AssetApi
 
@@ -29,7 +29,7 @@ class Destination:
     """
 
     name: str
-    known: dict[str, Any] | None = None
+    known: Json | None = None
     new_version: bool = False
     other: str = ""
     is_repeated: bool = False
@@ -110,8 +110,8 @@ def _place_under(
     return None
 
 
-def _list_assets(client: AssetApi, **query: str) -> list[dict[str, Any]]:
-    assets: list[dict[str, Any]] = client.call("GET", "/v1/assets", params=query)["data"]
+def _list_assets(client: AssetApi, **query: str) -> list[Json]:
+    assets: list[Json] = client.call("GET", "/v1/assets", params=query)["data"]
     return assets
 
 

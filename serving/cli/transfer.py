@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from serving.cli.json_body import Json
 from serving.cli.output import ApiFailure
 
 _CHUNK_BYTES = 1 << 20
@@ -38,7 +39,7 @@ class AssetApi(Protocol):
 
     def call(self, method: str, path: str, **options: Any) -> Any: ...
 
-    def asset(self, reference: str) -> dict[str, Any]: ...
+    def asset(self, reference: str) -> Json: ...
 
 
 @contextmanager
@@ -60,12 +61,12 @@ def sha256_of(path: Path) -> str:
 def send(
     client: AssetApi,
     path: Path,
-    new: Mapping[str, Any],
+    new: Json,
     bars: Progress | None = None,
     *,
     digest: str,
-    begun: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    begun: Json | None = None,
+) -> Json:
     """Create the asset ``new`` and upload its file.
 
     ``digest`` is the sha256; ``begun`` is an interrupted run's asset, to be resumed.
@@ -100,7 +101,7 @@ def _send_parts(client: AssetApi, path: Path, asset_id: str, sent: Sent) -> None
     upload = client.call("GET", f"/v1/assets/{asset_id}/upload")
     sent(sum(part["size_bytes"] for part in upload["parts"]))
 
-    def send_part(part: Mapping[str, Any]) -> None:
+    def send_part(part: Json) -> None:
         _put(part["put_url"], path, part["offset"], part["size_bytes"], sent)
 
     with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:

@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 from msgspec import msgpack
@@ -33,6 +33,8 @@ from serving.logs import configure
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from serving.pool.dispatcher import Dispatcher
 
 log = logging.getLogger(__name__)
@@ -173,7 +175,7 @@ class DispatcherActor:
         self._autoscaler.renew()
 
 
-def start_dispatcher(settings: Settings, pool: Pool) -> Any:
+def start_dispatcher(settings: Settings, pool: Pool) -> ActorHandle:
     """Start the pool's dispatcher; return its actor handle."""
     actor = ray.remote(DispatcherActor).options(
         name=dispatcher_name(pool.name),

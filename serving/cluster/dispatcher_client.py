@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from msgspec import msgpack, structs
@@ -38,6 +38,10 @@ from serving.generation.status import DispatcherStatus, PoolStatus
 from serving.generation.submission import Cancellation, Submission
 from serving.settings import Settings
 
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+
 _RETRY_S = 0.2
 #: For answers in transit at the deadline.
 _GRACE_S = 5.0
@@ -56,12 +60,12 @@ class _DispatcherClient:
         self._namespace = settings.ray_namespace
         self._identity = process_identity(settings)
         self._pool = pool
-        self._actor: Any = None
+        self._actor: ActorHandle | None = None
         self._rpc: RpcClient | None = None
         #: The dispatcher may have a new address.
         self._is_stale = False
 
-    async def _find(self) -> Any:
+    async def _find(self) -> ActorHandle:
         if self._actor is None:
             try:
                 self._actor = await asyncio.to_thread(

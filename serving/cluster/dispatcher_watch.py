@@ -7,10 +7,14 @@ import os
 import signal
 from contextlib import suppress
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +27,7 @@ _MISSED = 3
 class DispatcherWatch:
     """Watches one dispatcher from a thread, until :meth:`close`."""
 
-    def __init__(self, name: str, actor: Any) -> None:
+    def __init__(self, name: str, actor: ActorHandle) -> None:
         self._name = name
         self._actor = actor
         self._closing = Event()

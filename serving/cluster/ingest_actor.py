@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -16,6 +16,9 @@ from serving.cluster.environment import ON_THE_HEAD
 from serving.cluster.sealed_settings import SealedSettings, seal
 from serving.logs import configure
 from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 
 class IngestActor:
@@ -50,7 +53,7 @@ class IngestActor:
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
-def start_ingest(settings: Settings) -> Any:
+def start_ingest(settings: Settings) -> ActorHandle:
     """Start the actor; return its handle."""
     actor = ray.remote(IngestActor).options(
         name=INGEST_NAME,

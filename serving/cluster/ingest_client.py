@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 
 from assets.asset import Asset
 from serving.cluster.addressing import INGEST_NAME
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 
 class ClusterIngest:
@@ -15,7 +18,7 @@ class ClusterIngest:
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
-        self._actor: Any = None
+        self._actor: ActorHandle | None = None
 
     async def start(self, asset: Asset) -> None:
         if self._actor is None:

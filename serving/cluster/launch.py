@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from msgspec import msgpack
@@ -30,6 +30,10 @@ from serving.cluster.rollout import renew
 from serving.errors import ServingError
 from serving.generation.status import PoolStatus
 from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
 
 Progress = Callable[[str], None]
 
@@ -77,7 +81,7 @@ def _running_pool(settings: Settings, progress: Progress) -> Iterator[Settings]:
         "starting Ray on this machine" if is_local else f"joining Ray at {settings.ray_address}"
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    dispatchers: dict[str, Any] = {}
+    dispatchers: dict[str, ActorHandle] = {}
     watches: list[DispatcherWatch] = []
     control_plane = ControlPlane(settings.data_dir) if is_local else None
     is_started = False
@@ -154,7 +158,7 @@ def _make_private(settings: Settings) -> None:
             os.chmod(folder, 0o700)
 
 
-def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
+def _await_pools(dispatchers: Mapping[str, ActorHandle], progress: Progress) -> None:
     """Wait for each pool's minimum.
 
     Raises:
@@ -186,7 +190,7 @@ def _await_pools(dispatchers: Mapping[str, Any], progress: Progress) -> None:
             time.sleep(0.2)
 
 
-def _undeploy(dispatchers: Mapping[str, Any]) -> None:
+def _undeploy(dispatchers: Mapping[str, ActorHandle]) -> None:
     """Leave a shared cluster; dispatchers go first, because they start replicas."""
     if not dispatchers:
         return

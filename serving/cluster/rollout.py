@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -15,6 +15,10 @@ from ray.exceptions import RayActorError, RayTaskError
 from serving.cluster.addressing import INGEST_NAME, dispatcher_name
 from serving.errors import ServingError
 from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
 
 #: Time for one actor's restart.
 PATIENCE_S = 120.0
@@ -58,7 +62,7 @@ def renew(settings: Settings, progress: Callable[[str], None], is_ending: Event)
             ray.get(actor.renew.remote(), timeout=PATIENCE_S)
 
 
-def _process(actor: Any) -> tuple[str, int] | None:
+def _process(actor: ActorHandle) -> tuple[str, int] | None:
     """Node id and process id; None during a restart."""
     try:
         process: tuple[str, int] = ray.get(actor.process.remote(), timeout=PATIENCE_S)

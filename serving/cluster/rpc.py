@@ -138,7 +138,7 @@ class RpcClient:
         credentials = grpc.ssl_channel_credentials(
             identity.authority, identity.key, identity.certificate
         )
-        self._channel: Any = aio.secure_channel(address, credentials, options=_CLIENT)
+        self._channel = aio.secure_channel(address, credentials, options=_CLIENT)
 
     async def call(self, method: str, message: bytes, timeout_s: float | None = None) -> bytes:
         """Call a method; cancelling cancels it remotely.
@@ -147,9 +147,10 @@ class RpcClient:
             NotTaken, Incompatible, Lost, RemoteError.
             TimeoutError: after ``timeout_s``.
         """
-        call = self._channel.unary_unary(f"/{_SERVICE}/{method}")(
-            message, timeout=timeout_s, metadata=self._metadata
+        unary: aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            f"/{_SERVICE}/{method}"
         )
+        call = unary(message, timeout=timeout_s, metadata=self._metadata)
         try:
             answer: bytes = await call
         except aio.AioRpcError as error:
@@ -164,9 +165,10 @@ class RpcClient:
     ) -> AsyncGenerator[bytes]:
         """Yield a method's messages; closing the iterator cancels it remotely. Raises as
         :meth:`call`."""
-        call = self._channel.unary_stream(f"/{_SERVICE}/{method}")(
-            message, timeout=timeout_s, metadata=self._metadata
+        stream: aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
+            f"/{_SERVICE}/{method}"
         )
+        call = stream(message, timeout=timeout_s, metadata=self._metadata)
         try:
             async for answer in call:
                 yield answer
@@ -209,7 +211,7 @@ def check_protocol(version: str) -> None:
         raise Incompatible(f"protocol {version} is not {PROTOCOL}: restart both with one version")
 
 
-async def _take(context: Any) -> None:
+async def _take(context: aio.ServicerContext[bytes, bytes]) -> None:
     """Refuse another major version; tell the caller that the call is taken."""
     metadata = dict(context.invocation_metadata() or ())
     try:
@@ -219,8 +221,10 @@ async def _take(context: Any) -> None:
     await context.send_initial_metadata(((_TAKEN_KEY, "1"),))
 
 
-def _taking(method: Unary) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    async def answer(message: bytes, context: Any) -> bytes:
+def _taking(
+    method: Unary,
+) -> Callable[[bytes, aio.ServicerContext[bytes, bytes]], Awaitable[bytes]]:
+    async def answer(message: bytes, context: aio.ServicerContext[bytes, bytes]) -> bytes:
         await _take(context)
         try:
             return await method(message)
@@ -232,8 +236,12 @@ def _taking(method: Unary) -> Callable[[bytes, Any], Awaitable[bytes]]:
     return answer
 
 
-def _taking_stream(method: Stream) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
-    async def answer(message: bytes, context: Any) -> AsyncIterator[bytes]:
+def _taking_stream(
+    method: Stream,
+) -> Callable[[bytes, aio.ServicerContext[bytes, bytes]], AsyncIterator[bytes]]:
+    async def answer(
+        message: bytes, context: aio.ServicerContext[bytes, bytes]
+    ) -> AsyncIterator[bytes]:
         await _take(context)
         messages: AsyncIterator[bytes] | None = None
         try:

@@ -5,10 +5,14 @@ Saves 140 matrix products a step in SDXL. The buffers are inputs of captured gra
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as functional
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
 
 
 class CachedCrossAttention:
@@ -16,11 +20,11 @@ class CachedCrossAttention:
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        **ignored: Any,
+        **ignored: object,
     ) -> torch.Tensor:
         """``hidden_states`` and the result are [rows, pixels, width]."""
         rows, pixels, _ = hidden_states.shape
@@ -33,7 +37,7 @@ class CachedCrossAttention:
 class CrossKeyValues:
     """The buffers of a UNet's cross-attentions, by the context's shape."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: UNet2DConditionModel) -> None:
         """Skips cross-attentions with options beyond SDXL's."""
         blocks = [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
         self._attentions = [b.attn2 for b in blocks if _is_plain(b.attn2)]
@@ -60,13 +64,13 @@ class CrossKeyValues:
             attention.kept_value = value.transpose(1, 2)
 
 
-def _empty(attention: Any, context: torch.Tensor) -> torch.Tensor:
+def _empty(attention: Attention, context: torch.Tensor) -> torch.Tensor:
     rows, tokens, _ = context.shape
     head_width = attention.to_k.out_features // attention.heads
     return context.new_empty((rows, tokens, attention.heads, head_width))
 
 
-def _is_plain(attention: Any) -> bool:
+def _is_plain(attention: Attention) -> bool:
     unsupported = (
         "spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "residual_connection",
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,13 +12,16 @@ from serving.engine.compiled import CompiledModule
 from serving.engine.options import AttentionBackend
 from serving.engine.unet import UnetRunner
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 
 class ImageDecoder:
     """The VAE decoder. Owned by the generating thread."""
 
     def __init__(
         self,
-        vae: Any,
+        vae: AutoencoderKL,
         factor: float,
         dtype: torch.dtype,
         unet: UnetRunner,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -92,7 +92,7 @@ class DeviceCache:
         self.pristine_tier = pristine_tier or tier
         self._spare: dict[Component, Slabs] = {}
         # One stream for all loads: the allocator never reuses a block on another stream.
-        self._stream: Any = None
+        self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._unets = set[str]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -40,7 +40,7 @@ class _NoEvent:
 class _CudaEvent:
     def __init__(self, device: torch.device) -> None:
         # Blocking: the thread sleeps instead of spinning on a core.
-        self._event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:

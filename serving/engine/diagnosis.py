@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from assets.recipe import InversionUse, LoraUse, Recipe
 from serving.engine.compiled import eagerly
 from serving.errors import NotFinite
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 
 #: (recipe, maximum steps) → the step that becomes non-finite, or None.
 BreaksAt = Callable[[Recipe, int], int | None]
@@ -95,7 +99,7 @@ class _Trials:
         return step
 
 
-def blame_vae(vae: Any, key: str, latents: torch.Tensor, dtype: torch.dtype) -> NotFinite:
+def blame_vae(vae: AutoencoderKL, key: str, latents: torch.Tensor, dtype: torch.dtype) -> NotFinite:
     """Return the error about a VAE that overflows in ``dtype``; says whether float32 helps."""
     decoded = latents.float()
     try:

@@ -87,8 +87,8 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: Any = torch.cuda.graph_pool_handle()
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, call: Callable[[], torch.Tensor]) -> Captured:
         current = torch.cuda.current_stream(self._device)
@@ -98,7 +98,7 @@ class CudaCapture:
                 call()
         current.wait_stream(self._stream)
         torch.cuda.synchronize(self._device)
-        graph: Any = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         try:
             # thread_local: another thread may allocate during the capture.
             with torch.cuda.graph(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -16,12 +15,12 @@ class PhaseTimer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._is_cuda = device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = [("", self._mark())]
+        self._marks: list[tuple[str, torch.cuda.Event | float]] = [("", self._mark())]
 
-    def _mark(self) -> Any:
+    def _mark(self) -> torch.cuda.Event | float:
         if not self._is_cuda:
             return time.perf_counter()
-        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
 
@@ -31,7 +30,15 @@ class PhaseTimer:
 
     def read_ms(self) -> Mapping[str, float]:
         """Return milliseconds by phase. The device must have finished."""
-        spent: Counter[str] = Counter()
+        spent: dict[str, float] = defaultdict(float)
         for (_, start), (phase, end) in zip(self._marks, self._marks[1:], strict=False):
-            spent[phase] += start.elapsed_time(end) if self._is_cuda else (end - start) * 1000
+            spent[phase] += _ms(start, end)
         return spent
+
+
+def _ms(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    if isinstance(start, float) and isinstance(end, float):
+        return (end - start) * 1000
+    assert isinstance(start, torch.cuda.Event)
+    assert isinstance(end, torch.cuda.Event)
+    return float(start.elapsed_time(end))

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -63,7 +62,7 @@ class StagingRing:
     def __init__(self, device: torch.device) -> None:
         self.is_pinned = device.type == "cuda"
         self._free: list[torch.Tensor] = []
-        self._copying: deque[tuple[torch.Tensor, Any]] = deque()
+        self._copying: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
         self._count = 0
 
     def __enter__(self) -> StagingRing:
@@ -97,7 +96,7 @@ class StagingRing:
 
     def copying(self, buffer: torch.Tensor) -> None:
         """Give a buffer back once the stream's queued work is done."""
-        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._copying.append((buffer, event))
 

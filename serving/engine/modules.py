@@ -42,7 +42,9 @@ def published_names(component: Component, module: torch.nn.Module) -> dict[str, 
     return {name: name for name in names}
 
 
-def bind_modules(modules: Mapping[Component, Any], parameters: Parameters, device: Any) -> None:
+def bind_modules(
+    modules: Mapping[Component, Any], parameters: Parameters, device: torch.device | str
+) -> None:
     """Point parameters at working tensors; create the buffers on ``device``.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from PIL import Image
@@ -29,7 +28,7 @@ class Previewer:
         self._device = device
         self._factors = torch.tensor(_FACTORS, device=device)
         self._offsets = torch.tensor(_OFFSETS, device=device)[:, None, None]
-        self._stream: Any = None
+        self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 

@@ -88,7 +88,7 @@ class EulerAncestral:
         generators: Sequence[torch.Generator],
         device: torch.device,
     ) -> None:
-        self._scheduler: Any = EulerAncestralDiscreteScheduler(**schedule)
+        self._scheduler = EulerAncestralDiscreteScheduler(**schedule)
         self._predicts_noise = schedule["prediction_type"] == "epsilon"
         self._scheduler.set_timesteps(steps)
         self.timesteps: torch.Tensor = self._scheduler.timesteps

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +17,10 @@ from serving.engine.devices import to_device
 from serving.engine.trigger_words import split
 from serving.engine.values import Inversion
 from serving.engine.vocabulary import MAX_TOKENS, tokenizer
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
+
 
 #: Token id of placeholders; not the highest, which marks the prompt's end.
 _PLACEHOLDER = 0
@@ -37,7 +41,7 @@ class PromptTokenizer:
     """The tokenizer of both encoders."""
 
     def __init__(self) -> None:
-        self._tokenizer: Any = tokenizer()
+        self._tokenizer = tokenizer()
         self._start = self._tokenizer.bos_token_id
         self._end = self._tokenizer.eos_token_id
         self._pads: Mapping[Component, int] = {"text_encoder": self._end, "text_encoder_2": 0}
@@ -67,7 +71,9 @@ class TokenEmbeddingHook:
         self._rows: list[tuple[int, int, torch.Tensor]] = []
         embedding.register_forward_hook(self)
 
-    def __call__(self, _module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+    def __call__(
+        self, _module: object, _inputs: object, output: torch.Tensor
+    ) -> torch.Tensor | None:
         if not self._rows:
             return None
         output = output.clone()
@@ -105,7 +111,10 @@ class TextEncoders:
     """Both text encoders, bound to the working weights."""
 
     def __init__(self, first: torch.nn.Module, second: torch.nn.Module) -> None:
-        self._modules: dict[Component, Any] = {"text_encoder": first, "text_encoder_2": second}
+        self._modules: dict[Component, CLIPTextModel] = {
+            "text_encoder": first,
+            "text_encoder_2": second,
+        }
         self._prompts = PromptTokenizer()
         self._hooks = {
             component: TokenEmbeddingHook(token_embedding(module))
@@ -155,7 +164,7 @@ class TextEncoders:
         return Encoded(embeddings, tuple(dict.fromkeys(warnings)), frozenset(seen))
 
 
-def token_embedding(module: Any) -> torch.nn.Module:
+def token_embedding(module: CLIPTextModel) -> torch.nn.Module:
     """Return the token embedding, for any version of transformers."""
     inner = getattr(module, "text_model", module)
     embedding: torch.nn.Module = inner.embeddings.token_embedding

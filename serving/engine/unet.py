@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +17,10 @@ from serving.engine.compiled import CompiledModule
 from serving.engine.cross_attention import CrossKeyValues
 from serving.engine.graphs import Capture, Captured, CaptureFailed, UnetKey
 from serving.engine.options import AttentionBackend
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +35,14 @@ class UnetRunner:
 
     def __init__(
         self,
-        unet: Any,
+        unet: UNet2DConditionModel,
         *,
         compiled: CompiledModule | None = None,
         capture: Capture | None = None,
         keep_cross_kv: bool = False,
         attention: Sequence[AttentionBackend] = (),
     ) -> None:
-        self.call: Callable[..., Any] = unet
+        self.call: Callable[..., torch.Tensor] = unet
         self._channels = int(unet.config.in_channels)
         self.compiled = compiled
         self._capture = capture
@@ -116,7 +120,7 @@ class UnetRunner:
         added: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
         """Run without a graph, compiled if ``key`` was; after :meth:`start`."""
-        call: Callable[..., Any] = self.call
+        call: Callable[..., torch.Tensor] = self.call
         if self.compiled is not None:
             call = partial(self.compiled.compile if self._warming else self.compiled, key)
         named = {"encoder_hidden_states": context, "added_cond_kwargs": added}

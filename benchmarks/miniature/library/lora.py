@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,6 +19,10 @@ from benchmarks.miniature.unet import (
     lessons,
     save_row,
 )
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
 
 BATCH = 24
 LESSONS = 1500
@@ -48,7 +52,7 @@ def train_lora(name: str, folder: Path, base: Miniature, look: str, plan: Traini
     )  # fmt: skip
 
 
-def save_kohya(unet: Any, path: Path) -> None:
+def save_kohya(unet: UNet2DConditionModel, path: Path) -> None:
     """Write kohya-ss/sd-scripts' names, by diffusers' conversion."""
     from diffusers.utils import convert_state_dict_to_kohya
     from peft import get_peft_model_state_dict
