@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args
+from typing import Literal, TypedDict, get_args
 
 from assets.content import Blob, Component
 from assets.prediction import Prediction
+from assets.report import Report
 
 AssetKind = Literal["checkpoint", "lora", "textual_inversion", "vae"]
 AssetStatus = Literal[
@@ -73,7 +74,7 @@ class Asset:
     license: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     prediction_type: Prediction | None = None
-    adapter_config: Mapping[str, Any] | None = None
+    adapter_config: Mapping[str, object] | None = None
     expected_sha256: str | None = None
     max_bytes: int | None = None
     source: ImportSource | None = None
@@ -81,7 +82,7 @@ class Asset:
     preview: str | None = None
     parts: Mapping[Component, Blob] = field(default_factory=dict)
     original: Blob | None = None
-    report: Mapping[str, Any] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
     deleted_at_s: float | None = None
     expires_at_s: float | None = None
     uses: int = 0
@@ -126,11 +127,11 @@ class AssetChanges(TypedDict, total=False):
     license: str | None
     labels: Mapping[str, str]
     prediction_type: Prediction | None
-    adapter_config: Mapping[str, Any] | None
+    adapter_config: Mapping[str, object] | None
     upload: UploadSession | None
     preview: str | None
     parts: Mapping[Component, Blob]
     original: Blob | None
-    report: Mapping[str, Any]
+    report: Report
     deleted_at_s: float | None
     expires_at_s: float | None

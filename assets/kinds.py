@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from assets.asset import AssetKind
 from assets.content import MODEL_COMPONENTS, Blob, Component
@@ -30,7 +31,7 @@ class KindTraits:
     place: Callable[[Recipe, Parts, str], Recipe]
     #: What its coverage counts, and the total's name in the report.
     counted: str = "tensors"
-    total: str = "tensors_for_the_model"
+    total: Literal["tensors_for_the_model", "modules"] = "tensors_for_the_model"
     has_trigger_words: bool = False
     needs_trigger_word: bool = False
     #: Its UNet predicts noise or velocity, which its owner may declare.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, NotRequired, TypedDict, get_args
 
 Prediction = Literal["epsilon", "v_prediction", "v_prediction_zero_snr"]
 
@@ -25,6 +25,15 @@ KEY_CHARS = 41
 _BY_SUFFIX = {suffix: prediction for prediction, suffix in _SUFFIXES.items()}
 
 
+class PredictionReport(TypedDict):
+    """Of the inspection's report. ``found``: the file's own, beneath the owner's."""
+
+    value: Prediction
+    source: str
+    contradicted_by: NotRequired[list[str]]
+    found: NotRequired[PredictionReport]
+
+
 @dataclass(frozen=True, slots=True)
 class PredictionFinding:
     """A prediction type, its ``source`` and the sources that contradict it."""
@@ -33,14 +42,14 @@ class PredictionFinding:
     source: str
     contradicted_by: tuple[str, ...] = ()
 
-    def report(self) -> dict[str, Any]:
-        report: dict[str, Any] = {"value": self.value, "source": self.source}
+    def report(self) -> PredictionReport:
+        report = PredictionReport(value=self.value, source=self.source)
         if self.contradicted_by:
             report["contradicted_by"] = list(self.contradicted_by)
         return report
 
     @classmethod
-    def from_report(cls, report: Mapping[str, Any] | None) -> PredictionFinding:
+    def from_report(cls, report: PredictionReport | None) -> PredictionFinding:
         """None is from before other types than ``epsilon``."""
         if report is None:
             return cls("epsilon", "nothing says otherwise")

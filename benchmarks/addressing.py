@@ -48,7 +48,7 @@ class Targeted(RequestRouter):  # type: ignore[misc]  # Ray is untyped
         return [chosen or random.sample(candidate_replicas, len(candidate_replicas))]
 
 
-def deployment(count: int, **options: Any) -> Any:
+def deployment(count: int, **options: object) -> Any:
     return serve.deployment(Stub).options(
         num_replicas=count,
         max_ongoing_requests=8,

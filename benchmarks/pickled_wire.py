@@ -28,7 +28,7 @@ from typing import Any, cast
 
 log = logging.getLogger(__name__)
 
-Method = Callable[..., Awaitable[Any]]
+Method = Callable[..., Awaitable[object]]
 
 _LENGTH = struct.Struct(">I")
 _LARGEST_BYTES = 1 << 30
@@ -67,7 +67,7 @@ class WireServer:
         self._is_draining = False
         self._unauthenticated = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self, host: str) -> str:
         """Listen on a free port; return the address."""
@@ -106,7 +106,7 @@ class WireServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         calls: dict[int, asyncio.Task[None]] = {}
-        connection = cast("asyncio.Task[Any]", asyncio.current_task())
+        connection = cast("asyncio.Task[None]", asyncio.current_task())
         self._connections[connection] = writer
         connection.add_done_callback(self._connections.pop)
         try:
@@ -134,7 +134,7 @@ class WireServer:
             await _close(writer)
 
     async def _answer(
-        self, frames: Frames, number: int, method: str, arguments: tuple[Any, ...]
+        self, frames: Frames, number: int, method: str, arguments: tuple[object, ...]
     ) -> None:
         try:
             body = _pickled((number, True, await self._methods[method](*arguments)))
@@ -156,12 +156,12 @@ class Wire:
         self.address = address
         self._key = key
         self._numbers = count()
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._waiting: dict[int, asyncio.Future[object]] = {}
         self._frames: Frames | None = None
         self._reading: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
 
-    async def call(self, method: str, *arguments: Any) -> Any:
+    async def call(self, method: str, *arguments: object) -> Any:
         """Call a method; cancellation reaches the server.
 
         Raises:
@@ -272,14 +272,14 @@ class Frames:
         self._read += 1
         return pickle.loads(body)
 
-    async def write(self, message: tuple[Any, ...]) -> None:
+    async def write(self, message: tuple[object, ...]) -> None:
         await self.write_body(_pickled(message))
 
     async def write_body(self, body: bytes) -> None:
         self._put_body(body)
         await self._writer.drain()
 
-    def put(self, message: tuple[Any, ...]) -> None:
+    def put(self, message: tuple[object, ...]) -> None:
         """Write without waiting for the transfer."""
         self._put_body(_pickled(message))
 
@@ -296,7 +296,7 @@ def _code(key: bytes, number: int, body: bytes) -> bytes:
     return code.digest()
 
 
-def _pickled(message: tuple[Any, ...]) -> bytes:
+def _pickled(message: tuple[object, ...]) -> bytes:
     return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
 
 

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
-from typing import Any
 
 from cachetools import TTLCache
 from msgspec import structs
@@ -30,7 +29,7 @@ from serving.generation.contract import (
     Inquiry,
     ReplicaReport,
 )
-from serving.generation.engine import EncodedImage, GenerationEngine, Rendered
+from serving.generation.engine import EncodedImage, GenerationEngine, Leased, Rendered
 from serving.generation.events import encode
 from serving.generation.progress import Progress
 
@@ -183,7 +182,7 @@ class Worker:
         return rendered.completed(images), self._report(briefly=True)
 
     def _generate(
-        self, prepared: Any, request: GenerationTask, progress: Progress, asked_s: float
+        self, prepared: Leased, request: GenerationTask, progress: Progress, asked_s: float
     ) -> Rendered:
         waited_ms = (time.perf_counter() - asked_s) * 1000
 
@@ -208,7 +207,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._warmer, self._engine.warm, blobs)
 
-    async def _prepare(self, request: GenerationTask) -> Any:
+    async def _prepare(self, request: GenerationTask) -> Leased:
         """Lease the request's assets; without room, wait for others' leases."""
         with suppress(TierFull):
             return await self._prepare_once(request)
@@ -223,7 +222,7 @@ class Worker:
                     if not self._active:
                         raise
 
-    async def _prepare_once(self, request: GenerationTask) -> Any:
+    async def _prepare_once(self, request: GenerationTask) -> Leased:
         """After a cancellation, leases are released when the thread returns."""
         self._active += 1
         loop = asyncio.get_running_loop()
@@ -238,7 +237,7 @@ class Worker:
             self._finish_request()
             raise
 
-    def _release_result(self, work: asyncio.Future[Any]) -> None:
+    def _release_result(self, work: asyncio.Future[Leased]) -> None:
         if not work.cancelled() and work.exception() is None:
             work.result().release()
         self._finish_request()

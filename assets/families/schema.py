@@ -9,11 +9,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from assets.content import MODEL_COMPONENTS, Component
 
 Shape = tuple[int, ...]
+SchemaJson = dict[Component, dict[str, list[int]]]
 
 
 def stacked(parameters: Mapping[str, Shape]) -> dict[Shape, tuple[str, ...]]:
@@ -61,9 +61,9 @@ class ParameterSchema:
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> SchemaJson:
         return {c: {n: list(s) for n, s in names.items()} for c, names in self.components.items()}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ParameterSchema:
+    def from_json(cls, value: SchemaJson) -> ParameterSchema:
         return cls({c: {n: tuple(s) for n, s in value[c].items()} for c in MODEL_COMPONENTS})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from assets.families.schema import ParameterSchema, Shape
 from assets.formats.findings import Findings
 from assets.formats.names import SingleFileName, short_name, single_file_name
 from assets.formats.tensors import CANONICAL_FLOATS, TORCH_DTYPES, PlannedTensor, TensorFile
+from assets.report import Report
 
 #: Unused tensors, by parts of their names.
 _SKIPPED = (
@@ -28,7 +28,7 @@ Tensors = dict[str, PlannedTensor]
 
 def convert_checkpoint(
     file: TensorFile, schema: ParameterSchema, findings: Findings
-) -> tuple[dict[Component, Tensors], dict[str, Any]]:
+) -> tuple[dict[Component, Tensors], Report]:
     """Return each component's canonical tensors, and the report.
 
     The base model supplies a missing text encoder or VAE (``from_base`` in the report). Missing
@@ -75,7 +75,7 @@ def _match_layout(
 
 def convert_vae(
     file: TensorFile, schema: ParameterSchema, findings: Findings
-) -> tuple[Tensors, dict[str, Any]]:
+) -> tuple[Tensors, Report]:
     """Convert a VAE with diffusers or LDM names, prefixed or not."""
     expected = schema.components["vae"]
     if "decoder.mid_block.resnets.0.conv1.weight" in file:
@@ -97,7 +97,7 @@ def _scale_name(name: str) -> str:
     return name.removesuffix("weight") + _SCALE_LEAF if name.endswith(".weight") else ""
 
 
-def _report(file: TensorFile, used: set[str], from_base: list[Component]) -> dict[str, Any]:
+def _report(file: TensorFile, used: set[str], from_base: list[Component]) -> Report:
     unused = set(file.header.tensors) - used
     skipped = {name for name in unused if any(piece in name for piece in _SKIPPED)}
     unmatched = sorted(unused - skipped)

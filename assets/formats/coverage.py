@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from assets.asset import Asset, AssetKind
 from assets.kinds import KINDS
+from assets.report import Report
 
 _SHOWN = 3
 _SHOWN_CHARS = 100
 
 
-def used_share(kind: AssetKind, report: Mapping[str, Any]) -> tuple[int, int, str]:
+def used_share(kind: AssetKind, report: Report) -> tuple[int, int, str]:
     """Return (used, total, "modules" or "tensors")."""
     traits = KINDS[kind]
-    matched = int(report.get("matched", 0))
-    return matched, int(report.get(traits.total, matched)), traits.counted
+    matched = report.get("matched", 0)
+    return matched, report.get(traits.total, matched), traits.counted
 
 
-def owner_warnings(kind: AssetKind, report: Mapping[str, Any]) -> tuple[str, ...]:
+def owner_warnings(kind: AssetKind, report: Report) -> tuple[str, ...]:
     """Return the owner's warnings about a usable file."""
     warnings: list[str] = []
     used, total, parts = used_share(kind, report)
@@ -32,8 +30,8 @@ def owner_warnings(kind: AssetKind, report: Mapping[str, Any]) -> tuple[str, ...
     if from_base := report.get("from_base"):
         warnings.append(f"it contains no {', '.join(from_base)}: the base model's is used")
     warnings += [str(warning)[:300] for warning in report.get("warnings", ())]
-    prediction = report.get("prediction_type", {})
-    if contradictions := prediction.get("contradicted_by"):
+    prediction = report.get("prediction_type")
+    if prediction and (contradictions := prediction.get("contradicted_by")):
         warnings.append(
             f"its prediction type is {prediction['value']} ({prediction['source']}); "
             f"contradicted by {', '.join(map(str, contradictions))}"

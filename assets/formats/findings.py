@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 
 from assets.errors import IngestRejected
 from assets.formats.tensors import CANONICAL_FLOATS
+from assets.report import Report
 
 MAX_REASONS = 20
 
@@ -17,7 +18,7 @@ class Findings:
 
     def __init__(self) -> None:
         self._reasons: dict[str, None] = {}
-        self._deferred: list[Callable[[], Mapping[str, object]]] = []
+        self._deferred: list[Callable[[], Report]] = []
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -37,17 +38,17 @@ class Findings:
         if not torch.isfinite(tensor).all():
             self.refuse(f"{name!r} contains values that are not finite (NaN or infinite)")
 
-    def at_the_end(self, compute: Callable[[], Mapping[str, object]]) -> None:
+    def at_the_end(self, compute: Callable[[], Report]) -> None:
         """Add the result of ``compute`` to the report after the last tensor."""
         self._deferred.append(compute)
 
-    def finish(self) -> dict[str, object]:
+    def finish(self) -> Report:
         """Return the deferred report entries.
 
         Raises:
             IngestRejected: as ``raise_all``.
         """
-        entries: dict[str, object] = {}
+        entries = Report()
         for compute in self._deferred:
             entries |= compute()
         self.raise_all()

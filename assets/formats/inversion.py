@@ -19,6 +19,7 @@ from assets.formats.findings import Findings
 from assets.formats.header import TensorInfo
 from assets.formats.identify import PAIRS
 from assets.formats.tensors import PlannedTensor, TensorFile
+from assets.report import Report
 
 MAX_VECTORS = 75
 _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
@@ -26,7 +27,7 @@ _ENCODERS: tuple[Component, Component] = ("text_encoder", "text_encoder_2")
 
 def convert(
     file: TensorFile, schema: ParameterSchema, findings: Findings, prefix: str = ""
-) -> tuple[dict[str, PlannedTensor], dict[str, object]]:
+) -> tuple[dict[str, PlannedTensor], Report]:
     """Convert the keys under ``prefix`` to an inversion; return tensors and report.
 
     Reading adds non-finite values to ``findings``.
@@ -54,7 +55,7 @@ def _pair(
     pair: tuple[str, str],
     schema: ParameterSchema,
     findings: Findings,
-) -> tuple[dict[str, PlannedTensor], dict[str, object]]:
+) -> tuple[dict[str, PlannedTensor], Report]:
     planned: dict[str, PlannedTensor] = {}
     problems: list[str] = []
     counts: set[int] = set()
@@ -87,7 +88,7 @@ def _pair(
 
 def _single(
     file: TensorFile, name: str, info: TensorInfo, schema: ParameterSchema, findings: Findings
-) -> tuple[dict[str, PlannedTensor], dict[str, object]]:
+) -> tuple[dict[str, PlannedTensor], Report]:
     first, second = schema.text_widths
     shape = _rows(info.shape)
     count, width = shape[0], shape[-1]

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -28,6 +27,7 @@ from assets.formats.lora_names import ADAPTED_COMPONENTS, BIAS, TargetModule, mo
 from assets.formats.lora_scales import LoraScales, read_scales
 from assets.formats.magnitude import LARGEST, change_bound, piece_bound
 from assets.formats.tensors import PlannedTensor, TensorFile
+from assets.report import Report
 
 SUPPORTED = "LoRA, LoCon, LoHa, LoKr, DoRA on any of them, and differences of weights and biases"
 _UNSUPPORTED = re.compile(r"\.(?:(oft_\w+|boft_\w+)(?:\.[\w-]+)*|(on_input))$")
@@ -51,7 +51,7 @@ class Coverage:
     errors: tuple[str, ...]
     modules: int
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         by_component = {c: sum(t.component == c for t in self.matched) for c in ADAPTED_COMPONENTS}
         adapters = [match.adapter for match in self.matched.values()]
         return {
@@ -128,8 +128,8 @@ def convert(
     file: TensorFile,
     schema: ParameterSchema,
     findings: Findings,
-    adapter_config: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, PlannedTensor], dict[str, Any]]:
+    adapter_config: Mapping[str, object] | None = None,
+) -> tuple[dict[str, PlannedTensor], Report]:
     """Return a LoRA's canonical tensors, values not yet read, and the report.
 
     Reading adds non-finite values and too large changes to ``findings``.
@@ -161,7 +161,8 @@ def convert(
             planned[f"{target.name}.{name}"] = _planned(
                 file, name, piece, match.keys, piece_bounds, findings
             )
-    report = {**coverage.report(), "alpha": _alpha_source(coverage, strengths)}
+    report = coverage.report()
+    report["alpha"] = _alpha_source(coverage, strengths)
     if strengths.warnings:
         report["warnings"] = list(strengths.warnings)
     for word in _bundled_words(header):
@@ -179,7 +180,7 @@ def convert(
 
 def _check_changes(
     bounds: Mapping[str, Mapping[str, float]], scales: Mapping[str, float], findings: Findings
-) -> dict[str, Any]:
+) -> Report:
     """Refuse changes that overflow float16 working weights."""
     changes = {name: change_bound(pieces, scales[name]) for name, pieces in bounds.items()}
     for name, change in changes.items():
@@ -208,7 +209,7 @@ def stacks(
         if tensor != SCALES and not tensor.startswith(BUNDLE):
             member, _, piece = tensor.rpartition(".")
             pieces_of.setdefault(member, []).append(piece)
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    groups: dict[tuple[Component, Shape, tuple[tuple[str, Shape], ...]], list[str]] = {}
     for component in ADAPTED_COMPONENTS:
         for parameter in row_order(schema.components[component]):
             member = f"{component}/{parameter}"

@@ -11,6 +11,7 @@ from assets.errors import StoreError
 from assets.failpoint import reach
 from assets.ingest.convert import Ingested
 from assets.library.references import BlobRecords
+from assets.report import Report
 from assets.storage.object_paths import blob_key
 from assets.storage.object_store import ObjectStore, put_file
 
@@ -47,7 +48,7 @@ class BlobWriter:
                 put_file(self._store, blob_key(blob), path)
             reach("ingest.stored")
         parts = {component: blob for component, (blob, _) in ingested.files.items()}
-        report = {**ingested.report, "source_sha256": digest}
+        report = ingested.report | Report(source_sha256=digest)
         return AssetChanges(parts=parts, original=original, report=report)
 
     def copy(self, blob: Blob, renamed: Blob) -> None:

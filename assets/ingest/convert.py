@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from assets.asset import AssetKind
 from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
@@ -19,10 +19,16 @@ from assets.formats.prediction_source import find_prediction
 from assets.formats.relatives import find_distilled
 from assets.formats.tensors import CANONICAL_FLOATS, PlannedTensor, TensorFile, write_tensors
 from assets.ingest.rules import ACCEPTED, SERVED_FAMILY, check_family, mismatch
-from assets.prediction import PREDICTIONS, Prediction, PredictionFinding
+from assets.prediction import PREDICTIONS, Prediction, PredictionFinding, PredictionReport
+from assets.report import Report
 
 _OWNER = "owner"
 _MAX_TRAINING_CHARS, _MAX_VALUE_CHARS = 32_768, 1024
+
+
+class DeclarationJson(TypedDict):
+    prediction_type: Prediction | None
+    adapter_config: Mapping[str, object] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,16 +36,13 @@ class OwnerDeclaration:
     """The owner's declarations; ``adapter_config`` is PEFT's ``adapter_config.json``."""
 
     prediction: Prediction | None = None
-    adapter_config: Mapping[str, Any] | None = None
+    adapter_config: Mapping[str, object] | None = None
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> OwnerDeclaration:
-        """Read an asset's ``data`` or the result of ``to_json``."""
-        return cls(
-            prediction=data.get("prediction_type"), adapter_config=data.get("adapter_config")
-        )
+    def from_json(cls, value: DeclarationJson) -> OwnerDeclaration:
+        return cls(prediction=value["prediction_type"], adapter_config=value["adapter_config"])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> DeclarationJson:
         return {"prediction_type": self.prediction, "adapter_config": self.adapter_config}
 
 
@@ -48,7 +51,7 @@ class Ingested:
     """The canonical files in a scratch folder, and the report."""
 
     files: Mapping[Component, tuple[Blob, Path]]
-    report: Mapping[str, Any]
+    report: Report
 
 
 def ingest_file(
@@ -94,43 +97,49 @@ def ingest_file(
             key = content_key(written.sha256, component, schema.digest, salt, prediction)
             files[component] = (Blob(key, written.sha256, written.size_bytes), target)
     report |= findings.finish()
-    facts: dict[str, Any] = {"kind": declared, "family": SERVED_FAMILY, "fits": schema.digest}
-    facts |= {"evidence": identity.evidence, "tensors": len(header.tensors)}
-    facts["dtypes"] = sorted({info.dtype for info in header.tensors.values()})
+    facts = Report(
+        kind=declared,
+        family=SERVED_FAMILY,
+        fits=schema.digest,
+        evidence=identity.evidence,
+        tensors=len(header.tensors),
+        dtypes=sorted({info.dtype for info in header.tensors.values()}),
+    )
     if header.markers:
         facts["markers"] = sorted(header.markers)[:50]
-    return Ingested(files, {**facts, **report, "training": _training(header)})
+    return Ingested(files, facts | report | Report(training=_training(header)))
 
 
-def prediction_in(report: Mapping[str, Any]) -> Prediction:
+def prediction_in(report: Report) -> Prediction:
     """Return a UNet's prediction type from its inspection report.
 
     Raises:
         ValueError: it is unknown.
     """
-    prediction: Prediction = report.get("prediction_type", {}).get("value", "epsilon")
+    finding = report.get("prediction_type")
+    prediction = "epsilon" if finding is None else finding.get("value", "epsilon")
     if prediction not in PREDICTIONS:
         accepted = ", ".join(PREDICTIONS)
         raise ValueError(f"the report has prediction type {prediction!r}; known: {accepted}")
     return prediction
 
 
-def with_owners_prediction(
-    report: Mapping[str, Any], declared: Prediction | None
-) -> dict[str, Any]:
+def with_owners_prediction(report: Report, declared: Prediction | None) -> Report:
     """Return the report with the owner's prediction type set, or removed (None).
 
     The file's own type is kept as ``found``.
     """
     current = report.get("prediction_type")
     if current is None and declared is None:
-        return dict(report)
+        return report
     current = current or PredictionFinding.from_report(None).report()
     from_file = current.get("found") if current["source"] == _OWNER else current
     if declared is None:
-        return {**report, "prediction_type": from_file or current}
-    own = {"value": declared, "source": _OWNER, **({"found": from_file} if from_file else {})}
-    return {**report, "prediction_type": own}
+        return report | Report(prediction_type=from_file or current)
+    own = PredictionReport(value=declared, source=_OWNER)
+    if from_file:
+        own["found"] = from_file
+    return report | Report(prediction_type=own)
 
 
 def _check_values(file: TensorFile, findings: Findings) -> None:
@@ -163,7 +172,7 @@ def _order(
 
 
 #: The planned tensors by component, and the report.
-Converted = tuple[dict[Component, dict[str, PlannedTensor]], dict[str, Any]]
+Converted = tuple[dict[Component, dict[str, PlannedTensor]], Report]
 Converter = Callable[[TensorFile, ParameterSchema, Findings, OwnerDeclaration], Converted]
 
 
@@ -193,15 +202,15 @@ def _checkpoint(
 ) -> Converted:
     declared = declaration.prediction
     try:
-        report = {"prediction_type": find_prediction(file).report()}
+        report = Report(prediction_type=find_prediction(file).report())
     except IngestRejected:
         if declared is None:
             raise
         # No ``found``: the file has no supported type.
-        report = {"prediction_type": {"value": declared, "source": _OWNER}}
+        report = Report(prediction_type=PredictionReport(value=declared, source=_OWNER))
     report = with_owners_prediction(report, declared)
     components, facts = checkpoint.convert_checkpoint(file, schema, findings)
-    return components, {**facts, **report}
+    return components, facts | report
 
 
 CONVERTERS: Mapping[AssetKind, Converter] = {

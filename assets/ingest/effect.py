@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 from assets.asset import AssetKind
 from assets.content import Blob, Component
+from assets.report import EffectReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +20,10 @@ class Effect:
 
     rms: float | None
 
-    def report(self) -> dict[str, object]:
+    def report(self) -> EffectReport:
         finite = self.rms is not None
-        return {**asdict(self), "finite": finite, "changes_picture": finite and self.rms != 0.0}
+        changes = finite and self.rms != 0.0
+        return EffectReport(rms=self.rms, finite=finite, changes_picture=changes)
 
 
 class EffectProbe(Protocol):

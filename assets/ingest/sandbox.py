@@ -21,13 +21,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, get_args
 
 from assets.asset import AssetKind
 from assets.content import Blob, Component, content_key
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
 from assets.ingest.convert import Ingested, OwnerDeclaration, prediction_in
+from assets.ingest.sandbox_messages import InspectionAnswer, InspectionJob
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Sandbox:
         """
         size_bytes = path.stat().st_size
         seconds = self._limits.seconds(size_bytes)
-        job = {
+        job: InspectionJob = {
             "id": secrets.token_hex(8), "path": str(path), "kind": kind,
             "schema": schema.to_json(), "scratch": str(scratch),
             "declaration": declaration.to_json(),
@@ -114,7 +115,7 @@ class Sandbox:
                 files[component] = (Blob(key, sha256, written_bytes), output)
         return Ingested(files, answer["report"])
 
-    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, job: InspectionJob) -> InspectionAnswer:
         for attempt in (1, 2):
             worker = self._ensure_worker()
             assert worker.stdin is not None
@@ -124,7 +125,7 @@ class Sandbox:
                     worker.stdin.write(json.dumps(job).encode() + b"\n")
                     worker.stdin.flush()
                 line = self._read_line(worker.stdout, job["wall_s"] + _GRACE_S)
-                answer: dict[str, Any] = json.loads(line) if line else {}
+                answer: InspectionAnswer = json.loads(line) if line else {}
             except BaseException:  # a late answer would be the next job's
                 self._stop_worker()
                 raise

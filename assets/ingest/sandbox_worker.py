@@ -16,11 +16,11 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema
 from assets.ingest.convert import OwnerDeclaration, ingest_file
+from assets.ingest.sandbox_messages import InspectionAnswer, InspectionJob
 
 #: Audit events that reject a file.
 _FORBIDDEN = frozenset(
@@ -45,13 +45,13 @@ def main() -> None:
     out.write("ready\n")
     out.flush()
     for line in sys.stdin:
-        job = json.loads(line)
+        job: InspectionJob = json.loads(line)
         answer = _run_in_child(job, out.fileno())
         out.write(json.dumps({**answer, "id": job["id"]}) + "\n")
         out.flush()
 
 
-def _run_in_child(job: dict[str, Any], answers: int) -> dict[str, Any]:
+def _run_in_child(job: InspectionJob, answers: int) -> InspectionAnswer:
     reader, writer = os.pipe()
     inherited_bytes, started = _resident_bytes(), time.monotonic()
     child = os.fork()
@@ -75,7 +75,7 @@ def _run_in_child(job: dict[str, Any], answers: int) -> dict[str, Any]:
     return {**answer, "seconds": time.monotonic() - started, "more_bytes": more_bytes}
 
 
-def _answer(job: dict[str, Any], text: str | None, status: int) -> dict[str, Any]:
+def _answer(job: InspectionJob, text: str | None, status: int) -> InspectionAnswer:
     if text is None:
         return {"rejected": [f"its inspection took longer than {job['wall_s']:.0f} s"]}
     if not text:
@@ -84,7 +84,7 @@ def _answer(job: dict[str, Any], text: str | None, status: int) -> dict[str, Any
             return {"rejected": [f"its inspection took more than {job['cpu_s']} s of CPU time"]}
         return {"broke": f"the inspection ended without an answer (exit code {exit_code})"}
     try:
-        answer: dict[str, Any] = json.loads(text)
+        answer: InspectionAnswer = json.loads(text)
     except ValueError:
         return {"broke": "the inspection's answer is truncated"}
     return answer
@@ -103,14 +103,14 @@ def _read_until(descriptor: int, deadline: float) -> str | None:
         data += chunk
 
 
-def _convert(job: dict[str, Any]) -> dict[str, Any]:
+def _convert(job: InspectionJob) -> InspectionAnswer:
     limit = f"{job['memory_bytes']} bytes of memory"
-    out_of_memory = {"rejected": [f"its inspection needs more than {limit}"]}
+    out_of_memory: InspectionAnswer = {"rejected": [f"its inspection needs more than {limit}"]}
     try:
         _limit(job)
         sys.addaudithook(_refuse)
         schema = ParameterSchema.from_json(job["schema"])
-        declaration = OwnerDeclaration.of(job["declaration"])
+        declaration = OwnerDeclaration.from_json(job["declaration"])
         scratch = Path(job["scratch"])
         done = ingest_file(Path(job["path"]), job["kind"], schema, None, scratch, declaration)
     except IngestRejected as rejection:
@@ -125,14 +125,14 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
         if "allocate memory" in str(error):  # torch's own MemoryError
             return out_of_memory
         return {"broke": f"{type(error).__name__}: {error}"}
-    return {"components": list(done.files), "report": dict(done.report)}
+    return {"components": list(done.files), "report": done.report}
 
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def _limit(job: dict[str, Any]) -> None:
+def _limit(job: InspectionJob) -> None:
     """Limit memory relative to current use: libraries map gigabytes that they never touch."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     mapped = pages * resource.getpagesize()
@@ -145,7 +145,7 @@ def _limit(job: dict[str, Any]) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _refuse(event: str, _: Any) -> None:
+def _refuse(event: str, _: object) -> None:
     if event in _FORBIDDEN:
         raise _Forbidden(event)
 

@@ -37,6 +37,7 @@ from assets.library.resolve import BASE_NAME
 from assets.library.uploads import MAX_UPLOAD_BYTES
 from assets.remote.guarded_http import Fetcher
 from assets.remote.huggingface import HUB
+from assets.report import EffectReport
 from assets.storage.object_paths import upload_key
 from assets.storage.object_store import CHUNK_BYTES, ObjectStore
 
@@ -187,7 +188,9 @@ class IngestService:
             effect = self._probe.probe(kind, converted["parts"])
         except Exception:  # not the file's fault
             log.exception("the probe of an asset's effect failed")
-            unknown = {"changes_picture": None, "why": "the test generation failed on the server"}
+            unknown = EffectReport(
+                changes_picture=None, why="the test generation failed on the server"
+            )
             converted["report"] = {**converted["report"], "effect": unknown}
             return ""
         if effect is None:

@@ -51,8 +51,8 @@ def _owners_prediction(asset: Asset, wanted: Prediction | Literal["auto"]) -> Pr
         raise InvalidAsset("prediction_type", f"only a {kinds} has one; this is a {asset.kind}")
     if wanted != "auto":
         return wanted
-    reported = asset.report.get("prediction_type", {})
-    if reported.get("source") == "owner" and "found" not in reported:
+    reported = asset.report.get("prediction_type")
+    if reported and reported["source"] == "owner" and "found" not in reported:
         raise InvalidAsset(
             "prediction_type", "the file states no type that is served; set one explicitly"
         )

@@ -132,7 +132,7 @@ class Fetcher:
                 progress(received, declared)
             return received
 
-    def fetch_json(self, url: str, most_bytes: int = 8 << 20) -> Any:
+    def fetch_json(self, url: str, most_bytes: int = 8 << 20) -> object:
         """Return parsed JSON. Raises as ``fetch``; FetchFailed: not JSON."""
         body = io.BytesIO()
         self.fetch(url, body, most_bytes)
@@ -246,7 +246,7 @@ class _GuardedBackend(httpcore2.NetworkBackend):
             return _WatchedStream(stream, self._watch)
         raise FetchFailed(f"{host} cannot be reached")
 
-    def connect_unix_socket(self, path: str, *_: Any, **__: Any) -> httpcore2.NetworkStream:
+    def connect_unix_socket(self, path: str, *_: object, **__: object) -> httpcore2.NetworkStream:
         raise FetchRefused("only addresses on the public internet are allowed")
 
     def _check_address(self, host: str, address: str, port: int) -> None:
@@ -289,7 +289,7 @@ class _WatchedStream(httpcore2.NetworkStream):
     def close(self) -> None:
         self._inner.close()
 
-    def get_extra_info(self, info: str) -> Any:
+    def get_extra_info(self, info: str) -> object:
         return self._inner.get_extra_info(info)
 
     def _sooner(self, timeout: float | None) -> float:

@@ -8,9 +8,11 @@ from sqlalchemy import JSON, BigInteger, Index, Row, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from assets.asset import Asset, AssetChanges, ImportSource, UploadSession
-from assets.content import Blob
+from assets.content import Blob, Component
 from assets.sql.base import Base
 
+#: Key, sha256, size in bytes.
+BlobJson = list[str | int]
 _LIVE = text("deleted_at_s IS NULL")
 
 
@@ -44,7 +46,7 @@ class AssetRow(Base):
     license: Mapped[str | None]
     labels: Mapped[dict[str, str]] = mapped_column(JSON)
     prediction_type: Mapped[str | None]
-    adapter_config: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    adapter_config: Mapped[dict[str, object] | None] = mapped_column(JSON(none_as_null=True))
     expected_sha256: Mapped[str | None]
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
     source_url: Mapped[str | None]
@@ -53,9 +55,9 @@ class AssetRow(Base):
     upload_bytes: Mapped[int | None] = mapped_column(BigInteger)
     upload_part_bytes: Mapped[int | None] = mapped_column(BigInteger)
     preview: Mapped[str | None]
-    parts: Mapped[dict[str, Any]] = mapped_column(JSON)
-    original: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
-    report: Mapped[dict[str, Any]] = mapped_column(JSON)
+    parts: Mapped[dict[Component, BlobJson]] = mapped_column(JSON)
+    original: Mapped[BlobJson | None] = mapped_column(JSON(none_as_null=True))
+    report: Mapped[dict[str, object]] = mapped_column(JSON)
     #: For the index.
     source_sha256: Mapped[str | None]
     deleted_at_s: Mapped[float | None]
@@ -117,7 +119,7 @@ def row_values(changes: AssetChanges) -> dict[str, Any]:
     return values
 
 
-def _blob_values(blob: Blob) -> list[Any]:
+def _blob_values(blob: Blob) -> BlobJson:
     return [blob.key, blob.sha256, blob.size_bytes]
 
 

@@ -27,7 +27,7 @@ MAX_INTEGER = 2**63 - 1
 class JsonRequest(Request):
     """A request whose JSON body is parsed within limits."""
 
-    _document: Any = None
+    _document: object = None
 
     async def json(self) -> Any:
         """Return the parsed document; None if the body is empty."""
@@ -67,8 +67,8 @@ def _no_number(name: str) -> NoReturn:
     raise InvalidRequest("body", f"{name} is not a JSON number")
 
 
-def _check(document: Any) -> None:
-    pending: list[tuple[Any, int]] = [(document, 0)]
+def _check(document: object) -> None:
+    pending: list[tuple[object, int]] = [(document, 0)]
     elements = 0
     while pending:
         value, depth = pending.pop()

@@ -148,7 +148,7 @@ class _DispatcherClient:
             self._is_stale = True
             raise SourceLost(f"the dispatcher of {self._pool}: {error}") from None
 
-    async def ask(self, method: str, *arguments: Any) -> Any:
+    async def ask(self, method: str, *arguments: object) -> Any:
         """Call a repeatable method. Raises _NoDispatcher."""
         try:
             async with asyncio.timeout(_CALL_TIMEOUTS_S.get(method, _CALL_S)):
@@ -193,7 +193,7 @@ class ClusterBackend:
     def _client(self, pool: str) -> _DispatcherClient:
         return self._clients[self._name(pool)]
 
-    async def _ask_all(self, method: str, *arguments: Any) -> dict[str, Any]:
+    async def _ask_all(self, method: str, *arguments: object) -> dict[str, Any]:
         async def ask(name: str) -> tuple[str, Any]:
             try:
                 return name, await self._clients[name].ask(method, *arguments)

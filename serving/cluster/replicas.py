@@ -317,7 +317,7 @@ class ServeReplicaClient:
     async def digest(self) -> str:
         return str(await self._call("digest"))
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: str, *arguments: object) -> Any:
         response = None
         try:
             if self._handle is None:

@@ -6,7 +6,7 @@ Weights that recipes change are inputs. Shapes that were not warmed run eagerly.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -34,7 +34,7 @@ class CompiledModule:
     ``fallbacks`` counts calls with a failed guard, e.g. after torch's number of threads changed.
     """
 
-    def __init__(self, module: Any, options: EngineOptions) -> None:
+    def __init__(self, module: torch.nn.Module, options: EngineOptions) -> None:
         settings: dict[str, Any] = {
             "fullgraph": True, "dynamic": False,
             "backend": _counting(
@@ -45,7 +45,7 @@ class CompiledModule:
             for block in module.modules():
                 if type(block).__name__ in options.compile_blocks:
                     block.compile(**settings)
-            self._call = module
+            self._call: Callable[..., Any] = module
         else:
             self._call = torch.compile(module, **settings)
         self._pieces: dict[object, int] = {}
@@ -55,12 +55,12 @@ class CompiledModule:
     def __contains__(self, key: object) -> bool:
         return key in self._pieces
 
-    def compile(self, key: object, *inputs: Any, **named: Any) -> Any:
+    def compile(self, key: object, *inputs: object, **named: object) -> Any:
         """Run, compiling what ``key`` lacks. Compiler errors propagate."""
         with _STANCE:
             return self._run_counted("default", key, inputs, named)
 
-    def __call__(self, key: object, *inputs: Any, **named: Any) -> Any:
+    def __call__(self, key: object, *inputs: object, **named: object) -> Any:
         with _STANCE:
             if key not in self._pieces:
                 with torch.compiler.set_stance("force_eager"):
@@ -71,7 +71,9 @@ class CompiledModule:
             self._pieces[key] = expected
             return result
 
-    def _run_counted(self, stance: Stance, key: object, inputs: Any, named: Any) -> Any:
+    def _run_counted(
+        self, stance: Stance, key: object, inputs: Iterable[object], named: Mapping[str, object]
+    ) -> Any:
         """The caller holds ``_STANCE``: stance and counter are process-wide."""
         before = _ran[0]
         # Per call: from torch 2.13 on the limits are per thread.
@@ -124,10 +126,10 @@ def _counting(
 
         compiler = lookup_backend(backend)
 
-    def compile_counted(graph: Any, inputs: Any) -> Callable[..., Any]:
+    def compile_counted(graph: object, inputs: object) -> Callable[..., Any]:
         compiled = compiler(graph, inputs)
 
-        def run(*arguments: Any) -> Any:
+        def run(*arguments: object) -> Any:
             _ran[0] += 1
             return compiled(*arguments)
 

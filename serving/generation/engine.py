@@ -88,6 +88,12 @@ class DeviceResidency:
     eviction_policies: Mapping[str, str] = field(default_factory=dict)
 
 
+class Leased(Protocol):
+    """A recipe with the leases of its assets, as its engine prepared it."""
+
+    def release(self) -> None: ...
+
+
 class GenerationEngine(Protocol):
     """``prepare`` runs in any thread; ``warm_up``, ``render`` and ``digest`` in one."""
 
@@ -95,7 +101,7 @@ class GenerationEngine(Protocol):
     #: Why it must stop generating.
     unhealthy: str | None
 
-    def prepare(self, recipe: Recipe, tenant_id: str) -> Any: ...
+    def prepare(self, recipe: Recipe, tenant_id: str) -> Leased: ...
 
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None: ...
 

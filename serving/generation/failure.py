@@ -27,7 +27,7 @@ class Failure(Struct, frozen=True, tag_field="type", tag="failure"):
 
     kinds: tuple[str, ...]
     text: str
-    arguments: tuple[Any, ...] = ()
+    arguments: tuple[object, ...] = ()
     attributes: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -46,7 +46,7 @@ class Failure(Struct, frozen=True, tag_field="type", tag="failure"):
 
 
 def _bare(
-    kind: type[Exception], arguments: tuple[Any, ...], attributes: Mapping[str, object]
+    kind: type[Exception], arguments: tuple[object, ...], attributes: Mapping[str, object]
 ) -> Exception:
     """Made without ``__init__``, whose signature is not always ``args``."""
     error = kind.__new__(kind)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from assets.asset import Asset, AssetKind
 from assets.formats.coverage import coverage_warning, owner_warnings
+from assets.report import Report
 
 
 @pytest.mark.parametrize(
@@ -33,14 +32,12 @@ from assets.formats.coverage import coverage_warning, owner_warnings
           "metadata prediction_type",)),
     ],
 )  # fmt: skip
-def test_warnings_for_the_owner(
-    kind: AssetKind, report: dict[str, Any], warnings: tuple[str]
-) -> None:
+def test_warnings_for_the_owner(kind: AssetKind, report: Report, warnings: tuple[str]) -> None:
     assert owner_warnings(kind, report) == warnings
 
 
 def test_responses_state_the_share_and_no_private_names() -> None:
-    report = {"modules": 100, "matched": 1, "unmatched": ["secret_project"]}
+    report = Report(modules=100, matched=1, unmatched=["secret_project"])
     asset = Asset("a", "t", "o", "n", "lora", 0.0, report=report)
     warning = coverage_warning(asset, "commons:n")
     assert warning == "'commons:n': 1 of its 100 modules are used (1 %)"

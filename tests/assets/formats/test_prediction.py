@@ -17,7 +17,8 @@ from assets.families.sdxl import SDXL_SCHEDULE
 from assets.formats.prediction_source import find_prediction, prediction_of_scheduler
 from assets.formats.tensors import TensorFile
 from assets.ingest.convert import with_owners_prediction
-from assets.prediction import PREDICTIONS, key_suffix, prediction_of
+from assets.prediction import PREDICTIONS, PredictionReport, key_suffix, prediction_of
+from assets.report import Report
 
 EMPTY, ONE = torch.tensor([]), torch.tensor(1.0)
 #: ᾱ of SDXL's and of a zero-terminal-SNR schedule.
@@ -125,9 +126,9 @@ def test_unsupported_schedulers_are_refused(config: Mapping[str, Any], reason: s
 
 
 def test_the_owners_prediction_type_is_set_and_removed() -> None:
-    marked = {"value": "v_prediction", "source": "tensor 'v_pred'"}
-    own = {"value": "epsilon", "source": "owner"}
-    report = {"matched": 1, "prediction_type": marked}
+    marked = PredictionReport(value="v_prediction", source="tensor 'v_pred'")
+    own = PredictionReport(value="epsilon", source="owner")
+    report = Report(matched=1, prediction_type=marked)
     declared = with_owners_prediction(report, "epsilon")
     assert declared == {"matched": 1, "prediction_type": {**own, "found": marked}}
     changed = with_owners_prediction(declared, "v_prediction_zero_snr")["prediction_type"]
@@ -137,7 +138,7 @@ def test_the_owners_prediction_type_is_set_and_removed() -> None:
     before = with_owners_prediction({}, "v_prediction")["prediction_type"]
     assert (before["value"], before["found"]["value"]) == ("v_prediction", "epsilon")
     assert with_owners_prediction({}, None) == {}
-    alone = {"prediction_type": own}
+    alone = Report(prediction_type=own)
     assert with_owners_prediction(alone, "v_prediction")["prediction_type"] == {
         "value": "v_prediction", "source": "owner",
     }  # fmt: skip
