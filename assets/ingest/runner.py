@@ -11,3 +11,9 @@ class IngestRunner(Protocol):
     """Starts an asset's ingest without waiting for it."""
 
     async def start(self, asset: Asset) -> None: ...
+
+
+class NoIngest:
+    """Without effect."""
+
+    async def start(self, asset: Asset) -> None: ...

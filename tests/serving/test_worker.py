@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,101 +12,15 @@ import pytest
 from assets.content import Blob
 from assets.recipe import Recipe
 from orchestrator.errors import TierFull
-from serving.errors import Cancelled
 from serving.generation.contract import (
-    ClusterDirectives,
-    GenerationResult,
     GenerationTask,
-    Swap,
-    Timings,
 )
-from serving.generation.engine import (
-    DeviceResidency,
-    EncodedImage,
-    GenerationObserver,
-    Rendered,
-    SubmitEncoding,
-)
+from serving.generation.fakes import FakeEngine
 from serving.worker import Worker
 from tests.support.generation import task_of
 
 BLOB = Blob("base", "", 1)
 RECIPE = Recipe(BLOB, BLOB, BLOB, BLOB)
-
-
-class Lease:
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
-
-    def release(self) -> None:
-        self.engine.held -= 1
-
-
-class FakeEngine:
-    """An engine with room for ``room`` prepared recipes; every phase waits for an event."""
-
-    name = "fake"
-    unhealthy: str | None = None
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.held = 0
-        self.preparing = False
-        self.generated: list[str] = []
-        self.encoding = 0
-        self.may_prepare, self.may_generate = threading.Event(), threading.Event()
-        self.may_encode = threading.Event()
-        for event in (self.may_prepare, self.may_generate, self.may_encode):
-            event.set()
-
-    def forget(self, keys: Collection[str]) -> None:
-        raise AssertionError("not in these tests")
-
-    def warm(self, blobs: Sequence[Blob]) -> str:
-        raise AssertionError("not in these tests")
-
-    def apply_directives(self, directives: ClusterDirectives) -> None:
-        raise AssertionError("not in these tests")
-
-    def prepare(self, recipe: Recipe, tenant_id: str = "") -> Any:
-        self.preparing = True
-        assert self.may_prepare.wait(30)
-        if self.held >= self.room:
-            raise TierFull("gpu", 1, 1)
-        self.held += 1
-        return Lease(self)
-
-    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> None:
-        self.warmed_in = threading.current_thread()
-
-    def render(
-        self,
-        prepared: Any,
-        request: GenerationTask,
-        observer: GenerationObserver,
-        submit: SubmitEncoding,
-    ) -> Rendered:
-        self.rendered_in = threading.current_thread()
-        while not self.may_generate.wait(0.01):
-            if observer.is_cancelled():
-                raise Cancelled
-        self.generated.append(request.id)
-        result = GenerationResult((), self.name, (), Swap(0, 0, 0, 0), Timings())
-        return Rendered(result, (submit(self._encode),))
-
-    def _encode(self) -> EncodedImage:
-        self.encoding += 1
-        assert self.may_encode.wait(30)
-        return EncodedImage(b"x", 1.0)
-
-    def digest(self) -> str:
-        return "d"
-
-    def resident(self) -> dict[str, frozenset[str]]:
-        return {}
-
-    def residency(self) -> DeviceResidency:
-        return DeviceResidency(frozenset(), frozenset(), 1)
 
 
 def request(name: str) -> GenerationTask:

@@ -6,7 +6,7 @@ A request takes milliseconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,95 +14,17 @@ from typing import Any
 
 import httpx2
 from fastapi import FastAPI
-from prometheus_client.metrics_core import Metric
 
 from assets.asset import COMMONS, Asset
 from assets.content import MODEL_COMPONENTS, Blob
 from assets.ids import new_asset_id
+from assets.ingest.runner import NoIngest
 from assets.library.resolve import BASE_NAME
-from router.pool import Pool
 from serving.api.app import create_app
 from serving.api.context import Context
 from serving.bootstrap.backends import Backends, open_backends
-from serving.generation.contract import Detail, GenerationResult, Residency, Swap, Timings
-from serving.generation.events import Event, Starting, encode
-from serving.generation.following import Followed
-from serving.generation.status import DispatcherStatus, PoolState, PoolStatus, ReplicaStart
-from serving.generation.submission import Cancellation, Submission
+from serving.generation.fakes import FakeBackend
 from serving.settings import Settings
-
-IMAGE = b"not an image"
-_POOL = PoolStatus(
-    Pool("default", min=1),
-    PoolState(waiting=0, replicas=[ReplicaStart(id="default-0", is_up=True)]),
-)
-
-
-class InstantBackend:
-    """A :class:`~serving.generation.backend.GenerationBackend` that records ``submissions``.
-
-    ``go`` lets them finish; followers see ``events``.
-    """
-
-    def __init__(self) -> None:
-        self.submissions: list[Submission] = []
-        self.go = asyncio.Event()
-        self.go.set()
-        self.events: list[Event] = []
-        self.followed: list[tuple[str, Detail, str]] = []
-        self.cancelled: list[Cancellation] = []
-
-    async def follow(
-        self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]
-    ) -> AsyncGenerator[Followed | None]:
-        self.followed.append((key, detail, after))
-        for number, event in enumerate(self.events):
-            yield Followed(f"e-{number}", encode(event))
-        await asyncio.wait([until])
-
-    async def progress(self, pool: str, key: str) -> Sequence[bytes]:
-        return [encode(event) for event in self.events]
-
-    async def cancel(self, pool: str, cancellation: Cancellation) -> None:
-        self.cancelled.append(cancellation)
-
-    async def submit(self, submission: Submission) -> GenerationResult:
-        self.submissions.append(submission)
-        await self.go.wait()
-        images = (IMAGE,) * len(submission.request.seeds)
-        timings = Timings(denoise_ms=float(submission.request.params.steps))
-        return GenerationResult(images, "instant", (), Swap(0, 0, 0, 0), timings)
-
-    async def resident(self) -> frozenset[str]:
-        return frozenset()
-
-    async def forget(self, keys: Collection[str]) -> None: ...
-
-    async def warm(self, blobs: Sequence[Blob]) -> Mapping[str, str]:
-        return {"instant": "disk"}
-
-    async def residency(self, keys: Collection[str]) -> Mapping[str, Residency]:
-        return {}
-
-    async def hold(self, keys: Collection[str]) -> None: ...
-
-    async def dispatchers(self) -> Mapping[str, DispatcherStatus]:
-        return {}
-
-    async def pools(self) -> Sequence[PoolStatus]:
-        return [_POOL]
-
-    async def starting(self, pool: str) -> Starting | None:
-        return None
-
-    async def families(self) -> Sequence[Metric]:
-        return []
-
-
-class NoIngest:
-    """An :class:`~assets.ingest.runner.IngestRunner` without effect."""
-
-    async def start(self, asset: Asset) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +32,7 @@ class Api:
     app: FastAPI
     context: Context
     backends: Backends
-    backend: InstantBackend
+    backend: FakeBackend
     http: httpx2.AsyncClient
 
     def key(self, tenant: str, role: str = "owner") -> dict[str, str]:
@@ -128,7 +50,7 @@ async def serving_api(folder: Path, database_url: str = "", **settings: Any) -> 
     configured = Settings(data_dir=folder, database_url=database_url, **settings)
     backends = open_backends(configured)
     ensure_base(backends)
-    backend = InstantBackend()
+    backend = FakeBackend()
 
     served = configured.model_copy(update={"public_url": "http://api"})
     context = Context.of(served, backends, backend, NoIngest(), 1024)

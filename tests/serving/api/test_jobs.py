@@ -22,10 +22,11 @@ from serving.api import stream_limit
 from serving.errors import Cancelled, Refused
 from serving.generation.contract import GenerationResult
 from serving.generation.events import Assigned, ImageReady, Preview, Queued, Step
+from serving.generation.fakes import IMAGE
 from serving.generation.submission import Submission
 from serving.jobs.failed import JobError
 from serving.jobs.store import JobRow
-from tests.support.api_app import IMAGE, Api, serving_api, working
+from tests.support.api_app import Api, serving_api, working
 from tests.support.generation import REQUEST
 
 PROMPT = {"prompt": "a star", "steps": 4, "seed": 1}

@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from assets.plan import Plan
 from assets.sql.rows import AssetRow
 from assets.sql.search_index import WordRow
-from tests.support.api_app import IMAGE, Api, ready_asset, serving_api, working
+from serving.generation.fakes import IMAGE
+from tests.support.api_app import Api, ready_asset, serving_api, working
 
 LIMIT = 1_000
 

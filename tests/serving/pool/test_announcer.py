@@ -12,8 +12,9 @@ from serving.generation.events import Assigned, Queued, Starting, Step, decode, 
 from serving.generation.following import Followers
 from serving.generation.submission import Cancellation
 from serving.in_process import LocalEvents
+from serving.pool.fakes import FakeReplica
 from tests.serving.generation.test_following import Reader
-from tests.serving.pool.test_dispatcher import FakeReplica, running_dispatcher, submission, until
+from tests.serving.pool.test_dispatcher import running_dispatcher, submission, until
 
 STEP = Step(3, 10)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -13,33 +13,8 @@ from router.pool import Pool
 from serving.errors import ReplicaLost
 from serving.pool.autoscaler import Autoscaler
 from serving.pool.dispatcher import Dispatcher
-from tests.serving.pool.test_dispatcher import FakeReplica, submission, until
-
-
-class FakeLauncher:
-    def __init__(self) -> None:
-        self.replicas: dict[str, FakeReplica] = {}
-        self.ordered: list[str] = []
-        self.stopped: list[str] = []
-        self.broken: dict[str, str] = {}
-
-    def client(self, name: str) -> FakeReplica:
-        if name not in self.replicas:
-            self.replicas[name] = FakeReplica(name)
-            self.replicas[name].up.clear()
-        return self.replicas[name]
-
-    async def existing(self) -> Sequence[str]:
-        return [name for name in self.replicas if name not in self.stopped]
-
-    async def start(self, names: Sequence[str]) -> None:
-        self.ordered += names
-
-    async def stop(self, name: str) -> None:
-        self.stopped.append(name)
-
-    async def failed(self, names: Sequence[str]) -> Mapping[str, str]:
-        return {name: why for name, why in self.broken.items() if name in names}
+from serving.pool.fakes import FakeLauncher
+from tests.serving.pool.test_dispatcher import submission, until
 
 
 class Clock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -22,80 +22,12 @@ from serving.errors import (
     ReplicaLost,
     UnexpectedEngineError,
 )
-from serving.generation.contract import (
-    Attempt,
-    ClusterDirectives,
-    Detail,
-    GenerationResult,
-    Inquiry,
-    ReplicaReport,
-    Swap,
-    Timings,
-)
 from serving.generation.submission import Submission
 from serving.pool.dispatcher import Dispatcher
+from serving.pool.fakes import FakeReplica
 from tests.support.generation import task_of
 
 BLOB = Blob("base", "", 1)
-
-
-class FakeReplica:
-    """The test controls start, results and failures."""
-
-    def __init__(self, name: str) -> None:
-        self.id = name
-        self.up = asyncio.Event()
-        self.up.set()
-        self.go = asyncio.Event()
-        self.go.set()
-        self.fail_with: Exception | None = None
-        self.started: list[str] = []
-        self.cancelled: list[str] = []
-        self.keys: set[str] = set()
-        self.directives = ClusterDirectives()
-        self.warmed: list[Blob] = []
-        self.details: dict[str, Detail] = {}
-        self.forward: dict[str, Callable[[bytes], None]] = {}
-        self.last_step: bytes | None = None
-
-    async def describe(self, directives: ClusterDirectives) -> ReplicaReport:
-        self.directives = directives
-        await self.up.wait()
-        return self.report()
-
-    def report(self) -> ReplicaReport:
-        keys = frozenset(self.keys)
-        return ReplicaReport(self.id, "node", 1, {"gpu": keys}, keys, keys & {BLOB.key}, 2)
-
-    async def forget(self, keys: Collection[str]) -> ReplicaReport:
-        self.keys -= set(keys)
-        return self.report()
-
-    async def warm(self, blobs: Sequence[Blob]) -> str:
-        self.warmed += blobs
-        return "store"
-
-    async def progress(self, inquiry: Inquiry) -> bytes | None:
-        self.details[inquiry.id] = inquiry.detail
-        return self.last_step
-
-    async def generate(
-        self, attempt: Attempt, forward: Callable[[bytes], None]
-    ) -> tuple[GenerationResult, ReplicaReport]:
-        request = attempt.task
-        self.details[request.id] = attempt.detail
-        self.forward[request.id] = forward
-        self.started.append(request.id)
-        try:
-            await self.go.wait()
-        except asyncio.CancelledError:
-            self.cancelled.append(request.id)
-            raise
-        if self.fail_with is not None:
-            raise self.fail_with
-        self.keys |= {blob.key for blob in request.recipe.blobs()}
-        result = GenerationResult((b"x",), self.id, (), Swap(0, 0, 0, 0), Timings(denoise_ms=1.0))
-        return result, self.report()
 
 
 def submission(

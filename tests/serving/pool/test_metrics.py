@@ -23,8 +23,9 @@ from serving.generation.status import (
     ReplicaStart,
     ReplicaStatus,
 )
+from serving.pool.fakes import FakeReplica
 from serving.pool.metrics import PoolMetrics
-from tests.serving.pool.test_dispatcher import FakeReplica, running_dispatcher, submission
+from tests.serving.pool.test_dispatcher import running_dispatcher, submission
 from tests.support.platforms import Running
 
 ROOT = Path(__file__).parents[3]
