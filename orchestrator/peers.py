@@ -14,7 +14,6 @@ import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import BinaryIO, Literal
@@ -22,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from assets.content import Blob
 from assets.errors import AssetError, BadSignature
+from assets.rendezvous import ranked
 from assets.storage.signing import Signer
 from orchestrator.download import BlobSource
 from orchestrator.errors import SourceDown, TierError
@@ -42,11 +42,6 @@ _HEAD_S, _MAX_HEAD_BYTES, _MAX_UNAUTHENTICATED = 5.0, 8 << 10, 64
 _MAX_FETCHES = 16
 
 
-def owners(key: str, nodes: Mapping[str, str]) -> list[str]:
-    """Return all nodes, the key's owner first; equal on every node."""
-    return sorted(nodes, key=lambda n: blake2b(f"{key}/{n}".encode(), digest_size=8).digest())
-
-
 class PeerSource:
     """Fetches a blob from the peers that precede this node in its order, else from ``store``.
 
@@ -61,7 +56,7 @@ class PeerSource:
 
     def fetch(self, blob: Blob, file: BinaryIO) -> Literal["peer", "store"]:
         """As :meth:`BlobSource.fetch`; return the blob's source."""
-        for node in owners(blob.key, self.nodes):
+        for node in ranked(blob.key, self.nodes):
             if node == self.node:
                 break
             try:

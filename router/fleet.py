@@ -5,12 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from math import inf
 from typing import Protocol
 
 from cachetools import LRUCache
 
+from assets.rendezvous import home
 from router.cost import Speeds, cost_s
 from router.replica import Node, Replica
 from router.request import QueuedRequest
@@ -310,13 +310,7 @@ class Fleet:
         return self.replicas[(bucket.busy or bucket.full)[0][1]]
 
     def _home_replica(self, key: str) -> str:
-        home = self._home_replicas.get(key)
-        if home is None:
-            home = min(self.replicas, key=lambda name: rendezvous(key, name))
-            self._home_replicas[key] = home
-        return home
-
-
-def rendezvous(key: str, name: str) -> bytes:
-    """Return the rank of a name for a key; the lowest is the key's home."""
-    return blake2b(f"{key}/{name}".encode(), digest_size=8).digest()
+        chosen = self._home_replicas.get(key)
+        if chosen is None:
+            chosen = self._home_replicas[key] = home(key, self.replicas)
+        return chosen

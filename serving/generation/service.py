@@ -15,6 +15,7 @@ from assets.ids import ulid
 from assets.library.library import Library
 from assets.library.resolve import BASE_NAME, Resolved
 from assets.principal import Principal
+from assets.sql.busy import persisted
 from serving.errors import AssetFault, InvalidRequest, ServingError
 from serving.generation.accounts import Accounts
 from serving.generation.backend import Generator
@@ -135,15 +136,7 @@ class GenerationService:
     async def settle(self, generated: NewGeneration) -> None:
         """Charge a generation after its response was sent."""
         reach("generate.answered")
-        for delay_s in (0.1, 1.0, 5.0, None):
-            try:
-                await asyncio.to_thread(self._accounts.settle, generated.spent)
-                break
-            except Exception:  # the database is busy
-                if delay_s is None:
-                    raise
-                log.warning("charge of %s could not be settled; retrying", generated.request_id)
-                await asyncio.sleep(delay_s)
+        await persisted(self._accounts.settle, generated.spent)
         reach("generate.settled")
 
     async def release(self, generated: NewGeneration) -> None:

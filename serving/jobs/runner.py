@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from sqlalchemy.exc import OperationalError
 
 from assets.errors import StoreError
 from assets.failpoint import reach
+from assets.sql.busy import persisted
 from orchestrator.errors import TierError
 from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
 from serving.jobs.failed import JobError
@@ -110,14 +110,14 @@ class JobRunner:
                 return
             outcome = await result
             if isinstance(outcome, Retry):
-                await _persist(
+                await persisted(
                     self._jobs.put_back, job.id, self._worker, outcome.for_s, outcome.failures
                 )
             elif isinstance(outcome, Settlement):
-                await _persist(self._jobs.finish, job.id, self._worker, outcome)
+                await persisted(self._jobs.finish, job.id, self._worker, outcome)
                 reach("job.finished")
             else:
-                await _persist(self._jobs.fail, job.id, self._worker, outcome)
+                await persisted(self._jobs.fail, job.id, self._worker, outcome)
             self._watch.look()
         except asyncio.CancelledError:  # release the claim
             put_back = self._jobs.put_back
@@ -146,7 +146,7 @@ class JobRunner:
     async def _renew(self, job: Job) -> None:
         while True:
             await asyncio.sleep(CLAIM_S / 3)
-            if not await _persist(self._jobs.renew, job.id, self._worker):
+            if not await persisted(self._jobs.renew, job.id, self._worker):
                 return
 
 
@@ -165,14 +165,3 @@ def retry_after(failure: Exception, failures: int) -> Retry | None:
     if isinstance(failure, TRANSIENT) and failures < MAX_FAILURES:
         return Retry(min(PUT_BACK_S * 2**failures, LONGEST_PUT_BACK_S), failures + 1)
     return None
-
-
-async def _persist(call: Callable[..., bool], *arguments: Any) -> bool:
-    """Retry while the database is busy."""
-    for delay_s in (0.1, 0.5, 2.0):
-        try:
-            return await asyncio.to_thread(call, *arguments)
-        except OperationalError:
-            log.warning("the database is busy; retrying in %s s", delay_s)
-            await asyncio.sleep(delay_s)
-    return await asyncio.to_thread(call, *arguments)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from assets.rendezvous import home
 from benchmarks.replay.bound import bound
 from benchmarks.replay.caches import belady_misses, lora_uses, lru_misses, tier_misses
 from benchmarks.replay.figures import describe, figures
@@ -30,7 +31,6 @@ from benchmarks.replay.trace import (
     read_trace,
     write_trace,
 )
-from router.fleet import rendezvous
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,7 +134,7 @@ def test_results_do_not_depend_on_asset_names(trace: list[TraceRequest]) -> None
     replicas = [f"r{index}" for index in range(4)]
 
     def preferred(name: str) -> str:
-        return min(replicas, key=lambda replica: rendezvous(checkpoint_key(name), replica))
+        return home(checkpoint_key(name), replicas)
 
     # They sort alike and have the same preferred replicas: ties break alike.
     plain = {

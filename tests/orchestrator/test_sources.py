@@ -18,6 +18,7 @@ import pytest
 
 from assets.content import Blob
 from assets.errors import StoreError, StoreUnavailable
+from assets.rendezvous import ranked
 from assets.storage.object_paths import blob_key
 from assets.storage.object_store import FsspecStore, put_bytes
 from assets.storage.signing import Signer
@@ -25,7 +26,6 @@ from orchestrator.breaker import Breaker
 from orchestrator.download import StoreSource, TransferLimits
 from orchestrator.errors import SourceDown, TierError
 from orchestrator.file_tier import FileTier
-from orchestrator.peers import owners
 from orchestrator.provision import Provisioner
 
 DATA = hashlib.shake_256(b"blob").digest(100_000)
@@ -208,7 +208,7 @@ class Cluster:
         }
         for node in self.nodes.values():
             node.set_peers(self.urls)
-        self.order = owners(BLOB.key, self.urls)
+        self.order = ranked(BLOB.key, self.urls)
 
     def close(self) -> None:
         for node in self.nodes.values():
@@ -345,6 +345,6 @@ def test_owners_are_the_same_on_every_node_and_spread_evenly(cluster: Cluster) -
     backwards = dict(reversed(cluster.urls.items()))
     firsts: Counter[str] = Counter()
     for index in range(400):
-        assert owners(f"k{index}", cluster.urls) == owners(f"k{index}", backwards)
-        firsts[owners(f"k{index}", cluster.urls)[0]] += 1
+        assert ranked(f"k{index}", cluster.urls) == ranked(f"k{index}", backwards)
+        firsts[ranked(f"k{index}", cluster.urls)[0]] += 1
     assert min(firsts.values()) > 60
