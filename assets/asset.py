@@ -17,6 +17,9 @@ AssetStatus = Literal[
 #: To creator and owners; the tenant; listed tenants too; everyone.
 Visibility = Literal["private", "organisation", "shared", "public"]
 
+#: Bytes may come; from ``uploading`` on, parts are or were assembled. The status never goes back.
+INCOMPLETE: tuple[AssetStatus, ...] = ("ready_to_upload", "uploading")
+
 ASSET_KINDS: tuple[AssetKind, ...] = get_args(AssetKind)
 VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
 
@@ -37,11 +40,13 @@ class ImportSource:
 
 @dataclass(frozen=True, slots=True)
 class UploadSession:
-    """A multipart upload; ``id`` is the store's. All parts but the last have ``part_bytes``."""
+    """A multipart upload; ``id`` is the store's. All parts but the last have ``part_bytes``. A call
+    assembles it until ``claimed_until_s``, or has ended."""
 
     id: str
     size_bytes: int
     part_bytes: int
+    claimed_until_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from assets.asset import Asset, AssetChanges
+from assets.asset import INCOMPLETE, Asset, AssetChanges
 from assets.content import ORIGINAL
 from assets.failpoint import reach
 from assets.library.records import AssetRecords
@@ -91,17 +91,21 @@ class Reconciler:
         return done
 
     def _expire_uploads(self) -> int:
-        for asset in self._records.stale("uploading", self._now() - GRACE_S):
-            # The assembling process died; the parts are still stored.
-            self._records.update(asset.id, {"status": "ready_to_upload"}, expect=("uploading",))
-        waiting = self._records.stale("ready_to_upload", self._now())
-        stale = [a for a in waiting if a.created_at_s < self._now() - UPLOAD_KEPT_S]
+        waiting = [
+            asset for status in INCOMPLETE for asset in self._records.stale(status, self._now())
+        ]
+        stale = [
+            asset
+            for asset in waiting
+            if asset.created_at_s < self._now() - UPLOAD_KEPT_S
+            and (asset.upload is None or asset.upload.claimed_until_s < self._now())
+        ]
         changes = AssetChanges(
             status="deleted",
             deleted_at_s=self._now(),
             status_details="nothing was uploaded in time",
         )
-        updated = [self._records.update(a.id, changes, expect=("ready_to_upload",)) for a in stale]
+        updated = [self._records.update(a.id, changes, expect=INCOMPLETE) for a in stale]
         deleted = [asset for asset in updated if asset is not None]
         for asset in deleted:
             self._records.purge(asset.id)

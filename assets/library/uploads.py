@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from assets.access import Verb, may, require
-from assets.asset import ASSET_KINDS, Asset, AssetChanges, ImportSource, UploadSession
+from assets.asset import ASSET_KINDS, INCOMPLETE, Asset, AssetChanges, ImportSource, UploadSession
 from assets.errors import (
     AssetNotFound,
     FetchFailed,
@@ -18,6 +18,7 @@ from assets.errors import (
 from assets.failpoint import reach
 from assets.ids import new_asset_id
 from assets.kinds import kinds_with
+from assets.library.concurrent_change import change_asset
 from assets.library.purge import Purge
 from assets.library.records import AssetRecords
 from assets.library.references import BlobRecords
@@ -31,6 +32,8 @@ from assets.storage.object_paths import PARTS, UPLOADS, upload_key
 from assets.storage.object_store import ObjectStore
 
 MAX_UPLOAD_BYTES = 16 << 30
+#: No assembly takes longer; after it, a dead one is repeated.
+ASSEMBLY_S = 900.0
 #: A tenant's storage limit in bytes, by id; None: unlimited.
 Quota = Callable[[str], int | None]
 
@@ -212,7 +215,7 @@ class Uploads:
             AssetNotFound: also when no multipart upload is in progress.
         """
         asset = self._find(principal, reference, "update")
-        if asset.status != "ready_to_upload" or asset.upload is None:
+        if asset.status not in INCOMPLETE or asset.upload is None:
             raise AssetNotFound(reference)
         return self._state(asset, asset.upload)
 
@@ -231,17 +234,20 @@ class Uploads:
             AssetNotFound: also when complete.
         """
         asset = self._find(principal, reference, "update")
-        if asset.status != "ready_to_upload":
+        if asset.status not in INCOMPLETE or self._is_claimed(asset):
             raise AssetNotFound(reference)
         changes = AssetChanges(status="deleted", deleted_at_s=self._now())
-        changed = self._records.update(asset.id, changes, expect=("ready_to_upload",))
+        changed = self._records.update(asset.id, changes, expect=INCOMPLETE)
         if changed is None:
             raise AssetNotFound(reference)
         self.discard(asset)
         self._records.purge(asset.id)
         return changed
 
-    def _assemble(self, asset: Asset, session: UploadSession) -> None:
+    def _is_claimed(self, asset: Asset) -> bool:
+        return asset.upload is not None and asset.upload.claimed_until_s > self._now()
+
+    def _assemble(self, principal: Principal, asset: Asset, session: UploadSession) -> None:
         """Raises InvalidAsset: parts are missing, or another call assembles it."""
         key = upload_key(asset.id)
         if self._store.size(key) == session.size_bytes:
@@ -253,18 +259,25 @@ class Uploads:
                 "asset_id", f"{len(upload.missing)} of {upload.part_count} parts are missing or "
                 f"incomplete ({numbers}); GET /v1/assets/{asset.id}/upload returns their URLs",
             )  # fmt: skip
-        # Concurrent calls would each write the whole file.
-        claimed = self._records.update(
-            asset.id, {"status": "uploading"}, expect=("ready_to_upload",)
-        )
-        if claimed is None:
-            raise InvalidAsset(
-                "asset_id", "another call is completing this upload; poll the asset's status"
+        now_s = self._now()
+        until_s = now_s + ASSEMBLY_S
+
+        def claim(current: Asset) -> Asset | None:
+            """Concurrent calls would each write the whole file."""
+            if current.status not in INCOMPLETE or self._is_claimed(current):
+                raise InvalidAsset(
+                    "asset_id", "another call is completing this upload; poll the asset's status"
+                )
+            changes = AssetChanges(
+                status="uploading", upload=replace(session, claimed_until_s=until_s)
             )
+            return self._records.update(current.id, changes, revision=current.revision)
+
+        change_asset(self._records, principal, asset.id, "update", now_s, claim)
         try:
             self._parts.finish(key, session.id, upload.arrived[: upload.part_count])
         finally:
-            self._records.update(asset.id, {"status": "ready_to_upload"}, expect=("uploading",))
+            self._records.update(asset.id, {"upload": session}, expect=("uploading",))
 
     def complete(self, principal: Principal, reference: str) -> Asset:
         """Complete an upload; its ingest can start. Idempotent.
@@ -274,10 +287,10 @@ class Uploads:
             QuotaExceeded: no room in the plan; the bytes are deleted.
         """
         asset = self._find(principal, reference, "update")
-        if asset.status != "ready_to_upload":
+        if asset.status not in INCOMPLETE:
             return asset
         if asset.upload is not None:
-            self._assemble(asset, asset.upload)
+            self._assemble(principal, asset, replace(asset.upload, claimed_until_s=0.0))
         size = self._store.size(upload_key(asset.id))
         if size is None:
             raise InvalidAsset(
@@ -290,7 +303,7 @@ class Uploads:
                 raise QuotaExceeded("bytes of storage", principal.plan.storage_bytes)
             raise InvalidAsset("asset_id", f"{size} bytes; at most {MAX_UPLOAD_BYTES} are accepted")
         changed = self._records.update(
-            asset.id, {"status": "uploaded", "size_bytes": size}, expect=("ready_to_upload",)
+            asset.id, {"status": "uploaded", "size_bytes": size}, expect=INCOMPLETE
         )
         reach("upload.completed")
         return changed or self._find(principal, asset.id, "read")
@@ -331,14 +344,14 @@ class Uploads:
 
     def _open_upload(self, key: str) -> Asset:
         asset = self._records.get(_asset_id(key))
-        if asset is None or asset.status != "ready_to_upload":
+        if asset is None or asset.status not in INCOMPLETE or self._is_claimed(asset):
             raise AssetNotFound(key)
         return asset
 
     def discard(self, asset: Asset) -> None:
         """Delete a deleted asset's uploaded bytes."""
         self._store.delete(upload_key(asset.id))
-        if asset.status == "ready_to_upload" and asset.upload is not None:
+        if asset.status in INCOMPLETE and asset.upload is not None:
             self._parts.abort(upload_key(asset.id), asset.upload.id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Index, Row, text
@@ -54,6 +55,7 @@ class AssetRow(Base):
     upload_id: Mapped[str | None]
     upload_bytes: Mapped[int | None] = mapped_column(BigInteger)
     upload_part_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    upload_claimed_until_s: Mapped[float | None]
     preview: Mapped[str | None]
     parts: Mapped[dict[Component, BlobJson]] = mapped_column(JSON)
     original: Mapped[BlobJson | None] = mapped_column(JSON(none_as_null=True))
@@ -79,7 +81,7 @@ _SAME = tuple(
     name for name in Asset.__dataclass_fields__ if name not in ("shared_with", "source", "upload")
 )
 _SOURCE = ("source_url", "source_repo")
-_UPLOAD = ("upload_id", "upload_bytes", "upload_part_bytes")
+_UPLOAD = ("upload_id", "upload_bytes", "upload_part_bytes", "upload_claimed_until_s")
 COLUMNS = (*_SAME, *_SOURCE, *_UPLOAD)
 
 
@@ -106,7 +108,7 @@ def row_values(changes: AssetChanges) -> dict[str, Any]:
         values["original"] = _blob_values(values["original"])
     if "upload" in values:
         upload = values.pop("upload")
-        parts = (None,) * 3 if upload is None else (upload.id, upload.size_bytes, upload.part_bytes)
+        parts = (None,) * 4 if upload is None else astuple(upload)
         values |= dict(zip(_UPLOAD, parts, strict=True))
     for name in ("tags", "trigger_words"):
         if name in values:
@@ -132,7 +134,12 @@ def asset_of(row: AssetRow | Row[Any], shared_with: tuple[str, ...] = ()) -> Ass
     source = ImportSource(row.source_url, row.source_repo)
     upload = None
     if row.upload_id is not None:
-        upload = UploadSession(row.upload_id, row.upload_bytes or 0, row.upload_part_bytes or 0)
+        upload = UploadSession(
+            row.upload_id,
+            row.upload_bytes or 0,
+            row.upload_part_bytes or 0,
+            row.upload_claimed_until_s or 0.0,
+        )
     return Asset(
         **values,
         source=None if source == ImportSource() else source,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from assets.access import may
-from assets.asset import ASSET_KINDS, Asset
+from assets.asset import ASSET_KINDS, INCOMPLETE, Asset
 from assets.asset import SERVED_ENGINE as ENGINE
 from assets.library.records import Query as AssetQuery
 from assets.principal import Principal
@@ -40,7 +40,7 @@ SomeTexts = Annotated[list[Short], Query(default_factory=list, max_length=16)]
 def _transfer(context: Context, asset: Asset, principal: Principal) -> models.Transfer:
     """URLs are empty unless the principal may use them now."""
     key = upload_key(asset.id)
-    may_put = asset.status == "ready_to_upload" and may(principal, "update", asset)
+    may_put = asset.status in INCOMPLETE and may(principal, "update", asset)
     if may_put and asset.upload is not None:
         url = context.url(f"v1/assets/{asset.id}/upload")
         return models.Transfer(type="multipart", upload_url=url)

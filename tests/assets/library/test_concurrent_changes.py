@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 from sqlalchemy import Engine
 
 from assets.asset import Asset
-from assets.errors import AssetNotFound, Changed
+from assets.errors import AssetNotFound, Changed, InvalidAsset, StoreUnavailable
 from assets.ids import new_asset_id
 from assets.library.editing import Change
 from assets.library.library import Library
-from assets.library.uploads import NewAsset
+from assets.library.uploads import ASSEMBLY_S, NewAsset
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
@@ -26,8 +27,12 @@ ROUNDS = 10
 
 
 @pytest.fixture
-def library(database: Engine, tmp_path: Path) -> Library:
-    store = FsspecStore(tmp_path.as_uri())
+def store(tmp_path: Path) -> FsspecStore:
+    return FsspecStore(tmp_path.as_uri())
+
+
+@pytest.fixture
+def library(database: Engine, store: FsspecStore) -> Library:
     return Library(SqlAssetRecords(database), SqlBlobRecords(database), store)
 
 
@@ -69,14 +74,16 @@ def test_changes_of_several_fields_at_once_all_remain(
         assert now.revision >= len(changes)
 
 
-def test_a_preview_beside_a_change_of_visibility(library: Library, principal: Principal) -> None:
+def test_a_preview_beside_a_change_of_visibility(
+    library: Library, store: FsspecStore, principal: Principal
+) -> None:
     """A change of visibility moves the preview's file. It must not restore the preview that another
     request replaced."""
     for _ in range(ROUNDS):
         asset = added(library, principal)
         first, second = (preview_key(asset.id, secrets.token_hex(32)) for _ in range(2))
         for key, data in ((first, b"first"), (second, b"second")):
-            put_bytes(library.editing._store, key, data)
+            put_bytes(store, key, data)
         library.editing.set_preview(principal, asset.id, first)
         with ThreadPoolExecutor(2) as pool:
             shown = pool.submit(library.editing.set_preview, principal, asset.id, second)
@@ -87,10 +94,8 @@ def test_a_preview_beside_a_change_of_visibility(library: Library, principal: Pr
         now = library.get(principal, asset.id)
         assert now.visibility == "public"
         assert now.preview is not None
-        assert read_bytes(library.editing._store, now.preview) == b"second"
-        stored = [
-            each.key for each in library.editing._store.list("previews/") if asset.id in each.key
-        ]
+        assert read_bytes(store, now.preview) == b"second"
+        stored = [each.key for each in store.list("previews/") if asset.id in each.key]
         assert stored == [now.preview]
 
 
@@ -108,13 +113,13 @@ def test_a_change_of_a_known_revision(library: Library, principal: Principal) ->
 
 
 def test_a_change_while_an_upload_is_assembled(
-    library: Library, principal: Principal, monkeypatch: pytest.MonkeyPatch
+    library: Library, store: FsspecStore, principal: Principal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploads = library.uploads
     begun = uploads.create(principal, NewAsset("large", "lora", size_bytes=5))
     assert begun.upload is not None
     parts = uploads._parts
-    put_bytes(library.editing._store, part_key(upload_key(begun.id), begun.upload.id, 1), b"bytes")
+    put_bytes(store, part_key(upload_key(begun.id), begun.upload.id, 1), b"bytes")
     finish = parts.finish
 
     def change_and_finish(*arguments: Any) -> None:
@@ -124,6 +129,57 @@ def test_a_change_while_an_upload_is_assembled(
     monkeypatch.setattr(parts, "finish", change_and_finish)
     done = uploads.complete(principal, begun.id)
     assert (done.status, done.license, done.size_bytes) == ("uploaded", "MIT", 5)
+
+
+def test_an_uploads_status_only_moves_forward(
+    library: Library, store: FsspecStore, principal: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed assembly is repeated; while one runs, no other does, and no part arrives."""
+    uploads = library.uploads
+    begun = uploads.create(principal, NewAsset("large", "lora", size_bytes=5))
+    assert begun.upload is not None
+    part = part_key(upload_key(begun.id), begun.upload.id, 1)
+    put_bytes(store, part, b"bytes")
+    parts = uploads._parts
+    finish = parts.finish
+    seen: list[str] = []
+
+    def fail(*arguments: Any) -> None:
+        seen.append(library.get(principal, begun.id).status)
+        with pytest.raises(InvalidAsset, match="another call"):
+            uploads.complete(principal, begun.id)
+        with pytest.raises(AssetNotFound):
+            uploads.begin(part, 5)
+        with pytest.raises(AssetNotFound):
+            uploads.abort(principal, begun.id)
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(parts, "finish", fail)
+    with pytest.raises(StoreUnavailable):
+        uploads.complete(principal, begun.id)
+    seen.append(library.get(principal, begun.id).status)
+    assert uploads.state(principal, begun.id).missing == []
+    assert uploads.begin(part, 5) == 5  # parts may be sent again
+    monkeypatch.setattr(parts, "finish", finish)
+    seen.append(uploads.complete(principal, begun.id).status)
+    assert seen == ["uploading", "uploading", "uploaded"]
+
+
+def test_a_dead_assembly_is_repeated_when_its_claim_ends(
+    database: Engine, store: FsspecStore, principal: Principal
+) -> None:
+    now_s = [1_000.0]
+    records, blobs = SqlAssetRecords(database), SqlBlobRecords(database)
+    library = Library(records, blobs, store, now=lambda: now_s[0])
+    begun = library.uploads.create(principal, NewAsset("large", "lora", size_bytes=5))
+    assert begun.upload is not None
+    put_bytes(store, part_key(upload_key(begun.id), begun.upload.id, 1), b"bytes")
+    claimed = replace(begun.upload, claimed_until_s=now_s[0] + ASSEMBLY_S)
+    records.update(begun.id, {"status": "uploading", "upload": claimed})  # then its process died
+    with pytest.raises(InvalidAsset, match="another call"):
+        library.uploads.complete(principal, begun.id)
+    now_s[0] += ASSEMBLY_S + 1
+    assert library.uploads.complete(principal, begun.id).status == "uploaded"
 
 
 def test_deletion_beside_a_change(library: Library, principal: Principal) -> None:
