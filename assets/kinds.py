@@ -36,6 +36,8 @@ class KindTraits:
     needs_trigger_word: bool = False
     #: Its UNet predicts noise or velocity, which its owner may declare.
     has_prediction_type: bool = False
+    #: Its owner may name the checkpoint that it was trained on.
+    names_checkpoint: bool = False
     #: PEFT's ``adapter_config.json`` belongs to it.
     has_adapter_config: bool = False
 
@@ -57,6 +59,7 @@ KINDS: Mapping[AssetKind, KindTraits] = {
         counted="modules",
         total="modules",
         has_trigger_words=True,
+        names_checkpoint=True,
         has_adapter_config=True,
     ),
     "textual_inversion": KindTraits(

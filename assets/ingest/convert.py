@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, assert_never
 
 from assets.asset import AssetKind
-from assets.content import MODEL_COMPONENTS, Blob, Component, content_key
+from assets.content import Blob, Component, content_key
 from assets.errors import IngestRejected
 from assets.families.schema import ParameterSchema, stacking_order
 from assets.formats import checkpoint, inversion, lora
@@ -166,9 +166,15 @@ def _order(
     component: Component, tensors: Mapping[str, PlannedTensor], schema: ParameterSchema
 ) -> list[str] | None:
     """Return the engine's stacking order, to read a stack at a time; None: sorted."""
-    if component in MODEL_COMPONENTS:
-        return stacking_order(schema.components[component])
-    return lora.stacking_order(tensors, schema) if component == "lora" else None
+    match component:
+        case "unet" | "text_encoder" | "text_encoder_2" | "vae":
+            return stacking_order(schema.components[component])
+        case "lora":
+            return lora.stacking_order(tensors, schema)
+        case "textual_inversion":
+            return None
+        case _:
+            assert_never(component)
 
 
 #: The planned tensors by component, and the report.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import assert_never, cast
 
 import torch
 
@@ -200,16 +200,20 @@ class DeviceCache:
         if self._device.type == "cuda":  # spare memory is outside the budget
             self._spare.clear()
         with self._arriving():
-            if component == "lora":
-                return load_lora(
-                    file, self._schema, self._layouts, self._device, self._dtypes["unet"]
-                )
-            if component == "textual_inversion":
-                return load_inversion(file, self._device, self._dtypes["unet"])
-            layout, dtype = self._layouts[component], self._dtypes[component]
-            device = torch.device("cpu") if self.has_pristine_tier else self._device
-            slabs = load_slabs(file, layout, device, dtype, self._pins, spare)
-            return Pristine(slabs, component)
+            match component:
+                case "lora":
+                    return load_lora(
+                        file, self._schema, self._layouts, self._device, self._dtypes["unet"]
+                    )
+                case "textual_inversion":
+                    return load_inversion(file, self._device, self._dtypes["unet"])
+                case "unet" | "text_encoder" | "text_encoder_2" | "vae":
+                    layout, dtype = self._layouts[component], self._dtypes[component]
+                    device = torch.device("cpu") if self.has_pristine_tier else self._device
+                    slabs = load_slabs(file, layout, device, dtype, self._pins, spare)
+                    return Pristine(slabs, component)
+                case _:
+                    assert_never(component)
 
     def keep_spare(self, value: DeviceValue) -> None:
         """Keep evicted slabs for the next load: allocating takes longer than filling."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from PIL import Image
@@ -42,8 +43,11 @@ def encode_image(pixels: Pixels, encoding: ImageEncoding) -> EncodedImage:
     started = time.perf_counter()
     buffer = io.BytesIO()
     image = Image.fromarray(pixels.levels.numpy())
-    if encoding == "jpeg":
-        image.save(buffer, "JPEG", quality=95)
-    else:
-        image.save(buffer, "PNG", compress_level=1)
+    match encoding:
+        case "jpeg":
+            image.save(buffer, "JPEG", quality=95)
+        case "png":
+            image.save(buffer, "PNG", compress_level=1)
+        case _:
+            assert_never(encoding)
     return EncodedImage(buffer.getvalue(), (time.perf_counter() - started) * 1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -36,10 +36,16 @@ def published_names(component: Component, module: torch.nn.Module) -> dict[str, 
     """Return parameter → published name: transformers 5.6 dropped CLIPTextModel's
     ``text_model.``."""
     names = [name for name, _ in module.named_parameters()]
-    if component in ("text_encoder", "text_encoder_2"):
-        kept = ("text_model.", "text_projection.")
-        return {n: n if n.startswith(kept) else f"text_model.{n}" for n in names}
-    return {name: name for name in names}
+    match component:
+        case "text_encoder" | "text_encoder_2":
+            kept = ("text_model.", "text_projection.")
+            return {n: n if n.startswith(kept) else f"text_model.{n}" for n in names}
+        case "unet" | "vae":
+            return {name: name for name in names}
+        case "lora" | "textual_inversion":
+            raise ValueError(f"a {component} has no module")
+        case _:
+            assert_never(component)
 
 
 def bind_modules(

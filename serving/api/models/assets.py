@@ -33,7 +33,7 @@ class AssetLabels(BaseModel):
         )
         if KINDS[asset.kind].has_trigger_words:
             labels.trigger_words = list(asset.trigger_words)
-        if asset.kind == "lora":
+        if KINDS[asset.kind].names_checkpoint:
             labels.checkpoint = asset.labels.get("checkpoint")
         return labels
 
