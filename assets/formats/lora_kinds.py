@@ -17,7 +17,7 @@ DoRA (arXiv:2402.09353) with ``magnitude`` m scales output rows to length m: Δ'
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,6 +89,14 @@ class Adapter:
     in_features: int
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterForm:
+    """A form of adapters. ``fits(roles)``: by the roles of a module's tensors, without alpha."""
+
+    fits: Callable[[Set[str]], bool]
+    build: Callable[[Shapes], Adapter]
+
+
 class AdapterMismatch(Exception):
     """A module's tensors form no supported adapter."""
 
@@ -100,16 +108,10 @@ def adapter_of(shapes: Shapes) -> Adapter:
         AdapterMismatch: missing or extra factors, inconsistent shapes, or too large a rank.
     """
     roles = set(shapes) - {"alpha"}
-    if "diff" in roles:
-        adapter = _difference(shapes)
-    elif roles & {"up", "down"}:
-        adapter = _low_rank(shapes)
-    elif any(role.startswith("hada") for role in roles):
-        adapter = _hadamard(shapes)
-    elif any(role.startswith("lokr") for role in roles):
-        adapter = _kronecker(shapes)
-    else:
+    build = next((form.build for form in FORMS if form.fits(roles)), None)
+    if build is None:
         raise AdapterMismatch("has no factors")
+    adapter = build(shapes)
     if roles & {"magnitude", "dora_scale"}:
         adapter = _decomposed(adapter, shapes)
     used = {role for piece in adapter.pieces.values() for role in piece.roles}
@@ -266,3 +268,12 @@ def _kronecker(shapes: Shapes) -> Adapter:
         out, inputs = pieces["up"].shape[0], pieces["down"].shape[1]
         rank = pieces["up"].shape[1]
     return Adapter("LoKr", pieces, rank, rows * out, columns * inputs)
+
+
+#: The first that fits. A new form is a line here and its roles in ``_ROLES``.
+FORMS: tuple[AdapterForm, ...] = (
+    AdapterForm(lambda roles: "diff" in roles, _difference),
+    AdapterForm(lambda roles: not roles.isdisjoint({"up", "down"}), _low_rank),
+    AdapterForm(lambda roles: any(role.startswith("hada") for role in roles), _hadamard),
+    AdapterForm(lambda roles: any(role.startswith("lokr") for role in roles), _kronecker),
+)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from assets.asset import Asset
 from assets.content import ORIGINAL
-from assets.errors import AssetNotFound
+from assets.errors import AssetNotFound, InvalidAsset
 from assets.sql.base import Base
 from assets.sql.blobs import BlobRefRow
 from assets.sql.rows import AssetRow, asset_of
@@ -41,11 +41,11 @@ class Pins:
             return asset
 
     def remove(self, reference: str) -> Asset:
-        """Unpin an asset. Raises AssetNotFound, also when not pinned."""
+        """Unpin an asset. Raises AssetNotFound, InvalidAsset: it is not pinned."""
         with Session(self._engine) as session, session.begin():
             asset = _find(session, reference)
             if session.get(PinRow, asset.id) is None:
-                raise AssetNotFound(f"{reference} (not pinned)")
+                raise InvalidAsset("reference", f"{reference!r} is not pinned")
             session.execute(delete(PinRow).where(PinRow.asset_id == asset.id))
             return asset
 
