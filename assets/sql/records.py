@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Engine, Row, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -28,12 +28,13 @@ _HAS_BLOBS = AssetRow.id.in_(select(BlobRefRow.asset_id))
 #: Plain columns read faster than ORM objects.
 _ROWS = select(*(getattr(AssetRow, name) for name in COLUMNS))
 _NEXT: Mapping[str, object] = {"revision": AssetRow.revision + 1}
-#: What remains of a purged asset is its name and number.
-_EMPTY = AssetChanges(
-    parts={}, original=None, report={"purged": True}, description="", status_details="",
-    size_bytes=0, tags=(), trigger_words=(), license=None, labels={}, prediction_type=None,
-    adapter_config=None, upload=None, preview=None,
-)  # fmt: skip
+#: What remains of a purged asset is its name and number; other fields are a blank asset's.
+_REMAINS = ("kind", "status", "visibility", "shared_with", "deleted_at_s", "expires_at_s")
+_BLANK = Asset("", "", "", "", "lora", 0.0, report={"purged": True})
+_EMPTY = cast(
+    AssetChanges,
+    {name: getattr(_BLANK, name) for name in AssetChanges.__annotations__ if name not in _REMAINS},
+)
 _BEST_FIRST = (case((AssetRow.status == "ready", 0), else_=1), AssetRow.version.desc())
 
 
