@@ -21,8 +21,7 @@ import logging
 import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +32,14 @@ from assets.storage.object_store import HashingWriter
 from assets.storage.private_folder import UnsafeFolder, private_folder
 from orchestrator.access_log import AccessLog
 from orchestrator.errors import Corrupt, TierError, TierFull, TierUnusable, TooLargeForTier
-from orchestrator.eviction import SHARE, TierEntry, victims
+from orchestrator.eviction import SHARE
+from orchestrator.file_eviction import FileEviction, file_sizes
+from orchestrator.file_pins import FilePins
 from orchestrator.locks import acquire, exclusive
 from orchestrator.policy_selection import EvictionPolicy
 
 log = logging.getLogger(__name__)
 
-#: Reasons for a pin; popular entries are evicted if nothing else is left.
-OPERATOR, POPULAR = "operator", "popular"
 #: Uses between two checks of the log's size.
 _SHORTEN_EVERY = 1_000
 _MAX_QUARANTINED = 2
@@ -87,24 +86,26 @@ class FileTier:
         """
         self.name = name
         self.budget_bytes = budget_bytes
-        self._share = share
         self._clock = clock
         self._root = root
         self._objects = root / "objects"
         self._locks = root / "locks"
         self._incoming = root / "incoming"
-        self._pins = root / "pins"
         self._quarantine = root / "quarantine"
         try:
             private_folder(root)
         except UnsafeFolder as error:
             raise TierUnusable(f"the {name} tier: {error}") from None
-        for folder in (self._objects, self._locks, self._incoming, self._pins, self._quarantine):
+        for folder in (self._objects, self._locks, self._incoming, self._quarantine):
             folder.mkdir(parents=True, exist_ok=True)
         for obsolete in ("uses", "owners"):  # of earlier versions
             shutil.rmtree(root / obsolete, ignore_errors=True)
         self._access_log = AccessLog(root / "uses.log", budget_bytes)
         self._use_count = 0
+        self.pins = FilePins(root / "pins")
+        self._eviction = FileEviction(
+            name, root, budget_bytes, self.pins, self._access_log, clock, share
+        )
 
     def __repr__(self) -> str:
         resident = self.resident()
@@ -183,7 +184,7 @@ class FileTier:
             part.unlink(missing_ok=True)  # of a dead process
             needed = self.used_bytes() + blob.size_bytes - self.budget_bytes
             if needed > 0:
-                self._evict(needed, blob.size_bytes)
+                self._eviction.free(needed, blob.size_bytes)
             try:
                 self._allocate(part, blob.size_bytes)
             except OSError as error:
@@ -205,95 +206,7 @@ class FileTier:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or attempt == 2:
                     raise
             with suppress(TierFull):
-                self._evict(size_bytes, size_bytes)
-
-    def _evict(self, needed_bytes: int, wanted_bytes: int) -> None:
-        """Free corrupted files, then abandoned fetches, then entries (none on TierFull)."""
-        for corrupted in self._quarantine.iterdir():
-            if needed_bytes > 0:
-                with suppress(FileNotFoundError):
-                    needed_bytes -= corrupted.stat().st_size
-                    corrupted.unlink()
-        for orphan in self._incoming.iterdir():
-            if needed_bytes > 0 and orphan.suffix != ".lock":
-                needed_bytes -= self._drop_orphan(orphan)
-        if needed_bytes <= 0:
-            return
-        with suppress(OSError):
-            self._access_log.shorten()
-        self._access_log.follow()
-        entries, owned, now_s = self._entries(), Counter[str](), self._clock()
-        session_bytes = self._access_log.policy_selector.session_bytes
-        for entry in entries:
-            if entry.tenant_id:
-                owned[entry.tenant_id] += entry.size_bytes
-        pins = self._pins_within(entries)
-        unpinned = [entry for entry in entries if entry.key not in pins]
-        popular = [entry for entry in entries if pins.get(entry.key) == POPULAR]
-        locked: dict[str, int] = {}
-        leased: set[str] = set()
-        freed_bytes = 0
-        try:
-            for candidates in (unpinned, unpinned + popular):
-                sizes = {entry.key: entry.size_bytes for entry in candidates}
-                while freed_bytes < needed_bytes:
-                    idle = [e for e in candidates if e.key not in locked and e.key not in leased]
-                    missing = needed_bytes - freed_bytes
-                    chosen = victims(
-                        idle, missing, self.budget_bytes, self._share, owned, now_s, session_bytes
-                    )
-                    if not chosen:
-                        break
-                    for key in chosen:
-                        lock = acquire(self._locks / key, shared=False, wait=False)
-                        if lock is None:
-                            leased.add(key)
-                        else:
-                            locked[key] = lock
-                            freed_bytes += sizes[key]
-            if freed_bytes < needed_bytes:
-                raise TierFull(self.name, wanted_bytes, self.budget_bytes)
-            for key in locked:
-                (self._objects / key).unlink(missing_ok=True)
-                (self._locks / key).unlink()
-        finally:
-            for lock in locked.values():
-                os.close(lock)
-
-    def _pins_within(self, entries: Sequence[TierEntry]) -> dict[str, str]:
-        """Operator pins beyond half of the budget count as popular."""
-        pins, pinned_bytes = self.pins(), 0
-        for entry in sorted(entries, key=lambda entry: entry.key):
-            if pins.get(entry.key) == OPERATOR:
-                pinned_bytes += entry.size_bytes
-                if pinned_bytes > self.budget_bytes / 2:
-                    pins[entry.key] = POPULAR
-        return pins
-
-    def _entries(self) -> list[TierEntry]:
-        return [
-            self._access_log.entry(key, size_bytes, self._last_used_s(key))
-            for key, size_bytes in self.resident().items()
-        ]
-
-    def _drop_orphan(self, part: Path) -> int:
-        descriptor = acquire(part.with_name(part.name + ".lock"), shared=False, wait=False)
-        if descriptor is None:
-            return 0
-        try:
-            size = part.stat().st_size
-            part.unlink()
-            return size
-        except FileNotFoundError:
-            return 0
-        finally:
-            os.close(descriptor)
-
-    def _last_used_s(self, key: str) -> float:
-        try:
-            return (self._locks / key).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
+                self._eviction.free(size_bytes, size_bytes)
 
     def evict(self, key: str) -> bool:
         """Remove the entry unless leased; return whether it was."""
@@ -317,38 +230,14 @@ class FileTier:
         for path in kept[:-_MAX_QUARANTINED]:
             path.unlink(missing_ok=True)
 
-    def pin(self, key: str, reason: str = OPERATOR) -> None:
-        """Pin the entry, resident or not."""
-        (self._pins / key).write_text(reason)
-
-    def unpin(self, key: str) -> None:
-        (self._pins / key).unlink(missing_ok=True)
-
-    def pins(self) -> dict[str, str]:
-        """Return key → reason."""
-        pins = {}
-        for path in self._pins.iterdir():
-            with suppress(FileNotFoundError):
-                pins[path.name] = path.read_text() or OPERATOR
-        return pins
-
-    def pin_exactly(self, pins: Mapping[str, str]) -> None:
-        """Pin ``pins`` (key → reason); unpin all others."""
-        current = self.pins()
-        for key, reason in pins.items():
-            if current.get(key) != reason:
-                self.pin(key, reason)
-        for key in current.keys() - pins.keys():
-            self.unpin(key)
-
     def resident(self) -> dict[str, int]:
         """Return key → size in bytes."""
-        return _sizes(self._objects)
+        return file_sizes(self._objects)
 
     def used_bytes(self) -> int:
         """Count entries, fetches in progress and quarantined files."""
         folders = (self._objects, self._incoming, self._quarantine)
-        return sum(sum(_sizes(folder).values()) for folder in folders)
+        return sum(sum(file_sizes(folder).values()) for folder in folders)
 
     @property
     def policy(self) -> EvictionPolicy:
@@ -361,15 +250,3 @@ class FileTier:
         assert self.used_bytes() <= self.budget_bytes, repr(self)
         parts = [p.name for p in self._incoming.iterdir() if p.suffix != ".lock"]
         assert not parts, f"left in incoming: {parts}"
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.endswith(".lock"):
-                try:
-                    sizes[entry.name] = entry.stat().st_size
-                except FileNotFoundError:
-                    continue
-    return sizes

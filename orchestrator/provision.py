@@ -114,7 +114,7 @@ class Provisioner:
         """Unpin and remove a blob; return whether no tier holds it."""
         is_removed = True
         for tier in self.tiers:
-            tier.unpin(key)
+            tier.pins.remove(key)
             is_removed &= key not in tier.resident() or tier.evict(key)
         return is_removed
 

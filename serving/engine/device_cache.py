@@ -250,7 +250,7 @@ class DeviceCache:
         if directives.pins is None:
             return
         for tier in self._provisioner.tiers:
-            tier.pin_exactly(directives.pins)
+            tier.pins.set_exactly(directives.pins)
         for device_tier in {self.tier, self.pristine_tier}:
             device_tier.pin_exactly(directives.pins.keys())
 

@@ -10,7 +10,7 @@ from math import inf
 from assets.content import Blob
 from assets.errors import AssetError
 from orchestrator.errors import TierError
-from orchestrator.file_tier import OPERATOR, POPULAR
+from orchestrator.file_pins import OPERATOR, POPULAR
 from serving.errors import ServingError
 from serving.generation.contract import (
     REPORT_TIMEOUT_S,

@@ -101,7 +101,7 @@ def tier_files() -> list[str]:
             file.write(b"x")
 
         tier.admit(blob, fill, "tenant")[0].release()
-        tier.pin("key")
+        tier.pins.add("key")
         return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
 

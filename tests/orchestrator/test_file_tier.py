@@ -80,11 +80,11 @@ def test_pinned_entries_stay(tier: FileTier) -> None:
     for name in "ab":
         blob = blob_of(name, 40)
         tier.admit(blob, fill(blob))[0].release()
-    tier.pin("a")
+    tier.pins.add("a")
     blob = blob_of("c", 40)
     tier.admit(blob, fill(blob))[0].release()
     assert set(tier.resident()) == {"a", "c"}
-    tier.unpin("a")
+    tier.pins.remove("a")
 
 
 def test_quarantined_files_count_and_are_removed_first(tier: FileTier) -> None:
@@ -125,12 +125,12 @@ def test_at_most_half_of_a_tier_can_be_pinned(tier: FileTier) -> None:
     for name in "ab":
         blob = blob_of(name, 40)
         tier.admit(blob, fill(blob))[0].release()
-        tier.pin(name)
+        tier.pins.add(name)
     blob = blob_of("c", 40)
     tier.admit(blob, fill(blob))[0].release()
     assert set(tier.resident()) == {"a", "c"}  # pins exceed half of the budget
-    tier.pin_exactly({"c": "popular"})
-    assert tier.pins() == {"c": "popular"}
+    tier.pins.set_exactly({"c": "popular"})
+    assert tier.pins.all() == {"c": "popular"}
 
 
 def test_wrong_bytes_are_not_kept(tier: FileTier) -> None:
@@ -283,7 +283,7 @@ class FileTierMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, on=st.booleans())
     def pin(self, name: str, on: bool) -> None:
-        (self.tier.pin if on else self.tier.unpin)(name)
+        (self.tier.pins.add if on else self.tier.pins.remove)(name)
         (self.pins.add if on else self.pins.discard)(name)
 
     @invariant()
