@@ -185,7 +185,7 @@ async def test_a_reader_that_stops_is_waited_for() -> None:
                 sent = methods.sent
                 for _ in range(20):
                     assert await client.call("echo", b"other") == b"other"
-            assert sent < 64
+            assert sent < 256  # MiB: the window grows with the speed of the connection
         await asyncio.wait_for(methods.cancelled.wait(), 10)
 
 
