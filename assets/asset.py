@@ -40,13 +40,16 @@ class ImportSource:
 
 @dataclass(frozen=True, slots=True)
 class UploadSession:
-    """A multipart upload; ``id`` is the store's. All parts but the last have ``part_bytes``. A call
-    assembles it until ``claimed_until_s``, or has ended."""
+    """A multipart upload; ``id`` is the store's. All parts but the last have ``part_bytes``.
+
+    ``claimed_until_s``: a call assembles it until then, or has ended. None: no call of this build
+    has; of an ``uploading`` asset, one of an earlier build does.
+    """
 
     id: str
     size_bytes: int
     part_bytes: int
-    claimed_until_s: float = 0.0
+    claimed_until_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,15 +51,13 @@ class Scheduler:
     ) -> None:
         self.speeds = speeds or Speeds()
         self.limits = limits or QueueLimits()
-        self.policy = policy or SchedulingPolicy()
+        policy = policy or SchedulingPolicy()
         self.fleet = Fleet()
         self.queue = Queue()
         self.prefetcher = Prefetcher()
-        self.demand = Demand(self.policy)
-        self.displacement = Displacement(self.fleet, self.queue, self.demand, self.policy)
-        self._selection = Selection(
-            self.fleet, self.queue, self.demand, self.displacement, self.policy
-        )
+        self.demand = Demand(policy)
+        self.displacement = Displacement(self.fleet, self.queue, self.demand, policy)
+        self._selection = Selection(self.fleet, self.queue, self.demand, self.displacement, policy)
         self._fair = FairClock()
 
     def __repr__(self) -> str:

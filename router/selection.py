@@ -31,7 +31,7 @@ class _PlannedPlacement:
 
 
 class Selection:
-    """Chooses from the queue and the fleet; changes neither."""
+    """Chooses from the queue and the fleet; takes note of the fleet's changes."""
 
     def __init__(
         self,

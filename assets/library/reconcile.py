@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from assets.asset import INCOMPLETE, Asset, AssetChanges
@@ -17,6 +18,7 @@ from assets.failpoint import reach
 from assets.library.records import AssetRecords
 from assets.library.references import BlobRecords
 from assets.library.removal import LOST, RESTORABLE_S
+from assets.library.uploads import is_claimed
 from assets.storage.multipart import PartStore, open_parts
 from assets.storage.object_paths import (
     BLOBS,
@@ -91,6 +93,11 @@ class Reconciler:
         return done
 
     def _expire_uploads(self) -> int:
+        for asset in self._records.stale("uploading", self._now() - GRACE_S):
+            if asset.upload is not None and asset.upload.claimed_until_s is None:
+                # A process of an earlier build died while it assembled the parts.
+                free = AssetChanges(upload=replace(asset.upload, claimed_until_s=0.0))
+                self._records.update(asset.id, free, revision=asset.revision)
         waiting = [
             asset for status in INCOMPLETE for asset in self._records.stale(status, self._now())
         ]
@@ -98,14 +105,14 @@ class Reconciler:
             asset
             for asset in waiting
             if asset.created_at_s < self._now() - UPLOAD_KEPT_S
-            and (asset.upload is None or asset.upload.claimed_until_s < self._now())
+            and not is_claimed(asset, self._now())
         ]
         changes = AssetChanges(
             status="deleted",
             deleted_at_s=self._now(),
             status_details="nothing was uploaded in time",
         )
-        updated = [self._records.update(a.id, changes, expect=INCOMPLETE) for a in stale]
+        updated = [self._records.update(a.id, changes, revision=a.revision) for a in stale]
         deleted = [asset for asset in updated if asset is not None]
         for asset in deleted:
             self._records.purge(asset.id)

@@ -32,8 +32,10 @@ from assets.storage.object_paths import PARTS, UPLOADS, upload_key
 from assets.storage.object_store import ObjectStore
 
 MAX_UPLOAD_BYTES = 16 << 30
-#: No assembly takes longer; after it, a dead one is repeated.
-ASSEMBLY_S = 900.0
+#: An assembly takes at most this and its bytes at the least speed; then a dead one is repeated.
+ASSEMBLY_S, _LEAST_BYTES_S = 600.0, 4e6
+#: Other changes may cross it.
+UNCLAIM_ATTEMPTS = 10
 #: A tenant's storage limit in bytes, by id; None: unlimited.
 Quota = Callable[[str], int | None]
 
@@ -215,12 +217,17 @@ class Uploads:
             AssetNotFound: also when no multipart upload is in progress.
         """
         asset = self._find(principal, reference, "update")
-        if asset.status not in INCOMPLETE or asset.upload is None:
+        if asset.status not in INCOMPLETE or asset.upload is None or self._is_claimed(asset):
             raise AssetNotFound(reference)
         return self._state(asset, asset.upload)
 
     def _state(self, asset: Asset, session: UploadSession) -> Upload:
-        return Upload(asset, session, self._parts.parts(upload_key(asset.id), session.id))
+        key = upload_key(asset.id)
+        if self._store.size(key) == session.size_bytes:  # assembled; only not recorded
+            whole = Upload(asset, session)
+            numbers = range(1, whole.part_count + 1)
+            return replace(whole, arrived=[Part(n, whole.part_size(n)) for n in numbers])
+        return Upload(asset, session, self._parts.parts(key, session.id))
 
     def signed_part(self, upload: Upload, number: int, expires_s: int) -> str | None:
         """Return the store's signed PUT URL; None when the gateway must receive the part."""
@@ -233,19 +240,23 @@ class Uploads:
         Raises:
             AssetNotFound: also when complete.
         """
-        asset = self._find(principal, reference, "update")
-        if asset.status not in INCOMPLETE or self._is_claimed(asset):
-            raise AssetNotFound(reference)
-        changes = AssetChanges(status="deleted", deleted_at_s=self._now())
-        changed = self._records.update(asset.id, changes, expect=INCOMPLETE)
-        if changed is None:
-            raise AssetNotFound(reference)
-        self.discard(asset)
-        self._records.purge(asset.id)
-        return changed
+        now_s = self._now()
+
+        def delete(asset: Asset) -> Asset | None:
+            if asset.status not in INCOMPLETE or self._is_claimed(asset):
+                raise AssetNotFound(reference)
+            changes = AssetChanges(status="deleted", deleted_at_s=now_s)
+            deleted = self._records.update(asset.id, changes, revision=asset.revision)
+            if deleted is not None:
+                self.discard(asset)
+            return deleted
+
+        deleted = change_asset(self._records, principal, reference, "update", now_s, delete)
+        self._records.purge(deleted.id)
+        return deleted
 
     def _is_claimed(self, asset: Asset) -> bool:
-        return asset.upload is not None and asset.upload.claimed_until_s > self._now()
+        return is_claimed(asset, self._now())
 
     def _assemble(self, principal: Principal, asset: Asset, session: UploadSession) -> None:
         """Raises InvalidAsset: parts are missing, or another call assembles it."""
@@ -260,7 +271,7 @@ class Uploads:
                 f"incomplete ({numbers}); GET /v1/assets/{asset.id}/upload returns their URLs",
             )  # fmt: skip
         now_s = self._now()
-        until_s = now_s + ASSEMBLY_S
+        until_s = now_s + ASSEMBLY_S + session.size_bytes / _LEAST_BYTES_S
 
         def claim(current: Asset) -> Asset | None:
             """Concurrent calls would each write the whole file."""
@@ -277,7 +288,17 @@ class Uploads:
         try:
             self._parts.finish(key, session.id, upload.arrived[: upload.part_count])
         finally:
-            self._records.update(asset.id, {"upload": session}, expect=("uploading",))
+            self._unclaim(asset.id, until_s)
+
+    def _unclaim(self, asset_id: str, until_s: float) -> None:
+        """End this call's claim; a later call may have its own."""
+        for _ in range(UNCLAIM_ATTEMPTS):
+            asset = self._records.get(asset_id)
+            if asset is None or asset.upload is None or asset.upload.claimed_until_s != until_s:
+                return
+            free = AssetChanges(upload=replace(asset.upload, claimed_until_s=0.0))
+            if self._records.update(asset_id, free, revision=asset.revision) is not None:
+                return
 
     def complete(self, principal: Principal, reference: str) -> Asset:
         """Complete an upload; its ingest can start. Idempotent.
@@ -290,7 +311,7 @@ class Uploads:
         if asset.status not in INCOMPLETE:
             return asset
         if asset.upload is not None:
-            self._assemble(principal, asset, replace(asset.upload, claimed_until_s=0.0))
+            self._assemble(principal, asset, asset.upload)
         size = self._store.size(upload_key(asset.id))
         if size is None:
             raise InvalidAsset(
@@ -351,8 +372,16 @@ class Uploads:
     def discard(self, asset: Asset) -> None:
         """Delete a deleted asset's uploaded bytes."""
         self._store.delete(upload_key(asset.id))
-        if asset.status in INCOMPLETE and asset.upload is not None:
+        if asset.status in INCOMPLETE and asset.upload is not None and not self._is_claimed(asset):
             self._parts.abort(upload_key(asset.id), asset.upload.id)
+
+
+def is_claimed(asset: Asset, now_s: float) -> bool:
+    """Whether a call assembles the asset's parts."""
+    if asset.upload is None:
+        return False
+    until_s = asset.upload.claimed_until_s
+    return asset.status == "uploading" if until_s is None else until_s > now_s
 
 
 def _part_bytes(asset: Asset, session: UploadSession, key: str) -> int:

@@ -28,7 +28,7 @@ _HAS_BLOBS = AssetRow.id.in_(select(BlobRefRow.asset_id))
 #: Plain columns read faster than ORM objects.
 _ROWS = select(*(getattr(AssetRow, name) for name in COLUMNS))
 _NEXT: Mapping[str, object] = {"revision": AssetRow.revision + 1}
-#: What remains of a purged asset is its name and number; other fields are a blank asset's.
+#: Of a purged asset; what may change is a blank asset's but for these.
 _REMAINS = ("kind", "status", "visibility", "shared_with", "deleted_at_s", "expires_at_s")
 _BLANK = Asset("", "", "", "", "lora", 0.0, report={"purged": True})
 _EMPTY = cast(

@@ -138,7 +138,7 @@ def asset_of(row: AssetRow | Row[Any], shared_with: tuple[str, ...] = ()) -> Ass
             row.upload_id,
             row.upload_bytes or 0,
             row.upload_part_bytes or 0,
-            row.upload_claimed_until_s or 0.0,
+            row.upload_claimed_until_s,
         )
     return Asset(
         **values,

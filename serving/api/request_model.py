@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, get_args
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ValidationInfo, field_validator
@@ -11,7 +12,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def _check_date(value: object) -> object:
-    if isinstance(value, str) and not _DATE.match(value):
+    if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE.match(value)):
         raise ValueError("not an ISO 8601 time with a time zone, such as 2026-11-26T09:30:00Z")
     return value
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from assets.asset import INCOMPLETE
 from assets.library.validation import MAX_NAME_BYTES, MAX_NAME_CHARS, is_name_character, normal_name
 from serving.cli.folder import FolderFile
 from serving.cli.json_body import Json
@@ -101,7 +102,7 @@ def _place_under(
     if not versions:
         return Destination(name)
     for asset in versions:
-        is_started = asset["status"] == "ready_to_upload" and asset.get("sha256") == digest
+        is_started = asset["status"] in INCOMPLETE and asset.get("sha256") == digest
         is_stored = asset["status"] == "ready" and asset["report"].get("source_sha256") == digest
         if is_started or is_stored:
             return Destination(name, asset)

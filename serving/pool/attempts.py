@@ -110,9 +110,9 @@ class Attempts:
                 self._retry(ticket, ReplicaLost(f"{state.client.id} hangs"), died=True)
                 ticket.task.cancel()
 
-    async def close(self) -> None:
-        await self.roster.close()
-        await self._prefetching.close()
+    def background(self) -> list[asyncio.Task[None]]:
+        """Tasks to cancel at the end: watchers and prefetches."""
+        return [*self.roster.watchers(), *self._prefetching.tasks]
 
     async def _run(self, ticket: Ticket, state: ReplicaState) -> None:
         with log_fields(request=ticket.waiting.id, tenant=ticket.submission.tenant_id):

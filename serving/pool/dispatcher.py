@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -28,8 +27,6 @@ from serving.pool.announcer import Announcer
 from serving.pool.attempts import Attempts, answer, retrieve
 from serving.pool.metrics import Outcome, PoolMetrics
 from serving.pool.replica_state import ReplicaClient, Ticket, Tickets
-
-log = logging.getLogger(__name__)
 
 _CANCELLED, _CANCELLED_S = 10_000, 120.0
 _CANCELLED_TEXT = "the request was cancelled"
@@ -77,8 +74,8 @@ class Dispatcher:
         return len(self._scheduler.queue) - self._scheduler.queue.held
 
     async def close(self) -> None:
-        await self._attempts.close()
         tasks = [ticket.task for ticket in self._tickets if ticket.task is not None]
+        tasks += self._attempts.background()
         if self._announcing is not None:
             tasks.append(self._announcing)
         for task in tasks:

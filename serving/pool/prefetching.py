@@ -17,15 +17,15 @@ class Prefetching:
     """One promotion at a time for each replica: generations and reports must not wait."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
 
     def start(self, state: ReplicaState, promotion: Promotion) -> None:
         if state.promoting:
             return
         state.promoting = True
         task = asyncio.create_task(self._fetch(state, promotion))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _fetch(self, state: ReplicaState, promotion: Promotion) -> None:
         try:
@@ -35,8 +35,3 @@ class Prefetching:
                     await state.client.warm(promotion.blobs)
         finally:
             state.promoting = False
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -63,11 +63,8 @@ class Roster:
         for state in self.states.values():
             state.watcher = asyncio.create_task(self._watch(state))
 
-    async def close(self) -> None:
-        watchers = [s.watcher for s in self.states.values() if s.watcher is not None]
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
+    def watchers(self) -> list[asyncio.Task[None]]:
+        return [s.watcher for s in self.states.values() if s.watcher is not None]
 
     def add(self, client: ReplicaClient) -> None:
         state = self.states[client.id] = ReplicaState(client)

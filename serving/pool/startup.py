@@ -37,9 +37,6 @@ class StartupTimelines:
     def __init__(self) -> None:
         self._timelines: dict[str, StartupTimeline] = {}
 
-    def __contains__(self, replica_id: str) -> bool:
-        return replica_id in self._timelines
-
     def names(self) -> Collection[str]:
         return self._timelines.keys()
 

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from inspect import iscoroutinefunction, isfunction
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
@@ -36,6 +37,8 @@ from orchestrator.file_tier import FileTier
 from serving.api.errors import TABLE
 from serving.bootstrap.database import upgrade
 from serving.cli.main import app as command_line
+from serving.cluster.dispatcher_actor import DispatcherActor
+from serving.cluster.ingest_actor import IngestActor
 from serving.logs import FIELDS
 from serving.miniature.model import MINIATURE_CONFIGS, identity
 from serving.settings import Settings
@@ -181,6 +184,17 @@ def variables() -> list[str]:
     return sorted(f"AO_{name.upper()}" for name in Settings.model_fields)
 
 
+def actor_methods() -> dict[str, str]:
+    """Ray restarts an actor with the wrappers of its methods, by name, that an earlier build
+    pickled. A wrapper of a coroutine stays one."""
+    return {
+        f"{actor.__name__}.{name}": "coroutine" if iscoroutinefunction(method) else "function"
+        for actor in (DispatcherActor, IngestActor)
+        for name, method in vars(actor).items()
+        if isfunction(method)
+    }
+
+
 def result_keys() -> dict[str, list[str]]:
     def walk(value: Any, path: str) -> Iterator[str]:
         if isinstance(value, dict):
@@ -211,6 +225,7 @@ def frozen(app: FastAPI) -> dict[str, Any]:
         "wire": wire(app),
         "commands": commands(),
         "variables": variables(),
+        "methods of actors": actor_methods(),
         "keys of results": result_keys(),
     }
 

@@ -98,7 +98,6 @@ def test_an_open_warm_replica_beats_an_idle_cold_one() -> None:
         busy(scheduler, "warm", until_s)
         arrive(scheduler, request())
         # An open warm replica is always preferred for a first request.
-        scheduler.policy = SchedulingPolicy()
         assert pairs(scheduler.assign(0.0)) == [("r", chosen if until_s < 100 else "warm")]
 
 
@@ -176,7 +175,7 @@ def test_overtaking_is_limited_by_the_fair_share() -> None:
         (first, *_) = scheduler.fleet.replicas["a"].running
         scheduler.fleet.ended("a", first, 1.0)
         generated += [name for name, _ in pairs(scheduler.assign(1.0))]
-    assert 1 < len(generated) < scheduler.policy.lead_s + 5
+    assert 1 < len(generated) < SchedulingPolicy().lead_s + 5
 
 
 def test_a_backlog_gets_more_replicas_and_a_few_requests_do_not() -> None:

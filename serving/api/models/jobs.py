@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from serving.api.models.common import Timestamp
 from serving.generation.contract import Phase
@@ -24,7 +24,10 @@ class PoolStart(BaseModel):
 
 
 class JobProgress(BaseModel):
-    """Fields of the present phase's events; ``phase`` is the last event's name."""
+    """Fields of the present phase's events; ``phase`` is the last event's name. Those of a newer
+    build may have more."""
+
+    model_config = ConfigDict(extra="allow")
 
     phase: str
     position: int | None = None

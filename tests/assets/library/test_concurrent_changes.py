@@ -16,10 +16,12 @@ from assets.errors import AssetNotFound, Changed, InvalidAsset, StoreUnavailable
 from assets.ids import new_asset_id
 from assets.library.editing import Change
 from assets.library.library import Library
+from assets.library.reconcile import Reconciler
 from assets.library.uploads import ASSEMBLY_S, NewAsset
 from assets.principal import Principal
 from assets.sql.blobs import SqlBlobRecords
 from assets.sql.records import SqlAssetRecords
+from assets.storage.multipart import open_parts
 from assets.storage.object_paths import part_key, preview_key, upload_key
 from assets.storage.object_store import FsspecStore, put_bytes, read_bytes
 
@@ -150,8 +152,9 @@ def test_an_uploads_status_only_moves_forward(
             uploads.complete(principal, begun.id)
         with pytest.raises(AssetNotFound):
             uploads.begin(part, 5)
-        with pytest.raises(AssetNotFound):
-            uploads.abort(principal, begun.id)
+        for call in (uploads.abort, uploads.state):
+            with pytest.raises(AssetNotFound):
+                call(principal, begun.id)
         raise StoreUnavailable("away")
 
     monkeypatch.setattr(parts, "finish", fail)
@@ -179,6 +182,51 @@ def test_a_dead_assembly_is_repeated_when_its_claim_ends(
     with pytest.raises(InvalidAsset, match="another call"):
         library.uploads.complete(principal, begun.id)
     now_s[0] += ASSEMBLY_S + 1
+    assert library.uploads.complete(principal, begun.id).status == "uploaded"
+
+
+def test_an_assembled_upload_lacks_no_part(
+    library: Library, store: FsspecStore, principal: Principal
+) -> None:
+    """Its process died before it recorded it."""
+    begun = library.uploads.create(principal, NewAsset("large", "lora", size_bytes=5))
+    put_bytes(store, upload_key(begun.id), b"bytes")
+    state = library.uploads.state(principal, begun.id)
+    assert (state.missing, state.part_count) == ([], 1)
+
+
+def test_an_abort_beside_a_completion(
+    library: Library, store: FsspecStore, principal: Principal
+) -> None:
+    """One of them wins: no asset that is uploaded is deleted."""
+    for index in range(ROUNDS):
+        begun = library.uploads.create(principal, NewAsset(f"large-{index}", "lora", size_bytes=5))
+        assert begun.upload is not None
+        put_bytes(store, part_key(upload_key(begun.id), begun.upload.id, 1), b"bytes")
+        with ThreadPoolExecutor(2) as pool:
+            done = [
+                pool.submit(call, principal, begun.id)
+                for call in (library.uploads.complete, library.uploads.abort)
+            ]
+        failed = [call.exception() for call in done]
+        assert sum(error is None for error in failed) == 1, failed
+        assert all(isinstance(error, AssetNotFound | InvalidAsset | None) for error in failed)
+        if failed[1] is not None:
+            assert library.get(principal, begun.id).status == "uploaded"
+
+
+def test_an_upload_that_an_earlier_build_assembles(
+    database: Engine, store: FsspecStore, library: Library, principal: Principal
+) -> None:
+    """It claims by the status alone; the reconciler frees what it left."""
+    records, blobs = SqlAssetRecords(database, lambda: 0.0), SqlBlobRecords(database)
+    begun = library.uploads.create(principal, NewAsset("large", "lora", size_bytes=5))
+    assert begun.upload is not None
+    put_bytes(store, part_key(upload_key(begun.id), begun.upload.id, 1), b"bytes")
+    records.update(begun.id, {"status": "uploading"})
+    with pytest.raises(InvalidAsset, match="another call"):
+        library.uploads.complete(principal, begun.id)
+    Reconciler(records, blobs, store, open_parts(store), {})._expire_uploads()
     assert library.uploads.complete(principal, begun.id).status == "uploaded"
 
 

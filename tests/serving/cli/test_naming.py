@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assets.asset import INCOMPLETE
 from assets.errors import InvalidAsset
 from assets.library.validation import MAX_NAME_BYTES, MAX_NAME_CHARS, check_name, normal_name
 from serving.cli.folder import FolderFile
@@ -128,12 +129,13 @@ def test_rejected_and_interrupted_uploads_keep_their_name() -> None:
     library.has("broken", "x", status="rejected")
     (place,) = push(library, ("a/broken.x", "mended"))
     assert (place.name, place.new_version) == ("broken", True)
-    library = FakeLibrary()
-    library.has("cut", "d", status="ready_to_upload")
-    (place,) = push(library, ("a/cut.x", "d"))
-    assert place.known is not None
-    (other,) = push(library, ("a/cut.x", "another"))
-    assert (other.name, other.known) == ("a-cut", None)
+    for status in INCOMPLETE:
+        library = FakeLibrary()
+        library.has("cut", "d", status=status)
+        (place,) = push(library, ("a/cut.x", "d"))
+        assert place.known is not None
+        (other,) = push(library, ("a/cut.x", "another"))
+        assert (other.name, other.known) == ("a-cut", None)
 
 
 @pytest.mark.parametrize(
