@@ -379,6 +379,9 @@ def test_the_platform_on_two_nodes(tmp_path: Path, s3_server: dict[str, Any]) ->
     proxy = StoreProxy(int(server.rpartition(":")[2]))
     options = {**s3_server["options"], "endpoint_url": f"http://127.0.0.1:{proxy.port}"}
     arguments = [str(tmp_path), str(temporary), f"{s3_server['url']}/two", json.dumps(options)]
+    # Ray's Cluster writes its address there.
+    environment["RAY_TMPDIR"] = str(tmp_path)
+    (tmp_path / "ray").mkdir()
     try:
         done = subprocess.run(
             [sys.executable, "-m", "tests.serving.cluster.two_nodes_script", *arguments],
