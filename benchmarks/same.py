@@ -23,7 +23,7 @@ from benchmarks.document import Document
 from serving.cli.client import Client
 from serving.cli.demo import panels, request_of, upload_private
 from serving.cli.output import ApiFailure
-from serving.generation.contract import Sampler
+from serving.generation.samplers import Sampler
 from serving.generation.sizes import WIRE_SIZES
 from serving.miniature.catalogue import CATALOGUE
 from serving.settings import Settings

@@ -14,8 +14,8 @@ from router.request import QueuedRequest
 class Speeds:
     """The speeds of a pool.
 
-    ``bytes_per_s[tier]``: from that tier to the GPU. ``work_per_s``: steps × pixels × images per
-    second. ``swap_s``: seconds per recipe switch.
+    ``bytes_per_s[tier]``: from that tier to the GPU. ``work_per_s``: evaluations × pixels × images.
+    ``swap_s``: seconds per recipe switch.
     """
 
     bytes_per_s: Mapping[str, float] = field(

@@ -12,9 +12,9 @@ QueuePosition = tuple[bool, float]
 
 @dataclass(frozen=True, slots=True)
 class QueuedRequest:
-    """``work`` is steps × pixels × images. ``model``: blobs swapped as a whole (checkpoint, VAE);
-    ``extras``: applied on top (LoRAs, inversions). ``group``: the key of the checkpoint's UNet.
-    ``position``: see fairness.py. ``avoid``: replicas on which it failed."""
+    """``work`` is evaluations × pixels × images. ``model``: blobs swapped as a whole (checkpoint,
+    VAE); ``extras``: applied on top (LoRAs, inversions). ``group``: the key of the checkpoint's
+    UNet. ``position``: see fairness.py. ``avoid``: replicas on which it failed."""
 
     id: str
     tenant_id: str

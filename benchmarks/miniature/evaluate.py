@@ -34,7 +34,7 @@ from orchestrator.provision import Provisioner
 from serving.bootstrap.backends import open_backends
 from serving.bootstrap.base_model import open_ingest_service
 from serving.engine.engine import Engine
-from serving.generation.contract import Sampler
+from serving.generation.samplers import Sampler
 from serving.miniature.catalogue import CATALOGUE, CatalogueEntry
 from serving.miniature.model import write_miniature
 from serving.miniature.publish import publish_library

@@ -21,6 +21,8 @@ HEADER = "Idempotency-Key"
 _MAX_KEY_CHARS = 255
 #: Without effect on the images.
 _NO_CONTENT = {"priority", "gpu"}
+#: Fields since the first release: without a value they do not change the digest of a body.
+_LATER = {"schedule"}
 
 
 def key_of(request: Request) -> str | None:
@@ -48,7 +50,9 @@ async def accept(
     """
     digest = None
     if key is not None:
-        digest = hashlib.sha256(body.model_dump_json(exclude=_NO_CONTENT).encode()).hexdigest()
+        unset = {name for name in _LATER if getattr(body, name, None) is None}
+        text = body.model_dump_json(exclude=_NO_CONTENT | unset)
+        digest = hashlib.sha256(text.encode()).hexdigest()
     return await context.jobs.acceptance.accept(principal, request, digest, key)
 
 

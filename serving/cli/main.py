@@ -17,6 +17,7 @@ from serving.cli.json_body import Json
 from serving.cli.operator import GROUPS, reconcile
 from serving.cli.options import AsJson, DataDir, Key, Url, settings_with
 from serving.cli.output import clear_errors, show, show_one
+from serving.generation.samplers import SAMPLERS, SCHEDULES
 from serving.logs import configure
 
 app = typer.Typer(
@@ -124,7 +125,10 @@ def generate(
     inversion: Annotated[list[str] | None, typer.Option(help="NAME=WORD, repeatable.")] = None,
     vae: str | None = None,
     negative_prompt: str | None = None,
-    sampler: str = "DDIM",
+    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")] = "DDIM",
+    schedule: Annotated[
+        str | None, typer.Option(help=f"Instead of the sampler's own: {', '.join(SCHEDULES)}.")
+    ] = None,
     steps: int = 30,
     cfg_scale: float = 12.0,
     seed: int | None = None,
@@ -139,6 +143,7 @@ def generate(
         "vae": vae,
         "negative_prompt": negative_prompt,
         "sampler": sampler,
+        "schedule": schedule,
         "steps": steps,
         "cfg_scale": cfg_scale,
         "seed": seed,

@@ -1,19 +1,21 @@
 """The denoising loop around the UNet: from noise to latents.
 
-It never waits for results; queueing few steps keeps cancellation prompt.
+It never waits for results; queueing few evaluations keeps cancellation prompt.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
 from assets.base_model.manifest import LATENT_SCALE
 from serving.engine.devices import Event, record_event, to_device
 from serving.engine.graphs import UnetKey
-from serving.engine.samplers import GUIDANCE_RESCALE, guided_prediction, scheduler
+from serving.engine.guidance import GUIDANCE_RESCALE, guided_prediction
+from serving.engine.sampling.samples import Samples, plan_of
 from serving.engine.text import Embeddings
 from serving.engine.unet import UnetRunner
 from serving.engine.vocabulary import MAX_TOKENS
@@ -23,8 +25,17 @@ from serving.generation.contract import GenerationTask
 #: Called between steps; True stops the generation.
 IsCancelled = Callable[[], bool]
 
-#: Steps queued on the device, including the current one.
+#: Evaluations queued on the device, including the current one.
 STEPS_AHEAD = 2
+
+
+class Sampled(NamedTuple):
+    """What is there after ``step`` steps: the sample, at last the latents; the clean image as it is
+    predicted now."""
+
+    step: int
+    latents: torch.Tensor
+    clean: torch.Tensor
 
 
 class Denoiser:
@@ -54,27 +65,19 @@ class Denoiser:
         positive: Embeddings,
         negative: Embeddings,
         is_cancelled: IsCancelled,
-    ) -> Iterator[torch.Tensor]:
-        """Yield the latents after each step, perhaps still queued.
+    ) -> Iterator[Sampled]:
+        """Yield each step's result, perhaps still queued.
 
         Raises:
-            Cancelled: at most ``STEPS_AHEAD`` + 1 steps after ``is_cancelled`` returns True.
+            Cancelled: at most ``STEPS_AHEAD`` + 1 evaluations after ``is_cancelled`` returns True.
         """
         count, params = len(seeds), request.params
         guided = params.cfg_scale > 1.0
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        height, width = request.height // LATENT_SCALE, request.width // LATENT_SCALE
-        noise = [torch.randn(1, self._channels, height, width, generator=g) for g in generators]
+        shape = (1, self._channels, request.height // LATENT_SCALE, request.width // LATENT_SCALE)
         prediction = request.recipe.prediction
-        sampler = scheduler(
-            params.sampler,
-            params.steps,
-            noise[0].shape,
-            generators,
-            self._device,
-            prediction,
-        )
-        latents = to_device(torch.cat(noise), self._device) * sampler.init_noise_sigma
+        plan = plan_of(params.sampler, params.schedule, params.steps, prediction)
+        samples = Samples(plan, shape, generators, self._device)
 
         def rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             both = [a.expand(count, *a.shape[1:]), b.expand(count, *b.shape[1:])]
@@ -93,22 +96,25 @@ class Denoiser:
             guided=guided, context_chunks=context.shape[1] // MAX_TOKENS,
         )  # fmt: skip
         predict = self.unet.start(key, context, added)
-        # Samplers use integers or floats; a compiled UNet accepts one type.
-        times = to_device(sampler.timesteps.to(torch.float32), self._device)
-        queued = self._queued
-        for step, time in zip(sampler.timesteps, times, strict=True):
+        # Of one type: a compiled UNet accepts no other.
+        times = torch.tensor([each.time for each in plan.evaluations], dtype=torch.float32)
+        times = to_device(times, self._device)
+        queued, rescale = self._queued, GUIDANCE_RESCALE.get(prediction, 0.0)
+        following = [*(each.step for each in plan.evaluations[1:]), params.steps + 1]
+        for evaluation, time, next_step in zip(plan.evaluations, times, following, strict=True):
             if len(queued) == STEPS_AHEAD:
                 queued.popleft().wait()
             if is_cancelled():
                 raise Cancelled("the generation was cancelled between two steps")
+            latents = samples.latents
             sample = torch.cat([latents, latents]) if guided else latents
-            sample = sampler.scale_model_input(sample, step).to(context.dtype)
+            sample = (sample * evaluation.scale).to(context.dtype)
             # Copied: the next prediction overwrites a graph's output.
             predicted = predict(sample, time).to(torch.float32, copy=True)
             if guided:
                 without, with_prompt = predicted.chunk(2)
-                rescale = GUIDANCE_RESCALE.get(prediction, 0.0)
                 predicted = guided_prediction(without, with_prompt, params.cfg_scale, rescale)
-            latents = sampler.step(predicted, step, latents, return_dict=False)[0]
+            samples.advance(evaluation, predicted)
             queued.append(self._record(self._device))
-            yield latents
+            if next_step > evaluation.step:
+                yield Sampled(evaluation.step, samples.latents, samples.clean)

@@ -350,10 +350,9 @@ class Engine:
         images: list[Future[EncodedImage]] = []
         batches: list[_Batch] = []
         for seeds in self._in_batches(request):
-            for step, latents in enumerate(
-                self._denoiser.steps(request, seeds, positive, negative, is_cancelled), 1
-            ):
-                start_preview = partial(self._previewer.start, latents)
+            sampling = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
+            for step, latents, clean in sampling:  # noqa: B007  the last ones are decoded
+                start_preview = partial(self._previewer.start, clean)
                 observer.stepped(step, len(images), len(seeds), start_preview)
             laps.lap("denoise")
             batch = _Batch(seeds, latents, torch.isfinite(latents).all())
@@ -425,10 +424,10 @@ class Engine:
             self.switch_to(part)
             positive, negative, _ = self.prompts.encode(part, request)
             generated = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
-            for index, latents in enumerate(generated, 1):
+            for step, latents, _ in generated:
                 if not torch.isfinite(latents).all():
-                    return index
-                if index == within:
+                    return step
+                if step == within:
                     break
             return None
 

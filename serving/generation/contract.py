@@ -14,9 +14,9 @@ from msgspec import Struct, field
 from assets.recipe import Recipe
 from assets.selection import AssetSelection
 from orchestrator.asset_fetch import AssetFetch
+from serving.generation.samplers import Sampler, Schedule, evaluations
 
 ImageEncoding = Literal["jpeg", "png"]
-Sampler = Literal["DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS"]
 
 #: Wait for a node; start and import; load the model; generate a first image.
 Phase = Literal["node", "process", "model", "warm-up", "ready"]
@@ -41,6 +41,8 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
     sampler: Sampler = "DDIM"
+    #: None: the sampler's own.
+    schedule: Schedule | None = None
     steps: int = 30
     cfg_scale: float = 12.0
     encoding: ImageEncoding = "jpeg"
@@ -82,8 +84,9 @@ class GenerationTask(Struct, frozen=True, kw_only=True, tag_field="type", tag="t
 
     @property
     def work(self) -> float:
-        """Steps × pixels × images."""
-        return float(self.params.steps * self.width * self.height * len(self.seeds))
+        """Evaluations of the UNet × pixels × images."""
+        count = evaluations(self.params.sampler, self.params.steps)
+        return float(count * self.width * self.height * len(self.seeds))
 
 
 class Attempt(Struct, frozen=True, tag_field="type", tag="attempt"):

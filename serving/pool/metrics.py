@@ -35,7 +35,7 @@ class PoolMetrics:
             "ao_pictures", "Generated images.", ("pool", "plan"), registry=registry
         )
         self._work = Counter(
-            "ao_work", "Generated steps × pixels × images.", ("pool",), registry=registry
+            "ao_work", "Generated evaluations × pixels × images.", ("pool",), registry=registry
         )
         self._queue_s = Histogram(
             "ao_queue_seconds", "Time from a request's arrival to its start.", ("pool", "plan"),

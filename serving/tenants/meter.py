@@ -32,7 +32,7 @@ _RESERVATIONS = table_of(ReservationRow)
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A request to charge; ``work`` is steps × pixels × images."""
+    """A request to charge; ``work`` is evaluations × pixels × images."""
 
     id: str
     principal: Principal

@@ -27,10 +27,9 @@ from serving.engine.options import EngineOptions
 from serving.errors import Cancelled, NotFinite, OutOfMemory
 from serving.generation.contract import GenerationTask
 from serving.generation.engine import StartPreview, Unobserved
+from serving.generation.samplers import SAMPLERS
 from tests.gpu.plugin import Rig, image, request
 from tests.support.generation import CancelledWhen
-
-SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")
 
 
 def call_inputs(rig: Rig, seed: int) -> tuple[UnetKey, torch.Tensor, torch.Tensor, dict[str, Any]]:
@@ -99,7 +98,7 @@ def check_mixed_recipes(rig: Rig, options: EngineOptions, guided: tuple[bool, ..
         for recipe in dice.choices(rig.recipes(), k=30 if rig.is_cuda else 12):
             width, height = dice.choice(sizes)
             task = request(
-                recipe, steps=2, sampler=dice.choice(SAMPLERS), width=width, height=height,
+                recipe, steps=2, sampler=dice.choice(tuple(SAMPLERS)), width=width, height=height,
                 cfg_scale=4.0 if dice.choice(guided) else 1.0,
             )  # fmt: skip
             thread.submit(image, engine, task).result()
@@ -129,8 +128,8 @@ def test_the_loop_never_waits_for_the_device(
         positive, negative, _ = engine.prompts.encode(prepared, task)
         engine._settle()
         syncs_are_errors(True)
-        for latents in engine._denoiser.steps(task, (7,), positive, negative, lambda: False):
-            last = latents
+        for sampled in engine._denoiser.steps(task, (7,), positive, negative, lambda: False):
+            last = sampled.latents
         syncs_are_errors(False)
         engine._settle()
         assert torch.isfinite(last).all()

@@ -51,7 +51,7 @@ class BusyReplica(BaseModel):
 
 
 class Queue(BaseModel):
-    """A pool's queue and measured speeds (work is steps × pixels × images)."""
+    """A pool's queue and measured speeds (work is evaluations × pixels × images)."""
 
     waiting: int
     held: int

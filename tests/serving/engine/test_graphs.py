@@ -16,10 +16,10 @@ from assets.recipe import LoraUse, Recipe
 from serving.engine.graphs import CaptureFailed, StandInCapture, UnetKey
 from serving.engine.options import EngineOptions
 from serving.generation.contract import GenerationTask
+from serving.generation.samplers import SAMPLERS
 from tests.support.generation import changed, image_of, task_of
 
 PLAIN = EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0)
-SAMPLERS = ("DDIM", "K_EULER", "K_EULER_ANCESTRAL", "DPM_PLUS_PLUS_2M_KARRAS")
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:
@@ -58,7 +58,7 @@ def test_captured_calls_serve_every_recipe(plain: Any, graphed: Any, recipes: li
     for _ in range(24):
         task = request(
             dice.choice(recipes),
-            sampler=dice.choice(SAMPLERS),
+            sampler=dice.choice(tuple(SAMPLERS)),
             cfg_scale=dice.choice((1.0, 5.0)),
             height=dice.choice((64, 96)),
             seeds=tuple(range(dice.choice((1, 2)))),

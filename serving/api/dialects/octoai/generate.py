@@ -16,8 +16,8 @@ from serving.generation.contract import (
     GenerationParams,
     GenerationRequest,
     ImageEncoding,
-    Sampler,
 )
+from serving.generation.samplers import Sampler, Schedule, refusal
 from serving.generation.service import MAX_SEED, Generation, fixed_seeds
 
 Prompt = Annotated[str, Field(max_length=10_000)]
@@ -77,6 +77,8 @@ class GenerateRequest(RequestModel):
         default_factory=dict, max_length=MAX_INVERSIONS
     )
     sampler: Sampler = "DDIM"
+    #: Extension: another schedule for the sampler; null is its own.
+    schedule: Schedule | None = None
     height: Pixels | None = None
     width: Pixels | None = None
     cfg_scale: float = Field(default=12.0, gt=0, le=50)
@@ -118,8 +120,10 @@ class GenerateRequest(RequestModel):
         """Return the internal request.
 
         Raises:
-            InvalidRequest: more seeds than images.
+            InvalidRequest: more seeds than images; a schedule that the sampler cannot use.
         """
+        if reason := refusal(self.sampler, self.schedule):
+            raise InvalidRequest("schedule", reason)
         if isinstance(self.seed, list) and len(self.seed) > self.num_images:
             raise InvalidRequest(
                 "seed",
@@ -132,6 +136,7 @@ class GenerateRequest(RequestModel):
                 negative_prompt=self.negative_prompt,
                 negative_prompt_2=self.negative_prompt_2,
                 sampler=self.sampler,
+                schedule=self.schedule,
                 steps=self.steps,
                 cfg_scale=self.cfg_scale,
                 encoding=self.image_encoding,

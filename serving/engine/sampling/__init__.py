@@ -1,0 +1,1 @@
+"""Sampling as solver × schedule × prediction: plans of plain numbers, computed before the loop."""
