@@ -13,7 +13,7 @@ def ranked(key: str, names: Iterable[str]) -> list[str]:
 
 
 def home(key: str, names: Iterable[str]) -> str:
-    """Return the first of :func:`ranked`. Raises ValueError: there are no names."""
+    """Return the key's home. Raises ValueError if ``names`` is empty."""
     return min(names, key=lambda name: _rank(key, name))
 
 

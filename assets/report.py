@@ -18,7 +18,7 @@ class EffectReport(TypedDict, total=False):
 
 
 class Report(TypedDict, total=False):
-    """Kinds of assets have entries of their own; ``reasons`` are those of a rejection."""
+    """Each kind of asset has its own entries. ``reasons``: why the file was rejected."""
 
     kind: str
     family: str

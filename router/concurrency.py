@@ -39,7 +39,7 @@ class ConcurrencyLimit:
         self._admit_next(request.tenant_id)
 
     def remove(self, request: QueuedRequest) -> None:
-        """Remove one that is held back."""
+        """Remove a request that is held back."""
         self._held[request.tenant_id].remove((request.position, request.id))
         self._admit_next(request.tenant_id)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class SchedulingPolicy:
     """The trade-off between throughput and fairness.
 
-    A request that needs no loading may overtake one that does, until that is overdue: it has waited
-    ``overdue_min_s`` and ``overdue_loads`` times its load time. A tenant gets at most ``lead_s`` of
-    work ahead of its fair share.
+    A request whose assets are loaded may overtake a request that must load, until the latter is
+    overdue: a request is overdue when it has waited ``overdue_min_s`` and ``overdue_loads`` times
+    its load time. A tenant gets at most ``lead_s`` of work ahead of its fair share.
     """
 
     overdue_min_s: float = 2.0

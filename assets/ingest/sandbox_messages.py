@@ -27,8 +27,11 @@ class InspectionJob(TypedDict):
 
 
 class InspectionAnswer(TypedDict, total=False):
-    """``rejected``: every reason; ``broke``: why there is no result; else ``components``, whose
-    files are in the scratch folder, and ``report``."""
+    """The result of an inspection.
+
+    ``rejected`` lists the reasons to reject the file. ``broke`` is the error that ended the
+    inspection. Otherwise ``components`` names the files in the scratch folder.
+    """
 
     id: str
     rejected: list[str]

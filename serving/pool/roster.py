@@ -26,7 +26,7 @@ _RETRY_S = 0.5
 
 
 class RosterListener(Protocol):
-    """Hears of changes, on the event loop."""
+    """Receives the roster's events, on the event loop."""
 
     def reported(self) -> None:
         """A replica's report was taken: it may have capacity."""

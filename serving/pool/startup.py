@@ -45,7 +45,7 @@ class StartupTimelines:
         return self._timelines.get(replica_id) or StartupTimeline()
 
     def adopt(self, replica_id: str) -> None:
-        """Of a replica whose start was not seen."""
+        """Record a replica whose start was not seen."""
         self._timelines[replica_id] = StartupTimeline()
 
     def ordered(self, replica_id: str, at_s: float) -> None:

@@ -24,8 +24,8 @@ class PoolStart(BaseModel):
 
 
 class JobProgress(BaseModel):
-    """Fields of the present phase's events; ``phase`` is the last event's name. Those of a newer
-    build may have more."""
+    """The fields of the current phase's events. ``phase`` is the name of the last event. Newer
+    builds may add fields."""
 
     model_config = ConfigDict(extra="allow")
 

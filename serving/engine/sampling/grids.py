@@ -82,7 +82,7 @@ def _curve(schedule: Schedule, steps: int, most: float, least: float) -> list[fl
 def _beta_quantiles(shares: Floats) -> list[float]:
     """Quantiles of the beta distribution with both parameters ``_BETA``.
 
-    By the substitution x = sin²(θ/2), whose density θ ↦ (sin θ)^(2β - 1) has no pole.
+    Integrates over θ with x = sin²(θ/2): the density (sin θ)^(2β - 1) of θ has no pole.
     """
     angles = np.linspace(0, math.pi, _QUANTILE_POINTS)
     middles = (angles[1:] + angles[:-1]) / 2

@@ -14,7 +14,7 @@ from assets.prediction import Prediction
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 TRAINING_STEPS = int(SDXL_SCHEDULE["num_train_timesteps"])
-#: Instead of nothing but noise (α = 0), whose σ is infinite: diffusers' value.
+#: Replaces ᾱ = 0 (pure noise), where σ would be infinite. diffusers uses the same value.
 _LEAST_ALPHA_BAR = 2.0**-24
 
 

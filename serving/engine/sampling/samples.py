@@ -16,6 +16,10 @@ from serving.engine.sampling.solvers import ENDS_NOISY, plan
 from serving.generation.samplers import SAMPLERS, Sampler, Schedule, schedule_of
 
 
+#: Schedules whose first timestep is not the noisiest.
+_LATE = ("leading", "multistep")
+
+
 @lru_cache(256)
 def plan_of(
     sampler: Sampler, schedule: Schedule | None, steps: int, prediction: Prediction
@@ -27,10 +31,6 @@ def plan_of(
         chosen = "trailing"  # these models are trained to begin with nothing but noise
     points = grid(chosen, steps, noise, ends_clean=solver not in ENDS_NOISY)
     return plan(solver, points, prediction, noise.timestep)
-
-
-#: Schedules that begin after the last timestep.
-_LATE = ("leading", "multistep")
 
 
 class Samples:

@@ -221,7 +221,7 @@ def test_linear_multistep_integrates_the_slopes_polynomial() -> None:
 def test_every_pair_is_exact_or_refused(
     word: Sampler, schedule: Schedule, prediction: Prediction
 ) -> None:
-    """A model that knows the clean image gets it back, whatever the solver and the schedule."""
+    """If the model always predicts the same clean image, every solver ends at that image."""
     reason = refusal(word, schedule)
     if reason is not None:
         assert word in reason
