@@ -15,7 +15,6 @@ from serving.engine.sampling.plan import Evaluation, SamplingPlan, Terms
 from serving.engine.sampling.solvers import ENDS_NOISY, plan
 from serving.generation.samplers import SAMPLERS, Sampler, Schedule, schedule_of
 
-
 #: Schedules whose first timestep is not the noisiest.
 _LATE = ("leading", "multistep")
 
