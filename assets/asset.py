@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal, TypedDict, get_args
 
 from assets.content import Blob, Component
+from assets.hints import Hints
 from assets.prediction import Prediction
 from assets.report import Report
 
-AssetKind = Literal["checkpoint", "lora", "textual_inversion", "vae"]
+AssetKind = Literal["checkpoint", "lora", "textual_inversion", "vae", "style"]
 AssetStatus = Literal[
     "ready_to_upload", "uploading", "uploaded", "ready", "rejected", "error", "deleted"
 ]
@@ -58,9 +59,9 @@ class Asset:
 
     ``parts``: canonical blobs (one for a LoRA); ``original``: the file as uploaded; ``report``: of
     the inspection; ``shared_with``: tenant names; ``labels``: text that clients want back;
-    ``prediction_type``, ``adapter_config`` (PEFT's) and ``expected_sha256`` (of the file): as the
-    owner declares them; ``max_bytes``: what the plan had room for; ``preview``: its object key;
-    ``revision`` counts changes.
+    ``prediction_type``, ``adapter_config`` (PEFT's), ``hints`` and ``expected_sha256`` (of the
+    file): as the owner declares them; ``max_bytes``: what the plan had room for; ``preview``: its
+    object key; ``revision`` counts changes.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Asset:
     prediction_type: Prediction | None = None
     adapter_config: Mapping[str, object] | None = None
     expected_sha256: str | None = None
+    hints: Hints | None = None
     max_bytes: int | None = None
     source: ImportSource | None = None
     upload: UploadSession | None = None
@@ -96,6 +98,11 @@ class Asset:
     uses: int = 0
     last_used_at_s: float | None = None
     revision: int = field(default=0, compare=False)
+
+    @property
+    def advice(self) -> Hints:
+        """The owner's hints, or else those guessed from the file."""
+        return self.hints or Hints.from_json(self.report.get("hints"))
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
@@ -136,6 +143,7 @@ class AssetChanges(TypedDict, total=False):
     labels: Mapping[str, str]
     prediction_type: Prediction | None
     adapter_config: Mapping[str, object] | None
+    hints: Hints | None
     upload: UploadSession | None
     preview: str | None
     parts: Mapping[Component, Blob]

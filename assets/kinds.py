@@ -40,6 +40,8 @@ class KindTraits:
     names_checkpoint: bool = False
     #: PEFT's ``adapter_config.json`` belongs to it.
     has_adapter_config: bool = False
+    #: Its bytes are uploaded; otherwise its hints are all of it.
+    has_file: bool = True
 
 
 def _model_parts(recipe: Recipe, parts: Parts, _word: str) -> Recipe:
@@ -71,6 +73,11 @@ KINDS: Mapping[AssetKind, KindTraits] = {
         needs_trigger_word=True,
     ),
     "vae": KindTraits(lambda reference, _: AssetSelection(vae=reference), _model_parts),
+    "style": KindTraits(
+        lambda reference, _: AssetSelection(styles=(reference,)),
+        lambda recipe, parts, _: recipe,
+        has_file=False,
+    ),
 }
 
 

@@ -36,6 +36,9 @@ class Report(TypedDict, total=False):
     unmatched: list[str]
     prediction_type: PredictionReport
     effect: EffectReport
+    hints: dict[str, object]
+    #: Why these hints are guessed.
+    hints_evidence: str
     purged: bool
     # checkpoints and VAEs
     tensors_for_the_model: int

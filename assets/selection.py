@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class AssetSelection:
-    """LoRAs with weights, inversions with trigger words."""
+    """LoRAs with weights, inversions with trigger words, styles."""
 
     checkpoint: str | None = None
     vae: str | None = None
@@ -16,3 +16,5 @@ class AssetSelection:
     inversions: Mapping[str, str] = field(default_factory=dict)
     #: Where they differ from the UNet's.
     lora_text_weights: Mapping[str, float] = field(default_factory=dict)
+    #: In the order of their application.
+    styles: tuple[str, ...] = ()

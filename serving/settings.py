@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     (`ao_unet_fallbacks_total`)."""
     warm_batches: tuple[int, ...] = (1,)
     """JSON list of batch sizes to compile and capture."""
+    warm_chunks: tuple[int, ...] = (1, 2)
+    """JSON list of prompt lengths to compile and capture, in chunks of 75 tokens; longer prompts
+    run uncompiled."""
 
     host: str = "127.0.0.1"
     """The address that gateways listen on."""

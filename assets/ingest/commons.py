@@ -15,6 +15,7 @@ from assets.base_model.manifest import ModelManifest, load_manifest
 from assets.ids import new_asset_id
 from assets.ingest.blob_writer import BlobWriter
 from assets.ingest.convert import ingest_file
+from assets.ingest.few_steps import guess
 from assets.library.records import AssetRecords
 from assets.library.resolve import BASE_NAME
 from assets.prediction import Prediction
@@ -120,6 +121,7 @@ class Commons:
         with TemporaryDirectory(dir=self._scratch, prefix="ingest-") as folder:
             ingested = ingest_file(path, kind, schema, None, Path(folder))
             converted = self._writer.keep(ingested, path, digest, COMMONS)
+            converted["report"] = converted["report"] | guess(asset, converted["report"])
         self._put_common(replace(asset, **converted))
         return True
 

@@ -29,6 +29,7 @@ from assets.ingest.convert import (
     with_owners_prediction,
 )
 from assets.ingest.effect import EffectProbe
+from assets.ingest.few_steps import guess
 from assets.ingest.importer import Importer
 from assets.ingest.sandbox import Sandbox
 from assets.library.records import AssetRecords
@@ -123,6 +124,7 @@ class IngestService:
                 )
                 reach("ingest.converted")
                 converted = self._writer.keep(ingested, source, digest, asset.tenant_id)
+            converted["report"] = converted["report"] | guess(asset, converted["report"])
             details = self._details(asset.kind, converted)
             changes = AssetChanges(status="ready", status_details=details, **converted)
         except IngestRejected as rejection:

@@ -11,11 +11,13 @@ from typing import Literal
 from assets.access import may
 from assets.asset import Asset, AssetChanges
 from assets.errors import Changed, InvalidAsset, StoreError
+from assets.hints import Hints
 from assets.kinds import KINDS, kinds_with
 from assets.library.concurrent_change import change_asset
 from assets.library.records import AssetRecords, Query
 from assets.library.references import BlobRecords
 from assets.library.resolve import find
+from assets.library.uploads import check_hints
 from assets.library.validation import check_expiry, check_name, checked_visibility, normal_name
 from assets.prediction import Prediction
 from assets.principal import Principal
@@ -40,6 +42,8 @@ class Change:
     expires_at_s: float | None = None
     #: Checkpoints only; ``auto``: as detected from the file.
     prediction_type: Prediction | Literal["auto"] | None = None
+    #: ``auto``: as guessed from the file.
+    hints: Hints | Literal["auto"] | None = None
     #: The asset's, as the client knows it.
     revision: int | None = None
 
@@ -138,6 +142,9 @@ class Editing:
             changes["license"] = change.license
         if change.prediction_type is not None:
             changes["prediction_type"] = _owners_prediction(asset, change.prediction_type)
+        if change.hints is not None:
+            changes["hints"] = None if change.hints == "auto" else change.hints
+            check_hints(asset.kind, changes["hints"])
         if change.visibility is not None or change.shared_with is not None:
             visibility = change.visibility or asset.visibility
             shared_with = asset.shared_with if change.shared_with is None else change.shared_with

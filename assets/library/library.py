@@ -6,7 +6,7 @@ Nothing in this package imports torch: gateways import it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
 
@@ -86,7 +86,7 @@ class Library:
                 base = self._base[BASE_NAME] = find_base(self._records)
         return resolve(self._records, principal, selection, self._now(), base)
 
-    def used(self, resolved: Resolved) -> None:
+    def used(self, asset_ids: Sequence[str]) -> None:
         """Count a use of each asset."""
-        if resolved.asset_ids:
-            self._records.used(resolved.asset_ids)
+        if asset_ids:
+            self._records.used(asset_ids)

@@ -13,6 +13,7 @@ from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset, AssetKind
 from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
 from assets.formats.coverage import coverage_warning
+from assets.hints import Hints
 from assets.ids import is_asset_id
 from assets.library.records import AssetRecords
 from assets.library.validation import normal_name
@@ -38,6 +39,8 @@ class Resolved:
     asset_ids: tuple[str, ...] = ()
     #: For the response.
     warnings: tuple[str, ...] = ()
+    #: References and what their owners advise: LoRAs and inversions, then the checkpoint.
+    advice: tuple[tuple[str, Hints], ...] = ()
 
 
 def find(
@@ -112,6 +115,7 @@ def resolve(
     names: dict[str, str] = {}
     asset_ids: dict[str, None] = {}
     warnings: list[str] = []
+    advice: dict[str, Hints] = {}
 
     def usable(reference: str, kind: AssetKind, field_name: str) -> Asset:
         asset = find(records, principal, reference, "use", now_s)
@@ -126,6 +130,7 @@ def resolve(
         for blob in asset.parts.values():
             names.setdefault(blob.key, reference)
         asset_ids[asset.id] = None
+        advice[reference] = asset.advice
         if warning := coverage_warning(asset, reference):
             warnings.append(warning)
         return asset
@@ -181,4 +186,12 @@ def resolve(
         loras=tuple(weights.values()),
         inversions=tuple(inversions),
     )
-    return Resolved(recipe, names, tuple(asset_ids), tuple(warnings))
+    model = advice.pop(selection.checkpoint) if selection.checkpoint else base.advice
+    advice[selection.checkpoint or BASE_NAME] = model
+    return Resolved(
+        recipe,
+        names,
+        tuple(asset_ids),
+        tuple(warnings),
+        tuple((reference, hints) for reference, hints in advice.items() if hints),
+    )

@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from assets.access import Verb, may, require
-from assets.asset import ASSET_KINDS, INCOMPLETE, Asset, AssetChanges, ImportSource, UploadSession
+from assets.asset import (
+    ASSET_KINDS,
+    INCOMPLETE,
+    Asset,
+    AssetChanges,
+    AssetKind,
+    AssetStatus,
+    ImportSource,
+    UploadSession,
+)
 from assets.errors import (
     AssetNotFound,
     FetchFailed,
@@ -16,8 +25,9 @@ from assets.errors import (
     TooLarge,
 )
 from assets.failpoint import reach
+from assets.hints import Hints
 from assets.ids import new_asset_id
-from assets.kinds import kinds_with
+from assets.kinds import KINDS, kinds_with
 from assets.library.concurrent_change import change_asset
 from assets.library.purge import Purge
 from assets.library.records import AssetRecords
@@ -66,6 +76,7 @@ class NewAsset:
     prediction_type: Prediction | None = None
     adapter_config: Mapping[str, object] | None = None
     sha256: str | None = None
+    hints: Hints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +133,7 @@ class Uploads:
         require(principal, "create")
         new = replace(new, name=normal_name(new.name))
         check_name(new.name)
-        if new.kind not in ASSET_KINDS:
-            raise InvalidAsset(
-                "asset_type", f"{new.kind!r} is not supported; accepted: {', '.join(ASSET_KINDS)}"
-            )
+        kind = _kind(new.kind)
         _check_kind_fields(new)
         visibility = checked_visibility(principal, new.visibility, new.shared_with)
         check_expiry(new.expires_at_s, self._now())
@@ -144,7 +152,7 @@ class Uploads:
             tenant_id=principal.tenant_id,
             owner=principal.tenant_name,
             name=new.name,
-            kind=new.kind,
+            kind=kind,
             created_at_s=now,
             description=new.description,
             visibility=visibility,
@@ -152,7 +160,7 @@ class Uploads:
             created_by=principal.member_id,
             expires_at_s=new.expires_at_s,
             size_bytes=new.size_bytes or 0,
-            status="uploaded" if source else "ready_to_upload",
+            status=_first_status(kind, source),
             status_details="waiting to be fetched" if source else "",
             tags=tuple(new.tags),
             trigger_words=tuple(new.trigger_words),
@@ -161,6 +169,7 @@ class Uploads:
             prediction_type=new.prediction_type,
             adapter_config=new.adapter_config,
             expected_sha256=new.sha256,
+            hints=new.hints,
             max_bytes=room,
             source=source,
         )
@@ -376,6 +385,14 @@ class Uploads:
             self._parts.abort(upload_key(asset.id), asset.upload.id)
 
 
+def _kind(name: str) -> AssetKind:
+    for kind in ASSET_KINDS:
+        if kind == name:
+            return kind
+    accepted = ", ".join(ASSET_KINDS)
+    raise InvalidAsset("asset_type", f"{name!r} is not supported; accepted: {accepted}")
+
+
 def is_claimed(asset: Asset, now_s: float) -> bool:
     """Whether a call assembles the asset's parts."""
     if asset.upload is None:
@@ -421,6 +438,23 @@ def _check_kind_fields(new: NewAsset) -> None:
             raise InvalidAsset(
                 name, f"supported for a {' or '.join(kinds)} only; this is a {new.kind}"
             )
+    kind = _kind(new.kind)
+    if not KINDS[kind].has_file:
+        if new.url or new.hf_repo or new.size_bytes is not None:
+            raise InvalidAsset("url", f"a {new.kind} has no file; give its hints alone")
+        check_hints(kind, new.hints)
+
+
+def check_hints(kind: AssetKind, hints: Hints | None) -> None:
+    """Raise InvalidAsset: a style without a template."""
+    if not KINDS[kind].has_file and not (hints and (hints.prompt or hints.negative_prompt)):
+        raise InvalidAsset("hints", f"a {kind} needs hints with a prompt or a negative_prompt")
+
+
+def _first_status(kind: AssetKind, source: ImportSource | None) -> AssetStatus:
+    if not KINDS[kind].has_file:
+        return "ready"
+    return "uploaded" if source else "ready_to_upload"
 
 
 def _checked_source(new: NewAsset) -> ImportSource | None:

@@ -127,7 +127,7 @@ class SqlAssetRecords:
             alone(session, row.tenant_id)
             namesakes = (AssetRow.tenant_id == row.tenant_id, AssetRow.name == row.name)
             later = select(AssetRow.id).where(*namesakes, AssetRow.version > row.version).limit(1)
-            was_inspected = bool(row.parts or row.report)
+            was_inspected = bool(row.parts or row.report or row.hints)
             _set_shares(session, asset_id, ())
             refer(session, asset_id, (), self._now())
             if was_inspected and session.scalar(later) is None:

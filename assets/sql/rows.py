@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from assets.asset import Asset, AssetChanges, ImportSource, UploadSession
 from assets.content import Blob, Component
+from assets.hints import Hints
 from assets.sql.base import Base
 
 #: Key, sha256, size in bytes.
@@ -49,6 +50,7 @@ class AssetRow(Base):
     prediction_type: Mapped[str | None]
     adapter_config: Mapped[dict[str, object] | None] = mapped_column(JSON(none_as_null=True))
     expected_sha256: Mapped[str | None]
+    hints: Mapped[dict[str, object] | None] = mapped_column(JSON(none_as_null=True))
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
     source_url: Mapped[str | None]
     source_repo: Mapped[str | None]
@@ -116,6 +118,8 @@ def row_values(changes: AssetChanges) -> dict[str, Any]:
     for name in ("labels", "report"):
         if name in values:
             values[name] = dict(values[name])
+    if values.get("hints") is not None:
+        values["hints"] = values["hints"].to_json()
     if "report" in values:
         values["source_sha256"] = values["report"].get("source_sha256")
     return values
@@ -129,6 +133,7 @@ def asset_of(row: AssetRow | Row[Any], shared_with: tuple[str, ...] = ()) -> Ass
     values = {name: getattr(row, name) for name in _SAME}
     values["parts"] = {component: Blob(*blob) for component, blob in row.parts.items()}
     values["original"] = None if row.original is None else Blob(*row.original)
+    values["hints"] = None if row.hints is None else Hints.from_json(row.hints)
     values["tags"] = tuple(row.tags)
     values["trigger_words"] = tuple(row.trigger_words)
     source = ImportSource(row.source_url, row.source_repo)

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
+from assets.kinds import KINDS
 from assets.principal import Principal
 from assets.selection import AssetSelection
 from benchmarks.document import Document
@@ -204,16 +205,7 @@ EFFECTS: Mapping[str, EffectMeasure] = {
 
 
 def selection_of(entry: CatalogueEntry, weight: float) -> AssetSelection:
-    name = f"commons:{entry.name}"
-    match entry.kind:
-        case "lora":
-            return AssetSelection(loras={name: weight})
-        case "textual_inversion":
-            return AssetSelection(inversions={name: entry.trigger_words[0]})
-        case "checkpoint":
-            return AssetSelection(checkpoint=name)
-        case "vae":
-            return AssetSelection(vae=name)
+    return KINDS[entry.kind].select(f"commons:{entry.name}", weight)
 
 
 def judge_asset(studio: Studio, judge: Judge, entry: CatalogueEntry, count: int) -> Document:

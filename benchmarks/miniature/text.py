@@ -104,7 +104,7 @@ def build(component: Component) -> CLIPTextModel:
 
 def tokens_of(prompts: PromptTokenizer, texts: Sequence[str], component: Component) -> torch.Tensor:
     """Return token ids, (n, 77)."""
-    return torch.tensor([prompts.tokenize(text, component, {}).ids for text in texts])
+    return torch.tensor([prompts.ids(prompts.first_chunk(text, {}), component) for text in texts])
 
 
 def _parts(scores: torch.Tensor) -> list[torch.Tensor]:

@@ -26,6 +26,7 @@ from serving.api import (
     pools,
     previews,
     signed_objects,
+    styles,
 )
 from serving.api.context import Context
 from serving.api.dialects.octoai import routes as octoai
@@ -72,6 +73,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(assets.costly_router)
     app.include_router(assets.search_router)
     app.include_router(assets.router)
+    app.include_router(styles.router)
     app.include_router(signed_objects.router)
     app.include_router(organisation.search_router)
     app.include_router(organisation.router)

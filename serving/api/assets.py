@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from assets.access import may
 from assets.asset import ASSET_KINDS, INCOMPLETE, Asset
 from assets.asset import SERVED_ENGINE as ENGINE
+from assets.kinds import KINDS
 from assets.library.records import Query as AssetQuery
 from assets.principal import Principal
 from assets.storage.object_paths import blob_key, part_key, upload_key
@@ -24,6 +25,7 @@ from serving.api.dialects.octoai.assets import (
 from serving.api.keyed_route import Authenticated, CostlyRoute, KeyedRoute, SearchRoute
 from serving.api.models import assets as models
 from serving.api.models.generation import AssetResidency, PartResidency, Warmed
+from serving.api.styles import check_style_name
 from serving.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
@@ -86,6 +88,8 @@ async def create_asset(
             "secrets are not stored and only public repositories are imported; "
             "upload the file of a private repository",
         )
+    if body.asset_type == "style":
+        check_style_name(body.name)
     if body.url:
         context.fetcher.check(body.url)
     new = body.new_asset(_part_upload_size(body))
@@ -174,9 +178,10 @@ async def list_assets(
     Each word of ``q`` must be a prefix of a word of the name, description or trigger words; all
     ``tag`` values must match. ``after`` is the last page's ``next``, valid despite changes.
     """
-    kinds = [kind for kind in asset_type if kind in ASSET_KINDS]
+    # OctoAI's clients cannot read kinds that they do not know.
+    kinds = [k for k in ASSET_KINDS if k in asset_type or (not asset_type and KINDS[k].has_file)]
     is_supported = (
-        (not asset_type or kinds)
+        bool(kinds)
         and (not engine or ENGINE in engine)
         and data_type in (None, "fp16")
         and (not file_format or "safetensors" in file_format)

@@ -71,6 +71,7 @@ from serving.api.models.pools import (
     StartProgress,
     Status,
 )
+from serving.api.models.styles import NewStyle, StyleInfo, Styles
 from serving.api.organisation import NewApiKey, NewMember, Rotate
 from serving.api.previews import GeneratePreview
 
@@ -155,6 +156,14 @@ _KEY = Key(
 )  # fmt: skip
 _SECRET = "ao_key_4b1d8c_the-secret-part"
 
+_STYLE = StyleInfo(
+    name="house-look",
+    prompt="{prompt}, on cream paper, two ink colors",
+    negative_prompt="photograph, gradients",
+    version=1,
+    asset_id=_ASSET_ID,
+)
+
 _ALL: tuple[BaseModel, ...] = (
     # requests
     GenerateRequest(
@@ -172,6 +181,13 @@ _ALL: tuple[BaseModel, ...] = (
     NewMember(name="ada", role="member"),
     NewApiKey(label="ci", role="member", member="ada"),
     Rotate(overlap_s=3600.0),
+    NewStyle(
+        name="house-look", prompt="{prompt}, on cream paper, two ink colors",
+        negative_prompt="photograph, gradients",
+    ),
+    # styles
+    _STYLE,
+    Styles(styles=[_STYLE], next=None),
     # assets
     AssetPage(data=[_ASSET], has_more=False, total=1, next=None),
     AssetWithTransfer(asset=_ASSET, transfer_api=_DOWNLOAD),

@@ -21,8 +21,8 @@ HEADER = "Idempotency-Key"
 _MAX_KEY_CHARS = 255
 #: Without effect on the images.
 _NO_CONTENT = {"priority", "gpu"}
-#: Fields since the first release: without a value they do not change the digest of a body.
-_LATER = {"schedule"}
+#: Fields since the first release: with their default they do not change the digest of a body.
+_LATER = ("schedule", "style_preset", "styles", "clip_skip", "prompt_syntax", "asset_hints")
 
 
 def key_of(request: Request) -> str | None:
@@ -50,7 +50,13 @@ async def accept(
     """
     digest = None
     if key is not None:
-        unset = {name for name in _LATER if getattr(body, name, None) is None}
+        fields = type(body).model_fields
+        unset = {
+            name
+            for name in _LATER
+            if name in fields
+            and getattr(body, name) == fields[name].get_default(call_default_factory=True)
+        }
         text = body.model_dump_json(exclude=_NO_CONTENT | unset)
         digest = hashlib.sha256(text.encode()).hexdigest()
     return await context.jobs.acceptance.accept(principal, request, digest, key)

@@ -91,6 +91,7 @@ def engine_options(settings: Settings, device: str) -> EngineOptions:
         attention=order,
         cudnn_benchmark=settings.cudnn_benchmark,
         prompt_cache_bytes=settings.prompt_cache_bytes,
+        warm_chunks=settings.warm_chunks,
     )
 
 

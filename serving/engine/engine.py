@@ -11,11 +11,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import TypeVar
 
 import torch
 from cachetools import LRUCache
-from msgspec import structs
 
 from assets.base_model.manifest import ModelManifest
 from assets.content import Blob, Component
@@ -252,20 +252,22 @@ class Engine:
         guided: Sequence[bool] = (True, False),
     ) -> None:
         """Compile, capture and plan all combinations of ``sizes`` (width, height), ``batches`` (and
-        1) and ``guided``.
+        1), ``guided`` and the options' lengths of prompts.
 
         In the generating thread: cuDNN and attention plan per thread.
         """
-        params = GenerationParams(prompt="warm up", steps=2)
+        lengths = sorted({1, *self.options.warm_chunks}) if self.unet.is_faster_when_warm else [1]
+        prompts = [" BREAK ".join(["warm up"] * chunks) for chunks in lengths]
         with self.unet.warming():
             for width, height in sizes:
                 for batch in sorted({1, *batches}):
                     seeds = tuple(range(batch))
                     self._warmed[width, height] = (batch,)
-                    for is_guided in guided:
-                        guidance = structs.replace(params, cfg_scale=7.0 if is_guided else 1.0)
+                    for is_guided, prompt in product(guided, prompts):
+                        scale = 7.0 if is_guided else 1.0
+                        params = GenerationParams(prompt=prompt, steps=2, cfg_scale=scale)
                         task = GenerationTask(
-                            id="warm-up", recipe=self.base, params=guidance, seeds=seeds,
+                            id="warm-up", recipe=self.base, params=params, seeds=seeds,
                             width=width, height=height,
                         )  # fmt: skip
                         self.generate(self._base, task)

@@ -30,6 +30,8 @@ class EngineOptions:
     graphs: Graphs = "auto"
     #: Compute the prompt's keys and values once a batch.
     keep_cross_kv: bool = True
+    #: Lengths of prompts to warm up, in chunks of 75 tokens.
+    warm_chunks: tuple[int, ...] = (1,)
     #: Empty means PyTorch's order.
     attention: tuple[AttentionBackend, ...] = ()
     #: Time convolution algorithms during warm-up.

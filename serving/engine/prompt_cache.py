@@ -13,6 +13,7 @@ from cachetools import LRUCache
 
 from assets.content import Component
 from serving.engine.text import Encoded
+from serving.generation.prompts import Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class PromptKey:
     encoders: tuple[str, str]
     loras: tuple[tuple[str, float, float], ...]
     inversions: tuple[tuple[str, str], ...]
-    texts: tuple[tuple[Component, str], ...]
+    texts: tuple[tuple[Component, tuple[Section, ...]], ...]
+    clip_skip: int = 2
 
     @property
     def assets(self) -> frozenset[str]:

@@ -14,7 +14,9 @@ from msgspec import Struct, field
 from assets.recipe import Recipe
 from assets.selection import AssetSelection
 from orchestrator.asset_fetch import AssetFetch
+from serving.generation.prompts import Syntax
 from serving.generation.samplers import Sampler, Schedule, evaluations
+from serving.generation.styles import Style
 
 ImageEncoding = Literal["jpeg", "png"]
 
@@ -45,6 +47,12 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     schedule: Schedule | None = None
     steps: int = 30
     cfg_scale: float = 12.0
+    #: How the prompts are read; "plain": without syntax.
+    syntax: Syntax = "weighted"
+    #: Applied in order to both prompts.
+    styles: tuple[Style, ...] = ()
+    #: Counted as in A1111: 1 and 2 are SDXL's own. None: its own.
+    clip_skip: int | None = None
     encoding: ImageEncoding = "jpeg"
 
 
@@ -59,6 +67,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, tag_field="type", tag
     selection: AssetSelection = field(default_factory=AssetSelection)
     width: int | None = None
     height: int | None = None
+    #: What the client left to its assets' hints: names of fields, and "prompt" for templates.
+    defaulted: tuple[str, ...] = ()
     #: Within the organisation; higher goes first.
     priority: int = 0
     #: A pool's name or kind of GPU; empty: the tenant's default.
@@ -131,6 +141,15 @@ class Swap(Struct, frozen=True):
     kept: int
 
 
+class AppliedHint(Struct, frozen=True):
+    """A value that an asset gave to a request, by the field's name."""
+
+    field: str
+    value: str | int | float
+    #: As the request names it.
+    asset: str
+
+
 class GenerationResult(Struct, frozen=True):
     """The images, in the order of the seeds, and the receipt's data."""
 
@@ -141,6 +160,9 @@ class GenerationResult(Struct, frozen=True):
     timings: Timings
     matched: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    hints: tuple[AppliedHint, ...] = ()
+    #: Name and version of each style.
+    styles: tuple[tuple[str, int], ...] = ()
     #: By shape: UNet calls without a captured graph, uncompiled UNet or VAE calls.
     fallbacks: Mapping[str, int] = field(default_factory=dict)
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from assets.failpoint import reach
-from assets.ids import ulid
 from assets.library.library import Library
-from assets.library.resolve import BASE_NAME, Resolved
+from assets.library.resolve import BASE_NAME
 from assets.principal import Principal
 from assets.sql.busy import persisted
-from serving.errors import AssetFault, InvalidRequest, ServingError
+from serving.errors import AssetFault, ServingError
 from serving.generation.accounts import Accounts
 from serving.generation.backend import Generator
 from serving.generation.contract import (
@@ -25,8 +24,8 @@ from serving.generation.contract import (
     GenerationTask,
 )
 from serving.generation.pool_choice import PoolChoice
-from serving.generation.prompt_syntax import unsupported_syntax
-from serving.generation.sizes import Size, image_size
+from serving.generation.resolution import RequestResolver, ResolvedRequest
+from serving.generation.sizes import Size
 from serving.generation.submission import Submission
 from serving.logs import note
 from serving.tenants.meter import Charge, Settlement
@@ -68,15 +67,6 @@ class RunningGeneration:
     task: asyncio.Task[NewGeneration]
 
 
-@dataclass(frozen=True, slots=True)
-class _Resolved:
-    task: GenerationTask
-    size: Size
-    resolved: Resolved
-    priority: int
-    warnings: tuple[str, ...]
-
-
 class GenerationService:
     def __init__(
         self,
@@ -93,6 +83,7 @@ class GenerationService:
         self.native_size = native_size
         self.timeout_s = timeout_s
         self.pools = pools
+        self._resolver = RequestResolver(library, native_size, pools)
 
     async def generate(
         self, principal: Principal, request: GenerationRequest, charge_id: str | None = None
@@ -108,20 +99,22 @@ class GenerationService:
             BudgetExceeded, Refused, DeadlineExceeded, GenerationFailed, OutOfMemory, Quarantined,
             TierError.
         """
-        resolution = await self._resolve(principal, request)
+        resolution = await self._resolver.resolve(principal, request)
         charge = _charge(charge_id or resolution.task.id, principal, resolution)
         return await self._generate_reserved(resolution, charge)
 
     async def start(self, principal: Principal, request: GenerationRequest) -> RunningGeneration:
         """Like :meth:`generate`, without waiting for the result; errors of the request's own are
         raised here."""
-        resolution = await self._resolve(principal, request)
+        resolution = await self._resolver.resolve(principal, request)
         task = resolution.task
         charge = _charge(task.id, principal, resolution)
         generating = asyncio.create_task(self._generate_reserved(resolution, charge))
         return RunningGeneration(task.id, task.pool, generating)
 
-    async def _generate_reserved(self, resolution: _Resolved, charge: Charge) -> NewGeneration:
+    async def _generate_reserved(
+        self, resolution: ResolvedRequest, charge: Charge
+    ) -> NewGeneration:
         if charge.principal.plan.gpu_s_per_month is not None:
             await asyncio.to_thread(self._accounts.reserve, charge, self.timeout_s + _SETTLING_S)
         reach("generate.reserved")
@@ -147,40 +140,14 @@ class GenerationService:
         self, principal: Principal, request: GenerationRequest, charge_id: str, job_id: str
     ) -> NewGeneration:
         """Like :meth:`generate`, for a job, which reserves and settles itself."""
-        resolution = await self._resolve(principal, request)
+        resolution = await self._resolver.resolve(principal, request)
         charge = _charge(charge_id, principal, resolution)
         return await self._generate(resolution, charge, job_id)
 
     async def check(self, principal: Principal, request: GenerationRequest) -> tuple[float, str]:
         """Validate as :meth:`generate` does; return the work and the pool."""
-        resolution = await self._resolve(principal, request)
+        resolution = await self._resolver.resolve(principal, request)
         return resolution.task.work, resolution.task.pool
-
-    async def _resolve(self, principal: Principal, request: GenerationRequest) -> _Resolved:
-        limit = principal.plan.concurrent_pictures
-        if limit is not None and len(request.seeds) > limit:
-            raise InvalidRequest("num_images", f"your plan allows {limit} images at a time")
-        pool = self.pools.choose(request.gpu, principal.gpu)
-        size = image_size(request.width, request.height, self.native_size)
-        resolved = await asyncio.to_thread(self.library.resolve, principal, request.selection)
-        task = GenerationTask(
-            id="req_" + ulid(),
-            recipe=resolved.recipe,
-            params=request.params,
-            seeds=request.seeds,
-            width=size.width,
-            height=size.height,
-            tenant_id=principal.tenant_id,
-            pool=pool,
-        )
-        params = request.params
-        warnings = (
-            *resolved.warnings,
-            *unsupported_syntax(
-                params.prompt, params.prompt_2, params.negative_prompt, params.negative_prompt_2
-            ),
-        )
-        return _Resolved(task, size, resolved, request.priority, warnings)
 
     async def _charge_attempt(
         self, charge: Charge, task: GenerationTask, error: ServingError
@@ -194,7 +161,7 @@ class GenerationService:
             log.exception("%.1f engine seconds of %s were not charged", error.engine_s, task.id)
 
     async def _generate(
-        self, resolution: _Resolved, charge: Charge, job_id: str = ""
+        self, resolution: ResolvedRequest, charge: Charge, job_id: str = ""
     ) -> NewGeneration:
         task, names = resolution.task, resolution.resolved.names
         principal = charge.principal
@@ -217,12 +184,17 @@ class GenerationService:
             if error.engine_s:
                 await self._charge_attempt(charge, task, error)
             raise error.named(names) if isinstance(error, AssetFault) else error from None
-        result = structs.replace(result, warnings=(*resolution.warnings, *result.warnings))
+        result = structs.replace(
+            result,
+            warnings=(*resolution.warnings, *result.warnings),
+            hints=resolution.hints,
+            styles=tuple((style.name, style.version) for style in task.params.styles),
+        )
         timings = {name: round(ms, 1) for name, ms in structs.asdict(result.timings).items()}
         log.info("generated by %s", result.replica, extra=timings)
-        if resolution.resolved.asset_ids:
+        if resolution.asset_ids:
             try:
-                await asyncio.to_thread(self.library.used, resolution.resolved)
+                await asyncio.to_thread(self.library.used, resolution.asset_ids)
             except Exception:  # must not fail the request
                 log.exception("asset uses of %s were not counted", task.id)
         details = {
@@ -235,7 +207,7 @@ class GenerationService:
         return NewGeneration(task.id, result, task.seeds, resolution.size, names, spent)
 
 
-def _charge(charge_id: str, principal: Principal, resolution: _Resolved) -> Charge:
+def _charge(charge_id: str, principal: Principal, resolution: ResolvedRequest) -> Charge:
     return Charge(charge_id, principal, resolution.task.work, resolution.task.pool)
 
 

@@ -16,12 +16,13 @@ BASE = Recipe(UNET, TEXT, TEXT_2, VAE)
 OWN = Blob("own", "own", 1)
 PARTS: dict[AssetKind, dict[Component, Blob]] = {
     "checkpoint": {"unet": OWN}, "lora": {"lora": OWN},
-    "textual_inversion": {"textual_inversion": OWN}, "vae": {"vae": OWN},
+    "textual_inversion": {"textual_inversion": OWN}, "vae": {"vae": OWN}, "style": {},
 }  # fmt: skip
 
 
 def test_every_registry_knows_every_kind() -> None:
-    assert set(KINDS) == set(CONVERTERS) == set(PARTS) == set(ASSET_KINDS)
+    assert set(KINDS) == set(PARTS) == set(ASSET_KINDS)
+    assert set(CONVERTERS) == set(kinds_with(lambda traits: traits.has_file))
 
 
 @pytest.mark.parametrize("kind", ASSET_KINDS)
@@ -29,7 +30,7 @@ def test_a_kind_is_selected_and_placed(kind: AssetKind) -> None:
     traits = KINDS[kind]
     assert traits.select("it", 0.5) != AssetSelection()
     recipe = traits.place(BASE, PARTS[kind], "word")
-    assert OWN in recipe.blobs()
+    assert (OWN in recipe.blobs()) == traits.has_file
     assert {use.token for use in recipe.inversions} <= {"word"}
     assert traits.has_trigger_words or not traits.needs_trigger_word
 

@@ -45,14 +45,15 @@ class Inverted:
         states: list[torch.Tensor] = []
         for component in ENCODERS:
             sizes = {self._word: self._count}
-            tokens = [self._prompts.tokenize(text, component, sizes) for text in texts]
+            chunks = [self._prompts.first_chunk(text, sizes) for text in texts]
             rows = [
-                (row, position, self.vectors[component][index])
-                for row, of_row in enumerate(tokens)
-                for position, _, index in of_row.vectors
+                (row, position, self.vectors[component][token.vector[1]])
+                for row, chunk in enumerate(chunks)
+                for position, token in enumerate(chunk, start=1)
+                if token.vector
             ]
             self._hooks[component].set(rows)
-            ids = torch.tensor([of_row.ids for of_row in tokens])
+            ids = torch.tensor([self._prompts.ids(chunk, component) for chunk in chunks])
             output = self._base.encoders[component](ids, output_hidden_states=True)
             self._hooks[component].set([])
             states.append(output.hidden_states[-2])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from assets.asset import SERVED_ENGINE, AssetKind, AssetStatus, ImportSource, Visibility
 from assets.asset import Asset as Record
+from assets.hints import Hints
 from assets.kinds import KINDS
 from serving.api.models.common import Timestamp, timestamp
+from serving.api.models.hints import AssetHints
 
 
 class AssetLabels(BaseModel):
@@ -87,6 +89,7 @@ class Asset(BaseModel):
     last_used_at: Timestamp | None = None
     url: str | None = None
     hf_repo: str | None = None
+    hints: AssetHints | None = None
     report: InspectionReport | None = None
 
     @classmethod
@@ -124,8 +127,16 @@ class Asset(BaseModel):
             body.last_used_at = _time(asset.last_used_at_s)
             body.url = _without_query(source.url)
             body.hf_repo = source.hf_repo
+            if asset.advice:
+                body.hints = _hints(asset.advice)
             body.report = InspectionReport.model_validate(asset.report)
         return body
+
+
+def _hints(advice: Hints) -> AssetHints:
+    """Not validated: a later release may have written them."""
+    values: dict[str, Any] = {**advice.to_json()}
+    return AssetHints.model_construct(set(values), **values)
 
 
 def _time(at_s: float | None) -> str | None:

@@ -38,6 +38,21 @@ class ReceiptSize(BaseModel):
     scaled_to_model: bool
 
 
+class ReceiptHint(BaseModel):
+    """A value that an asset gave to a field which the request left out."""
+
+    field: str
+    value: str | int | float
+    asset: str
+
+
+class ReceiptStyle(BaseModel):
+    """A style; its version changes with its text."""
+
+    name: str
+    version: int
+
+
 class Receipt(BaseModel):
     """How a request was served."""
 
@@ -46,6 +61,8 @@ class Receipt(BaseModel):
     swap: ReceiptSwap
     size: ReceiptSize
     warnings: list[str]
+    hints: list[ReceiptHint] = []
+    styles: list[ReceiptStyle] = []
 
     @classmethod
     def of(cls, generated: Generation) -> Receipt:
@@ -71,6 +88,11 @@ class Receipt(BaseModel):
             ),
             size=ReceiptSize(width=size.width, height=size.height, scaled_to_model=size.scaled),
             warnings=list(result.warnings),
+            hints=[
+                ReceiptHint(field=hint.field, value=hint.value, asset=hint.asset)
+                for hint in result.hints
+            ],
+            styles=[ReceiptStyle(name=name, version=version) for name, version in result.styles],
         )
 
 

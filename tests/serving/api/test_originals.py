@@ -177,11 +177,3 @@ def test_partly_used_assets_are_reported(
     assert "'text_encoders.clip_l.0'" in asset["status_details"]
     missing = ", ".join(c for c in MODEL_COMPONENTS if c != "unet")
     assert f"it contains no {missing}" in asset["status_details"]
-
-
-def test_unsupported_prompt_syntax_is_warned_of(http: httpx2.Client) -> None:
-    body = {**PROMPT, "prompt": "a (red:1.5) star <lora:outline:0.8>", "negative_prompt": "[dull]"}
-    answer = http.post("/generate/sdxl", json=body).raise_for_status().json()
-    warnings = " ".join(answer["receipt"]["warnings"])
-    for piece in ("(red:1.5)", "<lora:outline:0.8>", "[dull]"):
-        assert piece in warnings

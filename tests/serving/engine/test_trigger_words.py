@@ -14,10 +14,20 @@ LETTERS = "ab_ -<>é1İßſ"
 WORDS = st.text(LETTERS, min_size=1, max_size=4).filter(lambda word: word == word.strip())
 
 
+BEFORE, AFTER = r"(?<!\w)", r"(?!\w)"
+
+
+def is_word(character: str) -> bool:
+    return re.match(r"\w", character) is not None
+
+
 def split_by_pattern(text: str, words: list[str]) -> list[tuple[str, bool]]:
     longest_first = sorted(words, key=len, reverse=True)
-    alternatives = "|".join(f"({re.escape(word)})" for word in longest_first)
-    pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
+    alternatives = "|".join(
+        "(" + BEFORE * is_word(word[0]) + re.escape(word) + AFTER * is_word(word[-1]) + ")"
+        for word in longest_first
+    )
+    pattern = re.compile(alternatives)
     pieces, position = [], 0
     for match in pattern.finditer(text):
         if before := text[position : match.start()].strip():
@@ -55,6 +65,18 @@ def test_nothing_is_lost(text: str, words: list[str]) -> None:
         ("<zebra>", ["<zebra>"], [("<zebra>", True)]),
         ("x", [], [("x", False)]),
         ("", ["x"], []),
+        ("a<zebra>,b", ["<zebra>"], [("a", False), ("<zebra>", True), (",b", False)]),
+        ("かわいい猫sks犬", ["sks"], [("かわいい猫", False), ("sks", True), ("犬", False)]),
+        ("白い猫と犬", ["猫"], [("白い", False), ("猫", True), ("と犬", False)]),
+        ("sks가 있다", ["sks"], [("sks", True), ("가 있다", False)]),
+        ("고양이가", ["고양이"], [("고양이가", False)]),
+        ("ภาพแมวสวย", ["แมว"], [("ภาพ", False), ("แมว", True), ("สวย", False)]),
+        ("кошкаsks", ["sks"], [("кошка", False), ("sks", True)]),
+        ("кошка", ["ко"], [("кошка", False)]),
+        ("cafe\u0301 cafe", ["cafe"], [("café", False), ("cafe", True)]),
+        ("cafe\u0301", ["café"], [("café", True)]),
+        ("पानी", ["पान"], [("पानी", False)]),
+        ("sks_2", ["sks"], [("sks_2", False)]),
     ],
 )
 def test_examples(text: str, words: list[str], expected: list[tuple[str, bool]]) -> None:

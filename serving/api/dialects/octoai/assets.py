@@ -12,6 +12,7 @@ from assets.library.uploads import NewAsset
 from assets.library.validation import MAX_SHARED_WITH
 from assets.prediction import Prediction
 from assets.storage.multipart import PART_BYTES
+from serving.api.models.hints import AssetHints
 from serving.api.request_model import Instant, RequestModel
 
 Short = Annotated[str, Field(max_length=128)]
@@ -59,8 +60,8 @@ class CreateAsset(LicensedModel):
     """A new asset, in OctoAI's format with extensions.
 
     Extensions: ``visibility``, ``shared_with``, ``new_version``, ``license``, ``expires_at``,
-    ``sha256``, ``prediction_type`` (checkpoints), ``adapter_config`` (LoRAs); ``size_bytes`` and
-    ``part_bytes`` ("multipart").
+    ``sha256``, ``prediction_type`` (checkpoints), ``adapter_config`` (LoRAs), ``hints``;
+    ``size_bytes`` and ``part_bytes`` ("multipart").
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -78,6 +79,7 @@ class CreateAsset(LicensedModel):
     sha256: Sha256 | None = None
     prediction_type: Prediction | None = None
     adapter_config: AdapterConfig | None = None
+    hints: AssetHints | None = None
     transfer_api_type: Short | None = None
     size_bytes: int | None = Field(default=None, gt=0, le=2**48)
     part_bytes: int = Field(default=PART_BYTES, gt=0, le=2**48)
@@ -116,6 +118,7 @@ class CreateAsset(LicensedModel):
             prediction_type=self.prediction_type,
             adapter_config=self.adapter_config,
             sha256=self.sha256,
+            hints=None if self.hints is None else self.hints.hints(),
         )
 
 
@@ -133,6 +136,7 @@ class ChangeAsset(LicensedModel):
     shared_with: Annotated[list[Short], Field(max_length=MAX_SHARED_WITH)] | None = None
     expires_at: Instant | Literal["never"] | None = None
     prediction_type: Prediction | Literal["auto"] | None = None
+    hints: AssetHints | Literal["auto"] | None = None
     #: Refuse the change if the asset has another one by now.
     revision: int | None = Field(default=None, ge=0, le=2**31 - 1)
 
@@ -150,6 +154,7 @@ class ChangeAsset(LicensedModel):
             self.shared_with,
             expires_at_s,
             self.prediction_type,
+            self.hints.hints() if isinstance(self.hints, AssetHints) else self.hints,
             self.revision,
         )
 

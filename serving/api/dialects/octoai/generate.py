@@ -17,8 +17,12 @@ from serving.generation.contract import (
     GenerationRequest,
     ImageEncoding,
 )
+from serving.generation.hints import defaulted
+from serving.generation.prompts import Syntax
 from serving.generation.samplers import Sampler, Schedule, refusal
 from serving.generation.service import MAX_SEED, Generation, fixed_seeds
+from serving.generation.style_presets import presets
+from serving.generation.styles import MAX_STYLES
 
 Prompt = Annotated[str, Field(max_length=10_000)]
 #: An id, or ``owner:name@version``.
@@ -27,6 +31,8 @@ Word = Annotated[str, Field(max_length=128)]
 Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
 MAX_IMAGES = 16
+#: One of OctoAI's; checked with the others, for a short message.
+StylePreset = Annotated[str, Field(max_length=64, json_schema_extra={"enum": list(presets())})]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 #: Unsupported, with the values that have no effect.
@@ -37,10 +43,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "outpainting": (None, False),
     "inpaint_full_res": (None, False),
     "inpaint_full_res_padding": (None, 32),
-    "style_preset": (None, "base"),
     "use_refiner": (None, True, False),
     "high_noise_frac": (None, 0.8),
-    "clip_skip": (None,),
     "controlnet": (None,),
     "controlnet_image": (None,),
     "controlnet_conditioning_scale": (None, 1.0),
@@ -79,6 +83,14 @@ class GenerateRequest(RequestModel):
     sampler: Sampler = "DDIM"
     #: Extension: another schedule for the sampler; null is its own.
     schedule: Schedule | None = None
+    style_preset: StylePreset | None = None
+    #: Extension: built-in styles and own ones, applied in this order.
+    styles: list[Reference] = Field(default_factory=list, max_length=MAX_STYLES)
+    clip_skip: int | None = Field(default=None, ge=1, le=12)
+    #: Extension: "plain" reads prompts without weights and other syntax.
+    prompt_syntax: Syntax = "weighted"
+    #: Extension: let assets' hints fill what this request leaves out.
+    asset_hints: bool = True
     height: Pixels | None = None
     width: Pixels | None = None
     cfg_scale: float = Field(default=12.0, gt=0, le=50)
@@ -113,7 +125,12 @@ class GenerateRequest(RequestModel):
             else:
                 weights[name] = weight
         return AssetSelection(
-            self.checkpoint, self.vae, weights, self.textual_inversions, text_weights
+            self.checkpoint,
+            self.vae,
+            weights,
+            self.textual_inversions,
+            text_weights,
+            (*([self.style_preset] if self.style_preset else []), *self.styles),
         )
 
     def to_request(self) -> GenerationRequest:
@@ -124,6 +141,8 @@ class GenerateRequest(RequestModel):
         """
         if reason := refusal(self.sampler, self.schedule):
             raise InvalidRequest("schedule", reason)
+        if self.style_preset is not None and self.style_preset not in presets():
+            raise InvalidRequest("style_preset", "unknown; GET /v1/styles lists the styles")
         if isinstance(self.seed, list) and len(self.seed) > self.num_images:
             raise InvalidRequest(
                 "seed",
@@ -139,12 +158,15 @@ class GenerateRequest(RequestModel):
                 schedule=self.schedule,
                 steps=self.steps,
                 cfg_scale=self.cfg_scale,
+                syntax=self.prompt_syntax,
+                clip_skip=self.clip_skip,
                 encoding=self.image_encoding,
             ),
             seeds=fixed_seeds(self.seed, self.num_images),
             selection=self._asset_selection(),
             width=self.width,
             height=self.height,
+            defaulted=defaulted(self.model_fields_set) if self.asset_hints else (),
             priority=self.priority,
             gpu=self.gpu or "",
         )

@@ -1,0 +1,107 @@
+"""Resolution at admission: from a request with names to a task that decides every pixel."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from assets.asset import Asset
+from assets.errors import InvalidAsset
+from assets.ids import ulid
+from assets.library.resolve import Resolved
+from assets.principal import Principal
+from serving.errors import InvalidRequest
+from serving.generation.contract import AppliedHint, GenerationRequest, GenerationTask
+from serving.generation.hints import with_hints
+from serving.generation.prompt_assets import with_prompt_assets
+from serving.generation.sizes import Size, image_size
+from serving.generation.style_presets import presets
+from serving.generation.styles import PLACE, Style
+
+if TYPE_CHECKING:
+    from assets.library.library import Library
+    from serving.generation.pool_choice import PoolChoice
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRequest:
+    """A task, and what its receipt says of the resolution."""
+
+    task: GenerationTask
+    size: Size
+    resolved: Resolved
+    priority: int
+    asset_ids: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    hints: tuple[AppliedHint, ...] = ()
+
+
+class RequestResolver:
+    def __init__(self, library: Library, native_size: int, pools: PoolChoice) -> None:
+        self._library = library
+        self._native_size = native_size
+        self._pools = pools
+
+    async def resolve(self, principal: Principal, request: GenerationRequest) -> ResolvedRequest:
+        """Resolve names, styles and hints.
+
+        Raises:
+            AssetError: a reference is invalid.
+            InvalidRequest: a field is invalid.
+        """
+        limit = principal.plan.concurrent_pictures
+        if limit is not None and len(request.seeds) > limit:
+            raise InvalidRequest("num_images", f"your plan allows {limit} images at a time")
+        pool = self._pools.choose(request.gpu, principal.gpu)
+        own = await self._own_styles(principal, request.selection.styles)
+        request = _with_styles(request, own)
+        selection, warnings = with_prompt_assets(request.selection, request.params)
+        resolved = await asyncio.to_thread(self._library.resolve, principal, selection)
+        hinted = with_hints(request, resolved.advice)
+        request = hinted.request
+        size = image_size(request.width, request.height, self._native_size)
+        task = GenerationTask(
+            id="req_" + ulid(),
+            recipe=resolved.recipe,
+            params=request.params,
+            seeds=request.seeds,
+            width=size.width,
+            height=size.height,
+            tenant_id=principal.tenant_id,
+            pool=pool,
+        )
+        return ResolvedRequest(
+            task,
+            size,
+            resolved,
+            request.priority,
+            (*resolved.asset_ids, *(style.id for style in own.values())),
+            (*resolved.warnings, *warnings, *hinted.warnings),
+            hinted.applied,
+        )
+
+    async def _own_styles(self, principal: Principal, names: tuple[str, ...]) -> dict[str, Asset]:
+        """Return the styles that are assets. A built-in style's name means that style."""
+        own: dict[str, Asset] = {}
+        for name in dict.fromkeys(name for name in names if name not in presets()):
+            style = await asyncio.to_thread(self._library.usable, principal, name)
+            if style.kind != "style":
+                raise InvalidAsset("styles", f"{name!r} is a {style.kind}, not a style")
+            own[name] = style
+        return own
+
+
+def _with_styles(request: GenerationRequest, own: dict[str, Asset]) -> GenerationRequest:
+    styles = []
+    for name in request.selection.styles:
+        if name in own:
+            hints = own[name].advice
+            texts = (hints.prompt or PLACE, hints.negative_prompt or "")
+            styles.append(Style(name, *texts, own[name].version))
+        else:
+            styles.append(presets()[name])
+    params = structs.replace(request.params, styles=tuple(styles))
+    return structs.replace(request, params=params)
