@@ -32,6 +32,8 @@ class Principal:
     plan: Plan = UNLIMITED
     #: Default of requests; empty: the platform's first.
     gpu: str = ""
+    #: Default of requests: images have their parameters as metadata.
+    image_metadata: bool = True
 
     @property
     def queue_id(self) -> str:

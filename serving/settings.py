@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     ray_namespace: str = "asset-orchestrator"
     """The Ray namespace of the platform's actors."""
 
+    max_pixels: int = Field(default=0, ge=0)
+    """Pixels of an image at most; 0 is twice the served model's native square."""
     request_timeout_s: float = 300.0
     """A request's deadline in seconds."""
     drain_s: int = 30

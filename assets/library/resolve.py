@@ -7,7 +7,7 @@ is a version; the default is the newest ready one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset, AssetKind
@@ -32,15 +32,27 @@ MAX_LORA_WEIGHT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A recipe, its references by content key, and its asset ids."""
+    """A recipe, its references by content key, and its assets.
+
+    ``checkpoint`` is the request's, or the base; ``assets``, by reference, are the others, too;
+    ``warnings`` are for the response.
+    """
 
     recipe: Recipe
     names: Mapping[str, str]
-    asset_ids: tuple[str, ...] = ()
-    #: For the response.
+    checkpoint: Asset
+    assets: Mapping[str, Asset] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    #: References and what their owners advise: LoRAs and inversions, then the checkpoint.
-    advice: tuple[tuple[str, Hints], ...] = ()
+
+    @property
+    def advice(self) -> tuple[tuple[str, Hints], ...]:
+        """What the assets' owners advise, by reference: the checkpoint's last."""
+        advice = {BASE_NAME: self.checkpoint.advice}
+        for reference, asset in self.assets.items():
+            if asset is self.checkpoint:
+                advice = {reference: asset.advice}
+        others = {ref: a.advice for ref, a in self.assets.items() if a is not self.checkpoint}
+        return tuple((ref, hints) for ref, hints in {**others, **advice}.items() if hints)
 
 
 def find(
@@ -113,9 +125,8 @@ def resolve(
     """
     require(principal, "use")
     names: dict[str, str] = {}
-    asset_ids: dict[str, None] = {}
+    assets: dict[str, Asset] = {}
     warnings: list[str] = []
-    advice: dict[str, Hints] = {}
 
     def usable(reference: str, kind: AssetKind, field_name: str) -> Asset:
         asset = find(records, principal, reference, "use", now_s)
@@ -129,8 +140,7 @@ def resolve(
             )
         for blob in asset.parts.values():
             names.setdefault(blob.key, reference)
-        asset_ids[asset.id] = None
-        advice[reference] = asset.advice
+        assets[reference] = asset
         if warning := coverage_warning(asset, reference):
             warnings.append(warning)
         return asset
@@ -142,11 +152,12 @@ def resolve(
     if len(selection.inversions) > MAX_INVERSIONS:
         number = f"{len(selection.inversions)} inversions"
         raise InvalidAsset("textual_inversions", f"{number}; at most {MAX_INVERSIONS} are accepted")
-    parts = dict(base.parts)
+    parts, model = dict(base.parts), base
     for blob in base.parts.values():
         names[blob.key] = BASE_NAME
     if selection.checkpoint is not None:
-        parts.update(usable(selection.checkpoint, "checkpoint", "checkpoint").parts)
+        model = usable(selection.checkpoint, "checkpoint", "checkpoint")
+        parts.update(model.parts)
     if selection.vae is not None:
         parts.update(usable(selection.vae, "vae", "vae").parts)
 
@@ -186,12 +197,4 @@ def resolve(
         loras=tuple(weights.values()),
         inversions=tuple(inversions),
     )
-    model = advice.pop(selection.checkpoint) if selection.checkpoint else base.advice
-    advice[selection.checkpoint or BASE_NAME] = model
-    return Resolved(
-        recipe,
-        names,
-        tuple(asset_ids),
-        tuple(warnings),
-        tuple((reference, hints) for reference, hints in advice.items() if hints),
-    )
+    return Resolved(recipe, names, model, assets, tuple(warnings))

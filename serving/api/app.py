@@ -19,6 +19,7 @@ from serving.api import (
     errors,
     generate_native,
     health,
+    images,
     jobs,
     not_implemented,
     openapi,
@@ -74,6 +75,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(assets.search_router)
     app.include_router(assets.router)
     app.include_router(styles.router)
+    app.include_router(images.router)
     app.include_router(signed_objects.router)
     app.include_router(organisation.search_router)
     app.include_router(organisation.router)

@@ -22,6 +22,8 @@ MAX_DEPTH = 16
 #: Commas and brackets: parsing a megabyte of them blocks all threads. Prompts contain some.
 MAX_MARKS = 20_000
 MAX_INTEGER = 2**63 - 1
+#: Of seeds.
+_MAX_UNSIGNED = 2**64 - 1
 
 
 class JsonRequest(Request):
@@ -79,7 +81,7 @@ def _check(document: object) -> None:
             if not math.isfinite(value):
                 raise InvalidRequest("body", "a number is too large")
         elif isinstance(value, int):
-            if not -MAX_INTEGER <= value <= MAX_INTEGER:
+            if not -MAX_INTEGER <= value <= _MAX_UNSIGNED:
                 raise InvalidRequest("body", "a number is too large")
         elif isinstance(value, list | dict):
             elements += len(value)

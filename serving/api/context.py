@@ -29,6 +29,7 @@ from serving.generation.backend import (
 from serving.generation.placement import Placement
 from serving.generation.pool_choice import PoolChoice
 from serving.generation.service import GenerationService
+from serving.generation.sizes import ImageSizes
 from serving.jobs.jobs import Jobs
 from serving.jobs.results import JobResults
 from serving.settings import Settings
@@ -101,7 +102,7 @@ class Context:
                 backends.library,
                 backend,
                 backends.meter,
-                native_size,
+                ImageSizes(native_size, settings.max_pixels),
                 settings.request_timeout_s,
                 pools,
             ),

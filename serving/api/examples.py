@@ -39,6 +39,7 @@ from serving.api.models.generation import (
     StoredImage,
     Warmed,
 )
+from serving.api.models.images import ImageParameters
 from serving.api.models.jobs import JobPage, JobProgress, JobState, ListedJob
 from serving.api.models.organisation import (
     Acts,
@@ -50,6 +51,7 @@ from serving.api.models.organisation import (
     NewKey,
     Organisation,
     OrganisationPlan,
+    OrganisationSettings,
     OrganisationUse,
     RemovedMember,
     RevokedKey,
@@ -72,7 +74,7 @@ from serving.api.models.pools import (
     Status,
 )
 from serving.api.models.styles import NewStyle, StyleInfo, Styles
-from serving.api.organisation import NewApiKey, NewMember, Rotate
+from serving.api.organisation import ChangeOrganisation, NewApiKey, NewMember, Rotate
 from serving.api.previews import GeneratePreview
 
 REQUEST_ID = "req_5f1c9a7e3b2d4c6f"
@@ -181,6 +183,12 @@ _ALL: tuple[BaseModel, ...] = (
     NewMember(name="ada", role="member"),
     NewApiKey(label="ci", role="member", member="ada"),
     Rotate(overlap_s=3600.0),
+    ChangeOrganisation(image_metadata=False),
+    OrganisationSettings(image_metadata=False),
+    ImageParameters(
+        text="a lighthouse\nSteps: 30, Sampler: DDIM, Seed: 7", prompt="a lighthouse",
+        negative_prompt="", settings={"Steps": "30", "Sampler": "DDIM", "Seed": "7"},
+    ),
     NewStyle(
         name="house-look", prompt="{prompt}, on cream paper, two ink colors",
         negative_prompt="photograph, gradients",
@@ -259,7 +267,7 @@ _ALL: tuple[BaseModel, ...] = (
     # organisation
     Organisation(
         name="acme", id=_TENANT_ID, role="owner", key=_KEY_ID, member=None,
-        plan=OrganisationPlan(
+        image_metadata=True, plan=OrganisationPlan(
             name="studio", weight=1.0, requests_per_min=600, concurrent_pictures=8,
             storage_bytes=10**12, assets=None, gpu_s_per_month=360_000.0,
         ),

@@ -37,6 +37,7 @@ from serving.api.models.generation import GeneratedFiles, Receipt, StoredImage
 from serving.api.route_options import answers_or_streams, reads_headers
 from serving.generation.contract import Detail, GenerationRequest
 from serving.generation.following import Followed
+from serving.generation.seeds import json_seed
 from serving.generation.service import Generation, NewGeneration, RunningGeneration
 from serving.jobs.idempotency import make_room
 from serving.jobs.results import EarlierResult
@@ -248,7 +249,7 @@ def _body(
         file_key=files[0].file_key,
         public_url=files[0].public_url,
         files=files,
-        seeds=list(seeds),
+        seeds=[json_seed(seed) for seed in seeds],
         request_id=request_id,
         receipt=receipt,
     )

@@ -22,7 +22,15 @@ _MAX_KEY_CHARS = 255
 #: Without effect on the images.
 _NO_CONTENT = {"priority", "gpu"}
 #: Fields since the first release: with their default they do not change the digest of a body.
-_LATER = ("schedule", "style_preset", "styles", "clip_skip", "prompt_syntax", "asset_hints")
+_LATER = (
+    "schedule",
+    "style_preset",
+    "styles",
+    "clip_skip",
+    "prompt_syntax",
+    "asset_hints",
+    "metadata",
+)
 
 
 def key_of(request: Request) -> str | None:

@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -31,6 +32,7 @@ from serving.api.models.organisation import (
     NewKey,
     Organisation,
     OrganisationPlan,
+    OrganisationSettings,
     OrganisationUse,
     RemovedMember,
     RevokedKey,
@@ -59,6 +61,14 @@ async def owner_of(principal: Annotated[Principal, Depends(principal_of)]) -> Pr
 Owner = Annotated[Principal, Depends(owner_of)]
 Since = Annotated[Instant | None, Query(description="Start of the period, inclusive.")]
 Until = Annotated[Instant | None, Query(description="End of the period, exclusive.")]
+
+
+class ChangeOrganisation(RequestModel):
+    """Settings to change; omitted ones stay."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_metadata: bool | None = None
 
 
 class NewMember(RequestModel):
@@ -110,9 +120,28 @@ async def get_organisation(context: Ctx, principal: Authenticated) -> Organisati
         role=principal.role,
         key=principal.key_id,
         member=principal.member_id or None,
+        image_metadata=principal.image_metadata,
         plan=OrganisationPlan(**asdict(principal.plan)),
         used=await asyncio.to_thread(read_usage),
     )
+
+
+@router.patch("/organisation")
+async def update_organisation(
+    body: ChangeOrganisation, context: Ctx, principal: Owner
+) -> OrganisationSettings:
+    """Change settings of the organisation."""
+    wanted = principal.image_metadata if body.image_metadata is None else body.image_metadata
+    if body.image_metadata is not None:
+        directory = context.backends.directory
+        set_metadata = partial(
+            directory.set_image_metadata,
+            principal.tenant_name,
+            wanted=wanted,
+            actor=principal.key_id,
+        )
+        await asyncio.to_thread(set_metadata)
+    return OrganisationSettings(image_metadata=wanted)
 
 
 @search_router.get("/usage")

@@ -33,7 +33,7 @@ Token = Annotated[str, Query(max_length=256)]
 _LEASE_S = 60.0
 _BYTES = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d{1,18})-\Z")
-_IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png)\Z")
+_IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{20,64}\.(jpeg|png|webp)\Z")
 
 
 @router.put(
@@ -122,7 +122,7 @@ async def get_object(key: str, token: Token, request: Request, context: Ctx) -> 
     return await _send(context.backends.store, key, kind, int(begin[1]) if begin else None)
 
 
-@router.get("/files/{name}", **answers_bytes("image/jpeg", "image/png"))
+@router.get("/files/{name}", **answers_bytes("image/jpeg", "image/png", "image/webp"))
 async def get_image(name: str, context: Ctx) -> Response:
     """Download a generated image by its unguessable name."""
     match = _IMAGE_NAME.match(name)

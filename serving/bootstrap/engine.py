@@ -25,7 +25,7 @@ from serving.engine.devices import pick_device
 from serving.engine.engine import Engine
 from serving.engine.options import EngineOptions
 from serving.engine.slabs import layouts_of
-from serving.generation.sizes import image_size
+from serving.generation.sizes import ImageSizes
 from serving.settings import Settings
 from serving.worker import Worker
 
@@ -145,6 +145,7 @@ def warm_sizes(settings: Settings, manifest: ModelManifest) -> list[tuple[int, i
         InvalidRequest: AO_WARM_SIZES has an unsupported size.
     """
     native = manifest.native_size
+    allowed = ImageSizes(native, settings.max_pixels)
     configured = [size.partition("x") for size in settings.warm_sizes]
-    sizes = [image_size(int(w), int(h), native) for w, _, h in configured]
+    sizes = [allowed.size(int(w), int(h)) for w, _, h in configured]
     return [(size.width, size.height) for size in sizes] or [(native, native)]

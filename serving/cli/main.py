@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,9 @@ from serving.cli.options import AsJson, DataDir, Key, Url, settings_with
 from serving.cli.output import clear_errors, show, show_one
 from serving.generation.samplers import SAMPLERS, SCHEDULES
 from serving.logs import configure
+
+#: Image encodings by the file's suffix.
+_ENCODINGS = {".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 app = typer.Typer(
     help="A warm SDXL endpoint; each request names its checkpoint, LoRAs, inversions and VAE.",
@@ -125,12 +127,20 @@ def generate(
     inversion: Annotated[list[str] | None, typer.Option(help="NAME=WORD, repeatable.")] = None,
     vae: str | None = None,
     negative_prompt: str | None = None,
-    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")] = "DDIM",
+    sampler: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(SAMPLERS)}; the default is DDIM.")
+    ] = None,
     schedule: Annotated[
         str | None, typer.Option(help=f"Instead of the sampler's own: {', '.join(SCHEDULES)}.")
     ] = None,
-    steps: int = 30,
-    cfg_scale: float = 12.0,
+    steps: Annotated[int | None, typer.Option(help="The default is 30.")] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help="The default is 12.")] = None,
+    style: Annotated[
+        list[str] | None, typer.Option(help="A built-in or own style, repeatable.")
+    ] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="As in A1111.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, with --height.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, with --width.")] = None,
     seed: int | None = None,
     url: Url = None,
     key: Key = None,
@@ -147,18 +157,22 @@ def generate(
         "steps": steps,
         "cfg_scale": cfg_scale,
         "seed": seed,
-        "image_encoding": "jpeg" if out.suffix.lower() in (".jpg", ".jpeg") else "png",
+        "styles": style or [],
+        "clip_skip": clip_skip,
+        "width": width,
+        "height": height,
+        "image_encoding": _ENCODINGS.get(out.suffix.lower(), "png"),
         "loras": dict(_lora_option(item) for item in lora or []),
         "textual_inversions": {
             n: w for n, _, w in (item.partition("=") for item in inversion or [])
         },
     }
     with clear_errors(), client_from_environment(url, key) as client:
-        answer = client.generate(request)
-        out.write_bytes(base64.b64decode(answer["images"][0].pop("image_b64")))
-        show_one(
-            {**answer, "file": str(out)}, f"{out} (seed {answer['images'][0]['seed']})", as_json
-        )
+        answer, image = client.generate_file(request)
+        out.write_bytes(image)
+        for warning in answer["receipt"]["warnings"]:
+            typer.echo(f"warning: {warning}", err=True)
+        show_one({**answer, "file": str(out)}, f"{out} (seed {answer['seeds'][0]})", as_json)
 
 
 @app.command()

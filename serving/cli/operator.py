@@ -73,6 +73,19 @@ def set_gpu(tenant: str, gpu: str, data_dir: DataDir = None, as_json: AsJson = F
         show_one({"tenant": tenant, "gpu": name}, f"{tenant} uses {name or 'any GPU'}", as_json)
 
 
+@tenants.command("image-metadata")
+def set_image_metadata(
+    tenant: str, wanted: bool, data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
+    """Write the parameters of a tenant's images into them: true or false."""
+    with clear_errors():
+        _backends(data_dir).directory.set_image_metadata(tenant, wanted=wanted)
+        done = "have metadata" if wanted else "have no metadata"
+        show_one(
+            {"tenant": tenant, "image_metadata": wanted}, f"images of {tenant} {done}", as_json
+        )
+
+
 @tenants.command("usage")
 def tenant_usage(tenant: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show this month's budget and the ledger's totals."""

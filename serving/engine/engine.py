@@ -59,6 +59,7 @@ from serving.generation.engine import (
     Rendered,
     SubmitEncoding,
 )
+from serving.generation.parameters import parameters_text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -361,11 +362,10 @@ class Engine:
             batches.append(batch)
             if is_cancelled():
                 raise Cancelled("the request was cancelled before its images were decoded")
-            for scaled, decoded in self.decoder.decode(latents):
+            for seed, (scaled, decoded) in zip(seeds, self.decoder.decode(latents), strict=True):
                 batch.decoded.append((scaled, torch.isfinite(decoded).all()))
-                images.append(
-                    submit(partial(encode_image, copy_pixels(decoded), request.params.encoding))
-                )
+                pixels, encoding = copy_pixels(decoded), request.params.encoding
+                images.append(submit(partial(encode_image, pixels, encoding, _text(request, seed))))
             laps.lap("decode")
             if self.device.type == "cpu":  # reading flags costs no wait
                 self._check(prepared, request, batches, is_cancelled)
@@ -460,6 +460,12 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
         "unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
     )  # fmt: skip
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in messages)
+
+
+def _text(task: GenerationTask, seed: int) -> str | None:
+    if task.provenance is None:
+        return None
+    return parameters_text(task.params, task.provenance, seed, task.width, task.height)
 
 
 def _encode_now(work: Callable[[], EncodedImage]) -> Future[EncodedImage]:

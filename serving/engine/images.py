@@ -17,6 +17,7 @@ from serving.generation.contract import (
 from serving.generation.engine import (
     EncodedImage,
 )
+from serving.generation.image_metadata import with_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +38,20 @@ def copy_pixels(decoded: torch.Tensor) -> Pixels:
     return Pixels(levels, record_event(decoded.device))
 
 
-def encode_image(pixels: Pixels, encoding: ImageEncoding) -> EncodedImage:
-    """Wait for the pixels and encode them. Any thread."""
+def encode_image(pixels: Pixels, encoding: ImageEncoding, text: str | None = None) -> EncodedImage:
+    """Wait for the pixels and encode them, with ``text`` as metadata. Any thread."""
     pixels.ready.wait()
     started = time.perf_counter()
     buffer = io.BytesIO()
     image = Image.fromarray(pixels.levels.numpy())
+    options = with_text(encoding, text)
     match encoding:
         case "jpeg":
-            image.save(buffer, "JPEG", quality=95)
+            image.save(buffer, "JPEG", quality=95, **options)
         case "png":
-            image.save(buffer, "PNG", compress_level=1)
+            image.save(buffer, "PNG", compress_level=1, **options)
+        case "webp":
+            image.save(buffer, "WEBP", quality=90, method=4, **options)
         case _:
             assert_never(encoding)
     return EncodedImage(buffer.getvalue(), (time.perf_counter() - started) * 1000)

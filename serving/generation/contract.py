@@ -18,7 +18,7 @@ from serving.generation.prompts import Syntax
 from serving.generation.samplers import Sampler, Schedule, evaluations
 from serving.generation.styles import Style
 
-ImageEncoding = Literal["jpeg", "png"]
+ImageEncoding = Literal["jpeg", "png", "webp"]
 
 #: Wait for a node; start and import; load the model; generate a first image.
 Phase = Literal["node", "process", "model", "warm-up", "ready"]
@@ -69,10 +69,30 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, tag_field="type", tag
     height: int | None = None
     #: What the client left to its assets' hints: names of fields, and "prompt" for templates.
     defaulted: tuple[str, ...] = ()
+    #: Write the parameters into the images; None: as the tenant has set it.
+    metadata: bool | None = None
     #: Within the organisation; higher goes first.
     priority: int = 0
     #: A pool's name or kind of GPU; empty: the tenant's default.
     gpu: str = ""
+
+
+class AssetMark(Struct, frozen=True):
+    """An asset in an image's metadata. ``sha256``: of the uploaded file; empty: not for this
+    tenant."""
+
+    name: str
+    sha256: str = ""
+    weight: float = 1.0
+
+
+class Provenance(Struct, frozen=True, kw_only=True):
+    """The assets that an image's metadata names."""
+
+    model: AssetMark
+    vae: AssetMark | None = None
+    loras: tuple[AssetMark, ...] = ()
+    inversions: tuple[AssetMark, ...] = ()
 
 
 class GenerationTask(Struct, frozen=True, kw_only=True, tag_field="type", tag="task"):
@@ -91,6 +111,8 @@ class GenerationTask(Struct, frozen=True, kw_only=True, tag_field="type", tag="t
     tenant_id: str = ""
     #: Empty: the first configured.
     pool: str = ""
+    #: None: the images have no metadata.
+    provenance: Provenance | None = None
 
     @property
     def work(self) -> float:

@@ -13,11 +13,13 @@ from assets.errors import InvalidAsset
 from assets.ids import ulid
 from assets.library.resolve import Resolved
 from assets.principal import Principal
+from assets.selection import AssetSelection
 from serving.errors import InvalidRequest
-from serving.generation.contract import AppliedHint, GenerationRequest, GenerationTask
+from serving.generation.contract import AppliedHint, GenerationRequest, GenerationTask, Provenance
 from serving.generation.hints import with_hints
 from serving.generation.prompt_assets import with_prompt_assets
-from serving.generation.sizes import Size, image_size
+from serving.generation.provenance import provenance_of
+from serving.generation.sizes import ImageSizes, Size
 from serving.generation.style_presets import presets
 from serving.generation.styles import PLACE, Style
 
@@ -40,9 +42,9 @@ class ResolvedRequest:
 
 
 class RequestResolver:
-    def __init__(self, library: Library, native_size: int, pools: PoolChoice) -> None:
+    def __init__(self, library: Library, sizes: ImageSizes, pools: PoolChoice) -> None:
         self._library = library
-        self._native_size = native_size
+        self._sizes = sizes
         self._pools = pools
 
     async def resolve(self, principal: Principal, request: GenerationRequest) -> ResolvedRequest:
@@ -62,7 +64,7 @@ class RequestResolver:
         resolved = await asyncio.to_thread(self._library.resolve, principal, selection)
         hinted = with_hints(request, resolved.advice)
         request = hinted.request
-        size = image_size(request.width, request.height, self._native_size)
+        size = self._sizes.size(request.width, request.height)
         task = GenerationTask(
             id="req_" + ulid(),
             recipe=resolved.recipe,
@@ -72,16 +74,27 @@ class RequestResolver:
             height=size.height,
             tenant_id=principal.tenant_id,
             pool=pool,
+            provenance=self._provenance(principal, request, selection, resolved),
         )
         return ResolvedRequest(
             task,
             size,
             resolved,
             request.priority,
-            (*resolved.asset_ids, *(style.id for style in own.values())),
+            tuple(asset.id for asset in (*resolved.assets.values(), *own.values())),
             (*resolved.warnings, *warnings, *hinted.warnings),
             hinted.applied,
         )
+
+    def _provenance(
+        self,
+        principal: Principal,
+        request: GenerationRequest,
+        selection: AssetSelection,
+        resolved: Resolved,
+    ) -> Provenance | None:
+        wanted = principal.image_metadata if request.metadata is None else request.metadata
+        return provenance_of(principal, selection, resolved) if wanted else None
 
     async def _own_styles(self, principal: Principal, names: tuple[str, ...]) -> dict[str, Asset]:
         """Return the styles that are assets. A built-in style's name means that style."""

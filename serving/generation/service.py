@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,15 +24,12 @@ from serving.generation.contract import (
 )
 from serving.generation.pool_choice import PoolChoice
 from serving.generation.resolution import RequestResolver, ResolvedRequest
-from serving.generation.sizes import Size
+from serving.generation.sizes import ImageSizes, Size
 from serving.generation.submission import Submission
 from serving.logs import note
 from serving.tenants.meter import Charge, Settlement
 
 log = logging.getLogger(__name__)
-
-MAX_SEED = 2**32 - 1
-
 
 #: How long a reservation outlives its deadline; then its gateway counts as dead.
 _SETTLING_S = 60.0
@@ -73,17 +69,16 @@ class GenerationService:
         library: Library,
         generator: Generator,
         accounts: Accounts,
-        native_size: int,
+        sizes: ImageSizes,
         timeout_s: float,
         pools: PoolChoice,
     ) -> None:
         self.library = library
         self._generator = generator
         self._accounts = accounts
-        self.native_size = native_size
         self.timeout_s = timeout_s
         self.pools = pools
-        self._resolver = RequestResolver(library, native_size, pools)
+        self._resolver = RequestResolver(library, sizes, pools)
 
     async def generate(
         self, principal: Principal, request: GenerationRequest, charge_id: str | None = None
@@ -209,12 +204,3 @@ class GenerationService:
 
 def _charge(charge_id: str, principal: Principal, resolution: ResolvedRequest) -> Charge:
     return Charge(charge_id, principal, resolution.task.work, resolution.task.pool)
-
-
-def fixed_seeds(given: int | list[int | None] | None, count: int) -> tuple[int, ...]:
-    """Return one seed per image: a single seed counts up, missing ones are random."""
-    if isinstance(given, int):
-        return tuple((given + index) % (MAX_SEED + 1) for index in range(count))
-    listed = list(given or [])[:count]
-    listed += [None] * (count - len(listed))
-    return tuple(secrets.randbelow(MAX_SEED + 1) if seed is None else seed for seed in listed)

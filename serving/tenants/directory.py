@@ -155,6 +155,18 @@ class Directory:
             self._note(session, row.id, actor, "tenant.gpu", tenant, gpu=gpu)
         self.keyring.forget()
 
+    def set_image_metadata(self, tenant: str, *, wanted: bool, actor: str = OPERATOR) -> None:
+        """Set whether images have their parameters as metadata, where a request says nothing.
+
+        Raises:
+            InvalidRequest: no such tenant.
+        """
+        with Session(self._engine) as session, session.begin():
+            row = tenant_named(session, tenant)
+            row.image_metadata = wanted
+            self._note(session, row.id, actor, "tenant.image_metadata", tenant, wanted=wanted)
+        self.keyring.forget()
+
     def add_member(
         self, tenant: str, name: str, role: KeyRole = "member", actor: str = OPERATOR
     ) -> Member:

@@ -244,7 +244,14 @@ def _principal(session: Session, tenant: TenantRow, key: ApiKeyRow | None = None
     if tenant.plan is not None:
         plan = plan_of(session.get_one(PlanRow, tenant.plan))
     weight = tenant.weight * plan.weight
-    principal = Principal(tenant.id, tenant.name, weight, plan=plan, gpu=tenant.gpu or "")
+    principal = Principal(
+        tenant.id,
+        tenant.name,
+        weight,
+        plan=plan,
+        gpu=tenant.gpu or "",
+        image_metadata=tenant.image_metadata is not False,
+    )
     if key is None:
         return principal
     role = key.role

@@ -40,6 +40,8 @@ class TenantRow(Base):
     plan: Mapped[str | None] = mapped_column(ForeignKey("plans.name"))
     #: None is the platform's first.
     gpu: Mapped[str | None]
+    #: None is true.
+    image_metadata: Mapped[bool | None]
 
 
 class MemberRow(Base):

@@ -109,12 +109,13 @@ class PhaseTimes(BaseModel):
 
 
 class Image(BaseModel):
-    """An image; the constant safety fields are for OctoAI's clients."""
+    """An image; the constant safety fields are for OctoAI's clients. ``seed``: a string beyond
+    2**53."""
 
     image_b64: str
     removed_for_safety: bool
     safety_score: float | None
-    seed: int
+    seed: int | str
 
 
 class Generated(BaseModel):
@@ -145,7 +146,7 @@ class GeneratedFiles(StoredImage):
     """Image URLs, the first also at the top level."""
 
     files: list[StoredImage]
-    seeds: list[int]
+    seeds: list[int | str]
     request_id: str
     receipt: Receipt
 

@@ -43,8 +43,16 @@ class Organisation(BaseModel):
     role: Role
     key: str
     member: str | None
+    #: Images have their parameters as metadata, where a request says nothing.
+    image_metadata: bool
     plan: OrganisationPlan
     used: OrganisationUse
+
+
+class OrganisationSettings(BaseModel):
+    """``image_metadata``: images have their parameters as metadata."""
+
+    image_metadata: bool
 
 
 class UsageDetails(BaseModel):

@@ -72,6 +72,33 @@ def test_api_sizes_are_scaled_and_reported(http: httpx2.Client) -> None:
     assert body["receipt"]["size"] == {"width": 168, "height": 96, "scaled_to_model": True}
 
 
+def test_any_multiple_of_eight_and_webp_on_the_native_route(http: httpx2.Client) -> None:
+    request = {**PROMPT, "width": 72, "height": 96, "image_encoding": "webp"}
+    answer = http.post("/generate", json=request).raise_for_status().json()
+    assert answer["receipt"]["size"] == {"width": 72, "height": 96, "scaled_to_model": False}
+    file = httpx2.get(answer["public_url"]).raise_for_status()
+    assert file.headers["content-type"] == "image/webp"
+    opened = Image.open(io.BytesIO(file.content))
+    assert (opened.format, opened.size) == ("WEBP", (72, 96))
+    for width, height, told in ((60, 64, "multiple of 8"), (1024, 64, "pixels"), (16_384, 8, "64")):
+        refused = http.post("/generate", json={**PROMPT, "width": width, "height": height})
+        assert refused.status_code == 422
+        assert told in refused.text
+
+
+def test_large_seeds_are_strings(http: httpx2.Client) -> None:
+    largest = 2**64 - 1
+    images = {}
+    for seed in (largest, str(largest), 2**53, 7):
+        body = http.post("/generate/sdxl", json={**PROMPT, "seed": seed}).json()
+        images[seed] = image(body)
+        assert body["images"][0]["seed"] == (seed if seed == 7 else str(seed))
+    assert images[largest] == images[str(largest)]
+    assert len(set(images.values())) == 3
+    counted = http.post("/generate", json={**PROMPT, "seed": largest, "num_images": 2}).json()
+    assert counted["seeds"] == [str(largest), 0]
+
+
 @pytest.mark.parametrize(
     ("change", "loc"),
     [
@@ -83,6 +110,9 @@ def test_api_sizes_are_scaled_and_reported(http: httpx2.Client) -> None:
         ({"num_images": 17}, "num_images"),
         ({"seed": -1}, "seed"),
         ({"seed": [1, 2]}, "seed"),
+        ({"seed": "18446744073709551616"}, "seed"),
+        ({"seed": "seven"}, "seed"),
+        ({"seed": True}, "seed"),
         ({"sampler": "NOPE"}, "sampler"),
         ({"width": 512, "height": 512}, "width"),
         ({"width": 1024}, "height"),

@@ -33,6 +33,7 @@ from serving.generation.contract import (  # noqa: E402
     GenerationResult,
 )
 from serving.generation.service import GenerationService  # noqa: E402
+from serving.generation.sizes import ImageSizes  # noqa: E402
 from serving.generation.submission import Submission  # noqa: E402
 from serving.settings import PoolSettings, Settings  # noqa: E402
 
@@ -122,7 +123,7 @@ async def two_kinds(case: Case) -> dict[str, Any]:
         backends.library,
         case.backend,
         backends.meter,
-        128,
+        ImageSizes(128),
         300.0,
         PoolChoice(case.settings.resolved_pools),
     )

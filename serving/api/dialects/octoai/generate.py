@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from assets.library.resolve import MAX_INVERSIONS, MAX_LORA_WEIGHT, MAX_LORAS
 from assets.selection import AssetSelection
@@ -20,7 +21,8 @@ from serving.generation.contract import (
 from serving.generation.hints import defaulted
 from serving.generation.prompts import Syntax
 from serving.generation.samplers import Sampler, Schedule, refusal
-from serving.generation.service import MAX_SEED, Generation, fixed_seeds
+from serving.generation.seeds import MAX_SEED, fixed_seeds, json_seed
+from serving.generation.service import Generation
 from serving.generation.style_presets import presets
 from serving.generation.styles import MAX_STYLES
 
@@ -31,9 +33,32 @@ Word = Annotated[str, Field(max_length=128)]
 Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
 MAX_IMAGES = 16
+
+
+def _seed(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch("[0-9]{1,20}", value) is None:
+        raise ValueError("a string of at most 20 digits is accepted")
+    return int(value)
+
+
 #: One of OctoAI's; checked with the others, for a short message.
 StylePreset = Annotated[str, Field(max_length=64, json_schema_extra={"enum": list(presets())})]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+#: Beyond 2**53 many clients need a string.
+Seed = Annotated[
+    int,
+    BeforeValidator(_seed),
+    Field(ge=0, le=MAX_SEED),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
+                {"type": "string", "pattern": "^[0-9]{1,19}$"},
+            ]
+        }
+    ),
+]
 
 #: Unsupported, with the values that have no effect.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -98,6 +123,8 @@ class GenerateRequest(RequestModel):
     num_images: int = Field(default=1, ge=1, le=MAX_IMAGES)
     seed: Seed | Annotated[list[Seed | None], Field(max_length=MAX_IMAGES)] | None = None
     image_encoding: ImageEncoding = "jpeg"
+    #: Extension: write the parameters into the images; null: as the organisation has set it.
+    metadata: bool | None = None
     #: Extension: higher goes first within the organisation.
     priority: int = Field(default=0, ge=-10, le=10)
     #: Extension: pool or kind of GPU; null is the tenant's default.
@@ -167,6 +194,7 @@ class GenerateRequest(RequestModel):
             width=self.width,
             height=self.height,
             defaulted=defaulted(self.model_fields_set) if self.asset_hints else (),
+            metadata=self.metadata,
             priority=self.priority,
             gpu=self.gpu or "",
         )
@@ -182,7 +210,7 @@ def answer(generated: Generation) -> bytes:
                 "image_b64": image,
                 "removed_for_safety": False,
                 "safety_score": None,
-                "seed": seed,
+                "seed": json_seed(seed),
             }
             for image, seed in zip(result.images, generated.seeds, strict=True)
         ],

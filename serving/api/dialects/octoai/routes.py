@@ -15,6 +15,7 @@ from serving.api.dialects.octoai.generate import GenerateRequest, answer
 from serving.api.keyed_route import Authenticated, CostlyRoute
 from serving.api.models.generation import Accepted, GeneratedOrAccepted
 from serving.api.route_options import answers_with, reads_headers
+from serving.generation.sizes import check_wire_size
 from serving.jobs.results import EarlierResult
 from serving.jobs.store import Job
 
@@ -40,6 +41,7 @@ async def generate_sdxl(
     ``X-OctoAI-Async: 1`` returns at once with a URL to poll.
     """
     key = idempotency.key_of(request)
+    check_wire_size(body.width, body.height)
     wanted = body.to_request()
     if request.headers.get("x-octoai-async") == "1":
         job = await idempotency.accept(context, principal, wanted, body, key)
