@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import io
 import json
 import random
 import subprocess
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
+
+from PIL import Image
 
 from benchmarks.document import Document
 from serving.cli.client import Client
@@ -116,12 +119,18 @@ def random_request(rng: random.Random) -> Document:
 
 
 def images(endpoint: ServedCommit, request: Document) -> list[bytes] | str:
-    """The images, or the error that answers the request."""
+    """The images' pixels, or the error that answers the request."""
     try:
         answer = endpoint.client.generate(dict(request))
     except ApiFailure as failure:
         return str(failure)
-    return [base64.b64decode(image["image_b64"]) for image in answer["images"]]
+    return [pixels(base64.b64decode(image["image_b64"])) for image in answer["images"]]
+
+
+def pixels(file: bytes) -> bytes:
+    """Without metadata, which tells a commit's version."""
+    with Image.open(io.BytesIO(file)) as image:
+        return image.convert("RGB").tobytes()
 
 
 def compare(endpoints: Sequence[ServedCommit], seed: int, count: int) -> Document:
