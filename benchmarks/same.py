@@ -130,7 +130,7 @@ def images(endpoint: ServedCommit, request: Document) -> list[bytes] | str:
 def pixels(file: bytes) -> bytes:
     """Without metadata, which tells a commit's version."""
     with Image.open(io.BytesIO(file)) as image:
-        return image.convert("RGB").tobytes()
+        return bytes(image.convert("RGB").tobytes())
 
 
 def compare(endpoints: Sequence[ServedCommit], seed: int, count: int) -> Document:

@@ -6,6 +6,8 @@
     ├── Unauthenticated      no valid API key
     ├── NotSupported         a function that is not offered
     ├── InvalidRequest       an invalid ``field``
+    ├── PolicyViolation      the operator's content policy refuses the prompt
+    ├── PolicyUnavailable    the content policy does not answer
     ├── NotFound             no such key or member
     ├── Busy                 a concurrent request does the same; retry later
     ├── Refused              429 or 503, with ``retry_after_s``
@@ -53,6 +55,21 @@ class InvalidRequest(ServingError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class PolicyViolation(ServingError):
+    """``reason`` is for the operator alone."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PolicyUnavailable(ServingError):
+    pass
 
 
 class NotFound(ServingError):

@@ -155,6 +155,14 @@ class Settings(BaseSettings):
     open_requests_per_min: int = Field(default=60, ge=1)
     """Requests without a key that are answered per minute."""
 
+    policy_words: Path | None = None
+    """A file of words that no prompt may have, one word or phrase a line."""
+    policy_url: str = ""
+    """An HTTP endpoint that rules on prompts and images ([policy.md](policy.md))."""
+    policy_images: Literal["off", "requested", "always"] = "off"
+    """Which images the endpoint rules on: none, those of requests with `enable_safety`, or all."""
+    policy_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds that the endpoint has to answer."""
     effect_probe: bool = True
     """Generate with every upload to see its effect, where the served model is small."""
     keep_originals: bool = True

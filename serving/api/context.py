@@ -18,6 +18,7 @@ from serving.api.recent import RecentCache
 from serving.api.stream_limit import StreamLimit
 from serving.api.turns import TenantLocks
 from serving.bootstrap.backends import Backends, open_fetcher
+from serving.bootstrap.policy import open_gate
 from serving.bootstrap.secret import platform_secret
 from serving.generation.backend import (
     EventFeed,
@@ -105,6 +106,7 @@ class Context:
                 ImageSizes(native_size, settings.max_pixels),
                 settings.request_timeout_s,
                 pools,
+                open_gate(settings, backends.audit),
             ),
             generator=backend,
             events=backend,

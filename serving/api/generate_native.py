@@ -81,6 +81,8 @@ async def generate_native(
     A key is needed unless AO_OPEN_TENANT is set. ``Accept: text/event-stream`` follows the
     generation as server-sent events; errors of the request still have their own status.
     """
+    # A preview would show what the policy has not ruled on.
+    previews = previews and not context.platform.gate.judges_images(requested=body.enable_safety)
     detail = detail_of_stream(previews=previews) if wants_events(request) else None
     key = idempotency.key_of(request)
     wanted = body.to_request()
@@ -200,8 +202,7 @@ async def _job_body(context: Context, job: Job) -> GeneratedFiles:
         return await _earlier_body(context, job, stored.document)
     await asyncio.to_thread(results.publish, job.id, job.tenant_id, stored)
     generation = stored.generation()
-    receipt = Receipt.of(generation)
-    return _body(context, generation.request_id, generation.seeds, receipt, stored.images)
+    return _body(context, generation, stored.images)
 
 
 async def _earlier_body(context: Context, job: Job, document: dict[str, Any]) -> GeneratedFiles:
@@ -213,7 +214,8 @@ async def _earlier_body(context: Context, job: Job, document: dict[str, Any]) ->
         await _store(context, job.tenant_id, keys[-1], base64.b64decode(image["image_b64"]))
     seeds = [image["seed"] for image in document["images"]]
     receipt = Receipt.model_validate(document["receipt"])
-    return _body(context, document["request_id"], seeds, receipt, keys)
+    files = [_file(context, key) for key in keys]
+    return _files_body(document["request_id"], seeds, receipt, files)
 
 
 async def _stored(
@@ -221,10 +223,13 @@ async def _stored(
 ) -> GeneratedFiles:
     """Store the images under unguessable names; return the response."""
     keys = []
-    for image in generated.result.images:
+    for index, image in enumerate(generated.result.images):
+        if generated.result.is_removed(index):
+            keys.append("")
+            continue
         keys.append(image_key(f"{secrets.token_urlsafe(24)}.{encoding}"))
         await _store(context, principal.tenant_id, keys[-1], image)
-    return _body(context, generated.request_id, generated.seeds, Receipt.of(generated), keys)
+    return _body(context, generated, keys)
 
 
 async def _store(context: Context, tenant_id: str, key: str, data: bytes) -> None:
@@ -232,22 +237,33 @@ async def _store(context: Context, tenant_id: str, key: str, data: bytes) -> Non
     await asyncio.to_thread(context.backends.blobs.keep, key, tenant_id, len(data))
 
 
-def _body(
-    context: Context,
-    request_id: str,
-    seeds: Sequence[int],
-    receipt: Receipt,
-    keys: Sequence[str],
+def _body(context: Context, generated: Generation, keys: Sequence[str]) -> GeneratedFiles:
+    """``keys``: empty where an image is withheld."""
+    safety = generated.result.safety
+    files = [
+        _file(context, key, safety[index].score if safety else None)
+        for index, key in enumerate(keys)
+    ]
+    return _files_body(generated.request_id, generated.seeds, Receipt.of(generated), files)
+
+
+def _file(context: Context, key: str, score: float | None = None) -> StoredImage:
+    if not key:
+        return StoredImage(
+            file_key=None, public_url=None, removed_for_safety=True, safety_score=score
+        )
+    direct = context.backends.store.signed_get(key, context.url_expires_s)
+    url = direct or context.url(f"files/{key.rpartition('/')[2]}")
+    return StoredImage(file_key=key, public_url=url, safety_score=score)
+
+
+def _files_body(
+    request_id: str, seeds: Sequence[int], receipt: Receipt, files: list[StoredImage]
 ) -> GeneratedFiles:
-    files = []
-    for key in keys:
-        direct = context.backends.store.signed_get(key, context.url_expires_s)
-        name = key.rpartition("/")[2]
-        url = direct or context.url(f"files/{name}")
-        files.append(StoredImage(file_key=key, public_url=url))
+    first = next((file for file in files if not file.removed_for_safety), files[0])
     return GeneratedFiles(
-        file_key=files[0].file_key,
-        public_url=files[0].public_url,
+        file_key=first.file_key,
+        public_url=first.public_url,
         files=files,
         seeds=[json_seed(seed) for seed in seeds],
         request_id=request_id,

@@ -30,6 +30,7 @@ _LATER = (
     "prompt_syntax",
     "asset_hints",
     "metadata",
+    "enable_safety",
 )
 
 

@@ -154,6 +154,8 @@ async def follow_job(
     """
     job = await context.jobs.get(job_id)
     context.streams.check(job_id)
+    gate = context.platform.gate
+    previews = previews and not gate.judges_images(requested=job.request.enable_safety)
     detail = detail_of_stream(previews=previews)
     return event_response(job_events(context, job, detail, last_event_id(request)))
 

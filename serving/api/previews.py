@@ -75,6 +75,8 @@ async def generate_preview(
         charge_id = "preview_" + context.signer.derived("preview", principal.tenant_id, key)
     generated = await context.platform.generate(principal, generation_request, charge_id)
     try:
+        if generated.result.is_removed(0):
+            raise InvalidAsset("prompt", "the operator's policy withholds this preview")
         image = preview_of(generated.result.images[0])
         response = await _store(context, principal, asset, image)
     except BaseException:

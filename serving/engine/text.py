@@ -15,10 +15,10 @@ import torch
 from assets.content import Component
 from serving.engine.chunks import CHUNK_TOKENS, Chunk, Fitted, Token, Unit, fit
 from serving.engine.devices import to_device
-from serving.engine.trigger_words import split
 from serving.engine.values import Inversion
 from serving.engine.vocabulary import MAX_TOKENS, tokenizer
 from serving.generation.prompts import Piece, Section
+from serving.generation.words import split
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel

@@ -71,6 +71,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, tag_field="type", tag
     defaulted: tuple[str, ...] = ()
     #: Write the parameters into the images; None: as the tenant has set it.
     metadata: bool | None = None
+    #: Judge the images where the operator's policy does so on request.
+    enable_safety: bool = False
     #: Within the organisation; higher goes first.
     priority: int = 0
     #: A pool's name or kind of GPU; empty: the tenant's default.
@@ -172,6 +174,13 @@ class AppliedHint(Struct, frozen=True):
     asset: str
 
 
+class Safety(Struct, frozen=True):
+    """The policy's ruling on one image. ``removed``: it is withheld, and its bytes are empty."""
+
+    removed: bool
+    score: float | None = None
+
+
 class GenerationResult(Struct, frozen=True):
     """The images, in the order of the seeds, and the receipt's data."""
 
@@ -183,10 +192,20 @@ class GenerationResult(Struct, frozen=True):
     matched: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     hints: tuple[AppliedHint, ...] = ()
+    #: One for each image, if they were judged.
+    safety: tuple[Safety, ...] = ()
     #: Name and version of each style.
     styles: tuple[tuple[str, int], ...] = ()
     #: By shape: UNet calls without a captured graph, uncompiled UNet or VAE calls.
     fallbacks: Mapping[str, int] = field(default_factory=dict)
+
+    def is_removed(self, index: int) -> bool:
+        return bool(self.safety) and self.safety[index].removed
+
+    @property
+    def removed(self) -> int:
+        """The number of withheld images."""
+        return sum(each.removed for each in self.safety)
 
 
 class ClusterDirectives(Struct, frozen=True):

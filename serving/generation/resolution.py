@@ -39,6 +39,7 @@ class ResolvedRequest:
     asset_ids: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     hints: tuple[AppliedHint, ...] = ()
+    enable_safety: bool = False
 
 
 class RequestResolver:
@@ -84,6 +85,7 @@ class RequestResolver:
             tuple(asset.id for asset in (*resolved.assets.values(), *own.values())),
             (*resolved.warnings, *warnings, *hinted.warnings),
             hinted.applied,
+            request.enable_safety,
         )
 
     def _provenance(

@@ -15,6 +15,7 @@ from serving.errors import (
     InternalError,
     NotFinite,
     OutOfMemory,
+    PolicyUnavailable,
     Refused,
     ReplicaLost,
 )
@@ -22,8 +23,8 @@ from serving.generation.failure import Failure
 
 #: Another request with the job's key starts it again.
 _PASSING = (
-    CommonsDamaged, DeadlineExceeded, GenerationFailed, InternalError, OutOfMemory, Refused,
-    ReplicaLost, StoreError, TierError,
+    CommonsDamaged, DeadlineExceeded, GenerationFailed, InternalError, OutOfMemory,
+    PolicyUnavailable, Refused, ReplicaLost, StoreError, TierError,
 )  # fmt: skip
 
 

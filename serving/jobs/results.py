@@ -22,7 +22,7 @@ class StoredResult(Struct, frozen=True, kw_only=True, tag_field="type", tag="res
     request_id: str
     #: Without images.
     result: GenerationResult
-    #: The images' object keys.
+    #: The images' object keys; empty: withheld.
     images: tuple[str, ...]
     seeds: tuple[int, ...]
     width: int
@@ -63,6 +63,9 @@ class JobResults:
         """Store a result, count it as the tenant's. Raises StoreError."""
         keys = []
         for index, image in enumerate(generated.result.images):
+            if generated.result.is_removed(index):
+                keys.append("")
+                continue
             # Stable for a job; always unguessable.
             name = self._signer.derived("picture", job_id, str(index))
             keys.append(image_key(f"{name}.{encoding}"))
@@ -94,7 +97,7 @@ class JobResults:
 
     def generation(self, stored: StoredResult) -> Generation:
         """Read the images. Raises StoreError."""
-        images = tuple(read_bytes(self._store, key) for key in stored.images)
+        images = tuple(read_bytes(self._store, key) if key else b"" for key in stored.images)
         return stored.generation(images)
 
     def publish(self, job_id: str, tenant_id: str, stored: StoredResult) -> None:
@@ -109,7 +112,7 @@ class JobResults:
         if self._store.size(keys[0]) is not None:
             stored = self.load(job_id)
             if isinstance(stored, StoredResult) and not stored.is_published:
-                keys += stored.images
+                keys += [key for key in stored.images if key]
         for key in reversed(keys):
             self._blobs.unkeep([key])
             self._store.delete(key)

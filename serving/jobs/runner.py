@@ -15,7 +15,7 @@ from assets.errors import StoreError
 from assets.failpoint import reach
 from assets.sql.busy import persisted
 from orchestrator.errors import TierError
-from serving.errors import DeadlineExceeded, OutOfMemory, Refused, ReplicaLost
+from serving.errors import DeadlineExceeded, OutOfMemory, PolicyUnavailable, Refused, ReplicaLost
 from serving.jobs.failed import JobError
 from serving.jobs.notices import Notices
 from serving.jobs.store import CLAIM_S, Job, JobStore
@@ -32,7 +32,8 @@ MAX_AT_ONCE = 128
 #: Retried MAX_FAILURES times, with delays from PUT_BACK_S to LONGEST_PUT_BACK_S, some ten minutes
 #: in all.
 TRANSIENT = (
-    ReplicaLost, DeadlineExceeded, OutOfMemory, TierError, StoreError, OperationalError,
+    ReplicaLost, DeadlineExceeded, OutOfMemory, PolicyUnavailable, TierError, StoreError,
+    OperationalError,
 )  # fmt: skip
 MAX_FAILURES = 15
 PUT_BACK_S, LONGEST_PUT_BACK_S = 2.0, 60.0

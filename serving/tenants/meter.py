@@ -48,6 +48,8 @@ class Settlement:
     gpu_s: float
     images: int
     details: Mapping[str, object] = field(default_factory=dict)
+    #: Images that a policy withheld: not charged.
+    withheld: int = 0
 
 
 class Meter:
@@ -118,6 +120,8 @@ class Meter:
         """Like :meth:`settle`, in a transaction with the tenant's lock."""
         charge = spent.charge
         reserved_month = self.release_in(session, charge.id)
+        if spent.images == 0:
+            return
         first = f"{charge.id}/0"
         charged = select(LedgerRow.id).where(
             LedgerRow.kind == "picture", LedgerRow.reference == first
@@ -126,7 +130,7 @@ class Meter:
             return
         principal = charge.principal
         now = self._now()
-        details = {**spent.details, "work": charge.work / spent.images}
+        details = {**spent.details, "work": charge.work / (spent.images + spent.withheld)}
         if charge.pool:
             details["pool"] = charge.pool
         images = [

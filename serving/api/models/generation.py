@@ -109,10 +109,9 @@ class PhaseTimes(BaseModel):
 
 
 class Image(BaseModel):
-    """An image; the constant safety fields are for OctoAI's clients. ``seed``: a string beyond
-    2**53."""
+    """An image; none if the operator's policy withholds it. ``seed``: a string beyond 2**53."""
 
-    image_b64: str
+    image_b64: str | None
     removed_for_safety: bool
     safety_score: float | None
     seed: int | str
@@ -138,12 +137,19 @@ class GeneratedOrAccepted(RootModel[Generated | Accepted]):
 
 
 class StoredImage(BaseModel):
-    file_key: str
-    public_url: str
+    """An image's file; none if the operator's policy withholds it."""
+
+    file_key: str | None
+    public_url: str | None
+    removed_for_safety: bool = False
+    safety_score: float | None = None
 
 
-class GeneratedFiles(StoredImage):
-    """Image URLs, the first also at the top level."""
+class GeneratedFiles(BaseModel):
+    """Image URLs, the first that is not withheld also at the top level."""
+
+    file_key: str | None
+    public_url: str | None
 
     files: list[StoredImage]
     seeds: list[int | str]

@@ -77,8 +77,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "controlnet_preprocess": (None, True, False),
     "transfer_images": (None,),
 }
-#: Older clients always send the first.
-_IGNORED = ("enable_safety", "force_asset_download", "force_asset_gpu_copy", "log_prompt")
+_IGNORED = ("force_asset_download", "force_asset_gpu_copy", "log_prompt")
 
 
 class LoraWeights(RequestModel):
@@ -123,6 +122,8 @@ class GenerateRequest(RequestModel):
     num_images: int = Field(default=1, ge=1, le=MAX_IMAGES)
     seed: Seed | Annotated[list[Seed | None], Field(max_length=MAX_IMAGES)] | None = None
     image_encoding: ImageEncoding = "jpeg"
+    #: Judge the images, where the operator's policy does so on request. Older clients always do.
+    enable_safety: bool = False
     #: Extension: write the parameters into the images; null: as the organisation has set it.
     metadata: bool | None = None
     #: Extension: higher goes first within the organisation.
@@ -195,6 +196,7 @@ class GenerateRequest(RequestModel):
             height=self.height,
             defaulted=defaulted(self.model_fields_set) if self.asset_hints else (),
             metadata=self.metadata,
+            enable_safety=self.enable_safety,
             priority=self.priority,
             gpu=self.gpu or "",
         )
@@ -207,12 +209,12 @@ def answer(generated: Generation) -> bytes:
     body = {
         "images": [
             {
-                "image_b64": image,
-                "removed_for_safety": False,
-                "safety_score": None,
+                "image_b64": None if result.is_removed(index) else image,
+                "removed_for_safety": result.is_removed(index),
+                "safety_score": result.safety[index].score if result.safety else None,
                 "seed": json_seed(seed),
             }
-            for image, seed in zip(result.images, generated.seeds, strict=True)
+            for index, (image, seed) in enumerate(zip(result.images, generated.seeds, strict=True))
         ],
         "prediction_time_ms": timings.engine_s * 1000,
         "request_id": generated.request_id,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.trigger_words import split
+from serving.generation.words import split
 
 LETTERS = "ab_ -<>é1İßſ"
 WORDS = st.text(LETTERS, min_size=1, max_size=4).filter(lambda word: word == word.strip())

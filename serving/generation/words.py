@@ -1,4 +1,4 @@
-"""Search for trigger words in a prompt.
+"""Search for whole words, such as trigger words, in a prompt of any language.
 
 Not by regular expressions: Python's pattern cache would keep tenants' words.
 """
