@@ -17,7 +17,7 @@ from serving.engine.chunks import CHUNK_TOKENS, Chunk, Fitted, Token, Unit, fit
 from serving.engine.devices import to_device
 from serving.engine.values import Inversion
 from serving.engine.vocabulary import MAX_TOKENS, tokenizer
-from serving.generation.prompts import Piece, Section
+from serving.generation.prompts import PromptPiece, Section
 from serving.generation.words import split
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class PromptTokenizer:
 
     def first_chunk(self, text: str, sizes: Mapping[str, int]) -> Chunk:
         """Return the first chunk of a text without syntax."""
-        return self.tokenize([(Piece(text),)], sizes).chunks[0]
+        return self.tokenize([(PromptPiece(text),)], sizes).chunks[0]
 
     def _units(self, section: Section, sizes: Mapping[str, int]) -> Sequence[Unit]:
         units: list[Unit] = []
@@ -55,7 +55,7 @@ class PromptTokenizer:
             units += [Unit(tokens, *origin) for tokens in self._tokens(piece, sizes)]
         return units
 
-    def _tokens(self, piece: Piece, sizes: Mapping[str, int]) -> Sequence[tuple[Token, ...]]:
+    def _tokens(self, piece: PromptPiece, sizes: Mapping[str, int]) -> Sequence[tuple[Token, ...]]:
         found: list[tuple[Token, ...]] = []
         for text, is_trigger in split(piece.text, sizes):
             if is_trigger:

@@ -48,7 +48,7 @@ _UNSUPPORTED: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-class Piece(NamedTuple):
+class PromptPiece(NamedTuple):
     """Text of one weight. ``style``: whose text it is; empty: the user's."""
 
     text: str
@@ -65,7 +65,7 @@ class LoraTag(NamedTuple):
 
 
 #: Pieces between two BREAKs.
-Section = tuple[Piece, ...]
+Section = tuple[PromptPiece, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class ParsedPrompt:
 def parse(prompt: str, syntax: Syntax = "weighted") -> ParsedPrompt:
     """Parse a prompt. Any text is valid; what is not understood is a warning."""
     if syntax == "plain":
-        return ParsedPrompt((_section([Piece(prompt)]),))
+        return ParsedPrompt((_section([PromptPiece(prompt)]),))
     return _Parser(prompt).parse()
 
 
@@ -204,7 +204,7 @@ class _Parser:
         short = shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "…"
         self._warnings[f"{short} {reason}"] = None
 
-    def _weighted(self) -> Iterator[list[Piece]]:
+    def _weighted(self) -> Iterator[list[PromptPiece]]:
         """Yield each section's pieces; neighbours of one weight are merged, as in A1111."""
         begins: dict[int, list[int]] = {}
         ends: dict[int, list[int]] = {}
@@ -222,13 +222,13 @@ class _Parser:
                     active.pop(index, None)
                 weight = self._bounded(math.prod(active.values(), start=1.0))
             if item is None:
-                yield [Piece("".join(texts), each) for texts, each in pieces]
+                yield [PromptPiece("".join(texts), each) for texts, each in pieces]
                 pieces = []
             elif pieces and pieces[-1][1] == weight:
                 pieces[-1][0].append(item)
             else:
                 pieces.append(([item], weight))
-        yield [Piece("".join(texts), each) for texts, each in pieces]
+        yield [PromptPiece("".join(texts), each) for texts, each in pieces]
 
     def _bounded(self, weight: float) -> float:
         bounded = max(-MAX_PIECE_WEIGHT, min(MAX_PIECE_WEIGHT, weight))
@@ -237,7 +237,7 @@ class _Parser:
         return bounded
 
 
-def _section(pieces: list[Piece]) -> Section:
+def _section(pieces: list[PromptPiece]) -> Section:
     stripped = (piece._replace(text=piece.text.strip()) for piece in pieces)
     return tuple(piece for piece in stripped if piece.text)
 

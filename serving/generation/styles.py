@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from serving.generation.prompts import ParsedPrompt, Piece, Section, Syntax, parse
+from serving.generation.prompts import ParsedPrompt, PromptPiece, Section, Syntax, parse
 
 #: Where the user's prompt stands in a template.
 PLACE = "{prompt}"
@@ -46,7 +46,7 @@ def styled_negative(
         return None
     sections = parse(prompt or "", syntax).sections
     has_words = any(sections)
-    added: list[Piece] = []
+    added: list[PromptPiece] = []
     for index, style in enumerate(texts):
         is_last = index == len(texts) - 1 and not has_words
         text = style.negative_prompt if is_last else f"{style.negative_prompt}, "
@@ -54,7 +54,7 @@ def styled_negative(
     return ((*added, *sections[0]), *sections[1:])
 
 
-def _phrases(text: str, style: str) -> Iterator[Piece]:
+def _phrases(text: str, style: str) -> Iterator[PromptPiece]:
     """Yield what may be left out of a style by itself when the prompt is too long."""
     parsed: ParsedPrompt = parse(text)
     for section in parsed.sections:
@@ -63,4 +63,4 @@ def _phrases(text: str, style: str) -> Iterator[Piece]:
             for index, phrase in enumerate(phrases):
                 whole = phrase if index == len(phrases) - 1 else f"{phrase},"
                 if whole.strip():
-                    yield Piece(whole.strip(), piece.weight, style)
+                    yield PromptPiece(whole.strip(), piece.weight, style)

@@ -26,6 +26,7 @@ from serving.engine.weight_update import (
 )
 from serving.errors import Cancelled
 from serving.generation.contract import GenerationTask
+from serving.generation.prompts import parse
 from tests.support.generation import CancelledWhen, changed, image_of, task_of
 
 #: No token of the vocabulary, so diffusers accepts it as new.
@@ -247,7 +248,7 @@ def test_the_receipt_warns_of_unused_words_and_long_prompts(
     result = engine.generate(prepared, request(recipes["inversion"]))
     assert any(WORD in warning for warning in result.warnings)
     long = engine.generate(
-        prepared, request(recipes["inversion"], prompt=f"{WORD} " + "star " * 100)
+        prepared, request(recipes["inversion"], prompt=f"{WORD} " + "star " * 610)
     )
     assert any("too long" in warning for warning in long.warnings)
     prepared.release()
@@ -454,7 +455,8 @@ def test_inversion_is_stock_diffusers(
     use = recipes["inversion"].inversions[0]
     value = prepared.inversion(use.blob)
     assert isinstance(value, Inversion)
-    texts = {"text_encoder": "a qzebra star", "text_encoder_2": "a qzebra star"}
+    sections = parse("a qzebra star").sections
+    texts = {"text_encoder": sections, "text_encoder_2": sections}
     ours = engine.prompts.text.encode(texts, {WORD: value})
     prepared.release()
     assert ours.seen == {WORD}

@@ -13,7 +13,7 @@ from serving.engine.options import EngineOptions
 from serving.engine.prompt_cache import PromptCache, PromptKey
 from serving.engine.text import Embeddings, Encoded
 from serving.generation.contract import GenerationTask
-from serving.generation.prompts import Piece
+from serving.generation.prompts import PromptPiece
 from tests.support.generation import changed, image_of, task_of
 
 
@@ -93,7 +93,9 @@ def test_the_cache_keeps_to_its_budget() -> None:
         return Encoded(Embeddings(torch.zeros(100), torch.zeros(0)), (), frozenset())
 
     def key(number: int) -> PromptKey:
-        return PromptKey("ada", ("a", "b"), (), (), (("text_encoder", ((Piece(str(number)),),)),))
+        return PromptKey(
+            "ada", ("a", "b"), (), (), (("text_encoder", ((PromptPiece(str(number)),),)),)
+        )
 
     cache = PromptCache(1000)
     for number in range(3):

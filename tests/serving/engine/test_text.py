@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from serving.engine.chunks import CHUNK_TOKENS, COMMA, MAX_CHUNKS, Chunk, Token, Unit, fit
 from serving.engine.text import PromptTokenizer
 from serving.engine.vocabulary import merges, vocabulary
-from serving.generation.prompts import Piece, parse
+from serving.generation.prompts import PromptPiece, parse
 from serving.generation.styles import Style, styled_negative, styled_prompt
 from tests.support.generation import changed, image_of, task_of
 
@@ -261,6 +261,6 @@ def test_what_changes_an_image_and_what_does_not(engine: Any) -> None:
 def test_pieces_of_a_style_are_marked() -> None:
     (section,) = styled_prompt("a star", [Style("s", "big {prompt}, red, (blue:1.2)")], "weighted")
     assert section == (
-        Piece("big", 1.0, "s"), Piece("a star"), Piece(",", 1.0, "s"), Piece("red,", 1.0, "s"),
-        Piece("blue", 1.2, "s"),
+        PromptPiece("big", 1.0, "s"), PromptPiece("a star"), PromptPiece(",", 1.0, "s"), PromptPiece("red,", 1.0, "s"),
+        PromptPiece("blue", 1.2, "s"),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from assets.selection import AssetSelection
 from serving.generation.contract import GenerationParams
 from serving.generation.prompt_assets import with_prompt_assets
-from serving.generation.prompts import LoraTag, Piece, parse
+from serving.generation.prompts import LoraTag, PromptPiece, parse
 
 A, B = 1.1, 1 / 1.1
 
@@ -154,7 +154,7 @@ def test_warnings_are_few_and_short() -> None:
 def test_plain_syntax_is_no_syntax() -> None:
     prompt = r"a (red:1.5) [star] \( <lora:x:1> BREAK {a|b}"
     parsed = parse(prompt, "plain")
-    assert parsed.sections == ((Piece(prompt),),)
+    assert parsed.sections == ((PromptPiece(prompt),),)
     assert not parsed.loras
     assert not parsed.warnings
 
