@@ -261,6 +261,6 @@ def test_what_changes_an_image_and_what_does_not(engine: Any) -> None:
 def test_pieces_of_a_style_are_marked() -> None:
     (section,) = styled_prompt("a star", [Style("s", "big {prompt}, red, (blue:1.2)")], "weighted")
     assert section == (
-        PromptPiece("big", 1.0, "s"), PromptPiece("a star"), PromptPiece(",", 1.0, "s"), PromptPiece("red,", 1.0, "s"),
-        PromptPiece("blue", 1.2, "s"),
+        PromptPiece("big", 1.0, "s"), PromptPiece("a star"), PromptPiece(",", 1.0, "s"),
+        PromptPiece("red,", 1.0, "s"), PromptPiece("blue", 1.2, "s"),
     )  # fmt: skip
