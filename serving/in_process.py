@@ -31,7 +31,13 @@ from serving.generation.contract import (
     Residency,
 )
 from serving.generation.following import Envelope, Follow, Followed, Followers, FollowReply
-from serving.generation.status import DispatcherStatus, PoolState, PoolStatus, ReplicaStart
+from serving.generation.status import (
+    DispatcherStatus,
+    PoolEstimate,
+    PoolState,
+    PoolStatus,
+    ReplicaStart,
+)
 from serving.generation.submission import Cancellation, Submission
 from serving.pool.dispatcher import Dispatcher
 from serving.pool.following import Following
@@ -98,6 +104,9 @@ class InProcessBackend:
 
     async def cancel(self, pool: str, cancellation: Cancellation) -> None:
         self._dispatcher.cancel(cancellation)
+
+    async def estimate(self, submission: Submission) -> PoolEstimate | None:
+        return self._dispatcher.estimate(submission)
 
     async def submit(self, submission: Submission) -> GenerationResult:
         return await self._dispatcher.submit(submission)

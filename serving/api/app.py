@@ -17,6 +17,7 @@ from assets.ids import ulid
 from serving.api import (
     assets,
     errors,
+    estimate,
     generate_native,
     health,
     images,
@@ -74,6 +75,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(assets.costly_router)
     app.include_router(assets.search_router)
     app.include_router(assets.router)
+    app.include_router(estimate.router)
     app.include_router(styles.router)
     app.include_router(images.router)
     app.include_router(signed_objects.router)

@@ -24,6 +24,7 @@ from serving.api.models.assets import (
     Transfer,
     UploadState,
 )
+from serving.api.models.estimate import EstimatedRequest, EstimatedSeconds, FetchInfo
 from serving.api.models.generation import (
     AssetResidency,
     Generated,
@@ -185,6 +186,20 @@ _ALL: tuple[BaseModel, ...] = (
     Rotate(overlap_s=3600.0),
     ChangeOrganisation(image_metadata=False),
     OrganisationSettings(image_metadata=False),
+    EstimatedRequest(
+        images=1, steps=30, evaluations=30, work=31_457_280.0,
+        size=ReceiptSize(width=1024, height=1024, scaled_to_model=False), pool="default", waiting=2,
+        replica="default-0",
+        seconds=EstimatedSeconds(queue=1.4, fetch=0.1, generate=1.2, total=2.6), is_measured=True,
+        gpu_s=1.2,
+        fetches=[
+            FetchInfo(
+                asset="acme:watercolour", content_key=_CONTENT_KEY, found_on="disk",
+                size_bytes=46_137_344, seconds=0.1,
+            )
+        ],
+        hints=[], warnings=[],
+    ),
     ImageParameters(
         text="a lighthouse\nSteps: 30, Sampler: DDIM, Seed: 7", prompt="a lighthouse",
         negative_prompt="", settings={"Steps": "30", "Sampler": "DDIM", "Seed": "7"},

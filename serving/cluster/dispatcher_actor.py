@@ -66,6 +66,7 @@ class DispatcherActor:
                 "unfollow": self._unfollow,
                 "progress": self._progress,
                 "cancel": self._cancel,
+                "estimate": self._estimate,
             },
             streams={"submit": self._submission, "events": self._events},
         )
@@ -112,6 +113,10 @@ class DispatcherActor:
     async def _cancel(self, message: bytes) -> bytes:
         self._dispatcher.cancel(msgpack.decode(message, type=Cancellation))
         return b""
+
+    async def _estimate(self, message: bytes) -> bytes:
+        dispatcher = await self._ready()
+        return msgpack.encode(dispatcher.estimate(msgpack.decode(message, type=Submission)))
 
     async def address(self) -> str:
         """Asked by gateways of the first release, which speak another protocol. They fail their

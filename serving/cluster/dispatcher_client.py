@@ -34,7 +34,7 @@ from serving.generation.following import (
     FollowReply,
     SourceLost,
 )
-from serving.generation.status import DispatcherStatus, PoolStatus
+from serving.generation.status import DispatcherStatus, PoolEstimate, PoolStatus
 from serving.generation.submission import Cancellation, Submission
 from serving.settings import Settings
 
@@ -140,6 +140,11 @@ class _DispatcherClient:
         """Raises SourceLost."""
         await self._call("cancel", msgpack.encode(cancellation))
 
+    async def estimate(self, submission: Submission) -> PoolEstimate | None:
+        """Raises SourceLost."""
+        answer = await self._call("estimate", msgpack.encode(submission))
+        return msgpack.decode(answer, type=PoolEstimate | None)
+
     async def _call(self, method: str, message: bytes) -> bytes:
         try:
             async with asyncio.timeout(_CALL_S):
@@ -171,6 +176,12 @@ class ClusterBackend:
 
     async def submit(self, submission: Submission) -> GenerationResult:
         return await self._client(submission.request.pool).submit(submission)
+
+    async def estimate(self, submission: Submission) -> PoolEstimate | None:
+        try:
+            return await self._client(submission.request.pool).estimate(submission)
+        except SourceLost:
+            return None
 
     def follow(
         self, pool: str, key: str, detail: Detail, after: str, until: asyncio.Future[Any]

@@ -72,7 +72,7 @@ class Denoiser:
             Cancelled: at most ``STEPS_AHEAD`` + 1 evaluations after ``is_cancelled`` returns True.
         """
         count, params = len(seeds), request.params
-        guided = params.cfg_scale > 1.0
+        guided = params.is_guided
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         shape = (1, self._channels, request.height // LATENT_SCALE, request.width // LATENT_SCALE)
         prediction = request.recipe.prediction

@@ -44,6 +44,7 @@ from serving.engine.values import DeviceValue
 from serving.engine.working import WorkingSet, target_weights
 from serving.errors import Cancelled, NotFinite, OutOfMemory, ServingError, UnexpectedEngineError
 from serving.generation.contract import (
+    MAX_BATCH,
     ClusterDirectives,
     GenerationParams,
     GenerationResult,
@@ -64,8 +65,6 @@ from serving.generation.parameters import parameters_text
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Most images denoised in one batch.
-MAX_BATCH = 4
 _DEFAULTS = EngineOptions()
 
 

@@ -18,6 +18,9 @@ class Accounts(Protocol):
             BudgetExceeded: the month's budget has no room.
         """
 
+    def estimate(self, charge: Charge) -> float | None:
+        """Return the engine seconds that a request would reserve; None: nothing to tell from."""
+
     def settle(self, spent: Settlement) -> None: ...
 
     def release(self, charge_id: str) -> None: ...

@@ -12,12 +12,15 @@ from assets.content import Blob
 from serving.generation.contract import Detail, GenerationResult, Residency
 from serving.generation.events import Starting
 from serving.generation.following import Followed
-from serving.generation.status import DispatcherStatus, PoolStatus
+from serving.generation.status import DispatcherStatus, PoolEstimate, PoolStatus
 from serving.generation.submission import Cancellation, Submission
 
 
 class Generator(Protocol):
     async def submit(self, submission: Submission) -> GenerationResult: ...
+
+    async def estimate(self, submission: Submission) -> PoolEstimate | None:
+        """Estimate a request without submitting it; None: its pool sleeps or does not answer."""
 
     async def cancel(self, pool: str, cancellation: Cancellation) -> None:
         """Cancel a run of a job of ``pool``."""

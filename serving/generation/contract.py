@@ -29,6 +29,8 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 Detail = Literal["nothing", "states", "steps", "previews"]
 DETAILS: tuple[Detail, ...] = get_args(Detail)
 
+#: Most images denoised in one batch.
+MAX_BATCH = 4
 REPORT_TIMEOUT_S = 10.0
 #: A caller's wait; the transfer itself continues.
 WARM_TIMEOUT_S = 60.0
@@ -54,6 +56,11 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     #: Counted as in A1111: 1 and 2 are SDXL's own. None: its own.
     clip_skip: int | None = None
     encoding: ImageEncoding = "jpeg"
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the negative prompt has an effect (classifier-free guidance)."""
+        return self.cfg_scale > 1.0
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True, tag_field="type", tag="request"):
@@ -117,10 +124,20 @@ class GenerationTask(Struct, frozen=True, kw_only=True, tag_field="type", tag="t
     provenance: Provenance | None = None
 
     @property
+    def pixels(self) -> int:
+        """Of all images."""
+        return self.width * self.height * len(self.seeds)
+
+    @property
+    def evaluations(self) -> int:
+        """Of the UNet, for one image."""
+        return evaluations(self.params.sampler, self.params.steps)
+
+    @property
     def work(self) -> float:
-        """Evaluations of the UNet × pixels × images."""
-        count = evaluations(self.params.sampler, self.params.steps)
-        return float(count * self.width * self.height * len(self.seeds))
+        """Evaluations of the UNet × pixels × images. With guidance each has two rows; without, it
+        counts half."""
+        return self.evaluations * self.pixels * (1.0 if self.params.is_guided else 0.5)
 
 
 class Attempt(Struct, frozen=True, tag_field="type", tag="attempt"):

@@ -33,7 +33,13 @@ from serving.generation.engine import (
 )
 from serving.generation.events import Event, Starting, encode
 from serving.generation.following import Followed
-from serving.generation.status import DispatcherStatus, PoolState, PoolStatus, ReplicaStart
+from serving.generation.status import (
+    DispatcherStatus,
+    PoolEstimate,
+    PoolState,
+    PoolStatus,
+    ReplicaStart,
+)
 from serving.generation.submission import Cancellation, Submission
 
 IMAGE = b"not an image"
@@ -70,6 +76,9 @@ class FakeBackend:
 
     async def cancel(self, pool: str, cancellation: Cancellation) -> None:
         self.cancelled.append(cancellation)
+
+    async def estimate(self, submission: Submission) -> PoolEstimate | None:
+        return None
 
     async def submit(self, submission: Submission) -> GenerationResult:
         self.submissions.append(submission)

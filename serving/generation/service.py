@@ -26,6 +26,7 @@ from serving.generation.contract import (
 from serving.generation.pool_choice import PoolChoice
 from serving.generation.resolution import RequestResolver, ResolvedRequest
 from serving.generation.sizes import ImageSizes, Size
+from serving.generation.status import PoolEstimate
 from serving.generation.submission import Submission
 from serving.logs import note
 from serving.tenants.meter import Charge, Settlement
@@ -45,6 +46,15 @@ class Generation:
     seeds: tuple[int, ...]
     size: Size
     names: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEstimate:
+    """``pool``: None while it sleeps; ``gpu_s``: engine seconds that would be reserved."""
+
+    request: ResolvedRequest
+    pool: PoolEstimate | None
+    gpu_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,16 @@ class GenerationService:
             raise
         return generated
 
+    async def estimate(self, principal: Principal, request: GenerationRequest) -> RequestEstimate:
+        """Tell what a request would take now. Raises as :meth:`generate`, without its policy."""
+        resolution = await self._resolver.resolve(principal, request)
+        charge = _charge(resolution.task.id, principal, resolution)
+        pool, gpu_s = await asyncio.gather(
+            self._generator.estimate(self._submission(resolution, charge)),
+            asyncio.to_thread(self._accounts.estimate, charge),
+        )
+        return RequestEstimate(resolution, pool, gpu_s)
+
     async def settle(self, generated: NewGeneration) -> None:
         """Charge a generation after its response was sent."""
         reach("generate.answered")
@@ -154,6 +174,23 @@ class GenerationService:
         await self.gate.check_prompts(principal, resolution.task)
         return resolution
 
+    def _submission(
+        self, resolution: ResolvedRequest, charge: Charge, job_id: str = ""
+    ) -> Submission:
+        principal, names = charge.principal, resolution.resolved.names
+        return Submission(
+            resolution.task,
+            principal.queue_id,
+            principal.weight,
+            self.timeout_s,
+            named=frozenset(key for key, name in names.items() if name != BASE_NAME),
+            max_concurrent_images=principal.plan.concurrent_pictures,
+            priority=resolution.priority,
+            plan=principal.plan.name,
+            job_id=job_id,
+            run_id=charge.id,
+        )
+
     async def _charge_attempt(
         self, charge: Charge, task: GenerationTask, error: ServingError
     ) -> None:
@@ -171,18 +208,7 @@ class GenerationService:
         task, names = resolution.task, resolution.resolved.names
         principal = charge.principal
         note(request=task.id, tenant=principal.tenant_id)
-        submission = Submission(
-            task,
-            principal.queue_id,
-            principal.weight,
-            self.timeout_s,
-            named=frozenset(key for key, name in names.items() if name != BASE_NAME),
-            max_concurrent_images=principal.plan.concurrent_pictures,
-            priority=resolution.priority,
-            plan=principal.plan.name,
-            job_id=job_id,
-            run_id=charge.id,
-        )
+        submission = self._submission(resolution, charge, job_id)
         try:
             result = await self._generator.submit(submission)
         except ServingError as error:

@@ -62,6 +62,27 @@ class PoolState(Struct, frozen=True, kw_only=True):
     events: Sequence[PoolEvent] = ()
 
 
+class EstimatedFetch(Struct, frozen=True):
+    """A blob that a replica would fetch, and from which tier."""
+
+    key: str
+    tier: str
+    size_bytes: int
+    seconds: float
+
+
+class PoolEstimate(Struct, frozen=True, kw_only=True):
+    """What a request would take in a pool now. ``wait_s``: until a replica begins with it."""
+
+    waiting: int
+    replica: str
+    wait_s: float
+    generate_s: float
+    fetches: tuple[EstimatedFetch, ...]
+    #: The pool has measured its speed.
+    is_measured: bool
+
+
 class PoolStatus(Struct, frozen=True):
     """A pool's configuration and state; without a state, its dispatcher does not answer."""
 

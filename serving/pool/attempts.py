@@ -61,7 +61,7 @@ class Attempts:
         self._clock = clock
         self.roster = Roster(clients, scheduler, clock, self)
         self.quarantine = CrashQuarantine()
-        self._throughput = ThroughputEstimator()
+        self.throughput = ThroughputEstimator()
         self._prefetching = Prefetching()
 
     def assign(self) -> None:
@@ -126,7 +126,7 @@ class Attempts:
             attempt = Attempt(ticket.submission.request, following.detail(key))
             result, report = await state.client.generate(attempt, partial(following.forward, key))
             self.quarantine.succeeded(ticket.submission.named)
-            speeds = self._throughput.after(
+            speeds = self.throughput.after(
                 result, ticket.submission.request, self._scheduler.speeds
             )
             self._scheduler.speeds = speeds

@@ -10,6 +10,7 @@ from cachetools import TTLCache
 
 from router.admission import QueueLimits, Refusal
 from router.cost import Speeds
+from router.estimate import estimate
 from router.request import QueuedRequest
 from router.scheduler import Scheduler
 from serving.errors import (
@@ -21,7 +22,7 @@ from serving.errors import (
 from serving.generation.contract import (
     GenerationResult,
 )
-from serving.generation.status import DispatcherStatus
+from serving.generation.status import DispatcherStatus, EstimatedFetch, PoolEstimate
 from serving.generation.submission import Cancellation, Submission
 from serving.pool.announcer import Announcer
 from serving.pool.attempts import Attempts, answer, retrieve
@@ -95,6 +96,24 @@ class Dispatcher:
             replicas=self.roster.statuses(),
         )
 
+    def estimate(self, submission: Submission) -> PoolEstimate | None:
+        """Estimate a request that would come now; None without a replica."""
+        scheduler, now = self._scheduler, self._clock()
+        request, speeds = submission.request, scheduler.speeds
+        queued = _queued(submission, now)
+        found = estimate(queued, scheduler.queue, scheduler.fleet, speeds, now)
+        if found is None:
+            return None
+        generate_s = self._attempts.throughput.generate_s(request)
+        return PoolEstimate(
+            waiting=len(scheduler.queue),
+            replica=found.replica,
+            wait_s=found.wait_s,
+            generate_s=request.work / speeds.work_per_s if generate_s is None else generate_s,
+            fetches=tuple(EstimatedFetch(*fetch) for fetch in found.fetches),
+            is_measured=generate_s is not None,
+        )
+
     async def submit(self, submission: Submission) -> GenerationResult:
         """Queue a request and await its result; a second submission of an id joins the first.
 
@@ -147,25 +166,10 @@ class Dispatcher:
 
     def _enqueue(self, submission: Submission) -> Ticket:
         now = self._clock()
-        request = submission.request
         if submission.run_id in self._cancelled:
             raise Cancelled(_CANCELLED_TEXT)
         self._attempts.check(submission)
-        recipe = request.recipe
-        queued = QueuedRequest(
-            id=request.id,
-            tenant_id=submission.tenant_id,
-            work=request.work,
-            group=recipe.unet.key,
-            model=tuple(dict.fromkeys(blob for _, blob in recipe.components())),
-            extras=recipe.extras(),
-            arrived_s=now,
-            deadline_s=now + submission.timeout_s,
-            weight=submission.weight,
-            priority=submission.priority,
-            images=len(request.seeds),
-            max_concurrent_images=submission.max_concurrent_images,
-        )
+        queued = _queued(submission, now)
         admission = self._scheduler.arrive(queued, now)
         refusal = admission.refusal
         if refusal is not None and refusal.status == 422:
@@ -211,6 +215,25 @@ class Dispatcher:
         error.engine_s = ticket.engine_s(self._clock())
         answer(ticket.answer, error)
         self._stop(ticket)
+
+
+def _queued(submission: Submission, now: float) -> QueuedRequest:
+    request = submission.request
+    recipe = request.recipe
+    return QueuedRequest(
+        id=request.id,
+        tenant_id=submission.tenant_id,
+        work=request.work,
+        group=recipe.unet.key,
+        model=tuple(dict.fromkeys(blob for _, blob in recipe.components())),
+        extras=recipe.extras(),
+        arrived_s=now,
+        deadline_s=now + submission.timeout_s,
+        weight=submission.weight,
+        priority=submission.priority,
+        images=len(request.seeds),
+        max_concurrent_images=submission.max_concurrent_images,
+    )
 
 
 def _refused(refusal: Refusal) -> Refused:

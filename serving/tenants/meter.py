@@ -72,6 +72,13 @@ class Meter:
             alone(session, charge.principal.tenant_id)
             self.reserve_in(session, charge, self._now() + expires_s)
 
+    def estimate(self, charge: Charge) -> float | None:
+        """Return the engine seconds that the charge reserves: work × the median of recent images;
+        None without any."""
+        with Session(self._engine) as session:
+            rate = self._s_per_work(session, charge.principal.tenant_id, charge.pool)
+        return charge.work * rate if rate else None
+
     def reserve_in(self, session: Session, charge: Charge, expires_at_s: float | None) -> None:
         """Like :meth:`reserve`, in a transaction with the tenant's lock."""
         principal = charge.principal
