@@ -15,7 +15,7 @@ import typer
 
 from serving.cli.main import app
 from serving.settings import Settings
-from tests.support import configuration, file_list
+from tests.support import configuration, file_list, sampler_table
 
 ROOT = Path(__file__).parent.parent
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -24,6 +24,17 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 def test_generated_documents_are_current() -> None:
     for module in (configuration, file_list):
         assert module.DOCUMENT.read_text() == module.document(), f"run python -m {module.__name__}"
+
+
+def test_the_table_of_samplers_is_current() -> None:
+    """Its figures may differ in the last digit between CPUs."""
+    number = re.compile(r"\d+\.\d")
+    written, made = sampler_table.DOCUMENT.read_text(), sampler_table.document()
+    assert number.sub("", written) == number.sub("", made), (
+        "run python -m tests.support.sampler_table"
+    )
+    pairs = zip(number.findall(written), number.findall(made), strict=True)
+    assert all(abs(float(old) - float(new)) < 0.11 for old, new in pairs)
 
 
 def test_every_setting_and_every_module_is_described() -> None:

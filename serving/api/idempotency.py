@@ -29,6 +29,8 @@ _LATER = (
     "clip_skip",
     "prompt_syntax",
     "asset_hints",
+    "dynamic_prompts",
+    "wildcards",
     "metadata",
     "enable_safety",
 )

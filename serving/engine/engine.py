@@ -11,11 +11,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from typing import TypeVar
 
 import torch
 from cachetools import LRUCache
+from msgspec import structs
 
 from assets.base_model.manifest import ModelManifest
 from assets.content import Blob, Component
@@ -38,11 +39,12 @@ from serving.engine.previews import Previewer
 from serving.engine.prompt_cache import PromptCache
 from serving.engine.prompts import PromptEncoder
 from serving.engine.slabs import layouts_of
-from serving.engine.text import TextEncoders
+from serving.engine.text import Embeddings, TextEncoders
 from serving.engine.unet import UnetRunner
 from serving.engine.values import DeviceValue
 from serving.engine.working import WorkingSet, target_weights
 from serving.errors import Cancelled, NotFinite, OutOfMemory, ServingError, UnexpectedEngineError
+from serving.generation.choices import of_image
 from serving.generation.contract import (
     MAX_BATCH,
     ClusterDirectives,
@@ -151,6 +153,8 @@ class Engine:
         self.decoder = ImageDecoder(
             self._vae, factor, self._dtypes["vae"], self.unet, compiled_decoder, options.attention
         )
+        is_exact = not is_cuda and not self.unet.is_faster_when_warm
+        self._max_batch = options.max_batch or (1 if is_exact else MAX_BATCH)
         #: (width, height) → warmed batch sizes, largest first.
         self._warmed: dict[tuple[int, int], tuple[int, ...]] = {}
         #: UNets that have generated finite images.
@@ -347,29 +351,34 @@ class Engine:
         fallbacks_before = self.unet.fallbacks.copy()
         swap = self.switch_to(prepared)
         laps.lap("swap")
-        positive, negative, warnings = self.prompts.encode(prepared, request)
-        laps.lap("encode_prompt")
+        warnings: dict[str, None] = {}
         images: list[Future[EncodedImage]] = []
         batches: list[_Batch] = []
-        for seeds in self._in_batches(request):
-            sampling = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
+        encoded: tuple[GenerationParams, tuple[Embeddings, Embeddings, list[str]]] | None = None
+        for task, seeds in self._in_batches(request):
+            if encoded is None or encoded[0] != task.params:
+                encoded = task.params, self.prompts.encode(prepared, task)
+            positive, negative, told = encoded[1]
+            warnings |= dict.fromkeys(told)
+            laps.lap("encode_prompt")
+            sampling = self._denoiser.steps(task, seeds, positive, negative, is_cancelled)
             for step, latents, clean in sampling:  # noqa: B007  the last ones are decoded
                 start_preview = partial(self._previewer.start, clean)
                 observer.stepped(step, len(images), len(seeds), start_preview)
             laps.lap("denoise")
-            batch = _Batch(seeds, latents, torch.isfinite(latents).all())
+            batch = _Batch(task, seeds, latents, torch.isfinite(latents).all())
             batches.append(batch)
             if is_cancelled():
                 raise Cancelled("the request was cancelled before its images were decoded")
             for seed, (scaled, decoded) in zip(seeds, self.decoder.decode(latents), strict=True):
                 batch.decoded.append((scaled, torch.isfinite(decoded).all()))
                 pixels, encoding = copy_pixels(decoded), request.params.encoding
-                images.append(submit(partial(encode_image, pixels, encoding, _text(request, seed))))
+                images.append(submit(partial(encode_image, pixels, encoding, _text(task, seed))))
             laps.lap("decode")
             if self.device.type == "cpu":  # reading flags costs no wait
-                self._check(prepared, request, batches, is_cancelled)
+                self._check(prepared, batches, is_cancelled)
         self._settle()
-        self._check(prepared, request, batches, is_cancelled)
+        self._check(prepared, batches, is_cancelled)
         self._proven[prepared.recipe.unet.key] = True
         phases_ms = {f"{phase}_ms": ms for phase, ms in laps.read_ms().items()}
         result = GenerationResult(
@@ -382,6 +391,7 @@ class Engine:
                 use.blob.key: prepared.lora(use.blob).matched for use in prepared.recipe.loras
             },
             warnings=tuple(warnings),
+            batches=tuple(len(batch.seeds) for batch in batches),
             fallbacks=dict(self.unet.fallbacks - fallbacks_before),
         )
         return Rendered(result, tuple(images))
@@ -389,29 +399,34 @@ class Engine:
     def _check(
         self,
         prepared: Prepared,
-        request: GenerationTask,
         batches: Sequence[_Batch],
         is_cancelled: IsCancelled,
     ) -> None:
         for batch in batches:
             if not batch.latents_finite:
                 self.prompts.clear()  # may not be finite either
-                raise self._blame(prepared, request, batch.seeds, is_cancelled)
+                raise self._blame(prepared, batch.task, batch.seeds, is_cancelled)
             for scaled, is_finite in batch.decoded:
                 if not is_finite:
                     key = prepared.recipe.vae.key
                     raise blame_vae(self._vae, key, scaled, self._dtypes["vae"])
 
-    def _in_batches(self, request: GenerationTask) -> Iterator[tuple[int, ...]]:
-        """Uses the batch sizes warmed for this image size."""
-        seeds = request.seeds
+    def _in_batches(
+        self, request: GenerationTask
+    ) -> Iterator[tuple[GenerationTask, tuple[int, ...]]]:
+        """Yield tasks with their seeds: batch sizes that were warmed for this image size, and one
+        prompt."""
         warmed = self._warmed.get((request.width, request.height))
-        while seeds:
-            count = min(MAX_BATCH, len(seeds))
-            if self.unet.is_faster_when_warm and warmed:
-                count = next((batch for batch in warmed if batch <= count), 1)
-            yield seeds[:count]
-            seeds = seeds[count:]
+        by_seed = ((of_image(request.params, seed), seed) for seed in request.seeds)
+        for params, group in groupby(by_seed, key=lambda each: each[0]):
+            task = structs.replace(request, params=params)
+            seeds = tuple(seed for _, seed in group)
+            while seeds:
+                count = min(self._max_batch, len(seeds))
+                if self.unet.is_faster_when_warm and warmed:
+                    count = next((batch for batch in warmed if batch <= count), 1)
+                yield task, seeds[:count]
+                seeds = seeds[count:]
 
     def _blame(
         self,
@@ -438,8 +453,10 @@ class Engine:
 
 @dataclass(slots=True)
 class _Batch:
-    """Images denoised together. Flags are valid once the device has finished."""
+    """Images denoised together; ``task`` has their prompts. Flags are valid once the device has
+    finished."""
 
+    task: GenerationTask
     seeds: tuple[int, ...]
     latents: torch.Tensor
     latents_finite: torch.Tensor

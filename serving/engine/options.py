@@ -32,6 +32,9 @@ class EngineOptions:
     keep_cross_kv: bool = True
     #: Lengths of prompts to warm up, in chunks of 75 tokens.
     warm_chunks: tuple[int, ...] = (1,)
+    #: Most images denoised together. 0: MAX_BATCH; one on a CPU without graphs, where kernels round
+    #: differently with the batch, so that an image does not depend on its request's others.
+    max_batch: int = 0
     #: Empty means PyTorch's order.
     attention: tuple[AttentionBackend, ...] = ()
     #: Time convolution algorithms during warm-up.

@@ -51,6 +51,9 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     cfg_scale: float = 12.0
     #: How the prompts are read; "plain": without syntax.
     syntax: Syntax = "weighted"
+    #: Each image's seed chooses among ``{a|b}`` and the words of wildcards, by name.
+    dynamic_prompts: bool = False
+    wildcards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Applied in order to both prompts.
     styles: tuple[Style, ...] = ()
     #: Counted as in A1111: 1 and 2 are SDXL's own. None: its own.
@@ -208,9 +211,13 @@ class GenerationResult(Struct, frozen=True):
     timings: Timings
     matched: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    #: How many images were denoised together, in their order.
+    batches: tuple[int, ...] = ()
     hints: tuple[AppliedHint, ...] = ()
     #: One for each image, if they were judged.
     safety: tuple[Safety, ...] = ()
+    #: Of each image, where they were chosen by seed.
+    prompts: tuple[str, ...] = ()
     #: Name and version of each style.
     styles: tuple[tuple[str, int], ...] = ()
     #: By shape: UNet calls without a captured graph, uncompiled UNet or VAE calls.

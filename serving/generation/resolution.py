@@ -15,10 +15,12 @@ from assets.library.resolve import Resolved
 from assets.principal import Principal
 from assets.selection import AssetSelection
 from serving.errors import InvalidRequest
+from serving.generation.choices import check_choices, of_image
 from serving.generation.contract import AppliedHint, GenerationRequest, GenerationTask, Provenance
 from serving.generation.hints import with_hints
 from serving.generation.prompt_assets import with_prompt_assets
 from serving.generation.provenance import provenance_of
+from serving.generation.samplers import refusal
 from serving.generation.sizes import ImageSizes, Size
 from serving.generation.style_presets import presets
 from serving.generation.styles import PLACE, Style
@@ -61,10 +63,15 @@ class RequestResolver:
         pool = self._pools.choose(request.gpu, principal.gpu)
         own = await self._own_styles(principal, request.selection.styles)
         request = _with_styles(request, own)
-        selection, warnings = with_prompt_assets(request.selection, request.params)
+        check_choices(request.params)
+        chosen = of_image(request.params, request.seeds[0])
+        selection, warnings = with_prompt_assets(request.selection, chosen)
         resolved = await asyncio.to_thread(self._library.resolve, principal, selection)
         hinted = with_hints(request, resolved.advice)
         request = hinted.request
+        params, prediction = request.params, resolved.recipe.prediction
+        if reason := refusal(params.sampler, params.schedule, prediction):
+            raise InvalidRequest("schedule", reason)
         size = self._sizes.size(request.width, request.height)
         task = GenerationTask(
             id="req_" + ulid(),

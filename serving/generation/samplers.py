@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from assets.prediction import Prediction
+
 #: First-order: one evaluation a step. ``ddpm``, ``lcm`` and those named sde or ancestral add noise.
 Solver = Literal[
     "ddim", "ddpm", "dpm2", "dpm2_ancestral", "dpm_singlestep", "dpmpp_2m", "dpmpp_2m_sde",
@@ -75,8 +77,19 @@ def schedule_of(sampler: Sampler, wanted: Schedule | None) -> Schedule:
     return wanted or SAMPLERS[sampler].schedule
 
 
-def refusal(sampler: Sampler, schedule: Schedule | None) -> str | None:
-    """Why a sampler cannot use a schedule; None: it can."""
+#: They do not begin at the noisiest timestep.
+LATE: frozenset[Schedule] = frozenset({"leading", "multistep"})
+
+
+def refusal(
+    sampler: Sampler, schedule: Schedule | None, prediction: Prediction = "epsilon"
+) -> str | None:
+    """Why a sampler cannot use a schedule with a model of this prediction type; None: it can."""
+    if schedule in LATE and prediction == "v_prediction_zero_snr":
+        return (
+            f"{schedule} does not begin with nothing but noise, as this checkpoint "
+            f"(v-prediction, zero terminal SNR) needs: leave the schedule out, or take trailing"
+        )
     solver = SAMPLERS[sampler].solver
     allowed = _EVEN.get(solver)
     if allowed is None or schedule_of(sampler, schedule) in allowed:

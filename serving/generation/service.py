@@ -17,6 +17,7 @@ from assets.sql.busy import persisted
 from serving.errors import AssetFault, ServingError
 from serving.generation.accounts import Accounts
 from serving.generation.backend import Generator
+from serving.generation.choices import of_image
 from serving.generation.content_gate import ContentGate
 from serving.generation.contract import (
     GenerationRequest,
@@ -219,6 +220,7 @@ class GenerationService:
             result,
             warnings=(*resolution.warnings, *result.warnings),
             hints=resolution.hints,
+            prompts=_chosen_prompts(task),
             styles=tuple((style.name, style.version) for style in task.params.styles),
         )
         if self.gate.judges_images(requested=resolution.enable_safety):
@@ -240,6 +242,12 @@ class GenerationService:
         gpu_s = result.timings.engine_s * kept / len(task.seeds)
         spent = Settlement(charge, gpu_s, kept, details, withheld=result.removed)
         return NewGeneration(task.id, result, task.seeds, resolution.size, names, spent)
+
+
+def _chosen_prompts(task: GenerationTask) -> tuple[str, ...]:
+    if not task.params.dynamic_prompts:
+        return ()
+    return tuple(of_image(task.params, seed).prompt for seed in task.seeds)
 
 
 def _charge(charge_id: str, principal: Principal, resolution: ResolvedRequest) -> Charge:

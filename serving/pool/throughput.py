@@ -23,6 +23,8 @@ class ThroughputEstimator:
         self._denoising, self._decoding = DurationFit(), DurationFit()
         #: Of each request: switching, encoding prompts.
         self._own_s = 0.0
+        #: The largest one lately.
+        self._batch = MAX_BATCH
 
     def after(self, result: GenerationResult, request: GenerationTask, speeds: Speeds) -> Speeds:
         """Return ``speeds`` updated with a generation's measurements."""
@@ -33,7 +35,9 @@ class ThroughputEstimator:
             work_per_s = self._smoothed("work", speeds.work_per_s, measured)
             speeds = replace(speeds, work_per_s=work_per_s, is_measured=True)
         if denoise_s > 0 and decode_s > 0:
-            self._denoising.add(_calls(request), request.work, denoise_s)
+            if len(request.seeds) > 1 and result.batches:
+                self._batch = max(result.batches)
+            self._denoising.add(self._calls(request), request.work, denoise_s)
             self._decoding.add(len(request.seeds), request.pixels, decode_s)
             own_s = timings.engine_s - denoise_s - decode_s
             self._own_s = self._smoothed("own", self._own_s, own_s)
@@ -54,17 +58,16 @@ class ThroughputEstimator:
         per_image_s, per_pixel_s = self._decoding.prices()
         if not per_call_s and not per_work_s:
             return None
-        denoise_s = per_call_s * _calls(request) + per_work_s * request.work
+        denoise_s = per_call_s * self._calls(request) + per_work_s * request.work
         decode_s = per_image_s * len(request.seeds) + per_pixel_s * request.pixels
         return self._own_s + denoise_s + decode_s
+
+    def _calls(self, request: GenerationTask) -> int:
+        """Of the UNet."""
+        return request.evaluations * -(-len(request.seeds) // self._batch)
 
     def _smoothed(self, name: str, known: float, measured: float) -> float:
         if name not in self._measured:
             self._measured.add(name)
             return measured
         return known + _SMOOTHING * (measured - known)
-
-
-def _calls(request: GenerationTask) -> int:
-    """Of the UNet, if batches are as large as they may be."""
-    return request.evaluations * -(-len(request.seeds) // MAX_BATCH)

@@ -52,7 +52,7 @@ def test_a_step_is_as_exact_as_stock(rig: Rig) -> None:
     """(e) Error to float32 of at most 1.2 × the plain module's."""
     key, sample, context, added = call_inputs(rig, 1)
     timestep = torch.tensor(300.0, device=rig.device)
-    plain = rig.engine(EngineOptions(graphs="off", keep_cross_kv=False))
+    plain = rig.engine(EngineOptions(graphs="off", keep_cross_kv=False, max_batch=4))
     named = {"encoder_hidden_states": context, "added_cond_kwargs": added}
     theirs = plain._unet(sample, timestep, **named).sample
     with exact_convolutions():

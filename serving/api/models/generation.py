@@ -63,6 +63,10 @@ class Receipt(BaseModel):
     warnings: list[str]
     hints: list[ReceiptHint] = []
     styles: list[ReceiptStyle] = []
+    #: How many images were generated together, in their order.
+    batches: list[int] = []
+    #: Of each image, where they were chosen by seed.
+    prompts: list[str] = []
 
     @classmethod
     def of(cls, generated: Generation) -> Receipt:
@@ -92,6 +96,8 @@ class Receipt(BaseModel):
                 ReceiptHint(field=hint.field, value=hint.value, asset=hint.asset)
                 for hint in result.hints
             ],
+            batches=list(result.batches),
+            prompts=list(result.prompts),
             styles=[ReceiptStyle(name=name, version=version) for name, version in result.styles],
         )
 

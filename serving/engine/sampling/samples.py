@@ -13,10 +13,7 @@ from serving.engine.sampling.grids import grid
 from serving.engine.sampling.noise import NoiseSchedule
 from serving.engine.sampling.plan import Evaluation, SamplingPlan, Terms
 from serving.engine.sampling.solvers import ENDS_NOISY, plan
-from serving.generation.samplers import SAMPLERS, Sampler, Schedule, schedule_of
-
-#: Schedules whose first timestep is not the noisiest.
-_LATE = ("leading", "multistep")
+from serving.generation.samplers import LATE, SAMPLERS, Sampler, Schedule, schedule_of
 
 
 @lru_cache(256)
@@ -26,7 +23,7 @@ def plan_of(
     solver = SAMPLERS[sampler].solver
     noise = NoiseSchedule.of(prediction)
     chosen = schedule_of(sampler, schedule)
-    if prediction == "v_prediction_zero_snr" and schedule is None and chosen in _LATE:
+    if prediction == "v_prediction_zero_snr" and schedule is None and chosen in LATE:
         chosen = "trailing"  # these models are trained to begin with nothing but noise
     points = grid(chosen, steps, noise, ends_clean=solver not in ENDS_NOISY)
     return plan(solver, points, prediction, noise.timestep)

@@ -15,11 +15,11 @@ import torch
 from assets.recipe import LoraUse, Recipe
 from serving.engine.graphs import CaptureFailed, StandInCapture, UnetKey
 from serving.engine.options import EngineOptions
-from serving.generation.contract import GenerationTask
+from serving.generation.contract import MAX_BATCH, GenerationTask
 from serving.generation.samplers import SAMPLERS
 from tests.support.generation import changed, image_of, task_of
 
-PLAIN = EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0)
+PLAIN = EngineOptions(graphs="off", keep_cross_kv=False, prompt_cache_bytes=0, max_batch=MAX_BATCH)
 
 
 def request(recipe: Recipe, **changes: Any) -> GenerationTask:

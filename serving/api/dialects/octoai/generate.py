@@ -30,6 +30,9 @@ Prompt = Annotated[str, Field(max_length=10_000)]
 #: An id, or ``owner:name@version``.
 Reference = Annotated[str, Field(max_length=256)]
 Word = Annotated[str, Field(max_length=128)]
+Choices = Annotated[
+    list[Annotated[str, Field(max_length=500)]], Field(min_length=1, max_length=200)
+]
 Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
 MAX_IMAGES = 16
@@ -113,6 +116,9 @@ class GenerateRequest(RequestModel):
     clip_skip: int | None = Field(default=None, ge=1, le=12)
     #: Extension: "plain" reads prompts without weights and other syntax.
     prompt_syntax: Syntax = "weighted"
+    #: Extension: each image's seed chooses among ``{a|b}`` and ``__name__``, a list of wildcards.
+    dynamic_prompts: bool = False
+    wildcards: dict[Word, Choices] = Field(default_factory=dict, max_length=32)
     #: Extension: let assets' hints fill what this request leaves out.
     asset_hints: bool = True
     height: Pixels | None = None
@@ -188,6 +194,8 @@ class GenerateRequest(RequestModel):
                 cfg_scale=self.cfg_scale,
                 syntax=self.prompt_syntax,
                 clip_skip=self.clip_skip,
+                dynamic_prompts=self.dynamic_prompts,
+                wildcards={name: tuple(texts) for name, texts in self.wildcards.items()},
                 encoding=self.image_encoding,
             ),
             seeds=fixed_seeds(self.seed, self.num_images),

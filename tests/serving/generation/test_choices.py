@@ -1,0 +1,95 @@
+"""Random choices by seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import InvalidRequest
+from serving.generation.choices import check_choices, of_image
+from serving.generation.contract import GenerationParams
+
+COLORS = ("red", "green", "blue")
+
+
+def chosen(prompt: str, seed: int, **wildcards: tuple[str, ...]) -> str:
+    params = GenerationParams(prompt=prompt, dynamic_prompts=True, wildcards=wildcards)
+    return of_image(params, seed).prompt
+
+
+def test_a_seed_chooses_the_same_and_seeds_choose_evenly() -> None:
+    prompt = "a {red|green|blue} {star|{big|small} moon}"
+    found = Counter(chosen(prompt, seed) for seed in range(900))
+    assert len(found) == 9
+    assert chosen(prompt, 5) == chosen(prompt, 5)
+    stars = [count for text, count in found.items() if "star" in text]
+    assert sum(stars) / 900 == pytest.approx(0.5, abs=0.06)
+    for color in COLORS:
+        of_color = sum(count for text, count in found.items() if color in text)
+        assert of_color / 900 == pytest.approx(1 / 3, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a {star}", "a {star}"), ("{|}", ""), (r"\{a|b\}", r"\{a|b\}"), ("{a|b", "{a|b"),
+        ("a|b}", "a|b}"), ("__no-such__", "__no-such__"), ("({x|x}:1.2)", "(x:1.2)"),
+        ("__one__ star", "red star"), ("{__one__|__one__}", "red"), ("__nested__", "red"),
+    ],
+)  # fmt: skip
+def test_examples(prompt: str, expected: str) -> None:
+    assert chosen(prompt, 1, one=("red",), nested=("{__one__|__one__}",)) == expected
+
+
+def test_second_prompts_take_the_choices_of_the_first() -> None:
+    params = GenerationParams(
+        prompt="{a|b|c}", prompt_2="{a|b|c}", negative_prompt="{a|b|c}", dynamic_prompts=True
+    )
+    images = [of_image(params, seed) for seed in range(30)]
+    assert all(image.prompt == image.prompt_2 for image in images)
+    assert any(image.prompt != image.negative_prompt for image in images)
+    assert of_image(params, 2**64 - 1).prompt in "abc"
+    plain = GenerationParams(prompt="{a|b}")
+    assert of_image(plain, 1) is plain
+
+
+def test_what_cannot_end_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="deep"):
+        chosen("__loop__", 1, loop=("__loop__",))
+    with pytest.raises(InvalidRequest, match="characters"):
+        chosen("__long__" * 100, 1, long=("x" * 500,))
+    for prompt in ("{<lora:a:1>|b}", "{a|embedding:b}", "__w__"):
+        params = GenerationParams(
+            prompt=prompt, dynamic_prompts=True, wildcards={"w": ("<lora:a:1>",)}
+        )
+        with pytest.raises(InvalidRequest, match="outside"):
+            check_choices(params)
+    check_choices(GenerationParams(prompt="<lora:a:1> {a|b}", dynamic_prompts=True))
+    check_choices(GenerationParams(prompt="{<lora:a:1>|b}"))
+
+
+@given(st.text("{}|\\_ab", max_size=60), st.integers(0, 2**64 - 1))
+def test_any_text_is_expanded(prompt: str, seed: int) -> None:
+    chosen(prompt, seed, a=("b", "{a|b}"))
+
+
+def test_images_of_one_request_have_their_own_prompts(bench: Any) -> None:
+    from tests.support.generation import changed, image_of, task_of
+
+    engine = bench.engine()
+    task = task_of(
+        "r", engine.base, "a {red|green} star", 64, 64, tuple(range(4)), steps=2, encoding="png",
+        dynamic_prompts=True,
+    )  # fmt: skip
+    prepared = engine.prepare(task.recipe)
+    images = engine.generate(prepared, task).images
+    prepared.release()
+    prompts = [of_image(task.params, seed).prompt for seed in task.seeds]
+    assert len(set(prompts)) == 2
+    for seed, prompt, image in zip(task.seeds, prompts, images, strict=True):
+        alone = changed(task, prompt=prompt, dynamic_prompts=False, seeds=(seed,))
+        assert image_of(engine, alone) == image
