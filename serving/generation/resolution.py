@@ -125,5 +125,6 @@ def _with_styles(request: GenerationRequest, own: dict[str, Asset]) -> Generatio
             styles.append(Style(name, *texts, own[name].version))
         else:
             styles.append(presets()[name])
-    params = structs.replace(request.params, styles=tuple(styles))
+    effective = tuple(style for style in styles if not style.is_empty)
+    params = structs.replace(request.params, styles=effective)
     return structs.replace(request, params=params)

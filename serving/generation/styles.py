@@ -21,6 +21,11 @@ class Style(Struct, frozen=True):
     negative_prompt: str = ""
     version: int = 1
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing."""
+        return self.prompt.strip() in ("", PLACE) and not self.negative_prompt.strip()
+
 
 def styled_prompt(prompt: str, styles: Sequence[Style], syntax: Syntax) -> tuple[Section, ...]:
     """Return the prompt within each style's template, the first style's innermost."""

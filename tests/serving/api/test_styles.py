@@ -11,7 +11,9 @@ import pytest
 
 from tests.support.platforms import Running, put_asset
 
-PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
+PROMPT = {
+    "prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png", "metadata": False,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

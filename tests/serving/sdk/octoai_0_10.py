@@ -29,6 +29,14 @@ ASK = {"engine": "sdxl", "prompt": "a qzebra star", "seed": 5, "steps": 2}
 seen: dict[str, Any] = {}
 
 
+SAMPLERS = (
+    "PNDM", "LMS", "KLMS", "DDIM", "DDPM", "HEUN", "K_HEUN", "K_EULER", "K_EULER_ANCESTRAL",
+    "DPM_SOLVER_MULTISTEP", "DPM_PLUS_PLUS_2M_KARRAS", "DPM_PLUS_PLUS_2M_SDE",
+    "DPM_PLUS_PLUS_2M_SDE_KARRAS", "DPM_SINGLE", "DPM_2", "DPM_2_KARRAS", "DPM_2_ANCESTRAL",
+    "DPM_2_ANCESTRAL_KARRAS", "DPM_PLUS_PLUS_SDE_KARRAS", "UNI_PC", "LCM",
+)  # fmt: skip
+
+
 def refused(call: Callable[[], object], kind: type[Exception]) -> str:
     try:
         call()
@@ -90,6 +98,10 @@ later = client.get_future_result(future)
 now = client.infer(f"{url}/generate/sdxl", {"prompt": "a qzebra star", "seed": 5, "steps": 2})
 seen["later"] = later["images"][0]["image_b64"] == now["images"][0]["image_b64"]
 
+drawn = [generator.generate(sampler=sampler, **ASK).images[0].to_base64() for sampler in SAMPLERS]
+seen["samplers"] = len(drawn)
+plain, styled = (generator.generate(style_preset=name, **ASK) for name in ("base", "anime"))
+seen["style"] = styled.images[0].to_base64() != plain.images[0].to_base64()
 seen["unknown"] = refused(
     lambda: generator.generate(loras={"old-nothing": 1.0}, **ASK), OctoAIClientError
 )

@@ -90,6 +90,29 @@ def images(style: Any, word: Any, other: Any, decoder: Any) -> Any:
     return base
 
 
+SAMPLERS = (
+    "PNDM", "LMS", "KLMS", "DDIM", "DDPM", "HEUN", "K_HEUN", "K_EULER", "K_EULER_ANCESTRAL",
+    "DPM_SOLVER_MULTISTEP", "DPM_PLUS_PLUS_2M_KARRAS", "DPM_PLUS_PLUS_2M_SDE",
+    "DPM_PLUS_PLUS_2M_SDE_KARRAS", "DPM_SINGLE", "DPM_2", "DPM_2_KARRAS", "DPM_2_ANCESTRAL",
+    "DPM_2_ANCESTRAL_KARRAS", "DPM_PLUS_PLUS_SDE_KARRAS", "UNI_PC", "LCM",
+)  # fmt: skip
+
+
+def choices() -> None:
+    """Every sampler, a style, clip skip."""
+
+    def image(**fields: object) -> str:
+        answer = client.image_gen.generate_sdxl(**{**ASK, "steps": 4, **fields})
+        return str(answer.images[0].image_b64)
+
+    images = [image(sampler=word) for word in SAMPLERS]
+    seen["samplers"] = [len(images), len(set(images)) > 12]
+    styled = image(style_preset="anime")
+    seen["style"] = [styled != image(), image(style_preset="base") == image()]
+    skipped = [image(style_preset="anime", clip_skip=count) for count in (1, 2, 3)]
+    seen["clip_skip"] = [skipped[0] == skipped[1], skipped[2] != skipped[1]]
+
+
 def errors() -> None:
     seen["422"] = [
         type(error).__name__
@@ -165,6 +188,7 @@ async def asynchronously(style: Any) -> None:
 mine = assets()
 base = images(*mine)
 seen["bytes"] = base64.b64decode(base.images[0].image_b64)[:2].hex()
+choices()
 errors()
 not_served()
 later()
