@@ -21,6 +21,8 @@ BENCHMARKS = {
     "followers": "what following a job costs, and what a cancelled job costs",
     "callers": "what becomes of hostile and broken callers of the RPC",
     "wire": "one call to a known process: Serve handle, Ray actor, frames of pickles, gRPC",
+    "prompts": "encoding times of prompts of one, two and three chunks",
+    "gallery": "the images of docs/generation.md",
     "estimate": "estimates of /v1/estimate against what requests then take",
     "same": "two commits generate the same images, bit by bit",
     "addressing": "one Serve application per replica or a targeted router; stub replicas",

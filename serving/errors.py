@@ -8,6 +8,7 @@
     ├── InvalidRequest       an invalid ``field``
     ├── PolicyViolation      the operator's content policy refuses the prompt
     ├── PolicyUnavailable    the content policy does not answer
+    ├── Misconfigured        a setting cannot be used
     ├── NotFound             no such key or member
     ├── Busy                 a concurrent request does the same; retry later
     ├── Refused              429 or 503, with ``retry_after_s``
@@ -70,6 +71,10 @@ class PolicyViolation(ServingError):
 
 class PolicyUnavailable(ServingError):
     pass
+
+
+class Misconfigured(ServingError):
+    """The message says what to change."""
 
 
 class NotFound(ServingError):

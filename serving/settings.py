@@ -163,6 +163,13 @@ class Settings(BaseSettings):
     """Which images the endpoint rules on: none, those of requests with `enable_safety`, or all."""
     policy_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds that the endpoint has to answer."""
+    c2pa_certificates: Path | None = None
+    """PEM certificates, leaf first, that sign C2PA content credentials into every image (extra
+    `c2pa`); none when unset."""
+    c2pa_key: Path | None = None
+    """The leaf's private key, PEM without a passphrase."""
+    c2pa_timestamp_url: str = ""
+    """A time-stamping authority for content credentials (RFC 3161); none when empty."""
     effect_probe: bool = True
     """Generate with every upload to see its effect, where the served model is small."""
     keep_originals: bool = True
@@ -199,6 +206,12 @@ class Settings(BaseSettings):
     @property
     def resolved_store_url(self) -> str:
         return self.store_url or f"file://{self.data_dir / 'store'}"
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Settings:
+        if (self.c2pa_certificates is None) != (self.c2pa_key is None):
+            raise ValueError("AO_C2PA_CERTIFICATES and AO_C2PA_KEY belong together: set both")
+        return self
 
     @model_validator(mode="after")
     def _check_pools(self) -> Settings:

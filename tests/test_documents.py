@@ -26,6 +26,22 @@ def test_generated_documents_are_current() -> None:
         assert module.DOCUMENT.read_text() == module.document(), f"run python -m {module.__name__}"
 
 
+def test_requests_of_the_gallery_are_valid_and_have_images() -> None:
+    from benchmarks.gallery import requests
+    from serving.api.dialects.octoai.generate import GenerateRequest
+    from serving.api.models.styles import NewStyle
+
+    found = list(requests())
+    assert len(found) > 10
+    for request, image in found:
+        if "name" in request:
+            NewStyle.model_validate(request)
+        else:
+            GenerateRequest.model_validate(request).to_request()
+            assert image is not None
+            assert image.is_file()
+
+
 def test_the_table_of_samplers_is_current() -> None:
     """Its figures may differ in the last digit between CPUs."""
     number = re.compile(r"\d+\.\d")
@@ -47,6 +63,15 @@ def test_architecture_is_one_page_and_named_files_exist() -> None:
     for path in (ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for named in re.findall(r"`((?:\w+/)+\w+\.py)`", path.read_text()):
             assert (ROOT / named).exists(), (path, named)
+
+
+def test_estimates_match_the_result() -> None:
+    from benchmarks.estimate import NEAR, RESULT, sentence, share_near
+
+    result = json.loads(RESULT.read_text())
+    assert sentence(result) in (ROOT / "docs" / "benchmarks.md").read_text()
+    assert result["near"] == NEAR
+    assert share_near(result["requests"]) >= 0.8
 
 
 def test_named_classes_exist() -> None:

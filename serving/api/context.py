@@ -18,7 +18,7 @@ from serving.api.recent import RecentCache
 from serving.api.stream_limit import StreamLimit
 from serving.api.turns import TenantLocks
 from serving.bootstrap.backends import Backends, open_fetcher
-from serving.bootstrap.policy import open_gate
+from serving.bootstrap.policy import open_credentials, open_gate
 from serving.bootstrap.secret import platform_secret
 from serving.generation.backend import (
     EventFeed,
@@ -107,6 +107,7 @@ class Context:
                 settings.request_timeout_s,
                 pools,
                 open_gate(settings, backends.audit),
+                open_credentials(settings),
             ),
             generator=backend,
             events=backend,

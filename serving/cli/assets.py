@@ -378,6 +378,10 @@ def update_asset(
         str | None, typer.Option(help="private, organisation, shared or public.")
     ] = None,
     share_with: Annotated[list[str] | None, typer.Option(help="A tenant; repeatable.")] = None,
+    hints: Annotated[
+        str | None,
+        typer.Option(help='JSON, such as {"sampler": "LCM", "steps": 8}, or auto: as guessed.'),
+    ] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -386,10 +390,21 @@ def update_asset(
     changes = {"name": name, "description": description, "trigger_words": trigger_word, "tags": tag}
     changes |= {"license": license_, "visibility": visibility}
     changes |= {"shared_with": share_with, "prediction_type": prediction_type}
-    body = {field: value for field, value in changes.items() if value is not None}
+    body: Json = {field: value for field, value in changes.items() if value is not None}
+    if hints is not None:
+        body["hints"] = _hints(hints)
     with clear_errors(), client_from_environment(url, key) as client:
         asset = client.call("PATCH", f"/v1/assets/{reference}", json=body)["asset"]
         show_one(asset, f"{asset['id']} {asset['name']} updated", as_json)
+
+
+def _hints(text: str) -> object:
+    if text == "auto":
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--hints is no JSON: {error}") from None
 
 
 @assets.command("rm")

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from assets.storage.private_folder import keep_private
+from serving.bootstrap.policy import open_credentials, open_gate
 from serving.cli.assets import assets
 from serving.cli.client import client_from_environment
 from serving.cli.json_body import Json
 from serving.cli.operator import GROUPS, reconcile
 from serving.cli.options import AsJson, DataDir, Key, Url, settings_with
 from serving.cli.output import clear_errors, show, show_one
+from serving.cli.styles import styles
 from serving.generation.samplers import SAMPLERS, SCHEDULES
 from serving.logs import configure
 
@@ -30,6 +32,7 @@ app = typer.Typer(
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 app.add_typer(assets, name="assets")
+app.add_typer(styles, name="styles")
 app.command()(reconcile)
 
 
@@ -72,6 +75,8 @@ def serve(
     )
     configure(options.log_format, options.log_level)
     with clear_errors():
+        open_credentials(options)  # its mistakes are told before anything starts
+        open_gate(options)
         if in_process:
             from serving.cli.in_process import serve_in_process
 
@@ -142,6 +147,9 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels, with --height.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, with --width.")] = None,
     seed: int | None = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Tell what it would take; generate nothing.")
+    ] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -168,6 +176,12 @@ def generate(
         },
     }
     with clear_errors(), client_from_environment(url, key) as client:
+        if estimate:
+            told = client.call("POST", "/v1/estimate", json=dict(request))
+            total_s = told["seconds"]["total"] if told["seconds"] else None
+            taken = "the pool sleeps" if total_s is None else f"about {total_s:.2f} s"
+            show_one(told, f"{taken}, {told['evaluations']} evaluations of the UNet", as_json)
+            return
         answer, image = client.generate_file(request)
         out.write_bytes(image)
         for warning in answer["receipt"]["warnings"]:

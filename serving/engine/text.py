@@ -62,7 +62,8 @@ class PromptTokenizer:
                 vectors = ((text, index) for index in range(sizes[text]))
                 found.append(tuple(Token(_PLACEHOLDER, piece.weight, each) for each in vectors))
             else:
-                ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+                # Not verbose: it warns of more than 77 tokens, which chunks are for.
+                ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
                 found += [(Token(each, piece.weight),) for each in ids]
         return found
 

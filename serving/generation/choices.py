@@ -32,14 +32,15 @@ def of_image(params: GenerationParams, seed: int) -> GenerationParams:
     """
     if not params.dynamic_prompts:
         return params
+    wildcards = {wildcard.name: wildcard.texts for wildcard in params.wildcards}
     fields = {}
     for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
         text = getattr(params, name)
         if text is not None:
             # A second prompt takes the choices of the first.
             stream = random.Random(f"{seed}/{name.removesuffix('_2')}")
-            fields[name] = _Chooser(stream, params.wildcards, name).expanded(text, 0)
-    return structs.replace(params, dynamic_prompts=False, wildcards={}, **fields)
+            fields[name] = _Chooser(stream, wildcards, name).expanded(text, 0)
+    return structs.replace(params, dynamic_prompts=False, wildcards=(), **fields)
 
 
 def check_choices(params: GenerationParams) -> None:
@@ -53,7 +54,7 @@ def check_choices(params: GenerationParams) -> None:
     texts = [params.prompt, params.prompt_2, params.negative_prompt, params.negative_prompt_2]
     choices = [text for text in texts if text and "{" in text]
     inside = [text[text.index("{") : text.rindex("}") + 1] for text in choices if "}" in text]
-    inside += [text for texts in params.wildcards.values() for text in texts]
+    inside += [text for wildcard in params.wildcards for text in wildcard.texts]
     if any(_NETWORK.search(text) for text in inside):
         raise InvalidRequest(
             "prompt", "a choice or wildcard cannot have a LoRA or embedding: name it outside"

@@ -36,6 +36,13 @@ REPORT_TIMEOUT_S = 10.0
 WARM_TIMEOUT_S = 60.0
 
 
+class Wildcard(Struct, frozen=True):
+    """``__name__`` in a prompt stands for one of ``texts``."""
+
+    name: str
+    texts: tuple[str, ...]
+
+
 class GenerationParams(Struct, frozen=True, kw_only=True):
     """What decides the pixels besides assets, seeds and size. Embedded whole in requests and tasks:
     a new field is one edit."""
@@ -51,9 +58,9 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     cfg_scale: float = 12.0
     #: How the prompts are read; "plain": without syntax.
     syntax: Syntax = "weighted"
-    #: Each image's seed chooses among ``{a|b}`` and the words of wildcards, by name.
+    #: Each image's seed chooses among ``{a|b}`` and the texts of wildcards.
     dynamic_prompts: bool = False
-    wildcards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    wildcards: tuple[Wildcard, ...] = ()
     #: Applied in order to both prompts.
     styles: tuple[Style, ...] = ()
     #: Counted as in A1111: 1 and 2 are SDXL's own. None: its own.

@@ -64,7 +64,11 @@ class WordList(NoPolicy):
 
     @classmethod
     def from_file(cls, path: Path) -> WordList:
-        """Read one word or phrase a line; ``#`` begins a comment. Raises OSError."""
+        """Read one word or phrase a line; ``#`` begins a comment.
+
+        Raises:
+            OSError, UnicodeDecodeError.
+        """
         lines = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
         return cls([line for line in lines if line])
 

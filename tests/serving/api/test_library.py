@@ -18,7 +18,13 @@ from serving.cli import main
 from tests.support.platforms import Running, put_asset
 from tests.support.samples import write_kohya_lora
 
-PROMPT = {"prompt": "a small red star", "seed": 3, "steps": 2, "image_encoding": "png"}
+PROMPT = {
+    "prompt": "a small red star",
+    "seed": 3,
+    "steps": 2,
+    "image_encoding": "png",
+    "metadata": False,
+}
 
 
 def client_of(platform: Running, tenant: str) -> httpx2.Client:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+from serving.cli.main import app
 from tests.support.platforms import Running, put_asset
 
 PROMPT = {
@@ -184,3 +188,42 @@ def test_the_prompt_language(http: httpx2.Client, sample_files: dict[str, Path])
     read, receipt = generate(http, prompt="a small (red:1.6) star", prompt_syntax="plain")
     assert receipt["warnings"] == []
     assert read not in (plain, generate(http, prompt="a small (red:1.6) star")[0])
+
+
+def test_the_command_line(platform: Running, tmp_path: Path) -> None:
+    runner = CliRunner()
+    environment = {"AO_URL": platform.url, "AO_API_KEY": platform.key("styles-cli")}
+
+    def call(*arguments: str, exit_code: int = 0) -> Any:
+        result = runner.invoke(app, [*arguments, "--json"], env=environment)
+        assert result.exit_code == exit_code, result.output
+        return json.loads(result.stdout)
+
+    made = call("styles", "create", "ink", "--prompt", "{prompt}, ink", "--negative-prompt", "oil")
+    assert (made["name"], made["version"]) == ("ink", 1)
+    sheet = tmp_path / "styles.csv"
+    sheet.write_text(
+        "\ufeffname,prompt,negative_prompt\n"
+        'My Look,"{prompt}, wide",""\nanime,x,\nink,"{prompt}, ink",\nOnly negative,,blurred\n',
+        "utf-8",
+    )
+    rows = call("styles", "import", str(sheet), exit_code=1)
+    assert [(row["line"], bool(row["error"])) for row in rows] == [
+        (2, False), (3, True), (4, True), (5, False),
+    ]  # fmt: skip
+    own = [row["name"] for row in call("styles", "list") if row["asset_id"]]
+    assert own == ["ink", rows[0]["name"], rows[3]["name"]]
+    out = str(tmp_path / "p.webp")
+    options = ["--style", "ink", "--steps", "1", "--seed", "1", "--out", out]
+    small = ["--width", "72", "--height", "64"]
+    told = call("generate", "a star", *options, *small, "--estimate")
+    assert (told["evaluations"], told["size"]["width"]) == (1, 72)
+    assert not Path(out).exists()
+    receipt = call("generate", "a star", *options, *small)["receipt"]
+    assert receipt["styles"] == [{"name": "ink", "version": 1}]
+    with Image.open(out) as image:
+        assert (image.format, image.size) == ("WEBP", (72, 64))
+    hints = call("assets", "update", "ink", "--hints", '{"prompt": "{prompt}, brush"}')["hints"]
+    assert hints == {"prompt": "{prompt}, brush"}
+    for arguments in (["styles", "import", str(tmp_path / "none.csv")], ["styles", "import", out]):
+        assert runner.invoke(app, arguments, env=environment).exit_code == 1

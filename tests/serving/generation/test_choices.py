@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from serving.errors import InvalidRequest
 from serving.generation.choices import check_choices, of_image
-from serving.generation.contract import GenerationParams
+from serving.generation.contract import GenerationParams, Wildcard
 
 COLORS = ("red", "green", "blue")
 
 
 def chosen(prompt: str, seed: int, **wildcards: tuple[str, ...]) -> str:
-    params = GenerationParams(prompt=prompt, dynamic_prompts=True, wildcards=wildcards)
+    named = tuple(Wildcard(name, texts) for name, texts in wildcards.items())
+    params = GenerationParams(prompt=prompt, dynamic_prompts=True, wildcards=named)
     return of_image(params, seed).prompt
 
 
@@ -64,7 +65,7 @@ def test_what_cannot_end_is_refused() -> None:
         chosen("__long__" * 100, 1, long=("x" * 500,))
     for prompt in ("{<lora:a:1>|b}", "{a|embedding:b}", "__w__"):
         params = GenerationParams(
-            prompt=prompt, dynamic_prompts=True, wildcards={"w": ("<lora:a:1>",)}
+            prompt=prompt, dynamic_prompts=True, wildcards=(Wildcard("w", ("<lora:a:1>",)),)
         )
         with pytest.raises(InvalidRequest, match="outside"):
             check_choices(params)

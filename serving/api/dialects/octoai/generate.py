@@ -17,6 +17,7 @@ from serving.generation.contract import (
     GenerationParams,
     GenerationRequest,
     ImageEncoding,
+    Wildcard,
 )
 from serving.generation.hints import defaulted
 from serving.generation.prompts import Syntax
@@ -195,7 +196,9 @@ class GenerateRequest(RequestModel):
                 syntax=self.prompt_syntax,
                 clip_skip=self.clip_skip,
                 dynamic_prompts=self.dynamic_prompts,
-                wildcards={name: tuple(texts) for name, texts in self.wildcards.items()},
+                wildcards=tuple(
+                    Wildcard(name, tuple(texts)) for name, texts in self.wildcards.items()
+                ),
                 encoding=self.image_encoding,
             ),
             seeds=fixed_seeds(self.seed, self.num_images),
