@@ -17,6 +17,8 @@ from assets.hints import Hints
 from assets.report import Report
 
 _STEPS = re.compile(r"(?<!\d)(\d{1,2})[-_ ]?steps?(?![a-z])")
+#: Within a camel-case word.
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 #: Metadata that names a model.
 _NAMING = ("modelspec.title", "ss_output_name", "ss_sd_model_name", "title", "name")
 _OFF = 1.0
@@ -74,7 +76,7 @@ def guess(asset: Asset, report: Report) -> Report:
     if asset.kind not in ("checkpoint", "lora"):
         return Report()
     for source, name in _names(asset, report):
-        text = name.casefold()
+        text = _HUMP.sub("-", name).casefold()
         steps = _STEPS.search(text)
         for family in _FAMILIES:
             if _tells(family, text, asset.kind, has_steps=steps is not None):

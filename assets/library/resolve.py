@@ -13,7 +13,6 @@ from assets.access import Verb, may, require
 from assets.asset import COMMONS, Asset, AssetKind
 from assets.errors import AssetNotFound, AssetNotReady, InvalidAsset
 from assets.formats.coverage import coverage_warning
-from assets.hints import Hints
 from assets.ids import is_asset_id
 from assets.library.records import AssetRecords
 from assets.library.validation import normal_name
@@ -43,16 +42,6 @@ class Resolved:
     checkpoint: Asset
     assets: Mapping[str, Asset] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-
-    @property
-    def advice(self) -> tuple[tuple[str, Hints], ...]:
-        """What the assets' owners advise, by reference: the checkpoint's last."""
-        advice = {BASE_NAME: self.checkpoint.advice}
-        for reference, asset in self.assets.items():
-            if asset is self.checkpoint:
-                advice = {reference: asset.advice}
-        others = {ref: a.advice for ref, a in self.assets.items() if a is not self.checkpoint}
-        return tuple((ref, hints) for ref, hints in {**others, **advice}.items() if hints)
 
 
 def find(

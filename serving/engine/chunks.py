@@ -3,6 +3,7 @@ near."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -44,15 +45,21 @@ class Fitted(NamedTuple):
 
 def fit(sections: Sequence[Sequence[Unit]], limit: int = MAX_CHUNKS) -> Fitted:
     """Pack units into at most ``limit`` chunks. Styles give way before the user's words."""
-    kept = [list(section) for section in sections]
-    shortened: dict[str, None] = {}
-    while len(chunks := _pack(kept)) > limit:
-        last = max((unit.phrase for section in kept for unit in section), default=-1)
-        if last < 0:
-            break
-        for section in kept:
-            shortened.update({unit.style: None for unit in section if unit.phrase == last})
-            section[:] = [unit for unit in section if unit.phrase != last]
+    chunks = _pack(sections)
+    if len(chunks) <= limit:
+        return Fitted(tuple(chunks))
+    phrases = sorted({unit.phrase for section in sections for unit in section if unit.phrase >= 0})
+
+    def with_first(count: int) -> list[Chunk]:
+        """Pack with a style's first phrases alone."""
+        left_out = set(phrases[count:])
+        return _pack([[u for u in section if u.phrase not in left_out] for section in sections])
+
+    # The number of chunks grows with the phrases: those that have room, by bisection.
+    kept = max(bisect_right(range(len(phrases)), limit, key=lambda n: len(with_first(n))) - 1, 0)
+    chunks = with_first(kept)
+    left_out = set(phrases[kept:])
+    shortened = {u.style: None for section in sections for u in section if u.phrase in left_out}
     dropped = sum(len(chunk) for chunk in chunks[limit:])
     return Fitted(tuple(chunks[:limit]), dropped, tuple(shortened))
 

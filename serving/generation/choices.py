@@ -20,6 +20,8 @@ Wildcards = Mapping[str, Sequence[str]]
 #: Of nested choices and of wildcards within wildcards.
 _MAX_DEPTH = 10
 _MAX_CHARS = 20_000
+#: Texts chosen for one prompt.
+_MAX_PICKS = 1_000
 _WILDCARD = re.compile(r"__([\w/\-]{1,100}?)__")
 _NETWORK = re.compile(r"<(?:lora|lyco|embed):|\bembedding:")
 
@@ -66,6 +68,7 @@ class _Chooser:
         self._random = stream
         self._wildcards = wildcards
         self._field = field
+        self._picks = 0
 
     def expanded(self, text: str, depth: int) -> str:
         if depth > _MAX_DEPTH:
@@ -103,6 +106,9 @@ class _Chooser:
         return "".join(parts)
 
     def _pick(self, options: Sequence[str]) -> str:
+        self._picks += 1
+        if self._picks > _MAX_PICKS:
+            raise InvalidRequest(self._field, f"it has more than {_MAX_PICKS} choices")
         return options[int(self._random.random() * len(options))]
 
 

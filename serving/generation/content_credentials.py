@@ -9,6 +9,7 @@ import io
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -33,6 +34,7 @@ class ContentCredentials:
         self._certificates = certificates
         self._key = key
         self._timestamp_url = timestamp_url.encode() or None
+        self._lock = Lock()
 
     @classmethod
     def from_files(
@@ -73,8 +75,9 @@ class ContentCredentials:
 
         signed = io.BytesIO()
         try:
-            builder = c2pa.Builder(_manifest(), self._context)
-            builder.sign(self._signer, f"image/{encoding}", io.BytesIO(image), signed)
+            with self._lock:
+                builder = c2pa.Builder(_manifest(), self._context)
+                builder.sign(self._signer, f"image/{encoding}", io.BytesIO(image), signed)
         except c2pa.C2paError as error:
             raise InternalError(f"the image cannot be signed: {error}") from None
         return signed.getvalue()

@@ -8,8 +8,10 @@ from typing import Protocol
 from msgspec import structs
 
 from assets.principal import Principal
-from serving.generation.contract import GenerationParams, GenerationResult, GenerationTask, Safety
+from serving.generation.choices import of_image
+from serving.generation.contract import GenerationResult, GenerationTask, Safety
 from serving.generation.policy import ContentPolicy, ImageChecks, NoPolicy, Subject, refused
+from serving.generation.prompts import parse
 
 
 class AuditLog(Protocol):
@@ -86,9 +88,17 @@ class ContentGate:
 
 
 def _subject(principal: Principal, task: GenerationTask) -> Subject:
-    return Subject(tenant=principal.tenant_name, request_id=task.id, prompts=_prompts(task.params))
+    return Subject(tenant=principal.tenant_name, request_id=task.id, prompts=_prompts(task))
 
 
-def _prompts(params: GenerationParams) -> tuple[str, ...]:
-    own = (params.prompt, params.prompt_2, *(style.prompt for style in params.styles))
-    return tuple(text for text in own if text)
+def _prompts(task: GenerationTask) -> tuple[str, ...]:
+    """Every image's prompts: as written, and as the model reads them, without syntax."""
+    found: dict[str, None] = {}
+    for seed in task.seeds:
+        params = of_image(task.params, seed)
+        for text in (params.prompt, params.prompt_2):
+            if text:
+                found |= {text: None, parse(text, params.syntax).text: None}
+    for style in task.params.styles:
+        found |= {style.prompt: None, parse(style.prompt).text: None}
+    return tuple(text for text in found if text.strip())

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct, structs
 
 from assets.hints import Hints, HintValue
+from serving.errors import InvalidRequest
 from serving.generation.contract import AppliedHint, GenerationRequest
-from serving.generation.samplers import SAMPLERS, SCHEDULES, Sampler, Schedule, refusal
+from serving.generation.samplers import (
+    SAMPLERS,
+    SCHEDULES,
+    Sampler,
+    Schedule,
+    evaluations,
+    refusal,
+)
+from serving.generation.sizes import ImageSizes
 from serving.generation.styles import PLACE, Style
 
 #: Fields of a request that hints may fill, together: a schedule belongs to its sampler.
@@ -28,25 +37,39 @@ class Hinted(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-def with_hints(request: GenerationRequest, advice: Sequence[tuple[str, Hints]]) -> Hinted:
+class Advice(NamedTuple):
+    """An asset's hints. ``is_foreign``: of another tenant, which must not make a request dearer."""
+
+    reference: str
+    hints: Hints
+    is_foreign: bool = False
+
+
+def with_hints(request: GenerationRequest, advice: Sequence[Advice], sizes: ImageSizes) -> Hinted:
     """Fill what the request leaves to its assets; the first asset with advice on a field wins.
 
-    ``advice`` is by reference. Prompt templates apply unless the prompt has their words already.
+    Prompt templates apply unless the prompt has their words already.
     """
     silent = set(request.defaulted)
     applied: list[AppliedHint] = []
     warnings: list[str] = []
-    for reference, hints in advice:
+    for reference, hints, is_foreign in advice:
         values = hints.to_json()
         for group in HINTED:
             given = {name: values[name] for name in group if name in values}
             if not given or not silent.issuperset(group):
                 continue
-            if reason := _unusable(given):
+            filled, reason = request, _unusable(given)
+            if reason is None:
+                filled = _filled(request, given)
+                reason = _misfit(filled, sizes)
+            if reason is None and is_foreign and _cost(filled, sizes) > _cost(request, sizes):
+                reason = f"another tenant's asset makes no request dearer ({', '.join(given)})"
+            if reason is not None:
                 warnings.append(f"a hint of {reference!r} is left out: {reason}")
                 continue
             silent -= set(group)
-            request = _filled(request, given)
+            request = filled
             applied += [AppliedHint(name, value, reference) for name, value in given.items()]
         if "prompt" in silent:
             request, added = _with_template(request, reference, hints)
@@ -67,6 +90,19 @@ def _unusable(given: dict[str, HintValue]) -> str | None:
         if schedule is None:
             return f"unknown schedule {given['schedule']!r}"
     return refusal(sampler, schedule) if sampler else None
+
+
+def _misfit(request: GenerationRequest, sizes: ImageSizes) -> str | None:
+    try:
+        sizes.size(request.width, request.height)
+    except InvalidRequest as error:
+        return error.message
+    return None
+
+
+def _cost(request: GenerationRequest, sizes: ImageSizes) -> float:
+    size = sizes.size(request.width, request.height)
+    return evaluations(request.params.sampler, request.params.steps) * size.width * size.height
 
 
 def _filled(request: GenerationRequest, given: dict[str, HintValue]) -> GenerationRequest:

@@ -31,7 +31,9 @@ _SCHEDULES: Mapping[Schedule, str] = {
     "trailing": "Trailing", "sgm_uniform": "SGM Uniform", "simple": "Simple", "beta": "Beta",
     "karras": "Karras", "exponential": "Exponential",
 }  # fmt: skip
-_PAIR = re.compile(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"]){0,4000}"|[^,]{0,4000})(?:,|$)')
+_PAIR = re.compile(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"]){0,2000}"|[^,]{0,2000})(?:,|$)')
+#: Others' files may have anything; the pattern's time grows with the line.
+_MAX_CHARS, _MAX_LINE_CHARS = 100_000, 8_192
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 _NEGATIVE = "Negative prompt:"
 
@@ -109,7 +111,8 @@ def _quoted(value: object) -> str:
 
 def read_parameters(text: str) -> Parameters:
     """Read a text of this or another program, by A1111's rules. Any text is valid."""
-    *lines, last = text.strip().split("\n")
+    *lines, last = text[:_MAX_CHARS].strip().split("\n")
+    last = last[:_MAX_LINE_CHARS]
     if len(_PAIR.findall(last)) < 3:
         lines.append(last)
         last = ""

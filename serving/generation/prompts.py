@@ -76,17 +76,14 @@ class ParsedPrompt:
     loras: tuple[LoraTag, ...] = ()
     inversions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The words, without syntax."""
-        return " ".join(piece.text for section in self.sections for piece in section)
+    #: The words as they stand, without syntax.
+    text: str = ""
 
 
 def parse(prompt: str, syntax: Syntax = "weighted") -> ParsedPrompt:
     """Parse a prompt. Any text is valid; what is not understood is a warning."""
     if syntax == "plain":
-        return ParsedPrompt((_section([PromptPiece(prompt)]),))
+        return ParsedPrompt((_section([PromptPiece(prompt)]),), text=prompt)
     return _Parser(prompt).parse()
 
 
@@ -129,6 +126,7 @@ class _Parser:
             tuple(self._loras.values()),
             tuple(self._inversions),
             tuple(self._warnings)[:_MAX_WARNINGS],
+            "".join(" " if item is None else item for item in self._items),
         )
 
     def _step(self, at: int) -> int:

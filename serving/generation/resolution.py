@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from assets.asset import Asset
+from assets.asset import COMMONS, Asset
 from assets.errors import InvalidAsset
 from assets.ids import ulid
-from assets.library.resolve import Resolved
+from assets.library.resolve import BASE_NAME, Resolved
 from assets.principal import Principal
 from assets.selection import AssetSelection
 from serving.errors import InvalidRequest
 from serving.generation.choices import check_choices, of_image
 from serving.generation.contract import AppliedHint, GenerationRequest, GenerationTask, Provenance
-from serving.generation.hints import with_hints
+from serving.generation.hints import Advice, with_hints
 from serving.generation.prompt_assets import with_prompt_assets
 from serving.generation.provenance import provenance_of
 from serving.generation.samplers import refusal
@@ -67,7 +68,7 @@ class RequestResolver:
         chosen = of_image(request.params, request.seeds[0])
         selection, warnings = with_prompt_assets(request.selection, chosen)
         resolved = await asyncio.to_thread(self._library.resolve, principal, selection)
-        hinted = with_hints(request, resolved.advice)
+        hinted = with_hints(request, _advice(principal, resolved), self._sizes)
         request = hinted.request
         params, prediction = request.params, resolved.recipe.prediction
         if reason := refusal(params.sampler, params.schedule, prediction):
@@ -114,6 +115,19 @@ class RequestResolver:
                 raise InvalidAsset("styles", f"{name!r} is a {style.kind}, not a style")
             own[name] = style
         return own
+
+
+def _advice(principal: Principal, resolved: Resolved) -> Sequence[Advice]:
+    """Return the hints of the request's assets, the checkpoint's last."""
+    ours = (principal.tenant_id, COMMONS)
+    checkpoint = resolved.checkpoint
+    assets = {ref: a for ref, a in resolved.assets.items() if a is not checkpoint}
+    named = (ref for ref, asset in resolved.assets.items() if asset is checkpoint)
+    assets[next(named, BASE_NAME)] = checkpoint
+    return [
+        Advice(reference, asset.advice, asset.tenant_id not in ours)
+        for reference, asset in assets.items()
+    ]
 
 
 def _with_styles(request: GenerationRequest, own: dict[str, Asset]) -> GenerationRequest:

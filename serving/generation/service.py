@@ -162,8 +162,8 @@ class GenerationService:
     async def generate_charged(
         self, principal: Principal, request: GenerationRequest, charge_id: str, job_id: str
     ) -> NewGeneration:
-        """Like :meth:`generate`, for a job, which was checked, reserves and settles itself."""
-        resolution = await self._resolver.resolve(principal, request)
+        """Like :meth:`generate`, for a job, which reserves and settles itself."""
+        resolution = await self._admitted(principal, request)
         charge = _charge(charge_id, principal, resolution)
         return await self._generate(resolution, charge, job_id)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from assets.hints import Hints
 from serving.api.request_model import RequestModel
@@ -30,6 +30,12 @@ class AssetHints(RequestModel):
     height: Side | None = None
     prompt: Template | None = None
     negative_prompt: Template | None = None
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("give both width and height, or neither")
+        return self
 
     def hints(self) -> Hints:
         return Hints(**self.model_dump())

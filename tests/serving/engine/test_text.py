@@ -155,6 +155,17 @@ def test_a_style_gives_way_and_the_users_words_stay() -> None:
     assert fitted.dropped == 0
 
 
+def test_many_phrases_of_styles_give_way_at_once() -> None:
+    """Some 16,000 phrases; one by one would take minutes."""
+    styles = [Style(f"s{index}", "{prompt}" + ", a" * 700) for index in range(24)]
+    fitted = PROMPTS.tokenize(styled_prompt("star " * 500, styles, "weighted"), {})
+    assert len(fitted.chunks) == MAX_CHUNKS
+    assert fitted.dropped == 0
+    kept = [token.id for chunk in fitted.chunks for token in chunk]
+    assert kept.count(plain_ids("star")[0]) == 500
+    assert len(kept) > MAX_CHUNKS * CHUNK_TOKENS - 40
+
+
 def independently_weighted(engine: Any, chunks: Sequence[Chunk]) -> torch.Tensor:
     """transformers' encoders alone, a chunk at a time, with A1111's arithmetic in float64."""
     found = []

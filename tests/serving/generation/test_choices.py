@@ -61,6 +61,9 @@ def test_second_prompts_take_the_choices_of_the_first() -> None:
 def test_what_cannot_end_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="deep"):
         chosen("__loop__", 1, loop=("__loop__",))
+    chain = {f"w{index}": (f"__w{index + 1}__" * 60,) for index in range(9)}
+    with pytest.raises(InvalidRequest, match="choices"):
+        chosen("__w0__", 1, **chain, w9=("",))
     with pytest.raises(InvalidRequest, match="characters"):
         chosen("__long__" * 100, 1, long=("x" * 500,))
     for prompt in ("{<lora:a:1>|b}", "{a|embedding:b}", "__w__"):

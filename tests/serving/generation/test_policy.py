@@ -17,6 +17,7 @@ from assets.content import Blob
 from assets.principal import Principal
 from assets.recipe import Recipe
 from serving.errors import PolicyUnavailable, PolicyViolation
+from serving.generation.choices import of_image
 from serving.generation.content_gate import ContentGate
 from serving.generation.contract import GenerationResult, Swap, Timings
 from serving.generation.policy import (
@@ -54,6 +55,12 @@ class NoTwos(NoPolicy):
         return Ruling(image != b"two", 0.9 if image == b"two" else 0.1, "a two")
 
 
+def find(params: dict[str, Any], word: str) -> int:
+    """Return a seed that chooses ``word``."""
+    task = changed(TASK, **params)
+    return next(seed for seed in range(99) if word in of_image(task.params, seed).prompt)
+
+
 def check(gate: ContentGate, **changes: Any) -> None:
     asyncio.run(gate.check_prompts(ADA, changed(TASK, **changes)))
 
@@ -63,7 +70,10 @@ def test_a_word_list(tmp_path: Path) -> None:
     file.write_text("# not wanted\nred star\nКот # comment\n\n猫\n", "utf-8")
     log = Log()
     gate = ContentGate(WordList.from_file(file), audit=log)
-    for prompt in ("a RED STAR", "кот", "白い猫と", "a (red star:1.2)"):
+    for prompt in (
+        "a RED STAR", "кот", "白い猫と", "a (red star:1.2)", "a (red) star", "a re(d sta:1.1)r",
+        "a red\\ star", "a re<lora:x:1>d star",
+    ):  # fmt: skip
         with pytest.raises(PolicyViolation, match="Acceptable Use Policy"):
             check(gate, prompt=prompt)
     for prompt in ("a red moon", "redstar", "котик", "a red starling"):
@@ -75,7 +85,11 @@ def test_a_word_list(tmp_path: Path) -> None:
         check(gate, prompt="a moon", styles=(Style("s", "{prompt}, red star"),))
     assert log.rows[0][:2] == ("policy.prompt", "req_1")
     assert log.rows[0][2] == {"reason": "the word 'red star'", "score": None}
-    assert len(log.rows) == 6
+    assert len(log.rows) == 10
+    choices = {"prompt": "a {blue|red} {star|star}", "dynamic_prompts": True}
+    check(gate, **choices, seeds=(find(choices, "blue"),))
+    with pytest.raises(PolicyViolation):
+        check(gate, **choices, seeds=(find(choices, "blue"), find(choices, "red")))
 
 
 def test_withheld_images() -> None:
