@@ -102,7 +102,7 @@ class Asset:
     @property
     def advice(self) -> Hints:
         """The owner's hints, or else those guessed from the file."""
-        return self.hints or Hints.from_json(self.report.get("hints"))
+        return Hints.from_json(self.report.get("hints")) if self.hints is None else self.hints
 
     @property
     def blobs(self) -> tuple[Blob, ...]:

@@ -59,14 +59,7 @@ class InvalidRequest(ServingError):
 
 
 class PolicyViolation(ServingError):
-    """``reason`` is for the operator alone."""
-
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message, reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    pass
 
 
 class PolicyUnavailable(ServingError):

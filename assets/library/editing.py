@@ -17,7 +17,6 @@ from assets.library.concurrent_change import change_asset
 from assets.library.records import AssetRecords, Query
 from assets.library.references import BlobRecords
 from assets.library.resolve import find
-from assets.library.uploads import check_hints
 from assets.library.validation import check_expiry, check_name, checked_visibility, normal_name
 from assets.prediction import Prediction
 from assets.principal import Principal
@@ -143,8 +142,11 @@ class Editing:
         if change.prediction_type is not None:
             changes["prediction_type"] = _owners_prediction(asset, change.prediction_type)
         if change.hints is not None:
+            if not KINDS[asset.kind].has_file:
+                raise InvalidAsset(
+                    "hints", f"the text of a {asset.kind} is its version's: make a new version"
+                )
             changes["hints"] = None if change.hints == "auto" else change.hints
-            check_hints(asset.kind, changes["hints"])
         if change.visibility is not None or change.shared_with is not None:
             visibility = change.visibility or asset.visibility
             shared_with = asset.shared_with if change.shared_with is None else change.shared_with

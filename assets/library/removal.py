@@ -9,6 +9,7 @@ from assets.access import may, require
 from assets.asset import Asset, AssetChanges
 from assets.errors import AssetNotFound, NameTaken, QuotaExceeded
 from assets.failpoint import reach
+from assets.kinds import KINDS
 from assets.library.concurrent_change import change_asset
 from assets.library.purge import Purge
 from assets.library.records import AssetRecords, Query
@@ -67,7 +68,7 @@ class Removal:
         if deleted is not None:
             reach("delete.recorded")
             self._uploads.discard(asset)
-            if not asset.parts and not asset.report:  # never ingested: nothing to restore
+            if not (_is_whole(asset) or asset.report):  # never ingested: nothing to restore
                 self._purge(deleted)
         return deleted
 
@@ -81,7 +82,9 @@ class Removal:
         """
         require(principal, "restore")
         asset = self._records.get(asset_id)
-        if asset is None or not may(principal, "restore", asset) or not asset.parts:
+        if asset is None or not may(principal, "restore", asset):
+            raise AssetNotFound(asset_id)
+        if not _is_whole(asset):
             raise AssetNotFound(asset_id)
         if self._now() - (asset.deleted_at_s or 0.0) > RESTORABLE_S:
             raise AssetNotFound(asset_id)
@@ -103,9 +106,14 @@ class Removal:
         restored = self._records.update(asset_id, changes, expect=("deleted",))
         if restored is None:
             raise AssetNotFound(asset_id)
-        if not restored.parts:  # purged at the same time
+        if not _is_whole(restored):  # purged at the same time
             self._records.update(
                 asset_id, {"status": "deleted", "deleted_at_s": asset.deleted_at_s}
             )
             raise AssetNotFound(asset_id)
         return restored
+
+
+def _is_whole(asset: Asset) -> bool:
+    """Whether it has what its kind consists of: files, or hints alone."""
+    return bool(asset.parts) if KINDS[asset.kind].has_file else bool(asset.hints)

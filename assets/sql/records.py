@@ -23,7 +23,7 @@ from assets.sql.search_index import assets_matching, index_words, search_terms
 
 _IS_LIVE = AssetRow.deleted_at_s.is_(None)
 #: False for a purged row.
-_HAS_CONTENT = or_(AssetRow.description != "", AssetRow.size_bytes > 0)
+_HAS_CONTENT = or_(AssetRow.description != "", AssetRow.size_bytes > 0, AssetRow.hints.is_not(None))
 _HAS_BLOBS = AssetRow.id.in_(select(BlobRefRow.asset_id))
 #: Plain columns read faster than ORM objects.
 _ROWS = select(*(getattr(AssetRow, name) for name in COLUMNS))

@@ -27,6 +27,7 @@ from serving.api.models import assets as models
 from serving.api.models.generation import AssetResidency, PartResidency, Warmed
 from serving.api.styles import check_style_name
 from serving.errors import InvalidRequest
+from serving.generation.style_presets import presets
 
 router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=KeyedRoute)
 search_router = APIRouter(prefix="/v1/assets", tags=["assets"], route_class=SearchRoute)
@@ -264,6 +265,10 @@ async def update_asset(
     ref: str, body: ChangeAsset, context: Ctx, principal: Authenticated
 ) -> models.OneAsset:
     """Change an asset's description, visibility or prediction type, never its bytes."""
+    if body.name in presets():
+        known = await asyncio.to_thread(context.platform.library.get, principal, ref)
+        if known.kind == "style":
+            check_style_name(body.name or "")
     asset = await asyncio.to_thread(
         context.platform.library.editing.update, principal, ref, body.change()
     )

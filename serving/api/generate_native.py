@@ -82,7 +82,8 @@ async def generate_native(
     generation as server-sent events; errors of the request still have their own status.
     """
     # A preview would show what the policy has not ruled on.
-    previews = previews and not context.platform.gate.judges_images(requested=body.enable_safety)
+    gate = context.platform.gate
+    previews = previews and not gate.judges_images(requested=body.enable_safety)
     detail = detail_of_stream(previews=previews) if wants_events(request) else None
     key = idempotency.key_of(request)
     wanted = body.to_request()
@@ -90,6 +91,8 @@ async def generate_native(
         job = await idempotency.accept(context, principal, wanted, body, key)
         if detail is None:
             return await _job_response(context, await idempotency.finished(context, request, job))
+        if gate.judges_images(requested=job.request.enable_safety):
+            detail = detail_of_stream(previews=False)
         context.streams.check(job.id)
         body_of = partial(_job_body, context)
         return event_response(job_events(context, job, detail, last_event_id(request), body_of))

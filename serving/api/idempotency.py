@@ -19,8 +19,8 @@ from serving.jobs.store import Job
 
 HEADER = "Idempotency-Key"
 _MAX_KEY_CHARS = 255
-#: Without effect on the images.
-_NO_CONTENT = {"priority", "gpu"}
+#: Without effect on the pixels. Older clients always send the last, which earlier builds ignored.
+_NO_CONTENT = {"priority", "gpu", "enable_safety"}
 #: Fields since the first release: with their default they do not change the digest of a body.
 _LATER = (
     "schedule",
@@ -32,7 +32,6 @@ _LATER = (
     "dynamic_prompts",
     "wildcards",
     "metadata",
-    "enable_safety",
 )
 
 
@@ -62,7 +61,8 @@ async def accept(
     digest = None
     if key is not None:
         fields = type(body).model_fields
-        unset = {
+        unset = {"style_preset"} if getattr(body, "style_preset", None) == "base" else set()
+        unset |= {
             name
             for name in _LATER
             if name in fields

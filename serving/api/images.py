@@ -7,13 +7,13 @@ import asyncio
 from fastapi import APIRouter, Request
 
 from assets.errors import TooLarge
-from serving.api.keyed_route import KeyedRoute
+from serving.api.keyed_route import SearchRoute
 from serving.api.models.images import ImageParameters
 from serving.api.route_options import reads_bytes
 from serving.generation.image_metadata import MAX_FILE_BYTES, text_of
 from serving.generation.parameters import read_parameters
 
-router = APIRouter(prefix="/v1/images", tags=["generate"], route_class=KeyedRoute)
+router = APIRouter(prefix="/v1/images", tags=["generate"], route_class=SearchRoute)
 
 
 @router.post(
@@ -27,7 +27,11 @@ async def read_image_parameters(request: Request) -> ImageParameters:
         data += chunk
         if len(data) > MAX_FILE_BYTES:
             raise TooLarge(f"the image exceeds the limit of {MAX_FILE_BYTES} bytes")
-    text = await asyncio.to_thread(text_of, bytes(data))
+    return await asyncio.to_thread(_read, bytes(data))
+
+
+def _read(data: bytes) -> ImageParameters:
+    text = text_of(data)
     if text is None:
         return ImageParameters(text=None, prompt="", negative_prompt="", settings={})
     found = read_parameters(text)

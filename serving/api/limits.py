@@ -14,6 +14,7 @@ from assets.library.preview import MAX_BYTES as MAX_PREVIEW_BYTES
 from assets.text import is_storable
 from serving.api.protocol import MAX_HEAD_BYTES
 from serving.errors import InvalidRequest
+from serving.generation.image_metadata import MAX_FILE_BYTES
 
 MAX_JSON_BYTES = 1 << 20
 #: JSON declared longer gets a 413, shorter over MAX_JSON_BYTES a 422.
@@ -24,6 +25,7 @@ BODY_S = 30.0
 MIN_UPLOAD_BYTES_PER_S = 8 << 10
 PACE_S = 30.0
 _UPLOAD = re.compile(r"/objects/")
+_PARAMETERS = "/v1/images/parameters"
 _PREVIEW = re.compile(r"/v1/assets/.+/preview\Z")
 
 
@@ -49,6 +51,8 @@ class LimitsMiddleware:
         else:
             is_preview = scope["method"] == "PUT" and _PREVIEW.match(scope["path"])
             limit = MAX_PREVIEW_BYTES if is_preview else MAX_JSON_BYTES
+            if scope["path"] == _PARAMETERS:
+                limit = MAX_FILE_BYTES
             declared = int(Headers(scope=scope).get("content-length", 0))
             receive = _bounded(receive, limit, declared)
         await self._app(scope, receive, send)

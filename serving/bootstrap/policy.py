@@ -38,4 +38,4 @@ def open_gate(settings: Settings, audit: AuditLog | None = None) -> ContentGate:
     if settings.policy_url:
         policies.append(PolicyCallback(settings.policy_url, settings.policy_timeout_s))
     images = settings.policy_images if settings.policy_url else "off"
-    return ContentGate(Policies(policies), images, audit)
+    return ContentGate(Policies(policies) if policies else None, images, audit)

@@ -94,6 +94,8 @@ class Client:
     def generate_file(self, request: Json) -> tuple[Json, bytes]:
         """Generate one image by the native route, which takes more sizes."""
         answer = dict(self.call("POST", "/generate", json=dict(request)))
+        if answer["public_url"] is None:
+            raise ApiFailure("the operator's content policy withholds this image")
         try:
             # Without the key: a signed URL may be the object store's.
             image = httpx2.get(answer["public_url"], timeout=60).raise_for_status()

@@ -21,9 +21,8 @@ Wildcards = Mapping[str, Sequence[str]]
 _MAX_DEPTH = 10
 _MAX_CHARS = 20_000
 #: Texts chosen for one prompt.
-_MAX_PICKS = 1_000
+_MAX_PICKS = 200
 _WILDCARD = re.compile(r"__([\w/\-]{1,100}?)__")
-_NETWORK = re.compile(r"<(?:lora|lyco|embed):|\bembedding:")
 
 
 def of_image(params: GenerationParams, seed: int) -> GenerationParams:
@@ -45,24 +44,6 @@ def of_image(params: GenerationParams, seed: int) -> GenerationParams:
     return structs.replace(params, dynamic_prompts=False, wildcards=(), **fields)
 
 
-def check_choices(params: GenerationParams) -> None:
-    """Check that no choice has an asset in it, as all images of a request share a recipe.
-
-    Raises:
-        InvalidRequest.
-    """
-    if not params.dynamic_prompts:
-        return
-    texts = [params.prompt, params.prompt_2, params.negative_prompt, params.negative_prompt_2]
-    choices = [text for text in texts if text and "{" in text]
-    inside = [text[text.index("{") : text.rindex("}") + 1] for text in choices if "}" in text]
-    inside += [text for wildcard in params.wildcards for text in wildcard.texts]
-    if any(_NETWORK.search(text) for text in inside):
-        raise InvalidRequest(
-            "prompt", "a choice or wildcard cannot have a LoRA or embedding: name it outside"
-        )
-
-
 class _Chooser:
     def __init__(self, stream: random.Random, wildcards: Wildcards, field: str) -> None:
         self._random = stream
@@ -73,11 +54,13 @@ class _Chooser:
     def expanded(self, text: str, depth: int) -> str:
         if depth > _MAX_DEPTH:
             raise InvalidRequest(self._field, f"choices nest more than {_MAX_DEPTH} deep")
-        text = _WILDCARD.sub(lambda match: self._wildcard(match, depth), text)
-        made = self._choices(text, depth)
-        if len(made) > _MAX_CHARS:
+        text = self._bounded(_WILDCARD.sub(lambda match: self._wildcard(match, depth), text))
+        return self._bounded(self._choices(text, depth))
+
+    def _bounded(self, text: str) -> str:
+        if len(text) > _MAX_CHARS:
             raise InvalidRequest(self._field, f"its choices make more than {_MAX_CHARS} characters")
-        return made
+        return text
 
     def _wildcard(self, match: re.Match[str], depth: int) -> str:
         options = self._wildcards.get(match[1])
@@ -86,23 +69,24 @@ class _Chooser:
         return self.expanded(self._pick(options), depth + 1)
 
     def _choices(self, text: str, depth: int) -> str:
+        ends = _pairs(text)
         parts: list[str] = []
         position = 0
         while position < len(text):
             character = text[position]
+            end = ends.get(position)
             if character == "\\":
                 parts.append(text[position : position + 2])
                 position += 2
-            elif character == "{" and (end := _closing(text, position)) is not None:
-                options = _options(text[position + 1 : end])
-                if len(options) > 1:
-                    parts.append(self.expanded(self._pick(options), depth + 1))
-                else:
-                    parts.append(text[position : end + 1])
-                position = end + 1
-            else:
+            elif end is None:
                 parts.append(character)
                 position += 1
+            else:
+                options = _options(text[position + 1 : end])
+                whole = text[position : end + 1]
+                made = self.expanded(self._pick(options), depth + 1) if options[1:] else whole
+                parts.append(made)
+                position = end + 1
         return "".join(parts)
 
     def _pick(self, options: Sequence[str]) -> str:
@@ -112,21 +96,21 @@ class _Chooser:
         return options[int(self._random.random() * len(options))]
 
 
-def _closing(text: str, begin: int) -> int | None:
-    depth = 0
-    position = begin
+def _pairs(text: str) -> dict[int, int]:
+    """Return the closing brace of each opening one, by position."""
+    found: dict[int, int] = {}
+    opened: list[int] = []
+    position = 0
     while position < len(text):
         match text[position]:
             case "\\":
                 position += 1
             case "{":
-                depth += 1
-            case "}":
-                depth -= 1
-                if depth == 0:
-                    return position
+                opened.append(position)
+            case "}" if opened:
+                found[opened.pop()] = position
         position += 1
-    return None
+    return found
 
 
 def _options(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
 from msgspec import structs
@@ -10,8 +11,11 @@ from msgspec import structs
 from assets.principal import Principal
 from serving.generation.choices import of_image
 from serving.generation.contract import GenerationResult, GenerationTask, Safety
-from serving.generation.policy import ContentPolicy, ImageChecks, NoPolicy, Subject, refused
+from serving.generation.policy import ContentPolicy, ImageChecks, Ruling, Subject, refused
 from serving.generation.prompts import parse
+from serving.generation.styles import styled_prompt
+
+log = logging.getLogger(__name__)
 
 
 class AuditLog(Protocol):
@@ -29,12 +33,13 @@ class ContentGate:
         images: ImageChecks = "off",
         audit: AuditLog | None = None,
     ) -> None:
-        self._policy = policy or NoPolicy()
+        self._policy = policy
         self._images = images
         self._audit = audit
 
     def judges_images(self, *, requested: bool) -> bool:
-        return self._images == "always" or (self._images == "requested" and requested)
+        wanted = self._images == "always" or (self._images == "requested" and requested)
+        return wanted and self._policy is not None
 
     async def check_prompts(self, principal: Principal, task: GenerationTask) -> None:
         """Judge the prompts; negative prompts say what is not wanted.
@@ -43,11 +48,13 @@ class ContentGate:
             PolicyViolation: refused.
             PolicyUnavailable.
         """
-        ruling = await self._policy.judge_prompt(_subject(principal, task))
+        if self._policy is None:
+            return
+        subject = await asyncio.to_thread(_subject, principal, task)
+        ruling = await self._policy.judge_prompt(subject)
         if not ruling.allowed:
-            error = refused(ruling)
-            await self._note(principal, "policy.prompt", task.id, error.reason, ruling.score)
-            raise error
+            await self._note(principal, "policy.prompt", task.id, ruling)
+            raise refused()
 
     async def screened(
         self, principal: Principal, task: GenerationTask, result: GenerationResult
@@ -57,14 +64,17 @@ class ContentGate:
         Raises:
             PolicyUnavailable.
         """
-        subject = _subject(principal, task)
+        policy = self._policy
+        if policy is None:
+            return result
+        subject = await asyncio.to_thread(_subject, principal, task)
         rulings = await asyncio.gather(
-            *(self._policy.judge_image(subject, image) for image in result.images)
+            *(policy.judge_image(subject, image) for image in result.images)
         )
         for index, ruling in enumerate(rulings):
             if not ruling.allowed:
                 name = f"{task.id}/{index}"
-                await self._note(principal, "policy.image", name, ruling.reason, ruling.score)
+                await self._note(principal, "policy.image", name, ruling)
         images = tuple(
             image if ruling.allowed else b""
             for image, ruling in zip(result.images, rulings, strict=True)
@@ -72,9 +82,9 @@ class ContentGate:
         safety = tuple(Safety(not ruling.allowed, ruling.score) for ruling in rulings)
         return structs.replace(result, images=images, safety=safety)
 
-    async def _note(
-        self, principal: Principal, act: str, subject: str, reason: str, score: float | None
-    ) -> None:
+    async def _note(self, principal: Principal, act: str, subject: str, ruling: Ruling) -> None:
+        """The reason is for the operator: owners read their organisation's audit log."""
+        log.warning("%s refuses %s: %s", act, subject, ruling.reason)
         if self._audit is not None:
             await asyncio.to_thread(
                 self._audit.note,
@@ -82,8 +92,7 @@ class ContentGate:
                 principal.key_id,
                 act,
                 subject,
-                reason=reason,
-                score=score,
+                score=ruling.score,
             )
 
 
@@ -92,13 +101,13 @@ def _subject(principal: Principal, task: GenerationTask) -> Subject:
 
 
 def _prompts(task: GenerationTask) -> tuple[str, ...]:
-    """Every image's prompts: as written, and as the model reads them, without syntax."""
+    """Every image's prompts: as written, without syntax, and within their styles."""
     found: dict[str, None] = {}
-    for seed in task.seeds:
-        params = of_image(task.params, seed)
-        for text in (params.prompt, params.prompt_2):
-            if text:
-                found |= {text: None, parse(text, params.syntax).text: None}
-    for style in task.params.styles:
-        found |= {style.prompt: None, parse(style.prompt).text: None}
+    for params in dict.fromkeys(of_image(task.params, seed) for seed in task.seeds):
+        for text in dict.fromkeys((params.prompt, params.prompt_2 or params.prompt)):
+            found |= {text: None, parse(text, params.syntax).text: None}
+            if params.styles:
+                sections = styled_prompt(text, params.styles, params.syntax)
+                pieces = (piece.text for section in sections for piece in section)
+                found[" ".join(pieces)] = None
     return tuple(text for text in found if text.strip())

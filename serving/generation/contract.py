@@ -103,6 +103,8 @@ class AssetMark(Struct, frozen=True):
     name: str
     sha256: str = ""
     weight: float = 1.0
+    #: None: as ``weight``.
+    text_weight: float | None = None
 
 
 class Provenance(Struct, frozen=True, kw_only=True):

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 from msgspec import Struct, structs
 
 from assets.hints import Hints, HintValue
+from assets.prediction import Prediction
 from serving.errors import InvalidRequest
 from serving.generation.contract import AppliedHint, GenerationRequest
+from serving.generation.prompts import parse
 from serving.generation.samplers import (
     SAMPLERS,
     SCHEDULES,
@@ -45,7 +47,12 @@ class Advice(NamedTuple):
     is_foreign: bool = False
 
 
-def with_hints(request: GenerationRequest, advice: Sequence[Advice], sizes: ImageSizes) -> Hinted:
+def with_hints(
+    request: GenerationRequest,
+    advice: Sequence[Advice],
+    sizes: ImageSizes,
+    prediction: Prediction = "epsilon",
+) -> Hinted:
     """Fill what the request leaves to its assets; the first asset with advice on a field wins.
 
     Prompt templates apply unless the prompt has their words already.
@@ -59,7 +66,7 @@ def with_hints(request: GenerationRequest, advice: Sequence[Advice], sizes: Imag
             given = {name: values[name] for name in group if name in values}
             if not given or not silent.issuperset(group):
                 continue
-            filled, reason = request, _unusable(given)
+            filled, reason = request, _unusable(given, prediction)
             if reason is None:
                 filled = _filled(request, given)
                 reason = _misfit(filled, sizes)
@@ -71,13 +78,16 @@ def with_hints(request: GenerationRequest, advice: Sequence[Advice], sizes: Imag
             silent -= set(group)
             request = filled
             applied += [AppliedHint(name, value, reference) for name, value in given.items()]
-        if "prompt" in silent:
+        if "prompt" in silent and (hints.prompt or hints.negative_prompt):
+            if reason := _unreadable(hints):
+                warnings.append(f"a hint of {reference!r} is left out: {reason}")
+                continue
             request, added = _with_template(request, reference, hints)
             applied += added
     return Hinted(request, tuple(applied), tuple(warnings))
 
 
-def _unusable(given: dict[str, HintValue]) -> str | None:
+def _unusable(given: dict[str, HintValue], prediction: Prediction) -> str | None:
     """Why this release cannot use it."""
     sampler: Sampler | None = None
     if "sampler" in given:
@@ -89,7 +99,18 @@ def _unusable(given: dict[str, HintValue]) -> str | None:
         schedule = next((known for known in SCHEDULES if known == given["schedule"]), None)
         if schedule is None:
             return f"unknown schedule {given['schedule']!r}"
-    return refusal(sampler, schedule) if sampler else None
+    return refusal(sampler or "DDIM", schedule, prediction)
+
+
+def _unreadable(hints: Hints) -> str | None:
+    """Why a template cannot be applied: assets were read from the prompts before."""
+    for text in (hints.prompt, hints.negative_prompt):
+        parsed = parse((text or "").replace(PLACE, ""))
+        if parsed.loras or parsed.inversions:
+            return "its template names other assets"
+        if parsed.warnings:
+            return parsed.warnings[0]
+    return None
 
 
 def _misfit(request: GenerationRequest, sizes: ImageSizes) -> str | None:

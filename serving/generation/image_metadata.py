@@ -69,7 +69,10 @@ def text_of(data: bytes) -> str | None:
             text = image.info.get(_KEY)
             if isinstance(text, str):
                 return text
-            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(_USER_COMMENT)
+            # Not getexif(), which decodes a PNG to look behind its pixels.
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+            comment = exif.get_ifd(ExifTags.IFD.Exif).get(_USER_COMMENT)
     except Exception as error:  # decoders raise many types
         raise InvalidAsset(
             "body", f"a PNG, JPEG or WebP image is accepted ({type(error).__name__})"

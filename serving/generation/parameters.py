@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
-from serving.generation.contract import GenerationParams, Provenance
+from serving.generation.contract import AssetMark, GenerationParams, Provenance
 from serving.generation.samplers import SAMPLERS, Schedule, Solver, schedule_of
 from serving.generation.styles import PLACE, Style
 
@@ -31,11 +31,15 @@ _SCHEDULES: Mapping[Schedule, str] = {
     "trailing": "Trailing", "sgm_uniform": "SGM Uniform", "simple": "Simple", "beta": "Beta",
     "karras": "Karras", "exponential": "Exponential",
 }  # fmt: skip
-_PAIR = re.compile(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"]){0,2000}"|[^,]{0,2000})(?:,|$)')
-#: Others' files may have anything; the pattern's time grows with the line.
-_MAX_CHARS, _MAX_LINE_CHARS = 100_000, 8_192
+#: Others' files may have anything.
+_MAX_CHARS = 100_000
+#: The prompt's own, which are written for all LoRAs alike.
+_TAG = re.compile(r" ?<(?:lora|lyco):[^<>\n]{1,300}>")
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 _NEGATIVE = "Negative prompt:"
+#: As in A1111: fewer are a part of the prompt.
+_LEAST_PAIRS = 3
+_MAX_NAME_CHARS = 60
 
 
 class Parameters(Struct, frozen=True):
@@ -50,15 +54,22 @@ def parameters_text(
     params: GenerationParams, provenance: Provenance, seed: int, width: int, height: int
 ) -> str:
     """Return one image's text."""
-    prompt = _styled(params.prompt, params.styles)
-    tags = (f"<lora:{lora.name}:{lora.weight:g}>" for lora in provenance.loras)
-    lines = [" ".join((prompt, *(tag for tag in tags if tag not in prompt)))]
+    own = params.prompt if params.syntax == "plain" else _TAG.sub("", params.prompt)
+    prompt = _styled(" ".join(own.split(" ")).strip(), params.styles)
+    lines = [" ".join((prompt, *map(_tag, provenance.loras)))]
     negative = _styled_negative(params.negative_prompt, params.styles)
     if negative:
         lines.append(f"{_NEGATIVE} {negative}")
     pairs = _pairs(params, provenance, seed, width, height)
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in pairs))
     return "\n".join(lines)
+
+
+def _tag(lora: AssetMark) -> str:
+    """Return A1111's tag: the text encoders' weight, then the UNet's if it differs."""
+    if lora.text_weight in (None, lora.weight):
+        return f"<lora:{lora.name}:{lora.weight:g}>"
+    return f"<lora:{lora.name}:{lora.text_weight:g}:{lora.weight:g}>"
 
 
 def _styled(prompt: str, styles: Sequence[Style]) -> str:
@@ -112,10 +123,10 @@ def _quoted(value: object) -> str:
 def read_parameters(text: str) -> Parameters:
     """Read a text of this or another program, by A1111's rules. Any text is valid."""
     *lines, last = text[:_MAX_CHARS].strip().split("\n")
-    last = last[:_MAX_LINE_CHARS]
-    if len(_PAIR.findall(last)) < 3:
+    pairs = dict(_read_pairs(last))
+    if len(pairs) < _LEAST_PAIRS:
         lines.append(last)
-        last = ""
+        pairs = {}
     prompt: list[str] = []
     negative: list[str] = []
     current = prompt
@@ -124,16 +135,39 @@ def read_parameters(text: str) -> Parameters:
         if words.startswith(_NEGATIVE):
             current, words = negative, words[len(_NEGATIVE) :].strip()
         current.append(words)
-    settings: dict[str, str] = {}
-    for name, value in _PAIR.findall(last):
-        settings[name] = _unquoted(value)
+    settings = dict(pairs)
+    for name, value in pairs.items():
         if size := _SIZE.fullmatch(value):
             settings[f"{name}-1"], settings[f"{name}-2"] = size[1], size[2]
     return Parameters("\n".join(prompt), "\n".join(negative), settings)
 
 
+def _read_pairs(line: str) -> Iterator[tuple[str, str]]:
+    """Yield the pairs between commas that are not in quotes."""
+    for part in _parts(line):
+        name, colon, value = part.partition(":")
+        name, value = name.strip(), value.strip()
+        if colon and name and len(name) <= _MAX_NAME_CHARS and name[0].isalnum():
+            yield name, _unquoted(value)
+
+
+def _parts(line: str) -> Iterator[str]:
+    begin = position = 0
+    in_quotes = False
+    while position < len(line):
+        match line[position]:
+            case "\\" if in_quotes:
+                position += 1
+            case '"':
+                in_quotes = not in_quotes
+            case "," if not in_quotes:
+                yield line[begin:position]
+                begin = position + 1
+        position += 1
+    yield line[begin:]
+
+
 def _unquoted(value: str) -> str:
-    value = value.strip()
     if value.startswith('"'):
         try:
             return str(json.loads(value))

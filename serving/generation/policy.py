@@ -6,6 +6,7 @@ refused image is withheld and not charged.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Awaitable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -60,7 +61,8 @@ class WordList(NoPolicy):
     """Refuses prompts that have one of these words, in any case."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        self._words = words
+        self._words = [" ".join(word.split()) for word in words]
+        self._plain = {f" {_letters(word)} ": word for word in self._words if _letters(word)}
 
     @classmethod
     def from_file(cls, path: Path) -> WordList:
@@ -74,10 +76,23 @@ class WordList(NoPolicy):
 
     async def judge_prompt(self, subject: Subject) -> Ruling:
         for prompt in subject.prompts:
-            for piece, is_word in split(prompt, self._words):
-                if is_word:
-                    return Ruling(False, reason=f"the word {piece!r}")
+            found = next((word for word, is_word in self._split(prompt) if is_word), None)
+            letters = f" {_letters(prompt)} "
+            found = found or next((w for key, w in self._plain.items() if key in letters), None)
+            if found is not None:
+                return Ruling(False, reason=f"the word {found!r}")
         return ALLOWED
+
+    def _split(self, prompt: str) -> Sequence[tuple[str, bool]]:
+        return split(" ".join(prompt.split()), self._words)
+
+
+def _letters(text: str) -> str:
+    """Return the runs of letters, without accents, with a space between: CLIP, too, takes digits,
+    signs and line breaks for the end of a word."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    kept = (character for character in plain if unicodedata.category(character)[0] != "M")
+    return " ".join("".join(each if each.isalpha() else " " for each in kept).split())
 
 
 class Policies:
@@ -104,6 +119,6 @@ async def _strictest(rulings: Iterable[Awaitable[Ruling]]) -> Ruling:
     return Ruling(True, max(scores, default=None))
 
 
-def refused(ruling: Ruling) -> PolicyViolation:
+def refused() -> PolicyViolation:
     """Return the error of a refused prompt, in the words that OctoAI's clients know."""
-    return PolicyViolation("This request violates our Acceptable Use Policy.", ruling.reason)
+    return PolicyViolation("This request violates our Acceptable Use Policy.")

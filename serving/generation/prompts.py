@@ -24,16 +24,17 @@ _MAX_OPEN = 64
 _SHOWN_CHARS = 60
 _MAX_WARNINGS = 8
 
-#: No nested quantifiers, which bounds the backtracking. Python caches no pattern of a tenant's.
+#: No nested and no unbounded quantifiers, which bounds the backtracking. Python caches no pattern
+#: of a tenant's.
 _NETWORK = re.compile(r"<(lora|lyco|embed|hypernet):([^<>\n]{1,300})>")
 _EMBEDDING = re.compile(r"\bembedding:([\w.\-]+(?::(?=[\d.\-]{0,64}[^\W\d])[\w.\-]+)?(?:@\d+)?)")
-_WEIGHT = re.compile(r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)")
+_WEIGHT = re.compile(r":\s{0,8}([+-]?(?:\d{1,6}(?:\.\d{0,8})?|\.\d{1,8}))\s{0,8}\)")
 _BREAK = re.compile(r"\bBREAK\b")
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*")
 _ESCAPED = frozenset("()[]{}<>|\\")
 
 #: Read as text: (pattern, advice). The first two as a whole.
-_EDITED = re.compile(r"\[[^\[\]|\n]{0,500}:\s*\d*\.?\d+\s*\]")
+_EDITED = re.compile(r"\[[^\[\]|\n]{0,500}:\s{0,8}\d{0,6}\.?\d{1,8}\s{0,8}\]")
 _ALTERNATING = re.compile(r"\[[^\[\]\n]{0,500}\|[^\[\]\n]{0,500}\]")
 _UNSUPPORTED: tuple[tuple[re.Pattern[str], str], ...] = (
     (_EDITED, "prompt editing is not supported"),
@@ -41,7 +42,7 @@ _UNSUPPORTED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\{[^{}\n]{0,500}\|[^{}\n]{0,500}\}"), "set dynamic_prompts for random choices"),
     (re.compile(r"\b__[\w/\-]{1,100}__\b"), "set dynamic_prompts and wildcards"),
     (
-        re.compile(r"\([^()\n]{1,500}\)(?:\d*\.\d+|[+-]{1,8})(?=[\s,.]|$)"),
+        re.compile(r"\([^()\n]{1,500}\)(?:\d{0,6}\.\d{1,8}|[+-]{1,8})(?=[\s,.]|$)"),
         "write a weight as (word:1.2)",
     ),
     (re.compile(r"\bAND\b(?=[^,.]{0,200}:\d)"), "prompt composition is not supported"),

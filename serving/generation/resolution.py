@@ -16,13 +16,13 @@ from assets.library.resolve import BASE_NAME, Resolved
 from assets.principal import Principal
 from assets.selection import AssetSelection
 from serving.errors import InvalidRequest
-from serving.generation.choices import check_choices, of_image
+from serving.generation.choices import of_image
 from serving.generation.contract import AppliedHint, GenerationRequest, GenerationTask, Provenance
 from serving.generation.hints import Advice, with_hints
 from serving.generation.prompt_assets import with_prompt_assets
 from serving.generation.provenance import provenance_of
 from serving.generation.samplers import refusal
-from serving.generation.sizes import ImageSizes, Size
+from serving.generation.sizes import MAX_WEBP_SIDE, ImageSizes, Size
 from serving.generation.style_presets import presets
 from serving.generation.styles import PLACE, Style
 
@@ -64,16 +64,19 @@ class RequestResolver:
         pool = self._pools.choose(request.gpu, principal.gpu)
         own = await self._own_styles(principal, request.selection.styles)
         request = _with_styles(request, own)
-        check_choices(request.params)
-        chosen = of_image(request.params, request.seeds[0])
-        selection, warnings = with_prompt_assets(request.selection, chosen)
+        selection, warnings = await asyncio.to_thread(selection_of, request)
         resolved = await asyncio.to_thread(self._library.resolve, principal, selection)
-        hinted = with_hints(request, _advice(principal, resolved), self._sizes)
+        prediction = resolved.recipe.prediction
+        hinted = with_hints(request, _advice(principal, resolved), self._sizes, prediction)
         request = hinted.request
-        params, prediction = request.params, resolved.recipe.prediction
+        params = request.params
         if reason := refusal(params.sampler, params.schedule, prediction):
             raise InvalidRequest("schedule", reason)
         size = self._sizes.size(request.width, request.height)
+        if params.encoding == "webp" and max(size.width, size.height) > MAX_WEBP_SIDE:
+            raise InvalidRequest(
+                "image_encoding", f"a WebP has at most {MAX_WEBP_SIDE} pixels a side"
+            )
         task = GenerationTask(
             id="req_" + ulid(),
             recipe=resolved.recipe,
@@ -115,6 +118,22 @@ class RequestResolver:
                 raise InvalidAsset("styles", f"{name!r} is a {style.kind}, not a style")
             own[name] = style
         return own
+
+
+def selection_of(request: GenerationRequest) -> tuple[AssetSelection, tuple[str, ...]]:
+    """Return the assets that fields and prompts name, and warnings.
+
+    Raises:
+        InvalidRequest: images of the request would name different ones.
+    """
+    images = dict.fromkeys(of_image(request.params, seed) for seed in request.seeds)
+    found = [with_prompt_assets(request.selection, params) for params in images]
+    if any(selection != found[0][0] for selection, _ in found):
+        raise InvalidRequest(
+            "prompt", "its choices name different assets for different images: name them outside"
+        )
+    warnings = dict.fromkeys(warning for _, told in found for warning in told)
+    return found[0][0], tuple(warnings)
 
 
 def _advice(principal: Principal, resolved: Resolved) -> Sequence[Advice]:

@@ -14,6 +14,8 @@ WIRE_SIZES: tuple[tuple[int, int], ...] = (
 )  # fmt: skip
 WIRE_NATIVE = 1024
 MIN_SIDE = 64
+#: Of the format.
+MAX_WEBP_SIDE = 16_383
 #: Over the native square, without AO_MAX_PIXELS.
 _DEFAULT_BUDGET = 2
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from serving.generation.prompts import ParsedPrompt, PromptPiece, Section, Syntax, parse
+from serving.generation.prompts import MAX_PIECE_WEIGHT, PromptPiece, Section, Syntax, parse
 
 #: Where the user's prompt stands in a template.
 PLACE = "{prompt}"
 MAX_STYLES = 8
+#: Stands for the prompt in a template while it is parsed; a private character.
+_MARK = "\ue000"
 
 
 class Style(Struct, frozen=True):
@@ -31,14 +33,44 @@ def styled_prompt(prompt: str, styles: Sequence[Style], syntax: Syntax) -> tuple
     """Return the prompt within each style's template, the first style's innermost."""
     sections = parse(prompt, syntax).sections
     for style in styles:
-        before, place, after = style.prompt.partition(PLACE)
-        if not place:  # as in A1111
-            before, after = "", f", {before}" if before.strip() else ""
-        first = (*_phrases(before, style.name), *sections[0])
-        sections = (first, *sections[1:])
-        last = (*sections[-1], *_phrases(after, style.name))
-        sections = (*sections[:-1], last)
+        template = style.prompt.replace(_MARK, "")
+        if PLACE not in template:  # as in A1111
+            template = f"{PLACE}, {template}" if template.strip() else PLACE
+        sections = _within(sections, parse(template.replace(PLACE, _MARK, 1)).sections, style.name)
     return sections
+
+
+def _within(
+    sections: Sequence[Section], template: Sequence[Section], style: str
+) -> tuple[Section, ...]:
+    """Put ``sections`` at the mark of a parsed template; its weight there multiplies theirs."""
+    made: list[Section] = []
+    for section in template:
+        before: list[PromptPiece] = []
+        after: list[PromptPiece] | None = None
+        weight = 1.0
+        for piece in section:
+            head, mark, tail = piece.text.partition(_MARK)
+            if mark:
+                before += _phrases(head, piece.weight, style)
+                after, weight = list(_phrases(tail, piece.weight, style)), piece.weight
+            else:
+                (before if after is None else after).extend(
+                    _phrases(piece.text, piece.weight, style)
+                )
+        if after is None:
+            made.append(tuple(before))
+            continue
+        placed = [tuple(_weighed(piece, weight) for piece in each) for each in sections]
+        placed[0] = (*before, *placed[0])
+        placed[-1] = (*placed[-1], *after)
+        made += placed
+    return tuple(made)
+
+
+def _weighed(piece: PromptPiece, factor: float) -> PromptPiece:
+    weight = max(-MAX_PIECE_WEIGHT, min(MAX_PIECE_WEIGHT, piece.weight * factor))
+    return piece._replace(weight=weight)
 
 
 def styled_negative(
@@ -55,17 +87,16 @@ def styled_negative(
     for index, style in enumerate(texts):
         is_last = index == len(texts) - 1 and not has_words
         text = style.negative_prompt if is_last else f"{style.negative_prompt}, "
-        added += _phrases(text, style.name)
+        for section in parse(text).sections:
+            for piece in section:
+                added += _phrases(piece.text, piece.weight, style.name)
     return ((*added, *sections[0]), *sections[1:])
 
 
-def _phrases(text: str, style: str) -> Iterator[PromptPiece]:
+def _phrases(text: str, weight: float, style: str) -> Iterator[PromptPiece]:
     """Yield what may be left out of a style by itself when the prompt is too long."""
-    parsed: ParsedPrompt = parse(text)
-    for section in parsed.sections:
-        for piece in section:
-            phrases = piece.text.split(",")
-            for index, phrase in enumerate(phrases):
-                whole = phrase if index == len(phrases) - 1 else f"{phrase},"
-                if whole.strip():
-                    yield PromptPiece(whole.strip(), piece.weight, style)
+    phrases = text.split(",")
+    for index, phrase in enumerate(phrases):
+        whole = phrase if index == len(phrases) - 1 else f"{phrase},"
+        if whole.strip():
+            yield PromptPiece(whole.strip(), weight, style)

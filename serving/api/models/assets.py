@@ -116,6 +116,8 @@ class Asset(BaseModel):
             preview_url=preview_url,
             expires_at=_time(asset.expires_at_s),
         )
+        if asset.advice:
+            body.hints = _hints(asset.advice)
         if inspected:
             source = asset.source or ImportSource()
             body.revision = asset.revision
@@ -127,8 +129,6 @@ class Asset(BaseModel):
             body.last_used_at = _time(asset.last_used_at_s)
             body.url = _without_query(source.url)
             body.hf_repo = source.hf_repo
-            if asset.advice:
-                body.hints = _hints(asset.advice)
             body.report = InspectionReport.model_validate(asset.report)
         return body
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
 from tests.support.platforms import Running, put_asset
 
@@ -91,3 +93,31 @@ def test_other_bodies_are_refused(http: httpx2.Client) -> None:
     headers = {"Content-Type": "application/octet-stream"}
     answer = http.post("/v1/images/parameters", content=b"no image", headers=headers)
     assert answer.status_code == 422
+
+
+def test_a_large_image_is_read_and_a_bomb_is_not_decoded(http: httpx2.Client) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((1536, 1536), 90).convert("RGB").save(file, "PNG")
+    assert len(file.getvalue()) > 4 << 20
+    assert parameters_of(http, file.getvalue())["text"] is None
+    bomb = io.BytesIO()
+    Image.new("1", (12_000, 12_000)).save(bomb, "PNG")
+    assert parameters_of(http, bomb.getvalue())["text"] is None
+    headers = {"Content-Type": "application/octet-stream"}
+    too_large = http.post("/v1/images/parameters", content=b"x" * (33 << 20), headers=headers)
+    assert too_large.status_code == 413
+
+
+def test_metadata_of_versions_and_weights_makes_the_image_again(
+    http: httpx2.Client, sample_files: dict[str, Path]
+) -> None:
+    put_asset(http, sample_files["lora_all"], "lora", "again")
+    put_asset(http, sample_files["lora_cross"], "lora", "again", new_version=True)
+    put_asset(http, sample_files["lora_alpha"], "lora", "again", new_version=True)
+    image = generate(http, prompt="a star <lora:again@2:0.4:0.9>")
+    found = parameters_of(http, image)
+    assert found["prompt"] == "a star <lora:again@2:0.4:0.9>"
+    plain = generate(http, prompt="a star <lora:again@2:0.4:0.9>", metadata=False)
+    assert generate(http, prompt=found["prompt"], metadata=False) == plain
+    commons = generate(http, prompt="a star <lora:outline:0.9>")
+    assert parameters_of(http, commons)["prompt"] == "a star <lora:commons:outline:0.9>"

@@ -83,8 +83,15 @@ def test_an_own_style_is_an_asset(http: httpx2.Client, platform: Running) -> Non
     shared = httpx2.post(f"{platform.url}/generate/sdxl", json=body, headers=other, timeout=60)
     assert shared.status_code == 200, shared.text
 
+    renamed = http.patch(f"/v1/assets/{made['asset_id']}", json={"name": "anime"})
+    assert renamed.status_code == 422
+    hints = http.patch(f"/v1/assets/{made['asset_id']}", json={"hints": {"prompt": "x"}})
+    assert hints.status_code == 422
+    assert "make a new version" in hints.text
     http.delete(f"/v1/assets/{made['asset_id']}").raise_for_status()
     assert http.post("/generate/sdxl", json={**PROMPT, "styles": ["house@1"]}).status_code == 404
+    http.post(f"/v1/assets/{made['asset_id']}/restore").raise_for_status()
+    assert generate(http, styles=["house@1", "anime"])[0] == image
 
 
 @pytest.mark.parametrize(
@@ -223,7 +230,10 @@ def test_the_command_line(platform: Running, tmp_path: Path) -> None:
     assert receipt["styles"] == [{"name": "ink", "version": 1}]
     with Image.open(out) as image:
         assert (image.format, image.size) == ("WEBP", (72, 64))
-    hints = call("assets", "update", "ink", "--hints", '{"prompt": "{prompt}, brush"}')["hints"]
-    assert hints == {"prompt": "{prompt}, brush"}
-    for arguments in (["styles", "import", str(tmp_path / "none.csv")], ["styles", "import", out]):
+    hints = ["assets", "update", "ink", "--hints", '{"prompt": "{prompt}, brush"}']
+    for arguments in (
+        ["styles", "import", str(tmp_path / "none.csv")],
+        ["styles", "import", out],
+        hints,
+    ):
         assert runner.invoke(app, arguments, env=environment).exit_code == 1

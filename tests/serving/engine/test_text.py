@@ -275,3 +275,20 @@ def test_pieces_of_a_style_are_marked() -> None:
         PromptPiece("big", 1.0, "s"), PromptPiece("a star"), PromptPiece(",", 1.0, "s"),
         PromptPiece("red,", 1.0, "s"), PromptPiece("blue", 1.2, "s"),
     )  # fmt: skip
+
+
+def test_a_templates_weight_and_breaks_are_kept() -> None:
+    style = Style("s", "oil BREAK ({prompt}:1.5), dark [(x)]")
+    sections = styled_prompt("a (cat:2) BREAK dog", [style], "weighted")
+    assert sections == (
+        (PromptPiece("oil", 1.0, "s"),),
+        (PromptPiece("a", 1.5), PromptPiece("cat", 3.0)),
+        (
+            PromptPiece("dog", 1.5),
+            PromptPiece(",", 1.0, "s"),
+            PromptPiece("dark x", 1.0, "s"),
+        ),
+    )
+    assert styled_prompt("a", [Style("s", "{prompt} {prompt}")], "weighted") == (
+        (PromptPiece("a"), PromptPiece("{prompt}", 1.0, "s")),
+    )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from assets.selection import AssetSelection
 from serving.errors import InvalidRequest
-from serving.generation.choices import check_choices, of_image
-from serving.generation.contract import GenerationParams, Wildcard
+from serving.generation.choices import of_image
+from serving.generation.contract import GenerationParams, GenerationRequest, Wildcard
+from serving.generation.resolution import selection_of
 
 COLORS = ("red", "green", "blue")
 
@@ -66,14 +69,29 @@ def test_what_cannot_end_is_refused() -> None:
         chosen("__w0__", 1, **chain, w9=("",))
     with pytest.raises(InvalidRequest, match="characters"):
         chosen("__long__" * 100, 1, long=("x" * 500,))
-    for prompt in ("{<lora:a:1>|b}", "{a|embedding:b}", "__w__"):
-        params = GenerationParams(
-            prompt=prompt, dynamic_prompts=True, wildcards=(Wildcard("w", ("<lora:a:1>",)),)
-        )
+
+
+@pytest.mark.parametrize(
+    "prompt", ["{" * 10_000, "{a" * 3_000, "{a|" * 3_000, "__long__" * 150, "}" * 9_000, "\\" * 999]
+)
+def test_hostile_prompts_are_fast(prompt: str) -> None:
+    """Quadratic time would be minutes."""
+    with suppress(InvalidRequest):
+        chosen(prompt, 1, long=("{" * 500,))
+
+
+def test_choices_do_not_change_the_assets() -> None:
+    def selected(prompt: str) -> AssetSelection:
+        wildcards = (Wildcard("w", ("one", "two")),)
+        params = GenerationParams(prompt=prompt, dynamic_prompts=True, wildcards=wildcards)
+        request = GenerationRequest(params=params, seeds=tuple(range(12)))
+        return selection_of(request)[0]
+
+    for prompt in ("{<lora:a:1>|b}", "<lora:__w__:1>", "<lora:{a|b}:1>", "<{lora|x}:n:1>"):
         with pytest.raises(InvalidRequest, match="outside"):
-            check_choices(params)
-    check_choices(GenerationParams(prompt="<lora:a:1> {a|b}", dynamic_prompts=True))
-    check_choices(GenerationParams(prompt="{<lora:a:1>|b}"))
+            selected(prompt)
+    found = selected("{red|green} star <lora:x:1> {big|small}")
+    assert found.loras == {"x": 1.0}
 
 
 @given(st.text("{}|\\_ab", max_size=60), st.integers(0, 2**64 - 1))

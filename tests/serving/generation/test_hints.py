@@ -49,6 +49,9 @@ def test_the_first_asset_with_advice_wins_field_by_field() -> None:
         (Hints(sampler="LCM", schedule="karras"), "evenly in time"),
         (Hints(width=4096, height=4096), "more than"),
         (Hints(width=1000, height=1001), "multiple of 8"),
+        (Hints(prompt="<lora:x:1> {prompt}"), "names other assets"),
+        (Hints(negative_prompt="embedding:x"), "names other assets"),
+        (Hints(prompt="{prompt} [a|b]"), "is read as text"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_with_a_warning(hints: Hints, told: str) -> None:
@@ -129,3 +132,14 @@ def test_metadata_tells_a_few_step_model() -> None:
     found = guess(asset, Report(training={"modelspec.title": "SDXL Lightning 2-step"}))
     assert found["hints"]["steps"] == 2
     assert "modelspec.title" in found["hints_evidence"]
+
+
+def test_a_schedule_that_the_checkpoint_cannot_use_is_left_out() -> None:
+    request = GenerationRequest(
+        params=GenerationParams(prompt="a"), seeds=(1,), defaulted=defaulted(())
+    )
+    late = Advice("late", Hints(schedule="leading"))
+    found = with_hints(request, [late], SIZES, "v_prediction_zero_snr")
+    assert found.request == request
+    assert "zero terminal SNR" in found.warnings[0]
+    assert with_hints(request, [late], SIZES).request.params.schedule == "leading"

@@ -73,9 +73,12 @@ def test_a_word_list(tmp_path: Path) -> None:
     for prompt in (
         "a RED STAR", "кот", "白い猫と", "a (red star:1.2)", "a (red) star", "a re(d sta:1.1)r",
         "a red\\ star", "a re<lora:x:1>d star",
+        "red star_", "_red1 star", "réd star", "red  star", "red\nstar", "red, star",
     ):  # fmt: skip
         with pytest.raises(PolicyViolation, match="Acceptable Use Policy"):
             check(gate, prompt=prompt)
+    with pytest.raises(PolicyViolation):
+        check(gate, prompt="red", styles=(Style("s", "{prompt} star"),))
     for prompt in ("a red moon", "redstar", "котик", "a red starling"):
         check(gate, prompt=prompt)
     check(gate, prompt="a moon", negative_prompt="a red star")
@@ -84,8 +87,8 @@ def test_a_word_list(tmp_path: Path) -> None:
     with pytest.raises(PolicyViolation):
         check(gate, prompt="a moon", styles=(Style("s", "{prompt}, red star"),))
     assert log.rows[0][:2] == ("policy.prompt", "req_1")
-    assert log.rows[0][2] == {"reason": "the word 'red star'", "score": None}
-    assert len(log.rows) == 10
+    assert log.rows[0][2] == {"score": None}
+    assert len(log.rows) == 17
     choices = {"prompt": "a {blue|red} {star|star}", "dynamic_prompts": True}
     check(gate, **choices, seeds=(find(choices, "blue"),))
     with pytest.raises(PolicyViolation):
@@ -104,7 +107,7 @@ def test_withheld_images() -> None:
     assert [each.removed for each in screened.safety] == [False, True, False]
     assert [each.score for each in screened.safety] == [0.1, 0.9, 0.1]
     assert screened.removed == 1
-    assert log.rows == [("policy.image", "req_1/1", {"reason": "a two", "score": 0.9})]
+    assert log.rows == [("policy.image", "req_1/1", {"score": 0.9})]
     assert structs.replace(screened, images=RESULT.images, safety=()) == RESULT
 
 

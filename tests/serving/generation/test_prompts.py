@@ -234,6 +234,17 @@ def test_any_syntax_is_a_prompt(prompt: str) -> None:
     assert parse(prompt).sections
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    ["[:" + "1" * 9_990, ":" + "1" * 9_990, "(a:" + " " * 9_990, "[" + ":" * 9_990, "(" * 9_990,
+     "(a)" + "1" * 9_990, "{" + "|" * 9_990, "embedding:" + "a" * 9_990, "<lora:" * 1_600],
+)  # fmt: skip
+def test_hostile_prompts_are_fast(prompt: str) -> None:
+    """Quadratic time would be seconds for each, ten times over."""
+    for _ in range(10):
+        assert parse(prompt).sections
+
+
 def test_prompts_add_assets_and_fields_win() -> None:
     params = GenerationParams(
         prompt="<lora:a:0.5> <lora:b:0.2:0.9> embedding:n", negative_prompt="<lora:c:1> embedding:m"

@@ -58,7 +58,7 @@ Seed = Annotated[
         {
             "anyOf": [
                 {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
-                {"type": "string", "pattern": "^[0-9]{1,19}$"},
+                {"type": "string", "pattern": "^(0|[1-9][0-9]{0,18}|1[0-8][0-9]{18})$"},
             ]
         }
     ),
