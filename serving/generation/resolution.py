@@ -64,8 +64,7 @@ class RequestResolver:
         pool = self._pools.choose(request.gpu, principal.gpu)
         own = await self._own_styles(principal, request.selection.styles)
         request = _with_styles(request, own)
-        selection, warnings = await asyncio.to_thread(selection_of, request)
-        resolved = await asyncio.to_thread(self._library.resolve, principal, selection)
+        selection, warnings, resolved = await asyncio.to_thread(self._named, principal, request)
         prediction = resolved.recipe.prediction
         hinted = with_hints(request, _advice(principal, resolved), self._sizes, prediction)
         request = hinted.request
@@ -98,6 +97,12 @@ class RequestResolver:
             hinted.applied,
             request.enable_safety,
         )
+
+    def _named(
+        self, principal: Principal, request: GenerationRequest
+    ) -> tuple[AssetSelection, tuple[str, ...], Resolved]:
+        selection, warnings = selection_of(request)
+        return selection, warnings, self._library.resolve(principal, selection)
 
     def _provenance(
         self,

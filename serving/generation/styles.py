@@ -45,6 +45,7 @@ def _within(
 ) -> tuple[Section, ...]:
     """Put ``sections`` at the mark of a parsed template; its weight there multiplies theirs."""
     made: list[Section] = []
+    has_mark = False
     for section in template:
         before: list[PromptPiece] = []
         after: list[PromptPiece] | None = None
@@ -61,11 +62,13 @@ def _within(
         if after is None:
             made.append(tuple(before))
             continue
+        has_mark = True
         placed = [tuple(_weighed(piece, weight) for piece in each) for each in sections]
         placed[0] = (*before, *placed[0])
         placed[-1] = (*placed[-1], *after)
         made += placed
-    return tuple(made)
+    # A mark within a tag is gone with it; the prompt never is.
+    return tuple(made) if has_mark else (*made, *sections)
 
 
 def _weighed(piece: PromptPiece, factor: float) -> PromptPiece:

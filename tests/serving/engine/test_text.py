@@ -292,3 +292,5 @@ def test_a_templates_weight_and_breaks_are_kept() -> None:
     assert styled_prompt("a", [Style("s", "{prompt} {prompt}")], "weighted") == (
         (PromptPiece("a"), PromptPiece("{prompt}", 1.0, "s")),
     )
+    (section,) = styled_prompt("a", [Style("s", "<lora:{prompt}:1> b")], "weighted")[-1:]
+    assert section[-1] == PromptPiece("a")
