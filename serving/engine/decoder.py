@@ -9,8 +9,10 @@ import torch
 
 from serving.engine.attention import attention_order
 from serving.engine.compiled import CompiledModule
+from serving.engine.diagnosis import blame_vae
 from serving.engine.options import AttentionBackend
 from serving.engine.unet import UnetRunner
+from serving.errors import NotFinite
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -45,6 +47,11 @@ class ImageDecoder:
                 hidden = self._vae.post_quant_conv(scaled.to(self._dtype))
                 image = self._run_decoder(hidden)[0]
             yield scaled, image
+
+    def blame(self, key: str, scaled: torch.Tensor) -> NotFinite:
+        """Return the error of a VAE, by its content key, whose output of ``scaled`` is not
+        finite."""
+        return blame_vae(self._vae, key, scaled, self._dtype)
 
     def _run_decoder(self, hidden: torch.Tensor) -> torch.Tensor:
         decoded: torch.Tensor

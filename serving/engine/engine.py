@@ -6,17 +6,12 @@ It computes in float32 on a CPU, in float16 on CUDA (the VAE in bfloat16).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby, product
+from itertools import product
 from typing import TypeVar
 
 import torch
-from cachetools import LRUCache
-from msgspec import structs
 
 from assets.base_model.manifest import ModelManifest
 from assets.content import Blob, Component
@@ -27,24 +22,20 @@ from orchestrator.errors import TierError
 from orchestrator.provision import Provisioner
 from serving.engine.compiled import CompiledModule
 from serving.engine.decoder import ImageDecoder
-from serving.engine.denoise import Denoiser, IsCancelled
+from serving.engine.denoise import Denoiser
 from serving.engine.device_cache import DeviceCache, Prepared
-from serving.engine.diagnosis import blame, blame_vae
 from serving.engine.graphs import Capture, CudaCapture, StandInCapture
-from serving.engine.images import copy_pixels, encode_image
-from serving.engine.laps import PhaseTimer
 from serving.engine.modules import bind_modules, build_modules
 from serving.engine.options import EngineOptions
-from serving.engine.previews import Previewer
 from serving.engine.prompt_cache import PromptCache
 from serving.engine.prompts import PromptEncoder
+from serving.engine.rendering import Renderer, settle
 from serving.engine.slabs import layouts_of
-from serving.engine.text import Embeddings, TextEncoders
+from serving.engine.text import TextEncoders
 from serving.engine.unet import UnetRunner
 from serving.engine.values import DeviceValue
 from serving.engine.working import WorkingSet, target_weights
-from serving.errors import Cancelled, NotFinite, OutOfMemory, ServingError, UnexpectedEngineError
-from serving.generation.choices import of_image
+from serving.errors import OutOfMemory, ServingError, UnexpectedEngineError
 from serving.generation.contract import (
     MAX_BATCH,
     ClusterDirectives,
@@ -52,7 +43,6 @@ from serving.generation.contract import (
     GenerationResult,
     GenerationTask,
     Swap,
-    Timings,
 )
 from serving.generation.engine import (
     UNOBSERVED,
@@ -62,7 +52,6 @@ from serving.generation.engine import (
     Rendered,
     SubmitEncoding,
 )
-from serving.generation.parameters import parameters_text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -148,17 +137,20 @@ class Engine:
         )
         channels = int(manifest.configs["unet"]["in_channels"])
         self._denoiser = Denoiser(self.unet, schema.digest, channels, self.device)
-        self._previewer = Previewer(self.device)
         factor = float(manifest.configs["vae"]["scaling_factor"])
         self.decoder = ImageDecoder(
             self._vae, factor, self._dtypes["vae"], self.unet, compiled_decoder, options.attention
         )
         is_exact = not is_cuda and not self.unet.is_faster_when_warm
-        self._max_batch = options.max_batch or (1 if is_exact else MAX_BATCH)
-        #: (width, height) → warmed batch sizes, largest first.
-        self._warmed: dict[tuple[int, int], tuple[int, ...]] = {}
-        #: UNets that have generated finite images.
-        self._proven: LRUCache[str, bool] = LRUCache(1_000)
+        self._renderer = Renderer(
+            name,
+            self.device,
+            self.switch_to,
+            self.prompts,
+            self._denoiser,
+            self.decoder,
+            max_batch=options.max_batch or (1 if is_exact else MAX_BATCH),
+        )
         # Leased for the engine's lifetime: a failed swap switches to the base.
         self._base = self.device_cache.prepare(self.base)
         self.switch_to(self._base)
@@ -266,7 +258,7 @@ class Engine:
             for width, height in sizes:
                 for batch in sorted({1, *batches}):
                     seeds = tuple(range(batch))
-                    self._warmed[width, height] = (batch,)
+                    self._renderer.warmed[width, height] = (batch,)
                     for is_guided, prompt in product(guided, prompts):
                         scale = 7.0 if is_guided else 1.0
                         params = GenerationParams(prompt=prompt, steps=2, cfg_scale=scale)
@@ -275,7 +267,7 @@ class Engine:
                             width=width, height=height,
                         )  # fmt: skip
                         self.generate(self._base, task)
-                self._warmed[width, height] = tuple(sorted({1, *batches}, reverse=True))
+                self._renderer.warmed[width, height] = tuple(sorted({1, *batches}, reverse=True))
         if self.unet.graphs:
             count, megabytes = len(self.unet.graphs), self.unet.pool_bytes >> 20
             log.info("%s captured %d graphs in %d MiB", self.name, count, megabytes)
@@ -305,7 +297,9 @@ class Engine:
             UnexpectedEngineError: any other error.
         """
         try:
-            return self._with_room(lambda: self._render(prepared, request, observer, submit))
+            return self._with_room(
+                lambda: self._renderer.render(prepared, request, observer, submit)
+            )
         except ServingError:
             raise
         except Exception as error:
@@ -315,9 +309,8 @@ class Engine:
 
     def _settle(self) -> None:
         """Wait: a load on another stream may overwrite released memory."""
-        if self.device.type == "cuda" and not self._is_lost:
-            with suppress(RuntimeError):  # a lost device; already reported
-                torch.cuda.current_stream(self.device).synchronize()
+        if not self._is_lost:
+            settle(self.device)
 
     def _with_room(self, work: Callable[[], T]) -> T:
         """If out of memory, evict idle values and retry once."""
@@ -336,133 +329,6 @@ class Engine:
             reason = str(error).partition("\n")[0]
             raise OutOfMemory(f"the device has no memory for this generation: {reason}") from None
 
-    @torch.inference_mode()
-    def _render(
-        self,
-        prepared: Prepared,
-        request: GenerationTask,
-        observer: GenerationObserver,
-        submit: SubmitEncoding,
-    ) -> Rendered:
-        is_cancelled = observer.is_cancelled
-        if is_cancelled():
-            raise Cancelled("the request was cancelled before it started")
-        laps = PhaseTimer(self.device)
-        fallbacks_before = self.unet.fallbacks.copy()
-        swap = self.switch_to(prepared)
-        laps.lap("swap")
-        warnings: dict[str, None] = {}
-        images: list[Future[EncodedImage]] = []
-        batches: list[_Batch] = []
-        encoded: tuple[GenerationParams, tuple[Embeddings, Embeddings, list[str]]] | None = None
-        for task, seeds in self._in_batches(request):
-            if encoded is None or encoded[0] != task.params:
-                encoded = task.params, self.prompts.encode(prepared, task)
-            positive, negative, told = encoded[1]
-            warnings |= dict.fromkeys(told)
-            laps.lap("encode_prompt")
-            sampling = self._denoiser.steps(task, seeds, positive, negative, is_cancelled)
-            for step, latents, clean in sampling:  # noqa: B007  the last ones are decoded
-                start_preview = partial(self._previewer.start, clean)
-                observer.stepped(step, len(images), len(seeds), start_preview)
-            laps.lap("denoise")
-            batch = _Batch(task, seeds, latents, torch.isfinite(latents).all())
-            batches.append(batch)
-            if is_cancelled():
-                raise Cancelled("the request was cancelled before its images were decoded")
-            for seed, (scaled, decoded) in zip(seeds, self.decoder.decode(latents), strict=True):
-                batch.decoded.append((scaled, torch.isfinite(decoded).all()))
-                pixels, encoding = copy_pixels(decoded), request.params.encoding
-                images.append(submit(partial(encode_image, pixels, encoding, _text(task, seed))))
-            laps.lap("decode")
-            if self.device.type == "cpu":  # reading flags costs no wait
-                self._check(prepared, batches, is_cancelled)
-        self._settle()
-        self._check(prepared, batches, is_cancelled)
-        self._proven[prepared.recipe.unet.key] = True
-        phases_ms = {f"{phase}_ms": ms for phase, ms in laps.read_ms().items()}
-        result = GenerationResult(
-            images=(),
-            replica=self.name,
-            fetches=tuple(prepared.fetches),
-            swap=swap,
-            timings=Timings(fetch_ms=prepared.fetch_s * 1000, **phases_ms),
-            matched={
-                use.blob.key: prepared.lora(use.blob).matched for use in prepared.recipe.loras
-            },
-            warnings=tuple(warnings),
-            batches=tuple(len(batch.seeds) for batch in batches),
-            fallbacks=dict(self.unet.fallbacks - fallbacks_before),
-        )
-        return Rendered(result, tuple(images))
-
-    def _check(
-        self,
-        prepared: Prepared,
-        batches: Sequence[_Batch],
-        is_cancelled: IsCancelled,
-    ) -> None:
-        for batch in batches:
-            if not batch.latents_finite:
-                self.prompts.clear()  # may not be finite either
-                raise self._blame(prepared, batch.task, batch.seeds, is_cancelled)
-            for scaled, is_finite in batch.decoded:
-                if not is_finite:
-                    key = prepared.recipe.vae.key
-                    raise blame_vae(self._vae, key, scaled, self._dtypes["vae"])
-
-    def _in_batches(
-        self, request: GenerationTask
-    ) -> Iterator[tuple[GenerationTask, tuple[int, ...]]]:
-        """Yield tasks with their seeds: batch sizes that were warmed for this image size, and one
-        prompt."""
-        warmed = self._warmed.get((request.width, request.height))
-        by_seed = ((of_image(request.params, seed), seed) for seed in request.seeds)
-        for params, group in groupby(by_seed, key=lambda each: each[0]):
-            task = structs.replace(request, params=params)
-            seeds = tuple(seed for _, seed in group)
-            while seeds:
-                count = min(self._max_batch, len(seeds))
-                if self.unet.is_faster_when_warm and warmed:
-                    count = next((batch for batch in warmed if batch <= count), 1)
-                yield task, seeds[:count]
-                seeds = seeds[count:]
-
-    def _blame(
-        self,
-        prepared: Prepared,
-        request: GenerationTask,
-        seeds: Sequence[int],
-        is_cancelled: IsCancelled,
-    ) -> NotFinite:
-        def breaks_at(recipe: Recipe, within: int) -> int | None:
-            part = Prepared(recipe, prepared.leases)
-            self.switch_to(part)
-            positive, negative, _ = self.prompts.encode(part, request)
-            generated = self._denoiser.steps(request, seeds, positive, negative, is_cancelled)
-            for step, latents, _ in generated:
-                if not torch.isfinite(latents).all():
-                    return step
-                if step == within:
-                    break
-            return None
-
-        is_proven = prepared.recipe.unet.key in self._proven
-        return blame(prepared.recipe, request.params.steps, breaks_at, is_proven=is_proven)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Images denoised together; ``task`` has their prompts. Flags are valid once the device has
-    finished."""
-
-    task: GenerationTask
-    seeds: tuple[int, ...]
-    latents: torch.Tensor
-    latents_finite: torch.Tensor
-    #: Per image: the VAE's input; whether its output is finite.
-    decoded: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-
 
 def _capture(options: EngineOptions, device: torch.device) -> Capture | None:
     if options.graphs == "off" or (options.graphs == "auto" and device.type != "cuda"):
@@ -476,12 +342,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
         "unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
     )  # fmt: skip
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in messages)
-
-
-def _text(task: GenerationTask, seed: int) -> str | None:
-    if task.provenance is None:
-        return None
-    return parameters_text(task.params, task.provenance, seed, task.width, task.height)
 
 
 def _encode_now(work: Callable[[], EncodedImage]) -> Future[EncodedImage]:
