@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,9 @@ from serving.engine.compiled import compilations
 from serving.engine.engine import Engine
 from serving.engine.images import copy_pixels, encode_image
 from serving.engine.options import EngineOptions
+from serving.engine.text import Wording
 from serving.generation.contract import GenerationResult
+from serving.generation.prompts import parse
 
 
 def start_engine(world: World, options: EngineOptions, name: str = "engine") -> Row:
@@ -157,7 +158,8 @@ def _psnr(ours: bytes, theirs: Image.Image) -> float:
 def around(world: World, engine: Engine) -> Row:
     """Time text encoders, VAE, JPEG and PNG."""
     switch_to(engine, world)
-    texts: Any = {"text_encoder": "a red star", "text_encoder_2": "a red star"}
+    sections = parse("a red star").sections
+    texts: Wording = {"text_encoder": sections, "text_encoder_2": sections}
     text_ms = [world.timed_ms(lambda: engine.prompts.text.encode(texts, {})) for _ in range(8)]
     side = world.scale.side
     latents = torch.randn(1, 4, side // 8, side // 8, device=world.device)
