@@ -39,11 +39,15 @@ Pixels = Annotated[int, Field(ge=1, le=16_384)]
 MAX_IMAGES = 16
 
 
+#: Without leading zeros, at most as long as the largest seed.
+_DIGITS = re.compile("(0|[1-9][0-9]{0,18}|1[0-8][0-9]{18})")
+
+
 def _seed(value: object) -> object:
     if not isinstance(value, str):
         return value
-    if re.fullmatch("[0-9]{1,20}", value) is None:
-        raise ValueError("a string of at most 20 digits is accepted")
+    if _DIGITS.fullmatch(value) is None:
+        raise ValueError(f"a string of digits up to {MAX_SEED} is accepted")
     return int(value)
 
 
@@ -58,7 +62,7 @@ Seed = Annotated[
         {
             "anyOf": [
                 {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
-                {"type": "string", "pattern": "^(0|[1-9][0-9]{0,18}|1[0-8][0-9]{18})$"},
+                {"type": "string", "pattern": f"^{_DIGITS.pattern}$"},
             ]
         }
     ),
@@ -118,10 +122,10 @@ class GenerateRequest(RequestModel):
     #: Extension: "plain" reads prompts without weights and other syntax.
     prompt_syntax: Syntax = "weighted"
     #: Extension: each image's seed chooses among ``{a|b}`` and ``__name__``, a list of wildcards.
-    dynamic_prompts: bool = False
+    dynamic_prompts: bool = Field(default=False, strict=True)
     wildcards: dict[Word, Choices] = Field(default_factory=dict, max_length=32)
     #: Extension: let assets' hints fill what this request leaves out.
-    asset_hints: bool = True
+    asset_hints: bool = Field(default=True, strict=True)
     height: Pixels | None = None
     width: Pixels | None = None
     cfg_scale: float = Field(default=12.0, gt=0, le=50)
@@ -130,9 +134,9 @@ class GenerateRequest(RequestModel):
     seed: Seed | Annotated[list[Seed | None], Field(max_length=MAX_IMAGES)] | None = None
     image_encoding: ImageEncoding = "jpeg"
     #: Judge the images, where the operator's policy does so on request. Older clients always do.
-    enable_safety: bool = False
+    enable_safety: bool = Field(default=False, strict=True)
     #: Extension: write the parameters into the images; null: as the organisation has set it.
-    metadata: bool | None = None
+    metadata: bool | None = Field(default=None, strict=True)
     #: Extension: higher goes first within the organisation.
     priority: int = Field(default=0, ge=-10, le=10)
     #: Extension: pool or kind of GPU; null is the tenant's default.
