@@ -404,7 +404,7 @@ def _hints(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--hints is no JSON: {error}") from None
+        raise typer.BadParameter(f"--hints is not valid JSON: {error}") from None
 
 
 @assets.command("rm")

@@ -49,8 +49,7 @@ class ImageDecoder:
             yield scaled, image
 
     def blame(self, key: str, scaled: torch.Tensor) -> NotFinite:
-        """Return the error of a VAE, by its content key, whose output of ``scaled`` is not
-        finite."""
+        """Return the error for the VAE ``key``, which decodes ``scaled`` to a non-finite image."""
         return blame_vae(self._vae, key, scaled, self._dtype)
 
     def _run_decoder(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Random choices in prompts, by each image's seed: ``{red|green}`` and wildcards, ``__color__``.
 
-Choices nest; a backslash takes a brace literally. The syntax is that of the dynamic-prompts
+Choices may be nested; a backslash escapes a brace. The syntax is that of the dynamic-prompts
 extension of A1111.
 """
 

@@ -50,7 +50,7 @@ _UNSUPPORTED: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 class PromptPiece(NamedTuple):
-    """Text of one weight. ``style``: whose text it is; empty: the user's."""
+    """Text with one weight. ``style``: the style that it comes from; empty: the user's prompt."""
 
     text: str
     weight: float = 1.0
@@ -58,7 +58,7 @@ class PromptPiece(NamedTuple):
 
 
 class LoraTag(NamedTuple):
-    """``<lora:NAME:TEXT_WEIGHT:UNET_WEIGHT>``, whose second number is the first's by default."""
+    """``<lora:NAME:TEXT_WEIGHT:UNET_WEIGHT>``; the second number defaults to the first."""
 
     reference: str
     weight: float

@@ -1,4 +1,4 @@
-"""The built-in styles: OctoAI's 78 names, whose templates were not published, in our own words.
+"""The built-in styles: OctoAI's 78 names with our own templates; OctoAI's were not published.
 
 The file's version rises when a text changes, as images then do.
 """
