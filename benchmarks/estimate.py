@@ -18,13 +18,11 @@ from typing import get_args
 from rich.progress import track
 
 from benchmarks.document import Document
-from serving.bootstrap.backends import open_backends
 from serving.cli.client import Client
 from serving.generation.samplers import Sampler
 from serving.generation.sizes import WIRE_SIZES
 from serving.miniature.catalogue import CATALOGUE
-from serving.settings import Settings
-from tests.support.servers import clean_environment, end_serving, free_port, start_serving
+from tests.support.platforms import running
 
 RESULT = Path(__file__).parent / "results" / "estimate.json"
 REQUESTS, WARMING = 50, 10
@@ -93,21 +91,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        settings = Settings(
-            data_dir=folder / "data", host_dir=folder / "host", port=free_port(), replicas=1
-        )
-        environment = clean_environment()
-        process = start_serving(settings, folder / "log", "--in-process", environment=environment)
-        try:
-            directory = open_backends(settings).directory
-            directory.add_tenant("bench")
-            key = directory.keyring.add_key("bench").text
-            with Client(settings.resolved_public_url, key) as client:
-                rows = measure(client, arguments.requests, arguments.seed)
-        finally:
-            end_serving(process)
+    with (
+        TemporaryDirectory() as folder,
+        running(Path(folder), "--in-process", replicas=1) as platform,
+    ):
+        rows = measure(platform.client("bench"), arguments.requests, arguments.seed)
     result: Document = {"near": NEAR, "requests": rows}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(sentence(result))

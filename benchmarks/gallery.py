@@ -12,10 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.document import Document
-from serving.bootstrap.backends import open_backends
 from serving.cli.client import Client
-from serving.settings import Settings
-from tests.support.servers import clean_environment, end_serving, free_port, start_serving
+from tests.support.platforms import running
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "generation.md"
 _BLOCK = re.compile(r"```json\n(.*?)\n```(?:\n\n!\[[^\]]*\]\((\S+)\))?", re.DOTALL)
@@ -40,23 +38,11 @@ def generate_images(client: Client) -> None:
 
 
 def main() -> None:
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        settings = Settings(
-            data_dir=folder / "data", host_dir=folder / "host", port=free_port(), replicas=1
-        )
-        process = start_serving(
-            settings, folder / "log", "--in-process", environment=clean_environment()
-        )
-        try:
-            directory = open_backends(settings).directory
-            directory.add_tenant("gallery")
-            with Client(
-                settings.resolved_public_url, directory.keyring.add_key("gallery").text
-            ) as client:
-                generate_images(client)
-        finally:
-            end_serving(process)
+    with (
+        TemporaryDirectory() as folder,
+        running(Path(folder), "--in-process", replicas=1) as platform,
+    ):
+        generate_images(platform.client("gallery"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Guesses hints of models distilled for few steps, which file formats do not state.
 
 SDXL-Lightning (arXiv:2402.13929), Hyper-SD (arXiv:2404.13686), LCM (arXiv:2310.04378), DMD2
-(arXiv:2405.14867) and SDXL Turbo (arXiv:2311.17042): samplers, steps and guidance come
-from their model cards. They are recognised by name: the asset's, the imported file's, and trainers' metadata.
+(arXiv:2405.14867) and SDXL Turbo (arXiv:2311.17042): samplers, steps and guidance come from their
+model cards. A name tells the method: the asset's, the imported file's, or one in its metadata.
 """
 
 from __future__ import annotations
