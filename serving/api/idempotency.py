@@ -18,7 +18,7 @@ from serving.generation.contract import GenerationRequest
 from serving.jobs.store import Job
 
 HEADER = "Idempotency-Key"
-_MAX_KEY_CHARS = 255
+_MAX_HEADER_CHARS = 255
 #: Without effect on the pixels. Older clients always send the last, which earlier builds ignored.
 _NO_CONTENT = {"priority", "gpu", "enable_safety"}
 #: Fields since the first release: with their default they do not change the digest of a body.
@@ -37,14 +37,19 @@ _LATER = (
 
 def key_of(request: Request) -> str | None:
     """Return the key, if any. Raises InvalidRequest if malformed."""
-    key = request.headers.get(HEADER)
-    if key is not None and not (
-        0 < len(key) <= _MAX_KEY_CHARS and key.isascii() and key.isprintable()
+    return text_header(request, HEADER)
+
+
+def text_header(request: Request, name: str) -> str | None:
+    """Return a header, if any. Raises InvalidRequest: not as the document describes it."""
+    value = request.headers.get(name)
+    if value is not None and not (
+        0 < len(value) <= _MAX_HEADER_CHARS and value.isascii() and value.isprintable()
     ):
         raise InvalidRequest(
-            HEADER, f"the key must be 1 to {_MAX_KEY_CHARS} printable ASCII characters"
+            name, f"it must be 1 to {_MAX_HEADER_CHARS} printable ASCII characters"
         )
-    return key
+    return value
 
 
 async def accept(

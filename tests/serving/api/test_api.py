@@ -86,6 +86,13 @@ def test_any_multiple_of_eight_and_webp_on_the_native_route(http: httpx2.Client)
         assert told in refused.text
 
 
+def test_a_malformed_header_is_refused(http: httpx2.Client) -> None:
+    for name in ("Idempotency-Key", "X-OctoAI-Async"):
+        answer = http.post("/generate/sdxl", json=PROMPT, headers={name: "x" * 256})
+        assert answer.status_code == 422
+        assert name in answer.text
+
+
 def test_large_seeds_are_strings(http: httpx2.Client) -> None:
     largest = 2**64 - 1
     images = {}

@@ -43,7 +43,7 @@ async def generate_sdxl(
     key = idempotency.key_of(request)
     check_wire_size(body.width, body.height)
     wanted = body.to_request()
-    if request.headers.get("x-octoai-async") == "1":
+    if idempotency.text_header(request, "X-OctoAI-Async") == "1":
         job = await idempotency.accept(context, principal, wanted, body, key)
         return Accepted(response_id=job.id, poll_url=context.url(f"v1/jobs/{job.id}"))
     if key is not None:
